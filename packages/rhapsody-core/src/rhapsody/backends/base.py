@@ -1,0 +1,476 @@
+"""The interface between the engine and a backend, and what makes a backend short.
+
+`BaseExecutionBackend` is what the engine calls. `ManagedBackend` implements all
+of it that is not specific to one system, so that a new backend can be one
+method. How tasks wait for each other is the engine's business, not a backend's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+from rhapsody.errors import BackendError, BackendUnavailableError
+from rhapsody.states import StateMapper
+from rhapsody.task import TaskContext, TaskDescription, TaskKind, task_context
+
+TaskCallback = Callable[..., Any]
+"""`callback(task, state, service_callback=None)`, see `register_callback`."""
+
+CancelLevel = Literal["none", "queued", "running"]
+"""How far cancellation reaches: not at all, tasks that wait, or tasks that run, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend declares it can do. The engine and the conformance kit read it.
+
+    A task that needs what is not declared fails with `CapabilityError` before it
+    is submitted; whatever is declared, the conformance kit proves.
+
+    Attributes:
+        functions: Runs coroutine functions.
+        sync_functions: Runs ordinary functions.
+        executables: Runs shell commands and programs with arguments.
+        services: Runs executables as services.
+        function_services: Runs functions as services.
+        cancel_functions: How far ordinary functions can be cancelled.
+        cancel_async_functions: How far coroutine functions can be cancelled.
+        cancel_executables: How far executables can be cancelled.
+        cancel_services: How far services can be cancelled.
+        sandboxes: Each executable has a directory of its own.
+        files: Files can be linked into a task's sandbox, and function tasks see
+            theirs as absolute paths.
+        shared_file_system: Tasks see the engine's file system under the same paths.
+        resources: The fields of `Resources` the backend can honour.
+        binds: Those of them it enforces; it only counts the others.
+        captures_output: What functions print is kept in `stdout` and `stderr`.
+        reports_running: A running state is reported when a task starts.
+        unfinished_dependencies: Accepts its own unfinished tasks as arguments.
+    """
+
+    functions: bool = True
+    sync_functions: bool = True
+    executables: bool = True
+    services: bool = False
+    function_services: bool = False
+    cancel_functions: CancelLevel = "none"
+    cancel_async_functions: CancelLevel = "none"
+    cancel_executables: CancelLevel = "none"
+    cancel_services: CancelLevel = "none"
+    sandboxes: bool = False
+    files: bool = False
+    shared_file_system: bool = False
+    resources: frozenset[str] = frozenset()
+    binds: frozenset[str] = frozenset()
+    captures_output: bool = False
+    reports_running: bool = False
+    unfinished_dependencies: bool = False
+
+    def runs(self, kind: TaskKind) -> bool:
+        """Whether tasks of this kind can be run."""
+        match kind:
+            case "function":
+                return self.sync_functions
+            case "async_function":
+                return self.functions
+            case "executable":
+                return self.executables
+            case "service":
+                return self.services
+            case "function_service":
+                return self.function_services
+
+    def cancellation(self, kind: TaskKind) -> CancelLevel:
+        """How far tasks of this kind can be cancelled."""
+        match kind:
+            case "function":
+                return self.cancel_functions
+            case "async_function":
+                return self.cancel_async_functions
+            case "executable":
+                return self.cancel_executables
+            case "service" | "function_service":
+                return self.cancel_services
+
+    def as_dict(self) -> dict[str, Any]:
+        """The declaration in plain values, for tables and JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in values.items()}
+
+
+@dataclass(slots=True)
+class Session:
+    """What one backend object's life is known by.
+
+    Attributes:
+        uid: Unique over backends and processes.
+        path: Where the backend keeps files that belong to no task; the current
+            directory unless the backend says otherwise. Not created here.
+    """
+
+    uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
+    path: str = field(default_factory=os.getcwd)
+
+
+class BackendState(str):
+    """The state of a backend: a string that may be awaited as well."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, BackendState]:
+        return self
+        yield  # makes this a generator, which never suspends
+
+
+class BaseExecutionBackend(ABC):
+    """What the engine needs of a backend. Subclass `ManagedBackend` to get most of it.
+
+    A backend object is also awaitable (which starts it and gives itself) and an
+    asynchronous context manager. All coroutines run on the engine's loop.
+    """
+
+    name: str = ""
+    capabilities: Capabilities = Capabilities()
+    session: Session
+
+    @abstractmethod
+    async def submit_tasks(self, tasks: Any) -> Any:
+        """Starts tasks; returns when the backend has accepted them.
+
+        Called by the engine with a list of descriptions, never while an earlier
+        call is still running. States may be reported before this returns. A
+        problem with one task is a FAILED callback for it. Raising says that none
+        of the batch was accepted but the tasks already reported.
+
+        Args:
+            tasks: A list of `TaskDescription`. The backend owns them from now on.
+        """
+
+    @abstractmethod
+    async def cancel_task(self, uid: Any) -> Any:
+        """Asks for a task to be stopped; its terminal state arrives by the callback.
+
+        Called by the engine after the `submit_tasks` that held the task returned.
+
+        Returns:
+            `True` where the task was known and cancellation was attempted.
+        """
+
+    @abstractmethod
+    def build_task(self, *args: Any, **kwargs: Any) -> Any:
+        """Translates a description into the backend's own form.
+
+        For the backend's own use and for people who want to see the translation;
+        the engine does not call it.
+        """
+
+    @abstractmethod
+    def link_explicit_data_deps(
+        self,
+        src_task: Any = None,
+        dst_task: Any = None,
+        file_name: Any = None,
+        file_path: Any = None,
+    ) -> Any:
+        """Makes a declared file available to a task that is about to be submitted.
+
+        Called by the engine on its loop, once per file, before `submit_tasks`.
+
+        Args:
+            src_task: The description of the attempt that produced the file (`uid`,
+                `sandbox` and `metadata` at least), `None` for a file from outside.
+            dst_task: The description of the task that needs it. May be changed.
+            file_name: The name that the task sees the file under.
+            file_path: Where a file from outside is, an absolute path.
+
+        Returns:
+            Anything or `None`; not used by the engine.
+        """
+
+    @abstractmethod
+    def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
+        """Makes all that `src_task` left in its sandbox available to `dst_task`.
+
+        Called by the engine on its loop, once per dependency that declared no
+        output files, before `submit_tasks`.
+        """
+
+    @abstractmethod
+    def get_task_states_map(self) -> Any:
+        """The `StateMapper` for the states this backend reports. Called once per engine."""
+
+    @abstractmethod
+    def register_callback(self, func: Any) -> Any:
+        """Sets whom to tell about states; called by the engine before the first submission.
+
+        Args:
+            func: `func(task, state, service_callback=None)`. `task` is the
+                description with the results in it, or an object with
+                `as_dict()`; `state` a native state. It may be called from any
+                thread, and never raises. `service_callback(future, task, state)`,
+                given with a service's running state, gets a future whose
+                `set_result` and `set_exception` may be called from any thread
+                when the service is ready.
+        """
+
+    @abstractmethod
+    def state(self) -> Any:
+        """`"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`."""
+
+    @abstractmethod
+    def task_state_cb(self, task: Any, state: Any) -> Any:
+        """Reports a state to whom `register_callback` named. Any thread."""
+
+    @abstractmethod
+    async def shutdown(self) -> Any:
+        """Stops every task and gives back all that the backend holds. Twice is harmless."""
+
+
+class CompletedExecutable(NamedTuple):
+    """What `ManagedBackend.run_task` returns for an executable."""
+
+    exit_code: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+class ManagedBackend(BaseExecutionBackend):
+    """Everything of a backend that is not specific to one system.
+
+    A minimal backend implements `run_task`. One that holds something open
+    implements `start` and `stop` as well; one that hands batches to a system of
+    its own replaces `submit_tasks` and `cancel_task` and calls `task_state_cb`.
+
+    Its states are the canonical ones unless the class registers others with
+    `StateMapper` under its `name`.
+    """
+
+    capabilities: Capabilities = Capabilities(reports_running=True)
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self._state = "initialized"
+        self._states: StateMapper | None = None
+        self._lifecycle = asyncio.Lock()
+        self._callbacks: list[TaskCallback] = []
+        self._open: dict[str, Any] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}
+
+    # What an author writes.
+
+    async def start(self) -> None:
+        """Opens what the backend needs. Called once, on the loop, before any task."""
+
+    async def stop(self) -> None:
+        """Closes what `start` opened, also after a `start` that failed half way."""
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        """Runs one task to its end, on the loop; it must not block.
+
+        Called once per task by `submit_tasks`, each call in an asyncio task of
+        its own, which is cancelled by `cancel_task` and `shutdown`.
+
+        Returns:
+            A function's return value, or a `CompletedExecutable`.
+
+        Raises:
+            Exception: Fails the task with this exception.
+        """
+        raise BackendError(f"{type(self).__name__} implements neither run_task nor submit_tasks")
+
+    # Life.
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self._started().__await__()
+
+    @classmethod
+    async def create(cls, *args: Any, **kwargs: Any) -> Self:
+        """Makes and starts a backend."""
+        return await cls(*args, **kwargs)
+
+    async def __aenter__(self) -> Self:
+        return await self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    async def _started(self) -> Self:
+        async with self._lifecycle:
+            if self._state == "running":
+                return self
+            if self._state != "initialized":
+                raise BackendUnavailableError(
+                    f"backend {self.name!r} is {self._state} and cannot be started again: "
+                    f"make a new {type(self).__name__}"
+                )
+            try:
+                await self.start()
+            except BaseException:
+                self._state = "error"
+                await self.stop()
+                raise
+            self._state = "running"
+            return self
+
+    def state(self) -> BackendState:
+        """The backend's state; may be awaited, too."""
+        return BackendState(self._state)
+
+    def require_running(self) -> None:
+        """Raises unless the backend was started and not shut down.
+
+        Raises:
+            BackendUnavailableError: It says what to do.
+        """
+        if self._state == "running":
+            return
+        name = type(self).__name__
+        if self._state == "initialized":
+            raise BackendUnavailableError(
+                f"{name} has not been started: write `backend = await {name}(...)` "
+                f"or `async with {name}(...) as backend`"
+            )
+        raise BackendUnavailableError(f"{name} is {self._state}: make and start a new one")
+
+    async def shutdown(self) -> None:
+        """Cancels every task, waits for them and closes the backend."""
+        async with self._lifecycle:
+            if self._state in ("shutdown", "error"):
+                return
+            started = self._state == "running"
+            self._state = "shutting_down"
+            try:
+                runs = list(self._runs.values())
+                for run in runs:
+                    run.cancel()
+                if runs:
+                    await asyncio.wait(runs)
+                if started:
+                    await self.stop()
+            finally:
+                self._state = "shutdown"
+
+    # Tasks.
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Runs each task with `run_task` in an asyncio task of its own."""
+        self.require_running()
+        for task in tasks:
+            self.accept(task)
+            run = asyncio.create_task(self._run(task), name=task["uid"])
+            self._runs[task["uid"]] = run
+            run.add_done_callback(partial(self._run_ended, task))
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Cancels the asyncio task that runs `run_task`; `False` for an unknown uid."""
+        run = self._runs.get(uid)
+        if run is None:
+            return False
+        run.cancel()
+        return True
+
+    def accept(self, task: TaskDescription) -> None:
+        """Notes a task as open: from now on one terminal state is reported for it.
+
+        Raises:
+            BackendError: A task of this uid is open already.
+        """
+        if task["uid"] in self._open:
+            raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+        self._open[task["uid"]] = task
+
+    async def _run(self, task: TaskDescription) -> None:
+        states = self.get_task_states_map()
+        context = TaskContext(
+            uid=task["uid"],
+            name=task["name"],
+            attempt=task.get("attempt", 1),
+            sandbox=task.get("sandbox"),
+        )
+        try:
+            self.task_state_cb(task, states.RUNNING)
+            with task_context(context):
+                result = await self.run_task(task)
+            if isinstance(result, CompletedExecutable):
+                task["exit_code"], task["stdout"], task["stderr"] = result
+            else:
+                task["return_value"] = result
+            failed = isinstance(result, CompletedExecutable) and result.exit_code != 0
+            state = states.FAILED if failed else states.DONE
+        except asyncio.CancelledError:
+            state = states.CANCELED
+        except BaseException as error:  # a task's own error, whatever it is, is its result
+            task["exception"] = error
+            state = states.FAILED
+        self.task_state_cb(task, state)
+
+    def _run_ended(self, task: TaskDescription, run: asyncio.Task[None]) -> None:
+        self._runs.pop(task["uid"], None)
+        if task["uid"] in self._open:  # cancelled before its first step
+            self.task_state_cb(task, self.get_task_states_map().CANCELED)
+
+    def register_callback(self, func: TaskCallback) -> None:
+        """Adds whom to tell about states; several engines in turn may share a backend."""
+        if func not in self._callbacks:
+            self._callbacks.append(func)
+
+    def unregister_callback(self, func: TaskCallback) -> None:
+        """Stops telling `func`; unknown ones are ignored. Called by the engine when it ends."""
+        if func in self._callbacks:
+            self._callbacks.remove(func)
+
+    def task_state_cb(
+        self,
+        task: Any,
+        state: Any,
+        service_callback: Callable[..., Any] | None = None,
+    ) -> None:
+        """Reports a state, a terminal one at most once per task. Any thread."""
+        if state in self.get_task_states_map().terminal_states:
+            if self._open.pop(task["uid"], None) is None:
+                return
+        for callback in tuple(self._callbacks):
+            if service_callback is None:
+                callback(task, state)
+            else:
+                callback(task, state, service_callback=service_callback)
+
+    def get_task_states_map(self) -> StateMapper:
+        """The mapper registered for this backend, the canonical states where none was."""
+        if self._states is None:
+            self._states = StateMapper(self)
+        return self._states
+
+    # What few backends need.
+
+    def build_task(self, *args: Any, **kwargs: Any) -> Any:
+        """Gives the description back: it needs no translation."""
+        return args[0] if args else kwargs
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Mapping[str, Any] | None = None,
+        dst_task: TaskDescription | None = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> Any:
+        """Does nothing: a backend with `capabilities.files` replaces it."""
+        return None
+
+    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> Any:
+        """Does nothing: a backend with `capabilities.files` replaces it."""
+        return None

@@ -1,0 +1,516 @@
+"""What a task is: its description on the wire, its resources, its future.
+
+The engine builds descriptions and resolves futures; backends read descriptions
+and write results into them. Neither logic lives here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
+
+from rhapsody.states import TasksMainStates
+
+T = TypeVar("T")
+
+TaskKind = Literal["function", "async_function", "executable", "service", "function_service"]
+"""What a backend distinguishes when it says what it can run and cancel."""
+
+
+class TaskMetadata(TypedDict):
+    """What a task is connected with.
+
+    `dependencies` are the backend uids of the attempts whose values or files the
+    task uses, `input_files` and `output_files` the names of declared files.
+    """
+
+    dependencies: list[str]
+    input_files: list[str]
+    output_files: list[str]
+
+
+class _RequiredKeys(TypedDict):
+    uid: str
+    name: str
+    function: Callable[..., Any] | None
+    executable: str | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    is_service: bool
+    task_backend_specific_kwargs: dict[str, Any]
+    metadata: TaskMetadata
+
+
+class TaskDescription(_RequiredKeys, total=False):
+    """One attempt at one task, as the engine hands it to a backend.
+
+    The first nine keys are always there. Of the others only those that apply.
+
+    Attributes:
+        uid: Unique over engines and attempts: `<engine uid>.task.000001.<attempt>`.
+        name: The task's name, for people; not unique.
+        function: The function to call with `args` and `kwargs`, `None` for an
+            executable. May be synchronous or a coroutine function.
+        executable: A shell command where `arguments` is absent, else the program
+            to run without a shell. `None` for a function.
+        is_service: The task runs until it is cancelled.
+        task_backend_specific_kwargs: The user's settings in the backend's own words.
+        arguments: The program's arguments, without the program itself.
+        resources: What the task needs; absent means one core.
+        timeout: Seconds this attempt may run. Enforced by the engine; a backend
+            may use it as a hint.
+        attempt: Counted from 1.
+        environment: Variables to add to the task's environment.
+        stdin: Text for standard input; absent means an empty one.
+        sandbox: The directory, on the engine's file system, that the task runs in.
+            The backend creates it when it first needs it, private to the user.
+            Backends with sandboxes of their own replace the value.
+        capture: `True` (the default where absent) keeps what the task prints,
+            `False` does not, `"files"` leaves it in files in the sandbox and gives
+            their paths in `stdout` and `stderr`.
+        scope: The label of the scope the task was made in.
+        ready: How a service says that it is ready, see `WorkflowEngine`.
+        return_value: Set by the backend: a finished function's result.
+        stdout: Set by the backend: what the task wrote to standard output.
+        stderr: Set by the backend: what it wrote to standard error.
+        exit_code: Set by the backend: a finished executable's exit code.
+        exception: Set by the backend: why the task failed, an exception object.
+        worker: Set by the backend where known: the worker or host that ran it.
+    """
+
+    arguments: list[str]
+    resources: Resources
+    timeout: float
+    attempt: int
+    environment: dict[str, str]
+    stdin: str
+    sandbox: str
+    capture: bool | Literal["files"]
+    scope: str
+    ready: str | Callable[..., Any]
+    return_value: Any
+    stdout: str
+    stderr: str
+    exit_code: int
+    exception: BaseException
+    worker: str
+
+
+_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
+
+
+def memory_in_bytes(memory: int | str) -> int:
+    """Bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
+
+    `kB`, `MB`, ... are powers of 1000, `KiB`, `MiB`, ... of 1024 (IEC 80000-13).
+
+    Raises:
+        ValueError: The text is not a size, or the size is negative.
+        TypeError: Neither a number nor a string.
+    """
+    if isinstance(memory, bool) or not isinstance(memory, int | str):
+        raise TypeError(f"memory must be bytes or text such as '2 GiB', not {memory!r}")
+    if isinstance(memory, int):
+        if memory < 0:
+            raise ValueError(f"memory must not be negative, got {memory}")
+        return memory
+    match = _MEMORY.fullmatch(memory)
+    if match is None:
+        raise ValueError(f"memory must look like '500 MB' or '2 GiB', got {memory!r}")
+    number, prefix, binary = match.groups()
+    base = 1024 if binary else 1000
+    return math.ceil(float(number) * base ** (" kmgtp".index(prefix.lower() or " ")))
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one task needs while it runs; the same meaning on every backend.
+
+    Args:
+        cores: Processor cores per rank. 0 is for tasks that only wait: an
+            asynchronous function without cores shares a loop with others instead
+            of holding a slot.
+        gpus: GPUs per rank.
+        memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
+            `None` asks for nothing in particular. Held as bytes.
+        ranks: Number of processes (MPI ranks) of an executable.
+        walltime: Seconds the task is expected to need at most, a hint for
+            schedulers; `None` is unknown.
+
+    Raises:
+        ValueError: A number is negative, or `ranks` is less than 1.
+        TypeError: A value is of the wrong type.
+    """
+
+    cores: int = 1
+    gpus: int = 0
+    memory: int | str | None = None
+    ranks: int = 1
+    walltime: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("cores", 0), ("gpus", 0), ("ranks", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"resources: {name} must be a whole number, got {value!r}")
+            if value < least:
+                raise ValueError(f"resources: {name} must be at least {least}, got {value}")
+        if self.memory is not None:
+            object.__setattr__(self, "memory", memory_in_bytes(self.memory))
+        if self.walltime is not None:
+            object.__setattr__(self, "walltime", seconds("walltime", self.walltime))
+
+    @classmethod
+    def of(cls, value: Resources | Mapping[str, Any] | None) -> Resources | None:
+        """The resources given as themselves or as a mapping of their names.
+
+        Raises:
+            TypeError: Neither, or a mapping with a name that is not a resource.
+        """
+        if value is None or isinstance(value, Resources):
+            return value
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"resources must be a Resources or a dict such as {{'cores': 2}}, got {value!r}"
+            )
+        unknown = [key for key in value if key not in cls.__dataclass_fields__]
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise TypeError(f"resources: unknown name {unknown[0]!r}; there are {known}")
+        return cls(**value)
+
+
+def seconds(argument: str, value: object, *, zero: bool = False) -> float:
+    """A duration given by a user, checked.
+
+    Args:
+        argument: The argument's name, for the error.
+        value: What was given.
+        zero: Whether 0 is accepted.
+
+    Raises:
+        TypeError: Not a number.
+        ValueError: Not finite, negative, or 0 where that is not accepted.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{argument} must be a number of seconds, got {value!r}")
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        least = "0 or more" if zero else "more than 0"
+        raise ValueError(f"{argument} must be {least} seconds, got {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed task is tried again.
+
+    Args:
+        attempts: How many more attempts after the first one, at most.
+        wait: Seconds before the next attempt, or a callable that gets the number
+            of the attempt that failed (from 1) and returns them. Called on the
+            engine's loop.
+        on: Exception types worth another attempt.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A number is negative.
+    """
+
+    attempts: int = 1
+    wait: float | Callable[[int], float] = 0.0
+    on: type[BaseException] | tuple[type[BaseException], ...] = Exception
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise TypeError(f"retries must be a whole number, got {self.attempts!r}")
+        if self.attempts < 0:
+            raise ValueError(f"retries must be 0 or more, got {self.attempts}")
+        if not callable(self.wait):
+            object.__setattr__(self, "wait", seconds("wait", self.wait, zero=True))
+        types = self.on if isinstance(self.on, tuple) else (self.on,)
+        for kind in types:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise TypeError(f"on must be exception types, got {kind!r}")
+
+    @classmethod
+    def of(cls, value: RetryPolicy | int | None) -> RetryPolicy | None:
+        """The policy given as itself or as a number of further attempts."""
+        if value is None or isinstance(value, RetryPolicy):
+            return value
+        return cls(attempts=value)
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the given attempt failed."""
+        wait = self.wait(attempt) if callable(self.wait) else self.wait
+        return seconds("wait", wait, zero=True)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What is left of the attempt that ended a task, where it is more than a value.
+
+    Attributes:
+        uid: The attempt's backend uid.
+        stdout: What it wrote to standard output, or the file that holds it.
+        stderr: The same of standard error.
+        exit_code: An executable's exit code.
+        sandbox: The directory it ran in.
+        output_files: Names of the files it declared and wrote.
+        backend: The name of the backend that ran it.
+        keeper: Whatever must stay alive while the sandbox is needed.
+    """
+
+    uid: str
+    stdout: str | None = None
+    stderr: str | None = None
+    exit_code: int | None = None
+    sandbox: str | None = None
+    output_files: tuple[str, ...] = ()
+    backend: str | None = None
+    keeper: object = None
+
+
+class Definition(Protocol):
+    """What a future knows of the decorated function it came from."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+    def unawaited(self, future: TaskFuture[Any]) -> None: ...
+
+
+class LiveNode(Protocol):
+    """What a future asks of the engine while its work has not ended."""
+
+    def state(self) -> TasksMainStates: ...
+    def cancel(self, msg: Any) -> bool: ...
+    async def wait_ended(self) -> None: ...
+    def describe(self) -> Mapping[str, Any]: ...
+
+
+class TaskFuture(asyncio.Future[T]):
+    """The result of one call of a task or block; awaited like any asyncio future.
+
+    Made by calling a decorated function, never directly. It lives on the
+    engine's loop; reading its attributes is safe from any thread.
+    """
+
+    __slots__ = ("_attempt", "_backend", "_definition", "_node", "_number", "_outcome")
+
+    _attempt: int
+    _backend: str | None
+    _definition: Definition
+    _node: LiveNode | None
+    _number: int
+    _outcome: Outcome | None
+
+    @property
+    def uid(self) -> str:
+        """The task's uid in its engine, `task.000001` or `block.000001`."""
+        return f"{self._definition.prefix}.{self._number:06d}"
+
+    @property
+    def id(self) -> str:
+        """The number in the uid, `000001`."""
+        return f"{self._number:06d}"
+
+    @property
+    def name(self) -> str:
+        """The task's name: the function's, unless another was given."""
+        return self._definition.name
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt is running or was the last one, counted from 1."""
+        return self._attempt
+
+    @property
+    def backend(self) -> str | None:
+        """The name of the backend the task was last given to, `None` before that."""
+        return self._backend
+
+    @property
+    def state(self) -> TasksMainStates:
+        """Where the task is, in canonical states.
+
+        A future that is cancelled or failed says so although its work may still
+        be stopping, see `ended`; a service that is ready says `RUNNING`.
+        """
+        node = self._node
+        if node is not None:
+            return node.state()
+        if not self.done():
+            return TasksMainStates.PENDING
+        if self.cancelled():
+            return TasksMainStates.CANCELED
+        # Looking at the exception through `exception()` would mark it as seen.
+        return TasksMainStates.DONE if self._exception is None else TasksMainStates.FAILED
+
+    @property
+    def task(self) -> Mapping[str, Any] | None:
+        """The task's description while its work is alive, else `None`."""
+        node = self._node
+        if node is None or self._definition.prefix != "task":
+            return None
+        return node.describe()
+
+    @property
+    def block(self) -> Mapping[str, Any] | None:
+        """The block's description while it is alive, else `None`."""
+        node = self._node
+        if node is None or self._definition.prefix != "block":
+            return None
+        return node.describe()
+
+    @property
+    def stdout(self) -> str | None:
+        """What the task wrote to standard output, or with `capture="files"` where it is."""
+        return None if self._outcome is None else self._outcome.stdout
+
+    @property
+    def stderr(self) -> str | None:
+        """What the task wrote to standard error, or with `capture="files"` where it is."""
+        return None if self._outcome is None else self._outcome.stderr
+
+    @property
+    def exit_code(self) -> int | None:
+        """An executable's exit code once it has ended."""
+        return None if self._outcome is None else self._outcome.exit_code
+
+    @property
+    def sandbox(self) -> str | None:
+        """The directory the task ran in, `None` where it had none."""
+        return None if self._outcome is None else self._outcome.sandbox
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancels the task.
+
+        A pending future is cancelled at once for all who wait; the backend is
+        asked to stop the work, and `ended` waits until it has. A service that is
+        ready keeps its result and is stopped. A block takes what it started and
+        is unfinished with it. Dependents are cancelled at once.
+
+        Args:
+            msg: Handed on to the `asyncio.CancelledError`.
+
+        Returns:
+            Whether anything was cancelled; `False` for a finished task.
+        """
+        node = self._node
+        return super().cancel(msg) if node is None else node.cancel(msg)
+
+    async def ended(self) -> None:
+        """Waits until the work itself has ended, which may be after the future is done.
+
+        Returns at once for a finished task. Raises nothing about the task's fate.
+        """
+        node = self._node
+        if node is not None:
+            await node.wait_ended()
+
+    def __del__(self) -> None:
+        # asyncio writes a log record for every exception nobody looked at. The
+        # engine writes one for all of them.
+        if self._log_traceback:
+            self._log_traceback = False
+            self._definition.unawaited(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.uid} {self.name!r} {self.state}>"
+
+
+class TaskContext:
+    """What a running task can know of itself, see `current_task`.
+
+    Attributes:
+        uid: The attempt's uid, unique over engines and attempts.
+        name: The task's name.
+        attempt: Counted from 1.
+        sandbox: The task's directory, `None` where it has none.
+        deadline: When its time-out is over, in seconds since the epoch
+            (`time.time()`), `None` without a time-out.
+    """
+
+    __slots__ = ("_cancelled", "attempt", "deadline", "name", "sandbox", "uid")
+
+    def __init__(
+        self,
+        *,
+        uid: str,
+        name: str,
+        attempt: int = 1,
+        sandbox: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.uid = uid
+        self.name = name
+        self.attempt = attempt
+        self.sandbox = sandbox
+        self.deadline = deadline
+        self._cancelled = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody cancelled the task; for functions that can stop by themselves."""
+        return self._cancelled
+
+    def request_cancel(self) -> None:
+        """Makes `cancelled` true. Called by the backend, from any thread."""
+        self._cancelled = True
+
+
+_context: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar(
+    "rhapsody_task", default=None
+)
+
+
+def current_task() -> TaskContext:
+    """The task that is running here: its uid, name, attempt, sandbox, deadline and `cancelled`.
+
+    For use inside a function task, on the thread or in the coroutine that the
+    backend called it in.
+
+    Raises:
+        RuntimeError: No task is running here.
+    """
+    context = _context.get()
+    if context is None:
+        raise RuntimeError("no task is running here: call current_task() inside a function task")
+    return context
+
+
+@contextmanager
+def task_context(context: TaskContext) -> Iterator[TaskContext]:
+    """Makes `current_task()` return `context` inside the block. Used by backends."""
+    token = _context.set(context)
+    try:
+        yield context
+    finally:
+        _context.reset(token)
+
+
+def task_kind(task: Mapping[str, Any]) -> TaskKind:
+    """Which kind of task a description is."""
+    function = task.get("function")
+    if function is None:
+        return "service" if task.get("is_service") else "executable"
+    if task.get("is_service"):
+        return "function_service"
+    return "async_function" if is_async(function) else "function"
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling the function gives a coroutine, seen through partials and callables."""
+    while hasattr(function, "func") and hasattr(function, "keywords"):
+        function = cast("Any", function).func
+    if inspect.iscoroutinefunction(function):
+        return True
+    return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))
