@@ -281,19 +281,31 @@ class Definition(Protocol):
     """What a future knows of the decorated function it came from."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The task's name."""
+
     @property
-    def prefix(self) -> str: ...
-    def unawaited(self, future: TaskFuture[Any]) -> None: ...
+    def prefix(self) -> str:
+        """`"task"` or `"block"`."""
+
+    def unawaited(self, future: TaskFuture[Any]) -> None:
+        """Takes note of a failure that nobody looked at."""
 
 
 class LiveNode(Protocol):
     """What a future asks of the engine while its work has not ended."""
 
-    def state(self) -> TasksMainStates: ...
-    def cancel(self, msg: Any) -> bool: ...
-    async def wait_ended(self) -> None: ...
-    def describe(self) -> Mapping[str, Any]: ...
+    def state(self) -> TasksMainStates:
+        """The canonical state."""
+
+    def cancel(self, msg: Any) -> bool:
+        """Cancels it; whether there was anything to cancel."""
+
+    async def wait_ended(self) -> None:
+        """Waits for the end of the work."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Its description."""
 
 
 class TaskFuture(asyncio.Future[T]):
@@ -513,4 +525,4 @@ def is_async(function: Callable[..., Any]) -> bool:
         function = cast("Any", function).func
     if inspect.iscoroutinefunction(function):
         return True
-    return inspect.iscoroutinefunction(getattr(type(function), "__call__", None))
+    return inspect.iscoroutinefunction(type(function).__call__)

@@ -235,6 +235,10 @@ class BaseExecutionBackend(ABC):
         """Stops every task and gives back all that the backend holds. Twice is harmless."""
 
 
+BaseBackend = BaseExecutionBackend
+"""Another name that programs use for the interface."""
+
+
 class CompletedExecutable(NamedTuple):
     """What `ManagedBackend.run_task` returns for an executable."""
 
@@ -255,6 +259,8 @@ class ManagedBackend(BaseExecutionBackend):
     """
 
     capabilities: Capabilities = Capabilities(reports_running=True)
+    canonical_states = True  # for `StateMapper`, where nothing else is registered
+    canonical_states: bool = True  # read by StateMapper where no others are registered
 
     def __init__(self) -> None:
         self.session = Session()
@@ -440,9 +446,9 @@ class ManagedBackend(BaseExecutionBackend):
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
         """Reports a state, a terminal one at most once per task. Any thread."""
-        if state in self.get_task_states_map().terminal_states:
-            if self._open.pop(task["uid"], None) is None:
-                return
+        terminal = state in self.get_task_states_map().terminal_states
+        if terminal and self._open.pop(task["uid"], None) is None:
+            return
         for callback in tuple(self._callbacks):
             if service_callback is None:
                 callback(task, state)

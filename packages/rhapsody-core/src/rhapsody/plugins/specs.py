@@ -7,21 +7,25 @@ calls them, and what happens when one raises, is in `rhapsody.plugins.manager`.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
+    import argparse
+
     from rhapsody.backends.base import Capabilities
     from rhapsody.engine.workflow import WorkflowEngine
     from rhapsody.task import TaskDescription
 
-hookspec = pluggy.HookspecMarker("rhapsody")
-hookimpl = pluggy.HookimplMarker("rhapsody")
+PROJECT = "rhapsody"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function or method as the implementation of the hook of its name."""
 
 API_VERSION = 1
 """The version of the plugin interface: these hooks and the backend classes."""
@@ -105,3 +109,166 @@ class Record:
     task: TaskDescription
     value: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class CommandLine(Protocol):
+    """What `rhapsody_commands` gets: the command line, to which commands are added."""
+
+    def add_command(
+        self,
+        name: str,
+        help: str,
+        configure: Callable[[argparse.ArgumentParser], object] | None,
+        run: Callable[[argparse.Namespace], int | None],
+    ) -> None:
+        """Adds a command, called as `rhapsody NAME ...`.
+
+        Args:
+            name: The command's name.
+            help: One line for the list of commands.
+            configure: Called with the command's own parser, to add its arguments;
+                only when the command is used or its help is asked for.
+            run: Called with the parsed arguments; returns the exit code, `None` for 0.
+                A `RhapsodyError` is shown without a traceback.
+
+        Raises:
+            ValueError: There is a command of that name already.
+        """
+        ...
+
+
+@hookspec
+def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
+    """Declares the backends of a plugin.
+
+    Called when the registry needs the declaration, once per process as a rule,
+    from any thread. It must be quick and import no library: the class behind
+    `import_path` is imported when somebody asks for it. Every backend that is
+    declared needs an entry point of its name in the group `rhapsody.backends`,
+    which names the module (or object) with this hook.
+
+    Returns:
+        One `BackendSpec`, or several where several entry points name this module.
+    """
+    raise NotImplementedError  # a specification is never called
+
+
+@hookspec
+def rhapsody_workflow_started(engine: WorkflowEngine) -> None:
+    """Tells that an engine was made and its backends were started.
+
+    Called once per engine, on its loop, before any task is made.
+
+    Args:
+        engine: The engine, whose attributes may be read.
+    """
+
+
+@hookspec
+def rhapsody_workflow_finished(engine: WorkflowEngine, summary: Mapping[str, Any]) -> None:
+    """Tells that an engine was shut down: no event of it comes after this.
+
+    Called once per engine, on its loop, also where the workflow failed.
+
+    Args:
+        engine: The engine.
+        summary: What happened: numbers of tasks by state, and what could not be stopped.
+    """
+
+
+@hookspec
+def rhapsody_task_events(engine: WorkflowEngine, events: Sequence[TaskEvent]) -> None:
+    """Tells what happened to tasks and blocks.
+
+    Called on the engine's loop with all that happened since the last call, in
+    order. It must be quick: the loop waits for it.
+
+    Args:
+        engine: The engine.
+        events: The changes; shared with other plugins and not to be changed.
+    """
+
+
+@hookspec
+def rhapsody_prepare_task(engine: WorkflowEngine, task: TaskDescription) -> None:
+    """May change a task's description before anything else looks at it.
+
+    Called on the engine's loop, once per attempt, when the task's dependencies
+    have their values and no backend has been chosen. An exception fails the task
+    with it.
+
+    Args:
+        engine: The engine.
+        task: The description, to be changed in place; not its `uid`.
+    """
+
+
+@hookspec
+def rhapsody_select_backend(
+    engine: WorkflowEngine, task: TaskDescription, candidates: Sequence[str]
+) -> str | None:
+    """Chooses the backend for a task that names none, where several are attached.
+
+    Called on the engine's loop after `rhapsody_prepare_task`. Plugins are asked in
+    turn until one answers.
+
+    Args:
+        engine: The engine.
+        task: The description.
+        candidates: The names of the attached backends that can run the task, the
+            default one first.
+
+    Returns:
+        One of the candidates, or `None` to leave the choice to others and, in the
+        end, to the engine, which takes the default backend.
+    """
+
+
+@hookspec
+def rhapsody_lookup_results(
+    engine: WorkflowEngine, tasks: Sequence[TaskDescription]
+) -> Sequence[Recorded | None] | None:
+    """Finds results of tasks that need not run again.
+
+    Called on the engine's loop with a batch of tasks that are about to be
+    submitted. Plugins are asked in turn for the tasks that have no result yet.
+
+    Args:
+        engine: The engine.
+        tasks: The descriptions.
+
+    Returns:
+        For each task `Recorded(value)` where there is a result, which may be
+        `None` itself, else `None`; or `None` alone where there is no result for any.
+    """
+
+
+@hookspec
+def rhapsody_record_results(
+    engine: WorkflowEngine, records: Sequence[Record]
+) -> Awaitable[None] | None:
+    """Keeps results, before anybody sees them.
+
+    Called on the engine's loop with a batch of tasks that succeeded, before their
+    futures are set.
+
+    Args:
+        engine: The engine.
+        records: The tasks and their results.
+
+    Returns:
+        `None`, or an awaitable: the futures of this batch are held until it is
+        done, while the loop and all other tasks go on.
+    """
+
+
+@hookspec
+def rhapsody_commands(cli: CommandLine) -> None:
+    """Adds commands to the command line.
+
+    Called when the command `rhapsody` starts, before arguments are read; it must
+    be quick.
+
+    Args:
+        cli: Where commands are added.
+    """

@@ -1,0 +1,164 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["rhapsody-core"]
+# ///
+"""Read alignment and variant calling of the lambda phage's genome, as a workflow of programs.
+
+`bowtie2` aligns chunks of paired reads side by side, `samtools` sorts and merges what they
+give, `bcftools` calls the variants. Every task is a program; what each reads and writes is
+declared, and the files go from one task's directory to the next by those names.
+
+    python examples/lambda_phage.py                  # on this machine
+    rhapsody run examples/lambda_phage.py -b NAME    # on any backend that runs executables
+
+The reads and the reference genome come with bowtie2. On Debian and Ubuntu:
+
+    apt-get install bowtie2 bowtie2-examples samtools bcftools
+
+Elsewhere, set BT2_HOME to the directory of bowtie2 with `example/` in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rhapsody import InputFile, OutputFile, TaskFuture, WorkflowEngine
+
+CHUNKS = 4
+PAIRS = 10_000  # pairs of reads in bowtie2's example
+INDEX = [f"lambda.{part}.bt2" for part in ("1", "2", "3", "4", "rev.1", "rev.2")]
+
+TOOLS = ["bowtie2", "samtools", "bcftools"]
+INSTALL = "apt-get install bowtie2 bowtie2-examples samtools bcftools"
+DEBIAN_EXAMPLES = "/usr/share/doc/bowtie2/examples"
+
+
+async def main(flow: WorkflowEngine) -> None:
+    """Aligns the reads, calls the variants, and prints them and their number."""
+    genome_data, left_data, right_data = find_data()
+    begun = time.perf_counter()
+
+    # What the programs are. Each command runs in a directory of its own, where its
+    # input files are and its output files are expected, under the names given here.
+
+    @flow.executable_task
+    async def unpack(packed: InputFile, plain: OutputFile) -> str:
+        return f"gzip -cdf {packed.filename} > {plain.filename}"
+
+    @flow.executable_task
+    async def index(genome: InputFile, *parts: OutputFile) -> list[str]:
+        return ["bowtie2-build", "--quiet", genome.filename, "lambda"]
+
+    @flow.executable_task
+    async def split(reads: InputFile, *chunks: OutputFile) -> list[str]:
+        lines = 4 * PAIRS // CHUNKS  # a read is four lines
+        prefix = reads.filename.removesuffix("fq")
+        names = ["--numeric-suffixes", "--additional-suffix=.fq"]
+        return ["split", f"--lines={lines}", *names, reads.filename, prefix]
+
+    @flow.executable_task
+    async def align(
+        left: InputFile, right: InputFile, aligned: OutputFile, *index: InputFile
+    ) -> list[str]:
+        reads = ["-1", left.filename, "-2", right.filename]
+        return ["bowtie2", "-x", "lambda", *reads, "-S", aligned.filename]
+
+    @flow.executable_task
+    async def sort(aligned: InputFile, ordered: OutputFile) -> list[str]:
+        return ["samtools", "sort", "-o", ordered.filename, aligned.filename]
+
+    @flow.executable_task
+    async def merge(merged: OutputFile, *ordered: InputFile) -> list[str]:
+        return ["samtools", "merge", merged.filename, *(chunk.filename for chunk in ordered)]
+
+    @flow.executable_task
+    async def pile_up(genome: InputFile, reads: InputFile, pileup: OutputFile) -> list[str]:
+        files = ["-f", genome.filename, "-o", pileup.filename, reads.filename]
+        return ["bcftools", "mpileup", "-Ou", *files]
+
+    @flow.executable_task
+    async def call(pileup: InputFile, variants: OutputFile) -> list[str]:
+        one_copy = ["--ploidy", "1"]  # of the genome in a phage
+        files = ["-o", variants.filename, pileup.filename]
+        return ["bcftools", "call", "-mv", *one_copy, "-Ob", *files]
+
+    @flow.executable_task
+    async def listed(variants: InputFile) -> list[str]:
+        return ["bcftools", "query", "-f", "%POS\t%REF\t%ALT\t%QUAL\n", variants.filename]
+
+    # How they hang together. A file's name alone makes no dependency: `after` does.
+
+    genome = unpack(InputFile(genome_data), OutputFile("genome.fa"))
+    built = index.options(after=[genome])(InputFile("genome.fa"), *map(OutputFile, INDEX))
+
+    halves: list[TaskFuture[str]] = []
+    for side, data in (("left", left_data), ("right", right_data)):
+        reads = unpack(InputFile(data), OutputFile(f"{side}.fq"))
+        chunks = [OutputFile(f"{side}.{chunk:02}.fq") for chunk in range(CHUNKS)]
+        halves.append(split.options(after=[reads])(InputFile(f"{side}.fq"), *chunks))
+
+    ordered: list[TaskFuture[str]] = []
+    for chunk in range(CHUNKS):
+        aligned = align.options(after=[*halves, built])(
+            InputFile(f"left.{chunk:02}.fq"),
+            InputFile(f"right.{chunk:02}.fq"),
+            OutputFile(f"{chunk:02}.sam"),
+            *map(InputFile, INDEX),
+        )
+        by_place = sort.options(after=[aligned])
+        ordered.append(by_place(InputFile(f"{chunk:02}.sam"), OutputFile(f"{chunk:02}.bam")))
+
+    sorted_chunks = [InputFile(f"{chunk:02}.bam") for chunk in range(CHUNKS)]
+    merged = merge.options(after=ordered)(OutputFile("merged.bam"), *sorted_chunks)
+    piled = pile_up.options(after=[genome, merged])(
+        InputFile("genome.fa"), InputFile("merged.bam"), OutputFile("pileup.bcf")
+    )
+    called = call.options(after=[piled])(InputFile("pileup.bcf"), OutputFile("variants.bcf"))
+    variants = (await listed.options(after=[called])(InputFile("variants.bcf"))).splitlines()
+
+    print("position  reference  variant  quality")
+    for position, reference, variant, quality in (line.split("\t") for line in variants[:10]):
+        print(f"{position:>8}  {reference:9.9}  {variant:7.7}  {float(quality):7.1f}")
+    print(f"\nvariants   {len(variants)}")
+    print(f"tasks      {flow.stats.done} done, {flow.stats.failed} failed")
+    print(f"wall time  {time.perf_counter() - begun:.1f} s")
+
+
+def find_data() -> list[Path]:
+    """Where the genome and both halves of the reads are.
+
+    Raises:
+        SystemExit: A program or the data is missing; it says which, and what to do.
+    """
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    home = os.environ.get("BT2_HOME")
+    examples = Path(home, "example") if home else Path(DEBIAN_EXAMPLES)
+    found = []
+    for name in ("reference/lambda_virus.fa", "reads/reads_1.fq", "reads/reads_2.fq"):
+        forms = [examples / name, examples / f"{name}.gz"]
+        there = [form for form in forms if form.exists()]
+        missing += [] if there else [str(forms[0])]
+        found += there[:1]
+    if missing:
+        sys.exit(
+            f"missing: {', '.join(missing)}\n"
+            f"on Debian and Ubuntu: {INSTALL}\n"
+            "elsewhere: have the programs in PATH, and set BT2_HOME to the directory of "
+            "bowtie2 with example/ in it"
+        )
+    return found
+
+
+async def on_this_machine() -> None:
+    """Runs the workflow on the built-in backend."""
+    async with WorkflowEngine.create() as flow:
+        await main(flow)
+
+
+if __name__ == "__main__":
+    asyncio.run(on_this_machine())

@@ -1,0 +1,165 @@
+"""The checks of this workspace, for a newcomer's machine and for CI.
+
+`nox` runs what takes minutes: lint, types, the tests on the running Python, and the
+built wheels in clean environments. `nox -s ci` runs the rest. What each check does is in
+its session here; how a distribution is built is in its own `pyproject.toml`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nox
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent
+
+
+class Distribution(NamedTuple):
+    """Where a distribution and its tests live, and which extras its tests need."""
+
+    folder: str
+    tests: str
+    extras: str = ""
+
+
+# One line for each backend: the only place to add another distribution. Its tests run in
+# an environment that holds core and that distribution alone.
+DISTRIBUTIONS = {
+    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]"),
+}
+
+PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
+RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}{'t' if 't' in sys.abiflags else ''}"
+if sys.version_info < (3, 11):  # noqa: UP036 - nox itself runs on older ones
+    sys.exit(f"nox runs on Python {RUNNING}; Rhapsody needs 3.11 or newer: make the venv with one")
+if RUNNING not in PYTHONS:
+    PYTHONS.append(RUNNING)
+
+# Linters and type checkers disagree between their own versions, so those are held.
+RUFF = "ruff>=0.17.5,<0.18"
+MYPY = "mypy>=2.4,<2.5"
+PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
+TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.1", "pytest-timeout>=2.3"]
+BUILD = "build>=1.2"
+DOCS = "mkdocs>=1.6,<2"
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", f"tests-{RUNNING}", "system"]
+# A Python that is not there is reported as skipped, on CI machines too.
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+
+
+def install_distribution(session: nox.Session, backend: str, *more: str, **options: Any) -> None:
+    """Installs core, the backend's distribution and `more`, in one resolution."""
+    core, dist = DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]
+    wanted = {d.folder: f"./{d.folder}{d.extras}" for d in (core, dist)}
+    session.install(*wanted.values(), *more, **options)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style: ruff's rules and its formatting."""
+    session.install(RUFF)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy on everything, and whether what users import is fully typed."""
+    everything = [f"./{d.folder}{d.extras}" for d in DISTRIBUTIONS.values()]
+    session.install(MYPY, PYRIGHT, "nox", "pytest>=8.2", "types-psutil", *TEST_TOOLS, *everything)
+    session.run("mypy")
+    # What is public is checked as a user of core alone sees it. The environment to check is
+    # the one whose Python comes first in PATH: with --verifytypes, --pythonpath is ignored.
+    alone = Path(session.create_tmp()).absolute() / "core"
+    session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
+    core = f"./{DISTRIBUTIONS['core'].folder}"
+    session.run(f"{alone}/bin/python", "-m", "pip", "install", "--quiet", core, external=True)
+    path = f"PATH={alone}/bin:{os.environ['PATH']}"
+    verify = ["--verifytypes", "rhapsody", "--ignoreexternal"]
+    session.run("env", path, f"{session.bin}/pyright", *verify, external=True)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("backend", list(DISTRIBUTIONS))
+def tests(session: nox.Session, backend: str) -> None:
+    """The tests of one backend, in an environment with its distribution and core alone."""
+    install_distribution(session, backend, *TEST_TOOLS)
+    session.run("pytest", *(session.posargs or [DISTRIBUTIONS[backend].tests]))
+
+
+@nox.session
+def system(session: nox.Session) -> None:
+    """What users get: wheels in clean environments, the README's commands, the examples."""
+    session.install(BUILD, "nox", "pytest>=8.2", *TEST_TOOLS)
+    session.run("pytest", *(session.posargs or ["tests/system"]))
+
+
+@nox.session(python=PYTHONS[0])
+@nox.parametrize("backend", list(DISTRIBUTIONS))
+def minimums(session: nox.Session, backend: str) -> None:
+    """The tests again, with the lowest version of each dependency that is allowed."""
+    constraints = Path(session.create_tmp()) / "minimums.txt"
+    lowest: dict[str, str] = {}
+    for dist in (DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]):
+        lowest |= lowest_allowed(ROOT / dist.folder / "pyproject.toml")
+    text = "".join(f"{name}=={version}\n" for name, version in sorted(lowest.items()))
+    constraints.write_text(text)
+    session.log("held at their lowest:\n%s", text)
+    install_distribution(session, backend, *TEST_TOOLS, "--constraint", str(constraints))
+    session.run("pytest", *(session.posargs or [DISTRIBUTIONS[backend].tests]))
+
+
+def lowest_allowed(pyproject: Path) -> dict[str, str]:
+    """The lower bound of every dependency and extra, by name.
+
+    Raises:
+        ValueError: A dependency has no lower bound.
+    """
+    import tomllib  # not in the Pythons that are too old, which get a clear message above
+
+    project = tomllib.loads(pyproject.read_text())["project"]
+    extras = project.get("optional-dependencies", {})
+    bounds: dict[str, str] = {}
+    for text in [*project["dependencies"], *(line for lines in extras.values() for line in lines)]:
+        requirement = Requirement(text)
+        if requirement.name.startswith("rhapsody-"):
+            continue  # installed from this tree
+        lower = [s.version for s in requirement.specifier if s.operator in (">=", "==", "~=")]
+        if not lower:
+            raise ValueError(f"{pyproject}: {text!r} has no lower bound: write >= and a version")
+        bounds[requirement.name] = lower[0]
+    return bounds
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation: a strict build, and every code block run."""
+    install_distribution(session, "core", DOCS, *TEST_TOOLS)
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
+    session.run("pytest", *(session.posargs or ["tests/docs"]))
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """The benchmark scripts at small sizes: that they run, not what they measure."""
+    install_distribution(session, "core")
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        session.run("python", str(script), "--smoke")
+
+
+@nox.session(python=False)
+def ci(session: nox.Session) -> None:
+    """All that plain `nox` leaves out, for CI: other Pythons, minimums, documentation."""
+    for backend in DISTRIBUTIONS:
+        for python in PYTHONS:
+            if python != RUNNING:
+                session.notify(f"tests-{python}(backend='{backend}')")
+        session.notify(f"minimums(backend='{backend}')")
+    session.notify("docs")

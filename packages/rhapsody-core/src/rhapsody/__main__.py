@@ -1,0 +1,8 @@
+"""`python -m rhapsody`, the same as the command `rhapsody`."""
+
+import sys
+
+from rhapsody_guard import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""Keeps what tasks print while it still goes where it always went.
+
+While a backend runs, `sys.stdout` and `sys.stderr` are wrapped; the wrapper asks
+the context it is called in whose task that is. Works for threads and coroutines
+side by side. Threads that a task starts by itself, programs that it starts and
+C code that writes past Python are not kept, only passed on.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TextIO
+
+LIMIT = 1 << 20
+"""Characters of one stream of one task that are kept in memory."""
+
+OUTPUT_FILES = (".rhapsody.stdout", ".rhapsody.stderr")
+"""Where a sandbox holds what its task printed: hidden, and never linked to dependents."""
+
+Name = Literal["stdout", "stderr"]
+
+
+class Record:
+    """What one task prints to one stream.
+
+    Args:
+        path: The file for what exceeds `LIMIT`; without one the rest is dropped.
+        whole: All of it goes to the file, and `result` gives the path.
+    """
+
+    __slots__ = ("_closed", "_file", "_lock", "_parts", "_path", "_size", "_whole")
+
+    def __init__(self, path: str | None, *, whole: bool = False) -> None:
+        self._path = path
+        self._whole = whole and path is not None
+        self._parts: list[str] = []
+        self._size = 0
+        self._file: TextIO | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def write(self, text: str) -> None:
+        """Adds text. What comes after `result` is ignored."""
+        with self._lock:
+            if self._closed:
+                return
+            kept = self._size
+            self._size += len(text)
+            if self._size <= LIMIT and not self._whole:
+                self._parts.append(text)
+                return
+            if kept < LIMIT and not self._whole:
+                self._parts.append(text[: LIMIT - kept])
+                text = text[LIMIT - kept :]
+            if self._path is not None:
+                self._spill(self._path).write(text)
+
+    def result(self) -> str:
+        """What was printed, or the path of its file; nothing is added after this."""
+        with self._lock:
+            self._closed = True
+            if self._whole and self._path is not None:
+                self._spill(self._path).close()
+                return self._path
+            text = "".join(self._parts)
+            self._parts = []
+            if self._file is not None:
+                self._file.close()
+                return f"{text}\n[cut: all {self._size} characters are in {self._path}]\n"
+            if self._size > LIMIT:
+                return f"{text}\n[cut: {self._size} characters were printed]\n"
+            return text
+
+    def _spill(self, path: str) -> TextIO:
+        if self._file is None:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            self._file = os.fdopen(
+                os.open(path, flags, 0o600), "w", encoding="utf-8", errors="replace", newline=""
+            )
+            self._file.writelines(self._parts)
+        return self._file
+
+
+class Recorder:
+    """What one task prints, made when it first prints something.
+
+    Args:
+        directory: The task's sandbox, for large output.
+        files: All output goes to files there.
+    """
+
+    __slots__ = ("_directory", "_files", "_records")
+
+    def __init__(self, directory: str | None = None, *, files: bool = False) -> None:
+        self._directory = directory
+        self._files = files
+        self._records: dict[Name, Record] = {}
+
+    def write(self, name: Name, text: str) -> None:
+        """Keeps text that goes to one of the streams."""
+        record = self._records.get(name)
+        if record is None:
+            record = self._records.setdefault(name, self._record(name))
+        record.write(text)
+
+    def result(self, name: Name) -> str:
+        """What was printed to a stream, or with `files` the path of its file."""
+        record = self._records.get(name)
+        if record is None:
+            if not self._files:
+                return ""
+            record = self._records.setdefault(name, self._record(name))
+        return record.result()
+
+    def _record(self, name: Name) -> Record:
+        if self._directory is None:
+            return Record(None)
+        file = OUTPUT_FILES[0] if name == "stdout" else OUTPUT_FILES[1]
+        return Record(os.path.join(self._directory, file), whole=self._files)
+
+
+_recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
+    "rhapsody_recorder", default=None
+)
+
+
+@contextmanager
+def recording(recorder: Recorder | None) -> Iterator[None]:
+    """Keeps what the block prints in `recorder`; with `None` it is only passed on."""
+    token = _recorder.set(recorder)
+    try:
+        yield
+    finally:
+        _recorder.reset(token)
+
+
+class Tee:
+    """Stands in for a standard stream: keeps a task's text and passes all of it on.
+
+    It goes on passing text to the stream after it was taken away, since handlers
+    and redirections may hold it.
+
+    Args:
+        name: Which stream it stands for.
+        stream: The real one.
+    """
+
+    def __init__(self, name: Name, stream: Any) -> None:
+        self.rhapsody_stream = stream
+        self._name = name
+
+    def write(self, text: str) -> int:
+        """Writes text to the real stream, and to the record of the task that runs here."""
+        recorder = _recorder.get()
+        if recorder is not None:
+            recorder.write(self._name, text)
+            if streams.exiting:
+                return len(text)
+        if self.rhapsody_stream is None:
+            return len(text)
+        written: int = self.rhapsody_stream.write(text)
+        return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes each line."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flushes the real stream."""
+        if self.rhapsody_stream is None or (streams.exiting and _recorder.get() is not None):
+            return
+        self.rhapsody_stream.flush()
+
+    @property
+    def buffer(self) -> Any:
+        """The stream for bytes; what a task writes there is kept as text."""
+        buffer = self.rhapsody_stream.buffer
+        recorder = _recorder.get()
+        return buffer if recorder is None else _Bytes(self._name, buffer, recorder)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rhapsody_stream, name)
+
+
+class _Bytes:
+    """Stands in for the `buffer` of a standard stream, for one task."""
+
+    def __init__(self, name: Name, buffer: Any, recorder: Recorder) -> None:
+        self._name = name
+        self._buffer = buffer
+        self._recorder = recorder
+
+    def write(self, data: Any) -> Any:
+        self._recorder.write(self._name, bytes(data).decode("utf-8", "replace"))
+        return self._buffer.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._buffer, name)
+
+
+class Streams:
+    """The wrapped standard streams of this process, shared by its backends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self.exiting = False
+
+    def acquire(self) -> None:
+        """Wraps the standard streams for one more user."""
+        with self._lock:
+            self._users += 1
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Wraps them again where somebody put others in their place."""
+        if type(sys.stdout) is not Tee:
+            _replace("stdout", Tee("stdout", sys.stdout))
+        if type(sys.stderr) is not Tee:
+            _replace("stderr", Tee("stderr", sys.stderr))
+
+    def release(self) -> None:
+        """Puts the real streams back after the last user."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            names: tuple[Name, Name] = ("stdout", "stderr")
+            for name in names:
+                while type(stream := getattr(sys, name)) is Tee:
+                    _replace(name, stream.rhapsody_stream)
+
+    def exit(self) -> None:
+        """Stops passing on what tasks print: the interpreter is about to close the streams."""
+        self.exiting = True
+
+
+def _replace(name: Name, stream: Any) -> None:
+    """Sets a standard stream, also for the log handlers that write to it."""
+    former = getattr(sys, name)
+    setattr(sys, name, stream)
+    if former is None or stream is None:
+        return
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    for logger in loggers:
+        for handler in getattr(logger, "handlers", ()):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is former:
+                handler.setStream(stream)
+
+
+streams = Streams()

@@ -1,0 +1,229 @@
+"""Runs users' coroutines on event loops that outlive them.
+
+A new loop per task, as `asyncio.run` makes, costs several times the task. What a
+coroutine leaves behind (tasks it started and did not wait for) is cancelled when
+it ends, so that the next one starts on a clean loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from rhapsody.backends.mailbox import Mailbox
+
+log = logging.getLogger(__name__)
+
+CLEANUP = 5.0
+"""Seconds that tasks left behind get to end after they were cancelled."""
+
+_family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.ContextVar(
+    "rhapsody_family", default=None
+)
+
+
+_OWN_FILES = os.path.join(os.path.dirname(__file__), "")
+
+
+def without_own_frames(error: BaseException) -> BaseException:
+    """The exception with a traceback that begins in the user's code."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+        trace = trace.tb_next
+    # A TypeError for wrong arguments has no frame of the user's at all.
+    return error.with_traceback(trace)
+
+
+def _task_factory(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    """Makes a task and notes it with the user's coroutine that it came from."""
+    task = asyncio.Task(coroutine, loop=loop, **options)
+    family = _family.get()
+    if family is not None:
+        family.add(task)
+        task.add_done_callback(family.discard)
+    return task
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(_task_factory)  # type: ignore[arg-type]
+    return loop
+
+
+async def _end_family(family: set[asyncio.Task[Any]]) -> None:
+    """Cancels what a coroutine left behind and waits for it."""
+    left = set(family)
+    for task in left:
+        task.cancel()
+    _, pending = await asyncio.wait(left, timeout=CLEANUP)
+    if pending:
+        log.warning(
+            "%d asyncio tasks that a task left behind go on %s s after they were cancelled",
+            len(pending),
+            CLEANUP,
+        )
+
+
+class WorkerLoop:
+    """The loop of one worker that runs one coroutine at a time, on the worker's own thread.
+
+    Between coroutines the loop does not run.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._ended = False
+
+    def run(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        started: Callable[[asyncio.AbstractEventLoop, asyncio.Task[None]], object] | None = None,
+    ) -> Any:
+        """Runs a coroutine to its end.
+
+        Args:
+            coroutine: What to run.
+            started: Called with the loop and the task that runs the coroutine, before
+                its first step.
+
+        Returns:
+            What the coroutine returned.
+
+        Raises:
+            BaseException: What it raised.
+        """
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = _new_loop()
+        family: set[asyncio.Task[Any]] = set()
+        token = _family.set(family)
+        self._value, self._error, self._ended = None, None, False
+        task = asyncio.Task(self._drive(coroutine, loop), loop=loop)
+        _family.reset(token)
+        try:
+            if started is not None:
+                started(loop, task)
+            loop.run_forever()
+        except BaseException as error:  # a SystemExit out of any of its tasks
+            self._error = error
+        if not task.done():
+            family.add(task)
+        if family:
+            loop.run_until_complete(_end_family(family))
+            if family:
+                self.close()  # the next coroutine gets a clean one
+        value, error, self._value, self._error = self._value, self._error, None, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
+        return value
+
+    def close(self) -> None:
+        """Closes the loop, on any thread once nothing runs."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
+
+    async def _drive(
+        self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        # `run_until_complete` costs a callback and a turn of the loop more.
+        try:
+            self._value = await coroutine
+        except BaseException as error:  # whatever a coroutine raises is its result
+            self._error = error
+        loop.stop()
+
+
+class SharedLoop:
+    """One loop on a thread of its own, for coroutines that only wait.
+
+    Args:
+        name: The thread's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inbox: Mailbox[Callable[[], object]] | None = None
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls a function on the loop's thread soon. Starts the thread the first time."""
+        if self._inbox is None:
+            self._loop = _new_loop()
+            self._inbox = Mailbox(self._loop, lambda function: function())
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._inbox.put(function)
+
+    def start(
+        self,
+        call: Callable[[], Coroutine[Any, Any, Any]],
+        ended: Callable[[Any, BaseException | None], object],
+        context: contextvars.Context,
+    ) -> asyncio.Task[None]:
+        """Starts a coroutine, on the loop's thread.
+
+        Args:
+            call: Makes the coroutine, called in `context`.
+            ended: Called on the loop's thread with what the coroutine returned, or
+                with what it raised.
+            context: The context to run it in.
+        """
+        assert self._loop is not None
+        family: set[asyncio.Task[Any]] = set()
+        context.run(_family.set, family)
+        return asyncio.Task(
+            self._drive(call, ended, family), loop=self._loop, context=context
+        )
+
+    def stop(self, timeout: float) -> None:
+        """Ends the thread; waits for it for `timeout` seconds."""
+        thread, loop = self._thread, self._loop
+        if thread is None or loop is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout)
+        self._thread = self._loop = self._inbox = None
+
+    @staticmethod
+    async def _drive(
+        call: Callable[[], Coroutine[Any, Any, Any]],
+        ended: Callable[[Any, BaseException | None], object],
+        family: set[asyncio.Task[Any]],
+    ) -> None:
+        value = error = None
+        try:
+            value = await call()
+        except BaseException as raised:  # whatever a coroutine raises is its result
+            error = raised
+        if family:
+            await _end_family(family)
+        ended(value, error)
+        del value, error
+
+    def _run(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        while True:
+            try:
+                loop.run_forever()
+            except BaseException as error:
+                # A SystemExit out of a task that somebody's coroutine started must not
+                # end the loop that others are on.
+                log.warning("a task on the shared loop raised %r", error)
+                continue
+            break
+        loop.close()

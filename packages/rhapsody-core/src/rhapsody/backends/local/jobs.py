@@ -1,0 +1,143 @@
+"""One task in the hands of the local backend, from submission to its end.
+
+A job carries what the parts of the backend have to know of a task. What is done
+with it is up to them: `backend` decides when it starts and reports its states,
+`threads`, `processes`, `executors` and `executables` run it.
+"""
+
+from __future__ import annotations
+
+from time import time
+from typing import Any, Protocol
+
+from rhapsody.backends.local.capture import Recorder
+from rhapsody.backends.local.slots import Request
+from rhapsody.task import TaskContext, TaskDescription
+
+
+class Job:
+    """A task, and how it stands.
+
+    Attributes:
+        task: The description, which results are written into.
+        uid: Its uid.
+        request: What it takes while it runs.
+        runner: What runs it.
+        number: Its place in the queue.
+        gpus: The GPUs it was given.
+        context: What the task can know of itself, made when it starts.
+        recorder: What keeps the output of a function in this process.
+        cancelled: Somebody asked for its end.
+        started: It was handed to its runner.
+        announced: The running state was reported.
+        over: It has ended, and its terminal state was reported.
+        value: What a function returned.
+        error: What it raised, or why it could not be run.
+        ended_as_failure: An executable ran and failed: there is no exception.
+        handle: Whatever its runner needs to get hold of it.
+        pid: The process that runs it, where that is known.
+    """
+
+    __slots__ = (
+        "announced",
+        "cancelled",
+        "context",
+        "ended_as_failure",
+        "error",
+        "gpus",
+        "handle",
+        "number",
+        "over",
+        "pid",
+        "recorder",
+        "request",
+        "runner",
+        "started",
+        "task",
+        "uid",
+        "value",
+    )
+
+    def __init__(self, task: TaskDescription, request: Request, runner: Runner) -> None:
+        self.task = task
+        self.uid = task["uid"]
+        self.request = request
+        self.runner = runner
+        self.number = 0
+        self.gpus: tuple[str, ...] = ()
+        self.context: TaskContext | None = None
+        self.recorder: Recorder | None = None
+        self.cancelled = False
+        self.started = False
+        self.announced = False
+        self.over = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.ended_as_failure = False
+        self.handle: Any = None
+        self.pid: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Job {self.uid}>"
+
+    def enter(self) -> TaskContext:
+        """Makes the context and the recorder of a function that starts in this process now."""
+        task = self.task
+        timeout = task.get("timeout")
+        sandbox = task.get("sandbox")
+        self.context = TaskContext(
+            uid=self.uid,
+            name=task["name"],
+            attempt=task.get("attempt", 1),
+            sandbox=sandbox,
+            deadline=None if timeout is None else time() + timeout,
+        )
+        capture = task.get("capture", True)
+        if capture is not False:
+            self.recorder = Recorder(sandbox, files=capture == "files")
+        return self.context
+
+
+class Runner(Protocol):
+    """A part of the backend that runs jobs of some kind.
+
+    All methods are called on the engine's loop. A job's end is told by putting it
+    into the backend's mailbox.
+    """
+
+    announces: bool
+    """It tells by itself when a job has begun; else a job runs once it was handed over."""
+
+    stoppable: bool
+    """Its running jobs can be stopped."""
+
+    def run(self, job: Job) -> None:
+        """Starts a job. May raise, which fails the job."""
+
+    def cancel(self, job: Job) -> None:
+        """Stops a job that was started, or asks it to end. Called once per job."""
+
+
+def task_environment(job: Job, all_gpus: tuple[str, ...]) -> dict[str, str]:
+    """The variables that a task in a process of its own gets.
+
+    Thread counts for the number of cores; the GPUs it was given, and none at all
+    where the backend hands out GPUs and it asked for none; then its own.
+    """
+    environment: dict[str, str] = {}
+    if job.request.cores:
+        environment = dict.fromkeys(THREAD_COUNTS, str(job.request.cores))
+    if all_gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
+    environment.update(job.task.get("environment", {}))
+    return environment
+
+
+THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+"""Variables that say how many threads numeric libraries use."""

@@ -1,0 +1,146 @@
+"""What this machine has to offer, found out or as the user says.
+
+Reads the process's own limits (processor affinity, control groups, visible
+GPUs). It hands nothing out: that is `rhapsody.backends.local.slots`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rhapsody.task import memory_in_bytes
+
+KEYS = ("cores", "gpus", "memory", "workers")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What tasks can be given at once.
+
+    Attributes:
+        cores: Processor cores.
+        gpus: The GPUs, in the words of `CUDA_VISIBLE_DEVICES`.
+        memory: Main memory in bytes, `None` where it is unknown: then it is not counted.
+        workers: Function tasks at once.
+    """
+
+    cores: int
+    gpus: tuple[str, ...]
+    memory: int | None
+    workers: int
+
+
+def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) -> Machine:
+    """The machine as the user describes it, and as it is where the user says nothing.
+
+    Args:
+        resources: Values for `cores`, `gpus` (a number, or a list of devices),
+            `memory` and `workers`.
+        workers: How many workers there are where the user does not say.
+
+    Raises:
+        TypeError: Not a mapping, an unknown key, or a value of the wrong type.
+        ValueError: A value that is too small.
+    """
+    if resources is None:
+        resources = {}
+    if not isinstance(resources, Mapping):
+        raise TypeError(
+            f"resources must be a dict such as {{'cores': 4}}, got {resources!r}; "
+            f"there are {', '.join(KEYS)}"
+        )
+    for key in resources:
+        if key not in KEYS:
+            close = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise TypeError(
+                f"resources: the local backend has no {key!r}{hint} (there are {', '.join(KEYS)})"
+            )
+    given = {key: value for key, value in resources.items() if value is not None}
+    cores = _number("cores", given.get("cores", available_cores()), least=1)
+    memory = given.get("memory")
+    return Machine(
+        cores=cores,
+        gpus=_gpus(given.get("gpus")),
+        memory=available_memory() if memory is None else memory_in_bytes(memory),
+        workers=_number("workers", given.get("workers", workers or cores), least=1),
+    )
+
+
+def available_cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """The machine's main memory or the control group's limit, whichever is smaller."""
+    limits = _control_group_limits()
+    try:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError):  # this system does not tell
+        pass
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
+def available_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use: `CUDA_VISIBLE_DEVICES`, else NVIDIA's devices."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = [device.strip() for device in visible.split(",")]
+        # CUDA itself ignores what follows an invalid entry, such as -1.
+        invalid = next((i for i, device in enumerate(devices) if device in ("", "-1")), None)
+        return tuple(devices[:invalid])
+    numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
+    return tuple(str(number) for number in sorted(int(match[1]) for match in numbers if match))
+
+
+def _control_group_limits() -> list[int]:
+    """Memory limits of this process's control group and of those above it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for directory in (group, *group.parents):
+            try:
+                limits.append(int((directory / name).read_text()))
+            except (OSError, ValueError):  # no such file, or no limit: "max"
+                pass
+            if directory == root:
+                break
+    return limits
+
+
+def _gpus(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return available_gpus()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(str(device) for device in value)
+    number = _number("gpus", value, least=0)
+    visible = available_gpus()
+    return visible[:number] if number <= len(visible) else tuple(map(str, range(number)))
+
+
+def _number(key: str, value: Any, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"resources: {key} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"resources: {key} must be at least {least}, got {value}")
+    return value

@@ -1,0 +1,213 @@
+"""Runs functions on threads of this process.
+
+The threads are daemons that nothing joins at exit: a function that cannot be
+stopped never holds up the end of the program. Coroutine functions run on a loop
+that each thread keeps, or on one shared loop where they take no core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import Empty, SimpleQueue
+from types import CoroutineType
+from typing import Any
+
+from rhapsody.backends.local.capture import recording
+from rhapsody.backends.local.coroutines import SharedLoop, WorkerLoop, without_own_frames
+from rhapsody.backends.local.jobs import Job
+from rhapsody.task import task_context
+
+SPINS = 32 if hasattr(os, "sched_yield") else 0
+"""How often an idle worker looks for the next job before it sleeps.
+
+Waking a sleeping thread takes longer than most of what happens between a job's end
+and the start of the one that waited for it. The looking lasts some 30 µs.
+"""
+
+
+class ThreadWorkers:
+    """Worker threads, started as they are needed.
+
+    Args:
+        deliver: Takes each job that has ended; called on the worker's thread.
+        name: The beginning of the threads' names.
+    """
+
+    announces = False
+    stoppable = False
+
+    def __init__(self, deliver: Callable[[Job], object], name: str) -> None:
+        self._deliver = deliver
+        self._name = name
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._busy = 0
+        self._lock = threading.Lock()  # who cancels a coroutine: the canceller or the worker
+
+    def run(self, job: Job) -> None:
+        """Hands a job to a thread that is free, or to a new one."""
+        job.enter()
+        self._busy += 1
+        if self._busy > len(self._threads):
+            thread = threading.Thread(
+                target=self._work, name=f"{self._name}-{len(self._threads) + 1}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        self._jobs.put(job)
+
+    def ended(self) -> None:
+        """Notes that a job has come back. On the engine's loop."""
+        self._busy -= 1
+
+    def cancel(self, job: Job) -> None:
+        """Cancels a coroutine; tells a function, which goes on unless it looks."""
+        with self._lock:
+            job.cancelled = True
+            handle = job.handle
+        if job.context is not None:
+            job.context.request_cancel()
+        if handle is not None:
+            loop, task = handle
+            call_soon(loop, task.cancel)
+
+    def stop(self, timeout: float) -> None:
+        """Ends the threads that have nothing to do, and waits for them."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        end = time.monotonic() + timeout
+        idle = max(0, len(self._threads) - self._busy)
+        for thread in self._threads:
+            if idle and end > time.monotonic():
+                thread.join(max(0.0, end - time.monotonic()))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+
+    def _work(self) -> None:
+        worker = threading.current_thread().name
+        loop = WorkerLoop()
+        try:
+            while True:
+                job = self._next()
+                if job is None:
+                    return
+                job.task["worker"] = worker
+                contextvars.Context().run(self._call, job, loop)
+                self._deliver(job)
+                del job  # not kept alive until the next one comes
+        finally:
+            loop.close()
+
+    def _next(self) -> Job | None:
+        jobs = self._jobs
+        for _ in range(SPINS):
+            try:
+                return jobs.get_nowait()
+            except Empty:
+                os.sched_yield()
+        return jobs.get()
+
+    def _call(self, job: Job, loop: WorkerLoop) -> None:
+        if job.cancelled:
+            return
+        task, context = job.task, job.context
+        function = task["function"]
+        assert function is not None
+        assert context is not None
+        try:
+            with task_context(context), recording(job.recorder):
+                value = function(*task["args"], **task["kwargs"])
+                if isinstance(value, CoroutineType):
+                    value = loop.run(value, partial(self._started, job))
+            job.value = value
+        except BaseException as error:  # whatever a task raises is its result
+            job.error = without_own_frames(error)
+
+    def _started(
+        self, job: Job, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]
+    ) -> None:
+        with self._lock:
+            job.handle = loop, task
+            cancelled = job.cancelled
+        if cancelled:
+            task.cancel()
+
+
+class SharedThread:
+    """Runs coroutine functions that take no core, all on one loop in one thread.
+
+    Args:
+        deliver: Takes each job that has ended; called on that thread.
+        name: The thread's name.
+    """
+
+    announces = False
+    stoppable = True
+
+    def __init__(self, deliver: Callable[[Job], object], name: str) -> None:
+        self._deliver = deliver
+        self._loop = SharedLoop(name)
+        self._name = name
+
+    def run(self, job: Job) -> None:
+        """Starts a coroutine beside the others."""
+        job.enter()
+        self._loop.call(partial(self._start, job))
+
+    def cancel(self, job: Job) -> None:
+        """Cancels a coroutine."""
+        job.cancelled = True
+        if job.context is not None:
+            job.context.request_cancel()
+        self._loop.call(partial(self._cancel, job))
+
+    def stop(self, timeout: float) -> None:
+        """Ends the thread."""
+        self._loop.stop(timeout)
+
+    # On the loop's thread.
+
+    def _start(self, job: Job) -> None:
+        if job.cancelled:
+            self._deliver(job)
+            return
+        task = job.task
+        task["worker"] = self._name
+        function, args, kwargs = task["function"], task["args"], task["kwargs"]
+        assert function is not None
+        job.handle = self._loop.start(
+            partial(self._call, job, function, args, kwargs),
+            partial(self._ended, job),
+            contextvars.Context(),
+        )
+
+    def _cancel(self, job: Job) -> None:
+        if job.handle is not None:
+            job.handle.cancel()
+
+    async def _call(
+        self, job: Job, function: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        assert job.context is not None
+        with task_context(job.context), recording(job.recorder):
+            return await function(*args, **kwargs)
+
+    def _ended(self, job: Job, value: Any, error: BaseException | None) -> None:
+        job.handle = None
+        job.value = value
+        if error is not None:
+            job.error = without_own_frames(error)
+        self._deliver(job)
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+    """Calls a function on a loop of another thread, unless that loop is closed."""
+    try:
+        loop.call_soon_threadsafe(function)
+    except RuntimeError:  # closed: what was to be told has ended
+        pass

@@ -1,0 +1,297 @@
+"""What runs in a worker process: one call at a time, packed and unpacked.
+
+Everything crosses the border as bytes made by cloudpickle, so that closures,
+lambdas and functions of the main program work, and so that what cannot be
+pickled fails its own task with a reason. The other side is
+`rhapsody.backends.local.processes`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from time import time
+from types import CoroutineType
+from typing import Any, Literal, NamedTuple
+
+import cloudpickle
+
+from rhapsody.backends.local.capture import Recorder, recording, streams
+from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
+from rhapsody.errors import TaskFailedError
+from rhapsody.task import TaskContext, TaskDescription, task_context
+
+STARTED = struct.Struct("=QQ")
+"""What a worker says when it begins with a call: the call's number and its own process id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a worker has to know beside the call itself.
+
+    Attributes:
+        number: Which call it is, for the announcement that it has begun.
+        uid: The task's uid.
+        name: The task's name.
+        attempt: Counted from 1.
+        sandbox: The task's directory.
+        timeout: Seconds that the attempt may take.
+        environment: Variables to set while it runs.
+        capture: As in the task's description.
+    """
+
+    number: int
+    uid: str
+    name: str
+    attempt: int
+    sandbox: str | None
+    timeout: float | None
+    environment: Mapping[str, str]
+    capture: bool | Literal["files"]
+
+
+class Reply(NamedTuple):
+    """What came of a call.
+
+    Attributes:
+        done: Whether the call returned.
+        payload: What it returned, or what it raised, packed.
+        stdout: What it printed, `None` where that is not kept.
+        stderr: The same of standard error.
+        pid: The worker's process id.
+    """
+
+    done: bool
+    payload: bytes
+    stdout: str | None
+    stderr: str | None
+    pid: int
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
+    """The traceback of an exception from another process, as its cause."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+# In the process of the backend.
+
+
+def pack_call(task: TaskDescription) -> bytes:
+    """The function and its arguments as bytes.
+
+    Raises:
+        TypeError: It names the argument that cannot be pickled.
+    """
+    function, args, kwargs = task["function"], task["args"], task["kwargs"]
+    try:
+        return cloudpickle.dumps((function, args, kwargs))
+    except Exception as error:  # pickling runs the objects' own code
+        parts: list[tuple[str, Any]] = [("the function", function)]
+        parts += [(f"positional argument {i}", value) for i, value in enumerate(args)]
+        parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+        for part, value in parts:
+            reason = _why_not(value)
+            if reason is not None:
+                break
+        else:
+            part, value, reason = "the call", function, str(error)
+        raise TypeError(
+            f"task {task['name']!r}: {part} ({type(value).__qualname__}) cannot be pickled for a "
+            f"worker process: {reason}; pass data that can be, or run the task in threads: "
+            "LocalExecutionBackend('thread')"
+        ) from error
+
+
+def unpack(reply: Reply) -> Any:
+    """What the call returned.
+
+    Raises:
+        BaseException: What the call raised, with the worker's traceback as its cause.
+    """
+    if reply.done:
+        return pickle.loads(reply.payload)
+    error, text = pickle.loads(reply.payload)
+    error.__cause__ = RemoteTraceback(text)
+    raise error
+
+
+def _why_not(value: Any) -> str | None:
+    try:
+        cloudpickle.dumps(value)
+    except Exception as error:  # pickling runs the objects' own code
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+# In the worker.
+
+_loop = WorkerLoop()
+_announce: Callable[[int], object] | None = None
+
+
+def begin(announcements: Any) -> None:
+    """Prepares a new worker process. The pool calls it once in each.
+
+    Args:
+        announcements: The connection to say on that a call has begun.
+    """
+    global _announce
+    # In a group of its own the terminal's Ctrl-C does not reach the worker, and what
+    # a function leaves running can be ended with it.
+    with suppress(OSError):
+        os.setsid()
+    # Stops code that never returns to the interpreter, too.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with_parent()
+    streams.acquire()
+    descriptor = announcements.fileno()
+    pid = os.getpid()
+
+    def announce(number: int) -> None:
+        announcements  # keeps the connection open
+        os.write(descriptor, STARTED.pack(number, pid))
+
+    _announce = announce
+
+
+def execute(order: Order, payload: bytes) -> Reply:
+    """Makes one call."""
+    if _announce is not None:
+        _announce(order.number)
+    recorder = None
+    if order.capture is not False:
+        recorder = Recorder(order.sandbox, files=order.capture == "files")
+    context = TaskContext(
+        uid=order.uid,
+        name=order.name,
+        attempt=order.attempt,
+        sandbox=order.sandbox,
+        deadline=None if order.timeout is None else time() + order.timeout,
+    )
+    with _environment(order.environment), recording(recorder), task_context(context):
+        done, result = _call(payload, order.name)
+    stdout = stderr = None
+    if recorder is not None:
+        stdout, stderr = recorder.result("stdout"), recorder.result("stderr")
+        if stdout or stderr:
+            _flush()
+    return Reply(done, result, stdout, stderr, os.getpid())
+
+
+def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
+    try:
+        function, args, kwargs = pickle.loads(payload)
+    except BaseException as error:  # loading runs the objects' own code
+        error.add_note(f"while task {name!r} was unpacked in a worker process")
+        return False, _pack_error(error)
+    try:
+        value = function(*args, **kwargs)
+        if isinstance(value, CoroutineType):
+            value = _loop.run(value)
+    except BaseException as error:  # whatever a task raises is its result
+        return False, _pack_error(error)
+    finally:
+        del function, args, kwargs
+    try:
+        return True, cloudpickle.dumps(value)
+    except Exception as error:  # pickling runs the objects' own code
+        problem = TypeError(
+            f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back "
+            f"from the worker process: {type(error).__name__}: {error}; return data that can "
+            "be, or run the task in threads: LocalExecutionBackend('thread')"
+        )
+        return False, _pack_error(problem)
+
+
+def _pack_error(error: BaseException) -> bytes:
+    """An exception as bytes, of its own type wherever that can be had."""
+    text = "".join(traceback.format_exception(without_own_frames(error)))
+    plain = {key: value for key, value in vars(error).items() if _why_not(value) is None}
+    for candidate in (
+        error,
+        _Rebuilt(type(error), error.args, plain),
+        _Rebuilt(type(error), (str(error),), plain),
+    ):
+        try:
+            packed = cloudpickle.dumps((candidate, text))
+            if type(pickle.loads(packed)[0]) is type(error):
+                return packed
+        except Exception:  # noqa: S112 - an exception class may do anything; try the next way
+            continue
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    return cloudpickle.dumps((TaskFailedError(f"{kind}: {error}"), text))
+
+
+class _Rebuilt:
+    """Pickles as an exception made without calling its `__init__`."""
+
+    def __init__(
+        self, kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+    ) -> None:
+        self._made_from = kind, args, state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, self._made_from
+
+
+def _rebuild(
+    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables while a call runs, before anything of it is imported."""
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads
+            stream.flush()
+
+
+def _die_with_parent() -> None:
+    """Has the system kill this worker, and what it started, when the main program is gone.
+
+    Where the system cannot, a worker that is idle ends by itself, and one that is
+    busy after its call.
+    """
+    import fcntl
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is None or not hasattr(fcntl, "F_SETSIG"):
+        return
+    sentinel: Any = parent.sentinel
+    with suppress(OSError):
+        fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
+        flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)

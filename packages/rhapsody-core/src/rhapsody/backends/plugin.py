@@ -1,0 +1,23 @@
+"""Declares the backends that come with core, the same way as any plugin does."""
+
+from __future__ import annotations
+
+from rhapsody.plugins.specs import BackendSpec, hookimpl
+
+
+@hookimpl
+def rhapsody_backends() -> list[BackendSpec]:
+    """The two backends of core; what they can do is said by their classes."""
+    return [
+        BackendSpec(
+            name="noop",
+            import_path="rhapsody.backends.noop:NoopExecutionBackend",
+            summary="completes each task at once without running it, for dry runs",
+        ),
+        BackendSpec(
+            name="local",
+            import_path="rhapsody.backends.local:LocalExecutionBackend",
+            summary="threads, processes and executables on this machine",
+            requires=("pebble>=5.0.7", "cloudpickle>=3.0"),
+        ),
+    ]

@@ -1,0 +1,137 @@
+"""The commands there are, ours and those of plugins, and the way from arguments to one."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rhapsody.cli import backends, doctor, run
+from rhapsody.cli.output import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    USAGE,
+    CommandError,
+    UsageError,
+    complain,
+)
+from rhapsody.errors import RhapsodyError
+
+Configure = Callable[[argparse.ArgumentParser], object]
+Run = Callable[[argparse.Namespace], int | None]
+
+
+class _Command(NamedTuple):
+    help: str
+    configure: Configure | None
+    run: Run
+
+
+class Commands:
+    """The command line that is being put together; what `rhapsody_commands` gets."""
+
+    def __init__(self) -> None:
+        self._commands: dict[str, _Command] = {}
+
+    def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
+        """Adds a command, see `rhapsody.plugins.specs.CommandLine`."""
+        if not name or name.startswith("-") or name.split() != [name]:
+            raise ValueError(f"{name!r} cannot be the name of a command")
+        if name in self._commands:
+            raise ValueError(f"there is a command {name!r} already")
+        self._commands[name] = _Command(help, configure, run)
+
+    def add_from_plugins(self) -> None:
+        """Adds the commands of plugins; one that raises is reported."""
+        from rhapsody.plugins.manager import implementations, loaded_plugins, report
+
+        for hook in implementations("rhapsody_commands", loaded_plugins()):
+            try:
+                hook.call(cli=self)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin's error of any kind stays its own
+                report(hook, error)
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Runs the command that the arguments name.
+
+        Raises:
+            UsageError: There is no such command.
+            SystemExit: argparse has written help, or an error.
+        """
+        name = next((one for one in arguments if not one.startswith("-")), None)
+        if name is not None and name not in self._commands:
+            close = difflib.get_close_matches(name, self._commands, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else ""
+            hint = hint or f"there are: {', '.join(self._commands)}"
+            raise UsageError(f"there is no command {name!r}; {hint}")
+        parser = self._parser(name)
+        parsed = parser.parse_args(arguments)
+        if name is None:
+            parser.print_help(sys.stderr)
+            return USAGE
+        result = self._commands[name].run(parsed)
+        return DONE if result is None else result
+
+    def _parser(self, chosen: str | None) -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(
+            prog="rhapsody", description="Runs workflows and says what they can run on."
+        )
+        parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+        commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+        for name, command in self._commands.items():
+            own = commands.add_parser(name, help=command.help, description=command.help)
+            if name == chosen and command.configure is not None:
+                command.configure(own)
+        return parser
+
+
+class _Version(argparse.Action):
+    """Reads the version only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from rhapsody import __version__
+
+        parser.exit(message=f"rhapsody-core {__version__}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: Without the program's name; those of the process where `None`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: argparse has written help or an error, or a signal or the
+            user's program ended this one with an exit code of its own.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = Commands()
+    commands.add_command("run", run.HELP, run.configure, run.run)
+    commands.add_command("backends", backends.HELP, backends.configure, backends.run)
+    commands.add_command("doctor", doctor.HELP, doctor.configure, doctor.run)
+    try:
+        if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only
+            commands.add_from_plugins()
+        return commands.run(arguments)
+    except UsageError as error:
+        complain(str(error))
+        return USAGE
+    except (CommandError, RhapsodyError) as error:
+        complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python must not complain at exit, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED

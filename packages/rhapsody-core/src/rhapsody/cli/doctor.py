@@ -1,0 +1,297 @@
+"""`rhapsody doctor`: what is installed, whether it works, and what to do where it does not.
+
+Each plugin is loaded in a process of its own with a time limit, so that one that
+crashes, exits or hangs is a line in the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import rhapsody_guard
+from rhapsody.backends.catalog import (
+    CHOICE,
+    PUBLISHED,
+    UnusableError,
+    catalog,
+    choice_items,
+    choices,
+    normalise,
+    unmet,
+)
+from rhapsody.cli import probe
+from rhapsody.cli.output import DONE, FAILED, say, say_json
+from rhapsody.plugins.entry_points import (
+    BACKENDS,
+    CORE,
+    DISABLE,
+    Declared,
+    Installed,
+    installed,
+    left_out,
+)
+
+HELP = "check the installation and every plugin"
+SLOW = 1.0
+"""Seconds that the import of a plugin's light module may take before it is called slow."""
+
+Level = Literal["ok", "note", "slow", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        level: `"broken"` makes the command fail.
+        subject: What it is about.
+        text: What was found.
+        remedy: What to do, empty where nothing is to be done.
+    """
+
+    level: Level
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+@dataclass(slots=True)
+class _Probed:
+    """One plugin module and the entry points that name it."""
+
+    declared: Declared
+    backends: list[str] = field(default_factory=list)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long one plugin may take to load (default: 30)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the report; fails where something is broken."""
+    found = installed()
+    system = {
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "executable": sys.executable,
+        "platform": platform.platform(),
+    }
+    findings = [
+        *_conflict(),
+        *_core(),
+        *_environment(found),
+        *_plugins(found, arguments.timeout),
+        *_not_installed(found),
+    ]
+    broken = any(finding.level == "broken" for finding in findings)
+    if arguments.json:
+        say_json({**system, "ok": not broken, "findings": [asdict(one) for one in findings]})
+    else:
+        _print(system, findings, broken)
+    return FAILED if broken else DONE
+
+
+def _print(system: dict[str, str], findings: list[Finding], broken: bool) -> None:
+    for name, value in system.items():
+        say(f"{name:<11} {value}")
+    say()
+    for finding in findings:
+        say(f"{finding.level:<7} {finding.subject}: {finding.text}")
+        if finding.remedy:
+            say(f"{'':<7} to mend it: {finding.remedy}")
+    say()
+    say("something is broken, see above" if broken else "everything works")
+
+
+def _conflict() -> list[Finding]:
+    message = rhapsody_guard.conflict()
+    if message is None:
+        return []
+    text, _, remedy = message.partition("\n")
+    return [Finding("broken", "rhapsody-py", text, f"\n{remedy}")]
+
+
+def _core() -> list[Finding]:
+    from importlib_metadata import PackageNotFoundError, distribution, version
+    from packaging.requirements import Requirement
+
+    try:
+        core = distribution(CORE)
+    except PackageNotFoundError:
+        return [Finding("broken", CORE, "its metadata are missing", f"pip install {CORE}")]
+    findings = [Finding("ok", CORE, core.version)]
+    for text in core.requires or ():
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        problem = unmet(requirement)
+        if problem is None:
+            findings.append(Finding("ok", requirement.name, version(requirement.name)))
+        else:
+            findings.append(Finding("broken", CORE, problem, f"pip install '{text}'"))
+    return findings
+
+
+def _environment(found: Installed) -> list[Finding]:
+    findings = [
+        Finding(
+            "broken",
+            label,
+            f"its entry points cannot be read: {why}",
+            "reinstall that distribution",
+        )
+        for label, why in found.unreadable
+    ]
+    findings += [
+        Finding("note", one.distribution, f"its entry point {one.name!r} is left out by {DISABLE}")
+        for one in found.disabled
+    ]
+    present = {one.distribution for one in (*found.declared, *found.disabled)}
+    findings += [
+        Finding("note", DISABLE, f"no plugin is installed of the name {name!r}")
+        for name in sorted(left_out() - present - {"all"})
+    ]
+    names = catalog().names()
+    for item in choice_items():
+        if ":" not in item:
+            findings.append(
+                Finding(
+                    "broken",
+                    CHOICE,
+                    f"{item!r} is not understood",
+                    f"write {CHOICE}=distribution:name,...",
+                )
+            )
+    findings += [
+        Finding("note", CHOICE, f"no plugin declares a backend named {name!r}")
+        for name in choices()
+        if name not in names
+    ]
+    return findings
+
+
+def _not_installed(found: Installed) -> list[Finding]:
+    present = {one.distribution for one in (*found.declared, *found.disabled)}
+    return [
+        Finding("note", name, f"{owner} is not installed; to install it: pip install {owner}")
+        for name, owner in PUBLISHED.items()
+        if owner not in present and owner != CORE
+    ]
+
+
+def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
+    probed: dict[str, _Probed] = {}
+    findings: list[Finding] = []
+    known = catalog()
+    for declared in found.declared:
+        one = probed.setdefault(declared.value, _Probed(declared))
+        if declared.group != BACKENDS:
+            continue
+        key = normalise(declared.name)
+        try:
+            effective = known.claim(key)
+        except UnusableError as error:
+            findings.append(Finding("broken", f"backend {key}", error.reason, error.remedy))
+            continue
+        if effective == declared:
+            one.backends.append(declared.name)
+        elif effective.distribution != declared.distribution:
+            findings += [
+                Finding("note", f"backend {key}", text)
+                for text in known.conflicts(key)
+                if text.startswith(str(declared))
+            ]
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for result in pool.map(partial(_probe, timeout=timeout), probed.values()):
+            findings += result
+    return dict.fromkeys(findings)
+
+
+def _probe(probed: _Probed, timeout: float) -> list[Finding]:
+    declared = probed.declared
+    subject = f"{declared.distribution} {declared.version}"
+    remedy = f"pip install --upgrade {declared.distribution}"
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    request = {"path": path, "declared": asdict(declared), "backends": probed.backends}
+    answers, end = _ask(request, timeout)
+    loads = [answer for answer in answers if answer["step"] == "load"]
+    if not loads:
+        text = f"loading {declared.value} {end or 'gave no answer'}"
+        return [Finding("broken", subject, text, remedy)]
+    if not loads[0]["ok"]:
+        return [Finding("broken", subject, loads[0]["reason"], remedy)]
+    findings = []
+    seconds = loads[0]["seconds"]
+    text = (
+        f"{declared.value} loads in {seconds:.2f} s and implements {', '.join(loads[0]['hooks'])}"
+    )
+    if seconds > SLOW:
+        text += "; that is slow, because it should import no library"
+        findings.append(Finding("slow", subject, text))
+    else:
+        findings.append(Finding("ok", subject, text))
+    answered = {answer["name"]: answer for answer in answers if answer["step"] == "backend"}
+    for name in probed.backends:
+        about = f"backend {name}"
+        answer = answered.get(name)
+        if answer is None:
+            text = f"importing its class {end or 'gave no answer'}"
+            findings.append(Finding("broken", about, text, remedy))
+            break  # nothing that comes after it was looked at
+        if answer["ok"]:
+            findings.append(Finding("ok", about, f"class imported in {answer['seconds']:.2f} s"))
+        else:
+            findings.append(Finding("broken", about, answer["reason"], answer["remedy"]))
+    return findings
+
+
+def _ask(request: dict[str, Any], timeout: float) -> tuple[list[dict[str, Any]], str]:
+    """What a plugin's process answered, and how it ended where that was not in order."""
+    child = subprocess.Popen(  # noqa: S603 - our own interpreter
+        [sys.executable, "-P", "-c", probe.COMMAND],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    end = ""
+    try:
+        output, errors = child.communicate(json.dumps(request), timeout=timeout)
+    except subprocess.TimeoutExpired:
+        end = f"did not end within {timeout:g} s"
+        _kill(child)
+        output, errors = child.communicate()
+    else:
+        if child.returncode < 0:
+            end = f"ended the process with {signal.Signals(-child.returncode).name}"
+        elif child.returncode:
+            last = errors.strip().rpartition("\n")[2] or "nothing on standard error"
+            end = f"ended the process with exit code {child.returncode} ({last})"
+    return [json.loads(line) for line in output.splitlines()], end
+
+
+def _kill(child: subprocess.Popen[str]) -> None:
+    """Ends the process and whatever it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)

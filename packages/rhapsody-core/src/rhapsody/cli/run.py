@@ -1,0 +1,258 @@
+"""`rhapsody run`: runs an asynchronous function of a script as a workflow.
+
+The script is not the program's main module: what stands under
+`if __name__ == "__main__"` does not run, and worker processes do not run the
+script again, because its functions and classes travel by value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import inspect
+import io
+import os
+import sys
+import tomllib
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError
+from rhapsody.errors import RhapsodyError
+
+if TYPE_CHECKING:
+    from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.engine import WorkflowEngine
+
+HELP = "run a workflow"
+SCRIPT_MODULE = "__rhapsody_script__"
+"""What the script is imported as: not `__main__`, and nothing that can be installed."""
+
+Main = Callable[["WorkflowEngine"], Awaitable[object]]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "script",
+        metavar="SCRIPT[:FUNC]",
+        help="a Python file, and the name of its `async def main(flow)` (default: main)",
+    )
+    parser.add_argument(
+        "-b", "--backend", metavar="NAME", help="the backend's name (default: local)"
+    )
+    parser.add_argument(
+        "-o",
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the backend, its value as in TOML; may be given several times",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the workflow.
+
+    Raises:
+        UsageError: The script, the function, the backend or an option is not right.
+        CommandError: The backend could not be started.
+    """
+    path, name = split_target(arguments.script)
+    options = parse_options(arguments.option)
+    try:
+        module = load_script(path)
+    except UsageError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        return _show(error, path)
+    main = find_main(module, name, path)
+    backend = arguments.backend
+    if backend is None and options:
+        backend = "local"
+    try:
+        asyncio.run(_workflow(main, backend, options))
+    except (UsageError, CommandError):
+        raise
+    except (Exception, asyncio.CancelledError) as error:  # as above
+        return _show(error, path)
+    return DONE
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """The absolute path and the function's name in `SCRIPT[:FUNC]`.
+
+    Raises:
+        UsageError: There is no such file.
+    """
+    path, name = target, "main"
+    if not os.path.exists(target) and ":" in target:  # a file's name may have a colon, too
+        path, _, name = target.rpartition(":")
+    if not os.path.exists(path):
+        raise UsageError(f"there is no file {path!r} (looked in {os.getcwd()})")
+    if not os.path.isfile(path):
+        raise UsageError(f"{path!r} is no file")
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} in {target!r} is no function's name; write {path}:main")
+    return os.path.abspath(path), name
+
+
+def parse_options(options: Iterable[str]) -> dict[str, Any]:
+    """The settings in `KEY=VALUE` texts; of a key given twice the last one counts.
+
+    Raises:
+        UsageError: Not of that form, or a value that is broken TOML.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            raise UsageError(f"-o {option!r}: write KEY=VALUE, such as -o cores=2")
+        parsed[key] = _value(text.strip(), option)
+    return parsed
+
+
+def _value(text: str, option: str) -> Any:
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        # A bare word is a string. What begins as something else was meant as that.
+        if text and (text[0] in "\"'[{" or "\n" in text):
+            raise UsageError(f"-o {option!r}: the value is broken TOML: {error}") from None
+        return text
+    return found["value"] if len(found) == 1 else text
+
+
+def load_script(path: str) -> ModuleType:
+    """Runs a script as a module of its own.
+
+    Raises:
+        UsageError: The file cannot be read.
+        Exception: Whatever the script raises.
+    """
+    import cloudpickle
+
+    try:
+        with io.open_code(path) as file:
+            source = file.read()
+    except OSError as error:
+        raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
+    module = ModuleType(SCRIPT_MODULE)
+    module.__file__ = path
+    sys.modules[SCRIPT_MODULE] = module
+    sys.path.insert(0, os.path.dirname(path))
+    sys.argv = [path]
+    # No other process can import this module.
+    cloudpickle.register_pickle_by_value(module)
+    code = compile(source, path, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - it is what the user asks for
+    return module
+
+
+def find_main(module: ModuleType, name: str, path: str) -> Main:
+    """The workflow's function in a script.
+
+    Raises:
+        UsageError: There is none, or it is not `async def name(flow)`.
+    """
+    function = getattr(module, name, None)
+    where = os.path.basename(path)
+    if function is None:
+        own = [key for key, value in vars(module).items() if inspect.iscoroutinefunction(value)]
+        close = difflib.get_close_matches(name, own, n=1)
+        if close:
+            hint = f"did you mean {where}:{close[0]}?"
+        elif own:
+            hint = f"its asynchronous functions are {', '.join(own)}"
+        else:
+            hint = f"write `async def {name}(flow): ...` in it"
+        raise UsageError(f"{where} has no function {name!r}; {hint}")
+    if not inspect.iscoroutinefunction(function):
+        raise UsageError(
+            f"{name} in {where} is no asynchronous function: write `async def {name}(flow): ...`"
+        )
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        raise UsageError(
+            f"{name} in {where} must take one argument, the workflow engine: "
+            f"write `async def {name}(flow): ...`"
+        ) from None
+    main: Main = function
+    return main
+
+
+def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
+    """A backend with settings: keywords of its class, all others in its `resources`.
+
+    Raises:
+        UsageError: There is no such backend, or it does not take a setting.
+    """
+    from rhapsody.backends.discovery import BackendRegistry
+
+    try:
+        cls = BackendRegistry.get_backend_class(name)
+    except (ValueError, ImportError, TypeError) as error:
+        raise UsageError(str(error)) from None
+    parameters = inspect.signature(cls).parameters.values()
+    keywords = [
+        one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+    resources: dict[str, Any] = {}
+    given: dict[str, Any] = {}
+    for key, value in options.items():
+        if key == "resources" and key in keywords:
+            if not isinstance(value, dict):
+                raise UsageError(f"-o resources: write resources={{cores = 2}}, got {value!r}")
+            resources |= value
+        elif key in keywords or any(one.kind is one.VAR_KEYWORD for one in parameters):
+            given[key] = value
+        elif "resources" in keywords:
+            resources[key] = value
+        else:
+            takes = f"it takes {', '.join(keywords)}" if keywords else "it takes none"
+            raise UsageError(f"backend {name!r} has no setting {key!r}; {takes}")
+    if resources:
+        given["resources"] = resources
+    try:
+        return cls(**given)
+    except (TypeError, ValueError, ImportError, RhapsodyError) as error:
+        raise UsageError(f"backend {name!r}: {error}") from None
+
+
+async def _workflow(main: Main, name: str | None, options: dict[str, Any]) -> None:
+    from rhapsody.engine import WorkflowEngine
+
+    backend = None if name is None else make_backend(name, options)
+    started = False
+    try:
+        async with WorkflowEngine.create(backend=backend) as flow:
+            started = True
+            await main(flow)
+    except (ValueError, TypeError) as error:
+        if started:
+            raise
+        raise UsageError(f"backend {name or 'local'!r}: {error}") from error
+    except (RhapsodyError, OSError, ImportError) as error:
+        if started:
+            raise
+        raise CommandError(
+            f"backend {name or 'local'!r} cannot be started: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _show(error: BaseException, path: str) -> int:
+    """Prints the traceback of the user's own code, from the script on."""
+    start = error.__traceback__
+    while start is not None and start.tb_frame.f_code.co_filename != path:
+        start = start.tb_next
+    if start is not None:
+        error.__traceback__ = start
+    elif isinstance(error, SyntaxError) and error.filename == path:
+        error.__traceback__ = None
+    traceback.print_exception(error)
+    return FAILED

@@ -1,0 +1,332 @@
+"""Files that tasks read and write: how a user names them, and how they get into a sandbox.
+
+`InputFile` and `OutputFile` only say which file is meant; the functions below
+them are for backends that link files into sandboxes. Which dependency a file
+comes from, fetching, and how long a sandbox lives are the engine's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+from rhapsody.errors import DataError
+
+_URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class File:
+    """What input and output files have in common. Immutable; made as one of the two.
+
+    Attributes:
+        filename: The file's name in the sandbox of a task that uses it.
+        filepath: Where the file is, `None` while nobody knows.
+    """
+
+    filename: str
+    filepath: Path | None
+
+    def bound_to(self, sandbox: str | os.PathLike[str]) -> Self:
+        """The copy that a task gets: `filepath` is an absolute path in its sandbox."""
+        copy = object.__new__(type(self))
+        for name in _field_names(self):
+            object.__setattr__(copy, name, getattr(self, name))
+        object.__setattr__(copy, "filepath", Path(os.path.abspath(sandbox), self.filename))
+        return copy
+
+    def __fspath__(self) -> str:
+        if self.filepath is None:
+            raise TypeError(
+                f"{self!r} has no path before a task runs: pass it to a task as an "
+                "argument and use the one that the task gets"
+            )
+        return str(self.filepath)
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class InputFile(File):
+    """A file that a task reads; passed to the task as an argument.
+
+    Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
+
+    A relative `spec` is matched by its base name with the files that the task's
+    dependencies write, and only then with the disk; an absolute path or a URL
+    always means itself. Naming a file makes no dependency: pass the future of the
+    task that writes it as well.
+
+    Args:
+        spec: A URL, an existing local path (a directory is linked as a whole), or
+            the name of a file that a dependency writes.
+
+    Raises:
+        DataError: A `ValueError`: the name is empty or names a directory that is
+            not there, or it is an absolute path, or one with `..`, of a file that
+            is not there.
+        TypeError: Neither a string nor a path.
+
+    Attributes:
+        filename: The base name, which the task sees the file under.
+        filepath: In a task, the absolute path in its sandbox. Before that the
+            absolute path of a local file, the bare name of another task's file,
+            and `None` for a URL, which is fetched when a task is about to run.
+        remote_url: The URL.
+        local_file: The existing path as it was given.
+        other_task_file: The name as it was given.
+        expected_at: Where the file is looked for on disk where no dependency
+            writes it; `None` for a URL.
+    """
+
+    remote_url: str | None
+    local_file: str | None
+    other_task_file: str | None
+    expected_at: Path | None
+
+    def __init__(self, spec: str | os.PathLike[str]) -> None:
+        given = _text("InputFile", spec)
+        url = local = other = None
+        path: Path | None = None
+        expected: Path | None = None
+        if _URL.match(given):
+            url, name = given, _name_in_url(given)
+        else:
+            expected = Path(os.path.abspath(given))
+            name = expected.name
+            if os.path.exists(given):
+                local, path = given, expected
+                if not name:
+                    raise DataError(f"InputFile({given!r}) has no name to link it under")
+            else:
+                name = _base_name("InputFile", given, "there is no such file, and the name of a")
+                other, path = given, Path(given)
+        _set(
+            self,
+            filename=name,
+            filepath=path,
+            remote_url=url,
+            local_file=local,
+            other_task_file=other,
+            expected_at=expected,
+        )
+
+    def __repr__(self) -> str:
+        spec = self.local_file or self.other_task_file or without_secrets(self.remote_url or "")
+        return f"InputFile({spec!r})"
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class OutputFile(File):
+    """A file that a task promises to write into its sandbox; passed to it as an argument.
+
+    A task that succeeds without having written it fails.
+
+    Args:
+        name: The file's name; directories in front of it are left out.
+
+    Raises:
+        DataError: A `ValueError`: the name is empty, is a directory, or leads out
+            of the sandbox (an absolute path, `..`).
+        TypeError: Neither a string nor a path.
+
+    Attributes:
+        filename: The base name.
+        filepath: In a task, the absolute path to write to; `None` before that.
+    """
+
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        given = _text("OutputFile", name)
+        _set(self, filename=_base_name("OutputFile", given, "the name of a"), filepath=None)
+
+    def __repr__(self) -> str:
+        return f"OutputFile({self.filename!r})"
+
+
+def without_secrets(url: str) -> str:
+    """A URL for messages: without user, password, query and fragment."""
+    bare, query, _ = re.sub(r"//[^/@]*@", "//", url).partition("#")[0].partition("?")
+    return bare + ("?..." if query else "")
+
+
+def plain_name(name: str) -> str:
+    """The name itself, where it names something directly in a sandbox.
+
+    Raises:
+        DataError: It is empty, has a directory part, or is `.` or `..`.
+    """
+    if not name or name in (".", "..") or "/" in name or "\0" in name or os.sep in name:
+        raise DataError(f"{name!r} is not a plain file name: it could lead out of a sandbox")
+    return name
+
+
+def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
+    """Makes a sandbox directory, private to the user, where it is not there yet.
+
+    Raises:
+        DataError: Something else has its name, such as a link to elsewhere.
+        OSError: It cannot be made.
+    """
+    path = os.path.abspath(sandbox)
+    for tries_left in (2, 1, 0):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if os.path.islink(path) or not os.path.isdir(path):
+                raise DataError(f"sandbox {path!r} is not a directory") from None
+        except FileNotFoundError:
+            # Again and again, as another engine may remove a parent that it emptied.
+            if not tries_left:
+                raise
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            continue
+        break
+    return path
+
+
+def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:
+    """Makes a file or directory available in a sandbox, which is made where needed.
+
+    For backends' `link_explicit_data_deps`. It is a symbolic link, or a copy where
+    the file system has no links. Doing the same twice is harmless.
+
+    Args:
+        sandbox: The sandbox of the task that needs the file.
+        name: The name it gets there, without directories.
+        source: Where it is.
+
+    Raises:
+        DataError: The name could leave the sandbox, is taken by something else,
+            or there is nothing at `source`.
+    """
+    origin = os.path.abspath(source)
+    if not os.path.exists(origin):
+        raise DataError(f"cannot link {name!r} into {os.fspath(sandbox)!r}: no file {origin!r}")
+    target = os.path.join(make_sandbox(sandbox), plain_name(name))
+    if not _link(origin, target) and not _same(origin, target):
+        raise DataError(f"cannot link {origin!r} to {target!r}: there is another file")
+
+
+def link_all(
+    source: str | os.PathLike[str],
+    sandbox: str | os.PathLike[str],
+    skip: Collection[str] = (),
+) -> list[str]:
+    """Makes all that is in one sandbox available in another, which is made where needed.
+
+    For backends' `link_implicit_data_deps`. Names that are taken are left alone. A
+    source that is empty or was never made has nothing to link.
+
+    Args:
+        source: The sandbox to link from.
+        sandbox: The sandbox to link into.
+        skip: Names to leave out, such as the files the source's output went to.
+
+    Returns:
+        The names that were linked.
+    """
+    root = os.path.abspath(source)
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    entries = [entry for entry in entries if entry.name not in skip]
+    if not entries:
+        return []
+    target_root = make_sandbox(sandbox)
+    linked = []
+    for entry in entries:
+        origin = entry.path
+        if entry.is_symlink():
+            # Straight to the file, or a long chain of tasks would exceed the
+            # number of links that the system follows.
+            target = os.readlink(origin)
+            origin = target if os.path.isabs(target) else origin
+        if _link(origin, os.path.join(target_root, entry.name)):
+            linked.append(entry.name)
+    return linked
+
+
+def _link(origin: str, target: str) -> bool:
+    """Links or copies; `False` where the target's name is taken."""
+    try:
+        os.symlink(origin, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        return _copy(origin, target)
+    return True
+
+
+def _copy(origin: str, target: str) -> bool:
+    if os.path.lexists(target):
+        return False
+    # Copied aside and renamed, so that nobody takes half a file for the whole.
+    aside = tempfile.mkdtemp(prefix=".linking-", dir=os.path.dirname(target))
+    try:
+        part = os.path.join(aside, "part")
+        if os.path.isdir(origin):
+            shutil.copytree(origin, part, symlinks=True)
+        else:
+            shutil.copy2(origin, part)
+        os.rename(part, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _same(origin: str, target: str) -> bool:
+    """Whether linking would change nothing: the same file, or the copy of it."""
+    with contextlib.suppress(OSError):
+        if os.path.samefile(origin, target):
+            return True
+        return not os.path.islink(target) and filecmp.cmp(origin, target)
+    return False
+
+
+def _field_names(file: File) -> list[str]:
+    return list(type(file).__dataclass_fields__)
+
+
+def _set(file: File, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(file, name, value)
+
+
+def _name_in_url(url: str) -> str:
+    try:
+        name = os.path.basename(unquote(urlsplit(url).path))
+    except ValueError as error:
+        raise DataError(f"InputFile({without_secrets(url)!r}) is not a URL: {error}") from None
+    return "downloaded_file" if name in ("", ".", "..") or "\0" in name else name
+
+
+def _text(kind: str, given: object) -> str:
+    text = given if isinstance(given, str) else None
+    if text is None and isinstance(given, os.PathLike):
+        text = os.fspath(given)
+    if not isinstance(text, str):
+        raise TypeError(f"{kind} takes a string or a path, got {given!r}")
+    if not text:
+        raise DataError(f"{kind} needs a file name, got an empty one")
+    return text
+
+
+def _base_name(kind: str, given: str, why: str) -> str:
+    """The base name of a file in a sandbox, of the relative path a user gave."""
+    *directories, name = given.split("/")
+    if os.path.isabs(given) or ".." in directories or name == ".." or "\0" in given:
+        raise DataError(
+            f"{kind}({given!r}): {why} task's file must stay in its sandbox; "
+            "give a plain file name such as 'result.txt'"
+        )
+    if name in ("", "."):
+        raise DataError(f"{kind}({given!r}) names a directory; give the name of a file in it")
+    return name

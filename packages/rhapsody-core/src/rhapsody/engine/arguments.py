@@ -1,0 +1,185 @@
+"""Futures and files in a call's arguments: found when it is made, replaced when it runs.
+
+Looks into exact lists, tuples, dicts and sets, named tuples and the `init` fields
+of dataclasses, and nowhere else. Knows nothing of tasks or backends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from rhapsody.data import InputFile, OutputFile
+
+T = TypeVar("T")
+
+MAX_DEPTH = 100
+"""How many levels of containers are searched."""
+
+PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray, range})
+"""Types that hold nothing to find, recognised without a look at the value."""
+
+
+class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
+    """Marks an argument that is not searched for futures and files.
+
+    The task gets `value` itself. Useful for large data structures, and for
+    futures that are meant as objects.
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+
+class Found:
+    """What a call's arguments hold.
+
+    Attributes:
+        futures: Each future once, in the order of the arguments.
+        inputs: The declared input files.
+        outputs: The declared output files.
+    """
+
+    __slots__ = ("_touched", "futures", "inputs", "outputs")
+
+    def __init__(self) -> None:
+        self.futures: list[asyncio.Future[Any]] = []
+        self.inputs: list[InputFile] = []
+        self.outputs: list[OutputFile] = []
+        self._touched: set[int] = set()
+
+    def fill(self, value: Any, replace: Callable[[Any], Any]) -> Any:
+        """The value with each future and file in it replaced, `literal` marks taken off.
+
+        Containers without any are handed on as they are; others are copied.
+        """
+        return _fill(value, replace, self._touched, {})
+
+
+def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None:
+    """Finds futures and files in a call's arguments; `None` where there are none.
+
+    Raises:
+        ValueError: A container holds itself, or they are nested too deeply.
+    """
+    for value in args:
+        if type(value) not in PLAIN:
+            break
+    else:
+        if not kwargs or PLAIN.issuperset(map(type, kwargs.values())):
+            return None
+    roots: tuple[Any, ...] = (*args, *kwargs.values()) if kwargs else args
+    found = Found()
+    seen: set[int] = set()  # futures and files found, containers done
+    path: list[int] = []  # ids of the containers we are in
+    walk: list[Iterator[Any]] = [iter(roots)]
+    while walk:
+        for value in walk[-1]:
+            if type(value) in PLAIN:
+                continue
+            leaf = _leaf(value, found, seen)
+            if leaf:
+                found._touched.update(path)
+                continue
+            children = _children(value)
+            if children is None:
+                continue
+            key = id(value)
+            if key in path or len(path) >= MAX_DEPTH:
+                raise ValueError(
+                    f"an argument of type {type(value).__name__} contains itself or is nested "
+                    f"more than {MAX_DEPTH} levels deep; wrap it in rhapsody.literal(...) "
+                    "if no futures or files in it are meant"
+                )
+            if key in seen:
+                if key in found._touched:
+                    found._touched.update(path)
+                continue
+            path.append(key)
+            walk.append(iter(children))
+            break
+        else:
+            walk.pop()
+            if path:
+                seen.add(path.pop())
+    if not (found.futures or found.inputs or found.outputs or _LITERAL_SEEN in seen):
+        return None
+    return found
+
+
+_LITERAL_SEEN = -1  # no object has this id
+
+
+def _leaf(value: Any, found: Found, seen: set[int]) -> bool:
+    kind = type(value)
+    if kind in (list, tuple, dict, set):
+        return False
+    if asyncio.isfuture(value):
+        into: list[Any] = found.futures
+    elif isinstance(value, InputFile):
+        into = found.inputs
+    elif isinstance(value, OutputFile):
+        into = found.outputs
+    elif kind is literal:
+        seen.add(_LITERAL_SEEN)
+        return True
+    else:
+        return False
+    if id(value) not in seen:
+        seen.add(id(value))
+        into.append(value)
+    return True
+
+
+def _children(value: Any) -> Any:
+    """The values to look at inside a container, `None` for anything else."""
+    kind = type(value)
+    if kind is list or kind is tuple or kind is set:
+        children = value
+    elif kind is dict:
+        children = value.values()
+    elif isinstance(value, tuple) and hasattr(kind, "_fields"):
+        children = value
+    elif hasattr(kind, "__dataclass_fields__") and not isinstance(value, type):
+        children = [getattr(value, f.name) for f in dataclasses.fields(value) if f.init]
+    else:
+        return None
+    # Big plain data is passed over at the speed of C.
+    return None if PLAIN.issuperset(map(type, children)) else children
+
+
+def _fill(
+    value: Any, replace: Callable[[Any], Any], touched: set[int], done: dict[int, Any]
+) -> Any:
+    kind = type(value)
+    if kind is literal:
+        return value.value
+    if asyncio.isfuture(value) or isinstance(value, InputFile | OutputFile):
+        return replace(value)
+    key = id(value)
+    if key not in touched:
+        return value
+    if key in done:
+        return done[key]
+    new: Any
+    if kind is dict:
+        new = {k: _fill(v, replace, touched, done) for k, v in value.items()}
+    elif kind is list or kind is set or kind is tuple:
+        new = kind(_fill(v, replace, touched, done) for v in value)
+    elif isinstance(value, tuple):
+        new = kind(*(_fill(v, replace, touched, done) for v in value))
+    else:
+        new = dataclasses.replace(
+            value,
+            **{
+                f.name: _fill(getattr(value, f.name), replace, touched, done)
+                for f in dataclasses.fields(value)
+                if f.init
+            },
+        )
+    done[key] = new
+    return new

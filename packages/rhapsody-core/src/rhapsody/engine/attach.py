@@ -1,0 +1,82 @@
+"""Which backends an engine works with, from what its user gave, started."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.backends.discovery import get_backend
+
+DRY_RUN = "noop"
+EMBEDDED = "local"
+
+
+async def attach(backend: Any, backends: Any, *, dry_run: bool) -> dict[str, BaseExecutionBackend]:
+    """Starts the backends of an engine; the first one is the default.
+
+    If one cannot be started, those that this call started are shut down again.
+
+    Raises:
+        TypeError: Something is not a backend.
+        ValueError: Nobody registered a name, or two backends have the same.
+        RuntimeError: A dry run with a backend that does work.
+    """
+    given = _given(backend, backends)
+    if not given:
+        given = [(None, DRY_RUN if dry_run else EMBEDDED)]
+    started: dict[str, BaseExecutionBackend] = {}
+    ours: list[BaseExecutionBackend] = []
+    try:
+        for name, one in given:
+            made = get_backend(one) if isinstance(one, str) else one
+            if not isinstance(made, BaseExecutionBackend) and inspect.isawaitable(made):
+                made = await made  # `Backend.create(...)`, not awaited
+            if not isinstance(made, BaseExecutionBackend):
+                raise _not_a_backend(made)
+            label = name or made.name or type(made).__name__
+            if dry_run and made.name != DRY_RUN:
+                raise RuntimeError(
+                    f"dry_run=True runs nothing, and backend {label!r} would: leave `backend` "
+                    "out, or give a NoopExecutionBackend"
+                )
+            if label in started:
+                raise ValueError(
+                    f"two backends are called {label!r}; give them names of your own: "
+                    "backends={'one': ..., 'two': ...}"
+                )
+            if str(made.state()) != "running":
+                ours.append(made)
+            if inspect.isawaitable(made):
+                made = await made
+            started[label] = made
+    except BaseException:
+        for one in ours:
+            await one.shutdown()
+        raise
+    return started
+
+
+def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
+    given: list[tuple[str | None, Any]] = []
+    if isinstance(backend, list | tuple):
+        given += [(None, one) for one in backend]
+    elif backend is not None:
+        given.append((None, backend))
+    if isinstance(backends, Mapping):
+        given += list(backends.items())
+    elif isinstance(backends, Iterable) and not isinstance(backends, str):
+        given += [(None, one) for one in backends]
+    elif backends is not None:
+        raise TypeError(f"backends must be a list or a dict of names to backends, got {backends!r}")
+    return given
+
+
+def _not_a_backend(value: object) -> TypeError:
+    what = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
+    hint = f"; make one: {value.__name__}()" if isinstance(value, type) else ""
+    return TypeError(
+        f"backend must be a backend object or a name such as 'local', got {what}{hint}. "
+        "`rhapsody backends` lists the names"
+    )

@@ -1,0 +1,218 @@
+"""Blocks: functions that call tasks and wait for them, as parts of the graph.
+
+An asynchronous block is an asyncio task on the engine's loop. A synchronous one
+has a thread of its own, so that blocks may nest as deep as they like without
+waiting for each other's threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from rhapsody.engine.life import Event, Future, Work
+from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskFuture, seconds
+
+if TYPE_CHECKING:
+    from rhapsody.engine.graph import Node
+    from rhapsody.engine.runtime import Runtime
+
+T = TypeVar("T")
+
+enclosing_block: contextvars.ContextVar[Node | None] = contextvars.ContextVar(
+    "rhapsody_block", default=None
+)
+
+
+class BlockFuture(TaskFuture[T]):
+    """The future of a block. Awaiting it inside itself is an error instead of a hang."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        node = _node_of(self)
+        me = enclosing_block.get()
+        if node is None or me is None:
+            return super().__await__()
+        return self._await_inside(me, node)
+
+    __iter__ = __await__
+
+    def _await_inside(self, me: Node, node: Node) -> Generator[Any, None, T]:
+        with _awaiting(me, node):
+            return (yield from super().__await__())
+
+
+def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
+    """Waits for a future from the thread of a synchronous block.
+
+    Blocks the calling thread; the engine's loop goes on.
+
+    Args:
+        future: A task's or block's future, or any other of the engine's loop.
+        timeout: Seconds to wait at most; `None` waits as long as it takes. The
+            task goes on when the time is over.
+
+    Returns:
+        The future's result.
+
+    Raises:
+        RuntimeError: Called on an event loop, whose thread it would block, or for
+            a block inside itself.
+        TimeoutError: The time is over.
+        asyncio.CancelledError: The future was cancelled.
+        BaseException: The future's own exception.
+    """
+    if not asyncio.isfuture(future):
+        raise TypeError(f"wait() takes a future, got {future!r}")
+    if timeout is not None:
+        timeout = seconds("timeout", timeout, zero=True)
+    if running_loop() is not None:
+        raise RuntimeError(
+            "wait() blocks its thread, which is an event loop's here: write `await future`"
+        )
+    if future.done():
+        return future.result()
+    me = enclosing_block.get()
+    node = _node_of(future) if isinstance(future, BlockFuture) else None
+    loop = future.get_loop()
+    done = threading.Event()
+
+    def notify(_: asyncio.Future[T]) -> None:
+        done.set()
+
+    if not loop.is_running():
+        raise RuntimeError("wait() on a future whose event loop is not running")
+    loop.call_soon_threadsafe(future.add_done_callback, notify)
+    if me is not None and node is not None:
+        with _awaiting(me, node):
+            in_time = done.wait(timeout)
+    else:
+        in_time = done.wait(timeout)
+    if not in_time:
+        loop.call_soon_threadsafe(future.remove_done_callback, notify)
+        raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
+    return future.result()
+
+
+def _node_of(future: BlockFuture[Any]) -> Node | None:
+    node: Any = future._node
+    return None if future.done() else node
+
+
+@contextmanager
+def _awaiting(me: Node, node: Node) -> Iterator[None]:
+    """Notes that block `me` waits for block `node`.
+
+    Raises:
+        RuntimeError: That one waits for `me`, directly or through others.
+    """
+    seen, stack = {node}, [node]
+    while stack:
+        other = stack.pop()
+        if other is me:
+            raise RuntimeError(
+                f"block {me.task.name!r} ({me.future.uid}) would wait for itself: it awaits "
+                f"{node.task.name!r} ({node.future.uid})"
+                + ("" if node is me else ", which waits for it")
+            )
+        ahead = list(other.extra.awaiting) if other.extra is not None else []
+        for dependency in other.dependencies:
+            if isinstance(dependency, BlockFuture) and not dependency.done():
+                ahead.append(cast("Node", dependency._node))
+        for further in ahead:
+            if further not in seen:
+                seen.add(further)
+                stack.append(further)
+    edges = me.more().awaiting
+    edges.append(node)
+    try:
+        yield
+    finally:
+        edges.remove(node)
+
+
+class Blocks:
+    """Runs the blocks of one engine."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._threads: dict[Node, threading.Thread] = {}
+
+    def start(self, node: Node) -> None:
+        """Starts a block whose dependencies have ended."""
+        runtime = self._runtime
+        node.step(Event.RUN)
+        node.future._backend = None
+        if runtime.observed:
+            runtime.observe(node, TasksMainStates.RUNNING)
+        extra = node.more()
+        context = extra.context or contextvars.copy_context()
+        context.run(enclosing_block.set, node)
+        args, kwargs = runtime.values(node)
+        if node.task.is_async:
+            extra.block = runtime.loop.create_task(
+                node.task.function(*args, **kwargs), name=node.future.uid, context=context
+            )
+            extra.block.add_done_callback(partial(self._async_ended, node))
+            return
+        thread = threading.Thread(
+            target=context.run,
+            args=(self._call, node, args, kwargs),
+            name=f"rhapsody {node.future.uid}",
+            daemon=True,  # a block that never returns does not hold up the program's exit
+        )
+        self._threads[node] = thread
+        thread.start()
+
+    def stop(self, node: Node) -> None:
+        """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
+        if node.extra is not None and node.extra.block is not None:
+            node.extra.block.cancel()
+
+    async def drain(self, grace: float) -> None:
+        """Gives asynchronous blocks that are being cancelled time to end. Used at shutdown."""
+        running = [n.extra.block for n in self._runtime.graph.live if n.extra is not None]
+        blocks = [task for task in running if task is not None]
+        if blocks:
+            await asyncio.wait(blocks, timeout=grace)
+
+    def _call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value, error = None, None
+        try:
+            value = node.task.function(*args, **kwargs)
+        except BaseException as raised:  # whatever it is, it is the block's outcome
+            error = raised
+        try:
+            self._runtime.loop.call_soon_threadsafe(self._ended, node, value, error)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self._threads.pop(node, None)
+
+    def _async_ended(self, node: Node, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._ended(node, None, asyncio.CancelledError())
+        else:
+            error = task.exception()
+            self._ended(node, None if error else task.result(), error)
+
+    def _ended(self, node: Node, value: Any, error: BaseException | None) -> None:
+        self._threads.pop(node, None)
+        runtime = self._runtime
+        if node.life.work is Work.LOST:
+            return
+        if isinstance(error, asyncio.CancelledError):
+            runtime.stopped(node)
+        elif node.life.future is not Future.PENDING:
+            runtime.stopped(node)  # cancelled before; what it says now is not seen
+        elif error is not None:
+            runtime.graph.fail(node, error)
+        else:
+            node.step(Event.DONE)
+            runtime.gate.reveal(node, value)

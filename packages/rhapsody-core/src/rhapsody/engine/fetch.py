@@ -1,0 +1,201 @@
+"""Bringing input files from far away onto the engine's file system, for one engine.
+
+Each file is brought once, whoever asks for it, into a directory private to the
+user. Downloads run in threads of their own, so that one which hangs delays
+neither the loop nor the end of the program. Which task needs which file is
+decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from rhapsody.data import make_sandbox, without_secrets
+from rhapsody.errors import DataError
+
+INSTALL = "pip install 'rhapsody-core[files]'"
+_CHUNK = 1 << 20
+_AT_ONCE = 8
+_QUIET = 60.0  # seconds without any data after which an HTTP transfer is given up
+
+
+class _TooLargeError(Exception):
+    """The file is larger than the limit."""
+
+
+class _MissingExtraError(Exception):
+    """A library of the extra is not installed."""
+
+
+class Fetcher:
+    """Brings files into a cache directory, which is made when first needed.
+
+    Args:
+        directory: The cache directory.
+        timeout: Seconds that one file may take.
+        limit: Bytes that one download may have.
+    """
+
+    def __init__(self, directory: Path, *, timeout: float, limit: int) -> None:
+        self.directory = directory
+        self._timeout = timeout
+        self._limit = limit
+        self._fetches: dict[str, asyncio.Task[str]] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
+
+    def download(self, url: str, filename: str) -> asyncio.Task[str]:
+        """Brings what a URL names, see `bring`."""
+        return self.bring(url, filename, lambda part: self._in_thread(url, part))
+
+    def bring(
+        self, origin: str, filename: str, write: Callable[[Path], Awaitable[None]]
+    ) -> asyncio.Task[str]:
+        """Brings a file: the task that was started for it before, or a new one.
+
+        Await it shielded: others may wait for it as well. One that failed is
+        started anew by the next call.
+
+        Args:
+            origin: What the file is known by, such as its URL.
+            filename: The name it gets.
+            write: Writes the file to the path that it is given.
+
+        Returns:
+            A task that gives the file's path, or raises `DataError`.
+        """
+        fetch = self._fetches.get(origin)
+        if fetch is None:
+            fetch = asyncio.create_task(
+                self._bring(origin, filename, write), name=f"fetch {filename}"
+            )
+            self._fetches[origin] = fetch
+            fetch.add_done_callback(lambda ended: self._ended(origin, ended))
+        return fetch
+
+    def _ended(self, origin: str, fetch: asyncio.Task[str]) -> None:
+        # Looking at the exception keeps asyncio from logging one that nobody awaited.
+        if fetch.cancelled() or fetch.exception() is not None:
+            self._fetches.pop(origin, None)
+
+    async def _bring(
+        self, origin: str, filename: str, write: Callable[[Path], Awaitable[None]]
+    ) -> str:
+        shown = without_secrets(origin)
+        directory = self.directory / hashlib.sha256(origin.encode()).hexdigest()[:20]
+        part = directory / f".{uuid.uuid4().hex}.part"
+        async with self._slots:
+            try:
+                make_sandbox(self.directory)
+                make_sandbox(directory)
+                async with asyncio.timeout(self._timeout):
+                    await write(part)
+                os.chmod(part, 0o400)  # tasks share it: none may change it through its link
+                target = directory / filename
+                os.replace(part, target)
+                return str(target)
+            except _MissingExtraError as error:
+                raise DataError(f"{shown} cannot be fetched: {error}: {INSTALL}") from error
+            except _TooLargeError:
+                raise DataError(
+                    f"{shown} has more than {self._limit} bytes: "
+                    "RHAPSODY_FETCH_LIMIT, such as '50 GiB', sets how large a file may be"
+                ) from None
+            except TimeoutError:
+                raise DataError(
+                    f"{shown} was not fetched within {self._timeout:g} seconds: "
+                    "RHAPSODY_FETCH_TIMEOUT sets how long it may take"
+                ) from None
+            except Exception as error:
+                # A protocol's library raises what it likes, and repeats the URL with
+                # the password in it: only its scrubbed text goes on.
+                text = f"{type(error).__name__}: {error}".replace(origin, shown)
+                raise DataError(f"{shown} cannot be fetched: {text}") from None
+            finally:
+                part.unlink(missing_ok=True)
+
+    async def _in_thread(self, url: str, part: Path) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        stop = threading.Event()
+
+        def finish(error: Exception | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def run() -> None:
+            outcome: Exception | None = None
+            try:
+                _download(url, part, self._limit, self._timeout, stop)
+            except Exception as error:  # see _bring
+                outcome = error
+            if stop.is_set():
+                part.unlink(missing_ok=True)  # written after the waiting side had tidied up
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(finish, outcome)
+
+        threading.Thread(target=run, name="rhapsody-fetch", daemon=True).start()
+        try:
+            await done
+        except BaseException:
+            stop.set()
+            raise
+
+    async def close(self, *, remove: bool) -> None:
+        """Stops what is under way and, with `remove`, takes the cache directory away."""
+        fetches = [fetch for fetch in self._fetches.values() if not fetch.done()]
+        for fetch in fetches:
+            fetch.cancel()
+        if fetches:
+            await asyncio.wait(fetches)
+        if remove:
+            self._fetches.clear()
+            if self.directory.exists():
+                await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+
+def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.Event) -> None:
+    """Reads a URL into a file, in a thread that nobody may be waiting for any more."""
+    with _opened(url, timeout) as remote, open(part, "wb") as local:
+        size = 0
+        while (chunk := remote.read(_CHUNK)) and not stop.is_set():
+            size += len(chunk)
+            if size > limit:
+                raise _TooLargeError
+            local.write(chunk)
+
+
+def _opened(url: str, timeout: float) -> Any:
+    """An open file of whatever library speaks the URL's protocol."""
+    try:
+        core = importlib.import_module("fsspec.core")
+        web = url.lower().startswith(("http://", "https://"))
+        aiohttp = importlib.import_module("aiohttp") if web else None
+    except ModuleNotFoundError as error:
+        raise _MissingExtraError(f"{error.name} is not installed") from error
+    if aiohttp is None:
+        system, path = core.url_to_fs(url)
+        return system.open(path, "rb")
+    quiet = min(timeout, _QUIET)
+    client = {
+        "timeout": aiohttp.ClientTimeout(total=timeout, sock_connect=quiet, sock_read=quiet),
+        "trust_env": True,  # clusters reach the outside through the proxies named there
+        # The file as it is, as curl does: a .gz file stays one.
+        "headers": {"Accept-Encoding": "identity"},
+        "auto_decompress": False,
+    }
+    system, path = core.url_to_fs(url, client_kwargs=client, block_size=0)
+    return system.open(path, "rb", block_size=0)

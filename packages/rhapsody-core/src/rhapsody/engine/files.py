@@ -1,0 +1,442 @@
+"""Files for tasks: where an input comes from, and whether promised outputs are there.
+
+The engine calls a `Stager` around each attempt that has files or a sandbox.
+Which tasks those are is decided by the engine, and how a file gets into a
+sandbox by the backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from rhapsody.data import File, InputFile, OutputFile, plain_name, without_secrets
+from rhapsody.engine.fetch import Fetcher
+from rhapsody.engine.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
+from rhapsody.errors import CapabilityError, DataError
+from rhapsody.task import Outcome, TaskDescription, memory_in_bytes, seconds
+
+if TYPE_CHECKING:
+    from rhapsody.backends.base import BaseExecutionBackend
+
+AnyFile = TypeVar("AnyFile", bound=File)
+
+_CACHE = ".fetched"
+_MODES = ("failed", "all", "none")
+_TIMEOUT = "600"
+_LIMIT = "10 GiB"
+
+
+class _Origin(NamedTuple):
+    """Where an input comes from; exactly one is set."""
+
+    producer: Outcome | None = None
+    path: str | None = None
+    url: str | None = None
+
+    def __str__(self) -> str:
+        if self.producer is not None:
+            return f"the file that {self.producer.uid} wrote"
+        return without_secrets(self.url) if self.url is not None else repr(self.path)
+
+
+@dataclass(slots=True)
+class _Links:
+    """What an attempt that runs needs to stay where it is."""
+
+    sources: tuple[object, ...] = ()
+    implicit: tuple[Sandbox, ...] = ()
+    fetched: bool = False
+
+
+class Stager:
+    """Makes files available to tasks, for one engine, and keeps their sandboxes.
+
+    All methods are called on the engine's loop.
+
+    Args:
+        work_dir: Where sandboxes are; made when the first one is.
+        keep: Which sandboxes stay on disk: those of failed tasks, all, or none.
+        backends: The engine's backends by the names that outcomes bear; may grow.
+        fetch_timeout: Seconds that fetching one file may take; without it
+            `RHAPSODY_FETCH_TIMEOUT`, else 600.
+        fetch_limit: Bytes, or text such as `"2 GiB"`, that a fetched file may
+            have; without it `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
+
+    Raises:
+        ValueError: An argument, or an environment variable named above, is not
+            what it must be.
+    """
+
+    def __init__(
+        self,
+        work_dir: str | os.PathLike[str],
+        keep: Keep = "failed",
+        *,
+        backends: Mapping[str, BaseExecutionBackend] | None = None,
+        fetch_timeout: float | None = None,
+        fetch_limit: int | str | None = None,
+    ) -> None:
+        if keep not in _MODES:
+            raise ValueError(f"keep_sandboxes must be one of {', '.join(_MODES)}, got {keep!r}")
+        self.work_dir = Path(os.path.abspath(work_dir))
+        self._root = f"{self.work_dir}{os.sep}"
+        self._keep: Keep = keep
+        self._existed = self.work_dir.exists()
+        self._backends = {} if backends is None else backends
+        self._sandboxes = SandboxKeeper(keep)
+        self._links: dict[str, _Links] = {}
+        self._cache_stays = keep == "all"
+        self._fetcher = Fetcher(
+            self.work_dir / _CACHE,
+            timeout=_timeout(fetch_timeout),
+            limit=_limit(fetch_limit),
+        )
+
+    def sandbox_path(self, uid: str) -> str:
+        """The sandbox of an attempt; nothing is made.
+
+        Raises:
+            DataError: The uid cannot be the name of a directory in `work_dir`.
+        """
+        if uid == _CACHE:
+            raise DataError(f"{uid!r} cannot be a task's uid")
+        return self._root + plain_name(uid)
+
+    def bind(self, file: AnyFile, sandbox: str) -> AnyFile:
+        """The copy of a file object that a task gets, with a path in its sandbox."""
+        return file.bound_to(sandbox)
+
+    # Before an attempt.
+
+    async def link(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        inputs: Sequence[InputFile],
+        outputs: Sequence[OutputFile],
+        sources: Sequence[Outcome],
+        *,
+        implicit: bool,
+    ) -> None:
+        """Makes the files an attempt reads available to it; called just before submission.
+
+        What the attempt reads stays on disk until `keep` is called for it.
+
+        Args:
+            task: The attempt's description.
+            backend: The backend it is about to be submitted to.
+            inputs: The input files among its arguments.
+            outputs: The output files among its arguments.
+            sources: What is left of its dependencies, in argument order.
+            implicit: Whether dependencies without declared output files share all
+                that they left in their sandboxes.
+
+        Raises:
+            DataError: An input is missing, ambiguous or cannot be fetched.
+            CapabilityError: The backend cannot link files, or a file cannot get
+                from one backend to the other.
+        """
+        sources = list({source.uid: source for source in sources}.values())
+        self._require_capable(task, backend, inputs, outputs)
+        origins = self._origins(task, inputs, sources)
+        links = _Links(tuple(source.keeper for source in sources if source.keeper is not None))
+        self._links[task["uid"]] = links
+        try:
+            await self._link_inputs(task, backend, origins, links)
+            if implicit:
+                self._link_implicitly(task, backend, sources, links)
+        except BaseException:
+            self._links.pop(task["uid"], None)
+            raise
+
+    def _require_capable(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        inputs: Sequence[InputFile],
+        outputs: Sequence[OutputFile],
+    ) -> None:
+        can = backend.capabilities
+        if can.files or not (inputs or (outputs and not can.sandboxes)):
+            return
+        able = sorted(name for name, one in self._backends.items() if one.capabilities.files)
+        raise CapabilityError(
+            f"task {task['name']!r} declares files, and backend {backend.name!r} cannot link "
+            f"files into a sandbox; use one that can, such as {', '.join(able) or 'local'}"
+        )
+
+    def _origins(
+        self, task: TaskDescription, inputs: Sequence[InputFile], sources: Sequence[Outcome]
+    ) -> dict[str, _Origin]:
+        origins: dict[str, _Origin] = {}
+        for file in inputs:
+            origin = _origin(task, file, sources)
+            other = origins.setdefault(file.filename, origin)
+            if other != origin:
+                raise DataError(
+                    f"task {task['name']!r} has two inputs called {file.filename!r}: "
+                    f"{other} and {origin}; rename one of them"
+                )
+        return origins
+
+    async def _link_inputs(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        origins: Mapping[str, _Origin],
+        links: _Links,
+    ) -> None:
+        coming: dict[str, asyncio.Task[str]] = {}
+        here: list[tuple[str, dict[str, Any] | None, str | None]] = []
+        for name, (producer, path, url) in origins.items():
+            if url is not None:
+                coming[name] = self._fetcher.download(url, name)
+            elif producer is None:
+                here.append((name, None, path))
+            elif self._is_on(backend, producer):
+                here.append((name, _source(producer), None))
+            else:
+                place = self._elsewhere(task, producer, name)
+                if isinstance(place, str):
+                    here.append((name, None, place))
+                else:
+                    coming[name] = place
+        links.fetched = bool(coming)
+        for name, fetch in coming.items():
+            here.append((name, None, await asyncio.shield(fetch)))
+        for name, source, path in here:
+            backend.link_explicit_data_deps(
+                src_task=source, dst_task=task, file_name=name, file_path=path
+            )
+
+    def _elsewhere(
+        self, task: TaskDescription, producer: Outcome, name: str
+    ) -> str | asyncio.Task[str]:
+        """A file in a sandbox of another backend: its path, or its copy that comes."""
+        path = os.path.join(producer.sandbox or "", name)
+        if producer.sandbox and os.path.exists(path):
+            return path
+        backend = self._backends.get(producer.backend or "")
+        copy_file_out = getattr(backend, "copy_file_out", None)
+        if copy_file_out is not None:
+            write = partial(copy_file_out, _source(producer), name)
+            return self._fetcher.bring(f"{producer.backend}://{producer.uid}/{name}", name, write)
+        if backend is not None and backend.capabilities.shared_file_system:
+            raise DataError(
+                f"task {task['name']!r} needs {name!r} of {producer.uid}, and {path!r} is gone"
+            )
+        raise CapabilityError(
+            f"task {task['name']!r} needs {name!r}, which is in a sandbox of backend "
+            f"{producer.backend!r} that cannot be reached from here; run both tasks on one "
+            "backend, or return the file's content"
+        )
+
+    def _link_implicitly(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        sources: Iterable[Outcome],
+        links: _Links,
+    ) -> None:
+        can = backend.capabilities
+        if not (can.sandboxes or can.files):
+            return
+        linked = []
+        for source in sources:
+            if source.output_files or not source.sandbox:
+                continue
+            reachable = can.shared_file_system and os.path.isdir(source.sandbox)
+            if reachable or self._is_on(backend, source):
+                backend.link_implicit_data_deps(_source(source), task)
+                if isinstance(source.keeper, Sandbox):
+                    linked.append(source.keeper)
+        links.implicit = tuple(linked)
+
+    def _is_on(self, backend: BaseExecutionBackend, source: Outcome) -> bool:
+        known = self._backends.get(source.backend or "")
+        return source.backend == backend.name if known is None else known is backend
+
+    # After an attempt.
+
+    def check_outputs(
+        self,
+        task: TaskDescription,
+        outputs: Sequence[OutputFile],
+        backend: BaseExecutionBackend | None = None,
+    ) -> None:
+        """Makes sure that a successful attempt wrote what it promised.
+
+        Sandboxes that are not on this file system are the backend's to check.
+
+        Args:
+            task: The attempt's description.
+            outputs: The output files among its arguments.
+            backend: The backend that ran it.
+
+        Raises:
+            DataError: Files are missing, or are links that lead out of the sandbox.
+        """
+        if not outputs:
+            return
+        sandbox = os.path.realpath(task["sandbox"])
+        shared = backend is None or backend.capabilities.shared_file_system
+        if not shared and not os.path.isdir(sandbox):
+            return
+        missing = []
+        for name in dict.fromkeys(output.filename for output in outputs):
+            real = os.path.realpath(os.path.join(sandbox, name))
+            if not real.startswith(sandbox + os.sep):
+                raise DataError(
+                    f"task {task['name']!r}: its output file {name!r} is a link that leaves the "
+                    f"sandbox, to {real!r}; write the file itself"
+                )
+            if not os.path.exists(real):
+                missing.append(name)
+        if missing:
+            raise DataError(
+                f"task {task['name']!r} promised and did not write "
+                f"{', '.join(map(repr, missing))} in {task['sandbox']!r}"
+            )
+
+    def keep(
+        self,
+        task: TaskDescription,
+        succeeded: bool,
+        outputs: Sequence[OutputFile] = (),
+        result_is_path: bool = False,
+    ) -> object:
+        """Decides what becomes of an attempt's sandbox; called once when its work has ended.
+
+        Args:
+            task: The attempt's description.
+            succeeded: `False` where it failed; a cancelled one has not failed.
+            outputs: The output files among its arguments.
+            result_is_path: What the user gets is, or holds, a path into the
+                sandbox, see `leads_into`.
+
+        Returns:
+            What must be held while the sandbox is needed, for `Outcome.keeper`;
+            `None` where nothing need be.
+        """
+        links = self._links.pop(task["uid"], None) or _Links()
+        sandbox = task.get("sandbox")
+        if self._keep == "all" or sandbox is None or not sandbox.startswith(self._root):
+            return None
+        if not succeeded and self._keep == "failed":
+            # To find out why it failed, what it read is needed as well.
+            for source in links.sources:
+                if isinstance(source, Sandbox):
+                    source.spare()
+            self._cache_stays |= links.fetched
+            return None
+        if result_is_path:
+            self._sandboxes.note(sandbox, Fate.STAY)
+            for source in links.implicit:
+                source.spare()
+            return None
+        fate = Fate.PRODUCT if outputs else Fate.REMOVE
+        return self._sandboxes.hold(sandbox, fate, links.implicit)
+
+    async def close(self) -> None:
+        """Removes what does not stay: sandboxes, fetched files and empty directories.
+
+        Waits until it is done, without blocking the loop. Twice is harmless.
+        """
+        await self._fetcher.close(remove=not self._cache_stays)
+        await self._sandboxes.close()
+        if not self._existed:
+            await asyncio.to_thread(_remove_empty, self.work_dir)
+
+
+def leads_into(value: object, sandbox: str | None) -> bool:
+    """Whether a result is a path into a sandbox, or a collection with one in it."""
+    if sandbox is None:
+        return False
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(_is_path_into(item, sandbox) for item in value)
+    return _is_path_into(value, sandbox)
+
+
+def _is_path_into(value: object, sandbox: str) -> bool:
+    if isinstance(value, File):
+        value = value.filepath
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return isinstance(value, str) and (value == sandbox or value.startswith(sandbox + os.sep))
+
+
+def _origin(task: TaskDescription, file: InputFile, sources: Sequence[Outcome]) -> _Origin:
+    name = file.filename
+    if file.remote_url is not None:
+        return _Origin(url=file.remote_url)
+    expected = str(file.expected_at)
+    if not os.path.isabs(file.local_file or ""):
+        producers = [source for source in sources if name in source.output_files]
+        if len(producers) > 1:
+            raise DataError(
+                f"task {task['name']!r}: input file {name!r} is written by two of its "
+                f"dependencies, {producers[0].uid} and {producers[1].uid}; rename one of the files"
+            )
+        if producers:
+            return _Origin(producer=producers[0])
+    if os.path.exists(expected):
+        return _Origin(path=expected)
+    raise DataError(
+        f"task {task['name']!r}: missing input file {name!r}: none of its dependencies writes it, "
+        f"and there is no file {expected!r}; pass the future of the task that writes it, or "
+        "correct the path"
+    )
+
+
+def _source(producer: Outcome) -> dict[str, Any]:
+    """As much of a description as backends need to link from."""
+    return {
+        "uid": producer.uid,
+        "sandbox": producer.sandbox,
+        "metadata": {
+            "dependencies": [],
+            "input_files": [],
+            "output_files": list(producer.output_files),
+        },
+    }
+
+
+def _timeout(given: float | None) -> float:
+    if given is not None:
+        return seconds("fetch_timeout", given)
+    text = os.environ.get("RHAPSODY_FETCH_TIMEOUT", _TIMEOUT)
+    try:
+        return seconds("RHAPSODY_FETCH_TIMEOUT", float(text))
+    except ValueError:
+        raise ValueError(
+            f"RHAPSODY_FETCH_TIMEOUT must be seconds, more than 0, got {text!r}"
+        ) from None
+
+
+def _limit(given: int | str | None) -> int:
+    if given is not None:
+        return memory_in_bytes(given)
+    text = os.environ.get("RHAPSODY_FETCH_LIMIT", _LIMIT)
+    try:
+        return memory_in_bytes(text)
+    except ValueError:
+        raise ValueError(
+            f"RHAPSODY_FETCH_LIMIT must look like '500 MB' or '2 GiB', got {text!r}"
+        ) from None
+
+
+def _remove_empty(work_dir: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty, or never made
+        work_dir.rmdir()
+    if work_dir.parent.name == ".rhapsody":
+        with contextlib.suppress(OSError):
+            work_dir.parent.rmdir()

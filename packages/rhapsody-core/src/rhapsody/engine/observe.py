@@ -1,0 +1,191 @@
+"""What an engine tells about itself: counters, events for plugins, a small profiler.
+
+It reports; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.plugins.specs import TaskEvent
+from rhapsody.states import TasksMainStates
+
+if TYPE_CHECKING:
+    from rhapsody.engine.graph import Node
+    from rhapsody.engine.runtime import Runtime
+    from rhapsody.task import TaskFuture
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one engine since it was made.
+
+    Attributes:
+        tasks: Calls of tasks and blocks.
+        done: Futures that got a result.
+        failed: Futures that got an exception.
+        cancelled: Futures that were cancelled.
+        recorded: Results that a plugin had recorded earlier; the tasks did not run.
+        retried: Attempts that failed and were followed by another.
+        lost: Attempts that the infrastructure lost.
+        late: Updates that came too late, twice or out of order, and were not applied.
+        unknown: Updates of tasks or states that nobody knows.
+    """
+
+    tasks: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    recorded: int = 0
+    retried: int = 0
+    lost: int = 0
+    late: int = 0
+    unknown: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended; given to `rhapsody_workflow_finished`.
+
+    Attributes:
+        uid: The engine's uid.
+        stats: Its counters.
+        seconds: From its start to its end, by the wall clock.
+        still_running: Uids of tasks whose work could not be stopped.
+        problems: What went wrong while shutting down, in words.
+        graph: For a dry run: each call's uid, name and the uids it depends on.
+    """
+
+    uid: str
+    stats: Stats
+    seconds: float
+    still_running: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    graph: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+
+
+class Observation:
+    """Collects events and hands them to the plugins in batches, on the loop."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._events: list[TaskEvent] = []
+
+    def add(
+        self, node: Node, state: TasksMainStates, error: BaseException | None = None
+    ) -> None:
+        """Notes that a task entered a state."""
+        runtime = self._runtime
+        if not self._events:
+            runtime.soon(self.flush)
+        native, node.native = node.native, None
+        task = node.description
+        self._events.append(
+            TaskEvent(
+                uid=node.future.uid,
+                name=node.task.name,
+                attempt=max(node.attempt, 1),
+                state=state,
+                native=native,
+                backend=node.future._backend,
+                time=runtime.clock.time(),
+                monotonic=runtime.clock.monotonic(),
+                worker=None if task is None else task.get("worker"),
+                scope=None if node.extra is None else node.extra.scope,
+                error=error,
+            )
+        )
+
+    def flush(self) -> None:
+        """Hands on what was collected."""
+        events: Sequence[TaskEvent] = tuple(self._events)
+        self._events.clear()
+        if events:
+            hooks = self._runtime.hooks
+            for hook in hooks.task_events:
+                hooks.call(hook, engine=self._runtime.engine, events=events)
+
+
+class Tally:
+    """Failures that nobody looked at, told in one line instead of one record each."""
+
+    def __init__(self, log: logging.Logger, uid: str) -> None:
+        self._log = log
+        self._uid = uid
+        self._lock = threading.Lock()
+        self._count = 0
+        self._first = ""
+        self._closed = False
+
+    def add(self, future: TaskFuture[Any]) -> None:
+        """Called when a failed future goes away, from whatever thread collects it."""
+        error = future._exception
+        with self._lock:
+            self._count += 1
+            if not self._first:
+                self._first = f"{future.uid} {future.name!r}: {type(error).__name__}: {error}"
+            report = self._closed and self._count == 1
+        if report:
+            self._report()
+
+    def close(self, futures: Sequence[TaskFuture[Any]] = ()) -> None:
+        """The engine ends: writes the line, with the failures that are still held."""
+        for future in futures:
+            if future._log_traceback:
+                future._log_traceback = False
+                self.add(future)
+        with self._lock:
+            self._closed = True
+        self._report()
+
+    def _report(self) -> None:
+        with self._lock:
+            count, first = self._count, self._first
+            self._count, self._first = 0, ""
+        if count:
+            self._log.error(
+                "engine %s: %d failed task%s nobody awaited; first: %s",
+                self._uid, count, "" if count == 1 else "s", first,
+            )  # fmt: skip
+
+
+@dataclass(slots=True)
+class Profiler:
+    """Named, timestamped events for people who look for time.
+
+    Collects nothing unless it is enabled. Thread-safe.
+
+    Attributes:
+        enabled: Whether events are kept.
+        events: `(seconds since the epoch, name, uid, details)` in order.
+    """
+
+    enabled: bool = False
+    events: list[tuple[float, str, str | None, dict[str, Any]]] = field(default_factory=list)
+
+    def event(self, name: str, uid: str | None = None, **details: Any) -> None:
+        """Notes that something happened now.
+
+        Args:
+            name: What happened.
+            uid: The task it happened to.
+            **details: Anything JSON can hold.
+        """
+        if self.enabled:
+            self.events.append((time.time(), name, uid, details))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the events as JSON lines into a new file private to the user."""
+        descriptor = os.open(Path(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            for when, name, uid, details in self.events:
+                record = {"time": when, "name": name, "uid": uid, **details}
+                file.write(json.dumps(record, default=str) + "\n")

@@ -1,0 +1,150 @@
+"""How long sandboxes stay on disk, for one engine.
+
+A sandbox that may go stays while somebody holds its `Sandbox` object, and is
+then removed in a thread. Which sandboxes may go is said by the caller; making
+them is the backends' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import threading
+from enum import Enum
+from queue import SimpleQueue
+from typing import Literal
+
+Keep = Literal["failed", "all", "none"]
+"""Which sandboxes stay on disk: those of failed tasks, all, or none."""
+
+log = logging.getLogger(__name__)
+
+
+class Fate(Enum):
+    """What becomes of a sandbox."""
+
+    REMOVE = "goes when nobody holds it, and at close"
+    PRODUCT = "goes when nobody holds it; at close only where none are kept"
+    STAY = "at close only where none are kept"
+
+
+class Sandbox:
+    """Keeps a sandbox on disk while this object is alive.
+
+    Args:
+        path: The directory.
+        keeper: Who removes it.
+        needs: Sandboxes that this one has links into.
+    """
+
+    __slots__ = ("_keeper", "needs", "path")
+
+    def __init__(self, path: str, keeper: SandboxKeeper, needs: tuple[Sandbox, ...] = ()) -> None:
+        self.path = path
+        self.needs = needs
+        self._keeper = keeper
+
+    def __del__(self) -> None:
+        self._keeper.drop(self.path)
+
+    def __repr__(self) -> str:
+        return f"<Sandbox {self.path!r}>"
+
+    def spare(self) -> None:
+        """Lets the directory, and all it has links into, outlive this object."""
+        waiting = [self]
+        while waiting:
+            sandbox = waiting.pop()
+            if sandbox._keeper.spare(sandbox.path):
+                waiting.extend(sandbox.needs)
+
+
+class SandboxKeeper:
+    """Removes sandboxes once they are no longer needed.
+
+    Args:
+        keep: Which stay on disk in the end.
+    """
+
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
+        # Filled by the loop, emptied by the thread, read by destructors on any
+        # thread: single operations on a dict, which are atomic.
+        self._fates: dict[str, Fate] = {}
+        self._dropped: SimpleQueue[str | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._complained = False
+
+    def hold(self, path: str, fate: Fate, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
+        """The object that keeps a sandbox on disk; where it goes at the end, too."""
+        self.note(path, fate)
+        return Sandbox(path, self, needs)
+
+    def note(self, path: str, fate: Fate) -> None:
+        """Says what becomes of a sandbox that nobody needs to hold."""
+        if self._closed or (fate is Fate.STAY and self._keep != "none"):
+            return
+        self._fates[path] = fate
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, name="rhapsody-sandboxes", daemon=True
+            )
+            self._thread.start()
+
+    def spare(self, path: str) -> bool:
+        """Lets a sandbox stay, see `Fate`; `False` where it did already."""
+        if self._fates.get(path, Fate.STAY) is Fate.STAY:
+            return False
+        self._fates[path] = Fate.STAY
+        return True
+
+    def drop(self, path: str) -> None:
+        """Nobody holds the sandbox any more. Called by destructors: takes no lock."""
+        self._dropped.put(path)
+
+    async def close(self) -> None:
+        """Removes what does not stay, and waits until all removals are done."""
+        self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._dropped.put(None)
+            await asyncio.to_thread(thread.join)
+
+    def _run(self) -> None:
+        while (path := self._dropped.get()) is not None:
+            if self._fates.get(path, Fate.STAY) is not Fate.STAY:
+                del self._fates[path]
+                self._remove(path)
+        for path, fate in self._fates.items():
+            if fate is Fate.REMOVE or self._keep == "none":
+                self._remove(path)
+        self._fates.clear()
+
+    def _remove(self, path: str) -> None:
+        try:
+            try:
+                shutil.rmtree(path)
+            except PermissionError:
+                _make_writable(path)
+                shutil.rmtree(path)
+        except FileNotFoundError:
+            pass  # never made, or removed by the user
+        except Exception as error:  # must not end the thread, nor reach the user's code
+            if not self._complained:
+                self._complained = True
+                log.warning(
+                    "a sandbox could not be removed (said once): %s", error, extra={"path": path}
+                )
+
+
+def _make_writable(path: str) -> None:
+    """Programs leave directories that nobody may write to, and so cannot be emptied."""
+    os.chmod(path, 0o700)
+    for directory, names, _ in os.walk(path):
+        for name in names:
+            inner = os.path.join(directory, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o700)

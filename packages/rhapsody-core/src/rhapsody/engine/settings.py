@@ -1,0 +1,265 @@
+"""The settings of a decorated function, checked where the user writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from rhapsody.task import Resources, RetryPolicy, seconds
+
+NO_FALLBACK: Any = object()
+"""Says that a task has no `fallback`, since `None` may be one."""
+
+_LIMIT = re.compile(r"\s*([^:\s][^:]*?)\s*:\s*(\d+)\s*")
+_READY = re.compile(r"(stdout|file|tcp):(.+)", re.DOTALL)
+
+
+class TaskSettings(TypedDict, total=False):
+    """The keywords that the decorators and `task.options` take; each may be left out.
+
+    Attributes:
+        service: The task runs until it is cancelled; its future resolves when it is
+            ready. Default `False`.
+        name: Shown in errors, events and reports. Default: the function's name.
+        backend: The attached backend to run on. Default: what a plugin selects, else
+            the engine's first one.
+        resources: A `Resources`, or a dict of its fields. Default: one core.
+        retries: How many more attempts a failed task gets, or a `RetryPolicy`.
+            Default: the engine's.
+        lost_retries: How many more attempts it gets after its worker, pilot or
+            connection was lost. Default: the engine's.
+        timeout: Seconds each attempt may run, from the moment it starts. Default:
+            the engine's.
+        cache: Whether plugins may look its result up and record it. Default `True`.
+        version: Stands for the function's code wherever results are recorded.
+        environment: Variables added to the task's environment.
+        stdin: Text for an executable's standard input.
+        capture: `True` keeps what the task prints, `False` does not, `"files"`
+            leaves it in files, whose paths take its place. Default `True`.
+        ready: When a service is ready: `"stdout:REGEX"` (the result is the pattern's
+            first group, or the whole match), `"file:NAME"` (the path), `"tcp:PORT"`
+            (`(host, port)`), or a callable (its value). Default: as soon as it runs.
+        ready_timeout: Seconds a service may take to be ready. Default 60.
+        after: Futures to wait for without taking their values.
+        limit: Named limits such as `"licence:2"`, or a list of them: how many tasks
+            under that name run at once in this engine.
+        fallback: The result to use when every attempt has failed, or a callable
+            that gets the exception, on the loop, and returns it.
+        priority: Higher goes first among the tasks that are ready. Default 0.
+        task_description: Settings in the backend's own words; a call's
+            `task_description` is laid over it.
+    """
+
+    service: bool
+    name: str | None
+    backend: str | None
+    resources: Resources | Mapping[str, Any] | None
+    retries: RetryPolicy | int | None
+    lost_retries: int
+    timeout: float | None
+    cache: bool
+    version: str | None
+    environment: Mapping[str, str] | None
+    stdin: str | None
+    capture: bool | Literal["files"]
+    ready: str | Callable[..., Any] | None
+    ready_timeout: float
+    after: Iterable[asyncio.Future[Any]]
+    limit: str | Iterable[str] | None
+    fallback: Any
+    priority: int
+    task_description: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `TaskSettings` come to. Each `None` means the engine's own.
+
+    Attributes named differently: `specific` is `task_description`.
+    """
+
+    service: bool = False
+    name: str | None = None
+    backend: str | None = None
+    resources: Resources | None = None
+    retries: RetryPolicy | None = None
+    lost_retries: int | None = None
+    timeout: float | None = None
+    cache: bool = True
+    version: str | None = None
+    environment: Mapping[str, str] | None = None
+    stdin: str | None = None
+    capture: bool | Literal["files"] = True
+    ready: str | Callable[..., Any] | None = None
+    ready_timeout: float = 60.0
+    after: tuple[asyncio.Future[Any], ...] = ()
+    limit: tuple[tuple[str, int], ...] = ()
+    fallback: Any = NO_FALLBACK
+    priority: int = 0
+    specific: Mapping[str, Any] = field(default_factory=dict)
+
+    def changed(self, given: Mapping[str, Any]) -> Settings:
+        """These settings with others in some places, checked.
+
+        Raises:
+            TypeError: An unknown setting, or a value of the wrong type.
+            ValueError: A value out of range.
+        """
+        changes = {}
+        for name, value in given.items():
+            check = _CHECKS.get(name)
+            if check is None:
+                near = difflib.get_close_matches(name, _CHECKS, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise TypeError(
+                    f"unknown setting {name!r}{hint}; there are {', '.join(sorted(_CHECKS))}"
+                )
+            changes["specific" if name == "task_description" else name] = check(value)
+        return dataclasses.replace(self, **changes)
+
+
+def specific_settings(value: object) -> dict[str, Any]:
+    """A `task_description` given by the user, checked and copied.
+
+    Raises:
+        TypeError: Not a dict.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(
+            "task_description must be a dict of the backend's own settings, "
+            f"got {type(value).__name__}: {value!r}"
+        )
+    return dict(value)
+
+
+def _flag(name: str) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+        return value
+
+    return check
+
+
+def _text(name: str) -> Callable[[object], str | None]:
+    def check(value: object) -> str | None:
+        if value is not None and not isinstance(value, str):
+            raise TypeError(f"{name} must be a string, got {value!r}")
+        return value
+
+    return check
+
+
+def whole_number(name: str, least: int | None) -> Callable[[object], int]:
+    """A check for a whole number that is at least `least`; `name` is for its errors."""
+
+    def check(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+        if least is not None and value < least:
+            raise ValueError(f"{name} must be {least} or more, got {value}")
+        return value
+
+    return check
+
+
+def _timeout(value: object) -> float | None:
+    return None if value is None else seconds("timeout", value)
+
+
+def _ready_timeout(value: object) -> float:
+    return seconds("ready_timeout", value)
+
+
+def _environment(value: object) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"environment must be a dict of strings, got {value!r}")
+    for key, content in value.items():
+        if not (isinstance(key, str) and isinstance(content, str)):
+            raise TypeError(f"environment must map strings to strings, got {key!r}: {content!r}")
+    return dict(value)
+
+
+def _capture(value: object) -> bool | Literal["files"]:
+    if isinstance(value, bool) or value == "files":
+        return value
+    raise TypeError(f'capture must be True, False or "files", got {value!r}')
+
+
+def _ready(value: object) -> str | Callable[..., Any] | None:
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str):
+        match = _READY.fullmatch(value)
+        if match is None:
+            raise ValueError(
+                'ready must be "stdout:REGEX", "file:NAME", "tcp:PORT" or a callable, '
+                f"got {value!r}"
+            )
+        kind, rest = match.groups()
+        if kind == "tcp" and not (rest.isdecimal() and 0 < int(rest) < 65536):
+            raise ValueError(f'ready="tcp:PORT" needs a port from 1 to 65535, got {rest!r}')
+        if kind == "stdout":
+            try:
+                re.compile(rest)
+            except re.error as error:
+                raise ValueError(f"ready: {rest!r} is not a regular expression: {error}") from None
+        return value
+    raise TypeError(f"ready must be a string or a callable, got {value!r}")
+
+
+def _after(value: object) -> tuple[asyncio.Future[Any], ...]:
+    if asyncio.isfuture(value):
+        value = [value]
+    if not isinstance(value, Iterable) or isinstance(value, str):
+        raise TypeError(f"after must be a list of futures, got {value!r}")
+    futures = tuple(value)
+    for future in futures:
+        if not asyncio.isfuture(future):
+            raise TypeError(f"after must hold futures only, got {future!r}")
+    return tuple(dict.fromkeys(futures))
+
+
+def _limit(value: object) -> tuple[tuple[str, int], ...]:
+    if value is None:
+        return ()
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Iterable):
+        raise TypeError(f'limit must be like "licence:2" or a list of such, got {value!r}')
+    limits = []
+    for text in texts:
+        match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
+        if match is None or int(match[2]) < 1:
+            raise ValueError(f'limit must be like "licence:2" (at least 1), got {text!r}')
+        limits.append((match[1], int(match[2])))
+    return tuple(sorted(dict(limits).items()))
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "service": _flag("service"),
+    "name": _text("name"),
+    "backend": _text("backend"),
+    "resources": Resources.of,
+    "retries": RetryPolicy.of,
+    "lost_retries": whole_number("lost_retries", 0),
+    "timeout": _timeout,
+    "cache": _flag("cache"),
+    "version": _text("version"),
+    "environment": _environment,
+    "stdin": _text("stdin"),
+    "capture": _capture,
+    "ready": _ready,
+    "ready_timeout": _ready_timeout,
+    "after": _after,
+    "limit": _limit,
+    "fallback": lambda value: value,
+    "priority": whole_number("priority", None),
+    "task_description": specific_settings,
+}

@@ -1,0 +1,91 @@
+"""The end of an engine: everything unfinished is cancelled, and all work that can be is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING
+
+from rhapsody.engine.life import Future, Work
+
+if TYPE_CHECKING:
+    from rhapsody.engine.dispatch import Lane
+    from rhapsody.engine.graph import Node
+    from rhapsody.engine.runtime import Runtime
+
+GRACE = 10.0
+"""Seconds for work that can be stopped to end, and for coroutines to take a cancellation."""
+
+
+async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str, ...]:
+    """Stops the work of an engine that is `closing`.
+
+    Futures are settled, unless the engine is `interrupted`: then that is left to
+    `settle_everything`.
+
+    Returns:
+        What went wrong, in words.
+    """
+    problems: list[str] = []
+    if not runtime.interrupted:
+        await runtime.gate.drain()
+        runtime.cancel_all()
+    lanes = list(runtime.lanes.values())
+    await asyncio.gather(*(lane.close(GRACE) for lane in lanes))
+    await runtime.settle_background(GRACE)
+    if skip_backends:
+        await _wait_for_stoppable(runtime)
+    else:
+        for problem in await asyncio.gather(*(_shut_down(lane) for lane in lanes)):
+            problems += [problem] if problem else []
+    for lane in lanes:
+        unregister = getattr(lane.backend, "unregister_callback", None)
+        if unregister is not None:
+            unregister(runtime.engine.task_callbacks)
+    runtime.updates.drain()
+    await runtime.gate.drain()
+    if not runtime.interrupted:
+        await runtime.blocks.drain(GRACE)
+    await runtime.settle_background(GRACE)
+    return tuple(problems)
+
+
+def settle_everything(runtime: Runtime) -> tuple[str, ...]:
+    """Cancels what is still pending and gives up on work that has not ended.
+
+    Returns:
+        The uids of tasks whose work nobody could stop.
+    """
+    left = [node for node in runtime.graph.live if node.uid in runtime.updates.inflight]
+    still_running = tuple(sorted(node.uid for node in left))
+    runtime.abandon(runtime.graph.live)
+    runtime.timers.close()
+    return still_running
+
+
+async def _shut_down(lane: Lane) -> str | None:
+    try:
+        result = lane.backend.shutdown()
+        if inspect.isawaitable(result):
+            await result
+    except Exception as error:  # one backend's fault must not keep the others open
+        return f"backend {lane.name!r} failed to shut down: {type(error).__name__}: {error}"
+    return None
+
+
+async def _wait_for_stoppable(runtime: Runtime) -> None:
+    nodes = [node for node in runtime.graph.live if _stoppable(node)]
+    if nodes:
+        waiters = [asyncio.ensure_future(node.wait_ended()) for node in nodes]
+        _, late = await asyncio.wait(waiters, timeout=GRACE)
+        for waiter in late:
+            waiter.cancel()
+
+
+def _stoppable(node: Node) -> bool:
+    if node.lane is None or node.life.work is not Work.CANCELING:
+        return False
+    if node.life.future is Future.PENDING:
+        return True
+    level = node.lane.capabilities.cancellation(node.task.task_kind)
+    return level == "running"

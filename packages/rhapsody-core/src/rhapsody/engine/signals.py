@@ -1,0 +1,133 @@
+"""SIGINT, SIGTERM and SIGHUP: the first one shuts every engine down, the second ends at once.
+
+One registry for the process serves all engines and puts back the handlers it
+found when the last one is gone. After the graceful end SIGINT appears in the
+main coroutine as `KeyboardInterrupt`, the others as `SystemExit(128 + n)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Stop = Callable[[], Coroutine[Any, Any, None]]
+
+
+class _Registry:
+    """The engines that want to end gracefully, and the handlers they displaced."""
+
+    def __init__(self) -> None:
+        self._stops: dict[object, tuple[Stop, Callable[[], None]]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[Any] | None = None
+        self._found: dict[int, Any] = {}
+        self._received: int | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def add(self, engine: object, stop: Stop, settle: Callable[[], None]) -> None:
+        """Registers an engine; nothing happens off the main thread, where signals do not go.
+
+        Args:
+            engine: Whose it is.
+            stop: Stops its work, leaving its futures as they are.
+            settle: Settles them, after the main coroutine has got its exception.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        if self._stops and self._loop is not loop:
+            if self._loop is not None and self._loop.is_running():
+                return
+            self._forget()  # engines of a loop that is gone, never shut down
+        self._loop = loop
+        if self._main is None or self._main.done():
+            self._main = _outermost(loop)
+        self._stops[engine] = (stop, settle)
+        if not self._found:
+            for number in SIGNALS:
+                self._found[number] = signal.getsignal(number)
+                signal.signal(number, self._receive)
+
+    def remove(self, engine: object) -> None:
+        """Forgets an engine; the last one takes the handlers with it."""
+        if self._stops.pop(engine, None) is not None and not self._stops and not self._received:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._stops.clear()
+        found, self._found = self._found, {}
+        for number, handler in found.items():
+            if signal.getsignal(number) == self._receive and handler is not None:
+                signal.signal(number, handler)
+        self._loop = self._main = self._ending = None
+        self._received = None
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        loop = self._loop
+        if self._received is not None or loop is None or not loop.is_running():
+            self._forget()
+            raise _exception(number)
+        self._received = number
+        loop.call_soon_threadsafe(self._start, number)
+
+    def _start(self, number: int) -> None:
+        assert self._loop is not None
+        self._ending = self._loop.create_task(self._end(number), name="rhapsody interrupted")
+
+    async def _end(self, number: int) -> None:
+        stops = list(self._stops.values())
+        main = self._main
+        await asyncio.gather(*(stop() for stop, _ in stops), return_exceptions=True)
+        self._forget()
+        if main is not None:
+            _raise_in(main, _exception(number))
+        for _, settle in stops:
+            settle()
+
+
+def _exception(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _outermost(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+    """The task that `asyncio.run` made, as far as can be told: the first that is alive."""
+    tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
+    numbered = sorted(tasks, key=_number)
+    return numbered[0] if numbered else None
+
+
+def _number(task: asyncio.Task[Any]) -> tuple[int, str]:
+    name = task.get_name()
+    tail = name.removeprefix("Task-")
+    return (int(tail), "") if tail.isdecimal() else (1 << 62, name)
+
+
+def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
+    """Makes `error` appear where a suspended task waits.
+
+    What the task waits for gets the exception, if it is a plain future. Where it
+    waits for another task, that one is followed; the last resort is to cancel it
+    and to end the loop with the error.
+    """
+    waits_for: Any = task
+    while isinstance(waits_for, asyncio.Task):
+        task = waits_for
+        waits_for = getattr(task, "_fut_waiter", None)
+    if isinstance(waits_for, asyncio.Future) and not waits_for.done():
+        waits_for.set_exception(error)
+        return
+
+    def end(_: asyncio.Task[Any]) -> None:
+        raise error
+
+    task.add_done_callback(end)
+    task.cancel()
+
+
+registry = _Registry()

@@ -1,0 +1,222 @@
+"""What the decorators make: callables that return futures instead of results.
+
+A definition knows its function, its settings and the engine's runtime. What
+happens to a call after it was checked is the graph's business.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import keyword
+import types
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, Unpack, overload
+
+from rhapsody.engine.settings import Settings, TaskSettings, specific_settings
+from rhapsody.task import TaskFuture, TaskKind, is_async
+
+if TYPE_CHECKING:
+    from rhapsody.engine.runtime import Runtime
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CallKind = Literal["function", "executable", "block"]
+
+_BLOCK_SETTINGS = frozenset({"name", "after", "service"})
+
+
+class Task(Generic[P, R]):
+    """A decorated function: calling it returns a future at once.
+
+    Attributes:
+        function: The function that was decorated.
+        settings: Its settings.
+        kind: `"function"`, `"executable"` or `"block"`.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        kind: CallKind,
+        function: Callable[..., Any],
+        settings: Settings,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.runtime = runtime
+        self.kind = kind
+        self.function = function
+        self.settings = settings
+        self.prefix = "block" if kind == "block" else "task"
+        self.name = settings.name or _name(function)
+        self.is_async = is_async(function)
+        self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
+        self.optional = _optional_keys(settings)
+        self.accepted_by: object = None  # the lane whose capabilities were checked last
+        self._check = call_checker(function)
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    @overload
+    def __call__(self, *args: Any, **kwargs: Any) -> TaskFuture[R]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> TaskFuture[R]:
+        """Makes a task of this call and returns its future.
+
+        Takes the function's own arguments, futures in place of values, and
+        `task_description` with settings in the backend's own words.
+
+        Raises:
+            TypeError: The arguments do not fit the function.
+            ValueError: A container in the arguments holds itself.
+            RuntimeError: The engine is shut down, or this is neither its loop's
+                thread nor the thread of one of its blocks.
+        """
+        runtime = self.runtime
+        if running_loop() is not runtime.loop:
+            return runtime.call_elsewhere(self, args, kwargs)
+        specific = None
+        if kwargs and "task_description" in kwargs:
+            specific = {
+                **self.settings.specific,
+                **specific_settings(kwargs.pop("task_description")),
+            }
+        self._check(*args, **kwargs)
+        return runtime.graph.add(self, args, kwargs, specific)
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def options(self, **settings: Unpack[TaskSettings]) -> Task[P, R]:
+        """The same task with other settings, for one call: `task.options(retries=2)(x)`.
+
+        Raises:
+            TypeError: An unknown setting, or a value of the wrong type.
+            ValueError: A value out of range.
+        """
+        return make_task(self.runtime, self.kind, self.function, self.settings, dict(settings))
+
+    def unawaited(self, future: TaskFuture[Any]) -> None:
+        """Called by a failed future that nobody looked at before it went away."""
+        self.runtime.tally.add(future)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} task {self.name!r}>"
+
+
+def make_task(
+    runtime: Runtime,
+    kind: CallKind,
+    function: Callable[..., Any],
+    base: Settings,
+    given: dict[str, Any],
+) -> Task[Any, Any]:
+    """Checks a definition and makes its task.
+
+    Raises:
+        TypeError: Not callable, an unknown setting, or a value of the wrong type.
+        ValueError: A value out of range.
+    """
+    if not callable(function):
+        decorator = "block" if kind == "block" else f"{kind}_task"
+        raise TypeError(f"@flow.{decorator} decorates a function, got {function!r}")
+    if kind == "block" and not _BLOCK_SETTINGS.issuperset(given):
+        wrong = next(name for name in given if name not in _BLOCK_SETTINGS)
+        raise TypeError(f"a block has no setting {wrong!r}; there are after and name")
+    settings = base.changed(given)
+    if kind == "block" and settings.service:
+        raise TypeError("service=True is for tasks, not for blocks")
+    if settings.backend is not None:
+        runtime.lane(settings.backend)
+    runtime.limits.declare(settings.limit)
+    return Task(runtime, kind, function, settings)
+
+
+def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
+    """The settings that a function carries in a parameter called `task_description`.
+
+    Raises:
+        TypeError: The parameter's default is not a dict.
+    """
+    try:
+        parameter = inspect.signature(function).parameters.get("task_description")
+    except (TypeError, ValueError):  # no signature: builtins
+        return {}
+    if parameter is None or parameter.default is None:
+        return {}
+    if parameter.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"the parameter task_description of {_name(function)}() needs a dict as its "
+            "default: it holds settings for the backend, and no call passes it on"
+        )
+    return {"task_description": specific_settings(parameter.default)}
+
+
+def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
+    """A function of the same signature that does nothing but take the arguments.
+
+    Calling it lets Python itself check a call, a hundred times faster than
+    `inspect.Signature.bind` and in Python's own words.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return lambda *args, **kwargs: None
+    parts: list[str] = []
+    namespace: dict[str, Any] = {}
+    star = False
+    previous = None
+    for name, parameter in signature.parameters.items():
+        if not name.isidentifier() or keyword.iskeyword(name):
+            return lambda *args, **kwargs: None
+        kind = parameter.kind
+        if previous is parameter.POSITIONAL_ONLY and kind is not previous:
+            parts.append("/")
+        if kind is parameter.KEYWORD_ONLY and not star:
+            parts.append("*")
+            star = True
+        if kind is parameter.VAR_POSITIONAL:
+            parts.append(f"*{name}")
+            star = True
+        elif kind is parameter.VAR_KEYWORD:
+            parts.append(f"**{name}")
+        else:
+            parts.append(name if parameter.default is parameter.empty else f"{name}=None")
+        previous = kind
+    if previous is inspect.Parameter.POSITIONAL_ONLY:
+        parts.append("/")
+    # The names come from a function that Python has compiled already.
+    exec(f"def check({', '.join(parts)}): pass", namespace)  # noqa: S102
+    check: Callable[..., None] = namespace["check"]
+    check.__qualname__ = getattr(function, "__qualname__", _name(function))
+    check.__name__ = _name(function)
+    return check
+
+
+def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__name__
+
+
+def _task_kind(kind: CallKind, asynchronous: bool, service: bool) -> TaskKind:
+    if kind == "executable":
+        return "service" if service else "executable"
+    if service:
+        return "function_service"
+    return "async_function" if asynchronous else "function"
+
+
+def _optional_keys(settings: Settings) -> dict[str, Any]:
+    """The keys of a description that are there only where they apply."""
+    keys = {
+        "resources": settings.resources,
+        "timeout": settings.timeout,
+        "stdin": settings.stdin,
+        "ready": settings.ready,
+    }
+    if settings.capture is not True:
+        keys["capture"] = settings.capture
+    return {key: value for key, value in keys.items() if value is not None}

@@ -1,0 +1,292 @@
+"""States in: what backends report, from any thread, applied on the engine's loop.
+
+Late, doubled and unknown reports are counted and left out. What a state means
+for retries and dependents is decided in `rhapsody.engine.runtime`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.backends.mailbox import Mailbox
+from rhapsody.engine.life import Event, Future, Work
+from rhapsody.errors import TaskFailedError
+from rhapsody.states import TasksMainStates
+from rhapsody.task import Outcome
+
+if TYPE_CHECKING:
+    from rhapsody.engine.graph import Node
+    from rhapsody.engine.runtime import Runtime
+
+DONE = TasksMainStates.DONE
+FAILED = TasksMainStates.FAILED
+CANCELED = TasksMainStates.CANCELED
+RUNNING = TasksMainStates.RUNNING
+
+STDERR_TAIL = 2000
+"""Characters of standard error that a `TaskFailedError` holds."""
+
+ServiceCallback = Callable[..., Any]
+
+
+class Updates:
+    """Receives the states of one engine's tasks."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.inflight: dict[str, Node] = {}
+        self._mailbox: Mailbox[tuple[Any, Any, ServiceCallback | None]] = Mailbox(
+            runtime.loop, self._deliver
+        )
+        self._complained: set[tuple[str, object]] = set()
+
+    def receive(
+        self, task: Any, state: Any, service_callback: ServiceCallback | None = None
+    ) -> None:
+        """A backend's callback; any thread."""
+        if running_loop() is self._runtime.loop:
+            self._deliver((task, state, service_callback))
+        else:
+            self._mailbox.put((task, state, service_callback))
+
+    def drain(self) -> None:
+        """Applies what other threads have reported so far."""
+        self._mailbox.drain()
+
+    def _deliver(self, item: tuple[Any, Any, ServiceCallback | None]) -> None:
+        try:
+            self._apply(*item)
+        except Exception as error:  # a mistake of ours must not vanish in a backend's thread
+            self._runtime.crashed("updates", error)
+
+    def _apply(self, task: Any, state: Any, service_callback: ServiceCallback | None) -> None:
+        if type(task) is not dict and not isinstance(task, Mapping):
+            task = task.as_dict() if hasattr(task, "as_dict") else {}
+        uid = task.get("uid")
+        node = self.inflight.get(uid)
+        if node is None:
+            self._stray(uid)
+            return
+        assert node.lane is not None
+        main = node.lane.main_state(state)
+        if main is None:
+            self._unknown_state(node, state)
+            return
+        runtime = self._runtime
+        if runtime.observed:
+            node.native = str(state)
+        if main is DONE or main is FAILED or main is CANCELED:
+            self._terminal(node, task, main)
+        elif main is RUNNING:
+            self._running(node, task, state, service_callback)
+        elif runtime.observed and node.life.future is Future.PENDING:
+            runtime.observe(node, main)
+
+    def _stray(self, uid: object) -> None:
+        runtime = self._runtime
+        if not isinstance(uid, str) or not uid.startswith(runtime.uid_prefix):
+            if isinstance(uid, str) and ".task." in uid:
+                return  # another engine's task on a backend that both use
+            runtime.stats.unknown += 1
+        else:
+            runtime.stats.late += 1
+
+    def _unknown_state(self, node: Node, state: Any) -> None:
+        runtime = self._runtime
+        runtime.stats.unknown += 1
+        assert node.lane is not None
+        key = (node.lane.name, str(state))
+        if key not in self._complained:
+            self._complained.add(key)
+            runtime.log.error(
+                "backend %r reported the state %r, which its StateMapper does not know; such "
+                "updates are left out. Register it with "
+                "StateMapper.register_backend_tasks_states(...)",
+                node.lane.name, state,
+            )  # fmt: skip
+
+    # Not terminal.
+
+    def _running(
+        self, node: Node, task: Any, state: Any, service_callback: ServiceCallback | None
+    ) -> None:
+        runtime = self._runtime
+        if not node.step(Event.RUN):
+            if node.life.work is not Work.CANCELING:
+                runtime.stats.late += 1
+            return
+        if runtime.observed:
+            runtime.observe(node, RUNNING)
+        runtime.started(node)
+        if not node.task.settings.service:
+            return
+        if service_callback is None:
+            runtime.ready(node, node.uid, None)
+            return
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.add_done_callback(partial(self._ready_anywhere, node, node.uid))
+        try:
+            service_callback(future, task, state)
+        except Exception as error:  # the backend's fault: this service cannot become ready
+            runtime.stop_with(node, error)
+
+    def _ready_anywhere(
+        self, node: Node, uid: str, future: concurrent.futures.Future[Any]
+    ) -> None:
+        try:
+            self._runtime.loop.call_soon_threadsafe(self._ready, node, uid, future)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self._runtime.stats.late += 1
+
+    def _ready(self, node: Node, uid: str, future: concurrent.futures.Future[Any]) -> None:
+        if future.cancelled():
+            self._runtime.stats.late += 1
+            return
+        error = future.exception()
+        if error is None:
+            self._runtime.ready(node, uid, future.result())
+        elif node.uid == uid:
+            self._runtime.stop_with(node, error)
+
+    # Terminal.
+
+    def _terminal(self, node: Node, task: Mapping[str, Any], main: TasksMainStates) -> None:
+        runtime = self._runtime
+        life = node.life
+        runtime.attempt_ended(node)
+        if runtime.interrupted:
+            return  # its future is settled when everything has stopped
+        if life.future is not Future.PENDING:
+            self._settled_before(node, task, main)
+        elif life.work is Work.CANCELING:
+            verdict = node.more().verdict
+            assert verdict is not None
+            self._keep_outcome(node, task, succeeded=False)
+            runtime.attempt_failed(node, verdict)
+        elif main is DONE:
+            self._done(node, task)
+        elif main is FAILED:
+            self._keep_outcome(node, task, succeeded=False)
+            runtime.attempt_failed(node, _error(node, task))
+        else:
+            runtime.stopped(node)
+
+    def _settled_before(
+        self, node: Node, task: Mapping[str, Any], main: TasksMainStates
+    ) -> None:
+        runtime = self._runtime
+        if node.life.work is Work.SERVING and main is not CANCELED:
+            runtime.log.warning(
+                "service %r (%s) ended by itself: %s",
+                node.task.name, node.future.uid, _ending(task),
+            )  # fmt: skip
+            if runtime.observed:
+                runtime.observe(node, main, error=task.get("exception"))
+        elif main is DONE and node.life.future is not Future.DONE:
+            runtime.stats.late += 1  # the result of a cancelled task
+        if node.life.future is Future.DONE:
+            self._keep_outcome(node, task, succeeded=True)
+        runtime.stopped(node)
+
+    def _done(self, node: Node, task: Mapping[str, Any]) -> None:
+        runtime = self._runtime
+        if node.task.settings.service:
+            self._keep_outcome(node, task, succeeded=False)
+            runtime.attempt_failed(
+                node,
+                TaskFailedError(
+                    f"service {node.task.name!r} ({node.future.uid}) ended before it was "
+                    f"ready: {_ending(task)}",
+                    exit_code=task.get("exit_code"),
+                    stderr=_tail(task),
+                ),
+            )
+            return
+        if node.task.kind == "executable":
+            if task.get("exit_code"):
+                self._keep_outcome(node, task, succeeded=False)
+                runtime.attempt_failed(node, _error(node, task))
+                return
+            value = task.get("stdout")
+        else:
+            value = task.get("return_value")
+        extra = node.extra
+        if extra is not None and extra.found is not None and extra.found.outputs:
+            try:
+                runtime.check_outputs(node)
+            except Exception as error:  # a promised file is missing: the attempt failed
+                self._keep_outcome(node, task, succeeded=False)
+                runtime.attempt_failed(node, error)
+                return
+        self._keep_outcome(node, task, succeeded=True)
+        node.step(Event.DONE)
+        runtime.gate.done(node, value)
+
+    def _keep_outcome(self, node: Node, task: Mapping[str, Any], *, succeeded: bool) -> None:
+        """Puts onto the future what is left of the attempt besides its value."""
+        stdout, stderr, sandbox = task.get("stdout"), task.get("stderr"), task.get("sandbox")
+        if stdout is None and stderr is None and sandbox is None:
+            return
+        outcome = Outcome(
+            uid=node.uid,
+            stdout=stdout,
+            stderr=stderr,
+            exit_code=task.get("exit_code"),
+            sandbox=sandbox,
+            backend=node.future._backend,
+        )
+        if sandbox is not None:
+            found = node.extra.found if node.extra is not None else None
+            outputs = found.outputs if found is not None else ()
+            outcome.output_files = tuple(f.filename for f in outputs)
+            assert node.description is not None
+            outcome.keeper = self._runtime.stager.keep(
+                node.description,
+                succeeded=succeeded,
+                outputs=outputs,
+                result_is_path=node.task.settings.capture == "files",
+            )
+        node.future._outcome = outcome
+
+
+def _error(node: Node, task: Mapping[str, Any]) -> BaseException:
+    """The exception of a failed attempt."""
+    error = task.get("exception")
+    if isinstance(error, BaseException):
+        return error
+    name = f"task {node.task.name!r} ({node.future.uid})"
+    command = None
+    if node.extra is not None and node.extra.command is not None:
+        given = node.extra.command
+        command = given if isinstance(given, str) else " ".join(given)
+    message = f"{name} failed"
+    if error:
+        message += f": {error}"
+    elif task.get("exit_code") is not None:
+        message = f"{name} ended with exit code {task['exit_code']}"
+        if command:
+            message += f": {command}"
+    tail = _tail(task)
+    if tail:
+        message += f"\n{tail.rstrip()}"
+    return TaskFailedError(
+        message, exit_code=task.get("exit_code"), stderr=tail, command=command
+    )
+
+
+def _tail(task: Mapping[str, Any]) -> str:
+    stderr = task.get("stderr")
+    return stderr[-STDERR_TAIL:] if isinstance(stderr, str) else ""
+
+
+def _ending(task: Mapping[str, Any]) -> str:
+    error = task.get("exception")
+    if error is not None:
+        return f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    if task.get("exit_code") is not None:
+        return f"exit code {task['exit_code']}"
+    return "no exit code"

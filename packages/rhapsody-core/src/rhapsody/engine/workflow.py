@@ -1,0 +1,502 @@
+"""The public class: makes an engine, says what it is doing, ends it.
+
+How functions become tasks is in `rhapsody.engine.decorators`, what happens to a
+task in the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid as uuids
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self
+
+from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.engine.attach import attach
+from rhapsody.engine.decorators import Decorators
+from rhapsody.engine.dispatch import Lane
+from rhapsody.engine.files import Stager
+from rhapsody.engine.graph import Node, dependency_uids
+from rhapsody.engine.life import Work
+from rhapsody.engine.observe import Profiler, Stats, Summary
+from rhapsody.engine.runtime import Runtime
+from rhapsody.engine.settings import Settings, whole_number
+from rhapsody.engine.shutdown import settle_everything, stop_everything
+from rhapsody.engine.signals import registry as signal_registry
+from rhapsody.engine.tasks import Task
+from rhapsody.engine.timers import Clock, LoopClock
+from rhapsody.errors import TaskFailedError
+from rhapsody.plugins.manager import EngineHooks
+from rhapsody.states import StateMapper
+from rhapsody.task import RetryPolicy, TaskFuture, seconds
+
+BackendLike = BaseExecutionBackend | str
+KeepSandboxes = Literal["failed", "all", "none"]
+
+
+class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
+    """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
+
+    `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
+    it with `async with`, which shuts the engine down at the end.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
+        self._coroutine = coroutine
+        self._engine: WorkflowEngine | None = None
+
+    def __await__(self) -> Generator[Any, None, WorkflowEngine]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        """Part of the coroutine protocol."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Part of the coroutine protocol."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Part of the coroutine protocol."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> WorkflowEngine:
+        self._engine = await self._coroutine
+        return self._engine
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._engine is not None
+        await self._engine.shutdown()
+
+
+class WorkflowEngine(Decorators):
+    """Runs a graph of function tasks, executables, services and blocks on backends.
+
+    Made by `await WorkflowEngine.create(...)` or `async with
+    WorkflowEngine.create(...) as flow`. It lives on the event loop it was made
+    on; tasks are called there, or in the threads of its synchronous blocks.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "a WorkflowEngine lives on a running event loop: write "
+                "`flow = await WorkflowEngine.create(...)` inside the coroutine that "
+                "asyncio.run() runs"
+            ) from None
+        self._settings = settings
+        self._ending: asyncio.Task[None] | None = None
+        self._closed: asyncio.Future[None] = self._loop.create_future()
+        self._summary: Summary | None = None
+        self.prof = Profiler()
+
+    @classmethod
+    def create(
+        cls,
+        backend: BackendLike | Sequence[BackendLike] | None = None,
+        dry_run: bool = False,
+        implicit_data: bool = True,
+        *,
+        backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = None,
+        work_dir: str | os.PathLike[str] | None = None,
+        profile: bool | str | os.PathLike[str] = False,
+        retries: RetryPolicy | int | None = None,
+        lost_retries: int = 3,
+        timeout: float | None = None,
+        observers: Iterable[object] = (),
+        max_pending: int | None = None,
+        submit_timeout: float | None = 300.0,
+        handle_signals: bool = True,
+        fail_fast: bool = False,
+        keep_sandboxes: KeepSandboxes = "failed",
+        uid: str | None = None,
+        clock: Clock | None = None,
+    ) -> Starting:
+        """Makes an engine and starts its backends.
+
+        Args:
+            backend: A backend object, started or not, a registered name, or a list
+                of such, of which the first is the default. Without one, the
+                embedded local backend, or the noop backend for a dry run.
+            dry_run: Runs nothing: every task completes at once with
+                `"Dummy Output"`, and the summary holds the graph.
+            implicit_data: Whether a task sees what its dependencies left in their
+                sandboxes, where they declare no output files.
+            backends: Further backends, or all of them under names of your own.
+            work_dir: Where sandboxes are made; default `.rhapsody/<engine uid>`
+                in the current directory.
+            profile: Keeps profiling events in `prof`. A path: writes them there at
+                the end, as JSON lines.
+            retries: How many more attempts a failed task gets, or a `RetryPolicy`.
+            lost_retries: How many more attempts a task gets whose worker, pilot or
+                connection was lost.
+            timeout: Seconds each attempt of a task may run.
+            observers: Objects with methods marked `rhapsody.hookimpl`.
+            max_pending: How many tasks are with a backend at once, at most.
+                Services and blocks do not count.
+            submit_timeout: Seconds a backend may take to accept a batch.
+            handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
+                if this is the main thread.
+            fail_fast: Whether the first failure cancels all that is unfinished.
+            keep_sandboxes: Which sandboxes stay on disk.
+            uid: The engine's uid, unique among all that share backends or
+                directories; made up by default.
+            clock: Where to read the time, for tests and simulations.
+
+        Returns:
+            A coroutine that is an async context manager, too.
+
+        Raises:
+            TypeError: An argument is of the wrong type.
+            ValueError: An argument is out of range, or nobody registered a backend.
+            RuntimeError: A dry run with a backend that does work.
+        """
+        return Starting(
+            cls._create(
+                backend,
+                backends,
+                dry_run=dry_run,
+                implicit_data=implicit_data,
+                work_dir=work_dir,
+                profile=profile,
+                retries=RetryPolicy.of(retries),
+                lost_retries=whole_number("lost_retries", 0)(lost_retries),
+                timeout=None if timeout is None else seconds("timeout", timeout),
+                observers=observers,
+                max_pending=None
+                if max_pending is None
+                else whole_number("max_pending", 1)(max_pending),
+                submit_timeout=None
+                if submit_timeout is None
+                else seconds("submit_timeout", submit_timeout),
+                handle_signals=handle_signals,
+                fail_fast=fail_fast,
+                keep_sandboxes=keep_sandboxes,
+                uid=uid,
+                clock=clock,
+            )
+        )
+
+    @classmethod
+    async def _create(cls, backend: Any, backends: Any, **settings: Any) -> WorkflowEngine:
+        engine = cls(**settings)
+        await engine._start(backend, backends, **settings)
+        return engine
+
+    async def _start(
+        self,
+        backend: Any,
+        backends: Any,
+        *,
+        dry_run: bool,
+        work_dir: str | os.PathLike[str] | None,
+        profile: bool | str | os.PathLike[str],
+        observers: Iterable[object],
+        handle_signals: bool,
+        keep_sandboxes: KeepSandboxes,
+        uid: str | None,
+        clock: Clock | None,
+        **limits: Any,
+    ) -> None:
+        uid = uid or f"engine.{uuids.uuid4().hex[:8]}"
+        if not isinstance(uid, str) or os.sep in uid or uid.startswith("."):
+            raise ValueError(f"uid must be a plain name, got {uid!r}")
+        self.work_dir = Path(work_dir) if work_dir is not None else Path(".rhapsody", uid)
+        self.dry_run = dry_run
+        self.prof.enabled = bool(profile)
+        self._profile_path = None if isinstance(profile, bool) else profile
+        hooks = EngineHooks(observers)
+        attached: dict[str, BaseExecutionBackend] = {}
+        stager = Stager(self.work_dir, keep_sandboxes, backends=attached)
+        attached.update(await attach(backend, backends, dry_run=dry_run))
+        runtime = self._runtime = Runtime(
+            self,
+            uid=uid,
+            clock=clock or LoopClock(self._loop),
+            hooks=hooks,
+            stager=stager,
+            **limits,
+        )
+        for name, one in attached.items():
+            one.register_callback(self.task_callbacks)
+            runtime.lanes[name] = Lane(runtime, one, name)
+        runtime.default = next(iter(runtime.lanes.values()))
+        self._began = runtime.clock.monotonic()
+        if dry_run:
+            runtime.graph.calls = []
+        if handle_signals:
+            signal_registry.add(self, self._interrupt, self._settle)
+        for hook in hooks.workflow_started:
+            hooks.call(hook, engine=self)
+        self.prof.event("workflow_started", uid)
+
+    # What is going on: read-only views of what is unfinished.
+
+    @property
+    def uid(self) -> str:
+        """The engine's uid, the beginning of every uid that its backends get."""
+        return self._runtime.uid
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop the engine lives on."""
+        return self._loop
+
+    @property
+    def log(self) -> Any:
+        """The engine's logger."""
+        return self._runtime.log
+
+    @property
+    def clock(self) -> Clock:
+        """Where the engine reads the time."""
+        return self._runtime.clock
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since the engine was made."""
+        return self._runtime.stats
+
+    @property
+    def backend(self) -> BaseExecutionBackend:
+        """The default backend."""
+        return next(iter(self._runtime.lanes.values())).backend
+
+    @property
+    def backends(self) -> Mapping[str, BaseExecutionBackend]:
+        """Every attached backend by its name, the default one first."""
+        return MappingProxyType({n: lane.backend for n, lane in self._runtime.lanes.items()})
+
+    @property
+    def implicit_data_mode(self) -> bool:
+        """Whether dependents see the files of their dependencies' sandboxes."""
+        return self._runtime.implicit_data
+
+    @property
+    def task_states_map(self) -> StateMapper:
+        """The states of the default backend."""
+        states: StateMapper = next(iter(self._runtime.lanes.values())).states
+        return states
+
+    @property
+    def components(self) -> Mapping[str, Mapping[str, Any]]:
+        """Each unfinished task and block by uid: its type, description and future."""
+        return MappingProxyType(
+            {
+                node.future.uid: MappingProxyType(
+                    {
+                        "type": node.task.prefix,
+                        "description": node.describe(),
+                        "future": node.future,
+                    }
+                )
+                for node in self._nodes()
+            }
+        )
+
+    @property
+    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
+        """Each unfinished task and block by uid: the uids of what it depends on."""
+        return MappingProxyType({n.future.uid: dependency_uids(n.dependencies) for n in self._nodes()})
+
+    @property
+    def resolved(self) -> frozenset[str]:
+        """Uids of unfinished tasks and blocks whose dependencies have all ended."""
+        return frozenset(n.future.uid for n in self._nodes() if n.life.work is not Work.WAITING)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Uids of tasks and blocks that are running now, services included."""
+        active = (Work.RUNNING, Work.SERVING, Work.CANCELING)
+        return tuple(n.future.uid for n in self._nodes() if n.life.work in active)
+
+    @property
+    def queue(self) -> tuple[str, ...]:
+        """Uids of tasks that are ready and not yet handed to a backend."""
+        return tuple(n.future.uid for n in self._nodes() if n.life.work is Work.READY)
+
+    def _nodes(self) -> list[Node]:
+        live = self._runtime.graph.live
+        return sorted(live, key=lambda node: (node.task.prefix, node.number))
+
+    # The end.
+
+    async def shutdown(self, skip_execution_backend: bool = False) -> None:
+        """Cancels what is unfinished, stops the work and shuts the backends down.
+
+        Every future is settled when this returns; what could not be stopped is
+        logged and in the summary. Twice is harmless. Cancelling this call does not
+        cancel the shutdown.
+
+        Args:
+            skip_execution_backend: Leaves the backends running, for another engine.
+        """
+        if self._ending is None:
+            self._ending = self._loop.create_task(
+                self._end(skip_execution_backend), name=f"{self.uid} shutdown"
+            )
+        await asyncio.shield(self._ending)
+
+    async def _end(self, skip: bool) -> None:
+        await self._stop(skip_backends=skip)
+        self._settle()
+
+    async def _interrupt(self) -> None:
+        """Stops all work because of a signal; the futures stay as they are for now."""
+        if self._ending is None:
+            self._runtime.interrupted = True
+            self._ending = self._loop.create_task(self._stop(skip_backends=False))
+        await asyncio.shield(self._ending)
+
+    async def _stop(self, *, skip_backends: bool) -> None:
+        runtime = self._runtime
+        runtime.closing = True
+        problems = await stop_everything(runtime, skip_backends=skip_backends)
+        still_running: tuple[str, ...] = ()
+        if not runtime.interrupted:
+            still_running = settle_everything(runtime)
+        await runtime.stager.close()
+        for problem in problems:
+            runtime.log.error("engine %s: %s", self.uid, problem)
+        if still_running:
+            runtime.log.warning(
+                "engine %s: %d tasks could not be stopped and may still be running: %s",
+                self.uid, len(still_running), ", ".join(still_running[:5]),
+            )  # fmt: skip
+        runtime.observation.flush()
+        self._summary = Summary(
+            uid=self.uid,
+            stats=runtime.stats,
+            seconds=runtime.clock.monotonic() - self._began,
+            still_running=still_running,
+            problems=problems,
+            graph=tuple(runtime.graph.calls or ()),
+        )
+        for hook in runtime.hooks.workflow_finished:
+            runtime.hooks.call(hook, engine=self, summary=self._summary)
+        self.prof.event("workflow_finished", self.uid)
+        if self._profile_path is not None:
+            self.prof.write(self._profile_path)
+
+    def _settle(self) -> None:
+        """The last step: nothing of this engine is left pending."""
+        settle_everything(self._runtime)
+        self._runtime.tally.close(tuple(self._runtime.graph.failed))
+        signal_registry.remove(self)
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    @property
+    def summary(self) -> Summary | None:
+        """How the run ended, `None` before it has."""
+        return self._summary
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    # Names kept for code that calls them.
+
+    async def run(self) -> None:
+        """Returns when the engine has been shut down. The engine runs without it."""
+        await asyncio.shield(self._closed)
+
+    async def submit(self) -> None:
+        """Gives the engine a turn to hand over what is ready. It does so without it."""
+        await asyncio.sleep(0)
+
+    async def execute_block(
+        self,
+        block_fut: asyncio.Future[Any],
+        func: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Runs a function as a block and settles `block_fut` as it ends.
+
+        Args:
+            block_fut: A future of the engine's loop. Cancelling it cancels the block.
+            func: The function, synchronous or a coroutine function.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+        """
+        block = Task[Any, Any](self._runtime, "block", func, Settings())(*args, **kwargs)
+        block_fut.add_done_callback(lambda f: block.cancel() if f.cancelled() else None)
+        await asyncio.wait([block])
+        if block_fut.done():
+            return
+        if block.cancelled():
+            block_fut.cancel()
+        elif (error := block.exception()) is not None:
+            block_fut.set_exception(error)
+        else:
+            block_fut.set_result(block.result())
+
+    def task_callbacks(
+        self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
+    ) -> None:
+        """What backends report to, see `BaseExecutionBackend.register_callback`. Any thread."""
+        self._runtime.updates.receive(task, state, service_callback)
+
+    def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
+        """Settles a future with a finished task's result: its return value or output."""
+        if not self._reported(task, "DONE", task_fut):
+            value = task["return_value"] if task.get("function") else task.get("stdout")
+            task_fut.set_result(value)
+
+    def handle_task_failure(
+        self,
+        task: Any,
+        task_fut: asyncio.Future[Any],
+        override_error_message: str | BaseException | None = None,
+    ) -> None:
+        """Settles a future with a failed task's exception.
+
+        Args:
+            task: The description, with `exception` or `stderr` in it.
+            task_fut: The task's future.
+            override_error_message: Used instead: an exception as it is, text as a
+                `RuntimeError`.
+        """
+        error: Any = override_error_message
+        if isinstance(error, str):
+            error = RuntimeError(error)
+        if error is None:
+            error = task.get("exception")
+        if not isinstance(error, BaseException):
+            text = str(error or task.get("stderr") or "the task failed")
+            error = TaskFailedError(text, exit_code=task.get("exit_code"))
+        if not self._reported({**task, "exception": error}, "FAILED", task_fut):
+            task_fut.set_exception(error)
+
+    def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
+        """Settles a future as cancelled."""
+        if not self._reported(task, "CANCELED", task_fut):
+            task_fut.cancel()
+
+    def _reported(self, task: Any, main: str, future: asyncio.Future[Any]) -> bool:
+        """Whether the future was settled already, or was by a report to the engine."""
+        if future.done():
+            return True
+        if isinstance(future, TaskFuture) and isinstance(future._node, Node):
+            lane = future._node.lane
+            if lane is not None and future._node.uid == task.get("uid"):
+                self.task_callbacks(task, lane.states.get_backend_state(main))
+        return future.done()

@@ -1,0 +1,433 @@
+"""A small stand-in for the engine: hands tasks to a backend and keeps what it reports.
+
+For the conformance kit and for the tests of backend authors. It waits for nothing
+but the callback, knows no dependencies and repeats nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskDescription
+
+_TERMINAL = (TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED)
+
+ONE_TERMINAL = "exactly one terminal callback per task"
+
+
+class Fault(NamedTuple):
+    """Something a backend reported that the contract forbids."""
+
+    clause: str
+    rule: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One call of the callback.
+
+    Attributes:
+        uid: The task's uid.
+        native: The state as the backend calls it.
+        state: The canonical state, `None` where the backend's mapper knows none.
+        thread: The identity of the thread that called.
+        time: The monotonic clock's seconds.
+        during_submit: Whether `submit_tasks` had not returned yet.
+        task: The task's dict at that moment, a shallow copy.
+    """
+
+    uid: str
+    native: Any
+    state: TasksMainStates | None
+    thread: int
+    time: float
+    during_submit: bool
+    task: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A task that has ended, as the backend reported it."""
+
+    uid: str
+    state: TasksMainStates
+    task: dict[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """A function's return value, `None` where there is none."""
+        return self.task.get("return_value")
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception of a failed task."""
+        error = self.task.get("exception")
+        return error if isinstance(error, BaseException) else None
+
+    @property
+    def stdout(self) -> str | None:
+        """Standard output, `None` where there is none."""
+        return self.task.get("stdout")
+
+    @property
+    def stderr(self) -> str | None:
+        """Standard error, `None` where there is none."""
+        return self.task.get("stderr")
+
+    @property
+    def exit_code(self) -> int | None:
+        """An executable's exit code, `None` where there is none."""
+        return self.task.get("exit_code")
+
+    def __str__(self) -> str:
+        shown = {
+            key: _short(self.task[key])
+            for key in ("return_value", "exception", "exit_code", "stdout", "stderr")
+            if key in self.task
+        }
+        words = ", ".join(f"{key}={value}" for key, value in shown.items())
+        return f"task {self.task.get('name')!r} ended {self.state} with {words or 'no results'}"
+
+
+class ReadyFuture:
+    """The future of a service's readiness; may be set from any thread, by the backend."""
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+
+    def set_result(self, value: Any) -> None:
+        """Says that the service is ready."""
+        self._set(self._future.set_result, value)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Says that the service will not be ready."""
+        self._set(self._future.set_exception, error)
+
+    def done(self) -> bool:
+        """Whether it was set."""
+        return self._future.done()
+
+    def cancelled(self) -> bool:
+        """Whether it was cancelled."""
+        return self._future.cancelled()
+
+    def _set(self, how: Callable[[Any], None], value: Any) -> None:
+        def apply() -> None:
+            if not self._future.done():
+                how(value)
+
+        self._future.get_loop().call_soon_threadsafe(apply)
+
+
+@dataclass(slots=True)
+class _Followed:
+    """What the driver knows of one task."""
+
+    description: TaskDescription
+    reports: list[Report] = field(default_factory=list)
+    finished: Finished | None = None
+    ready: asyncio.Future[Any] | None = None
+    asked_ready: bool = False
+
+
+class Driver:
+    """Drives a backend the way the engine does, one call at a time.
+
+    Used as `async with Driver(backend) as driver`: entering it starts the backend
+    where it was not started and registers the callback; leaving it unregisters the
+    callback and leaves the backend running. It waits as long as it takes: put
+    `asyncio.timeout` around it.
+
+    Args:
+        backend: A backend, started or not.
+        work_dir: Where sandboxes are made; a temporary directory that is removed
+            at the end where none is given.
+
+    Attributes:
+        backend: The backend, started.
+        work_dir: The directory of the sandboxes.
+        reports: Every call of the callback for tasks of this driver, in order.
+        faults: What the backend reported that the contract forbids.
+        strangers: Reports of tasks that this driver did not submit.
+    """
+
+    def __init__(self, backend: Any, *, work_dir: Path | str | None = None) -> None:
+        self.backend = backend
+        self.reports: list[Report] = []
+        self.faults: list[Fault] = []
+        self.strangers: list[str] = []
+        self._own_dir = work_dir is None
+        self.work_dir = Path(work_dir if work_dir is not None else ".")
+        self._uid = f"driver.{uuid.uuid4().hex[:8]}"
+        self._numbers = itertools.count(1)
+        self._tasks: dict[str, _Followed] = {}
+        self._submitting: set[str] = set()
+        self._one_submission = asyncio.Lock()
+        self._lock = threading.Lock()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._states: Any = None
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self.backend = await started(self.backend)
+        self._states = self.backend.get_task_states_map()
+        if self._own_dir:
+            self.work_dir = Path(tempfile.mkdtemp(prefix="rhapsody-driver-"))
+        self.backend.register_callback(self._report)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        unregister = getattr(self.backend, "unregister_callback", None)
+        if unregister is not None:
+            unregister(self._report)
+        if self._own_dir:
+            shutil.rmtree(self.work_dir, ignore_errors=True)
+
+    # Descriptions.
+
+    def describe(self, name: str, /, **keys: Any) -> TaskDescription:
+        """A description with a uid of its own and the keys given."""
+        number = next(self._numbers)
+        description = {
+            "uid": f"{self._uid}.task.{number:06d}.1",
+            "name": name,
+            "function": None,
+            "executable": None,
+            "args": (),
+            "kwargs": {},
+            "is_service": False,
+            "task_backend_specific_kwargs": {},
+            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+            "attempt": 1,
+            **keys,
+        }
+        return cast("TaskDescription", description)
+
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskDescription:
+        """The description of a function's call; add keys such as `resources` to it."""
+        name = getattr(function, "__name__", type(function).__name__)
+        return self.describe(name, function=function, args=args, kwargs=kwargs)
+
+    def command(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
+        """The description of a shell command (a string) or a program (a list)."""
+        if isinstance(command, str):
+            words: dict[str, Any] = {"executable": command}
+        else:
+            words = {"executable": command[0], "arguments": list(command[1:])}
+        task = self.describe("command", **words, **keys)
+        return self.with_sandbox(task)
+
+    def service(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
+        """The description of a command that runs until it is cancelled."""
+        return self.command(command, is_service=True, **keys)
+
+    def with_sandbox(self, task: TaskDescription) -> TaskDescription:
+        """Gives the task a sandbox, as the engine does for every executable."""
+        task.setdefault("sandbox", os.fspath(self.work_dir / task["uid"]))
+        return task
+
+    # Driving.
+
+    async def submit(self, *tasks: TaskDescription) -> None:
+        """Hands the tasks to the backend as one batch."""
+        await self.submit_batch(list(tasks))
+
+    async def submit_batch(self, tasks: list[TaskDescription]) -> None:
+        """Hands this very list to the backend."""
+        async with self._one_submission:
+            with self._lock:
+                for task in tasks:
+                    self._tasks[task["uid"]] = _Followed(task)
+            self._submitting.update(task["uid"] for task in tasks)
+            try:
+                await self.backend.submit_tasks(tasks)
+            finally:
+                self._submitting.clear()
+
+    async def run(self, *tasks: TaskDescription) -> list[Finished]:
+        """Submits the tasks and waits until each has ended; in the order given."""
+        await self.submit(*tasks)
+        return [await self.finished(task) for task in tasks]
+
+    async def run_one(self, task: TaskDescription) -> Finished:
+        """Submits one task and waits until it has ended."""
+        return (await self.run(task))[0]
+
+    async def finished(self, task: TaskDescription) -> Finished:
+        """Waits for the task's terminal state."""
+        followed = self._tasks[task["uid"]]
+        while followed.finished is None:
+            await self._change()
+        return followed.finished
+
+    async def running(self, task: TaskDescription) -> bool:
+        """Waits until the task is reported to run; `False` where it ended before that."""
+        while True:
+            states = self.history(task)
+            if TasksMainStates.RUNNING in states:
+                return True
+            if self._tasks[task["uid"]].finished is not None:
+                return False
+            await self._change()
+
+    async def ready(self, task: TaskDescription) -> Any:
+        """Waits until a service is ready and gives its readiness information.
+
+        Raises:
+            RuntimeError: It ended before it was ready.
+        """
+        followed = self._tasks[task["uid"]]
+        while not followed.asked_ready:
+            if followed.finished is not None:
+                raise followed.finished.error or RuntimeError(str(followed.finished))
+            await self._change()
+        while followed.ready is not None and not followed.ready.done():
+            if followed.finished is not None:
+                raise followed.finished.error or RuntimeError(str(followed.finished))
+            await self._change()
+        return None if followed.ready is None else followed.ready.result()
+
+    async def cancel(self, task: TaskDescription | str) -> Any:
+        """Calls the backend's `cancel_task` and gives what it returns."""
+        return await self.backend.cancel_task(task if isinstance(task, str) else task["uid"])
+
+    # Looking back.
+
+    def history(self, task: TaskDescription) -> list[TasksMainStates | None]:
+        """The canonical states reported for the task, in order."""
+        with self._lock:
+            return [report.state for report in self._tasks[task["uid"]].reports]
+
+    def of(self, task: TaskDescription) -> list[Report]:
+        """What was reported of the task, in order."""
+        with self._lock:
+            return list(self._tasks[task["uid"]].reports)
+
+    def unfinished(self) -> list[str]:
+        """What was submitted and has not ended, for people."""
+        with self._lock:
+            return [
+                f"{followed.description['name']} "
+                f"({', '.join(str(report.native) for report in followed.reports) or 'no report'})"
+                for followed in self._tasks.values()
+                if followed.finished is None
+            ]
+
+    # The callback.
+
+    def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        content = task.as_dict() if hasattr(task, "as_dict") else task
+        if not isinstance(content, dict) or "uid" not in content:
+            self._fault("C4", "the callback gets the task", f"it got {_short(task)}")
+            return
+        uid = str(content["uid"])
+        with self._lock:
+            followed = self._tasks.get(uid)
+            if followed is None:
+                self.strangers.append(uid)
+                return
+            report = Report(
+                uid=uid,
+                native=state,
+                state=self._canonical(content, state),
+                thread=threading.get_ident(),
+                time=time.monotonic(),
+                during_submit=uid in self._submitting,
+                task=dict(content),
+            )
+            self._judge(followed, report)
+            followed.reports.append(report)
+            self.reports.append(report)
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._on_loop, followed, report, service_callback)
+
+    def _canonical(self, task: dict[str, Any], state: Any) -> TasksMainStates | None:
+        try:
+            return TasksMainStates(self._states.to_main_state(state))
+        except ValueError as error:
+            self._fault(
+                "C6",
+                "every reported state is known to get_task_states_map()",
+                f"task {task.get('name')!r} was reported {state!r}: {error}",
+            )
+            return None
+
+    def _judge(self, followed: _Followed, report: Report) -> None:
+        before = [r.native for r in followed.reports if r.state in _TERMINAL]
+        name = followed.description["name"]
+        if report.state in _TERMINAL:
+            if before:
+                self._fault(
+                    "C4",
+                    ONE_TERMINAL,
+                    f"task {name!r} was reported {[*map(str, before), str(report.native)]}",
+                )
+            else:
+                assert report.state is not None
+                followed.finished = Finished(report.uid, report.state, report.task)
+        elif before:
+            self._fault(
+                "C4",
+                "nothing is reported after a task's terminal state",
+                f"task {name!r} was reported {report.native} after {before[0]}",
+            )
+
+    def _fault(self, clause: str, rule: str, detail: str) -> None:
+        self.faults.append(Fault(clause, rule, detail))
+
+    def _on_loop(self, followed: _Followed, report: Report, service_callback: Any) -> None:
+        if report.state is TasksMainStates.RUNNING and not followed.asked_ready:
+            followed.asked_ready = True
+            if service_callback is not None:
+                assert self._loop is not None
+                followed.ready = self._loop.create_future()
+                followed.ready.add_done_callback(self._readiness_known)
+                service_callback(ReadyFuture(followed.ready), report.task, report.native)
+        self._wake()
+
+    def _readiness_known(self, future: asyncio.Future[Any]) -> None:
+        if not future.cancelled():
+            future.exception()  # seen, although nobody may ask for it
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def _change(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+
+async def started(backend: Any) -> Any:
+    """The backend, started where it can be awaited; as the engine does it."""
+    return await backend if hasattr(type(backend), "__await__") else backend
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 20]}... ({len(text)} characters)"

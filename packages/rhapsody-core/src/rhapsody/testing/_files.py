@@ -1,0 +1,146 @@
+"""Checks of files and links (C8, C7.16): what a task finds in its sandbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rhapsody.testing._rules import EXECUTABLES, FILES, FUNCTIONS, SHARED, SYNC
+from rhapsody.testing._running import check
+from rhapsody.testing._tasks import DONE
+from rhapsody.testing._trial import Trial
+from rhapsody.testing._work import read
+
+
+class Files:
+    """Linking by the backend's two hooks, and declared files through the engine."""
+
+    @check("C8", "a file from outside is there under its name", EXECUTABLES, FILES, SHARED)
+    async def test_a_file_from_outside_is_linked(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        for name in ("plain.txt", "with space & 'quote'.txt", "ünicode.txt"):
+            outside = trial.work_dir / "outside" / name
+            outside.parent.mkdir(exist_ok=True)
+            outside.write_text(f"in {name}")
+            task = driver.command(["cat", name])
+            driver.backend.link_explicit_data_deps(
+                dst_task=task, file_name=name, file_path=str(outside)
+            )
+            end = await driver.run_one(task)
+            trial.require(end.stdout == f"in {name}", f"cat of {name!r}: {end}")
+
+    @check("C8", "a file from outside can have another name inside", EXECUTABLES, FILES, SHARED)
+    async def test_a_linked_file_can_be_renamed(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        outside = trial.work_dir / "long name.txt"
+        outside.write_text("content")
+        task = driver.command("cat short")
+        driver.backend.link_explicit_data_deps(
+            dst_task=task, file_name="short", file_path=str(outside)
+        )
+        end = await driver.run_one(task)
+        trial.require(end.stdout == "content", f"{end}")
+
+    @check("C8", "a file that another task wrote is there under its name", EXECUTABLES, FILES)
+    async def test_a_file_of_another_task_is_linked(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        source = driver.command("echo made > 'out file.txt'")
+        first = await driver.run_one(source)
+        trial.require(first.state is DONE, f"the source: {first}")
+        task = driver.command("cat 'out file.txt'")
+        driver.backend.link_explicit_data_deps(
+            src_task=first.task, dst_task=task, file_name="out file.txt"
+        )
+        end = await driver.run_one(task)
+        trial.require(end.stdout == "made\n", f"{end}")
+
+    @check("C7.16", "all that a task left can be linked into another", EXECUTABLES, FILES)
+    async def test_all_that_a_task_left_is_linked(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        first = await driver.run_one(driver.command("echo 1 > one; echo 2 > 'and two'"))
+        empty = await driver.run_one(driver.command("true"))
+        task = driver.command("cat one 'and two'")
+        driver.backend.link_implicit_data_deps(first.task, task)
+        driver.backend.link_implicit_data_deps(empty.task, task)
+        end = await driver.run_one(task)
+        trial.require(end.stdout == "1\n2\n", f"{end}")
+
+    @check("C8", "declared files go from task to task through the engine", EXECUTABLES, FILES)
+    async def test_declared_files_go_from_task_to_task(self, trial: Trial) -> None:
+        from rhapsody.data import InputFile, OutputFile
+
+        outside = trial.work_dir / "input.txt"
+        outside.write_text("from outside\n")
+        flow = await trial.engine()
+
+        @flow.executable_task
+        async def copy(source: InputFile, target: OutputFile) -> str:
+            return f"cat {source.filename} > {target.filename}"
+
+        @flow.executable_task
+        async def show(source: InputFile, *, after: object) -> str:
+            return f"cat {source.filename}"
+
+        first = copy(InputFile(str(outside)), OutputFile("copied.txt"))
+        shown = await show(InputFile("copied.txt"), after=first)
+        trial.require(shown == "from outside\n", f"the second task read {shown!r}")
+
+    @check("C8", "a function gets its files as absolute paths", SYNC, FILES, SHARED)
+    async def test_a_function_gets_its_files_as_paths(self, trial: Trial) -> None:
+        from rhapsody.data import InputFile
+
+        outside = trial.work_dir / "input.txt"
+        outside.write_text("from outside\n")
+        flow = await trial.engine()
+
+        @flow.function_task
+        def open_it(source: InputFile) -> tuple[bool, str]:
+            return Path(source).is_absolute(), read(source)
+
+        value = await open_it(InputFile(str(outside)))
+        trial.require(value == (True, "from outside\n"), f"the function gave {value!r}")
+
+    @check("C7.16", "what a dependency left is there without a word", EXECUTABLES, FILES)
+    async def test_what_a_dependency_left_is_there(self, trial: Trial) -> None:
+        flow = await trial.engine(implicit_data=True)
+
+        @flow.executable_task
+        async def write() -> str:
+            return "echo left > 'left over.txt'"
+
+        @flow.executable_task
+        async def show(before: object) -> str:
+            return "cat 'left over.txt'"
+
+        shown = await show(write())
+        trial.require(shown == "left\n", f"the dependent read {shown!r}")
+
+    @check("C8", "an output that was promised and not written fails the task", EXECUTABLES, FILES)
+    async def test_a_missing_output_fails_its_task(self, trial: Trial) -> None:
+        from rhapsody.data import OutputFile
+        from rhapsody.errors import DataError
+
+        flow = await trial.engine()
+
+        @flow.executable_task
+        async def forget(target: OutputFile) -> str:
+            return "true"
+
+        try:
+            value = await forget(OutputFile("promised.txt"))
+        except DataError as error:
+            trial.require("promised.txt" in str(error), f"the error does not name it: {error}")
+        else:
+            raise trial.check.error(f"it gave {value!r}")
+
+    @check("C7.17", "nothing is written into the current directory", FUNCTIONS, dry=True)
+    async def test_the_current_directory_is_left_alone(self, trial: Trial) -> None:
+        import os
+
+        here = Path.cwd()
+        before = set(os.listdir(here))
+        driver = await trial.driver()
+        from rhapsody.testing._tasks import quick
+
+        await driver.run(*(quick(driver, kind) for kind in trial.kinds()))
+        new = set(os.listdir(here)) - before
+        trial.require(not new, f"it left {sorted(new)} in {here}")

@@ -1,0 +1,266 @@
+"""Checks of the backend behind an engine (C7): graphs, several engines, values between tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, SERVICES, SYNC, cancels
+from rhapsody.testing._running import check
+from rhapsody.testing._trial import Trial, state_of
+
+if TYPE_CHECKING:
+    from rhapsody.engine.workflow import WorkflowEngine
+
+Adder = Callable[..., Any]
+
+
+def adder(trial: Trial, flow: WorkflowEngine) -> Adder:
+    """A task that adds 1 to the sum of its arguments, of whatever kind the backend runs."""
+    if trial.capabilities.sync_functions:
+
+        @flow.function_task
+        def plus(*numbers: Any) -> Any:
+            return _plus(numbers)
+
+        return plus
+    if trial.capabilities.functions:
+
+        @flow.function_task
+        async def plus_async(*numbers: Any) -> Any:
+            return _plus(numbers)
+
+        return plus_async
+
+    @flow.executable_task
+    async def plus_command(*numbers: Any) -> str:
+        return f"echo {_plus(numbers)}"
+
+    return plus_command
+
+
+def _plus(numbers: tuple[Any, ...]) -> int:
+    """The sum and 1; a dry backend's dummies count for nothing."""
+    return 1 + sum(int(number) for number in numbers if str(number).strip().isdigit())
+
+
+def value(result: Any) -> int:
+    """The number a task gave, of whatever kind it is."""
+    return int(result)
+
+
+class Graphs:
+    """Tasks that wait for each other, on the real engine."""
+
+    @check("C7", "a wide fan runs, each task once", dry=True, times=2)
+    async def test_a_fan_runs(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        plus = adder(trial, flow)
+        count = trial.kit.fan
+        trial.doing(f"waiting for a fan of {count} tasks")
+        results = await asyncio.gather(*(plus(number) for number in range(count)))
+        if not trial.kit.dry:
+            wrong = [n for n, result in enumerate(results) if value(result) != n + 1]
+            trial.require(not wrong, lambda: f"{len(wrong)} of {count} results are wrong")
+        total = plus(*(plus(1) for _ in range(20)))
+        result = await total
+        if not trial.kit.dry:
+            trial.require(value(result) == 41, f"a task on twenty others gave {result!r}, not 41")
+
+    @check("C7.8", "a diamond runs, with values and with the same future twice", dry=True)
+    async def test_a_diamond_runs(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        plus = adder(trial, flow)
+        top = plus(0)
+        left, right = plus(top), plus(top, top)
+        result = await plus(left, right, left)
+        if not trial.kit.dry:
+            trial.require(value(result) == 8, f"it gave {result!r}, not 8")
+
+    @check("C7.8", "a chain runs in order", dry=True)
+    async def test_a_chain_runs(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        plus = adder(trial, flow)
+        links = 50
+        trial.doing(f"waiting for a chain of {links} tasks")
+        future = plus(0)
+        for _ in range(links - 1):
+            future = plus(future)
+        result = await future
+        if not trial.kit.dry:
+            trial.require(value(result) == links, f"it gave {result!r}, not {links}")
+
+    @check("C7.8", "values are found in keywords and in containers", FUNCTIONS)
+    async def test_values_are_found_in_containers(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        plus = adder(trial, flow)
+        if trial.capabilities.sync_functions:
+
+            @flow.function_task
+            def pick(numbers: Any, *, more: Any) -> int:
+                return int(numbers["a"][0] + more[1])
+
+            result = await pick({"a": [plus(1)]}, more=(0, plus(2)))
+        else:
+
+            @flow.function_task
+            async def pick_async(numbers: Any, *, more: Any) -> int:
+                return int(numbers["a"][0] + more[1])
+
+            result = await pick_async({"a": [plus(1)]}, more=(0, plus(2)))
+        trial.require(result == 5, f"it gave {result!r}, not 5")
+
+    @check("C7.4", "functions and executables work on each other's values", SYNC, EXECUTABLES)
+    async def test_kinds_of_task_can_be_mixed(self, trial: Trial) -> None:
+        flow = await trial.engine()
+
+        @flow.executable_task
+        async def say(number: Any) -> str:
+            return f"echo {number}"
+
+        @flow.function_task
+        def double(text: Any) -> int:
+            return 2 * int(text)
+
+        result = await say(double(say(double(3))))
+        trial.require(result == "12\n", f"it gave {result!r}, not '12\\n'")
+
+    @check("C7.5", "an argument list and a string give their output as the result", EXECUTABLES)
+    async def test_executables_give_their_output(self, trial: Trial) -> None:
+        flow = await trial.engine()
+
+        @flow.executable_task
+        async def shell() -> str:
+            return "echo 'a  b' | tr a c"
+
+        @flow.executable_task
+        async def program(text: Any) -> list[str]:
+            return ["printf", "%s|", text, "$HOME"]
+
+        first = shell()
+        result = await first
+        trial.require(result == "c  b\n", f"the string gave {result!r}")
+        trial.require(
+            first.stdout == "c  b\n" and first.exit_code == 0,
+            f"its future says stdout={first.stdout!r}, exit_code={first.exit_code!r}",
+        )
+        second = await program(first)
+        trial.require(second == "c  b\n|$HOME|", f"the list gave {second!r}")
+
+    @check("C7.4", "current_task() says who is running", SYNC)
+    async def test_a_function_knows_its_task(self, trial: Trial) -> None:
+        await _require_context(trial, sync=True)
+
+    @check("C7.4", "current_task() says who is running in a coroutine", ASYNC)
+    async def test_a_coroutine_knows_its_task(self, trial: Trial) -> None:
+        await _require_context(trial, sync=False)
+
+    @check("C7.7", "a block calls tasks and waits for them", FUNCTIONS)
+    async def test_a_block_runs_tasks(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        plus = adder(trial, flow)
+
+        @flow.block
+        async def repeat(start: int) -> int:
+            number = start
+            while number < 5:
+                number = value(await plus(number))
+            return number
+
+        result = await plus(repeat(0))
+        trial.require(value(result) == 6, f"it gave {result!r}, not 6")
+
+    @check("C4", "several engines use one backend, one after the other", dry=True)
+    async def test_several_engines_use_it_in_turn(self, trial: Trial) -> None:
+        backend = await trial.backend()
+        for number in range(3):
+            flow = await trial.engine(backend)
+            plus = adder(trial, flow)
+            trial.doing(f"waiting for engine {number + 1} on the same backend")
+            result = await plus(plus(number))
+            if not trial.kit.dry:
+                trial.require(value(result) == number + 2, f"engine {number + 1}: {result!r}")
+            await flow.shutdown(skip_execution_backend=True)
+            state = await state_of(backend)
+            trial.require(state == "running", f"after engine {number + 1} it is {state!r}")
+
+    @check("C4", "two engines use one backend at once and do not mix", dry=True)
+    async def test_two_engines_use_it_at_once(self, trial: Trial) -> None:
+        backend = await trial.backend()
+        flows = [await trial.engine(backend), await trial.engine(backend)]
+        adders = [adder(trial, flow) for flow in flows]
+        futures = [plus(100 * n + i) for i in range(20) for n, plus in enumerate(adders)]
+        results = await asyncio.gather(*futures)
+        if trial.kit.dry:
+            return
+        expected = [100 * n + i + 1 for i in range(20) for n in range(2)]
+        trial.require([value(r) for r in results] == expected, "they got each other's results")
+
+    @check("C4", "the engine starts a backend that was not awaited, and shuts it down", dry=True)
+    async def test_the_engine_starts_and_stops_it(self, trial: Trial) -> None:
+        backend = await trial.fresh()
+        flow = await trial.engine(backend)
+        plus = adder(trial, flow)
+        await plus(1)
+        await flow.shutdown()
+        state = await state_of(backend)
+        trial.require(state == "shutdown", f"after the engine's shutdown it is {state!r}")
+
+    @check(
+        "C7.6",
+        "a service is used while it serves",
+        SERVICES,
+        EXECUTABLES,
+        cancels("service", "running"),
+    )
+    async def test_a_service_serves_a_task(self, trial: Trial) -> None:
+        flow = await trial.engine()
+
+        @flow.executable_task(service=True, ready=r"stdout:port (\d+)")
+        async def serve() -> str:
+            return "echo port 4711; sleep 600"
+
+        @flow.executable_task
+        async def use(port: Any) -> str:
+            return f"echo {port}"
+
+        service = serve()
+        trial.doing("waiting for a service and the task that uses it")
+        result = await use(service)
+        trial.require(result == "4711\n", f"the task that uses it gave {result!r}")
+        trial.require(service.cancel() is True, "cancel() of a service that serves is not True")
+        trial.doing("waiting for a cancelled service to end")
+        await service.ended()
+        trial.require(await service == "4711", "its readiness result is gone")
+
+
+async def _require_context(trial: Trial, *, sync: bool) -> None:
+    from rhapsody import task as rhapsody_task
+
+    flow = await trial.engine()
+
+    def look() -> tuple[str, str, int, bool]:
+        context = rhapsody_task.current_task()
+        return context.uid, context.name, context.attempt, context.cancelled
+
+    if sync:
+
+        @flow.function_task(name="the task")
+        def who() -> tuple[str, str, int, bool]:
+            return look()
+
+        future = who()
+    else:
+
+        @flow.function_task(name="the task")
+        async def who_async() -> tuple[str, str, int, bool]:
+            await asyncio.sleep(0)
+            return look()
+
+        future = who_async()
+    uid, name, attempt, cancelled = await future
+    trial.require(
+        future.uid in uid and name == "the task" and attempt == 1 and cancelled is False,
+        f"in {future.uid} it says {(uid, name, attempt, cancelled)}",
+    )

@@ -1,0 +1,138 @@
+"""What was proved so far, and the tables that say it.
+
+Checks note their ends here; the summary of a test run and a backend's README show
+them. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rhapsody.backends.base import Capabilities
+from rhapsody.testing._rules import Check
+
+End = Literal["passed", "failed", "skipped", "xfailed"]
+
+_MEANINGS = {
+    "functions": "coroutine functions",
+    "sync_functions": "ordinary functions",
+    "executables": "shell commands and programs",
+    "services": "executables as services",
+    "function_services": "functions as services",
+    "cancel_functions": "cancels ordinary functions",
+    "cancel_async_functions": "cancels coroutine functions",
+    "cancel_executables": "cancels executables",
+    "cancel_services": "cancels services",
+    "sandboxes": "a directory for each executable",
+    "files": "links files into sandboxes",
+    "shared_file_system": "sees the engine's file system",
+    "resources": "resources it honours",
+    "binds": "of these, enforced",
+    "captures_output": "keeps what functions print",
+    "reports_running": "says when a task starts",
+    "unfinished_dependencies": "takes unfinished tasks as arguments",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The end of one check."""
+
+    name: str
+    check: Check
+    end: End
+    reason: str
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The ends of all checks of a run, by test class."""
+
+    _noted: dict[type, dict[str, Noted]] = field(default_factory=dict)
+
+    def note(self, kit: type, name: str, check: Check, end: End, reason: str) -> None:
+        """Keeps the end of a check."""
+        self._noted.setdefault(kit, {})[name] = Noted(name, check, end, reason)
+
+    def of(self, kit: type) -> list[Noted]:
+        """The ends noted for a test class, in the order they came."""
+        return list(self._noted.get(kit, {}).values())
+
+
+ledger = Ledger()
+
+
+def capability_table(backend: Any) -> str:
+    """A backend's declaration as a table in Markdown, for its README.
+
+    Args:
+        backend: A backend, its class, or a `Capabilities`.
+    """
+    capabilities = (
+        backend if isinstance(backend, Capabilities) else getattr(backend, "capabilities", None)
+    )
+    if not isinstance(capabilities, Capabilities):
+        raise TypeError(f"backend must have `capabilities`, got {backend!r}")
+    rows = [
+        (f"`{key}`", _MEANINGS.get(key, ""), _word(value))
+        for key, value in capabilities.as_dict().items()
+    ]
+    return markdown(("capability", "meaning", "declared"), rows)
+
+
+def proof_table(kit: type, *, as_markdown: bool = False) -> str:
+    """What was proved of a backend, clause by clause, and what was skipped and why."""
+    clauses: dict[str, list[Noted]] = {}
+    for noted in ledger.of(kit):
+        clauses.setdefault(noted.check.clause, []).append(noted)
+    rows = [(clause, *_counts(ends)) for clause, ends in sorted(clauses.items(), key=_order)]
+    reasons: dict[str, int] = {}
+    for noted in ledger.of(kit):
+        if noted.end in ("skipped", "xfailed"):
+            text = noted.reason if noted.end == "skipped" else f"expected: {noted.reason}"
+            reasons[text] = reasons.get(text, 0) + 1
+    skips = [(str(count), reason) for reason, count in reasons.items()]
+    make = markdown if as_markdown else plain
+    tables = [make(("clause", "proved", "failed", "expected to fail", "skipped"), rows)]
+    if skips:
+        tables.append(make(("skipped", "because"), skips))
+    return "\n\n".join(tables)
+
+
+def markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    cells = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def plain(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table in columns."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _counts(ends: list[Noted]) -> tuple[str, str, str, str]:
+    def count(end: End) -> str:
+        return str(sum(noted.end == end for noted in ends))
+
+    return count("passed"), count("failed"), count("xfailed"), count("skipped")
+
+
+def _order(item: tuple[str, list[Noted]]) -> tuple[int, ...]:
+    numbers = item[0].removeprefix("C").split(".")
+    return tuple(int(number) for number in numbers if number.isdigit())
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return str(value)

@@ -1,0 +1,204 @@
+"""What a process holds, and whether its loop comes round: measurements for the checks.
+
+Processes, threads, asyncio tasks and open files are compared before and after;
+a heartbeat measures the longest time the loop was held up. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+PYTHONS_OWN = (
+    # Helpers that the standard library starts once per process and keeps.
+    "process *multiprocessing.resource_tracker*",
+    "process *multiprocessing.forkserver*",
+    # The loop's own executor, which the loop stops when it is closed.
+    "thread asyncio_*",
+)
+
+_MARK = "RHAPSODY_CONFORMANCE"
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What this process holds at one moment.
+
+    Each is a mapping from an identity to a description such as `"thread NAME"`.
+    """
+
+    processes: Mapping[object, str]
+    threads: Mapping[object, str]
+    tasks: Mapping[object, str]
+    files: Mapping[object, str]
+
+    @classmethod
+    def now(cls, mark: str | None = None) -> Self:
+        """Looks at this process, and at orphans that carry the mark of `marked`."""
+        return cls(_processes(mark), _threads(), _tasks(), _files())
+
+    def since(self, before: Holdings, allowed: Sequence[str], *, files: bool = True) -> list[str]:
+        """What is held now and was not before, but for what the patterns allow."""
+        patterns = (*PYTHONS_OWN, *allowed)
+        kinds = ("processes", "threads", "tasks", "files") if files else _NO_FILES
+        return [
+            text
+            for kind in kinds
+            for identity, text in getattr(self, kind).items()
+            if identity not in getattr(before, kind)
+            and not any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
+        ]
+
+
+_NO_FILES = ("processes", "threads", "tasks")
+
+
+async def left_behind(
+    before: Holdings,
+    allowed: Sequence[str],
+    *,
+    within: float,
+    files: bool = True,
+    mark: str | None = None,
+) -> list[str]:
+    """What is still held that was not held before, after waiting for it to go."""
+    deadline = time.monotonic() + within
+    while True:
+        left = Holdings.now(mark).since(before, allowed, files=files)
+        if not left or time.monotonic() >= deadline:
+            return left
+        await asyncio.sleep(0.05)
+
+
+@contextmanager
+def marked() -> Iterator[str]:
+    """Puts a mark into the environment, by which descendants are found although orphaned."""
+    mark = uuid.uuid4().hex
+    before = os.environ.get(_MARK)
+    os.environ[_MARK] = mark
+    try:
+        yield mark
+    finally:
+        if before is None:
+            del os.environ[_MARK]
+        else:
+            os.environ[_MARK] = before
+
+
+def end_processes(mark: str) -> None:
+    """Kills the processes that carry the mark, so that a faulty backend leaves none."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(_MARK) == mark:
+                process.kill()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs and is not merely waiting to be reaped."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def memory_in_use() -> int:
+    """The resident size of this process, in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _processes(mark: str | None) -> dict[object, str]:
+    found = psutil.Process().children(recursive=True)
+    if mark is not None:
+        known = {process.pid for process in found}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                others = process.pid not in known and process.pid != os.getpid()
+                if others and process.environ().get(_MARK) == mark:
+                    found.append(process)
+    described: dict[object, str] = {}
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            command = " ".join(process.cmdline()) if not zombie else f"{process.name()} <defunct>"
+            described[process.pid, process.create_time()] = f"process {command[:200]}"
+    return described
+
+
+def _threads() -> dict[object, str]:
+    return {thread.ident: f"thread {thread.name}" for thread in threading.enumerate()}
+
+
+def _tasks() -> dict[object, str]:
+    current = asyncio.current_task()
+    return {
+        id(task): f"task {task.get_name()} ({task.get_coro()!r})"
+        for task in asyncio.all_tasks()
+        if task is not current
+    }
+
+
+def _files() -> dict[object, str]:
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except FileNotFoundError:  # not Linux
+        process = psutil.Process()
+        return {file.fd: f"file {file.path}" for file in process.open_files()}
+    found: dict[object, str] = {}
+    for number in numbers:
+        with suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/self/fd/{number}")
+            if not target.startswith("/proc/"):  # the listing itself
+                found[number, target] = f"file {target}"
+    return found
+
+
+class Heartbeat:
+    """Measures the longest time for which the running loop did not come round.
+
+    Attributes:
+        worst: Seconds, valid after the block.
+    """
+
+    def __init__(self, interval: float = 0.005) -> None:
+        self.worst = 0.0
+        self._interval = interval
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._last = time.monotonic()
+        self._again()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._note()
+
+    def _again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
+
+    def _beat(self) -> None:
+        self._note()
+        self._again()
+
+    def _note(self) -> None:
+        now = time.monotonic()
+        self.worst = max(self.worst, now - self._last - self._interval)
+        self._last = now

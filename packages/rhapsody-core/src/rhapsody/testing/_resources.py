@@ -1,0 +1,203 @@
+"""Checks of resources (C4, C10): what is declared is honoured, all else is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rhapsody.errors import CapabilityError
+from rhapsody.task import Resources, TaskDescription
+from rhapsody.testing._driver import Driver
+from rhapsody.testing._functions import most_at_once
+from rhapsody.testing._rules import EXECUTABLES, ISOLATED, SYNC, binds, honours, runs, skip
+from rhapsody.testing._running import check
+from rhapsody.testing._tasks import DONE, FAILED, quick
+from rhapsody.testing._trial import Trial
+from rhapsody.testing._work import interval, interval_async, variable
+
+ALL = ("cores", "gpus", "memory", "ranks")
+TOO_MUCH = {
+    "cores": Resources(cores=1_000_000),
+    "gpus": Resources(gpus=1_000_000),
+    "memory": Resources(memory=2**60),
+    "ranks": Resources(ranks=1_000_000),
+}
+WORKS = runs("function", "async_function")
+
+
+class Resourcefulness:
+    """Slots, variables and refusals."""
+
+    @check("C10", "no more tasks run at once than their cores allow", WORKS, honours("cores"))
+    async def test_cores_bound_what_runs_at_once(self, trial: Trial) -> None:
+        cores = _owned(trial, "cores")
+        driver = await trial.driver()
+        most = await _most_at_once(trial, driver, Resources(cores=1), 2 * cores + 2)
+        trial.require(most <= cores, f"on {cores} cores {most} tasks of one core ran at once")
+        if cores > 1:
+            most = await _most_at_once(trial, driver, Resources(cores=cores), 3)
+            trial.require(most == 1, f"{most} tasks that need all {cores} cores ran at once")
+
+    @check("C10", "as many tasks run at once as there are cores", SYNC, honours("cores"))
+    async def test_all_cores_are_used(self, trial: Trial) -> None:
+        cores = _owned(trial, "cores")
+        if cores == 1:
+            skip("the backend has one core")
+        driver = await trial.driver()
+        most = 0
+        for seconds in (0.1, 0.5, 1.0):  # workers may need a while to start
+            most = await _most_at_once(trial, driver, Resources(), 2 * cores, seconds)
+            if most == cores:
+                return
+        raise trial.check.error(f"on {cores} cores no more than {most} tasks ran at once")
+
+    @check("C10", "no more tasks run at once than their GPUs allow", WORKS, honours("gpus"))
+    async def test_gpus_bound_what_runs_at_once(self, trial: Trial) -> None:
+        gpus = _owned(trial, "gpus")
+        driver = await trial.driver()
+        most = await _most_at_once(trial, driver, Resources(cores=0, gpus=1), 2 * gpus + 2)
+        trial.require(most <= gpus, f"on {gpus} GPUs {most} tasks of one GPU ran at once")
+
+    @check("C10", "a task that needs more than there is fails with CapabilityError", dry=True)
+    async def test_more_than_there_is_is_refused(self, trial: Trial) -> None:
+        names = [name for name in ALL if name in trial.capabilities.resources]
+        if not names:
+            skip("the backend declares no resources")
+        driver = await trial.driver()
+        kinds = trial.kinds()
+        for name in names:
+            kind = "executable" if name == "ranks" and "executable" in kinds else kinds[0]
+            task = quick(driver, kind)
+            task["resources"] = TOO_MUCH[name]
+            trial.doing(f"waiting for a task that needs far too many {name} to be refused")
+            await driver.submit(task)
+            end = await driver.finished(task)
+            trial.require(
+                end.state is FAILED and isinstance(end.error, CapabilityError),
+                f"{TOO_MUCH[name]}: {end}",
+            )
+            trial.require(name in str(end.error), f"the error does not name {name}: {end.error}")
+
+    @check("C10", "an executable's thread-count variables follow its cores", EXECUTABLES)
+    async def test_cores_set_the_thread_counts(self, trial: Trial) -> None:
+        if "cores" not in trial.capabilities.binds:
+            skip(binds("cores").reason)
+        cores = min(_owned(trial, "cores"), 2)
+        driver = await trial.driver()
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        task = driver.command(" ".join(["echo", *(f"${name}" for name in names)]))
+        task["resources"] = Resources(cores=cores)
+        end = await driver.run_one(task)
+        expected = " ".join([str(cores)] * 3) + "\n"
+        trial.require(end.stdout == expected, f"with {cores} cores {names} are: {end}")
+        task = driver.command("echo $OMP_NUM_THREADS", environment={"OMP_NUM_THREADS": "7"})
+        task["resources"] = Resources(cores=cores)
+        end = await driver.run_one(task)
+        trial.require(end.stdout == "7\n", f"the task's own OMP_NUM_THREADS=7 is lost: {end}")
+
+    @check("C10", "an executable sees the GPUs it was given, and no others", EXECUTABLES)
+    async def test_gpus_are_given_to_executables(self, trial: Trial) -> None:
+        if "gpus" not in trial.capabilities.binds:
+            skip(binds("gpus").reason)
+        gpus = _owned(trial, "gpus")
+        driver = await trial.driver()
+
+        def make() -> TaskDescription:
+            return driver.command("echo $CUDA_VISIBLE_DEVICES; sleep 0.2")
+
+        ends = await driver.run(*(_with(make(), Resources(cores=0, gpus=1)) for _ in range(gpus)))
+        seen = sorted((end.stdout or "").strip() for end in ends)
+        trial.require(
+            len(set(seen)) == gpus and all(seen),
+            f"{gpus} tasks at once saw the GPUs {seen}, not one each",
+        )
+        whole = await driver.run_one(_with(make(), Resources(cores=0, gpus=gpus)))
+        listed = sorted((whole.stdout or "").strip().split(","))
+        trial.require(listed == seen, f"a task with all GPUs saw {listed}, not {seen}")
+
+    @check(
+        "C10", "a function in a process of its own sees its GPUs", SYNC, ISOLATED, honours("gpus")
+    )
+    async def test_gpus_are_given_to_functions(self, trial: Trial) -> None:
+        if "gpus" not in trial.capabilities.binds:
+            skip(binds("gpus").reason)
+        gpus = _owned(trial, "gpus")
+        driver = await trial.driver()
+        task = driver.call(variable, "CUDA_VISIBLE_DEVICES")
+        end = await driver.run_one(_with(task, Resources(gpus=1)))
+        trial.require(
+            isinstance(end.value, str) and end.value.isdigit() and int(end.value) >= 0,
+            f"with 1 of {gpus} GPUs CUDA_VISIBLE_DEVICES is: {end}",
+        )
+
+    @check("C4", "a resource that is not declared is refused before the task is submitted")
+    async def test_an_undeclared_resource_is_refused(self, trial: Trial) -> None:
+        given: dict[str, Callable[[], Resources]] = {
+            "cores": lambda: Resources(cores=2),
+            "gpus": lambda: Resources(gpus=1),
+            "memory": lambda: Resources(memory=1024),
+            "ranks": lambda: Resources(ranks=2),
+        }
+        undeclared = [name for name in ALL if name not in trial.capabilities.resources]
+        if not undeclared:
+            skip("the backend declares every resource")
+        flow = await trial.engine()
+        for name in undeclared:
+            future = _task(trial, flow, given[name]())
+            try:
+                value = await future
+            except CapabilityError as error:
+                trial.require(name in str(error), f"the error does not name {name}: {error}")
+            else:
+                raise trial.check.error(f"a task with {given[name]()} ran and gave {value!r}")
+
+
+def _task(trial: Trial, flow: Any, resources: Resources) -> Any:
+    if trial.capabilities.sync_functions:
+
+        @flow.function_task(resources=resources)
+        def one() -> int:
+            return 1
+
+        return one()
+    if trial.capabilities.functions:
+
+        @flow.function_task(resources=resources)
+        async def one_async() -> int:
+            return 1
+
+        return one_async()
+
+    @flow.executable_task(resources=resources)
+    async def command() -> str:
+        return "echo 1"
+
+    return command()
+
+
+def _owned(trial: Trial, name: str) -> int:
+    """How much of the resource the test class says there is."""
+    value: int | None = getattr(trial.kit, name)
+    if value is None:
+        raise trial.check.error(
+            f"the backend declares the resource {name!r}: say in the test class how many "
+            f"make_backend's backend has, `{name} = ...`"
+        )
+    return value
+
+
+def _with(task: TaskDescription, resources: Resources) -> TaskDescription:
+    task["resources"] = resources
+    return task
+
+
+async def _most_at_once(
+    trial: Trial, driver: Driver, resources: Resources, count: int, seconds: float = 0.1
+) -> int:
+    function = interval if trial.capabilities.sync_functions else interval_async
+    tasks = [_with(driver.call(function, seconds), resources) for _ in range(count)]
+    trial.doing(f"waiting for {count} tasks with {resources}")
+    ends = await driver.run(*tasks)
+    for end in ends:
+        trial.require(end.state is DONE, f"with {resources}: {end}")
+    return most_at_once([end.value for end in ends])

@@ -1,0 +1,166 @@
+"""What a conformance check says of itself, and the error it ends in.
+
+A check names the clause of the contract it proves, the rule in one line, and
+what a backend must declare for it to apply. Running a check is in `_running`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from rhapsody.backends.base import CancelLevel, Capabilities
+from rhapsody.task import TaskKind
+
+if TYPE_CHECKING:
+    from rhapsody.testing._settings import Settings
+
+
+class ConformanceError(AssertionError):
+    """A backend does not do what the contract, or its own declaration, says.
+
+    Attributes:
+        clause: The clause of the contract, such as `"C4"`.
+        rule: The rule that was broken, in one line.
+        detail: What was seen instead.
+    """
+
+    def __init__(self, clause: str, rule: str, detail: str) -> None:
+        super().__init__(f"{clause}: {rule}: {detail}")
+        self.clause = clause
+        self.rule = rule
+        self.detail = detail
+
+
+class Skip(Exception):  # noqa: N818 - not an error
+    """Ends a check that does not apply, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something a check asks of the backend or of the test class.
+
+    Attributes:
+        label: The row of the capability table that the check counts for.
+        reason: Why the check is skipped where the need is not met.
+        met: Says whether it is.
+    """
+
+    label: str
+    reason: str
+    met: Callable[[Capabilities, Settings], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """The declaration of one check.
+
+    Attributes:
+        clause: The clause of the contract, such as `"C4"`.
+        rule: What is proved, in one line.
+        needs: What must be there for the check to apply.
+        dry: The check also applies to a backend that only pretends to run tasks.
+        times: How many of the class's time limits it may take.
+    """
+
+    clause: str
+    rule: str
+    needs: tuple[Need, ...] = ()
+    dry: bool = False
+    times: float = 1.0
+
+    def error(self, detail: str) -> ConformanceError:
+        """The error that says the rule is broken."""
+        return ConformanceError(self.clause, self.rule, detail)
+
+    def why_skipped(self, capabilities: Capabilities, settings: Settings) -> str | None:
+        """Why the check does not apply, `None` where it does."""
+        for need in self.needs:
+            if not need.met(capabilities, settings):
+                return need.reason
+        if settings.dry and not self.dry:
+            return "dry = True: the backend runs nothing"
+        return None
+
+
+def skip(reason: str) -> NoReturn:
+    """Ends the running check as one that does not apply."""
+    raise Skip(reason)
+
+
+def declares(field: str) -> Need:
+    """The backend's capabilities have this field switched on."""
+    return Need(
+        field,
+        f"the backend does not declare {field}",
+        lambda capabilities, _: bool(getattr(capabilities, field)),
+    )
+
+
+def runs(*kinds: TaskKind) -> Need:
+    """The backend runs at least one of these kinds of task."""
+    return Need(
+        f"runs {' or '.join(kinds)}",
+        f"the backend runs no {' and no '.join(kinds)}",
+        lambda capabilities, _: any(capabilities.runs(kind) for kind in kinds),
+    )
+
+
+def honours(resource: str) -> Need:
+    """The backend's capabilities name this resource as one it honours."""
+    return Need(
+        f"resources: {resource}",
+        f"the backend does not declare the resource {resource!r}",
+        lambda capabilities, _: resource in capabilities.resources,
+    )
+
+
+def binds(resource: str) -> Need:
+    """The backend's capabilities name this resource as one it enforces."""
+    return Need(
+        f"binds: {resource}",
+        f"the backend does not declare that it binds {resource!r}",
+        lambda capabilities, _: resource in capabilities.binds,
+    )
+
+
+def cancels(kind: TaskKind, level: CancelLevel) -> Need:
+    """Tasks of this kind can be cancelled as far as this level."""
+    enough = ("running",) if level == "running" else ("queued", "running")
+    return Need(
+        f"cancels {kind}: {level}",
+        f"the backend does not declare that it cancels a {level} {kind}",
+        lambda capabilities, _: (
+            capabilities.runs(kind) and capabilities.cancellation(kind) in enough
+        ),
+    )
+
+
+def cannot_stop(kind: TaskKind) -> Need:
+    """Tasks of this kind are run, but cannot be cancelled once they run."""
+    return Need(
+        f"cancels {kind}",
+        f"the backend runs no {kind} or declares that it cancels a running one",
+        lambda capabilities, _: (
+            capabilities.runs(kind) and capabilities.cancellation(kind) != "running"
+        ),
+    )
+
+
+SYNC = declares("sync_functions")
+ASYNC = declares("functions")
+EXECUTABLES = declares("executables")
+SERVICES = declares("services")
+FUNCTION_SERVICES = declares("function_services")
+FUNCTIONS = runs("function", "async_function")
+SANDBOXES = declares("sandboxes")
+FILES = declares("files")
+SHARED = declares("shared_file_system")
+OUTPUT = declares("captures_output")
+RUNNING = declares("reports_running")
+ISOLATED = Need(
+    "separate_processes",
+    "separate_processes = False: functions share a process",
+    lambda _, settings: settings.separate_processes,
+)

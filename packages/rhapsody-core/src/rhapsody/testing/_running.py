@@ -1,0 +1,206 @@
+"""How a check is run: on a loop of its own, with a time limit, to one of four ends.
+
+A check is an ordinary method for pytest, so that authors need no plugin for
+asynchronous tests. What the checks prove is in the modules named for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rhapsody.testing._ledger import ledger
+from rhapsody.testing._rules import Check, ConformanceError, Need, Skip
+from rhapsody.testing._trial import Shared, Trial
+
+if TYPE_CHECKING:
+    from rhapsody.testing._settings import Settings
+
+Body = Callable[[Any, Trial], Coroutine[Any, Any, None]]
+Test = Callable[[Any], None]
+
+
+def check(
+    clause: str, rule: str, *needs: Need, dry: bool = False, times: float = 1.0
+) -> Callable[[Body], Test]:
+    """Turns an asynchronous method that gets a `Trial` into a test that pytest can run.
+
+    Args:
+        clause: The clause of the contract, such as `"C4"`.
+        rule: What is proved, in one line.
+        needs: What must be there for the check to apply; it is skipped otherwise.
+        dry: Also applies to a backend that only pretends to run tasks.
+        times: How many of the class's time limits it may take.
+    """
+    declaration = Check(clause=clause, rule=rule, needs=needs, dry=dry, times=times)
+
+    def decorate(body: Body) -> Test:
+        name = body.__name__
+
+        def test(self: Settings) -> None:
+            __tracebackhide__ = True
+            run(self, declaration, name, body)
+
+        # Not functools.wraps: pytest would take the body's arguments for fixtures.
+        test.__name__ = name
+        test.__qualname__ = body.__qualname__
+        test.__module__ = body.__module__
+        test.__doc__ = body.__doc__ or f"{clause}: {rule}."
+        test.__dict__["check"] = declaration
+        return test
+
+    return decorate
+
+
+def run(kit: Settings, check: Check, name: str, body: Body) -> None:
+    """Runs one check and ends as pytest understands it: nothing, skip, xfail or an error."""
+    __tracebackhide__ = True
+    reason = kit.expected_failures.get(name)
+    try:
+        _run_on_loop(kit, check, body)
+    except Skip as why:
+        ledger.note(type(kit), name, check, "skipped", str(why))
+        pytest.skip(str(why))
+    except ConformanceError as error:
+        if reason is None:
+            ledger.note(type(kit), name, check, "failed", str(error))
+            raise
+        ledger.note(type(kit), name, check, "xfailed", reason)
+        pytest.xfail(f"{reason} ({error})")
+    if reason is not None:
+        error = check.error(f"passes, but expected_failures says {reason!r}: remove {name!r} there")
+        ledger.note(type(kit), name, check, "failed", str(error))
+        raise error
+    ledger.note(type(kit), name, check, "passed", "")
+
+
+class Stage:
+    """A loop and a backend for all checks of one test class, see `backend_scope`."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner()
+        self.shared = Shared()
+
+    def close(self) -> None:
+        """Shuts the backend down and closes the loop."""
+        try:
+            self.runner.run(self.shared.discard())
+        finally:
+            self.runner.close()
+
+
+stages: dict[type, Stage] = {}
+
+
+def _run_on_loop(kit: Settings, check: Check, body: Body) -> None:
+    __tracebackhide__ = True
+    limit = kit.time_limit * check.times
+    stage = stages.get(type(kit))
+    try:
+        # Twice the limit for body and end, and a little for the loop's own end.
+        with _alarm(2 * limit + 5):
+            if stage is not None:
+                stage.runner.run(_main(kit, check, body, limit, stage.shared))
+            else:
+                with asyncio.Runner() as runner:
+                    runner.run(_main(kit, check, body, limit, None))
+    except _LoopBlocked:
+        raise check.error(
+            f"the loop was held up for more than {limit:g} s: something blocks it"
+        ) from None
+
+
+async def _main(
+    kit: Settings, check: Check, body: Body, limit: float, shared: Shared | None
+) -> None:
+    __tracebackhide__ = True
+    trial = Trial(kit, check, shared)
+    failure: BaseException | None = None
+    try:
+        async with asyncio.timeout(limit) as within:
+            await trial.open()
+            why = check.why_skipped(trial.capabilities, kit)
+            if why is not None:
+                raise Skip(why)
+            await body(kit, trial)
+    except (ConformanceError, Skip) as error:
+        failure = error
+    except TimeoutError as error:
+        if within.expired():
+            failure = check.error(f"not done within {limit:g} s; {trial.status()}")
+        else:
+            failure = check.error(f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+    except Exception as error:  # whatever a backend raises breaks the rule under test
+        failure = check.error(f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+    ending = await _end(trial, check, limit)
+    if failure is not None and shared is not None and not isinstance(failure, Skip):
+        await shared.discard()
+    if failure is None or (isinstance(failure, Skip) and ending is not None):
+        failure = ending
+    elif ending is not None:
+        failure.add_note(f"and at the end of the check: {ending}")
+    if failure is not None:
+        raise failure
+
+
+async def _end(trial: Trial, check: Check, limit: float) -> BaseException | None:
+    """Closes the trial; what went wrong in that, or along the way."""
+    try:
+        async with asyncio.timeout(limit) as within:
+            await trial.close()
+        trial.judge()
+    except ConformanceError as error:
+        return error
+    except TimeoutError as error:
+        if within.expired():
+            detail = f"not within {limit:g} s after {check.rule!r}; {trial.status()}"
+        else:
+            detail = f"TimeoutError: {error}"
+        return ConformanceError("C4", "shutdown() ends", detail)
+    except Exception as error:  # whatever a backend raises at its end is its fault
+        failure = ConformanceError("C4", "shutdown() ends", f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure
+    return None
+
+
+class _LoopBlocked(KeyboardInterrupt):
+    """Raised through a blocked loop; the loop lets only this kind through."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Interrupts code that blocks the loop, where no time-out on the loop can come round.
+
+    Works on the main thread of POSIX systems. A timer that was set before, such as
+    pytest-timeout's, is left alone where it comes first, and set again afterwards.
+    """
+
+    def ring(number: int, frame: object) -> None:
+        raise _LoopBlocked
+
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getitimer(signal.ITIMER_REAL)[0] if on_main else 0.0
+    if not on_main or 0 < before <= seconds:
+        yield
+        return
+    handler = signal.signal(signal.SIGALRM, ring)
+    began = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if before:
+            left = before - (time.monotonic() - began)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))

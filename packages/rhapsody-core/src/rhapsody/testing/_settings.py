@@ -1,0 +1,80 @@
+"""What an author can say about a backend to the conformance kit, with the defaults.
+
+All of it are class attributes that a test class may set. The checks read them
+here and decide nothing else from the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+
+class Settings:
+    """The class attributes of a conformance test class.
+
+    Attributes:
+        time_limit: Seconds that one check may take. A few checks take a stated
+            multiple of it.
+        settle: Seconds to watch for something that must not come, and to wait for
+            processes and threads to go.
+        loop_gap: Seconds that the loop may be held up at most. The best of three
+            tries counts, so that a busy machine is not mistaken for a fault.
+        big_bytes: Size of the big argument and the big result.
+        output_bytes: Size of an executable's big output.
+        fan: Number of tasks in the big fan.
+        cycles: Start and stop cycles in which nothing may grow.
+        memory_growth: Bytes that the process may grow by in those cycles.
+        cores: How many cores the backend of `make_backend` has. Must be set where
+            the backend declares the resource `cores`.
+        gpus: The same of GPUs.
+        dry: The backend only pretends to run tasks: checks that look at what a
+            task did are skipped.
+        separate_processes: Functions run in processes of their own, so that one
+            which kills its process fails alone.
+        backend_scope: `"test"` makes a backend for each check, `"class"` one for
+            all checks that do not stop it, for backends that are slow to start.
+        leaves_behind: Patterns (`fnmatch`) of what may be left when the backend
+            has been shut down, matched with `"process COMMAND"`, `"thread NAME"`,
+            `"task NAME"` and `"file TARGET"`.
+        expected_failures: Checks that are known to fail, with the reason for each.
+            They are reported as expected failures, and as errors once they pass.
+        create_args: Arguments for the class's `create`.
+        create_kwargs: Keyword arguments for the class's `create`.
+        work_dir: The directory for sandboxes and files, which the backend must see
+            where it declares `shared_file_system`. Default: the system's place for
+            temporary files.
+    """
+
+    time_limit: ClassVar[float] = 30.0
+    settle: ClassVar[float] = 0.2
+    loop_gap: ClassVar[float] = 0.25
+    big_bytes: ClassVar[int] = 5_000_000
+    output_bytes: ClassVar[int] = 10_000_000
+    fan: ClassVar[int] = 1_000
+    cycles: ClassVar[int] = 10
+    memory_growth: ClassVar[int] = 32 * 1024 * 1024
+    cores: ClassVar[int | None] = None
+    gpus: ClassVar[int | None] = None
+    dry: ClassVar[bool] = False
+    separate_processes: ClassVar[bool] = False
+    backend_scope: ClassVar[Literal["test", "class"]] = "test"
+    leaves_behind: ClassVar[Sequence[str]] = ()
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    create_args: ClassVar[Sequence[Any]] = ()
+    create_kwargs: ClassVar[Mapping[str, Any]] = {}
+    work_dir: ClassVar[Path | None] = None
+
+    async def make_backend(self) -> Any:
+        """Makes the backend that is proved; it may be started or not.
+
+        Called on a running loop, once or several times per check.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must have `async def make_backend(self)` that returns a backend"
+        )
+
+    async def make_failing_backend(self) -> Any:
+        """Makes a backend whose start fails; `NotImplemented` where there is no way to."""
+        return NotImplemented

@@ -1,0 +1,195 @@
+"""What the body of a check works with: backends, drivers, engines, and their end.
+
+A trial lives for one check. It makes what the check asks for and gives all of it
+back afterwards, also when the check failed. It proves nothing itself, but what
+its drivers saw along the way is judged at the end of every check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.backends.base import Capabilities
+from rhapsody.task import TaskKind
+from rhapsody.testing._driver import Driver, Fault, started
+from rhapsody.testing._rules import Check, ConformanceError, skip
+
+if TYPE_CHECKING:
+    from rhapsody.engine.workflow import WorkflowEngine
+    from rhapsody.testing._settings import Settings
+
+KINDS: tuple[TaskKind, ...] = ("function", "async_function", "executable")
+
+
+class Shared:
+    """A backend that several trials on one loop use in turn.
+
+    Attributes:
+        backend: The backend, started; `None` before the first trial and after one
+            that failed, which may have left anything in it.
+    """
+
+    def __init__(self) -> None:
+        self.backend: Any = None
+
+    async def discard(self) -> None:
+        """Shuts the backend down; the next trial makes another."""
+        backend, self.backend = self.backend, None
+        if backend is not None:
+            await backend.shutdown()
+
+
+class Trial:
+    """One run of one check.
+
+    Args:
+        kit: The test class's object: its settings and `make_backend`.
+        check: The declaration of the check.
+        shared: The backend of the test class, `None` for one of the check's own.
+
+    Attributes:
+        capabilities: What the backend declares.
+        work_dir: A directory for sandboxes and files, removed at the end.
+    """
+
+    def __init__(self, kit: Settings, check: Check, shared: Shared | None = None) -> None:
+        self.kit = kit
+        self.check = check
+        self.capabilities = Capabilities()
+        self.work_dir = Path()
+        self._shared = shared
+        self._backend: Any = None
+        self._made: list[Any] = []
+        self._drivers: list[Driver] = []
+        self._engines: list[WorkflowEngine] = []
+        self._unseen: list[str] = []
+        self._doing = ""
+
+    async def open(self) -> None:
+        """Makes the directory and the backend, without starting it."""
+        self.work_dir = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=self.kit.work_dir))
+        asyncio.get_running_loop().set_exception_handler(self._note_unseen)
+        if self._shared is None:
+            self._backend = await self.fresh()
+        else:
+            if self._shared.backend is None:
+                self._shared.backend = await self.kit.make_backend()
+            self._backend = self._shared.backend
+        self.capabilities = self._backend.capabilities
+
+    # What a check asks for.
+
+    async def fresh(self) -> Any:
+        """A backend as `make_backend` gives it, shut down at the end."""
+        backend = await self.kit.make_backend()
+        self._made.append(backend)
+        return backend
+
+    async def unstarted(self) -> Any:
+        """A backend that was not started; skips the check where there is none."""
+        backend = await self.fresh()
+        if str(await state_of(backend)) != "initialized":
+            skip("make_backend gives a backend that is started already")
+        return backend
+
+    async def backend(self) -> Any:
+        """The trial's backend, started."""
+        self._backend = await started(self._backend)
+        if self._shared is not None:
+            self._shared.backend = self._backend
+        return self._backend
+
+    async def driver(self, backend: Any = None) -> Driver:
+        """A driver on the trial's backend, or on another."""
+        if backend is None:
+            backend = await self.backend()
+        driver = Driver(backend, work_dir=self.work_dir)
+        await driver.__aenter__()
+        self._drivers.append(driver)
+        return driver
+
+    async def engine(self, backend: Any = None, **settings: Any) -> WorkflowEngine:
+        """An engine on the trial's backend, or on another; it starts the backend."""
+        from rhapsody.engine.workflow import WorkflowEngine
+
+        number = len(self._engines) + 1
+        if backend is None:
+            backend = self._backend if self._shared is None else await self.backend()
+        settings.setdefault("work_dir", self.work_dir / f"engine.{number}")
+        settings.setdefault("handle_signals", False)
+        engine = await WorkflowEngine.create(backend, **settings)
+        self._engines.append(engine)
+        return engine
+
+    def kinds(self, *, of: Sequence[TaskKind] = KINDS) -> list[TaskKind]:
+        """The kinds of task that the backend runs, of those given."""
+        return [kind for kind in of if self.capabilities.runs(kind)]
+
+    # What a check says.
+
+    def require(self, condition: object, detail: str | Callable[[], str]) -> None:
+        """Fails the check with the detail unless the condition holds."""
+        if not condition:
+            raise self.check.error(detail if isinstance(detail, str) else detail())
+
+    def doing(self, what: str) -> None:
+        """Notes what the check is at, for the message where it runs out of time."""
+        self._doing = what
+
+    def status(self) -> str:
+        """What the check was at, and which tasks have not ended."""
+        open_tasks = [text for driver in self._drivers for text in driver.unfinished()]
+        words = [f"while {self._doing}"] if self._doing else []
+        if open_tasks:
+            more = f" and {len(open_tasks) - 5} more" if len(open_tasks) > 5 else ""
+            words.append(f"no terminal state for {'; '.join(open_tasks[:5])}{more}")
+        return ", ".join(words) or "no task was open"
+
+    # The end.
+
+    async def close(self) -> None:
+        """Ends engines, drivers and backends, and removes the directory."""
+        try:
+            for engine in self._engines:
+                await engine.shutdown(skip_execution_backend=True)
+            for driver in self._drivers:
+                await driver.__aexit__(None, None, None)
+            for backend in self._made:
+                await backend.shutdown()
+        finally:
+            shutil.rmtree(self.work_dir, ignore_errors=True)
+
+    def judge(self) -> None:
+        """Raises for what the backend did wrong along the way, whatever the check was about."""
+        for driver in self._drivers:
+            faults = list(driver.faults)
+            if driver.strangers and self._shared is None and len(self._drivers) == 1:
+                faults.append(
+                    Fault(
+                        "C4",
+                        "the callback names tasks that were submitted",
+                        f"{driver.strangers[0]!r} was not",
+                    )
+                )
+            for fault in faults:
+                raise ConformanceError(*fault)
+        if self._unseen:
+            raise ConformanceError(
+                "C4", "nothing fails unseen on the loop", " | ".join(self._unseen[:3])
+            )
+
+    def _note_unseen(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+        error = context.get("exception")
+        text = str(context.get("message", ""))
+        self._unseen.append(f"{text}: {error!r}" if error is not None else text)
+
+
+async def state_of(backend: Any) -> str:
+    """A backend's state, whether its `state` is plain or asynchronous."""
+    state = backend.state()
+    return state if isinstance(state, str) else str(await state)

@@ -1,0 +1,83 @@
+"""Checks that nothing has overwritten Rhapsody's files, and starts the command line.
+
+The distribution `rhapsody-py` installs files of its own under `rhapsody/`, the
+same directory as `rhapsody-core`: whichever comes last replaces files of the
+other. What tells people so must lie outside that directory. This package uses
+the standard library only and imports `rhapsody` after the check alone. Packages
+of backends call `check` when they are imported; the command `rhapsody` is `main`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+__all__ = ["UNSUPPORTED", "check", "conflict", "main"]
+
+UNSUPPORTED = (
+    "Rhapsody does not run on Windows, where processes, signals and file links work differently; "
+    "use the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"
+)
+"""What somebody on Windows is told."""
+
+_OTHER = re.compile(
+    r"rhapsody[-_.]py(?:-(?P<version>[^-]+?))?(?:-py[\d.]+)?\.(?:dist|egg)-info", re.I
+)
+
+
+def conflict() -> str | None:
+    """What is wrong where `rhapsody-py` is installed, ending with the two commands that mend it.
+
+    Looks at file names on `sys.path` and reads no file.
+
+    Returns:
+        The message, `None` where there is no conflict.
+    """
+    for directory in sys.path:
+        try:
+            names = os.listdir(directory or os.curdir)
+        except OSError:  # zip files and directories that do not exist are fine in sys.path
+            continue
+        for name in names:
+            found = _OTHER.fullmatch(name)
+            if found:
+                version = found["version"]
+                other = f"rhapsody-py {version}" if version else "rhapsody-py"
+                return (
+                    f"{other} is installed in {directory or os.curdir} beside rhapsody-core. Both "
+                    "install the import package 'rhapsody', so that files of one have replaced "
+                    "files of the other. To remove it and restore rhapsody-core:\n"
+                    "  pip uninstall -y rhapsody-py\n"
+                    "  pip install --force-reinstall --no-deps rhapsody-core"
+                )
+    return None
+
+
+def check() -> None:
+    """Raises where `rhapsody-py` is installed or the platform is not supported.
+
+    Raises:
+        ImportError: It says what to do.
+    """
+    if sys.platform.startswith("win"):
+        raise ImportError(UNSUPPORTED)
+    message = conflict()
+    if message is not None:
+        raise ImportError(message)
+
+
+def main() -> int:
+    """The command `rhapsody`.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        check()
+    except ImportError as error:
+        sys.stderr.write(f"rhapsody: {error}\n")
+        return 1
+    from rhapsody.cli import main as command_line
+
+    return command_line()

@@ -1,0 +1,363 @@
+"""Input and output files as values, and linking them into sandboxes (C8)."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import pickle
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhapsody.data import InputFile, OutputFile, link_all, link_into, make_sandbox
+from rhapsody.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, empty."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+# InputFile.
+
+
+def test_an_existing_path_is_a_local_file_with_its_whole_absolute_path(here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "in put.txt").write_text("x")
+    for spec in ("sub/in put.txt", here / "sub" / "in put.txt", Path("sub/in put.txt")):
+        file = InputFile(spec)
+        assert file.filename == "in put.txt"
+        assert file.filepath == file.expected_at == here / "sub" / "in put.txt"
+        assert file.local_file == str(spec)
+        assert file.remote_url is None
+        assert file.other_task_file is None
+        assert os.fspath(file) == str(here / "sub" / "in put.txt")
+
+
+def test_a_local_file_keeps_meaning_the_same_file_after_a_change_of_directory(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "in.txt").write_text("x")
+    file = InputFile("in.txt")
+    monkeypatch.chdir(tmp_path)
+    assert file.filepath == here / "in.txt"
+
+
+def test_a_link_keeps_the_name_it_was_given_by(here: Path) -> None:
+    (here / "data-7.csv").write_text("x")
+    (here / "latest.csv").symlink_to("data-7.csv")
+    assert InputFile("latest.csv").filename == "latest.csv"
+
+
+def test_a_directory_can_be_an_input(here: Path) -> None:
+    (here / "index").mkdir()
+    assert InputFile("index/").filename == "index"
+
+
+def test_a_name_that_is_not_on_disk_is_another_tasks_file(here: Path) -> None:
+    file = InputFile("out.txt")
+    assert (file.filename, file.other_task_file) == ("out.txt", "out.txt")
+    assert file.filepath == Path("out.txt")
+    assert file.expected_at == here / "out.txt"
+    assert (file.local_file, file.remote_url) == (None, None)
+    nested = InputFile("results/out.txt")
+    assert (nested.filename, nested.other_task_file) == ("out.txt", "results/out.txt")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://example.org/a/b.txt", "b.txt"),
+        ("http://example.org/b.txt?token=1#part", "b.txt"),
+        ("HTTP://example.org/b%20c.txt", "b c.txt"),
+        ("s3://bucket/key/b.txt", "b.txt"),
+        ("file:///tmp/b.txt", "b.txt"),
+        ("https://example.org/a%2F..%2Fb", "b"),
+        ("https://example.org/", "downloaded_file"),
+        ("https://example.org", "downloaded_file"),
+        ("https://example.org/a/..", "downloaded_file"),
+    ],
+)
+def test_a_url_is_remote_and_nothing_is_fetched_in_the_constructor(
+    url: str, name: str, here: Path
+) -> None:
+    file = InputFile(url)
+    assert (file.remote_url, file.filename) == (url, name)
+    assert file.filepath is file.local_file is file.other_task_file is None
+    assert list(here.iterdir()) == []
+    with pytest.raises(TypeError, match="pass it to a task"):
+        os.fspath(file)
+
+
+def test_a_malformed_url_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match=r"http://\[nowhere/x.* is not a URL"):
+        InputFile("http://[nowhere/x")
+
+
+def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
+    text = repr(InputFile("https://me:secret@example.org/b.txt?token=secret"))
+    assert text == "InputFile('https://example.org/b.txt?...')"
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("", "empty"),
+        ("nowhere/", "names a directory"),
+        ("/no/such/file.txt", "no such file.*must stay in its sandbox"),
+        ("../file.txt", "no such file"),
+        ("a/../../file.txt", "no such file"),
+        ("a\0b", "must stay in its sandbox"),
+        ("/", "no name"),
+    ],
+)
+def test_an_input_that_cannot_be_is_an_error_that_names_what_was_given(
+    spec: str, complaint: str
+) -> None:
+    with pytest.raises(DataError, match=complaint) as raised:
+        InputFile(spec)
+    assert isinstance(raised.value, ValueError)
+    assert not spec or repr(spec) in str(raised.value)
+
+
+@pytest.mark.parametrize("spec", [None, 3, b"x", ["x"], Path])
+def test_a_file_that_is_neither_text_nor_path_is_a_type_error(spec: Any) -> None:
+    for kind in (InputFile, OutputFile):
+        with pytest.raises(TypeError, match=f"{kind.__name__} takes a string or a path, got"):
+            kind(spec)
+
+
+# OutputFile.
+
+
+@pytest.mark.parametrize("name", ["out.txt", "some/dir/out.txt", Path("dir/out.txt"), "./out.txt"])
+def test_an_output_has_the_base_name(name: Any) -> None:
+    file = OutputFile(name)
+    assert file.filename == "out.txt"
+    assert file.filepath is None
+    assert repr(file) == "OutputFile('out.txt')"
+    with pytest.raises(TypeError, match="has no path before a task runs"):
+        os.fspath(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("", "empty"),
+        ("dir/", "names a directory"),
+        (".", "names a directory"),
+        ("..", "must stay in its sandbox"),
+        ("../out.txt", "must stay in its sandbox"),
+        ("a/../out.txt", "must stay in its sandbox"),
+        ("/tmp/out.txt", "must stay in its sandbox"),
+        ("a\0b", "must stay in its sandbox"),
+    ],
+)
+def test_an_output_that_is_empty_a_directory_or_leaves_the_sandbox_is_a_value_error(
+    name: str, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        OutputFile(name)
+
+
+@given(st.text(max_size=12))
+def test_no_name_that_is_accepted_leads_out_of_a_sandbox(name: str) -> None:
+    for kind in (InputFile, OutputFile):
+        try:
+            bound = kind(name).bound_to("/work/box")
+        except ValueError:
+            continue
+        assert os.path.normpath(os.fspath(bound)) == os.fspath(bound)
+        assert os.path.dirname(os.fspath(bound)) == "/work/box"
+
+
+# Values.
+
+
+def examples(here: Path) -> list[InputFile | OutputFile]:
+    (here / "in.txt").write_text("x")
+    return [
+        InputFile("in.txt"),
+        InputFile("other.txt"),
+        InputFile("https://example.org/in.txt"),
+        OutputFile("in.txt"),
+        OutputFile("in.txt").bound_to(here),
+    ]
+
+
+def test_files_are_equal_hashable_and_picklable_by_value(here: Path) -> None:
+    first, second = examples(here), examples(here)
+    assert first == second
+    assert len(set(first + second)) == len(first)
+    assert pickle.loads(pickle.dumps(first)) == first
+
+
+def test_files_cannot_be_changed(here: Path) -> None:
+    for file in examples(here):
+        with pytest.raises(AttributeError):
+            file.filename = "y"  # type: ignore[misc]
+        with pytest.raises((AttributeError, TypeError)):
+            file.colour = "y"  # type: ignore[union-attr]
+
+
+def test_a_task_gets_a_copy_with_an_absolute_path_in_its_sandbox(here: Path) -> None:
+    for file in examples(here):
+        bound = file.bound_to("box")
+        assert bound is not file
+        assert type(bound) is type(file)
+        assert bound.filepath == here / "box" / file.filename
+        assert os.fspath(bound) == str(here / "box" / file.filename)
+        assert bound.filename == file.filename
+        again = bound.bound_to(here / "other box")
+        assert again.filepath == here / "other box" / file.filename
+
+
+# Sandboxes.
+
+
+def test_a_sandbox_is_made_private_to_the_user_with_its_parents(tmp_path: Path) -> None:
+    box = tmp_path / "a" / "b" / "box"
+    assert make_sandbox(box) == str(box) == make_sandbox(box)
+    assert stat.S_IMODE(box.stat().st_mode) == 0o700
+
+
+def test_a_sandbox_is_not_made_over_a_link_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").write_text("")
+    for name in ("link", "file"):
+        with pytest.raises(DataError, match="is not a directory"):
+            make_sandbox(tmp_path / name)
+
+
+def test_a_sandbox_is_made_although_another_engine_removes_the_parent_it_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = tmp_path / ".rhapsody"
+    makedirs, removals = os.makedirs, iter([parent])
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        makedirs(*args, **kwargs)
+        for path in removals:
+            path.rmdir()
+
+    monkeypatch.setattr(os, "makedirs", interrupted)
+    assert os.path.isdir(make_sandbox(parent / "box"))
+    assert next(removals, None) is None
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    place = tmp_path / "sources"
+    place.mkdir()
+    (place / "data.txt").write_text("data")
+    return place / "data.txt"
+
+
+def test_linking_makes_the_file_available_and_twice_is_harmless(
+    tmp_path: Path, source: Path
+) -> None:
+    box = tmp_path / "work" / "box"
+    for _ in range(2):
+        link_into(box, "in put.txt", source)
+    assert (box / "in put.txt").read_text() == "data"
+    assert (box / "in put.txt").is_symlink()
+    assert stat.S_IMODE(box.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", "/x", "a\0b"])
+def test_linking_under_a_name_that_could_leave_the_sandbox_is_refused(
+    tmp_path: Path, source: Path, name: str
+) -> None:
+    with pytest.raises(DataError, match="not a plain file name"):
+        link_into(tmp_path / "box", name, source)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "box") == ["here", "sources"]
+
+
+def test_linking_over_another_file_is_refused_and_leaves_it(tmp_path: Path, source: Path) -> None:
+    box = tmp_path / "box"
+    box.mkdir()
+    (box / "data.txt").write_text("mine")
+    with pytest.raises(DataError, match="there is another file"):
+        link_into(box, "data.txt", source)
+    assert (box / "data.txt").read_text() == "mine"
+
+
+def test_linking_what_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file '/no/such'"):
+        link_into(tmp_path / "box", "x", "/no/such")
+    assert not (tmp_path / "box").exists()
+
+
+@pytest.fixture
+def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EPERM, "this file system has no links")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_where_there_are_no_links_files_and_directories_are_copied(
+    tmp_path: Path, source: Path
+) -> None:
+    box = tmp_path / "box"
+    for _ in range(2):
+        link_into(box, "data.txt", source)
+    link_into(box, "folder", source.parent)
+    assert (box / "data.txt").read_text() == "data"
+    assert not (box / "data.txt").is_symlink()
+    assert (box / "folder" / "data.txt").read_text() == "data"
+    assert sorted(os.listdir(box)) == ["data.txt", "folder"]
+    (box / "mine").write_text("mine")
+    with pytest.raises(DataError, match="there is another file"):
+        link_into(box, "mine", source)
+    assert (box / "mine").read_text() == "mine"
+
+
+def test_linking_all_takes_any_name_skips_some_and_overwrites_none(tmp_path: Path) -> None:
+    first, second = tmp_path / "first box", tmp_path / "second"
+    first.mkdir()
+    for name in ("plain", "with space", "new\nline", "$(id)", "-rf", "stdout", "taken"):
+        (first / name).write_text(name)
+    (first / "folder").mkdir()
+    (first / "folder" / "inner").write_text("inner")
+    second.mkdir()
+    (second / "taken").write_text("mine")
+    linked = link_all(first, second, skip={"stdout"})
+    assert linked == ["$(id)", "-rf", "folder", "new\nline", "plain", "with space"]
+    for name in ("plain", "with space", "new\nline", "$(id)", "-rf"):
+        assert (second / name).read_text() == name
+    assert (second / "folder" / "inner").read_text() == "inner"
+    assert (second / "taken").read_text() == "mine"
+    assert not (second / "stdout").exists()
+    assert link_all(first, second, skip={"stdout"}) == []
+
+
+def test_linking_all_of_an_empty_or_missing_sandbox_makes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "missing"):
+        assert link_all(tmp_path / name, tmp_path / "box") == []
+    assert not (tmp_path / "box").exists()
+
+
+def test_a_file_can_be_handed_on_through_a_chain_longer_than_the_systems_limit_of_links(
+    tmp_path: Path,
+) -> None:
+    boxes = [tmp_path / f"box{number}" for number in range(60)]
+    boxes[0].mkdir()
+    (boxes[0] / "data.txt").write_text("data")
+    (boxes[0] / "relative").symlink_to("data.txt")
+    for before, after in itertools.pairwise(boxes):
+        link_all(before, after)
+    assert (boxes[-1] / "data.txt").read_text() == "data"
+    assert (boxes[-1] / "relative").read_text() == "data"

@@ -1,0 +1,99 @@
+"""What the errors have in common, and what callers can rely on (C9)."""
+
+from __future__ import annotations
+
+import pickle
+
+import cloudpickle  # type: ignore[import-untyped]
+import pytest
+
+from rhapsody import errors
+from rhapsody.errors import DependencyFailureError, RhapsodyError, TaskFailedError, TaskTimeoutError
+
+BUILTINS = {
+    "DependencyFailureError": RuntimeError,
+    "TaskFailedError": RuntimeError,
+    "TaskTimeoutError": TimeoutError,
+    "TaskLostError": RuntimeError,
+    "SubmissionError": RuntimeError,
+    "BackendUnavailableError": ConnectionError,
+    "BackendError": RuntimeError,
+    "CapabilityError": ValueError,
+    "PluginError": RuntimeError,
+    "DataError": ValueError,
+    "JournalError": RuntimeError,
+}
+
+
+def test_the_errors_of_the_contract_are_all_there_and_no_others() -> None:
+    found = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    classes = {name for name in found if issubclass(getattr(errors, name), BaseException)}
+    assert classes == {"RhapsodyError", *BUILTINS}
+
+
+@pytest.mark.parametrize(("name", "builtin"), BUILTINS.items())
+def test_every_error_is_ours_and_what_a_caller_would_catch(
+    name: str, builtin: type[Exception]
+) -> None:
+    kind = getattr(errors, name)
+    assert issubclass(kind, RhapsodyError)
+    assert issubclass(kind, builtin)
+    assert kind.__doc__
+    with pytest.raises(builtin, match="what happened"):
+        raise kind("what happened")
+
+
+@pytest.mark.parametrize("name", ["RhapsodyError", *BUILTINS])
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+def test_every_error_survives_pickling_with_its_message_and_attributes(
+    name: str, pickler: object
+) -> None:
+    error = getattr(errors, name)("what happened")
+    error.add_note("a note")
+    again = pickle.loads(pickler.dumps(error))  # type: ignore[attr-defined]
+    assert type(again) is type(error)
+    assert str(again) == "what happened"
+    assert again.args == error.args
+    assert again.__notes__ == ["a note"]
+
+
+def test_a_dependency_failure_survives_pickling_with_who_failed_and_why() -> None:
+    error = DependencyFailureError("d did not run", ("a", "b"), KeyError("root"))
+    assert error.failed_dependencies == ["a", "b"]
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == "d did not run"
+    assert again.failed_dependencies == ["a", "b"]
+    assert isinstance(again.root_cause, KeyError)
+    assert again.root_cause.args == ("root",)
+
+
+def test_a_dependency_failure_can_be_made_from_a_message_alone() -> None:
+    error = DependencyFailureError("did not run")
+    assert error.failed_dependencies == []
+    assert error.root_cause is None
+
+
+def test_a_failed_task_survives_pickling_with_exit_code_stderr_and_command() -> None:
+    error = TaskFailedError("it failed", exit_code=-9, stderr="tail", command="sort x")
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == "it failed"
+    assert (again.exit_code, again.stderr, again.command) == (-9, "tail", "sort x")
+    bare = TaskFailedError("it failed")
+    assert (bare.exit_code, bare.stderr, bare.command) == (None, "", None)
+
+
+def test_an_error_of_a_plugin_that_derives_from_ours_survives_pickling() -> None:
+    again = pickle.loads(pickle.dumps(QuotaError("full", 3)))
+    assert type(again) is QuotaError
+    assert (str(again), again.left) == ("full", 3)
+
+
+class QuotaError(TaskTimeoutError):
+    def __init__(self, message: str, left: int) -> None:
+        super().__init__(message)
+        self.left = left
+
+
+def test_a_timeout_is_caught_as_asyncios_own() -> None:
+    with pytest.raises(TimeoutError):
+        raise TaskTimeoutError("after 3 s")

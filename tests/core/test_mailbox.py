@@ -1,0 +1,191 @@
+"""The mailbox between threads and a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from typing import Any
+
+import pytest
+
+from rhapsody.backends import mailbox
+from rhapsody.backends.mailbox import Mailbox
+
+pytestmark = pytest.mark.asyncio
+
+
+class Box:
+    """A mailbox that collects, and an event that is set when `expected` items came."""
+
+    def __init__(self, expected: int) -> None:
+        self.items: list[Any] = []
+        self.complete = asyncio.Event()
+        self.expected = expected
+        self.mailbox: Mailbox[Any] = Mailbox(asyncio.get_running_loop(), self.deliver)
+
+    def deliver(self, item: Any) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        self.items.append(item)
+        if len(self.items) >= self.expected:
+            self.complete.set()
+
+    async def wait(self) -> list[Any]:
+        async with asyncio.timeout(20):
+            await self.complete.wait()
+        return self.items
+
+
+def in_threads(*targets: Any) -> list[threading.Thread]:
+    threads = [threading.Thread(target=target) for target in targets]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+async def test_every_item_of_every_thread_arrives_in_its_order() -> None:
+    box = Box(4 * 5000)
+
+    def put(thread: int) -> None:
+        for number in range(5000):
+            box.mailbox.put((thread, number))
+
+    threads = in_threads(*(lambda thread=thread: put(thread) for thread in range(4)))
+    items = await box.wait()
+    for thread in threads:
+        thread.join()
+    for thread in range(4):
+        assert [number for of, number in items if of == thread] == list(range(5000))
+    assert len(box.mailbox) == 0
+
+
+async def test_many_items_put_at_once_wake_the_loop_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    wakes = 0
+    threadsafe = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal wakes
+        wakes += 1
+        return threadsafe(*args, **kwargs)
+
+    box = Box(1000)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    for number in range(1000):
+        box.mailbox.put(number)
+    assert wakes == 1
+    assert await box.wait() == list(range(1000))
+
+
+async def test_an_item_put_while_delivering_is_delivered() -> None:
+    box = Box(2)
+    deliver = box.deliver
+
+    def again(item: Any) -> None:
+        deliver(item)
+        if item == "first":
+            box.mailbox.put("second")
+
+    box.mailbox = Mailbox(asyncio.get_running_loop(), again)
+    box.mailbox.put("first")
+    assert await box.wait() == ["first", "second"]
+
+
+async def test_long_work_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    turns: list[int] = []
+
+    def now() -> float:
+        nonlocal clock
+        clock += mailbox.TURN / 2
+        return clock
+
+    monkeypatch.setattr(mailbox, "perf_counter", now)
+    box = Box(30)
+    for number in range(30):
+        box.mailbox.put(number)
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        turns.append(len(box.items))
+        if not box.complete.is_set():
+            loop.call_soon(count)
+
+    loop.call_soon(count)
+    assert await box.wait() == list(range(30))
+    assert len(turns) > 5
+    assert all(after - before <= 4 for before, after in zip(turns, turns[1:], strict=False))
+
+
+async def test_a_receiver_that_raises_does_not_lose_the_others() -> None:
+    reported: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: reported.append(context))
+    box = Box(2)
+
+    def picky(item: Any) -> None:
+        if item == "bad":
+            raise ValueError(item)
+        box.deliver(item)
+
+    box.mailbox = Mailbox(loop, picky)
+    for item in ("one", "bad", "two"):
+        box.mailbox.put(item)
+    assert await box.wait() == ["one", "two"]
+    assert isinstance(reported[0]["exception"], ValueError)
+
+
+async def test_delivered_items_are_not_kept() -> None:
+    class Item:
+        pass
+
+    box = Box(2)
+    seen: list[Any] = []
+    box.mailbox = Mailbox(
+        asyncio.get_running_loop(), lambda item: seen.append(weakref.ref(item)) or box.deliver(1)
+    )
+    item = Item()
+    box.mailbox.put(item)
+    del item
+    box.mailbox.put(Item())
+    await box.wait()
+    gc.collect()
+    assert [reference() for reference in seen] == [None, None]
+
+
+async def test_a_nested_drain_is_harmless() -> None:
+    box = Box(5)
+    deliver = box.deliver
+
+    def nested(item: Any) -> None:
+        deliver(item)
+        box.mailbox.drain()
+
+    box.mailbox = Mailbox(asyncio.get_running_loop(), nested)
+    for number in range(5):
+        box.mailbox.put(number)
+    assert await box.wait() == list(range(5))
+
+
+async def test_a_closed_loop_is_counted_and_not_raised() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    box: Mailbox[int] = Mailbox(loop, print)
+    box.put(1)
+    box.put(2)
+    assert box.lost == 2
+    assert len(box) == 0
+
+
+async def test_an_empty_mailbox_does_not_wake_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    box = Box(1)
+    box.mailbox.put(1)
+    await box.wait()
+    selector = loop._selector  # type: ignore[attr-defined]
+    waits: list[Any] = []
+    select = selector.select
+    monkeypatch.setattr(selector, "select", lambda timeout: waits.append(timeout) or select(timeout))
+    await asyncio.sleep(0.1)
+    assert len(waits) <= 3

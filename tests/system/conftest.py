@@ -1,0 +1,58 @@
+"""What users have: distributions built from this tree, and environments without anything else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.support import CORE, INSTALL_TIMEOUT, ROOT, Built, MakeVenv, check
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this tree without what is not kept in it, as a fresh clone has it."""
+    target = tmp_path_factory.mktemp("checkout") / "rhapsody"
+    kept = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(kept, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (ROOT / name).is_file():  # it may be deleted and not yet committed
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="session")
+def built(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Core's sdist, and the wheel that is built from that sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    core = checkout / CORE.relative_to(ROOT)
+    build = (sys.executable, "-m", "build", core, "--outdir", out)
+    check(*build, cwd=checkout, timeout=INSTALL_TIMEOUT)
+    (sdist,) = out.glob("*.tar.gz")
+    (wheel,) = out.glob("*.whl")
+    return Built(sdist, wheel)
+
+
+@pytest.fixture(scope="session")
+def make_venv(tmp_path_factory: pytest.TempPathFactory) -> MakeVenv:
+    """Makes a clean environment with the given requirements; gives its directory of programs."""
+
+    def make(*requirements: str | Path) -> Path:
+        venv = tmp_path_factory.mktemp("venv")
+        check(sys.executable, "-m", "venv", venv, cwd=venv, timeout=INSTALL_TIMEOUT)
+        programs = venv / "bin"
+        pip = (programs / "python", "-m", "pip", "install", "--quiet")
+        check(*pip, *requirements, cwd=venv, timeout=INSTALL_TIMEOUT)
+        return programs
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def core_alone(built: Built, make_venv: MakeVenv) -> Path:
+    """The programs of an environment that holds core's wheel and what it needs."""
+    return make_venv(built.wheel)

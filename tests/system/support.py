@@ -1,0 +1,51 @@
+"""How the system tests run commands: as a user does, outside this process's settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "packages" / "rhapsody-core"
+# Building and installing take a package index's time, not ours.
+INSTALL_TIMEOUT = 900
+
+
+def run(*command: str | Path, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Runs a command as a user does: nothing of this process's Python settings gets in."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "PYTEST", "NOX", "RHAPSODY", "VIRTUAL_ENV"))
+    }
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def check(*command: str | Path, cwd: Path, timeout: float = 120) -> str:
+    """Runs a command that must succeed, and gives its standard output."""
+    done = run(*command, cwd=cwd, timeout=timeout)
+    shown = " ".join(map(str, command))
+    assert done.returncode == 0, f"{shown}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+class Built(NamedTuple):
+    """The files of one distribution."""
+
+    sdist: Path
+    wheel: Path
+
+
+MakeVenv = Callable[..., Path]
+"""Makes an environment with some requirements; gives its directory of programs."""

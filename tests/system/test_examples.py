@@ -1,0 +1,103 @@
+"""The examples run as they stand, on real input, and what they find is right."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.system.support import ROOT, Built, MakeVenv, check, run
+
+pytestmark = pytest.mark.timeout(1200)
+
+DIGITS = ROOT / "examples" / "digits.py"
+LAMBDA_PHAGE = ROOT / "examples" / "lambda_phage.py"
+BOWTIE2_EXAMPLES = Path("/usr/share/doc/bowtie2/examples")
+
+# The steps of the example, done by hand.
+BY_HAND = f"""
+gzip -dc {BOWTIE2_EXAMPLES}/reference/lambda_virus.fa.gz > genome.fa
+bowtie2-build --quiet genome.fa lambda
+gzip -dc {BOWTIE2_EXAMPLES}/reads/reads_1.fq.gz | split -l 10000 -d - left.
+gzip -dc {BOWTIE2_EXAMPLES}/reads/reads_2.fq.gz | split -l 10000 -d - right.
+for chunk in 00 01 02 03; do
+    bowtie2 --quiet -x lambda -1 left.$chunk -2 right.$chunk -S $chunk.sam
+    samtools sort -o $chunk.bam $chunk.sam
+done
+samtools merge merged.bam 00.bam 01.bam 02.bam 03.bam
+bcftools mpileup -Ou -f genome.fa merged.bam | bcftools call -mv --ploidy 1 -Ob -o variants.bcf
+bcftools view -H variants.bcf | wc -l
+"""
+
+needs_phage_tools = pytest.mark.skipif(
+    any(shutil.which(tool) is None for tool in ("bowtie2", "samtools", "bcftools"))
+    or not BOWTIE2_EXAMPLES.joinpath("reads").exists(),
+    reason="needs: apt-get install bowtie2 bowtie2-examples samtools bcftools",
+)
+
+
+def number(label: str, output: str) -> int:
+    """The number beside a label in an example's summary."""
+    match = re.search(rf"^{label} +(\d+)", output, re.MULTILINE)
+    assert match, output
+    return int(match[1])
+
+
+@pytest.fixture(scope="module")
+def with_scikit_learn(built: Built, make_venv: MakeVenv) -> Path:
+    return make_venv(built.wheel, "scikit-learn")
+
+
+def test_digits_runs_from_the_command_line_on_the_backend_that_is_there(
+    with_scikit_learn: Path, tmp_path: Path
+) -> None:
+    output = check(with_scikit_learn / "rhapsody", "run", DIGITS, cwd=tmp_path, timeout=300)
+    best = re.search(r"^ +1 +support vectors .* (0\.9\d+) ", output, re.MULTILINE)
+    assert best, output
+    assert float(best[1]) > 0.98
+    assert number("tasks", output) > 110
+    assert number("utilisation", output) > 30
+
+
+def test_digits_without_scikit_learn_says_what_to_install(core_alone: Path, tmp_path: Path) -> None:
+    done = run(core_alone / "python", DIGITS, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pip install scikit-learn" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_phage_tools
+def test_lambda_phage_finds_as_many_variants_as_the_same_steps_by_hand(
+    core_alone: Path, tmp_path: Path
+) -> None:
+    by_hand = tmp_path / "by-hand"
+    by_hand.mkdir()
+    expected = int(check("bash", "-euo", "pipefail", "-c", BY_HAND, cwd=by_hand))
+    assert expected > 0
+    output = check(core_alone / "python", LAMBDA_PHAGE, cwd=tmp_path)
+    assert number("variants", output) == expected
+
+
+@needs_phage_tools
+def test_lambda_phage_runs_from_the_command_line_and_leaves_no_directories(
+    core_alone: Path, tmp_path: Path
+) -> None:
+    output = check(core_alone / "rhapsody", "run", LAMBDA_PHAGE, cwd=tmp_path)
+    assert number("variants", output) > 0
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == []
+
+
+@pytest.mark.parametrize("command", [["python"], ["rhapsody", "run"]])
+def test_lambda_phage_without_its_programs_says_which_and_how_to_get_them(
+    core_alone: Path, tmp_path: Path, command: list[str]
+) -> None:
+    program, *arguments = command
+    nowhere = ("env", "PATH=/nowhere")
+    done = run(*nowhere, core_alone / program, *arguments, LAMBDA_PHAGE, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "missing: bowtie2, samtools, bcftools" in done.stderr
+    assert "apt-get install bowtie2 bowtie2-examples samtools bcftools" in done.stderr
+    assert "Traceback" not in done.stderr
