@@ -1,74 +1,12 @@
-"""The conformance kit on the smallest backend that is worth the name, over `ManagedBackend`."""
+"""The conformance kit on the small backend."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sys
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
-from rhapsody.backends.base import Capabilities, CompletedExecutable, ManagedBackend
-from rhapsody.task import TaskDescription, task_kind
 from rhapsody.testing import BackendConformance
-
-
-class SmallBackend(ManagedBackend):
-    """Runs functions in threads and executables as child processes."""
-
-    name = "small"
-    canonical_states = True
-    capabilities = Capabilities(
-        cancel_async_functions="running",
-        cancel_executables="running",
-        sandboxes=True,
-        shared_file_system=True,
-        reports_running=True,
-    )
-
-    async def run_task(self, task: TaskDescription) -> Any:
-        function = task["function"]
-        if function is None:
-            return await self._execute(task)
-        if task_kind(task) == "async_function":
-            return await function(*task["args"], **task["kwargs"])
-        return await asyncio.to_thread(function, *task["args"], **task["kwargs"])
-
-    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
-        sandbox = Path(task["sandbox"])
-        sandbox.mkdir(mode=0o700, parents=True, exist_ok=True)
-        command = task["executable"] or ""
-        words = [command, *task["arguments"]] if "arguments" in task else ["sh", "-c", command]
-        starting = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                *words,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                cwd=sandbox,
-                env={**os.environ, **task.get("environment", {})},
-                start_new_session=True,
-            )
-        )
-        try:
-            process = await asyncio.shield(starting)
-            streams = await process.communicate(task.get("stdin", "").encode())
-        except asyncio.CancelledError:
-            process = await starting
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-            raise
-        keep = task.get("capture", True)
-        texts = [stream.decode(errors="replace") if keep else "" for stream in streams]
-        if keep == "files":
-            for number, name in enumerate(("stdout", "stderr")):
-                file = sandbox / f".{name}"
-                file.write_bytes(streams[number])
-                texts[number] = os.fspath(file)
-        return CompletedExecutable(process.returncode or 0, *texts)
+from tests.core.small_backend import SmallBackend
 
 
 class TestSmallBackend(BackendConformance):

@@ -92,7 +92,7 @@ def test_a_url_is_remote_and_nothing_is_fetched_in_the_constructor(
 ) -> None:
     file = InputFile(url)
     assert (file.remote_url, file.filename) == (url, name)
-    assert file.filepath is file.local_file is file.other_task_file is None
+    assert (file.filepath, file.local_file, file.other_task_file) == (None, None, None)
     assert list(here.iterdir()) == []
     with pytest.raises(TypeError, match="pass it to a task"):
         os.fspath(file)

@@ -78,13 +78,17 @@ def test_unreadable_metadata_of_one_distribution_do_not_hide_another(
     bad = install(site, "bad", backends={"bad": "bad_module"})
     (bad / "entry_points.txt").write_bytes(b"[rhapsody.backends]\nbad = \xff\xfe\n")
     nameless = install(site, "nameless", backends={"nameless": "nameless_module"})
-    (nameless / "METADATA").unlink()
+    (nameless / "METADATA").write_text("Metadata-Version: 2.1\n")
+    half_gone = install(site, "gone", backends={"gone": "gone_module"})
+    (half_gone / "METADATA").unlink()
     with caplog.at_level(logging.WARNING, "rhapsody.plugins"):
         assert found("good")
         assert found("nameless")
         assert not found("bad")
     assert "bad-1.0.dist-info" in caplog.text
-    assert [Path(path).name for path, _ in installed().unreadable] == ["bad-1.0.dist-info"]
+    unreadable = [Path(path).name for path, _ in installed().unreadable]
+    assert "bad-1.0.dist-info" in unreadable
+    assert "good-1.0.dist-info" not in unreadable
 
 
 def test_entry_points_of_rhapsody_py_are_ignored_and_reported_once(
@@ -157,9 +161,7 @@ def test_files_written_beside_the_program_do_not_forget_what_plugins_gave(
     assert installed() is first
 
 
-def test_odd_entries_of_the_path_are_survived(
-    site: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_odd_entries_of_the_path_are_survived(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (site / "file.zip").write_bytes(b"no zip file")
     odd = ["", str(site / "missing"), str(site / "file.zip"), site, str(site)]
     monkeypatch.setattr(sys, "path", odd)

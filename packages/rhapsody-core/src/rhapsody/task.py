@@ -126,7 +126,8 @@ def memory_in_bytes(memory: int | str) -> int:
         raise ValueError(f"memory must look like '500 MB' or '2 GiB', got {memory!r}")
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000
-    return math.ceil(float(number) * base ** (" kmgtp".index(prefix.lower() or " ")))
+    power: int = " kmgtp".index(prefix.lower() or " ")
+    return math.ceil(float(number) * float(base) ** power)
 
 
 @dataclass(frozen=True, slots=True)

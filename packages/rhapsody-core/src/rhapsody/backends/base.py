@@ -260,7 +260,6 @@ class ManagedBackend(BaseExecutionBackend):
 
     capabilities: Capabilities = Capabilities(reports_running=True)
     canonical_states = True  # for `StateMapper`, where nothing else is registered
-    canonical_states: bool = True  # read by StateMapper where no others are registered
 
     def __init__(self) -> None:
         self.session = Session()

@@ -137,19 +137,23 @@ class Lane:
             await asyncio.wait([self._pump])
 
     async def _run(self) -> None:
-        runtime = self._runtime
+        loop = self._runtime.loop
+        ends = time.perf_counter() + SLICE
         while not self._closing:
-            batch = self._take()
+            batch = self._take(ends)
             if batch:
                 await self._submit(batch)
             if self._closing:
                 return
-            if self._has_work():
+            if not self._has_work():
+                self._waiter = loop.create_future()
+                await self._waiter
+                self._waiter = None
+            elif time.perf_counter() > ends:
                 await asyncio.sleep(0)  # the loop's turn
+            else:
                 continue
-            self._waiter = runtime.loop.create_future()
-            await self._waiter
-            self._waiter = None
+            ends = time.perf_counter() + SLICE
 
     def _has_work(self) -> bool:
         return self._has_room() and bool(self._resumed or self.queue)
@@ -158,12 +162,11 @@ class Lane:
         limit = self._runtime.max_pending
         return limit is None or self.occupied < limit
 
-    def _take(self) -> list[Node]:
-        """The next batch: as many tasks as can be prepared in a slice of time."""
+    def _take(self, ends: float) -> list[Node]:
+        """The next batch: as many tasks as can be prepared until the slice of time ends."""
         batch: list[Node] = []
         queue, resumed, prepare = self.queue, self._resumed, self._runtime.preparation.advance
         room = self._room()
-        ends = time.perf_counter() + SLICE
         looked_at = 0
         while room > len(batch):
             looked_at += 1

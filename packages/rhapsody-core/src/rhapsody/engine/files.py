@@ -285,7 +285,8 @@ class Stager:
         """
         if not outputs:
             return
-        sandbox = os.path.realpath(task["sandbox"])
+        place = task.get("sandbox", "")
+        sandbox = os.path.realpath(place)
         shared = backend is None or backend.capabilities.shared_file_system
         if not shared and not os.path.isdir(sandbox):
             return
@@ -302,7 +303,7 @@ class Stager:
         if missing:
             raise DataError(
                 f"task {task['name']!r} promised and did not write "
-                f"{', '.join(map(repr, missing))} in {task['sandbox']!r}"
+                f"{', '.join(map(repr, missing))} in {place!r}"
             )
 
     def keep(
@@ -349,6 +350,7 @@ class Stager:
 
         Waits until it is done, without blocking the loop. Twice is harmless.
         """
+        self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)
         await self._sandboxes.close()
         if not self._existed:

@@ -54,7 +54,7 @@ class Sandbox:
 
     def spare(self) -> None:
         """Lets the directory, and all it has links into, outlive this object."""
-        waiting = [self]
+        waiting: list[Sandbox] = [self]
         while waiting:
             sandbox = waiting.pop()
             if sandbox._keeper.spare(sandbox.path):

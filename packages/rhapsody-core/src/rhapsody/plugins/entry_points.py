@@ -86,11 +86,13 @@ class _Contents(NamedTuple):
     """What one entry of `sys.path` holds.
 
     Attributes:
+        files: The names of the metadata directories, which have versions in them.
         names: Every distribution in it, whether or not it has plugins.
         declared: The entry points, each with its distribution as in `names`.
         unreadable: As in `Installed`.
     """
 
+    files: tuple[str, ...] = ()
     names: frozenset[str] = frozenset()
     declared: tuple[tuple[str, Declared], ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
@@ -100,12 +102,12 @@ class _Scan(NamedTuple):
     """When an entry of `sys.path` was read, and what it held.
 
     Attributes:
-        stamp: Its time stamp, `None` where it does not exist.
+        stamp: Which directory it was, with its time stamp.
         settled: Whether any change since then shows in the time stamp.
         contents: What it held.
     """
 
-    stamp: int | None
+    stamp: tuple[int, int, int]
     settled: bool
     contents: _Contents
 
@@ -123,17 +125,14 @@ def normalise_distribution(name: str) -> str:
 def installed() -> Installed:
     """What is installed here now. Cheap where nothing has changed since the last call."""
     global _known
-    paths = dict.fromkeys(entry or os.getcwd() for entry in sys.path if isinstance(entry, str))
-    scans = {path: _scan(path) for path in paths}
-    disable = os.environ.get(DISABLE, "")
-    # Only directories with distributions count: programs write into the others all the time.
-    key = (disable, [(path, scan.stamp) for path, scan in scans.items() if scan.contents.names])
+    paths = dict.fromkeys(entry or os.curdir for entry in sys.path if isinstance(entry, str))
+    contents = [_scan(path).contents for path in paths]
+    # Only what holds distributions counts: programs write into other places all the time.
+    key = (os.environ.get(DISABLE, ""), [one for one in contents if one.files])
     known_key, known = _known
-    if key == known_key and all(scan.settled for scan in scans.values()):
+    if key == known_key:
         return known
-    found = _in_effect([scan.contents for scan in scans.values()], left_out())
-    if key == known_key and found == known:
-        return known  # the same object, with the outcomes kept in it
+    found = _in_effect(contents, left_out())
     _known = (key, found)
     _report(found)
     return found
@@ -141,13 +140,14 @@ def installed() -> Installed:
 
 def _scan(path: str) -> _Scan:
     try:
-        stamp = os.stat(path).st_mtime_ns
+        status = os.stat(path)
     except OSError:  # many entries of sys.path do not exist
-        return _Scan(None, True, _Contents())
+        return _Scan((0, 0, 0), True, _Contents())
+    stamp = (status.st_dev, status.st_ino, status.st_mtime_ns)
     known = _scans.get(path)
     if known is not None and known.settled and known.stamp == stamp:
         return known
-    settled = abs(time.time() - stamp / 1e9) > _SETTLED
+    settled = abs(time.time() - status.st_mtime) > _SETTLED
     scan = _Scan(stamp, settled, _contents(path))
     _scans[path] = scan
     return scan
@@ -155,13 +155,14 @@ def _scan(path: str) -> _Scan:
 
 def _contents(path: str) -> _Contents:
     try:
-        files = [name for name in os.listdir(path) if name.endswith(_METADATA)]
+        files = sorted(name for name in os.listdir(path) if name.endswith(_METADATA))
+        files = [name for name in files if not name.startswith("~")]  # pip's leftovers
     except OSError:  # a zip file, or a directory that may not be read
         return _Contents()
     names: set[str] = set()
     declared: list[tuple[str, Declared]] = []
     unreadable: list[tuple[str, str]] = []
-    for file in sorted(files):
+    for file in files:
         name = normalise_distribution(file.rpartition(".")[0].partition("-")[0])
         names.add(name)
         directory = os.path.join(path, file)
@@ -170,7 +171,7 @@ def _contents(path: str) -> _Contents:
                 declared += ((name, one) for one in _of_distribution(directory, name))
         except Exception as error:  # metadata is written by others and may be broken in any way
             unreadable.append((directory, f"{type(error).__name__}: {error}"))
-    return _Contents(frozenset(names), tuple(declared), tuple(unreadable))
+    return _Contents(tuple(files), frozenset(names), tuple(declared), tuple(unreadable))
 
 
 def _has_plugins(directory: str) -> bool:

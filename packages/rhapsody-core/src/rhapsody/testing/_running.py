@@ -107,22 +107,25 @@ def _run_on_loop(kit: Settings, check: Check, body: Body) -> None:
         # Twice the limit for body and end, and a little for the loop's own end.
         with _alarm(2 * limit + 5):
             if stage is not None:
-                stage.runner.run(_main(kit, check, body, limit, stage.shared))
+                failure = stage.runner.run(_main(kit, check, body, limit, stage.shared))
             else:
                 with asyncio.Runner() as runner:
-                    runner.run(_main(kit, check, body, limit, None))
+                    failure = runner.run(_main(kit, check, body, limit, None))
     except _LoopBlocked:
         raise check.error(
             f"the loop was held up for more than {limit:g} s: something blocks it"
         ) from None
+    if failure is not None:
+        raise failure
 
 
 async def _main(
     kit: Settings, check: Check, body: Body, limit: float, shared: Shared | None
-) -> None:
+) -> Exception | None:
+    """Runs the check and its end; what it ended with is returned, for a short traceback."""
     __tracebackhide__ = True
     trial = Trial(kit, check, shared)
-    failure: BaseException | None = None
+    failure: Exception | None = None
     try:
         async with asyncio.timeout(limit) as within:
             await trial.open()
@@ -148,11 +151,10 @@ async def _main(
         failure = ending
     elif ending is not None:
         failure.add_note(f"and at the end of the check: {ending}")
-    if failure is not None:
-        raise failure
+    return failure
 
 
-async def _end(trial: Trial, check: Check, limit: float) -> BaseException | None:
+async def _end(trial: Trial, check: Check, limit: float) -> ConformanceError | None:
     """Closes the trial; what went wrong in that, or along the way."""
     try:
         async with asyncio.timeout(limit) as within:

@@ -69,6 +69,7 @@ class Ticking:
 
     Attributes:
         task: Its description.
+        kind: Its kind.
     """
 
     def __init__(self, trial: Trial, driver: Driver, kind: TaskKind) -> None:
@@ -87,6 +88,7 @@ class Ticking:
             driver.with_sandbox(task)
         task["is_service"] = kind in ("service", "function_service")
         self.task = task
+        self.kind = kind
 
     async def began(self) -> None:
         """Waits until it has ticked once."""
@@ -99,6 +101,11 @@ class Ticking:
     def release(self) -> None:
         """Tells it to end."""
         self._until.touch()
+
+    async def let_go(self) -> None:
+        """Waits until it has ended by itself after `release`, a tick later at most."""
+        while not await self.is_still(0.1):
+            pass
 
     async def is_still(self, watch: float = 0.4) -> bool:
         """Whether it does not tick any more."""

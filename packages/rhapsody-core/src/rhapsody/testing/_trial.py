@@ -134,6 +134,7 @@ class Trial:
 
     def require(self, condition: object, detail: str | Callable[[], str]) -> None:
         """Fails the check with the detail unless the condition holds."""
+        __tracebackhide__ = True
         if not condition:
             raise self.check.error(detail if isinstance(detail, str) else detail())
 

@@ -88,10 +88,10 @@ class Upkeep:
             await driver.submit(*tasks)
             await ticking[0].began()
             # What cannot be stopped is let go a little later: shutdown may wait for it.
-            loop = asyncio.get_running_loop()
-            for each, kind in zip(ticking, [k for k in kinds for _ in range(3)], strict=True):
-                if trial.capabilities.cancellation(kind) != "running":
-                    loop.call_later(0.3, each.release)
+            stoppable = trial.capabilities.cancellation
+            unstoppable = [each for each in ticking if stoppable(each.kind) != "running"]
+            for each in unstoppable:
+                asyncio.get_running_loop().call_later(0.3, each.release)
             trial.doing("waiting for shutdown with work in flight")
             await backend.shutdown()
             state = await state_of(backend)
@@ -99,8 +99,11 @@ class Upkeep:
             trial.doing("waiting for a terminal state of each task after shutdown")
             for task in tasks:
                 await driver.finished(task)
+            for each in unstoppable:
+                each.release()
+                await each.let_go()
             for each in ticking:
-                trial.require(await each.is_still(0.1), f"{each.task['name']} goes on")
+                trial.require(await each.is_still(0.1), f"a {each.kind} goes on")
             left = await left_behind(
                 before,
                 trial.kit.leaves_behind,

@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from rhapsody.backends.mailbox import Mailbox
@@ -26,6 +27,8 @@ _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.Con
     "rhapsody_family", default=None
 )
 
+
+_Outcome = tuple[Any, BaseException | None]
 
 _OWN_FILES = os.path.join(os.path.dirname(__file__), "")
 
@@ -173,7 +176,7 @@ class SharedLoop:
         call: Callable[[], Coroutine[Any, Any, Any]],
         ended: Callable[[Any, BaseException | None], object],
         context: contextvars.Context,
-    ) -> asyncio.Task[None]:
+    ) -> asyncio.Task[_Outcome]:
         """Starts a coroutine, on the loop's thread.
 
         Args:
@@ -185,9 +188,9 @@ class SharedLoop:
         assert self._loop is not None
         family: set[asyncio.Task[Any]] = set()
         context.run(_family.set, family)
-        return asyncio.Task(
-            self._drive(call, ended, family), loop=self._loop, context=context
-        )
+        task = asyncio.Task(_drive(call, family), loop=self._loop, context=context)
+        task.add_done_callback(partial(_tell, ended))
+        return task
 
     def stop(self, timeout: float) -> None:
         """Ends the thread; waits for it for `timeout` seconds."""
@@ -197,22 +200,6 @@ class SharedLoop:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout)
         self._thread = self._loop = self._inbox = None
-
-    @staticmethod
-    async def _drive(
-        call: Callable[[], Coroutine[Any, Any, Any]],
-        ended: Callable[[Any, BaseException | None], object],
-        family: set[asyncio.Task[Any]],
-    ) -> None:
-        value = error = None
-        try:
-            value = await call()
-        except BaseException as raised:  # whatever a coroutine raises is its result
-            error = raised
-        if family:
-            await _end_family(family)
-        ended(value, error)
-        del value, error
 
     def _run(self) -> None:
         loop = self._loop
@@ -227,3 +214,25 @@ class SharedLoop:
                 continue
             break
         loop.close()
+
+
+async def _drive(
+    call: Callable[[], Coroutine[Any, Any, Any]], family: set[asyncio.Task[Any]]
+) -> _Outcome:
+    value = error = None
+    try:
+        value = await call()
+    except BaseException as raised:  # whatever a coroutine raises is its result
+        error = raised
+    if family:
+        await _end_family(family)
+    return value, error
+
+
+def _tell(
+    ended: Callable[[Any, BaseException | None], object], task: asyncio.Task[_Outcome]
+) -> None:
+    if task.cancelled():  # before its first step, or while it ended what it left behind
+        ended(None, asyncio.CancelledError())
+    else:
+        ended(*task.result())

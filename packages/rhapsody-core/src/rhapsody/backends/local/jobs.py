@@ -36,6 +36,7 @@ class Job:
         ended_as_failure: An executable ran and failed: there is no exception.
         handle: Whatever its runner needs to get hold of it.
         pid: The process that runs it, where that is known.
+        worker: The same in words, for people.
     """
 
     __slots__ = (
@@ -56,6 +57,7 @@ class Job:
         "task",
         "uid",
         "value",
+        "worker",
     )
 
     def __init__(self, task: TaskDescription, request: Request, runner: Runner) -> None:
@@ -76,6 +78,7 @@ class Job:
         self.ended_as_failure = False
         self.handle: Any = None
         self.pid: int | None = None
+        self.worker: str | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"

@@ -46,7 +46,7 @@ class ThreadWorkers:
         self._deliver = deliver
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._workers: list[_Worker] = []
         self._busy = 0
         self._lock = threading.Lock()  # who cancels a coroutine: the canceller or the worker
 
@@ -54,12 +54,11 @@ class ThreadWorkers:
         """Hands a job to a thread that is free, or to a new one."""
         job.enter()
         self._busy += 1
-        if self._busy > len(self._threads):
-            thread = threading.Thread(
-                target=self._work, name=f"{self._name}-{len(self._threads) + 1}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        if self._busy > len(self._workers):
+            name = f"{self._name}-{len(self._workers) + 1}"
+            worker = _Worker(name, self._jobs, self._deliver, self._lock)
+            self._workers.append(worker)
+            worker.start()
         self._jobs.put(job)
 
     def ended(self) -> None:
@@ -78,30 +77,49 @@ class ThreadWorkers:
             call_soon(loop, task.cancel)
 
     def stop(self, timeout: float) -> None:
-        """Ends the threads that have nothing to do, and waits for them."""
-        for _ in self._threads:
+        """Ends the threads, and waits for those that have nothing to do."""
+        for _ in self._workers:
             self._jobs.put(None)
         end = time.monotonic() + timeout
-        idle = max(0, len(self._threads) - self._busy)
-        for thread in self._threads:
-            if idle and end > time.monotonic():
-                thread.join(max(0.0, end - time.monotonic()))
-        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        for worker in self._workers:
+            if worker.job is None:
+                worker.join(max(0.0, end - time.monotonic()))
 
-    def _work(self) -> None:
-        worker = threading.current_thread().name
-        loop = WorkerLoop()
+
+class _Worker(threading.Thread):
+    """One worker thread.
+
+    Attributes:
+        job: What it runs at present.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        jobs: SimpleQueue[Job | None],
+        deliver: Callable[[Job], object],
+        lock: threading.Lock,
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.job: Job | None = None
+        self._jobs = jobs
+        self._deliver = deliver
+        self._lock = lock
+        self._loop = WorkerLoop()
+
+    def run(self) -> None:
         try:
             while True:
-                job = self._next()
+                job = self.job = self._next()
                 if job is None:
                     return
-                job.task["worker"] = worker
-                contextvars.Context().run(self._call, job, loop)
+                job.worker = self.name
+                contextvars.Context().run(self._call, job)
+                self.job = None
                 self._deliver(job)
                 del job  # not kept alive until the next one comes
         finally:
-            loop.close()
+            self._loop.close()
 
     def _next(self) -> Job | None:
         jobs = self._jobs
@@ -112,7 +130,7 @@ class ThreadWorkers:
                 os.sched_yield()
         return jobs.get()
 
-    def _call(self, job: Job, loop: WorkerLoop) -> None:
+    def _call(self, job: Job) -> None:
         if job.cancelled:
             return
         task, context = job.task, job.context
@@ -123,7 +141,7 @@ class ThreadWorkers:
             with task_context(context), recording(job.recorder):
                 value = function(*task["args"], **task["kwargs"])
                 if isinstance(value, CoroutineType):
-                    value = loop.run(value, partial(self._started, job))
+                    value = self._loop.run(value, partial(self._started, job))
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
@@ -135,7 +153,7 @@ class ThreadWorkers:
             job.handle = loop, task
             cancelled = job.cancelled
         if cancelled:
-            task.cancel()
+            loop.call_soon(task.cancel)  # not at once: the first step has to come first
 
 
 class SharedThread:
@@ -177,7 +195,7 @@ class SharedThread:
             self._deliver(job)
             return
         task = job.task
-        task["worker"] = self._name
+        job.worker = self._name
         function, args, kwargs = task["function"], task["args"], task["kwargs"]
         assert function is not None
         job.handle = self._loop.start(

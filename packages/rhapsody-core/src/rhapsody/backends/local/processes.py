@@ -1,0 +1,316 @@
+"""Runs functions in worker processes: pebble's pool, fed and watched.
+
+Pebble sees to the workers: it replaces those that die, and stops one without
+harm to the others. Here calls are packed off the engine's loop, the beginning and
+the end of each are told to it, and a pool that broke as a whole is replaced. What
+happens inside a worker is in `rhapsody.backends.local.worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from rhapsody.backends.local import worker
+from rhapsody.backends.local.executables import signal_group
+from rhapsody.backends.local.forks import WorkerContext
+from rhapsody.backends.local.jobs import Job, task_environment
+from rhapsody.errors import BackendUnavailableError, TaskLostError
+
+START_TIMEOUT = 60.0
+"""Seconds until the first worker of a pool must have answered."""
+
+ATTEMPTS = 3
+"""How often a call that no worker has begun with is given to a new pool."""
+
+
+class ProcessWorkers:
+    """A pool of worker processes.
+
+    Args:
+        deliver: Takes each job that has ended; called on any thread.
+        announced: Called on the loop with each job that a worker has begun with.
+        count: How many workers.
+        gpus: All the GPUs there are to give.
+    """
+
+    announces = True
+    stoppable = True
+
+    def __init__(
+        self,
+        deliver: Callable[[Job], object],
+        announced: Callable[[Job], object],
+        count: int,
+        gpus: tuple[str, ...],
+    ) -> None:
+        self._deliver = deliver
+        self._announced = announced
+        self._count = count
+        self._gpus = gpus
+        self._numbers = itertools.count(1)
+        self._running: dict[int, Job] = {}
+        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self._feeder: threading.Thread | None = None
+        self._context: WorkerContext | None = None
+        self._pool: ProcessPool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pids: set[int] = set()
+        self._stopping = False
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the workers and waits for the first; blocks, so not on the loop's thread.
+
+        Raises:
+            BackendUnavailableError: No worker could be started.
+        """
+        self._loop = loop
+        self._context = WorkerContext()
+        self._context.start()
+        self._reader, self._writer = self._context.Pipe(duplex=False)
+        os.set_blocking(self._reader.fileno(), False)
+        self._pool = self._new_pool()
+        try:
+            self._pool.schedule(os.getpid).result(START_TIMEOUT)
+        except Exception as error:  # a pool that cannot start tells it in many ways
+            raise BackendUnavailableError(
+                f"no worker process could be started: {error!r}; does `import rhapsody` work in "
+                "a new interpreter? LocalExecutionBackend('thread') needs no processes"
+            ) from error
+
+    def listen(self) -> None:
+        """Begins to hear the workers. On the loop, after `open`."""
+        assert self._loop is not None
+        self._loop.add_reader(self._reader.fileno(), self._hear)
+        self._feeder = threading.Thread(target=self._feed, name="rhapsody-feeder", daemon=True)
+        self._feeder.start()
+
+    def run(self, job: Job) -> None:
+        """Gives a job to the next worker that is free."""
+        job.number = next(self._numbers)
+        self._running[job.number] = job
+        self._inbox.put(job)
+
+    def cancel(self, job: Job) -> None:
+        """Stops the worker that runs the job; another takes its place.
+
+        Where no worker has said yet that it begins, it is stopped when it does.
+        """
+        job.cancelled = True
+        if job.pid is not None:
+            self._kill(job)
+
+    def ended(self, job: Job) -> None:
+        """Notes that a job has come back. On the loop."""
+        self._running.pop(job.number, None)
+
+    async def close(self) -> None:
+        """Ends the workers, whatever they do."""
+        if self._context is None or self._loop is None:
+            return
+        self._stopping = True
+        self._inbox.put(None)
+        await in_thread(self._close)
+        if self._feeder is not None:
+            self._loop.remove_reader(self._reader.fileno())
+        self._reader.close()
+        self._writer.close()
+        running, self._running = self._running, {}
+        for job in running.values():
+            job.cancelled = True
+            self._deliver(job)
+
+    # On the loop.
+
+    def _hear(self) -> None:
+        """Reads which calls have begun."""
+        try:
+            data = os.read(self._reader.fileno(), 4096 * worker.STARTED.size)
+        except BlockingIOError:
+            return
+        for number, pid in worker.STARTED.iter_unpack(data):
+            self._pids.add(pid)
+            job = self._running.get(number)
+            if job is None:
+                continue
+            job.pid = pid
+            job.worker = f"process {pid}"
+            self._announced(job)
+            if job.cancelled:
+                self._kill(job)
+
+    def _kill(self, job: Job) -> None:
+        future: concurrent.futures.Future[Any] = job.handle
+        if future.cancel():
+            start_thread(partial(self._wait_for_end, job, future), f"rhapsody-stop-{job.pid}")
+
+    # On threads of their own.
+
+    def _wait_for_end(self, job: Job, future: concurrent.futures.Future[Any]) -> None:
+        # A cancelled future is done at once. When pebble has stopped the worker it tells
+        # those who wait.
+        concurrent.futures.wait([future])
+        if job.pid is not None:
+            signal_group(job.pid, signal.SIGKILL)
+        self._deliver(job)
+
+    def _feed(self) -> None:
+        while True:
+            job = self._inbox.get()
+            if job is None:
+                return
+            try:
+                self._schedule(job)
+            except BaseException as error:  # one job's problem must not end the feeder
+                job.error = error
+                self._deliver(job)
+            del job  # not kept alive until the next one comes
+
+    def _schedule(self, job: Job) -> None:
+        if job.cancelled:
+            self._deliver(job)
+            return
+        task = job.task
+        payload = worker.pack_call(task)
+        order = worker.Order(
+            number=job.number,
+            uid=job.uid,
+            name=task["name"],
+            attempt=task.get("attempt", 1),
+            sandbox=task.get("sandbox"),
+            timeout=task.get("timeout"),
+            environment=task_environment(job, self._gpus),
+            capture=task.get("capture", True),
+        )
+        pool = self._pool
+        if pool is None or not pool.active:
+            pool = self._replace_pool()
+        job.handle = future = pool.schedule(worker.execute, args=(order, payload))
+        future.add_done_callback(partial(self._done, job))
+
+    def _done(self, job: Job, future: concurrent.futures.Future[Any]) -> None:
+        if future.cancelled():
+            return  # told when the worker is gone
+        try:
+            reply: worker.Reply = future.result()
+            job.task.update(_output(reply))
+            job.value = worker.unpack(reply)
+        except ProcessExpired as error:
+            signal_group(error.pid, signal.SIGKILL)  # what the worker had started
+            job.error = TaskLostError(
+                f"the worker process of task {job.task['name']!r} {_end(error.exitcode)} "
+                "while it ran the task"
+            )
+        except BrokenProcessPool as error:
+            if self._may_repeat(job):
+                self._inbox.put(job)
+                return
+            job.error = TaskLostError(
+                f"the pool of worker processes broke while it had task {job.task['name']!r}: "
+                f"{error}"
+            )
+            job.error.__cause__ = error
+        except BaseException as error:  # whatever a task raises is its result
+            job.error = error.with_traceback(None)
+        self._deliver(job)
+
+    def _may_repeat(self, job: Job) -> bool:
+        """Whether no worker has begun with a call of a broken pool, and others may."""
+        attempts: int = job.value or 1
+        job.value = attempts + 1
+        return not job.announced and not self._stopping and attempts < ATTEMPTS
+
+    def _new_pool(self) -> ProcessPool:
+        assert self._context is not None
+        return ProcessPool(
+            max_workers=self._count,
+            initializer=worker.begin,
+            initargs=(self._writer,),
+            context=self._context,  # type: ignore[arg-type]
+        )
+
+    def _replace_pool(self) -> ProcessPool:
+        broken = self._pool
+        if broken is not None:
+            broken.stop()
+            broken.join()
+        self._pool = self._new_pool()
+        return self._pool
+
+    def _close(self) -> None:
+        if self._feeder is not None:
+            self._feeder.join()
+        if self._pool is not None:
+            self._pool.stop()
+            for pid in self._pids:
+                signal_group(pid, signal.SIGKILL)
+            self._pool.join()
+            self._pool = None
+        if self._context is not None:
+            self._context.stop()
+
+
+def _output(reply: worker.Reply) -> dict[str, Any]:
+    output = {"stdout": reply.stdout, "stderr": reply.stderr}
+    return {name: text for name, text in output.items() if text is not None}
+
+
+def _end(exit_code: int | None) -> str:
+    """How a process ended, for people."""
+    if exit_code is None or exit_code >= 0:
+        return f"exited with code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
+    """Runs a function on a thread that nobody joins."""
+    thread = threading.Thread(target=function, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+async def in_thread(function: Callable[[], Any]) -> Any:
+    """What a blocking function returns, run on a thread of its own.
+
+    Unlike `asyncio.to_thread` it leaves the loop's executor alone, and its end is
+    nobody's business when the program ends.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        value = error = None
+        try:
+            value = function()
+        except BaseException as raised:  # handed to whoever waits
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(settle, value, error)
+
+    start_thread(run, getattr(function, "__name__", "rhapsody"))
+    return await future

@@ -1,0 +1,123 @@
+"""What the tests of files and sandboxes share: a backend that links, a task that has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rhapsody.backends.base import Capabilities, ManagedBackend
+from rhapsody.data import InputFile, OutputFile, link_all, link_into
+from rhapsody.engine import files
+from rhapsody.task import Outcome, TaskDescription
+
+FULL = Capabilities(files=True, sandboxes=True, shared_file_system=True)
+
+
+class Stager(files.Stager):
+    """A stager that is closed when its test ends."""
+
+    made: ClassVar[list[Stager]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.made.append(self)
+
+    @classmethod
+    async def close_all(cls) -> None:
+        while cls.made:
+            await cls.made.pop().close()
+
+
+class Linking(ManagedBackend):
+    """A backend that links as the local one does, and tells what it was asked."""
+
+    def __init__(self, name: str = "linking", capabilities: Capabilities = FULL) -> None:
+        super().__init__()
+        self.name = name
+        self.capabilities = capabilities
+        self.explicit: list[dict[str, Any]] = []
+        self.implicit: list[tuple[str, str]] = []
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Mapping[str, Any] | None = None,
+        dst_task: TaskDescription | None = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> None:
+        assert dst_task is not None
+        assert file_name is not None
+        self.explicit.append({"src": src_task, "name": file_name, "path": file_path})
+        path = file_path
+        if src_task is not None:
+            assert file_path is None
+            assert file_name in src_task["metadata"]["output_files"]
+            path = os.path.join(src_task["sandbox"], file_name)
+        assert path is not None
+        if self.capabilities.shared_file_system:
+            link_into(dst_task["sandbox"], file_name, path)
+
+    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
+        self.implicit.append((src_task["uid"], dst_task["uid"]))
+        link_all(src_task["sandbox"], dst_task["sandbox"])
+
+
+def describe(stager: Stager, uid: str = "e.task.000002.1", name: str = "reader") -> TaskDescription:
+    return {
+        "uid": uid,
+        "name": name,
+        "function": None,
+        "executable": "true",
+        "args": (),
+        "kwargs": {},
+        "is_service": False,
+        "task_backend_specific_kwargs": {},
+        "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+        "sandbox": stager.sandbox_path(uid),
+    }
+
+
+def ended(
+    stager: Stager,
+    uid: str = "e.task.000001.1",
+    *,
+    writes: Mapping[str, str] | None = None,
+    declares: bool = True,
+    backend: str | None = "linking",
+    succeeded: bool = True,
+    result_is_path: bool = False,
+) -> Outcome:
+    """What is left of a task that wrote files, as the engine makes it."""
+    task = describe(stager, uid)
+    sandbox = Path(task["sandbox"])
+    sandbox.mkdir(parents=True, exist_ok=True)
+    for name, text in (writes or {}).items():
+        (sandbox / name).write_text(text)
+    outputs = [OutputFile(name) for name in writes or {}] if declares else []
+    return Outcome(
+        uid=uid,
+        sandbox=str(sandbox),
+        output_files=tuple(file.filename for file in outputs),
+        backend=backend,
+        keeper=stager.keep(task, succeeded, outputs, result_is_path),
+    )
+
+
+async def link(
+    stager: Stager,
+    task: TaskDescription,
+    backend: Linking,
+    inputs: list[InputFile] | None = None,
+    sources: list[Outcome] | None = None,
+    *,
+    outputs: list[OutputFile] | None = None,
+    implicit: bool = False,
+) -> Path:
+    async with asyncio.timeout(20):
+        await stager.link(
+            task, backend, inputs or [], outputs or [], sources or [], implicit=implicit
+        )
+    return Path(task["sandbox"])
