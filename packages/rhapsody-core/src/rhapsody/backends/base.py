@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody.states import StateMapper
-from rhapsody.task import TaskContext, TaskDescription, TaskKind, task_context
+from rhapsody.task import TaskContext, TaskDescription, TaskKind, task_context, task_kind
 
 TaskCallback = Callable[..., Any]
 """`callback(task, state, service_callback=None)`, see `register_callback`."""
@@ -381,9 +381,16 @@ class ManagedBackend(BaseExecutionBackend):
             run.add_done_callback(partial(self._run_ended, task))
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancels the asyncio task that runs `run_task`; `False` for an unknown uid."""
-        run = self._runs.get(uid)
-        if run is None:
+        """Cancels the asyncio task that runs `run_task`.
+
+        Returns:
+            `False` for a task that is unknown or has ended, and where the
+            capabilities say that running tasks of its kind cannot be cancelled.
+        """
+        run, task = self._runs.get(uid), self._open.get(uid)
+        if run is None or task is None:
+            return False
+        if self.capabilities.cancellation(task_kind(task)) != "running":
             return False
         run.cancel()
         return True

@@ -127,7 +127,7 @@ class BackendRegistry:
             spec = known.spec(key)
             known.check_usable(key, spec)
         except UnusableError as error:
-            raise _unusable(backend_name, error) from error
+            raise _unusable(backend_name, error) from _origin(error)
         claim = known.claim(key)
         remedy = spec.install_hint or f"pip install --force-reinstall {claim.distribution}"
         return _import(spec.import_path, f"backend {spec.name!r} of {claim.distribution}", remedy)
@@ -352,11 +352,19 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
 
 
 def _unusable(name: str, error: UnusableError) -> ImportError:
-    missing = error.__cause__.__cause__ if error.__cause__ is not None else None
+    origin = _origin(error)
     return ImportError(
         f"backend {name!r} cannot be used: {error.reason}. {error.remedy}",
-        name=missing.name if isinstance(missing, ImportError) else None,
+        name=origin.name if isinstance(origin, ImportError) else None,
     )
+
+
+def _origin(error: UnusableError) -> BaseException | None:
+    """What a plugin raised; what we made of it is in the reason."""
+    origin: BaseException = error
+    while origin.__cause__ is not None:
+        origin = origin.__cause__
+    return None if origin is error else origin
 
 
 def _unknown(name: str, key: str, known: Catalog) -> str:

@@ -430,6 +430,8 @@ class Graph:
         """The future is settled and the work has ended: lets go of all that the node held."""
         self.live.discard(node)
         future = node.future
+        if node.description is not None and "sandbox" in node.description:
+            self._runtime.drop_sandbox(node)
         future._node = None
         if node.dependencies:
             for dependency in node.dependencies:

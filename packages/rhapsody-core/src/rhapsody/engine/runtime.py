@@ -414,6 +414,12 @@ class Runtime:
                 asyncio.Future.cancel(node.future)
             self.graph.settled(node)
 
+    def drop_sandbox(self, node: Node) -> None:
+        """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
+        outcome = node.future._outcome
+        if node.description is not None and (outcome is None or outcome.uid != node.uid):
+            self.stager.keep(node.description, succeeded=True)
+
     def check_outputs(self, node: Node) -> None:
         """Raises where a file that a finished task promised is missing."""
         assert node.lane is not None

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.mailbox import Mailbox
+from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.errors import TaskFailedError
 from rhapsody.states import TasksMainStates
@@ -173,6 +174,7 @@ class Updates:
             self._keep_outcome(node, task, succeeded=False)
             runtime.attempt_failed(node, _error(node, task))
         else:
+            self._keep_outcome(node, task, succeeded=True)
             runtime.stopped(node)
 
     def _settled_before(
@@ -188,8 +190,7 @@ class Updates:
                 runtime.observe(node, main, error=task.get("exception"))
         elif main is DONE and node.life.future is not Future.DONE:
             runtime.stats.late += 1  # the result of a cancelled task
-        if node.life.future is Future.DONE:
-            self._keep_outcome(node, task, succeeded=True)
+        self._keep_outcome(node, task, succeeded=node.life.future is not Future.FAILED)
         runtime.stopped(node)
 
     def _done(self, node: Node, task: Mapping[str, Any]) -> None:
@@ -222,11 +223,13 @@ class Updates:
                 self._keep_outcome(node, task, succeeded=False)
                 runtime.attempt_failed(node, error)
                 return
-        self._keep_outcome(node, task, succeeded=True)
+        self._keep_outcome(node, task, succeeded=True, value=value)
         node.step(Event.DONE)
         runtime.gate.done(node, value)
 
-    def _keep_outcome(self, node: Node, task: Mapping[str, Any], *, succeeded: bool) -> None:
+    def _keep_outcome(
+        self, node: Node, task: Mapping[str, Any], *, succeeded: bool, value: Any = None
+    ) -> None:
         """Puts onto the future what is left of the attempt besides its value."""
         stdout, stderr, sandbox = task.get("stdout"), task.get("stderr"), task.get("sandbox")
         if stdout is None and stderr is None and sandbox is None:
@@ -248,7 +251,8 @@ class Updates:
                 node.description,
                 succeeded=succeeded,
                 outputs=outputs,
-                result_is_path=node.task.settings.capture == "files",
+                result_is_path=node.task.settings.capture == "files"
+                or leads_into(value, sandbox),
             )
         node.future._outcome = outcome
 

@@ -83,9 +83,8 @@ class Functions:
     @check("C7.4", "`None` and falsy values are results like any other", FUNCTIONS)
     async def test_none_and_falsy_results_come_back(self, trial: Trial) -> None:
         function = _form(trial, lambda value: value)
-        await _require_values(
-            trial, *((function, (value,), {}, value) for value in (None, 0, "", [], False))
-        )
+        values: tuple[Any, ...] = (None, 0, "", [], False)
+        await _require_values(trial, *((function, (value,), {}, value) for value in values))
 
     @check("C7.10", "an exception keeps its type, message and attributes", SYNC)
     async def test_an_exception_keeps_type_and_message(self, trial: Trial) -> None:

@@ -47,13 +47,14 @@ class Reports:
     async def test_a_finished_task_holds_its_results(self, trial: Trial) -> None:
         driver = await trial.driver()
         for kind in trial.kinds():
-            keys = ("exit_code", "stdout", "stderr") if kind == "executable" else ("return_value",)
+            executable = kind == "executable"
+            good = ["exit_code", "stdout", "stderr"] if executable else ["return_value"]
             end = await driver.run_one(quick(driver, kind))
-            missing = [key for key in keys if key not in end.task]
+            missing = [key for key in good if key not in end.task]
             trial.require(not missing, f"a DONE {kind} has no {missing}: {end}")
+            bad = ["exit_code", "stdout", "stderr"] if executable else ["exception"]
             end = await driver.run_one(failing(driver, kind))
-            keys = ("exit_code", "stderr") if kind == "executable" else ("exception",)
-            missing = [key for key in keys if key not in end.task]
+            missing = [key for key in bad if key not in end.task]
             trial.require(not missing, f"a FAILED {kind} has no {missing}: {end}")
             if kind != "executable":
                 trial.require(

@@ -37,10 +37,14 @@ class Job:
         handle: Whatever its runner needs to get hold of it.
         pid: The process that runs it, where that is known.
         worker: The same in words, for people.
+        call: Its number in the process pool.
+        attempts: How many pools broke before one had begun with it.
     """
 
     __slots__ = (
         "announced",
+        "attempts",
+        "call",
         "cancelled",
         "context",
         "ended_as_failure",
@@ -79,6 +83,8 @@ class Job:
         self.handle: Any = None
         self.pid: int | None = None
         self.worker: str | None = None
+        self.call = 0
+        self.attempts = 0
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from rhapsody.backends.local import worker
+from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.executables import signal_group
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
@@ -68,6 +70,8 @@ class ProcessWorkers:
         self._pool: ProcessPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pids: set[int] = set()
+        self._reader: Connection | None = None
+        self._writer: Connection | None = None
         self._stopping = False
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -93,14 +97,15 @@ class ProcessWorkers:
     def listen(self) -> None:
         """Begins to hear the workers. On the loop, after `open`."""
         assert self._loop is not None
+        assert self._reader is not None
         self._loop.add_reader(self._reader.fileno(), self._hear)
         self._feeder = threading.Thread(target=self._feed, name="rhapsody-feeder", daemon=True)
         self._feeder.start()
 
     def run(self, job: Job) -> None:
         """Gives a job to the next worker that is free."""
-        job.number = next(self._numbers)
-        self._running[job.number] = job
+        job.call = next(self._numbers)
+        self._running[job.call] = job
         self._inbox.put(job)
 
     def cancel(self, job: Job) -> None:
@@ -114,7 +119,7 @@ class ProcessWorkers:
 
     def ended(self, job: Job) -> None:
         """Notes that a job has come back. On the loop."""
-        self._running.pop(job.number, None)
+        self._running.pop(job.call, None)
 
     async def close(self) -> None:
         """Ends the workers, whatever they do."""
@@ -123,10 +128,11 @@ class ProcessWorkers:
         self._stopping = True
         self._inbox.put(None)
         await in_thread(self._close)
-        if self._feeder is not None:
+        if self._reader is not None and self._writer is not None:
             self._loop.remove_reader(self._reader.fileno())
-        self._reader.close()
-        self._writer.close()
+            self._reader.close()
+            self._writer.close()
+            self._reader = self._writer = None
         running, self._running = self._running, {}
         for job in running.values():
             job.cancelled = True
@@ -136,6 +142,7 @@ class ProcessWorkers:
 
     def _hear(self) -> None:
         """Reads which calls have begun."""
+        assert self._reader is not None
         try:
             data = os.read(self._reader.fileno(), 4096 * worker.STARTED.size)
         except BlockingIOError:
@@ -162,9 +169,14 @@ class ProcessWorkers:
         # A cancelled future is done at once. When pebble has stopped the worker it tells
         # those who wait.
         concurrent.futures.wait([future])
-        if job.pid is not None:
-            signal_group(job.pid, signal.SIGKILL)
+        if job.pid is not None and not _alive(job.pid):  # else the call had just ended
+            self._ended_worker(job.pid)
         self._deliver(job)
+
+    def _ended_worker(self, pid: int) -> None:
+        """Ends what a worker that is gone had started."""
+        self._pids.discard(pid)
+        signal_group(pid, signal.SIGKILL)
 
     def _feed(self) -> None:
         while True:
@@ -185,7 +197,7 @@ class ProcessWorkers:
         task = job.task
         payload = worker.pack_call(task)
         order = worker.Order(
-            number=job.number,
+            number=job.call,
             uid=job.uid,
             name=task["name"],
             attempt=task.get("attempt", 1),
@@ -208,7 +220,7 @@ class ProcessWorkers:
             job.task.update(_output(reply))
             job.value = worker.unpack(reply)
         except ProcessExpired as error:
-            signal_group(error.pid, signal.SIGKILL)  # what the worker had started
+            self._ended_worker(error.pid)
             job.error = TaskLostError(
                 f"the worker process of task {job.task['name']!r} {_end(error.exitcode)} "
                 "while it ran the task"
@@ -228,9 +240,8 @@ class ProcessWorkers:
 
     def _may_repeat(self, job: Job) -> bool:
         """Whether no worker has begun with a call of a broken pool, and others may."""
-        attempts: int = job.value or 1
-        job.value = attempts + 1
-        return not job.announced and not self._stopping and attempts < ATTEMPTS
+        job.attempts += 1
+        return not job.announced and not self._stopping and job.attempts < ATTEMPTS
 
     def _new_pool(self) -> ProcessPool:
         assert self._context is not None
@@ -254,7 +265,7 @@ class ProcessWorkers:
             self._feeder.join()
         if self._pool is not None:
             self._pool.stop()
-            for pid in self._pids:
+            for pid in tuple(self._pids):
                 signal_group(pid, signal.SIGKILL)
             self._pool.join()
             self._pool = None
@@ -279,38 +290,11 @@ def _end(exit_code: int | None) -> str:
     return f"was killed by {name}{hint}"
 
 
-def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
-    """Runs a function on a thread that nobody joins."""
-    thread = threading.Thread(target=function, name=name, daemon=True)
-    thread.start()
-    return thread
-
-
-async def in_thread(function: Callable[[], Any]) -> Any:
-    """What a blocking function returns, run on a thread of its own.
-
-    Unlike `asyncio.to_thread` it leaves the loop's executor alone, and its end is
-    nobody's business when the program ends.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        value = error = None
-        try:
-            value = function()
-        except BaseException as raised:  # handed to whoever waits
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, value, error)
-
-    start_thread(run, getattr(function, "__name__", "rhapsody"))
-    return await future
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's by now
+        return False
+    return True

@@ -121,9 +121,14 @@ def unpack(reply: Reply) -> Any:
     Raises:
         BaseException: What the call raised, with the worker's traceback as its cause.
     """
+    try:
+        result = pickle.loads(reply.payload)
+    except BaseException as error:  # loading runs the objects' own code
+        error.add_note(f"while unpacking what came back from worker process {reply.pid}")
+        raise
     if reply.done:
-        return pickle.loads(reply.payload)
-    error, text = pickle.loads(reply.payload)
+        return result
+    error, text = result
     error.__cause__ = RemoteTraceback(text)
     raise error
 

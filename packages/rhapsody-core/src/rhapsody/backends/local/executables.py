@@ -1,0 +1,298 @@
+"""Runs programs, each in a process group of its own, and ends them as a group.
+
+No thread and no pipe: output goes to files, and the system tells the loop when a
+program has ended. What a program left running in its group is ended with it.
+Services add readiness to this, in `rhapsody.backends.local.services`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import IO, Any
+
+from rhapsody.backends.local.aside import in_thread, start_thread
+from rhapsody.backends.local.capture import OUTPUT_FILES
+from rhapsody.backends.local.jobs import Job, task_environment
+from rhapsody.data import make_sandbox
+
+SMALL = 1 << 20
+"""Bytes of output that are read on the loop; more is read on a thread."""
+
+CHECK = 0.02
+"""Seconds between two looks, on a thread, whether a group that was told to end is gone."""
+
+
+class Program:
+    """One running program and whatever it started in its process group.
+
+    Args:
+        command: The program and its arguments.
+        cwd: Its working directory.
+        environment: All of its variables.
+        stdin: Text for its standard input.
+        stdout: A file or descriptor, as for `subprocess.Popen`.
+        stderr: The same.
+
+    Attributes:
+        exited: Done when the whole group has ended, with the exit code.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: str,
+        environment: dict[str, str],
+        stdin: str | None,
+        stdout: IO[bytes] | int | None,
+        stderr: IO[bytes] | int | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        with ExitStack() as files:
+            source: IO[bytes] | int = subprocess.DEVNULL
+            if stdin:
+                source = files.enter_context(tempfile.TemporaryFile())
+                source.write(stdin.encode())
+                source.seek(0)
+            self._process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdin=source,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        _live.add(self._process.pid)
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        self._deadline: float | None = None
+        self._killer: asyncio.TimerHandle | None = None
+        self._descriptor = _watch(self._process.pid)
+        if self._descriptor is not None:
+            self._loop.add_reader(self._descriptor, self._leader_ended)
+        else:
+            start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
+
+    @property
+    def pid(self) -> int:
+        """The process id, which is the group's as well."""
+        return self._process.pid
+
+    def terminate(self, grace: float) -> None:
+        """Asks the group to end, and ends it by force after `grace` seconds."""
+        if self.exited.done() or self._deadline is not None:
+            return
+        self._deadline = time.monotonic() + grace
+        signal_group(self.pid, signal.SIGTERM)
+        self._killer = self._loop.call_later(grace, signal_group, self.pid, signal.SIGKILL)
+
+    def _wait(self) -> None:
+        """Waits for the leader where the system cannot tell the loop. On a thread."""
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._leader_ended)
+
+    def _leader_ended(self) -> None:
+        if self._descriptor is not None:
+            self._loop.remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+        if self._deadline is None:
+            # Before the leader is reaped its group's number cannot be anybody else's.
+            signal_group(self.pid, signal.SIGKILL)
+            self._over(self._process.wait())
+            return
+        code = self._process.wait()
+        if group_alive(self.pid):
+            # A shell ends at once when it is told to; what it runs has its time to do so.
+            wait = partial(self._wait_for_group, self._deadline, code)
+            start_thread(wait, f"rhapsody-end-{self.pid}")
+        else:
+            self._over(code)
+
+    def _wait_for_group(self, deadline: float, code: int) -> None:
+        """Waits for the rest of the group, until it is time for force. On a thread."""
+        while group_alive(self.pid) and time.monotonic() < deadline:
+            time.sleep(CHECK)
+        signal_group(self.pid, signal.SIGKILL)
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._over, code)
+
+    def _over(self, code: int) -> None:
+        if self._killer is not None:
+            self._killer.cancel()
+        _live.discard(self.pid)
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+
+_live: set[int] = set()
+
+
+def kill_all() -> None:
+    """Ends every program of this process by force. For the end of the interpreter."""
+    for pid in tuple(_live):
+        signal_group(pid, signal.SIGKILL)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Sends a signal to a process group; one that is gone is no error."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def group_alive(pid: int) -> bool:
+    """Whether a process group has members."""
+    try:
+        os.killpg(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _watch(pid: int) -> int | None:
+    """A descriptor that can be read from when the process ends, where there are such."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # an old system, or one that forbids it
+        return None
+
+
+class Executables:
+    """Runs executable tasks.
+
+    Args:
+        deliver: Takes each job that has ended; called on the loop.
+        sandbox: Gives a task's sandbox where the description names none.
+        gpus: All the GPUs there are to give.
+        grace: Seconds between asking a program to end and ending it by force.
+    """
+
+    announces = False
+    stoppable = True
+
+    def __init__(
+        self,
+        deliver: Callable[[Job], object],
+        sandbox: Callable[[str], str],
+        gpus: tuple[str, ...],
+        grace: float,
+    ) -> None:
+        self._deliver = deliver
+        self._sandbox = sandbox
+        self._gpus = gpus
+        self._grace = grace
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, job: Job) -> None:
+        """Starts the program."""
+        job.handle = program = self.start(job)
+        job.pid = program.pid
+        job.worker = f"process {program.pid}"
+        self._spawn(self._finish(job, program))
+
+    def cancel(self, job: Job) -> None:
+        """Asks the program's group to end, and ends it by force after the grace period."""
+        job.cancelled = True
+        if job.handle is not None:
+            job.handle.terminate(self._grace)
+
+    def start(self, job: Job, stdout: int | None = None) -> Program:
+        """Starts a job's program.
+
+        Args:
+            job: The job.
+            stdout: Where its output goes, instead of the file in the sandbox.
+        """
+        task = job.task
+        directory = self.directory(job)
+        executable = task["executable"]
+        if not isinstance(executable, str) or not executable:
+            raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
+        arguments = task.get("arguments")
+        if arguments is None:
+            command = ["/bin/sh", "-c", executable]
+        else:
+            command = [executable, *arguments]
+        with ExitStack() as files:
+            output: list[IO[bytes] | int | None] = [None, None]
+            if task.get("capture", True) is not False:
+                output = [
+                    files.enter_context(_new_file(os.path.join(directory, name)))
+                    for name in OUTPUT_FILES
+                ]
+            return Program(
+                command,
+                cwd=directory,
+                environment=os.environ | task_environment(job, self._gpus),
+                stdin=task.get("stdin"),
+                stdout=output[0] if stdout is None else stdout,
+                stderr=output[1],
+            )
+
+    def directory(self, job: Job) -> str:
+        """The job's sandbox, which exists from now on."""
+        directory = make_sandbox(job.task.get("sandbox") or self._sandbox(job.uid))
+        job.task["sandbox"] = directory
+        return directory
+
+    async def collect(self, job: Job, code: int) -> None:
+        """Writes a program's exit code and output into the description."""
+        task = job.task
+        paths = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
+        capture = task.get("capture", True)
+        if capture == "files":
+            stdout, stderr = paths
+        elif capture is False:
+            stdout = stderr = ""
+        else:
+            stdout, stderr = [await _read(path) for path in paths]
+        task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr
+        job.ended_as_failure = code != 0
+
+    async def stop(self) -> None:
+        """Waits until nothing is left to do for jobs that have ended."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _finish(self, job: Job, program: Program) -> None:
+        try:
+            await self.collect(job, await program.exited)
+        except Exception as error:  # its output cannot be read
+            job.error = error
+        self._deliver(job)
+
+
+def _new_file(path: str) -> IO[bytes]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o600), "wb")
+
+
+async def _read(path: str) -> str:
+    def read() -> str:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+
+    if os.path.getsize(path) <= SMALL:
+        return read()
+    text: str = await in_thread(read)
+    return text
