@@ -11,9 +11,10 @@ import contextvars
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.states import TasksMainStates
@@ -316,7 +317,15 @@ class TaskFuture(asyncio.Future[T]):
     engine's loop; reading its attributes is safe from any thread.
     """
 
-    __slots__ = ("_attempt", "_backend", "_definition", "_node", "_number", "_outcome")
+    __slots__ = (
+        "_attempt",
+        "_backend",
+        "_definition",
+        "_node",
+        "_number",
+        "_outcome",
+        "_traceback",
+    )
 
     _attempt: int
     _backend: str | None
@@ -324,6 +333,7 @@ class TaskFuture(asyncio.Future[T]):
     _node: LiveNode | None
     _number: int
     _outcome: Outcome | None
+    _traceback: TracebackType | None
 
     @property
     def uid(self) -> str:
@@ -437,7 +447,32 @@ class TaskFuture(asyncio.Future[T]):
             self._definition.unawaited(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.uid} {self.name!r} {self.state}>"
+        return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
+
+    def fail(self, error: BaseException) -> None:
+        """Sets the exception, with its traceback as it is now. Called by the engine."""
+        self._traceback = error.__traceback__
+        self.set_exception(error)
+        # A class of its own, so that futures that hold a value pay nothing for it.
+        self.__class__ = _FailedFuture
+
+
+class _FailedFuture(TaskFuture[T]):
+    """A future that failed. Every await shows where, not only the first as in asyncio."""
+
+    __slots__ = ()
+
+    def result(self) -> T:
+        """Raises the exception."""
+        error = self.exception()
+        assert error is not None
+        raise error.with_traceback(self._traceback)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.result()
+        yield  # makes this a generator, which never suspends
+
+    __iter__ = __await__
 
 
 class TaskContext:

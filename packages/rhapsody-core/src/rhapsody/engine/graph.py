@@ -393,7 +393,7 @@ class Graph:
             wrapped.__cause__ = error
             error = wrapped
         if not node.future.done():
-            node.future.set_exception(error)
+            node.future.fail(error)
             self.failed.add(node.future)
         if runtime.observed:
             runtime.observe(node, TasksMainStates.FAILED, error=error)
