@@ -52,6 +52,7 @@ nox.options.sessions = ["lint", "types", f"tests-{RUNNING}", "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
+nox.options.default_venv_backend = "virtualenv"
 
 
 def install_distribution(session: nox.Session, backend: str, *more: str, **options: Any) -> None:

@@ -182,6 +182,10 @@ class _Call:
     def __init__(self, callback: Callable[[], object]) -> None:
         self.callback: Callable[[], object] | None = callback
 
+    def __call__(self) -> None:
+        if self.callback is not None:
+            self.callback()
+
     def cancel(self) -> None:
         self.callback = None
 
@@ -205,6 +209,9 @@ class ManualClock:
     def call_at(self, when: float, callback: Callable[[], object]) -> _Call:
         """Calls back when time has come there."""
         call = _Call(callback)
+        if when <= self.now:
+            asyncio.get_running_loop().call_soon(call)
+            return call
         heapq.heappush(self._calls, (when, next(self._numbers), call))
         return call
 
@@ -221,7 +228,7 @@ class ManualClock:
             when, _, call = heapq.heappop(self._calls)
             self.now = max(self.now, when)
             if call.callback is not None:
-                call.callback()
+                call()
                 await turns()
         self.now = end
         await turns()

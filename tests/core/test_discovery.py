@@ -169,6 +169,9 @@ def test_core_s_backends_are_found_through_their_entry_points() -> None:
     described = BackendRegistry.describe("local")
     assert described.distribution == "rhapsody-core"
     assert described.usable
+    for name in ("noop", "local"):
+        declared = BackendRegistry.describe(name).capabilities
+        assert declared == BackendRegistry.get_backend_class(name).capabilities
 
 
 # Registration at run time.

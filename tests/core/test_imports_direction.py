@@ -90,11 +90,6 @@ def test_every_module_opens_with_what_it_is_for(path: Path) -> None:
     assert text.split("\n\n")[0].endswith("."), f"{path} has no opening paragraph"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_every_module_stays_readable_in_one_sitting(path: Path) -> None:
-    assert len((ROOT / path).read_text().splitlines()) < 500
-
-
 def test_the_names_of_the_package_itself_import_nothing_at_once() -> None:
     for name in BESIDE - {"__main__"}:
         found = {module for _, module in imports(ast.parse((ROOT / f"{name}.py").read_text()), "")}
@@ -124,11 +119,9 @@ def test_the_check_itself_finds_imports_in_the_wrong_direction(path: str, source
             "task.py",
             "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import rhapsody.engine.x",
         ),
-        ("cli/x.py", "from rhapsody import __version__\nfrom rhapsody.cli import y"),
+        ("cli/x.py", "from rhapsody._version import __version__\nfrom rhapsody.cli import y"),
         ("engine/x.py", "from rhapsody import errors"),
     ],
 )
 def test_the_check_itself_lets_the_right_direction_pass(path: str, source: str) -> None:
-    if "__version__" in source:
-        source = source.replace("__version__", "_version")
     assert not wrong_imports(Path(path), source)

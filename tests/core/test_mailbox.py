@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import threading
 import weakref
 from typing import Any
@@ -55,8 +56,8 @@ async def test_every_item_of_every_thread_arrives_in_its_order() -> None:
     items = await box.wait()
     for thread in threads:
         thread.join()
-    for thread in range(4):
-        assert [number for of, number in items if of == thread] == list(range(5000))
+    for source in range(4):
+        assert [number for of, number in items if of == source] == list(range(5000))
     assert len(box.mailbox) == 0
 
 
@@ -115,7 +116,7 @@ async def test_long_work_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPat
     loop.call_soon(count)
     assert await box.wait() == list(range(30))
     assert len(turns) > 5
-    assert all(after - before <= 4 for before, after in zip(turns, turns[1:], strict=False))
+    assert all(after - before <= 4 for before, after in itertools.pairwise(turns))
 
 
 async def test_a_receiver_that_raises_does_not_lose_the_others() -> None:
@@ -142,9 +143,12 @@ async def test_delivered_items_are_not_kept() -> None:
 
     box = Box(2)
     seen: list[Any] = []
-    box.mailbox = Mailbox(
-        asyncio.get_running_loop(), lambda item: seen.append(weakref.ref(item)) or box.deliver(1)
-    )
+
+    def deliver(item: Any) -> None:
+        seen.append(weakref.ref(item))
+        box.deliver(1)
+
+    box.mailbox = Mailbox(asyncio.get_running_loop(), deliver)
     item = Item()
     box.mailbox.put(item)
     del item
@@ -186,6 +190,11 @@ async def test_an_empty_mailbox_does_not_wake_the_loop(monkeypatch: pytest.Monke
     selector = loop._selector  # type: ignore[attr-defined]
     waits: list[Any] = []
     select = selector.select
-    monkeypatch.setattr(selector, "select", lambda timeout: waits.append(timeout) or select(timeout))
+
+    def counted(timeout: float | None) -> Any:
+        waits.append(timeout)
+        return select(timeout)
+
+    monkeypatch.setattr(selector, "select", counted)
     await asyncio.sleep(0.1)
     assert len(waits) <= 3

@@ -48,7 +48,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         root_cause: BaseException | None = None,
     ) -> None:
         super().__init__(message)
-        self.failed_dependencies = list(failed_dependencies)
+        self.failed_dependencies: list[str] = list(failed_dependencies)
         self.root_cause = root_cause
 
 

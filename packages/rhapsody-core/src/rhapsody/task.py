@@ -498,11 +498,11 @@ class TaskContext:
         sandbox: str | None = None,
         deadline: float | None = None,
     ) -> None:
-        self.uid = uid
-        self.name = name
-        self.attempt = attempt
-        self.sandbox = sandbox
-        self.deadline = deadline
+        self.uid: str = uid
+        self.name: str = name
+        self.attempt: int = attempt
+        self.sandbox: str | None = sandbox
+        self.deadline: float | None = deadline
         self._cancelled = False
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -262,7 +263,7 @@ class ManagedBackend(BaseExecutionBackend):
     canonical_states = True  # for `StateMapper`, where nothing else is registered
 
     def __init__(self) -> None:
-        self.session = Session()
+        self.session: Session = Session()
         self._state = "initialized"
         self._states: StateMapper | None = None
         self._lifecycle = asyncio.Lock()
@@ -412,6 +413,7 @@ class ManagedBackend(BaseExecutionBackend):
             name=task["name"],
             attempt=task.get("attempt", 1),
             sandbox=task.get("sandbox"),
+            deadline=time.time() + task["timeout"] if "timeout" in task else None,
         )
         try:
             self.task_state_cb(task, states.RUNNING)

@@ -44,10 +44,7 @@ class NoopExecutionBackend(ManagedBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Completes the tasks, before it returns."""
         self.require_running()
-        if len(self._callbacks) == 1:
-            report = self._callbacks[0]
-        else:
-            report = self._report
+        report = self._callbacks[0] if len(self._callbacks) == 1 else self._report
         for task in tasks:
             if task["is_service"]:
                 self.accept(task)

@@ -7,17 +7,22 @@ from rhapsody.plugins.specs import BackendSpec, hookimpl
 
 @hookimpl
 def rhapsody_backends() -> list[BackendSpec]:
-    """The two backends of core; what they can do is said by their classes."""
+    """The two backends of core; for `local` what it can do with threads, its default."""
+    from rhapsody.backends.local.capabilities import THREADS
+    from rhapsody.backends.noop import NoopExecutionBackend
+
     return [
         BackendSpec(
             name="noop",
             import_path="rhapsody.backends.noop:NoopExecutionBackend",
             summary="completes each task at once without running it, for dry runs",
+            capabilities=NoopExecutionBackend.capabilities,
         ),
         BackendSpec(
             name="local",
             import_path="rhapsody.backends.local:LocalExecutionBackend",
             summary="threads, processes and executables on this machine",
             requires=("pebble>=5.0.7", "cloudpickle>=3.0"),
+            capabilities=THREADS,
         ),
     ]

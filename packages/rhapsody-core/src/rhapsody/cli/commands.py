@@ -18,6 +18,7 @@ from rhapsody.cli.output import (
     CommandError,
     UsageError,
     complain,
+    say,
 )
 from rhapsody.errors import RhapsodyError
 
@@ -95,9 +96,10 @@ class _Version(argparse.Action):
     """Reads the version only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from rhapsody import __version__
+        from rhapsody._version import __version__
 
-        parser.exit(message=f"rhapsody-core {__version__}\n")
+        say(f"rhapsody-core {__version__}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only
             commands.add_from_plugins()
-        return commands.run(arguments)
+        code = commands.run(arguments)
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         complain(str(error))
         return USAGE

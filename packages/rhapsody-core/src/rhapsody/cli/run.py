@@ -134,7 +134,7 @@ def load_script(path: str) -> ModuleType:
         UsageError: The file cannot be read.
         Exception: Whatever the script raises.
     """
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     try:
         with io.open_code(path) as file:

@@ -32,7 +32,7 @@ class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
     __slots__ = ("value",)
 
     def __init__(self, value: T) -> None:
-        self.value = value
+        self.value: T = value
 
 
 class Found:

@@ -25,6 +25,11 @@ async def attach(backend: Any, backends: Any, *, dry_run: bool) -> dict[str, Bas
     """
     given = _given(backend, backends)
     if not given:
+        if backend is not None or backends is not None:
+            raise ValueError(
+                "backend: the list that was given is empty; leave it out for the embedded "
+                f"{EMBEDDED!r} backend"
+            )
         given = [(None, DRY_RUN if dry_run else EMBEDDED)]
     started: dict[str, BaseExecutionBackend] = {}
     ours: list[BaseExecutionBackend] = []
@@ -33,6 +38,7 @@ async def attach(backend: Any, backends: Any, *, dry_run: bool) -> dict[str, Bas
             made = get_backend(one) if isinstance(one, str) else one
             if not isinstance(made, BaseExecutionBackend) and inspect.isawaitable(made):
                 made = await made  # `Backend.create(...)`, not awaited
+                ours += [made] if isinstance(made, BaseExecutionBackend) else []
             if not isinstance(made, BaseExecutionBackend):
                 raise _not_a_backend(made)
             label = name or made.name or type(made).__name__
@@ -46,7 +52,10 @@ async def attach(backend: Any, backends: Any, *, dry_run: bool) -> dict[str, Bas
                     f"two backends are called {label!r}; give them names of your own: "
                     "backends={'one': ..., 'two': ...}"
                 )
-            if str(made.state()) != "running":
+            state = made.state()
+            if inspect.isawaitable(state):
+                state = await state
+            if str(state) != "running":
                 ours.append(made)
             if inspect.isawaitable(made):
                 made = await made

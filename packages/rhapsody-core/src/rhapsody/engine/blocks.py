@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import threading
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -44,6 +44,16 @@ class BlockFuture(TaskFuture[T]):
         return self._await_inside(me, node)
 
     __iter__ = __await__
+
+    def add_done_callback(
+        self, fn: Callable[..., object], /, *, context: contextvars.Context | None = None
+    ) -> None:
+        """As of any future; `asyncio.gather` and its like, which wait by it, are awaiting."""
+        me = enclosing_block.get()
+        waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
+        if waits and me is not None and me is _node_of(self):
+            _check_cycle(me, me)
+        super().add_done_callback(fn, context=context)
 
     def _await_inside(self, me: Node, node: Node) -> Generator[Any, None, T]:
         with _awaiting(me, node):
@@ -114,6 +124,16 @@ def _awaiting(me: Node, node: Node) -> Iterator[None]:
     Raises:
         RuntimeError: That one waits for `me`, directly or through others.
     """
+    edges = me.more().awaiting
+    edges.append(node)  # before looking: of two threads at least one sees the other's
+    try:
+        _check_cycle(me, node)
+        yield
+    finally:
+        edges.remove(node)
+
+
+def _check_cycle(me: Node, node: Node) -> None:
     seen, stack = {node}, [node]
     while stack:
         other = stack.pop()
@@ -131,12 +151,6 @@ def _awaiting(me: Node, node: Node) -> Iterator[None]:
             if further not in seen:
                 seen.add(further)
                 stack.append(further)
-    edges = me.more().awaiting
-    edges.append(node)
-    try:
-        yield
-    finally:
-        edges.remove(node)
 
 
 class Blocks:

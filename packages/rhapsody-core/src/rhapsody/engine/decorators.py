@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 Command = str | list[str]
 
+_LATER: Any = object()
+"""Says that a decorator was called with its settings alone."""
+
 
 class FunctionDecorator(Protocol):
     """What `@flow.function_task(...)` and `@flow.block(...)` with settings give."""
@@ -53,10 +56,8 @@ class Decorators:
     @overload
     def function_task(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def function_task(
-        self, function: None = None, /, **settings: Unpack[TaskSettings]
-    ) -> FunctionDecorator: ...
-    def function_task(self, function: Any = None, /, **settings: Any) -> Any:
+    def function_task(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
+    def function_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
         """Makes tasks of a function; `@flow.function_task` or `@flow.function_task(...)`.
 
         Calling the decorated function returns a `TaskFuture` of its result at once.
@@ -80,10 +81,8 @@ class Decorators:
     @overload
     def executable_task(self, function: Callable[P, Command], /) -> Task[P, str]: ...
     @overload
-    def executable_task(
-        self, function: None = None, /, **settings: Unpack[TaskSettings]
-    ) -> ExecutableDecorator: ...
-    def executable_task(self, function: Any = None, /, **settings: Any) -> Any:
+    def executable_task(self, /, **settings: Unpack[TaskSettings]) -> ExecutableDecorator: ...
+    def executable_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
         """Makes tasks of the commands that a function returns.
 
         The function runs on the engine's loop once its dependencies have their
@@ -107,10 +106,8 @@ class Decorators:
     @overload
     def block(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def block(
-        self, function: None = None, /, **settings: Unpack[TaskSettings]
-    ) -> FunctionDecorator: ...
-    def block(self, function: Any = None, /, **settings: Any) -> Any:
+    def block(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
+    def block(self, function: Any = _LATER, /, **settings: Any) -> Any:
         """Makes a part of the workflow that calls tasks and awaits them.
 
         A coroutine function runs on the engine's loop. A synchronous one runs in a
@@ -133,7 +130,7 @@ class Decorators:
                 base = base.changed(definition_settings(function))
             return make_task(self._runtime, kind, function, base, settings)
 
-        return decorate if function is None and settings else decorate(function)
+        return decorate if function is _LATER else decorate(function)
 
     def map(self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]) -> list[
         TaskFuture[T]

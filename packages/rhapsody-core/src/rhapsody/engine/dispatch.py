@@ -80,10 +80,10 @@ class Lane:
         self.backend = backend
         self.name = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
-        self.states = backend.get_task_states_map()
+        self.states: Any = backend.get_task_states_map()
         self._native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
-        self.queue = ReadyQueue()
-        self.occupied = 0  # tasks that count against `max_pending`
+        self.queue: ReadyQueue = ReadyQueue()
+        self.occupied: int = 0  # tasks that count against `max_pending`
         self._runtime = runtime
         self._resumed: deque[Node] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -143,6 +143,7 @@ class Lane:
             batch = self._take(ends)
             if batch:
                 await self._submit(batch)
+            del batch  # its tasks may be finished and forgotten long before the next ones
             if self._closing:
                 return
             if not self._has_work():

@@ -85,7 +85,7 @@ class Stager:
     ) -> None:
         if keep not in _MODES:
             raise ValueError(f"keep_sandboxes must be one of {', '.join(_MODES)}, got {keep!r}")
-        self.work_dir = Path(os.path.abspath(work_dir))
+        self.work_dir: Path = Path(os.path.abspath(work_dir))
         self._root = f"{self.work_dir}{os.sep}"
         self._keep: Keep = keep
         self._existed = self.work_dir.exists()

@@ -77,10 +77,10 @@ class Extra:
         self.children: dict[Node, None] = {}  # what a block has started
         self.command: str | list[str] | None = None  # an executable's, once built
         self.context: contextvars.Context | None = None  # the one a block was called in
-        self.failures = 0  # attempts that failed
+        self.failures: int = 0  # attempts that failed
         self.found: Found | None = None  # futures and files in the arguments
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
-        self.losses = 0  # attempts that the infrastructure lost
+        self.losses: int = 0  # attempts that the infrastructure lost
         self.scope: str | None = None
         self.sources: list[Outcome] = []  # what its dependencies left behind
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
@@ -123,18 +123,18 @@ class Node:
         kwargs: dict[str, Any] | None,
         specific: Mapping[str, Any] | None,
     ) -> None:
-        self.runtime = runtime
-        self.task = task
-        self.future = future
-        self.number = number
-        self.args = args
-        self.kwargs = kwargs
-        self.specific = specific
+        self.runtime: Runtime = runtime
+        self.task: Task[Any, Any] = task
+        self.future: TaskFuture[Any] = future
+        self.number: int = number
+        self.args: tuple[Any, ...] = args
+        self.kwargs: dict[str, Any] | None = kwargs
+        self.specific: Mapping[str, Any] | None = specific
         self.life: Life = life.START
-        self.unfinished = 0
-        self.attempt = 0
-        self.stage = 0
-        self.uid = ""
+        self.unfinished: int = 0
+        self.attempt: int = 0
+        self.stage: int = 0
+        self.uid: str = ""
         self.native: str | None = None  # the backend's word for the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = ()
         self.dependents: dict[Node, None] | None = None

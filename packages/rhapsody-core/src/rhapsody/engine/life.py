@@ -130,8 +130,8 @@ class Life:
     __slots__ = ("after", "future", "work")
 
     def __init__(self, future: Future, work: Work) -> None:
-        self.future = future
-        self.work = work
+        self.future: Future = future
+        self.work: Work = work
         self.after: dict[Event, Life] = {}
 
     def __repr__(self) -> str:

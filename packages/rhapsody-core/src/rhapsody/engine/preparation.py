@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
 
+Values = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+
 NEW, BUILT, ROUTED, LOOKED_UP, PREPARED = range(5)
 """How far a node's preparation has come (`Node.stage`)."""
 
@@ -41,7 +44,9 @@ class Preparation:
             return True
         try:
             return self._advance(node, lane)
-        except Exception as error:  # a task that cannot be prepared fails alone
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a builder raises: its task fails alone
             self._runtime.refuse(node, error)
             return False
 
@@ -145,7 +150,7 @@ class Preparation:
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
             description["sandbox"] = self._runtime.stager.sandbox_path(node.uid)
 
-    def values(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def values(self, node: Node) -> Values:
         """The node's arguments with futures replaced by their values and files bound."""
         found = node.extra.found if node.extra is not None else None
         if found is None:
@@ -168,7 +173,8 @@ class Preparation:
             args, kwargs = self.values(node)
             command = node.task.function(*args, **kwargs)
             if inspect.iscoroutine(command):
-                self._runtime.spawn(self._await_command(node, lane, command), node.uid)
+                builder = self._runtime.spawn(self._await_command(node, lane, command), node.uid)
+                node.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
             extra.command = _checked_command(node, command)
         _set_command(node, extra.command)

@@ -23,7 +23,7 @@ from rhapsody.engine.graph import Graph, Node
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.observe import Observation, Stats, Tally
-from rhapsody.engine.preparation import NEW, Preparation
+from rhapsody.engine.preparation import NEW, Preparation, Values
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.timers import Clock, Timers
 from rhapsody.engine.updates import Updates
@@ -46,6 +46,10 @@ T = TypeVar("T")
 
 _LOST = (TaskLostError, BackendUnavailableError)
 
+# Seconds for work over its time to stop, before its future no longer waits for it. Longer
+# than backends give a program between SIGTERM and SIGKILL.
+_STOPPING = 30.0
+
 
 class Runtime:
     """The state of one engine. Used on its loop, except where a method says otherwise."""
@@ -67,11 +71,11 @@ class Runtime:
         fail_fast: bool,
     ) -> None:
         self.engine = engine
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._context.run(enclosing_block.set, None)
         self.uid = uid
-        self.uid_prefix = uid + "."
+        self.uid_prefix: str = uid + "."
         self.clock = clock
         self.hooks = hooks
         self.stager = stager
@@ -82,22 +86,22 @@ class Runtime:
         self.max_pending = max_pending
         self.submit_timeout = submit_timeout
         self.fail_fast = fail_fast
-        self.log = logging.getLogger("rhapsody.engine")
-        self.observed = bool(hooks.task_events)
-        self.closing = False
-        self.interrupted = False
-        self.stats = Stats()
-        self.timers = Timers(clock, self.guarded)
-        self.limits = Limits()
-        self.tally = Tally(self.log, uid)
-        self.observation = Observation(self)
-        self.observe = self.observation.add
-        self.updates = Updates(self)
-        self.gate = Gate(self)
-        self.blocks = Blocks(self)
-        self.preparation = Preparation(self)
-        self.values = self.preparation.values
-        self.graph = Graph(self)
+        self.log: logging.Logger = logging.getLogger("rhapsody.engine")
+        self.observed: bool = bool(hooks.task_events)
+        self.closing: bool = False
+        self.interrupted: bool = False
+        self.stats: Stats = Stats()
+        self.timers: Timers = Timers(clock, self.guarded)
+        self.limits: Limits = Limits()
+        self.tally: Tally = Tally(self.log, uid)
+        self.observation: Observation = Observation(self)
+        self.observe: Callable[..., None] = self.observation.add
+        self.updates: Updates = Updates(self)
+        self.gate: Gate = Gate(self)
+        self.blocks: Blocks = Blocks(self)
+        self.preparation: Preparation = Preparation(self)
+        self.values: Callable[[Node], Values] = self.preparation.values
+        self.graph: Graph = Graph(self)
         self.lanes: dict[str, Lane] = {}
         self.default: Lane | None = None
         self._background: set[asyncio.Task[Any]] = set()
@@ -351,6 +355,7 @@ class Runtime:
         if node.step(Event.STOP):
             self._stop_timer(node)
             node.more().verdict = error
+            node.more().timer = self.timers.after(_STOPPING, partial(self.cannot_stop, node))
             self.stop_work(node)
         else:
             self.graph.fail(node, error)
@@ -371,7 +376,7 @@ class Runtime:
         self._let_go(node, error)
 
     def cannot_stop(self, node: Node) -> None:
-        """The backend refused to stop a task that is `canceling`."""
+        """The backend refused to stop a task that is `canceling`, or has not for too long."""
         verdict = node.more().verdict
         if node.life.future is Future.PENDING and verdict is not None:
             self._let_go(node, verdict)
@@ -407,11 +412,13 @@ class Runtime:
                 self.blocks.stop(node)
             known = node.uid in self.updates.inflight
             events = (Event.ABANDON,) if known else (Event.STOPPED, Event.ABANDON, Event.CANCEL)
-            any(node.step(event) for event in events)
+            changed = any(node.step(event) for event in events)
             self.updates.inflight.pop(node.uid, None)
             if not node.future.done():
                 self.stats.cancelled += 1
                 asyncio.Future.cancel(node.future)
+            if changed and self.observed and node.life.future is Future.CANCELLED:
+                self.observe(node, TasksMainStates.CANCELED)
             self.graph.settled(node)
 
     def drop_sandbox(self, node: Node) -> None:

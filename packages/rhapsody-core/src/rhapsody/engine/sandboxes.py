@@ -19,7 +19,7 @@ from typing import Literal
 Keep = Literal["failed", "all", "none"]
 """Which sandboxes stay on disk: those of failed tasks, all, or none."""
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class Fate(Enum):
@@ -42,8 +42,8 @@ class Sandbox:
     __slots__ = ("_keeper", "needs", "path")
 
     def __init__(self, path: str, keeper: SandboxKeeper, needs: tuple[Sandbox, ...] = ()) -> None:
-        self.path = path
-        self.needs = needs
+        self.path: str = path
+        self.needs: tuple[Sandbox, ...] = needs
         self._keeper = keeper
 
     def __del__(self) -> None:

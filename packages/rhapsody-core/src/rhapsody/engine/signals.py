@@ -130,4 +130,4 @@ def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
     task.cancel()
 
 
-registry = _Registry()
+registry: _Registry = _Registry()

@@ -37,6 +37,10 @@ class Task(Generic[P, R]):
         kind: `"function"`, `"executable"` or `"block"`.
     """
 
+    __name__: str
+    __qualname__: str
+    __wrapped__: Callable[..., Any]
+
     def __init__(
         self,
         runtime: Runtime,
@@ -46,22 +50,22 @@ class Task(Generic[P, R]):
     ) -> None:
         functools.update_wrapper(self, function)
         self.runtime = runtime
-        self.kind = kind
+        self.kind: CallKind = kind
         self.function = function
         self.settings = settings
         self.prefix = "block" if kind == "block" else "task"
-        self.name = settings.name or _name(function)
-        self.is_async = is_async(function)
+        self.name: str = settings.name or _name(function)
+        self.is_async: bool = is_async(function)
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
-        self.optional = _optional_keys(settings)
+        self.optional: dict[str, Any] = _optional_keys(settings)
         self.accepted_by: object = None  # the lane whose capabilities were checked last
         self._check = call_checker(function)
 
     @overload
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
     @overload
-    def __call__(self, *args: Any, **kwargs: Any) -> TaskFuture[R]: ...
-    def __call__(self, *args: Any, **kwargs: Any) -> TaskFuture[R]:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]: ...
+    def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
         """Makes a task of this call and returns its future.
 
         Takes the function's own arguments, futures in place of values, and
@@ -159,8 +163,18 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     Calling it lets Python itself check a call, a hundred times faster than
     `inspect.Signature.bind` and in Python's own words.
     """
+    if isinstance(function, functools.partial):
+        return functools.partial(
+            call_checker(function.func), *function.args, **function.keywords
+        )
+    if inspect.ismethod(function):
+        return types.MethodType(call_checker(function.__func__), function.__self__)
+    called = type(function).__call__
+    if inspect.isfunction(called):  # an object with a `__call__` of its own
+        return types.MethodType(call_checker(called), function)
     try:
-        signature = inspect.signature(function)
+        # Not the wrapped function's: a wrapper may take other arguments than what it wraps.
+        signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return lambda *args, **kwargs: None
     parts: list[str] = []

@@ -39,8 +39,12 @@ class LoopClock:
     """Real time, by the event loop's clock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.monotonic = loop.time
-        self.call_at = loop.call_at
+        self.monotonic: Callable[[], float] = loop.time
+        self._loop = loop
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Cancellable:
+        """Calls back when `monotonic` reaches `when`."""
+        return self._loop.call_at(when, callback)
 
     def time(self) -> float:
         """Seconds since the epoch."""

@@ -98,7 +98,9 @@ class WorkflowEngine(Decorators):
         self._ending: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._summary: Summary | None = None
-        self.prof = Profiler()
+        self._problems: tuple[str, ...] = ()
+        self._still_running: tuple[str, ...] = ()
+        self._profiler = Profiler()
 
     @classmethod
     def create(
@@ -211,8 +213,8 @@ class WorkflowEngine(Decorators):
         uid = uid or f"engine.{uuids.uuid4().hex[:8]}"
         if not isinstance(uid, str) or os.sep in uid or uid.startswith("."):
             raise ValueError(f"uid must be a plain name, got {uid!r}")
-        self.work_dir = Path(work_dir) if work_dir is not None else Path(".rhapsody", uid)
-        self.dry_run = dry_run
+        self._work_dir = Path(work_dir) if work_dir is not None else Path(".rhapsody", uid)
+        self._dry_run = dry_run
         self.prof.enabled = bool(profile)
         self._profile_path = None if isinstance(profile, bool) else profile
         hooks = EngineHooks(observers)
@@ -251,6 +253,21 @@ class WorkflowEngine(Decorators):
     def loop(self) -> asyncio.AbstractEventLoop:
         """The event loop the engine lives on."""
         return self._loop
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether nothing is really run."""
+        return self._dry_run
+
+    @property
+    def work_dir(self) -> Path:
+        """Where sandboxes are made."""
+        return self._work_dir
+
+    @property
+    def prof(self) -> Profiler:
+        """Takes named, timestamped events; keeps them where `profile` was asked for."""
+        return self._profiler
 
     @property
     def log(self) -> Any:
@@ -361,12 +378,20 @@ class WorkflowEngine(Decorators):
     async def _stop(self, *, skip_backends: bool) -> None:
         runtime = self._runtime
         runtime.closing = True
-        problems = await stop_everything(runtime, skip_backends=skip_backends)
-        still_running: tuple[str, ...] = ()
+        self._problems = await stop_everything(runtime, skip_backends=skip_backends)
         if not runtime.interrupted:
-            still_running = settle_everything(runtime)
+            self._still_running = settle_everything(runtime)
         await runtime.stager.close()
-        for problem in problems:
+
+    def _settle(self) -> None:
+        """The last step: nothing of this engine is left pending, and everybody is told."""
+        if self._closed.done():
+            return
+        runtime = self._runtime
+        if runtime.interrupted:
+            self._still_running = settle_everything(runtime)
+        still_running = self._still_running
+        for problem in self._problems:
             runtime.log.error("engine %s: %s", self.uid, problem)
         if still_running:
             runtime.log.warning(
@@ -379,7 +404,7 @@ class WorkflowEngine(Decorators):
             stats=runtime.stats,
             seconds=runtime.clock.monotonic() - self._began,
             still_running=still_running,
-            problems=problems,
+            problems=self._problems,
             graph=tuple(runtime.graph.calls or ()),
         )
         for hook in runtime.hooks.workflow_finished:
@@ -387,14 +412,9 @@ class WorkflowEngine(Decorators):
         self.prof.event("workflow_finished", self.uid)
         if self._profile_path is not None:
             self.prof.write(self._profile_path)
-
-    def _settle(self) -> None:
-        """The last step: nothing of this engine is left pending."""
-        settle_everything(self._runtime)
-        self._runtime.tally.close(tuple(self._runtime.graph.failed))
+        runtime.tally.close(tuple(runtime.graph.failed))
         signal_registry.remove(self)
-        if not self._closed.done():
-            self._closed.set_result(None)
+        self._closed.set_result(None)
 
     @property
     def summary(self) -> Summary | None:
@@ -458,8 +478,8 @@ class WorkflowEngine(Decorators):
     def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
         """Settles a future with a finished task's result: its return value or output."""
         if not self._reported(task, "DONE", task_fut):
-            value = task["return_value"] if task.get("function") else task.get("stdout")
-            task_fut.set_result(value)
+            command = task.get("executable") or "return_value" not in task
+            task_fut.set_result(task.get("stdout") if command else task["return_value"])
 
     def handle_task_failure(
         self,

@@ -34,7 +34,7 @@ _SETTLED = 2.0
 _METADATA = (".dist-info", ".egg-info")
 _SEPARATORS = re.compile(r"[-_.]+")
 
-logger = logging.getLogger("rhapsody.plugins")
+logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
 
 @dataclass(frozen=True, slots=True)

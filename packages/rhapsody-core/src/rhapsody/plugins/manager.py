@@ -22,7 +22,7 @@ from rhapsody.errors import PluginError
 from rhapsody.plugins import specs
 from rhapsody.plugins.entry_points import CORE, CORE_MODULE, Declared, Installed, installed
 
-logger = logging.getLogger("rhapsody.plugins")
+logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
 _ENGINE_HOOKS = (
     "workflow_started",

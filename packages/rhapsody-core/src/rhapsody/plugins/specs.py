@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from rhapsody.engine.workflow import WorkflowEngine
     from rhapsody.task import TaskDescription
 
-PROJECT = "rhapsody"
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+PROJECT: str = "rhapsody"
+hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 """Marks a function or method as the implementation of the hook of its name."""
 
-API_VERSION = 1
+API_VERSION: int = 1
 """The version of the plugin interface: these hooks and the backend classes."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, SERVICES, SYNC, cancels
@@ -13,10 +12,8 @@ from rhapsody.testing._trial import Trial, state_of
 if TYPE_CHECKING:
     from rhapsody.engine.workflow import WorkflowEngine
 
-Adder = Callable[..., Any]
 
-
-def adder(trial: Trial, flow: WorkflowEngine) -> Adder:
+def adder(trial: Trial, flow: WorkflowEngine) -> Any:
     """A task that adds 1 to the sum of its arguments, of whatever kind the backend runs."""
     if trial.capabilities.sync_functions:
 

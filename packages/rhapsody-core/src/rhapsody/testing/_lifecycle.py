@@ -103,10 +103,14 @@ class Lifecycle:
             )
             await backend.shutdown()
             left = await left_behind(
-                before, trial.kit.leaves_behind, within=trial.kit.settle, files=False, mark=mark
+                before,
+                trial.kit.leaves_behind,
+                within=10 * trial.kit.settle,
+                files=False,
+                mark=mark,
             )
-            end_processes(mark)
-        trial.require(not left, f"left behind: {', '.join(left)}")
+            end_processes(left)
+        trial.require(not left, f"left behind: {', '.join(map(str, left))}")
 
     @check("C4", "shutdown may be called twice, and at once", dry=True)
     async def test_shutdown_twice_is_harmless(self, trial: Trial) -> None:

@@ -12,11 +12,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import psutil
 
@@ -29,6 +29,16 @@ PYTHONS_OWN = (
 )
 
 _MARK = "RHAPSODY_CONFORMANCE"
+
+
+class Leftover(NamedTuple):
+    """Something that is held and should not be; `pid` where it is a process."""
+
+    text: str
+    pid: int | None
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +58,14 @@ class Holdings:
         """Looks at this process, and at orphans that carry the mark of `marked`."""
         return cls(_processes(mark), _threads(), _tasks(), _files())
 
-    def since(self, before: Holdings, allowed: Sequence[str], *, files: bool = True) -> list[str]:
+    def since(
+        self, before: Holdings, allowed: Sequence[str], *, files: bool = True
+    ) -> list[Leftover]:
         """What is held now and was not before, but for what the patterns allow."""
         patterns = (*PYTHONS_OWN, *allowed)
         kinds = ("processes", "threads", "tasks", "files") if files else _NO_FILES
         return [
-            text
+            Leftover(text, identity[0] if isinstance(identity, tuple) else None)
             for kind in kinds
             for identity, text in getattr(self, kind).items()
             if identity not in getattr(before, kind)
@@ -71,7 +83,7 @@ async def left_behind(
     within: float,
     files: bool = True,
     mark: str | None = None,
-) -> list[str]:
+) -> list[Leftover]:
     """What is still held that was not held before, after waiting for it to go."""
     deadline = time.monotonic() + within
     while True:
@@ -96,12 +108,12 @@ def marked() -> Iterator[str]:
             os.environ[_MARK] = before
 
 
-def end_processes(mark: str) -> None:
-    """Kills the processes that carry the mark, so that a faulty backend leaves none."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(_MARK) == mark:
-                process.kill()
+def end_processes(left: Iterable[Leftover]) -> None:
+    """Kills the processes among what was left, so that a faulty backend leaves none."""
+    for leftover in left:
+        if leftover.pid is not None:
+            with suppress(psutil.Error):
+                psutil.Process(leftover.pid).kill()
 
 
 def alive(pid: int) -> bool:
@@ -159,7 +171,7 @@ def _files() -> dict[object, str]:
         with suppress(FileNotFoundError):
             target = os.readlink(f"/proc/self/fd/{number}")
             if not target.startswith("/proc/"):  # the listing itself
-                found[number, target] = f"file {target}"
+                found[f"{number} {target}"] = f"file {target}"
     return found
 
 

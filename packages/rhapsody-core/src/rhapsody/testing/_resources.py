@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from rhapsody.errors import CapabilityError
 from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._functions import most_at_once
+from rhapsody.testing._graphs import adder
 from rhapsody.testing._rules import EXECUTABLES, ISOLATED, SYNC, binds, honours, runs, skip
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE, FAILED, quick
@@ -58,7 +56,7 @@ class Resourcefulness:
         most = await _most_at_once(trial, driver, Resources(cores=0, gpus=1), 2 * gpus + 2)
         trial.require(most <= gpus, f"on {gpus} GPUs {most} tasks of one GPU ran at once")
 
-    @check("C10", "a task that needs more than there is fails with CapabilityError", dry=True)
+    @check("C10", "a task that needs more than there is fails with CapabilityError")
     async def test_more_than_there_is_is_refused(self, trial: Trial) -> None:
         names = [name for name in ALL if name in trial.capabilities.resources]
         if not names:
@@ -132,47 +130,24 @@ class Resourcefulness:
 
     @check("C4", "a resource that is not declared is refused before the task is submitted")
     async def test_an_undeclared_resource_is_refused(self, trial: Trial) -> None:
-        given: dict[str, Callable[[], Resources]] = {
-            "cores": lambda: Resources(cores=2),
-            "gpus": lambda: Resources(gpus=1),
-            "memory": lambda: Resources(memory=1024),
-            "ranks": lambda: Resources(ranks=2),
+        given = {
+            "cores": Resources(cores=2),
+            "gpus": Resources(gpus=1),
+            "memory": Resources(memory=1024),
+            "ranks": Resources(ranks=2),
         }
         undeclared = [name for name in ALL if name not in trial.capabilities.resources]
         if not undeclared:
             skip("the backend declares every resource")
         flow = await trial.engine()
         for name in undeclared:
-            future = _task(trial, flow, given[name]())
+            future = adder(trial, flow).options(resources=given[name])(1)
             try:
                 value = await future
             except CapabilityError as error:
                 trial.require(name in str(error), f"the error does not name {name}: {error}")
             else:
-                raise trial.check.error(f"a task with {given[name]()} ran and gave {value!r}")
-
-
-def _task(trial: Trial, flow: Any, resources: Resources) -> Any:
-    if trial.capabilities.sync_functions:
-
-        @flow.function_task(resources=resources)
-        def one() -> int:
-            return 1
-
-        return one()
-    if trial.capabilities.functions:
-
-        @flow.function_task(resources=resources)
-        async def one_async() -> int:
-            return 1
-
-        return one_async()
-
-    @flow.executable_task(resources=resources)
-    async def command() -> str:
-        return "echo 1"
-
-    return command()
+                raise trial.check.error(f"a task with {given[name]} ran and gave {value!r}")
 
 
 def _owned(trial: Trial, name: str) -> int:

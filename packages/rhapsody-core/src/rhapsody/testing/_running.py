@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,8 +104,8 @@ def _run_on_loop(kit: Settings, check: Check, body: Body) -> None:
     limit = kit.time_limit * check.times
     stage = stages.get(type(kit))
     try:
-        # Twice the limit for body and end, and a little for the loop's own end.
-        with _alarm(2 * limit + 5):
+        # A limit for the body, one for its end, and one for the loop's own end.
+        with _alarm(3 * limit):
             if stage is not None:
                 failure = stage.runner.run(_main(kit, check, body, limit, stage.shared))
             else:
@@ -146,7 +146,9 @@ async def _main(
         failure.__cause__ = error
     ending = await _end(trial, check, limit)
     if failure is not None and shared is not None and not isinstance(failure, Skip):
-        await shared.discard()
+        with suppress(Exception):  # the failure is reported, not what it leads to
+            async with asyncio.timeout(limit):
+                await shared.discard()
     if failure is None or (isinstance(failure, Skip) and ending is not None):
         failure = ending
     elif ending is not None:
@@ -197,7 +199,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         return
     handler = signal.signal(signal.SIGALRM, ring)
     began = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # what blocks once blocks again
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ STOPPABLE = cancels("service", "running")
 class Services:
     """Executables that run until they are cancelled."""
 
-    @check("C7.6", "a service without `ready` is reported running and goes on", SERVICES, STOPPABLE)
+    @check(
+        "C7.6",
+        "a service without `ready` is reported running and goes on",
+        SERVICES,
+        STOPPABLE,
+        dry=True,
+    )
     async def test_a_service_runs_until_it_is_cancelled(self, trial: Trial) -> None:
         driver = await trial.driver()
         service = driver.service("sleep 600")
@@ -68,6 +75,24 @@ class Services:
         writer.close()
         await writer.wait_closed()
         await _stop(trial, driver, service)
+
+    @check("C7.6", "a callable `ready` gives its value once it returns", SERVICES, STOPPABLE)
+    async def test_it_is_ready_when_a_callable_says_so(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        gate = threading.Event()
+
+        def wait(task: Any) -> tuple[str, bool]:
+            return "up", gate.wait(trial.kit.time_limit)
+
+        async def wait_too(task: Any) -> tuple[str, bool]:
+            await asyncio.sleep(0)
+            return "up", True
+
+        asyncio.get_running_loop().call_later(trial.kit.settle, gate.set)
+        for ready in (wait, wait_too):
+            service = driver.service("sleep 600", ready=ready)
+            await _serve(trial, driver, service, ("up", True))
+            await _stop(trial, driver, service)
 
     @check("C7.6", "it is not said to be ready before it is", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_not_ready_too_early(self, trial: Trial) -> None:

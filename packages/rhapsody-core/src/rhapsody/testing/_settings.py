@@ -17,8 +17,8 @@ class Settings:
     Attributes:
         time_limit: Seconds that one check may take. A few checks take a stated
             multiple of it.
-        settle: Seconds to watch for something that must not come, and to wait for
-            processes and threads to go.
+        settle: Seconds to watch for something that must not come. Processes, threads
+            and files are given ten times as long to go.
         loop_gap: Seconds that the loop may be held up at most. The best of three
             tries counts, so that a busy machine is not mistaken for a fault.
         big_bytes: Size of the big argument and the big result.

@@ -11,6 +11,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +65,16 @@ class Trial:
         self.work_dir = Path()
         self._shared = shared
         self._backend: Any = None
-        self._made: list[Any] = []
         self._drivers: list[Driver] = []
-        self._engines: list[WorkflowEngine] = []
+        self._engines = 0
+        self._ends = AsyncExitStack()
         self._unseen: list[str] = []
         self._doing = ""
 
     async def open(self) -> None:
         """Makes the directory and the backend, without starting it."""
         self.work_dir = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=self.kit.work_dir))
+        self._ends.callback(shutil.rmtree, self.work_dir, ignore_errors=True)
         asyncio.get_running_loop().set_exception_handler(self._note_unseen)
         if self._shared is None:
             self._backend = await self.fresh()
@@ -87,7 +89,7 @@ class Trial:
     async def fresh(self) -> Any:
         """A backend as `make_backend` gives it, shut down at the end."""
         backend = await self.kit.make_backend()
-        self._made.append(backend)
+        self._ends.push_async_callback(backend.shutdown)
         return backend
 
     async def unstarted(self) -> Any:
@@ -109,21 +111,20 @@ class Trial:
         if backend is None:
             backend = await self.backend()
         driver = Driver(backend, work_dir=self.work_dir)
-        await driver.__aenter__()
         self._drivers.append(driver)
-        return driver
+        return await self._ends.enter_async_context(driver)
 
     async def engine(self, backend: Any = None, **settings: Any) -> WorkflowEngine:
         """An engine on the trial's backend, or on another; it starts the backend."""
         from rhapsody.engine.workflow import WorkflowEngine
 
-        number = len(self._engines) + 1
+        self._engines += 1
         if backend is None:
             backend = self._backend if self._shared is None else await self.backend()
-        settings.setdefault("work_dir", self.work_dir / f"engine.{number}")
+        settings.setdefault("work_dir", self.work_dir / f"engine.{self._engines}")
         settings.setdefault("handle_signals", False)
         engine = await WorkflowEngine.create(backend, **settings)
-        self._engines.append(engine)
+        self._ends.push_async_callback(engine.shutdown, skip_execution_backend=True)
         return engine
 
     def kinds(self, *, of: Sequence[TaskKind] = KINDS) -> list[TaskKind]:
@@ -154,16 +155,8 @@ class Trial:
     # The end.
 
     async def close(self) -> None:
-        """Ends engines, drivers and backends, and removes the directory."""
-        try:
-            for engine in self._engines:
-                await engine.shutdown(skip_execution_backend=True)
-            for driver in self._drivers:
-                await driver.__aexit__(None, None, None)
-            for backend in self._made:
-                await backend.shutdown()
-        finally:
-            shutil.rmtree(self.work_dir, ignore_errors=True)
+        """Ends engines, drivers and backends, the last made first, and removes the directory."""
+        await self._ends.aclose()
 
     def judge(self) -> None:
         """Raises for what the backend did wrong along the way, whatever the check was about."""

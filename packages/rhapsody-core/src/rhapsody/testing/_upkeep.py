@@ -12,6 +12,7 @@ from rhapsody.testing._driver import Driver
 from rhapsody.testing._machine import (
     Heartbeat,
     Holdings,
+    Leftover,
     end_processes,
     left_behind,
     marked,
@@ -54,7 +55,7 @@ class Upkeep:
     @check("C4", "shutdown leaves no process, thread, task or file behind", dry=True, times=2)
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
         before: Holdings | None = None
-        left: list[str] = []
+        left: list[Leftover] = []
         with marked() as mark:
             first = Holdings.now(mark)
             for cycle in range(2):  # files that are opened once per process come in the first
@@ -64,15 +65,15 @@ class Upkeep:
                 left = await left_behind(
                     first if cycle == 0 else before,
                     trial.kit.leaves_behind,
-                    within=max(trial.kit.settle, 2.0),
+                    within=10 * trial.kit.settle,
                     files=cycle > 0,
                     mark=mark,
                 )
                 if left:
                     break
                 before = Holdings.now(mark)
-            end_processes(mark) if left else None
-        trial.require(not left, f"left behind: {', '.join(left)}")
+            end_processes(left)
+        trial.require(not left, f"left behind: {', '.join(map(str, left))}")
 
     @check("C4", "shutdown with work in flight ends all of it, each task once", SHARED, times=2)
     async def test_shutdown_ends_work_in_flight(self, trial: Trial) -> None:
@@ -107,12 +108,12 @@ class Upkeep:
             left = await left_behind(
                 before,
                 trial.kit.leaves_behind,
-                within=max(trial.kit.settle, 2.0),
+                within=10 * trial.kit.settle,
                 files=False,
                 mark=mark,
             )
-            end_processes(mark) if left else None
-        trial.require(not left, f"left behind: {', '.join(left)}")
+            end_processes(left)
+        trial.require(not left, f"left behind: {', '.join(map(str, left))}")
 
     @check("C4", "nothing grows over start and stop cycles", dry=True, times=4)
     async def test_nothing_grows_over_cycles(self, trial: Trial) -> None:
@@ -127,8 +128,9 @@ class Upkeep:
                 settled = Holdings.now(), memory_in_use()
         assert settled is not None
         before, memory = settled
-        left = await left_behind(before, trial.kit.leaves_behind, within=2.0)
-        trial.require(not left, f"after {cycles} cycles there are also {', '.join(left)}")
+        left = await left_behind(before, trial.kit.leaves_behind, within=10 * trial.kit.settle)
+        trial.require(not left, f"after {cycles} cycles there are also {', '.join(map(str, left))}")
+        await asyncio.sleep(trial.kit.settle)  # what is on its way through the loop
         gc.collect()
         alive = sum(backend() is not None for backend in backends)
         trial.require(

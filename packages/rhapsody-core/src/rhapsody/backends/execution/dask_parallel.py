@@ -1,10 +1,12 @@
 """`DaskExecutionBackend`, which comes with `rhapsody-dask`."""
 
 try:
-    from rhapsody_dask import DaskExecutionBackend
-except ImportError as error:
+    from rhapsody_dask import (  # type: ignore[import-not-found,unused-ignore]
+        DaskExecutionBackend,
+    )
+except ImportError as _error:
     from rhapsody._exports import missing_plugin
 
-    raise missing_plugin("DaskExecutionBackend", "rhapsody-dask", error) from error
+    raise missing_plugin("DaskExecutionBackend", "rhapsody-dask", _error) from _error
 
 __all__ = ["DaskExecutionBackend"]

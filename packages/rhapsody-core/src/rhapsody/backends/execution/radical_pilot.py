@@ -1,10 +1,13 @@
 """`RadicalExecutionBackend`, which comes with `rhapsody-radical`."""
 
 try:
-    from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
-except ImportError as error:
+    from rhapsody_radical import (  # type: ignore[import-not-found,unused-ignore]
+        RadicalExecutionBackend,
+        service_ready_callback,
+    )
+except ImportError as _error:
     from rhapsody._exports import missing_plugin
 
-    raise missing_plugin("RadicalExecutionBackend", "rhapsody-radical", error) from error
+    raise missing_plugin("RadicalExecutionBackend", "rhapsody-radical", _error) from _error
 
 __all__ = ["RadicalExecutionBackend", "service_ready_callback"]

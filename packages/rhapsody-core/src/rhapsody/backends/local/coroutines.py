@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import logging
 import os
+import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -54,8 +55,24 @@ def _task_factory(
     return task
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
-    loop = asyncio.new_event_loop()
+class _Selector(selectors.DefaultSelector):
+    """A selector that can leave out one look.
+
+    A coroutine's first step waits for nothing, and many have no second one. Looking
+    for events before it would cost a system call and hand other threads the turn.
+    """
+
+    leave_out = False
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if self.leave_out:
+            self.leave_out = False
+            return []
+        return super().select(timeout)
+
+
+def _new_loop(selector: selectors.BaseSelector) -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop(selector)
     loop.set_task_factory(_task_factory)  # type: ignore[arg-type]
     return loop
 
@@ -106,7 +123,8 @@ class WorkerLoop:
         """
         loop = self._loop
         if loop is None:
-            loop = self._loop = _new_loop()
+            self._selector = _Selector()
+            loop = self._loop = _new_loop(self._selector)
         family: set[asyncio.Task[Any]] = set()
         token = _family.set(family)
         self._value, self._error, self._ended = None, None, False
@@ -115,6 +133,7 @@ class WorkerLoop:
         try:
             if started is not None:
                 started(loop, task)
+            self._selector.leave_out = True
             loop.run_forever()
         except BaseException as error:  # a SystemExit out of any of its tasks
             self._error = error
@@ -124,12 +143,12 @@ class WorkerLoop:
             loop.run_until_complete(_end_family(family))
             if family:
                 self.close()  # the next coroutine gets a clean one
-        value, error, self._value, self._error = self._value, self._error, None, None
-        if error is not None:
+        value, raised, self._value, self._error = self._value, self._error, None, None
+        if raised is not None:
             try:
-                raise error
+                raise raised
             finally:
-                del error  # its traceback holds this frame
+                del raised  # its traceback holds this frame
         return value
 
     def close(self) -> None:
@@ -137,6 +156,9 @@ class WorkerLoop:
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
+
+    def __del__(self) -> None:
+        self.close()
 
     async def _drive(
         self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
@@ -165,7 +187,7 @@ class SharedLoop:
     def call(self, function: Callable[[], object]) -> None:
         """Calls a function on the loop's thread soon. Starts the thread the first time."""
         if self._inbox is None:
-            self._loop = _new_loop()
+            self._loop = _new_loop(selectors.DefaultSelector())
             self._inbox = Mailbox(self._loop, lambda function: function())
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()

@@ -1,4 +1,4 @@
-"""Starts worker processes from a small server that is forked once, early, and only has what they need.
+"""Starts worker processes from a small server that holds what they need and no more.
 
 Python's own fork server would do, but for three things: it has the workers import
 the main program again (which breaks every program without an `if __name__ ==
@@ -14,9 +14,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from multiprocessing import forkserver, popen_forkserver, process, util
-from multiprocessing.context import ForkServerContext, ForkServerProcess, reduction
-from multiprocessing.context import set_spawning_popen
+from multiprocessing import forkserver, popen_forkserver, process, reduction, util
+from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from typing import Any
 
 PRELOAD = ["rhapsody.backends.local.forked", "rhapsody.backends.local.worker", "pebble"]
@@ -91,10 +90,13 @@ class _Popen(popen_forkserver.Popen):
             reduction.dump(process_obj, message)
         finally:
             set_spawning_popen(None)
-        self.sentinel, writer = process_obj.server.connect_to_new_process(self._fds)
+        self.sentinel, writer = process_obj.server.connect_to_new_process(
+            self._fds  # type: ignore[attr-defined]
+        )
         # While this process lives, it holds the other end of what the worker watches.
         held = os.dup(writer)
-        self.finalizer = util.Finalize(self, util.close_fds, (held, self.sentinel))
+        close = util.close_fds  # type: ignore[attr-defined]
+        self.finalizer = util.Finalize(self, close, (held, self.sentinel))
         with open(writer, "wb") as stream:
             stream.write(message.getbuffer())
         self.pid = forkserver.read_signed(self.sentinel)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from rhapsody.backends.local.capture import Recorder
 from rhapsody.backends.local.slots import Request
+from rhapsody.errors import CapabilityError
 from rhapsody.task import TaskContext, TaskDescription
 
 
@@ -28,12 +29,13 @@ class Job:
         context: What the task can know of itself, made when it starts.
         recorder: What keeps the output of a function in this process.
         cancelled: Somebody asked for its end.
-        started: It was handed to its runner.
+        started: Its slots were taken and it was about to be handed to its runner.
+        given: Its runner has it.
         announced: The running state was reported.
         over: It has ended, and its terminal state was reported.
         value: What a function returned.
         error: What it raised, or why it could not be run.
-        ended_as_failure: An executable ran and failed: there is no exception.
+        failed: An executable ran and failed: there is no exception.
         handle: Whatever its runner needs to get hold of it.
         pid: The process that runs it, where that is known.
         worker: The same in words, for people.
@@ -47,8 +49,9 @@ class Job:
         "call",
         "cancelled",
         "context",
-        "ended_as_failure",
         "error",
+        "failed",
+        "given",
         "gpus",
         "handle",
         "number",
@@ -75,11 +78,12 @@ class Job:
         self.recorder: Recorder | None = None
         self.cancelled = False
         self.started = False
+        self.given = False
         self.announced = False
         self.over = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.ended_as_failure = False
+        self.failed = False
         self.handle: Any = None
         self.pid: int | None = None
         self.worker: str | None = None
@@ -125,6 +129,22 @@ class Runner(Protocol):
 
     def cancel(self, job: Job) -> None:
         """Stops a job that was started, or asks it to end. Called once per job."""
+
+    def ended(self, job: Job) -> None:
+        """Notes that a job it was given has come back."""
+
+
+def refuse_environment(job: Job) -> None:
+    """Raises for a function on a thread that asks for variables of its own.
+
+    Raises:
+        CapabilityError: It says where it can have them.
+    """
+    if job.task.get("environment"):
+        raise CapabilityError(
+            f"task {job.task['name']!r} sets environment variables, which threads share with the "
+            "whole program; run it in processes: LocalExecutionBackend('process')"
+        )
 
 
 def task_environment(job: Job, all_gpus: tuple[str, ...]) -> dict[str, str]:

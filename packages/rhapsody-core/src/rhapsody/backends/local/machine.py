@@ -10,12 +10,14 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rhapsody.task import memory_in_bytes
 
+DEVICES = Path("/dev")
 KEYS = ("cores", "gpus", "memory", "workers")
 
 
@@ -83,10 +85,8 @@ def available_cores() -> int:
 def available_memory() -> int | None:
     """The machine's main memory or the control group's limit, whichever is smaller."""
     limits = _control_group_limits()
-    try:
+    with suppress(ValueError, OSError):  # this system does not tell
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (ValueError, OSError):  # this system does not tell
-        pass
     return min((limit for limit in limits if limit > 0), default=None)
 
 
@@ -98,7 +98,7 @@ def available_gpus() -> tuple[str, ...]:
         # CUDA itself ignores what follows an invalid entry, such as -1.
         invalid = next((i for i, device in enumerate(devices) if device in ("", "-1")), None)
         return tuple(devices[:invalid])
-    numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
+    numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in DEVICES.glob("nvidia*"))
     return tuple(str(number) for number in sorted(int(match[1]) for match in numbers if match))
 
 
@@ -119,10 +119,8 @@ def _control_group_limits() -> list[int]:
             continue
         group = root / path.lstrip("/")
         for directory in (group, *group.parents):
-            try:
+            with suppress(OSError, ValueError):  # no such file, or no limit: "max"
                 limits.append(int((directory / name).read_text()))
-            except (OSError, ValueError):  # no such file, or no limit: "max"
-                pass
             if directory == root:
                 break
     return limits

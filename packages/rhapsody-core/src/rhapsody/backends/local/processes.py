@@ -14,9 +14,9 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -67,7 +67,7 @@ class ProcessWorkers:
         self._inbox: SimpleQueue[Job | None] = SimpleQueue()
         self._feeder: threading.Thread | None = None
         self._context: WorkerContext | None = None
-        self._pool: ProcessPool | None = None
+        self._pools: dict[bool, ProcessPool] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pids: set[int] = set()
         self._reader: Connection | None = None
@@ -85,9 +85,9 @@ class ProcessWorkers:
         self._context.start()
         self._reader, self._writer = self._context.Pipe(duplex=False)
         os.set_blocking(self._reader.fileno(), False)
-        self._pool = self._new_pool()
+        pool = self._pools[False] = self._new_pool(single=False)
         try:
-            self._pool.schedule(os.getpid).result(START_TIMEOUT)
+            pool.schedule(os.getpid).result(START_TIMEOUT)
         except Exception as error:  # a pool that cannot start tells it in many ways
             raise BackendUnavailableError(
                 f"no worker process could be started: {error!r}; does `import rhapsody` work in "
@@ -120,6 +120,8 @@ class ProcessWorkers:
     def ended(self, job: Job) -> None:
         """Notes that a job has come back. On the loop."""
         self._running.pop(job.call, None)
+        if job.request.gpus and job.pid is not None:
+            self._pids.discard(job.pid)  # its worker ends by itself
 
     async def close(self) -> None:
         """Ends the workers, whatever they do."""
@@ -159,13 +161,18 @@ class ProcessWorkers:
                 self._kill(job)
 
     def _kill(self, job: Job) -> None:
-        future: concurrent.futures.Future[Any] = job.handle
-        if future.cancel():
-            start_thread(partial(self._wait_for_end, job, future), f"rhapsody-stop-{job.pid}")
+        start_thread(partial(self._stop_worker, job), f"rhapsody-stop-{job.pid}")
 
     # On threads of their own.
 
-    def _wait_for_end(self, job: Job, future: concurrent.futures.Future[Any]) -> None:
+    def _stop_worker(self, job: Job) -> None:
+        # The worker's word that it has begun may overtake pebble's own; a call that is
+        # cancelled before pebble knows would be told as ended while it still runs.
+        while job.handle is None or not (job.handle.running() or job.handle.done()):
+            time.sleep(0.001)
+        future: concurrent.futures.Future[Any] = job.handle
+        if not future.cancel():
+            return  # it has just ended
         # A cancelled future is done at once. When pebble has stopped the worker it tells
         # those who wait.
         concurrent.futures.wait([future])
@@ -194,22 +201,11 @@ class ProcessWorkers:
         if job.cancelled:
             self._deliver(job)
             return
-        task = job.task
-        payload = worker.pack_call(task)
-        order = worker.Order(
-            number=job.call,
-            uid=job.uid,
-            name=task["name"],
-            attempt=task.get("attempt", 1),
-            sandbox=task.get("sandbox"),
-            timeout=task.get("timeout"),
-            environment=task_environment(job, self._gpus),
-            capture=task.get("capture", True),
+        payload = worker.pack_call(job.task)
+        order = worker.Order.of(
+            job.task, job.call, job.request.cores, task_environment(job, self._gpus)
         )
-        pool = self._pool
-        if pool is None or not pool.active:
-            pool = self._replace_pool()
-        job.handle = future = pool.schedule(worker.execute, args=(order, payload))
+        job.handle = future = self._pool_for(job).schedule(worker.execute, args=(order, payload))
         future.add_done_callback(partial(self._done, job))
 
     def _done(self, job: Job, future: concurrent.futures.Future[Any]) -> None:
@@ -217,7 +213,8 @@ class ProcessWorkers:
             return  # told when the worker is gone
         try:
             reply: worker.Reply = future.result()
-            job.task.update(_output(reply))
+            job.pid = reply.pid
+            job.task.update(reply.output())
             job.value = worker.unpack(reply)
         except ProcessExpired as error:
             self._ended_worker(error.pid)
@@ -243,39 +240,43 @@ class ProcessWorkers:
         job.attempts += 1
         return not job.announced and not self._stopping and job.attempts < ATTEMPTS
 
-    def _new_pool(self) -> ProcessPool:
+    def _pool_for(self, job: Job) -> ProcessPool:
+        """The pool for a call: GPU tasks have workers that serve one call and no more.
+
+        A worker that has begun to use a GPU cannot be given another.
+        """
+        single = bool(job.request.gpus)
+        pool = self._pools.get(single)
+        if pool is not None and pool.active:
+            return pool
+        if pool is not None:  # it broke as a whole
+            pool.stop()  # type: ignore[no-untyped-call]
+            pool.join()
+        pool = self._pools[single] = self._new_pool(single)
+        return pool
+
+    def _new_pool(self, single: bool) -> ProcessPool:
         assert self._context is not None
         return ProcessPool(
-            max_workers=self._count,
+            max_workers=min(self._count, len(self._gpus)) if single else self._count,
+            max_tasks=1 if single else 0,
             initializer=worker.begin,
             initargs=(self._writer,),
-            context=self._context,  # type: ignore[arg-type]
+            context=self._context,
         )
-
-    def _replace_pool(self) -> ProcessPool:
-        broken = self._pool
-        if broken is not None:
-            broken.stop()
-            broken.join()
-        self._pool = self._new_pool()
-        return self._pool
 
     def _close(self) -> None:
         if self._feeder is not None:
             self._feeder.join()
-        if self._pool is not None:
-            self._pool.stop()
-            for pid in tuple(self._pids):
-                signal_group(pid, signal.SIGKILL)
-            self._pool.join()
-            self._pool = None
+        for pool in self._pools.values():
+            pool.stop()  # type: ignore[no-untyped-call]
+        for pid in tuple(self._pids):
+            signal_group(pid, signal.SIGKILL)
+        for pool in self._pools.values():
+            pool.join()
+        self._pools = {}
         if self._context is not None:
             self._context.stop()
-
-
-def _output(reply: worker.Reply) -> dict[str, Any]:
-    output = {"stdout": reply.stdout, "stderr": reply.stderr}
-    return {name: text for name, text in output.items() if text is not None}
 
 
 def _end(exit_code: int | None) -> str:

@@ -13,14 +13,16 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import CoroutineType
 from typing import Any
 
+from rhapsody.backends.local.aside import start_thread
 from rhapsody.backends.local.capture import recording
 from rhapsody.backends.local.coroutines import SharedLoop, WorkerLoop, without_own_frames
-from rhapsody.backends.local.jobs import Job
+from rhapsody.backends.local.jobs import Job, refuse_environment
 from rhapsody.task import task_context
 
 SPINS = 32 if hasattr(os, "sched_yield") else 0
@@ -52,17 +54,16 @@ class ThreadWorkers:
 
     def run(self, job: Job) -> None:
         """Hands a job to a thread that is free, or to a new one."""
+        refuse_environment(job)
         job.enter()
-        self._busy += 1
-        if self._busy > len(self._workers):
+        if self._busy == len(self._workers):
             name = f"{self._name}-{len(self._workers) + 1}"
-            worker = _Worker(name, self._jobs, self._deliver, self._lock)
-            self._workers.append(worker)
-            worker.start()
+            self._workers.append(_Worker(name, self._jobs, self._deliver, self._lock))
+        self._busy += 1
         self._jobs.put(job)
 
-    def ended(self) -> None:
-        """Notes that a job has come back. On the engine's loop."""
+    def ended(self, job: Job) -> None:
+        """Notes that a thread is free."""
         self._busy -= 1
 
     def cancel(self, job: Job) -> None:
@@ -86,7 +87,7 @@ class ThreadWorkers:
                 worker.join(max(0.0, end - time.monotonic()))
 
 
-class _Worker(threading.Thread):
+class _Worker:
     """One worker thread.
 
     Attributes:
@@ -100,20 +101,25 @@ class _Worker(threading.Thread):
         deliver: Callable[[Job], object],
         lock: threading.Lock,
     ) -> None:
-        super().__init__(name=name, daemon=True)
         self.job: Job | None = None
+        self._name = name
         self._jobs = jobs
         self._deliver = deliver
         self._lock = lock
         self._loop = WorkerLoop()
+        self._thread = start_thread(self._work, name)
 
-    def run(self) -> None:
+    def join(self, timeout: float) -> None:
+        """Waits for the thread's end."""
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
         try:
             while True:
                 job = self.job = self._next()
                 if job is None:
                     return
-                job.worker = self.name
+                job.worker = self._name
                 contextvars.Context().run(self._call, job)
                 self.job = None
                 self._deliver(job)
@@ -146,9 +152,7 @@ class _Worker(threading.Thread):
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
 
-    def _started(
-        self, job: Job, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]
-    ) -> None:
+    def _started(self, job: Job, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         with self._lock:
             job.handle = loop, task
             cancelled = job.cancelled
@@ -171,10 +175,13 @@ class SharedThread:
         self._deliver = deliver
         self._loop = SharedLoop(name)
         self._name = name
+        self._open = 0
 
     def run(self, job: Job) -> None:
         """Starts a coroutine beside the others."""
+        refuse_environment(job)
         job.enter()
+        self._open += 1
         self._loop.call(partial(self._start, job))
 
     def cancel(self, job: Job) -> None:
@@ -184,9 +191,14 @@ class SharedThread:
             job.context.request_cancel()
         self._loop.call(partial(self._cancel, job))
 
+    def ended(self, job: Job) -> None:
+        """Notes that a coroutine has ended."""
+        self._open -= 1
+
     def stop(self, timeout: float) -> None:
-        """Ends the thread."""
-        self._loop.stop(timeout)
+        """Ends the thread, unless a coroutine refuses to end."""
+        if not self._open:
+            self._loop.stop(timeout)
 
     # On the loop's thread.
 
@@ -208,9 +220,7 @@ class SharedThread:
         if job.handle is not None:
             job.handle.cancel()
 
-    async def _call(
-        self, job: Job, function: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    async def _call(self, job: Job, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert job.context is not None
         with task_context(job.context), recording(job.recorder):
             return await function(*args, **kwargs)
@@ -225,7 +235,5 @@ class SharedThread:
 
 def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
     """Calls a function on a loop of another thread, unless that loop is closed."""
-    try:
+    with suppress(RuntimeError):  # closed: what was to be told has ended
         loop.call_soon_threadsafe(function)
-    except RuntimeError:  # closed: what was to be told has ended
-        pass

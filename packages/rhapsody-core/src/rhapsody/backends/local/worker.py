@@ -17,11 +17,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from time import time
 from types import CoroutineType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
@@ -43,6 +44,7 @@ class Order:
         attempt: Counted from 1.
         sandbox: The task's directory.
         timeout: Seconds that the attempt may take.
+        cores: How many threads numeric libraries may use; 0 leaves them as they are.
         environment: Variables to set while it runs.
         capture: As in the task's description.
     """
@@ -53,8 +55,26 @@ class Order:
     attempt: int
     sandbox: str | None
     timeout: float | None
+    cores: int
     environment: Mapping[str, str]
     capture: bool | Literal["files"]
+
+    @classmethod
+    def of(
+        cls, task: TaskDescription, number: int, cores: int, environment: Mapping[str, str]
+    ) -> Order:
+        """What a worker has to know of a task."""
+        return cls(
+            number=number,
+            uid=task["uid"],
+            name=task["name"],
+            attempt=task.get("attempt", 1),
+            sandbox=task.get("sandbox"),
+            timeout=task.get("timeout"),
+            cores=cores,
+            environment=environment,
+            capture=task.get("capture", True),
+        )
 
 
 class Reply(NamedTuple):
@@ -73,6 +93,12 @@ class Reply(NamedTuple):
     stdout: str | None
     stderr: str | None
     pid: int
+
+    def output(self) -> TaskDescription:
+        """What it printed, in the words of a description."""
+        output = {"stdout": self.stdout, "stderr": self.stderr}
+        kept = {name: text for name, text in output.items() if text is not None}
+        return cast("TaskDescription", kept)
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
@@ -97,17 +123,9 @@ def pack_call(task: TaskDescription) -> bytes:
     """
     function, args, kwargs = task["function"], task["args"], task["kwargs"]
     try:
-        return cloudpickle.dumps((function, args, kwargs))
+        return _pack((function, args, kwargs))
     except Exception as error:  # pickling runs the objects' own code
-        parts: list[tuple[str, Any]] = [("the function", function)]
-        parts += [(f"positional argument {i}", value) for i, value in enumerate(args)]
-        parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
-        for part, value in parts:
-            reason = _why_not(value)
-            if reason is not None:
-                break
-        else:
-            part, value, reason = "the call", function, str(error)
+        part, value, reason = _culprit(task, error)
         raise TypeError(
             f"task {task['name']!r}: {part} ({type(value).__qualname__}) cannot be pickled for a "
             f"worker process: {reason}; pass data that can be, or run the task in threads: "
@@ -122,20 +140,38 @@ def unpack(reply: Reply) -> Any:
         BaseException: What the call raised, with the worker's traceback as its cause.
     """
     try:
-        result = pickle.loads(reply.payload)
+        result = pickle.loads(reply.payload)  # noqa: S301 - from our own worker
     except BaseException as error:  # loading runs the objects' own code
         error.add_note(f"while unpacking what came back from worker process {reply.pid}")
         raise
     if reply.done:
         return result
-    error, text = result
-    error.__cause__ = RemoteTraceback(text)
-    raise error
+    raised, text = result
+    raised.__cause__ = RemoteTraceback(text)
+    raise raised
+
+
+def _culprit(task: TaskDescription, error: Exception) -> tuple[str, Any, str]:
+    """Which part of a call cannot be pickled: in words, itself, and why."""
+    function, args, kwargs = task["function"], task["args"], task["kwargs"]
+    parts: list[tuple[str, Any]] = [("the function", function)]
+    parts += [(f"positional argument {i}", value) for i, value in enumerate(args)]
+    parts += [(f"argument {name!r}", value) for name, value in kwargs.items()]
+    for part, value in parts:
+        reason = _why_not(value)
+        if reason is not None:
+            return part, value, reason
+    return "the call", function, f"{type(error).__name__}: {error}"
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = cloudpickle.dumps(value)
+    return packed
 
 
 def _why_not(value: Any) -> str | None:
     try:
-        cloudpickle.dumps(value)
+        _pack(value)
     except Exception as error:  # pickling runs the objects' own code
         return f"{type(error).__name__}: {error}"
     return None
@@ -145,6 +181,7 @@ def _why_not(value: Any) -> str | None:
 
 _loop = WorkerLoop()
 _announce: Callable[[int], object] | None = None
+_threads: int | None = None
 
 
 def begin(announcements: Any) -> None:
@@ -165,8 +202,7 @@ def begin(announcements: Any) -> None:
     descriptor = announcements.fileno()
     pid = os.getpid()
 
-    def announce(number: int) -> None:
-        announcements  # keeps the connection open
+    def announce(number: int, _open: Any = announcements) -> None:
         os.write(descriptor, STARTED.pack(number, pid))
 
     _announce = announce
@@ -176,6 +212,7 @@ def execute(order: Order, payload: bytes) -> Reply:
     """Makes one call."""
     if _announce is not None:
         _announce(order.number)
+    _limit_threads(order.cores)
     recorder = None
     if order.capture is not False:
         recorder = Recorder(order.sandbox, files=order.capture == "files")
@@ -198,7 +235,7 @@ def execute(order: Order, payload: bytes) -> Reply:
 
 def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
     try:
-        function, args, kwargs = pickle.loads(payload)
+        function, args, kwargs = pickle.loads(payload)  # noqa: S301 - from our own process
     except BaseException as error:  # loading runs the objects' own code
         error.add_note(f"while task {name!r} was unpacked in a worker process")
         return False, _pack_error(error)
@@ -211,7 +248,7 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
     finally:
         del function, args, kwargs
     try:
-        return True, cloudpickle.dumps(value)
+        return True, _pack(value)
     except Exception as error:  # pickling runs the objects' own code
         problem = TypeError(
             f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back "
@@ -231,13 +268,13 @@ def _pack_error(error: BaseException) -> bytes:
         _Rebuilt(type(error), (str(error),), plain),
     ):
         try:
-            packed = cloudpickle.dumps((candidate, text))
-            if type(pickle.loads(packed)[0]) is type(error):
+            packed = _pack((candidate, text))
+            if type(pickle.loads(packed)[0]) is type(error):  # noqa: S301 - made above
                 return packed
         except Exception:  # noqa: S112 - an exception class may do anything; try the next way
             continue
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return cloudpickle.dumps((TaskFailedError(f"{kind}: {error}"), text))
+    return _pack((TaskFailedError(f"{kind}: {error}"), text))
 
 
 class _Rebuilt:
@@ -274,6 +311,20 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _limit_threads(cores: int) -> None:
+    """Tells numeric libraries that are loaded already about another number of cores.
+
+    They read the variables only once. Needs threadpoolctl, which scikit-learn brings.
+    """
+    global _threads
+    if cores == 0 or cores == _threads:
+        return
+    former, _threads = _threads, cores
+    if former is not None:
+        with suppress(ImportError):
+            import_module("threadpoolctl").threadpool_limits(cores)
 
 
 def _flush() -> None:

@@ -1,0 +1,455 @@
+"""The local backend: when each task starts, and what is reported of it.
+
+It hands out the machine's slots and knows every open task. Running them is left
+to `threads`, `processes`, `executors`, `executables` and `services` beside this
+module, dependencies and retries to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from time import monotonic, perf_counter
+from typing import Any
+
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.local import capabilities, executables
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.capture import OUTPUT_FILES, streams
+from rhapsody.backends.local.executables import Executables
+from rhapsody.backends.local.executors import ExecutorWorkers
+from rhapsody.backends.local.jobs import Job, Runner
+from rhapsody.backends.local.machine import Machine, machine
+from rhapsody.backends.local.services import Services, parse_ready
+from rhapsody.backends.local.slots import Queue, Request, Slots
+from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
+from rhapsody.backends.mailbox import TURN, Mailbox
+from rhapsody.data import link_all, link_into, make_sandbox
+from rhapsody.errors import BackendError, CapabilityError
+from rhapsody.task import Resources, TaskDescription, is_async, seconds
+
+EXECUTORS = ("thread", "process")
+
+ONE_FUNCTION = Request(cores=1, workers=1)
+ONE_PROGRAM = Request(cores=1)
+ONE_SERVICE = Request(cores=0, endless=True)
+
+
+class LocalExecutionBackend(ManagedBackend):
+    """Runs tasks on this machine.
+
+    Functions run on `executor`. Executables are programs in process groups of their
+    own, on every executor. Tasks get slots first come, first served; one that does not
+    fit yet holds back those behind it, except behind services (`backends/local/slots.py`).
+    A service that names no resources takes no slot, since it mostly waits.
+
+    In threads a running function cannot be stopped: it goes on, unless it looks at
+    `current_task().cancelled`, and its slot stays taken. Everything else can be
+    stopped. A coroutine function with `cores=0` shares one thread with its like.
+
+    A sandbox holds what a task printed in `.rhapsody.stdout` and `.rhapsody.stderr`:
+    all of it for an executable, what exceeds 1 MiB for a function.
+
+    Args:
+        executor: `"thread"` (the default), `"process"`, or an executor of
+            `concurrent.futures`, which stays the caller's to shut down.
+        resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
+            devices), `memory` (bytes or text such as `"8 GiB"`), `workers` (function
+            tasks at once; as many as there are cores). What is not given is found out.
+        grace: Seconds between SIGTERM and SIGKILL for what is stopped.
+
+    Attributes:
+        thread_grace: Seconds that `shutdown` waits for functions in threads.
+
+    Raises:
+        ValueError: An unknown executor, or a value that is too small.
+        TypeError: A value of the wrong type, or an unknown resource.
+    """
+
+    name = "local"
+    capabilities = capabilities.THREADS
+    thread_grace = 1.0
+
+    def __init__(
+        self,
+        executor: str | Executor | None = None,
+        *,
+        resources: Mapping[str, Any] | None = None,
+        grace: float = 5.0,
+    ) -> None:
+        super().__init__()
+        self._executor = _checked(executor)
+        # An executor that says how many workers it has says it so.
+        workers = getattr(self._executor, "_max_workers", None)
+        self.machine: Machine = machine(resources, workers=workers)
+        self.grace = seconds("grace", grace, zero=True)
+        if isinstance(self._executor, Executor):
+            self.capabilities = capabilities.EXECUTOR
+        elif self._executor == "process":
+            self.capabilities = capabilities.PROCESSES
+        self._slots = Slots(self.machine)
+        self._queue: Queue[Job] = Queue(self._slots)
+        self._pumping = False
+        self._mailbox: Mailbox[Job] | None = None
+        self._progress: asyncio.Event | None = None
+        self._capturing = False
+        self._threads: ThreadWorkers | None = None
+        self._processes: Any = None
+
+    # Life.
+
+    async def start(self) -> None:
+        """Starts what tasks run on."""
+        self._loop = asyncio.get_running_loop()
+        self._mailbox = mailbox = Mailbox(self._loop, self._ended)
+        states = self.get_task_states_map()
+        self._running, self._done = states.RUNNING, states.DONE
+        self._failed, self._canceled = states.FAILED, states.CANCELED
+        put, gpus = mailbox.put, self.machine.gpus
+        self._shared = SharedThread(put, "rhapsody-waiters")
+        self._executables = Executables(self._ended, self._own_sandbox, gpus, self.grace)
+        self._services = Services(self._ended, self._announce, self._own_sandbox, gpus, self.grace)
+        self._functions: Runner
+        if isinstance(self._executor, Executor):
+            self._functions = ExecutorWorkers(put, self._executor, gpus)
+        elif self._executor == "process":
+            await self._start_processes(put)
+        else:
+            self._functions = self._threads = ThreadWorkers(put, "rhapsody-worker")
+        streams.acquire()
+        self._capturing = True
+
+    async def _start_processes(self, put: Callable[[Job], None]) -> None:
+        from rhapsody.backends.local.processes import ProcessWorkers
+
+        self._functions = self._processes = ProcessWorkers(
+            put, self._announce, self.machine.workers, self.machine.gpus
+        )
+        opening = asyncio.ensure_future(in_thread(lambda: self._processes.open(self._loop)))
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait([opening])  # what is half open cannot be closed
+            raise
+        self._processes.listen()
+
+    async def stop(self) -> None:
+        """Stops every task and gives back threads, processes and files."""
+        if self._mailbox is None:
+            return
+        self._progress = asyncio.Event()
+        for job in self._queue.clear():
+            self._end(job, self._canceled)
+        for job in list(self._open.values()):
+            self._cancel(job)
+        if self._processes is not None:
+            await self._processes.close()
+            self._mailbox.drain()
+        await self._wait_for_ends()
+        await self._executables.stop()
+        await self._services.stop()
+        self._shared.stop(self.thread_grace)
+        if self._threads is not None:
+            self._threads.stop(self.thread_grace)
+        if self._capturing:
+            self._capturing = False
+            streams.release()
+
+    async def _wait_for_ends(self) -> None:
+        """Waits for what was told to stop, as long as that can take."""
+        assert self._progress is not None
+        begin = monotonic()
+        while self._open:
+            stoppable = any(self._stoppable(job) for job in self._open.values())
+            limit = self.grace + 1.0 if stoppable else self.thread_grace
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(begin + limit - monotonic()):
+                    await self._progress.wait()
+            except TimeoutError:
+                return
+
+    @staticmethod
+    def _stoppable(job: Job) -> bool:
+        # A coroutine on a worker thread can be cancelled, a function cannot.
+        return job.runner.stoppable or isinstance(job.handle, tuple)
+
+    @property
+    def still_running(self) -> list[str]:
+        """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
+        return list(self._open)
+
+    # Tasks in.
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Starts the tasks that fit and queues the others; returns at once."""
+        self.require_running()
+        for task in tasks:
+            if task["uid"] in self._open:
+                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+        streams.ensure()
+        for task in tasks:
+            job = self._job(task)
+            if job is None:
+                continue
+            if self._queue:
+                self._queue.push(job)
+                continue
+            gpus = self._slots.take(job.request)
+            if gpus is None:
+                self._queue.push(job)
+            else:
+                job.gpus = gpus
+                self._start_job(job)
+        if self._queue:
+            self._pump()
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Cancels a task; `False` for one that is unknown or has ended.
+
+        One that waits is cancelled at once. For one that runs the terminal state
+        follows when it has ended.
+        """
+        job: Job | None = self._open.get(uid)
+        if job is None:
+            return False
+        if job.started:
+            self._cancel(job)
+        else:
+            self._end(job, self._canceled)
+            self._pump()
+        return True
+
+    def _cancel(self, job: Job) -> None:
+        if not job.cancelled:
+            job.runner.cancel(job)
+
+    def _job(self, task: TaskDescription) -> Job | None:
+        """A job for the task, or `None` where the task has been reported as failed."""
+        runner, request = self._functions, ONE_FUNCTION
+        resources = task.get("resources")
+        job = Job(task, request, runner)
+        self._open[job.uid] = job
+        if task["function"] is not None and resources is None and not task["is_service"]:
+            return job
+        try:
+            self._route(job, resources)
+            problem = self._slots.missing(job.request)
+            if problem is not None:
+                raise CapabilityError(
+                    f"task {task['name']!r} does not fit on this machine: {problem}; ask for less, "
+                    "or say what there is with LocalExecutionBackend(resources={...})"
+                )
+        except Exception as error:  # one task's problem
+            job.error = error
+            self._end(job, self._failed)
+            return None
+        return job
+
+    def _route(self, job: Job, resources: Resources | None) -> None:
+        """Decides what runs a job and what it takes.
+
+        Raises:
+            CapabilityError: This backend cannot run it.
+            ValueError: `ready` is malformed.
+        """
+        task = job.task
+        function, service = task["function"], task["is_service"]
+        if service and function is not None:
+            raise CapabilityError(
+                f"task {task['name']!r}: the local backend runs executables as services, not "
+                "functions; return a command from an executable task with service=True"
+            )
+        if resources is not None and resources.ranks > 1:
+            raise CapabilityError(
+                f"task {task['name']!r} asks for {resources.ranks} ranks: the local backend has "
+                "no launcher for MPI; use a backend that does, or call mpirun in an executable"
+            )
+        if function is not None:
+            assert resources is not None
+            waits = resources.cores == 0 and not resources.gpus and is_async(function)
+            if waits:
+                job.runner = self._shared
+            job.request = _request(resources, workers=0 if waits else 1)
+        elif service:
+            if "ready" in task:
+                parse_ready(task["ready"])
+            job.runner = self._services
+            job.request = _request(resources, endless=True) if resources else ONE_SERVICE
+        else:
+            job.runner = self._executables
+            job.request = _request(resources) if resources else ONE_PROGRAM
+
+    def _start_job(self, job: Job) -> None:
+        """Hands a job that has its slots to what runs it."""
+        assert self._mailbox is not None
+        job.started = True
+        try:
+            if job.task["function"] is not None:
+                self._make_sandbox(job.task)
+            job.runner.run(job)
+        except Exception as error:  # one task's problem, such as a program that is not there
+            job.error = error
+            self._mailbox.put(job)
+            return
+        job.given = True
+        if not job.runner.announces:
+            self._announce(job)
+
+    def _make_sandbox(self, task: TaskDescription) -> None:
+        """Makes the sandbox of a function that has one."""
+        sandbox = task.get("sandbox")
+        if not sandbox and task.get("capture") == "files":
+            sandbox = self._own_sandbox(task["uid"])
+        if sandbox:
+            task["sandbox"] = make_sandbox(sandbox)
+
+    def _pump(self) -> None:
+        """Starts what can start, for about 5 ms."""
+        end = perf_counter() + TURN
+        while self._queue:
+            if perf_counter() > end:
+                if not self._pumping:
+                    self._pumping = True
+                    self._loop.call_soon(self._pump_again)
+                return
+            job = self._queue.pop()
+            if job is None:
+                return
+            self._start_job(job)
+
+    def _pump_again(self) -> None:
+        self._pumping = False
+        self._pump()
+
+    # States out.
+
+    def _announce(self, job: Job, attach: Callable[..., None] | None = None) -> None:
+        """Reports that a job runs, once; for a service that will say when it is ready, how."""
+        if not (job.announced or job.over):
+            job.announced = True
+            self._tell(job.task, self._running, attach)
+
+    def _ended(self, job: Job) -> None:
+        """Reports a job that came back, and starts what its slots allow. On the loop."""
+        if job.over:
+            return
+        if job.given:
+            job.runner.ended(job)
+        task = job.task
+        if job.recorder is not None:
+            task["stdout"] = job.recorder.result("stdout")
+            task["stderr"] = job.recorder.result("stderr")
+        if job.worker is not None:
+            task["worker"] = job.worker
+        if job.pid is not None:
+            self._announce(job)  # where the end overtook the beginning
+        self._slots.release(job.request, job.gpus)
+        self._end(job, self._outcome(job))
+        if self._queue:
+            self._pump()
+
+    def _outcome(self, job: Job) -> Any:
+        if job.cancelled or isinstance(job.error, asyncio.CancelledError):
+            return self._canceled
+        if job.error is not None or job.failed:
+            return self._failed
+        if job.task["function"] is not None:
+            job.task["return_value"] = job.value
+        return self._done
+
+    def _end(self, job: Job, state: Any) -> None:
+        """Reports a job's terminal state and forgets it."""
+        task, error = job.task, job.error
+        if state == self._failed and error is not None:
+            task["exception"] = error
+        job.over = True
+        job.value = job.error = job.handle = job.recorder = None
+        del self._open[job.uid]
+        self._tell(task, state)
+        if self._progress is not None:
+            self._progress.set()
+
+    def _tell(
+        self, task: TaskDescription, state: Any, attach: Callable[..., None] | None = None
+    ) -> None:
+        for callback in tuple(self._callbacks):
+            if attach is None:
+                callback(task, state)
+            else:
+                callback(task, state, service_callback=attach)
+
+    # Files.
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Mapping[str, Any] | None = None,
+        dst_task: Any = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> None:
+        """Links a file into the sandbox of the task that needs it.
+
+        Raises:
+            ValueError: Neither a path nor a task and a name are given.
+            DataError: The file is not there, or the name could leave the sandbox.
+        """
+        if file_path is not None:
+            source, name = file_path, file_name or os.path.basename(file_path)
+        elif src_task is not None and file_name is not None:
+            source, name = os.path.join(self._sandbox_of(src_task), file_name), file_name
+        else:
+            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
+        link_into(self._sandbox_of(dst_task), name, source)
+
+    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
+        """Links all that one task left in its sandbox into another's, but what it printed."""
+        source = self._sandbox_of(src_task)
+        link_all(source, self._sandbox_of(dst_task), skip=OUTPUT_FILES)
+
+    def _sandbox_of(self, task: Any) -> str:
+        sandbox: str = task.get("sandbox") or self._own_sandbox(task["uid"])
+        return sandbox
+
+    def _own_sandbox(self, uid: str) -> str:
+        """The sandbox of a task that names none."""
+        return os.path.join(self.session.path, self.session.uid, uid)
+
+
+ConcurrentExecutionBackend = LocalExecutionBackend
+"""The name the local backend has elsewhere."""
+
+
+def _checked(executor: Any) -> str | Executor:
+    if executor is None:
+        return "thread"
+    if isinstance(executor, Executor) or (isinstance(executor, str) and executor in EXECUTORS):
+        return executor
+    wanted = "'thread', 'process' or an executor of concurrent.futures"
+    if not isinstance(executor, str):
+        raise TypeError(f"executor must be {wanted}, got {executor!r}")
+    close = difflib.get_close_matches(executor, EXECUTORS, n=1)
+    hint = f": did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"executor must be {wanted}, got {executor!r}{hint}")
+
+
+def _request(resources: Resources, *, workers: int = 0, endless: bool = False) -> Request:
+    memory = resources.memory
+    return Request(
+        cores=resources.cores,
+        gpus=resources.gpus,
+        memory=memory if isinstance(memory, int) else 0,
+        workers=workers,
+        endless=endless,
+    )
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Leaves nothing running when the program ends without a shutdown."""
+    streams.exit()
+    executables.kill_all()

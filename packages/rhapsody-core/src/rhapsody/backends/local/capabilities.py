@@ -1,0 +1,28 @@
+"""What the local backend can do, by the executor it runs functions on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rhapsody.backends.base import Capabilities
+
+THREADS = Capabilities(
+    services=True,
+    cancel_functions="queued",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    files=True,
+    shared_file_system=True,
+    resources=frozenset({"cores", "gpus", "memory", "walltime"}),
+    captures_output=True,
+    reports_running=True,
+)
+"""Functions on threads: a function that runs cannot be stopped, a coroutine can."""
+
+PROCESSES = replace(THREADS, cancel_functions="running", binds=frozenset({"cores", "gpus"}))
+"""Functions in worker processes: everything can be stopped, and sees only its GPUs."""
+
+EXECUTOR = replace(THREADS, cancel_async_functions="queued")
+"""Functions on an executor that the user brings: what runs there cannot be stopped."""

@@ -1,0 +1,146 @@
+"""Runs functions on an executor that the user brings.
+
+It may keep calls in this process or send them to others: a call goes as it is
+where nobody pickles it, and packs itself where somebody does. The executor is the
+user's: it is not shut down here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+from rhapsody.backends.local.capture import recording
+from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
+from rhapsody.backends.local.jobs import Job, refuse_environment, task_environment
+from rhapsody.errors import TaskLostError
+from rhapsody.task import task_context
+
+
+class ExecutorWorkers:
+    """Hands functions to an executor.
+
+    Args:
+        deliver: Takes each job that has ended; called on any thread.
+        executor: The user's executor.
+        gpus: All the GPUs there are to give.
+    """
+
+    announces = False
+    stoppable = False
+
+    def __init__(
+        self, deliver: Callable[[Job], object], executor: Executor, gpus: tuple[str, ...]
+    ) -> None:
+        self._deliver = deliver
+        self._executor = executor
+        self._gpus = gpus
+
+    def run(self, job: Job) -> None:
+        """Submits a call."""
+        job.enter()
+        job.handle = future = self._executor.submit(Call(job, self._gpus))
+        future.add_done_callback(partial(self._done, job))
+
+    def cancel(self, job: Job) -> None:
+        """Takes a call out of the executor's queue; one that has begun is only told."""
+        job.cancelled = True
+        if job.context is not None:
+            job.context.request_cancel()
+        if job.handle is not None:
+            job.handle.cancel()
+
+    def ended(self, job: Job) -> None:
+        """Nothing to note."""
+
+    def _done(self, job: Job, future: Future[Any]) -> None:
+        from rhapsody.backends.local import worker
+
+        try:
+            reply = future.result()
+            if isinstance(reply, worker.Reply):
+                job.recorder = None  # nothing was printed here
+                job.task.update(reply.output())
+                job.worker = f"process {reply.pid}"
+                job.value = worker.unpack(reply)
+            elif reply is not None:
+                job.error = reply
+        except BaseException as error:  # the task's, or the executor's own
+            job.error = self._lost(job, error) if _broken(error) else error.with_traceback(None)
+        self._deliver(job)
+
+    @staticmethod
+    def _lost(job: Job, error: BaseException) -> TaskLostError:
+        lost = TaskLostError(f"the executor lost task {job.task['name']!r}: {error}")
+        lost.__cause__ = error
+        return lost
+
+
+def _broken(error: BaseException) -> bool:
+    from concurrent.futures import BrokenExecutor
+
+    return isinstance(error, BrokenExecutor)
+
+
+class Call:
+    """One call, for an executor to make. Makes it in this process unless it is pickled.
+
+    Args:
+        job: The job.
+        gpus: All the GPUs there are to give.
+    """
+
+    def __init__(self, job: Job, gpus: tuple[str, ...]) -> None:
+        self._job = job
+        self._gpus = gpus
+
+    def __call__(self) -> BaseException | None:
+        """Makes the call; what it raised, while what it returned is left in the job."""
+        job = self._job
+        task, context = job.task, job.context
+        function = task["function"]
+        assert function is not None
+        assert context is not None
+        job.worker = threading.current_thread().name
+        try:
+            refuse_environment(job)
+            with task_context(context), recording(job.recorder):
+                value = function(*task["args"], **task["kwargs"])
+                if isinstance(value, CoroutineType):
+                    value = _run(value)
+            job.value = value
+        except BaseException as error:  # whatever a task raises is its result
+            return without_own_frames(error)
+        return None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from rhapsody.backends.local import worker
+
+        job = self._job
+        # Whoever unpickles it makes the call and gets a `Reply`.
+        order = worker.Order.of(job.task, 0, job.request.cores, task_environment(job, self._gpus))
+        return partial, (worker.execute, order, worker.pack_call(job.task))
+
+
+class _Local(threading.local):
+    """A loop for each of the executor's threads, closed with the thread."""
+
+    def __init__(self) -> None:
+        self.loop = WorkerLoop()
+
+
+_local = _Local()
+
+
+def _run(coroutine: Any) -> Any:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _local.loop.run(coroutine)
+    coroutine.close()
+    raise RuntimeError("the executor called an asynchronous function on a thread that runs a loop")

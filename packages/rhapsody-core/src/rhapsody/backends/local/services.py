@@ -1,0 +1,337 @@
+"""Runs services: programs that serve until they are stopped, and say when they are ready.
+
+How a service says so is in its description's `ready`: see `parse_ready`. What is
+waited for by looking again and again (a file, a port) is looked for on a thread
+of its own; output is read as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import inspect
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.capture import OUTPUT_FILES
+from rhapsody.backends.local.executables import Executables, Program
+from rhapsody.backends.local.jobs import Job
+from rhapsody.data import plain_name
+from rhapsody.errors import TaskFailedError
+from rhapsody.task import is_async
+
+FORMS = "'stdout:REGEX', 'file:NAME', 'tcp:PORT' or a callable"
+
+FIRST_LOOK = 0.01
+LONGEST_WAIT = 0.25
+"""Seconds between two looks for a file or a port: they double from the first to this."""
+
+SEEN = 1 << 16
+"""Characters of output that a pattern can reach back."""
+
+HOST = "127.0.0.1"
+
+
+class Ready(NamedTuple):
+    """How a service says that it is ready.
+
+    Attributes:
+        kind: `"stdout"`, `"file"`, `"tcp"` or `"call"`.
+        value: The compiled pattern, the file's name, the port or the callable.
+    """
+
+    kind: str
+    value: Any
+
+
+def parse_ready(ready: Any) -> Ready:
+    """Understands a description's `ready`.
+
+    `stdout:REGEX` waits until the pattern is found in the service's standard output
+    and gives the first group, or the whole match where it has no group. `file:NAME`
+    waits for a file in the sandbox and gives its path. `tcp:PORT` waits until the
+    port on this machine accepts a connection and gives `(host, port)`. A callable is
+    called with the description (awaited where it gives a coroutine, on the engine's
+    loop; else it runs on a thread) and gives what it returns.
+
+    Raises:
+        ValueError: None of these; it names the accepted forms.
+    """
+    if callable(ready):
+        return Ready("call", ready)
+    if isinstance(ready, str):
+        kind, colon, text = ready.partition(":")
+        with suppress(ValueError):  # of a bad pattern, port or name
+            if colon and text and kind in _PARSERS:
+                return Ready(kind, _PARSERS[kind](text))
+    raise ValueError(f"ready must be {FORMS}, got {ready!r}")
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text, re.MULTILINE)
+    except re.error as error:
+        raise ValueError(str(error)) from error
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 65536:
+        raise ValueError(f"no port {port}")
+    return port
+
+
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "stdout": _pattern,
+    "file": plain_name,
+    "tcp": _port,
+}
+
+
+class Services(Executables):
+    """Runs executable services.
+
+    Args:
+        deliver: Takes each job that has ended; called on the loop.
+        serving: Called on the loop with each job whose program was started.
+        sandbox: Gives a task's sandbox where the description names none.
+        gpus: All the GPUs there are to give.
+        grace: Seconds between asking a program to end and ending it by force.
+    """
+
+    announces = True
+
+    def __init__(
+        self,
+        deliver: Callable[[Job], object],
+        serving: Callable[[Job, Callable[..., None] | None], object],
+        sandbox: Callable[[str], str],
+        gpus: tuple[str, ...],
+        grace: float,
+    ) -> None:
+        super().__init__(deliver, sandbox, gpus, grace)
+        self._serving = serving
+
+    def run(self, job: Job) -> None:
+        """Starts the service's program and begins to watch for its readiness."""
+        ready = job.task.get("ready")
+        probe = None if ready is None else parse_ready(ready)
+        output = None
+        if probe is None or probe.kind != "stdout":
+            program = self.start(job)
+        else:
+            output = Output(probe.value, self.directory(job), job.task.get("capture", True))
+            try:
+                program = self.start(job, output.writer)
+            except BaseException:
+                output.close()
+                raise
+            finally:
+                output.close_writer()
+        job.handle = program
+        job.pid = program.pid
+        job.worker = f"process {program.pid}"
+        readiness = Readiness()
+        self._serving(job, None if probe is None else readiness.attach)
+        self._spawn(self._serve(job, program, probe, output, readiness))
+
+    async def _serve(
+        self,
+        job: Job,
+        program: Program,
+        probe: Ready | None,
+        output: Output | None,
+        readiness: Readiness,
+    ) -> None:
+        stop = threading.Event()
+        watch = None
+        try:
+            if probe is not None:
+                watch = asyncio.ensure_future(_watch(probe, job, output, stop))
+                await asyncio.wait([watch, program.exited], return_when=asyncio.FIRST_COMPLETED)
+                if watch.done() and not program.exited.done():
+                    if watch.exception() is None:
+                        readiness.set(watch.result())
+                    else:  # the user's callable
+                        job.error = watch.exception()
+                        program.terminate(self._grace)
+            code = await program.exited
+            if output is not None:
+                output.read_rest()
+            await self.collect(job, code)
+            if probe is not None and not readiness.known and job.error is None:
+                job.error = self._died(job, code)
+        except Exception as error:  # its output cannot be read
+            job.error = error
+        finally:
+            stop.set()
+            if watch is not None:
+                await _end(watch)
+            if output is not None:
+                output.close()
+        self._deliver(job)
+
+    def _died(self, job: Job, code: int) -> TaskFailedError:
+        task = job.task
+        stderr = task["stderr"]
+        if task.get("capture") == "files":
+            with suppress(OSError), open(stderr, encoding="utf-8", errors="replace") as file:
+                stderr = file.read()
+        tail = stderr[-2000:]
+        said = f": {tail.strip()}" if tail.strip() else ""
+        return TaskFailedError(
+            f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
+            exit_code=code,
+            stderr=tail,
+            command=task["executable"],
+        )
+
+
+class Readiness:
+    """Brings a service's readiness and the engine's future together, whichever comes first."""
+
+    def __init__(self) -> None:
+        self.known = False
+        self._value: Any = None
+        self._future: Any = None
+
+    def attach(self, future: Any, task: Any, state: Any) -> None:
+        """The engine's call, from any thread."""
+        self._future = future
+        if self.known:
+            self._resolve()
+
+    def set(self, value: Any) -> None:
+        """The service is ready."""
+        self._value = value
+        self.known = True
+        if self._future is not None:
+            self._resolve()
+
+    def _resolve(self) -> None:
+        with suppress(InvalidStateError, asyncio.InvalidStateError):  # cancelled meanwhile
+            self._future.set_result(self._value)
+
+
+class Output:
+    """A service's standard output: copied to its file as it comes, and searched.
+
+    Args:
+        pattern: What to search for.
+        directory: The sandbox.
+        capture: As in the description.
+
+    Attributes:
+        writer: The descriptor that the service writes to.
+        found: Done with the first match.
+    """
+
+    def __init__(self, pattern: re.Pattern[str], directory: str, capture: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pattern = pattern
+        self._text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._file: int | None = None
+        if capture is not False:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_APPEND
+            self._file = os.open(os.path.join(directory, OUTPUT_FILES[0]), flags, 0o600)
+        self._reader: int | None
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        self.found: asyncio.Future[str] = self._loop.create_future()
+        self._loop.add_reader(self._reader, self._read)
+
+    def close_writer(self) -> None:
+        """Gives up this process's own writing end, once the service has it."""
+        os.close(self.writer)
+
+    def read_rest(self) -> None:
+        """Takes what is left when the service has ended."""
+        while self._reader is not None and self._read():
+            pass
+
+    def close(self) -> None:
+        """Stops reading."""
+        if self._reader is not None:
+            self._loop.remove_reader(self._reader)
+            os.close(self._reader)
+            self._reader = None
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if not self.found.done():
+            self.found.cancel()
+
+    def _read(self) -> bool:
+        assert self._reader is not None
+        try:
+            data = os.read(self._reader, SEEN)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._reader)
+            os.close(self._reader)
+            self._reader = None
+            return False
+        if self._file is not None:
+            os.write(self._file, data)
+        if not self.found.done():
+            self._search(self._decoder.decode(data))
+        return True
+
+    def _search(self, text: str) -> None:
+        self._text = (self._text + text)[-2 * SEEN :]
+        match = self._pattern.search(self._text)
+        if match is not None:
+            self.found.set_result(match[1] if self._pattern.groups else match[0])
+            self._text = ""
+
+
+async def _watch(probe: Ready, job: Job, output: Output | None, stop: threading.Event) -> Any:
+    """Waits until a service is ready; its readiness information."""
+    task = job.task
+    if output is not None:
+        return await output.found
+    if probe.kind == "call":
+        if is_async(probe.value):
+            return await probe.value(task)
+        value = await in_thread(partial(probe.value, task))
+        return await value if inspect.isawaitable(value) else value
+    if probe.kind == "file":
+        path = os.path.join(task["sandbox"], probe.value)
+        await in_thread(partial(_look, partial(os.path.exists, path), stop))
+        return path
+    await in_thread(partial(_look, partial(_accepts, probe.value), stop))
+    return HOST, probe.value
+
+
+def _look(ready: Callable[[], bool], stop: threading.Event) -> None:
+    """Looks until something is there, or nobody wants to know any more. On a thread."""
+    wait = FIRST_LOOK
+    while not ready() and not stop.wait(wait):
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+async def _end(watch: asyncio.Future[Any]) -> None:
+    """Ends a watch that is no longer needed."""
+    if not watch.done():
+        watch.cancel()
+    await asyncio.wait([watch])
+    if not watch.cancelled():
+        watch.exception()  # looked at

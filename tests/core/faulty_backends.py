@@ -1,0 +1,296 @@
+"""Small backends, each with one fault, for the tests of the conformance kit."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rhapsody.backends.base import CompletedExecutable, ManagedBackend
+from rhapsody.task import TaskDescription
+from tests.core.small_backend import SmallBackend
+
+SMALL = SmallBackend.capabilities
+LEAKED: list[Any] = []
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+class CallsBackTwice(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super().task_state_cb(task, state)
+        if state == "DONE":
+            for callback in tuple(self._callbacks):
+                callback(task, state)
+
+
+class NeverCallsBack(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        if state == "DONE":
+            self._open.pop(task["uid"], None)
+        else:
+            super().task_state_cb(task, state)
+
+
+class ReportsAnUnknownStateFromAThread(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        if state == "DONE":
+            state = "FINISHED"
+        report = super().task_state_cb
+        thread = threading.Thread(target=report, args=(task, state))
+        thread.start()
+        thread.join()
+
+
+class ReportsRunningAfterTheEnd(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super().task_state_cb(task, state)
+        if state == "DONE":
+            super().task_state_cb(task, "RUNNING")
+
+
+class ReportsTasksNobodySubmitted(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super().task_state_cb(task, state)
+        for callback in tuple(self._callbacks):
+            callback({**task, "uid": "another"}, state)
+
+
+class LosesResults(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        task.pop("return_value", None)
+        super().task_state_cb(task, state)
+
+
+class LosesStdout(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        return (await super()._execute(task))._replace(stdout="")
+
+
+class CutsOutput(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        done = await super()._execute(task)
+        return done._replace(stdout=done.stdout[:65536])
+
+
+class MixesTheStreams(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        done = await super()._execute(task)
+        return done._replace(stdout=done.stdout + done.stderr)
+
+
+class IgnoresExitCodes(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        return (await super()._execute(task))._replace(exit_code=0)
+
+
+class RunsListsThroughAShell(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        if "arguments" in task:
+            task["executable"] = " ".join([task["executable"] or "", *task.pop("arguments")])
+        return await super()._execute(task)
+
+
+class LosesTheEnvironment(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        task.pop("environment", None)
+        return await super()._execute(task)
+
+
+class SharesOneSandbox(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        task["sandbox"] = os.path.dirname(task["sandbox"])
+        return await super()._execute(task)
+
+
+class MakesPublicSandboxes(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        os.makedirs(task["sandbox"], mode=0o755)
+        return await super()._execute(task)
+
+
+class IgnoresCancel(SmallBackend):
+    async def cancel_task(self, uid: str) -> bool:
+        return uid in self._open
+
+
+class CancelsInNameOnly(SmallBackend):
+    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
+        work = asyncio.ensure_future(super()._execute(task))
+        LEAKED.append(work)
+        return await asyncio.shield(work)
+
+
+class CancelsWhatHasEnded(SmallBackend):
+    async def cancel_task(self, uid: str) -> bool:
+        await super().cancel_task(uid)
+        return True
+
+
+class MangleExceptions(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        try:
+            return await super().run_task(task)
+        except Exception as error:
+            raise RuntimeError(f"task failed: {error!r}") from None
+
+
+class BlocksTheLoopAWhile(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        time.sleep(0.4)  # noqa: ASYNC251 - the fault
+        await super().submit_tasks(tasks)
+
+
+class BlocksTheLoopForGood(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        time.sleep(60)  # noqa: ASYNC251 - the fault
+
+
+class BlocksTheLoopAtShutdown(SmallBackend):
+    async def stop(self) -> None:
+        time.sleep(0.4)  # noqa: ASYNC251 - the fault
+
+
+class WaitsForTheEnd(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        await super().submit_tasks(tasks)
+        await asyncio.wait(list(self._runs.values()))
+
+
+class RaisesForOneBadTask(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        if any(task["name"] == "fail" for task in tasks):
+            raise ValueError("a bad task")
+        await super().submit_tasks(tasks)
+
+
+class EmptiesTheBatch(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        await super().submit_tasks(tasks)
+        assert isinstance(tasks, list)
+        tasks.clear()
+
+
+class ChangesArguments(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        for argument in task["args"]:
+            if isinstance(argument, list):
+                argument.sort()
+        return await super().run_task(task)
+
+
+class HonoursNoCores(SmallBackend):
+    capabilities = dataclasses.replace(SMALL, resources=frozenset({"cores"}))
+
+
+class RefusesWithoutSayingWhat(SmallBackend):
+    capabilities = dataclasses.replace(SMALL, resources=frozenset({"memory"}))
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        if "resources" in task:
+            raise ValueError("no")
+        return await super().run_task(task)
+
+
+class BindsNoThreadCounts(SmallBackend):
+    capabilities = dataclasses.replace(
+        SMALL, resources=frozenset({"cores"}), binds=frozenset({"cores"})
+    )
+
+
+class LeaksAProcess(SmallBackend):
+    async def start(self) -> None:
+        LEAKED.append(sleeper())
+
+
+class LeaksAThread(SmallBackend):
+    async def start(self) -> None:
+        event = threading.Event()
+        LEAKED.append(event)
+        threading.Thread(target=event.wait, name="forgotten", daemon=True).start()
+
+
+class LeaksAFile(SmallBackend):
+    async def start(self) -> None:
+        LEAKED.append(open(os.devnull))  # noqa: SIM115, ASYNC230 - the fault
+
+
+class LeaksATask(SmallBackend):
+    async def start(self) -> None:
+        LEAKED.append(asyncio.create_task(asyncio.sleep(60), name="forgotten"))
+
+
+class StaysInMemory(SmallBackend):
+    async def start(self) -> None:
+        LEAKED.append(self)
+
+
+class FailsUnseen(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        await super().submit_tasks(tasks)
+        asyncio.get_running_loop().call_soon(lambda: 1 // 0)
+
+
+class HangsAtShutdown(SmallBackend):
+    async def stop(self) -> None:
+        await asyncio.sleep(60)
+
+
+class LeavesTasksAtShutdown(SmallBackend):
+    async def shutdown(self) -> None:
+        self._callbacks.clear()
+        await super().shutdown()
+
+
+class CannotBeShutDownTwice(SmallBackend):
+    async def shutdown(self) -> None:
+        if self._state == "shutdown":
+            raise RuntimeError("already shut down")
+        await super().shutdown()
+
+
+class SaysItIsIdle(SmallBackend):
+    def state(self) -> Any:
+        return "IDLE" if self._state == "running" else super().state()
+
+
+class TakesTasksBeforeItsStart(SmallBackend):
+    def require_running(self) -> None:
+        pass
+
+
+class StartsAnother(SmallBackend):
+    def __await__(self) -> Any:
+        async def start() -> SmallBackend:
+            return await ManagedBackend.__aenter__(SmallBackend())
+
+        return start().__await__()
+
+
+class LeavesAProcessWhenItsStartFails(SmallBackend):
+    async def start(self) -> None:
+        LEAKED.append(sleeper())
+        raise ConnectionError("no such scheduler")
+
+
+class ReadyTooEarly(SmallBackend):
+    capabilities = dataclasses.replace(SMALL, services=True, cancel_services="running")
+
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        def at_once(future: Any, task: Any, state: Any) -> None:
+            future.set_result("ready")
+
+        super().task_state_cb(task, state, at_once if task["is_service"] else None)
+
+
+class MapsToNothing(SmallBackend):
+    def get_task_states_map(self) -> Any:
+        return {"DONE": "DONE"}

@@ -1,0 +1,214 @@
+"""`rhapsody doctor`: each plugin in a process of its own, reasons, remedies and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.cli import doctor as doctor_command
+from rhapsody.cli import main
+from tests.core.distributions import BACKEND, declaration, install, install_backend, unique
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main(["doctor", "--json", *arguments])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def findings(report: dict[str, Any], subject: str) -> list[dict[str, str]]:
+    return [one for one in report["findings"] if one["subject"].startswith(subject)]
+
+
+def toy(site: Path, light_source: str = "", heavy_source: str = "", extra: str = "") -> str:
+    light, heavy = unique("light"), unique("heavy")
+    source = light_source + declaration(f"name='toy', import_path='{heavy}:Backend'{extra}")
+    modules = {light: source, heavy: heavy_source or BACKEND.format(name="toy")}
+    install(site, "toys", backends={"toy": light}, modules=modules)
+    return light
+
+
+def test_a_sound_installation_is_reported_as_such(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = toy(site)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert sys.executable in text
+    assert "ok      rhapsody-core: " in text
+    assert "ok      pluggy: " in text
+    assert f"ok      toys 1.0: {light} loads in" in text
+    assert "ok      backend toy: class imported in" in text
+    assert text.endswith("everything works\n")
+
+
+def test_the_report_as_json(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = doctor(capsys)
+    assert code == 0
+    assert report["ok"] is True
+    assert report["executable"] == sys.executable
+    assert {"level", "subject", "text", "remedy"} == set(report["findings"][0])
+
+
+def test_no_plugin_is_loaded_in_the_doctor_s_own_process(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    light = toy(site)
+    doctor(capsys)
+    assert light not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_library\n", "no_such_library"),
+        ("import sys; sys.exit(4)\n", "SystemExit: 4"),
+        ("import os; os._exit(4)\n", "ended the process with exit code 4"),
+        ("import os; os.abort()\n", "ended the process with SIGABRT"),
+        ("print('noise')\n1 / 0\n", "ZeroDivisionError"),
+    ],
+)
+def test_a_plugin_that_breaks_when_loaded_is_broken_with_its_remedy(
+    site: Path, capsys: pytest.CaptureFixture[str], source: str, reason: str
+) -> None:
+    toy(site, source)
+    install_backend(site, "fine-toys", "fine")
+    code, report = doctor(capsys)
+    assert code == 1
+    assert report["ok"] is False
+    (broken,) = findings(report, "toys")
+    assert broken["level"] == "broken"
+    assert reason in broken["text"]
+    assert broken["remedy"] == "pip install --upgrade toys"
+    assert [one["level"] for one in findings(report, "fine-toys")] == ["ok"]
+
+
+def test_a_plugin_that_hangs_is_given_up(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy(site, "import threading; threading.Event().wait()\n")
+    code, report = doctor(capsys, "--timeout", "1")
+    assert code == 1
+    (broken,) = findings(report, "toys")
+    assert "did not end within 1 s" in broken["text"]
+
+
+def test_a_class_that_hangs_when_imported_is_given_up(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy(site, heavy_source="import threading; threading.Event().wait()\n")
+    code, report = doctor(capsys, "--timeout", "3")
+    assert code == 1
+    assert [one["level"] for one in findings(report, "toys")] == ["ok"]
+    (broken,) = findings(report, "backend toy")
+    assert "importing its class did not end within 3 s" in broken["text"]
+
+
+def test_a_slow_plugin_is_named_and_is_not_broken(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_command, "SLOW", 0.0)
+    toy(site)
+    code, report = doctor(capsys)
+    assert code == 0
+    (slow,) = findings(report, "toys")
+    assert slow["level"] == "slow"
+    assert "should import no library" in slow["text"]
+
+
+def test_a_backend_whose_library_is_missing_says_what_to_install(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy(site, extra=", requires=['no-such-library>=3']")
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "backend toy")
+    assert broken["text"] == "no-such-library>=3 is not installed"
+    assert broken["remedy"] == "pip install 'no-such-library>=3'"
+
+
+@pytest.mark.parametrize("source", ["import no_such_library", "class Backend: ...", "exit()"])
+def test_a_backend_whose_class_cannot_be_imported_says_why(
+    site: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    toy(site, heavy_source=source)
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "backend toy")
+    assert broken["level"] == "broken"
+
+
+def test_a_name_claimed_twice_is_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_backend(site, "first-toys", "toy")
+    install_backend(site, "other-toys", "toy")
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "backend toy")
+    assert "RHAPSODY_BACKENDS=first-toys:toy" in broken["remedy"]
+
+
+def test_claims_that_lost_are_noted(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install_backend(site, "impostor", "noop")
+    code, report = doctor(capsys)
+    assert code == 0
+    notes = [one for one in findings(report, "backend noop") if one["level"] == "note"]
+    assert len(notes) == 1
+    assert "impostor" in notes[0]["text"]
+
+
+def test_environment_variables_that_say_nothing_useful_are_reported(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy(site)
+    monkeypatch.setenv("RHAPSODY_DISABLE_PLUGINS", "toys,nobody")
+    monkeypatch.setenv("RHAPSODY_BACKENDS", "nonsense,toys:unheard-of")
+    code, report = doctor(capsys)
+    assert code == 1
+    assert "left out by RHAPSODY_DISABLE_PLUGINS" in findings(report, "toys")[0]["text"]
+    assert "'nobody'" in findings(report, "RHAPSODY_DISABLE_PLUGINS")[0]["text"]
+    broken, note = findings(report, "RHAPSODY_BACKENDS")
+    assert broken["level"] == "broken"
+    assert "'nonsense'" in broken["text"]
+    assert "'unheard_of'" in note["text"]
+
+
+def test_unreadable_metadata_are_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = install(site, "garbled", backends={"x": "y"})
+    (info / "entry_points.txt").write_bytes(b"[rhapsody.backends]\nx = \xff\n")
+    code, report = doctor(capsys)
+    assert code == 1
+    assert findings(report, str(info))[0]["level"] == "broken"
+
+
+def test_the_clash_with_rhapsody_py_ends_with_the_commands_that_mend_it(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(site, "rhapsody-py", backends={"dask": "x:Y"})
+    code, report = doctor(capsys)
+    assert code == 1
+    (broken,) = findings(report, "rhapsody-py")
+    assert broken["remedy"].split("\n")[-2:] == [
+        "  pip uninstall -y rhapsody-py",
+        "  pip install --force-reinstall --no-deps rhapsody-core",
+    ]
+
+
+def test_children_find_what_the_doctor_finds(
+    site: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert str(site) in sys.path
+    assert str(site) not in os.environ.get("PYTHONPATH", "")
+    toy(site)
+    _, report = doctor(capsys)
+    assert [one["level"] for one in findings(report, "toys")] == ["ok"]

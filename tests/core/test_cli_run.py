@@ -1,0 +1,374 @@
+"""`rhapsody run`: scripts, functions, backends, settings, and what ends with which exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.cli import run as command
+from rhapsody.cli.output import UsageError
+from tests.core.distributions import BACKEND, declaration, install, unique
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SIMPLE = """
+async def main(flow):
+    @flow.function_task
+    async def double(x):
+        return 2 * x
+
+    print("result", await double(await double(1)))
+"""
+
+
+def environment(site: Path) -> dict[str, str]:
+    drop = {"RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"}
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
+    return {**kept, "PYTHONPATH": str(site)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def start(script: str, *arguments: str, function: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(textwrap.dedent(script))
+        return subprocess.run(
+            [sys.executable, "-m", "rhapsody", "run", f"script.py{function}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+            env=environment(site),
+        )
+
+    return start
+
+
+def install_toy(tmp_path: Path, source: str = "") -> None:
+    light, heavy = unique("light"), unique("heavy")
+    spec = f"name='toy', import_path='{heavy}:Backend'"
+    modules = {light: declaration(spec), heavy: source or BACKEND.format(name="toy")}
+    install(tmp_path / "site", "toys", backends={"toy": light}, modules=modules)
+
+
+# What runs.
+
+
+def test_main_runs_on_the_local_backend_by_default(run: Run) -> None:
+    done = run(SIMPLE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "result 4\n", "")
+
+
+def test_another_function_runs(run: Run) -> None:
+    done = run("async def other(flow): print(type(flow).__name__)", function=":other")
+    assert (done.returncode, done.stdout) == (0, "WorkflowEngine\n")
+
+
+def test_a_backend_is_chosen_by_name(run: Run) -> None:
+    done = run("async def main(flow): print(flow.backend.name)", "-b", "NOOP")
+    assert (done.returncode, done.stdout) == (0, "noop\n")
+
+
+def test_the_script_is_no_main_module_and_sees_itself_as_a_program_does(run: Run) -> None:
+    script = """
+    import os, sys
+    if __name__ == "__main__":
+        print("the guard fired")
+    assert sys.argv == [os.path.abspath("script.py")] == [__file__]
+    assert sys.path[0] == os.getcwd()
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Value:
+        number: "int"
+
+    async def main(flow):
+        print("guarded")
+    """
+    done = run(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "guarded\n", "")
+
+
+def test_functions_and_classes_of_the_script_travel_to_worker_processes_and_back(run: Run) -> None:
+    script = """
+    import os
+    from dataclasses import dataclass
+    print("loaded")
+    OFFSET = 10
+
+    @dataclass(frozen=True)
+    class Point:
+        x: int
+
+    def shifted(x):
+        return Point(x + OFFSET)
+
+    async def main(flow):
+        @flow.function_task
+        def where(x):
+            return shifted(x), os.getpid()
+
+        point, pid = await where(1)
+        assert pid != os.getpid()
+        assert isinstance(point, Point)
+        print(point)
+    """
+    done = run(script, "-o", "executor=process", "-o", "workers=1")
+    assert (done.returncode, done.stdout) == (0, "loaded\nPoint(x=11)\n"), done.stderr
+
+
+def test_a_script_may_register_the_backend_it_runs_on(run: Run) -> None:
+    script = BACKEND.format(name="own") + (
+        "from rhapsody import BackendRegistry\n"
+        "BackendRegistry.register_backend('own', Backend)\n"
+        "async def main(flow): print(flow.backend.name)\n"
+    )
+    done = run(script, "-b", "own")
+    assert (done.returncode, done.stdout) == (0, "own\n"), done.stderr
+
+
+# Settings of the backend.
+
+
+def test_settings_become_keywords_or_resources(run: Run, tmp_path: Path) -> None:
+    install_toy(tmp_path)
+    done = run(
+        "async def main(flow): print(flow.backend.speed, sorted(flow.backend.resources.items()))",
+        *("-b", "toy", "-o", "speed=3", "-o", "cores=2", "-o", "resources={gpus = [0, 1]}"),
+        *("-o", "address=tcp://host:8786", "-o", "cores=4"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3 [('address', 'tcp://host:8786'), ('cores', 4), ('gpus', [0, 1])]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2", 2),
+        ("2.5", 2.5),
+        ("true", True),
+        ('"2"', "2"),
+        ("'a b'", "a b"),
+        ("[1, 2]", [1, 2]),
+        ("{a = 1}", {"a": 1}),
+        ("process", "process"),
+        ("2 GiB", "2 GiB"),
+        ("local.localhost", "local.localhost"),
+        ("a=b", "a=b"),
+        ("", ""),
+        ("1\nother = 2", "1\nother = 2"),
+    ],
+)
+def test_values_are_read_as_toml_and_bare_words_as_strings(text: str, value: Any) -> None:
+    assert command.parse_options([f"key={text}"]) == {"key": value}
+
+
+@pytest.mark.parametrize("option", ["cores", "=2", "a b=2", "1x=2", "", "a.b=1"])
+def test_a_setting_of_another_form_is_refused(option: str) -> None:
+    with pytest.raises(UsageError, match="write KEY=VALUE"):
+        command.parse_options([option])
+
+
+@pytest.mark.parametrize("text", ["[1", '"open', "{a = }", "'"])
+def test_a_value_that_is_broken_toml_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="broken TOML"):
+        command.parse_options([f"key={text}"])
+
+
+# The user's mistakes: no traceback, exit code 2.
+
+
+def check_mistake(done: subprocess.CompletedProcess[str], *expected: str) -> None:
+    assert done.returncode == 2, done
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("rhapsody: ")
+    for text in expected:
+        assert text in done.stderr
+
+
+@pytest.mark.parametrize("function", ["", ":main"])
+def test_a_missing_file_is_a_mistake(tmp_path: Path, function: str) -> None:
+    with pytest.raises(UsageError, match=r"there is no file 'missing\.py'"):
+        command.split_target(f"missing.py{function}")
+    with pytest.raises(UsageError, match="is no file"):
+        command.split_target(f"{tmp_path}{function}")
+
+
+def test_a_file_name_may_have_a_colon(tmp_path: Path) -> None:
+    path = tmp_path / "a:b.py"
+    path.touch()
+    assert command.split_target(str(path)) == (str(path), "main")
+    assert command.split_target(f"{path}:other") == (str(path), "other")
+    with pytest.raises(UsageError, match=r"'1x' .* is no function's name"):
+        command.split_target(f"{path}:1x")
+
+
+@pytest.mark.parametrize(
+    ("script", "function", "expected"),
+    [
+        ("async def main(flow): ...", ":mian", "did you mean script.py:main?"),
+        ("async def work(flow): ...", "", "its asynchronous functions are work"),
+        ("x = 1", "", "write `async def main(flow): ...` in it"),
+        ("def main(flow): ...", "", "main in script.py is no asynchronous function"),
+        ("main = 3", "", "main in script.py is no asynchronous function"),
+        ("async def main(): ...", "", "must take one argument, the workflow engine"),
+        ("async def main(a, b): ...", "", "must take one argument, the workflow engine"),
+    ],
+)
+def test_a_script_without_the_function_is_a_mistake(
+    run: Run, script: str, function: str, expected: str
+) -> None:
+    check_mistake(run(script, "-b", "noop", function=function), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-b", "locl"], "Did you mean 'local'?"),
+        (["-b", "noop", "-o", "cores"], "write KEY=VALUE"),
+        (["-b", "toy", "-o", "resources=3"], "write resources={cores = 2}"),
+        (["-b", "plain", "-o", "cores=3"], "backend 'plain' has no setting 'cores'; it takes none"),
+        (["-b", "choosy", "-o", "speed=3"], "backend 'choosy': too fast"),
+        (["-b", "broken"], "no_such_library"),
+    ],
+)
+def test_a_backend_or_setting_that_cannot_be_is_a_mistake(
+    run: Run, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    install_toy(tmp_path)
+    plain, choosy, light, broken = (unique(name) for name in ("plain", "choosy", "light", "broken"))
+    start = "from rhapsody.backends.base import ManagedBackend\nclass Backend(ManagedBackend):\n"
+    modules = {
+        plain: f"{start}    def __init__(self): super().__init__()\n",
+        choosy: f"{start}    def __init__(self, speed): raise ValueError('too fast')\n",
+        broken: "import no_such_library",
+        light: declaration(
+            *(
+                f"name={name!r}, import_path='{module}:Backend'"
+                for name, module in (("plain", plain), ("choosy", choosy), ("broken", broken))
+            )
+        ),
+    }
+    names = dict.fromkeys(("plain", "choosy", "broken"), light)
+    install(tmp_path / "site", "odd", backends=names, modules=modules)
+    check_mistake(run(SIMPLE, *arguments), expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("ValueError('bad resources')", 2),
+        ("BackendUnavailableError('no scheduler')", 1),
+        ("ConnectionRefusedError('nobody there')", 1),
+    ],
+)
+def test_a_backend_that_cannot_be_started_says_why_without_a_traceback(
+    run: Run, tmp_path: Path, error: str, code: int
+) -> None:
+    source = (
+        BACKEND.format(name="toy")
+        + f"    async def start(self):\n        raise {error}\n"
+        + "from rhapsody.errors import BackendUnavailableError\n"
+    )
+    install_toy(tmp_path, source)
+    done = run(SIMPLE, "-b", "toy")
+    assert done.returncode == code
+    assert error.partition("'")[2].rstrip("')") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The user's own errors: their traceback, exit code 1.
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("def inner():\n    1 / 0\nasync def main(flow):\n    inner()", "ZeroDivisionError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import no_such_library", "No module named 'no_such_library'"),
+        ("async def main(flow):\n    raise ValueError('mine')", "ValueError: mine"),
+        ("async def main(flow):\n    raise TypeError('mine')", "TypeError: mine"),
+        (
+            "from rhapsody import BackendUnavailableError\n"
+            "async def main(flow):\n    raise BackendUnavailableError('mine')",
+            "BackendUnavailableError: mine",
+        ),
+        (
+            "import asyncio\nasync def main(flow):\n    raise asyncio.CancelledError",
+            "CancelledError",
+        ),
+        ("async def main(flow)\n    pass", "SyntaxError"),
+    ],
+)
+def test_an_error_in_the_user_s_code_has_a_traceback_that_begins_there(
+    run: Run, script: str, expected: str
+) -> None:
+    done = run(script, "-b", "noop")
+    assert done.returncode == 1
+    assert expected in done.stderr
+    files = [line for line in done.stderr.splitlines() if line.strip().startswith("File ")]
+    assert all("script.py" in file for file in files)
+    assert files
+
+
+def test_a_failed_task_fails_the_workflow_with_its_own_exception(run: Run) -> None:
+    script = """
+    async def main(flow):
+        @flow.function_task
+        def fails():
+            raise LookupError("nothing there")
+        await fails()
+    """
+    done = run(script)
+    assert done.returncode == 1
+    assert "LookupError: nothing there" in done.stderr
+
+
+def test_an_exit_code_of_the_user_s_own_is_kept(run: Run) -> None:
+    assert run("import sys\nasync def main(flow): sys.exit(7)", "-b", "noop").returncode == 7
+    assert run("import sys\nsys.exit(8)", "-b", "noop").returncode == 8
+
+
+# Signals.
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_signal_ends_the_workflow_with_its_exit_code(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    script = """
+    import asyncio
+    async def main(flow):
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "script.py", "-b", "noop"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        _, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == code
+    assert "Traceback" not in errors

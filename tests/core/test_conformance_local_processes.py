@@ -1,0 +1,29 @@
+"""The conformance kit on the local backend, with functions in processes."""
+
+from __future__ import annotations
+
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.testing import BackendConformance
+
+RESOURCES = {"cores": 2, "gpus": 2, "memory": "1 GiB"}
+
+
+class CannotStart(LocalExecutionBackend):
+    async def start(self) -> None:
+        await super().start()
+        raise ConnectionError("the last step of its start failed")
+
+
+class TestLocalProcesses(BackendConformance):
+    cores = 2
+    gpus = 2
+    big_bytes = 50_000_000
+    separate_processes = True
+    create_args = ("process",)
+    create_kwargs = {"resources": RESOURCES}  # noqa: RUF012 - never changed
+
+    async def make_backend(self) -> LocalExecutionBackend:
+        return LocalExecutionBackend("process", resources=RESOURCES)
+
+    async def make_failing_backend(self) -> LocalExecutionBackend:
+        return CannotStart("process", resources=RESOURCES)

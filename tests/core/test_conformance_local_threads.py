@@ -1,0 +1,44 @@
+"""The conformance kit on the local backend, with functions on threads."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.testing import BackendConformance
+
+RESOURCES = {"cores": 2, "gpus": 2, "memory": "1 GiB"}
+
+
+class CannotStart(LocalExecutionBackend):
+    async def start(self) -> None:
+        await super().start()
+        raise ConnectionError("the last step of its start failed")
+
+
+class TestLocalThreads(BackendConformance):
+    cores = 2
+    gpus = 2
+    create_kwargs = {"resources": RESOURCES}  # noqa: RUF012 - never changed
+
+    async def make_backend(self) -> LocalExecutionBackend:
+        return LocalExecutionBackend(resources=RESOURCES)
+
+    async def make_failing_backend(self) -> LocalExecutionBackend:
+        return CannotStart(resources=RESOURCES)
+
+
+EXECUTOR = ThreadPoolExecutor(2, thread_name_prefix="callers-own")
+
+
+class TestLocalOnAnExecutor(BackendConformance):
+    cores = 2
+    gpus = 2
+    fan = 200
+    cycles = 5
+    create_args = (EXECUTOR,)
+    create_kwargs = {"resources": RESOURCES}  # noqa: RUF012 - never changed
+    leaves_behind = ("thread callers-own_*",)
+
+    async def make_backend(self) -> LocalExecutionBackend:
+        return LocalExecutionBackend(EXECUTOR, resources=RESOURCES)

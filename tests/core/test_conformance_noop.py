@@ -1,0 +1,13 @@
+"""The conformance kit on the noop backend, which runs nothing and says that all is done."""
+
+from __future__ import annotations
+
+from rhapsody.backends.noop import NoopExecutionBackend
+from rhapsody.testing import BackendConformance
+
+
+class TestNoop(BackendConformance):
+    dry = True
+
+    async def make_backend(self) -> NoopExecutionBackend:
+        return NoopExecutionBackend()

@@ -1,0 +1,378 @@
+"""Blocks: parts of the workflow that call tasks and wait for them (C7.7)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from rhapsody import DependencyFailureError, WorkflowEngine, wait
+from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, turns
+
+pytestmark = pytest.mark.asyncio
+
+
+def adder(flow: WorkflowEngine) -> Any:
+    @flow.function_task
+    async def add(x: int, y: int = 1) -> int:
+        return x + y
+
+    return add
+
+
+# Asynchronous blocks.
+
+
+async def test_a_blocks_future_is_its_result() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        async def part(x: int) -> int:
+            first = await add(x)
+            result: int = await add(first, first)
+            return result
+
+        future = part(1)
+        assert future.uid == "block.000001"
+        assert await future == 4
+
+
+async def test_a_block_runs_on_the_engines_loop() -> None:
+    async with engine() as flow:
+
+        @flow.block
+        async def part() -> tuple[Any, int]:
+            return asyncio.get_running_loop(), threading.get_ident()
+
+        assert await part() == (flow.loop, threading.get_ident())
+
+
+async def test_a_block_can_depend_on_tasks_and_blocks_and_tasks_on_blocks() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        async def part(x: int, *, more: list[int]) -> int:
+            assert type(x) is int
+            return x + sum(more)
+
+        inner = part(add(1), more=[add(2), 4])
+        assert await add(part(inner, more=[inner])) == 19
+
+
+async def test_a_block_starts_when_its_dependencies_have_values() -> None:
+    backend, started = Scripted(), []
+    async with engine(backend) as flow:
+
+        @flow.function_task
+        async def first() -> Any: ...
+
+        @flow.block
+        async def part(x: Any) -> Any:
+            started.append(x)
+            return x
+
+        future = part(first())
+        task = await backend.given("first")
+        await turns()
+        assert started == []
+        assert future.state == "PENDING"
+        backend.finish(task, "value")
+        assert await future == "value"
+
+
+async def test_a_block_whose_dependency_failed_does_not_run() -> None:
+    ran: list[Any] = []
+    async with engine(Machine()) as flow:
+
+        @flow.function_task
+        async def fail() -> None:
+            raise KeyError("first")
+
+        @flow.block
+        async def part(x: Any) -> None:
+            ran.append(x)
+
+        error = await outcome(part(fail()))
+        assert isinstance(error, DependencyFailureError)
+        assert error.failed_dependencies == ["fail"]
+        assert isinstance(error.root_cause, KeyError)
+    assert ran == []
+
+
+async def test_what_a_block_raises_is_on_its_future() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        async def part() -> None:
+            await add("no number")
+
+        @flow.block
+        def sync_part() -> None:
+            wait(add("no number"))
+
+        for block in (part, sync_part):
+            error = await outcome(block())
+            assert isinstance(error, TypeError)
+
+
+async def test_a_block_can_start_tasks_and_leave_them() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+
+        @flow.function_task
+        async def job() -> Any: ...
+
+        @flow.block
+        async def part() -> list[Any]:
+            return [job(), job()]
+
+        futures = await part()
+        await turns()
+        assert [future.done() for future in futures] == [False, False]
+        for task in backend.tasks:
+            backend.finish(task, task["uid"])
+        assert len(await asyncio.gather(*futures)) == 2
+
+
+async def test_blocks_run_side_by_side() -> None:
+    both = asyncio.Barrier(3)
+    async with engine() as flow:
+
+        @flow.block
+        async def part() -> None:
+            await both.wait()
+
+        await asyncio.gather(*(part() for _ in range(3)))
+
+
+async def test_async_blocks_nest() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        async def nest(depth: int) -> int:
+            if depth == 0:
+                return await add(0)  # type: ignore[no-any-return]
+            return 1 + await nest(depth - 1)
+
+        assert await nest(30) == 31
+
+
+async def test_a_block_has_options() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+
+        @flow.function_task
+        async def first() -> Any: ...
+
+        @flow.block(name="named")
+        async def part() -> str:
+            return "ran"
+
+        future = part.options(after=[first()])()
+        assert future.name == "named"
+        task = await backend.given("first")
+        await turns()
+        assert not future.done()
+        backend.finish(task)
+        assert await future == "ran"
+
+
+# Synchronous blocks.
+
+
+async def test_a_sync_block_runs_in_a_thread_of_its_own() -> None:
+    meeting = threading.Barrier(3, timeout=20)
+    async with engine() as flow:
+
+        @flow.block
+        def part() -> int:
+            meeting.wait()  # all of them are there at once
+            return threading.get_ident()
+
+        idents = await asyncio.gather(*(part() for _ in range(3)))
+        assert len({*idents, threading.get_ident()}) == 4
+
+
+async def test_a_sync_block_calls_tasks_there_and_waits_for_them() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        def part(x: int) -> list[int]:
+            first = add(x)
+            assert first.uid == "task.000002"  # registered when the call returns
+            futures = flow.map(add, range(3))
+            return [wait(first), *(wait(future) for future in futures)]
+
+        assert await part(add(1)) == [3, 1, 2, 3]
+
+
+async def test_sync_blocks_nest_deeper_than_any_pool() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        def nest(depth: int) -> int:
+            return wait(add(0)) if depth == 0 else 1 + wait(nest(depth - 1))
+
+        assert await nest(5) == 6
+        assert await asyncio.gather(*(nest(5) for _ in range(8))) == [6] * 8
+        assert await nest(40) == 41
+
+
+async def test_sync_and_async_blocks_nest_in_each_other() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        async def outer(depth: int) -> int:
+            return 1 + await inner(depth - 1)
+
+        @flow.block
+        def inner(depth: int) -> int:
+            return wait(add(0)) if depth <= 0 else 1 + wait(outer(depth - 1))
+
+        assert await outer(5) == 6
+
+
+async def test_wait_gives_up_when_its_time_is_over_and_the_task_goes_on() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+
+        @flow.function_task
+        async def job() -> Any: ...
+
+        @flow.block
+        def part() -> str:
+            future = job()
+            with pytest.raises(TimeoutError):
+                wait(future, timeout=0.01)
+            assert not future.done()
+            flow.loop.call_soon_threadsafe(backend.finish, backend.tasks[0], "late")
+            return str(wait(future))
+
+        assert await part() == "late"
+        assert backend.cancelled == []
+
+
+async def test_wait_raises_what_the_task_raised_or_that_it_was_cancelled() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+
+        @flow.function_task
+        async def job() -> Any: ...
+
+        @flow.block
+        def part(future: Any) -> str:
+            (hidden,) = future
+            try:
+                wait(hidden)
+            except (KeyError, asyncio.CancelledError) as error:
+                return type(error).__name__
+            return "nothing"
+
+        failing, cancelled = job(), job()
+        from rhapsody import literal
+
+        blocks = [part(literal([failing])), part(literal([cancelled]))]
+        await backend.until(lambda: len(backend.tasks) == 2)
+        backend.fail(backend.tasks[0], KeyError("x"))
+        cancelled.cancel()
+        assert await asyncio.gather(*blocks) == ["KeyError", "CancelledError"]
+
+
+async def test_wait_takes_any_future_of_the_loop() -> None:
+    loop = asyncio.get_running_loop()
+    plain: asyncio.Future[int] = loop.create_future()
+    loop.call_later(0.01, plain.set_result, 7)
+    async with engine() as flow:
+        from rhapsody import literal
+
+        @flow.block
+        def part(held: Any) -> int:
+            future: asyncio.Future[int] = held[0]
+            return wait(future)
+
+        assert await part(literal([plain])) == 7
+
+
+async def test_wait_is_refused_on_the_loop() -> None:
+    async with engine(Scripted()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        async def part() -> None:
+            wait(add(1))
+
+        with pytest.raises(RuntimeError, match="await"):
+            wait(add(1))
+        error = await outcome(part())
+        assert isinstance(error, RuntimeError)
+        assert "await" in str(error)
+
+
+@pytest.mark.parametrize("thing", [None, 5, "task.000001", [1]])
+async def test_wait_takes_nothing_but_futures(thing: Any) -> None:
+    with pytest.raises(TypeError, match="future"):
+        wait(thing)
+
+
+@pytest.mark.parametrize(("time", "kind"), [("1", TypeError), (-1, ValueError)])
+async def test_wait_checks_its_time(time: Any, kind: type[Exception]) -> None:
+    async with engine() as flow:
+
+        @flow.block
+        def part() -> None:
+            wait(adder(flow)(1), timeout=time)
+
+        assert isinstance(await outcome(part()), kind)
+
+
+async def test_a_thread_that_no_block_started_may_not_call_tasks() -> None:
+    async with engine() as flow:
+        add = adder(flow)
+
+        def elsewhere() -> None:
+            with pytest.raises(RuntimeError, match="block"):
+                add(1)
+
+        await asyncio.to_thread(elsewhere)
+
+
+async def test_a_thread_that_a_sync_block_started_with_its_context_may_call_tasks() -> None:
+    import contextvars
+
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        def part() -> int:
+            results: list[int] = []
+            context = contextvars.copy_context()
+            helper = threading.Thread(
+                target=lambda: results.append(context.run(lambda: wait(add(1))))
+            )
+            helper.start()
+            helper.join()
+            return results[0]
+
+        assert await part() == 2
+
+
+async def test_a_wrong_call_from_a_sync_block_is_told_there() -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        @flow.block
+        def part() -> str:
+            with pytest.raises(TypeError, match=r"add\(\) missing 1 required"):
+                add()
+            return "told"
+
+        assert await part() == "told"

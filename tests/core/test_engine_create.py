@@ -1,0 +1,392 @@
+"""Making an engine, in all the forms there are (C7.1)."""
+
+# ruff: noqa: ASYNC240 - looking at a file takes no time here
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import NoopExecutionBackend, WorkflowEngine
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.engine.workflow import Starting
+from tests.core.engine_fixtures import LIMIT, Machine, Scripted, engine, outcome
+
+pytestmark = pytest.mark.asyncio
+
+
+def create(*args: Any, **settings: Any) -> Starting:
+    settings.setdefault("handle_signals", False)
+    return WorkflowEngine.create(*args, **settings)
+
+
+class Fragile(ManagedBackend):
+    """Fails to start."""
+
+    name = "fragile"
+
+    async def start(self) -> None:
+        raise ConnectionError("no such scheduler")
+
+
+class AsyncState(Scripted):
+    """Has an asynchronous `state`, as backends of today's programs do."""
+
+    async def state(self) -> Any:  # type: ignore[override]
+        return super().state()
+
+
+# The forms of create.
+
+
+async def test_create_is_awaited() -> None:
+    flow = await create(NoopExecutionBackend())
+    assert isinstance(flow, WorkflowEngine)
+    assert flow.loop is asyncio.get_running_loop()
+    await flow.shutdown()
+
+
+async def test_create_is_entered_and_shuts_down_at_the_end() -> None:
+    backend = NoopExecutionBackend()
+    async with create(backend) as flow:
+        assert backend.state() == "running"
+        assert flow.summary is None
+    assert backend.state() == "shutdown"
+    assert flow.summary is not None
+
+
+async def test_an_engine_that_was_awaited_can_be_entered_too() -> None:
+    backend = NoopExecutionBackend()
+    async with await create(backend) as flow:
+        assert isinstance(flow, WorkflowEngine)
+    assert backend.state() == "shutdown"
+
+
+async def test_create_returns_a_real_coroutine() -> None:
+    starting = create(NoopExecutionBackend())
+    assert asyncio.iscoroutine(starting)
+    flow = await asyncio.create_task(starting)
+    await flow.shutdown()
+
+
+async def test_a_task_group_takes_create() -> None:
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(create(NoopExecutionBackend()))
+    await starting.result().shutdown()
+
+
+async def test_asyncio_run_takes_create() -> None:
+    def elsewhere() -> WorkflowEngine:
+        return asyncio.run(create(NoopExecutionBackend()))
+
+    async with asyncio.timeout(LIMIT):
+        assert isinstance(await asyncio.to_thread(elsewhere), WorkflowEngine)
+
+
+async def test_asyncio_run_takes_a_main_that_enters_create() -> None:
+    async def main() -> str:
+        async with create(NoopExecutionBackend()) as flow:
+
+            @flow.function_task
+            async def one() -> str:
+                return "1"
+
+            return await one()
+
+    async with asyncio.timeout(LIMIT):
+        assert await asyncio.to_thread(asyncio.run, main()) == "Dummy Output"
+
+
+async def test_an_error_inside_the_context_is_not_swallowed() -> None:
+    backend = NoopExecutionBackend()
+    with pytest.raises(KeyError, match="mine"):
+        async with create(backend):
+            raise KeyError("mine")
+    assert backend.state() == "shutdown"
+
+
+async def test_outside_a_running_loop_the_error_says_how_to_make_one() -> None:
+    def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match=r"await WorkflowEngine\.create\(.*asyncio\.run"):
+            WorkflowEngine()
+        starting = create(NoopExecutionBackend())
+        with pytest.raises(RuntimeError, match=r"await WorkflowEngine\.create\(.*asyncio\.run"):
+            starting.send(None)
+
+    await asyncio.to_thread(elsewhere)
+
+
+# The backend.
+
+
+async def test_without_a_backend_it_is_the_embedded_local_one() -> None:
+    from rhapsody.backends.local import LocalExecutionBackend
+
+    async with create() as flow:
+        assert isinstance(flow.backend, LocalExecutionBackend)
+
+        @flow.function_task
+        async def double(x: int) -> int:
+            return 2 * x
+
+        async with asyncio.timeout(LIMIT):
+            assert await double(double(1)) == 4
+
+
+async def test_a_backend_that_was_not_started_is_started() -> None:
+    backend = Scripted()
+    assert backend.state() == "initialized"
+    async with create(backend) as flow:
+        assert backend.state() == "running"
+        assert flow.backend is backend
+
+
+async def test_a_backend_that_was_started_is_taken_as_it_is() -> None:
+    backend = await Scripted()
+    async with create(backend) as flow:
+        assert flow.backend is backend
+
+
+async def test_a_backend_may_be_named() -> None:
+    async with create("noop") as flow:
+        assert isinstance(flow.backend, NoopExecutionBackend)
+    async with create("NoOp") as flow:
+        assert isinstance(flow.backend, NoopExecutionBackend)
+
+
+async def test_an_unknown_name_is_told_with_the_closest_one() -> None:
+    with pytest.raises(ValueError, match=r"nop.*noop"):
+        await create("nop")
+
+
+@pytest.mark.parametrize("wrong", [42, object(), {"threads": 4}, len, [42], b"noop"])
+async def test_a_backend_of_a_wrong_type_is_a_type_error_that_names_it(wrong: Any) -> None:
+    shown = wrong[0] if isinstance(wrong, list) else wrong
+    with pytest.raises(TypeError) as caught:
+        await create(wrong)
+    assert "backend" in str(caught.value)
+    assert repr(shown) in str(caught.value) or type(shown).__name__ in str(caught.value)
+
+
+async def test_a_class_in_place_of_an_object_is_told_how_to_make_one() -> None:
+    with pytest.raises(TypeError, match=r"NoopExecutionBackend\("):
+        await create(NoopExecutionBackend)
+
+
+async def test_the_first_of_a_list_is_the_default() -> None:
+    first, second = Scripted("first"), Scripted("second")
+    async with create([first, second]) as flow:
+        assert flow.backend is first
+        assert list(flow.backends) == ["first", "second"]
+        assert flow.backends["second"] is second
+
+
+async def test_a_list_may_mix_objects_and_names() -> None:
+    async with create([Scripted("mine"), "noop"]) as flow:
+        assert list(flow.backends) == ["mine", "noop"]
+
+
+async def test_further_backends_have_the_names_they_are_given() -> None:
+    plain, fast = Scripted("plain"), Scripted("plain")
+    async with create(plain, backends={"fast": fast}) as flow:
+        assert flow.backend is plain
+        assert dict(flow.backends) == {"plain": plain, "fast": fast}
+
+        @flow.function_task(backend="fast")
+        async def job() -> Any: ...
+
+        future = job()
+        async with asyncio.timeout(LIMIT):
+            fast.finish(await fast.given("job"), 1)
+            assert await future == 1
+        assert future.backend == "fast"
+
+
+async def test_the_backends_alone_are_enough_and_the_first_is_the_default() -> None:
+    first, second = Scripted("x"), Scripted("x")
+    async with create(backends={"one": first, "two": second}) as flow:
+        assert flow.backend is first
+    async with create(backends=[Scripted("a"), Scripted("b")]) as flow:
+        assert list(flow.backends) == ["a", "b"]
+
+
+async def test_two_backends_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="twin"):
+        await create([Scripted("twin"), Scripted("twin")])
+
+
+@pytest.mark.parametrize("given", [{"backend": []}, {"backends": {}}])
+async def test_an_empty_list_of_backends_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"backend.*empty"):
+        await create(**given)
+
+
+async def test_a_backend_that_fails_to_start_leaves_none_running() -> None:
+    good = Scripted("good")
+    with pytest.raises(ConnectionError, match="no such scheduler"):
+        await create([good, Fragile()])
+    assert good.state() == "shutdown"
+
+
+async def test_a_backend_may_be_given_as_the_coroutine_that_makes_it() -> None:
+    async with create(Scripted.create("made")) as flow:
+        assert list(flow.backends) == ["made"]
+    good = Scripted.create("good")
+    with pytest.raises(ConnectionError):
+        await create([good, Fragile()])
+
+
+async def test_a_backend_whose_state_is_a_coroutine_function_is_taken() -> None:
+    backend = AsyncState()
+    async with create(backend) as flow:
+        assert flow.backend is backend
+
+
+async def test_engines_one_after_the_other_may_share_a_backend() -> None:
+    backend = await Scripted()
+    async with asyncio.timeout(LIMIT):
+        for number in range(2):
+            flow = await create(backend)
+
+            @flow.function_task
+            async def job() -> Any: ...
+
+            future = job()
+            await backend.until(lambda: len(backend.tasks) > number)  # noqa: B023
+            backend.finish(backend.tasks[-1], number)
+            assert await future == number
+            await flow.shutdown(skip_execution_backend=True)
+            assert backend.state() == "running"
+        await backend.shutdown()
+    assert len({task["uid"] for task in backend.tasks}) == 2
+
+
+# The other arguments.
+
+
+async def test_an_engine_has_a_uid_of_its_own_unless_one_is_given() -> None:
+    async with engine() as one, engine() as two, engine(uid="mine") as mine:
+        assert one.uid != two.uid
+        assert mine.uid == "mine"
+        assert mine.work_dir.absolute() == Path.cwd() / ".rhapsody" / "mine"
+        assert one.work_dir.absolute() == Path.cwd() / ".rhapsody" / one.uid
+    assert not os.path.exists(".rhapsody")  # nothing needed a directory
+
+
+async def test_the_backend_gets_uids_that_begin_with_the_engines() -> None:
+    backend = Scripted()
+    async with engine(backend, uid="mine") as flow:
+
+        @flow.function_task
+        async def job() -> Any: ...
+
+        job()
+        assert (await backend.given("job"))["uid"] == "mine.task.000001.1"
+
+
+async def test_sandboxes_are_under_the_work_dir(tmp_path: Path) -> None:
+    work = tmp_path / "deep" / "work"
+    async with engine(Machine(), work_dir=work, keep_sandboxes="all") as flow:
+
+        @flow.executable_task
+        def where() -> str:
+            return "pwd"
+
+        place = (await where()).rstrip("\n")
+    assert Path(place).parent == work.resolve()
+    assert Path(place).is_dir()
+
+
+async def test_engine_wide_retries_and_timeouts_hold_for_each_task() -> None:
+    backend = Scripted()
+    async with engine(backend, retries=1, timeout=1000) as flow:
+
+        @flow.function_task
+        async def job() -> Any: ...
+
+        future = job()
+        first = await backend.given("job")
+        assert first["timeout"] == 1000
+        backend.fail(first, OSError("once"))
+        backend.finish(await backend.given("job", attempt=2), "twice")
+        assert await future == "twice"
+
+
+async def test_profiling_events_are_kept_where_asked_for(tmp_path: Path) -> None:
+    async with engine(profile=True) as flow:
+        flow.prof.event("mine", "task.000001", size=3)
+        assert [(name, uid, more) for _, name, uid, more in flow.prof.events][-1] == (
+            "mine",
+            "task.000001",
+            {"size": 3},
+        )
+    target = tmp_path / "profile.jsonl"
+    async with engine(profile=target) as flow:
+        flow.prof.event("mine")
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert "mine" in [line["name"] for line in lines]
+    async with engine() as flow:
+        flow.prof.event("mine")
+        assert flow.prof.events == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("retries", -1, ValueError),
+        ("retries", "two", TypeError),
+        ("retries", 1.5, TypeError),
+        ("retries", True, TypeError),
+        ("lost_retries", -1, ValueError),
+        ("lost_retries", "x", TypeError),
+        ("timeout", 0, ValueError),
+        ("timeout", -1, ValueError),
+        ("timeout", math.nan, ValueError),
+        ("timeout", math.inf, ValueError),
+        ("timeout", "soon", TypeError),
+        ("submit_timeout", 0, ValueError),
+        ("submit_timeout", "soon", TypeError),
+        ("max_pending", 0, ValueError),
+        ("max_pending", -3, ValueError),
+        ("max_pending", 2.5, TypeError),
+        ("keep_sandboxes", "some", ValueError),
+        ("uid", "../up", ValueError),
+        ("uid", "a/b", ValueError),
+        ("uid", "..", ValueError),
+    ],
+)
+async def test_an_argument_out_of_range_is_refused_by_its_name(
+    name: str, value: object, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind) as caught:
+        await create(NoopExecutionBackend(), **{name: value})
+    assert name in str(caught.value)
+    assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [42, b"mine"])
+async def test_a_uid_that_is_no_text_is_refused(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="uid"):
+        await create(NoopExecutionBackend(), uid=value)
+
+
+async def test_an_unknown_argument_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="max_pendign"):
+        create(NoopExecutionBackend(), max_pendign=3)
+
+
+async def test_an_engine_that_was_refused_leaves_no_backend_running() -> None:
+    backend = Scripted()
+    error = await outcome(_refused(backend))
+    assert isinstance(error, ValueError)
+    assert backend.state() in ("initialized", "shutdown")
+
+
+async def _refused(backend: Scripted) -> None:
+    await create(backend, keep_sandboxes="some")

@@ -1,0 +1,459 @@
+"""Executable tasks: commands, their builders, their results and failures (C7.5)."""
+
+# ruff: noqa: ASYNC240 - looking at a file takes no time here
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import TaskFailedError
+from tests.core.engine_fixtures import Machine, Scripted, engine, on_machines, outcome
+
+pytestmark = pytest.mark.asyncio
+
+ARGV = [sys.executable, "-c", "import sys; print(sys.argv[1:])"]
+
+AWKWARD = [
+    "plain",
+    "two words",
+    "",
+    "it's",
+    'say "hi"',
+    "$HOME",
+    "`id`",
+    "$(id)",
+    "a;b",
+    "a|b",
+    "a>b",
+    "*",
+    "~",
+    "back\\slash",
+    "new\nline",
+    "tab\t",
+    "-n",
+    "ünï",
+    "{}",
+    "%s",
+    "&&",
+]
+
+
+async def built(command: Any) -> Any:
+    return command
+
+
+# The command.
+
+
+@on_machines
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("echo one; echo two", "one\ntwo\n"),
+        ("printf 'b\\na\\n' | sort", "a\nb\n"),
+        ("echo out > file && cat file", "out\n"),
+        ("true && echo yes || echo no", "yes\n"),
+        ("echo 'it''s' \"a  b\"", "its a  b\n"),
+        ('x=3; echo "$x" $((x + 1))', "3 4\n"),
+        ("echo a\\ b", "a b\n"),
+        ("for i in 1 2; do echo $i; done", "1\n2\n"),
+        ("cat <<'END'\n$HOME\nEND", "$HOME\n"),
+    ],
+)
+async def test_a_string_is_run_by_a_shell(machine: Any, command: str, output: str) -> None:
+    async with engine(machine()) as flow:
+        assert await flow.executable_task(lambda: command)() == output
+
+
+@on_machines
+async def test_a_list_is_run_without_a_shell_and_every_word_arrives(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        assert await flow.executable_task(lambda: [*ARGV, *AWKWARD])() == f"{AWKWARD}\n"
+
+
+@on_machines
+async def test_a_list_of_one_word_is_a_program(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        assert await flow.executable_task(lambda: ["true"])() == ""
+        program = Path("my program")
+        program.write_text("#!/bin/sh\necho here\n")
+        program.chmod(0o755)
+        assert await flow.executable_task(lambda: [str(program.absolute())])() == "here\n"
+
+
+async def test_the_backend_gets_a_string_whole_and_a_list_in_parts() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+        flow.executable_task(name="text")(lambda: "a 'b  c' | d")()
+        flow.executable_task(name="words")(lambda: ["a", "b  c"])()
+        text, words = await backend.given("text"), await backend.given("words")
+        assert text["executable"] == "a 'b  c' | d"
+        assert "arguments" not in text
+        assert (words["executable"], words["arguments"]) == ("a", ["b  c"])
+        assert text["function"] is words["function"] is None
+
+
+async def test_the_backend_gets_a_list_of_its_own() -> None:
+    backend = Scripted()
+    command = ["a", "b"]
+    async with engine(backend) as flow:
+        flow.executable_task(name="words")(lambda: command)()
+        (await backend.given("words"))["arguments"].append("c")
+    assert command == ["a", "b"]
+
+
+# The builder.
+
+
+@on_machines
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_the_builder_gets_the_values_of_its_dependencies(
+    machine: Any, asynchronous: bool
+) -> None:
+    async with engine(machine()) as flow:
+
+        @flow.function_task
+        def number() -> int:
+            return 4
+
+        def build(x: int, *, label: str) -> list[str]:
+            assert type(x) is int
+            return ["echo", label, str(x + 1)]
+
+        async def build_async(x: int, *, label: str) -> list[str]:
+            await asyncio.sleep(0)
+            return build(x, label=label)
+
+        echo = flow.executable_task(build_async if asynchronous else build)
+        assert await echo(number(), label="n") == "n 5\n"
+
+
+async def test_the_builder_runs_on_the_engines_loop_once_its_dependencies_are_there() -> None:
+    backend = Scripted()
+    seen: list[Any] = []
+    async with engine(backend) as flow:
+
+        @flow.function_task
+        async def first() -> Any: ...
+
+        @flow.executable_task
+        async def command(x: Any) -> str:
+            seen.append((x, asyncio.get_running_loop(), threading.get_ident()))
+            return "true"
+
+        @flow.executable_task
+        def plain(x: Any) -> str:
+            seen.append((x, asyncio.get_running_loop(), threading.get_ident()))
+            return "true"
+
+        one = first()
+        command(one)
+        plain(one)
+        given = await backend.given("first")
+        assert seen == []
+        backend.finish(given, "value")
+        await backend.given("command")
+        await backend.given("plain")
+        assert seen == [("value", flow.loop, threading.get_ident())] * 2
+
+
+async def test_a_builder_that_takes_its_time_holds_nobody_up() -> None:
+    gate = asyncio.Event()
+    async with engine(Machine()) as flow:
+
+        @flow.executable_task
+        async def slow() -> str:
+            await gate.wait()
+            return "echo slow"
+
+        @flow.executable_task
+        def quick() -> str:
+            return "echo quick"
+
+        late = slow()
+        assert await quick() == "quick\n"
+        assert not late.done()
+        gate.set()
+        assert await late == "slow\n"
+
+
+async def test_cancelling_a_task_stops_its_builder() -> None:
+    stopped = asyncio.Event()
+    entered = asyncio.Event()
+    async with engine(Machine()) as flow:
+
+        @flow.executable_task
+        async def slow() -> str:
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+            return "true"
+
+        future = slow()
+        await entered.wait()
+        assert future.cancel()
+        await stopped.wait()
+        await future.ended()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "wrong", [None, "", [], {}, {"cmd": "ls"}, 42, b"ls", ["ls", 1], [None], [""], {"ls"}, object()]
+)
+async def test_a_builder_that_returns_no_command_fails_its_task(
+    wrong: Any, asynchronous: bool
+) -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+        builder: Any = (lambda: built(wrong)) if asynchronous else (lambda: wrong)
+        task = flow.executable_task(name="nonsense")(builder)
+        error = await outcome(task())
+        assert isinstance(error, ValueError)
+        assert "nonsense" in str(error)
+        assert repr(wrong) in str(error)
+        assert backend.tasks == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("kind", [KeyError, OSError, SystemExit, asyncio.TimeoutError])
+async def test_what_a_builder_raises_is_on_the_future(
+    kind: type[BaseException], asynchronous: bool
+) -> None:
+    raised = kind("mine")
+    backend = Scripted()
+
+    def build() -> str:
+        raise raised
+
+    async def build_async() -> str:
+        await asyncio.sleep(0)
+        raise raised
+
+    async with engine(backend) as flow:
+        future = flow.executable_task(build_async if asynchronous else build)()
+        await asyncio.wait([future])
+        assert future.exception() is raised
+        assert backend.tasks == []
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_builder_that_looks_at_something_cancelled_leaves_no_future_pending(
+    asynchronous: bool,
+) -> None:
+    gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    gone.cancel()
+
+    async def build_async() -> str:
+        return await gone
+
+    async with engine(Machine()) as flow:
+        future = flow.executable_task(build_async if asynchronous else gone.result)()
+        await asyncio.wait([future])
+        assert future.cancelled() or future.exception() is not None
+        assert await flow.executable_task(lambda: "echo on")() == "on\n"
+
+
+async def test_one_bad_builder_leaves_the_others_alone() -> None:
+    async with engine(Machine()) as flow:
+
+        @flow.executable_task
+        def command(number: int) -> str:
+            if number == 1:
+                raise KeyError(number)
+            return f"echo {number}"
+
+        results = await asyncio.gather(*flow.map(command, range(3)), return_exceptions=True)
+        assert results[0] == "0\n"
+        assert isinstance(results[1], KeyError)
+        assert results[2] == "2\n"
+
+
+async def test_a_builder_runs_again_for_each_attempt_or_keeps_its_command() -> None:
+    calls = []
+    backend = Scripted()
+    async with engine(backend) as flow:
+
+        @flow.executable_task(retries=1)
+        def command() -> str:
+            calls.append(1)
+            return "work"
+
+        future = command()
+        backend.fail(await backend.given("command"), OSError("once"))
+        second = await backend.given("command", attempt=2)
+        assert second["executable"] == "work"
+        backend.finish(second, "done\n")
+        assert await future == "done\n"
+        assert len(calls) in (1, 2)
+
+
+# The result.
+
+
+@on_machines
+async def test_the_result_is_standard_output_with_its_trailing_newline(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        assert await flow.executable_task(lambda: "echo hello")() == "hello\n"
+        assert await flow.executable_task(lambda: "printf hello")() == "hello"
+        assert await flow.executable_task(lambda: "printf 'a\\n\\n'")() == "a\n\n"
+        assert await flow.executable_task(lambda: "true")() == ""
+        assert await flow.executable_task(lambda: "echo grün")() == "grün\n"
+
+
+@on_machines
+async def test_the_future_knows_the_streams_the_exit_code_and_the_sandbox(machine: Any) -> None:
+    async with engine(machine(), work_dir="work", keep_sandboxes="all") as flow:
+        future = flow.executable_task(lambda: "echo out; echo err >&2; echo x > left")()
+        assert future.exit_code is None
+        assert await future == "out\n"
+        assert future.stdout == "out\n"
+        assert future.stderr == "err\n"
+        assert future.exit_code == 0
+        assert future.sandbox is not None
+        assert os.path.dirname(future.sandbox) == os.path.abspath("work")
+        assert Path(future.sandbox, "left").read_text() == "x\n"
+        assert os.stat(future.sandbox).st_mode & 0o077 == 0
+
+
+@on_machines
+async def test_each_executable_runs_in_a_sandbox_of_its_own(machine: Any) -> None:
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def command(number: int) -> str:
+            return f"ls | wc -l; echo {number} > same; cat same; pwd"
+
+        futures = flow.map(command, range(3))
+        outputs = [result.split() for result in await asyncio.gather(*futures)]
+        assert [output[:2] for output in outputs] == [["0", "0"], ["0", "1"], ["0", "2"]]
+        assert len({output[2] for output in outputs}) == 3
+        for output, future in zip(outputs, futures, strict=True):
+            assert future.sandbox is not None
+            assert output[2] == os.path.realpath(future.sandbox)
+
+
+@on_machines
+async def test_capture_in_files_makes_the_result_the_path_of_the_output(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        future = flow.executable_task(capture="files")(lambda: "echo out; echo err >&2")()
+        path = await future
+        assert os.path.isabs(path)
+        assert Path(path).read_text() == "out\n"
+        assert future.stdout == path
+        assert Path(str(future.stderr)).read_text() == "err\n"
+
+
+@on_machines
+async def test_a_program_reads_the_environment_and_the_input_it_is_given(machine: Any) -> None:
+    async with engine(machine()) as flow:
+
+        @flow.executable_task(environment={"MINE": "a b"}, stdin="from\nme\n")
+        def command() -> str:
+            return 'echo "$MINE"; test -n "$PATH" && cat'
+
+        assert await command() == "a b\nfrom\nme\n"
+
+        @flow.executable_task
+        def without() -> str:
+            return 'echo "${MINE-unset}"; cat'
+
+        assert await without() == "unset\n"
+
+
+@on_machines
+async def test_an_executables_output_is_a_value_for_its_dependents(machine: Any) -> None:
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def first() -> str:
+            return "echo 4"
+
+        @flow.function_task
+        def second(text: str) -> int:
+            return int(text) + 1
+
+        assert await second(first()) == 5
+
+
+# Failure.
+
+
+@on_machines
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("echo out; echo why >&2; exit 3", "echo out; echo why >&2; exit 3"),
+        (["sh", "-c", "echo out; echo why >&2; exit 3"], "sh -c"),
+    ],
+)
+async def test_a_non_zero_exit_is_an_error_that_tells_all(
+    machine: Any, command: Any, shown: str
+) -> None:
+    async with engine(machine()) as flow:
+        future = flow.executable_task(name="failing")(lambda: command)()
+        error = await outcome(future)
+        assert isinstance(error, TaskFailedError)
+        assert isinstance(error, RuntimeError)
+        assert error.exit_code == 3
+        assert error.stderr == "why\n"
+        assert error.command is not None
+        assert shown in error.command
+        for part in ("failing", "3", "why"):
+            assert part in str(error)
+        assert (future.exit_code, future.stdout, future.stderr) == (3, "out\n", "why\n")
+        copy = pickle.loads(pickle.dumps(error))
+        assert (copy.exit_code, copy.stderr, copy.command) == (3, "why\n", error.command)
+
+
+@on_machines
+async def test_of_a_long_standard_error_the_end_is_kept(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        error: Any = await outcome(
+            flow.executable_task(lambda: "seq 200000 >&2; echo the end >&2; exit 1")()
+        )
+        assert error.stderr.endswith("the end\n")
+        assert len(error.stderr) < 100_000
+        assert len(str(error)) < 100_000
+
+
+@on_machines
+async def test_a_program_that_a_signal_ended_says_which(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        error: Any = await outcome(flow.executable_task(lambda: ["sh", "-c", "kill -9 $$"])())
+        assert isinstance(error, TaskFailedError)
+        assert error.exit_code == -9
+
+
+@on_machines
+async def test_a_program_that_is_not_there_fails_its_task_only(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        error = await outcome(flow.executable_task(lambda: ["no-such-program-here", "x"])())
+        assert isinstance(error, FileNotFoundError | TaskFailedError)
+        assert "no-such-program-here" in str(error)
+        assert await flow.executable_task(lambda: "echo on")() == "on\n"
+        shell = await outcome(flow.executable_task(lambda: "no-such-program-here x")())
+        assert isinstance(shell, TaskFailedError)
+        assert shell.exit_code == 127
+
+
+@on_machines
+async def test_the_sandbox_of_a_failed_one_stays_to_be_looked_at(machine: Any) -> None:
+    async with engine(machine(), work_dir="work") as flow:
+        good = flow.executable_task(lambda: "echo x > trace")()
+        bad = flow.executable_task(lambda: "echo x > trace; exit 1")()
+        await asyncio.wait([good, bad])
+        assert isinstance(bad.exception(), TaskFailedError)
+        places = good.sandbox, bad.sandbox
+        del good
+    assert not os.path.exists(str(places[0]))
+    assert Path(str(places[1]), "trace").exists()

@@ -1,0 +1,129 @@
+"""What holds for every conformance class: checks stay, skips and known failures have reasons."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+
+from rhapsody.backends.base import Capabilities
+from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskDescription
+from rhapsody.testing import BackendConformance, ConformanceError
+from tests.core.faulty_backends import HonoursNoCores, IgnoresExitCodes
+from tests.core.kits import Quick, kit_on
+from tests.core.small_backend import SmallBackend
+
+
+def test_a_check_that_is_replaced_is_an_error() -> None:
+    with pytest.raises(TypeError, match=r"Mine replaces the check 'test_a_fan_runs'.*expected_fai"):
+
+        class Mine(BackendConformance):
+            def test_a_fan_runs(self) -> None:
+                pass
+
+
+def test_a_check_that_a_mixin_hides_is_an_error() -> None:
+    class Mixin:
+        test_a_fan_runs = None
+
+    with pytest.raises(TypeError, match="replaces the check 'test_a_fan_runs'"):
+
+        class Mine(Mixin, BackendConformance):  # type: ignore[misc]
+            pass
+
+
+def test_tests_of_the_authors_own_are_welcome() -> None:
+    class Mine(BackendConformance):
+        def test_something_else(self) -> None:
+            pass
+
+    assert callable(Mine.test_something_else)
+
+
+def test_an_expected_failure_of_an_unknown_check_is_an_error() -> None:
+    with pytest.raises(TypeError, match="no check 'test_a_fan_run'; did you mean 'test_a_fan_runs"):
+
+        class Mine(BackendConformance):
+            expected_failures: ClassVar[dict[str, str]] = {"test_a_fan_run": "reason"}
+
+
+def test_an_expected_failure_needs_a_reason() -> None:
+    with pytest.raises(TypeError, match="'test_a_fan_runs' needs a reason"):
+
+        class Mine(BackendConformance):
+            expected_failures: ClassVar[dict[str, str]] = {"test_a_fan_runs": " "}
+
+
+def test_an_expected_failure_is_reported_as_such() -> None:
+    class Mine(Quick):
+        expected_failures: ClassVar[dict[str, str]] = {
+            "test_an_exit_code_fails_the_task": "it never looks at them"
+        }
+
+        async def make_backend(self) -> SmallBackend:
+            return IgnoresExitCodes()
+
+    with pytest.raises(pytest.xfail.Exception, match="it never looks at them"):
+        Mine().test_an_exit_code_fails_the_task()
+
+
+def test_an_expected_failure_that_passes_is_an_error() -> None:
+    class Mine(Quick):
+        expected_failures: ClassVar[dict[str, str]] = {
+            "test_an_exit_code_fails_the_task": "it never looks at them"
+        }
+
+        async def make_backend(self) -> SmallBackend:
+            return SmallBackend()
+
+    with pytest.raises(ConformanceError, match="passes, but expected_failures says 'it never look"):
+        Mine().test_an_exit_code_fails_the_task()
+
+
+def test_what_is_not_declared_is_skipped_with_the_reason() -> None:
+    class ExecutablesOnly(SmallBackend):
+        capabilities = Capabilities(functions=False, sync_functions=False)
+
+    with pytest.raises(pytest.skip.Exception, match="the backend does not declare sync_functions"):
+        kit_on(ExecutablesOnly).test_it_runs_functions()
+
+
+def test_a_class_without_make_backend_says_what_to_write() -> None:
+    class Mine(BackendConformance):
+        pass
+
+    with pytest.raises(ConformanceError, match="Mine must have `async def make_backend"):
+        Mine().test_it_runs_functions()
+
+
+def test_cores_must_be_said_where_they_are_declared() -> None:
+    class Mine(BackendConformance):
+        async def make_backend(self) -> SmallBackend:
+            return HonoursNoCores()
+
+    with pytest.raises(ConformanceError, match=r"say in the test class how many .* `cores = ...`"):
+        Mine().test_cores_bound_what_runs_at_once()
+
+
+def test_the_callback_may_come_from_a_thread_before_submit_tasks_returned() -> None:
+    class AnswersEarly(SmallBackend):
+        async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+            self.require_running()
+
+            def answer() -> None:
+                for task in tasks:
+                    self.accept(task)
+                    task["return_value"] = sum(task["args"]) + 1
+                    self.task_state_cb(task, TasksMainStates.DONE)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            thread.join()
+
+    AnswersEarly.capabilities = Capabilities(executables=False, functions=False)
+    kit = kit_on(AnswersEarly)
+    kit.test_results_belong_to_their_tasks()
+    kit.test_a_diamond_runs()

@@ -1,0 +1,263 @@
+"""C10: what the machine has to give, and who gets it first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.backends.local import machine as machine_module
+from rhapsody.backends.local.machine import (
+    Machine,
+    available_cores,
+    available_gpus,
+    available_memory,
+    machine,
+)
+from rhapsody.backends.local.slots import Queue, Request, Slots
+
+
+class Item:
+    """Something that waits for slots."""
+
+    def __init__(self, name: str, **request: Any) -> None:
+        self.name = name
+        self.request = Request(**request)
+        self.number = -1
+        self.gpus: tuple[str, ...] = ()
+        self.over = False
+
+
+class Line:
+    """A queue on a small machine, and what is running."""
+
+    def __init__(self, cores: int = 4, gpus: int = 0, memory: int = 100, workers: int = 4) -> None:
+        self.slots = Slots(Machine(cores, tuple(map(str, range(gpus))), memory, workers))
+        self.queue: Queue[Item] = Queue(self.slots)
+        self.items: dict[str, Item] = {}
+
+    def push(self, name: str, **request: Any) -> Item:
+        item = self.items[name] = Item(name, **request)
+        self.queue.push(item)
+        return item
+
+    def started(self) -> list[str]:
+        names = []
+        while (item := self.queue.pop()) is not None:
+            names.append(item.name)
+        return names
+
+    def end(self, *names: str) -> list[str]:
+        for name in names:
+            item = self.items[name]
+            self.slots.release(item.request, item.gpus)
+        return self.started()
+
+
+def test_tasks_start_in_the_order_they_came() -> None:
+    line = Line(cores=2)
+    for name in "abcd":
+        line.push(name)
+    assert line.started() == ["a", "b"]
+    assert line.end("b") == ["c"]
+    assert line.end("a", "c") == ["d"]
+    assert not line.queue
+
+
+def test_a_big_task_is_not_starved_by_small_ones() -> None:
+    line = Line(cores=4)
+    line.push("small")
+    assert line.started() == ["small"]
+    line.push("big", cores=4)
+    line.push("late")
+    assert line.started() == []
+    assert line.end("small") == ["big"]
+    assert line.end("big") == ["late"]
+
+
+def test_what_only_a_service_holds_up_lets_others_pass() -> None:
+    line = Line(cores=4)
+    line.push("service", endless=True)
+    assert line.started() == ["service"]
+    line.push("all", cores=4)
+    line.push("small")
+    line.push("most", cores=3)
+    assert line.started() == ["small"]
+    assert line.end("small") == ["most"]
+    line.push("after")
+    assert line.end("service") == []  # "all" is waited for from now on
+    assert line.end("most") == ["all"]
+    assert line.end("all") == ["after"]
+
+
+def test_functions_that_wait_for_a_worker_let_executables_pass() -> None:
+    line = Line(cores=4, workers=1)
+    for name in ("first", "second", "third"):
+        line.push(name, workers=1)
+    line.push("program")
+    assert line.started() == ["first", "program"]
+    assert line.end("first") == ["second"]
+
+
+def test_executables_do_not_starve_functions_of_cores() -> None:
+    line = Line(cores=2, workers=2)
+    line.push("p1")
+    line.push("p2")
+    assert line.started() == ["p1", "p2"]
+    line.push("function", workers=1)
+    line.push("p3")
+    assert line.end("p1") == ["function"]
+
+
+def test_a_cancelled_task_in_the_queue_is_left_out() -> None:
+    line = Line(cores=1)
+    line.push("a")
+    gone = line.push("gone", cores=1)
+    line.push("b")
+    assert line.started() == ["a"]
+    gone.over = True
+    assert line.end("a") == ["b"]
+
+
+def test_clear_gives_what_waits_in_order() -> None:
+    line = Line(cores=2, workers=1)
+    line.push("service", cores=1, endless=True)
+    line.started()
+    line.push("passed", cores=2)
+    line.push("program", cores=1)
+    assert line.started() == ["program"]
+    line.push("function", workers=1)
+    line.push("next")
+    gone = line.push("gone")
+    gone.over = True
+    assert line.started() == []
+    assert [item.name for item in line.queue.clear()] == ["passed", "function", "next"]
+    assert not line.queue
+
+
+def test_gpus_are_given_by_index_and_never_twice() -> None:
+    line = Line(gpus=3)
+    a = line.push("a", cores=0, gpus=2)
+    b = line.push("b", cores=0, gpus=1)
+    c = line.push("c", cores=0, gpus=2)
+    assert line.started() == ["a", "b"]
+    assert (a.gpus, b.gpus) == (("0", "1"), ("2",))
+    assert line.end("a") == ["c"]
+    assert c.gpus == ("0", "1")
+
+
+def test_memory_is_counted() -> None:
+    line = Line(memory=100)
+    line.push("a", memory=60)
+    line.push("b", memory=60)
+    assert line.started() == ["a"]
+    assert line.end("a") == ["b"]
+
+
+def test_unknown_memory_is_not_counted() -> None:
+    slots = Slots(Machine(1, (), None, 1))
+    assert slots.missing(Request(memory=10**15)) is None
+    assert slots.take(Request(memory=10**15)) == ()
+
+
+@pytest.mark.parametrize(
+    ("request_", "asked", "there"),
+    [
+        (Request(cores=9), "9 cores", "4"),
+        (Request(gpus=1), "1 gpus", "0"),
+        (Request(memory=101), "101 bytes", "100"),
+    ],
+)
+def test_what_the_machine_never_has_is_told(request_: Request, asked: str, there: str) -> None:
+    missing = Line().slots.missing(request_)
+    assert missing is not None
+    assert asked in missing
+    assert missing.endswith(f"there are {there}")
+
+
+def test_a_task_without_cores_needs_no_free_core() -> None:
+    line = Line(cores=1)
+    line.push("a")
+    line.push("free", cores=0)
+    assert line.started() == ["a", "free"]
+
+
+# The machine.
+
+
+def test_the_machine_is_what_this_process_may_use() -> None:
+    found = machine(None)
+    assert found.cores == found.workers == available_cores()
+    if hasattr(os, "sched_getaffinity"):
+        assert found.cores == len(os.sched_getaffinity(0))
+    assert found.memory == available_memory()
+
+
+def test_the_user_has_the_last_word() -> None:
+    found = machine({"cores": 3, "gpus": 2, "memory": "2 GiB", "workers": 7})
+    assert (found.cores, found.memory, found.workers) == (3, 2 * 1024**3, 7)
+    assert len(found.gpus) == 2
+
+
+def test_workers_follow_the_cores() -> None:
+    assert machine({"cores": 5}).workers == 5
+    assert machine({"cores": 5}, workers=2).workers == 2
+    assert machine({"cores": 5, "workers": 1}, workers=2).workers == 1
+
+
+def test_gpus_may_be_named() -> None:
+    assert machine({"gpus": ["3", "GPU-1f"]}).gpus == ("3", "GPU-1f")
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [("", ()), ("0,1", ("0", "1")), ("2", ("2",)), ("-1", ()), ("1,-1,0", ("1",))],
+)
+def test_gpus_are_those_that_cuda_may_see(
+    monkeypatch: pytest.MonkeyPatch, visible: str, gpus: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert available_gpus() == gpus
+    assert machine(None).gpus == gpus
+
+
+def test_a_number_of_gpus_takes_the_first_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert machine({"gpus": 2}).gpus == ("4", "5")
+
+
+def test_gpus_are_found_by_their_devices(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine_module, "DEVICES", tmp_path)
+    assert available_gpus() == ("0", "2", "10")
+
+
+def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_module, "_control_group_limits", lambda: [12345, 99999])
+    assert available_memory() == 12345
+
+
+@pytest.mark.parametrize(
+    ("resources", "kind", "said"),
+    [
+        ({"core": 2}, TypeError, "did you mean 'cores'"),
+        ({"threads": 2}, TypeError, "there are cores, gpus, memory, workers"),
+        ({"cores": "2"}, TypeError, "cores must be a whole number, got '2'"),
+        ({"cores": True}, TypeError, "cores"),
+        ({"cores": 0}, ValueError, "cores must be at least 1, got 0"),
+        ({"workers": 0}, ValueError, "workers"),
+        ({"gpus": -1}, ValueError, "gpus"),
+        ({"memory": "lots"}, ValueError, "'lots'"),
+        ([("cores", 2)], TypeError, "must be a dict"),
+    ],
+)
+def test_bad_resources_are_named(resources: Any, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind) as error:
+        machine(resources)
+    assert said in str(error.value)

@@ -1,0 +1,491 @@
+"""SIGINT, SIGTERM and SIGHUP, sent to real programs (C7.14)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rhapsody import WorkflowEngine
+from tests.core.scripted import Inline
+
+PATIENCE = 30.0
+GRACEFUL = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGHUP: 129}
+SEEN = {
+    signal.SIGINT: "KeyboardInterrupt None",
+    signal.SIGTERM: "SystemExit 143",
+    signal.SIGHUP: "SystemExit 129",
+}
+HEAD = """
+import asyncio, os, signal, sys, threading, time
+import rhapsody
+from rhapsody import WorkflowEngine
+from rhapsody.backends.base import ManagedBackend
+
+def say(*words):
+    print(*words, flush=True)
+
+class Inline(ManagedBackend):
+    canonical_states = True
+    def __init__(self, name="inline"):
+        super().__init__()
+        self.name = name
+    async def run_task(self, task):
+        result = task["function"](*task["args"], **task["kwargs"])
+        return await result if asyncio.iscoroutine(result) else result
+    async def stop(self):
+        say("stopped", self.name)
+
+"""
+
+
+class Program:
+    """A Python program that runs."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        path.write_text(HEAD + textwrap.dedent(text))
+        self.process = subprocess.Popen(
+            [sys.executable, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=path.parent,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+
+    def until(self, line: str) -> None:
+        """Reads until the program prints a line."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + PATIENCE
+        while True:
+            ready, _, _ = select.select([self.process.stdout], [], [], end - time.monotonic())
+            assert ready, f"{line!r} did not come; there were {self.lines}"
+            got = self.process.stdout.readline()
+            assert got, f"it ended before {line!r}: {self.end()}"
+            self.lines.append(got.strip())
+            if got.strip() == line:
+                return
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends the program, and no child of it, a signal."""
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, list[str], str]:
+        """Its exit code, all its lines and its standard error."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        self.lines += out.splitlines()
+        return self.process.returncode, self.lines, err
+
+
+Start = Callable[[str], Program]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    programs: list[Program] = []
+
+    def start_one(text: str) -> Program:
+        programs.append(Program(tmp_path / f"program{len(programs)}.py", text))
+        return programs[-1]
+
+    yield start_one
+    for program in programs:
+        if program.process.poll() is None:
+            os.killpg(program.process.pid, signal.SIGKILL)
+        program.process.communicate()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process does anything still; a zombie that nobody reaps does not."""
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return found.stdout.strip()[:1] not in ("", "Z")
+
+
+def gone(pids: list[int]) -> bool:
+    """Whether processes end within seconds."""
+    end = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_a_signal_ends_the_work_and_then_the_main_coroutine(
+    start: Start, tmp_path: Path, number: signal.Signals
+) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create() as flow:
+                @flow.executable_task
+                async def sleeper(n):
+                    return f"sleep 1000 & echo $$ $! > {os.getcwd()}/pids{n}.tmp; " \\
+                        f"mv {os.getcwd()}/pids{n}.tmp {os.getcwd()}/pids{n}; wait"
+                futures = [sleeper(n) for n in range(2)]
+                while not all(os.path.exists(f"pids{n}") for n in range(2)):
+                    await asyncio.sleep(0.01)
+                say("ready")
+                try:
+                    await asyncio.gather(*futures)
+                except BaseException as error:
+                    say(type(error).__name__, getattr(error, "code", None))
+                    raise
+                finally:
+                    say("cleaned up")
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(number)
+    code, lines, err = program.end()
+    assert (code, lines[1:]) == (GRACEFUL[number], [SEEN[number], "cleaned up"]), err
+    pids = [int(pid) for n in range(2) for pid in (tmp_path / f"pids{n}").read_text().split()]
+    assert len(pids) == 4
+    assert gone(pids)
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+@pytest.mark.parametrize(
+    "waits",
+    [
+        "await asyncio.sleep(1000)",
+        "await task()",
+        "await asyncio.shield(task())",
+        "await block()",
+        "await sync_block()",
+        "await asyncio.create_task(other())",
+        "await in_group()",
+        "async for _ in flow.imap(item, range(5)): pass",
+        "await flow.run()",
+    ],
+)
+def test_a_signal_reaches_the_main_coroutine_wherever_it_waits(
+    start: Start, number: signal.Signals, waits: str
+) -> None:
+    program = start(f"""
+        async def main():
+            async with WorkflowEngine.create(Inline()) as flow:
+                @flow.function_task
+                async def task():
+                    await asyncio.Event().wait()
+                @flow.function_task
+                async def item(n):
+                    await asyncio.Event().wait()
+                @flow.block
+                async def block():
+                    await task()
+                @flow.block
+                def sync_block():
+                    rhapsody.wait(task())
+                async def other():
+                    await task()
+                async def in_group():
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(other())
+                        group.create_task(other())
+                asyncio.get_running_loop().call_later(0.05, say, "ready")
+                try:
+                    {waits}
+                except BaseException as error:
+                    say("inside", type(error).__name__)
+                    raise
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            say(type(error).__name__, getattr(error, "code", None))
+            raise
+    """)
+    program.until("ready")
+    program.send(number)
+    code, lines, err = program.end()
+    # Where main waits for a task of its own, asyncio leaves no way but cancelling it.
+    inside = "CancelledError" if "create_task" in waits else SEEN[number].split()[0]
+    expected = ["stopped inline", f"inside {inside}", SEEN[number]]
+    assert (code, lines[1:]) == (GRACEFUL[number], expected), err
+    assert "never retrieved" not in err
+    assert "was destroyed" not in err
+
+
+def test_the_main_coroutine_sees_its_exception_where_it_waits(start: Start) -> None:
+    program = start("""
+        async def main():
+            flow = await WorkflowEngine.create(Inline())
+            @flow.function_task
+            async def task():
+                await asyncio.Event().wait()
+            future, other = task(), task()
+            say("ready")
+            try:
+                await future
+            except KeyboardInterrupt:
+                say("interrupted")
+            await flow.shutdown()
+            say(future.done(), other.cancelled())
+            return "result"
+        say(asyncio.run(main()))
+    """)
+    program.until("ready")
+    program.send(signal.SIGINT)
+    code, lines, err = program.end()
+    assert lines[1:] == ["stopped inline", "interrupted", "True True", "result"], err
+    assert code == 0
+
+
+def test_ctrl_c_is_not_swallowed_by_a_program_that_tries_again_for_ever(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create(Inline()) as flow:
+                @flow.function_task
+                async def task():
+                    await asyncio.sleep(1000)
+                say("ready")
+                while True:
+                    try:
+                        await task()
+                    except Exception:
+                        pass
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGINT)
+    code, _, err = program.end()
+    assert code == -signal.SIGINT
+    assert "KeyboardInterrupt" in err
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_a_second_signal_ends_at_once(start: Start, number: signal.Signals) -> None:
+    program = start("""
+        class Hanging(Inline):
+            async def stop(self):
+                say("stopping")
+                await asyncio.Event().wait()
+        async def main():
+            async with WorkflowEngine.create(Hanging()) as flow:
+                say("ready")
+                await asyncio.sleep(1000)
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(number)
+    program.until("stopping")
+    program.send(number)
+    began = time.monotonic()
+    code, _, _ = program.end()
+    assert time.monotonic() - began < 10
+    assert code in (-number, 128 + number)
+
+
+def test_a_second_signal_ends_a_program_whose_loop_is_blocked(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create(Inline()) as flow:
+                say("ready")
+                time.sleep(1000)
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        program.process.wait(0.3)
+    program.send(signal.SIGINT)
+    code, _, _ = program.end()
+    assert code in (-signal.SIGINT, 128 + signal.SIGINT)
+
+
+def test_a_thread_that_cannot_be_stopped_does_not_hold_up_the_end(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create() as flow:
+                @flow.function_task
+                def long():
+                    say("ready")
+                    time.sleep(1000)
+                await long()
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGTERM)
+    code, _, err = program.end()
+    assert code == 143
+    assert "task.000001" in err
+
+
+def test_observers_hear_of_the_end_after_everything_else(start: Start) -> None:
+    program = start("""
+        class Observer:
+            @rhapsody.hookimpl
+            def rhapsody_task_events(self, events):
+                for event in events:
+                    say(event.uid, event.state)
+            @rhapsody.hookimpl
+            def rhapsody_workflow_finished(self, summary):
+                stats = summary.stats
+                say("finished", stats.tasks, stats.done, stats.failed, stats.cancelled)
+        async def main():
+            async with WorkflowEngine.create(Inline(), observers=[Observer()]) as flow:
+                @flow.function_task
+                async def task(x=None):
+                    await asyncio.Event().wait()
+                first = task()
+                second = task(first)
+                asyncio.get_running_loop().call_later(0.1, say, "ready")
+                await asyncio.sleep(1000)
+        try:
+            asyncio.run(main())
+        except SystemExit:
+            pass
+    """)
+    program.until("ready")
+    program.send(signal.SIGTERM)
+    code, lines, err = program.end()
+    lines = lines[lines.index("ready") + 1 :]
+    assert code == 0, err
+    assert lines[-1] == "finished 2 0 0 2", lines
+    assert sorted(lines[:-1]) == ["stopped inline", "task.000001 CANCELED", "task.000002 CANCELED"]
+
+
+def test_one_signal_ends_several_engines(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create(Inline("one")) as one:
+                gone = await WorkflowEngine.create(Inline("gone"))
+                two = await WorkflowEngine.create(Inline("two"))
+                await gone.shutdown()
+                futures = []
+                for flow in (one, two):
+                    @flow.function_task
+                    async def task():
+                        await asyncio.Event().wait()
+                    futures.append(task())
+                say("ready")
+                try:
+                    await asyncio.gather(*futures)
+                finally:
+                    await two.shutdown()
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGTERM)
+    code, lines, err = program.end()
+    assert code == 143, err
+    assert lines[:2] == ["stopped gone", "ready"]
+    assert sorted(lines[2:]) == ["stopped one", "stopped two"]
+
+
+def test_a_program_that_installed_a_handler_has_it_back(start: Start) -> None:
+    program = start("""
+        signal.signal(signal.SIGTERM, lambda *_: say("mine"))
+        async def main():
+            async with WorkflowEngine.create(Inline()) as flow:
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+            say("goes on")
+        asyncio.run(main())
+    """)
+    code, lines, err = program.end()
+    assert (code, lines) == (0, ["stopped inline", "mine", "goes on"]), err
+
+
+def test_with_handle_signals_off_a_signal_does_what_it_did_before(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create(Inline(), handle_signals=False) as flow:
+                say("ready")
+                await asyncio.sleep(1000)
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGTERM)
+    assert program.end()[0] == -signal.SIGTERM
+
+
+def test_with_handle_signals_off_ctrl_c_is_asyncios_own(start: Start) -> None:
+    program = start("""
+        async def main():
+            async with WorkflowEngine.create(Inline(), handle_signals=False) as flow:
+                @flow.function_task
+                async def task():
+                    await asyncio.Event().wait()
+                say("ready")
+                await task()
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGINT)
+    code, lines, _ = program.end()
+    assert code == -signal.SIGINT
+    assert lines[1:] == ["stopped inline"]
+
+
+def test_an_interruption_while_the_engine_starts_ends_the_program(start: Start) -> None:
+    program = start("""
+        class Slow(Inline):
+            async def start(self):
+                say("ready")
+                await asyncio.Event().wait()
+        async def main():
+            async with WorkflowEngine.create(Slow()):
+                pass
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGINT)
+    code, lines, _ = program.end()
+    assert code == -signal.SIGINT
+    assert lines[1:] == ["stopped inline"]
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(number) for number in GRACEFUL]
+
+
+async def engines_come_and_go() -> None:
+    found = handlers()
+    async with WorkflowEngine.create(Inline()):
+        first = handlers()
+        assert all(now != before for now, before in zip(first, found, strict=True))
+        second = await WorkflowEngine.create(Inline())
+        await second.shutdown()
+        assert handlers() == first
+    assert handlers() == found
+    async with WorkflowEngine.create(Inline(), handle_signals=False):
+        assert handlers() == found
+    assert handlers() == found
+
+
+def test_the_last_engine_restores_the_handlers_that_the_first_one_found() -> None:
+    before = handlers()
+    asyncio.run(engines_come_and_go())
+    assert handlers() == before
+
+
+def test_an_engine_on_another_thread_leaves_the_handlers_alone() -> None:
+    found = handlers()
+    seen: list[object] = []
+
+    async def main() -> None:
+        async with WorkflowEngine.create(Inline()) as flow:
+
+            @flow.function_task
+            def plus(x: int) -> int:
+                return x + 1
+
+            seen.extend([handlers() == found, await plus(1)])
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    thread.join(PATIENCE)
+    assert seen == [True, 2]
