@@ -2,7 +2,7 @@
 
 A scripted backend reports anything at any time, from the loop and from threads, while
 tasks are called, cancelled, retried, timed out and the engine is shut down. What must
-hold all along and at the end is in `check` and `teardown`.
+hold all along and at the end is in `check` and `check_the_end`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,12 @@ import dataclasses
 import gc
 import weakref
 from collections import Counter
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
 
 from rhapsody import (
     DependencyFailureError,
@@ -39,14 +31,12 @@ from rhapsody.task import TaskFuture
 from rhapsody.testing import EventRecorder
 from tests.core.scripted import RUNS_ALL, ManualClock, Scripted, in_thread, turns, within
 
-T = TypeVar("T")
-
 TERMINAL = ("DONE", "FAILED", "CANCELED")
-STATES = ("RUNNING", *TERMINAL, "NONSENSE")
 UNSTOPPABLE = dataclasses.replace(
     RUNS_ALL, cancel_functions="none", cancel_async_functions="none", cancel_services="none"
 )
-indices = st.integers(0, 1000)
+ALL = 30
+"""Turns of the loop after which all that follows from something has happened."""
 
 
 class Token:
@@ -82,77 +72,50 @@ class Call:
         error = self.future.exception()
         return f"value {self.future.result()}" if error is None else repr(error)
 
+    def serves(self) -> bool:
+        """Whether it is a service that is ready."""
+        return self.future.done() and self.future.state is TasksMainStates.RUNNING
 
-class Lives(RuleBasedStateMachine):
-    """Random histories of an engine on a scripted backend."""
+
+class History:
+    """One history of an engine on a scripted backend; each method is something that happens."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
         self.complaints: list[Any] = []
-        self.loop.set_exception_handler(lambda _, context: self.complaints.append(context))
+        asyncio.get_running_loop().set_exception_handler(lambda _, c: self.complaints.append(c))
         self.calls: list[Call] = []
         self.closed = False
-        self.reported: Counter[str] = Counter()
+        self.reported: set[str] = set()
+        self.clock = ManualClock()
+        self.events = EventRecorder()
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs something on the loop, and lets all that follows from it happen."""
-
-        async def and_turns() -> T:
-            result = await within(coroutine)
-            await turns()
-            return result
-
-        return self.loop.run_until_complete(and_turns())
-
-    @initialize(
-        stoppable=st.booleans(),
-        obedient=st.booleans(),
-        max_pending=st.sampled_from([None, 1, 3]),
-        fail_fast=st.sampled_from([False, False, False, True]),
-        observed=st.booleans(),
-    )
-    def begin(
-        self,
-        stoppable: bool,
-        obedient: bool,
-        max_pending: int | None,
-        fail_fast: bool,
-        observed: bool,
+    async def begin(
+        self, *, stoppable: bool, obedient: bool, observed: bool, **options: Any
     ) -> None:
-        async def create() -> None:
-            self.backend = Scripted(RUNS_ALL if stoppable else UNSTOPPABLE)
-            if not (stoppable and obedient):
-                self.backend.stopping = None
-            self.clock = ManualClock()
-            self.events = EventRecorder()
-            self.fail_fast = fail_fast
-            self.flow = await WorkflowEngine.create(
-                self.backend,
-                clock=self.clock,
-                max_pending=max_pending,
-                fail_fast=fail_fast,
-                handle_signals=False,
-                observers=[self.events] if observed else [],
-            )
+        self.backend = Scripted(RUNS_ALL if stoppable else UNSTOPPABLE)
+        if not (stoppable and obedient):
+            self.backend.stopping = None
+        self.flow = await WorkflowEngine.create(
+            self.backend,
+            clock=self.clock,
+            handle_signals=False,
+            observers=[self.events] if observed else [],
+            **options,
+        )
 
-            @self.flow.function_task
-            def part(*_: Any, **__: Any) -> Any: ...
+        @self.flow.function_task
+        def part(*_: Any) -> Any: ...
 
-            @self.flow.executable_task(service=True)
-            async def server(*_: Any, **__: Any) -> str:
-                return "serve"
+        @self.flow.executable_task(service=True)
+        async def server(*_: Any) -> str:
+            return "serve"
 
-            @self.flow.block
-            async def block(token: Token, *dependencies: Any) -> Any:
-                inner = [self.remember(part, [], {}), self.remember(part, [], {"retries": 1})]
-                return await asyncio.gather(*[call.future for call in inner])
+        @self.flow.block
+        async def block(token: Token, *dependencies: Any) -> Any:
+            inner = [self.remember(part, [], {}), self.remember(part, [], {"retries": 1})]
+            return await asyncio.gather(*[call.future for call in inner])
 
-            self.part: Any = part
-            self.server: Any = server
-            self.block: Any = block
-
-        self.run(create())
+        self.tasks: dict[str, Any] = {"part": part, "server": server, "block": block}
 
     def remember(
         self, task: Any, dependencies: list[Call], options: dict[str, Any], after: bool = False
@@ -168,132 +131,92 @@ class Lives(RuleBasedStateMachine):
         call.future.add_done_callback(lambda _: call.settled.append(call.outcome() or "?"))
         return call
 
-    def picked(self, numbers: list[int]) -> list[Call]:
-        return [self.calls[number % len(self.calls)] for number in numbers] if self.calls else []
-
     # What users do.
 
-    @rule(
-        kind=st.sampled_from(["part", "part", "part", "server", "block"]),
-        dependencies=st.lists(indices, max_size=3),
-        retries=st.sampled_from([0, 0, 1, 2]),
-        wait=st.sampled_from([0, 5]),
-        timeout=st.sampled_from([None, None, 10]),
-        limit=st.sampled_from([None, None, None, "x:1"]),
-        after=st.booleans(),
-    )
-    def call_a_task(
+    def call(
         self,
         kind: str,
         dependencies: list[int],
-        retries: int,
-        wait: float,
+        retries: tuple[int, float],
         timeout: float | None,
         limit: str | None,
         after: bool,
     ) -> None:
         options: dict[str, Any] = {}
         if kind == "part":
-            options |= {"retries": RetryPolicy(retries, wait), "timeout": timeout}
+            options = {"retries": RetryPolicy(*retries), "timeout": timeout}
             options |= {"limit": limit} if limit else {}
-        task = getattr(self, kind)
+        if self.closed:
+            with pytest.raises(RuntimeError, match="shut down"):
+                self.tasks[kind].options(**options)(Token())
+            return
+        picked = [self.calls[-1 - n % len(self.calls)] for n in dependencies if self.calls]
+        self.remember(self.tasks[kind], picked, options, after)
 
-        async def call() -> None:
-            if self.closed:
-                with pytest.raises(RuntimeError, match="shut down"):
-                    task.options(**options)(Token())
-            else:
-                self.remember(task, self.picked(dependencies), options, after)
-
-        self.run(call())
-
-    @precondition(lambda self: self.calls)
-    @rule(number=indices)
     def cancel(self, number: int) -> None:
-        call = self.calls[number % len(self.calls)]
+        if not self.calls:
+            return
+        call = self.calls[-1 - number % len(self.calls)]
+        before, served = call.outcome(), call.serves()
+        cancelled = call.future.cancel()
+        if before is None:
+            assert cancelled
+            assert call.future.cancelled()
+        else:
+            assert served or not cancelled
+            assert call.outcome() == before
 
-        async def cancel() -> None:
-            before = call.outcome()
-            serving = before is not None and call.future.state is TasksMainStates.RUNNING
-            cancelled = call.future.cancel()
-            if before is None:
-                assert cancelled
-                assert call.future.cancelled()
-            elif not serving:
-                assert not cancelled
-            else:
-                assert call.outcome() == before
-
-        self.run(cancel())
-
-    @precondition(lambda self: not self.closed)
-    @rule()
-    def shut_down(self) -> None:
+    async def shut_down(self) -> None:
         self.closed = True
         self.backend.gate.set()
-        self.run(self.flow.shutdown())
+        await within(self.flow.shutdown())
         assert all(call.future.done() for call in self.calls)
 
     # What the backend does.
 
-    @precondition(lambda self: self.backend.tasks)
-    @rule(
-        number=indices,
-        state=st.sampled_from([*STATES, "LOST"]),
-        threaded=st.booleans(),
-        recent=st.booleans(),
-    )
-    def report(self, number: int, state: str, threaded: bool, recent: bool) -> None:
-        tasks = self.backend.tasks
-        task = tasks[-1 - number % min(3, len(tasks))] if recent else tasks[number % len(tasks)]
+    def report(self, number: int, state: str, threaded: bool) -> None:
+        if not self.backend.tasks:
+            return
+        task = self.backend.tasks[-1 - number % len(self.backend.tasks)]
         if state == "DONE":
             task["return_value"] = task["uid"]
         elif state == "FAILED":
             task["exception"] = OwnError(task["uid"])
         elif state == "LOST":
             task["exception"], state = TaskLostError(task["uid"]), "FAILED"
-        self.reported[task["uid"]] += state in TERMINAL
+        if state in TERMINAL:
+            self.reported.add(task["uid"])
+        if threaded:
+            in_thread(self.backend.report, task, state)
+        else:
+            self.backend.report(task, state)
 
-        async def report() -> None:
-            if threaded:
-                in_thread(self.backend.report, task, state)
-            else:
-                self.backend.report(task, state)
-
-        self.run(report())
-
-    @precondition(lambda self: any(task["is_service"] for task in self.backend.tasks))
-    @rule(number=indices, threaded=st.booleans())
-    def service_is_ready(self, number: int, threaded: bool) -> None:
+    def ready(self, number: int, threaded: bool) -> None:
         services = [task for task in self.backend.tasks if task["is_service"]]
-        task = services[number % len(services)]
-
-        async def report() -> None:
+        if services:
+            task = services[-1 - number % len(services)]
             if threaded:
                 in_thread(self.backend.ready, task, task["uid"])
             else:
                 self.backend.ready(task, task["uid"])
 
-        self.run(report())
-
-    @rule(state=st.sampled_from(STATES))
-    def report_an_unknown_task(self, state: str) -> None:
+    def report_unknown(self, state: str, threaded: bool) -> None:
         task: Any = {"uid": "nobody.task.000001.1", "name": "nobody"}
-        self.run(asyncio.to_thread(self.backend.report, task, state))
+        if threaded:
+            in_thread(self.backend.report, task, state)
+        else:
+            self.backend.report(task, state)
 
-    @rule(is_open=st.booleans())
-    def hold_submissions(self, is_open: bool) -> None:
-        (self.backend.gate.set if is_open else self.backend.gate.clear)()
-        self.run(turns())
+    def hold_submissions(self, hold: bool) -> None:
+        (self.backend.gate.clear if hold else self.backend.gate.set)()
 
-    @rule(seconds=st.sampled_from([1, 6, 11, 40]))
-    def time_passes(self, seconds: float) -> None:
-        self.run(self.clock.advance(seconds))
+    async def pass_time(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
 
     # What must hold.
 
-    @invariant()
     def check(self) -> None:
+        """Holds whenever all that follows from what happened has happened."""
         assert not self.complaints, self.complaints
         for call in self.calls:
             outcome = call.outcome()
@@ -302,28 +225,36 @@ class Lives(RuleBasedStateMachine):
                 assert call.future.cancelled()
             elif call.future.done() and not call.future.cancelled():
                 assert all(one.future.done() for one in call.dependencies)
+            if outcome is None and not self.backend.tasks:
+                assert call.future.uid in self.flow.components
+        if not self.flow.components:
+            assert self.clock.waiting == 0
 
-    def check_the_end(self) -> None:
+    async def finish(self) -> None:
+        """Lets everything end by itself, without a shutdown."""
+        self.backend.gate.set()
+        for _ in range(300):
+            for call in self.calls:
+                if call.serves():
+                    call.future.cancel()
+            for task in self.backend.tasks:
+                if task["uid"] not in self.reported:
+                    self.reported.add(task["uid"])
+                    task["return_value"] = task["uid"]
+                    self.backend.report(task, "DONE")
+            await self.clock.advance(6)
+            if not self.flow.components:
+                return
+        raise AssertionError(f"still there: {dict(self.flow.components)}")
+
+    async def check_the_end(self) -> None:
         """Every future is settled, and each as its dependencies say."""
         for call in self.calls:
             assert call.future.done()
-            self.run(call.future.ended())
+            await within(call.future.ended())
             assert call.future.task is call.future.block is None
-            if call.future.cancelled():
-                continue
-            error = call.future.exception()
-            failed = [one for one in call.dependencies if one.future.exception() is not None]
-            assert isinstance(error, DependencyFailureError) == bool(failed)
-            if failed:
-                assert isinstance(error, DependencyFailureError)
-                names = list(dict.fromkeys(one.future.uid for one in failed))
-                assert len(error.failed_dependencies) == len(names)
-            elif error is None:
-                value = call.future.result()
-                if isinstance(value, str):
-                    assert value == f"{self.flow.uid}.{call.future.uid}.{call.future.attempt}"
-            else:
-                assert isinstance(error, OwnError | TaskLostError | TaskTimeoutError | RuntimeError)
+            if not call.future.cancelled():
+                self.check_outcome(call)
         stats = self.flow.stats
         assert stats.tasks == len(self.calls)
         outcomes = Counter(
@@ -341,42 +272,26 @@ class Lives(RuleBasedStateMachine):
                 ends.setdefault((event.uid, event.attempt), []).append(event.state)
         # A failed attempt is followed by a cancellation where its task waited for the next one.
         assert all(len(end) == 1 or end == ["FAILED", "CANCELED"] for end in ends.values()), ends
-
-    def finish(self) -> None:
-        """Lets everything end by itself, without a shutdown."""
-        self.backend.gate.set()
-        for _ in range(200):
-            for call in self.calls:
-                if call.future.done() and call.future.state is TasksMainStates.RUNNING:
-                    self.cancel(self.calls.index(call))
-            for task in self.backend.tasks:
-                if self.reported[task["uid"]] < 1:
-                    task["return_value"] = task["uid"]
-                    self.reported[task["uid"]] += 1
-                    self.backend.report(task, "DONE")
-            self.run(self.clock.advance(50))
-            if not self.flow.components:
-                return
-        raise AssertionError(f"still there: {dict(self.flow.components)}")
-
-    def teardown(self) -> None:
-        try:
-            if hasattr(self, "flow"):
-                self.end()
-        finally:
-            self.loop.run_until_complete(self.loop.shutdown_default_executor())
-            self.loop.close()
-        assert not self.complaints, self.complaints
-
-    def end(self) -> None:
-        if not self.closed:
-            self.finish()
-        self.check()
-        self.check_the_end()
         flow = self.flow
         for view in (flow.components, flow.dependencies, flow.resolved, flow.running, flow.queue):
             assert not view
-        assert self.clock.waiting == 0
+
+    def check_outcome(self, call: Call) -> None:
+        """A future that was not cancelled has the result or the failure that was reported."""
+        error = call.future.exception()
+        failed = [one for one in call.dependencies if one.future.exception() is not None]
+        assert isinstance(error, DependencyFailureError) == bool(failed)
+        if isinstance(error, DependencyFailureError):
+            names = dict.fromkeys(one.future.uid for one in failed)
+            assert len(error.failed_dependencies) == len(names)
+        elif error is not None:
+            assert isinstance(error, OwnError | TaskLostError | TaskTimeoutError | RuntimeError)
+        elif isinstance(call.future.result(), str):
+            uid = f"{self.flow.uid}.{call.future.uid}.{call.future.attempt}"
+            assert call.future.result() == uid
+
+    def check_nothing_is_kept(self) -> None:
+        """The engine is alive, its tasks' arguments are not."""
         tokens = [call.token for call in self.calls]
         self.calls.clear()
         self.backend.forget()
@@ -384,14 +299,82 @@ class Lives(RuleBasedStateMachine):
         self.events.batches.clear()
         gc.collect()
         assert [token() for token in tokens if token() is not None] == []
-        if not self.closed:
-            self.closed = True
-            self.run(flow.shutdown())
 
 
-TestLives = Lives.TestCase
-TestLives.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+numbers = st.integers(0, 12)
+states = st.sampled_from(["RUNNING", "RUNNING", "DONE", "DONE", "FAILED", "CANCELED", "LOST", "?"])
+threaded = st.sampled_from([False, False, True])
+
+
+def happening(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Something that happens, and how many turns the loop makes before the next thing."""
+    after = st.sampled_from([0, 1, 2, ALL, ALL])
+    return st.tuples(st.just(name), st.fixed_dictionaries(arguments), after)
+
+
+calls = happening(
+    "call",
+    kind=st.sampled_from(["part", "part", "part", "server", "block"]),
+    dependencies=st.lists(numbers, max_size=3),
+    retries=st.sampled_from([(0, 0.0), (0, 0.0), (1, 0.0), (2, 5.0)]),
+    timeout=st.sampled_from([None, None, 10.0]),
+    limit=st.sampled_from([None, None, None, "x:1"]),
+    after=st.booleans(),
 )
+reports = happening("report", number=numbers, state=states, threaded=threaded)
+happenings = st.one_of(
+    calls,
+    calls,
+    reports,
+    reports,
+    reports,
+    reports,
+    happening("cancel", number=numbers),
+    happening("ready", number=numbers, threaded=threaded),
+    happening("report_unknown", state=states, threaded=threaded),
+    happening("hold_submissions", hold=st.booleans()),
+    happening("pass_time", seconds=st.sampled_from([1.0, 6.0, 11.0, 40.0])),
+)
+setups = st.fixed_dictionaries(
+    {
+        "stoppable": st.booleans(),
+        "obedient": st.booleans(),
+        "observed": st.booleans(),
+        "max_pending": st.sampled_from([None, None, 1, 3]),
+        "fail_fast": st.sampled_from([False, False, False, True]),
+    }
+)
+
+
+async def live(setup: dict[str, Any], script: list[Any], shutdown_at: int | None) -> None:
+    history = History()
+    await history.begin(**setup)
+    for position, (name, arguments, after) in enumerate(script):
+        if position == shutdown_at:
+            await history.shut_down()
+        result = getattr(history, name)(**arguments)
+        if result is not None:
+            await result
+        await turns(after)
+        if after == ALL:
+            history.check()
+    await turns(ALL)
+    if not history.closed:
+        await history.finish()
+    history.check()
+    await history.check_the_end()
+    history.check_nothing_is_kept()
+    await history.flow.shutdown()
+    assert not history.complaints, history.complaints
+
+
+@given(
+    setup=setups,
+    script=st.lists(happenings, min_size=5, max_size=60),
+    shutdown_at=st.none() | st.none() | st.integers(0, 60),
+)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+def test_no_history_loses_doubles_or_hangs_a_future(
+    setup: dict[str, Any], script: list[Any], shutdown_at: int | None
+) -> None:
+    asyncio.run(live(setup, script, shutdown_at))

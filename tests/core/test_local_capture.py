@@ -135,15 +135,22 @@ async def test_much_output_goes_to_a_file_in_the_sandbox(driver: Driver) -> None
     assert Path(path).read_text() == "x" * LIMIT + "\nend\n"  # noqa: ASYNC240
 
 
-async def test_without_a_sandbox_it_is_cut_with_a_note(driver: Driver) -> None:
+async def test_without_a_sandbox_it_goes_to_one_that_is_made_for_it(
+    driver: Driver, tmp_path: Path
+) -> None:
+    driver.backend.session.path = str(tmp_path)
+
     def shout() -> None:
         for _ in range(3):
             print("x" * (LIMIT // 2 - 1))
 
     end = await driver.run_one(driver.call(shout))
     assert end.stdout is not None
-    assert end.stdout.endswith(f"\n[cut: {LIMIT // 2 * 3} characters were printed]\n")
-    assert LIMIT < len(end.stdout) < LIMIT + 100
+    path = tmp_path / end.uid / ".rhapsody.stdout"
+    assert end.task["sandbox"] == str(path.parent)
+    assert end.stdout.endswith(f"\n[cut: all {LIMIT // 2 * 3} characters are in {path}]\n")
+    assert LIMIT < len(end.stdout) < LIMIT + 300
+    assert len(path.read_text()) == LIMIT // 2 * 3
 
 
 async def test_it_may_go_to_files(driver: Driver, tmp_path: Path) -> None:

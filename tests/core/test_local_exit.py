@@ -115,7 +115,7 @@ def test_a_function_that_cannot_be_stopped_does_not_hold_up_the_end(run: Run) ->
                     await driver.submit(driver.call(forever), driver.call(blocked))
                     await there("begun")
                 await backend.shutdown()
-                print("still", len(backend.still_running))
+                print(f"still {len(backend.still_running)}")
 
         asyncio.run(main())
         """

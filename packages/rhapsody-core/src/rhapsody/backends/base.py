@@ -115,8 +115,9 @@ class Session:
 
     Attributes:
         uid: Unique over backends and processes.
-        path: Where the backend keeps files that belong to no task; the current
-            directory unless the backend says otherwise. Not created here.
+        path: Where the backend keeps files of its own. Not created here. The current
+            directory, unless the backend says otherwise, or an engine starts the
+            backend: then the engine's `work_dir`.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")

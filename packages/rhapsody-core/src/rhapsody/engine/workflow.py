@@ -181,7 +181,7 @@ class WorkflowEngine(Decorators):
         hooks = EngineHooks(observers)
         attached: dict[str, BaseExecutionBackend] = {}
         stager = Stager(self.work_dir, keep_sandboxes, backends=attached)
-        attached.update(await attach(backend, backends, dry_run=dry_run))
+        attached.update(await attach(backend, backends, dry_run=dry_run, work_dir=self.work_dir))
         runtime = self._runtime = Runtime(
             self,
             uid=uid,

@@ -83,6 +83,7 @@ class LocalExecutionBackend(ManagedBackend):
         grace: float = 5.0,
     ) -> None:
         super().__init__()
+        self._made_in = self.session.path
         self._executor = _checked(executor)
         # An executor that says how many workers it has says it so.
         workers = getattr(self._executor, "_max_workers", None)
@@ -294,6 +295,7 @@ class LocalExecutionBackend(ManagedBackend):
         try:
             if job.task["function"] is not None:
                 self._make_sandbox(job.task)
+                job.spill = self._sandbox_of(job.task)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
             job.error = error
@@ -347,6 +349,8 @@ class LocalExecutionBackend(ManagedBackend):
         if job.recorder is not None:
             task["stdout"] = job.recorder.result("stdout")
             task["stderr"] = job.recorder.result("stderr")
+            if job.recorder.in_files is not None:
+                task["sandbox"] = job.recorder.in_files
         if job.worker is not None:
             task["worker"] = job.worker
         if job.pid is not None:
@@ -420,7 +424,10 @@ class LocalExecutionBackend(ManagedBackend):
 
     def _own_sandbox(self, uid: str) -> str:
         """The sandbox of a task that names none."""
-        return os.path.join(self.session.path, self.session.uid, uid)
+        place = self.session.path
+        if place == self._made_in:  # nobody chose it: a directory of our own there
+            place = f"{place}{os.sep}{self.session.uid}"
+        return f"{place}{os.sep}{uid}"
 
 
 ConcurrentExecutionBackend = LocalExecutionBackend

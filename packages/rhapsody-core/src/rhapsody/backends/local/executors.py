@@ -122,7 +122,10 @@ class Call:
 
         job = self._job
         # Whoever unpickles it makes the call and gets a `Reply`.
-        order = worker.Order.of(job.task, 0, job.request.cores, task_environment(job, self._gpus))
+        environment = task_environment(job, self._gpus)
+        order = worker.Order.of(
+            job.task, 0, spill=job.spill, cores=job.request.cores, environment=environment
+        )
         return partial, (worker.execute, order, worker.pack_call(job.task))
 
 

@@ -28,6 +28,7 @@ class Job:
         number: Its place in the queue.
         gpus: The GPUs it was given.
         context: What the task can know of itself, made when it starts.
+        spill: The directory for large output of a function; made when there is some.
         recorder: What keeps the output of a function in this process.
         cancelled: Somebody asked for its end.
         started: Its slots were taken and it was about to be handed to its runner.
@@ -61,6 +62,7 @@ class Job:
         "recorder",
         "request",
         "runner",
+        "spill",
         "started",
         "task",
         "uid",
@@ -77,6 +79,7 @@ class Job:
         self.gpus: tuple[str, ...] = ()
         self.context: TaskContext | None = None
         self.recorder: Recorder | None = None
+        self.spill: str = ""
         self.cancelled: bool = False
         self.started: bool = False
         self.given: bool = False
@@ -108,7 +111,7 @@ class Job:
         )
         capture = task.get("capture", True)
         if capture is not False:
-            self.recorder = Recorder(sandbox, files=capture == "files")
+            self.recorder = Recorder(self.spill, files=capture == "files")
         return self.context
 
 

@@ -219,7 +219,11 @@ class ProcessWorkers:
             return
         payload = worker.pack_call(job.task)
         order = worker.Order.of(
-            job.task, job.call, job.request.cores, task_environment(job, self._gpus)
+            job.task,
+            job.call,
+            spill=job.spill,
+            cores=job.request.cores,
+            environment=task_environment(job, self._gpus),
         )
         job.handle = future = self._pool_for(job).schedule(worker.execute, args=(order, payload))
         future.add_done_callback(partial(self._done, job))

@@ -47,6 +47,7 @@ class Order:
         name: The task's name.
         attempt: Counted from 1.
         sandbox: The task's directory.
+        spill: The directory for large output.
         timeout: Seconds that the attempt may take.
         cores: How many threads numeric libraries may use; 0 leaves them as they are.
         environment: Variables to set while it runs.
@@ -58,6 +59,7 @@ class Order:
     name: str
     attempt: int
     sandbox: str | None
+    spill: str
     timeout: float | None
     cores: int
     environment: Mapping[str, str]
@@ -65,7 +67,13 @@ class Order:
 
     @classmethod
     def of(
-        cls, task: TaskDescription, number: int, cores: int, environment: Mapping[str, str]
+        cls,
+        task: TaskDescription,
+        number: int,
+        *,
+        spill: str,
+        cores: int,
+        environment: Mapping[str, str],
     ) -> Order:
         """What a worker has to know of a task."""
         return cls(
@@ -74,6 +82,7 @@ class Order:
             name=task["name"],
             attempt=task.get("attempt", 1),
             sandbox=task.get("sandbox"),
+            spill=spill,
             timeout=task.get("timeout"),
             cores=cores,
             environment=environment,
@@ -90,6 +99,7 @@ class Reply(NamedTuple):
         stdout: What it printed, `None` where that is not kept.
         stderr: The same of standard error.
         pid: The worker's process id.
+        sandbox: The directory with output that was too large, if there was any.
     """
 
     done: bool
@@ -97,10 +107,11 @@ class Reply(NamedTuple):
     stdout: str | None
     stderr: str | None
     pid: int
+    sandbox: str | None
 
     def output(self) -> TaskDescription:
         """What it printed, in the words of a description."""
-        output = {"stdout": self.stdout, "stderr": self.stderr}
+        output = {"stdout": self.stdout, "stderr": self.stderr, "sandbox": self.sandbox}
         kept = {name: text for name, text in output.items() if text is not None}
         return cast("TaskDescription", kept)
 
@@ -230,7 +241,7 @@ def execute(order: Order, payload: bytes) -> Reply:
     _limit_threads(order.cores)
     recorder = None
     if order.capture is not False:
-        recorder = Recorder(order.sandbox, files=order.capture == "files")
+        recorder = Recorder(order.spill, files=order.capture == "files")
     context = TaskContext(
         uid=order.uid,
         name=order.name,
@@ -245,7 +256,8 @@ def execute(order: Order, payload: bytes) -> Reply:
         stdout, stderr = recorder.result("stdout"), recorder.result("stderr")
         if stdout or stderr:
             _flush()
-    return Reply(done, result, stdout, stderr, os.getpid())
+    sandbox = recorder.in_files if recorder is not None else None
+    return Reply(done, result, stdout, stderr, os.getpid(), sandbox)
 
 
 def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
