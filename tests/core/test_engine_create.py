@@ -15,7 +15,7 @@ import pytest
 
 from rhapsody import NoopExecutionBackend, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
-from rhapsody.engine.workflow import Starting
+from rhapsody.engine.starting import Starting
 from tests.core.engine_fixtures import LIMIT, Machine, Scripted, engine, outcome
 
 pytestmark = pytest.mark.asyncio

@@ -143,9 +143,9 @@ class History:
         after: bool,
     ) -> None:
         options: dict[str, Any] = {}
-        if kind == "part":
+        if kind != "block":
             options = {"retries": RetryPolicy(*retries), "timeout": timeout}
-            options |= {"limit": limit} if limit else {}
+            options |= {"limit": limit} if limit and kind == "part" else {}
         if self.closed:
             with pytest.raises(RuntimeError, match="shut down"):
                 self.tasks[kind].options(**options)(Token())
