@@ -1,9 +1,9 @@
 """What an observer costs: per-task cost with nobody looking, and what each event adds.
 
-Fans of no-ops on a backend that ends each at once, in turns: without an observer, with one that does
-nothing, and with the example in examples/rhapsody-timing. The median of the rounds'
-differences counts, divided by the number of events. With `--against SRC`, the `src` folder
-of another checkout, the cost without an observer is compared with that of its engine.
+Fans of no-ops on a backend that ends each at once, in turns: without an observer, with one
+that does nothing, and with the example in examples/rhapsody-timing. The median of the
+rounds' differences counts, divided by the number of events. With `--against SRC`, the `src`
+folder of another checkout, the cost without an observer is compared with its engine's.
 
     python benchmarks/observer.py [--size 10000] [--rounds 15] [--against SRC] [--smoke]
 """

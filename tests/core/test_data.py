@@ -361,3 +361,9 @@ def test_a_file_can_be_handed_on_through_a_chain_longer_than_the_systems_limit_o
         link_all(before, after)
     assert (boxes[-1] / "data.txt").read_text() == "data"
     assert (boxes[-1] / "relative").read_text() == "data"
+
+
+def test_a_file_in_a_command_is_its_name(tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("x")
+    source, target = InputFile(tmp_path / "in.txt"), OutputFile("out.txt")
+    assert f"cp {source} {target.bound_to(str(tmp_path))}" == "cp in.txt out.txt"

@@ -130,8 +130,12 @@ async def test_exceptions_that_end_programs_only_fail_their_task(
         assert end.state is FAILED
         assert isinstance(end.error, kind)
     if kind is SystemExit:
-        for task in in_each_way(driver, with_child):
-            assert (await driver.run_one(task)).state in (FAILED, CANCELED)
+        for _ in range(3):
+            end = await driver.run_one(driver.call(with_child))
+            assert end.state is FAILED
+            assert isinstance(end.error, SystemExit)
+        shared = needing(driver.call(with_child), cores=0)
+        assert isinstance((await driver.run_one(shared)).error, SystemExit)
     assert [end.value for end in await driver.run(*in_each_way(driver, asyncio.sleep, 0, 1))] == [
         1,
         1,
@@ -245,6 +249,16 @@ async def test_a_function_may_run_a_loop_of_its_own(driver: Driver) -> None:
         *(driver.call(function) for function in (own_loop, value, own_loop) for _ in range(4))
     )
     assert {end.value for end in ends} == {5}
+
+
+async def test_a_coroutine_that_stops_its_loop_goes_on(driver: Driver) -> None:
+    async def stops() -> str:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0.001)
+        return "done"
+
+    for task in in_each_way(driver, stops):
+        assert (await driver.run_one(task)).value == "done"
 
 
 async def test_what_a_coroutine_leaves_behind_is_cancelled(driver: Driver) -> None:

@@ -44,6 +44,10 @@ class File:
         object.__setattr__(copy, "filepath", Path(os.path.abspath(sandbox), self.filename))
         return copy
 
+    def __str__(self) -> str:
+        """The file's name, for commands: they run in the sandbox, where it is."""
+        return self.filename
+
     def __fspath__(self) -> str:
         if self.filepath is None:
             raise TypeError(

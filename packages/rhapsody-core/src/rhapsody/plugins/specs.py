@@ -181,8 +181,8 @@ def rhapsody_workflow_finished(engine: WorkflowEngine, summary: Summary) -> None
 def rhapsody_task_events(engine: WorkflowEngine, events: Sequence[TaskEvent]) -> None:
     """Tells what happened to tasks and blocks.
 
-    Called on the engine's loop with all that happened since the last call, in
-    order. It must be quick: the loop waits for it.
+    Called on the engine's loop with what happened since the last call, in order
+    and in batches. It must be quick: the loop waits for it.
 
     Args:
         engine: The engine.

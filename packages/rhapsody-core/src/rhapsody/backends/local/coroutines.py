@@ -99,9 +99,6 @@ class WorkerLoop:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._ended = False
 
     def run(
         self,
@@ -127,28 +124,30 @@ class WorkerLoop:
             loop = self._loop = _new_loop(self._selector)
         family: set[asyncio.Task[Any]] = set()
         token = _family.set(family)
-        self._value, self._error, self._ended = None, None, False
-        task = asyncio.Task(self._drive(coroutine, loop), loop=loop)
+        ends: list[_Outcome] = []  # the first one counts
+        task = asyncio.Task(self._drive(coroutine, loop, ends), loop=loop)
         _family.reset(token)
         try:
             if started is not None:
                 started(loop, task)
             self._selector.leave_out = True
             loop.run_forever()
+            while not ends:  # the coroutine itself stopped the loop
+                loop.run_forever()
         except BaseException as error:  # a SystemExit out of any of its tasks
-            self._error = error
+            ends.append((None, error))
         if not task.done():
             family.add(task)
         if family:
             loop.run_until_complete(_end_family(family))
             if family:
                 self.close()  # the next coroutine gets a clean one
-        value, raised, self._value, self._error = self._value, self._error, None, None
+        value, raised = ends[0]
         if raised is not None:
             try:
                 raise raised
             finally:
-                del raised  # its traceback holds this frame
+                del raised, ends  # its traceback holds this frame
         return value
 
     def close(self) -> None:
@@ -160,15 +159,21 @@ class WorkerLoop:
     def __del__(self) -> None:
         self.close()
 
+    @staticmethod
     async def _drive(
-        self, coroutine: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop
+        coroutine: Coroutine[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        ends: list[_Outcome],
     ) -> None:
         # `run_until_complete` costs a callback and a turn of the loop more.
+        value = raised = None
         try:
-            self._value = await coroutine
+            value = await coroutine
         except BaseException as error:  # whatever a coroutine raises is its result
-            self._error = error
-        loop.stop()
+            raised = error
+        if not ends:  # else it was ended because the loop fell over
+            loop.stop()
+        ends.append((value, raised))
 
 
 class SharedLoop:
@@ -183,6 +188,7 @@ class SharedLoop:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: Mailbox[Callable[[], object]] | None = None
+        self._stopping = False
 
     def call(self, function: Callable[[], object]) -> None:
         """Calls a function on the loop's thread soon. Starts the thread the first time."""
@@ -219,6 +225,7 @@ class SharedLoop:
         thread, loop = self._thread, self._loop
         if thread is None or loop is None:
             return
+        self._stopping = True
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout)
         self._thread = self._loop = self._inbox = None
@@ -226,15 +233,11 @@ class SharedLoop:
     def _run(self) -> None:
         loop = self._loop
         assert loop is not None
-        while True:
+        while not self._stopping:  # a coroutine must not stop the loop that others are on
             try:
                 loop.run_forever()
-            except BaseException as error:
-                # A SystemExit out of a task that somebody's coroutine started must not
-                # end the loop that others are on.
+            except BaseException as error:  # a SystemExit out of a task that one started
                 log.warning("a task on the shared loop raised %r", error)
-                continue
-            break
         loop.close()
 
 

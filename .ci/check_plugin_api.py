@@ -1,0 +1,184 @@
+"""Compares the plugin interface with that of core's last release, by griffe.
+
+Fails where something that plugins use is gone or asks for more, and `API_VERSION` is the one
+of that release. What the interface is, and what breaks it, is in docs/plugins/versions.md.
+
+    python .ci/check_plugin_api.py [--repository DIR] [--tag TAG]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+from packaging.version import InvalidVersion, Version
+
+SOURCE = "packages/rhapsody-core/src"
+TAG = "rhapsody-core-v"
+SPECS = "rhapsody.plugins.specs"
+
+MODULES = [
+    "rhapsody.backends.base",
+    "rhapsody.backends.programs",
+    "rhapsody.context",
+    "rhapsody.data",
+    "rhapsody.errors",
+    SPECS,
+    "rhapsody.states",
+    "rhapsody.task",
+]
+"""Modules of which everything public belongs to the interface."""
+
+PACKAGES = ["rhapsody", "rhapsody.testing"]
+"""Packages of which that belongs to it which they export."""
+
+HARMLESS = {
+    # The version itself, and numbers that nobody depends on.
+    griffe.BreakageKind.ATTRIBUTE_CHANGED_VALUE,
+}
+HARMLESS_IN_HOOKS = {
+    # A plugin's function takes those of a hook's arguments that it names.
+    griffe.BreakageKind.PARAMETER_ADDED_REQUIRED,
+    griffe.BreakageKind.PARAMETER_MOVED,
+}
+
+
+def git(repository: Path, *arguments: str) -> bytes:
+    """What a git command prints."""
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def last_release(repository: Path) -> str | None:
+    """The release tag of core with the highest version that is an ancestor, if there is one."""
+    releases = []
+    for tag in git(repository, "tag", "--list", f"{TAG}*", "--merged", "HEAD").decode().split():
+        try:
+            releases.append((Version(tag.removeprefix(TAG)), tag))
+        except InvalidVersion:
+            continue
+    return max(releases)[1] if releases else None
+
+
+def load(source: Path) -> griffe.Object:
+    """The package below a directory."""
+    loader = griffe.GriffeLoader(search_paths=[source], allow_inspection=False)
+    package = loader.load("rhapsody")
+    loader.resolve_aliases(implicit=True, external=False)
+    assert isinstance(package, griffe.Object)
+    return package
+
+
+def find(package: griffe.Object, path: str) -> griffe.Object | None:
+    """The module of that name."""
+    try:
+        found = package if path == "rhapsody" else package[path.removeprefix("rhapsody.")]
+    except KeyError:
+        return None
+    return found.final_target if isinstance(found, griffe.Alias) else found
+
+
+def exported(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
+    """What a package exports, by name."""
+    module = find(package, path)
+    found = {}
+    for name in module.exports or () if module is not None else ():
+        member = module.members.get(str(name)) if module is not None else None
+        try:
+            target = member.final_target if isinstance(member, griffe.Alias) else member
+        except griffe.AliasResolutionError:  # it comes with a plugin
+            continue
+        if target is not None:
+            found[str(name)] = target
+    return found
+
+
+def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
+    """Each thing that would break a plugin, in words."""
+    for path in MODULES:
+        before, after = find(old, path), find(new, path)
+        if before is None:
+            continue  # it is new
+        if after is None:
+            yield f"{path}: the module is gone"
+            continue
+        yield from compare(before, after, hooks=path == SPECS)
+    for path in PACKAGES:
+        before_names, after_names = exported(old, path), exported(new, path)
+        for name, thing in before_names.items():
+            if name not in after_names:
+                yield f"{path}.{name}: it is not exported any more"
+            elif not thing.path.startswith(tuple(f"{module}." for module in MODULES)):
+                yield from compare(thing, after_names[name])
+
+
+def compare(old: griffe.Object, new: griffe.Object, *, hooks: bool = False) -> Iterator[str]:
+    """What is broken in one module, class or function."""
+    for found in griffe.find_breaking_changes(old, new):
+        hook = hooks and found.obj.is_function and found.obj.name.startswith("rhapsody_")
+        if found.kind in HARMLESS or (hook and found.kind in HARMLESS_IN_HOOKS):
+            continue
+        yield " ".join(found.explain(griffe.ExplanationStyle.ONE_LINE).split())
+    for path, required in abstract(new).items():
+        more = required - abstract(old).get(path, required)
+        yield from (f"{path}.{name}: a new method that every subclass must have" for name in more)
+
+
+def abstract(thing: griffe.Object) -> dict[str, set[str]]:
+    """The abstract methods of the public classes."""
+    classes = [thing] if thing.is_class else [*thing.classes.values()]
+    return {
+        one.path: {name for name, f in one.functions.items() if "abstractmethod" in f.labels}
+        for one in classes
+        if not one.name.startswith("_")
+    }
+
+
+def api_version(package: griffe.Object) -> int:
+    """The version that the interface has by its own account."""
+    return int(str(package[f"{SPECS.removeprefix('rhapsody.')}.API_VERSION"].value))
+
+
+def main() -> int:
+    """Compares, and says what it finds."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--repository", type=Path, default=Path(__file__).parents[1])
+    parser.add_argument("--tag", help="compare with this one instead of the last release")
+    options = parser.parse_args()
+    tag = options.tag or last_release(options.repository)
+    if tag is None:
+        print(f"plugin interface: there is no release tag {TAG}* yet, so nothing to compare with")
+        return 0
+    new = load(options.repository / SOURCE)
+    with tempfile.TemporaryDirectory() as directory:
+        archive = git(options.repository, "archive", "--format=tar", tag, SOURCE)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(directory, filter="data")
+        old = load(Path(directory) / SOURCE)
+        found = sorted(set(breaks(old, new)))
+        before, now = api_version(old), api_version(new)
+    for line in found:
+        print(f"  {line}")
+    if not found:
+        print(f"plugin interface: version {now}, nothing is broken since {tag}")
+        return 0
+    if now > before:
+        print(f"plugin interface: version {now} breaks the above, {tag} had version {before}")
+        return 0
+    print(
+        f"plugin interface: the above would break plugins written for {tag}, and it is still "
+        f"version {now}. Undo it, or raise API_VERSION in rhapsody/plugins/specs.py and say in "
+        "CHANGELOG.md what plugins have to change"
+    )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Writes docs/plugins/hooks.md from the specifications of the hooks.
+
+To be run after a change of `rhapsody.plugins.specs`: `python tests/docs/hook_reference.py`.
+A test holds that the page is what this gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rhapsody.engine.observe import Stats, Summary
+from rhapsody.plugins import specs
+
+PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "hooks.md"
+
+HEAD = """\
+# Hooks
+
+<!-- Written by tests/docs/hook_reference.py from rhapsody/plugins/specs.py: do not edit. -->
+
+What a plugin can implement. A plugin is a module or an object; its functions or methods that
+have a hook's name and are marked with `rhapsody.hookimpl` are called. Each takes those of the
+hook's arguments that it needs, by name. All are called synchronously, on the loop of the engine
+where there is one; what may be a coroutine is said below.
+
+For a task the order is fixed: its dependencies have values, `rhapsody_prepare_task`,
+`rhapsody_select_backend`, `rhapsody_lookup_results`, files are linked, it is submitted; then its
+states come in, `rhapsody_record_results`, its future is set, what depends on it becomes ready.
+
+Observers given to an engine are called first, in their order, then plugins by the names of their
+distributions; `hookimpl(tryfirst=True)` and `hookimpl(trylast=True)` go before that. A hook that
+raises is reported once with its plugin's name, and the others are called all the same. A hook
+that nobody implements costs nothing.
+
+| hook | what it is for |
+|---|---|
+"""
+
+VALUES: tuple[type, ...] = (
+    specs.BackendSpec,
+    specs.TaskEvent,
+    specs.Recorded,
+    specs.Record,
+    Summary,
+    Stats,
+    specs.CommandLine,
+)
+"""What hooks get and give, besides what every user knows."""
+
+
+def hooks() -> dict[str, Callable[..., Any]]:
+    """The specified hooks, in the order of the module."""
+    mark = f"{specs.PROJECT}_spec"
+    return {name: value for name, value in vars(specs).items() if hasattr(value, mark)}
+
+
+def page() -> str:
+    """The text of the page."""
+    found = hooks()
+    rows = "".join(f"| [`{name}`](#{name}) | {summary(hook)} |\n" for name, hook in found.items())
+    sections = [_hook(name, hook) for name, hook in found.items()]
+    sections += ["## What they get and give\n", *map(_value, VALUES)]
+    return HEAD + rows + "\n" + "\n".join(sections)
+
+
+def summary(thing: object) -> str:
+    """The first line of what a thing says of itself."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0].rstrip(".")
+
+
+def _hook(name: str, hook: Callable[..., Any]) -> str:
+    parts = "\n\n".join(_parts(inspect.getdoc(hook) or ""))
+    return f"## {name}\n\n{_call(name, hook)}\n\n{parts}\n"
+
+
+def _value(kind: type) -> str:
+    text = inspect.getdoc(kind) or ""
+    if dataclasses.is_dataclass(kind):
+        parts = [_call(kind.__name__, kind), *_parts(text)]
+        return f"### {kind.__name__}\n\n" + "\n\n".join(parts) + "\n"
+    methods = "\n\n".join(
+        "\n\n".join([_call(name, method), *_parts(inspect.getdoc(method) or "")])
+        for name, method in vars(kind).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    )
+    return f"### {kind.__name__}\n\n{text}\n\n{methods}\n"
+
+
+def _call(name: str, function: Callable[..., Any]) -> str:
+    """How it is called, as inline code; annotations are text in this package."""
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+    return f"`{name}{signature.replace('(self, ', '(').removesuffix(' -> None')}`"
+
+
+_SECTION = re.compile(r"^(Args|Attributes|Returns|Raises):\n", re.MULTILINE)
+
+
+def _parts(docstring: str) -> Iterator[str]:
+    """The paragraphs of a docstring in Google's style, as Markdown."""
+    before, *sections = _SECTION.split(docstring)
+    yield before.strip()
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        text = textwrap.dedent(body).strip()
+        if title == "Returns":
+            yield f"Returns: {_line(text)}"
+        else:
+            items = [_line(item) for item in re.split(r"\n(?=\S)", text)]
+            yield "\n".join(re.sub(r"^(\S+?):", r"- `\1`:", item) for item in items)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

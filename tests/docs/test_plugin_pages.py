@@ -1,0 +1,88 @@
+"""The pages for authors of plugins say what the code says: every hook, method and capability."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from rhapsody.backends.base import BaseExecutionBackend, Capabilities, ManagedBackend
+from rhapsody.task import TaskDescription
+from tests.docs import hook_reference
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ROOT / "docs" / "plugins"
+HOOKS = hook_reference.hooks()
+EACH_HOOK = ROOT / "tests" / "core" / "test_plugins_each_hook.py"
+
+
+def test_the_hook_reference_is_what_the_specifications_say() -> None:
+    assert hook_reference.PAGE.read_text() == hook_reference.page(), (
+        "run: python tests/docs/hook_reference.py"
+    )
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_says_what_it_is_for_when_it_is_called_and_what_it_gets(name: str) -> None:
+    text = inspect.getdoc(HOOKS[name]) or ""
+    assert text.partition("\n")[0].endswith(".")
+    assert re.search(r"^Called ", text, re.MULTILINE)
+    for argument in inspect.signature(HOOKS[name]).parameters:
+        assert f"\n    {argument}: " in text
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_has_a_section_in_the_documentation(name: str) -> None:
+    assert f"\n## {name}\n" in hook_reference.PAGE.read_text()
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_hook_has_a_test_that_calls_it_in_an_installed_plugin(name: str) -> None:
+    tests = [
+        node.name
+        for node in ast.parse(EACH_HOOK.read_text()).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert [test for test in tests if test.startswith(f"test_{name}_")], (
+        f"write test_{name}_... in {EACH_HOOK.relative_to(ROOT)}"
+    )
+
+
+def first_column(page: str) -> set[str]:
+    """The names in the first columns of a page's tables."""
+    rows = re.findall(r"^\| (`[^|]+) \|", (PLUGINS / page).read_text(), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+@pytest.mark.parametrize("kind", [BaseExecutionBackend, ManagedBackend])
+def test_every_method_of_a_backend_has_its_row(kind: type) -> None:
+    methods = {
+        name
+        for name, value in vars(kind).items()
+        if (inspect.isfunction(value) or isinstance(value, classmethod))
+        and not name.startswith("_")
+    }
+    text = (PLUGINS / "backends.md").read_text()
+    named = first_column("backends.md") | set(re.findall(r"`(require_running|accept)`", text))
+    assert methods <= named
+
+
+def test_every_capability_has_its_row() -> None:
+    names = {field.name for field in dataclasses.fields(Capabilities)}
+    assert names <= first_column("backends.md")
+
+
+def test_every_key_of_a_description_has_its_row() -> None:
+    keys = TaskDescription.__required_keys__ | TaskDescription.__optional_keys__
+    text = (PLUGINS / "backends.md").read_text()
+    assert {key for key in keys if f"`{key}`" not in text} == set()
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [f"plugins/{path.name}" for path in sorted(PLUGINS.glob("*.md"))]
+    assert [page for page in pages if page not in navigation] == []

@@ -1,0 +1,131 @@
+"""What `rhapsody new-backend` writes works as it stands, from wheels in a clean environment."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.system.support import INSTALL_TIMEOUT, ROOT, Built, MakeVenv, check, run
+
+pytestmark = pytest.mark.timeout(1200)
+
+DIGITS = ROOT / "examples" / "digits.py"
+
+
+class Scaffold(NamedTuple):
+    """A distribution that was written and installed as its author would."""
+
+    programs: Path
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def scaffold(
+    built: Built, make_venv: MakeVenv, tmp_path_factory: pytest.TempPathFactory
+) -> Scaffold:
+    """The commands that the scaffold itself says come next, up to `pytest`."""
+    programs = make_venv(built.wheel)
+    place = tmp_path_factory.mktemp("author")
+    told = check(programs / "rhapsody", "new-backend", "demo", cwd=place)
+    assert re.findall(r"^  (.+)$", told, re.MULTILINE) == [
+        "cd rhapsody-demo",
+        "pip install -e '.[test]'",
+        "pytest",
+        "rhapsody backends",
+    ]
+    root = place / "rhapsody-demo"
+    install = (programs / "python", "-m", "pip", "install", "--quiet", "-e", ".[test]")
+    check(*install, cwd=root, timeout=INSTALL_TIMEOUT)
+    return Scaffold(programs, root)
+
+
+def test_its_own_tests_pass_with_the_conformance_kit_among_them(scaffold: Scaffold) -> None:
+    output = check(scaffold.programs / "pytest", cwd=scaffold.root, timeout=300)
+    assert "conformance of TestDemo" in output
+    counts = re.search(r"^=+ (\d+) passed, (\d+) skipped in .*=+$", output, re.MULTILINE)
+    assert counts, output
+    assert int(counts[1]) > 100
+    assert re.search(r"^executables .* yes +(\d+) of \1$", output, re.MULTILINE), output
+
+
+def test_it_is_listed_with_what_it_declares(scaffold: Scaffold, tmp_path: Path) -> None:
+    listed = json.loads(check(scaffold.programs / "rhapsody", "backends", "--json", cwd=tmp_path))
+    (demo,) = (one for one in listed if one["name"] == "demo")
+    assert demo["usable"]
+    assert demo["distribution"] == "rhapsody-demo"
+    assert demo["capabilities"]["files"]
+    assert "backend demo: class imported" in check(
+        scaffold.programs / "rhapsody", "doctor", cwd=tmp_path
+    )
+
+
+def test_the_digits_example_runs_on_it(scaffold: Scaffold, tmp_path: Path) -> None:
+    install = (scaffold.programs / "python", "-m", "pip", "install", "--quiet", "scikit-learn")
+    check(*install, cwd=tmp_path, timeout=INSTALL_TIMEOUT)
+    rhapsody = scaffold.programs / "rhapsody"
+    output = check(rhapsody, "run", "-b", "demo", DIGITS, cwd=tmp_path, timeout=300)
+    assert re.search(r"^ +1 +support vectors .* 0\.9\d+ ", output, re.MULTILINE), output
+    assert re.search(r"^tasks +\d{3} done, 0 failed$", output, re.MULTILINE), output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_it_does_not_have_is_named(scaffold: Scaffold, tmp_path: Path) -> None:
+    command = (scaffold.programs / "rhapsody", "run", DIGITS, "-b", "demo", "-o", "speed=3")
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "rhapsody: backend 'demo': DemoBackend has no setting 'speed'\n"
+
+
+def test_it_builds_as_sdist_and_wheel(scaffold: Scaffold, tmp_path: Path) -> None:
+    build = (sys.executable, "-m", "build", scaffold.root, "--outdir", tmp_path)
+    check(*build, cwd=tmp_path, timeout=INSTALL_TIMEOUT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "rhapsody_demo-0.1.0-py3-none-any.whl",
+        "rhapsody_demo-0.1.0.tar.gz",
+    ]
+
+
+@pytest.mark.parametrize("command", [["check", "."], ["format", "--check", "."]], ids=str)
+def test_its_style_is_in_order(scaffold: Scaffold, command: list[str]) -> None:
+    pytest.importorskip("ruff")
+    check(sys.executable, "-m", "ruff", *command, cwd=scaffold.root)
+
+
+def test_its_types_are_in_order(scaffold: Scaffold) -> None:
+    pytest.importorskip("mypy")
+    command = (sys.executable, "-m", "mypy", "--python-executable", scaffold.programs / "python")
+    assert "no issues found" in check(*command, cwd=scaffold.root, timeout=300)
+
+
+def test_its_nox_sessions_can_be_listed(scaffold: Scaffold) -> None:
+    listed = check(sys.executable, "-m", "nox", "--list", cwd=scaffold.root)
+    assert {"lint", "types"} <= set(re.findall(r"^\* (\S+)", listed, re.MULTILINE))
+
+
+def test_a_backend_that_claims_too_much_fails_its_tests_by_name(scaffold: Scaffold) -> None:
+    plugin = scaffold.root / "src" / "rhapsody_demo" / "plugin.py"
+    honest = plugin.read_text()
+    claim = '    cancel_functions="running",\n    cancel_async_functions="running",\n'
+    plugin.write_text(honest.replace('    cancel_async_functions="running",\n', claim))
+    try:
+        command = (scaffold.programs / "pytest", "-k", "running_function_is_stopped")
+        done = run(*command, cwd=scaffold.root)
+    finally:
+        plugin.write_text(honest)
+    assert done.returncode == 1
+    assert "C4: a running function is really stopped: " in done.stdout
+
+
+def test_it_is_gone_once_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -> None:
+    pip = (scaffold.programs / "python", "-m", "pip")
+    check(*pip, "uninstall", "--yes", "--quiet", "rhapsody-demo", cwd=tmp_path)
+    listed = check(scaffold.programs / "rhapsody", "backends", cwd=tmp_path)
+    assert "demo" not in listed
+    done = run(scaffold.programs / "rhapsody", "run", DIGITS, "-b", "demo", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no backend is named 'demo'" in done.stderr
