@@ -46,6 +46,7 @@ PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
 BUILD = "build>=1.2"
 DOCS = "mkdocs>=1.6,<2"
+GRIFFE = "griffe>=2.0,<3"
 
 nox.needs_version = ">=2024.10.9"
 nox.options.sessions = ["lint", "types", f"tests-{RUNNING}", "system"]
@@ -98,8 +99,15 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.session
 def system(session: nox.Session) -> None:
     """What users get: wheels in clean environments, the README's commands, the examples."""
-    session.install(BUILD, "nox", "pytest>=8.4", *TEST_TOOLS)
+    session.install(BUILD, GRIFFE, MYPY, RUFF, "nox", "pytest>=8.4", *TEST_TOOLS)
     session.run("pytest", *(session.posargs or ["tests/system"]))
+
+
+@nox.session
+def plugin_api(session: nox.Session) -> None:
+    """The plugin interface against the last release: what breaks plugins needs a new version."""
+    session.install(GRIFFE, "packaging")
+    session.run("python", ".ci/check_plugin_api.py", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
@@ -166,3 +174,4 @@ def ci(session: nox.Session) -> None:
                 session.notify(f"tests-{python}(backend='{backend}')")
         session.notify(f"minimums(backend='{backend}')")
     session.notify("docs")
+    session.notify("plugin_api")

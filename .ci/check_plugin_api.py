@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -125,10 +126,16 @@ def compare(old: griffe.Object, new: griffe.Object, *, hooks: bool = False) -> I
         hook = hooks and found.obj.is_function and found.obj.name.startswith("rhapsody_")
         if found.kind in HARMLESS or (hook and found.kind in HARMLESS_IN_HOOKS):
             continue
-        yield " ".join(found.explain(griffe.ExplanationStyle.ONE_LINE).split())
+        yield f"{found.obj.module.path}.{in_words(found)}"
     for path, required in abstract(new).items():
         more = required - abstract(old).get(path, required)
         yield from (f"{path}.{name}: a new method that every subclass must have" for name in more)
+
+
+def in_words(found: griffe.Breakage) -> str:
+    """What griffe says, without its colours and without the line that it puts first."""
+    text = re.sub("\x1b\\[[0-9;]*m", "", found.explain(griffe.ExplanationStyle.ONE_LINE))
+    return " ".join(text.partition(": ")[2].split())
 
 
 def abstract(thing: griffe.Object) -> dict[str, set[str]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rhapsody.context import current_task
     from rhapsody.data import InputFile, OutputFile
     from rhapsody.engine import WorkflowEngine, literal, wait
+    from rhapsody.engine.settings import TaskSettings
     from rhapsody.errors import (
         BackendError,
         BackendUnavailableError,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         "TaskFailedError",
         "TaskFuture",
         "TaskLostError",
+        "TaskSettings",
         "TaskTimeoutError",
         "TasksMainStates",
         "WorkflowEngine",
@@ -113,6 +115,7 @@ else:
             "StateMapper": "rhapsody.states",
             "TaskDescription": "rhapsody.task",
             "TaskFuture": "rhapsody.task",
+            "TaskSettings": "rhapsody.engine.settings",
             "TasksMainStates": "rhapsody.states",
             "WorkflowEngine": "rhapsody.engine",
             "__version__": "rhapsody._version",

@@ -24,6 +24,10 @@ from rhapsody.errors import DataError
 _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 
 
+RESERVED = ".rhapsody."
+"""Names that begin so are the backends' own in every sandbox."""
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class File:
     """What input and output files have in common. Immutable; made as one of the two.
@@ -147,8 +151,13 @@ class OutputFile(File):
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
-        given = _text("OutputFile", name)
-        _set(self, filename=_base_name("OutputFile", given, "the name of a"), filepath=None)
+        filename = _base_name("OutputFile", _text("OutputFile", name), "the name of a")
+        if filename.startswith(RESERVED):
+            raise DataError(
+                f"OutputFile: {filename!r} cannot be promised: names that begin with "
+                f"{RESERVED!r} are kept for what a task prints"
+            )
+        _set(self, filename=filename, filepath=None)
 
     def __repr__(self) -> str:
         return f"OutputFile({self.filename!r})"

@@ -33,7 +33,10 @@ enclosing_block: contextvars.ContextVar[Node | None] = contextvars.ContextVar(
 
 
 class BlockFuture(TaskFuture[T]):
-    """The future of a block. Awaiting it inside itself is an error instead of a hang."""
+    """The future of a block, or of a task that waits for one.
+
+    Awaiting what waits for the block one is in is an error instead of a hang.
+    """
 
     __slots__ = ()
 

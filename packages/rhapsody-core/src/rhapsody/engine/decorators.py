@@ -64,7 +64,7 @@ class Decorators:
 
         Args:
             function: The function to decorate.
-            **settings: See `TaskSettings`.
+            **settings: See `rhapsody.TaskSettings`.
 
         Raises:
             TypeError: Not callable, an unknown setting, or one of the wrong type.
@@ -91,7 +91,7 @@ class Decorators:
 
         Args:
             function: The function to decorate.
-            **settings: See `TaskSettings`.
+            **settings: See `rhapsody.TaskSettings`.
 
         Raises:
             TypeError: Not callable, an unknown setting, or one of the wrong type.
@@ -114,7 +114,7 @@ class Decorators:
 
         Args:
             function: The function to decorate.
-            **settings: `name` and `after`, see `TaskSettings`.
+            **settings: `name` and `after`, see `rhapsody.TaskSettings`.
 
         Raises:
             TypeError: Not callable, or an unknown setting.
@@ -144,7 +144,7 @@ class Decorators:
         """
         if not iterables:
             raise TypeError("map() needs at least one iterable of arguments")
-        return [task(*arguments) for arguments in zip(*iterables, strict=False)]
+        return [_call("map", task, *arguments) for arguments in zip(*iterables, strict=False)]
 
     async def imap(
         self,
@@ -175,12 +175,12 @@ class Decorators:
         try:
             if isinstance(iterable, AsyncIterable):
                 async for item in iterable:
-                    futures.append(task(item))
+                    futures.append(_call("imap", task, item))
                     if len(futures) >= window:
                         yield await futures.popleft()
             else:
                 for item in iterable:
-                    futures.append(task(item))
+                    futures.append(_call("imap", task, item))
                     if len(futures) >= window:
                         yield await futures.popleft()
             while futures:
@@ -208,3 +208,18 @@ class Decorators:
             yield label
         finally:
             current_scope.reset(token)
+
+
+def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:
+    """Calls what the user gave in place of a task.
+
+    Raises:
+        TypeError: It does not return a future.
+    """
+    future = task(*arguments) if callable(task) else None
+    if not isinstance(future, TaskFuture):
+        raise TypeError(
+            f"{caller}() takes a decorated function, or one that returns a task's future, "
+            f"got {task!r}"
+        )
+    return future

@@ -239,10 +239,10 @@ class Graph:
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
         future: TaskFuture[Any]
-        if task.prefix == "task":
-            future = TaskFuture(loop=runtime.loop)
-        else:
+        if task.prefix == "block" or any(isinstance(d, BlockFuture) for d in dependencies):
             future = BlockFuture(loop=runtime.loop)
+        else:
+            future = TaskFuture(loop=runtime.loop)
         node = Node(runtime, task, future, number, args, kwargs or None, specific)
         future._node = node
         future._definition = task

@@ -210,10 +210,12 @@ class Runtime:
         """A task was called off the loop's thread: fine inside a block, an error elsewhere."""
         if self.closing:
             raise self.closed_error(task.name)
+        if running_loop() is not None:
+            raise self.foreign_loop_error(f"task {task.name!r} was called on")
         if not self.loop.is_running():
             raise RuntimeError(
                 f"task {task.name!r} was called, but its engine's event loop is not running: "
-                "call tasks inside the coroutine that asyncio.run() runs"
+                "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
             )
         if enclosing_block.get() is None:
             raise RuntimeError(
@@ -222,6 +224,13 @@ class Runtime:
                 "synchronous @flow.block"
             )
         return self.on_loop(partial(task, *args, **kwargs))
+
+    def foreign_loop_error(self, what: str) -> RuntimeError:
+        """The error for what happens on a loop that is not the engine's."""
+        return RuntimeError(
+            f"{what} another event loop than that of engine {self.uid}: an engine belongs to the "
+            "loop it was made on; make one here with `await WorkflowEngine.create(...)`"
+        )
 
     def closed_error(self, name: str) -> RuntimeError:
         """The error for a call after the end."""

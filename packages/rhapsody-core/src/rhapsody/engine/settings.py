@@ -43,7 +43,8 @@ class TaskSettings(TypedDict, total=False):
             leaves it in files, whose paths take its place. Default `True`.
         ready: When a service is ready: `"stdout:REGEX"` (the result is the pattern's
             first group, or the whole match), `"file:NAME"` (the path), `"tcp:PORT"`
-            (`(host, port)`), or a callable (its value). Default: as soon as it runs.
+            (`(host, port)`), or a callable, plain or asynchronous, that gets the task's
+            description and waits by itself (its value). Default: as soon as it runs.
         ready_timeout: Seconds a service may take to be ready. Default 60.
         after: Futures to wait for without taking their values.
         limit: Named limits such as `"licence:2"`, or a list of them: how many tasks
@@ -150,6 +151,8 @@ def _text(name: str) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name} must be a string, got {value!r}")
+        if name == "name" and value == "":
+            raise ValueError("name must not be empty")
         return value
 
     return check
@@ -184,6 +187,8 @@ def _environment(value: object) -> dict[str, str] | None:
     for key, content in value.items():
         if not (isinstance(key, str) and isinstance(content, str)):
             raise TypeError(f"environment must map strings to strings, got {key!r}: {content!r}")
+        if not key or "=" in key or "\0" in key or "\0" in content:
+            raise ValueError(f"environment: {key!r}={content!r} cannot be a variable")
     return dict(value)
 
 

@@ -90,7 +90,7 @@ class Task(Generic[P, R]):
         return runtime.graph.add(self, args, kwargs, specific)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else _Method(self, instance)
+        return self if instance is None else Method(self, instance)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Task[P, R]:
         """The same task with other settings, for one call: `task.options(retries=2)(x)`.
@@ -109,7 +109,7 @@ class Task(Generic[P, R]):
         return f"<{self.kind} task {self.name!r}>"
 
 
-class _Method:
+class Method:
     """A task that was decorated inside a class, of one object of that class."""
 
     def __init__(self, task: Task[Any, Any], instance: object) -> None:
@@ -118,10 +118,12 @@ class _Method:
         self._instance = instance
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
+        """As `Task.__call__`, with the object as the first argument."""
         return self._task(self._instance, *args, **kwargs)
 
-    def options(self, **settings: Unpack[TaskSettings]) -> _Method:
-        return _Method(self._task.options(**settings), self._instance)
+    def options(self, **settings: Unpack[TaskSettings]) -> Method:
+        """As `Task.options`."""
+        return Method(self._task.options(**settings), self._instance)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)

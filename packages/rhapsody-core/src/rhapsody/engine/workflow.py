@@ -171,9 +171,12 @@ class WorkflowEngine(Decorators):
         clock: Clock | None,
         **limits: Any,
     ) -> None:
-        uid = uid or f"engine.{uuids.uuid4().hex[:8]}"
-        if not isinstance(uid, str) or os.sep in uid or uid.startswith("."):
+        if uid is None:
+            uid = f"engine.{uuids.uuid4().hex[:8]}"
+        if not isinstance(uid, str) or not uid or os.sep in uid or uid.startswith("."):
             raise ValueError(f"uid must be a plain name, got {uid!r}")
+        if clock is not None and not all(hasattr(clock, n) for n in ("monotonic", "call_at")):
+            raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {clock!r}")
         self._work_dir = Path(work_dir) if work_dir is not None else Path(".rhapsody", uid)
         self._dry_run = dry_run
         self.prof.enabled = bool(profile)
@@ -320,7 +323,14 @@ class WorkflowEngine(Decorators):
 
         Args:
             skip_execution_backend: Leaves the backends running, for another engine.
+
+        Raises:
+            RuntimeError: Called on another event loop than the engine's.
         """
+        if self._closed.done():
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._runtime.foreign_loop_error("shutdown() was called on")
         if self._ending is None:
             self._ending = self._loop.create_task(
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"

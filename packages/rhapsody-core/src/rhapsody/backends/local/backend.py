@@ -298,6 +298,7 @@ class LocalExecutionBackend(ManagedBackend):
                 job.spill = self._sandbox_of(job.task)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
+            error.add_note(f"task {job.task['name']!r} ({job.uid}) could not be started")
             job.error = error
             self._mailbox.put(job)
             return

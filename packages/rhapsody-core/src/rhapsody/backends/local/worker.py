@@ -289,11 +289,13 @@ def _pack_error(error: BaseException) -> bytes:
     """An exception as bytes, of its own type wherever that can be had."""
     text = "".join(traceback.format_exception(without_own_frames(error)))
     plain = {key: value for key, value in vars(error).items() if _why_not(value) is None}
-    for candidate in (
-        error,
-        _Rebuilt(type(error), error.args, plain),
-        _Rebuilt(type(error), (str(error),), plain),
-    ):
+    candidates: list[Any] = [error, _Rebuilt(type(error), error.args, plain)]
+    if isinstance(error, BaseExceptionGroup):
+        members = [_pack_error(member) for member in error.exceptions]
+        candidates = [_RebuiltGroup(type(error), error.message, members)]
+    described = _described(error)
+    candidates.append(_Rebuilt(type(error), (described,), plain))
+    for candidate in candidates:
         try:
             packed = _pack((candidate, text))
             if type(pickle.loads(packed)[0]) is type(error):  # noqa: S301 - made above
@@ -301,7 +303,32 @@ def _pack_error(error: BaseException) -> bytes:
         except Exception:  # noqa: S112 - an exception class may do anything; try the next way
             continue
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return _pack((TaskFailedError(f"{kind}: {error}"), text))
+    return _pack((TaskFailedError(f"{kind}: {described}"), text))
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the class's own text may fail
+        return "<an exception without a text>"
+
+
+class _RebuiltGroup:
+    """Pickles as an exception group, its members packed one by one."""
+
+    def __init__(
+        self, kind: type[BaseExceptionGroup[Any]], message: str, members: list[bytes]
+    ) -> None:
+        self._made_from = kind, message, members
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_group, self._made_from
+
+
+def _rebuild_group(
+    kind: type[BaseExceptionGroup[Any]], message: str, members: list[bytes]
+) -> BaseExceptionGroup[Any]:
+    return kind(message, [pickle.loads(member)[0] for member in members])  # noqa: S301 - ours
 
 
 class _Rebuilt:

@@ -1,0 +1,181 @@
+"""The check of the plugin interface against the last release finds what would break a plugin."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.support import CORE, ROOT, check, run
+
+pytest.importorskip("griffe")
+pytestmark = pytest.mark.timeout(300)
+
+CHECK = ROOT / ".ci" / "check_plugin_api.py"
+GIT = ("git", "-c", "user.name=Tester", "-c", "user.email=tester@example.org")
+
+BREAKS = {
+    # A change to the source, and words the answer must have.
+    "a hook is gone": (
+        "plugins/specs.py",
+        "def rhapsody_commands(",
+        "def rhapsody_extra_commands(",
+        "rhapsody.plugins.specs.rhapsody_commands: Public object was removed",
+    ),
+    "a hook's argument is gone": (
+        "plugins/specs.py",
+        "engine: WorkflowEngine, task: TaskDescription, candidates: Sequence[str]",
+        "engine: WorkflowEngine, task: TaskDescription",
+        "rhapsody_select_backend(candidates): Parameter was removed",
+    ),
+    "a field must be given": (
+        "plugins/specs.py",
+        '    import_path: str\n    summary: str = ""\n',
+        "    import_path: str\n    summary: str\n",
+        "BackendSpec.__init__(summary): Parameter is now required",
+    ),
+    "a capability has another name": (
+        "backends/base.py",
+        "    sandboxes: bool = False\n",
+        "    directories: bool = False\n",
+        "rhapsody.backends.base.Capabilities.sandboxes: Public object was removed",
+    ),
+    "a method is gone": (
+        "backends/base.py",
+        "    def require_running(self)",
+        "    def require_started(self)",
+        "rhapsody.backends.base.ManagedBackend.require_running: Public object was removed",
+    ),
+    "every backend must have a new method": (
+        "backends/base.py",
+        "    @abstractmethod\n    def state(self)",
+        "    @abstractmethod\n    def pause(self) -> None: ...\n\n"
+        "    @abstractmethod\n    def state(self)",
+        "BaseExecutionBackend.pause: a new method that every subclass must have",
+    ),
+    "a helper is gone": (
+        "backends/programs.py",
+        "class LocalPrograms(",
+        "class Programs(",
+        "rhapsody.backends.programs.LocalPrograms: Public object was removed",
+    ),
+    "a name is not exported": (
+        "testing/__init__.py",
+        '    "BackendConformance",\n',
+        "",
+        "rhapsody.testing.BackendConformance: it is not exported any more",
+    ),
+}
+
+HARMLESS = {
+    "a hook has one more argument": (
+        "plugins/specs.py",
+        "def rhapsody_task_events(engine: WorkflowEngine, ",
+        "def rhapsody_task_events(loop: object, engine: WorkflowEngine, ",
+    ),
+    "there is another capability": (
+        "backends/base.py",
+        "    sandboxes: bool = False\n",
+        "    sandboxes: bool = False\n    containers: bool = False\n",
+    ),
+    "a private module is gone": ("_version.py", '__version__ = version("rhapsody-core")', "x = 1"),
+}
+
+
+class Repository:
+    """A repository with core's source in it, which a test may change."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.source = root / CORE.relative_to(ROOT) / "src" / "rhapsody"
+        skip = shutil.ignore_patterns("__pycache__", ".*_cache")
+        shutil.copytree(CORE / "src" / "rhapsody", self.source, ignore=skip)
+        self.git("init", "--quiet")
+        self.commit()
+
+    def git(self, *arguments: str) -> None:
+        check(*GIT, *arguments, cwd=self.root)
+
+    def commit(self) -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "-m", "as it is")
+
+    def change(self, file: str, before: str, after: str) -> None:
+        path = self.source / file
+        text = path.read_text()
+        assert text.count(before) == 1, f"{before!r} is not in {file} as this test knows it"
+        path.write_text(text.replace(before, after))
+
+    def answer(self) -> tuple[int, str]:
+        done = run(sys.executable, CHECK, "--repository", self.root, cwd=self.root)
+        assert done.stderr == ""
+        return done.returncode, done.stdout
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def released(repository: Repository) -> Repository:
+    repository.git("tag", "rhapsody-core-v0.1.0")
+    return repository
+
+
+def test_without_a_release_there_is_nothing_to_compare_with(repository: Repository) -> None:
+    repository.git("tag", "rhapsody-dask-v9.0.0")
+    repository.git("tag", "rhapsody-core-vnext")
+    code, told = repository.answer()
+    assert code == 0
+    assert "there is no release tag rhapsody-core-v* yet" in told
+
+
+def test_what_was_not_changed_is_not_broken(released: Repository) -> None:
+    assert released.answer() == (
+        0,
+        "plugin interface: version 1, nothing is broken since rhapsody-core-v0.1.0\n",
+    )
+
+
+@pytest.mark.parametrize("change", BREAKS)
+def test_a_break_fails_and_is_named(released: Repository, change: str) -> None:
+    *edit, words = BREAKS[change]
+    released.change(*edit)
+    code, told = released.answer()
+    assert code == 1
+    assert words in told
+    assert "raise API_VERSION" in told
+
+
+def test_a_break_with_a_new_version_of_the_interface_passes(released: Repository) -> None:
+    *edit, words = BREAKS["a hook is gone"]
+    released.change(*edit)
+    released.change("plugins/specs.py", "API_VERSION: int = 1\n", "API_VERSION: int = 2\n")
+    code, told = released.answer()
+    assert code == 0
+    assert words in told
+    assert "version 2 breaks the above, rhapsody-core-v0.1.0 had version 1" in told
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_what_breaks_no_plugin_passes(released: Repository, change: str) -> None:
+    released.change(*HARMLESS[change])
+    code, told = released.answer()
+    assert code == 0, told
+
+
+def test_the_last_release_is_the_highest_version_and_not_the_last_word(
+    released: Repository,
+) -> None:
+    released.commit()
+    for version in ("0.10.0", "0.9.0"):
+        released.git("tag", f"rhapsody-core-v{version}")
+    assert "since rhapsody-core-v0.10.0" in released.answer()[1]
+
+
+def test_this_tree_breaks_nothing_that_was_released() -> None:
+    done = run(sys.executable, CHECK, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
