@@ -27,6 +27,9 @@ _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 RESERVED = ".rhapsody."
 """Names that begin so are the backends' own in every sandbox."""
 
+OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
+"""Where a sandbox holds what its task printed: hidden, and never linked to dependents."""
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class File:

@@ -122,6 +122,21 @@ class Session:
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
     path: str = field(default_factory=os.getcwd)
+    _made_in: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._made_in = self.path
+
+    @property
+    def chosen(self) -> bool:
+        """Whether somebody has changed `path` since this was made."""
+        return self.path != self._made_in
+
+    def directory(self, name: str) -> str:
+        """Where something of this name goes: in `path`, below the uid where nobody chose it."""
+        if self.chosen:
+            return f"{self.path}{os.sep}{name}"
+        return f"{self.path}{os.sep}{self.uid}{os.sep}{name}"
 
 
 class BackendState(str):

@@ -92,7 +92,7 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 def _settle_in(backend: BaseExecutionBackend, work_dir: Path) -> None:
     """Gives a backend that has chosen no place for its files the engine's."""
     session = getattr(backend, "session", None)
-    if isinstance(session, Session) and session.path == os.getcwd():
+    if isinstance(session, Session) and not session.chosen:
         session.path = os.path.abspath(work_dir)
 
 

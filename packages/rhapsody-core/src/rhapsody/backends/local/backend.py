@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import difflib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from time import monotonic, perf_counter
@@ -20,7 +19,7 @@ from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local import groups
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
-from rhapsody.backends.local.capture import OUTPUT_FILES, streams
+from rhapsody.backends.local.capture import streams
 from rhapsody.backends.local.executables import Executables
 from rhapsody.backends.local.executors import ExecutorWorkers
 from rhapsody.backends.local.jobs import Job, Runner
@@ -29,7 +28,8 @@ from rhapsody.backends.local.services import Services, parse_ready
 from rhapsody.backends.local.slots import Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.mailbox import TURN, Mailbox
-from rhapsody.data import link_all, link_into, make_sandbox
+from rhapsody.backends.sandboxes import SharedSandboxes
+from rhapsody.data import make_sandbox
 from rhapsody.errors import BackendError, CapabilityError
 from rhapsody.task import Resources, TaskDescription, is_async, seconds
 
@@ -40,7 +40,7 @@ ONE_PROGRAM = Request(cores=1)
 ONE_SERVICE = Request(cores=0, endless=True)
 
 
-class LocalExecutionBackend(ManagedBackend):
+class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     """Runs tasks on this machine.
 
     Functions run on `executor`. Executables are programs in process groups of their
@@ -83,7 +83,6 @@ class LocalExecutionBackend(ManagedBackend):
         grace: float = 5.0,
     ) -> None:
         super().__init__()
-        self._made_in = self.session.path
         self._executor = _checked(executor)
         # An executor that says how many workers it has says it so.
         workers = getattr(self._executor, "_max_workers", None)
@@ -113,8 +112,8 @@ class LocalExecutionBackend(ManagedBackend):
         self._failed, self._canceled = states.FAILED, states.CANCELED
         put, gpus = mailbox.put, self.machine.gpus
         self._shared = SharedThread(put, "rhapsody-waiters")
-        self._executables = Executables(self._ended, self._own_sandbox, gpus, self.grace)
-        self._services = Services(self._ended, self._announce, self._own_sandbox, gpus, self.grace)
+        self._executables = Executables(self._ended, self.own_sandbox, gpus, self.grace)
+        self._services = Services(self._ended, self._announce, self.own_sandbox, gpus, self.grace)
         self._mailbox = mailbox  # from here on there is something to stop
         self._functions: Runner
         if isinstance(self._executor, Executor):
@@ -295,7 +294,7 @@ class LocalExecutionBackend(ManagedBackend):
         try:
             if job.task["function"] is not None:
                 self._make_sandbox(job.task)
-                job.spill = self._sandbox_of(job.task)
+                job.spill = self.sandbox_of(job.task)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
             error.add_note(f"task {job.task['name']!r} ({job.uid}) could not be started")
@@ -310,7 +309,7 @@ class LocalExecutionBackend(ManagedBackend):
         """Makes the sandbox of a function that has one."""
         sandbox = task.get("sandbox")
         if not sandbox and task.get("capture") == "files":
-            sandbox = self._own_sandbox(task["uid"])
+            sandbox = self.own_sandbox(task["uid"])
         if sandbox:
             task["sandbox"] = make_sandbox(sandbox)
 
@@ -390,45 +389,6 @@ class LocalExecutionBackend(ManagedBackend):
                 callback(task, state)
             else:
                 callback(task, state, service_callback=attach)
-
-    # Files.
-
-    def link_explicit_data_deps(
-        self,
-        src_task: Mapping[str, Any] | None = None,
-        dst_task: Any = None,
-        file_name: str | None = None,
-        file_path: str | None = None,
-    ) -> None:
-        """Links a file into the sandbox of the task that needs it.
-
-        Raises:
-            ValueError: Neither a path nor a task and a name are given.
-            DataError: The file is not there, or the name could leave the sandbox.
-        """
-        if file_path is not None:
-            source, name = file_path, file_name or os.path.basename(file_path)
-        elif src_task is not None and file_name is not None:
-            source, name = os.path.join(self._sandbox_of(src_task), file_name), file_name
-        else:
-            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
-        link_into(self._sandbox_of(dst_task), name, source)
-
-    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Links all that one task left in its sandbox into another's, but what it printed."""
-        source = self._sandbox_of(src_task)
-        link_all(source, self._sandbox_of(dst_task), skip=OUTPUT_FILES)
-
-    def _sandbox_of(self, task: Any) -> str:
-        sandbox: str = task.get("sandbox") or self._own_sandbox(task["uid"])
-        return sandbox
-
-    def _own_sandbox(self, uid: str) -> str:
-        """The sandbox of a task that names none."""
-        place = self.session.path
-        if place == self._made_in:  # nobody chose it: a directory of our own there
-            place = f"{place}{os.sep}{self.session.uid}"
-        return f"{place}{os.sep}{uid}"
 
 
 ConcurrentExecutionBackend = LocalExecutionBackend

@@ -17,11 +17,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
+from rhapsody.data import OUTPUT_FILES
+
 LIMIT = 1 << 20
 """Characters of one stream of one task that are kept in memory."""
-
-OUTPUT_FILES = (".rhapsody.stdout", ".rhapsody.stderr")
-"""Where a sandbox holds what its task printed: hidden, and never linked to dependents."""
 
 Name = Literal["stdout", "stderr"]
 

@@ -20,9 +20,8 @@ from typing import IO, Any
 
 from rhapsody.backends.local import groups
 from rhapsody.backends.local.aside import in_thread, start_thread
-from rhapsody.backends.local.capture import OUTPUT_FILES
 from rhapsody.backends.local.jobs import Job, task_environment
-from rhapsody.data import make_sandbox
+from rhapsody.data import OUTPUT_FILES, make_sandbox
 
 SMALL = 1 << 20
 """Bytes of output that are read on the loop; more is read on a thread."""

@@ -21,10 +21,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rhapsody.backends.local.aside import in_thread
-from rhapsody.backends.local.capture import OUTPUT_FILES
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.jobs import Job
-from rhapsody.data import plain_name
+from rhapsody.data import OUTPUT_FILES, plain_name
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import is_async
 
