@@ -1,0 +1,547 @@
+"""The Dask backend: what is sent to the cluster, and what is reported of it.
+
+It knows every open task. Connecting, packing, big arguments and files are in the
+modules named for them, what happens on the workers is in `worker`; dependencies,
+retries and time-outs are the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from time import monotonic
+from typing import Any
+
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.local.services import Readiness
+from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError, TaskLostError
+from rhapsody.task import TaskDescription, seconds
+from rhapsody_dask import options, states
+from rhapsody_dask.calls import Call, details
+from rhapsody_dask.capabilities import CLUSTER
+from rhapsody_dask.connection import Connection
+from rhapsody_dask.demand import demand, problem
+from rhapsody_dask.files import Links, View, source_of
+from rhapsody_dask.outcome import Outcomes
+from rhapsody_dask.packing import Big, Packed, Packer
+from rhapsody_dask.shared import Shared
+from rhapsody_dask.stopping import Stopping
+from rhapsody_dask.worker.messages import BIG, unpack
+
+log = logging.getLogger(__name__)
+
+states.register()
+
+
+class DaskExecutionBackend(ManagedBackend):
+    """Runs tasks on a Dask cluster.
+
+    With no arguments it starts a LocalCluster fitted to this machine, which listens
+    on loopback only, with TLS credentials made for it. A cluster that is given, in
+    whatever form, is used and left running.
+
+    Functions run on the threads of Dask's workers: one that runs cannot be stopped,
+    it goes on, unless it looks at `current_task().cancelled`. Coroutines, executables
+    and services can be stopped. Arguments of 1 MiB and more are sent once and shared
+    by the tasks that use them; arrays among them are read-only in the task.
+
+    Args:
+        resources: Keywords of `distributed.LocalCluster` and `distributed.Client`
+            (`threads` is short for `threads_per_worker`), `gpus` for the GPUs of each
+            worker, TLS settings, and all arguments below that name a cluster.
+        cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
+        address: The address of a scheduler.
+        scheduler_file: The file that `dask scheduler --scheduler-file` writes.
+        security: `distributed.Security`, a dict of its keywords, or `False` for a
+            cluster of our own without TLS.
+        client: A client of Dask's; its scheduler and credentials are used.
+        timeout: Seconds to connect in (30).
+        grace: Seconds between SIGTERM and SIGKILL for what is stopped.
+        share_over: Bytes from which an argument is sent by itself and shared; `None`
+            shares none.
+        shared_file_system: Whether workers see this machine's files under the same
+            paths. Found out where it is not said.
+
+    Attributes:
+        thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
+
+    Raises:
+        TypeError: An unknown key, or a value of the wrong type.
+        ValueError: Several ways to a cluster, or a value out of range.
+    """
+
+    name = "dask"
+    capabilities = CLUSTER
+    thread_grace = 1.0
+
+    def __init__(
+        self,
+        resources: Mapping[str, Any] | None = None,
+        *,
+        cluster: Any = None,
+        address: str | None = None,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        security: Any = None,
+        client: Any = None,
+        timeout: float | None = None,
+        grace: float = 5.0,
+        share_over: int | None = BIG,
+        shared_file_system: bool | None = None,
+    ) -> None:
+        super().__init__()
+        given = {
+            "cluster": cluster,
+            "address": address,
+            "scheduler_file": scheduler_file,
+            "security": security,
+            "client": client,
+            "timeout": timeout,
+        }
+        self._options = options.parse(
+            resources, {key: value for key, value in given.items() if value is not None}
+        )
+        self.grace = seconds("grace", grace, zero=True)
+        self._share_over = share_over
+        self._shared_files = shared_file_system
+        self._connection = Connection(self._options)
+        self._links = Links()
+        self._keys: dict[str, Call] = {}
+        self._progress: asyncio.Event | None = None
+        self._loss: str | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._started_up = False
+
+    # Life.
+
+    async def start(self) -> None:
+        """Connects, and prepares scheduler and workers."""
+        mapper = self.get_task_states_map()
+        self._running, self._done = mapper.RUNNING, mapper.DONE
+        self._failed, self._canceled = mapper.FAILED, mapper.CANCELED
+        self._loop = asyncio.get_running_loop()
+        client = await self._connection.open()
+        await self._connection.prepare(self.session.uid, self.grace)
+        from rhapsody_dask.worker.entry import run
+
+        self._entry = run
+        own = self._connection.cluster is not None
+        known = True if own and self._shared_files is None else self._shared_files
+        self._view = View(client, known)
+        self._shared = Shared(client, f"rhapsody-data-{self.session.uid}-")
+        self._outcomes = Outcomes(
+            client, self._keys, self._settle, self._gone, direct=own
+        )
+        self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
+        from rhapsody_dask.worker.site import topic
+
+        client.subscribe_topic(topic(self.session.uid), self._event)
+        client.listener = self
+        self._started_up = True
+        if not await self._view.sees(self.session.path):
+            self.capabilities = replace(self.capabilities, shared_file_system=False)
+        if client.dashboard_link and self._has_dashboard(client):
+            log.info("Dask's dashboard is at %s", client.dashboard_link)
+
+    def _has_dashboard(self, client: Any) -> bool:
+        try:
+            return bool(client.scheduler_info(n_workers=0)["services"].get("dashboard"))
+        except (KeyError, TypeError, ValueError):
+            return False
+
+    @property
+    def client(self) -> Any:
+        """Dask's client, for `performance_report`, `upload_file` and the like; asynchronous.
+
+        Raises:
+            BackendUnavailableError: The backend is not running.
+        """
+        self.require_running()
+        return self._connection.client
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Where Dask's dashboard is, `None` while there is none."""
+        client = self._connection.client
+        return client.dashboard_link if client is not None and self._has_dashboard(client) else None
+
+    @property
+    def still_running(self) -> list[str]:
+        """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
+        return list(self._open)
+
+    async def stop(self) -> None:
+        """Stops every task, and gives back what was opened."""
+        if self._started_up and self._loss is None:
+            self._progress = asyncio.Event()
+            for call in list(self._open.values()):
+                self._cancel(call)
+            await self._wait_for_ends()
+            self._outcomes.close()
+            self._stopping.close()
+            self._shared.close()
+        client = self._connection.client
+        if client is not None:
+            client.listener = None
+        in_processes = self._connection.in_processes
+        await self._connection.close()
+        if in_processes:  # what ran there is gone with the processes
+            for call in list(self._open.values()):
+                self._end(call, self._canceled)
+
+    async def shutdown(self) -> None:
+        """Cancels every task, waits for those that can be stopped, and closes the backend."""
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        await super().shutdown()
+
+    async def _wait_for_ends(self) -> None:
+        """Waits for what was told to stop, as long as that can take."""
+        assert self._progress is not None
+        begin = monotonic()
+        while self._open:
+            calls = self._open.values()
+            stoppable = any(not call.begun or self._stoppable(call) for call in calls)
+            limit = self.grace + 6.0 if stoppable else self.thread_grace
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(begin + limit - monotonic()):
+                    await self._progress.wait()
+            except TimeoutError:
+                return
+
+    def _stoppable(self, call: Call) -> bool:
+        from rhapsody.task import task_kind
+
+        return self.capabilities.cancellation(task_kind(call.task)) == "running"
+
+    def require_running(self) -> None:
+        """Raises unless the backend was started, not shut down, and its scheduler is there.
+
+        Raises:
+            BackendUnavailableError: A `RuntimeError`, too, before the start.
+        """
+        if self._loss is not None:
+            raise BackendUnavailableError(
+                f"the Dask scheduler at {self._connection.address} is gone: {self._loss}; make and "
+                "start a new DaskExecutionBackend once there is one again"
+            )
+        if self._state == "initialized":
+            try:
+                super().require_running()
+            except BackendUnavailableError as error:
+                raise NotStartedError(str(error)) from None
+        super().require_running()
+
+    # Tasks in.
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Sends tasks to the cluster; returns when Dask has them.
+
+        Raises:
+            BackendUnavailableError: The backend is not running, or lost its scheduler.
+            BackendError: A task of the same uid is open.
+        """
+        self.require_running()
+        for task in tasks:
+            if task["uid"] in self._open:
+                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+        calls = [Call(task) for task in tasks]
+        for call in calls:
+            self._open[call.uid] = call
+        packer = Packer(self.session.uid, self._share_over)
+        packed: list[tuple[Call, Packed]] = []
+        for call in calls:
+            try:
+                packed.append((call, await self._pack(call, packer)))
+            except Exception as error:  # one task's problem
+                call.error = error
+                self._end(call, self._failed)
+        await self._share(packed)
+        self.require_running()
+        live = [(call, one) for call, one in packed if call.uid in self._open]
+        for demanded, group in groupby(live, key=lambda pair: pair[0].demand):
+            self._send(list(group), demanded.keywords())
+
+    async def _pack(self, call: Call, packer: Packer) -> Packed:
+        task = call.task
+        call.demand = demanded = demand(task)
+        own = os.path.join(self.session.path, self.session.uid)
+        more = details(task, demanded, own)
+        if demanded.resources:
+            await self._require_fit(call)
+        call.ready = task.get("ready") if task["is_service"] else None
+        content: list[Big] = []
+        if "sandbox" in more:
+            content = await self._files(call, more)
+        packed = packer.pack(task, more, held=len(content))
+        return Packed(packed.order, [*content, *packed.bigs])
+
+    async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
+        """Tells the worker of the files that a task needs; gives those that go by content."""
+        links = self._links.take(call.uid)
+        if await self._view.sees(os.path.dirname(more["sandbox"])):
+            if links:
+                more["links"] = links
+            return []
+        from rhapsody.backends.local.aside import in_thread
+        from rhapsody_dask.files import content_of
+
+        more["ship"] = True
+        call.links = links
+        if not links:
+            return []
+        content, names = await in_thread(lambda: content_of(links))
+        more["came"] = names
+        more["links"] = [("content", 0)]
+        return [Big(content, content, [])]
+
+    async def _require_fit(self, call: Call) -> None:
+        client = self._connection.client
+        assert client is not None
+        info = await client.scheduler.identity(n_workers=-1)
+        own = self._connection.cluster is not None
+        why = problem(call.task["name"], call.demand, info["workers"], own=own)
+        if why is not None:
+            raise CapabilityError(why)
+
+    async def _share(self, packed: Sequence[tuple[Call, Packed]]) -> None:
+        bigs = [big for _, one in packed for big in one.bigs]
+        if not bigs:
+            return
+        entries = await self._shared.put(bigs)
+        for call, one in packed:
+            for big in one.bigs:
+                entry = entries[id(big.value)]
+                self._shared.use(entry)
+                call.entries.append(entry)
+        for entry in entries.values():
+            self._shared.release(entry)  # held by the tasks from now on
+
+    def _send(self, group: Sequence[tuple[Call, Packed]], keywords: Mapping[str, Any]) -> None:
+        """Hands tasks to Dask in one graph."""
+        client = self._connection.client
+        assert client is not None
+        for has_values, part in groupby(group, key=lambda pair: bool(pair[0].entries)):
+            pairs = list(part)
+            columns: list[list[Any]] = [[one.order for _, one in pairs]]
+            if has_values:
+                columns.append([[entry.future for entry in call.entries] for call, _ in pairs])
+            futures = client.map(
+                self._entry, *columns, key=[call.key for call, _ in pairs], pure=False, **keywords
+            )
+            for (call, _), future in zip(pairs, futures, strict=True):
+                call.future = future
+                self._keys[call.key] = call
+
+    # What Dask tells (`rhapsody_dask.client.Listener`).
+
+    def finished(self, key: str) -> None:
+        """A reply is there."""
+        if key in self._keys:
+            self._outcomes.finished(key)
+
+    def erred(self, key: str, error: BaseException) -> None:
+        """Dask gave a task up."""
+        call = self._keys.get(key)
+        if call is not None:
+            self._outcomes.erred(call, error)
+
+    def dropped(self, keys: Collection[str], reason: str) -> None:
+        """Dask forgot tasks."""
+        for key in keys:
+            call = self._keys.get(key)
+            if call is not None:
+                self._gone(call, TaskLostError(f"{_named(call)} was dropped by Dask: {reason}"))
+
+    def lost(self, reason: str) -> None:
+        """The scheduler is gone: all that was with it fails now."""
+        if self._loss is not None:
+            return
+        self._loss = reason
+        self._state = "error"
+        for call in list(self._open.values()):
+            self._gone(
+                call,
+                BackendUnavailableError(
+                    f"{_named(call)} was with the Dask scheduler at {self._connection.address}, "
+                    f"which is gone: {reason}"
+                ),
+            )
+        self._outcomes.close()
+        self._stopping.close()
+        self._closing = asyncio.ensure_future(self._connection.close())
+
+    def _event(self, event: Any) -> None:
+        """A worker's message."""
+        message = event[1]
+        worker = message["worker"]
+        for uid, token in message.get("running", ()):
+            call = self._open.get(uid)
+            if call is None:
+                continue
+            if call.token not in (None, token):
+                log.warning(
+                    "Dask runs task %r (%s) again, on %s after %s: that worker went away",
+                    call.task["name"], uid, worker, call.worker,
+                )  # fmt: skip
+            call.worker, call.token, call.begun = worker, token, True
+            call.task["worker"] = worker
+            self._announce(call)
+        if "ready" in message:
+            uid, payload = message["ready"]
+            call = self._open.get(uid)
+            if call is not None:
+                call.task["worker"] = worker
+                self._announce(call)
+                if call.readiness is not None:
+                    call.readiness.set(unpack(payload))
+
+    # States out.
+
+    def _announce(self, call: Call) -> None:
+        """Reports that a task runs, once."""
+        if call.announced:
+            return
+        call.announced = True
+        if call.ready is None:
+            self._tell(call.task, self._running)
+            return
+        call.readiness = Readiness()
+        self._tell(call.task, self._running, call.readiness.attach)
+        if callable(call.ready):
+            from rhapsody_dask.ready import watch
+
+            call.watch = asyncio.ensure_future(watch(call, self._unready))
+
+    def _unready(self, call: Call, error: BaseException) -> None:
+        """A service's callable failed: the service is stopped, and fails with that."""
+        if call.uid in self._open:
+            call.error = error
+            self._cancel(call)
+
+    def _settle(self, call: Call, state: str) -> None:
+        """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
+        if call.uid not in self._open:
+            return
+        if call.error is None and call.cancelled:
+            state = "canceled"
+        if state != "canceled" or call.begun:
+            self._announce(call)
+        if call.error is not None:
+            state = "failed"
+        self._end(call, {"done": self._done, "failed": self._failed}.get(state, self._canceled))
+
+    def _gone(self, call: Call, error: BaseException) -> None:
+        """A task was lost: it fails, unless it was to end anyway."""
+        if not call.cancelled and call.error is None:
+            call.error = error
+        if call.uid in self._open:
+            self._end(call, self._canceled if call.error is None else self._failed)
+
+    def _end(self, call: Call, state: Any) -> None:
+        """Reports a task's terminal state and forgets it."""
+        task = call.task
+        if state == self._failed and call.error is not None:
+            task["exception"] = call.error
+        del self._open[call.uid]
+        self._keys.pop(call.key, None)
+        call.future = call.error = None
+        if call.watch is not None:
+            call.watch.cancel()
+        for entry in call.entries:
+            self._shared.release(entry)
+        call.entries = []
+        self._tell(task, state)
+        if self._progress is not None:
+            self._progress.set()
+
+    def _tell(
+        self, task: TaskDescription, state: Any, attach: Callable[..., None] | None = None
+    ) -> None:
+        for callback in tuple(self._callbacks):
+            if attach is None:
+                callback(task, state)
+            else:
+                callback(task, state, service_callback=attach)
+
+    # Cancellation.
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Cancels a task; `False` for one that is unknown or has ended.
+
+        The terminal state follows when Dask or the worker has answered. A function
+        that runs goes on to its end, and its result is dropped.
+        """
+        call: Call | None = self._open.get(uid)
+        if call is None:
+            return False
+        self._cancel(call)
+        return True
+
+    async def cancel_all_tasks(self) -> int:
+        """Cancels every open task; gives how many there were to cancel."""
+        calls = [call for call in self._open.values() if not call.cancelled]
+        for call in calls:
+            self._cancel(call)
+        return len(calls)
+
+    def _cancel(self, call: Call) -> None:
+        if not call.cancelled:
+            call.cancelled = True
+            self._stopping.stop(call)
+
+    def _not_begun(self, call: Call) -> None:
+        """No worker has begun with a task that is to be stopped, and none will."""
+        if call.uid in self._open:
+            self._end(call, self._canceled if call.error is None else self._failed)
+
+    def _begun(self, call: Call) -> None:
+        """A worker has begun with a task that is to be stopped: its reply will come."""
+        call.begun = True
+
+    # Files.
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Mapping[str, Any] | None = None,
+        dst_task: Any = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> None:
+        """Notes a file that a task needs; the worker links it when the task begins.
+
+        Raises:
+            ValueError: Neither a path nor a task and a name are given.
+            DataError: The file is not there, or the name could leave the sandbox.
+        """
+        if file_path is not None:
+            name, path = file_name or os.path.basename(file_path), file_path
+        elif src_task is not None and file_name is not None:
+            name, path = file_name, os.path.join(self._source(src_task), file_name)
+        else:
+            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
+        self._links.one(dst_task["uid"], name, path)
+        dst_task.setdefault("sandbox", os.path.join(self._own(), dst_task["uid"]))
+
+    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
+        """Notes that a task needs all that another left in its sandbox, but what it printed."""
+        self._links.all(dst_task["uid"], self._source(src_task))
+        dst_task.setdefault("sandbox", os.path.join(self._own(), dst_task["uid"]))
+
+    def _source(self, task: Mapping[str, Any]) -> str:
+        return source_of(task, self._own())
+
+    def _own(self) -> str:
+        return os.path.join(self.session.path, self.session.uid)
+
+
+class NotStartedError(BackendUnavailableError, RuntimeError):
+    """The backend was used before it was awaited."""
+
+
+def _named(call: Call) -> str:
+    return f"task {call.task['name']!r} ({call.uid})"

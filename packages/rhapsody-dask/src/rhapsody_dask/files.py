@@ -1,0 +1,135 @@
+"""Files between the engine's machine and the workers: by path where both see it, else by content.
+
+Linking a file is only noted here; the worker does it when the task begins, in
+the sandbox that this start of the task has.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.capture import OUTPUT_FILES
+from rhapsody.data import make_sandbox, plain_name
+from rhapsody.errors import DataError
+from rhapsody.task import TaskDescription
+from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
+
+Link = tuple[str, ...]
+"""`("link", name, path)` for one file, `("all", directory)` for all in a directory."""
+
+
+class Links:
+    """What has to be in the sandboxes of tasks that are not submitted yet."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, list[Link]] = {}
+
+    def one(self, uid: str, name: str, path: str) -> None:
+        """Notes a file.
+
+        Raises:
+            DataError: It is not there, or its name could leave the sandbox.
+        """
+        source = os.path.abspath(path)
+        if not os.path.exists(source):
+            raise DataError(f"cannot link {name!r} for {uid}: no file {source!r}")
+        self._links.setdefault(uid, []).append(("link", plain_name(name), source))
+
+    def all(self, uid: str, directory: str) -> None:
+        """Notes all that is in a directory."""
+        self._links.setdefault(uid, []).append(("all", os.path.abspath(directory)))
+
+    def take(self, uid: str) -> list[Link]:
+        """What was noted for a task; it is forgotten here."""
+        return self._links.pop(uid, [])
+
+
+class View:
+    """Which directories of this machine the workers see as well.
+
+    Args:
+        client: Dask's client.
+        known: The answer, where it is known; `None` finds it out for each directory.
+    """
+
+    def __init__(self, client: Any, known: bool | None) -> None:
+        self._client = client
+        self._known = known
+        self._roots: dict[str, bool] = {}
+
+    async def sees(self, directory: str) -> bool:
+        """Whether all workers see a directory, which is made where it is not there."""
+        if self._known is not None:
+            return self._known
+        seen = self._roots.get(directory)
+        if seen is None:
+            seen = await self._look(directory)
+            self._roots[directory] = seen
+        return seen
+
+    async def _look(self, directory: str) -> bool:
+        from rhapsody_dask.worker.site import sees
+
+        text = uuid.uuid4().hex
+        path = os.path.join(directory, f".rhapsody-{text}")
+        made = not os.path.isdir(directory)
+        await in_thread(lambda: _write(path, text))
+        try:
+            answers = await self._client.run(sees, path, text, on_error="return")
+        finally:
+            await in_thread(lambda: _remove(path, directory if made else None))
+        return bool(answers) and all(answer is True for answer in answers.values())
+
+
+def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
+    """The files that were noted for a task, packed, and their names."""
+    found: dict[str, str] = {}
+    for kind, *words in links:
+        if kind == "link":
+            found.setdefault(words[0], words[1])
+            continue
+        with suppress(FileNotFoundError):  # a task that left nothing
+            for name in sorted(os.listdir(words[0])):
+                if name not in OUTPUT_FILES:
+                    found.setdefault(name, os.path.join(words[0], name))
+    return pack_files(found.items()), list(found)
+
+
+def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> None:
+    """Makes a sandbox here of what came back from the worker, with the inputs linked again."""
+    from rhapsody.data import link_all, link_into
+
+    directory = make_sandbox(sandbox)
+    unpack_files(packed, directory)
+    for kind, *words in links:
+        if kind == "link":
+            link_into(directory, words[0], words[1])
+        else:
+            link_all(words[0], directory, skip=OUTPUT_FILES)
+    if task.get("capture") == "files":
+        task["stdout"], task["stderr"] = (os.path.join(directory, name) for name in OUTPUT_FILES)
+    task["sandbox"] = directory
+
+
+def source_of(task: Mapping[str, Any], own: str) -> str:
+    """The sandbox of a task that has run."""
+    return task.get("sandbox") or os.path.join(own, task["uid"])
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _remove(path: str, directory: str | None) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+    if directory is not None:
+        with suppress(OSError):
+            os.removedirs(directory)

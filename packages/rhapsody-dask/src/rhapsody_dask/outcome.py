@@ -1,0 +1,187 @@
+"""From Dask's word that a task is finished to what the engine is told of it.
+
+Replies are fetched in batches: while one is under way, what is finished meanwhile
+makes the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.worker import RemoteTraceback
+from rhapsody.errors import BackendError, TaskFailedError, TaskLostError
+from rhapsody_dask.calls import Call
+from rhapsody_dask.worker.messages import CANCELED, DONE, Reply, TaskRaised, unpack
+
+log = logging.getLogger(__name__)
+
+MOST = 2_000
+"""Replies that are fetched at once."""
+
+
+class Outcomes:
+    """Fetches the replies of one backend's tasks.
+
+    Args:
+        client: Dask's client.
+        calls: The open tasks by their keys.
+        settle: Told of each task that has ended, with its state in a word.
+        gone: Told of each task that was lost, with the error.
+        direct: Whether to fetch from the workers instead of through the scheduler.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        calls: dict[str, Call],
+        settle: Callable[[Call, str], None],
+        gone: Callable[[Call, BaseException], None],
+        *,
+        direct: bool,
+    ) -> None:
+        self._client = client
+        self._calls = calls
+        self._settle = settle
+        self._gone = gone
+        self._direct = direct
+        self._keys: list[str] = []
+        self._fetching: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
+
+    def finished(self, key: str) -> None:
+        """A reply is in the memory of a worker."""
+        self._keys.append(key)
+        if self._fetching is None:
+            self._fetching = asyncio.ensure_future(self._fetch())
+
+    def close(self) -> None:
+        """Fetches nothing more."""
+        self._keys.clear()
+        for task in (self._fetching, *self._beside):
+            if task is not None:
+                task.cancel()
+        self._fetching = None
+
+    async def _fetch(self) -> None:
+        try:
+            await asyncio.sleep(0)  # what else the scheduler told in this message
+            while self._keys:
+                keys, self._keys = self._keys[:MOST], self._keys[MOST:]
+                await self._batch(keys)
+        finally:
+            self._fetching = None
+
+    async def _batch(self, keys: list[str]) -> None:
+        try:
+            replies, missing = await self._client.fetch(keys, self._direct)
+        except Exception as error:  # whatever the connection met
+            for key in keys:
+                call = self._calls.get(key)
+                if call is not None:
+                    self._gone(call, TaskLostError(f"{_named(call)}: {error!r}"))
+            return
+        for key, reply in replies.items():
+            call = self._calls.get(key)
+            if call is not None:
+                self.settle(call, reply)
+        if missing:
+            # Their worker has gone since: Dask runs them again, or gives them up.
+            self._client.ask_again([key for key in missing if key in self._calls])
+
+    def settle(self, call: Call, reply: Reply) -> None:
+        """Writes a reply into the description, and tells that the task has ended."""
+        task: Any = call.task
+        if reply.worker is not None:
+            task["worker"] = reply.worker
+        more = reply.more
+        if more:
+            if "files" in more:
+                self._spawn(self._bring_back(call, reply))
+                return
+            task.update(more)
+        self._settle(call, self._state(call, reply))
+
+    def _state(self, call: Call, reply: Reply) -> str:
+        if reply.kind == CANCELED:
+            return "canceled"
+        if call.cancelled:
+            return "canceled"
+        if reply.kind == DONE:
+            if call.task["function"] is None:
+                return "done"
+            try:
+                call.task["return_value"] = unpack(reply.payload, reply.buffers)
+            except BaseException as error:  # loading runs the objects' own code
+                error.add_note(f"while unpacking the result of {_named(call)}")
+                call.error = error
+                return "failed"
+            return "done"
+        if reply.payload:
+            call.error = _error(call, reply)
+        return "failed"
+
+    async def _bring_back(self, call: Call, reply: Reply) -> None:
+        """Makes the sandbox here of what came with a reply."""
+        from rhapsody_dask.files import write_back
+
+        task: Any = call.task
+        more = dict(reply.more or {})
+        files, sandbox = more.pop("files"), task["sandbox"]
+        more.pop("sandbox", None)
+        task.update(more)
+        try:
+            await in_thread(partial(write_back, task, sandbox, files, call.links))
+        except Exception as error:  # the disk here
+            call.error = error
+        self._settle(call, self._state(call, reply))
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    def erred(self, call: Call, error: BaseException) -> None:
+        """Dask gave a task up."""
+        if isinstance(error, TaskRaised):
+            self.settle(call, error.reply)
+            return
+        from distributed.scheduler import KilledWorker
+
+        if isinstance(error, KilledWorker):
+            address = getattr(error.last_worker, "address", "a worker")
+            start = f", start {call.token}" if call.token and call.worker == address else ""
+            self._gone(
+                call,
+                TaskLostError(
+                    f"{_named(call)} was lost: worker {address} went away while it had it (attempt "
+                    f"{call.task.get('attempt', 1)}{start}); a worker that is over its memory "
+                    "limit is killed by Dask, see its log"
+                ),
+            )
+            return
+        if call.future is not None and not isinstance(error, asyncio.CancelledError):
+            problem = BackendError(f"{_named(call)}: Dask could not run it: {error!r}")
+            problem.__cause__ = error
+            self._gone(call, problem)
+            return
+        self._gone(call, TaskLostError(f"{_named(call)}: {error!r}"))
+
+
+def _error(call: Call, reply: Reply) -> BaseException:
+    """What the task raised, with the worker's traceback as its cause."""
+    try:
+        raised, text = unpack(reply.payload)
+    except BaseException as error:  # loading runs the objects' own code
+        return TaskFailedError(f"{_named(call)} failed with what cannot be unpacked: {error!r}")
+    raised.__cause__ = RemoteTraceback(text)
+    assert isinstance(raised, BaseException)
+    return raised
+
+
+def _named(call: Call) -> str:
+    return f"task {call.task['name']!r} ({call.uid})"

@@ -1,0 +1,126 @@
+"""What goes between the backend and its workers, as both sides see it.
+
+An order says what to run, a reply what came of it. Values in them are bytes made
+by cloudpickle, with big buffers beside, so that Dask moves them without copying.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cloudpickle  # type: ignore[import-untyped]
+
+BIG = 1 << 20
+"""Bytes from which a buffer travels beside the pickle instead of in it."""
+
+DONE, FAILED, CANCELED, DEPENDENCY = range(4)
+"""What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
+
+
+class Order(NamedTuple):
+    """What a worker has to know of a task besides the call itself.
+
+    Attributes:
+        session: The backend's session, which the worker's site is known by.
+        uid: The attempt's uid.
+        name: The task's name.
+        attempt: Counted from 1.
+        function: The packed function, `None` for an executable.
+        arguments: The packed arguments.
+        more: What only some tasks have; empty for a plain function.
+    """
+
+    session: str
+    uid: str
+    name: str
+    attempt: int
+    function: bytes | None
+    arguments: bytes
+    more: Mapping[str, Any]
+
+
+class Reply:
+    """What came of a task.
+
+    Attributes:
+        kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
+        payload: The packed value or exception.
+        buffers: Its big buffers.
+        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, those that apply.
+        worker: The worker that ran it.
+    """
+
+    __slots__ = ("buffers", "kind", "more", "payload", "worker")
+
+    def __init__(
+        self,
+        kind: int,
+        payload: bytes = b"",
+        buffers: Sequence[Any] = (),
+        more: Mapping[str, Any] | None = None,
+        worker: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.payload = payload
+        self.buffers = buffers
+        self.more = more
+        self.worker = worker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reply, (self.kind, self.payload, self.buffers, self.more, self.worker)
+
+    def __sizeof__(self) -> int:
+        """So that Dask's account of the worker's memory is right."""
+        size = 200 + len(self.payload)
+        for buffer in self.buffers:
+            size += memoryview(buffer).nbytes
+        return size
+
+
+class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
+    """Raised instead of a reply where Dask itself is to try again."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__("the task failed")
+        self.reply = reply
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskRaised, (self.reply,)
+
+
+def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """A value as bytes, and its big buffers."""
+    buffers: list[pickle.PickleBuffer] = []
+
+    def small(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            if buffer.raw().nbytes < BIG:
+                return True
+        except BufferError:  # not contiguous
+            return True
+        buffers.append(buffer)
+        return False
+
+    packed: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=small)
+    return packed, buffers
+
+
+def unpack(payload: bytes, buffers: Sequence[Any] = ()) -> Any:
+    """The value again. It uses the buffers' own memory."""
+    return pickle.loads(payload, buffers=buffers)  # noqa: S301 - made by `pack` on our side
+
+
+def read_only(buffers: Sequence[Any]) -> list[memoryview]:
+    """The buffers as nobody can change them: other tasks on the worker see the same memory."""
+    return [memoryview(buffer).toreadonly() for buffer in buffers]
+
+
+def why_not(value: Any, dumps: Callable[[Any], bytes] = cloudpickle.dumps) -> str | None:
+    """Why a value cannot be pickled, `None` where it can."""
+    try:
+        dumps(value)
+    except Exception as error:  # pickling runs the objects' own code
+        return f"{type(error).__name__}: {error}"
+    return None
