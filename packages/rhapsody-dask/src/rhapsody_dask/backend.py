@@ -341,7 +341,9 @@ class DaskExecutionBackend(ManagedBackend):
 
     def finished(self, key: str) -> None:
         """A reply is there."""
-        if key in self._keys:
+        call = self._keys.get(key)
+        if call is not None:
+            call.finished = True
             self._outcomes.finished(key)
 
     def erred(self, key: str, error: BaseException) -> None:
@@ -379,6 +381,9 @@ class DaskExecutionBackend(ManagedBackend):
         """A worker's message."""
         message = event[1]
         worker = message["worker"]
+        if "lost" in message:
+            self._worker_lost(worker)
+            return
         for uid, token in message.get("running", ()):
             call = self._open.get(uid)
             if call is None:
@@ -399,6 +404,27 @@ class DaskExecutionBackend(ManagedBackend):
                 self._announce(call)
                 if call.readiness is not None:
                     call.readiness.set(unpack(payload))
+
+    def _worker_lost(self, worker: str) -> None:
+        """A worker has gone: what is known to have run there is lost.
+
+        Dask itself would run it again, up to four times in all, and then the engine
+        would; whether and how often that is done is left to the engine alone. What
+        the worker only had in its queue, Dask gives to another one.
+        """
+        calls = [c for c in self._open.values() if c.begun and c.worker == worker]
+        for call in calls:
+            if call.finished:
+                continue  # where its reply went with the worker, Dask makes it again
+            self._gone(
+                call,
+                TaskLostError(
+                    f"{_named(call)} was lost: worker {worker} went away while it ran (attempt "
+                    f"{call.task.get('attempt', 1)}, start {call.token}); a worker that is over "
+                    "its memory limit is killed by Dask, see its log"
+                ),
+            )
+            self._stopping.stop_rerun(call.uid)
 
     # States out.
 

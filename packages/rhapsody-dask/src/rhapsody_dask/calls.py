@@ -25,6 +25,7 @@ class Call:
         links: The files that it was given, where they go by content.
         cancelled: Somebody asked for its end.
         begun: It was seen to run, so that its end has to be waited for.
+        finished: Dask has its reply.
         announced: The running state was reported.
         ready: For a service, what to wait for; `None` where that is nothing.
         readiness: The engine's and the worker's sides of it, brought together.
@@ -41,6 +42,7 @@ class Call:
         "demand",
         "entries",
         "error",
+        "finished",
         "future",
         "key",
         "links",
@@ -64,6 +66,7 @@ class Call:
         self.links: list[Link] = []
         self.cancelled = False
         self.begun = False
+        self.finished = False
         self.announced = False
         self.ready: Any = None
         self.readiness: Any = None

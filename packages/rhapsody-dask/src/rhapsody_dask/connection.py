@@ -245,6 +245,9 @@ def _local_cluster(options: Options) -> Any:
     from distributed.system import MEMORY_LIMIT
 
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
+    quiet = {}
+    if local["dashboard_address"] is None:  # else Dask takes its usual port all the same
+        quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     if "interface" in local and "host" not in options.local:
         del local["host"]
     processes = local.setdefault("processes", True)
@@ -270,7 +273,7 @@ def _local_cluster(options: Options) -> Any:
     resources = {"cores": threads, "memory": _memory(local, n_workers, MEMORY_LIMIT)}
     if gpus:
         resources["gpus"] = gpus
-    scheduler = {"allowed_failures": 0, **local.pop("scheduler_kwargs", {})}
+    scheduler = {**quiet, **local.pop("scheduler_kwargs", {})}
     return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
 
 

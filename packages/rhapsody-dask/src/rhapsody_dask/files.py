@@ -68,11 +68,13 @@ class View:
             return self._known
         seen = self._roots.get(directory)
         if seen is None:
-            seen = await self._look(directory)
-            self._roots[directory] = seen
+            answers = await self._look(directory)
+            seen = bool(answers) and all(answer is True for answer in answers)
+            if answers:
+                self._roots[directory] = seen
         return seen
 
-    async def _look(self, directory: str) -> bool:
+    async def _look(self, directory: str) -> list[Any]:
         from rhapsody_dask.worker.site import sees
 
         text = uuid.uuid4().hex
@@ -83,7 +85,7 @@ class View:
             answers = await self._client.run(sees, path, text, on_error="return")
         finally:
             await in_thread(lambda: _remove(path, directory if made else None))
-        return bool(answers) and all(answer is True for answer in answers.values())
+        return list(answers.values())
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:

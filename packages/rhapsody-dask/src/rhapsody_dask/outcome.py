@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
-from rhapsody.errors import BackendError, TaskFailedError, TaskLostError
+from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
 from rhapsody_dask.calls import Call
 from rhapsody_dask.worker.messages import CANCELED, DONE, Reply, TaskRaised, unpack
 
@@ -138,7 +139,19 @@ class Outcomes:
             await in_thread(partial(write_back, task, sandbox, files, call.links))
         except Exception as error:  # the disk here
             call.error = error
-        self._settle(call, self._state(call, reply))
+        state = self._state(call, reply)
+        missing = [
+            name
+            for name in task["metadata"]["output_files"]
+            if not os.path.exists(os.path.join(sandbox, name))
+        ]
+        if state == "done" and missing and call.error is None:
+            state = "failed"
+            call.error = DataError(
+                f"{_named(call)} promised and did not write {', '.join(map(repr, missing))} in its "
+                f"sandbox on {reply.worker}"
+            )
+        self._settle(call, state)
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.ensure_future(coroutine)

@@ -119,10 +119,11 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
 
 
 class SchedulerSetup(SchedulerPlugin):  # type: ignore[misc]
-    """Lets the scheduler import the function that graphs call."""
+    """Lets the scheduler import the function that graphs call, and tells of lost workers."""
 
     def __init__(self, cargo: _Cargo, session: str) -> None:
         self.name = f"rhapsody-{session}"
+        self.topic = f"rhapsody.{session}"
         self.cargo = cargo
 
     async def start(self, scheduler: Any) -> None:
@@ -133,6 +134,10 @@ class SchedulerSetup(SchedulerPlugin):  # type: ignore[misc]
             self.cargo.unpack(directory)
             import rhapsody_dask.worker.entry
             import rhapsody_dask.worker.messages  # noqa: F401
+
+    def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
+        """Called by Dask when a worker has gone, however that came."""
+        scheduler.log_event(self.topic, {"worker": worker, "lost": True})
 
 
 class Packed:

@@ -38,11 +38,18 @@ class Stopping:
         self._not_begun = not_begun
         self._begun = begun
         self._calls: list[Call] = []
+        self._reruns: list[str] = []
         self._asking: asyncio.Task[None] | None = None
 
     def stop(self, call: Call) -> None:
         """Has a task stopped soon."""
         self._calls.append(call)
+        if self._asking is None:
+            self._asking = asyncio.ensure_future(self._ask())
+
+    def stop_rerun(self, uid: str) -> None:
+        """Has another start of a task stopped, about which nobody wants to know any more."""
+        self._reruns.append(uid)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())
 
@@ -56,9 +63,10 @@ class Stopping:
     async def _ask(self) -> None:
         try:
             await asyncio.sleep(0)  # what else is cancelled in this turn
-            while self._calls:
+            while self._calls or self._reruns:
                 calls, self._calls = self._calls, []
-                begun = await self._answers([call.uid for call in calls])
+                reruns, self._reruns = self._reruns, []
+                begun = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
                     (self._begun if call.uid in begun else self._not_begun)(call)
         finally:
