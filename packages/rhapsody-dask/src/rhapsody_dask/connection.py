@@ -75,7 +75,7 @@ class Connection:
                 warnings.filterwarnings("ignore", message="(?s)Mismatched versions")
                 async with asyncio.timeout(options.timeout + 1.0):
                     await client
-        except (OSError, TimeoutError, ValueError, ImportError) as error:
+        except (OSError, TimeoutError, ValueError, TypeError, ImportError) as error:
             raise BackendUnavailableError(
                 f"no Dask scheduler could be reached at {target!r} within {options.timeout:g} s: "
                 f"{error or type(error).__name__}; start one with `dask scheduler`, check the "

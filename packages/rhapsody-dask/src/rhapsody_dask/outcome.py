@@ -17,7 +17,7 @@ from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
 from rhapsody_dask.calls import Call
-from rhapsody_dask.worker.messages import CANCELED, DONE, Reply, TaskRaised, unpack
+from rhapsody_dask.worker.messages import CANCELED, DONE, Reply, TaskRaised, unpack, writable
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class Outcomes:
             if call.task["function"] is None:
                 return "done"
             try:
-                call.task["return_value"] = unpack(reply.payload, reply.buffers)
+                call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
             except BaseException as error:  # loading runs the objects' own code
                 error.add_note(f"while unpacking the result of {_named(call)}")
                 call.error = error

@@ -7,7 +7,7 @@ by cloudpickle, with big buffers beside, so that Dask moves them without copying
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -68,8 +68,11 @@ class Reply:
         self.more = more
         self.worker = worker
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Reply, (self.kind, self.payload, self.buffers, self.more, self.worker)
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        buffers: Sequence[Any] = self.buffers
+        if buffers and protocol < 5:  # as on every connection with Dask's scheduler
+            buffers = [memoryview(buffer).tobytes() for buffer in buffers]
+        return Reply, (self.kind, self.payload, buffers, self.more, self.worker)
 
     def __sizeof__(self) -> int:
         """So that Dask's account of the worker's memory is right."""
@@ -117,10 +120,6 @@ def read_only(buffers: Sequence[Any]) -> list[memoryview]:
     return [memoryview(buffer).toreadonly() for buffer in buffers]
 
 
-def why_not(value: Any, dumps: Callable[[Any], bytes] = cloudpickle.dumps) -> str | None:
-    """Why a value cannot be pickled, `None` where it can."""
-    try:
-        dumps(value)
-    except Exception as error:  # pickling runs the objects' own code
-        return f"{type(error).__name__}: {error}"
-    return None
+def writable(buffers: Sequence[Any]) -> list[Any]:
+    """The buffers as their owner may change them; copied where they are read-only."""
+    return [bytearray(b) if memoryview(b).readonly else b for b in buffers]
