@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+
 from rhapsody import WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from rhapsody import WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend, shared
 
@@ -67,7 +68,7 @@ async def test_it_is_given_up_after_its_last_task(
 
     assert await size(b"y" * 3_000_000) == 3_000_000
     async with asyncio.timeout(10):
-        while len(backend._shared) or await _keys_on_workers(backend):
+        while len(backend._shared) or await _keys_on_workers(backend):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 

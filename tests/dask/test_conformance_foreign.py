@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
-
 from tests.dask.clusters import CannotStart, foreign
 
 
@@ -22,7 +22,12 @@ class TestDaskForeign(BackendConformance):
     cycles = 4
     fan = 300
     time_limit = 60
-    leaves_behind: ClassVar = ("thread Dask-*", "thread Profile", "thread TCP-Executor*", "process *dask*")
+    leaves_behind: ClassVar = (
+        "thread Dask-*",
+        "thread Profile",
+        "thread TCP-Executor*",
+        "process *dask*",
+    )
     given: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture(autouse=True, scope="class")

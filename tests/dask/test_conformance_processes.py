@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
-
 from tests.dask.clusters import CannotStart
 
 RESOURCES = {"n_workers": 2, "threads": 1, "gpus": 1, "memory_limit": "1 GiB"}
@@ -22,7 +21,12 @@ class TestDaskProcesses(BackendConformance):
     fan = 300
     time_limit = 60
     create_args = (RESOURCES,)
-    leaves_behind: ClassVar = ("thread Dask-*", "thread Profile", "thread TCP-Executor*", "thread IO loop*")
+    leaves_behind: ClassVar = (
+        "thread Dask-*",
+        "thread Profile",
+        "thread TCP-Executor*",
+        "thread IO loop*",
+    )
 
     async def make_backend(self) -> DaskExecutionBackend:
         return DaskExecutionBackend(RESOURCES)

@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
+
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.connection import skew
-
 from tests.dask.clusters import foreign
 
 pytestmark = pytest.mark.asyncio
@@ -29,6 +29,7 @@ def _port() -> int:
 
 async def _works(backend: DaskExecutionBackend) -> bool:
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+
         @flow.function_task
         def twice(x: int) -> int:
             return 2 * x
@@ -82,9 +83,7 @@ async def test_a_given_client_is_used_and_left_open(cluster: Any) -> None:
 async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
     with foreign(tmp_path, workers=1) as there:
         assert await _works(
-            DaskExecutionBackend(
-                scheduler_file=there["scheduler_file"], security=there["security"]
-            )
+            DaskExecutionBackend(scheduler_file=there["scheduler_file"], security=there["security"])
         )
         assert all(process.poll() is None for process in there["processes"])
         with pytest.raises(BackendUnavailableError, match="TLS"):
@@ -100,7 +99,7 @@ async def test_nobody_at_the_address_is_an_error_in_time() -> None:
 
 
 async def test_no_scheduler_file_is_an_error_in_time() -> None:
-    with pytest.raises(BackendUnavailableError, match="no scheduler file 'nowhere.json'"):
+    with pytest.raises(BackendUnavailableError, match=r"no scheduler file 'nowhere.json'"):
         await DaskExecutionBackend(scheduler_file="nowhere.json", timeout=0.2)
 
 
@@ -155,4 +154,4 @@ async def test_the_dashboards_link_is_there_and_in_the_log(
     pytest.importorskip("bokeh")
     caplog.set_level("INFO", "rhapsody_dask.backend")
     async with asyncio.timeout(60), DaskExecutionBackend(cluster=cluster) as backend:
-        assert backend.dashboard_link in caplog.text
+        assert str(backend.dashboard_link) in caplog.text

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import pytest
+
 from rhapsody import WorkflowEngine, current_task
 from rhapsody.errors import CapabilityError
 from rhapsody.states import StateMapper, TasksMainStates
@@ -16,7 +17,7 @@ from rhapsody_dask import DaskExecutionBackend
 pytestmark = pytest.mark.asyncio
 
 
-class Odd(Exception):
+class OddError(Exception):
     def __init__(self, first: int, *, second: str) -> None:
         super().__init__(f"{first} {second}")
         self.first = first
@@ -52,9 +53,9 @@ async def test_an_exception_keeps_its_type_attributes_and_remote_traceback(
 ) -> None:
     @flow.function_task
     def bad() -> None:
-        raise Odd(1, second="two")
+        raise OddError(1, second="two")
 
-    with pytest.raises(Odd) as caught:
+    with pytest.raises(OddError) as caught:
         await bad()
     assert (caught.value.first, caught.value.second) == (1, "two")
     remote = str(caught.value.__cause__)
@@ -67,9 +68,9 @@ async def test_what_cannot_be_pickled_is_named(flow: WorkflowEngine) -> None:
     def take(x: Any) -> Any:
         return threading.Lock() if x is None else x
 
-    with pytest.raises(TypeError, match="positional argument 0 .lock. cannot be pickled"):
+    with pytest.raises(TypeError, match=r"positional argument 0 .lock. cannot be pickled"):
         await take(threading.Lock())
-    with pytest.raises(TypeError, match="its result .lock. cannot be pickled back"):
+    with pytest.raises(TypeError, match=r"its result .lock. cannot be pickled back"):
         await take(None)
     assert await take(1) == 1
 
@@ -98,17 +99,19 @@ async def test_a_task_knows_itself_and_what_it_prints_is_kept(flow: WorkflowEngi
     assert future.stdout == "to the user\n"
 
 
-async def test_a_function_runs_where_the_worker_is_told(flow: WorkflowEngine) -> None:
+async def test_a_function_runs_where_the_worker_is_told(
+    backend: DaskExecutionBackend, flow: WorkflowEngine
+) -> None:
     @flow.function_task
     def where() -> str:
         from distributed import get_worker
 
         return str(get_worker().address)
 
-    addresses = list(flow.backend.client.scheduler_info(n_workers=-1)["workers"])
+    addresses = list(backend.client.scheduler_info(n_workers=-1)["workers"])
     for address in addresses:
         assert await where(task_description={"workers": [address]}) == address
-    with pytest.raises(ValueError, match="'wrokers'.* there are priority, retries, workers"):
+    with pytest.raises(ValueError, match=r"'wrokers'.* there are priority, retries, workers"):
         await where(task_description={"wrokers": addresses})
 
 
@@ -147,9 +150,9 @@ async def test_tasks_have_their_names_in_dask(
 
         return str(next(iter(get_worker().active_keys)))
 
-    from distributed.utils import key_split
+    from dask.utils import key_split
 
-    found = await flow.function_task(key.function, name="my_own-name")()
+    found = await key.options(name="my_own-name")()
     assert key_split(found) == "my_own-name"
 
 
@@ -160,7 +163,7 @@ async def test_running_is_reported_when_a_worker_begins(flow: WorkflowEngine) ->
 
     futures = [wait() for _ in range(4)]
     async with asyncio.timeout(20):
-        while sum(f.state is TasksMainStates.RUNNING for f in futures) < 2:
+        while sum(f.state is TasksMainStates.RUNNING for f in futures) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     states = [future.state for future in futures]
@@ -224,7 +227,7 @@ async def test_all_tasks_can_be_cancelled_at_once(
     futures = [wait() for _ in range(10)]
     await flow.submit()
     async with asyncio.timeout(20):
-        while len(backend.still_running) < 10:
+        while len(backend.still_running) < 10:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         assert await backend.cancel_all_tasks() == 10
         assert await backend.cancel_all_tasks() == 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import rhapsody_guard
-
 from rhapsody_dask._version import __version__
 
 if TYPE_CHECKING:

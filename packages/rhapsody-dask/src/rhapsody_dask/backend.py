@@ -132,9 +132,7 @@ class DaskExecutionBackend(ManagedBackend):
         known = True if own and self._shared_files is None else self._shared_files
         self._view = View(client, known)
         self._shared = Shared(client, f"rhapsody-data-{self.session.uid}-")
-        self._outcomes = Outcomes(
-            client, self._keys, self._settle, self._gone, direct=own
-        )
+        self._outcomes = Outcomes(client, self._keys, self._settle, self._gone, direct=own)
         self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
         from rhapsody_dask.worker.site import topic
 

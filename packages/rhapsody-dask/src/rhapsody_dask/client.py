@@ -8,7 +8,7 @@ that Dask calls with the scheduler's messages.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from distributed import Client
 from distributed.utils_comm import gather_from_workers
@@ -30,13 +30,16 @@ class Listener(Protocol):
         """The scheduler is gone; nothing more will be told."""
 
 
-class TellingClient(Client):  # type: ignore[misc]
+class TellingClient(Client):
     """A client that tells a listener what the scheduler says about its tasks."""
 
     listener: Listener | None = None
 
     def _handle_key_in_memory(
-        self, key: Any = None, type: Any = None, workers: Any = None  # noqa: A002
+        self,
+        key: Any = None,
+        type: Any = None,
+        workers: Any = None,
     ) -> None:
         state = self.futures.get(key)
         if state is not None:
@@ -50,18 +53,18 @@ class TellingClient(Client):  # type: ignore[misc]
         state = self.futures.get(key)
         if state is None:
             return
-        super()._handle_task_erred(key=key, exception=exception, traceback=traceback)
+        state.set_error(exception, traceback)
         if self.listener is not None:
             self.listener.erred(key, state.exception)
 
     def _handle_cancelled_keys(self, keys: Any, reason: Any = None, msg: Any = None) -> None:
-        super()._handle_cancelled_keys(keys, reason=reason, msg=msg)
+        super()._handle_cancelled_keys(keys, reason=reason, msg=msg)  # type: ignore[no-untyped-call]
         if self.listener is not None:
             self.listener.dropped(list(keys), str(reason or msg or "cancelled"))
 
     def _handle_restart(self) -> None:
         keys = list(self.futures)
-        super()._handle_restart()
+        super()._handle_restart()  # type: ignore[no-untyped-call]
         if self.listener is not None:
             self.listener.dropped(keys, "the scheduler was told to restart its workers")
 
@@ -82,21 +85,21 @@ class TellingClient(Client):  # type: ignore[misc]
         Returns:
             The replies, and the keys that could not be had.
         """
+        scheduler: Any = self.scheduler
+        lost: list[Any] = []
         if direct:
-            where = await self.scheduler.who_has(keys=keys)
-            data, missing, failed, _ = await gather_from_workers(where, rpc=self.rpc)
-            known = set(where)
-            return data, [*missing, *failed, *(key for key in keys if key not in known)]
-        data, lost = {}, []
+            where = await scheduler.who_has(keys=keys)
+            found, missing, failed, _ = await gather_from_workers(where, rpc=self.rpc)
+            lost = [*missing, *failed, *(key for key in keys if key not in where)]
+            return cast("dict[str, Any]", found), lost
         while keys:
-            response = await self.scheduler.gather(keys=keys)
+            response = await scheduler.gather(keys=keys)
             if response["status"] == "OK":
-                data = response["data"]
-                break
-            missing = set(response["keys"])
-            lost += missing
-            keys = [key for key in keys if key not in missing]
-        return data, lost
+                return response["data"], lost
+            gone = set(response["keys"])
+            lost += gone
+            keys = [key for key in keys if key not in gone]
+        return {}, lost
 
     def ask_again(self, keys: Collection[str]) -> None:
         """Has the scheduler tell again of tasks whose replies could not be had."""
@@ -104,7 +107,8 @@ class TellingClient(Client):  # type: ignore[misc]
             state = self.futures.get(key)
             if state is not None:
                 state.reset()
-                self._send_to_scheduler({"op": "report-key", "key": key})
+                message = {"op": "report-key", "key": key}
+                self._send_to_scheduler(message)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["Listener", "TellingClient"]

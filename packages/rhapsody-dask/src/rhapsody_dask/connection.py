@@ -12,14 +12,11 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendUnavailableError
 from rhapsody_dask.options import Options
-
-if TYPE_CHECKING:
-    from rhapsody_dask.client import TellingClient
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +36,13 @@ class Connection:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.client: TellingClient | None = None
+        self.client: Any = None
         self.cluster: Any = None
         self.address = ""
         self.in_processes = False
         self._plugins: tuple[Any, ...] = ()
 
-    async def open(self) -> TellingClient:
+    async def open(self) -> Any:
         """Connects.
 
         Raises:
@@ -60,7 +57,8 @@ class Connection:
         if options.way == "scheduler_file":
             where = {"scheduler_file": target}
             await _until_there(target, options.timeout)
-        client = TellingClient(
+        make: Any = TellingClient
+        client = make(
             **where,
             asynchronous=True,
             set_as_default=False,
@@ -170,7 +168,7 @@ class Connection:
         if cluster is not None:
             await in_thread(lambda: _close_cluster(cluster))
 
-    async def _take_back(self, client: TellingClient) -> None:
+    async def _take_back(self, client: Any) -> None:
         for plugin in reversed(self._plugins):
             with suppress(Exception):  # the scheduler or a worker may be gone
                 async with asyncio.timeout(CLOSE / 3):
@@ -207,18 +205,18 @@ def _same(package: str, here: Any, there: Any) -> bool:
 def _import_dask() -> None:
     import distributed  # noqa: F401
 
-    import rhapsody_dask.client  # noqa: F401
+    import rhapsody_dask.client
     import rhapsody_dask.shipping  # noqa: F401
 
 
-async def _until_there(path: str, timeout: float) -> None:
+async def _until_there(path: str, limit: float) -> None:
     try:
-        async with asyncio.timeout(timeout):
-            while not os.path.exists(path):  # noqa: ASYNC110 - nobody tells of a file
+        async with asyncio.timeout(limit):
+            while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - nobody tells of a file
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise BackendUnavailableError(
-            f"there is no scheduler file {path!r} after {timeout:g} s; "
+            f"there is no scheduler file {path!r} after {limit:g} s; "
             f"`dask scheduler --scheduler-file {path}` writes it"
         ) from None
 
@@ -239,9 +237,9 @@ def _security(given: Any) -> Any:
 
 def _local_cluster(options: Options) -> Any:
     """Makes a LocalCluster. On a thread."""
+    from dask.system import CPU_COUNT
     from distributed import LocalCluster, Security
     from distributed.deploy.utils import nprocesses_nthreads
-    from dask.system import CPU_COUNT
     from distributed.system import MEMORY_LIMIT
 
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
@@ -251,7 +249,8 @@ def _local_cluster(options: Options) -> Any:
     if "interface" in local and "host" not in options.local:
         del local["host"]
     processes = local.setdefault("processes", True)
-    n_workers, threads = local.get("n_workers"), local.get("threads_per_worker")
+    n_workers: Any = local.get("n_workers")
+    threads: Any = local.get("threads_per_worker")
     if n_workers is None and threads is None:
         n_workers, threads = nprocesses_nthreads() if processes else (1, CPU_COUNT)
     elif n_workers is None:

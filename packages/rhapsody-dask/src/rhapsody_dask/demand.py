@@ -111,11 +111,10 @@ def problem(
     text = ", ".join(f"{key}={_number(amount)}" for key, amount in wanted.items())
     if missing:
         line = " ".join(f"{key}={_number(amount)}" for key, amount in wanted.items())
-        cure = (
-            f"DaskExecutionBackend({{'{missing[0]}': ...}})"
-            if own and missing[0] == "gpus"
-            else f'dask worker ADDRESS --nthreads {_number(wanted.get("cores", 1))} --resources "{line}"'
-        )
+        threads = _number(wanted.get("cores", 1))
+        cure = f'dask worker ADDRESS --nthreads {threads} --resources "{line}"'
+        if own and missing[0] == "gpus":
+            cure = "DaskExecutionBackend({'gpus': ...})"
         return (
             f"task {name!r} asks for {text}, but no worker declares {' or '.join(missing)}: it "
             f"would wait for ever. Start workers that say what they have: {cure}"

@@ -79,8 +79,7 @@ class View:
 
         text = uuid.uuid4().hex
         path = os.path.join(directory, f".rhapsody-{text}")
-        made = not os.path.isdir(directory)
-        await in_thread(lambda: _write(path, text))
+        made = await in_thread(lambda: _write(path, text))
         try:
             answers = await self._client.run(sees, path, text, on_error="return")
         finally:
@@ -102,8 +101,12 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
     return pack_files(found.items()), list(found)
 
 
-def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> None:
-    """Makes a sandbox here of what came back from the worker, with the inputs linked again."""
+def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:
+    """Makes a sandbox here of what came back from the worker, with the inputs linked again.
+
+    Returns:
+        The names of the files that the task promised and did not write.
+    """
     from rhapsody.data import link_all, link_into
 
     directory = make_sandbox(sandbox)
@@ -116,6 +119,8 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     if task.get("capture") == "files":
         task["stdout"], task["stderr"] = (os.path.join(directory, name) for name in OUTPUT_FILES)
     task["sandbox"] = directory
+    promised = task["metadata"]["output_files"]
+    return [name for name in promised if not os.path.exists(os.path.join(directory, name))]
 
 
 def source_of(task: Mapping[str, Any], own: str) -> str:
@@ -123,10 +128,14 @@ def source_of(task: Mapping[str, Any], own: str) -> str:
     return task.get("sandbox") or os.path.join(own, task["uid"])
 
 
-def _write(path: str, text: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+def _write(path: str, text: str) -> bool:
+    """Writes a file; whether its directory had to be made."""
+    directory = os.path.dirname(path)
+    made = not os.path.isdir(directory)
+    os.makedirs(directory, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
+    return made
 
 
 def _remove(path: str, directory: str | None) -> None:

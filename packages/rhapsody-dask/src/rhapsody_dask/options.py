@@ -126,7 +126,7 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
     way = ways[0] if ways else None
     target = merged.get(way) if way else None
     if way == "scheduler_file":
-        target = os.fspath(target)
+        target = os.fspath(merged[way])
     if way == "address" and not isinstance(target, str):
         raise TypeError(f"address must be text such as 'tcp://host:8786', got {target!r}")
     return Options(

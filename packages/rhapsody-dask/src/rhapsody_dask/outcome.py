@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -135,16 +134,12 @@ class Outcomes:
         files, sandbox = more.pop("files"), task["sandbox"]
         more.pop("sandbox", None)
         task.update(more)
+        missing: list[str] = []
         try:
-            await in_thread(partial(write_back, task, sandbox, files, call.links))
+            missing = await in_thread(partial(write_back, task, sandbox, files, call.links))
         except Exception as error:  # the disk here
             call.error = error
         state = self._state(call, reply)
-        missing = [
-            name
-            for name in task["metadata"]["output_files"]
-            if not os.path.exists(os.path.join(sandbox, name))
-        ]
         if state == "done" and missing and call.error is None:
             state = "failed"
             call.error = DataError(

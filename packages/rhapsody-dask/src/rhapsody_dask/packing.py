@@ -11,7 +11,7 @@ import io
 import pickle
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
@@ -182,7 +182,7 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
 class _FilePickler(cloudpickle.Pickler):  # type: ignore[misc]
     """Packs declared files so that they are bound to the sandbox that the worker makes."""
 
-    dispatch_table = ChainMap(
+    dispatch_table: ClassVar[Any] = ChainMap(
         {InputFile: _reduce_file, OutputFile: _reduce_file}, cloudpickle.Pickler.dispatch_table
     )
 

@@ -95,7 +95,7 @@ class _Cargo:
         importlib.invalidate_caches()
 
 
-class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
+class WorkerSetup(WorkerPlugin):
     """Opens the backend's site on each worker, those that join later, too."""
 
     def __init__(self, cargo: _Cargo, session: str, grace: float) -> None:
@@ -118,7 +118,7 @@ class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
         close_site(worker, self.session)
 
 
-class SchedulerSetup(SchedulerPlugin):  # type: ignore[misc]
+class SchedulerSetup(SchedulerPlugin):
     """Lets the scheduler import the function that graphs call, and tells of lost workers."""
 
     def __init__(self, cargo: _Cargo, session: str) -> None:
@@ -156,11 +156,11 @@ class Packed:
         return pickle.loads, (self._packed,)
 
 
-class PackedWorkerSetup(Packed, WorkerPlugin):  # type: ignore[misc]
+class PackedWorkerSetup(Packed, WorkerPlugin):
     """What is registered for workers."""
 
 
-class PackedSchedulerSetup(Packed, SchedulerPlugin):  # type: ignore[misc]
+class PackedSchedulerSetup(Packed, SchedulerPlugin):
     """What is registered for the scheduler."""
 
 

@@ -77,9 +77,7 @@ class Stopping:
 
         try:
             async with asyncio.timeout(PATIENCE):
-                answers = await self._client.run(
-                    cancel, self._session, uids, on_error="ignore"
-                )
+                answers = await self._client.run(cancel, self._session, uids, on_error="ignore")
         except (OSError, TimeoutError):  # a worker that is gone has nothing to stop
             return set()
         return {uid for begun in answers.values() for uid in begun or ()}

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from rhapsody.backends.local.capture import OUTPUT_FILES
 from rhapsody.backends.local.coroutines import WorkerLoop
@@ -112,26 +112,15 @@ class _Drive:
 class _Guarded:
     """Starts programs so that they end with the worker, however that ends."""
 
-    def launch(
-        self,
-        command: Sequence[str],
-        *,
-        cwd: str,
-        environment: dict[str, str],
-        stdin: str | None,
-        stdout: IO[bytes] | int | None,
-        stderr: IO[bytes] | int | None,
-    ) -> Program:
-        _require_program(command[0], cwd, environment)
-        errors = os.devnull if stderr is None else os.path.join(cwd, OUTPUT_FILES[1])
-        program = Program(
-            supervisor.announced(command, errors),
-            cwd=cwd,
-            environment=environment,
-            stdin=stdin,
-            stdout=subprocess.DEVNULL if stdout is None else stdout,
-            stderr=supervisor.pipe(),
-        )
+    def launch(self, command: Sequence[str], **options: Any) -> Program:
+        cwd, stdout = options["cwd"], options["stdout"]
+        _require_program(command[0], cwd, options["environment"])
+        errors = os.devnull
+        if options["stderr"] is not None:
+            errors = os.path.join(cwd, OUTPUT_FILES[1])
+        options["stdout"] = subprocess.DEVNULL if stdout is None else stdout
+        options["stderr"] = supervisor.pipe()
+        program = Program(supervisor.announced(command, errors), **options)
         program.exited.add_done_callback(lambda _: supervisor.ended(program.pid))
         return program
 

@@ -119,10 +119,7 @@ def worker_loop() -> WorkerLoop:
 
 def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
     more = order.more
-    if more:
-        sandbox = _prepare(site, order, running, values)
-    else:
-        sandbox = None
+    sandbox = _prepare(site, order, running, values) if more else None
     capture = more.get("capture", True)
     recorder = None if capture is False else Recorder(sandbox, files=capture == "files")
     streams.ensure()
@@ -269,4 +266,3 @@ def failure(error: BaseException) -> Reply:
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
         trace = trace.tb_next
     return Reply(FAILED, pack_error(error.with_traceback(trace)))
-
