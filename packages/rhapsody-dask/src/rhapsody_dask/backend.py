@@ -12,24 +12,22 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
 from time import monotonic
 from typing import Any
 
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local.services import Readiness
-from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError, TaskLostError
+from rhapsody.errors import BackendError, BackendUnavailableError, TaskLostError
 from rhapsody.task import TaskDescription, seconds
 from rhapsody_dask import options, states
-from rhapsody_dask.calls import Call, details
+from rhapsody_dask.calls import Call
 from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection
-from rhapsody_dask.demand import demand, problem
 from rhapsody_dask.files import Links, View, source_of
-from rhapsody_dask.outcome import Outcomes
-from rhapsody_dask.packing import Big, Packed, Packer
+from rhapsody_dask.outcome import Outcomes, reference_lost
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
+from rhapsody_dask.submission import Submission
 from rhapsody_dask.worker.messages import BIG, unpack
 
 log = logging.getLogger(__name__)
@@ -125,13 +123,20 @@ class DaskExecutionBackend(ManagedBackend):
         self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
         await self._connection.prepare(self.session.uid, self.grace)
-        from rhapsody_dask.worker.entry import run
-
-        self._entry = run
         own = self._connection.cluster is not None
         known = True if own and self._shared_files is None else self._shared_files
         self._view = View(client, known)
         self._shared = Shared(client, f"rhapsody-data-{self.session.uid}-")
+        self._submission = Submission(
+            client,
+            self.session.uid,
+            self._own(),
+            self._links,
+            self._view,
+            self._shared,
+            self._share_over,
+            own_cluster=own,
+        )
         self._outcomes = Outcomes(client, self._keys, self._settle, self._gone, direct=own)
         self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
         from rhapsody_dask.worker.site import topic
@@ -250,90 +255,36 @@ class DaskExecutionBackend(ManagedBackend):
         calls = [Call(task) for task in tasks]
         for call in calls:
             self._open[call.uid] = call
-        packer = Packer(self.session.uid, self._share_over)
-        packed: list[tuple[Call, Packed]] = []
+        submission = self._submission
+        packer = submission.packer()
+        ready = []
         for call in calls:
+            task = call.task
+            call.ready = task.get("ready") if task["is_service"] else None
             try:
-                packed.append((call, await self._pack(call, packer)))
+                self._resolve(call)
+                ready.append(await submission.pack(call, packer))
             except Exception as error:  # one task's problem
                 call.error = error
                 self._end(call, self._failed)
-        await self._share(packed)
+        await submission.share(ready)
         self.require_running()
-        live = [(call, one) for call, one in packed if call.uid in self._open]
-        for demanded, group in groupby(live, key=lambda pair: pair[0].demand):
-            self._send(list(group), demanded.keywords())
+        live = [one for one in ready if one.call.uid in self._open]
+        for one in live:
+            self._keys[one.call.key] = one.call
+        submission.send(live)
 
-    async def _pack(self, call: Call, packer: Packer) -> Packed:
-        task = call.task
-        call.demand = demanded = demand(task)
-        own = os.path.join(self.session.path, self.session.uid)
-        more = details(task, demanded, own)
-        if demanded.resources:
-            await self._require_fit(call)
-        call.ready = task.get("ready") if task["is_service"] else None
-        content: list[Big] = []
-        if "sandbox" in more:
-            content = await self._files(call, more)
-        packed = packer.pack(task, more, held=len(content))
-        return Packed(packed.order, [*content, *packed.bigs])
+    def _resolve(self, call: Call) -> None:
+        """Finds the tasks that a task refers to.
 
-    async def _files(self, call: Call, more: dict[str, Any]) -> list[Big]:
-        """Tells the worker of the files that a task needs; gives those that go by content."""
-        links = self._links.take(call.uid)
-        if await self._view.sees(os.path.dirname(more["sandbox"])):
-            if links:
-                more["links"] = links
-            return []
-        from rhapsody.backends.local.aside import in_thread
-        from rhapsody_dask.files import content_of
-
-        more["ship"] = True
-        call.links = links
-        if not links:
-            return []
-        content, names = await in_thread(lambda: content_of(links))
-        more["came"] = names
-        more["links"] = [("content", 0)]
-        return [Big(content, content, [])]
-
-    async def _require_fit(self, call: Call) -> None:
-        client = self._connection.client
-        assert client is not None
-        info = await client.scheduler.identity(n_workers=-1)
-        own = self._connection.cluster is not None
-        why = problem(call.task["name"], call.demand, info["workers"], own=own)
-        if why is not None:
-            raise CapabilityError(why)
-
-    async def _share(self, packed: Sequence[tuple[Call, Packed]]) -> None:
-        bigs = [big for _, one in packed for big in one.bigs]
-        if not bigs:
-            return
-        entries = await self._shared.put(bigs)
-        for call, one in packed:
-            for big in one.bigs:
-                entry = entries[id(big.value)]
-                self._shared.use(entry)
-                call.entries.append(entry)
-        for entry in entries.values():
-            self._shared.release(entry)  # held by the tasks from now on
-
-    def _send(self, group: Sequence[tuple[Call, Packed]], keywords: Mapping[str, Any]) -> None:
-        """Hands tasks to Dask in one graph."""
-        client = self._connection.client
-        assert client is not None
-        for has_values, part in groupby(group, key=lambda pair: bool(pair[0].entries)):
-            pairs = list(part)
-            columns: list[list[Any]] = [[one.order for _, one in pairs]]
-            if has_values:
-                columns.append([[entry.future for entry in call.entries] for call, _ in pairs])
-            futures = client.map(
-                self._entry, *columns, key=[call.key for call, _ in pairs], pure=False, **keywords
-            )
-            for (call, _), future in zip(pairs, futures, strict=True):
-                call.future = future
-                self._keys[call.key] = call
+        Raises:
+            ReferenceLostError: One of them is not to be had any more.
+        """
+        for uid in call.task.get("references", ()):
+            other = self._open.get(uid)
+            if other is None or other.cancelled:
+                raise reference_lost(call)
+            call.references.append(other.key)
 
     # What Dask tells (`rhapsody_dask.client.Listener`).
 

@@ -22,6 +22,7 @@ class Call:
         demand: What Dask is told beside it.
         future: Dask's future, `None` before it was sent.
         entries: The big arguments that it uses.
+        references: The keys of the tasks whose values it gets where it runs.
         links: The files that it was given, where they go by content.
         cancelled: Somebody asked for its end.
         begun: It was seen to run, so that its end has to be waited for.
@@ -48,6 +49,7 @@ class Call:
         "links",
         "readiness",
         "ready",
+        "references",
         "task",
         "token",
         "uid",
@@ -63,6 +65,7 @@ class Call:
         self.demand: Demand = NOTHING
         self.future: Any = None
         self.entries: list[Entry] = []
+        self.references: list[str] = []
         self.links: list[Link] = []
         self.cancelled = False
         self.begun = False

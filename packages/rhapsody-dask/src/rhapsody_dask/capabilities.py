@@ -16,6 +16,7 @@ CLUSTER = Capabilities(
     resources=frozenset({"cores", "gpus", "memory", "walltime"}),
     captures_output=True,
     reports_running=True,
+    unfinished_dependencies=True,
 )
 """Where the workers see the same files. Functions run on threads of Dask's workers, so
 a function that runs cannot be stopped; coroutines, executables and services can."""

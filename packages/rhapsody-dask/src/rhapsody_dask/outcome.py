@@ -14,9 +14,23 @@ from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
-from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
+from rhapsody.errors import (
+    BackendError,
+    DataError,
+    ReferenceLostError,
+    TaskFailedError,
+    TaskLostError,
+)
 from rhapsody_dask.calls import Call
-from rhapsody_dask.worker.messages import CANCELED, DONE, Reply, TaskRaised, unpack, writable
+from rhapsody_dask.worker.messages import (
+    CANCELED,
+    DEPENDENCY,
+    DONE,
+    Reply,
+    TaskRaised,
+    unpack,
+    writable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +135,9 @@ class Outcomes:
                 call.error = error
                 return "failed"
             return "done"
-        if reply.payload:
+        if reply.kind == DEPENDENCY:
+            call.error = reference_lost(call)
+        elif reply.payload:
             call.error = _error(call, reply)
         return "failed"
 
@@ -153,8 +169,18 @@ class Outcomes:
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
 
+    @staticmethod
+    def _is_anothers(call: Call, error: BaseException) -> bool:
+        """Whether Dask gave a task up for one that it depends on."""
+        if isinstance(error, TaskRaised):
+            return error.uid != call.uid
+        return getattr(error, "task", call.key) != call.key
+
     def erred(self, call: Call, error: BaseException) -> None:
         """Dask gave a task up."""
+        if call.references and self._is_anothers(call, error):
+            self._gone(call, reference_lost(call))
+            return
         if isinstance(error, TaskRaised):
             self.settle(call, error.reply)
             return
@@ -178,6 +204,11 @@ class Outcomes:
             self._gone(call, problem)
             return
         self._gone(call, TaskLostError(f"{_named(call)}: {error!r}"))
+
+
+def reference_lost(call: Call) -> ReferenceLostError:
+    """The error for a task that was not run, for a dependency left no value."""
+    return ReferenceLostError(f"{_named(call)} was not run: a task it refers to left no value")
 
 
 def _error(call: Call, reply: Reply) -> BaseException:

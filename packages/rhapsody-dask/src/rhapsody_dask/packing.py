@@ -11,17 +11,21 @@ import io
 import pickle
 from collections import ChainMap
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.data import InputFile, OutputFile
-from rhapsody.task import TaskDescription
-from rhapsody_dask.worker.arguments import Value, file_here
+from rhapsody.task import Reference, TaskDescription
+from rhapsody_dask.worker.arguments import Value, file_here, value_here
 from rhapsody_dask.worker.messages import BIG, Order, pack
 
 PLAIN = frozenset({int, float, bool, type(None), complex})
 """Types whose values are never big."""
+
+STAND_INS = PLAIN | {Value, Reference, InputFile, OutputFile}
+"""Types that are never packed by themselves."""
 
 
 class Big(NamedTuple):
@@ -70,7 +74,8 @@ class Packer:
         Args:
             task: The description.
             more: What the worker has to know besides.
-            held: How many values come with the task before its big arguments.
+            held: How many values come with the task before its big arguments; the
+                last of them are those of its references.
 
         Raises:
             TypeError: Something cannot be pickled; it names the argument.
@@ -83,7 +88,9 @@ class Packer:
                 known = function, self._dumps(task, function)
                 self._functions[id(function)] = known
             packed = known[1]
-            arguments = self._arguments(task, bigs, held, "sandbox" in more)
+            first = held - len(task.get("references", ()))
+            places = {uid: first + n for n, uid in enumerate(task.get("references", ()))}
+            arguments = self._arguments(task, bigs, held, "sandbox" in more, places)
         order = Order(
             self._session,
             task["uid"],
@@ -95,11 +102,20 @@ class Packer:
         )
         return Packed(pickle.dumps(order, 5), bigs)
 
-    def _arguments(self, task: TaskDescription, bigs: list[Big], held: int, files: bool) -> bytes:
+    def _arguments(
+        self,
+        task: TaskDescription,
+        bigs: list[Big],
+        held: int,
+        files: bool,
+        places: Mapping[str, int],
+    ) -> bytes:
         args, kwargs = task["args"], task["kwargs"]
         if self._bigs:
             args, kwargs = self._known_apart(args, kwargs, bigs, held)
-        dumps = _dumps_with_files if files else cloudpickle.dumps
+        dumps = cloudpickle.dumps
+        if files or task.get("references"):
+            dumps = partial(_dumps_with_stand_ins, places=places)
         if self._threshold is None:
             return self._dumps(task, (args, kwargs), dumps)
         buffers: list[pickle.PickleBuffer] = []
@@ -117,11 +133,11 @@ class Packer:
         if not buffers and len(packed) < self._threshold:
             return packed
         # Rare: once for each batch and big argument.
-        for value in (*args, *kwargs.values()):
-            if type(value) in PLAIN or type(value) is Value or id(value) in self._bigs:
+        for value in (*args, *kwargs.values()):  # those with stand-ins in them stay
+            if type(value) in STAND_INS or id(value) in self._bigs:
                 continue
             payload, own = pack(value)
-            if own or len(payload) >= self._threshold:
+            if (own or len(payload) >= self._threshold) and not places:
                 self._bigs[id(value)] = Big(value, payload, own)
         args, kwargs = self._known_apart(args, kwargs, bigs, held)
         return self._dumps(task, (args, kwargs), dumps)
@@ -179,15 +195,24 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
     return file_here, (type(file), state)
 
 
-class _FilePickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Packs declared files so that they are bound to the sandbox that the worker makes."""
+class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Packs references as the values they stand for, and files as the worker's own."""
 
-    dispatch_table: ClassVar[Any] = ChainMap(
-        {InputFile: _reduce_file, OutputFile: _reduce_file}, cloudpickle.Pickler.dispatch_table
-    )
+    def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
+        stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+            InputFile: _reduce_file,
+            OutputFile: _reduce_file,
+            Reference: lambda reference: (value_here, (places[reference.uid],)),
+        }
+        # Read once, when the pickler is made.
+        self.dispatch_table = ChainMap(stand_ins, cloudpickle.Pickler.dispatch_table)
+        super().__init__(target, **options)
 
 
-def _dumps_with_files(value: Any, protocol: int = 5, buffer_callback: Any = None) -> bytes:
+def _dumps_with_stand_ins(
+    value: Any, places: Mapping[str, int], protocol: int = 5, buffer_callback: Any = None
+) -> bytes:
     target = io.BytesIO()
-    _FilePickler(target, protocol=protocol, buffer_callback=buffer_callback).dump(value)
+    pickler = _StandInPickler(target, places, protocol=protocol, buffer_callback=buffer_callback)
+    pickler.dump(value)
     return target.getvalue()

@@ -167,7 +167,7 @@ class Lane:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""
         batch: list[Node] = []
         queue, resumed, prepare = self.queue, self._resumed, self._runtime.preparation.advance
-        room = self._room()
+        offer, room = self._runtime.pushdown.offer, self._room()
         looked_at = 0
         while room > len(batch):
             looked_at += 1
@@ -178,6 +178,8 @@ class Lane:
                 break
             if node.life.work is Work.READY and prepare(node, self):
                 batch.append(node)
+                if node.dependents:
+                    offer(node, self)
         return batch
 
     def _room(self) -> float:

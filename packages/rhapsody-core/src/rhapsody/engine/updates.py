@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.backends.mailbox import Mailbox
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
-from rhapsody.errors import TaskFailedError
+from rhapsody.errors import ReferenceLostError, TaskFailedError
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
@@ -159,6 +159,13 @@ class Updates:
         runtime = self._runtime
         life = node.life
         runtime.attempt_ended(node)
+        if (
+            node.pushed
+            and main is FAILED
+            and isinstance(task.get("exception"), ReferenceLostError)
+            and runtime.pushdown.take_back(node)
+        ):
+            return
         if runtime.interrupted:
             return  # its future is settled when everything has stopped
         if life.future is not Future.PENDING:

@@ -55,6 +55,11 @@ def _value(place: int) -> Any:
     return made[place]
 
 
+def value_here(place: int) -> Any:
+    """What `Value` and references are unpacked by."""
+    return _value(place)
+
+
 def file_here(kind: Any, state: dict[str, Any]) -> Any:
     """A declared file, bound to the sandbox that the task has on this worker."""
     file = object.__new__(kind)

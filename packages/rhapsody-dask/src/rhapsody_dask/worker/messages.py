@@ -85,12 +85,13 @@ class Reply:
 class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
     """Raised instead of a reply where Dask itself is to try again."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, uid: str) -> None:
         super().__init__("the task failed")
         self.reply = reply
+        self.uid = uid
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TaskRaised, (self.reply,)
+        return TaskRaised, (self.reply, self.uid)
 
 
 def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:

@@ -84,7 +84,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     finally:
         site.end(running)
     if reply.kind == FAILED and "raises" in more and not running.cancelled:
-        raise TaskRaised(reply)
+        raise TaskRaised(reply, order.uid)
     return reply
 
 
