@@ -143,7 +143,7 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: a strict build, and every code block run."""
-    install_distribution(session, "core", DOCS, *TEST_TOOLS)
+    install_distribution(session, "dask", DOCS, *TEST_TOOLS)
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
     session.run("pytest", *(session.posargs or ["tests/docs"]))
 
@@ -151,7 +151,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmark scripts at small sizes: that they run, not what they measure."""
-    install_distribution(session, "core")
+    install_distribution(session, "dask")
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         session.run("python", str(script), "--smoke")
 
