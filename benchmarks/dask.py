@@ -163,7 +163,9 @@ async def compare(cluster: Any, sizes: Sizes) -> None:
             },
             rounds,
         )
-        report(f"fan of {n} no-ops", found, n, {"submit, as_completed": 1.1, "map, one gather": 1.5})
+        report(
+            f"fan of {n} no-ops", found, n, {"submit, as_completed": 1.1, "map, one gather": 1.5}
+        )
         n = sizes.chain
         found = await timed(
             {
@@ -217,7 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes, one round")
     sizes = Sizes(parser.parse_args().smoke)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
         asyncio.run(compare(cluster, sizes))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+
 from rhapsody import WorkflowEngine
 from rhapsody.errors import DependencyFailureError
 from rhapsody.task import Reference
@@ -73,7 +74,7 @@ async def test_a_chain_a_tree_and_nested_values(pushing: tuple[WorkflowEngine, S
     nested = total({"of": [add(1), 2, add(3)]})
     twice = add(*[add(5)] * 2)
     results = await asyncio.gather(chain, level[0], nested, total({add(7)}), twice)
-    assert results == [60, sum(range(32)), 6, 7, 10]
+    assert [*results] == [60, sum(range(32)), 6, 7, 10]
 
 
 async def test_a_failure_looks_the_same(pushing: tuple[WorkflowEngine, Seen]) -> None:
@@ -118,7 +119,8 @@ async def test_what_is_not_plain_waits_in_the_engine(cluster: Any) -> None:
         add, _, _ = _tasks(flow)
         retried = add.options(retries=1)
         timed = add.options(timeout=30)
-        assert await asyncio.gather(retried(add(1)), timed(add(1)), add(retried(1))) == [1, 1, 1]
+        ones = [retried(add(1)), timed(add(1)), add(retried(1))]
+        assert await asyncio.gather(*ones) == [1, 1, 1]
         assert await add(flow.block(_block)()) == 5
     assert backend.references == 0
 

@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
-
 from tests.dask.slurm import slurm, why_not
 
 pytestmark = [

@@ -18,12 +18,12 @@ from typing import Any
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local.services import Readiness
 from rhapsody.errors import BackendError, BackendUnavailableError, TaskLostError
-from rhapsody.task import TaskDescription, seconds
+from rhapsody.task import TaskDescription, seconds, task_kind
 from rhapsody_dask import options, states
-from rhapsody_dask.calls import Call
+from rhapsody_dask.calls import Call, named
 from rhapsody_dask.capabilities import CLUSTER
-from rhapsody_dask.connection import Connection
-from rhapsody_dask.files import Links, View, source_of
+from rhapsody_dask.connection import Connection, NotStartedError
+from rhapsody_dask.files import Links, View
 from rhapsody_dask.outcome import Outcomes, reference_lost
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
@@ -174,7 +174,7 @@ class DaskExecutionBackend(ManagedBackend):
     @property
     def still_running(self) -> list[str]:
         """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
-        return list(self._open)
+        return [*self._open]
 
     async def stop(self) -> None:
         """Stops every task, and gives back what was opened."""
@@ -217,8 +217,6 @@ class DaskExecutionBackend(ManagedBackend):
                 return
 
     def _stoppable(self, call: Call) -> bool:
-        from rhapsody.task import task_kind
-
         return self.capabilities.cancellation(task_kind(call.task)) == "running"
 
     def require_running(self) -> None:
@@ -232,12 +230,10 @@ class DaskExecutionBackend(ManagedBackend):
                 f"the Dask scheduler at {self._connection.address} is gone: {self._loss}; make and "
                 "start a new DaskExecutionBackend once there is one again"
             )
-        if self._state == "initialized":
-            try:
-                super().require_running()
-            except BackendUnavailableError as error:
-                raise NotStartedError(str(error)) from None
-        super().require_running()
+        try:
+            super().require_running()
+        except BackendUnavailableError as error:
+            raise NotStartedError(str(error)) from None
 
     # Tasks in.
 
@@ -306,7 +302,7 @@ class DaskExecutionBackend(ManagedBackend):
         for key in keys:
             call = self._keys.get(key)
             if call is not None:
-                self._gone(call, TaskLostError(f"{_named(call)} was dropped by Dask: {reason}"))
+                self._gone(call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}"))
 
     def lost(self, reason: str) -> None:
         """The scheduler is gone: all that was with it fails now."""
@@ -318,7 +314,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._gone(
                 call,
                 BackendUnavailableError(
-                    f"{_named(call)} was with the Dask scheduler at {self._connection.address}, "
+                    f"{named(call)} was with the Dask scheduler at {self._connection.address}, "
                     f"which is gone: {reason}"
                 ),
             )
@@ -368,7 +364,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._gone(
                 call,
                 TaskLostError(
-                    f"{_named(call)} was lost: worker {worker} went away while it ran (attempt "
+                    f"{named(call)} was lost: worker {worker} went away while it ran (attempt "
                     f"{call.task.get('attempt', 1)}, start {call.token}); a worker that is over "
                     "its memory limit is killed by Dask, see its log"
                 ),
@@ -493,30 +489,11 @@ class DaskExecutionBackend(ManagedBackend):
             ValueError: Neither a path nor a task and a name are given.
             DataError: The file is not there, or the name could leave the sandbox.
         """
-        if file_path is not None:
-            name, path = file_name or os.path.basename(file_path), file_path
-        elif src_task is not None and file_name is not None:
-            name, path = file_name, os.path.join(self._source(src_task), file_name)
-        else:
-            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
-        self._links.one(dst_task["uid"], name, path)
-        dst_task.setdefault("sandbox", os.path.join(self._own(), dst_task["uid"]))
+        self._links.explicit(self._own(), src_task, dst_task, file_name, file_path)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Notes that a task needs all that another left in its sandbox, but what it printed."""
-        self._links.all(dst_task["uid"], self._source(src_task))
-        dst_task.setdefault("sandbox", os.path.join(self._own(), dst_task["uid"]))
-
-    def _source(self, task: Mapping[str, Any]) -> str:
-        return source_of(task, self._own())
+        self._links.implicit(self._own(), src_task, dst_task)
 
     def _own(self) -> str:
         return os.path.join(self.session.path, self.session.uid)
-
-
-class NotStartedError(BackendUnavailableError, RuntimeError):
-    """The backend was used before it was awaited."""
-
-
-def _named(call: Call) -> str:
-    return f"task {call.task['name']!r} ({call.uid})"

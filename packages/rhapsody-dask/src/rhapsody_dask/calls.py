@@ -82,6 +82,11 @@ class Call:
         return f"<Call {self.uid}>"
 
 
+def named(call: Call) -> str:
+    """A task in messages."""
+    return f"task {call.task['name']!r} ({call.uid})"
+
+
 def details(task: TaskDescription, demand: Demand, own: str) -> dict[str, Any]:
     """What a worker has to know of a task besides the call; empty for a plain function.
 

@@ -24,6 +24,10 @@ CLOSE = 30.0
 """Seconds that closing may take."""
 
 
+class NotStartedError(BackendUnavailableError, RuntimeError):
+    """The backend was used before it was awaited, or after its end."""
+
+
 class Connection:
     """A client, and the cluster where it is ours.
 

@@ -29,20 +29,46 @@ class Links:
     def __init__(self) -> None:
         self._links: dict[str, list[Link]] = {}
 
-    def one(self, uid: str, name: str, path: str) -> None:
-        """Notes a file.
+    def explicit(
+        self,
+        own: str,
+        source: Mapping[str, Any] | None,
+        target: Any,
+        name: str | None,
+        path: str | None,
+    ) -> None:
+        """Notes one file.
+
+        Args:
+            own: The directory for the sandboxes of tasks that name none.
+            source: The task that wrote it, `None` for a file from outside.
+            target: The task that needs it.
+            name: Its name there.
+            path: Where a file from outside is.
 
         Raises:
+            ValueError: Neither a path nor a task and a name are given.
             DataError: It is not there, or its name could leave the sandbox.
         """
-        source = os.path.abspath(path)
-        if not os.path.exists(source):
-            raise DataError(f"cannot link {name!r} for {uid}: no file {source!r}")
-        self._links.setdefault(uid, []).append(("link", plain_name(name), source))
+        if path is not None:
+            name = name or os.path.basename(path)
+        elif source is not None and name is not None:
+            path = os.path.join(source_of(source, own), name)
+        else:
+            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
+        path = os.path.abspath(path)
+        if not os.path.exists(path):
+            raise DataError(f"cannot link {name!r} for {target['uid']}: no file {path!r}")
+        self._add(own, target, ("link", plain_name(name), path))
 
-    def all(self, uid: str, directory: str) -> None:
-        """Notes all that is in a directory."""
-        self._links.setdefault(uid, []).append(("all", os.path.abspath(directory)))
+    def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
+        """Notes all that a task left in its sandbox."""
+        self._add(own, target, ("all", os.path.abspath(source_of(source, own))))
+
+    def _add(self, own: str, target: Any, link: Link) -> None:
+        uid = target["uid"]
+        self._links.setdefault(uid, []).append(link)
+        target.setdefault("sandbox", os.path.join(own, uid))
 
     def take(self, uid: str) -> list[Link]:
         """What was noted for a task; it is forgotten here."""

@@ -21,7 +21,7 @@ from rhapsody.errors import (
     TaskFailedError,
     TaskLostError,
 )
-from rhapsody_dask.calls import Call
+from rhapsody_dask.calls import Call, named
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -97,7 +97,7 @@ class Outcomes:
             for key in keys:
                 call = self._calls.get(key)
                 if call is not None:
-                    self._gone(call, TaskLostError(f"{_named(call)}: {error!r}"))
+                    self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
             return
         for key, reply in replies.items():
             call = self._calls.get(key)
@@ -131,7 +131,7 @@ class Outcomes:
             try:
                 call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
             except BaseException as error:  # loading runs the objects' own code
-                error.add_note(f"while unpacking the result of {_named(call)}")
+                error.add_note(f"while unpacking the result of {named(call)}")
                 call.error = error
                 return "failed"
             return "done"
@@ -159,7 +159,7 @@ class Outcomes:
         if state == "done" and missing and call.error is None:
             state = "failed"
             call.error = DataError(
-                f"{_named(call)} promised and did not write {', '.join(map(repr, missing))} in its "
+                f"{named(call)} promised and did not write {', '.join(map(repr, missing))} in its "
                 f"sandbox on {reply.worker}"
             )
         self._settle(call, state)
@@ -192,23 +192,23 @@ class Outcomes:
             self._gone(
                 call,
                 TaskLostError(
-                    f"{_named(call)} was lost: worker {address} went away while it had it (attempt "
+                    f"{named(call)} was lost: worker {address} went away while it had it (attempt "
                     f"{call.task.get('attempt', 1)}{start}); a worker that is over its memory "
                     "limit is killed by Dask, see its log"
                 ),
             )
             return
         if call.future is not None and not isinstance(error, asyncio.CancelledError):
-            problem = BackendError(f"{_named(call)}: Dask could not run it: {error!r}")
+            problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
             problem.__cause__ = error
             self._gone(call, problem)
             return
-        self._gone(call, TaskLostError(f"{_named(call)}: {error!r}"))
+        self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
 
 
 def reference_lost(call: Call) -> ReferenceLostError:
     """The error for a task that was not run, for a dependency left no value."""
-    return ReferenceLostError(f"{_named(call)} was not run: a task it refers to left no value")
+    return ReferenceLostError(f"{named(call)} was not run: a task it refers to left no value")
 
 
 def _error(call: Call, reply: Reply) -> BaseException:
@@ -216,11 +216,7 @@ def _error(call: Call, reply: Reply) -> BaseException:
     try:
         raised, text = unpack(reply.payload)
     except BaseException as error:  # loading runs the objects' own code
-        return TaskFailedError(f"{_named(call)} failed with what cannot be unpacked: {error!r}")
+        return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
     raised.__cause__ = RemoteTraceback(text)
     assert isinstance(raised, BaseException)
     return raised
-
-
-def _named(call: Call) -> str:
-    return f"task {call.task['name']!r} ({call.uid})"
