@@ -43,13 +43,13 @@ def scale(values: Any, factor: int) -> float:
 class Sizes:
     """How much of each there is."""
 
-    def __init__(self, smoke: bool) -> None:
-        self.fan = 50 if smoke else 5_000
+    def __init__(self, smoke: bool, divide: int, rounds: int) -> None:
+        self.fan = 50 if smoke else 5_000 // divide
         self.chain = 5 if smoke else 200
-        self.leaves = 8 if smoke else 1_024
-        self.maps = 5 if smoke else 200
+        self.leaves = 8 if smoke else 1_024 // divide
+        self.maps = 5 if smoke else 200 // divide
         self.bytes = 2_000_000 if smoke else 50_000_000
-        self.rounds = 1 if smoke else 5
+        self.rounds = 1 if smoke else rounds
 
 
 # By hand.
@@ -218,7 +218,10 @@ async def memory(ours: Ours, n: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes, one round")
-    sizes = Sizes(parser.parse_args().smoke)
+    parser.add_argument("--divide", type=int, default=1, help="by what to divide the fans")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that count")
+    given = parser.parse_args()
+    sizes = Sizes(given.smoke, given.divide, given.rounds)
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as cluster:

@@ -280,6 +280,7 @@ class DaskExecutionBackend(ManagedBackend):
             other = self._open.get(uid)
             if other is None or other.cancelled:
                 raise reference_lost(call)
+            other.referred_to = True
             call.references.append(other.key)
 
     # What Dask tells (`rhapsody_dask.client.Listener`).

@@ -23,6 +23,7 @@ class Call:
         future: Dask's future, `None` before it was sent.
         entries: The big arguments that it uses.
         references: The keys of the tasks whose values it gets where it runs.
+        referred_to: Other tasks get its value there.
         links: The files that it was given, where they go by content.
         cancelled: Somebody asked for its end.
         begun: It was seen to run, so that its end has to be waited for.
@@ -50,6 +51,7 @@ class Call:
         "readiness",
         "ready",
         "references",
+        "referred_to",
         "task",
         "token",
         "uid",
@@ -66,6 +68,7 @@ class Call:
         self.future: Any = None
         self.entries: list[Entry] = []
         self.references: list[str] = []
+        self.referred_to = False
         self.links: list[Link] = []
         self.cancelled = False
         self.begun = False

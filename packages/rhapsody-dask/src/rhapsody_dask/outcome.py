@@ -37,6 +37,13 @@ log = logging.getLogger(__name__)
 MOST = 2_000
 """Replies that are fetched at once."""
 
+MANY = 4
+PAUSE = 0.01
+"""After a batch of more than that many replies, seconds in which the next one gathers."""
+
+HELD_BACK = 0.02
+"""Seconds for which the reply of a task is not fetched that others use where it is."""
+
 
 class Outcomes:
     """Fetches the replies of one backend's tasks.
@@ -64,17 +71,29 @@ class Outcomes:
         self._gone = gone
         self._direct = direct
         self._keys: list[str] = []
+        self._closed = False
         self._fetching: asyncio.Task[None] | None = None
         self._beside: set[asyncio.Task[None]] = set()
 
     def finished(self, key: str) -> None:
         """A reply is in the memory of a worker."""
+        call = self._calls.get(key)
+        if call is not None and call.referred_to:
+            # Most often only those others need it, and this is one of many such.
+            asyncio.get_running_loop().call_later(HELD_BACK, self._fetch_soon, key)
+        else:
+            self._fetch_soon(key)
+
+    def _fetch_soon(self, key: str) -> None:
+        if self._closed or key not in self._calls:
+            return
         self._keys.append(key)
         if self._fetching is None:
             self._fetching = asyncio.ensure_future(self._fetch())
 
     def close(self) -> None:
         """Fetches nothing more."""
+        self._closed = True
         self._keys.clear()
         for task in (self._fetching, *self._beside):
             if task is not None:
@@ -87,6 +106,9 @@ class Outcomes:
             while self._keys:
                 keys, self._keys = self._keys[:MOST], self._keys[MOST:]
                 await self._batch(keys)
+                if len(keys) > MANY and len(self._keys) < MOST:
+                    # Results come thick and fast: asking less often serves all of them sooner.
+                    await asyncio.sleep(PAUSE)
         finally:
             self._fetching = None
 

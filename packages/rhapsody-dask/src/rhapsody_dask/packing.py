@@ -24,6 +24,9 @@ from rhapsody_dask.worker.messages import BIG, Order, pack
 PLAIN = frozenset({int, float, bool, type(None), complex})
 """Types whose values are never big."""
 
+FLAT = (bytes, str, bytearray)
+"""Types whose length tells how big they are, packed."""
+
 STAND_INS = PLAIN | {Value, Reference, InputFile, OutputFile}
 """Types that are never packed by themselves."""
 
@@ -111,6 +114,10 @@ class Packer:
         places: Mapping[str, int],
     ) -> bytes:
         args, kwargs = task["args"], task["kwargs"]
+        if self._threshold is not None:
+            for value in (*args, *kwargs.values()):
+                if type(value) in FLAT and len(value) >= self._threshold:
+                    self._big(value)
         if self._bigs:
             args, kwargs = self._known_apart(args, kwargs, bigs, held)
         dumps = cloudpickle.dumps
@@ -141,6 +148,11 @@ class Packer:
                 self._bigs[id(value)] = Big(value, payload, own)
         args, kwargs = self._known_apart(args, kwargs, bigs, held)
         return self._dumps(task, (args, kwargs), dumps)
+
+    def _big(self, value: Any) -> None:
+        """Packs an argument by itself, once, that is seen to be big before it is packed."""
+        if id(value) not in self._bigs:
+            self._bigs[id(value)] = Big(value, pack(value)[0], [])
 
     def _known_apart(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int

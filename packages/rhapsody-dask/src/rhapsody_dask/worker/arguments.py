@@ -13,6 +13,9 @@ from typing import Any
 
 from rhapsody_dask.worker.messages import Reply, read_only, unpack
 
+UNCHANGEABLE = (bytes, str)
+"""Types of which all tasks of a worker can have the same object."""
+
 _now = threading.local()
 
 
@@ -51,7 +54,13 @@ def _value(place: int) -> Any:
     made = _now.made
     if place not in made:
         reply: Reply = _now.values[place]
-        made[place] = unpack(reply.payload, read_only(reply.buffers))
+        if reply.kept is None:
+            value = unpack(reply.payload, read_only(reply.buffers))
+            if type(value) in UNCHANGEABLE:
+                reply.kept = (value,)
+        else:
+            (value,) = reply.kept
+        made[place] = value
     return made[place]
 
 

@@ -50,14 +50,15 @@ class Reply:
         buffers: Its big buffers.
         more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, those that apply.
         worker: The worker that ran it.
+        kept: On a worker, the value in a tuple, where it was unpacked and cannot be changed.
     """
 
-    __slots__ = ("buffers", "kind", "more", "payload", "worker")
+    __slots__ = ("buffers", "kept", "kind", "more", "payload", "worker")
 
     def __init__(
         self,
         kind: int,
-        payload: bytes = b"",
+        payload: Any = b"",
         buffers: Sequence[Any] = (),
         more: Mapping[str, Any] | None = None,
         worker: str | None = None,
@@ -67,12 +68,19 @@ class Reply:
         self.buffers = buffers
         self.more = more
         self.worker = worker
+        self.kept: tuple[Any] | None = None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        payload: Any = self.payload
         buffers: Sequence[Any] = self.buffers
-        if buffers and protocol < 5:  # as on every connection with Dask's scheduler
-            buffers = [memoryview(buffer).tobytes() for buffer in buffers]
-        return Reply, (self.kind, self.payload, buffers, self.more, self.worker)
+        if protocol < 5:  # as on every connection with Dask's scheduler
+            if buffers:
+                buffers = [memoryview(buffer).tobytes() for buffer in buffers]
+            if type(payload) is not bytes:
+                payload = bytes(payload)
+        elif len(payload) >= BIG:
+            payload = pickle.PickleBuffer(payload)
+        return Reply, (self.kind, payload, buffers, self.more, self.worker)
 
     def __sizeof__(self) -> int:
         """So that Dask's account of the worker's memory is right."""
@@ -111,7 +119,7 @@ def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     return packed, buffers
 
 
-def unpack(payload: bytes, buffers: Sequence[Any] = ()) -> Any:
+def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
     """The value again. It uses the buffers' own memory."""
     return pickle.loads(payload, buffers=buffers)  # noqa: S301 - made by `pack` on our side
 
