@@ -218,7 +218,7 @@ async def memory(ours: Ours, n: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="small sizes, one round")
-    parser.add_argument("--divide", type=int, default=1, help="by what to divide the fans")
+    parser.add_argument("--divide", type=int, default=1, help="a power of 2 to divide the fans by")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     given = parser.parse_args()
     sizes = Sizes(given.smoke, given.divide, given.rounds)
