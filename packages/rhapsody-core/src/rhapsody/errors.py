@@ -97,14 +97,6 @@ class BackendError(RhapsodyError, RuntimeError):
     """A backend, or the engine's own machinery, broke its contract."""
 
 
-class ReferenceLostError(BackendError):
-    """A backend did not run a task, for a task that it refers to left no value.
-
-    Reported by backends with `unfinished_dependencies`; the engine takes the task
-    back and decides. No user sees it.
-    """
-
-
 class CapabilityError(RhapsodyError, ValueError):
     """The backend cannot do what the task asks for."""
 

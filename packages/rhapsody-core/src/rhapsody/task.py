@@ -111,7 +111,8 @@ class Reference:
     """Stands in arguments for the value of a task that its backend has not finished yet.
 
     In exact lists, tuples, dicts and sets at any depth. The backend replaces it with
-    the value; where that task leaves none, it fails this one with `ReferenceLostError`.
+    the value; where that task leaves none, it fails this one with
+    `rhapsody.backends.base.ReferenceLostError`.
 
     Attributes:
         uid: The backend uid of that task's attempt.

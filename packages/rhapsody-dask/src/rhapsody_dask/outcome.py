@@ -12,15 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
-from rhapsody.errors import (
-    BackendError,
-    DataError,
-    ReferenceLostError,
-    TaskFailedError,
-    TaskLostError,
-)
+from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.worker.messages import (
     CANCELED,

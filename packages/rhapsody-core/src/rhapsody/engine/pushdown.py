@@ -49,8 +49,10 @@ class PushDown:
             dependent.unsent += 1
             if dependent.unsent < dependent.unfinished or not self._takes_part(dependent, lane):
                 continue
-            if all(dependency.done() or self._is_there(dependency, lane)
-                   for dependency in dependent.dependencies) and not _hopeless(dependent):
+            if all(
+                dependency.done() or self._is_there(dependency, lane)
+                for dependency in dependent.dependencies
+            ) and not _hopeless(dependent):
                 dependent.pushed = True
                 dependent.step(Event.RESOLVE)
                 lane.push(dependent)
@@ -145,6 +147,4 @@ class PushDown:
 
 def _hopeless(node: Node) -> bool:
     """Whether a dependency has failed already."""
-    return any(
-        d.done() and (d.cancelled() or d.exception() is not None) for d in node.dependencies
-    )
+    return any(d.done() and (d.cancelled() or d.exception() is not None) for d in node.dependencies)

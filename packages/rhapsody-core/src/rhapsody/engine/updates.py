@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.mailbox import Mailbox
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
-from rhapsody.errors import ReferenceLostError, TaskFailedError
+from rhapsody.errors import TaskFailedError
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
