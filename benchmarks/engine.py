@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -131,9 +130,9 @@ async def asyncflow(size: int, *, chain: bool) -> float:
     from radical.asyncflow import WorkflowEngine as Peer
 
     backend = await Threads(ThreadPoolExecutor(os.cpu_count()))
-    flow = await Peer.create(backend=backend)
+    flow: Any = await Peer.create(backend=backend)
 
-    @flow.function_task
+    @flow.function_task  # type: ignore[untyped-decorator]
     async def no_op(x: Any) -> Any:
         return x
 
@@ -254,4 +253,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

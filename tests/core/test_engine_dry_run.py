@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rhapsody import NoopExecutionBackend, WorkflowEngine
-from rhapsody.engine.workflow import Starting
+from rhapsody.engine.starting import Starting
 from tests.core.engine_fixtures import Machine, outcome
 
 pytestmark = pytest.mark.asyncio

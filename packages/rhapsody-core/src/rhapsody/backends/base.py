@@ -19,9 +19,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody.states import StateMapper
-from rhapsody.task import TaskContext, TaskDescription, TaskKind, task_context, task_kind
+from rhapsody.task import TaskDescription, TaskKind, task_kind
 
 TaskCallback = Callable[..., Any]
 """`callback(task, state, service_callback=None)`, see `register_callback`."""
@@ -114,8 +115,9 @@ class Session:
 
     Attributes:
         uid: Unique over backends and processes.
-        path: Where the backend keeps files that belong to no task; the current
-            directory unless the backend says otherwise. Not created here.
+        path: Where the backend keeps files of its own. Not created here. The current
+            directory, unless the backend says otherwise, or an engine starts the
+            backend: then the engine's `work_dir`.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")

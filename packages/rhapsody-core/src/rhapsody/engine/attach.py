@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.discovery import get_backend
 
 DRY_RUN = "noop"
 EMBEDDED = "local"
 
 
-async def attach(backend: Any, backends: Any, *, dry_run: bool) -> dict[str, BaseExecutionBackend]:
+async def attach(
+    backend: Any, backends: Any, *, dry_run: bool, work_dir: Path
+) -> dict[str, BaseExecutionBackend]:
     """Starts the backends of an engine; the first one is the default.
+
+    What a backend that is started here keeps in files goes into `work_dir`.
 
     If one cannot be started, those that this call started are shut down again.
 
@@ -56,6 +62,7 @@ async def attach(backend: Any, backends: Any, *, dry_run: bool) -> dict[str, Bas
             if inspect.isawaitable(state):
                 state = await state
             if str(state) != "running":
+                _settle_in(made, work_dir)
                 ours.append(made)
             if inspect.isawaitable(made):
                 made = await made
@@ -80,6 +87,13 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
     elif backends is not None:
         raise TypeError(f"backends must be a list or a dict of names to backends, got {backends!r}")
     return given
+
+
+def _settle_in(backend: BaseExecutionBackend, work_dir: Path) -> None:
+    """Gives a backend that has chosen no place for its files the engine's."""
+    session = getattr(backend, "session", None)
+    if isinstance(session, Session) and session.path == os.getcwd():
+        session.path = os.path.abspath(work_dir)
 
 
 def _not_a_backend(value: object) -> TypeError:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
@@ -73,45 +73,86 @@ class Summary:
 
 
 class Observation:
-    """Collects events and hands them to the plugins in batches, on the loop."""
+    """Collects events and hands them to the plugins in batches, on the loop.
+
+    Until then an event is its values in a row of a flat list: a fan makes events by
+    the ten thousand, and as many objects would have the collector look at all others.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._events: list[TaskEvent] = []
+        self._rows: list[Any] = []
+        self._monotonic = runtime.clock.monotonic
 
-    def add(
-        self, node: Node, state: TasksMainStates, error: BaseException | None = None
-    ) -> None:
+    def add(self, node: Node, state: TasksMainStates, error: BaseException | None = None) -> None:
         """Notes that a task entered a state."""
-        runtime = self._runtime
-        if not self._events:
-            runtime.soon(self.flush)
-        native, node.native = node.native, None
-        task = node.description
-        self._events.append(
-            TaskEvent(
-                uid=node.future.uid,
-                name=node.task.name,
-                attempt=max(node.attempt, 1),
-                state=state,
-                native=native,
-                backend=node.future._backend,
-                time=runtime.clock.time(),
-                monotonic=runtime.clock.monotonic(),
-                worker=None if task is None else task.get("worker"),
-                scope=None if node.extra is None else node.extra.scope,
-                error=error,
-            )
-        )
+        rows, task, description, extra = self._rows, node.task, node.description, node.extra
+        if not rows:
+            self._runtime.soon(self.flush)
+        rows += (
+            task.prefix, node.number, task.name, node.attempt or 1, state, node.native,
+            node.future._backend, self._monotonic(),
+            None if description is None else description.get("worker"),
+            None if extra is None else extra.scope, error,
+        )  # fmt: skip
+        node.native = None
 
     def flush(self) -> None:
         """Hands on what was collected."""
-        events: Sequence[TaskEvent] = tuple(self._events)
-        self._events.clear()
-        if events:
-            hooks = self._runtime.hooks
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        runtime, hooks = self._runtime, self._runtime.hooks
+        epoch = runtime.clock.time() - self._monotonic()
+        for first in range(0, len(rows), _COLUMNS * _BATCH):
+            events = _events(rows[first : first + _COLUMNS * _BATCH], epoch)
             for hook in hooks.task_events:
-                hooks.call(hook, engine=self._runtime.engine, events=events)
+                hooks.call(hook, engine=runtime.engine, events=events)
+
+
+_COLUMNS = 11
+_BATCH = 500
+
+
+def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
+    """Makes events of the values that `Observation.add` has put in rows."""
+    (
+        prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
+        errors,
+    ) = (rows[column::_COLUMNS] for column in range(_COLUMNS))  # fmt: skip
+    pairs = zip(prefixes, numbers, strict=True)
+    uids = ["%s.%06d" % pair for pair in pairs]  # noqa: UP031 - a quarter less than an f-string
+    epochs = [epoch + time for time in times]
+    events: Any = tuple(
+        map(
+            _NewEvent, uids, names, attempts, states, natives, backends, epochs, times, workers,
+            scopes, errors,
+        )
+    )  # fmt: skip
+    for event in events:
+        event.__class__ = TaskEvent
+    return cast("tuple[TaskEvent, ...]", events)
+
+
+@dataclass(slots=True)
+class _NewEvent:
+    """A `TaskEvent` while it is being made.
+
+    Making one that is frozen from the start takes five times as long, as every field
+    is set through `object.__setattr__`; an event is to cost a microsecond.
+    """
+
+    uid: str
+    name: str
+    attempt: int
+    state: TasksMainStates
+    native: str | None
+    backend: str | None
+    time: float
+    monotonic: float
+    worker: str | None
+    scope: str | None
+    error: BaseException | None
 
 
 class Tally:

@@ -22,8 +22,8 @@ from distributed import get_worker, secede
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop
 from rhapsody.backends.local.worker import pack_error
+from rhapsody.context import task_context
 from rhapsody.errors import BackendUnavailableError, CapabilityError
-from rhapsody.task import task_context
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,

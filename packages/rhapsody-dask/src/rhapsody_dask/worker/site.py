@@ -16,7 +16,7 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.local.capture import streams
-from rhapsody.task import TaskContext
+from rhapsody.context import TaskContext
 from rhapsody_dask.worker.gate import Gate, Waiting
 from rhapsody_dask.worker.messages import Order
 from rhapsody_dask.worker.supervisor import supervisor

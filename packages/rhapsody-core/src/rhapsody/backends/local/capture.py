@@ -61,6 +61,11 @@ class Record:
             if self._path is not None:
                 self._spill(self._path).write(text)
 
+    @property
+    def in_file(self) -> bool:
+        """Whether some of it is in the file."""
+        return self._file is not None
+
     def result(self) -> str:
         """What was printed, or the path of its file; nothing is added after this."""
         with self._lock:
@@ -92,7 +97,7 @@ class Recorder:
     """What one task prints, made when it first prints something.
 
     Args:
-        directory: The task's sandbox, for large output.
+        directory: The task's sandbox, for large output; made when there is some.
         files: All output goes to files there.
     """
 
@@ -109,6 +114,12 @@ class Recorder:
         if record is None:
             record = self._records.setdefault(name, self._record(name))
         record.write(text)
+
+    @property
+    def in_files(self) -> str | None:
+        """The directory that holds output of the task's, `None` where none does."""
+        written = any(record.in_file for record in self._records.values())
+        return self._directory if written else None
 
     def result(self, name: Name) -> str:
         """What was printed to a stream, or with `files` the path of its file."""
@@ -153,8 +164,8 @@ class Tee:
     """
 
     def __init__(self, name: Name, stream: Any) -> None:
-        self.rhapsody_stream = stream
-        self._name = name
+        self.rhapsody_stream: Any = stream
+        self._name: Name = name
 
     def write(self, text: str) -> int:
         """Writes text to the real stream, and to the record of the task that runs here."""
@@ -194,7 +205,7 @@ class _Bytes:
     """Stands in for the `buffer` of a standard stream, for one task."""
 
     def __init__(self, name: Name, buffer: Any, recorder: Recorder) -> None:
-        self._name = name
+        self._name: Name = name
         self._buffer = buffer
         self._recorder = recorder
 
@@ -212,7 +223,7 @@ class Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self.exiting = False
+        self.exiting: bool = False
 
     def acquire(self) -> None:
         """Wraps the standard streams for one more user."""
@@ -256,4 +267,4 @@ def _replace(name: Name, stream: Any) -> None:
                 handler.setStream(stream)
 
 
-streams = Streams()
+streams: Streams = Streams()

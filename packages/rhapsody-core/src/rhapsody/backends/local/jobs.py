@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from rhapsody.backends.local.capture import Recorder
 from rhapsody.backends.local.slots import Request
+from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
-from rhapsody.task import TaskContext, TaskDescription
+from rhapsody.task import TaskDescription
 
 
 class Job:
@@ -27,6 +28,7 @@ class Job:
         number: Its place in the queue.
         gpus: The GPUs it was given.
         context: What the task can know of itself, made when it starts.
+        spill: The directory for large output of a function; made when there is some.
         recorder: What keeps the output of a function in this process.
         cancelled: Somebody asked for its end.
         started: Its slots were taken and it was about to be handed to its runner.
@@ -60,6 +62,7 @@ class Job:
         "recorder",
         "request",
         "runner",
+        "spill",
         "started",
         "task",
         "uid",
@@ -68,27 +71,28 @@ class Job:
     )
 
     def __init__(self, task: TaskDescription, request: Request, runner: Runner) -> None:
-        self.task = task
-        self.uid = task["uid"]
-        self.request = request
-        self.runner = runner
-        self.number = 0
+        self.task: TaskDescription = task
+        self.uid: str = task["uid"]
+        self.request: Request = request
+        self.runner: Runner = runner
+        self.number: int = 0
         self.gpus: tuple[str, ...] = ()
         self.context: TaskContext | None = None
         self.recorder: Recorder | None = None
-        self.cancelled = False
-        self.started = False
-        self.given = False
-        self.announced = False
-        self.over = False
+        self.spill: str = ""
+        self.cancelled: bool = False
+        self.started: bool = False
+        self.given: bool = False
+        self.announced: bool = False
+        self.over: bool = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.failed = False
+        self.failed: bool = False
         self.handle: Any = None
         self.pid: int | None = None
         self.worker: str | None = None
-        self.call = 0
-        self.attempts = 0
+        self.call: int = 0
+        self.attempts: int = 0
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"
@@ -107,7 +111,7 @@ class Job:
         )
         capture = task.get("capture", True)
         if capture is not False:
-            self.recorder = Recorder(sandbox, files=capture == "files")
+            self.recorder = Recorder(self.spill, files=capture == "files")
         return self.context
 
 

@@ -20,14 +20,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from time import time
 from types import CoroutineType
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
+from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import TaskFailedError
-from rhapsody.task import TaskContext, TaskDescription, task_context
+from rhapsody.task import TaskDescription
+
+if TYPE_CHECKING:
+    from rhapsody.backends.local.jobs import Job
 
 STARTED = struct.Struct("=QQ")
 """What a worker says when it begins with a call: the call's number and its own process id."""
@@ -43,6 +47,7 @@ class Order:
         name: The task's name.
         attempt: Counted from 1.
         sandbox: The task's directory.
+        spill: The directory for large output.
         timeout: Seconds that the attempt may take.
         cores: How many threads numeric libraries may use; 0 leaves them as they are.
         environment: Variables to set while it runs.
@@ -54,6 +59,7 @@ class Order:
     name: str
     attempt: int
     sandbox: str | None
+    spill: str
     timeout: float | None
     cores: int
     environment: Mapping[str, str]
@@ -61,7 +67,13 @@ class Order:
 
     @classmethod
     def of(
-        cls, task: TaskDescription, number: int, cores: int, environment: Mapping[str, str]
+        cls,
+        task: TaskDescription,
+        number: int,
+        *,
+        spill: str,
+        cores: int,
+        environment: Mapping[str, str],
     ) -> Order:
         """What a worker has to know of a task."""
         return cls(
@@ -70,6 +82,7 @@ class Order:
             name=task["name"],
             attempt=task.get("attempt", 1),
             sandbox=task.get("sandbox"),
+            spill=spill,
             timeout=task.get("timeout"),
             cores=cores,
             environment=environment,
@@ -86,6 +99,7 @@ class Reply(NamedTuple):
         stdout: What it printed, `None` where that is not kept.
         stderr: The same of standard error.
         pid: The worker's process id.
+        sandbox: The directory with output that was too large, if there was any.
     """
 
     done: bool
@@ -93,10 +107,11 @@ class Reply(NamedTuple):
     stdout: str | None
     stderr: str | None
     pid: int
+    sandbox: str | None
 
     def output(self) -> TaskDescription:
         """What it printed, in the words of a description."""
-        output = {"stdout": self.stdout, "stderr": self.stderr}
+        output = {"stdout": self.stdout, "stderr": self.stderr, "sandbox": self.sandbox}
         kept = {name: text for name, text in output.items() if text is not None}
         return cast("TaskDescription", kept)
 
@@ -177,6 +192,16 @@ def _why_not(value: Any) -> str | None:
     return None
 
 
+def take(job: Job, reply: Reply) -> None:
+    """Puts what came back into the job: the output, and the value or the error."""
+    job.recorder = None  # nothing was printed here
+    job.task.update(reply.output())
+    try:
+        job.value = unpack(reply)
+    except BaseException as error:  # whatever a task raises is its result
+        job.error = error.with_traceback(None)
+
+
 # In the worker.
 
 _loop = WorkerLoop()
@@ -212,10 +237,11 @@ def execute(order: Order, payload: bytes) -> Reply:
     """Makes one call."""
     if _announce is not None:
         _announce(order.number)
+    streams.ensure()  # an executor that the user brings has not called `begin`
     _limit_threads(order.cores)
     recorder = None
     if order.capture is not False:
-        recorder = Recorder(order.sandbox, files=order.capture == "files")
+        recorder = Recorder(order.spill, files=order.capture == "files")
     context = TaskContext(
         uid=order.uid,
         name=order.name,
@@ -230,7 +256,8 @@ def execute(order: Order, payload: bytes) -> Reply:
         stdout, stderr = recorder.result("stdout"), recorder.result("stderr")
         if stdout or stderr:
             _flush()
-    return Reply(done, result, stdout, stderr, os.getpid())
+    sandbox = recorder.in_files if recorder is not None else None
+    return Reply(done, result, stdout, stderr, os.getpid(), sandbox)
 
 
 def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
