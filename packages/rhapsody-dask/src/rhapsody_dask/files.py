@@ -109,7 +109,7 @@ class View:
         try:
             answers = await self._client.run(sees, path, text, on_error="return")
         finally:
-            await in_thread(lambda: _remove(path, directory if made else None))
+            await in_thread(lambda: _remove(path, made))
         return list(answers.values())
 
 
@@ -154,19 +154,23 @@ def source_of(task: Mapping[str, Any], own: str) -> str:
     return task.get("sandbox") or os.path.join(own, task["uid"])
 
 
-def _write(path: str, text: str) -> bool:
-    """Writes a file; whether its directory had to be made."""
+def _write(path: str, text: str) -> list[str]:
+    """Writes a file; the directories that had to be made for it, the deepest first."""
+    made = []
     directory = os.path.dirname(path)
-    made = not os.path.isdir(directory)
-    os.makedirs(directory, exist_ok=True)
+    while not os.path.isdir(directory):
+        made.append(directory)
+        directory = os.path.dirname(directory)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
     return made
 
 
-def _remove(path: str, directory: str | None) -> None:
+def _remove(path: str, made: list[str]) -> None:
+    """Removes the file, and the directories that were made for it and are still empty."""
     with suppress(OSError):
         os.unlink(path)
-    if directory is not None:
+    for directory in made:
         with suppress(OSError):
-            os.removedirs(directory)
+            os.rmdir(directory)

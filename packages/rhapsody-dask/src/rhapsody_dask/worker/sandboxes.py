@@ -43,7 +43,7 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
         elif kind == "all":
             link_all(words[0], path, skip=OUTPUT_FILES)
         else:
-            unpack_files(values[words[0]], path)
+            unpack_files(values[words[0]].payload, path)
     return path
 
 
