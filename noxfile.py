@@ -30,6 +30,7 @@ class Distribution(NamedTuple):
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
     "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]"),
+    "dask": Distribution("packages/rhapsody-dask", "tests/dask", "[jobqueue,testing]"),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
@@ -150,7 +151,7 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: a strict build, and every code block run."""
-    install_distribution(session, "core", DOCS, *TEST_TOOLS)
+    install_distribution(session, "dask", DOCS, *TEST_TOOLS)
     session.run(
         "mkdocs", "build", "--strict", "--site-dir", str((session.cache_dir / "site").absolute())
     )
@@ -160,7 +161,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmark scripts at small sizes: that they run, not what they measure."""
-    install_distribution(session, "core")
+    install_distribution(session, "dask")
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         session.run("python", str(script), "--smoke")
 

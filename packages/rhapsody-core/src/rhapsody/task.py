@@ -82,6 +82,8 @@ class TaskDescription(_RequiredKeys, total=False):
         exit_code: Set by the backend: a finished executable's exit code.
         exception: Set by the backend: why the task failed, an exception object.
         worker: Set by the backend where known: the worker or host that ran it.
+        references: The uids of the tasks whose values stand as `Reference` in `args`
+            and `kwargs`; only for backends with `unfinished_dependencies`.
     """
 
     arguments: list[str]
@@ -100,6 +102,27 @@ class TaskDescription(_RequiredKeys, total=False):
     exit_code: int
     exception: BaseException
     worker: str
+    references: list[str]
+
+
+class Reference:
+    """Stands in arguments for the value of a task that its backend has not finished yet.
+
+    In exact lists, tuples, dicts and sets at any depth. The backend replaces it with
+    the value; where that task leaves none, it fails this one with
+    `rhapsody.backends.base.ReferenceLostError`.
+
+    Attributes:
+        uid: The backend uid of that task's attempt.
+    """
+
+    __slots__ = ("uid",)
+
+    def __init__(self, uid: str) -> None:
+        self.uid: str = uid
+
+    def __repr__(self) -> str:
+        return f"Reference({self.uid!r})"
 
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)

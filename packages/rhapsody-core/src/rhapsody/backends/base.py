@@ -257,6 +257,14 @@ BaseBackend = BaseExecutionBackend
 """Another name that programs use for the interface."""
 
 
+class ReferenceLostError(BackendError):
+    """A task was not run, for a task in its `references` left no value.
+
+    Reported by backends with `unfinished_dependencies`. The engine takes the task back;
+    no user sees it.
+    """
+
+
 class CompletedExecutable(NamedTuple):
     """What `ManagedBackend.run_task` returns for an executable."""
 

@@ -22,6 +22,9 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 """Types that hold nothing to find, recognised without a look at the value."""
 
 
+EXACT = (list, tuple, dict, set)
+
+
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
     """Marks an argument that is not searched for futures and files.
 
@@ -42,14 +45,16 @@ class Found:
         futures: Each future once, in the order of the arguments.
         inputs: The declared input files.
         outputs: The declared output files.
+        inexact: A future is in something else than an exact list, tuple, dict or set.
     """
 
-    __slots__ = ("_touched", "futures", "inputs", "outputs")
+    __slots__ = ("_touched", "futures", "inexact", "inputs", "outputs")
 
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[Any]] = []
         self.inputs: list[InputFile] = []
         self.outputs: list[OutputFile] = []
+        self.inexact: bool = False
         self._touched: set[int] = set()
 
     def fill(self, value: Any, replace: Callable[[Any], Any]) -> Any:
@@ -75,6 +80,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
     roots: tuple[Any, ...] = (*args, *kwargs.values()) if kwargs else args
     found = Found()
     seen: set[int] = set()  # futures and files found, containers done
+    odd: set[int] = set()  # ids of named tuples and dataclasses
     path: list[int] = []  # ids of the containers we are in
     walk: list[Iterator[Any]] = [iter(roots)]
     while walk:
@@ -84,6 +90,8 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
             leaf = _leaf(value, found, seen)
             if leaf:
                 found._touched.update(path)
+                if odd and not odd.isdisjoint(path):
+                    found.inexact = True
                 continue
             children = _children(value)
             if children is None:
@@ -100,6 +108,8 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
                     found._touched.update(path)
                 continue
             path.append(key)
+            if type(value) not in EXACT:
+                odd.add(key)
             walk.append(iter(children))
             break
         else:

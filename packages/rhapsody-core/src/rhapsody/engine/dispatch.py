@@ -173,6 +173,7 @@ class Lane:
         batch: list[Node] = []
         queue, resumed, prepare = self.queue, self._resumed, self._runtime.preparation.advance
         services, room = self._services, self._room()
+        offer = self._runtime.pushdown.offer
         looked_at = 0
         while services or room > 0:
             looked_at += 1
@@ -189,6 +190,8 @@ class Lane:
             if node.life.work is Work.READY and prepare(node, self):
                 batch.append(node)
                 room -= 1
+                if node.dependents:
+                    offer(node, self)
         return batch
 
     def _room(self) -> float:

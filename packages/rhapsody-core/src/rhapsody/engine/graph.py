@@ -106,12 +106,14 @@ class Node:
         "native",
         "number",
         "parent",
+        "pushed",
         "runtime",
         "specific",
         "stage",
         "task",
         "uid",
         "unfinished",
+        "unsent",
     )
 
     def __init__(
@@ -133,6 +135,8 @@ class Node:
         self.specific: Mapping[str, Any] | None = specific
         self.life: Life = life.START
         self.unfinished: int = 0
+        self.unsent = 0  # dependencies that are with a backend, see `pushdown`
+        self.pushed = False  # it is with a backend before they are finished
         self.attempt: int = 0
         self.stage: int = 0
         self.uid: str = ""
@@ -352,6 +356,8 @@ class Graph:
                 for dependent in dependents or ():
                     if dependent.life.work is Work.WAITING:
                         self._dependency_settled(dependent, node.future)
+                    elif dependent.pushed:
+                        self._runtime.pushdown.dependency_settled(dependent, node.future)
         finally:
             self._settling = False
 
@@ -364,15 +370,20 @@ class Graph:
 
     def _resolve(self, node: Node) -> None:
         """The last dependency has ended: the node is ready, or fails with them."""
-        failed = [d for d in node.dependencies if not d.cancelled() and d.exception() is not None]
-        if failed:
-            self.fail(node, _dependency_failure(node, failed))
+        if self.fail_with_dependencies(node):
             return
         node.step(Event.RESOLVE)
         if node.task.prefix == "task":
             self._runtime.route(node)
         else:
             self._runtime.blocks.start(node)
+
+    def fail_with_dependencies(self, node: Node) -> bool:
+        """Fails a node whose dependencies have ended where one of them failed."""
+        failed = [d for d in node.dependencies if not d.cancelled() and d.exception() is not None]
+        if failed:
+            self.fail(node, _dependency_failure(node, failed))
+        return bool(failed)
 
     # Ends.
 

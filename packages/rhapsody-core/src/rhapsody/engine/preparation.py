@@ -120,6 +120,8 @@ class Preparation:
             description["sandbox"] = runtime.stager.sandbox_path(uid)
         if node.dependencies:
             self._describe_dependencies(node, description)
+            if node.pushed:
+                description["references"] = runtime.pushdown.references(node)
         if extra is not None:
             if extra.scope is not None:
                 description["scope"] = extra.scope
@@ -159,6 +161,10 @@ class Preparation:
 
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
+                if node.pushed:
+                    reference = self._runtime.pushdown.reference(leaf)
+                    if reference is not None:
+                        return reference
                 return leaf.result()
             if sandbox is None:
                 return leaf

@@ -24,6 +24,7 @@ from rhapsody.engine.life import Event, Future, Work
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.observe import Observation, Stats, Tally
 from rhapsody.engine.preparation import NEW, Preparation, Values
+from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.timers import Clock, Timers
 from rhapsody.engine.updates import Updates
@@ -69,6 +70,7 @@ class Runtime:
         max_pending: int | None,
         submit_timeout: float | None,
         fail_fast: bool,
+        push_down: bool,
     ) -> None:
         self.engine = engine
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
@@ -101,6 +103,7 @@ class Runtime:
         self.blocks: Blocks = Blocks(self)
         self.preparation: Preparation = Preparation(self)
         self.values: Callable[[Node], Values] = self.preparation.values
+        self.pushdown: PushDown = PushDown(self, push_down)
         self.graph: Graph = Graph(self)
         self.lanes: dict[str, Lane] = {}
         self.default: Lane | None = None

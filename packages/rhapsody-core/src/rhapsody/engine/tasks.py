@@ -59,6 +59,7 @@ class Task(Generic[P, R]):
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
         self.optional: dict[str, Any] = _optional_keys(settings)
         self.accepted_by: object = None  # the lane whose capabilities were checked last
+        self.pushable: tuple[object, bool] | None = None  # by which lane, see `pushdown`
         self._check = call_checker(function)
 
     @overload

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.mailbox import Mailbox
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
@@ -159,6 +160,13 @@ class Updates:
         runtime = self._runtime
         life = node.life
         runtime.attempt_ended(node)
+        if (
+            node.pushed
+            and main is FAILED
+            and isinstance(task.get("exception"), ReferenceLostError)
+            and runtime.pushdown.take_back(node)
+        ):
+            return
         if runtime.interrupted:
             return  # its future is settled when everything has stopped
         if life.future is not Future.PENDING:

@@ -78,6 +78,7 @@ class WorkflowEngine(Decorators):
         timeout: float | None = None,
         observers: Iterable[object] = (),
         max_pending: int | None = None,
+        push_down: bool = True,
         submit_timeout: float | None = 300.0,
         handle_signals: bool = True,
         fail_fast: bool = False,
@@ -106,6 +107,8 @@ class WorkflowEngine(Decorators):
             timeout: Seconds each attempt of a task may run.
             observers: Objects with methods marked `rhapsody.hookimpl`.
             max_pending: How many tasks are with a backend at once, at most.
+            push_down: Whether backends that can wait for dependencies themselves get
+                tasks before these are finished.
                 Services and blocks do not count.
             submit_timeout: Seconds a backend may take to accept a batch.
             handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
@@ -144,6 +147,7 @@ class WorkflowEngine(Decorators):
                 else seconds("submit_timeout", submit_timeout),
                 handle_signals=handle_signals,
                 fail_fast=fail_fast,
+                push_down=push_down,
                 keep_sandboxes=keep_sandboxes,
                 uid=uid,
                 clock=clock,

@@ -28,6 +28,7 @@ class Settings:
         memory_growth: Bytes that the process may grow by in those cycles.
         cores: How many cores the backend of `make_backend` has. Must be set where
             the backend declares the resource `cores`.
+        cores_per_task: How many of them one task can have at most, where that is fewer.
         gpus: The same of GPUs.
         dry: The backend only pretends to run tasks: checks that look at what a
             task did are skipped.
@@ -56,6 +57,7 @@ class Settings:
     cycles: ClassVar[int] = 10
     memory_growth: ClassVar[int] = 32 * 1024 * 1024
     cores: ClassVar[int | None] = None
+    cores_per_task: ClassVar[int | None] = None
     gpus: ClassVar[int | None] = None
     dry: ClassVar[bool] = False
     separate_processes: ClassVar[bool] = False

@@ -208,7 +208,7 @@ class Executables:
                     files.enter_context(_new_file(os.path.join(directory, name)))
                     for name in OUTPUT_FILES
                 ]
-            return Program(
+            return self.launch(
                 command,
                 cwd=directory,
                 environment=os.environ | task_environment(job, self._gpus),
@@ -216,6 +216,10 @@ class Executables:
                 stdout=output[0] if stdout is None else stdout,
                 stderr=output[1],
             )
+
+    def launch(self, command: Sequence[str], **options: Any) -> Program:
+        """Starts a program; takes what `Program` does. For those who have more to do then."""
+        return Program(command, **options)
 
     def directory(self, job: Job) -> str:
         """The job's sandbox, which exists from now on."""

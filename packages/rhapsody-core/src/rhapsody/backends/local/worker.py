@@ -265,13 +265,13 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
         function, args, kwargs = pickle.loads(payload)  # noqa: S301 - from our own process
     except BaseException as error:  # loading runs the objects' own code
         error.add_note(f"while task {name!r} was unpacked in a worker process")
-        return False, _pack_error(error)
+        return False, pack_error(error)
     try:
         value = function(*args, **kwargs)
         if isinstance(value, CoroutineType):
             value = _loop.run(value)
     except BaseException as error:  # whatever a task raises is its result
-        return False, _pack_error(error)
+        return False, pack_error(error)
     finally:
         del function, args, kwargs
     try:
@@ -282,10 +282,10 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
             f"from the worker process: {type(error).__name__}: {error}; return data that can "
             "be, or run the task in threads: LocalExecutionBackend('thread')"
         )
-        return False, _pack_error(problem)
+        return False, pack_error(problem)
 
 
-def _pack_error(error: BaseException) -> bytes:
+def pack_error(error: BaseException) -> bytes:
     """An exception as bytes, of its own type wherever that can be had."""
     text = "".join(traceback.format_exception(without_own_frames(error)))
     plain = {key: value for key, value in vars(error).items() if _why_not(value) is None}

@@ -1,0 +1,500 @@
+"""The Dask backend: what is sent to the cluster, and what is reported of it.
+
+It knows every open task. Connecting, packing, big arguments and files are in the
+modules named for them, what happens on the workers is in `worker`; dependencies,
+retries and time-outs are the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.local.services import Readiness
+from rhapsody.errors import BackendError, BackendUnavailableError, TaskLostError
+from rhapsody.task import TaskDescription, seconds, task_kind
+from rhapsody_dask import options, states
+from rhapsody_dask.calls import Call, named
+from rhapsody_dask.capabilities import CLUSTER
+from rhapsody_dask.connection import Connection, NotStartedError
+from rhapsody_dask.files import Links, View
+from rhapsody_dask.outcome import Outcomes, reference_lost
+from rhapsody_dask.shared import Shared
+from rhapsody_dask.stopping import Stopping
+from rhapsody_dask.submission import Submission
+from rhapsody_dask.worker.messages import BIG, unpack
+
+log = logging.getLogger(__name__)
+
+states.register()
+
+
+class DaskExecutionBackend(ManagedBackend):
+    """Runs tasks on a Dask cluster.
+
+    With no arguments it starts a LocalCluster fitted to this machine, which listens
+    on loopback only, with TLS credentials made for it. A cluster that is given, in
+    whatever form, is used and left running.
+
+    Functions run on the threads of Dask's workers: one that runs cannot be stopped,
+    it goes on, unless it looks at `current_task().cancelled`. Coroutines, executables
+    and services can be stopped. Arguments of 1 MiB and more are sent once and shared
+    by the tasks that use them; arrays among them are read-only in the task.
+
+    Args:
+        resources: Keywords of `distributed.LocalCluster` and `distributed.Client`
+            (`threads` is short for `threads_per_worker`), `gpus` for the GPUs of each
+            worker, TLS settings, and all arguments below that name a cluster.
+        cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
+        address: The address of a scheduler.
+        scheduler_file: The file that `dask scheduler --scheduler-file` writes.
+        security: `distributed.Security`, a dict of its keywords, or `False` for a
+            cluster of our own without TLS.
+        client: A client of Dask's; its scheduler and credentials are used.
+        timeout: Seconds to connect in (30).
+        grace: Seconds between SIGTERM and SIGKILL for what is stopped.
+        share_over: Bytes from which an argument is sent by itself and shared; `None`
+            shares none.
+        shared_file_system: Whether workers see this machine's files under the same
+            paths. Found out where it is not said.
+
+    Attributes:
+        thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
+
+    Raises:
+        TypeError: An unknown key, or a value of the wrong type.
+        ValueError: Several ways to a cluster, or a value out of range.
+    """
+
+    name = "dask"
+    capabilities = CLUSTER
+    thread_grace = 1.0
+
+    def __init__(
+        self,
+        resources: Mapping[str, Any] | None = None,
+        *,
+        cluster: Any = None,
+        address: str | None = None,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        security: Any = None,
+        client: Any = None,
+        timeout: float | None = None,
+        grace: float = 5.0,
+        share_over: int | None = BIG,
+        shared_file_system: bool | None = None,
+    ) -> None:
+        super().__init__()
+        given = {
+            "cluster": cluster,
+            "address": address,
+            "scheduler_file": scheduler_file,
+            "security": security,
+            "client": client,
+            "timeout": timeout,
+        }
+        self._options = options.parse(
+            resources, {key: value for key, value in given.items() if value is not None}
+        )
+        self.grace = seconds("grace", grace, zero=True)
+        self._share_over = share_over
+        self._shared_files = shared_file_system
+        self._connection = Connection(self._options)
+        self._links = Links()
+        self._keys: dict[str, Call] = {}
+        self._progress: asyncio.Event | None = None
+        self._loss: str | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._started_up = False
+
+    # Life.
+
+    async def start(self) -> None:
+        """Connects, and prepares scheduler and workers."""
+        mapper = self.get_task_states_map()
+        self._running, self._done = mapper.RUNNING, mapper.DONE
+        self._failed, self._canceled = mapper.FAILED, mapper.CANCELED
+        self._loop = asyncio.get_running_loop()
+        client = await self._connection.open()
+        await self._connection.prepare(self.session.uid, self.grace)
+        own = self._connection.cluster is not None
+        known = True if own and self._shared_files is None else self._shared_files
+        self._view = View(client, known)
+        self._shared = Shared(client, f"rhapsody-data-{self.session.uid}-")
+        self._submission = Submission(
+            client,
+            self.session.uid,
+            self._own(),
+            self._links,
+            self._view,
+            self._shared,
+            self._share_over,
+            own_cluster=own,
+        )
+        self._outcomes = Outcomes(client, self._keys, self._settle, self._gone, direct=own)
+        self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
+        from rhapsody_dask.worker.site import topic
+
+        client.subscribe_topic(topic(self.session.uid), self._event)
+        client.listener = self
+        self._started_up = True
+        if not await self._view.sees(self.session.path):
+            self.capabilities = replace(self.capabilities, shared_file_system=False)
+        if client.dashboard_link and self._has_dashboard(client):
+            log.info("Dask's dashboard is at %s", client.dashboard_link)
+
+    def _has_dashboard(self, client: Any) -> bool:
+        try:
+            return bool(client.scheduler_info(n_workers=0)["services"].get("dashboard"))
+        except (KeyError, TypeError, ValueError):
+            return False
+
+    @property
+    def client(self) -> Any:
+        """Dask's client, for `performance_report`, `upload_file` and the like; asynchronous.
+
+        Raises:
+            BackendUnavailableError: The backend is not running.
+        """
+        self.require_running()
+        return self._connection.client
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Where Dask's dashboard is, `None` while there is none."""
+        client = self._connection.client
+        return client.dashboard_link if client is not None and self._has_dashboard(client) else None
+
+    @property
+    def still_running(self) -> list[str]:
+        """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
+        return [*self._open]
+
+    async def stop(self) -> None:
+        """Stops every task, and gives back what was opened."""
+        if self._started_up and self._loss is None:
+            self._progress = asyncio.Event()
+            for call in list(self._open.values()):
+                self._cancel(call)
+            await self._wait_for_ends()
+            self._outcomes.close()
+            self._stopping.close()
+            self._shared.close()
+        client = self._connection.client
+        if client is not None:
+            client.listener = None
+        in_processes = self._connection.in_processes
+        await self._connection.close()
+        if in_processes:  # what ran there is gone with the processes
+            for call in list(self._open.values()):
+                self._end(call, self._canceled)
+
+    async def shutdown(self) -> None:
+        """Cancels every task, waits for those that can be stopped, and closes the backend."""
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+        await super().shutdown()
+
+    async def _wait_for_ends(self) -> None:
+        """Waits for what was told to stop, as long as that can take."""
+        assert self._progress is not None
+        begin = monotonic()
+        while self._open:
+            calls = self._open.values()
+            stoppable = any(not call.begun or self._stoppable(call) for call in calls)
+            limit = self.grace + 6.0 if stoppable else self.thread_grace
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(begin + limit - monotonic()):
+                    await self._progress.wait()
+            except TimeoutError:
+                return
+
+    def _stoppable(self, call: Call) -> bool:
+        return self.capabilities.cancellation(task_kind(call.task)) == "running"
+
+    def require_running(self) -> None:
+        """Raises unless the backend was started, not shut down, and its scheduler is there.
+
+        Raises:
+            BackendUnavailableError: A `RuntimeError`, too, before the start.
+        """
+        if self._loss is not None:
+            raise BackendUnavailableError(
+                f"the Dask scheduler at {self._connection.address} is gone: {self._loss}; make and "
+                "start a new DaskExecutionBackend once there is one again"
+            )
+        try:
+            super().require_running()
+        except BackendUnavailableError as error:
+            raise NotStartedError(str(error)) from None
+
+    # Tasks in.
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Sends tasks to the cluster; returns when Dask has them.
+
+        Raises:
+            BackendUnavailableError: The backend is not running, or lost its scheduler.
+            BackendError: A task of the same uid is open.
+        """
+        self.require_running()
+        for task in tasks:
+            if task["uid"] in self._open:
+                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+        calls = [Call(task) for task in tasks]
+        for call in calls:
+            self._open[call.uid] = call
+        submission = self._submission
+        packer = submission.packer()
+        ready = []
+        for call in calls:
+            task = call.task
+            call.ready = task.get("ready") if task["is_service"] else None
+            try:
+                self._resolve(call)
+                ready.append(await submission.pack(call, packer))
+            except Exception as error:  # one task's problem
+                call.error = error
+                self._end(call, self._failed)
+        await submission.share(ready)
+        self.require_running()
+        live = [one for one in ready if one.call.uid in self._open]
+        for one in live:
+            self._keys[one.call.key] = one.call
+        submission.send(live)
+
+    def _resolve(self, call: Call) -> None:
+        """Finds the tasks that a task refers to.
+
+        Raises:
+            ReferenceLostError: One of them is not to be had any more.
+        """
+        for uid in call.task.get("references", ()):
+            other = self._open.get(uid)
+            if other is None or other.cancelled:
+                raise reference_lost(call)
+            other.referred_to = True
+            call.references.append(other.key)
+
+    # What Dask tells (`rhapsody_dask.client.Listener`).
+
+    def finished(self, key: str) -> None:
+        """A reply is there."""
+        call = self._keys.get(key)
+        if call is not None:
+            call.finished = True
+            self._outcomes.finished(key)
+
+    def erred(self, key: str, error: BaseException) -> None:
+        """Dask gave a task up."""
+        call = self._keys.get(key)
+        if call is not None:
+            self._outcomes.erred(call, error)
+
+    def dropped(self, keys: Collection[str], reason: str) -> None:
+        """Dask forgot tasks."""
+        for key in keys:
+            call = self._keys.get(key)
+            if call is not None:
+                self._gone(call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}"))
+
+    def lost(self, reason: str) -> None:
+        """The scheduler is gone: all that was with it fails now."""
+        if self._loss is not None:
+            return
+        self._loss = reason
+        self._state = "error"
+        for call in list(self._open.values()):
+            self._gone(
+                call,
+                BackendUnavailableError(
+                    f"{named(call)} was with the Dask scheduler at {self._connection.address}, "
+                    f"which is gone: {reason}"
+                ),
+            )
+        self._outcomes.close()
+        self._stopping.close()
+        self._closing = asyncio.ensure_future(self._connection.close())
+
+    def _event(self, event: Any) -> None:
+        """A worker's message."""
+        message = event[1]
+        worker = message["worker"]
+        if "lost" in message:
+            self._worker_lost(worker)
+            return
+        for uid, token in message.get("running", ()):
+            call = self._open.get(uid)
+            if call is None:
+                continue
+            if call.token not in (None, token):
+                log.warning(
+                    "Dask runs task %r (%s) again, on %s after %s: that worker went away",
+                    call.task["name"], uid, worker, call.worker,
+                )  # fmt: skip
+            call.worker, call.token, call.begun = worker, token, True
+            call.task["worker"] = worker
+            self._announce(call)
+        if "ready" in message:
+            uid, payload = message["ready"]
+            call = self._open.get(uid)
+            if call is not None:
+                call.task["worker"] = worker
+                self._announce(call)
+                if call.readiness is not None:
+                    call.readiness.set(unpack(payload))
+
+    def _worker_lost(self, worker: str) -> None:
+        """A worker has gone: what is known to have run there is lost.
+
+        Dask itself would run it again, up to four times in all, and then the engine
+        would; whether and how often that is done is left to the engine alone. What
+        the worker only had in its queue, Dask gives to another one.
+        """
+        calls = [c for c in self._open.values() if c.begun and c.worker == worker]
+        for call in calls:
+            if call.finished:
+                continue  # where its reply went with the worker, Dask makes it again
+            self._gone(
+                call,
+                TaskLostError(
+                    f"{named(call)} was lost: worker {worker} went away while it ran (attempt "
+                    f"{call.task.get('attempt', 1)}, start {call.token}); a worker that is over "
+                    "its memory limit is killed by Dask, see its log"
+                ),
+            )
+            self._stopping.stop_rerun(call.uid)
+
+    # States out.
+
+    def _announce(self, call: Call) -> None:
+        """Reports that a task runs, once."""
+        if call.announced:
+            return
+        call.announced = True
+        if call.ready is None:
+            self._tell(call.task, self._running)
+            return
+        call.readiness = Readiness()
+        self._tell(call.task, self._running, call.readiness.attach)
+        if callable(call.ready):
+            from rhapsody_dask.ready import watch
+
+            call.watch = asyncio.ensure_future(watch(call, self._unready))
+
+    def _unready(self, call: Call, error: BaseException) -> None:
+        """A service's callable failed: the service is stopped, and fails with that."""
+        if call.uid in self._open:
+            call.error = error
+            self._cancel(call)
+
+    def _settle(self, call: Call, state: str) -> None:
+        """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
+        if call.uid not in self._open:
+            return
+        if call.error is None and call.cancelled:
+            state = "canceled"
+        if state != "canceled" or call.begun:
+            self._announce(call)
+        if call.error is not None:
+            state = "failed"
+        self._end(call, {"done": self._done, "failed": self._failed}.get(state, self._canceled))
+
+    def _gone(self, call: Call, error: BaseException) -> None:
+        """A task was lost: it fails, unless it was to end anyway."""
+        if not call.cancelled and call.error is None:
+            call.error = error
+        if call.uid in self._open:
+            self._end(call, self._canceled if call.error is None else self._failed)
+
+    def _end(self, call: Call, state: Any) -> None:
+        """Reports a task's terminal state and forgets it."""
+        task = call.task
+        if state == self._failed and call.error is not None:
+            task["exception"] = call.error
+        del self._open[call.uid]
+        self._keys.pop(call.key, None)
+        call.future = call.error = None
+        if call.watch is not None:
+            call.watch.cancel()
+        for entry in call.entries:
+            self._shared.release(entry)
+        call.entries = []
+        self._tell(task, state)
+        if self._progress is not None:
+            self._progress.set()
+
+    def _tell(
+        self, task: TaskDescription, state: Any, attach: Callable[..., None] | None = None
+    ) -> None:
+        for callback in tuple(self._callbacks):
+            if attach is None:
+                callback(task, state)
+            else:
+                callback(task, state, service_callback=attach)
+
+    # Cancellation.
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Cancels a task; `False` for one that is unknown or has ended.
+
+        The terminal state follows when Dask or the worker has answered. A function
+        that runs goes on to its end, and its result is dropped.
+        """
+        call: Call | None = self._open.get(uid)
+        if call is None:
+            return False
+        self._cancel(call)
+        return True
+
+    async def cancel_all_tasks(self) -> int:
+        """Cancels every open task; gives how many there were to cancel."""
+        calls = [call for call in self._open.values() if not call.cancelled]
+        for call in calls:
+            self._cancel(call)
+        return len(calls)
+
+    def _cancel(self, call: Call) -> None:
+        if not call.cancelled:
+            call.cancelled = True
+            self._stopping.stop(call)
+
+    def _not_begun(self, call: Call) -> None:
+        """No worker has begun with a task that is to be stopped, and none will."""
+        if call.uid in self._open:
+            self._end(call, self._canceled if call.error is None else self._failed)
+
+    def _begun(self, call: Call) -> None:
+        """A worker has begun with a task that is to be stopped: its reply will come."""
+        call.begun = True
+
+    # Files.
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Mapping[str, Any] | None = None,
+        dst_task: Any = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> None:
+        """Notes a file that a task needs; the worker links it when the task begins.
+
+        Raises:
+            ValueError: Neither a path nor a task and a name are given.
+            DataError: The file is not there, or the name could leave the sandbox.
+        """
+        self._links.explicit(self._own(), src_task, dst_task, file_name, file_path)
+
+    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
+        """Notes that a task needs all that another left in its sandbox, but what it printed."""
+        self._links.implicit(self._own(), src_task, dst_task)
+
+    def _own(self) -> str:
+        return os.path.join(self.session.path, self.session.uid)

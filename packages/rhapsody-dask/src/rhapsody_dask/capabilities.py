@@ -1,0 +1,22 @@
+"""What the Dask backend can do. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from rhapsody.backends.base import Capabilities
+
+CLUSTER = Capabilities(
+    services=True,
+    cancel_functions="queued",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    files=True,
+    shared_file_system=True,
+    resources=frozenset({"cores", "gpus", "memory", "walltime"}),
+    captures_output=True,
+    reports_running=True,
+    unfinished_dependencies=True,
+)
+"""Where the workers see the same files. Functions run on threads of Dask's workers, so
+a function that runs cannot be stopped; coroutines, executables and services can."""

@@ -1,0 +1,293 @@
+"""Gets a connection to a cluster, makes the cluster where none is named, and closes both.
+
+All that blocks (importing Dask, starting and ending processes) is done on threads
+beside the loop. What was given by the user is left as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.errors import BackendUnavailableError
+from rhapsody_dask.options import Options
+
+log = logging.getLogger(__name__)
+
+CLOSE = 30.0
+"""Seconds that closing may take."""
+
+
+class NotStartedError(BackendUnavailableError, RuntimeError):
+    """The backend was used before it was awaited, or after its end."""
+
+
+class Connection:
+    """A client, and the cluster where it is ours.
+
+    Attributes:
+        client: Dask's client, on the engine's loop.
+        cluster: The LocalCluster that was made, `None` where one was given.
+        address: The scheduler's address.
+        in_processes: Whether our cluster's workers are processes.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.client: Any = None
+        self.cluster: Any = None
+        self.address = ""
+        self.in_processes = False
+        self._plugins: tuple[Any, ...] = ()
+
+    async def open(self) -> Any:
+        """Connects.
+
+        Raises:
+            BackendUnavailableError: Nobody is there, or the versions do not fit.
+        """
+        await in_thread(_import_dask)
+        options = self.options
+        target, security = await self._target()
+        from rhapsody_dask.client import TellingClient
+
+        where: dict[str, Any] = {"address": target}
+        if options.way == "scheduler_file":
+            where = {"scheduler_file": target}
+            await _until_there(target, options.timeout)
+        make: Any = TellingClient
+        client = make(
+            **where,
+            asynchronous=True,
+            set_as_default=False,
+            security=security,
+            timeout=options.timeout,
+            **options.client,
+        )
+        self.client = client
+        try:
+            with warnings.catch_warnings():
+                # Which versions must fit is checked below, and said so that it can be mended.
+                warnings.filterwarnings("ignore", message="(?s)Mismatched versions")
+                async with asyncio.timeout(options.timeout + 1.0):
+                    await client
+        except (OSError, TimeoutError, ValueError, TypeError, ImportError) as error:
+            raise BackendUnavailableError(
+                f"no Dask scheduler could be reached at {target!r} within {options.timeout:g} s: "
+                f"{error or type(error).__name__}; start one with `dask scheduler`, check the "
+                "address and the TLS settings, or leave it out for a cluster on this machine"
+            ) from error
+        self.address = client.scheduler.address
+        return client
+
+    async def prepare(self, session: str, grace: float) -> None:
+        """Checks versions, and brings our code to scheduler and workers.
+
+        Raises:
+            BackendUnavailableError: The versions do not fit, or Dask refuses the code.
+        """
+        from rhapsody_dask import shipping
+
+        client = self.client
+        assert client is not None
+        await self._check_versions()
+        foreign = self.cluster is None
+        self._plugins = await in_thread(lambda: shipping.plugins(session, grace, ship=foreign))
+        try:
+            for plugin in self._plugins:
+                await client.register_plugin(plugin, name=plugin.name)
+        except Exception as error:  # whatever the plugin met on the other side
+            raise BackendUnavailableError(
+                f"the Dask scheduler at {self.address} does not take Rhapsody's plugin: {error}"
+            ) from error
+
+    async def _target(self) -> tuple[Any, Any]:
+        """What to connect to, and with which credentials."""
+        options = self.options
+        security = options.security
+        match options.way:
+            case None:
+                self.cluster = await self._make_cluster()
+                return self.cluster.scheduler_address, self.cluster.security
+            case "client":
+                given = options.target
+                if getattr(given, "status", None) != "running":
+                    raise BackendUnavailableError(
+                        f"the client that was given is {getattr(given, 'status', 'no client')}: "
+                        "give one that is connected"
+                    )
+                return given.scheduler.address, _security(security) or given.security
+            case "cluster":
+                address = getattr(options.target, "scheduler_address", None)
+                if not isinstance(address, str) or "://" not in address:
+                    raise BackendUnavailableError(
+                        f"the cluster that was given has no scheduler: {options.target!r}"
+                    )
+                return address, _security(security) or getattr(options.target, "security", None)
+            case _:
+                return options.target, _security(security)
+
+    async def _make_cluster(self) -> Any:
+        making = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
+        try:
+            cluster = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await asyncio.wait([making])  # what is half made cannot be closed
+            if making.exception() is None:
+                self.cluster = making.result()
+            raise
+        except ImportError as error:
+            raise BackendUnavailableError(str(error)) from error
+        self.in_processes = bool(cluster.processes)
+        return cluster
+
+    async def _check_versions(self) -> None:
+        client = self.client
+        assert client is not None
+        found = await client.get_versions()
+        pairs = skew(found)
+        if pairs:
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} runs other versions, so that what is pickled "
+                f"on one side cannot be trusted on the other: {'; '.join(pairs)}; install the same "
+                "on both sides"
+            )
+
+    async def close(self) -> None:
+        """Takes back what was registered, and closes what is ours. Twice is harmless."""
+        client, self.client = self.client, None
+        if client is not None:
+            if self.cluster is None and client.status == "running":
+                await self._take_back(client)
+            with suppress(OSError, TimeoutError, AttributeError):
+                async with asyncio.timeout(CLOSE):
+                    await client.close()
+        cluster, self.cluster = self.cluster, None
+        if cluster is not None:
+            await in_thread(lambda: _close_cluster(cluster))
+
+    async def _take_back(self, client: Any) -> None:
+        for plugin in reversed(self._plugins):
+            with suppress(Exception):  # the scheduler or a worker may be gone
+                async with asyncio.timeout(CLOSE / 3):
+                    if "Scheduler" in type(plugin).__name__:
+                        await client.scheduler.unregister_scheduler_plugin(name=plugin.name)
+                    else:
+                        await client.unregister_worker_plugin(plugin.name)
+
+
+def skew(found: Mapping[str, Any]) -> list[str]:
+    """The versions that differ between the client and others, each as a pair in words."""
+    mine = found["client"]["packages"]
+    others = {"the scheduler": found.get("scheduler") or {}}
+    others |= {f"worker {address}": info for address, info in found.get("workers", {}).items()}
+    pairs = []
+    for who, info in others.items():
+        theirs = (info or {}).get("packages") or {}
+        for package in ("python", "cloudpickle"):
+            here, there = mine.get(package), theirs.get(package)
+            if there is None or _same(package, here, there):
+                continue
+            if who == "the scheduler" and package == "python":
+                continue  # it runs nothing of the user's
+            pairs.append(f"{package} {here} here and {there} at {who}")
+    return pairs
+
+
+def _same(package: str, here: Any, there: Any) -> bool:
+    if package == "python":  # 3.12.1.final.0: what is pickled fits within 3.12
+        return str(here).split(".")[:2] == str(there).split(".")[:2]
+    return bool(here == there)
+
+
+def _import_dask() -> None:
+    import distributed  # noqa: F401
+
+    import rhapsody_dask.client
+    import rhapsody_dask.shipping  # noqa: F401
+
+
+async def _until_there(path: str, limit: float) -> None:
+    try:
+        async with asyncio.timeout(limit):
+            while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - nobody tells of a file
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise BackendUnavailableError(
+            f"there is no scheduler file {path!r} after {limit:g} s; "
+            f"`dask scheduler --scheduler-file {path}` writes it"
+        ) from None
+
+
+def _security(given: Any) -> Any:
+    """Credentials for a cluster that is there."""
+    if given is None or given is False:
+        return None
+    if given is True:
+        raise ValueError(
+            "security=True makes new credentials, which a cluster that is there cannot know; give "
+            "its own: security={'tls_ca_file': ..., 'tls_client_cert': ..., 'tls_client_key': ...}"
+        )
+    from distributed import Security
+
+    return Security(**given) if isinstance(given, Mapping) else given
+
+
+def _local_cluster(options: Options) -> Any:
+    """Makes a LocalCluster. On a thread."""
+    from dask.system import CPU_COUNT
+    from distributed import LocalCluster, Security
+    from distributed.deploy.utils import nprocesses_nthreads
+    from distributed.system import MEMORY_LIMIT
+
+    local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
+    quiet = {}
+    if local["dashboard_address"] is None:  # else Dask takes its usual port all the same
+        quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    if "interface" in local and "host" not in options.local:
+        del local["host"]
+    processes = local.setdefault("processes", True)
+    n_workers: Any = local.get("n_workers")
+    threads: Any = local.get("threads_per_worker")
+    if n_workers is None and threads is None:
+        n_workers, threads = nprocesses_nthreads() if processes else (1, CPU_COUNT)
+    elif n_workers is None:
+        n_workers = max(1, CPU_COUNT // threads) if processes else 1
+    elif threads is None:
+        threads = max(1, -(-CPU_COUNT // n_workers))
+    local["n_workers"], local["threads_per_worker"] = n_workers, threads
+    security = options.security
+    if security is None or security is True:
+        security = Security.temporary()
+    elif isinstance(security, Mapping):
+        security = Security(**security)
+    local["security"] = security or None
+    if not security and not processes and "protocol" not in options.local:
+        local.pop("host", None)  # inproc: nothing listens at all
+    if security and security.require_encryption:
+        local.setdefault("protocol", "tls://")
+    gpus = local.pop("gpus", 0)
+    resources = {"cores": threads, "memory": _memory(local, n_workers, MEMORY_LIMIT)}
+    if gpus:
+        resources["gpus"] = gpus
+    scheduler = {**quiet, **local.pop("scheduler_kwargs", {})}
+    return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
+
+
+def _memory(local: Mapping[str, Any], n_workers: int, total: int) -> int:
+    from distributed.worker_memory import parse_memory_limit
+
+    given = local.get("memory_limit", "auto")
+    limit = parse_memory_limit(given, 1, n_workers, logger=log)
+    return int(limit if limit else total / n_workers)
+
+
+def _close_cluster(cluster: Any) -> None:
+    with suppress(TimeoutError, OSError):
+        cluster.close(timeout=CLOSE)

@@ -1,0 +1,176 @@
+"""Files between the engine's machine and the workers: by path where both see it, else by content.
+
+Linking a file is only noted here; the worker does it when the task begins, in
+the sandbox that this start of the task has.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.capture import OUTPUT_FILES
+from rhapsody.data import make_sandbox, plain_name
+from rhapsody.errors import DataError
+from rhapsody.task import TaskDescription
+from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
+
+Link = tuple[str, ...]
+"""`("link", name, path)` for one file, `("all", directory)` for all in a directory."""
+
+
+class Links:
+    """What has to be in the sandboxes of tasks that are not submitted yet."""
+
+    def __init__(self) -> None:
+        self._links: dict[str, list[Link]] = {}
+
+    def explicit(
+        self,
+        own: str,
+        source: Mapping[str, Any] | None,
+        target: Any,
+        name: str | None,
+        path: str | None,
+    ) -> None:
+        """Notes one file.
+
+        Args:
+            own: The directory for the sandboxes of tasks that name none.
+            source: The task that wrote it, `None` for a file from outside.
+            target: The task that needs it.
+            name: Its name there.
+            path: Where a file from outside is.
+
+        Raises:
+            ValueError: Neither a path nor a task and a name are given.
+            DataError: It is not there, or its name could leave the sandbox.
+        """
+        if path is not None:
+            name = name or os.path.basename(path)
+        elif source is not None and name is not None:
+            path = os.path.join(source_of(source, own), name)
+        else:
+            raise ValueError("link_explicit_data_deps needs file_path, or src_task and file_name")
+        path = os.path.abspath(path)
+        if not os.path.exists(path):
+            raise DataError(f"cannot link {name!r} for {target['uid']}: no file {path!r}")
+        self._add(own, target, ("link", plain_name(name), path))
+
+    def implicit(self, own: str, source: Mapping[str, Any], target: Any) -> None:
+        """Notes all that a task left in its sandbox."""
+        self._add(own, target, ("all", os.path.abspath(source_of(source, own))))
+
+    def _add(self, own: str, target: Any, link: Link) -> None:
+        uid = target["uid"]
+        self._links.setdefault(uid, []).append(link)
+        target.setdefault("sandbox", os.path.join(own, uid))
+
+    def take(self, uid: str) -> list[Link]:
+        """What was noted for a task; it is forgotten here."""
+        return self._links.pop(uid, [])
+
+
+class View:
+    """Which directories of this machine the workers see as well.
+
+    Args:
+        client: Dask's client.
+        known: The answer, where it is known; `None` finds it out for each directory.
+    """
+
+    def __init__(self, client: Any, known: bool | None) -> None:
+        self._client = client
+        self._known = known
+        self._roots: dict[str, bool] = {}
+
+    async def sees(self, directory: str) -> bool:
+        """Whether all workers see a directory, which is made where it is not there."""
+        if self._known is not None:
+            return self._known
+        seen = self._roots.get(directory)
+        if seen is None:
+            answers = await self._look(directory)
+            seen = bool(answers) and all(answer is True for answer in answers)
+            if answers:
+                self._roots[directory] = seen
+        return seen
+
+    async def _look(self, directory: str) -> list[Any]:
+        from rhapsody_dask.worker.site import sees
+
+        text = uuid.uuid4().hex
+        path = os.path.join(directory, f".rhapsody-{text}")
+        made = await in_thread(lambda: _write(path, text))
+        try:
+            answers = await self._client.run(sees, path, text, on_error="return")
+        finally:
+            await in_thread(lambda: _remove(path, made))
+        return list(answers.values())
+
+
+def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
+    """The files that were noted for a task, packed, and their names."""
+    found: dict[str, str] = {}
+    for kind, *words in links:
+        if kind == "link":
+            found.setdefault(words[0], words[1])
+            continue
+        with suppress(FileNotFoundError):  # a task that left nothing
+            for name in sorted(os.listdir(words[0])):
+                if name not in OUTPUT_FILES:
+                    found.setdefault(name, os.path.join(words[0], name))
+    return pack_files(found.items()), list(found)
+
+
+def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:
+    """Makes a sandbox here of what came back from the worker, with the inputs linked again.
+
+    Returns:
+        The names of the files that the task promised and did not write.
+    """
+    from rhapsody.data import link_all, link_into
+
+    directory = make_sandbox(sandbox)
+    unpack_files(packed, directory)
+    for kind, *words in links:
+        if kind == "link":
+            link_into(directory, words[0], words[1])
+        else:
+            link_all(words[0], directory, skip=OUTPUT_FILES)
+    if task.get("capture") == "files":
+        task["stdout"], task["stderr"] = (os.path.join(directory, name) for name in OUTPUT_FILES)
+    task["sandbox"] = directory
+    promised = task["metadata"]["output_files"]
+    return [name for name in promised if not os.path.exists(os.path.join(directory, name))]
+
+
+def source_of(task: Mapping[str, Any], own: str) -> str:
+    """The sandbox of a task that has run."""
+    return task.get("sandbox") or os.path.join(own, task["uid"])
+
+
+def _write(path: str, text: str) -> list[str]:
+    """Writes a file; the directories that had to be made for it, the deepest first."""
+    made = []
+    directory = os.path.dirname(path)
+    while not os.path.isdir(directory):
+        made.append(directory)
+        directory = os.path.dirname(directory)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    return made
+
+
+def _remove(path: str, made: list[str]) -> None:
+    """Removes the file, and the directories that were made for it and are still empty."""
+    with suppress(OSError):
+        os.unlink(path)
+    for directory in made:
+        with suppress(OSError):
+            os.rmdir(directory)

@@ -1,0 +1,173 @@
+"""What a user can say about the cluster, checked and sorted before Dask is imported."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rhapsody.task import seconds
+
+LOCAL = frozenset(
+    {
+        "n_workers",
+        "threads",
+        "threads_per_worker",
+        "processes",
+        "memory_limit",
+        "gpus",
+        "dashboard_address",
+        "worker_dashboard_address",
+        "host",
+        "interface",
+        "protocol",
+        "scheduler_port",
+        "scheduler_kwargs",
+        "local_directory",
+        "silence_logs",
+        "death_timeout",
+        "lifetime",
+        "preload",
+        "env",
+        "name",
+    }
+)
+"""For the LocalCluster that is made."""
+
+CLIENT = frozenset({"heartbeat_interval", "connection_limit", "direct_to_workers"})
+"""For the client, whatever it connects to."""
+
+WAYS = ("client", "cluster", "address", "scheduler_file")
+"""The ways to a cluster that is there."""
+
+TLS = frozenset(
+    {
+        "require_encryption",
+        "tls_ca_file",
+        "tls_ciphers",
+        "tls_client_cert",
+        "tls_client_key",
+        "tls_scheduler_cert",
+        "tls_scheduler_key",
+        "tls_worker_cert",
+        "tls_worker_key",
+        "tls_min_version",
+        "tls_max_version",
+    }
+)
+"""For `distributed.Security`."""
+
+SETTINGS = frozenset({"security", "timeout"})
+
+TIMEOUT = 30.0
+"""Seconds to connect, where nothing else is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to get to a cluster.
+
+    Attributes:
+        way: One of `WAYS`, or `None` to make a LocalCluster.
+        target: The client, cluster, address or path that goes with it.
+        security: As `distributed.Security` takes it; `None` says nothing.
+        timeout: Seconds to connect in.
+        local: Keywords of the LocalCluster.
+        client: Keywords of the client.
+    """
+
+    way: str | None = None
+    target: Any = None
+    security: Any = None
+    timeout: float = TIMEOUT
+    local: Mapping[str, Any] = field(default_factory=dict)
+    client: Mapping[str, Any] = field(default_factory=dict)
+
+
+def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Options:
+    """The options in the backend's arguments.
+
+    Args:
+        resources: The mapping that users of all backends know.
+        given: The backend's other arguments that are not `None`.
+
+    Raises:
+        TypeError: `resources` is no mapping, or has an unknown key.
+        ValueError: Several ways to a cluster, or settings that do not go together.
+    """
+    merged: dict[str, Any] = dict(given)
+    for key, value in _mapping(resources).items():
+        if value is None and key in (*WAYS, "security", "timeout"):
+            continue
+        if key in merged:
+            raise ValueError(f"{key} is given twice, in resources and as an argument: say it once")
+        merged[key] = value
+    tls = {key: merged.pop(key) for key in sorted(TLS & merged.keys())}
+    security = merged.pop("security", None)
+    if tls and security is not None:
+        raise ValueError(
+            f"security and {', '.join(tls)} are both given: put all into one, such as "
+            "security={'tls_ca_file': ..., 'tls_client_cert': ..., 'tls_client_key': ...}"
+        )
+    ways = [way for way in WAYS if way in merged]
+    if len(ways) > 1:
+        raise ValueError(
+            f"{' and '.join(ways)} are given: there is one cluster to use, so give one of "
+            f"{', '.join(WAYS)}, or none for a cluster on this machine"
+        )
+    local = {key: merged[key] for key in merged if key in LOCAL}
+    if ways and local:
+        raise ValueError(
+            f"{', '.join(sorted(local))} is for a cluster that is made here, but {ways[0]} names "
+            "one that is there: leave one of them out"
+        )
+    way = ways[0] if ways else None
+    target = merged.get(way) if way else None
+    if way == "scheduler_file":
+        target = os.fspath(merged[way])
+    if way == "address" and not isinstance(target, str):
+        raise TypeError(f"address must be text such as 'tcp://host:8786', got {target!r}")
+    return Options(
+        way=way,
+        target=target,
+        security=({"require_encryption": True, **tls} if tls else security),
+        timeout=seconds("timeout", merged.get("timeout", TIMEOUT)),
+        local=_local(local),
+        client={key: merged[key] for key in merged if key in CLIENT},
+    )
+
+
+def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if resources is None:
+        return {}
+    if not isinstance(resources, Mapping):
+        raise TypeError(
+            f"resources must be a dict such as {{'n_workers': 2, 'threads': 1}}, got {resources!r}"
+        )
+    known = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
+    for key in resources:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(
+                f"resources: unknown key {key!r}{hint}; there are {', '.join(sorted(known))}"
+            )
+    return resources
+
+
+def _local(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of LocalCluster, with its own names."""
+    local = dict(given)
+    if "threads" in local:
+        if "threads_per_worker" in local:
+            raise ValueError("threads is short for threads_per_worker: give one of them")
+        local["threads_per_worker"] = local.pop("threads")
+    for key in ("n_workers", "threads_per_worker"):
+        value = local.get(key)
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+    return local

@@ -1,0 +1,239 @@
+"""From Dask's word that a task is finished to what the engine is told of it.
+
+Replies are fetched in batches: while one is under way, what is finished meanwhile
+makes the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rhapsody.backends.base import ReferenceLostError
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.worker import RemoteTraceback
+from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
+from rhapsody_dask.calls import Call, named
+from rhapsody_dask.worker.messages import (
+    CANCELED,
+    DEPENDENCY,
+    DONE,
+    Reply,
+    TaskRaised,
+    unpack,
+    writable,
+)
+
+log = logging.getLogger(__name__)
+
+MOST = 2_000
+"""Replies that are fetched at once."""
+
+MANY = 4
+PAUSE = 0.01
+"""After a batch of more than that many replies, seconds in which the next one gathers."""
+
+HELD_BACK = 0.02
+"""Seconds for which the reply of a task is not fetched that others use where it is."""
+
+
+class Outcomes:
+    """Fetches the replies of one backend's tasks.
+
+    Args:
+        client: Dask's client.
+        calls: The open tasks by their keys.
+        settle: Told of each task that has ended, with its state in a word.
+        gone: Told of each task that was lost, with the error.
+        direct: Whether to fetch from the workers instead of through the scheduler.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        calls: dict[str, Call],
+        settle: Callable[[Call, str], None],
+        gone: Callable[[Call, BaseException], None],
+        *,
+        direct: bool,
+    ) -> None:
+        self._client = client
+        self._calls = calls
+        self._settle = settle
+        self._gone = gone
+        self._direct = direct
+        self._keys: list[str] = []
+        self._closed = False
+        self._fetching: asyncio.Task[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
+
+    def finished(self, key: str) -> None:
+        """A reply is in the memory of a worker."""
+        call = self._calls.get(key)
+        if call is not None and call.referred_to:
+            # Most often only those others need it, and this is one of many such.
+            asyncio.get_running_loop().call_later(HELD_BACK, self._fetch_soon, key)
+        else:
+            self._fetch_soon(key)
+
+    def _fetch_soon(self, key: str) -> None:
+        if self._closed or key not in self._calls:
+            return
+        self._keys.append(key)
+        if self._fetching is None:
+            self._fetching = asyncio.ensure_future(self._fetch())
+
+    def close(self) -> None:
+        """Fetches nothing more."""
+        self._closed = True
+        self._keys.clear()
+        for task in (self._fetching, *self._beside):
+            if task is not None:
+                task.cancel()
+        self._fetching = None
+
+    async def _fetch(self) -> None:
+        try:
+            await asyncio.sleep(0)  # what else the scheduler told in this message
+            while self._keys:
+                keys, self._keys = self._keys[:MOST], self._keys[MOST:]
+                await self._batch(keys)
+                if len(keys) > MANY and len(self._keys) < MOST:
+                    # Results come thick and fast: asking less often serves all of them sooner.
+                    await asyncio.sleep(PAUSE)
+        finally:
+            self._fetching = None
+
+    async def _batch(self, keys: list[str]) -> None:
+        try:
+            replies, missing = await self._client.fetch(keys, self._direct)
+        except Exception as error:  # whatever the connection met
+            for key in keys:
+                call = self._calls.get(key)
+                if call is not None:
+                    self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+            return
+        for key, reply in replies.items():
+            call = self._calls.get(key)
+            if call is not None:
+                self.settle(call, reply)
+        if missing:
+            # Their worker has gone since: Dask runs them again, or gives them up.
+            self._client.ask_again([key for key in missing if key in self._calls])
+
+    def settle(self, call: Call, reply: Reply) -> None:
+        """Writes a reply into the description, and tells that the task has ended."""
+        task: Any = call.task
+        if reply.worker is not None:
+            task["worker"] = reply.worker
+        more = reply.more
+        if more:
+            if "files" in more:
+                self._spawn(self._bring_back(call, reply))
+                return
+            task.update(more)
+        self._settle(call, self._state(call, reply))
+
+    def _state(self, call: Call, reply: Reply) -> str:
+        if reply.kind == CANCELED:
+            return "canceled"
+        if call.cancelled:
+            return "canceled"
+        if reply.kind == DONE:
+            if call.task["function"] is None:
+                return "done"
+            try:
+                call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
+            except BaseException as error:  # loading runs the objects' own code
+                error.add_note(f"while unpacking the result of {named(call)}")
+                call.error = error
+                return "failed"
+            return "done"
+        if reply.kind == DEPENDENCY:
+            call.error = reference_lost(call)
+        elif reply.payload:
+            call.error = _error(call, reply)
+        return "failed"
+
+    async def _bring_back(self, call: Call, reply: Reply) -> None:
+        """Makes the sandbox here of what came with a reply."""
+        from rhapsody_dask.files import write_back
+
+        task: Any = call.task
+        more = dict(reply.more or {})
+        files, sandbox = more.pop("files"), task["sandbox"]
+        more.pop("sandbox", None)
+        task.update(more)
+        missing: list[str] = []
+        try:
+            missing = await in_thread(partial(write_back, task, sandbox, files, call.links))
+        except Exception as error:  # the disk here
+            call.error = error
+        state = self._state(call, reply)
+        if state == "done" and missing and call.error is None:
+            state = "failed"
+            call.error = DataError(
+                f"{named(call)} promised and did not write {', '.join(map(repr, missing))} in its "
+                f"sandbox on {reply.worker}"
+            )
+        self._settle(call, state)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.ensure_future(coroutine)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    @staticmethod
+    def _is_anothers(call: Call, error: BaseException) -> bool:
+        """Whether Dask gave a task up for one that it depends on."""
+        if isinstance(error, TaskRaised):
+            return error.uid != call.uid
+        return getattr(error, "task", call.key) != call.key
+
+    def erred(self, call: Call, error: BaseException) -> None:
+        """Dask gave a task up."""
+        if call.references and self._is_anothers(call, error):
+            self._gone(call, reference_lost(call))
+            return
+        if isinstance(error, TaskRaised):
+            self.settle(call, error.reply)
+            return
+        from distributed.scheduler import KilledWorker
+
+        if isinstance(error, KilledWorker):
+            address = getattr(error.last_worker, "address", "a worker")
+            start = f", start {call.token}" if call.token and call.worker == address else ""
+            self._gone(
+                call,
+                TaskLostError(
+                    f"{named(call)} was lost: worker {address} went away while it had it (attempt "
+                    f"{call.task.get('attempt', 1)}{start}); a worker that is over its memory "
+                    "limit is killed by Dask, see its log"
+                ),
+            )
+            return
+        if call.future is not None and not isinstance(error, asyncio.CancelledError):
+            problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
+            problem.__cause__ = error
+            self._gone(call, problem)
+            return
+        self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+
+
+def reference_lost(call: Call) -> ReferenceLostError:
+    """The error for a task that was not run, for a dependency left no value."""
+    return ReferenceLostError(f"{named(call)} was not run: a task it refers to left no value")
+
+
+def _error(call: Call, reply: Reply) -> BaseException:
+    """What the task raised, with the worker's traceback as its cause."""
+    try:
+        raised, text = unpack(reply.payload)
+    except BaseException as error:  # loading runs the objects' own code
+        return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
+    raised.__cause__ = RemoteTraceback(text)
+    assert isinstance(raised, BaseException)
+    return raised

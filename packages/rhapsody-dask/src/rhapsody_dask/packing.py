@@ -1,0 +1,230 @@
+"""From a task's description to the bytes that a worker gets.
+
+Functions are pickled once for each batch. An argument that is big is packed by
+itself, once for each batch as well, and goes to the cluster as data that all
+tasks share; see `shared`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from rhapsody.data import InputFile, OutputFile
+from rhapsody.task import Reference, TaskDescription
+from rhapsody_dask.worker.arguments import Value, file_here, value_here
+from rhapsody_dask.worker.messages import BIG, Order, pack
+
+PLAIN = frozenset({int, float, bool, type(None), complex})
+"""Types whose values are never big."""
+
+FLAT = (bytes, str, bytearray)
+"""Types whose length tells how big they are, packed."""
+
+STAND_INS = PLAIN | {Value, Reference, InputFile, OutputFile}
+"""Types that are never packed by themselves."""
+
+
+class Big(NamedTuple):
+    """An argument that travels by itself: packed, with its buffers.
+
+    Attributes:
+        value: The argument, held so that its identity stays its own.
+        payload: The packed argument.
+        buffers: Its big buffers, which are still the user's own memory.
+    """
+
+    value: Any
+    payload: bytes
+    buffers: list[pickle.PickleBuffer]
+
+
+class Packed(NamedTuple):
+    """A task, ready to be sent.
+
+    Attributes:
+        order: The packed order.
+        bigs: The arguments that Dask has to hold for it, in the order of their places.
+    """
+
+    order: bytes
+    bigs: list[Big]
+
+
+class Packer:
+    """Packs the tasks of one batch. What user code can change is packed anew for the next.
+
+    Args:
+        session: The backend's session.
+        threshold: Bytes from which an argument is shared; `None` shares none.
+    """
+
+    def __init__(self, session: str, threshold: int | None = BIG) -> None:
+        self._session = session
+        self._threshold = threshold
+        self._functions: dict[int, tuple[Any, bytes]] = {}
+        self._bigs: dict[int, Big] = {}
+
+    def pack(self, task: TaskDescription, more: Mapping[str, Any], held: int = 0) -> Packed:
+        """Packs one task.
+
+        Args:
+            task: The description.
+            more: What the worker has to know besides.
+            held: How many values come with the task before its big arguments; the
+                last of them are those of its references.
+
+        Raises:
+            TypeError: Something cannot be pickled; it names the argument.
+        """
+        function, packed, arguments = task["function"], None, b""
+        bigs: list[Big] = []
+        if function is not None:
+            known = self._functions.get(id(function))
+            if known is None:
+                known = function, self._dumps(task, function)
+                self._functions[id(function)] = known
+            packed = known[1]
+            first = held - len(task.get("references", ()))
+            places = {uid: first + n for n, uid in enumerate(task.get("references", ()))}
+            arguments = self._arguments(task, bigs, held, "sandbox" in more, places)
+        order = Order(
+            self._session,
+            task["uid"],
+            task["name"],
+            task.get("attempt", 1),
+            packed,
+            arguments,
+            more,
+        )
+        return Packed(pickle.dumps(order, 5), bigs)
+
+    def _arguments(
+        self,
+        task: TaskDescription,
+        bigs: list[Big],
+        held: int,
+        files: bool,
+        places: Mapping[str, int],
+    ) -> bytes:
+        args, kwargs = task["args"], task["kwargs"]
+        if self._threshold is not None:
+            for value in (*args, *kwargs.values()):
+                if type(value) in FLAT and len(value) >= self._threshold:
+                    self._big(value)
+        if self._bigs:
+            args, kwargs = self._known_apart(args, kwargs, bigs, held)
+        dumps = cloudpickle.dumps
+        if files or task.get("references"):
+            dumps = partial(_dumps_with_stand_ins, places=places)
+        if self._threshold is None:
+            return self._dumps(task, (args, kwargs), dumps)
+        buffers: list[pickle.PickleBuffer] = []
+
+        def small(buffer: pickle.PickleBuffer) -> bool:
+            try:
+                if buffer.raw().nbytes < BIG:
+                    return True
+            except BufferError:  # not contiguous
+                return True
+            buffers.append(buffer)
+            return False
+
+        packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
+        if not buffers and len(packed) < self._threshold:
+            return packed
+        # Rare: once for each batch and big argument.
+        for value in (*args, *kwargs.values()):  # those with stand-ins in them stay
+            if type(value) in STAND_INS or id(value) in self._bigs:
+                continue
+            payload, own = pack(value)
+            if (own or len(payload) >= self._threshold) and not places:
+                self._bigs[id(value)] = Big(value, payload, own)
+        args, kwargs = self._known_apart(args, kwargs, bigs, held)
+        return self._dumps(task, (args, kwargs), dumps)
+
+    def _big(self, value: Any) -> None:
+        """Packs an argument by itself, once, that is seen to be big before it is packed."""
+        if id(value) not in self._bigs:
+            self._bigs[id(value)] = Big(value, pack(value)[0], [])
+
+    def _known_apart(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], bigs: list[Big], held: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with placeholders for those that are known to be big."""
+        places: dict[int, Value] = {}
+
+        def apart(value: Any) -> Any:
+            big = self._bigs.get(id(value))
+            if big is None:
+                return value
+            if id(value) not in places:
+                places[id(value)] = Value(held + len(bigs))
+                bigs.append(big)
+            return places[id(value)]
+
+        return tuple(map(apart, args)), {key: apart(value) for key, value in kwargs.items()}
+
+    def _dumps(
+        self,
+        task: TaskDescription,
+        value: Any,
+        dumps: Callable[..., bytes] = cloudpickle.dumps,
+        **options: Any,
+    ) -> bytes:
+        try:
+            return dumps(value, protocol=5, **options)
+        except Exception as error:  # pickling runs the objects' own code
+            part, culprit, reason = _culprit(task, error)
+            raise TypeError(
+                f"task {task['name']!r}: {part} ({type(culprit).__qualname__}) cannot be pickled "
+                f"for a Dask worker: {reason}; pass data that can be, or run the task on the local "
+                "backend's threads"
+            ) from error
+
+
+def _culprit(task: TaskDescription, error: Exception) -> tuple[str, Any, str]:
+    """Which part of a call cannot be pickled: in words, itself, and why."""
+    parts: list[tuple[str, Any]] = [("the function", task["function"])]
+    parts += [(f"positional argument {i}", value) for i, value in enumerate(task["args"])]
+    parts += [(f"argument {name!r}", value) for name, value in task["kwargs"].items()]
+    for part, value in parts:
+        try:
+            cloudpickle.dumps(value)
+        except Exception as found:  # pickling runs the objects' own code
+            return part, value, f"{type(found).__name__}: {found}"
+    return "the call", task["function"], f"{type(error).__name__}: {error}"
+
+
+def _reduce_file(file: Any) -> tuple[Any, ...]:
+    state = {name: getattr(file, name) for name in type(file).__dataclass_fields__}
+    return file_here, (type(file), state)
+
+
+class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Packs references as the values they stand for, and files as the worker's own."""
+
+    def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
+        stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+            InputFile: _reduce_file,
+            OutputFile: _reduce_file,
+            Reference: lambda reference: (value_here, (places[reference.uid],)),
+        }
+        # Read once, when the pickler is made.
+        self.dispatch_table = ChainMap(stand_ins, cloudpickle.Pickler.dispatch_table)
+        super().__init__(target, **options)
+
+
+def _dumps_with_stand_ins(
+    value: Any, places: Mapping[str, int], protocol: int = 5, buffer_callback: Any = None
+) -> bytes:
+    target = io.BytesIO()
+    pickler = _StandInPickler(target, places, protocol=protocol, buffer_callback=buffer_callback)
+    pickler.dump(value)
+    return target.getvalue()

@@ -1,0 +1,110 @@
+"""Big arguments on the cluster: sent once, shared by the tasks that use them.
+
+What is shared is known by a digest of its content, because user code may change
+an object between two calls. It is given up a little after its last task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterable
+from pickle import PickleBuffer
+from typing import Any
+
+from rhapsody.backends.local.aside import in_thread
+from rhapsody_dask.packing import Big
+from rhapsody_dask.worker.messages import DONE, Reply
+
+LINGER = 1.0
+"""Seconds that an argument stays after its last task, for the next one of a chain."""
+
+
+class Entry:
+    """One argument on the cluster."""
+
+    __slots__ = ("digest", "future", "timer", "users")
+
+    def __init__(self, digest: str, future: Any) -> None:
+        self.digest = digest
+        self.future = future
+        self.users = 0
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Shared:
+    """The big arguments of one backend.
+
+    Args:
+        client: Dask's client.
+        prefix: What their keys begin with.
+    """
+
+    def __init__(self, client: Any, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    async def put(self, bigs: Iterable[Big]) -> dict[int, Entry]:
+        """Sees to it that arguments are on the cluster.
+
+        Args:
+            bigs: The arguments of a batch; the same object may come several times.
+
+        Returns:
+            The entry of each, by the identity of the argument. Each has one user
+            more, to be given back with `release`.
+        """
+        distinct = {id(big.value): big for big in bigs}
+        snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])
+        entries: dict[int, Entry] = {}
+        for identity, (digest, reply) in zip(distinct, snapshots, strict=True):
+            entry = self._entries.get(digest)
+            if entry is None:
+                key = f"{self._prefix}{digest}"
+                futures = await self._client.scatter({key: reply}, hash=False)
+                entry = self._entries.setdefault(digest, Entry(digest, futures[key]))
+            self.use(entry)
+            entries[identity] = entry
+        return entries
+
+    def use(self, entry: Entry) -> None:
+        """Adds a user."""
+        entry.users += 1
+        if entry.timer is not None:
+            entry.timer.cancel()
+            entry.timer = None
+
+    def release(self, entry: Entry) -> None:
+        """Takes a user away."""
+        entry.users -= 1
+        if entry.users == 0:
+            loop = asyncio.get_running_loop()
+            entry.timer = loop.call_later(LINGER, self._drop, entry)
+
+    def _drop(self, entry: Entry) -> None:
+        if entry.users == 0:
+            self._entries.pop(entry.digest, None)
+            entry.future = None
+
+    def close(self) -> None:
+        """Gives all up."""
+        for entry in self._entries.values():
+            if entry.timer is not None:
+                entry.timer.cancel()
+            entry.future = None
+        self._entries.clear()
+
+
+def _snapshot(big: Big) -> tuple[str, Reply]:
+    """A copy of an argument, as the user may go on to change it, and its digest."""
+    digest = hashlib.blake2b(big.payload, digest_size=16)
+    buffers = []
+    for buffer in big.buffers:
+        copied = bytes(buffer.raw())
+        digest.update(copied)
+        buffers.append(PickleBuffer(copied))
+    return digest.hexdigest(), Reply(DONE, big.payload, buffers)

@@ -1,0 +1,25 @@
+"""The one function that Dask's graphs call. Light, because the scheduler imports it, too.
+
+The scheduler unpickles what it is given, and it may know neither the user's
+modules nor much of ours: all that is particular to a task is bytes to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def run(order: bytes, values: Any = ()) -> Any:
+    """Runs one task on the worker that this is called on.
+
+    Args:
+        order: What to run, as packed by `rhapsody_dask.packing`.
+        values: What Dask holds on its workers for the task: big arguments, and the
+            replies of tasks that it depends on.
+
+    Returns:
+        A `Reply`.
+    """
+    from rhapsody_dask.worker.running import run_order
+
+    return run_order(order, values)

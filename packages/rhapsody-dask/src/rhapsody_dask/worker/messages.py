@@ -1,0 +1,134 @@
+"""What goes between the backend and its workers, as both sides see it.
+
+An order says what to run, a reply what came of it. Values in them are bytes made
+by cloudpickle, with big buffers beside, so that Dask moves them without copying.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cloudpickle  # type: ignore[import-untyped]
+
+BIG = 1 << 20
+"""Bytes from which a buffer travels beside the pickle instead of in it."""
+
+DONE, FAILED, CANCELED, DEPENDENCY = range(4)
+"""What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
+
+
+class Order(NamedTuple):
+    """What a worker has to know of a task besides the call itself.
+
+    Attributes:
+        session: The backend's session, which the worker's site is known by.
+        uid: The attempt's uid.
+        name: The task's name.
+        attempt: Counted from 1.
+        function: The packed function, `None` for an executable.
+        arguments: The packed arguments.
+        more: What only some tasks have; empty for a plain function.
+    """
+
+    session: str
+    uid: str
+    name: str
+    attempt: int
+    function: bytes | None
+    arguments: bytes
+    more: Mapping[str, Any]
+
+
+class Reply:
+    """What came of a task.
+
+    Attributes:
+        kind: One of `DONE`, `FAILED`, `CANCELED`, `DEPENDENCY`.
+        payload: The packed value or exception.
+        buffers: Its big buffers.
+        more: `stdout`, `stderr`, `exit_code`, `sandbox` and `files`, those that apply.
+        worker: The worker that ran it.
+        kept: On a worker, the value in a tuple, where it was unpacked and cannot be changed.
+    """
+
+    __slots__ = ("buffers", "kept", "kind", "more", "payload", "worker")
+
+    def __init__(
+        self,
+        kind: int,
+        payload: Any = b"",
+        buffers: Sequence[Any] = (),
+        more: Mapping[str, Any] | None = None,
+        worker: str | None = None,
+    ) -> None:
+        self.kind = kind
+        self.payload = payload
+        self.buffers = buffers
+        self.more = more
+        self.worker = worker
+        self.kept: tuple[Any] | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        payload: Any = self.payload
+        buffers: Sequence[Any] = self.buffers
+        if protocol < 5:  # as on every connection with Dask's scheduler
+            if buffers:
+                buffers = [memoryview(buffer).tobytes() for buffer in buffers]
+            if type(payload) is not bytes:
+                payload = bytes(payload)
+        elif len(payload) >= BIG:
+            payload = pickle.PickleBuffer(payload)
+        return Reply, (self.kind, payload, buffers, self.more, self.worker)
+
+    def __sizeof__(self) -> int:
+        """So that Dask's account of the worker's memory is right."""
+        size = 200 + len(self.payload)
+        for buffer in self.buffers:
+            size += memoryview(buffer).nbytes
+        return size
+
+
+class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
+    """Raised instead of a reply where Dask itself is to try again."""
+
+    def __init__(self, reply: Reply, uid: str) -> None:
+        super().__init__("the task failed")
+        self.reply = reply
+        self.uid = uid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TaskRaised, (self.reply, self.uid)
+
+
+def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+    """A value as bytes, and its big buffers."""
+    buffers: list[pickle.PickleBuffer] = []
+
+    def small(buffer: pickle.PickleBuffer) -> bool:
+        try:
+            if buffer.raw().nbytes < BIG:
+                return True
+        except BufferError:  # not contiguous
+            return True
+        buffers.append(buffer)
+        return False
+
+    packed: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=small)
+    return packed, buffers
+
+
+def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
+    """The value again. It uses the buffers' own memory."""
+    return pickle.loads(payload, buffers=buffers)  # noqa: S301 - made by `pack` on our side
+
+
+def read_only(buffers: Sequence[Any]) -> list[memoryview]:
+    """The buffers as nobody can change them: other tasks on the worker see the same memory."""
+    return [memoryview(buffer).toreadonly() for buffer in buffers]
+
+
+def writable(buffers: Sequence[Any]) -> list[Any]:
+    """The buffers as their owner may change them; copied where they are read-only."""
+    return [bytearray(b) if memoryview(b).readonly else b for b in buffers]

@@ -1,0 +1,268 @@
+"""Runs one task on a worker's thread: from the order to the reply.
+
+Functions are called here; programs are left to `programs`. Whatever goes wrong
+with a task is its reply, not an exception, so that Dask neither prints it nor
+tries again by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import CoroutineType
+from typing import Any, cast
+
+from distributed import get_worker, secede
+
+from rhapsody.backends.local.capture import Recorder, recording, streams
+from rhapsody.backends.local.coroutines import WorkerLoop
+from rhapsody.backends.local.worker import pack_error
+from rhapsody.context import task_context
+from rhapsody.errors import BackendUnavailableError, CapabilityError
+from rhapsody_dask.worker import arguments
+from rhapsody_dask.worker.messages import (
+    CANCELED,
+    DEPENDENCY,
+    DONE,
+    FAILED,
+    Order,
+    Reply,
+    TaskRaised,
+    pack,
+    unpack,
+)
+from rhapsody_dask.worker.site import Running, Site, site_of
+
+_own = threading.local()
+
+_OWN_FILES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+FUNCTIONS = 64
+"""Functions that a worker keeps unpacked, so that a fan does not unpack one for each task."""
+
+
+def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
+    """Runs one task; see `rhapsody_dask.worker.entry.run`."""
+    order: Order = pickle.loads(packed)  # noqa: S301 - from our own backend
+    site = site_of(get_worker(), order.session)
+    if site is None:
+        return failure(
+            BackendUnavailableError(
+                f"task {order.name!r}: worker {get_worker().address} was not prepared for it; its "
+                "log says why the plugin rhapsody could not be set up there"
+            )
+        )
+    for value in values:
+        if type(value) is Reply and value.kind != DONE:
+            return Reply(DEPENDENCY)
+    running = Running(order)
+    if not site.begin(running):
+        return Reply(CANCELED)
+    more = order.more
+    cores = more.get("cores", 1)
+    if cores == 0:
+        secede()
+    try:
+        waiting = site.gate.enter(cores) if cores else None
+        if waiting is not None:
+            running.waiting = waiting
+            if running.cancelled:
+                site.gate.give_up(waiting)
+            if not site.gate.wait(waiting):
+                return Reply(CANCELED)
+        try:
+            reply = _run(site, order, running, values)
+            reply.worker = site.address
+        finally:
+            if cores:
+                site.gate.leave(cores)
+    finally:
+        site.end(running)
+    if reply.kind == FAILED and "raises" in more and not running.cancelled:
+        raise TaskRaised(reply, order.uid)
+    return reply
+
+
+def _run(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
+    site.started(running)
+    gpus = order.more.get("gpus", 0)
+    if gpus:
+        running.gpus = site.gate.take_gpus(gpus)
+    try:
+        if order.function is None:
+            from rhapsody_dask.worker.programs import run_program
+
+            return run_program(site, order, running, values, worker_loop())
+        return _call(site, order, running, values)
+    except BaseException as error:  # what could not be run fails alone
+        return failure(error)
+    finally:
+        if running.gpus:
+            site.gate.return_gpus(running.gpus)
+
+
+def worker_loop() -> WorkerLoop:
+    """The event loop of this thread."""
+    loop = getattr(_own, "loop", None)
+    if loop is None:
+        loop = _own.loop = WorkerLoop()
+    return cast("WorkerLoop", loop)
+
+
+# Functions.
+
+
+def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
+    more = order.more
+    sandbox = _prepare(site, order, running, values) if more else None
+    capture = more.get("capture", True)
+    recorder = None if capture is False else Recorder(sandbox, files=capture == "files")
+    streams.ensure()
+    with (
+        _environment(site, order),
+        recording(recorder),
+        task_context(running.context),
+    ):
+        reply = _outcome(site, order, running, values, sandbox)
+    if recorder is not None:
+        out, err = recorder.result("stdout"), recorder.result("stderr")
+        if out or err:
+            reply.more = {"stdout": out, "stderr": err}
+    if sandbox is not None:
+        reply.more = {**(reply.more or {}), "sandbox": sandbox}
+        if "ship" in more:
+            from rhapsody_dask.worker.sandboxes import bring_back
+
+            bring_back(order, reply, sandbox)
+    return reply
+
+
+def _prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -> str | None:
+    if "sandbox" not in order.more:
+        return None
+    from rhapsody_dask.worker.sandboxes import prepare
+
+    sandbox = prepare(site, order, running, values)
+    running.context.sandbox = sandbox
+    return sandbox
+
+
+def _outcome(
+    site: Site, order: Order, running: Running, values: Sequence[Any], sandbox: str | None
+) -> Reply:
+    try:
+        function, args, kwargs = _unpacked(order, values, sandbox)
+    except ModuleNotFoundError as error:
+        return failure(_missing(error, order, site))
+    except BaseException as error:  # loading runs the objects' own code
+        error.add_note(f"while task {order.name!r} was unpacked on worker {site.address}")
+        return failure(error)
+    if running.cancelled:
+        return Reply(CANCELED)
+    try:
+        value = function(*args, **kwargs)
+        if isinstance(value, CoroutineType):
+            value = worker_loop().run(value, partial(_stoppable, running))
+    except BaseException as error:  # whatever a task raises is its result
+        return Reply(CANCELED) if running.cancelled else failure(error)
+    finally:
+        del function, args, kwargs
+        running.stop = None
+    if running.cancelled:
+        return Reply(CANCELED)
+    try:
+        payload, buffers = pack(value)
+    except Exception as error:  # pickling runs the objects' own code
+        problem = TypeError(
+            f"task {order.name!r}: its result ({type(value).__qualname__}) cannot be pickled back "
+            f"from the worker: {type(error).__name__}: {error}; return data that can be"
+        )
+        return failure(problem)
+    return Reply(DONE, payload, buffers)
+
+
+def _stoppable(running: Running, loop: Any, task: Any) -> None:
+    """Lets a coroutine be cancelled, from any thread."""
+
+    def stop() -> None:
+        try:
+            # Not at once: the first step has to come first.
+            loop.call_soon_threadsafe(partial(loop.call_soon, task.cancel))
+        except RuntimeError:  # the loop is closed: it has ended
+            return
+
+    running.stop = stop
+    if running.cancelled:
+        stop()
+
+
+_functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
+_functions_lock = threading.Lock()
+
+
+def _unpacked(
+    order: Order, values: Sequence[Any], sandbox: str | None
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    packed = order.function
+    assert packed is not None
+    with _functions_lock:
+        function = _functions.get(packed)
+    if function is None:
+        function = unpack(packed)
+        # What holds data of its own is unpacked anew for each task.
+        if type(function).__name__ == "function":
+            with _functions_lock:
+                _functions[packed] = function
+                if len(_functions) > FUNCTIONS:
+                    _functions.popitem(last=False)
+    if values or sandbox:
+        args, kwargs = arguments.unpacked(order.arguments, values, sandbox)
+    else:
+        args, kwargs = pickle.loads(order.arguments)  # noqa: S301 - from our own backend
+    return function, args, kwargs
+
+
+def _missing(error: ModuleNotFoundError, order: Order, site: Site) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"task {order.name!r} needs the module {error.name!r}, which worker {site.address} does "
+        "not have: install it there, or bring a single file with `await "
+        f"backend.client.upload_file('{error.name}.py')`",
+        name=error.name,
+    )
+
+
+@contextmanager
+def _environment(site: Site, order: Order) -> Iterator[None]:
+    variables: Mapping[str, str] | None = order.more.get("environment")
+    if not variables:
+        yield
+        return
+    if site.threads > 1:
+        raise CapabilityError(
+            f"task {order.name!r} sets environment variables, which the {site.threads} threads of "
+            f"worker {site.address} share; start workers of one thread each: "
+            "DaskExecutionBackend({'threads': 1}) or `dask worker --nthreads 1`"
+        )
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def failure(error: BaseException) -> Reply:
+    """The reply for an exception, with the traceback from the user's code on."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+        trace = trace.tb_next
+    return Reply(FAILED, pack_error(error.with_traceback(trace)))

@@ -1,0 +1,221 @@
+"""What one backend has on one worker: its tasks there, what to stop, what to tell.
+
+A site is opened by the plugin that the backend registers with Dask, on every
+worker there is or will be, and closed when the backend goes. How a task is run
+is in `running`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.backends.local.capture import streams
+from rhapsody.context import TaskContext
+from rhapsody_dask.worker.gate import Gate, Waiting
+from rhapsody_dask.worker.messages import Order
+from rhapsody_dask.worker.supervisor import supervisor
+
+if TYPE_CHECKING:
+    from distributed import Worker
+
+REPORT = 0.01
+"""Seconds after which a task that goes on is reported as running; quick ones never are."""
+
+REMEMBERED = 100_000
+"""Cancelled tasks that a site remembers, should one of them still come."""
+
+
+class Running:
+    """A task that has begun on this worker.
+
+    Attributes:
+        token: Tells this start of the attempt from another one, on whatever worker.
+        cancelled: Somebody asked for its end.
+        stop: Ends it, where that can be done; called on any thread.
+        context: What the task can know of itself.
+    """
+
+    __slots__ = ("cancelled", "context", "gpus", "reported", "stop", "token", "uid", "waiting")
+
+    def __init__(self, order: Order) -> None:
+        self.uid = order.uid
+        self.token = uuid.uuid4().hex[:8]
+        self.cancelled = False
+        self.reported = False
+        self.stop: Callable[[], object] | None = None
+        self.waiting: Waiting | None = None
+        self.gpus: tuple[str, ...] = ()
+        timeout = order.more.get("timeout")
+        self.context = TaskContext(
+            uid=order.uid,
+            name=order.name,
+            attempt=order.attempt,
+            sandbox=order.more.get("sandbox"),
+            deadline=None if timeout is None else time() + timeout,
+        )
+
+
+class Site:
+    """One backend's tasks on one worker.
+
+    Args:
+        worker: Dask's worker.
+        session: The backend's session.
+        grace: Seconds between asking a program to end and ending it by force.
+    """
+
+    def __init__(self, worker: Worker, session: str, grace: float) -> None:
+        self.worker = worker
+        self.session = session
+        self.topic = topic(session)
+        self.grace = grace
+        self.address: str = worker.address
+        self.host = _host(worker.address)
+        resources = worker.state.total_resources
+        self.threads: int = worker.state.nthreads
+        cores = max(self.threads, int(resources.get("cores", 0)))
+        self.gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self._lock = threading.Lock()
+        self._running: dict[str, Running] = {}
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        self._fresh: list[Running] = []
+        self._armed = False
+
+    # On the threads of tasks.
+
+    def begin(self, running: Running) -> bool:
+        """Notes a task as running; `False` where it was cancelled before it came."""
+        with self._lock:
+            if self._cancelled.pop(running.uid, running) is None:
+                return False
+            self._running[running.uid] = running
+            return True
+
+    def started(self, running: Running) -> None:
+        """The task has its cores: it runs from now on."""
+        self._fresh.append(running)
+        if not self._armed:
+            self._armed = True
+            self.worker.loop.add_callback(self._arm)
+
+    def end(self, running: Running) -> None:
+        """The task has ended."""
+        with self._lock:
+            if self._running.get(running.uid) is running:
+                del self._running[running.uid]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Sends something to the backend, from any thread."""
+        self.worker.log_event(self.topic, {"worker": self.address, **message})
+
+    # On the worker's loop.
+
+    def cancel(self, uids: Iterable[str]) -> list[str]:
+        """Stops tasks, and those that come later; gives the uids of those that have begun."""
+        begun = []
+        for uid in uids:
+            with self._lock:
+                running = self._running.get(uid)
+                if running is None:
+                    self._cancelled[uid] = None
+                    while len(self._cancelled) > REMEMBERED:
+                        self._cancelled.popitem(last=False)
+                    continue
+            begun.append(uid)
+            self._stop(running)
+        return begun
+
+    def _stop(self, running: Running) -> None:
+        running.cancelled = True
+        running.context.request_cancel()
+        if running.waiting is not None:
+            self.gate.give_up(running.waiting)
+        if running.stop is not None:
+            running.stop()
+
+    def stop_all(self) -> None:
+        """Stops all tasks, when the worker or the backend goes."""
+        with self._lock:
+            tasks = list(self._running.values())
+        for running in tasks:
+            self._stop(running)
+
+    def _arm(self) -> None:
+        self.worker.loop.call_later(REPORT, self._report)
+
+    def _report(self) -> None:
+        self._armed = False
+        fresh, self._fresh = self._fresh, []
+        begun = [(one.uid, one.token) for one in fresh if one.uid in self._running]
+        if begun:
+            self.tell({"running": begun})
+
+
+_sites: dict[tuple[str, str], Site] = {}
+
+
+def topic(session: str) -> str:
+    """Dask's topic for what the sites of a session tell."""
+    return f"rhapsody.{session}"
+
+
+def open_site(worker: Worker, session: str, grace: float) -> None:
+    """Opens a backend's site on a worker."""
+    streams.acquire()
+    _sites[session, worker.address] = Site(worker, session, grace)
+
+
+def close_site(worker: Worker, session: str) -> None:
+    """Closes it, and ends what it runs."""
+    site = _sites.pop((session, worker.address), None)
+    if site is None:
+        return
+    site.stop_all()
+    streams.release()
+    if not _sites:
+        supervisor.stop()
+
+
+def site_of(worker: Worker, session: str) -> Site | None:
+    """A backend's site on a worker, `None` where it was closed or could not be opened."""
+    return _sites.get((session, worker.address))
+
+
+def cancel(session: str, uids: list[str], dask_worker: Any = None) -> list[str]:
+    """Called through `Client.run` on each worker; gives which of the tasks have begun there."""
+    site = site_of(dask_worker, session)
+    return [] if site is None else site.cancel(uids)
+
+
+def sees(path: str, text: str, dask_worker: Any = None) -> bool:
+    """Whether a worker sees a file with this text. Called through `Client.run`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read() == text
+    except OSError:
+        return False
+
+
+def _host(address: str) -> str:
+    """The host in a worker's address, loopback where it has none."""
+    scheme, _, place = address.rpartition("://")
+    if scheme == "inproc":
+        return "127.0.0.1"
+    return place.rpartition(":")[0].strip("[]") or "127.0.0.1"
+
+
+def _gpus(count: int) -> tuple[str, ...]:
+    """The names of the GPUs that a worker may give out."""
+    if not count:
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else []
+    if len(names) < count:
+        names = [str(number) for number in range(count)]
+    return tuple(names[:count])

@@ -1,0 +1,95 @@
+"""Clusters that the tests of the Dask backend share, each made once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rhapsody_dask import DaskExecutionBackend
+
+ONE_EACH: dict[str, Any] = {"n_workers": 2, "threads": 1}
+"""Two worker processes of one thread each."""
+
+
+class CannotStart(DaskExecutionBackend):
+    """Fails in the last step of its start."""
+
+    async def start(self) -> None:
+        await super().start()
+        raise ConnectionError("the last step of its start failed")
+
+
+@contextmanager
+def foreign(
+    directory: Path, *, workers: int = 2, options: tuple[str, ...] = (), tls: bool = True
+) -> Iterator[dict[str, Any]]:
+    """A scheduler and workers started by hand, as `dask scheduler` and `dask worker`.
+
+    Gives the arguments for a backend that uses them.
+    """
+    file = directory / "scheduler.json"
+    credentials: list[str] = []
+    given: dict[str, Any] = {"scheduler_file": str(file)}
+    if tls:
+        key, cert = make_credentials(directory)
+        credentials = ["--tls-ca-file", cert, "--tls-cert", cert, "--tls-key", key]
+        given["security"] = {
+            "tls_ca_file": cert,
+            "tls_client_cert": cert,
+            "tls_client_key": key,
+            "require_encryption": True,
+        }
+    protocol = "tls" if tls else "tcp"
+    common = [*credentials, "--protocol", protocol, "--scheduler-file", str(file)]
+    commands = [
+        ["scheduler", *common, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+        *(
+            ["worker", *common, "--host", "127.0.0.1", "--no-dashboard", "--nthreads", "1",
+             "--local-directory", str(directory / f"worker{number}"), *options]
+            for number in range(workers)
+        ),
+    ]  # fmt: skip
+    log = open(directory / "log.txt", "ab")  # noqa: SIM115 - closed below
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            words = [sys.executable, "-m", "dask", *command]
+            processes.append(subprocess.Popen(words, stdout=log, stderr=log, cwd=directory))
+            until = time.monotonic() + 30
+            while not file.exists():
+                assert time.monotonic() < until, (directory / "log.txt").read_text()
+                time.sleep(0.05)
+        log_file = directory / "log.txt"
+        until = time.monotonic() + 30
+        while log_file.read_text().count("Registered to") < workers:
+            assert time.monotonic() < until, log_file.read_text()
+            time.sleep(0.05)
+        yield {**given, "processes": processes, "log": log_file}
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        log.close()
+
+
+def make_credentials(directory: Path) -> tuple[str, str]:
+    """Self-signed credentials as files: the key and the certificate."""
+    from distributed import Security
+
+    security = Security.temporary()
+    key, cert = directory / "key.pem", directory / "cert.pem"
+    key.write_text(security.tls_client_key)
+    cert.write_text(security.tls_client_cert)
+    os.chmod(key, 0o600)
+    return str(key), str(cert)

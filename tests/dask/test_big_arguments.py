@@ -1,0 +1,77 @@
+"""Big arguments: sent once, shared, and given up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend, shared
+
+np = pytest.importorskip("numpy")
+pytestmark = pytest.mark.asyncio
+
+
+async def test_a_big_argument_is_sent_once(
+    backend: DaskExecutionBackend, flow: WorkflowEngine
+) -> None:
+    @flow.function_task
+    def total(values: Any, factor: int) -> float:
+        return float(values.sum() * factor)
+
+    values = np.ones(1_000_000)
+    results = await asyncio.gather(*(total(values, factor) for factor in range(20)))
+    assert results == [1_000_000.0 * factor for factor in range(20)]
+    assert len(backend._shared) == 1
+
+
+async def test_a_change_between_two_calls_is_seen(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def first(values: Any) -> float:
+        return float(values[0])
+
+    values = np.zeros(1_000_000)
+    assert await first(values) == 0.0
+    values[0] = 7.0
+    assert await first(values) == 7.0
+
+
+@pytest.mark.parametrize("big", [b"x" * 2_000_000, "ü" * 2_000_000, list(range(400_000))])
+async def test_any_big_argument_arrives_as_it_was(flow: WorkflowEngine, big: Any) -> None:
+    @flow.function_task
+    def check(values: Any, *, also: Any) -> tuple[str, int, bool]:
+        return type(values).__name__, len(values), values == also
+
+    assert await check(big, also=big) == (type(big).__name__, len(big), True)
+
+
+async def test_a_big_result_comes_back_and_can_be_changed(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def make() -> Any:
+        return np.arange(1_000_000)
+
+    values = await make()
+    values[0] = 5
+    assert values[:3].tolist() == [5, 1, 2]
+
+
+async def test_it_is_given_up_after_its_last_task(
+    backend: DaskExecutionBackend, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "LINGER", 0.0)
+
+    @flow.function_task
+    def size(values: Any) -> int:
+        return len(values)
+
+    assert await size(b"y" * 3_000_000) == 3_000_000
+    async with asyncio.timeout(10):
+        while len(backend._shared) or await _keys_on_workers(backend):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def _keys_on_workers(backend: DaskExecutionBackend) -> list[str]:
+    has_what = await backend.client.has_what()
+    return [key for keys in has_what.values() for key in keys if backend.session.uid in str(key)]

@@ -1,0 +1,50 @@
+"""The conformance kit on a scheduler and workers that were started by hand, with TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from rhapsody.testing import BackendConformance
+from rhapsody_dask import DaskExecutionBackend
+from tests.dask.clusters import CannotStart, foreign
+
+
+class TestDaskForeign(BackendConformance):
+    cores = 2
+    cores_per_task = 1
+    gpus = 2
+    separate_processes = True
+    backend_scope = "class"
+    cycles = 4
+    fan = 300
+    time_limit = 60
+    leaves_behind: ClassVar = (
+        "thread Dask-*",
+        "thread Profile",
+        "thread TCP-Executor*",
+        "process *dask*",
+    )
+    given: ClassVar[dict[str, Any]] = {}
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _cluster(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        directory: Path = tmp_path_factory.mktemp("cluster")
+        resources = ("--resources", "cores=1 gpus=1 memory=1e9")
+        with foreign(directory, options=resources) as cluster:
+            cls.given = {
+                "scheduler_file": cluster["scheduler_file"],
+                "security": cluster["security"],
+            }
+            cls.create_kwargs = cls.given
+            yield
+
+    async def make_backend(self) -> DaskExecutionBackend:
+        return DaskExecutionBackend(**self.given)
+
+    async def make_failing_backend(self) -> DaskExecutionBackend:
+        return CannotStart(**self.given)

@@ -1,0 +1,35 @@
+"""The conformance kit on a LocalCluster of worker processes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rhapsody.testing import BackendConformance
+from rhapsody_dask import DaskExecutionBackend
+from tests.dask.clusters import CannotStart
+
+RESOURCES = {"n_workers": 2, "threads": 1, "gpus": 1, "memory_limit": "1 GiB"}
+
+
+class TestDaskProcesses(BackendConformance):
+    cores = 2
+    cores_per_task = 1
+    gpus = 2
+    separate_processes = True
+    backend_scope = "class"
+    cycles = 4
+    fan = 300
+    time_limit = 60
+    create_args = (RESOURCES,)
+    leaves_behind: ClassVar = (
+        "thread Dask-*",
+        "thread Profile",
+        "thread TCP-Executor*",
+        "thread IO loop*",
+    )
+
+    async def make_backend(self) -> DaskExecutionBackend:
+        return DaskExecutionBackend(RESOURCES)
+
+    async def make_failing_backend(self) -> DaskExecutionBackend:
+        return CannotStart(RESOURCES)

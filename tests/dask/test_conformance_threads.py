@@ -1,0 +1,40 @@
+"""The conformance kit on a LocalCluster of threads in this process."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rhapsody.testing import BackendConformance
+from rhapsody_dask import DaskExecutionBackend
+from tests.dask.clusters import CannotStart
+
+RESOURCES = {
+    "processes": False,
+    "n_workers": 1,
+    "threads": 2,
+    "gpus": 2,
+    "memory_limit": "1 GiB",
+    "security": False,
+}
+
+
+class TestDaskThreads(BackendConformance):
+    cores = 2
+    gpus = 2
+    backend_scope = "class"
+    cycles = 4
+    fan = 300
+    time_limit = 60
+    create_args = (RESOURCES,)
+    leaves_behind: ClassVar = (
+        "thread Dask-*",
+        "thread Profile",
+        "thread TCP-Executor*",
+        "thread IO loop*",
+    )
+
+    async def make_backend(self) -> DaskExecutionBackend:
+        return DaskExecutionBackend(RESOURCES)
+
+    async def make_failing_backend(self) -> DaskExecutionBackend:
+        return CannotStart(RESOURCES)

@@ -1,0 +1,157 @@
+"""How the backend gets to a cluster, and what it says when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody.errors import BackendUnavailableError
+from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.connection import skew
+from tests.dask.clusters import foreign
+
+pytestmark = pytest.mark.asyncio
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _works(backend: DaskExecutionBackend) -> bool:
+    async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task
+        def twice(x: int) -> int:
+            return 2 * x
+
+        return await twice(21) == 42
+
+
+async def test_its_own_cluster_listens_on_loopback_only_and_uses_tls() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    async with asyncio.timeout(60), DaskExecutionBackend({"n_workers": 1, "threads": 1}) as backend:
+        assert backend.client.scheduler.address.startswith("tls://127.0.0.1:")
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = {
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+    left = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    left = [p for p in left if "resource_tracker" not in " ".join(p.cmdline())]
+    assert not left
+
+
+async def test_without_tls_when_told_so() -> None:
+    given = DaskExecutionBackend({"n_workers": 1, "threads": 1}, security=False)
+    async with asyncio.timeout(60), given as backend:
+        assert backend.client.scheduler.address.startswith("tcp://127.0.0.1:")
+
+
+async def test_an_address_is_connected_to(cluster: Any) -> None:
+    assert await _works(DaskExecutionBackend(address=cluster.scheduler_address))
+    assert await _works(DaskExecutionBackend({"address": cluster.scheduler_address}))
+    assert cluster.status.name == "running"
+
+
+async def test_a_given_client_is_used_and_left_open(cluster: Any) -> None:
+    from distributed import Client
+
+    def connect() -> Any:
+        return Client(cluster, set_as_default=False)
+
+    client = await asyncio.to_thread(connect)
+    try:
+        assert await _works(DaskExecutionBackend(client=client))
+        assert client.status == "running"
+    finally:
+        await asyncio.to_thread(client.close)
+
+
+async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
+    with foreign(tmp_path, workers=1) as there:
+        assert await _works(
+            DaskExecutionBackend(scheduler_file=there["scheduler_file"], security=there["security"])
+        )
+        assert all(process.poll() is None for process in there["processes"])
+        with pytest.raises(BackendUnavailableError, match="TLS"):
+            await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
+
+
+async def test_nobody_at_the_address_is_an_error_in_time() -> None:
+    address = f"tcp://127.0.0.1:{_port()}"
+    begin = time.monotonic()
+    with pytest.raises(BackendUnavailableError, match="dask scheduler"):
+        await DaskExecutionBackend(address=address, timeout=1)
+    assert time.monotonic() - begin < 10
+
+
+async def test_no_scheduler_file_is_an_error_in_time() -> None:
+    with pytest.raises(BackendUnavailableError, match=r"no scheduler file 'nowhere.json'"):
+        await DaskExecutionBackend(scheduler_file="nowhere.json", timeout=0.2)
+
+
+async def test_several_ways_at_once_are_an_error() -> None:
+    with pytest.raises(ValueError, match="address and scheduler_file are given"):
+        DaskExecutionBackend({"scheduler_file": "s.json"}, address="tcp://h:1")
+    with pytest.raises(ValueError, match="n_workers is for a cluster that is made here"):
+        DaskExecutionBackend({"n_workers": 2}, address="tcp://h:1")
+    with pytest.raises(ValueError, match="given twice"):
+        DaskExecutionBackend({"address": "tcp://h:1"}, address="tcp://h:2")
+    with pytest.raises(ValueError, match="put all into one"):
+        DaskExecutionBackend({"tls_ca_file": "x"}, security=True)
+
+
+async def test_unknown_keys_are_an_error_that_lists_what_there_is() -> None:
+    with pytest.raises(TypeError, match=r"'n_worker'; did you mean 'n_workers'\?; there are addr"):
+        DaskExecutionBackend({"n_worker": 2})
+    with pytest.raises(TypeError, match="must be a dict"):
+        DaskExecutionBackend(["n_workers"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1"):
+        DaskExecutionBackend({"n_workers": 0})
+
+
+async def test_use_before_start_says_to_await_it() -> None:
+    backend = DaskExecutionBackend()
+    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
+        await backend.submit_tasks([])
+    assert backend.state() == "initialized"
+
+
+async def test_other_versions_are_named_in_pairs() -> None:
+    def packages(python: str, cloudpickle: str) -> dict[str, Any]:
+        return {"packages": {"python": python, "cloudpickle": cloudpickle}}
+
+    found = {
+        "client": packages("3.12.1.final.0", "3.1.2"),
+        "scheduler": packages("3.11.0.final.0", "3.1.2"),
+        "workers": {
+            "tcp://a:1": packages("3.12.9.final.0", "3.1.2"),
+            "tcp://b:1": packages("3.11.0.final.0", "3.0.0"),
+        },
+    }
+    assert skew(found) == [
+        "python 3.12.1.final.0 here and 3.11.0.final.0 at worker tcp://b:1",
+        "cloudpickle 3.1.2 here and 3.0.0 at worker tcp://b:1",
+    ]
+
+
+async def test_the_dashboards_link_is_there_and_in_the_log(
+    cluster: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("bokeh")
+    caplog.set_level("INFO", "rhapsody_dask.backend")
+    async with asyncio.timeout(60), DaskExecutionBackend(cluster=cluster) as backend:
+        assert str(backend.dashboard_link) in caplog.text

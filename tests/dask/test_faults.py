@@ -1,0 +1,178 @@
+"""What happens when workers, the scheduler or their connections go away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from rhapsody import WorkflowEngine
+from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody_dask import DaskExecutionBackend
+from tests.dask.clusters import foreign
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def own() -> AsyncIterator[WorkflowEngine]:
+    """An engine on a cluster of its own, whose workers may be killed; nothing is left of it."""
+    before = _processes()
+    given = {"n_workers": 2, "threads": 1, "memory_limit": "400 MB"}
+    async with asyncio.timeout(100):
+        async with WorkflowEngine.create(backend=DaskExecutionBackend(given)) as engine:
+            yield engine
+        async with asyncio.timeout(10):
+            while _processes() - before:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+def _processes() -> set[int]:
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        if "resource_tracker" not in " ".join(process.cmdline()):
+            found.add(process.pid)
+    return found
+
+
+async def _until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def _worker_of(pid: int) -> int:
+    """The worker process above a program's process."""
+    process = psutil.Process(pid)
+    while "spawn_main" not in " ".join(process.cmdline()):
+        parent = process.parent()
+        assert parent is not None
+        process = parent
+    return process.pid
+
+
+async def test_a_killed_workers_program_dies_and_is_run_again(
+    own: WorkflowEngine, tmp_path: Path
+) -> None:
+    starts, gate = tmp_path / "starts", tmp_path / "gate"
+
+    @own.executable_task
+    async def program() -> str:
+        return (
+            f"echo $$ $PWD >> '{starts}'; while [ ! -e '{gate}' ]; do sleep 0.05; done; echo fine"
+        )
+
+    def begun() -> list[str]:
+        return starts.read_text().splitlines() if starts.exists() else []
+
+    future = program()
+    await _until(begun)
+    first = int(begun()[0].split()[0])
+    os.kill(_worker_of(first), signal.SIGKILL)
+    await _until(lambda: len(begun()) == 2)
+    await _until(lambda: not psutil.pid_exists(first) or _is_dead(first))
+    gate.touch()
+    assert await future == "fine\n"
+    sandboxes = [line.split(" ", 1)[1] for line in begun()]
+    assert len(set(sandboxes)) == 2
+
+
+def _is_dead(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def test_a_lost_task_without_budget_names_worker_and_attempt(own: WorkflowEngine) -> None:
+    @own.function_task
+    def ill() -> None:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TaskLostError, match=r"worker tls://.* went away while it ran \(attempt 1,"):
+        await ill.options(lost_retries=0)()
+
+    @own.function_task
+    def well() -> int:
+        return 1
+
+    assert await well() == 1
+
+
+async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine) -> None:
+    @own.function_task
+    def greedy() -> int:
+        held = []
+        for _ in range(100):
+            held.append(bytearray(os.urandom(1 << 20) * 20))
+            time.sleep(0.05)
+        return len(held)
+
+    with pytest.raises(TaskLostError, match="went away"):
+        await greedy.options(lost_retries=1)()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: int) -> None:
+    with foreign(tmp_path, tls=False) as there:
+        backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
+        async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+
+            @flow.function_task
+            async def wait() -> None:
+                await asyncio.sleep(60)
+
+            @flow.executable_task
+            async def program() -> str:
+                return "sleep 600"
+
+            futures: list[Any] = [wait(), program(), *(wait() for _ in range(5))]
+            await _until(lambda: backend._open and any(c.begun for c in backend._open.values()))
+            begin = time.monotonic()
+            there["processes"][0].send_signal(how)
+            results = await asyncio.gather(*futures, return_exceptions=True)
+            assert time.monotonic() - begin < 10
+            # Lost, and refused when the engine tries again.
+            assert all(isinstance(result, Exception) for result in results), results
+            assert backend.state() == "error"
+            with pytest.raises(BackendUnavailableError, match="is gone"):
+                await backend.submit_tasks([])
+            with pytest.raises(Exception, match="is gone"):
+                await wait()
+        await backend.shutdown()
+
+
+async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
+    """A stopped process answers nobody, like one behind a cut network."""
+    with foreign(tmp_path, tls=False, options=("--no-nanny", "--death-timeout", "5")) as there:
+        async with asyncio.timeout(80):
+            backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
+            async with WorkflowEngine.create(backend=backend) as flow:
+
+                @flow.function_task
+                def where(path: str) -> int:
+                    with open(path, "a") as file:
+                        file.write(f"{os.getpid()}\n")
+                    time.sleep(1.0)
+                    return os.getpid()
+
+                trace = tmp_path / "trace"
+                future = where(str(trace))
+                await _until(lambda: trace.exists() and trace.read_text())
+                pid = int(trace.read_text().split()[0])
+                os.kill(pid, signal.SIGSTOP)
+                try:
+                    address = next(iter({c.worker for c in backend._open.values() if c.worker}))
+                    await backend.client.retire_workers([address], close_workers=False, remove=True)
+                    assert await future != pid
+                finally:
+                    os.kill(pid, signal.SIGCONT)

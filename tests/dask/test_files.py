@@ -1,0 +1,58 @@
+"""Files between the engine's machine and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import InputFile, OutputFile, WorkflowEngine
+from rhapsody.errors import DataError
+from rhapsody_dask import DaskExecutionBackend
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_looking_for_a_shared_directory_leaves_the_users_own_alone(
+    cluster: Any, tmp_path: Path
+) -> None:
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend(cluster=cluster)
+        async with WorkflowEngine.create(backend=backend) as flow:
+
+            @flow.executable_task
+            async def hello() -> str:
+                return "echo hello"
+
+            assert await hello() == "hello\n"
+    assert os.listdir(tmp_path) == []
+
+
+async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("from outside\n")
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend(cluster=cluster, shared_file_system=False)
+        assert not backend.capabilities.shared_file_system
+        async with WorkflowEngine.create(backend=backend) as flow:
+
+            @flow.executable_task
+            async def copy(source: InputFile, target: OutputFile) -> str:
+                return f"pwd; cat {source.filename} > {target.filename}"
+
+            @flow.function_task
+            def read(source: InputFile, after: object) -> str:
+                with open(source) as file:
+                    return file.read()
+
+            @flow.executable_task
+            async def forget(target: OutputFile) -> str:
+                return "true"
+
+            first = copy(InputFile(tmp_path / "in.txt"), OutputFile("out.txt"))
+            assert await read(InputFile("out.txt"), first) == "from outside\n"
+            assert str(tmp_path / ".rhapsody") not in await first
+            with pytest.raises(DataError, match="promised and did not write 'never'"):
+                await forget(OutputFile("never"))

@@ -1,0 +1,72 @@
+"""The backend on workers that a batch system starts: dask-jobqueue on a real Slurm."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import warnings
+from pathlib import Path
+
+import pytest
+
+from rhapsody import InputFile, OutputFile, WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+from tests.dask.slurm import slurm, why_not
+
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:dask_jobqueue.*"),
+]
+
+
+async def test_functions_programs_and_files_on_workers_that_slurm_starts(tmp_path: Path) -> None:
+    jobqueue = pytest.importorskip("dask_jobqueue")
+    place = tmp_path / "slurm"
+    place.mkdir()
+
+    def make() -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cluster = jobqueue.SLURMCluster(
+                cores=1, processes=1, memory="1GB", queue="debug", walltime="00:05:00",
+                interface="lo", job_extra_directives=["--mem=500"], local_directory=str(place),
+                log_directory=str(place), scheduler_options={"dashboard_address": "127.0.0.1:0"},
+                worker_extra_args=["--resources", "cores=1"],
+            )  # fmt: skip
+            cluster.scale(jobs=1)
+        return cluster
+
+    with slurm(place):
+        cluster = await asyncio.to_thread(make)
+        try:
+            async with asyncio.timeout(100):
+                backend = await DaskExecutionBackend(cluster=cluster)
+                async with WorkflowEngine.create(backend=backend) as flow:
+                    await _work(flow)
+        finally:
+            await asyncio.to_thread(cluster.close)  # type: ignore[attr-defined]
+        queue = await asyncio.to_thread(
+            lambda: subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout
+        )
+        assert "RUNNING" not in queue
+
+
+async def _work(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def job() -> str | None:
+        import os
+
+        return os.environ.get("SLURM_JOB_ID")
+
+    @flow.executable_task
+    async def write(target: OutputFile) -> str:
+        return f"echo $SLURM_JOB_ID > {target.filename}"
+
+    @flow.executable_task
+    async def read(source: InputFile, after: object) -> str:
+        return f"cat {source.filename}"
+
+    number = await job()
+    assert number
+    assert await read(InputFile("job.txt"), write(OutputFile("job.txt"))) == f"{number}\n"
