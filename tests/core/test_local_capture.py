@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from rhapsody.backends.local import LocalExecutionBackend, capture
+from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.backends.local.capture import LIMIT
+from rhapsody.data import OUTPUT_FILES
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources
 from rhapsody.testing import Driver
@@ -168,4 +169,4 @@ async def test_it_may_go_to_files(driver: Driver, tmp_path: Path) -> None:
 async def test_programs_that_a_function_starts_are_not_kept(driver: Driver) -> None:
     end = await driver.run_one(driver.call(subprocess.run, ["true"], check=True))
     assert end.stdout == ""
-    assert capture.OUTPUT_FILES == (".rhapsody.stdout", ".rhapsody.stderr")
+    assert OUTPUT_FILES == (".rhapsody.stdout", ".rhapsody.stderr")

@@ -76,7 +76,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         if pool is not None:
             # The last results are on the loop before this comes back.
             await asyncio.to_thread(pool.shutdown)
-        shutil.rmtree(self.own_sandbox(""), ignore_errors=True)
+        shutil.rmtree(self._stop_files, ignore_errors=True)
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Queues the tasks, and hands over as many as there are free workers."""
@@ -97,13 +97,13 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         return True
 
     def _ask_to_stop(self, task: TaskDescription) -> None:
-        stop = self._stop_file(task)
-        stop.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        stop.touch()
+        self._stop_files.mkdir(mode=0o700, parents=True, exist_ok=True)
+        Path(self._stop_files, task["uid"]).touch()
 
-    def _stop_file(self, task: TaskDescription) -> Path:
-        """The file that asks a task to stop: what all nodes see is the only way to a worker."""
-        return Path(self.sandbox_of(task), ".rhapsody.stop").absolute()
+    @property
+    def _stop_files(self) -> Path:
+        """Where a file asks a task to stop: no other way leads to a worker that is busy."""
+        return Path(self.session.path, f"{self.session.uid}.stop").absolute()
 
     def _fill(self) -> None:
         states = self.get_task_states_map()
@@ -112,7 +112,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
             try:
                 if task["function"] is None:
                     task["sandbox"] = make_sandbox(self.sandbox_of(task))
-                stop = str(self._stop_file(task))
+                stop = str(self._stop_files / uid)
                 future = self._pool.submit(work, cloudpickle.dumps(task), stop)
             except Exception as error:  # an argument that cannot be pickled fails its task alone
                 task["exception"] = error

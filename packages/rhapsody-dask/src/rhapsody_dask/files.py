@@ -13,8 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
-from rhapsody.backends.local.capture import OUTPUT_FILES
-from rhapsody.data import make_sandbox, plain_name
+from rhapsody.data import OUTPUT_FILES, make_sandbox, plain_name
 from rhapsody.errors import DataError
 from rhapsody.task import TaskDescription
 from rhapsody_dask.worker.sandboxes import pack_files, unpack_files

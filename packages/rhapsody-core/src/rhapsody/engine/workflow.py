@@ -107,9 +107,9 @@ class WorkflowEngine(Decorators):
             timeout: Seconds each attempt of a task may run.
             observers: Objects with methods marked `rhapsody.hookimpl`.
             max_pending: How many tasks are with a backend at once, at most.
+                Services and blocks do not count.
             push_down: Whether backends that can wait for dependencies themselves get
                 tasks before these are finished.
-                Services and blocks do not count.
             submit_timeout: Seconds a backend may take to accept a batch.
             handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
                 if this is the main thread.

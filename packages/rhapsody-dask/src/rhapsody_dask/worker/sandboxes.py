@@ -14,8 +14,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rhapsody.backends.local.capture import OUTPUT_FILES
-from rhapsody.data import link_all, link_into, make_sandbox
+from rhapsody.data import OUTPUT_FILES, link_all, link_into, make_sandbox
 from rhapsody_dask.worker.messages import Order, Reply
 from rhapsody_dask.worker.site import Running, Site
 

@@ -291,7 +291,7 @@ def pack_error(error: BaseException) -> bytes:
     plain = {key: value for key, value in vars(error).items() if _why_not(value) is None}
     candidates: list[Any] = [error, _Rebuilt(type(error), error.args, plain)]
     if isinstance(error, BaseExceptionGroup):
-        members = [_pack_error(member) for member in error.exceptions]
+        members = [pack_error(member) for member in error.exceptions]
         candidates = [_RebuiltGroup(type(error), error.message, members)]
     described = _described(error)
     candidates.append(_Rebuilt(type(error), (described,), plain))
