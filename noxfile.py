@@ -19,17 +19,24 @@ ROOT = Path(__file__).parent
 
 
 class Distribution(NamedTuple):
-    """Where a distribution and its tests live, and which extras its tests need."""
+    """Where a distribution and its tests live, and which extras its tests need.
+
+    CI runs `everywhere` ones on every Python and with the lowest dependencies, the others
+    on its own Python alone: run `nox -s tests minimums` before a release of those.
+    """
 
     folder: str
     tests: str
     extras: str = ""
+    everywhere: bool = False
 
 
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
-    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]"),
+    "core": Distribution(
+        "packages/rhapsody-core", "tests/core", "[files,testing]", everywhere=True
+    ),
     "dask": Distribution("packages/rhapsody-dask", "tests/dask", "[jobqueue,testing]"),
 }
 
@@ -169,7 +176,7 @@ def benchmarks(session: nox.Session) -> None:
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
     """All that plain `nox` leaves out, for CI: other Pythons, minimums, documentation."""
-    for backend in DISTRIBUTIONS:
+    for backend in [name for name, one in DISTRIBUTIONS.items() if one.everywhere]:
         for python in PYTHONS:
             if python != RUNNING:
                 session.notify(f"tests-{python}(backend='{backend}')")
