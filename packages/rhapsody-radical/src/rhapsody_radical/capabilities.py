@@ -1,0 +1,33 @@
+"""What the backend can do, by how it runs functions. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rhapsody.backends.base import Capabilities
+
+RAPTOR = Capabilities(
+    services=True,
+    cancel_functions="running",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    files=True,
+    shared_file_system=True,
+    resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
+    captures_output=True,
+    reports_running=True,
+)
+"""Functions on RAPTOR workers of our own, each call in a process of its own."""
+
+EXECUTABLES = RAPTOR
+"""Functions as programs of their own."""
+
+OWN_WORKERS = replace(
+    RAPTOR, cancel_functions="none", cancel_async_functions="none", captures_output=True
+)
+"""Functions on the RAPTOR workers that a user configured: what runs there goes on."""
+
+NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
+"""RAPTOR is switched off, and functions with it."""
