@@ -31,3 +31,8 @@ OWN_WORKERS = replace(
 
 NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
 """RAPTOR is switched off, and functions with it."""
+
+
+def remote(of: Capabilities) -> Capabilities:
+    """The same on a pilot that does not see the engine's file system."""
+    return replace(of, shared_file_system=False)
