@@ -16,6 +16,7 @@ RAPTOR = Capabilities(
     files=True,
     shared_file_system=True,
     resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
+    binds=frozenset({"cores"}),
     captures_output=True,
     reports_running=True,
 )

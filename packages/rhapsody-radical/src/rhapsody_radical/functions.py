@@ -111,7 +111,7 @@ class Functions:
                 f"takes one and whose worker would take {cores}; ask for more cores, or run "
                 "functions as programs: RadicalExecutionBackend(functions='executable')"
             )
-        return raptor.default(cores, pilot.has("gpus") if pilot.settings.get("gpus") else 0)
+        return raptor.default(cores)
 
     # Descriptions.
 
@@ -131,6 +131,8 @@ class Functions:
         if self._backend.functions == "executable":
             return self._as_program(job)
         found = self._raptor(job.pilot)
+        if _needs_more(task, found.function_cores):
+            return self._as_program(job)
         job.pair = found.choose()
         if task.get("sandbox") and job.pilot.shared:
             task["sandbox"] = make_sandbox(task["sandbox"])
@@ -139,25 +141,6 @@ class Functions:
                 os.symlink(task["sandbox"], below)
         description = self.translate(task, job.pair.uid)
         description.sandbox = task.get("sandbox") or ""
-        worker = job.pair.settings["workers"][0]
-        wanted, there = int(description.cores_per_rank or 0), int(worker.get("cores_per_rank") or 1)
-        if wanted > there:
-            raise CapabilityError(
-                f"task {task['name']!r} asks for {wanted} cores, RAPTOR's worker has {there}; see "
-                "`function_cores` of RadicalExecutionBackend"
-            )
-        gpus = int(worker.get("gpus_per_rank") or 0)
-        if description.gpus_per_rank > gpus:
-            raise CapabilityError(
-                f"task {task['name']!r} asks for {description.gpus_per_rank:g} GPUs, RAPTOR's "
-                f"worker has {gpus}; ask for a pilot with 'gpus'"
-            )
-        memory = int(description.mem_per_rank or 0)
-        if job.pilot.has("mem") and memory > job.pilot.has("mem"):
-            raise CapabilityError(
-                f"task {task['name']!r} asks for {memory} MB of memory, a node has "
-                f"{job.pilot.has('mem')}"
-            )
         return description
 
     def translate(self, task: TaskDescription, master: str | None = None) -> Any:
@@ -193,7 +176,6 @@ class Functions:
                     f"task {task['name']!r} asks for {resources.ranks} ranks: functions have one; "
                     "use an executable for MPI"
                 )
-            translate.add_resources(description, resources, settings)
             description.cores_per_rank = resources.cores
         return description
 
@@ -211,7 +193,9 @@ class Functions:
             )
 
     def _as_program(self, job: Job) -> Any:
+        """A program of its own: what RAPTOR cannot schedule, RADICAL-Pilot's agent can."""
         task = job.task
+        job.program = True
         resources = task.get("resources")
         if resources is not None and resources.ranks > 1:
             raise CapabilityError(
@@ -237,7 +221,7 @@ class Functions:
         if job.cancelled:
             return CANCELED, None
         handle = job.handle
-        text = handle.return_value if self._backend.functions == "raptor" else _reply(job)
+        text = _reply(job) if job.program else handle.return_value
         if text and state != CANCELED:
             error = calls.unpack(text, job.task)
             return (DONE, None) if error is None else (FAILED, error)
@@ -252,7 +236,7 @@ class Functions:
             return FAILED, TaskFailedError(
                 f"task {name!r} ended without a result ({state}{code}) {tail}".rstrip()
             )
-        if handle.exit_code and self._backend.functions == "executable":
+        if handle.exit_code and job.program:
             tail = (job.task.get("stderr") or "").strip()[-1500:]
             return FAILED, TaskFailedError(
                 f"task {name!r}: its process ended with exit code {handle.exit_code} before it had "
@@ -264,7 +248,7 @@ class Functions:
     def tidy(self, job: Job, state: str) -> None:
         """Removes what was only made for the call."""
         sandbox = job.task.get("sandbox")
-        if not sandbox or self._backend.functions == "raptor" or not job.pilot.shared:
+        if not sandbox or not job.program or not job.pilot.shared:
             return
         if job.own_sandbox and state == DONE:
             shutil.rmtree(sandbox, ignore_errors=True)
@@ -273,6 +257,14 @@ class Functions:
         for kind in ("call", "reply"):
             with suppress(OSError):
                 os.unlink(os.path.join(sandbox, f"{job.uid}.{kind}"))
+
+
+def _needs_more(task: TaskDescription, cores: int) -> bool:
+    """Whether a call needs what RAPTOR does not count: GPUs, memory, more cores than it has."""
+    resources = task.get("resources")
+    return resources is not None and bool(
+        resources.gpus or resources.memory or resources.cores > cores
+    )
 
 
 def _reply(job: Job) -> str | None:

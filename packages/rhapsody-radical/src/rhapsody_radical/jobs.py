@@ -21,7 +21,7 @@ class Job:
         pilot: The pilot it goes to.
         handle: RADICAL-Pilot's task, `None` before it is submitted.
         pair: The RAPTOR master and workers it goes to, `None` for an executable.
-        packed: A function task's call as text.
+        program: Whether it is a function task that runs as a program of its own.
         native: The last state that was reported.
         running: Whether it was reported to run.
         cancelled: Whether somebody asked for it to be cancelled.
@@ -40,9 +40,9 @@ class Job:
         "on_end",
         "over",
         "own_sandbox",
-        "packed",
         "pair",
         "pilot",
+        "program",
         "running",
         "stopped",
         "task",
@@ -54,7 +54,7 @@ class Job:
         self.pilot = pilot
         self.handle: Any = None
         self.pair: Pair | None = None
-        self.packed: str | None = None
+        self.program = False
         self.native: str | None = None
         self.running = False
         self.cancelled = False

@@ -85,21 +85,14 @@ def checked(config: Any) -> dict[str, Any]:
     return {"masters": masters}
 
 
-def default(cores: int, gpus: int) -> dict[str, Any]:
-    """The configuration where the user gave none: one pair, with workers of our own.
-
-    Args:
-        cores: The worker's.
-        gpus: The worker's.
-    """
+def default(cores: int) -> dict[str, Any]:
+    """The configuration where the user gave none: one pair, with a worker of our own."""
     worker: dict[str, Any] = {
         "worker_type": OWN_CLASS,
         "raptor_file": str(OWN_WORKER),
         "ranks": 1,
         "cores_per_rank": cores,
     }
-    if gpus:
-        worker["gpus_per_rank"] = float(gpus)
     return {"masters": [{"workers": [worker]}]}
 
 
@@ -129,6 +122,15 @@ class Raptor:
         return sum(
             _cores(master) + sum(map(_cores, master["workers"]))
             for master in self._config["masters"]
+        )
+
+    @property
+    def function_cores(self) -> int:
+        """Cores that one call can have at most."""
+        return min(
+            max(1, int(worker.get("cores_per_rank") or 1))
+            for master in self._config["masters"]
+            for worker in master["workers"]
         )
 
     def start(self) -> None:

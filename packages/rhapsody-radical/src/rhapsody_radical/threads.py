@@ -113,7 +113,7 @@ class Results:
             reason = job.pair.lost if job.pair is not None and job.pair.lost else job.pilot.reason
             return "FAILED", TaskLostError(f"task {job.task['name']!r} was lost: {reason}")
         if job.is_function:
-            if backend.functions == "executable":
+            if job.program:
                 results.collect_output(job)
                 job.task.pop("exit_code", None)
             outcome = backend.function_outcome(job, state)

@@ -144,7 +144,7 @@ def check_fits(name: str, description: Any, pilot: Pilot, taken: int = 0) -> Non
         "gpus": int(description.gpus_per_rank or 0),
         "mem": int(description.mem_per_rank or 0),
     }
-    words = {"cores": "cores", "gpus": "GPUs", "mem": "MB of memory"}
+    words = {"cores": "cores", "gpus": "gpus", "mem": "MB of memory"}
     for key, amount in wanted.items():
         there = pilot.has(key)
         known = there or (key == "gpus" and pilot.has("cores"))
@@ -153,12 +153,13 @@ def check_fits(name: str, description: Any, pilot: Pilot, taken: int = 0) -> Non
                 f"task {name!r} asks for {amount} {words[key]} per rank, a node of pilot "
                 f"{pilot.uid} ({pilot.settings['resource']}) has {there}"
             )
-    total = wanted["cores"] * int(description.ranks or 1)
+    ranks = int(description.ranks or 1)
+    total = wanted["cores"] * ranks
     there = pilot.cores - taken
     if total > there:
         kept = f"; {taken} more are RAPTOR's, see `function_cores`" if taken else ""
         raise CapabilityError(
-            f"task {name!r} asks for {total} cores in all, pilot {pilot.uid} "
+            f"task {name!r} asks for {total} cores in all ({ranks} ranks), pilot {pilot.uid} "
             f"({pilot.settings['resource']}) has {there}{kept}; ask for a larger pilot with "
             "RadicalExecutionBackend({'cores': ...})"
         )
