@@ -43,7 +43,7 @@ if RUNNING not in PYTHONS:
 RUFF = "ruff>=0.17.5,<0.18"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
-TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.1", "pytest-timeout>=2.3"]
+TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
 BUILD = "build>=1.2"
 DOCS = "mkdocs>=1.6,<2"
 
@@ -74,11 +74,11 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types: mypy on everything, and whether what users import is fully typed."""
     everything = [f"./{d.folder}{d.extras}" for d in DISTRIBUTIONS.values()]
-    session.install(MYPY, PYRIGHT, "nox", "pytest>=8.2", "types-psutil", *TEST_TOOLS, *everything)
+    session.install(MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS, *everything)
     session.run("mypy")
     # What is public is checked as a user of core alone sees it. The environment to check is
     # the one whose Python comes first in PATH: with --verifytypes, --pythonpath is ignored.
-    alone = Path(session.create_tmp()).absolute() / "core"
+    alone = session.cache_dir.absolute() / "core-alone"
     session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
     core = f"./{DISTRIBUTIONS['core'].folder}"
     session.run(f"{alone}/bin/python", "-m", "pip", "install", "--quiet", core, external=True)
@@ -98,7 +98,7 @@ def tests(session: nox.Session, backend: str) -> None:
 @nox.session
 def system(session: nox.Session) -> None:
     """What users get: wheels in clean environments, the README's commands, the examples."""
-    session.install(BUILD, "nox", "pytest>=8.2", *TEST_TOOLS)
+    session.install(BUILD, "nox", "pytest>=8.4", *TEST_TOOLS)
     session.run("pytest", *(session.posargs or ["tests/system"]))
 
 
@@ -106,7 +106,7 @@ def system(session: nox.Session) -> None:
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def minimums(session: nox.Session, backend: str) -> None:
     """The tests again, with the lowest version of each dependency that is allowed."""
-    constraints = Path(session.create_tmp()) / "minimums.txt"
+    constraints = session.cache_dir / f"minimums-{backend}.txt"
     lowest: dict[str, str] = {}
     for dist in (DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]):
         lowest |= lowest_allowed(ROOT / dist.folder / "pyproject.toml")
@@ -143,7 +143,9 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
 def docs(session: nox.Session) -> None:
     """The documentation: a strict build, and every code block run."""
     install_distribution(session, "core", DOCS, *TEST_TOOLS)
-    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
+    session.run(
+        "mkdocs", "build", "--strict", "--site-dir", str((session.cache_dir / "site").absolute())
+    )
     session.run("pytest", *(session.posargs or ["tests/docs"]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar, cast
@@ -46,7 +47,7 @@ async def turns(number: int = 20) -> None:
 async def until(condition: Callable[[], object]) -> None:
     """Lets the loop go round until something is so."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - no time is spent asleep
             await asyncio.sleep(0)
 
 
@@ -123,6 +124,11 @@ class Scripted(ManagedBackend):
         """The next task that arrives."""
         return await within(self._arrivals.get())
 
+    def forget(self) -> None:
+        """Lets go of every task."""
+        self.batches.clear()
+        self._arrivals = asyncio.Queue()
+
     def report(self, task: Any, state: Any, service_callback: Any = None) -> None:
         """Reports a state, whether or not it makes sense."""
         for callback in tuple(self._reports):
@@ -176,6 +182,43 @@ class Inline(ManagedBackend):
         self.ran.append(task["name"])
         result = cast("Any", task["function"])(*task["args"], **task["kwargs"])
         return await result if asyncio.iscoroutine(result) else result
+
+
+class Crowd(ManagedBackend):
+    """Runs tasks until the test opens the gate, and knows how many are there at once.
+
+    Attributes:
+        now, most: How many run now, and ran at once at most, by name.
+        all_now, all_most: The same of all together.
+        order: The first arguments in the order in which they came.
+    """
+
+    name = "crowd"
+    canonical_states = True
+    capabilities = RUNS_ALL
+
+    def __init__(self, name: str = "crowd") -> None:
+        super().__init__()
+        self.name = name
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self.order: list[Any] = []
+        self.all_now = self.all_most = 0
+        self.gate = asyncio.Event()
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        """Runs until the gate is open."""
+        name = task["name"]
+        self.order.append(task["args"][0] if task["args"] else name)
+        self.now[name] += 1
+        self.all_now += 1
+        self.most[name] = max(self.most[name], self.now[name])
+        self.all_most = max(self.all_most, self.all_now)
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        self.now[name] -= 1
+        self.all_now -= 1
+        return task["args"][0] if task["args"] else None
 
 
 class _Call:

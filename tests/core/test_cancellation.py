@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import time
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ async def test_a_pending_task_is_cancelled_at_once_for_all_who_wait() -> None:
     async with WorkflowEngine.create(backend := Stubborn()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         backend.runs(await backend.next())
@@ -58,7 +57,7 @@ async def test_cancelling_a_finished_task_is_false_and_changes_nothing(outcome: 
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         task = await backend.next()
@@ -85,7 +84,7 @@ async def test_the_message_of_a_cancellation_is_kept() -> None:
     async with WorkflowEngine.create(Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         future.cancel("no longer needed")
@@ -97,7 +96,7 @@ async def test_a_waiting_task_is_cancelled_without_a_word_to_the_backend() -> No
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         first = part()
         second = part(first)
@@ -115,7 +114,7 @@ async def test_a_task_cancelled_before_the_loop_turns_is_never_submitted() -> No
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         futures = [part() for _ in range(3)]
         assert futures[1].cancel() is True
@@ -130,7 +129,7 @@ async def test_a_cancellation_during_submission_is_delivered_after_it_has_return
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         backend.gate.clear()
         future = part()
@@ -148,7 +147,7 @@ async def test_a_task_that_ends_during_submission_is_not_cancelled_afterwards() 
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         backend.gate.clear()
         future = part()
@@ -165,7 +164,7 @@ async def test_the_backend_is_asked_once_and_ended_waits_for_the_work() -> None:
     async with WorkflowEngine.create(backend := Stubborn()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         backend.runs(task := await backend.next())
@@ -183,7 +182,7 @@ async def test_a_cancelled_task_keeps_its_slot_until_its_work_has_ended() -> Non
     async with WorkflowEngine.create(backend := Stubborn(), max_pending=1) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         first, second = part(), part()
         backend.runs(task := await backend.next())
@@ -199,7 +198,7 @@ async def test_a_late_result_is_counted_and_dropped() -> None:
     async with WorkflowEngine.create(backend := Stubborn()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         backend.runs(task := await backend.next())
@@ -217,7 +216,7 @@ async def test_ended_returns_at_once_for_a_finished_task_and_raises_nothing() ->
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         good, bad = part(), part()
         backend.done(await backend.next(), 1)
@@ -232,7 +231,7 @@ async def test_dependents_are_cancelled_at_once_all_along_the_chain() -> None:
     async with WorkflowEngine.create(backend := Stubborn()) as flow:
 
         @flow.function_task
-        def part(*args: Any) -> int: ...
+        def part(*args: Any) -> Any: ...
 
         first = part()
         chain = [first]
@@ -251,120 +250,12 @@ async def test_dependents_are_cancelled_at_once_all_along_the_chain() -> None:
         assert len(backend.tasks) == 2
 
 
-async def test_wait_for_returns_when_its_time_is_over_although_the_work_goes_on() -> None:
-    async with WorkflowEngine.create(backend := Stubborn()) as flow:
-
-        @flow.function_task
-        def part() -> int: ...
-
-        future = part()
-        backend.runs(task := await backend.next())
-        began = time.monotonic()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(future, 0.05)
-        assert time.monotonic() - began < 5
-        assert future.cancelled()
-        backend.done(task, 1)
-        await within(future.ended())
-
-
-async def test_timeout_returns_when_its_time_is_over_although_the_work_goes_on() -> None:
-    async with WorkflowEngine.create(backend := Stubborn()) as flow:
-
-        @flow.function_task
-        def part(x: Any = None) -> int: ...
-
-        future = part()
-        dependent = part(future)
-        backend.runs(task := await backend.next())
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await future
-        assert future.cancelled()
-        assert dependent.cancelled()
-        backend.done(task, 1)
-        await within(future.ended())
-
-
-async def test_shield_protects_a_task_as_it_does_any_future() -> None:
-    async with WorkflowEngine.create(backend := Scripted()) as flow:
-
-        @flow.function_task
-        def part() -> int: ...
-
-        future = part()
-        task = await backend.next()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(future), 0.01)
-        backend.done(task, 7)
-        assert await within(future) == 7
-
-
-async def test_a_failure_in_a_task_group_cancels_the_tasks_its_members_wait_for() -> None:
-    async with WorkflowEngine.create(backend := Scripted()) as flow:
-
-        @flow.function_task
-        def part() -> int: ...
-
-        async def wait_for_it(future: asyncio.Future[int]) -> int:
-            return await future
-
-        bad, other = part(), part()
-        with pytest.raises(ExceptionGroup) as caught:
-            async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-                group.create_task(wait_for_it(bad))
-                group.create_task(wait_for_it(other))
-                backend.failed(await backend.next(), LookupError("gone"))
-        assert caught.group_contains(LookupError)
-        assert other.cancelled()
-        await within(other.ended())
-        assert backend.stops == [backend.tasks[1]["uid"]]
-
-
-async def test_cancelling_a_gather_cancels_what_it_gathers() -> None:
-    async with WorkflowEngine.create(Scripted()) as flow:
-
-        @flow.function_task
-        def part() -> int: ...
-
-        futures = [part() for _ in range(3)]
-        together = asyncio.gather(*futures)
-        await turns()
-        together.cancel()
-        assert await cancelled(together)
-        assert all(future.cancelled() for future in futures)
-
-
-async def test_cancelling_who_waits_cancels_the_task_and_runs_their_clean_up() -> None:
-    async with WorkflowEngine.create(backend := Stubborn()) as flow:
-
-        @flow.function_task
-        def part() -> int: ...
-
-        cleaned = []
-
-        async def user() -> None:
-            try:
-                await part()
-            finally:
-                cleaned.append(True)
-
-        who = asyncio.create_task(user())
-        backend.runs(task := await backend.next())
-        who.cancel()
-        assert await cancelled(who)
-        assert cleaned == [True]
-        await turns()
-        assert backend.stops == [task["uid"]]
-        backend.stopped(task)
-
-
 async def test_cancelling_a_block_cancels_what_it_started_and_is_unfinished() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
         started: list[asyncio.Future[Any]] = []
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         @flow.block
         async def inner() -> None:
@@ -466,7 +357,7 @@ async def test_work_that_cannot_be_stopped_is_cancelled_for_the_user_all_the_sam
     async with WorkflowEngine.create(backend, max_pending=1) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         first, second = part(), part()
         backend.runs(task := await backend.next())
@@ -491,7 +382,7 @@ async def test_a_backend_that_cannot_cancel_does_not_harm_the_others(
     async with WorkflowEngine.create(backend := Broken()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         first, second = part(), part()
         tasks = [await backend.next(), await backend.next()]
@@ -508,7 +399,7 @@ async def test_tasks_are_cancelled_from_a_callback_of_another_future() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         first = part()
         dependent = part(first)

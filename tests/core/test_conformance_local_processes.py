@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import BackendConformance
 
@@ -20,10 +23,10 @@ class TestLocalProcesses(BackendConformance):
     big_bytes = 50_000_000
     separate_processes = True
     create_args = ("process",)
-    create_kwargs = {"resources": RESOURCES}  # noqa: RUF012 - never changed
+    create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
 
     async def make_backend(self) -> LocalExecutionBackend:
-        return LocalExecutionBackend("process", resources=RESOURCES)
+        return LocalExecutionBackend("process", resources=RESOURCES, grace=1.0)
 
     async def make_failing_backend(self) -> LocalExecutionBackend:
-        return CannotStart("process", resources=RESOURCES)
+        return CannotStart("process", resources=RESOURCES, grace=1.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import BackendConformance
@@ -19,13 +21,13 @@ class CannotStart(LocalExecutionBackend):
 class TestLocalThreads(BackendConformance):
     cores = 2
     gpus = 2
-    create_kwargs = {"resources": RESOURCES}  # noqa: RUF012 - never changed
+    create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
 
     async def make_backend(self) -> LocalExecutionBackend:
-        return LocalExecutionBackend(resources=RESOURCES)
+        return LocalExecutionBackend(resources=RESOURCES, grace=1.0)
 
     async def make_failing_backend(self) -> LocalExecutionBackend:
-        return CannotStart(resources=RESOURCES)
+        return CannotStart(resources=RESOURCES, grace=1.0)
 
 
 EXECUTOR = ThreadPoolExecutor(2, thread_name_prefix="callers-own")
@@ -37,8 +39,8 @@ class TestLocalOnAnExecutor(BackendConformance):
     fan = 200
     cycles = 5
     create_args = (EXECUTOR,)
-    create_kwargs = {"resources": RESOURCES}  # noqa: RUF012 - never changed
+    create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
     leaves_behind = ("thread callers-own_*",)
 
     async def make_backend(self) -> LocalExecutionBackend:
-        return LocalExecutionBackend(EXECUTOR, resources=RESOURCES)
+        return LocalExecutionBackend(EXECUTOR, resources=RESOURCES, grace=1.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine, wait
+from rhapsody import WorkflowEngine, literal, wait
 from tests.core.engine_fixtures import Scripted, engine, outcome, turns
 
 pytestmark = pytest.mark.asyncio
@@ -137,6 +137,43 @@ async def test_a_cancelled_sync_block_stops_at_its_next_wait_or_call() -> None:
         assert len(ended) == 2
         assert backend.names() == ["job"]
         assert flow.stats.tasks == 3
+
+
+async def test_a_cancelled_sync_block_stops_waiting_for_what_it_did_not_start() -> None:
+    never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    entered = threading.Event()
+    async with engine(Scripted()) as flow:
+        other = adder(flow)(1)
+
+        @flow.block
+        def part(future: Any) -> None:
+            entered.set()
+            wait(future)
+
+        for future in (other, never):
+            entered.clear()
+            block = part(literal(future))
+            await asyncio.to_thread(entered.wait, 20)
+            block.cancel()
+            await block.ended()
+            assert block.cancelled()
+            assert not future.done()
+
+
+async def test_a_sync_block_may_cancel_what_it_started() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+        add = adder(flow)
+
+        @flow.block
+        def part() -> list[bool]:
+            future = add(1)
+            answers = [future.cancel(), future.cancel(), future.cancelled()]
+            with pytest.raises(asyncio.CancelledError):
+                wait(future)
+            return answers
+
+        assert await part() == [True, False, True]
 
 
 async def test_the_thread_of_a_cancelled_block_goes_on_until_then_and_ended_waits_for_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from typing import Any
 
@@ -376,3 +377,45 @@ async def test_a_wrong_call_from_a_sync_block_is_told_there() -> None:
             return "told"
 
         assert await part() == "told"
+
+
+async def test_a_plain_wrapper_around_a_coroutine_function_is_a_block() -> None:
+    gate = asyncio.Event()
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+
+        async def part(x: int) -> int:
+            await gate.wait()
+            return await add(x)  # type: ignore[no-any-return]
+
+        @functools.wraps(part)
+        def wrapped(x: int) -> Any:
+            return part(x)
+
+        block = flow.block(wrapped)
+        first, second = block(1), block(2)
+        await turns()
+        second.cancel()
+        await second.ended()
+        gate.set()
+        assert await first == 2
+
+
+async def test_a_block_that_gets_no_thread_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with engine(Machine()) as flow:
+        add = adder(flow)
+        await add(1)  # what needs a thread for itself has it
+
+        @flow.block
+        def part(*_: Any) -> int:
+            return 3
+
+        def refuse(self: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            futures = [part(), part(add(1))]
+            errors = [await outcome(future) for future in futures]
+        assert [str(error) for error in errors] == ["can't start new thread"] * 2
+        assert await part() == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -328,6 +329,21 @@ async def test_a_task_describes_itself_while_it_is_alive() -> None:
         assert future.task is None
 
 
+async def test_a_description_is_there_to_be_read_only() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+        future = flow.function_task(one)(1)
+        await backend.given("one")
+        description: Any = future.task
+        with pytest.raises(TypeError):
+            description["name"] = "mine"
+        with pytest.raises((TypeError, AttributeError)):
+            description.clear()
+        description = flow.components[future.uid]["description"]
+        with pytest.raises(TypeError):
+            description["name"] = "mine"
+
+
 async def test_a_block_describes_itself_while_it_is_alive() -> None:
     gate = asyncio.Event()
     async with engine() as flow:
@@ -440,8 +456,20 @@ async def test_a_decorated_method_is_called_with_its_object() -> None:
 
         class Model:
             @flow.function_task
-            def fit(self, x: int) -> Any: ...
+            def fit(self, x: int) -> Any:
+                """Fits it."""
 
         model = Model()
         model.fit(3)
         assert (await backend.given("fit"))["args"] == (model, 3)
+        special = model.fit.options(name="special")
+        assert special(4).name == "special"
+        assert (await backend.given("special"))["args"] == (model, 4)
+        assert words(lambda: model.fit()) == (
+            f"{Model.__qualname__}.fit() missing 1 required positional argument: 'x'"
+        )
+        assert model.fit.__name__ == "fit"
+        assert model.fit.__doc__ == "Fits it."
+        assert list(inspect.signature(model.fit).parameters) == ["x"]
+        assert len(flow.map(model.fit, range(3))) == 3
+        Model.fit(model, 5)

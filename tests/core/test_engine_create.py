@@ -35,6 +35,24 @@ class Fragile(ManagedBackend):
         raise ConnectionError("no such scheduler")
 
 
+class Hanging(ManagedBackend):
+    """Never gets to the end of its start."""
+
+    name = "hanging"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = asyncio.Event()
+        self.stopped = False
+
+    async def start(self) -> None:
+        self.entered.set()
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
 class AsyncState(Scripted):
     """Has an asynchronous `state`, as backends of today's programs do."""
 
@@ -246,6 +264,17 @@ async def test_a_backend_whose_state_is_a_coroutine_function_is_taken() -> None:
     backend = AsyncState()
     async with create(backend) as flow:
         assert flow.backend is backend
+
+
+async def test_giving_up_while_a_backend_starts_leaves_nothing_running() -> None:
+    good, hanging = Scripted("good"), Hanging()
+    starting = asyncio.ensure_future(create([good, hanging]))
+    await hanging.entered.wait()
+    starting.cancel()
+    await asyncio.wait([starting])
+    assert starting.cancelled()
+    assert good.state() == "shutdown"
+    assert hanging.stopped
 
 
 async def test_engines_one_after_the_other_may_share_a_backend() -> None:

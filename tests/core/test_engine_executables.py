@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -311,6 +312,19 @@ async def test_the_result_is_standard_output_with_its_trailing_newline(machine: 
 
 
 @on_machines
+async def test_output_that_is_no_text_is_shown_as_well_as_can_be(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        assert await flow.executable_task(lambda: "printf 'a\\377b\\n'")() == "a\ufffdb\n"
+
+
+@on_machines
+async def test_much_output_on_both_streams_is_all_there(machine: Any) -> None:
+    async with engine(machine()) as flow:
+        future = flow.executable_task(lambda: "seq 300000 >&2 & seq 300000; wait")()
+        assert (await future).count("\n") == 300_000
+
+
+@on_machines
 async def test_the_future_knows_the_streams_the_exit_code_and_the_sandbox(machine: Any) -> None:
     async with engine(machine(), work_dir="work", keep_sandboxes="all") as flow:
         future = flow.executable_task(lambda: "echo out; echo err >&2; echo x > left")()
@@ -388,17 +402,12 @@ async def test_an_executables_output_is_a_value_for_its_dependents(machine: Any)
 # Failure.
 
 
+FAILING = "echo out; echo why >&2; exit 3"
+
+
 @on_machines
-@pytest.mark.parametrize(
-    ("command", "shown"),
-    [
-        ("echo out; echo why >&2; exit 3", "echo out; echo why >&2; exit 3"),
-        (["sh", "-c", "echo out; echo why >&2; exit 3"], "sh -c"),
-    ],
-)
-async def test_a_non_zero_exit_is_an_error_that_tells_all(
-    machine: Any, command: Any, shown: str
-) -> None:
+@pytest.mark.parametrize("command", [FAILING, ["sh", "-c", FAILING]])
+async def test_a_non_zero_exit_is_an_error_that_tells_all(machine: Any, command: Any) -> None:
     async with engine(machine()) as flow:
         future = flow.executable_task(name="failing")(lambda: command)()
         error = await outcome(future)
@@ -407,12 +416,27 @@ async def test_a_non_zero_exit_is_an_error_that_tells_all(
         assert error.exit_code == 3
         assert error.stderr == "why\n"
         assert error.command is not None
-        assert shown in error.command
+        if isinstance(command, list):
+            assert shlex.split(error.command) == command
+        else:
+            assert error.command == command
         for part in ("failing", "3", "why"):
             assert part in str(error)
         assert (future.exit_code, future.stdout, future.stderr) == (3, "out\n", "why\n")
         copy = pickle.loads(pickle.dumps(error))
         assert (copy.exit_code, copy.stderr, copy.command) == (3, "why\n", error.command)
+
+
+@on_machines
+async def test_the_end_of_standard_error_is_in_the_error_where_it_went_to_a_file(
+    machine: Any,
+) -> None:
+    async with engine(machine()) as flow:
+        future = flow.executable_task(capture="files")(lambda: f"seq 9999 >&2; {FAILING}")()
+        error = await outcome(future)
+        assert isinstance(error, TaskFailedError)
+        assert error.stderr.endswith("9998\n9999\nwhy\n")
+        assert Path(str(future.stderr)).read_text().endswith("why\n")
 
 
 @on_machines

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody import current_task
-from rhapsody.task import TaskContext
+from rhapsody import InputFile, current_task
+from rhapsody.context import TaskContext
 from tests.core.engine_fixtures import (
     Machine,
     engine,
@@ -106,6 +106,16 @@ async def test_functions_run_in_processes_as_well() -> None:
         tasks = [flow.function_task(function) for function in FUNCTIONS.values()]
         futures = [task(task(5)) for task in tasks]
         assert await asyncio.gather(*futures) == [20] * len(tasks)
+
+
+@pytest.mark.parametrize("make", [local_threads, local_processes])
+async def test_a_plain_wrapper_around_a_coroutine_function_is_awaited(make: Any) -> None:
+    @functools.wraps(double_async)
+    def wrapped(x: int) -> Any:
+        return double_async(x)
+
+    async with engine(make()) as flow:
+        assert await flow.function_task(wrapped)(4) == 8
 
 
 @on_machines
@@ -269,21 +279,18 @@ async def test_a_block_and_a_command_builder_are_no_tasks_on_a_backend() -> None
 
 
 @on_machines
-async def test_a_task_with_files_has_a_sandbox_and_one_without_has_none(machine: Any) -> None:
-    from rhapsody import InputFile
-
-    def look(*_: Any) -> str | None:
+async def test_a_task_with_files_knows_its_sandbox(machine: Any) -> None:
+    def look(_: InputFile) -> str | None:
         return current_task().sandbox
 
     Path("data.txt").write_text("x")  # noqa: ASYNC240 - it is a small one
     async with engine(machine(), work_dir="work") as flow:
-        task = flow.function_task(look)
-        future = task(InputFile("data.txt"))
+        future = flow.function_task(look)(InputFile("data.txt"))
         sandbox = await future
         assert sandbox is not None
         assert os.path.isabs(sandbox)
         assert os.path.dirname(sandbox) == os.path.abspath("work")  # noqa: ASYNC240
-        assert await task() is None
+        assert sandbox == future.sandbox
 
 
 # What it prints.
@@ -312,6 +319,41 @@ async def test_what_a_function_prints_is_kept_with_it(make: Any, asynchronous: b
         assert await asyncio.gather(*futures) == ["a", "b", "c"]
         assert [future.stdout for future in futures] == ["out a\n", "out b\n", "out c\n"]
         assert [future.stderr for future in futures] == ["err a\n", "err b\n", "err c\n"]
+
+
+@pytest.mark.parametrize("make", [local_threads, local_processes])
+async def test_what_a_function_prints_can_go_to_files_in_its_sandbox(make: Any) -> None:
+    def talk() -> str:
+        print("to the file")
+        return "result"
+
+    async with engine(make(), work_dir="work") as flow:
+        future = flow.function_task(capture="files")(talk)()
+        assert await future == "result"
+        assert future.sandbox is not None
+        assert os.path.dirname(str(future.stdout)) == future.sandbox
+        assert Path(str(future.stdout)).read_text() == "to the file\n"  # noqa: ASYNC240
+    assert set(os.listdir(".")) <= {"work"}
+
+
+@pytest.mark.parametrize("make", [local_threads, local_processes])
+async def test_of_what_a_function_prints_nothing_is_lost_where_it_is_much(make: Any) -> None:
+    lines = 40
+
+    def talk() -> None:
+        for _ in range(lines):
+            print("x" * 50_000)
+
+    async with engine(make(), work_dir="work") as flow:
+        future = flow.function_task(talk)()
+        await future
+        assert future.stdout is not None
+        kept = [future.stdout]
+        if future.sandbox is not None:
+            files = Path(future.sandbox).rglob("*stdout*")  # noqa: ASYNC240 - a few
+            kept += [path.read_text() for path in files]
+        kept_lines = [text.count("\n") for text in kept]
+        assert lines in kept_lines
 
 
 async def test_what_a_failed_function_printed_is_kept_too() -> None:

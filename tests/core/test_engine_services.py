@@ -426,3 +426,10 @@ async def test_a_cancelled_service_is_really_gone_and_what_it_started_too() -> N
         assert future.cancel() is True
         await future.ended()
         assert gone(child)
+
+
+async def test_with_the_engine_a_service_is_really_gone() -> None:
+    async with engine(local_threads()) as flow:
+        pid = int(await server(flow, "echo $$; exec sleep 1000", ready="stdout:(\\d+)")())
+        assert not gone(pid)
+    assert gone(pid)

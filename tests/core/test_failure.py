@@ -17,7 +17,7 @@ from rhapsody import (
     TaskTimeoutError,
     WorkflowEngine,
 )
-from tests.core.scripted import Inline, Scripted, turns, until, within
+from tests.core.scripted import Inline, Scripted, turns, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -106,7 +106,7 @@ async def test_failed_dependencies_are_in_argument_order_not_in_order_of_failure
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part(label: str) -> int: ...
+        def part(label: str) -> Any: ...
 
         @flow.function_task
         def use(*args: Any, **kwargs: Any) -> None: ...
@@ -129,7 +129,7 @@ async def test_a_dependent_is_decided_when_its_last_dependency_has_ended() -> No
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         @flow.function_task
         def use(x: int, y: int) -> None: ...
@@ -149,10 +149,10 @@ async def test_the_root_cause_is_of_the_first_failed_dependency() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         @flow.function_task
-        def use(*parts: int) -> int: ...
+        def use(*parts: int) -> Any: ...
 
         middle = use.options(name="middle")(part.options(name="late")())
         dependent = use(middle, part.options(name="early")())
@@ -172,7 +172,7 @@ async def test_a_dependent_of_failed_and_cancelled_tasks_is_cancelled(failed_fir
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         @flow.function_task
         def use(x: int, y: int) -> None: ...
@@ -266,7 +266,7 @@ async def test_with_fail_fast_the_first_failure_cancels_all_that_is_unfinished()
     async with WorkflowEngine.create(backend := Scripted(), fail_fast=True) as flow:
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         @flow.block
         async def block() -> None:
@@ -292,7 +292,7 @@ async def test_with_fail_fast_a_retry_is_not_a_failure() -> None:
     async with WorkflowEngine.create(backend := Scripted(), fail_fast=True) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         other, retried = part(), part.options(retries=1)()
         first, second = await backend.next(), await backend.next()
@@ -315,9 +315,9 @@ async def test_failures_that_nobody_awaited_are_one_summary_line(
             raise OwnError(7)
 
         futures = [broken() for _ in range(1000)]
-        await until(lambda: all(future.done() for future in futures))
+        await within(asyncio.wait(futures))
         await within(asyncio.gather(*futures[:awaited], return_exceptions=True))
-        del futures
+        futures.clear()
         gc.collect()
     records = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(records) == 1
@@ -362,7 +362,7 @@ async def test_an_exception_that_a_future_cannot_hold_fails_the_task_all_the_sam
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         backend.failed(await backend.next(), StopIteration("over"))
@@ -376,7 +376,7 @@ async def test_a_function_that_raises_cancelled_error_ends_its_future() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         future = part()
         dependent = part(future)
@@ -391,7 +391,7 @@ async def test_a_failure_without_an_exception_object_is_a_task_failed_error(repo
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         task = await backend.next()

@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "states",
     "data",
+    "context",
     "task",
     "plugins",
     "backends",

@@ -55,7 +55,7 @@ async def test_submit_flushes_what_is_ready() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         first = part()
         part(first)
@@ -102,9 +102,9 @@ async def test_cancelling_the_future_of_execute_block_cancels_the_block() -> Non
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
-        async def body() -> int:
+        async def body() -> Any:
             return await part()
 
         result = future()
@@ -122,7 +122,7 @@ async def test_task_callbacks_takes_updates(threaded: bool) -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         result = part()
         task = await backend.next()
@@ -146,7 +146,7 @@ async def test_task_callbacks_takes_an_object_with_as_dict() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         result = part()
         task = await backend.next()
@@ -215,7 +215,7 @@ async def test_a_handler_may_settle_a_tasks_own_future() -> None:
     async with WorkflowEngine.create(backend := Scripted()) as flow:
 
         @flow.function_task
-        def part(x: Any = None) -> int: ...
+        def part(x: Any = None) -> Any: ...
 
         first = part()
         second = part(first)

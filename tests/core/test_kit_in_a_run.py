@@ -53,7 +53,7 @@ def test_it_needs_no_other_plugin_and_ends_with_a_table(tmp_path: Path) -> None:
     )
     assert "conformance of TestSmall" in shown
     lines = [line.split() for line in shown.splitlines()]
-    assert ["clause", "proved", "failed", "expected", "to", "fail", "skipped"] in lines
+    assert ["clause", "passed", "failed", "expected", "to", "fail", "skipped"] in lines
     assert ["C7.4", "1", "0", "0", "1"] in lines
     assert "1        the backend does not declare the resource 'cores'" in shown
     assert "SKIPPED [1]" in shown
@@ -64,8 +64,11 @@ def test_the_tables_can_be_had_in_markdown(tmp_path: Path) -> None:
     options = ("-p", "rhapsody.testing.plugin", "--rhapsody-table=markdown", "-k", "runs_functions")
     shown = run(tmp_path, CLASS.format(settings=""), *options)
     assert "### TestSmall\n" in shown
-    assert "| clause | proved | failed | expected to fail | skipped |\n| --- |" in shown
+    assert "| clause | passed | failed | expected to fail | skipped |\n| --- |" in shown
     assert "| C7.4 | 1 | 0 | 0 | 0 |" in shown
+    assert "| capability | meaning | declared | checks passed |\n| --- |" in shown
+    assert "| `sync_functions` | ordinary functions | yes | 1 of 1 |" in shown
+    assert "| `services` | executables as services | no |  |" in shown
 
 
 @pytest.mark.parametrize(

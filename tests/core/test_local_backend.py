@@ -66,7 +66,7 @@ async def test_unknown_resources_are_named() -> None:
 
 async def test_resources_are_keyword_only() -> None:
     with pytest.raises(TypeError):
-        LocalExecutionBackend("thread", {"cores": 1})  # type: ignore[misc]
+        LocalExecutionBackend("thread", {"cores": 1})  # type: ignore[call-arg]
 
 
 async def test_it_must_be_awaited_first() -> None:
@@ -91,7 +91,8 @@ async def test_three_ways_to_start_it() -> None:
 
 async def test_starting_twice_is_one_start() -> None:
     backend = LocalExecutionBackend()
-    assert await asyncio.gather(backend._started(), backend._started()) == [backend, backend]
+    first, second = await asyncio.gather(backend._started(), backend._started())
+    assert first is second is backend
     assert await backend is backend
     await backend.shutdown()
 
@@ -119,7 +120,9 @@ async def test_what_the_machine_does_not_have_fails_that_task_only(driver: Drive
         driver.call(int),
     )
     assert [end.state for end in ends] == [FAILED, FAILED, FAILED, DONE]
-    for end, said in zip(ends, ("3 cores, there are 2", "3 gpus, there are 2", "1073741824"), strict=False):
+    for end, said in zip(
+        ends, ("3 cores, there are 2", "3 gpus, there are 2", "1073741824"), strict=False
+    ):
         assert isinstance(end.error, CapabilityError)
         assert said in str(end.error)
 
@@ -135,6 +138,11 @@ async def test_functions_are_refused_as_services(driver: Driver) -> None:
     end = await driver.run_one(driver.describe("serve", function=int, is_service=True))
     assert isinstance(end.error, CapabilityError)
     assert not driver.backend.capabilities.function_services
+
+
+async def test_it_binds_executables_to_their_cores_and_gpus(driver: Driver) -> None:
+    assert driver.backend.capabilities.binds == {"cores", "gpus"}
+    assert driver.backend.capabilities.resources == {"cores", "gpus", "memory", "walltime"}
 
 
 async def test_a_walltime_is_a_hint_that_is_accepted(driver: Driver) -> None:
@@ -235,7 +243,8 @@ async def test_a_large_batch_does_not_hold_up_the_loop(driver: Driver) -> None:
 
 
 async def test_what_waits_is_cancelled_at_once_and_never_runs(driver: Driver) -> None:
-    gate, ran = threading.Event(), []
+    gate = threading.Event()
+    ran: list[int] = []
     busy = [driver.call(gate.wait) for _ in range(2)]
     waiting = [driver.call(ran.append, 1), driver.command("touch ran")]
     await driver.submit(*busy, *waiting)
@@ -398,16 +407,11 @@ async def test_a_tasks_file_is_linked_into_anothers_sandbox(driver: Driver) -> N
 
 async def test_implicit_links_leave_out_what_was_printed(driver: Driver) -> None:
     source = driver.command("echo noise; echo a > a.txt; mkdir d; echo b > 'd/b c'; touch .hidden")
-    target = driver.command("ls -A; cat a.txt 'd/b c'")
+    target = driver.command("find . -type l | sort; cat a.txt 'd/b c'")
     await driver.run(source)
     driver.backend.link_implicit_data_deps(source, target)
     end = await driver.run_one(target)
-    assert end.stdout is not None
-    listed = end.stdout.split()
-    assert listed[-2:] == ["a", "b"]
-    assert set(listed[:-2]) == {".hidden", "a.txt", "d", ".rhapsody.stdout", ".rhapsody.stderr"}
-    own = Path(target["sandbox"], ".rhapsody.stdout")
-    assert not own.is_symlink()
+    assert (end.stdout or "").split() == ["./.hidden", "./a.txt", "./d", "a", "b"]
 
 
 async def test_linking_says_what_is_missing(driver: Driver, tmp_path: Path) -> None:

@@ -228,9 +228,7 @@ def test_a_number_of_gpus_takes_the_first_visible_ones(monkeypatch: pytest.Monke
     assert machine({"gpus": 2}).gpus == ("4", "5")
 
 
-def test_gpus_are_found_by_their_devices(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_gpus_are_found_by_their_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -19,6 +19,7 @@ import pytest
 import rhapsody
 from rhapsody import NoopExecutionBackend, TasksMainStates, WorkflowEngine
 from rhapsody.testing import EventRecorder
+from tests.core.programs import alive
 from tests.core.scripted import RUNS_ALL, Inline, ManualClock, Scripted, turns, until, within
 
 pytestmark = pytest.mark.asyncio
@@ -30,7 +31,7 @@ async def test_shutdown_cancels_what_is_unfinished_and_shuts_the_backend_down() 
     flow = await WorkflowEngine.create(backend := Scripted())
 
     @flow.function_task
-    def part(x: Any = None) -> int: ...
+    def part(x: Any = None) -> Any: ...
 
     @flow.block
     async def block() -> None:
@@ -67,7 +68,7 @@ async def test_shutdown_twice_and_at_once_is_harmless() -> None:
     flow = await WorkflowEngine.create(Scripted(), observers=[events])
 
     @flow.function_task
-    def part() -> int: ...
+    def part() -> Any: ...
 
     part()
     await within(asyncio.gather(*[flow.shutdown() for _ in range(3)]))
@@ -82,7 +83,7 @@ async def test_a_backend_that_is_skipped_serves_another_engine() -> None:
         first = await WorkflowEngine.create(backend)
 
         @first.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         stopped = part()
         task = await backend.next()
@@ -94,7 +95,7 @@ async def test_a_backend_that_is_skipped_serves_another_engine() -> None:
         second = await WorkflowEngine.create(backend)
 
         @second.function_task
-        def again() -> int: ...
+        def again() -> Any: ...
 
         future = again()
         backend.done(await backend.next(), 2)
@@ -106,10 +107,10 @@ async def test_a_task_called_after_shutdown_is_an_error_at_once() -> None:
     flow = await WorkflowEngine.create(Inline())
 
     @flow.function_task
-    def part() -> int: ...
+    def part() -> Any: ...
 
     @flow.executable_task
-    async def tool() -> str: ...
+    async def tool() -> Any: ...
 
     @flow.block
     async def block() -> None: ...
@@ -125,7 +126,7 @@ async def test_a_task_called_while_it_shuts_down_is_an_error_at_once() -> None:
     raised: list[BaseException] = []
 
     @flow.function_task
-    async def part() -> int: ...
+    async def part() -> Any: ...
 
     @flow.block
     async def block() -> None:
@@ -145,14 +146,19 @@ async def test_a_task_called_while_it_shuts_down_is_an_error_at_once() -> None:
 
 
 async def test_leaving_the_context_shuts_down_and_the_error_goes_on() -> None:
-    with pytest.raises(LookupError, match="own"):
-        async with WorkflowEngine.create(backend := Scripted()) as flow:
+    async def main(backend: Scripted) -> None:
+        async with WorkflowEngine.create(backend) as flow:
 
             @flow.function_task
-            def part() -> int: ...
+            def part() -> Any: ...
 
-            future = part()
+            futures.append(part())
             raise LookupError("own")
+
+    futures: list[asyncio.Future[Any]] = []
+    with pytest.raises(LookupError, match="own"):
+        await main(backend := Scripted())
+    (future,) = futures
     assert future.cancelled()
     assert str(backend.state()) == "shutdown"
 
@@ -166,7 +172,7 @@ async def test_what_could_not_be_stopped_is_in_the_summary(
     flow = await WorkflowEngine.create(backend, observers=[events])
 
     @flow.function_task
-    def part() -> int: ...
+    def part() -> Any: ...
 
     future = part()
     backend.runs(task := await backend.next())
@@ -225,7 +231,7 @@ async def test_a_submission_that_hangs_does_not_hang_the_shutdown(
     backend.gate.clear()
 
     @flow.function_task
-    def part() -> int: ...
+    def part() -> Any: ...
 
     future = part()
     await backend.next()
@@ -241,7 +247,7 @@ async def test_a_task_that_waits_for_its_retry_is_cancelled() -> None:
     flow = await WorkflowEngine.create(backend := Scripted(), clock=clock)
 
     @flow.function_task(retries=rhapsody.RetryPolicy(attempts=1, wait=10))
-    def part() -> int: ...
+    def part() -> Any: ...
 
     future = part()
     backend.failed(await backend.next(), OSError())
@@ -257,7 +263,7 @@ async def test_sync_blocks_that_wait_are_woken_and_their_threads_end() -> None:
     seen: list[str] = []
 
     @flow.function_task
-    def part() -> int: ...
+    def part() -> Any: ...
 
     @flow.block
     def block() -> None:
@@ -277,7 +283,7 @@ async def test_sync_blocks_that_wait_are_woken_and_their_threads_end() -> None:
 
 def _join(before: set[threading.Thread]) -> None:
     for thread in set(threading.enumerate()) - before:
-        if "block" in thread.name:
+        if not thread.name.startswith("asyncio_"):  # asyncio's own, which stay with the loop
             thread.join(10)
             assert not thread.is_alive()
 
@@ -307,18 +313,13 @@ async def test_the_processes_of_executables_are_gone_afterwards(tmp_path: Path) 
     futures = [sleeper(n) for n in range(2)]
     files = [tmp_path / f"pids{n}" for n in range(2)]
     async with asyncio.timeout(20):
-        while not all(file.exists() for file in files):
+        while not all(file.exists() for file in files):  # noqa: ASYNC110 - written by the tasks
             await asyncio.sleep(0.01)
     pids = [int(pid) for file in files for pid in file.read_text().split()]
-    assert all(_alive(pid) for pid in pids)
+    assert all(alive(pid) for pid in pids)
     await within(flow.shutdown())
     assert all(future.cancelled() for future in futures)
-    assert not any(_alive(pid) for pid in pids)
-
-
-def _alive(pid: int) -> bool:
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return found.stdout.strip()[:1] not in ("", "Z")
+    assert not any(alive(pid) for pid in pids)
 
 
 async def test_an_engine_that_nobody_shut_down_does_not_hold_up_the_program(
@@ -379,7 +380,14 @@ async def test_the_stats_and_the_summary_add_up() -> None:
         await asyncio.Event().wait()
 
     failed = bad()
-    futures = [good(), good(good()), failed, good(failed), forever(), forever()]
+    futures: list[asyncio.Future[Any]] = [
+        good(),
+        good(good()),
+        failed,
+        good(failed),
+        forever(),
+        forever(),
+    ]
     await until(lambda: sum(future.done() for future in futures) == 4)
     await within(flow.shutdown())
     assert flow.summary is not None
@@ -395,7 +403,7 @@ async def test_a_finished_future_keeps_its_result_after_the_end() -> None:
     async with WorkflowEngine.create(NoopExecutionBackend()) as flow:
 
         @flow.function_task
-        def part() -> int: ...
+        def part() -> Any: ...
 
         future = part()
         await within(future)

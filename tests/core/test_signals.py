@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import select
 import signal
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,78 +13,15 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
+from tests.core.programs import PATIENCE, Program, gone
 from tests.core.scripted import Inline
 
-PATIENCE = 30.0
 GRACEFUL = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SEEN = {
     signal.SIGINT: "KeyboardInterrupt None",
     signal.SIGTERM: "SystemExit 143",
     signal.SIGHUP: "SystemExit 129",
 }
-HEAD = """
-import asyncio, os, signal, sys, threading, time
-import rhapsody
-from rhapsody import WorkflowEngine
-from rhapsody.backends.base import ManagedBackend
-
-def say(*words):
-    print(*words, flush=True)
-
-class Inline(ManagedBackend):
-    canonical_states = True
-    def __init__(self, name="inline"):
-        super().__init__()
-        self.name = name
-    async def run_task(self, task):
-        result = task["function"](*task["args"], **task["kwargs"])
-        return await result if asyncio.iscoroutine(result) else result
-    async def stop(self):
-        say("stopped", self.name)
-
-"""
-
-
-class Program:
-    """A Python program that runs."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        path.write_text(HEAD + textwrap.dedent(text))
-        self.process = subprocess.Popen(
-            [sys.executable, str(path)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=path.parent,
-            text=True,
-            bufsize=1,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-
-    def until(self, line: str) -> None:
-        """Reads until the program prints a line."""
-        assert self.process.stdout is not None
-        end = time.monotonic() + PATIENCE
-        while True:
-            ready, _, _ = select.select([self.process.stdout], [], [], end - time.monotonic())
-            assert ready, f"{line!r} did not come; there were {self.lines}"
-            got = self.process.stdout.readline()
-            assert got, f"it ended before {line!r}: {self.end()}"
-            self.lines.append(got.strip())
-            if got.strip() == line:
-                return
-
-    def send(self, number: signal.Signals) -> None:
-        """Sends the program, and no child of it, a signal."""
-        self.process.send_signal(number)
-
-    def end(self) -> tuple[int, list[str], str]:
-        """Its exit code, all its lines and its standard error."""
-        out, err = self.process.communicate(timeout=PATIENCE)
-        self.lines += out.splitlines()
-        return self.process.returncode, self.lines, err
-
-
 Start = Callable[[str], Program]
 
 
@@ -102,25 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start_one
     for program in programs:
-        if program.process.poll() is None:
-            os.killpg(program.process.pid, signal.SIGKILL)
-        program.process.communicate()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process does anything still; a zombie that nobody reaps does not."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return found.stdout.strip()[:1] not in ("", "Z")
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether processes end within seconds."""
-    end = time.monotonic() + 10
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
+        program.close()
 
 
 @pytest.mark.parametrize("number", GRACEFUL)

@@ -15,16 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rhapsody.context import TaskContext, current_task, task_context
 from rhapsody.task import (
     Outcome,
     Resources,
     RetryPolicy,
-    TaskContext,
-    current_task,
     is_async,
     memory_in_bytes,
     seconds,
-    task_context,
     task_kind,
 )
 

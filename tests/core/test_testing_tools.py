@@ -67,6 +67,22 @@ async def test_a_driver_notes_what_the_contract_forbids() -> None:
         assert set(driver.strangers) == {"another"}
 
 
+async def test_a_driver_takes_reports_as_objects() -> None:
+    class Reported:
+        def __init__(self, task: dict[str, Any]) -> None:
+            self._task = task
+
+        def as_dict(self) -> dict[str, Any]:
+            return self._task
+
+    class ReportsObjects(SmallBackend):
+        def register_callback(self, func: Any) -> None:
+            super().register_callback(lambda task, state: func(Reported(task), state))
+
+    async with asyncio.timeout(20), ReportsObjects() as backend, Driver(backend) as driver:
+        assert (await driver.run_one(driver.call(divmod, 7, 3))).value == (2, 1)
+
+
 async def test_a_driver_says_when_a_task_ended_before_it_ran() -> None:
     async with asyncio.timeout(20), SmallBackend() as backend, Driver(backend) as driver:
         task = driver.command(["sleep", "60"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.support import CORE, INSTALL_TIMEOUT, ROOT, Built, MakeVenv, check
+from tests.system.support import CORE, INSTALL_TIMEOUT, ROOT, BuildWheels, Built, MakeVenv, check
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +45,8 @@ def make_venv(tmp_path_factory: pytest.TempPathFactory) -> MakeVenv:
         venv = tmp_path_factory.mktemp("venv")
         check(sys.executable, "-m", "venv", venv, cwd=venv, timeout=INSTALL_TIMEOUT)
         programs = venv / "bin"
-        pip = (programs / "python", "-m", "pip", "install", "--quiet")
-        check(*pip, *requirements, cwd=venv, timeout=INSTALL_TIMEOUT)
+        pip = [programs / "python", "-m", "pip", "install", "--quiet", *requirements]
+        check(*map(str, pip), cwd=venv, timeout=INSTALL_TIMEOUT)
         return programs
 
     return make
@@ -56,3 +56,29 @@ def make_venv(tmp_path_factory: pytest.TempPathFactory) -> MakeVenv:
 def core_alone(built: Built, make_venv: MakeVenv) -> Path:
     """The programs of an environment that holds core's wheel and what it needs."""
     return make_venv(built.wheel)
+
+
+@pytest.fixture(scope="session")
+def build_wheels(make_venv: MakeVenv, tmp_path_factory: pytest.TempPathFactory) -> BuildWheels:
+    """Builds wheels with hatchling, all in one environment and one process: it is quick."""
+    programs = make_venv("hatchling>=1.26")
+
+    def build(*sources: Path) -> list[Path]:
+        out = tmp_path_factory.mktemp("wheels")
+        build_all = (programs / "python", "-c", BUILD_ALL)
+        names = check(*build_all, out, *sources, cwd=out, timeout=INSTALL_TIMEOUT).split()
+        return [out / name for name in names]
+
+    return build
+
+
+# The hook that every build tool calls (PEP 517). What hatchling prints goes elsewhere.
+BUILD_ALL = """
+import contextlib, os, sys
+from hatchling.build import build_wheel
+for source in sys.argv[2:]:
+    os.chdir(source)
+    with contextlib.redirect_stdout(sys.stderr):
+        name = build_wheel(sys.argv[1])
+    print(name)
+"""

@@ -49,3 +49,6 @@ class Built(NamedTuple):
 
 MakeVenv = Callable[..., Path]
 """Makes an environment with some requirements; gives its directory of programs."""
+
+BuildWheels = Callable[..., list[Path]]
+"""Builds the wheels of source trees, in their order."""

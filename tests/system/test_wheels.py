@@ -6,6 +6,7 @@ import json
 import tarfile
 import zipfile
 from email.parser import HeaderParser
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_sdist_holds_what_a_wheel_is_built_from_and_no_tests(
         names = {name.partition("/")[2] for name in sdist.getnames()}
     expected = {f"src/{name}" for name in sources(checkout)}
     assert expected | {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"} <= names
-    assert not [name for name in names if "test_" in name or "conftest" in name]
+    assert not [name for name in names if fnmatch(name, "*test_*.py") or "conftest" in name]
 
 
 def test_the_metadata_names_the_licence_the_pythons_and_the_extras(built: Built) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
+    from rhapsody.context import current_task
     from rhapsody.data import InputFile, OutputFile
     from rhapsody.engine import WorkflowEngine, literal, wait
     from rhapsody.errors import (
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     )
     from rhapsody.plugins.specs import hookimpl
     from rhapsody.states import StateMapper, TasksMainStates
-    from rhapsody.task import Resources, RetryPolicy, TaskDescription, TaskFuture, current_task
+    from rhapsody.task import Resources, RetryPolicy, TaskDescription, TaskFuture
 
     __version__: str
     __all__ = [
@@ -115,7 +116,7 @@ else:
             "TasksMainStates": "rhapsody.states",
             "WorkflowEngine": "rhapsody.engine",
             "__version__": "rhapsody._version",
-            "current_task": "rhapsody.task",
+            "current_task": "rhapsody.context",
             "discover_backends": "rhapsody.backends.discovery",
             "get_backend": "rhapsody.backends.discovery",
             "hookimpl": "rhapsody.plugins.specs",

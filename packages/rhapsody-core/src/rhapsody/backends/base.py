@@ -19,9 +19,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody.states import StateMapper
-from rhapsody.task import TaskContext, TaskDescription, TaskKind, task_context, task_kind
+from rhapsody.task import TaskDescription, TaskKind, task_kind
 
 TaskCallback = Callable[..., Any]
 """`callback(task, state, service_callback=None)`, see `register_callback`."""

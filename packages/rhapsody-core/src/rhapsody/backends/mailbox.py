@@ -40,7 +40,7 @@ class Mailbox(Generic[T]):
         self._deliver = deliver
         self._items: deque[T] = deque()
         self._woken = False
-        self.lost = 0
+        self.lost: int = 0
 
     def __len__(self) -> int:
         return len(self._items)

@@ -29,7 +29,7 @@ class NoopExecutionBackend(ManagedBackend):
     """
 
     name = "noop"
-    capabilities = Capabilities(
+    capabilities: Capabilities = Capabilities(
         services=True,
         function_services=True,
         cancel_services="running",

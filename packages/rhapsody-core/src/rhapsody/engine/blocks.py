@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -77,7 +78,7 @@ def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
         RuntimeError: Called on an event loop, whose thread it would block, or for
             a block inside itself.
         TimeoutError: The time is over.
-        asyncio.CancelledError: The future was cancelled.
+        asyncio.CancelledError: The future was cancelled, or the block that waits.
         BaseException: The future's own exception.
     """
     if not asyncio.isfuture(future):
@@ -92,24 +93,29 @@ def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
         return future.result()
     me = enclosing_block.get()
     node = _node_of(future) if isinstance(future, BlockFuture) else None
-    loop = future.get_loop()
     done = threading.Event()
 
-    def notify(_: asyncio.Future[T]) -> None:
+    def notify(_: asyncio.Future[Any]) -> None:
         done.set()
 
-    if not loop.is_running():
+    if not future.get_loop().is_running():
         raise RuntimeError("wait() on a future whose event loop is not running")
-    loop.call_soon_threadsafe(future.add_done_callback, notify)
-    if me is not None and node is not None:
-        with _awaiting(me, node):
-            in_time = done.wait(timeout)
-    else:
-        in_time = done.wait(timeout)
-    if not in_time:
-        loop.call_soon_threadsafe(future.remove_done_callback, notify)
-        raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
-    return future.result()
+    # Whatever it waits for, a block that is cancelled waits no longer.
+    watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
+    for one in watched:
+        one.get_loop().call_soon_threadsafe(one.add_done_callback, notify)
+    try:
+        with _awaiting(me, node) if me is not None and node is not None else nullcontext():
+            done.wait(timeout)
+    finally:
+        for one in watched:
+            if not one.done():
+                one.get_loop().call_soon_threadsafe(one.remove_done_callback, notify)
+    if future.done():
+        return future.result()
+    if me is not None and me.future.done():
+        raise asyncio.CancelledError(f"block {me.task.name!r} ({me.future.uid}) was cancelled")
+    raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
 
 
 def _node_of(future: BlockFuture[Any]) -> Node | None:
@@ -172,10 +178,7 @@ class Blocks:
         context.run(enclosing_block.set, node)
         args, kwargs = runtime.values(node)
         if node.task.is_async:
-            extra.block = runtime.loop.create_task(
-                node.task.function(*args, **kwargs), name=node.future.uid, context=context
-            )
-            extra.block.add_done_callback(partial(self._async_ended, node))
+            self._run(node, node.task.function(*args, **kwargs), context)
             return
         thread = threading.Thread(
             target=context.run,
@@ -184,7 +187,17 @@ class Blocks:
             daemon=True,  # a block that never returns does not hold up the program's exit
         )
         self._threads[node] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no more threads to give
+            runtime.loop.call_soon(self._ended, node, None, error)
+
+    def _run(
+        self, node: Node, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
+    ) -> None:
+        block = self._runtime.loop.create_task(coroutine, name=node.future.uid, context=context)
+        block.add_done_callback(partial(self._async_ended, node))
+        node.more().block = block
 
     def stop(self, node: Node) -> None:
         """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
@@ -205,9 +218,18 @@ class Blocks:
         except BaseException as raised:  # whatever it is, it is the block's outcome
             error = raised
         try:
-            self._runtime.loop.call_soon_threadsafe(self._ended, node, value, error)
+            self._runtime.loop.call_soon_threadsafe(self._thread_ended, node, value, error)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._threads.pop(node, None)
+
+    def _thread_ended(self, node: Node, value: Any, error: BaseException | None) -> None:
+        if inspect.iscoroutine(value):  # a plain wrapper around a coroutine function
+            if node.life.work is Work.RUNNING:
+                self._threads.pop(node, None)
+                self._run(node, value, contextvars.copy_context())
+                return
+            value.close()
+        self._ended(node, value, error)
 
     def _async_ended(self, node: Node, task: asyncio.Task[Any]) -> None:
         if task.cancelled():

@@ -39,9 +39,7 @@ class ExecutableDecorator(Protocol):
     """What `@flow.executable_task(...)` with settings gives."""
 
     @overload
-    def __call__(
-        self, function: Callable[P, Coroutine[Any, Any, Command]], /
-    ) -> Task[P, str]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, Command]], /) -> Task[P, str]: ...
     @overload
     def __call__(self, function: Callable[P, Command], /) -> Task[P, str]: ...
 
@@ -132,9 +130,9 @@ class Decorators:
 
         return decorate if function is _LATER else decorate(function)
 
-    def map(self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]) -> list[
-        TaskFuture[T]
-    ]:
+    def map(
+        self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]
+    ) -> list[TaskFuture[T]]:
         """Calls a task with the items of each iterable, like the built-in `map`.
 
         Args:
@@ -210,5 +208,3 @@ class Decorators:
             yield label
         finally:
             current_scope.reset(token)
-
-

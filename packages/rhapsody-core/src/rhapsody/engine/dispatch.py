@@ -86,6 +86,7 @@ class Lane:
         self.occupied: int = 0  # tasks that count against `max_pending`
         self._runtime = runtime
         self._resumed: deque[Node] = deque()
+        self._services: deque[Node] = deque()  # where `max_pending` holds up the others
         self._waiter: asyncio.Future[None] | None = None
         self._batch: set[Node] = set()
         self._deferred: list[Node] = []
@@ -106,12 +107,16 @@ class Lane:
 
     def push(self, node: Node) -> None:
         """Queues a node that is ready or prepared."""
-        self.queue.push(node, node.task.settings.priority)
+        if node.task.settings.service and self._runtime.max_pending is not None:
+            self._services.append(node)
+        else:
+            self.queue.push(node, node.task.settings.priority)
         self.wake()
 
     def resume(self, node: Node) -> None:
         """Queues a node whose preparation goes on, before those that have not begun."""
-        self._resumed.append(node)
+        service = node.task.settings.service and self._runtime.max_pending is not None
+        (self._services if service else self._resumed).append(node)
         self.wake()
 
     def wake(self) -> None:
@@ -157,7 +162,7 @@ class Lane:
             ends = time.perf_counter() + SLICE
 
     def _has_work(self) -> bool:
-        return self._has_room() and bool(self._resumed or self.queue)
+        return bool(self._services or (self._has_room() and (self._resumed or self.queue)))
 
     def _has_room(self) -> bool:
         limit = self._runtime.max_pending
@@ -167,17 +172,23 @@ class Lane:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""
         batch: list[Node] = []
         queue, resumed, prepare = self.queue, self._resumed, self._runtime.preparation.advance
-        room = self._room()
+        services, room = self._services, self._room()
         looked_at = 0
-        while room > len(batch):
+        while services or room > 0:
             looked_at += 1
             if looked_at % CHECK_EVERY == 0 and time.perf_counter() > ends:
                 break
+            if services:
+                service = services.popleft()
+                if service.life.work is Work.READY and prepare(service, self):
+                    batch.append(service)
+                continue
             node = resumed.popleft() if resumed else queue.pop()
             if node is None:
                 break
             if node.life.work is Work.READY and prepare(node, self):
                 batch.append(node)
+                room -= 1
         return batch
 
     def _room(self) -> float:
@@ -257,4 +268,3 @@ class Lane:
                 "backend %r failed to cancel %s: %r", self.name, uid, error, exc_info=error
             )
             return False
-

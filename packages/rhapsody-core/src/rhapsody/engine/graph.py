@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.engine import life
@@ -185,7 +186,7 @@ class Node:
     def describe(self) -> Mapping[str, Any]:
         """The description of the attempt, or of the call before the first one."""
         if self.description is not None:
-            return self.description
+            return MappingProxyType(self.description)
         return {
             "uid": self.future.uid,
             "name": self.task.name,
@@ -464,9 +465,7 @@ class Graph:
             dependency.remove_done_callback(node.dependency_done)
 
 
-def _dependency_failure(
-    node: Node, failed: list[asyncio.Future[Any]]
-) -> DependencyFailureError:
+def _dependency_failure(node: Node, failed: list[asyncio.Future[Any]]) -> DependencyFailureError:
     names = [_future_name(future) for future in failed]
     cause = failed[0].exception()
     root = cause.root_cause if isinstance(cause, DependencyFailureError) else cause

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from rhapsody.data import InputFile, OutputFile
@@ -116,7 +116,7 @@ class Preparation:
             description["timeout"] = runtime.timeout
         if settings.environment:
             description["environment"] = dict(settings.environment)
-        if executable:
+        if executable or settings.capture == "files":
             description["sandbox"] = runtime.stager.sandbox_path(uid)
         if node.dependencies:
             self._describe_dependencies(node, description)
@@ -201,7 +201,9 @@ class Preparation:
         for hook in runtime.hooks.prepare_task:
             try:
                 hook.call(engine=runtime.engine, task=node.description)
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever a plugin raises fails this task alone
                 raise PluginError(
                     f"plugin {hook.plugin!r} failed to prepare task {node.task.name!r}: "
                     f"{type(error).__name__}: {error}"
@@ -209,13 +211,17 @@ class Preparation:
 
     def _selected(self, node: Node, default: Lane) -> Lane:
         runtime = self._runtime
-        candidates = list(runtime.lanes)
-        for hook in runtime.hooks.select_backend:
+        lanes = [lane for lane in runtime.lanes.values() if _lacking(node.task, lane) is None]
+        candidates = [lane.name for lane in lanes]
+        for hook in runtime.hooks.select_backend if lanes else ():
             name = runtime.hooks.call(
-                hook, engine=runtime.engine, task=node.description, candidates=candidates
+                hook, engine=runtime.engine, task=node.description, candidates=tuple(candidates)
             )
-            if name is not None:
+            if name in candidates:
                 return runtime.lane(name)
+            if name is not None:
+                answer = f"selected {name!r}, which is not used: there were {candidates}"
+                runtime.hooks.report(hook, PluginError(answer))
         return default
 
     def _may_be_recorded(self, node: Node) -> bool:
@@ -233,11 +239,9 @@ class Preparation:
             results = runtime.hooks.call(hook, engine=runtime.engine, tasks=tasks)
             if results is None:
                 continue
-            if len(results) != len(waiting):
-                runtime.log.error(
-                    "plugin %r answered %d look-ups with %d results; they are not used",
-                    hook.plugin, len(waiting), len(results),
-                )  # fmt: skip
+            if not _answers(results, len(waiting)):
+                answer = f"answered {len(waiting)} look-ups with {results!r:.200}; it is not used"
+                runtime.hooks.report(hook, PluginError(answer))
                 continue
             missing = []
             for (node, lane), result in zip(waiting, results, strict=True):
@@ -305,6 +309,15 @@ class Preparation:
             lane.resume(node)
 
 
+def _answers(results: object, number: int) -> bool:
+    """Whether a look-up was answered with one result or `None` for each task."""
+    return (
+        isinstance(results, Sequence)
+        and len(results) == number
+        and all(result is None or isinstance(result, Recorded) for result in results)
+    )
+
+
 def _checked_command(node: Node, command: object) -> str | list[str]:
     if isinstance(command, str) and command.strip():
         return command
@@ -353,5 +366,3 @@ def _lacking(task: Task[Any, Any], lane: Lane) -> str | None:
         if value != getattr(_DEFAULTS, name) and name not in lane.capabilities.resources:
             return f"{name}={value!r}"
     return None
-
-

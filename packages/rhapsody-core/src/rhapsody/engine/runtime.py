@@ -327,8 +327,19 @@ class Runtime:
         else:
             self.give_up(node, error)
 
-    def stopped(self, node: Node) -> None:
-        """The work was cancelled, by whomever, and has ended."""
+    def stopped(
+        self,
+        node: Node,
+        state: TasksMainStates = TasksMainStates.CANCELED,
+        error: BaseException | None = None,
+    ) -> None:
+        """The work of a settled future has ended, or was cancelled by whomever.
+
+        Args:
+            node: Whose work it was.
+            state: What observers are told.
+            error: Why it ended, where it failed.
+        """
         pending = node.life.future is Future.PENDING
         if not node.step(Event.STOPPED):
             self.stats.late += 1
@@ -338,7 +349,7 @@ class Runtime:
             if not node.future.done():
                 asyncio.Future.cancel(node.future)
         if self.observed and node.life.future is not Future.FAILED:
-            self.observe(node, TasksMainStates.CANCELED)
+            self.observe(node, state, error)
         self.graph.settled(node)
 
     # Stopping work.
@@ -441,5 +452,3 @@ class Runtime:
         if node.extra is not None and node.extra.timer is not None:
             node.extra.timer.cancel()
             node.extra.timer = None
-
-

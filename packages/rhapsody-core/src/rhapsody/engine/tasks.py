@@ -90,7 +90,7 @@ class Task(Generic[P, R]):
         return runtime.graph.add(self, args, kwargs, specific)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
+        return self if instance is None else _Method(self, instance)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Task[P, R]:
         """The same task with other settings, for one call: `task.options(retries=2)(x)`.
@@ -107,6 +107,24 @@ class Task(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<{self.kind} task {self.name!r}>"
+
+
+class _Method:
+    """A task that was decorated inside a class, of one object of that class."""
+
+    def __init__(self, task: Task[Any, Any], instance: object) -> None:
+        functools.update_wrapper(self, types.MethodType(task.function, instance))
+        self._task = task
+        self._instance = instance
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
+        return self._task(self._instance, *args, **kwargs)
+
+    def options(self, **settings: Unpack[TaskSettings]) -> _Method:
+        return _Method(self._task.options(**settings), self._instance)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
 
 
 def make_task(
@@ -164,9 +182,7 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     `inspect.Signature.bind` and in Python's own words.
     """
     if isinstance(function, functools.partial):
-        return functools.partial(
-            call_checker(function.func), *function.args, **function.keywords
-        )
+        return functools.partial(call_checker(function.func), *function.args, **function.keywords)
     if inspect.ismethod(function):
         return types.MethodType(call_checker(function.__func__), function.__self__)
     called = type(function).__call__

@@ -89,9 +89,7 @@ class Timers:
     def after(self, delay: float, callback: Callable[[], object]) -> Timer:
         """Calls back on the loop after `delay` seconds."""
         timer = Timer(self, callback)
-        heapq.heappush(
-            self._heap, (self._clock.monotonic() + delay, next(self._numbers), timer)
-        )
+        heapq.heappush(self._heap, (self._clock.monotonic() + delay, next(self._numbers), timer))
         self._arm()
         return timer
 

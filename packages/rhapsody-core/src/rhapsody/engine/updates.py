@@ -7,6 +7,8 @@ for retries and dependents is decided in `rhapsody.engine.runtime`.
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import shlex
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -135,9 +137,7 @@ class Updates:
         except Exception as error:  # the backend's fault: this service cannot become ready
             runtime.stop_with(node, error)
 
-    def _ready_anywhere(
-        self, node: Node, uid: str, future: concurrent.futures.Future[Any]
-    ) -> None:
+    def _ready_anywhere(self, node: Node, uid: str, future: concurrent.futures.Future[Any]) -> None:
         try:
             self._runtime.loop.call_soon_threadsafe(self._ready, node, uid, future)
         except RuntimeError:  # the loop is closed: nobody waits any more
@@ -177,21 +177,19 @@ class Updates:
             self._keep_outcome(node, task, succeeded=True)
             runtime.stopped(node)
 
-    def _settled_before(
-        self, node: Node, task: Mapping[str, Any], main: TasksMainStates
-    ) -> None:
+    def _settled_before(self, node: Node, task: Mapping[str, Any], main: TasksMainStates) -> None:
         runtime = self._runtime
+        state, error = CANCELED, None
         if node.life.work is Work.SERVING and main is not CANCELED:
+            state, error = main, task.get("exception")
             runtime.log.warning(
                 "service %r (%s) ended by itself: %s",
                 node.task.name, node.future.uid, _ending(task),
             )  # fmt: skip
-            if runtime.observed:
-                runtime.observe(node, main, error=task.get("exception"))
         elif main is DONE and node.life.future is not Future.DONE:
             runtime.stats.late += 1  # the result of a cancelled task
         self._keep_outcome(node, task, succeeded=node.life.future is not Future.FAILED)
-        runtime.stopped(node)
+        runtime.stopped(node, state, error)
 
     def _done(self, node: Node, task: Mapping[str, Any]) -> None:
         runtime = self._runtime
@@ -251,8 +249,7 @@ class Updates:
                 node.description,
                 succeeded=succeeded,
                 outputs=outputs,
-                result_is_path=node.task.settings.capture == "files"
-                or leads_into(value, sandbox),
+                result_is_path=node.task.settings.capture == "files" or leads_into(value, sandbox),
             )
         node.future._outcome = outcome
 
@@ -266,7 +263,7 @@ def _error(node: Node, task: Mapping[str, Any]) -> BaseException:
     command = None
     if node.extra is not None and node.extra.command is not None:
         given = node.extra.command
-        command = given if isinstance(given, str) else " ".join(given)
+        command = given if isinstance(given, str) else shlex.join(given)
     message = f"{name} failed"
     if error:
         message += f": {error}"
@@ -277,14 +274,25 @@ def _error(node: Node, task: Mapping[str, Any]) -> BaseException:
     tail = _tail(task)
     if tail:
         message += f"\n{tail.rstrip()}"
-    return TaskFailedError(
-        message, exit_code=task.get("exit_code"), stderr=tail, command=command
-    )
+    return TaskFailedError(message, exit_code=task.get("exit_code"), stderr=tail, command=command)
 
 
 def _tail(task: Mapping[str, Any]) -> str:
     stderr = task.get("stderr")
-    return stderr[-STDERR_TAIL:] if isinstance(stderr, str) else ""
+    if not isinstance(stderr, str):
+        return ""
+    if task.get("capture") == "files":
+        stderr = _end_of_file(stderr)
+    return stderr[-STDERR_TAIL:]
+
+
+def _end_of_file(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - STDERR_TAIL))
+            return file.read().decode(errors="replace")
+    except OSError:  # it is on another machine, or gone
+        return ""
 
 
 def _ending(task: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid as uuids
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
@@ -26,6 +26,7 @@ from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import Settings, whole_number
 from rhapsody.engine.shutdown import settle_everything, stop_everything
 from rhapsody.engine.signals import registry as signal_registry
+from rhapsody.engine.starting import Starting
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.timers import Clock, LoopClock
 from rhapsody.errors import TaskFailedError
@@ -35,46 +36,6 @@ from rhapsody.task import RetryPolicy, TaskFuture, seconds
 
 BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["failed", "all", "none"]
-
-
-class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
-    """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
-
-    `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
-    it with `async with`, which shuts the engine down at the end.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
-        self._coroutine = coroutine
-        self._engine: WorkflowEngine | None = None
-
-    def __await__(self) -> Generator[Any, None, WorkflowEngine]:
-        return self._coroutine.__await__()
-
-    def send(self, value: Any, /) -> Any:
-        """Part of the coroutine protocol."""
-        return self._coroutine.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """Part of the coroutine protocol."""
-        return self._coroutine.throw(*error)
-
-    def close(self) -> None:
-        """Part of the coroutine protocol."""
-        self._coroutine.close()
-
-    async def __aenter__(self) -> WorkflowEngine:
-        self._engine = await self._coroutine
-        return self._engine
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        assert self._engine is not None
-        await self._engine.shutdown()
 
 
 class WorkflowEngine(Decorators):
@@ -324,7 +285,9 @@ class WorkflowEngine(Decorators):
     @property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
         """Each unfinished task and block by uid: the uids of what it depends on."""
-        return MappingProxyType({n.future.uid: dependency_uids(n.dependencies) for n in self._nodes()})
+        return MappingProxyType(
+            {n.future.uid: dependency_uids(n.dependencies) for n in self._nodes()}
+        )
 
     @property
     def resolved(self) -> frozenset[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
 
     from rhapsody.backends.base import Capabilities
+    from rhapsody.engine.observe import Summary
     from rhapsody.engine.workflow import WorkflowEngine
     from rhapsody.task import TaskDescription
 
@@ -165,14 +166,14 @@ def rhapsody_workflow_started(engine: WorkflowEngine) -> None:
 
 
 @hookspec
-def rhapsody_workflow_finished(engine: WorkflowEngine, summary: Mapping[str, Any]) -> None:
+def rhapsody_workflow_finished(engine: WorkflowEngine, summary: Summary) -> None:
     """Tells that an engine was shut down: no event of it comes after this.
 
     Called once per engine, on its loop, also where the workflow failed.
 
     Args:
         engine: The engine.
-        summary: What happened: numbers of tasks by state, and what could not be stopped.
+        summary: What happened: counters in `stats`, `seconds`, and what could not be stopped.
     """
 
 

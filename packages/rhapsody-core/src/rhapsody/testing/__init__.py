@@ -10,11 +10,11 @@ from __future__ import annotations
 try:
     import psutil  # noqa: F401
     import pytest  # noqa: F401
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
-        f"rhapsody.testing needs {error.name}: pip install 'rhapsody-core[testing]'",
-        name=error.name,
-    ) from error
+        f"rhapsody.testing needs {_error.name}: pip install 'rhapsody-core[testing]'",
+        name=_error.name,
+    ) from _error
 
 from rhapsody.testing._conformance import BackendConformance
 from rhapsody.testing._driver import Driver, Fault, Finished, ReadyFuture, Report

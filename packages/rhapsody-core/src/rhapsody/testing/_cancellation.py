@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
+from rhapsody.context import current_task
 from rhapsody.task import TaskDescription, TaskKind
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._machine import alive
-from rhapsody.testing._rules import SHARED, cancels, cannot_stop, skip
+from rhapsody.testing._rules import SHARED, Need, cancels, cannot_stop, skip
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import CANCELED, DONE, Ticking, quick, until
 from rhapsody.testing._trial import Trial
 from rhapsody.testing._work import touch, touch_async
 
 MOST_AT_ONCE = 64
+
+COOPERATIVE = Need(
+    "cancel_functions",
+    "the backend stops running functions, or cancels none",
+    lambda capabilities, _: (
+        capabilities.sync_functions and capabilities.cancel_functions == "queued"
+    ),
+)
 
 
 class Cancellation:
@@ -116,6 +126,29 @@ class Cancellation:
     )
     async def test_an_unstoppable_executable_is_reported_when_it_ends(self, trial: Trial) -> None:
         await _cancel_unstoppable(trial, "executable")
+
+    @check("C7.4", "a function can see that it was cancelled, and stop by itself", COOPERATIVE)
+    async def test_a_function_can_see_that_it_was_cancelled(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        seconds = trial.kit.time_limit
+
+        def look() -> str:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                if current_task().cancelled:
+                    return "saw it"
+                time.sleep(0.01)
+            return "saw nothing"
+
+        task = driver.call(look)
+        await driver.submit(task)
+        if not trial.capabilities.reports_running:
+            await asyncio.sleep(trial.kit.settle)
+        else:
+            await driver.running(task)
+        await driver.cancel(task)
+        trial.doing("waiting for a function that looks at current_task().cancelled")
+        await driver.finished(task)
 
     @check("C4", "cancelling twice is one cancellation", SHARED)
     async def test_cancelling_twice_is_one_cancellation(self, trial: Trial) -> None:
@@ -231,6 +264,7 @@ def _tracing(driver: Driver, kind: TaskKind, path: str) -> TaskDescription:
 
 
 def _stoppable(trial: Trial) -> list[TaskKind]:
+    kinds: list[TaskKind]
     kinds = [k for k in trial.kinds() if trial.capabilities.cancellation(k) == "running"]
     if not kinds:
         skip("the backend does not declare that it cancels anything that runs")

@@ -166,12 +166,12 @@ class Driver:
     """
 
     def __init__(self, backend: Any, *, work_dir: Path | str | None = None) -> None:
-        self.backend = backend
+        self.backend: Any = backend
         self.reports: list[Report] = []
         self.faults: list[Fault] = []
         self.strangers: list[str] = []
         self._own_dir = work_dir is None
-        self.work_dir = Path(work_dir if work_dir is not None else ".")
+        self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
         self._uid = f"driver.{uuid.uuid4().hex[:8]}"
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Followed] = {}

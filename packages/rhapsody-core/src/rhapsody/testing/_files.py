@@ -53,6 +53,23 @@ class Files:
         end = await driver.run_one(task)
         trial.require(end.stdout == "made\n", f"{end}")
 
+    @check("C8", "no name leaves the sandbox", EXECUTABLES, FILES, SHARED)
+    async def test_no_name_leaves_the_sandbox(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        outside = trial.work_dir / "outside.txt"
+        outside.write_text("content")
+        escaped = trial.work_dir / "escaped.txt"
+        for name in ("../escaped.txt", "a/../../escaped.txt", str(escaped)):
+            task = driver.command("true")
+            try:
+                driver.backend.link_explicit_data_deps(
+                    dst_task=task, file_name=name, file_path=str(outside)
+                )
+            except ValueError:  # a DataError is one
+                continue
+            await driver.run_one(task)
+            trial.require(not escaped.exists(), f"the name {name!r} made {escaped}")
+
     @check("C7.16", "all that a task left can be linked into another", EXECUTABLES, FILES)
     async def test_all_that_a_task_left_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()

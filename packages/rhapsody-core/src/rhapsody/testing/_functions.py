@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from rhapsody.errors import TaskLostError
 from rhapsody.task import Resources
 from rhapsody.testing._rules import ASYNC, FUNCTIONS, ISOLATED, OUTPUT, SYNC, honours
 from rhapsody.testing._running import check
@@ -25,6 +26,7 @@ from rhapsody.testing._work import (
     leave,
     leave_async,
     say,
+    say_async,
 )
 
 
@@ -138,7 +140,10 @@ class Functions:
         trial.doing("waiting for the task whose worker was killed and ten others")
         await driver.submit(*batch)
         lost = await driver.finished(batch[5])
-        trial.require(lost.state is FAILED and lost.error is not None, f"the task: {lost}")
+        trial.require(
+            lost.state is FAILED and isinstance(lost.error, TaskLostError),
+            f"the task, with a TaskLostError: {lost}",
+        )
         for number, task in enumerate(good):
             end = await driver.finished(task)
             trial.require(end.value == number + 1, f"a neighbour: {end}")
@@ -147,13 +152,11 @@ class Functions:
 
     @check("C7.4", "what a function prints is kept with its task", SYNC, OUTPUT)
     async def test_what_a_function_prints_is_kept(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        texts = [f"grüße {number}" for number in range(4)]
-        ends = await driver.run(*(driver.call(say, text) for text in texts))
-        for text, end in zip(texts, ends, strict=True):
-            trial.require(end.value == text, f"the result: {end}")
-            trial.require(end.stdout == f"{text}\n", f"stdout, and not {text!r} alone: {end}")
-            trial.require(end.stderr == f"{text} aside\n", f"stderr: {end}")
+        await _require_output(trial, say)
+
+    @check("C7.4", "what a coroutine prints is kept with its task", ASYNC, OUTPUT)
+    async def test_what_a_coroutine_prints_is_kept(self, trial: Trial) -> None:
+        await _require_output(trial, say_async)
 
     @check("C7.4", "coroutine functions without cores share a loop", ASYNC, honours("cores"))
     async def test_waiting_coroutines_do_not_hold_slots(self, trial: Trial) -> None:
@@ -210,6 +213,16 @@ async def _require_values(
             end.state is DONE and end.value == expected and type(end.value) is type(expected),
             f"called with {args} and {kwargs}, expected {expected!r}: {end}",
         )
+
+
+async def _require_output(trial: Trial, function: Callable[..., Any]) -> None:
+    driver = await trial.driver()
+    texts = [f"grüße {number}" for number in range(4)]
+    ends = await driver.run(*(driver.call(function, text) for text in texts))
+    for text, end in zip(texts, ends, strict=True):
+        trial.require(end.value == text, f"the result: {end}")
+        trial.require(end.stdout == f"{text}\n", f"stdout, and not {text!r} alone: {end}")
+        trial.require(end.stderr == f"{text} aside\n", f"stderr: {end}")
 
 
 async def _require_error(trial: Trial, function: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, SERVICES, SYNC, cancels
@@ -232,32 +233,39 @@ class Graphs:
         trial.require(await service == "4711", "its readiness result is gone")
 
 
+Context = tuple[str, str, int, bool, float]
+
+
 async def _require_context(trial: Trial, *, sync: bool) -> None:
-    from rhapsody import task as rhapsody_task
+    from rhapsody import context as rhapsody_context
 
     flow = await trial.engine()
 
-    def look() -> tuple[str, str, int, bool]:
-        context = rhapsody_task.current_task()
-        return context.uid, context.name, context.attempt, context.cancelled
+    def look() -> Context:
+        context = rhapsody_context.current_task()
+        left = 0.0 if context.deadline is None else context.deadline - time.time()
+        return context.uid, context.name, context.attempt, context.cancelled, left
 
     if sync:
 
-        @flow.function_task(name="the task")
-        def who() -> tuple[str, str, int, bool]:
+        @flow.function_task(name="the task", timeout=1000)
+        def who() -> Context:
             return look()
 
         future = who()
     else:
 
-        @flow.function_task(name="the task")
-        async def who_async() -> tuple[str, str, int, bool]:
+        @flow.function_task(name="the task", timeout=1000)
+        async def who_async() -> Context:
             await asyncio.sleep(0)
             return look()
 
         future = who_async()
-    uid, name, attempt, cancelled = await future
+    uid, name, attempt, cancelled, left = await future
     trial.require(
         future.uid in uid and name == "the task" and attempt == 1 and cancelled is False,
         f"in {future.uid} it says {(uid, name, attempt, cancelled)}",
+    )
+    trial.require(
+        900 < left <= 1000, f"with a time-out of 1000 s its deadline is {left:.0f} s ahead"
     )

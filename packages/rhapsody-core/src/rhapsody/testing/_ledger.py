@@ -6,6 +6,7 @@ them. Nothing is judged here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -51,6 +52,11 @@ class Ledger:
     """The ends of all checks of a run, by test class."""
 
     _noted: dict[type, dict[str, Noted]] = field(default_factory=dict)
+    _declared: dict[type, Capabilities] = field(default_factory=dict)
+
+    def declared(self, kit: type, capabilities: Capabilities) -> None:
+        """Keeps what the backend of a test class declares."""
+        self._declared[kit] = capabilities
 
     def note(self, kit: type, name: str, check: Check, end: End, reason: str) -> None:
         """Keeps the end of a check."""
@@ -59,6 +65,10 @@ class Ledger:
     def of(self, kit: type) -> list[Noted]:
         """The ends noted for a test class, in the order they came."""
         return list(self._noted.get(kit, {}).values())
+
+    def capabilities(self, kit: type) -> Capabilities | None:
+        """What the backend of a test class declares, where it came to making one."""
+        return self._declared.get(kit)
 
 
 ledger = Ledger()
@@ -75,30 +85,52 @@ def capability_table(backend: Any) -> str:
     )
     if not isinstance(capabilities, Capabilities):
         raise TypeError(f"backend must have `capabilities`, got {backend!r}")
-    rows = [
-        (f"`{key}`", _MEANINGS.get(key, ""), _word(value))
-        for key, value in capabilities.as_dict().items()
-    ]
-    return markdown(("capability", "meaning", "declared"), rows)
+    return markdown(("capability", "meaning", "declared"), _declaration(capabilities))
 
 
-def proof_table(kit: type, *, as_markdown: bool = False) -> str:
-    """What was proved of a backend, clause by clause, and what was skipped and why."""
+def proof_tables(kit: type, *, as_markdown: bool = False) -> str:
+    """What a backend declares and what was proved of it, for the end of a test run."""
+    make = markdown if as_markdown else plain
+    tables = []
+    capabilities = ledger.capabilities(kit)
+    if capabilities is not None:
+        proofs = _proofs(kit)
+        rows = [
+            (*row, "" if row[2] in ("no", "none") else proofs.get(row[0].strip("`"), ""))
+            for row in _declaration(capabilities)
+        ]
+        tables.append(make(("capability", "meaning", "declared", "checks passed"), rows))
     clauses: dict[str, list[Noted]] = {}
     for noted in ledger.of(kit):
         clauses.setdefault(noted.check.clause, []).append(noted)
-    rows = [(clause, *_counts(ends)) for clause, ends in sorted(clauses.items(), key=_order)]
-    reasons: dict[str, int] = {}
-    for noted in ledger.of(kit):
-        if noted.end in ("skipped", "xfailed"):
-            text = noted.reason if noted.end == "skipped" else f"expected: {noted.reason}"
-            reasons[text] = reasons.get(text, 0) + 1
-    skips = [(str(count), reason) for reason, count in reasons.items()]
-    make = markdown if as_markdown else plain
-    tables = [make(("clause", "proved", "failed", "expected to fail", "skipped"), rows)]
-    if skips:
+    counts = [(clause, *_counts(ends)) for clause, ends in sorted(clauses.items(), key=_order)]
+    tables.append(make(("clause", "passed", "failed", "expected to fail", "skipped"), counts))
+    reasons = Counter(
+        noted.reason if noted.end == "skipped" else f"expected to fail: {noted.reason}"
+        for noted in ledger.of(kit)
+        if noted.end in ("skipped", "xfailed")
+    )
+    if reasons:
+        skips = [(str(count), reason) for reason, count in reasons.items()]
         tables.append(make(("skipped", "because"), skips))
     return "\n\n".join(tables)
+
+
+def _declaration(capabilities: Capabilities) -> list[tuple[str, str, str]]:
+    return [
+        (f"`{key}`", _MEANINGS.get(key, ""), _word(value))
+        for key, value in capabilities.as_dict().items()
+    ]
+
+
+def _proofs(kit: type) -> dict[str, str]:
+    """For each capability, how many of the checks that need it passed."""
+    ends: dict[str, list[End]] = {}
+    for noted in ledger.of(kit):
+        if noted.end != "skipped":
+            for capability in {need.capability for need in noted.check.needs}:
+                ends.setdefault(capability, []).append(noted.end)
+    return {capability: f"{end.count('passed')} of {len(end)}" for capability, end in ends.items()}
 
 
 def markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -110,7 +142,7 @@ def markdown(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def plain(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A table in columns."""
-    lines = [head, *rows]
+    lines = [[cell.replace("`", "") for cell in line] for line in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

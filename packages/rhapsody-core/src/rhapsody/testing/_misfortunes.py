@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.errors import DependencyFailureError, TaskFailedError, TaskTimeoutError
 from rhapsody.testing._graphs import adder, value
-from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, SHARED, SYNC, cancels
+from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, ISOLATED, SHARED, SYNC, cancels
 from rhapsody.testing._running import check
 from rhapsody.testing._trial import Trial
-from rhapsody.testing._work import KitError, tick_command
+from rhapsody.testing._work import KitError, kill_own_process, tick_command
 
 if TYPE_CHECKING:
     from rhapsody.engine.workflow import WorkflowEngine
@@ -67,7 +67,7 @@ class Misfortunes:
 
         @flow.function_task(retries=2)
         def third_time() -> int:
-            from rhapsody.task import current_task
+            from rhapsody.context import current_task
 
             with open(traces, "a") as file:
                 file.write(f"{current_task().attempt}\n")
@@ -97,6 +97,22 @@ class Misfortunes:
 
         result = await third_time()
         trial.require(result == "fine\n", f"it gave {result!r}")
+
+    @check("C7.12", "a task whose worker was lost is tried again", SYNC, ISOLATED, SHARED)
+    async def test_a_lost_task_is_tried_again(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        trace = trial.work_dir / "trace"
+
+        @flow.function_task
+        def die_once() -> str:
+            if not trace.exists():
+                trace.touch()
+                kill_own_process()
+            return "alive"
+
+        trial.doing("waiting for a task whose worker was killed in its first attempt")
+        result = await die_once()
+        trial.require(result == "alive", f"it gave {result!r}")
 
     @check(
         "C7.12",

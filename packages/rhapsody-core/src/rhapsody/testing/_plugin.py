@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from rhapsody.testing._ledger import ledger, proof_table
+from rhapsody.testing._ledger import ledger, proof_tables
 
 _announced = pytest.StashKey[list[type]]()
 _NAME = "rhapsody-conformance"
@@ -38,4 +38,4 @@ def pytest_terminal_summary(
             terminalreporter.write_line(f"\n### {kit.__name__}\n")
         else:
             terminalreporter.section(f"conformance of {kit.__name__}")
-        terminalreporter.write_line(proof_table(kit, as_markdown=as_markdown))
+        terminalreporter.write_line(proof_tables(kit, as_markdown=as_markdown))

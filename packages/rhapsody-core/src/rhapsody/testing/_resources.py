@@ -7,7 +7,7 @@ from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._functions import most_at_once
 from rhapsody.testing._graphs import adder
-from rhapsody.testing._rules import EXECUTABLES, ISOLATED, SYNC, binds, honours, runs, skip
+from rhapsody.testing._rules import EXECUTABLES, ISOLATED, SYNC, Need, binds, honours, runs, skip
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE, FAILED, quick
 from rhapsody.testing._trial import Trial
@@ -20,6 +20,11 @@ TOO_MUCH = {
     "memory": Resources(memory=2**60),
     "ranks": Resources(ranks=1_000_000),
 }
+LIMITED = Need(
+    "resources",
+    "the backend declares none of the resources that a machine can run out of",
+    lambda capabilities, _: bool(capabilities.resources & set(ALL)),
+)
 WORKS = runs("function", "async_function")
 
 
@@ -56,11 +61,9 @@ class Resourcefulness:
         most = await _most_at_once(trial, driver, Resources(cores=0, gpus=1), 2 * gpus + 2)
         trial.require(most <= gpus, f"on {gpus} GPUs {most} tasks of one GPU ran at once")
 
-    @check("C10", "a task that needs more than there is fails with CapabilityError")
+    @check("C10", "a task that needs more than there is fails with CapabilityError", LIMITED)
     async def test_more_than_there_is_is_refused(self, trial: Trial) -> None:
         names = [name for name in ALL if name in trial.capabilities.resources]
-        if not names:
-            skip("the backend declares no resources")
         driver = await trial.driver()
         kinds = trial.kinds()
         for name in names:
@@ -76,10 +79,13 @@ class Resourcefulness:
             )
             trial.require(name in str(end.error), f"the error does not name {name}: {end.error}")
 
-    @check("C10", "an executable's thread-count variables follow its cores", EXECUTABLES)
+    @check(
+        "C10",
+        "an executable's thread-count variables follow its cores",
+        EXECUTABLES,
+        binds("cores"),
+    )
     async def test_cores_set_the_thread_counts(self, trial: Trial) -> None:
-        if "cores" not in trial.capabilities.binds:
-            skip(binds("cores").reason)
         cores = min(_owned(trial, "cores"), 2)
         driver = await trial.driver()
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -93,10 +99,10 @@ class Resourcefulness:
         end = await driver.run_one(task)
         trial.require(end.stdout == "7\n", f"the task's own OMP_NUM_THREADS=7 is lost: {end}")
 
-    @check("C10", "an executable sees the GPUs it was given, and no others", EXECUTABLES)
+    @check(
+        "C10", "an executable sees the GPUs it was given, and no others", EXECUTABLES, binds("gpus")
+    )
     async def test_gpus_are_given_to_executables(self, trial: Trial) -> None:
-        if "gpus" not in trial.capabilities.binds:
-            skip(binds("gpus").reason)
         gpus = _owned(trial, "gpus")
         driver = await trial.driver()
 
@@ -113,12 +119,8 @@ class Resourcefulness:
         listed = sorted((whole.stdout or "").strip().split(","))
         trial.require(listed == seen, f"a task with all GPUs saw {listed}, not {seen}")
 
-    @check(
-        "C10", "a function in a process of its own sees its GPUs", SYNC, ISOLATED, honours("gpus")
-    )
+    @check("C10", "a function in a process of its own sees its GPUs", SYNC, ISOLATED, binds("gpus"))
     async def test_gpus_are_given_to_functions(self, trial: Trial) -> None:
-        if "gpus" not in trial.capabilities.binds:
-            skip(binds("gpus").reason)
         gpus = _owned(trial, "gpus")
         driver = await trial.driver()
         task = driver.call(variable, "CUDA_VISIBLE_DEVICES")

@@ -6,7 +6,7 @@ what a backend must declare for it to apply. Running a check is in `_running`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
@@ -42,12 +42,13 @@ class Need:
     """Something a check asks of the backend or of the test class.
 
     Attributes:
-        label: The row of the capability table that the check counts for.
+        capability: The field of `Capabilities` that a check with this need proves, empty
+            where it speaks of none.
         reason: Why the check is skipped where the need is not met.
         met: Says whether it is.
     """
 
-    label: str
+    capability: str
     reason: str
     met: Callable[[Capabilities, Settings], bool]
 
@@ -84,6 +85,16 @@ class Check:
         return None
 
 
+CANCELS: Mapping[TaskKind, str] = {
+    "function": "cancel_functions",
+    "async_function": "cancel_async_functions",
+    "executable": "cancel_executables",
+    "service": "cancel_services",
+    "function_service": "cancel_services",
+}
+"""The field of `Capabilities` that says how far each kind of task can be cancelled."""
+
+
 def skip(reason: str) -> NoReturn:
     """Ends the running check as one that does not apply."""
     raise Skip(reason)
@@ -101,7 +112,7 @@ def declares(field: str) -> Need:
 def runs(*kinds: TaskKind) -> Need:
     """The backend runs at least one of these kinds of task."""
     return Need(
-        f"runs {' or '.join(kinds)}",
+        "",
         f"the backend runs no {' and no '.join(kinds)}",
         lambda capabilities, _: any(capabilities.runs(kind) for kind in kinds),
     )
@@ -110,7 +121,7 @@ def runs(*kinds: TaskKind) -> Need:
 def honours(resource: str) -> Need:
     """The backend's capabilities name this resource as one it honours."""
     return Need(
-        f"resources: {resource}",
+        "resources",
         f"the backend does not declare the resource {resource!r}",
         lambda capabilities, _: resource in capabilities.resources,
     )
@@ -119,7 +130,7 @@ def honours(resource: str) -> Need:
 def binds(resource: str) -> Need:
     """The backend's capabilities name this resource as one it enforces."""
     return Need(
-        f"binds: {resource}",
+        "binds",
         f"the backend does not declare that it binds {resource!r}",
         lambda capabilities, _: resource in capabilities.binds,
     )
@@ -129,7 +140,7 @@ def cancels(kind: TaskKind, level: CancelLevel) -> Need:
     """Tasks of this kind can be cancelled as far as this level."""
     enough = ("running",) if level == "running" else ("queued", "running")
     return Need(
-        f"cancels {kind}: {level}",
+        CANCELS[kind],
         f"the backend does not declare that it cancels a {level} {kind}",
         lambda capabilities, _: (
             capabilities.runs(kind) and capabilities.cancellation(kind) in enough
@@ -140,7 +151,7 @@ def cancels(kind: TaskKind, level: CancelLevel) -> Need:
 def cannot_stop(kind: TaskKind) -> Need:
     """Tasks of this kind are run, but cannot be cancelled once they run."""
     return Need(
-        f"cancels {kind}",
+        CANCELS[kind],
         f"the backend runs no {kind} or declares that it cancels a running one",
         lambda capabilities, _: (
             capabilities.runs(kind) and capabilities.cancellation(kind) != "running"
@@ -160,7 +171,7 @@ SHARED = declares("shared_file_system")
 OUTPUT = declares("captures_output")
 RUNNING = declares("reports_running")
 ISOLATED = Need(
-    "separate_processes",
+    "",
     "separate_processes = False: functions share a process",
     lambda _, settings: settings.separate_processes,
 )

@@ -126,8 +126,9 @@ async def _main(
     __tracebackhide__ = True
     trial = Trial(kit, check, shared)
     failure: Exception | None = None
+    within = asyncio.timeout(limit)
     try:
-        async with asyncio.timeout(limit) as within:
+        async with within:
             await trial.open()
             why = check.why_skipped(trial.capabilities, kit)
             if why is not None:
@@ -158,8 +159,9 @@ async def _main(
 
 async def _end(trial: Trial, check: Check, limit: float) -> ConformanceError | None:
     """Closes the trial; what went wrong in that, or along the way."""
+    within = asyncio.timeout(limit)
     try:
-        async with asyncio.timeout(limit) as within:
+        async with within:
             await trial.close()
         trial.judge()
     except ConformanceError as error:

@@ -88,7 +88,7 @@ class Ticking:
             driver.with_sandbox(task)
         task["is_service"] = kind in ("service", "function_service")
         self.task = task
-        self.kind = kind
+        self.kind: TaskKind = kind
 
     async def began(self) -> None:
         """Waits until it has ticked once."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.backends.base import Capabilities
 from rhapsody.task import TaskKind
 from rhapsody.testing._driver import Driver, Fault, started
+from rhapsody.testing._ledger import ledger
 from rhapsody.testing._rules import Check, ConformanceError, skip
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Trial:
                 self._shared.backend = await self.kit.make_backend()
             self._backend = self._shared.backend
         self.capabilities = self._backend.capabilities
+        ledger.declared(type(self.kit), self.capabilities)
 
     # What a check asks for.
 

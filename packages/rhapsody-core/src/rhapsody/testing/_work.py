@@ -120,6 +120,17 @@ def say(text: str) -> str:
     return text
 
 
+async def say_async(text: str) -> str:
+    """Prints to both streams, before and after giving way."""
+    import sys
+
+    print(text[:2], end="")  # noqa: T201 - what a backend must keep
+    await asyncio.sleep(0.01)
+    print(text[2:])  # noqa: T201
+    print(f"{text} aside", file=sys.stderr)  # noqa: T201
+    return text
+
+
 def interval(seconds: float) -> tuple[float, float]:
     """Sleeps and gives the times when it began and ended."""
     began = time.time()

@@ -44,5 +44,9 @@ async def in_thread(function: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle, value, error)
 
-    start_thread(run, getattr(function, "__name__", "rhapsody"))
-    return await future
+    thread = start_thread(run, getattr(function, "__name__", "rhapsody"))
+    try:
+        return await future
+    finally:
+        if future.done() and not future.cancelled():
+            thread.join()  # it has nothing left to do

@@ -16,9 +16,10 @@ from concurrent.futures import Executor
 from time import monotonic, perf_counter
 from typing import Any
 
-from rhapsody.backends.base import ManagedBackend
-from rhapsody.backends.local import capabilities, executables
+from rhapsody.backends.base import Capabilities, ManagedBackend
+from rhapsody.backends.local import groups
 from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
 from rhapsody.backends.local.capture import OUTPUT_FILES, streams
 from rhapsody.backends.local.executables import Executables
 from rhapsody.backends.local.executors import ExecutorWorkers
@@ -71,8 +72,8 @@ class LocalExecutionBackend(ManagedBackend):
     """
 
     name = "local"
-    capabilities = capabilities.THREADS
-    thread_grace = 1.0
+    capabilities: Capabilities = THREADS
+    thread_grace: float = 1.0
 
     def __init__(
         self,
@@ -86,11 +87,11 @@ class LocalExecutionBackend(ManagedBackend):
         # An executor that says how many workers it has says it so.
         workers = getattr(self._executor, "_max_workers", None)
         self.machine: Machine = machine(resources, workers=workers)
-        self.grace = seconds("grace", grace, zero=True)
+        self.grace: float = seconds("grace", grace, zero=True)
         if isinstance(self._executor, Executor):
-            self.capabilities = capabilities.EXECUTOR
+            self.capabilities = EXECUTOR
         elif self._executor == "process":
-            self.capabilities = capabilities.PROCESSES
+            self.capabilities = PROCESSES
         self._slots = Slots(self.machine)
         self._queue: Queue[Job] = Queue(self._slots)
         self._pumping = False
@@ -105,7 +106,7 @@ class LocalExecutionBackend(ManagedBackend):
     async def start(self) -> None:
         """Starts what tasks run on."""
         self._loop = asyncio.get_running_loop()
-        self._mailbox = mailbox = Mailbox(self._loop, self._ended)
+        mailbox = Mailbox(self._loop, self._ended)
         states = self.get_task_states_map()
         self._running, self._done = states.RUNNING, states.DONE
         self._failed, self._canceled = states.FAILED, states.CANCELED
@@ -113,6 +114,7 @@ class LocalExecutionBackend(ManagedBackend):
         self._shared = SharedThread(put, "rhapsody-waiters")
         self._executables = Executables(self._ended, self._own_sandbox, gpus, self.grace)
         self._services = Services(self._ended, self._announce, self._own_sandbox, gpus, self.grace)
+        self._mailbox = mailbox  # from here on there is something to stop
         self._functions: Runner
         if isinstance(self._executor, Executor):
             self._functions = ExecutorWorkers(put, self._executor, gpus)
@@ -145,7 +147,8 @@ class LocalExecutionBackend(ManagedBackend):
         for job in self._queue.clear():
             self._end(job, self._canceled)
         for job in list(self._open.values()):
-            self._cancel(job)
+            if job.runner is not self._processes:  # which are stopped as a whole
+                self._cancel(job)
         if self._processes is not None:
             await self._processes.close()
             self._mailbox.drain()
@@ -369,7 +372,7 @@ class LocalExecutionBackend(ManagedBackend):
             task["exception"] = error
         job.over = True
         job.value = job.error = job.handle = job.recorder = None
-        del self._open[job.uid]
+        self._open.pop(job.uid, None)
         self._tell(task, state)
         if self._progress is not None:
             self._progress.set()
@@ -452,4 +455,4 @@ def _request(resources: Resources, *, workers: int = 0, endless: bool = False) -
 def _at_exit() -> None:
     """Leaves nothing running when the program ends without a shutdown."""
     streams.exit()
-    executables.kill_all()
+    groups.kill_all()

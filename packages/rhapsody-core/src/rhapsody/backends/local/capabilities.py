@@ -16,13 +16,18 @@ THREADS = Capabilities(
     files=True,
     shared_file_system=True,
     resources=frozenset({"cores", "gpus", "memory", "walltime"}),
+    binds=frozenset({"cores", "gpus"}),
     captures_output=True,
     reports_running=True,
 )
-"""Functions on threads: a function that runs cannot be stopped, a coroutine can."""
+"""Functions on threads: a function that runs cannot be stopped, a coroutine can.
 
-PROCESSES = replace(THREADS, cancel_functions="running", binds=frozenset({"cores", "gpus"}))
-"""Functions in worker processes: everything can be stopped, and sees only its GPUs."""
+Executables are bound to their cores and GPUs by variables; functions on threads
+share the program's own variables, and are only counted.
+"""
+
+PROCESSES = replace(THREADS, cancel_functions="running")
+"""Functions in worker processes: everything can be stopped, and is bound by variables."""
 
 EXECUTOR = replace(THREADS, cancel_async_functions="queued")
 """Functions on an executor that the user brings: what runs there cannot be stopped."""

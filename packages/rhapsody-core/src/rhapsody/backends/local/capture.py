@@ -153,8 +153,8 @@ class Tee:
     """
 
     def __init__(self, name: Name, stream: Any) -> None:
-        self.rhapsody_stream = stream
-        self._name = name
+        self.rhapsody_stream: Any = stream
+        self._name: Name = name
 
     def write(self, text: str) -> int:
         """Writes text to the real stream, and to the record of the task that runs here."""
@@ -194,7 +194,7 @@ class _Bytes:
     """Stands in for the `buffer` of a standard stream, for one task."""
 
     def __init__(self, name: Name, buffer: Any, recorder: Recorder) -> None:
-        self._name = name
+        self._name: Name = name
         self._buffer = buffer
         self._recorder = recorder
 
@@ -212,7 +212,7 @@ class Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self.exiting = False
+        self.exiting: bool = False
 
     def acquire(self) -> None:
         """Wraps the standard streams for one more user."""
@@ -256,4 +256,4 @@ def _replace(name: Name, stream: Any) -> None:
                 handler.setStream(stream)
 
 
-streams = Streams()
+streams: Streams = Streams()

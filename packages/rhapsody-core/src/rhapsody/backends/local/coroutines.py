@@ -19,7 +19,7 @@ from typing import Any
 
 from rhapsody.backends.mailbox import Mailbox
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 CLEANUP = 5.0
 """Seconds that tasks left behind get to end after they were cancelled."""

@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import IO, Any
 
+from rhapsody.backends.local import groups
 from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.capture import OUTPUT_FILES
 from rhapsody.backends.local.jobs import Job, task_environment
@@ -74,7 +75,7 @@ class Program:
                 stderr=stderr,
                 start_new_session=True,
             )
-        _live.add(self._process.pid)
+        groups.opened(self._process.pid)
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
         self._killer: asyncio.TimerHandle | None = None
@@ -94,8 +95,8 @@ class Program:
         if self.exited.done() or self._deadline is not None:
             return
         self._deadline = time.monotonic() + grace
-        signal_group(self.pid, signal.SIGTERM)
-        self._killer = self._loop.call_later(grace, signal_group, self.pid, signal.SIGKILL)
+        groups.send(self.pid, signal.SIGTERM)
+        self._killer = self._loop.call_later(grace, groups.send, self.pid, signal.SIGKILL)
 
     def _wait(self) -> None:
         """Waits for the leader where the system cannot tell the loop. On a thread."""
@@ -111,11 +112,11 @@ class Program:
             self._descriptor = None
         if self._deadline is None:
             # Before the leader is reaped its group's number cannot be anybody else's.
-            signal_group(self.pid, signal.SIGKILL)
+            groups.send(self.pid, signal.SIGKILL)
             self._over(self._process.wait())
             return
         code = self._process.wait()
-        if group_exists(self.pid):
+        if groups.exists(self.pid):
             # A shell ends at once when it is told to; what it runs has its time to do so.
             wait = partial(self._wait_for_group, self._deadline, code)
             start_thread(wait, f"rhapsody-end-{self.pid}")
@@ -124,63 +125,18 @@ class Program:
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Waits for the rest of the group, until it is time for force. On a thread."""
-        while group_alive(self.pid) and time.monotonic() < deadline:
+        while groups.alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK)
-        signal_group(self.pid, signal.SIGKILL)
+        groups.send(self.pid, signal.SIGKILL)
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._over, code)
 
     def _over(self, code: int) -> None:
         if self._killer is not None:
             self._killer.cancel()
-        _live.discard(self.pid)
+        groups.closed(self.pid)
         if not self.exited.done():
             self.exited.set_result(code)
-
-
-_live: set[int] = set()
-
-
-def kill_all() -> None:
-    """Ends every program of this process by force. For the end of the interpreter."""
-    for pid in tuple(_live):
-        signal_group(pid, signal.SIGKILL)
-
-
-def signal_group(pid: int, number: int) -> None:
-    """Sends a signal to a process group; one that is gone is no error."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
-
-
-def group_exists(pid: int) -> bool:
-    """Whether a process group has members, be they only dead ones that nobody reaped."""
-    try:
-        os.killpg(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
-def group_alive(pid: int) -> bool:
-    """Whether a process group has members that live.
-
-    In a container the first process often reaps orphans late or never, so that the
-    group of a dead program goes on to exist.
-    """
-    if not group_exists(pid):
-        return False
-    try:
-        processes = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:  # only Linux has it, and only Linux counts the dead
-        return True
-    for process in processes:
-        with suppress(OSError, ValueError, IndexError):  # it has just gone
-            with open(f"/proc/{process}/stat", "rb") as file:
-                state, _, group = file.read().rpartition(b")")[2].split()[:3]
-            if int(group) == pid and state not in b"ZX":
-                return True
-    return False
 
 
 def _watch(pid: int) -> int | None:
@@ -271,7 +227,7 @@ class Executables:
     async def collect(self, job: Job, code: int) -> None:
         """Writes a program's exit code and output into the description."""
         task = job.task
-        paths = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
+        paths = [os.path.join(self.directory(job), name) for name in OUTPUT_FILES]
         capture = task.get("capture", True)
         if capture == "files":
             stdout, stderr = paths

@@ -18,8 +18,8 @@ from typing import Any
 from rhapsody.backends.local.capture import recording
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.backends.local.jobs import Job, refuse_environment, task_environment
+from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError
-from rhapsody.task import task_context
 
 
 class ExecutorWorkers:
@@ -63,15 +63,14 @@ class ExecutorWorkers:
 
         try:
             reply = future.result()
+        except BaseException as error:  # the executor's own trouble, or its cancellation
+            job.error = self._lost(job, error) if _broken(error) else error.with_traceback(None)
+        else:
             if isinstance(reply, worker.Reply):
-                job.recorder = None  # nothing was printed here
-                job.task.update(reply.output())
                 job.worker = f"process {reply.pid}"
-                job.value = worker.unpack(reply)
+                worker.take(job, reply)
             elif reply is not None:
                 job.error = reply
-        except BaseException as error:  # the task's, or the executor's own
-            job.error = self._lost(job, error) if _broken(error) else error.with_traceback(None)
         self._deliver(job)
 
     @staticmethod

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from multiprocessing import forkserver, popen_forkserver, process, reduction, util
+from multiprocessing import forkserver, popen_forkserver, process, reduction, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from typing import Any
 
@@ -30,7 +30,7 @@ class WorkerContext(ForkServerContext):
 
     def __init__(self) -> None:
         super().__init__()
-        self.server = forkserver.ForkServer()
+        self.server: forkserver.ForkServer = forkserver.ForkServer()
         self.server.set_forkserver_preload(PRELOAD)
 
     def Process(self, *args: Any, **kwargs: Any) -> WorkerProcess:  # type: ignore[override]  # noqa: N802
@@ -42,7 +42,9 @@ class WorkerContext(ForkServerContext):
     def start(self) -> None:
         """Starts the server. Not on the main thread: it changes the thread's signal mask."""
         unset = multiprocessing.get_start_method(allow_none=True) is None
-        # The server inherits the mask; `forked` lifts it once Ctrl-C is ignored.
+        # The server inherits the mask; `forked` lifts it once Ctrl-C is ignored. Starting
+        # the tracker sets masks of its own, so that comes first.
+        resource_tracker.ensure_running()
         former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.server.ensure_running()

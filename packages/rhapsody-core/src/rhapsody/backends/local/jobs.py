@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from rhapsody.backends.local.capture import Recorder
 from rhapsody.backends.local.slots import Request
+from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
-from rhapsody.task import TaskContext, TaskDescription
+from rhapsody.task import TaskDescription
 
 
 class Job:
@@ -68,27 +69,27 @@ class Job:
     )
 
     def __init__(self, task: TaskDescription, request: Request, runner: Runner) -> None:
-        self.task = task
-        self.uid = task["uid"]
-        self.request = request
-        self.runner = runner
-        self.number = 0
+        self.task: TaskDescription = task
+        self.uid: str = task["uid"]
+        self.request: Request = request
+        self.runner: Runner = runner
+        self.number: int = 0
         self.gpus: tuple[str, ...] = ()
         self.context: TaskContext | None = None
         self.recorder: Recorder | None = None
-        self.cancelled = False
-        self.started = False
-        self.given = False
-        self.announced = False
-        self.over = False
+        self.cancelled: bool = False
+        self.started: bool = False
+        self.given: bool = False
+        self.announced: bool = False
+        self.over: bool = False
         self.value: Any = None
         self.error: BaseException | None = None
-        self.failed = False
+        self.failed: bool = False
         self.handle: Any = None
         self.pid: int | None = None
         self.worker: str | None = None
-        self.call = 0
-        self.attempts = 0
+        self.call: int = 0
+        self.attempts: int = 0
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -24,9 +25,8 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from rhapsody.backends.local import worker
+from rhapsody.backends.local import groups, worker
 from rhapsody.backends.local.aside import in_thread, start_thread
-from rhapsody.backends.local.executables import signal_group
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.errors import BackendUnavailableError, TaskLostError
@@ -70,6 +70,7 @@ class ProcessWorkers:
         self._pools: dict[bool, ProcessPool] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pids: set[int] = set()
+        self._stoppers: list[threading.Thread] = []
         self._reader: Connection | None = None
         self._writer: Connection | None = None
         self._stopping = False
@@ -121,13 +122,15 @@ class ProcessWorkers:
         """Notes that a job has come back. On the loop."""
         self._running.pop(job.call, None)
         if job.request.gpus and job.pid is not None:
-            self._pids.discard(job.pid)  # its worker ends by itself
+            self._forget(job.pid)  # its worker ends by itself
 
     async def close(self) -> None:
         """Ends the workers, whatever they do."""
         if self._context is None or self._loop is None:
             return
         self._stopping = True
+        for job in self._running.values():
+            job.cancelled = True
         self._inbox.put(None)
         await in_thread(self._close)
         if self._reader is not None and self._writer is not None:
@@ -137,7 +140,6 @@ class ProcessWorkers:
             self._reader = self._writer = None
         running, self._running = self._running, {}
         for job in running.values():
-            job.cancelled = True
             self._deliver(job)
 
     # On the loop.
@@ -150,7 +152,7 @@ class ProcessWorkers:
         except BlockingIOError:
             return
         for number, pid in worker.STARTED.iter_unpack(data):
-            self._pids.add(pid)
+            self._note(pid)
             job = self._running.get(number)
             if job is None:
                 continue
@@ -161,16 +163,22 @@ class ProcessWorkers:
                 self._kill(job)
 
     def _kill(self, job: Job) -> None:
-        start_thread(partial(self._stop_worker, job), f"rhapsody-stop-{job.pid}")
+        self._stoppers = [thread for thread in self._stoppers if thread.is_alive()]
+        stop = partial(self._stop_worker, job)
+        self._stoppers.append(start_thread(stop, f"rhapsody-stop-{job.pid}"))
 
     # On threads of their own.
 
     def _stop_worker(self, job: Job) -> None:
         # The worker's word that it has begun may overtake pebble's own; a call that is
         # cancelled before pebble knows would be told as ended while it still runs.
-        while job.handle is None or not (job.handle.running() or job.handle.done()):
+        while True:
+            future: concurrent.futures.Future[Any] | None = job.handle
+            if job.over:
+                return
+            if future is not None and (future.running() or future.done()):
+                break
             time.sleep(0.001)
-        future: concurrent.futures.Future[Any] = job.handle
         if not future.cancel():
             return  # it has just ended
         # A cancelled future is done at once. When pebble has stopped the worker it tells
@@ -182,8 +190,16 @@ class ProcessWorkers:
 
     def _ended_worker(self, pid: int) -> None:
         """Ends what a worker that is gone had started."""
+        self._forget(pid)
+        groups.send(pid, signal.SIGKILL)
+
+    def _note(self, pid: int) -> None:
+        self._pids.add(pid)
+        groups.opened(pid)
+
+    def _forget(self, pid: int) -> None:
         self._pids.discard(pid)
-        signal_group(pid, signal.SIGKILL)
+        groups.closed(pid)
 
     def _feed(self) -> None:
         while True:
@@ -213,11 +229,9 @@ class ProcessWorkers:
             return  # told when the worker is gone
         try:
             reply: worker.Reply = future.result()
-            job.pid = reply.pid
-            job.task.update(reply.output())
-            job.value = worker.unpack(reply)
         except ProcessExpired as error:
-            self._ended_worker(error.pid)
+            if error.pid is not None:
+                self._ended_worker(error.pid)
             job.error = TaskLostError(
                 f"the worker process of task {job.task['name']!r} {_end(error.exitcode)} "
                 "while it ran the task"
@@ -231,8 +245,11 @@ class ProcessWorkers:
                 f"{error}"
             )
             job.error.__cause__ = error
-        except BaseException as error:  # whatever a task raises is its result
+        except BaseException as error:  # the pool's own trouble with this call
             job.error = error.with_traceback(None)
+        else:
+            job.pid, job.worker = reply.pid, f"process {reply.pid}"
+            worker.take(job, reply)
         self._deliver(job)
 
     def _may_repeat(self, job: Job) -> bool:
@@ -271,10 +288,17 @@ class ProcessWorkers:
         for pool in self._pools.values():
             pool.stop()  # type: ignore[no-untyped-call]
         for pid in tuple(self._pids):
-            signal_group(pid, signal.SIGKILL)
+            self._ended_worker(pid)
         for pool in self._pools.values():
             pool.join()
         self._pools = {}
+        for job in self._running.values():  # pebble does not tell what it stopped with the pool
+            future: concurrent.futures.Future[Any] | None = job.handle
+            if future is not None and future.cancel():
+                with suppress(RuntimeError):  # told already
+                    future.set_running_or_notify_cancel()
+        for thread in self._stoppers:
+            thread.join()
         if self._context is not None:
             self._context.stop()
 

@@ -181,7 +181,7 @@ class Services(Executables):
 
     def _died(self, job: Job, code: int) -> TaskFailedError:
         task = job.task
-        stderr = task["stderr"]
+        stderr = task.get("stderr", "")
         if task.get("capture") == "files":
             with suppress(OSError), open(stderr, encoding="utf-8", errors="replace") as file:
                 stderr = file.read()
@@ -199,7 +199,7 @@ class Readiness:
     """Brings a service's readiness and the engine's future together, whichever comes first."""
 
     def __init__(self) -> None:
-        self.known = False
+        self.known: bool = False
         self._value: Any = None
         self._future: Any = None
 
@@ -244,6 +244,7 @@ class Output:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_APPEND
             self._file = os.open(os.path.join(directory, OUTPUT_FILES[0]), flags, 0o600)
         self._reader: int | None
+        self.writer: int
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self.found: asyncio.Future[str] = self._loop.create_future()
@@ -306,7 +307,7 @@ async def _watch(probe: Ready, job: Job, output: Output | None, stop: threading.
         value = await in_thread(partial(probe.value, task))
         return await value if inspect.isawaitable(value) else value
     if probe.kind == "file":
-        path = os.path.join(task["sandbox"], probe.value)
+        path = os.path.join(task.get("sandbox", ""), probe.value)
         await in_thread(partial(_look, partial(os.path.exists, path), stop))
         return path
     await in_thread(partial(_look, partial(_accepts, probe.value), stop))

@@ -45,6 +45,7 @@ class Waiting(Protocol):
     @property
     def over(self) -> bool:
         """Whether it was cancelled while it waited."""
+        ...
 
 
 W = TypeVar("W", bound=Waiting)

@@ -23,7 +23,7 @@ from rhapsody.backends.local.aside import start_thread
 from rhapsody.backends.local.capture import recording
 from rhapsody.backends.local.coroutines import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.backends.local.jobs import Job, refuse_environment
-from rhapsody.task import task_context
+from rhapsody.context import task_context
 
 SPINS = 32 if hasattr(os, "sched_yield") else 0
 """How often an idle worker looks for the next job before it sleeps.

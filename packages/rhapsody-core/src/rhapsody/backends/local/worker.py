@@ -20,14 +20,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from time import time
 from types import CoroutineType
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
+from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import TaskFailedError
-from rhapsody.task import TaskContext, TaskDescription, task_context
+from rhapsody.task import TaskDescription
+
+if TYPE_CHECKING:
+    from rhapsody.backends.local.jobs import Job
 
 STARTED = struct.Struct("=QQ")
 """What a worker says when it begins with a call: the call's number and its own process id."""
@@ -177,6 +181,16 @@ def _why_not(value: Any) -> str | None:
     return None
 
 
+def take(job: Job, reply: Reply) -> None:
+    """Puts what came back into the job: the output, and the value or the error."""
+    job.recorder = None  # nothing was printed here
+    job.task.update(reply.output())
+    try:
+        job.value = unpack(reply)
+    except BaseException as error:  # whatever a task raises is its result
+        job.error = error.with_traceback(None)
+
+
 # In the worker.
 
 _loop = WorkerLoop()
@@ -212,6 +226,7 @@ def execute(order: Order, payload: bytes) -> Reply:
     """Makes one call."""
     if _announce is not None:
         _announce(order.number)
+    streams.ensure()  # an executor that the user brings has not called `begin`
     _limit_threads(order.cores)
     recorder = None
     if order.capture is not False:

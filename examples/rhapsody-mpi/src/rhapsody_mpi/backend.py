@@ -1,0 +1,143 @@
+"""The backend `mpi`: one task at a time on each worker process of `mpi4py.futures`."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from rhapsody import BackendUnavailableError, TaskLostError
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.programs import SharedSandboxes
+from rhapsody.data import make_sandbox
+from rhapsody.task import TaskDescription
+from rhapsody_mpi.plugin import CAPABILITIES
+from rhapsody_mpi.worker import work
+
+
+class MPIBackend(SharedSandboxes, ManagedBackend):
+    """Runs tasks on the other processes of an MPI job, or on processes it starts.
+
+    Under `mpiexec -n N python -m mpi4py.futures ...` the workers are the N - 1 processes
+    that do not run the program. Otherwise they are started by `MPI_Comm_spawn`.
+
+    Args:
+        resources: `workers`, how many processes to start. Default: mpi4py's, which is what
+            the environment variable `MPI4PY_FUTURES_MAX_WORKERS` says, or one.
+
+    Raises:
+        ValueError: An unknown setting, or a number that is not positive.
+    """
+
+    name = "mpi"
+    capabilities = CAPABILITIES
+
+    def __init__(self, resources: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        settings = dict(resources or {})
+        self._workers: int | None = settings.pop("workers", None)
+        if settings:
+            raise ValueError(f"resources: unknown name {next(iter(settings))!r}; there is workers")
+        if self._workers is not None and (type(self._workers) is not int or self._workers < 1):
+            raise ValueError(f"workers must be a number from 1, got {self._workers!r}")
+        self._pool: Any = None
+        self._free = 0
+        self._waiting: OrderedDict[str, TaskDescription] = OrderedDict()
+        self._running: dict[str, TaskDescription] = {}
+
+    async def start(self) -> None:
+        """Opens the pool and waits for its workers."""
+        try:
+            import mpi4py.MPI  # noqa: F401 - starts MPI, on the thread that is to end it
+            from mpi4py.futures import MPIPoolExecutor
+        except (ImportError, RuntimeError) as error:
+            raise BackendUnavailableError(
+                f"MPI cannot be loaded ({error}): load the module that your cluster has for it, "
+                "or pip install mpich"
+            ) from error
+        self._loop = asyncio.get_running_loop()
+        self._pool = MPIPoolExecutor(self._workers, main=False)
+        await asyncio.to_thread(self._pool.bootup)
+        self._free = self._pool.num_workers
+
+    async def stop(self) -> None:
+        """Drops what waits, asks what runs to stop, and waits for it."""
+        canceled = self.get_task_states_map().CANCELED
+        while self._waiting:
+            self.task_state_cb(self._waiting.popitem()[1], canceled)
+        for task in self._running.values():
+            self._ask_to_stop(task)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            # The last results are on the loop before this comes back.
+            await asyncio.to_thread(pool.shutdown)
+        shutil.rmtree(self.own_sandbox(""), ignore_errors=True)
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Queues the tasks, and hands over as many as there are free workers."""
+        self.require_running()
+        for task in tasks:
+            self.accept(task)
+            self._waiting[task["uid"]] = task
+        self._fill()
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Cancels a task that waits, and asks one that runs to stop."""
+        if uid in self._waiting:
+            self.task_state_cb(self._waiting.pop(uid), self.get_task_states_map().CANCELED)
+            return True
+        if uid not in self._running:
+            return False
+        self._ask_to_stop(self._running[uid])
+        return True
+
+    def _ask_to_stop(self, task: TaskDescription) -> None:
+        stop = self._stop_file(task)
+        stop.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stop.touch()
+
+    def _stop_file(self, task: TaskDescription) -> Path:
+        """The file that asks a task to stop: what all nodes see is the only way to a worker."""
+        return Path(self.sandbox_of(task), ".rhapsody.stop").absolute()
+
+    def _fill(self) -> None:
+        states = self.get_task_states_map()
+        while self._free and self._waiting:
+            uid, task = self._waiting.popitem(last=False)
+            try:
+                if task["function"] is None:
+                    task["sandbox"] = make_sandbox(self.sandbox_of(task))
+                stop = str(self._stop_file(task))
+                future = self._pool.submit(work, cloudpickle.dumps(task), stop)
+            except Exception as error:  # an argument that cannot be pickled fails its task alone
+                task["exception"] = error
+                self.task_state_cb(task, states.FAILED)
+                continue
+            self._free -= 1
+            self._running[uid] = task
+            self.task_state_cb(task, states.RUNNING)
+            future.add_done_callback(
+                lambda done, uid=uid: self._loop.call_soon_threadsafe(self._ended, uid, done)
+            )
+
+    def _ended(self, uid: str, future: Any) -> None:
+        states, task = self.get_task_states_map(), self._running.pop(uid)
+        try:
+            task.update(cloudpickle.loads(future.result()))
+        except Exception as error:  # the pool broke, or the description could not be read
+            task["exception"] = TaskLostError(f"task {task['name']!r}: {error}")
+            task["exception"].__cause__ = error
+        if isinstance(task.get("exception"), asyncio.CancelledError):
+            del task["exception"]
+            state = states.CANCELED
+        else:
+            state = states.FAILED if "exception" in task or task.get("exit_code") else states.DONE
+        self._free += 1
+        self.task_state_cb(task, state)
+        if self._pool is not None:
+            self._fill()

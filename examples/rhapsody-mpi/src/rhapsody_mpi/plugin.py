@@ -1,0 +1,33 @@
+"""What the backend is called and what it can do; imports nothing that it runs on."""
+
+from __future__ import annotations
+
+from rhapsody import hookimpl
+from rhapsody.backends.base import Capabilities
+from rhapsody.plugins.specs import BackendSpec
+
+CAPABILITIES = Capabilities(
+    # A worker stops its coroutine or program, and no one can stop a function.
+    cancel_functions="queued",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    sandboxes=True,
+    files=True,
+    shared_file_system=True,
+    captures_output=True,
+    reports_running=True,
+)
+
+
+@hookimpl
+def rhapsody_backends() -> BackendSpec:
+    """Declares the backend."""
+    return BackendSpec(
+        name="mpi",
+        import_path="rhapsody_mpi.backend:MPIBackend",
+        summary="functions and executables on the processes of an MPI job",
+        api_version=1,
+        requires=("mpi4py>=4.0",),
+        capabilities=CAPABILITIES,
+        install_hint="pip install rhapsody-mpi mpich",
+    )

@@ -1,0 +1,23 @@
+"""The backend does what its capabilities claim, on two workers of one MPI job.
+
+To be run with `mpiexec -n 3 python -m mpi4py.futures -m pytest`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from mpi4py import MPI
+from rhapsody_mpi.backend import MPIBackend
+
+from rhapsody.testing import BackendConformance
+
+if MPI.COMM_WORLD.size < 2:
+    pytest.exit("run these tests with: mpiexec -n 3 python -m mpi4py.futures -m pytest", 2)
+
+
+class TestMPI(BackendConformance):
+    """Some hundred checks; each says in its failure which rule was broken."""
+
+    async def make_backend(self) -> MPIBackend:
+        """Makes the backend that is proved."""
+        return MPIBackend()

@@ -1,0 +1,50 @@
+"""What making an engine returns: something to await, or to enter."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rhapsody.engine.workflow import WorkflowEngine
+
+
+class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
+    """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
+
+    `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
+    it with `async with`, which shuts the engine down at the end.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
+        self._coroutine = coroutine
+        self._engine: WorkflowEngine | None = None
+
+    def __await__(self) -> Generator[Any, None, WorkflowEngine]:
+        return self._coroutine.__await__()
+
+    def send(self, value: Any, /) -> Any:
+        """Part of the coroutine protocol."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Part of the coroutine protocol."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Part of the coroutine protocol."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> WorkflowEngine:
+        self._engine = await self._coroutine
+        return self._engine
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._engine is not None
+        await self._engine.shutdown()

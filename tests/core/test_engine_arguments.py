@@ -1,0 +1,167 @@
+"""Futures in arguments of any shape: found once each, and replaced wherever they are (C7.8)."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhapsody.engine.arguments import literal, search
+
+
+class Row(NamedTuple):
+    first: Any
+    second: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    inside: Any
+    label: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Stands for a future in a generated shape."""
+
+    number: int
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(max_size=3), st.builds(Slot, st.integers(0, 4))
+)
+
+
+def containers(inside: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(
+        st.lists(inside, max_size=4),
+        st.lists(inside, max_size=4).map(tuple),
+        st.dictionaries(st.text(max_size=3), inside, max_size=4),
+        st.builds(Row, inside, inside),
+        st.builds(Box, inside, inside),
+        st.sets(leaves, max_size=4),
+    )
+
+
+shapes = st.recursive(leaves, containers, max_leaves=25)
+
+
+def changed(value: Any, leaf: Callable[[Slot], Any]) -> Any:
+    """The shape with each slot replaced: the plain recursive definition of what is meant."""
+    if isinstance(value, Slot):
+        return leaf(value)
+    if isinstance(value, Row):
+        return Row(*(changed(one, leaf) for one in value))
+    if isinstance(value, Box):
+        return Box(changed(value.inside, leaf), changed(value.label, leaf))
+    if isinstance(value, dict):
+        return {key: changed(one, leaf) for key, one in value.items()}
+    if isinstance(value, list | tuple | set):
+        return type(value)(changed(one, leaf) for one in value)
+    return value
+
+
+def slots(value: Any) -> list[int]:
+    """The numbers in a shape in order, each once."""
+    found: dict[int, None] = {}
+
+    def note(slot: Slot) -> int:
+        found[slot.number] = None
+        return 0
+
+    changed(value, note)
+    return list(found)
+
+
+@given(args=st.lists(shapes, max_size=3), kwargs=st.dictionaries(st.text(max_size=2), shapes))
+def test_every_future_is_found_once_and_replaced_everywhere(
+    loop: asyncio.AbstractEventLoop, args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    futures = [loop.create_future() for _ in range(5)]
+    for number, future in enumerate(futures):
+        future.set_result(("value", number))
+    numbers = slots((args, kwargs))
+    given_args = tuple(changed(value, lambda slot: futures[slot.number]) for value in args)
+    given_kwargs = {k: changed(v, lambda slot: futures[slot.number]) for k, v in kwargs.items()}
+    found = search(given_args, given_kwargs)
+    if not numbers:
+        assert found is None
+        return
+    assert found is not None
+    assert {id(future) for future in found.futures} == {id(futures[n]) for n in numbers}
+    assert len(found.futures) == len(numbers)
+
+    def value(slot: Slot) -> tuple[str, int]:
+        return "value", slot.number
+
+    for before, after in zip(
+        (*args, *kwargs.values()), (*given_args, *given_kwargs.values()), strict=True
+    ):
+        filled = found.fill(after, lambda future: future.result())
+        assert filled == changed(before, value)
+        assert type(filled) is type(changed(before, value))
+        if not slots(before):
+            assert filled is after
+
+
+@given(shape=shapes)
+def test_the_order_is_that_of_the_arguments_where_there_is_one(
+    loop: asyncio.AbstractEventLoop, shape: Any
+) -> None:
+    futures = [loop.create_future() for _ in range(5)]
+    listed = [shape, [Slot(3)], Slot(1)]
+    if any(isinstance(part, set) for part in walk(shape)):
+        return  # a set has no order of its own
+    found = search((changed(listed, lambda slot: futures[slot.number]),), None)
+    assert found is not None
+    assert [futures.index(future) for future in found.futures] == slots(listed)
+
+
+def walk(value: Any) -> Iterator[Any]:
+    yield value
+    if isinstance(value, dict):
+        parts: Any = value.values()
+    elif isinstance(value, Box):
+        parts = (value.inside, value.label)
+    else:
+        parts = value if isinstance(value, list | tuple | set) else ()
+    for part in parts:
+        yield from walk(part)
+
+
+@given(shape=shapes)
+def test_in_a_literal_nothing_is_found(loop: asyncio.AbstractEventLoop, shape: Any) -> None:
+    future = loop.create_future()
+    value = [changed(shape, lambda _: future)]
+    found = search((literal(value),), None)
+    assert found is not None
+    assert found.futures == []
+    assert found.fill(literal(value), lambda _: 1) is value
+
+
+@given(depth=st.integers(1, 100))
+def test_any_depth_up_to_the_limit_is_searched(loop: asyncio.AbstractEventLoop, depth: int) -> None:
+    future = loop.create_future()
+    value: Any = future
+    for _ in range(depth):
+        value = [value]
+    found = search((value,), None)
+    assert found is not None
+    assert found.futures == [future]
+    deeper: Any = [[]]
+    for _ in range(100):
+        deeper = [deeper, value]
+    with pytest.raises(ValueError, match="100"):
+        search((deeper,), None)

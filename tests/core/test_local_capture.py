@@ -1,0 +1,164 @@
+"""C7.4, C10: what functions print is kept, and still seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from rhapsody.backends.local import LocalExecutionBackend, capture
+from rhapsody.backends.local.capture import LIMIT
+from rhapsody.states import TasksMainStates
+from rhapsody.task import Resources
+from rhapsody.testing import Driver
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+
+FAILED = TasksMainStates.FAILED
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["thread", "process"])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[LocalExecutionBackend]:
+    async with LocalExecutionBackend(request.param, resources={"cores": 2}) as backend:
+        yield backend
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def driver(backend: LocalExecutionBackend) -> AsyncIterator[Driver]:
+    async with Driver(backend) as driver:
+        yield driver
+
+
+def speak(text: str) -> str:
+    print("out", text)
+    print("err", text, file=sys.stderr)
+    sys.stdout.writelines(["one\n", "two\n"])
+    return text
+
+
+async def speak_later(text: str) -> str:
+    print("out", text)
+    await asyncio.create_task(speak_deeper(text))
+    await asyncio.to_thread(print, "from a thread")
+    return text
+
+
+async def speak_deeper(text: str) -> None:
+    await asyncio.sleep(0)
+    print("err", text, file=sys.stderr)
+
+
+# On every executor.
+
+
+async def test_what_a_function_prints_is_kept(driver: Driver) -> None:
+    end = await driver.run_one(driver.call(speak, "x"))
+    assert (end.stdout, end.stderr) == ("out x\none\ntwo\n", "err x\n")
+
+
+async def test_what_a_coroutine_prints_is_kept(driver: Driver) -> None:
+    tasks = [driver.call(speak_later, "x"), driver.call(speak_later, "x")]
+    tasks[1]["resources"] = Resources(cores=0)
+    for end in await driver.run(*tasks):
+        assert (end.stdout, end.stderr) == ("out x\nfrom a thread\n", "err x\n")
+
+
+async def test_one_that_prints_nothing_has_empty_output(driver: Driver) -> None:
+    end = await driver.run_one(driver.call(int))
+    assert (end.stdout, end.stderr) == ("", "")
+
+
+async def test_tasks_side_by_side_do_not_mix(driver: Driver) -> None:
+    def chatter(name: str) -> None:
+        for _ in range(200):
+            print(name)
+
+    ends = await driver.run(*(driver.call(chatter, str(number)) for number in range(8)))
+    assert [end.stdout for end in ends] == [f"{number}\n" * 200 for number in range(8)]
+
+
+async def test_a_failed_function_keeps_what_it_printed(driver: Driver) -> None:
+    def fails() -> None:
+        print("before")
+        raise ValueError
+
+    end = await driver.run_one(driver.call(fails))
+    assert (end.state, end.stdout) == (FAILED, "before\n")
+
+
+async def test_it_can_be_switched_off(driver: Driver) -> None:
+    task = driver.call(speak, "x")
+    task["capture"] = False
+    end = await driver.run_one(task)
+    assert (end.stdout, end.stderr) == (None, None)
+
+
+async def test_logging_set_up_in_the_function_is_kept(driver: Driver) -> None:
+    def log() -> None:
+        logger = logging.getLogger("set up in the function")
+        handler = logging.StreamHandler()
+        logger.addHandler(handler)
+        logger.propagate = False
+        logger.warning("noted")
+        logger.removeHandler(handler)
+
+    assert (await driver.run_one(driver.call(log))).stderr == "noted\n"
+
+
+async def test_bytes_are_kept_as_text(driver: Driver) -> None:
+    def write() -> None:
+        sys.stdout.buffer.write("é\n".encode())
+        sys.stdout.buffer.flush()
+
+    assert (await driver.run_one(driver.call(write))).stdout == "é\n"
+
+
+async def test_much_output_goes_to_a_file_in_the_sandbox(driver: Driver) -> None:
+    def shout() -> None:
+        print("x" * LIMIT)
+        print("end")
+
+    task = driver.with_sandbox(driver.call(shout))
+    end = await driver.run_one(task)
+    path = os.path.join(task["sandbox"], ".rhapsody.stdout")
+    assert end.stdout is not None
+    text, _, note = end.stdout.partition("\n")
+    assert text == "x" * LIMIT
+    assert note == f"[cut: all {LIMIT + 5} characters are in {path}]\n"
+    assert Path(path).read_text() == "x" * LIMIT + "\nend\n"  # noqa: ASYNC240
+
+
+async def test_without_a_sandbox_it_is_cut_with_a_note(driver: Driver) -> None:
+    def shout() -> None:
+        for _ in range(3):
+            print("x" * (LIMIT // 2 - 1))
+
+    end = await driver.run_one(driver.call(shout))
+    assert end.stdout is not None
+    assert end.stdout.endswith(f"\n[cut: {LIMIT // 2 * 3} characters were printed]\n")
+    assert LIMIT < len(end.stdout) < LIMIT + 100
+
+
+async def test_it_may_go_to_files(driver: Driver, tmp_path: Path) -> None:
+    driver.backend.session.path = str(tmp_path)
+    tasks = [driver.with_sandbox(driver.call(speak, "x")), driver.call(speak, "y")]
+    for task in tasks:
+        task["capture"] = "files"
+    for end, text in zip(await driver.run(*tasks), "xy", strict=True):
+        sandbox = Path(end.task["sandbox"])
+        assert end.stdout == str(sandbox / ".rhapsody.stdout")
+        assert (sandbox / ".rhapsody.stdout").read_text() == f"out {text}\none\ntwo\n"
+        assert (sandbox / ".rhapsody.stderr").read_text() == f"err {text}\n"
+
+
+async def test_programs_that_a_function_starts_are_not_kept(driver: Driver) -> None:
+    end = await driver.run_one(driver.call(subprocess.run, ["true"], check=True))
+    assert end.stdout == ""
+    assert capture.OUTPUT_FILES == (".rhapsody.stdout", ".rhapsody.stderr")

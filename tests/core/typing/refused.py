@@ -1,0 +1,43 @@
+"""Mistakes that type checkers find: each ignored error below must be one (C7.3).
+
+Checked by `test_typing`, not run.
+"""
+
+from __future__ import annotations
+
+from rhapsody import TaskFuture, WorkflowEngine, wait
+
+
+async def mistakes(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
+    @flow.function_task
+    async def add(x: int, y: int = 1) -> int:
+        return x + y
+
+    @flow.executable_task
+    def show(x: int) -> str:
+        return f"echo {x}"
+
+    text: str = await add(1)  # type: ignore[assignment]
+    length: int = await show(1)  # type: ignore[assignment]
+    print(text, length)
+    (await add(1)).append(2)  # type: ignore[attr-defined]
+
+    @flow.executable_task  # type: ignore[arg-type]
+    def no_command() -> None: ...
+
+    @flow.executable_task  # type: ignore[arg-type]
+    def not_a_command() -> int:
+        return 3
+
+    flow.function_task(retires=2)  # type: ignore[call-overload]
+    flow.function_task(service="yes")  # type: ignore[call-overload]
+    flow.function_task("echo")  # type: ignore[call-overload]
+    flow.block(42)  # type: ignore[call-overload]
+    add.options(retires=2)  # type: ignore[call-arg]
+    add.options(timeout="soon")  # type: ignore[arg-type]
+    flow.map(print, [1])  # type: ignore[arg-type]
+    wait(5)  # type: ignore[arg-type]
+    number.uid = "x"  # type: ignore[misc]
+    flow.uid = "x"  # type: ignore[misc]
+    WorkflowEngine.create(max_pendign=3)  # type: ignore[call-arg]
+    WorkflowEngine.create(keep_sandboxes="some")  # type: ignore[arg-type]
