@@ -106,6 +106,7 @@ class RadicalExecutionBackend(ManagedBackend):
         self._functions = Functions(self)
         self._stopping = threading.Event()
         self._sources: dict[str, dict[str, str]] = {}
+        self._directives: dict[str, list[dict[str, Any]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: Worker | None = None
         self._results: Results | None = None
@@ -250,6 +251,9 @@ class RadicalExecutionBackend(ManagedBackend):
     def _description(self, job: Job) -> Any:
         """RADICAL-Pilot's description of a job, with its sandbox made."""
         task, pilot = job.task, job.pilot
+        translate.link_sources(self._sources.pop(job.uid, {}), pilot)
+        directives = self._directives.pop(job.uid, [])
+        ours = links.take(task, directives) if directives and pilot.shared else []
         if job.is_function:
             description = self._functions.describe(job)
         else:
@@ -260,7 +264,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 services.readiness(task)
             job.own_sandbox = translate.place(task, description, pilot)
         job.timeout = float(description.timeout or 0)
-        translate.link_sources(self._sources.pop(job.uid, {}), pilot)
+        links.do(ours, task.get("sandbox", ""), pilot.sandbox)
         return description
 
     # Cancellation.
@@ -466,7 +470,10 @@ class RadicalExecutionBackend(ManagedBackend):
         """
         if dst_task is not None and src_task is not None and file_path is None:
             self._remember(src_task, dst_task)
-        return links.explicit(src_task, dst_task, file_name, file_path)
+        directive = links.explicit(src_task, dst_task, file_name, file_path)
+        if "uid" in dst_task:
+            self._directives.setdefault(dst_task["uid"], []).append(directive)
+        return directive
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Adds commands to a task that link all that another left in its sandbox."""

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from rhapsody.data import plain_name
+from rhapsody.data import link_into, plain_name
 from rhapsody_radical.library import rp
 
 PILOT = "pilot:///"
@@ -43,6 +43,40 @@ def explicit(
     specific = dst_task.setdefault("task_backend_specific_kwargs", {})
     specific["input_staging"] = [*(specific.get("input_staging") or ()), directive]
     return directive
+
+
+def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Takes directives of ours out of what is handed to RADICAL-Pilot.
+
+    On a file system that the engine sees they are done here, see `do`: RADICAL-Pilot's
+    own staging knows no names with spaces, and says nothing where a file is missing.
+
+    Args:
+        task: The task that is about to be submitted.
+        directives: What `explicit` returned for it.
+
+    Returns:
+        Those that are still there.
+    """
+    specific = task["task_backend_specific_kwargs"]
+    staging = specific.get("input_staging") or []
+    ours = [each for each in staging if any(each is one for one in directives)]
+    kept = [each for each in staging if not any(each is one for one in ours)]
+    task["task_backend_specific_kwargs"] = {**specific, "input_staging": kept}
+    return ours
+
+
+def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
+    """Links the files of directives into a sandbox.
+
+    Raises:
+        DataError: A file is not there, or its name is taken.
+    """
+    for directive in directives:
+        source = directive["source"]
+        if source.startswith(PILOT):
+            source = os.path.realpath(os.path.join(pilot_sandbox, source.removeprefix(PILOT)))
+        link_into(sandbox, directive["target"].removeprefix(TASK), source)
 
 
 def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
