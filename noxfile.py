@@ -30,6 +30,7 @@ class Distribution(NamedTuple):
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
     "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]"),
+    "radical": Distribution("packages/rhapsody-radical", "tests/radical", "[testing]"),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]

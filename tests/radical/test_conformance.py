@@ -24,6 +24,7 @@ class TestRadicalPilot(BackendConformance):
     gpus = 1
     separate_processes = True
     backend_scope = "class"
+    leaves_behind = ()
 
     async def make_backend(self) -> Any:
         return backend()

@@ -232,7 +232,8 @@ class RadicalExecutionBackend(ManagedBackend):
             try:
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
-                ready.setdefault(job.pilot.number, []).append((job, self._description(job)))
+                described = (job, self._description(job))
+                ready.setdefault(job.pilot.number, []).append(described)
             except Exception as error:  # one task's problem
                 self.fail(job, error)
         for batch in ready.values():

@@ -66,7 +66,7 @@ def _called(order: dict[str, Any], function: Any, args: Any, kwargs: Any) -> Any
 
     scope: Any = contextlib.nullcontext()
     try:
-        from rhapsody.task import TaskContext, task_context
+        from rhapsody.context import TaskContext, task_context
     except ImportError:  # only `current_task()` needs it
         pass
     else:

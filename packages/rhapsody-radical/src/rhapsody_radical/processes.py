@@ -31,6 +31,34 @@ def of_session(directory: Path, session: str) -> list[psutil.Process]:
     return found
 
 
+def wait_gone(directory: str, *, patience: float = 1.0) -> None:
+    """Waits until nothing works in a directory on this machine, and ends what stays.
+
+    A process that was killed is there until it has been scheduled once more; one that
+    left its process group was not killed at all.
+    """
+    root = os.path.realpath(directory)
+    deadline = time.monotonic() + patience
+    while pids := _working_in(root):
+        if time.monotonic() > deadline:
+            for pid in pids:
+                kill_pid(pid)
+            return
+        time.sleep(0.005)
+
+
+def _working_in(root: str) -> list[int]:
+    """The processes whose working directory is this one or below; cheap, for single tasks."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):  # gone, a zombie, or somebody else's
+                place = os.readlink(f"/proc/{name}/cwd")
+                if place == root or place.startswith(root + os.sep):
+                    found.append(int(name))
+    return found
+
+
 def end(directory: Path, session: str, *, patience: float = 5.0) -> int:
     """Waits for a session's processes to go, and ends those that do not.
 

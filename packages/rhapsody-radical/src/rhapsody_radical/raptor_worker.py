@@ -255,7 +255,7 @@ def _serve(requests: socket.socket) -> None:
 
         import cloudpickle  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
-        import rhapsody.task  # noqa: F401
+        import rhapsody.context  # noqa: F401
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     made = []

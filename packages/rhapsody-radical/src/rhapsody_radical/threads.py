@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.errors import TaskLostError
-from rhapsody_radical import results, services
+from rhapsody_radical import processes, results, services
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.session import FINAL
 
@@ -118,6 +118,8 @@ class Results:
                 job.task.pop("exit_code", None)
             outcome = backend.function_outcome(job, state)
             return outcome
+        if job.cancelled and job.running and job.pilot.shared and job.task.get("sandbox"):
+            processes.wait_gone(job.task["sandbox"])
         results.collect_output(job)
         awaited = job.task["is_service"] and services.readiness(job.task) is not None
         if awaited and not job.cancelled and not services.is_ready(job):
