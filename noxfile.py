@@ -19,18 +19,34 @@ ROOT = Path(__file__).parent
 
 
 class Distribution(NamedTuple):
-    """Where a distribution and its tests live, and which extras its tests need."""
+    """Where a distribution and its tests live, and what its tests need.
+
+    Attributes:
+        folder: The distribution's.
+        tests: Its tests' folder.
+        extras: The extras that they need.
+        pythons: The Pythons that it supports, where those are not all.
+        benchmark: Its own script in `benchmarks`, run with it installed.
+    """
 
     folder: str
     tests: str
     extras: str = ""
+    pythons: tuple[str, ...] = ()
+    benchmark: str = ""
 
 
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
     "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]"),
-    "radical": Distribution("packages/rhapsody-radical", "tests/radical", "[testing]"),
+    "radical": Distribution(
+        "packages/rhapsody-radical",
+        "tests/radical",
+        "[testing]",
+        pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
+        benchmark="radical.py",
+    ),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
@@ -92,6 +108,9 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment with its distribution and core alone."""
+    supported = DISTRIBUTIONS[backend].pythons
+    if supported and session.python not in supported:
+        session.skip(f"{backend} supports Python {', '.join(supported)}")
     install_distribution(session, backend, *TEST_TOOLS)
     session.run("pytest", *(session.posargs or [DISTRIBUTIONS[backend].tests]))
 
@@ -153,9 +172,15 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmark scripts at small sizes: that they run, not what they measure."""
+    others = {dist.benchmark for dist in DISTRIBUTIONS.values()}
     install_distribution(session, "core")
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        session.run("python", str(script), "--smoke")
+        if script.name not in others:
+            session.run("python", str(script), "--smoke")
+    for backend, dist in DISTRIBUTIONS.items():
+        if dist.benchmark:
+            install_distribution(session, backend)
+            session.run("python", f"benchmarks/{dist.benchmark}", "--smoke")
 
 
 @nox.session(python=False)

@@ -7,10 +7,11 @@ one of its pilots ends.
 
 from __future__ import annotations
 
+import atexit
+import difflib
 import logging
 import os
 import shutil
-import sys
 import threading
 import time
 import uuid
@@ -119,6 +120,7 @@ class Client:
         self._verbose = verbose
         self._environment: Environment | None = None
         self._forked: set[int] = set()
+        self._addresses: set[str] = set()
         self._closed = False
 
     def open(
@@ -149,6 +151,7 @@ class Client:
             self._environment.prepare()
             leftovers.note(self.directory, self.uid, [p.settings for p in self.pilots])
             self._environment.hold()
+            _open.add(self)
             with self._environment.applied():
                 self._start_managers(on_task, on_pilot)
             self._submit_pilots()
@@ -184,12 +187,14 @@ class Client:
         for pilot in self.pilots:
             pilot.manager = rp.TaskManager(session=self.session)
             pilot.manager.register_callback(on_task)
+        bridges = self.session._reg["bridges"]
+        self._addresses = {
+            str(bridge["addr_sub"]) for bridge in bridges.values() if "addr_sub" in bridge
+        }
         self._forked = processes.children() - before
         processes.detach(self._forked)
 
     def _resources_like(self, name: str) -> list[str]:
-        import difflib
-
         known = [
             f"{site}.{label}" for site, labels in self.session.rcfgs.items() for label in labels
         ]
@@ -248,6 +253,7 @@ class Client:
         if self._closed:
             return
         self._closed = True
+        _open.discard(self)
         if self.session is not None:
             closing = threading.Thread(target=self._close_session, name="rhapsody-radical-close")
             closing.daemon = True
@@ -258,6 +264,7 @@ class Client:
         for pid in self._forked & processes.children():
             with suppress(Exception):
                 processes.kill_pid(pid)
+        self._drop_subscribers()
         if self._environment is not None:
             self._environment.release()
         leftovers.forget(self.directory)
@@ -265,6 +272,20 @@ class Client:
             shutil.rmtree(self.directory, ignore_errors=True)
             with suppress(OSError):
                 self.directory.parent.rmdir()  # where nothing else is in it
+
+    def _drop_subscribers(self) -> None:
+        """Ends the listeners of this session that RADICAL-Pilot forgets, and keeps for ever."""
+        instances = ru.zmq.Subscriber._instances
+        for subscriber in list(instances):
+            if str(subscriber.url) in self._addresses:
+                with suppress(Exception):  # whatever state it was left in
+                    subscriber._term.set()
+                    thread = subscriber._thread
+                    if thread is not None:
+                        thread.join(2)
+                    subscriber._sock.close()
+                with suppress(ValueError):
+                    instances.remove(subscriber)
 
     def _close_session(self) -> None:
         try:
@@ -295,5 +316,11 @@ def _last_error(path: Path) -> str:
     return ""
 
 
-if sys.version_info >= (3, 14):
-    log.warning("RADICAL-Pilot is not known to work on Python 3.14 or newer; use 3.11 to 3.13")
+_open: set[Client] = set()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Leaves nothing running when the program ends without a shutdown."""
+    for client in list(_open):
+        client.close(keep=False)
