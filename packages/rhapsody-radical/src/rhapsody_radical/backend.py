@@ -20,10 +20,11 @@ from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.task import TaskDescription
-from rhapsody_radical import capabilities, functions, links, raptor, services, states, translate
+from rhapsody_radical import capabilities, functions, links, services, states, translate
 from rhapsody_radical.descriptions import pilot_descriptions
 from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Job
+from rhapsody_radical.raptor import Pair, checked, checked_settings
 from rhapsody_radical.session import FINAL, Client, Pilot
 from rhapsody_radical.threads import Results, Watch, Worker
 
@@ -88,7 +89,7 @@ class RadicalExecutionBackend(ManagedBackend):
     ) -> None:
         super().__init__()
         self._settings = pilot_descriptions(resources)
-        self._config = _checked_config(functions, raptor_config, function_cores)
+        self._config = checked_settings(functions, raptor_config, function_cores)
         self.functions = functions
         self.function_cores = function_cores
         self._keep = keep_session
@@ -102,7 +103,9 @@ class RadicalExecutionBackend(ManagedBackend):
         self.resource_pilot: Any = None
         self.raptor_mode: bool = bool(raptor) and functions == "raptor"
         self.master_selector = self.select_master()
-        self.capabilities = _capabilities(functions, raptor, self._config)
+        self.capabilities = capabilities.of(
+            functions, enabled=bool(raptor), own_config=raptor_config is not None
+        )
         self._functions = Functions(self)
         self._stopping = threading.Event()
         self._sources: dict[str, dict[str, str]] = {}
@@ -246,7 +249,9 @@ class RadicalExecutionBackend(ManagedBackend):
                 continue
             for (job, _), handle in zip(batch, handles, strict=True):
                 job.handle = handle
-                if job.cancelled:
+                if not job.pilot.usable:  # it ended meanwhile
+                    self.end(job, "LOST")
+                elif job.cancelled:
                     self._cancel_now(job)
 
     def _description(self, job: Job) -> Any:
@@ -358,7 +363,7 @@ class RadicalExecutionBackend(ManagedBackend):
         """Looks whether RAPTOR's masters and workers live."""
         self._functions.check()
 
-    def pair_lost(self, pair: raptor.Pair) -> None:
+    def pair_lost(self, pair: Pair) -> None:
         """Ends the calls of a RAPTOR pair that is gone."""
         for job in self.open_jobs():
             if job.pair is pair:
@@ -405,7 +410,7 @@ class RadicalExecutionBackend(ManagedBackend):
             TypeError: It is malformed.
             ValueError: It has no master, or a master without workers.
         """
-        self._functions.configure(raptor.checked(raptor_config))
+        self._functions.configure(checked(raptor_config))
         self.raptor_mode = True
 
     def select_master(self) -> Generator[str, None, None]:
@@ -489,21 +494,3 @@ class RadicalExecutionBackend(ManagedBackend):
 
 def _attach(handle: Any, future: Any, task: Any, state: Any) -> None:
     services.service_ready_callback(future, handle, state)
-
-
-def _checked_config(
-    functions: Any, config: Mapping[str, Any] | None, cores: Any
-) -> dict[str, Any] | None:
-    if functions not in ("raptor", "executable"):
-        raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")
-    if cores is not None and (isinstance(cores, bool) or not isinstance(cores, int) or cores < 1):
-        raise ValueError(f"function_cores must be 1 or more, got {cores!r}")
-    return None if config is None else raptor.checked(config)
-
-
-def _capabilities(functions: str, enabled: bool, config: object) -> Any:
-    if functions == "executable":
-        return capabilities.EXECUTABLES
-    if not enabled:
-        return capabilities.NO_FUNCTIONS
-    return capabilities.RAPTOR if config is None else capabilities.OWN_WORKERS

@@ -37,3 +37,12 @@ NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
 def remote(of: Capabilities) -> Capabilities:
     """The same on a pilot that does not see the engine's file system."""
     return replace(of, shared_file_system=False)
+
+
+def of(functions: str, *, enabled: bool, own_config: bool) -> Capabilities:
+    """What a backend with these settings can do."""
+    if functions == "executable":
+        return EXECUTABLES
+    if not enabled:
+        return NO_FUNCTIONS
+    return OWN_WORKERS if own_config else RAPTOR

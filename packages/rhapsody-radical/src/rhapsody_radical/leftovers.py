@@ -25,14 +25,13 @@ log = logging.getLogger(__name__)
 NOTE = "owner.json"
 
 
-def note(directory: Path, session: str, pilots: list[dict[str, Any]]) -> None:
+def note(directory: Path, session: str) -> None:
     """Writes down who started a session."""
     owner = {
         "session": session,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
-        "job_names": [str(pilot.get("job_name") or "") for pilot in pilots],
     }
     (directory / NOTE).write_text(json.dumps(owner))
 
@@ -70,18 +69,34 @@ def _alive(owner: dict[str, Any]) -> bool:
 
 def _end(directory: Path, owner: dict[str, Any]) -> None:
     session = owner["session"]
-    for name in owner["job_names"]:
-        if name and shutil.which("scancel"):
-            subprocess.run(  # noqa: S603 - our own job's name
-                ["scancel", f"--name={name}", "--me"],  # noqa: S607 - as users have it
-                check=False,
-                capture_output=True,
-                timeout=30,
-            )
+    jobs = _batch_jobs(directory)
+    for job in jobs:
+        _slurm("scancel", job)
     count = processes.end(directory, session, patience=0.0)
     log.warning(
         "the program that started RADICAL-Pilot session %s is gone: its pilots were ended "
-        "(%d processes on this machine); its files are in %s",
-        session, count, directory,
+        "(%d processes on this machine, %d batch jobs); its files are in %s",
+        session, count, len(jobs), directory,
         extra={"session": session},
     )  # fmt: skip
+
+
+def _batch_jobs(directory: Path) -> list[str]:
+    """Slurm's jobs that work in a directory; other batch systems end theirs by the walltime."""
+    root = os.path.realpath(directory) + os.sep
+    lines = _slurm("squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i %Z")
+    pairs = (line.partition(" ") for line in lines.splitlines())
+    return [job for job, _, place in pairs if os.path.realpath(place).startswith(root)]
+
+
+def _slurm(*words: str) -> str:
+    """What a command of Slurm prints, nothing where there is no Slurm."""
+    if shutil.which(words[0]) is None:
+        return ""
+    try:
+        run = subprocess.run(  # noqa: S603 - fixed words and a job's number
+            words, check=False, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout

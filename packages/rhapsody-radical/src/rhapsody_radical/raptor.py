@@ -85,6 +85,22 @@ def checked(config: Any) -> dict[str, Any]:
     return {"masters": masters}
 
 
+def checked_settings(
+    functions: Any, config: Mapping[str, Any] | None, cores: Any
+) -> dict[str, Any] | None:
+    """How functions are to run, checked; the configuration where a user gave one.
+
+    Raises:
+        TypeError: The configuration is malformed.
+        ValueError: A value cannot be meant.
+    """
+    if functions not in ("raptor", "executable"):
+        raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")
+    if cores is not None and (isinstance(cores, bool) or not isinstance(cores, int) or cores < 1):
+        raise ValueError(f"function_cores must be 1 or more, got {cores!r}")
+    return None if config is None else checked(config)
+
+
 def default(cores: int) -> dict[str, Any]:
     """The configuration where the user gave none: one pair, with a worker of our own."""
     worker: dict[str, Any] = {

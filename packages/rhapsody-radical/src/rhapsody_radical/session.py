@@ -72,6 +72,12 @@ class Pilot:
         """Whether it takes tasks, now or later."""
         return self.reason is None
 
+    def forget(self, uid: str) -> None:
+        """Has the task manager let go of a task that has ended, or it keeps each for ever."""
+        with suppress(Exception), self.manager._tasks_lock:
+            self.manager._tasks.pop(uid, None)
+            self.manager._task_info.pop(uid, None)
+
     def configure(self, config: Any) -> None:
         """Takes note of the resource's configuration."""
         self._config = config
@@ -149,7 +155,7 @@ class Client:
             self.directory.mkdir(parents=True, mode=0o700)
             self._environment = Environment(self.directory, self.uid, verbose=self._verbose)
             self._environment.prepare()
-            leftovers.note(self.directory, self.uid, [p.settings for p in self.pilots])
+            leftovers.note(self.directory, self.uid)
             self._environment.hold()
             _open.add(self)
             with self._environment.applied():
@@ -239,10 +245,6 @@ class Client:
             if reason:
                 return f"{reason} (more in {place})"
         return f"see the logs in {self.session.path}"
-
-    def end_pilots(self, uids: list[str]) -> None:
-        """Ends pilots, those that are active as well."""
-        self.manager.cancel_pilots(uids, _timeout=15)
 
     def close(self, *, keep: bool) -> None:
         """Closes everything within a limit; what is left of it is ended. Never raises.

@@ -102,6 +102,7 @@ class Results:
         if job.task["is_service"]:
             services.ended(job)
         self._backend.task_state_cb(job.task, reported)
+        job.pilot.forget(job.uid)
         with self._progress:
             self._progress.notify_all()
 
