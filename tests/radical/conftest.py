@@ -34,6 +34,13 @@ def _collected() -> Iterator[None]:
         gc.collect()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    """The same for what is only collected at the end: pytest would call it an error."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    gc.collect()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leaves RADICAL-Pilot's warnings out, in this directory alone."""
     for item in items:

@@ -238,11 +238,14 @@ class Functions:
             )
         if handle.exit_code and job.program:
             tail = (job.task.get("stderr") or "").strip()[-1500:]
-            return FAILED, TaskFailedError(
-                f"task {name!r}: its process ended with exit code {handle.exit_code} before it had "
-                f"a result. {tail}".rstrip(),
-                exit_code=int(handle.exit_code),
+            status = int(handle.exit_code)
+            said = (
+                f"task {name!r}: its process ended with exit code {status} before it had a "
+                f"result. {tail}".rstrip()
             )
+            if status > 128:  # a signal
+                return FAILED, TaskLostError(said)
+            return FAILED, TaskFailedError(said, exit_code=status)
         return FAILED, error_of(job.task, handle.exception, handle.exception_detail)
 
     def tidy(self, job: Job, state: str) -> None:

@@ -138,7 +138,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             with self._change:
                 self._change.notify_all()
         if text is None and error is None:
-            error = "RuntimeError('the process of the call was killed, or ended itself')"
+            error = "ChildProcessError('the process of the call was killed, or ended itself')"
         self._answer(task, text=text, error=error, cancelled=cancelled)
 
     def _process(self, cores: int, gpus: int) -> Process:

@@ -117,6 +117,8 @@ def error_of(task: TaskDescription, exception: str | None, detail: str | None) -
     text = _message(exception)
     if _infrastructure(exception):
         return TaskLostError(f"task {name!r} was lost: {text} ({detail})")
+    if exception and exception.startswith("ChildProcessError"):
+        return TaskLostError(f"task {name!r} was lost: {text}")
     if exception and exception.startswith("AssertionError"):
         return CapabilityError(f"task {name!r} does not fit on its pilot: {text}")
     if exception and exception.startswith("ValueError") and "does not fit" in exception:

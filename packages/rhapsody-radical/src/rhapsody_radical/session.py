@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody_radical import leftovers, processes
+from rhapsody_radical import leftovers, processes, upkeep
 from rhapsody_radical.environment import Environment
 from rhapsody_radical.library import rp, ru
 from rhapsody_radical.pilot import PilotException
@@ -126,7 +126,8 @@ class Client:
         self._verbose = verbose
         self._environment: Environment | None = None
         self._forked: set[int] = set()
-        self._addresses: set[str] = set()
+        self._addresses: frozenset[str] = frozenset()
+        self._held: list[Any] = []
         self._closed = False
 
     def open(
@@ -193,10 +194,7 @@ class Client:
         for pilot in self.pilots:
             pilot.manager = rp.TaskManager(session=self.session)
             pilot.manager.register_callback(on_task)
-        bridges = self.session._reg["bridges"]
-        self._addresses = {
-            str(bridge["addr_sub"]) for bridge in bridges.values() if "addr_sub" in bridge
-        }
+        self._addresses = upkeep.addresses(self.session)
         self._forked = processes.children() - before
         processes.detach(self._forked)
 
@@ -257,6 +255,7 @@ class Client:
         self._closed = True
         _open.discard(self)
         if self.session is not None:
+            self._held = self._objects()
             closing = threading.Thread(target=self._close_session, name="rhapsody-radical-close")
             closing.daemon = True
             closing.start()
@@ -266,7 +265,8 @@ class Client:
         for pid in self._forked & processes.children():
             with suppress(Exception):
                 processes.kill_pid(pid)
-        self._drop_subscribers()
+        upkeep.release(self._held, self._addresses, self.directory)
+        self._held.clear()
         if self._environment is not None:
             self._environment.release()
         leftovers.forget(self.directory)
@@ -275,23 +275,19 @@ class Client:
             with suppress(OSError):
                 self.directory.parent.rmdir()  # where nothing else is in it
 
-    def _drop_subscribers(self) -> None:
-        """Ends the listeners of this session that RADICAL-Pilot forgets, and keeps for ever."""
-        instances = ru.zmq.Subscriber._instances
-        for subscriber in list(instances):
-            if str(subscriber.url) in self._addresses:
-                with suppress(Exception):  # whatever state it was left in
-                    subscriber._term.set()
-                    thread = subscriber._thread
-                    if thread is not None:
-                        thread.join(2)
-                    subscriber._sock.close()
-                with suppress(ValueError):
-                    instances.remove(subscriber)
+    def _objects(self) -> list[Any]:
+        """RADICAL-Pilot's objects, and the parts of them that hold something."""
+        found = [self.session, self.manager]
+        for pilot in self.pilots:
+            found += [pilot.manager, pilot.pilot]
+        parts = ("_cmgr", "_reg", "_reg_service", "_proxy", "_proxy_client")
+        inner = [getattr(each, name, None) for each in found for name in parts]
+        return [each for each in (*found, *inner) if each is not None]
 
     def _close_session(self) -> None:
         try:
-            if self.manager is not None and any(p.state not in FINAL for p in self.pilots):
+            # One that is not active yet does not hear of it: closing the session kills it.
+            if any(pilot.state == "PMGR_ACTIVE" for pilot in self.pilots):
                 self.manager.cancel_pilots(_timeout=15)
         except Exception as error:  # closing goes on
             log.debug("pilots could not be cancelled: %r", error)
