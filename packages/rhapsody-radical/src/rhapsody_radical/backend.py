@@ -209,9 +209,10 @@ class RadicalExecutionBackend(ManagedBackend):
         for task in tasks:
             if task["uid"] in self._open:
                 raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
-        jobs = [Job(task, self._pilot_for(task)) for task in tasks]
-        for job in jobs:
-            self._open[job.uid] = job
+        jobs = []
+        for task in tasks:
+            jobs.append(Job(task, self._pilot_for(task)))
+            self._open[task["uid"]] = jobs[-1]
         assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
