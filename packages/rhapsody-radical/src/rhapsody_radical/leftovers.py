@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,20 @@ log = logging.getLogger(__name__)
 NOTE = "owner.json"
 
 
-def note(directory: Path, session: str) -> None:
-    """Writes down who started a session."""
+def note(directory: Path, session: str, forked: Iterable[int] = ()) -> None:
+    """Writes down who started a session.
+
+    Args:
+        directory: The session's directory.
+        session: Its uid.
+        forked: Processes that were forked from this one, which outlive it.
+    """
     owner = {
         "session": session,
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
+        "forked": [[pid, psutil.Process(pid).create_time()] for pid in forked],
     }
     (directory / NOTE).write_text(json.dumps(owner))
 
@@ -52,7 +60,7 @@ def end_all(work_dir: Path) -> list[str]:
     for file in sorted(work_dir.glob(f"*/{NOTE}")):
         with suppress(OSError, ValueError, KeyError):
             owner = json.loads(file.read_text())
-            if owner["host"] != socket.gethostname() or _alive(owner):
+            if owner["host"] != socket.gethostname() or _alive(owner["pid"], owner["started"]):
                 continue
             _end(file.parent, owner)
             file.unlink()
@@ -60,9 +68,10 @@ def end_all(work_dir: Path) -> list[str]:
     return ended
 
 
-def _alive(owner: dict[str, Any]) -> bool:
+def _alive(pid: int, started: float) -> bool:
+    """Whether this very process runs, and none that got its number later."""
     try:
-        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0)
+        return bool(abs(psutil.Process(pid).create_time() - started) < 1.0)
     except psutil.Error:
         return False
 
@@ -73,6 +82,10 @@ def _end(directory: Path, owner: dict[str, Any]) -> None:
     for job in jobs:
         _slurm("scancel", job)
     count = processes.end(directory, session, patience=0.0)
+    for pid, started in owner["forked"]:
+        if _alive(pid, started):
+            processes.kill_pid(pid)
+            count += 1
     log.warning(
         "the program that started RADICAL-Pilot session %s is gone: its pilots were ended "
         "(%d processes on this machine, %d batch jobs); its files are in %s",

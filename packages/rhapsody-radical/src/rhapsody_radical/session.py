@@ -197,6 +197,7 @@ class Client:
         self._addresses = upkeep.addresses(self.session)
         self._forked = processes.children() - before
         processes.detach(self._forked)
+        leftovers.note(self.directory, self.uid, self._forked)
 
     def _resources_like(self, name: str) -> list[str]:
         known = [
