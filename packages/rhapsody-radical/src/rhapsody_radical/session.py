@@ -318,8 +318,12 @@ def _last_error(path: Path) -> str:
 _open: set[Client] = set()
 
 
-@atexit.register
 def _at_exit() -> None:
     """Leaves nothing running when the program ends without a shutdown."""
     for client in list(_open):
         client.close(keep=False)
+
+
+# The interpreter waits for RADICAL-Pilot's threads before it calls what `atexit` has; what
+# is registered here it calls before it waits, as `concurrent.futures` needs it, too.
+getattr(threading, "_register_atexit", atexit.register)(_at_exit)
