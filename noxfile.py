@@ -19,25 +19,40 @@ ROOT = Path(__file__).parent
 
 
 class Distribution(NamedTuple):
-    """Where a distribution and its tests live, and which extras its tests need.
+    """Where a distribution and its tests live, and what its tests need.
 
-    CI runs `everywhere` ones on every Python and with the lowest dependencies, the others
-    on its own Python alone: run `nox -s tests minimums` before a release of those.
+    Attributes:
+        folder: The distribution's.
+        tests: Its tests' folder.
+        extras: The extras that they need.
+        quick: Plain `nox` and CI run them, CI on every Python and with the lowest
+            dependencies, too. Of the others run `nox -s tests minimums` before a release.
+        pythons: The Pythons that it supports, where those are not all.
+        benchmark: Its own script in `benchmarks`, run with it installed.
     """
 
     folder: str
     tests: str
     extras: str = ""
-    everywhere: bool = False
+    quick: bool = False
+    pythons: tuple[str, ...] = ()
+    benchmark: str = ""
 
 
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
-    "core": Distribution(
-        "packages/rhapsody-core", "tests/core", "[files,testing]", everywhere=True
+    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]", quick=True),
+    "dask": Distribution(
+        "packages/rhapsody-dask", "tests/dask", "[jobqueue,testing]", benchmark="dask.py"
     ),
-    "dask": Distribution("packages/rhapsody-dask", "tests/dask", "[jobqueue,testing]"),
+    "radical": Distribution(
+        "packages/rhapsody-radical",
+        "tests/radical",
+        "[testing]",
+        pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
+        benchmark="radical.py",
+    ),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
@@ -57,7 +72,9 @@ DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "types", f"tests-{RUNNING}", "system"]
+QUICK = [name for name, dist in DISTRIBUTIONS.items() if dist.quick]
+QUICK_TESTS = [f"tests-{RUNNING}(backend='{name}')" for name in QUICK]
+nox.options.sessions = ["lint", "types", *QUICK_TESTS, "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -100,6 +117,9 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment with its distribution and core alone."""
+    supported = DISTRIBUTIONS[backend].pythons
+    if supported and session.python not in supported:
+        session.skip(f"{backend} supports Python {', '.join(supported)}")
     install_distribution(session, backend, *TEST_TOOLS)
     session.run("pytest", *(session.posargs or [DISTRIBUTIONS[backend].tests]))
 
@@ -168,15 +188,21 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """The benchmark scripts at small sizes: that they run, not what they measure."""
-    install_distribution(session, "dask")
+    others = {dist.benchmark for dist in DISTRIBUTIONS.values()}
+    install_distribution(session, "core")
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        session.run("python", str(script), "--smoke")
+        if script.name not in others:
+            session.run("python", str(script), "--smoke")
+    for backend, dist in DISTRIBUTIONS.items():
+        if dist.benchmark:
+            install_distribution(session, backend)
+            session.run("python", f"benchmarks/{dist.benchmark}", "--smoke")
 
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
     """All that plain `nox` leaves out, for CI: other Pythons, minimums, documentation."""
-    for backend in [name for name, one in DISTRIBUTIONS.items() if one.everywhere]:
+    for backend in QUICK:
         for python in PYTHONS:
             if python != RUNNING:
                 session.notify(f"tests-{python}(backend='{backend}')")

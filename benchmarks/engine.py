@@ -124,7 +124,7 @@ async def executor_chain(size: int) -> float:
 
 async def asyncflow(size: int, *, chain: bool) -> float:
     """radical.asyncflow on its thread backend (fan, chain) as its documentation shows."""
-    from radical.asyncflow import (  # type: ignore[import-not-found]
+    from radical.asyncflow import (
         LocalExecutionBackend as Threads,
     )
     from radical.asyncflow import WorkflowEngine as Peer

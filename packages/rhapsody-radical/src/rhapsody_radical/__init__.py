@@ -1,0 +1,36 @@
+"""Rhapsody's backend for RADICAL-Pilot. Its names are imported when they are first used.
+
+This module stays light: the registry of backends loads it to read what the
+plugin declares, and RADICAL-Pilot is imported when the backend's class is asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import rhapsody_guard
+from rhapsody_radical._version import __version__
+
+if TYPE_CHECKING:
+    from rhapsody_radical.backend import RadicalExecutionBackend
+    from rhapsody_radical.services import service_ready_callback
+
+rhapsody_guard.check()
+
+__all__ = ["RadicalExecutionBackend", "__version__", "service_ready_callback"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "RadicalExecutionBackend":
+        from rhapsody_radical.backend import RadicalExecutionBackend
+
+        return RadicalExecutionBackend
+    if name == "service_ready_callback":
+        from rhapsody_radical.services import service_ready_callback
+
+        return service_ready_callback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

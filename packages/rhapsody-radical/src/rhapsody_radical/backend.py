@@ -1,0 +1,497 @@
+"""The RADICAL-Pilot backend: tasks to pilots, and what is reported of them.
+
+RADICAL-Pilot blocks and calls back on threads of its own. Here its calls are made on
+one thread, ends are worked up on a second, and a third looks once a second for what
+nobody calls back about. Descriptions are translated in `translate`, results in `results`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.errors import BackendError, TaskLostError
+from rhapsody.task import TaskDescription
+from rhapsody_radical import capabilities, functions, links, services, states, translate
+from rhapsody_radical.descriptions import pilot_descriptions
+from rhapsody_radical.functions import Functions
+from rhapsody_radical.jobs import Job
+from rhapsody_radical.raptor import Pair, checked, checked_settings
+from rhapsody_radical.session import FINAL, Client, Pilot
+from rhapsody_radical.threads import Results, Watch, Worker
+
+states.register()
+
+ENDING = 10.0
+"""Seconds that `shutdown` waits for tasks to end before their pilots are ended."""
+
+
+class RadicalExecutionBackend(ManagedBackend):
+    """Runs tasks on pilots of RADICAL-Pilot.
+
+    Executables are RADICAL-Pilot's own tasks. Functions run on RAPTOR workers, which are
+    started when the first function task arrives, or as programs of their own
+    (`functions="executable"`), which is slower and keeps them apart. With several
+    pilots each task goes to the one with the least to do; the tasks of a pilot that ends
+    fail with `TaskLostError`, which the engine answers with another attempt.
+
+    Args:
+        resources: The parameters of a pilot's description (`resource`, `cores`,
+            `nodes`, `runtime` in minutes, `queue`, `project`, ...), or a list of such for
+            several pilots. Default: this machine, `local.localhost`, for an hour.
+        raptor_config: RAPTOR masters and their workers, instead of one pair sized to
+            the pilot: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}` in the
+            words of RADICAL-Pilot's task description.
+        functions: `"raptor"` or `"executable"`.
+        raptor: `False` switches RAPTOR off: function tasks fail.
+        function_cores: Cores of each pilot that are RAPTOR's workers'; executables have
+            the others. Default: half of them, rounded up, but for RAPTOR's master.
+        work_dir: Where the session's directory is made; `.rhapsody` in the current one.
+        keep_session: Whether the session's directory, with RADICAL-Pilot's logs, stays
+            after the shutdown. Default: where a pilot failed.
+        verbose: RADICAL-Pilot reports on standard error.
+
+    Raises:
+        TypeError: A value of the wrong type, or a parameter that RADICAL-Pilot lacks.
+        ValueError: A value that cannot be meant.
+
+    Attributes:
+        session: RADICAL-Pilot's session once it was started.
+        pilot_manager: Its pilot manager.
+        task_manager: The task manager of the first pilot.
+        resource_pilot: The first pilot.
+        raptor_mode: Whether function tasks go to RAPTOR.
+        master_selector: Gives the uids of the masters in turn.
+    """
+
+    name = "radical_pilot"
+    capabilities = capabilities.RAPTOR
+
+    def __init__(
+        self,
+        resources: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        raptor_config: Mapping[str, Any] | None = None,
+        *,
+        functions: str = "raptor",
+        raptor: bool = True,
+        function_cores: int | None = None,
+        work_dir: str | Path | None = None,
+        keep_session: bool | None = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__()
+        self._settings = pilot_descriptions(resources)
+        self._config = checked_settings(functions, raptor_config, function_cores)
+        self.functions = functions
+        self.function_cores = function_cores
+        self._keep = keep_session
+        self._client = Client(
+            Path(work_dir or ".rhapsody").absolute(), self._settings, verbose=verbose
+        )
+        self.session.uid = self._client.uid
+        self.session.path = str(self._client.directory)
+        self.pilot_manager: Any = None
+        self.task_manager: Any = None
+        self.resource_pilot: Any = None
+        self.raptor_mode: bool = bool(raptor) and functions == "raptor"
+        self.master_selector = self.select_master()
+        self.capabilities = capabilities.of(
+            functions, enabled=bool(raptor), own_config=raptor_config is not None
+        )
+        self._functions = Functions(self)
+        self._stopping = threading.Event()
+        self._sources: dict[str, dict[str, str]] = {}
+        self._directives: dict[str, list[dict[str, Any]]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._commands: Worker | None = None
+        self._results: Results | None = None
+        self._watch: Watch | None = None
+
+    # Life.
+
+    async def start(self) -> None:
+        """Starts the session and its pilots; returns when they are launched.
+
+        On a batch system that means queued: tasks wait for their pilot.
+
+        Raises:
+            PilotException: RADICAL-Pilot cannot; the text has its reason.
+            SystemExit: It was interrupted; the text has the session's path.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._commands = Worker("rhapsody-radical-commands")
+        self._results = Results(self)
+        starting = asyncio.ensure_future(in_thread(self._start))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            self._stopping.set()
+            await asyncio.wait([starting])  # what is half open cannot be closed
+            starting.exception()
+            raise
+        self._watch = Watch(self)
+
+    def _start(self) -> None:
+        client = self._client
+        client.open(self._on_task, self._on_pilot)
+        self.session = client.session
+        self.pilot_manager = client.manager
+        self.task_manager = client.pilots[0].manager
+        self.resource_pilot = client.pilots[0].pilot
+        client.wait_launched(self._stopping)
+        if not all(pilot.shared for pilot in client.pilots):
+            self.capabilities = capabilities.remote(self.capabilities)
+        if self._config is not None:
+            self.setup_raptor_mode(self._config)
+
+    async def stop(self) -> None:
+        """Ends every task and pilot, and closes the session."""
+        self._stopping.set()
+        await in_thread(self._stop)
+
+    def _stop(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        jobs = list(self._open.values())
+        for job in jobs:
+            self._cancel(job)
+        if self._commands is not None:
+            self._commands.stop()
+        if self._results is not None and jobs:
+            self._results.wait_for(jobs, ENDING)
+        failed = any(p.reason is not None and p.state == "FAILED" for p in self.pilots)
+        self._client.close(keep=failed if self._keep is None else self._keep)
+        for job in list(self._open.values()):
+            self.end(job, self._canceled(job))
+        if self._results is not None:
+            self._results.stop()
+        self._functions.forget()
+
+    @staticmethod
+    def _canceled(job: Job) -> str:
+        job.cancelled = True
+        return "CANCELED"
+
+    @property
+    def pilots(self) -> list[Pilot]:
+        """The pilots, the first one first."""
+        return self._client.pilots
+
+    @property
+    def pilot_state(self) -> str:
+        """The native state of the first pilot, `NEW` before the start."""
+        return self.pilots[0].state
+
+    @property
+    def tasks(self) -> dict[str, TaskDescription]:
+        """The descriptions of the tasks that have not ended, by uid."""
+        return {uid: job.task for uid, job in list(self._open.items())}
+
+    def get_nodelist(self) -> Any:
+        """The nodes of the first pilot, `None` unless it is active."""
+        if self.resource_pilot is None or self.pilot_state != "PMGR_ACTIVE":
+            return None
+        return self.resource_pilot.nodelist
+
+    # Tasks in.
+
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        """Hands tasks to RADICAL-Pilot in one go; returns when it has them."""
+        self.require_running()
+        for task in tasks:
+            if task["uid"] in self._open:
+                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+        jobs = []
+        for task in tasks:
+            jobs.append(Job(task, self._pilot_for(task)))
+            self._open[task["uid"]] = jobs[-1]
+        assert self._commands is not None
+        await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
+
+    def _pilot_for(self, task: TaskDescription) -> Pilot:
+        pilots = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
+        if len(pilots) == 1:
+            return pilots[0]
+        wanted = task["task_backend_specific_kwargs"].get("pilot")
+        for pilot in pilots:
+            if wanted == pilot.uid:
+                return pilot
+        busy = dict.fromkeys((pilot.number for pilot in pilots), 0)
+        for job in list(self._open.values()):
+            busy[job.pilot.number] = busy.get(job.pilot.number, 0) + 1
+        return min(pilots, key=lambda pilot: busy[pilot.number] / max(1, pilot.cores))
+
+    def _submit(self, jobs: list[Job]) -> None:
+        """Translates and submits; on the thread of commands."""
+        ready: dict[int, list[tuple[Job, Any]]] = {}
+        for job in jobs:
+            try:
+                if not job.pilot.usable:
+                    raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
+                described = (job, self._description(job))
+                ready.setdefault(job.pilot.number, []).append(described)
+            except Exception as error:  # one task's problem
+                self.fail(job, error)
+        for batch in ready.values():
+            manager = batch[0][0].pilot.manager
+            try:
+                handles = manager.submit_tasks([description for _, description in batch])
+            except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
+                for job, _ in batch:
+                    self.fail(job, error)
+                continue
+            for (job, _), handle in zip(batch, handles, strict=True):
+                job.handle = handle
+                if not job.pilot.usable:  # it ended meanwhile
+                    self.end(job, "LOST")
+                elif job.cancelled:
+                    self._cancel_now(job)
+
+    def _description(self, job: Job) -> Any:
+        """RADICAL-Pilot's description of a job, with its sandbox made."""
+        task, pilot = job.task, job.pilot
+        translate.link_sources(self._sources.pop(job.uid, {}), pilot)
+        directives = self._directives.pop(job.uid, [])
+        ours = links.take(task, directives) if directives and pilot.shared else []
+        if job.is_function:
+            description = self._functions.describe(job)
+        else:
+            description = translate.describe_executable(task, pilot)
+            taken = self._functions.cores_taken(pilot)
+            translate.check_fits(task["name"], description, pilot, taken)
+            if task["is_service"]:
+                services.readiness(task)
+            job.own_sandbox = translate.place(task, description, pilot)
+        job.timeout = float(description.timeout or 0)
+        links.do(ours, task.get("sandbox", ""), pilot.sandbox)
+        return description
+
+    # Cancellation.
+
+    async def cancel_task(self, uid: str) -> bool:
+        """Cancels a task; `False` for one that is unknown or has ended."""
+        job: Job | None = self._open.get(uid)
+        if job is None or job.over:
+            return False
+        self._cancel(job)
+        return True
+
+    def _cancel(self, job: Job) -> None:
+        job.cancelled = True
+        if self._commands is not None:
+            self._commands.submit(partial(self._cancel_now, job))
+
+    def _cancel_now(self, job: Job) -> None:
+        """Asks RADICAL-Pilot to cancel; asked again until it has (`Watch`)."""
+        if job.handle is not None and not job.over:
+            with suppress(Exception):  # the pilot may be gone; its end is seen elsewhere
+                job.pilot.manager.cancel_tasks([job.uid])
+
+    # States out.
+
+    def _on_task(self, handle: Any, state: str) -> None:
+        """RADICAL-Pilot's callback, on its thread; exceptions would be swallowed."""
+        job: Job | None = self._open.get(handle.uid)
+        if job is None:
+            if state in FINAL:
+                self._functions.look_at(handle.uid)
+            return
+        if job.handle is None:
+            job.handle = handle
+        if state in FINAL:
+            self.end(job, state)
+        else:
+            self._progress(job, state)
+
+    def _progress(self, job: Job, state: str) -> None:
+        with job.lock:
+            if job.over:
+                return
+            job.native = state
+            if state != "AGENT_EXECUTING":
+                self.task_state_cb(job.task, state)
+                return
+            job.running = True
+            if not job.task["is_service"]:
+                self.task_state_cb(job.task, state)
+                return
+            attach = partial(_attach, job.handle)
+            self.task_state_cb(job.task, state, service_callback=attach)
+        assert self._loop is not None
+        services.watch(job, services.readiness(job.task), self._loop)
+
+    def end(self, job: Job, state: str) -> None:
+        """Takes note of a final state; worked up on another thread, reported once."""
+        if job.claim_end() and self._results is not None:
+            self._results.put(job, state)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """Fails a task with an exception, now."""
+        if job.claim_end():
+            job.task["exception"] = error
+            self.task_state_cb(job.task, "CANCELED" if job.cancelled else "FAILED")
+
+    # For the threads.
+
+    def later(self, function: Callable[[], Any]) -> None:
+        """Has a function called on the thread of commands."""
+        if self._commands is not None:
+            self._commands.submit(function)
+
+    def open_jobs(self) -> list[Job]:
+        """The jobs that have not ended."""
+        return list(self._open.values())
+
+    def open_uids(self) -> set[str]:
+        """Their uids."""
+        return set(self._open)
+
+    def function_outcome(self, job: Job, state: str) -> tuple[str, BaseException | None]:
+        """What came of a function task; removes what was made for its call."""
+        outcome = self._functions.outcome(job, state)
+        self._functions.tidy(job, outcome[0])
+        return outcome
+
+    def check_functions(self) -> None:
+        """Looks whether RAPTOR's masters and workers live."""
+        self._functions.check()
+
+    def pair_lost(self, pair: Pair) -> None:
+        """Ends the calls of a RAPTOR pair that is gone."""
+        for job in self.open_jobs():
+            if job.pair is pair:
+                self.end(job, "LOST")
+
+    # Pilots.
+
+    def _on_pilot(self, pilot: Any, state: str) -> None:
+        for each in self.pilots:
+            if pilot is each.pilot or str(pilot.uid) == each.uid:
+                self.note_pilot(each, state)
+
+    def note_pilot(self, pilot: Pilot, state: str) -> None:
+        """Takes note of a pilot's state: when it ends, its tasks are lost."""
+        if state not in FINAL or pilot.reason is not None:
+            return
+        how = {"DONE": "ended: its walltime is over, or it was cancelled"}.get(state, state)
+        pilot.reason = f"pilot {pilot.uid} on {pilot.settings['resource']} {how}"
+        if state == "FAILED" and not self._stopping.is_set():
+            pilot.reason += f": {self._client.why(pilot)}"
+        for job in list(self._open.values()):
+            if job.pilot is pilot and job.handle is not None:
+                self.end(job, "LOST")
+
+    # RAPTOR.
+
+    @property
+    def masters(self) -> list[Any]:
+        """RADICAL-Pilot's tasks of the RAPTOR masters."""
+        return [pair.master for pair in self._functions.pairs()]
+
+    @property
+    def workers(self) -> list[Any]:
+        """RADICAL-Pilot's tasks of the RAPTOR workers."""
+        return [worker for pair in self._functions.pairs() for worker in pair.workers]
+
+    def setup_raptor_mode(self, raptor_config: Mapping[str, Any]) -> None:
+        """Starts RAPTOR masters and workers. Blocks.
+
+        Args:
+            raptor_config: As for the constructor.
+
+        Raises:
+            TypeError: It is malformed.
+            ValueError: It has no master, or a master without workers.
+        """
+        self._functions.configure(checked(raptor_config))
+        self.raptor_mode = True
+
+    def select_master(self) -> Generator[str, None, None]:
+        """The uids of the masters in turn, for ever.
+
+        Raises:
+            RuntimeError: There is no RAPTOR, or no master.
+        """
+        for turn in itertools.count():
+            masters = [str(master.uid) for master in self.masters]
+            if not self.raptor_mode or not masters:
+                raise RuntimeError(
+                    "RAPTOR is switched off, or has no masters: give "
+                    "RadicalExecutionBackend(raptor_config={'masters': [...]})"
+                )
+            yield masters[turn % len(masters)]
+
+    # The description.
+
+    def build_task(
+        self,
+        uid: str,
+        task_desc: Mapping[str, Any],
+        task_backend_specific_kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """RADICAL-Pilot's description of a task.
+
+        Args:
+            uid: The task's uid.
+            task_desc: The task's description.
+            task_backend_specific_kwargs: Settings in RADICAL-Pilot's own words.
+
+        Returns:
+            An `rp.TaskDescription`, or `None` after the task was reported as failed.
+        """
+        task = functions.completed(uid, task_desc, task_backend_specific_kwargs)
+        try:
+            if task["function"] is None:
+                return translate.describe_executable(task, None)
+            return self._functions.translate(task)
+        except Exception as error:  # reported, as for a task that is submitted
+            task["exception"] = error
+            for callback in tuple(self._callbacks):
+                callback(task, "FAILED")
+            return None
+
+    # Files.
+
+    def link_explicit_data_deps(
+        self,
+        src_task: Mapping[str, Any] | None = None,
+        dst_task: Any = None,
+        file_name: str | None = None,
+        file_path: str | None = None,
+    ) -> dict[str, Any]:
+        """Adds the staging of one file to a task, in RADICAL-Pilot's words.
+
+        Returns:
+            The staging directive.
+
+        Raises:
+            ValueError: Neither a name nor a path is given, or no source for a name.
+        """
+        if dst_task is not None and src_task is not None and file_path is None:
+            self._remember(src_task, dst_task)
+        directive = links.explicit(src_task, dst_task, file_name, file_path)
+        if "uid" in dst_task:
+            self._directives.setdefault(dst_task["uid"], []).append(directive)
+        return directive
+
+    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
+        """Adds commands to a task that link all that another left in its sandbox."""
+        self._remember(src_task, dst_task)
+        links.implicit(src_task, dst_task)
+
+    def _remember(self, src_task: Mapping[str, Any], dst_task: Mapping[str, Any]) -> None:
+        sandbox = src_task.get("sandbox")
+        if sandbox and "uid" in dst_task:
+            self._sources.setdefault(dst_task["uid"], {})[src_task["uid"]] = sandbox
+
+
+def _attach(handle: Any, future: Any, task: Any, state: Any) -> None:
+    services.service_ready_callback(future, handle, state)

@@ -1,0 +1,48 @@
+"""What the backend can do, by how it runs functions. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rhapsody.backends.base import Capabilities
+
+RAPTOR = Capabilities(
+    services=True,
+    cancel_functions="running",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    files=True,
+    shared_file_system=True,
+    resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
+    binds=frozenset({"cores"}),
+    captures_output=True,
+    reports_running=True,
+)
+"""Functions on RAPTOR workers of our own, each call in a process of its own."""
+
+EXECUTABLES = RAPTOR
+"""Functions as programs of their own."""
+
+OWN_WORKERS = replace(
+    RAPTOR, cancel_functions="none", cancel_async_functions="none", captures_output=True
+)
+"""Functions on the RAPTOR workers that a user configured: what runs there goes on."""
+
+NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
+"""RAPTOR is switched off, and functions with it."""
+
+
+def remote(of: Capabilities) -> Capabilities:
+    """The same on a pilot that does not see the engine's file system."""
+    return replace(of, shared_file_system=False)
+
+
+def of(functions: str, *, enabled: bool, own_config: bool) -> Capabilities:
+    """What a backend with these settings can do."""
+    if functions == "executable":
+        return EXECUTABLES
+    if not enabled:
+        return NO_FUNCTIONS
+    return OWN_WORKERS if own_config else RAPTOR

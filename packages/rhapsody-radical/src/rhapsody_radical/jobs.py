@@ -1,0 +1,84 @@
+"""One task on its way through RADICAL-Pilot, and how its kinds are told apart."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.task import TaskDescription
+
+if TYPE_CHECKING:
+    from rhapsody_radical.raptor import Pair
+    from rhapsody_radical.session import Pilot
+
+
+class Job:
+    """A task from its submission to its terminal state.
+
+    Attributes:
+        task: Its description, written into at the end.
+        pilot: The pilot it goes to.
+        handle: RADICAL-Pilot's task, `None` before it is submitted.
+        pair: The RAPTOR master and workers it goes to, `None` for an executable.
+        program: Whether it is a function task that runs as a program of its own.
+        native: The last state that was reported.
+        running: Whether it was reported to run.
+        cancelled: Whether somebody asked for it to be cancelled.
+        over: Whether its end has been taken note of; set once, under `lock`.
+        stopped: Set at its end, for whoever watches it.
+        timeout: The time-out in RADICAL-Pilot's own description, 0 for none.
+        own_sandbox: Whether its sandbox is the backend's to remove.
+        on_end: Called once at its end.
+    """
+
+    __slots__ = (
+        "cancelled",
+        "handle",
+        "lock",
+        "native",
+        "on_end",
+        "over",
+        "own_sandbox",
+        "pair",
+        "pilot",
+        "program",
+        "running",
+        "stopped",
+        "task",
+        "timeout",
+    )
+
+    def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
+        self.task = task
+        self.pilot = pilot
+        self.handle: Any = None
+        self.pair: Pair | None = None
+        self.program = False
+        self.native: str | None = None
+        self.running = False
+        self.cancelled = False
+        self.over = False
+        self.lock = threading.Lock()
+        self.stopped: threading.Event | None = None
+        self.timeout = 0.0
+        self.own_sandbox = False
+        self.on_end: Callable[[], None] | None = None
+
+    @property
+    def uid(self) -> str:
+        """The task's uid, which is RADICAL-Pilot's, too."""
+        return self.task["uid"]
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is a function task."""
+        return self.task["function"] is not None
+
+    def claim_end(self) -> bool:
+        """Whether the caller is the first to see the end: it reports it."""
+        with self.lock:
+            if self.over:
+                return False
+            self.over = True
+            return True

@@ -1,0 +1,115 @@
+"""Pilots that outlived a killed program: found at the next start in the same directory, and ended.
+
+A program that is killed with SIGKILL leaves its agent and the tasks on it until the
+walltime. Each session notes in its directory who started it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rhapsody_radical import processes
+
+log = logging.getLogger(__name__)
+
+NOTE = "owner.json"
+
+
+def note(directory: Path, session: str, forked: Iterable[int] = ()) -> None:
+    """Writes down who started a session.
+
+    Args:
+        directory: The session's directory.
+        session: Its uid.
+        forked: Processes that were forked from this one, which outlive it.
+    """
+    owner = {
+        "session": session,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "forked": [[pid, psutil.Process(pid).create_time()] for pid in forked],
+    }
+    (directory / NOTE).write_text(json.dumps(owner))
+
+
+def forget(directory: Path) -> None:
+    """The session was closed: nothing of it is left to look for."""
+    with suppress(OSError):
+        (directory / NOTE).unlink()
+
+
+def end_all(work_dir: Path) -> list[str]:
+    """Ends the sessions below a directory whose programs are gone.
+
+    Returns:
+        The uids of the sessions that were ended.
+    """
+    ended = []
+    for file in sorted(work_dir.glob(f"*/{NOTE}")):
+        with suppress(OSError, ValueError, KeyError):
+            owner = json.loads(file.read_text())
+            if owner["host"] != socket.gethostname() or _alive(owner["pid"], owner["started"]):
+                continue
+            _end(file.parent, owner)
+            file.unlink()
+            ended.append(str(owner["session"]))
+    return ended
+
+
+def _alive(pid: int, started: float) -> bool:
+    """Whether this very process runs, and none that got its number later."""
+    try:
+        return bool(abs(psutil.Process(pid).create_time() - started) < 1.0)
+    except psutil.Error:
+        return False
+
+
+def _end(directory: Path, owner: dict[str, Any]) -> None:
+    session = owner["session"]
+    jobs = _batch_jobs(directory)
+    for job in jobs:
+        _slurm("scancel", job)
+    count = processes.end(directory, session, patience=0.0)
+    for pid, started in owner["forked"]:
+        if _alive(pid, started):
+            processes.kill_pid(pid)
+            count += 1
+    log.warning(
+        "the program that started RADICAL-Pilot session %s is gone: its pilots were ended "
+        "(%d processes on this machine, %d batch jobs); its files are in %s",
+        session, count, len(jobs), directory,
+        extra={"session": session},
+    )  # fmt: skip
+
+
+def _batch_jobs(directory: Path) -> list[str]:
+    """Slurm's jobs that work in a directory; other batch systems end theirs by the walltime."""
+    root = os.path.realpath(directory) + os.sep
+    lines = _slurm("squeue", "--noheader", "--user", str(os.getuid()), "--format", "%i %Z")
+    pairs = (line.partition(" ") for line in lines.splitlines())
+    return [job for job, _, place in pairs if os.path.realpath(place).startswith(root)]
+
+
+def _slurm(*words: str) -> str:
+    """What a command of Slurm prints, nothing where there is no Slurm."""
+    if shutil.which(words[0]) is None:
+        return ""
+    try:
+        run = subprocess.run(  # noqa: S603 - fixed words and a job's number
+            words, check=False, capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout

@@ -1,0 +1,100 @@
+"""How a task's files come from another task or from outside, in RADICAL-Pilot's words (C8)."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from rhapsody.data import link_into, plain_name
+from rhapsody_radical.library import rp
+
+PILOT = "pilot:///"
+TASK = "task:///"
+
+
+def explicit(
+    src_task: Mapping[str, Any] | None,
+    dst_task: Any,
+    file_name: str | None,
+    file_path: str | None,
+) -> dict[str, Any]:
+    """The staging directive for one file, appended to the target's `input_staging`.
+
+    Raises:
+        ValueError: Neither a name nor a path is given, or no source for a name.
+        DataError: The name could leave the sandbox.
+    """
+    if not file_name and not file_path:
+        raise ValueError("link_explicit_data_deps needs file_name or file_path")
+    if file_path:
+        name = plain_name(file_name or os.path.basename(file_path))
+        directive = {"source": file_path, "target": f"{TASK}{name}", "action": rp.TRANSFER}
+    elif src_task is not None:
+        name = plain_name(file_name or src_task["uid"])
+        source = f"{PILOT}{src_task['uid']}/{name}"
+        directive = {"source": source, "target": f"{TASK}{name}", "action": rp.LINK}
+    else:
+        raise ValueError(
+            f"link_explicit_data_deps: file_name={file_name!r} needs src_task, the task that "
+            "wrote it, or file_path"
+        )
+    specific = dst_task.setdefault("task_backend_specific_kwargs", {})
+    specific["input_staging"] = [*(specific.get("input_staging") or ()), directive]
+    return directive
+
+
+def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Takes directives of ours out of what is handed to RADICAL-Pilot.
+
+    On a file system that the engine sees they are done here, see `do`: RADICAL-Pilot's
+    own staging knows no names with spaces, and says nothing where a file is missing.
+
+    Args:
+        task: The task that is about to be submitted.
+        directives: What `explicit` returned for it.
+
+    Returns:
+        Those that are still there.
+    """
+    specific = task["task_backend_specific_kwargs"]
+    staging = specific.get("input_staging") or []
+    ours = [each for each in staging if any(each is one for one in directives)]
+    kept = [each for each in staging if not any(each is one for one in ours)]
+    task["task_backend_specific_kwargs"] = {**specific, "input_staging": kept}
+    return ours
+
+
+def do(directives: list[dict[str, Any]], sandbox: str, pilot_sandbox: str) -> None:
+    """Links the files of directives into a sandbox.
+
+    Raises:
+        DataError: A file is not there, or its name is taken.
+    """
+    for directive in directives:
+        source = directive["source"]
+        if source.startswith(PILOT):
+            source = os.path.realpath(os.path.join(pilot_sandbox, source.removeprefix(PILOT)))
+        link_into(sandbox, directive["target"].removeprefix(TASK), source)
+
+
+def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
+    """Appends the commands that link what a task left into the sandbox of another.
+
+    All but the files of RADICAL-Pilot itself, which begin with the task's uid. Safe for
+    names with spaces and for empty sandboxes.
+    """
+    uid = src_task["uid"]
+    commands = [
+        f"export SRC_TASK_ID={shlex.quote(uid)}",
+        'export SRC_TASK_SANDBOX="$RP_PILOT_SANDBOX/$SRC_TASK_ID"',
+        (
+            'for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do '
+            '[ -e "$src" ] || continue; name="${src##*/}"; '
+            'case "$name" in "$SRC_TASK_ID"*|.rhapsody.*) continue;; esac; '
+            '[ -e "$name" ] || [ -L "$name" ] || ln -s "$src" "$name"; done'
+        ),
+    ]
+    specific = dst_task.setdefault("task_backend_specific_kwargs", {})
+    specific["pre_exec"] = [*(specific.get("pre_exec") or ()), *commands]

@@ -1,0 +1,316 @@
+"""A RAPTOR worker that can be trusted: it runs in a pilot, loaded by its path.
+
+RAPTOR's own worker is lost for good when a call kills its process, cannot cancel a
+call that runs and never says that one has begun. This one makes each call in a process
+of a pool, watches that process, ends it when the call is cancelled, and reports the
+call as running. It must import nothing of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import struct
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import Any
+
+import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
+import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
+
+LENGTH = struct.Struct("!Q")
+STATES = "state_pubsub"
+
+
+class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
+    """Makes calls in processes of its own.
+
+    Args:
+        raptor_id: The uid of its master.
+    """
+
+    def __init__(self, raptor_id: str) -> None:
+        self._change = threading.Condition()
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._running: dict[str, Process] = {}
+        self._cancelled: set[str] = set()
+        self._idle: list[Process] = []
+        self._states: Any = None
+        self._server = Server()  # while this process has no threads
+        super().__init__(raptor_id)
+        threading.Thread(target=self._schedule, daemon=True).start()
+
+    # What comes in, on RADICAL-Pilot's threads.
+
+    def _request_cb(self, tasks: Any) -> None:
+        with self._change:
+            self._waiting.extend(ru.as_list(tasks))
+            self._change.notify_all()
+
+    def _control_cb(self, topic: Any, message: Any) -> Any:
+        if message.get("cmd") == "cancel_tasks":
+            self._cancel(set(message["arg"]["uids"]))
+            return None
+        return super()._control_cb(topic, message)
+
+    def _cancel(self, uids: set[str]) -> None:
+        with self._change:
+            dropped = [task for task in self._waiting if task["uid"] in uids]
+            for task in dropped:
+                self._waiting.remove(task)
+            for uid in uids & self._running.keys():
+                self._cancelled.add(uid)
+                self._running[uid].kill()
+        for task in dropped:
+            self._answer(task, cancelled=True)
+
+    def stop(self) -> None:
+        """Ends all calls and the worker."""
+        self._server.close()
+        super().stop()
+
+    # Calls.
+
+    def _schedule(self) -> None:
+        while True:
+            with self._change:
+                while not self._waiting or not self._fits(self._waiting[0]):
+                    self._change.wait()
+                task = self._waiting.popleft()
+            threading.Thread(target=self._call, args=(task,), daemon=True).start()
+
+    def _fits(self, task: dict[str, Any]) -> bool:
+        """Whether there is room for a call, which is then taken."""
+        cores, gpus = _wanted(task)
+        if cores > self._n_cores or gpus > self._n_gpus:
+            task["slots"] = [{"cores": [], "gpus": []}]
+            return True  # answered with the error in `_call`
+        with self._rlock:
+            free_cores = [n for n, taken in enumerate(self._resources["cores"]) if not taken]
+            free_gpus = [n for n, taken in enumerate(self._resources["gpus"]) if not taken]
+            if len(free_cores) < cores or len(free_gpus) < gpus:
+                return False
+            slot = {"cores": free_cores[:cores], "gpus": free_gpus[:gpus]}
+            for kind, numbers in slot.items():
+                for number in numbers:
+                    self._resources[kind][number] = 1
+        task["slots"] = [slot]
+        return True
+
+    def _call(self, task: dict[str, Any]) -> None:
+        uid = task["uid"]
+        cores, gpus = _wanted(task)
+        task["worker"] = self._uid
+        if cores > self._n_cores or gpus > self._n_gpus:
+            self._answer(
+                task,
+                error=f"AssertionError('{cores} cores and {gpus} GPUs are asked for, the worker "
+                f"has {self._n_cores} and {self._n_gpus}')",
+            )
+            return
+        text, error = None, None
+        process = None
+        try:
+            process = self._process(cores, gpus)
+            with self._change:
+                self._running[uid] = process
+            self._announce(uid)
+            text = process.call(task, task["slots"][0]["gpus"])
+        except Exception as raised:  # one call's problem
+            error = f"RuntimeError('its process could not be used: {type(raised).__name__}')"
+        finally:
+            with self._change:
+                self._running.pop(uid, None)
+                cancelled = uid in self._cancelled
+                self._cancelled.discard(uid)
+                if process is not None:
+                    if text is not None and not cancelled and len(self._idle) < self._n_cores:
+                        self._idle.append(process)
+                    else:
+                        process.close()
+            with self._rlock:
+                for kind, numbers in task["slots"][0].items():
+                    for number in numbers:
+                        self._resources[kind][number] = 0
+            with self._change:
+                self._change.notify_all()
+        if text is None and error is None:
+            error = "ChildProcessError('the process of the call was killed, or ended itself')"
+        self._answer(task, text=text, error=error, cancelled=cancelled)
+
+    def _process(self, cores: int, gpus: int) -> Process:
+        with self._change:
+            for number, process in enumerate(self._idle):
+                if process.shape == (cores, gpus):
+                    return self._idle.pop(number)
+        return self._server.start((cores, gpus))
+
+    # What goes out.
+
+    def _announce(self, uid: str) -> None:
+        """Says that a call has begun, as the agent does for executables."""
+        with self._change:
+            if self._states is None:
+                url = self._reg[f"bridges.{STATES}"]["addr_pub"]
+                self._states = ru.zmq.Publisher(STATES, url=url, log=self._log, prof=self._prof)
+            update = {"uid": uid, "type": "task", "state": rp.AGENT_EXECUTING}
+            self._states.put(STATES, {"cmd": "update", "arg": [update], "fwd": True})
+
+    def _answer(
+        self,
+        task: dict[str, Any],
+        *,
+        text: str | None = None,
+        error: str | None = None,
+        cancelled: bool = False,
+    ) -> None:
+        task["stdout"] = task["stderr"] = ""
+        task["return_value"] = text
+        task["exit_code"] = 0 if text is not None else 1
+        task["exception"] = error
+        task["exception_detail"] = error
+        if cancelled:
+            task["target_state"] = rp.CANCELED
+        self._res_put.put(task)
+
+
+def _wanted(task: dict[str, Any]) -> tuple[int, int]:
+    description = task["description"]
+    cores = description.get("cores_per_rank")
+    return (1 if cores is None else int(cores)), int(description.get("gpus_per_rank") or 0)
+
+
+class Process:
+    """A process that makes one call after the other.
+
+    Args:
+        channel: A socket to it.
+        shape: The cores and GPUs of its calls; libraries read them only once.
+    """
+
+    def __init__(self, channel: socket.socket, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._channel = channel
+        self._pid: int = LENGTH.unpack(_read(channel, LENGTH.size) or LENGTH.pack(0))[0]
+
+    def call(self, task: dict[str, Any], gpus: list[int]) -> str | None:
+        """Makes a call; `None` where the process did not survive it."""
+        try:
+            _send(self._channel, pickle.dumps((task["description"]["function"], gpus)))
+            answer = _receive(self._channel)
+        except OSError:
+            return None
+        return None if answer is None else answer.decode("ascii")
+
+    def kill(self) -> None:
+        """Ends the process and all that it started."""
+        if self._pid:
+            with suppress(OSError):
+                os.killpg(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Lets the process go."""
+        self.kill()
+        self._channel.close()
+
+
+class Server:
+    """A process without threads that makes others by forking itself. Ends with its maker."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                self._socket.close()
+                _serve(theirs)
+                status = 0
+            finally:
+                os._exit(status)
+        theirs.close()
+
+    def start(self, shape: tuple[int, int]) -> Process:
+        """Makes a process."""
+        ours, theirs = socket.socketpair()
+        with self._lock:
+            socket.send_fds(self._socket, [b"+"], [theirs.fileno()])
+        theirs.close()
+        return Process(ours, shape)
+
+    def close(self) -> None:
+        """Ends the server, and with it all that it made."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _serve(requests: socket.socket) -> None:
+    """The server's life: forks for each request, until its maker is gone."""
+    with suppress(ImportError):
+        import asyncio  # noqa: F401 - what every call needs is imported once
+
+        import cloudpickle  # type: ignore[import-untyped,unused-ignore] # noqa: F401
+
+        import rhapsody.context  # noqa: F401
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    made = []
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+        if not message:
+            break
+        channel = socket.socket(fileno=descriptors[0])
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                requests.close()
+                _work(channel)
+                status = 0
+            finally:
+                os._exit(status)
+        made.append(pid)
+        channel.close()
+    for pid in made:
+        with suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _work(channel: socket.socket) -> None:
+    """A process's life: makes one call after the other."""
+    os.setsid()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    channel.sendall(LENGTH.pack(os.getpid()))
+    while (request := _receive(channel)) is not None:
+        encoded, gpus = pickle.loads(request)  # noqa: S301 - from our own worker
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        if not gpus:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        function, args, kwargs = rp.PythonTask.get_func_attr(encoded)
+        _send(channel, function(*args, **(kwargs or {})).encode("ascii"))
+
+
+def _send(channel: socket.socket, data: bytes) -> None:
+    channel.sendall(LENGTH.pack(len(data)))
+    channel.sendall(data)
+
+
+def _receive(channel: socket.socket) -> bytes | None:
+    head = _read(channel, LENGTH.size)
+    return None if head is None else _read(channel, LENGTH.unpack(head)[0])
+
+
+def _read(channel: socket.socket, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        part = channel.recv(min(size - len(data), 1 << 20))
+        if not part:
+            return None
+        data += part
+    return bytes(data)

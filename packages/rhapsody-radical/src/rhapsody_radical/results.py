@@ -1,0 +1,147 @@
+"""What came of a task: its output, exit code or error, from RADICAL-Pilot's account and files.
+
+RADICAL-Pilot cuts output, tells a time-out as a cancellation and lets some failures
+pass as successes. Here each becomes what it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from typing import Any
+
+from rhapsody.errors import (
+    CapabilityError,
+    DataError,
+    TaskFailedError,
+    TaskLostError,
+    TaskTimeoutError,
+)
+from rhapsody.task import TaskDescription
+from rhapsody_radical.jobs import Job
+from rhapsody_radical.translate import missing_outputs
+
+DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
+
+
+def output_paths(job: Job) -> tuple[str, str]:
+    """The files that hold what an executable wrote."""
+    sandbox = job.task.get("sandbox", "")
+    description = job.handle.description if job.handle is not None else {}
+    names = (
+        description.get("stdout") or f"{job.uid}.out",
+        description.get("stderr") or f"{job.uid}.err",
+    )
+    out, err = (os.path.join(sandbox, name) for name in names)
+    return out, err
+
+
+def collect_output(job: Job) -> None:
+    """Writes what an executable printed, whole, and its exit code into its description."""
+    task, handle = job.task, job.handle
+    code = handle.exit_code
+    if code is not None:
+        task["exit_code"] = int(code)
+    capture = task.get("capture", True)
+    if capture is False:
+        task["stdout"] = task["stderr"] = ""
+        return
+    paths = output_paths(job)
+    if capture == "files" and job.pilot.shared:
+        task["stdout"], task["stderr"] = paths
+        return
+    texts = []
+    for path, cut in zip(paths, (handle.stdout, handle.stderr), strict=True):
+        whole = _text_in(path) if job.pilot.shared else None
+        texts.append(whole if whole is not None else (cut or ""))
+    task["stdout"], task["stderr"] = texts
+
+
+def _text_in(path: str) -> str | None:
+    try:
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
+    """The state to report for an executable's final one, and its error.
+
+    Its output must have been collected.
+
+    Returns:
+        The state, and an exception where more than an exit code says what happened.
+    """
+    if job.cancelled:
+        return CANCELED, None
+    if state == CANCELED:
+        return FAILED, _not_ours(job)
+    if state == DONE:
+        missing = missing_outputs(job.task, job.task.get("sandbox", "")) if job.pilot.shared else []
+        if missing:
+            return FAILED, DataError(
+                f"task {job.task['name']!r} ended well, but did not write {', '.join(missing)}, "
+                "which its output_staging names"
+            )
+        return DONE, None
+    handle = job.handle
+    if handle.exit_code and not _infrastructure(handle.exception):
+        return FAILED, None
+    return FAILED, error_of(job.task, handle.exception, handle.exception_detail)
+
+
+def _not_ours(job: Job) -> BaseException:
+    """Why RADICAL-Pilot cancelled what nobody asked to be cancelled."""
+    name = job.task["name"]
+    if job.timeout:
+        return TaskTimeoutError(
+            f"task {name!r} ran for longer than the {job.timeout:g} s of its own `timeout`"
+        )
+    reason = job.pilot.reason
+    if reason:
+        return TaskLostError(f"task {name!r} was lost: {reason}")
+    return TaskLostError(
+        f"task {name!r} was cancelled by RADICAL-Pilot on pilot {job.pilot.uid}, not by this "
+        "program"
+    )
+
+
+def _infrastructure(exception: str | None) -> bool:
+    return bool(exception) and "pilot died" in str(exception)
+
+
+def error_of(task: TaskDescription, exception: str | None, detail: str | None) -> BaseException:
+    """An exception for RADICAL-Pilot's account of one, which is text."""
+    name = task["name"]
+    text = _message(exception)
+    if _infrastructure(exception):
+        return TaskLostError(f"task {name!r} was lost: {text} ({detail})")
+    if exception and exception.startswith("ChildProcessError"):
+        return TaskLostError(f"task {name!r} was lost: {text}")
+    if exception and exception.startswith("AssertionError"):
+        return CapabilityError(f"task {name!r} does not fit on its pilot: {text}")
+    if exception and exception.startswith("ValueError") and "does not fit" in exception:
+        return CapabilityError(f"task {name!r} does not fit on its pilot: {text}")
+    if exception and exception.startswith("FileNotFoundError"):
+        return DataError(f"task {name!r}: a file to be staged is not there: {text}")
+    if exception and exception.startswith("TimeoutError"):
+        return TaskTimeoutError(f"task {name!r}: {text}")
+    tail = (detail or "").strip()[-1500:]
+    more = f"\n{tail}" if tail and tail != text else ""
+    return TaskFailedError(
+        f"task {name!r} failed in RADICAL-Pilot: {text}{more}", stderr=task.get("stderr", "")
+    )
+
+
+def _message(exception: str | None) -> str:
+    """What is between the parentheses of an exception's `repr`."""
+    if not exception:
+        return "no reason was given"
+    start, end = exception.find("("), exception.rfind(")")
+    inner = exception[start + 1 : end] if 0 <= start < end else exception
+    try:
+        value: Any = ast.literal_eval(inner)
+    except (ValueError, SyntaxError):
+        return exception
+    return str(value)

@@ -1,0 +1,204 @@
+"""Services: what a service says when it is ready, brought to whoever waits for it.
+
+RADICAL-Pilot's own service tasks keep the agent from every other task while one
+starts, and stop it for good when one fails to. So a service is an ordinary task here;
+what it says is found in its sandbox, and handed to RADICAL-Pilot, whose
+`Task.wait_info` and `RP_INFO_<UID>` give it as for a service task of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+from typing import Any
+
+from rhapsody.backends.local.services import Ready, parse_ready
+from rhapsody.errors import TaskFailedError
+from rhapsody.task import TaskDescription
+from rhapsody_radical.jobs import Job
+from rhapsody_radical.results import output_paths
+
+UP = "service is up"
+"""What RADICAL-Pilot gives for a service that says nothing."""
+
+FIRST_LOOK, LONGEST_WAIT = 0.02, 0.25
+REGISTERING = 5.0
+"""Seconds that telling the agent about a service may take before its users are told."""
+
+SEEN = 1 << 16
+
+
+def service_ready_callback(future: Any, task: Any, state: Any) -> None:
+    """Sets a future once a service is ready, on a daemon thread.
+
+    Args:
+        future: Its `set_result` and `set_exception` may be called from any thread.
+        task: RADICAL-Pilot's task, or anything with `wait_info()`.
+        state: The state that was reported; not used.
+    """
+
+    def wait() -> None:
+        try:
+            info = task.wait_info()
+        except Exception as error:  # whatever RADICAL-Pilot raises is the answer
+            with suppress(InvalidStateError, asyncio.InvalidStateError):
+                future.set_exception(error)
+        else:
+            with suppress(InvalidStateError, asyncio.InvalidStateError):  # cancelled meanwhile
+                future.set_result(info)
+
+    threading.Thread(target=wait, name="rhapsody-radical-service", daemon=True).start()
+
+
+def readiness(task: TaskDescription) -> Ready | None:
+    """How a service says that it is ready, `None` where it does not.
+
+    Without `ready`, the `info_pattern` of RADICAL-Pilot's description counts.
+
+    Raises:
+        ValueError: Neither is well-formed.
+    """
+    if "ready" in task:
+        return parse_ready(task["ready"])
+    pattern = task["task_backend_specific_kwargs"].get("info_pattern")
+    return parse_ready(pattern) if pattern else None
+
+
+def watch(job: Job, ready: Ready | None, loop: asyncio.AbstractEventLoop) -> None:
+    """Waits for a service to be ready, on a thread, and tells RADICAL-Pilot's task.
+
+    Args:
+        job: The service, which runs.
+        ready: How it says so.
+        loop: The engine's loop, for a callable that is a coroutine function.
+    """
+    stopped = job.stopped = threading.Event()
+
+    def look() -> None:
+        try:
+            info = UP if ready is None else _wait(job, ready, stopped, loop)
+        except Exception as error:  # the user's callable, or the file system
+            _fail(job, error)
+            return
+        if ready is None or not stopped.is_set():
+            _register(job, UP if info is None else info)
+            job.handle._set_info(UP if info is None else info)
+
+    threading.Thread(target=look, name="rhapsody-radical-ready", daemon=True).start()
+
+
+def ended(job: Job) -> None:
+    """A service is over: nobody waits for it any longer."""
+    if job.stopped is not None:
+        job.stopped.set()
+    if job.handle is not None and not job.handle._info_evt.is_set():
+        job.handle._set_info(None)  # `wait_info` raises
+
+
+def too_early(task: TaskDescription) -> TaskFailedError:
+    """The error of a service that ended before it was ready."""
+    code = task.get("exit_code")
+    tail = task.get("stderr", "")[-2000:]
+    said = f": {tail.strip()}" if tail.strip() else ""
+    return TaskFailedError(
+        f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
+        exit_code=code,
+        stderr=tail,
+        command=task["executable"],
+    )
+
+
+def is_ready(job: Job) -> bool:
+    """Whether a service has said that it is ready."""
+    return job.handle is not None and job.handle.info is not None
+
+
+def _fail(job: Job, error: Exception) -> None:
+    job.task["exception"] = error
+    job.handle._set_info(None)
+    job.handle.cancel()
+
+
+def _register(job: Job, info: Any) -> None:
+    """Tells the agent, so that `RP_INFO_<UID>` is set for tasks that name the service."""
+
+    def tell() -> None:
+        with suppress(Exception):  # only the variable is missing then
+            job.pilot.pilot.register_service(job.uid, str(info))
+
+    teller = threading.Thread(target=tell, name="rhapsody-radical-register", daemon=True)
+    teller.start()
+    teller.join(REGISTERING)
+
+
+def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> Any:
+    if ready.kind == "call":
+        return _call(ready.value, job.task, loop)
+    if ready.kind == "file":
+        path = os.path.join(job.task["sandbox"], ready.value)
+        _until(lambda: os.path.exists(path), stopped)
+        return path
+    if ready.kind == "tcp":
+        host = _host(job)
+        _until(lambda: _accepts(host, ready.value), stopped)
+        return host, ready.value
+    return _search(output_paths(job)[0], ready.value, stopped)
+
+
+def _call(function: Callable[..., Any], task: Any, loop: asyncio.AbstractEventLoop) -> Any:
+    value = function(task)
+    if inspect.iscoroutine(value):
+        return asyncio.run_coroutine_threadsafe(value, loop).result()
+    return value
+
+
+def _until(condition: Callable[[], bool], stopped: threading.Event) -> None:
+    wait = FIRST_LOOK
+    while not condition() and not stopped.wait(wait):
+        wait = min(2 * wait, LONGEST_WAIT)
+
+
+def _accepts(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _host(job: Job) -> str:
+    """The node that a service runs on."""
+    with suppress(Exception):  # RADICAL-Pilot may not have told
+        name = str(job.handle.slots[0]["node_name"])
+        if name not in ("localhost", socket.gethostname()):
+            return name
+    return "127.0.0.1"
+
+
+def _search(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> Any:
+    """Looks for a pattern in a file that grows."""
+    wait, text, position = FIRST_LOOK, "", 0
+    while True:
+        last = stopped.is_set()
+        with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+            file.seek(position)
+            more = file.read()
+            position = file.tell()
+            if more:
+                text = (text + more)[-2 * SEEN :]
+                match = pattern.search(text)
+                if match is not None:
+                    return match[1] if pattern.groups else match[0]
+                wait = FIRST_LOOK
+        if last or stopped.wait(wait):
+            if last:
+                return None
+            continue
+        wait = min(2 * wait, LONGEST_WAIT)

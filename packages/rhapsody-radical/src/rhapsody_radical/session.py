@@ -1,0 +1,329 @@
+"""RADICAL-Pilot's objects for one backend: a session, its managers and pilots.
+
+Everything here blocks; the backend calls it on threads of its own. Each pilot has a
+task manager of its own, because a task manager declares all of its tasks failed when
+one of its pilots ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import difflib
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from rhapsody_radical import leftovers, processes, upkeep
+from rhapsody_radical.environment import Environment
+from rhapsody_radical.library import rp, ru
+from rhapsody_radical.pilot import PilotException
+
+log = logging.getLogger(__name__)
+
+LAUNCHED = ("PMGR_ACTIVE_PENDING", "PMGR_ACTIVE")
+FINAL = ("DONE", "FAILED", "CANCELED")
+
+CLOSE_LIMIT = 60.0
+"""Seconds that RADICAL-Pilot may take to close before its processes are ended."""
+
+
+class Pilot:
+    """One pilot, its task manager, and what it has.
+
+    Attributes:
+        number: Which one of the backend's, from 0.
+        settings: The parameters of its description.
+        pilot: RADICAL-Pilot's object.
+        manager: Its task manager.
+        shared: Whether its file system is the engine's.
+        sandbox: The directory of its tasks.
+        reason: Why it ended, `None` while it has not.
+    """
+
+    def __init__(self, number: int, settings: dict[str, Any]) -> None:
+        self.number = number
+        self.settings = settings
+        self.pilot: Any = None
+        self.manager: Any = None
+        self.shared = True
+        self.sandbox = ""
+        self.reason: str | None = None
+        self._config: Any = None
+
+    @property
+    def uid(self) -> str:
+        """Its uid in the session."""
+        return f"pilot.{self.number:04d}"
+
+    @property
+    def state(self) -> str:
+        """Its native state."""
+        return "NEW" if self.pilot is None else str(self.pilot.state)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes tasks, now or later."""
+        return self.reason is None
+
+    def forget(self, uid: str) -> None:
+        """Has the task manager let go of a task that has ended, or it keeps each for ever."""
+        with suppress(Exception), self.manager._tasks_lock:
+            self.manager._tasks.pop(uid, None)
+            self.manager._task_info.pop(uid, None)
+
+    def configure(self, config: Any) -> None:
+        """Takes note of the resource's configuration."""
+        self._config = config
+        self.shared = str(config.get("filesystem_endpoint", "file://")).startswith("file:")
+
+    def has(self, name: str) -> int:
+        """How much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 where unknown."""
+        return int(self._config.get(f"{name}_per_node") or 0) if self._config else 0
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it has."""
+        nodes = int(self.settings.get("nodes") or 0)
+        per_node = self.has("cores")
+        if nodes or not per_node:
+            return nodes or 1
+        return -(-int(self.settings.get("cores") or 1) // per_node)
+
+    @property
+    def cores(self) -> int:
+        """How many cores it has in all."""
+        per_node = self.has("cores")
+        return self.nodes * per_node if per_node else int(self.settings.get("cores") or 1)
+
+
+class Client:
+    """RADICAL-Pilot's objects for one backend. Its methods block.
+
+    Args:
+        work_dir: Where the session's directory is made.
+        pilots: The parameters of the pilots, checked.
+        verbose: Whether RADICAL-Pilot reports on standard error.
+
+    Attributes:
+        uid: The session's uid.
+        directory: Its directory.
+        pilots: Its pilots.
+    """
+
+    def __init__(self, work_dir: Path, pilots: list[dict[str, Any]], *, verbose: bool) -> None:
+        self.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
+        self.directory = Path(os.path.abspath(work_dir)) / self.uid
+        self.pilots = [Pilot(number, settings) for number, settings in enumerate(pilots)]
+        self.session: Any = None
+        self.manager: Any = None
+        self._verbose = verbose
+        self._environment: Environment | None = None
+        self._forked: set[int] = set()
+        self._addresses: frozenset[str] = frozenset()
+        self._held: list[Any] = []
+        self._closed = False
+
+    def open(
+        self,
+        on_task: Callable[[Any, str], None],
+        on_pilot: Callable[[Any, str], None],
+    ) -> None:
+        """Starts the session, its managers and its pilots; returns when they are submitted.
+
+        Args:
+            on_task: Called on RADICAL-Pilot's thread with each state of a task.
+            on_pilot: The same for pilots.
+
+        Raises:
+            PilotException: It cannot be started; the text has RADICAL-Pilot's reason.
+            SystemExit: The start was interrupted.
+        """
+        if any(character in str(self.directory) for character in " \t\n'\"$`\\"):
+            raise PilotException(
+                f"RADICAL-Pilot cannot work in {str(self.directory.parent)!r}: its scripts do not "
+                "quote paths with spaces, quotes or dollar signs; give another directory: "
+                "RadicalExecutionBackend(..., work_dir='/tmp/rhapsody')"
+            )
+        leftovers.end_all(self.directory.parent)
+        try:
+            self.directory.mkdir(parents=True, mode=0o700)
+            self._environment = Environment(self.directory, self.uid, verbose=self._verbose)
+            self._environment.prepare()
+            leftovers.note(self.directory, self.uid)
+            self._environment.hold()
+            _open.add(self)
+            with self._environment.applied():
+                self._start_managers(on_task, on_pilot)
+            self._submit_pilots()
+        except (KeyboardInterrupt, SystemExit) as error:
+            raise SystemExit(
+                f"interrupted while RADICAL-Pilot started; its session is {self.directory}"
+            ) from error
+        except PilotException:
+            raise
+        except Exception as error:  # whatever RADICAL-Pilot raises
+            raise PilotException(f"RADICAL-Pilot cannot start: {_text(error)}") from error
+
+    def _start_managers(
+        self, on_task: Callable[[Any, str], None], on_pilot: Callable[[Any, str], None]
+    ) -> None:
+        before = processes.children()
+        self.session = rp.Session(uid=self.uid, cfg={"base": str(self.directory)})
+        for pilot in self.pilots:
+            settings = pilot.settings
+            try:
+                pilot.configure(
+                    self.session.get_resource_config(
+                        settings["resource"], settings.get("access_schema")
+                    )
+                )
+            except (RuntimeError, ValueError) as error:
+                raise PilotException(
+                    f"{_text(error)} Known resources of this kind: "
+                    f"{', '.join(self._resources_like(settings['resource']))}"
+                ) from error
+        self.manager = rp.PilotManager(session=self.session)
+        self.manager.register_callback(on_pilot)
+        for pilot in self.pilots:
+            pilot.manager = rp.TaskManager(session=self.session)
+            pilot.manager.register_callback(on_task)
+        self._addresses = upkeep.addresses(self.session)
+        self._forked = processes.children() - before
+        processes.detach(self._forked)
+        leftovers.note(self.directory, self.uid, self._forked)
+
+    def _resources_like(self, name: str) -> list[str]:
+        known = [
+            f"{site}.{label}" for site, labels in self.session.rcfgs.items() for label in labels
+        ]
+        return difflib.get_close_matches(name, known, 5, 0.3) or ["local.localhost"]
+
+    def _submit_pilots(self) -> None:
+        for pilot in self.pilots:
+            settings = {"uid": pilot.uid, **pilot.settings}
+            if pilot.shared:
+                settings.setdefault("sandbox", str(self.directory))
+            pilot.pilot = self.manager.submit_pilots(rp.PilotDescription(settings))
+            pilot.sandbox = os.path.normpath(ru.Url(pilot.pilot.pilot_sandbox).path)
+            pilot.manager.add_pilots(pilot.pilot)
+
+    def wait_launched(self, stop: threading.Event) -> None:
+        """Waits until every pilot was launched, which on a batch system means queued.
+
+        Raises:
+            PilotException: One was not; the text has RADICAL-Pilot's reason.
+        """
+        while not stop.is_set():
+            states = [pilot.state for pilot in self.pilots]
+            for pilot, state in zip(self.pilots, states, strict=True):
+                if state in FINAL:
+                    raise PilotException(
+                        f"pilot {pilot.uid} on {pilot.settings['resource']} was not launched "
+                        f"({state}): {self.why(pilot)}"
+                    )
+            if all(state in LAUNCHED for state in states):
+                return
+            time.sleep(0.05)
+
+    def why(self, pilot: Pilot) -> str:
+        """The reason in RADICAL-Pilot's own logs why a pilot ended."""
+        places = [
+            *sorted(Path(self.session.path).glob("pmgr_launching*.log")),
+            Path(pilot.sandbox) / "agent_0.err",
+            Path(pilot.sandbox) / "bootstrap_0.err",
+        ]
+        for place in places:
+            reason = _last_error(place)
+            if reason:
+                return f"{reason} (more in {place})"
+        return f"see the logs in {self.session.path}"
+
+    def close(self, *, keep: bool) -> None:
+        """Closes everything within a limit; what is left of it is ended. Never raises.
+
+        Args:
+            keep: Whether the session's directory stays.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        _open.discard(self)
+        if self.session is not None:
+            self._held = self._objects()
+            closing = threading.Thread(target=self._close_session, name="rhapsody-radical-close")
+            closing.daemon = True
+            closing.start()
+            closing.join(CLOSE_LIMIT)
+        if self.directory.exists():
+            processes.end(self.directory, self.uid)
+        for pid in self._forked & processes.children():
+            with suppress(Exception):
+                processes.kill_pid(pid)
+        upkeep.release(self._held, self._addresses, self.directory)
+        self._held.clear()
+        if self._environment is not None:
+            self._environment.release()
+        leftovers.forget(self.directory)
+        if not keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            with suppress(OSError):
+                self.directory.parent.rmdir()  # where nothing else is in it
+
+    def _objects(self) -> list[Any]:
+        """RADICAL-Pilot's objects, and the parts of them that hold something."""
+        found = [self.session, self.manager]
+        for pilot in self.pilots:
+            found += [pilot.manager, pilot.pilot]
+        parts = ("_cmgr", "_reg", "_reg_service", "_proxy", "_proxy_client")
+        inner = [getattr(each, name, None) for each in found for name in parts]
+        return [each for each in (*found, *inner) if each is not None]
+
+    def _close_session(self) -> None:
+        try:
+            # One that is not active yet does not hear of it: closing the session kills it.
+            if any(pilot.state == "PMGR_ACTIVE" for pilot in self.pilots):
+                self.manager.cancel_pilots(_timeout=15)
+        except Exception as error:  # closing goes on
+            log.debug("pilots could not be cancelled: %r", error)
+        try:
+            self.session.close(download=True)
+        except Exception as error:  # its processes are ended by force
+            log.debug("session %s did not close: %r", self.uid, error)
+
+
+def _text(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _last_error(path: Path) -> str:
+    """The last exception or error in a log, shortened."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        if any(word in line for word in ("Error", "error", "Exception", "rejected", "denied")):
+            return line.strip()[-500:]
+    return ""
+
+
+_open: set[Client] = set()
+
+
+def _at_exit() -> None:
+    """Leaves nothing running when the program ends without a shutdown."""
+    for client in list(_open):
+        client.close(keep=False)
+
+
+# The interpreter waits for RADICAL-Pilot's threads before it calls what `atexit` has; what
+# is registered here it calls before it waits, as `concurrent.futures` needs it, too.
+getattr(threading, "_register_atexit", atexit.register)(_at_exit)

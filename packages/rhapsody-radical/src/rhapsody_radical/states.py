@@ -1,0 +1,286 @@
+"""RADICAL-Pilot's states as data: four generations of task states, and the pilot's life.
+
+For whoever reads old sessions or old programs, and for the backend, whose native
+states are today's. Imports RADICAL-Pilot nowhere: a test compares the tables with
+the installed library's constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
+
+from rhapsody.states import StateMapper, TasksMainStates
+
+BACKEND = "radical_pilot"
+
+
+class Generation(StrEnum):
+    """A generation of RADICAL-Pilot, by its task states."""
+
+    V0_27 = "0.27"
+    """Up to 0.27."""
+    V0_28 = "0.28"
+    """0.28, with a scheduler in the unit manager."""
+    REFACTORED = "refactored"
+    """As documented after the refactoring, with the component in the name."""
+    CURRENT = "current"
+    """As `radical.pilot` 1 has them."""
+
+
+class _Row(NamedTuple):
+    """One step of a task's life in each generation, and what it means."""
+
+    v0_27: str | None
+    v0_28: str | None
+    refactored: str
+    current: str
+    main: TasksMainStates
+
+
+_P, _S, _R = TasksMainStates.PENDING, TasksMainStates.SUBMITTED, TasksMainStates.RUNNING
+_FINAL = (TasksMainStates.DONE, TasksMainStates.CANCELED, TasksMainStates.FAILED)
+
+# fmt: off
+_ROWS = (
+    _Row("NEW", "NEW", "NEW", "NEW", _P),
+    _Row("UNSCHEDULED", "UNSCHEDULED",
+         "UMGR_SCHEDULING_PENDING", "TMGR_SCHEDULING_PENDING", _P),
+    _Row(None, "SCHEDULING", "UMGR_SCHEDULING", "TMGR_SCHEDULING", _P),
+    _Row("PENDING_INPUT_STAGING", "PENDING_INPUT_STAGING",
+         "UMGR_STAGING_INPUT_PENDING", "TMGR_STAGING_INPUT_PENDING", _P),
+    _Row("STAGING_INPUT", "STAGING_INPUT", "UMGR_STAGING_INPUT", "TMGR_STAGING_INPUT", _P),
+    _Row(None, None, "AGENT_STAGING_INPUT_PENDING", "AGENT_STAGING_INPUT_PENDING", _S),
+    _Row("STAGING_INPUT", "STAGING_INPUT", "AGENT_STAGING_INPUT", "AGENT_STAGING_INPUT", _S),
+    _Row("PENDING_EXECUTION", "PENDING_EXECUTION",
+         "AGENT_SCHEDULING_PENDING", "AGENT_SCHEDULING_PENDING", _S),
+    _Row("SCHEDULING", "ALLOCATING", "AGENT_SCHEDULING", "AGENT_SCHEDULING", _S),
+    _Row(None, None, "EXECUTING_PENDING", "AGENT_EXECUTING_PENDING", _S),
+    _Row("EXECUTING", "EXECUTING", "EXECUTING", "AGENT_EXECUTING", _R),
+    _Row("PENDING_OUTPUT_STAGING", "PENDING_OUTPUT_STAGING",
+         "AGENT_STAGING_OUTPUT_PENDING", "AGENT_STAGING_OUTPUT_PENDING", _R),
+    _Row("STAGING_OUTPUT", "STAGING_OUTPUT", "AGENT_STAGING_OUTPUT", "AGENT_STAGING_OUTPUT", _R),
+    _Row(None, None, "UMGR_STAGING_OUTPUT_PENDING", "TMGR_STAGING_OUTPUT_PENDING", _R),
+    _Row("STAGING_OUTPUT", "STAGING_OUTPUT", "UMGR_STAGING_OUTPUT", "TMGR_STAGING_OUTPUT", _R),
+    _Row("DONE", "DONE", "DONE", "DONE", TasksMainStates.DONE),
+    _Row("CANCELED", "CANCELED", "CANCELED", "CANCELED", TasksMainStates.CANCELED),
+    _Row("FAILED", "FAILED", "FAILED", "FAILED", TasksMainStates.FAILED),
+)
+# fmt: on
+
+
+def _column(row: _Row, generation: Generation) -> str | None:
+    return row[:4][list(Generation).index(generation)]
+
+
+TASK_STATES: Mapping[Generation, tuple[str, ...]] = MappingProxyType(
+    {
+        generation: tuple(
+            dict.fromkeys(state for row in _ROWS if (state := _column(row, generation)) is not None)
+        )
+        for generation in Generation
+    }
+)
+"""The task states of each generation in the order in which a task goes through them.
+
+The last three are final, and a task ends in one of them.
+"""
+
+
+def generation(value: Generation | str) -> Generation:
+    """The generation that is meant.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    try:
+        return Generation(value)
+    except ValueError:
+        known = ", ".join(repr(str(each)) for each in Generation)
+        raise ValueError(
+            f"there is no generation {value!r} of RADICAL-Pilot's states; there are {known}"
+        ) from None
+
+
+def _rows(state: str, of: Generation) -> list[_Row]:
+    rows = [row for row in _ROWS if _column(row, of) == state]
+    if not rows:
+        known = ", ".join(TASK_STATES[of])
+        raise ValueError(
+            f"RADICAL-Pilot of generation {str(of)!r} has no task state {state!r}; "
+            f"there are {known}"
+        )
+    return rows
+
+
+def translate(state: str, from_: Generation | str, to: Generation | str) -> tuple[str, ...]:
+    """The states of another generation that a state may stand for.
+
+    Args:
+        state: A task state.
+        from_: The generation it belongs to.
+        to: The generation to translate it into.
+
+    Returns:
+        The candidates, in the order of a task's life; empty where that generation has
+        no such step.
+
+    Raises:
+        ValueError: A generation, or the state in its generation, is unknown.
+    """
+    of, into = generation(from_), generation(to)
+    found = (_column(row, into) for row in _rows(state, of))
+    return tuple(dict.fromkeys(each for each in found if each is not None))
+
+
+def canonical(state: str, of: Generation | str = Generation.CURRENT) -> TasksMainStates:
+    """The canonical state of a task state.
+
+    A state that stands for two steps of a task's life (`STAGING_INPUT`, by the
+    manager or by the agent) means the earlier one.
+
+    Raises:
+        ValueError: The generation, or the state in it, is unknown.
+    """
+    return _rows(state, generation(of))[0].main
+
+
+def position(state: str, of: Generation | str = Generation.CURRENT) -> int:
+    """How far a task in this state has come; the final states come last, and are equal.
+
+    Raises:
+        ValueError: The generation, or the state in it, is unknown.
+    """
+    which = generation(of)
+    if _rows(state, which)[0].main in _FINAL:
+        return len(TASK_STATES[which]) - len(_FINAL)
+    return TASK_STATES[which].index(state)
+
+
+def register() -> None:
+    """Registers today's states as the native ones of the backend `radical_pilot`."""
+    of: dict[TasksMainStates, list[str]] = {}
+    for row in _ROWS:
+        of.setdefault(row.main, []).append(row.current)
+    StateMapper.register_backend_tasks_states(
+        BACKEND,
+        done_state=of[TasksMainStates.DONE],
+        failed_state=of[TasksMainStates.FAILED],
+        canceled_state=of[TasksMainStates.CANCELED],
+        running_state=of[TasksMainStates.RUNNING],
+        pending=of[TasksMainStates.PENDING],
+        submitted=of[TasksMainStates.SUBMITTED],
+    )
+
+
+# Pilots.
+
+
+class PilotState(StrEnum):
+    """The states of a pilot as documented. `native` is today's name."""
+
+    PENDING_LAUNCH = "PENDING_LAUNCH"
+    LAUNCHING = "LAUNCHING"
+    PENDING_ACTIVE = "PENDING_ACTIVE"
+    ACTIVE = "ACTIVE"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELED = "CANCELED"
+
+    @property
+    def native(self) -> str:
+        """Today's name."""
+        return _PILOT_NATIVE.get(self, str(self))
+
+    @property
+    def final(self) -> bool:
+        """Whether a pilot stays in this state."""
+        return not PILOT_TRANSITIONS[self]
+
+    @classmethod
+    def of(cls, state: str) -> PilotState | None:
+        """The documented state for today's name or the documented one, `None` for `NEW`.
+
+        Raises:
+            ValueError: There is no such state.
+        """
+        if state == "NEW":  # a pilot object that was not handed to the manager yet
+            return None
+        for each in cls:
+            if state in (str(each), each.native):
+                return each
+        known = ", ".join(each.native for each in cls)
+        raise ValueError(f"RADICAL-Pilot has no pilot state {state!r}; there are {known}")
+
+
+_PILOT_NATIVE = {
+    PilotState.PENDING_LAUNCH: "PMGR_LAUNCHING_PENDING",
+    PilotState.LAUNCHING: "PMGR_LAUNCHING",
+    PilotState.PENDING_ACTIVE: "PMGR_ACTIVE_PENDING",
+    PilotState.ACTIVE: "PMGR_ACTIVE",
+}
+
+
+class Transition(NamedTuple):
+    """A step of a pilot's life.
+
+    Attributes:
+        source: The state before it; `None` for the first step.
+        target: The state after it.
+        reason: What happened.
+    """
+
+    source: PilotState | None
+    target: PilotState
+    reason: str
+
+
+# fmt: off
+TRANSITIONS = (
+    Transition(None, PilotState.PENDING_LAUNCH,
+               "handed to the pilot manager by submit_pilots"),
+    Transition(PilotState.PENDING_LAUNCH, PilotState.LAUNCHING,
+               "is being submitted to the resource"),
+    Transition(PilotState.LAUNCHING, PilotState.PENDING_ACTIVE,
+               "was launched and waits to become active"),
+    Transition(PilotState.PENDING_ACTIVE, PilotState.ACTIVE,
+               "was started by the queueing system"),
+    Transition(PilotState.ACTIVE, PilotState.DONE, "ended regularly"),
+    Transition(PilotState.PENDING_LAUNCH, PilotState.FAILED,
+               "an error while the launch was prepared"),
+    Transition(PilotState.LAUNCHING, PilotState.FAILED, "an error while it was launched"),
+    Transition(PilotState.PENDING_ACTIVE, PilotState.FAILED, "could not become active"),
+    Transition(PilotState.ACTIVE, PilotState.FAILED, "an error while it ran"),
+    Transition(PilotState.ACTIVE, PilotState.CANCELED, "was cancelled"),
+    Transition(PilotState.PENDING_LAUNCH, PilotState.CANCELED, "was cancelled before its launch"),
+    Transition(PilotState.LAUNCHING, PilotState.CANCELED, "was cancelled while it was launched"),
+    Transition(PilotState.PENDING_ACTIVE, PilotState.CANCELED,
+               "was cancelled before it was active"),
+)
+# fmt: on
+"""Every step that a pilot can take."""
+
+PILOT_TRANSITIONS: Mapping[PilotState | None, frozenset[PilotState]] = MappingProxyType(
+    {
+        source: frozenset(step.target for step in TRANSITIONS if step.source is source)
+        for source in (None, *PilotState)
+    }
+)
+"""For each state the states that may follow; for `None` the first one."""
+
+
+def pilot_transition(source: PilotState | str | None, target: PilotState | str) -> Transition:
+    """The step from one pilot state to another, by documented names or today's.
+
+    Raises:
+        ValueError: A state is unknown, or a pilot cannot take this step.
+    """
+    before = None if source is None else PilotState.of(source)
+    after = PilotState.of(target)
+    for step in TRANSITIONS:
+        if step.source is before and step.target is after:
+            return step
+    allowed = ", ".join(sorted(PILOT_TRANSITIONS[before])) or "none, it is final"
+    raise ValueError(f"a pilot cannot go from {source} to {target}; allowed: {allowed}")

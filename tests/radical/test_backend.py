@@ -1,0 +1,234 @@
+"""The backend on one real pilot: what is RADICAL-Pilot's own, beyond the conformance kit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import StateMapper, WorkflowEngine
+from rhapsody.errors import CapabilityError, DataError, TaskTimeoutError
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
+from rhapsody_radical.library import rp
+from rhapsody_radical.states import TASK_STATES
+from tests.radical.pilots import backend
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
+    """One pilot for all tests here."""
+    made = backend(work_dir=tmp_path_factory.mktemp("work"))
+    await made
+    yield made
+    await made.shutdown()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
+    """A driver with a directory of its own."""
+    async with Driver(made, work_dir=tmp_path) as driver:
+        yield driver
+
+
+def own(task: Any, **settings: Any) -> Any:
+    """The task with settings in RADICAL-Pilot's own words."""
+    task["task_backend_specific_kwargs"] = settings
+    return task
+
+
+async def test_attributes_are_radical_pilots_own_objects(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    await driver.run_one(driver.command("true"))
+    assert isinstance(made.session, rp.Session)
+    assert isinstance(made.pilot_manager, rp.PilotManager)
+    assert isinstance(made.task_manager, rp.TaskManager)
+    assert isinstance(made.resource_pilot, rp.Pilot)
+    assert made.pilot_state == "PMGR_ACTIVE"
+    assert made.state() == "running"
+    assert made.tasks == {}
+    nodes = made.get_nodelist().nodes
+    assert len(nodes) == 1
+    assert len(nodes[0].cores) == 8
+    assert Path(made.session.path).is_relative_to(made._client.directory)
+
+
+async def test_todays_native_states_are_reported_in_order(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    task = driver.command("true")
+    await driver.run_one(task)
+    native = [report.native for report in driver.of(task)]
+    assert native == list(TASK_STATES["current"][1:-2])  # type: ignore[index]
+    assert native[-1] == StateMapper(made).DONE
+
+
+async def test_a_setting_that_radical_pilot_lacks_fails_its_task_with_the_closest(
+    driver: Driver,
+) -> None:
+    end = await driver.run_one(own(driver.command("true"), cores_per_rnk=2))
+    assert isinstance(end.error, TypeError)
+    assert "did you mean 'cores_per_rank'" in str(end.error)
+
+
+async def test_settings_in_radical_pilots_words_are_honoured(driver: Driver) -> None:
+    task = own(
+        driver.command("echo $ONE $TWO; cat made; echo $RP_CORES_PER_RANK"),
+        environment={"ONE": "$HOME"},
+        pre_exec=["echo made > made", "export TWO=2"],
+        cores_per_rank=3,
+    )
+    end = await driver.run_one(task)
+    assert end.stdout == f"{Path.home()} 2\nmade\n3\n", str(end)
+
+
+async def test_its_own_timeout_is_a_time_out_not_a_cancellation(driver: Driver) -> None:
+    end = await driver.run_one(own(driver.command("sleep 60"), timeout=1.0))
+    assert end.state == "FAILED"
+    assert isinstance(end.error, TaskTimeoutError)
+
+
+async def test_a_missing_input_is_an_error(driver: Driver, tmp_path: Path) -> None:
+    task = own(
+        driver.command("true"),
+        input_staging=[
+            {"source": str(tmp_path / "absent"), "target": "task:///a", "action": rp.TRANSFER}
+        ],
+    )
+    end = await driver.run_one(task)
+    assert isinstance(end.error, DataError)
+    assert "absent" in str(end.error)
+
+
+async def test_a_missing_link_is_an_error(driver: Driver) -> None:
+    task = own(
+        driver.command("true"),
+        input_staging=[{"source": "pilot:///nobody/a", "target": "task:///a", "action": rp.LINK}],
+    )
+    end = await driver.run_one(task)
+    assert isinstance(end.error, DataError), str(end)
+
+
+async def test_a_missing_output_is_an_error(driver: Driver, tmp_path: Path) -> None:
+    def staging(name: str) -> list[dict[str, str]]:
+        target = f"file://localhost{tmp_path}/{name}"
+        return [{"source": f"task:///{name}", "target": target, "action": rp.TRANSFER}]
+
+    bad = own(driver.command("true"), output_staging=staging("absent"))
+    good = own(driver.command("echo made > made"), output_staging=staging("made"))
+    missing, found = await driver.run(bad, good)
+    assert isinstance(missing.error, DataError)
+    assert "absent" in str(missing.error)
+    assert found.state == "DONE"
+    assert (tmp_path / "made").read_text() == "made\n"
+
+
+async def test_what_no_node_has_is_refused(driver: Driver) -> None:
+    end = await driver.run_one(own(driver.command("true"), cores_per_rank=1000))
+    assert isinstance(end.error, CapabilityError)
+    assert "has 8" in str(end.error)
+
+
+async def test_functions_can_run_as_programs(made: RadicalExecutionBackend, driver: Driver) -> None:
+    made.functions = "executable"
+    try:
+        good, bad, killed = await driver.run(
+            driver.call(lambda: print("said") or os.getppid()),
+            driver.call(lambda: 1 // 0),
+            driver.call(lambda: os.kill(os.getpid(), 9)),
+        )
+    finally:
+        made.functions = "raptor"
+    assert isinstance(good.value, int)
+    assert good.stdout == "said\n"
+    assert isinstance(bad.error, ZeroDivisionError)
+    assert "137" in str(killed.error)
+
+
+async def test_masters_are_given_in_turn(made: RadicalExecutionBackend, driver: Driver) -> None:
+    await driver.run_one(driver.call(int))
+    (master,) = made.masters
+    assert next(made.master_selector) == master.uid
+    assert next(made.master_selector) == master.uid
+    assert len(made.workers) == 1
+
+
+async def test_a_service_is_known_to_radical_pilot(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    service = driver.service("echo 'at host:4711'; sleep 600", ready=r"stdout:at (\S+)")
+    await driver.submit(service)
+    assert await driver.ready(service) == "host:4711"
+    handle = made._open[service["uid"]].handle
+    assert handle.wait_info() == "host:4711"
+    name = "RP_INFO_" + service["uid"].replace(".", "_").upper()
+    user = own(driver.command(f"echo ${name}"), services=[service["uid"]])
+    assert (await driver.run_one(user)).stdout == "host:4711\n"
+    await driver.cancel(service)
+    await driver.finished(service)
+
+
+async def test_info_pattern_says_when_a_service_is_ready(driver: Driver) -> None:
+    service = own(driver.service("echo READY 17; sleep 600"), info_pattern="stdout:READY (.*)")
+    await driver.submit(service)
+    assert await driver.ready(service) == "17"
+    await driver.cancel(service)
+    await driver.finished(service)
+
+
+async def test_the_ready_callback_takes_anything_that_waits() -> None:
+    class Waits:
+        def wait_info(self) -> str:
+            return "here"
+
+    class Fails:
+        def wait_info(self) -> str:
+            raise RuntimeError("no service info")
+
+    loop = asyncio.get_running_loop()
+
+    class Setter:
+        def __init__(self) -> None:
+            self.future: asyncio.Future[Any] = loop.create_future()
+
+        def set_result(self, value: Any) -> None:
+            loop.call_soon_threadsafe(self.future.set_result, value)
+
+        def set_exception(self, error: BaseException) -> None:
+            loop.call_soon_threadsafe(self.future.set_exception, error)
+
+    good, bad = Setter(), Setter()
+    service_ready_callback(good, Waits(), "AGENT_EXECUTING")
+    service_ready_callback(bad, Fails(), "AGENT_EXECUTING")
+    async with asyncio.timeout(10):
+        assert await good.future == "here"
+        with pytest.raises(RuntimeError, match="no service info"):
+            await bad.future
+
+
+async def test_an_engine_mixes_kinds_and_files(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    @flow.function_task
+    def double(number: int) -> int:
+        return 2 * number
+
+    @flow.executable_task
+    async def show(number: int) -> list[str]:
+        return ["echo", str(number), "$HOME"]
+
+    future = show(double(21))
+    assert await future == "42 $HOME\n"
+    assert future.sandbox is not None
+    assert Path(future.sandbox).is_relative_to(tmp_path / "flow")
+    await flow.shutdown(skip_execution_backend=True)

@@ -1,0 +1,33 @@
+"""The conformance kit on a real pilot, one for all checks that do not stop it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rhapsody.testing import BackendConformance
+from tests.radical.pilots import FUNCTION_CORES, backend, resources
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class TestRadicalPilot(BackendConformance):
+    time_limit = 120.0
+    settle = 0.3
+    loop_gap = 0.25
+    big_bytes = 1_000_000
+    output_bytes = 5_000_000
+    fan = 200
+    cycles = 3
+    cores = FUNCTION_CORES
+    gpus = 1
+    separate_processes = True
+    backend_scope = "class"
+    leaves_behind = ()
+
+    async def make_backend(self) -> Any:
+        return backend()
+
+    async def make_failing_backend(self) -> Any:
+        return backend(resources(resource="local.nowhere"))

@@ -1,0 +1,186 @@
+"""What dies, dies with a clear error: agent, pilot, walltime, RAPTOR's worker, the client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody.errors import TaskLostError
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend, processes
+from tests.radical.pilots import backend, resources
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300)]
+
+LIMIT = 30.0
+"""Seconds within which every future ends after something died."""
+
+
+@asynccontextmanager
+async def started(
+    tmp_path: Path, pilots: Any = None, **settings: Any
+) -> AsyncIterator[tuple[RadicalExecutionBackend, Driver]]:
+    """A started backend and a driver on it."""
+    made = backend(pilots, work_dir=tmp_path / "work", **settings)
+    try:
+        async with Driver(made, work_dir=tmp_path) as driver:
+            yield made, driver
+    finally:
+        await made.shutdown()
+    assert processes.of_session(tmp_path, "none") == []
+
+
+async def lost(driver: Driver, *tasks: Any) -> list[TaskLostError]:
+    """The errors of tasks that are lost, within the limit."""
+    errors = []
+    async with asyncio.timeout(LIMIT):
+        for task in tasks:
+            end = await driver.finished(task)
+            assert str(end.state) == "FAILED", str(end)
+            assert isinstance(end.error, TaskLostError), str(end)
+            errors.append(end.error)
+    return errors
+
+
+def of_pilot(made: RadicalExecutionBackend, number: int = 0) -> list[psutil.Process]:
+    """The processes that work in a pilot's directory."""
+    return processes.of_session(Path(made.pilots[number].sandbox), "none")
+
+
+async def test_a_killed_agent_fails_its_tasks_and_says_so(tmp_path: Path) -> None:
+    async with started(tmp_path) as (made, driver):
+        running, waiting = driver.command("sleep 600"), driver.command("sleep 600")
+        function = driver.call(time.sleep, 600)
+        await driver.submit(running, waiting, function)
+        assert await driver.running(running)
+        assert await driver.running(function)
+        for process in of_pilot(made):
+            process.kill()
+        for error in await lost(driver, running, waiting, function):
+            assert "pilot.0000" in str(error)
+        later = driver.command("true")
+        await driver.submit(later)
+        (error,) = await lost(driver, later)
+        assert "local.localhost" in str(error)
+
+
+async def test_a_lost_raptor_worker_is_replaced_and_so_is_a_cancelled_pilot(tmp_path: Path) -> None:
+    async with started(tmp_path) as (made, driver):
+        flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+        @flow.function_task
+        def where(seconds: float) -> int:
+            time.sleep(seconds)
+            return os.getpid()
+
+        assert await where(0)
+        (first,) = made.workers
+        victim = driver.call(time.sleep, 600)
+        await driver.submit(victim)
+        assert await driver.running(victim)
+        survivor = where(5)
+        for process in psutil.process_iter():
+            try:
+                if "raptor-worker" in " ".join(process.cmdline()):
+                    process.kill()
+            except psutil.Error:
+                continue
+        (error,) = await lost(driver, victim)
+        assert "RAPTOR worker" in str(error)
+        async with asyncio.timeout(2 * LIMIT):
+            assert await survivor  # the engine tries again, with a new pair
+        assert survivor.attempt == 2
+        (second,) = made.workers
+        assert second is not first
+        await flow.shutdown(skip_execution_backend=True)
+
+        task = driver.command("sleep 600")
+        await driver.submit(task)
+        assert await driver.running(task)
+        await asyncio.to_thread(made.resource_pilot.cancel)
+        (error,) = await lost(driver, task)
+        assert "pilot.0000" in str(error)
+        assert made.pilot_state in ("DONE", "CANCELED")
+
+
+async def test_walltime_over_fails_what_runs(tmp_path: Path) -> None:
+    async with started(tmp_path, resources(runtime=1)) as (_, driver):
+        task = driver.command("sleep 600")
+        await driver.submit(task)
+        assert await driver.running(task)
+        async with asyncio.timeout(60 + LIMIT):
+            end = await driver.finished(task)
+        assert isinstance(end.error, TaskLostError), str(end)
+        assert "walltime" in str(end.error)
+
+
+async def test_tasks_of_a_lost_pilot_go_to_another(tmp_path: Path) -> None:
+    async with started(tmp_path, [resources(), resources()]) as (made, _):
+        flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+        @flow.executable_task
+        async def wait(seconds: int) -> str:
+            return f"echo $RP_PILOT_ID; sleep {seconds}; echo $RP_PILOT_ID"
+
+        quick = await asyncio.gather(*(wait(0) for _ in range(4)))
+        assert {text.split()[0] for text in quick} == {"pilot.0000", "pilot.0001"}
+        tasks = [wait(10) for _ in range(4)]
+        while not all(str(task.state) == "RUNNING" for task in tasks):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(made.pilots[0].pilot.cancel)
+        async with asyncio.timeout(2 * LIMIT):
+            after = await asyncio.gather(*tasks)
+        assert {text.split()[-1] for text in after} == {"pilot.0001"}
+        assert sorted(task.attempt for task in tasks) == [1, 1, 2, 2]
+        await flow.shutdown(skip_execution_backend=True)
+
+
+CLIENT = """
+import asyncio, sys
+from pathlib import Path
+from tests.radical.pilots import backend
+from rhapsody.testing import Driver
+
+async def main():
+    made = await backend(work_dir=sys.argv[1])
+    async with Driver(made, work_dir=sys.argv[2]) as driver:
+        task = driver.command("sleep 600")
+        await driver.submit(task)
+        await driver.running(task)
+        Path(sys.argv[2], "running").touch()
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_pilot_that_outlived_its_program_is_ended_at_the_next_start(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    client = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "ignore", "-c", CLIENT, str(tmp_path / "work"), str(tmp_path)),
+        cwd=root,
+    )
+    async with asyncio.timeout(150):
+        while not (tmp_path / "running").exists():  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.1)
+    children = psutil.Process(client.pid).children()
+    assert children  # forked by RADICAL-Pilot, and found by a note only
+    client.kill()
+    await client.wait()
+    left = processes.of_session(tmp_path / "work", "none")
+    assert left
+    made = backend(work_dir=tmp_path / "work")
+    await made
+    await made.shutdown()
+    assert processes.of_session(tmp_path / "work", "none") == []
+    assert not any(child.is_running() for child in children)

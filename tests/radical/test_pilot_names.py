@@ -1,0 +1,54 @@
+"""The names of both generations of RADICAL-Pilot's API."""
+
+from __future__ import annotations
+
+import pytest
+
+from rhapsody.errors import BackendError, BackendUnavailableError
+from rhapsody_radical import pilot
+from rhapsody_radical.library import rp
+
+FORMER = [
+    "Session",
+    "Context",
+    "PilotManager",
+    "ComputePilotDescription",
+    "ComputePilot",
+    "UnitManager",
+    "ComputeUnitDescription",
+    "ComputeUnit",
+    "PilotException",
+    "DatabaseError",
+]
+
+
+def test_every_former_name_is_reachable_and_listed() -> None:
+    for name in FORMER:
+        assert hasattr(pilot, name)
+        assert name in pilot.__all__
+        assert name in dir(pilot)
+
+
+@pytest.mark.parametrize(("former", "current"), pilot.FORMER.items())
+def test_former_names_are_todays_classes(former: str, current: str) -> None:
+    assert getattr(pilot, former) is getattr(rp, current)
+
+
+@pytest.mark.parametrize("name", pilot.CURRENT)
+def test_todays_names_are_radical_pilots_own(name: str) -> None:
+    assert getattr(pilot, name) is getattr(rp, name)
+
+
+def test_a_context_explains_what_took_its_place() -> None:
+    with pytest.raises(NotImplementedError, match=r"~/\.ssh/config"):
+        pilot.Context("ssh")
+
+
+def test_the_exceptions_are_ours() -> None:
+    assert issubclass(pilot.PilotException, BackendUnavailableError)
+    assert issubclass(pilot.DatabaseError, BackendError)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = pilot.Nonsense

@@ -1,0 +1,118 @@
+"""Whole programs: what they leave behind when they end well, without a shutdown, or by Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rhapsody_radical import processes
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples/digits.py"
+
+pytestmark = pytest.mark.timeout(400)
+
+NO_SHUTDOWN = """
+import asyncio
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend
+
+async def main():
+    backend = await RadicalExecutionBackend()
+    async with Driver(backend) as driver:
+        task = driver.command("sleep 600")
+        await driver.submit(task)
+        await driver.running(task)
+
+asyncio.run(main())
+print("ended")
+"""
+
+ENGINE = """
+import asyncio
+from rhapsody import WorkflowEngine
+from rhapsody_radical import RadicalExecutionBackend
+
+async def main():
+    async with WorkflowEngine.create(RadicalExecutionBackend()) as flow:
+        @flow.executable_task
+        async def wait():
+            return "sleep 600"
+
+        task = wait()
+        while str(task.state) != "RUNNING":
+            await asyncio.sleep(0.1)
+        print("running", flush=True)
+        await task
+
+asyncio.run(main())
+"""
+
+
+def program(path: Path, text: str) -> subprocess.Popen[str]:
+    """Starts a program in a process group of its own, as a terminal does."""
+    script = path / "program.py"
+    script.write_text(text)
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(script)],
+        cwd=path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+
+
+def listing(directory: Path) -> set[str]:
+    """The names in a directory."""
+    return set(os.listdir(directory))
+
+
+def test_a_program_without_a_shutdown_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    home = listing(Path.home())
+    running = program(tmp_path, NO_SHUTDOWN)
+    output, _ = running.communicate(timeout=200)
+    assert running.returncode == 0, output
+    assert output == "ended\n"
+    assert processes.of_session(tmp_path, "none") == []
+    assert listing(Path.home()) == home
+    assert listing(tmp_path) == {"program.py"}
+
+
+def test_ctrl_c_ends_pilots_and_leaves_nothing(tmp_path: Path) -> None:
+    running = program(tmp_path, ENGINE)
+    assert running.stdout is not None
+    assert running.stdout.readline() == "running\n"
+    os.killpg(running.pid, signal.SIGINT)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode in (130, -signal.SIGINT), output
+    assert processes.of_session(tmp_path, "none") == []
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sklearn") is None, reason="needs scikit-learn: pip install it"
+)
+def test_the_digits_example_runs_from_the_command_line(tmp_path: Path) -> None:
+    home = listing(Path.home())
+    words = ["run", str(DIGITS), "-b", "radical_pilot", "-o", "resource=local.localhost"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "rhapsody", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=380,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    best = re.search(r"^ +1 +support vectors .* (0\.9\d+) ", done.stdout, re.MULTILINE)
+    assert best, done.stdout
+    assert float(best[1]) > 0.98
+    assert processes.of_session(tmp_path, "none") == []
+    assert listing(Path.home()) == home
+    assert listing(tmp_path) <= {".rhapsody"}
