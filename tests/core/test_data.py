@@ -173,11 +173,11 @@ def test_an_output_that_is_empty_a_directory_or_leaves_the_sandbox_is_a_value_er
 def test_no_name_that_is_accepted_leads_out_of_a_sandbox(name: str) -> None:
     for kind in (InputFile, OutputFile):
         try:
-            bound = kind(name).bound_to("/work/box")
+            bound = kind(name).bound_to("/data/box")
         except ValueError:
             continue
         assert os.path.normpath(os.fspath(bound)) == os.fspath(bound)
-        assert os.path.dirname(os.fspath(bound)) == "/work/box"
+        assert os.path.dirname(os.fspath(bound)) == "/data/box"
 
 
 # Values.

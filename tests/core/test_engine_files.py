@@ -380,18 +380,18 @@ async def test_sandboxes_that_are_not_on_this_file_system_are_the_backends_to_ch
 
 
 async def test_a_result_that_is_or_holds_a_path_into_the_sandbox_is_recognised() -> None:
-    box = "/work/box"
+    box = "/data/box"
     inside = [
-        "/work/box/a.txt",
-        "/work/box",
-        Path("/work/box/a.txt"),
+        "/data/box/a.txt",
+        "/data/box",
+        Path("/data/box/a.txt"),
         OutputFile("a.txt").bound_to(box),
-        ["x", "/work/box/a"],
-        ("/work/box/a",),
-        {"report": Path("/work/box/a")},
-        {"/work/box/a"},
+        ["x", "/data/box/a"],
+        ("/data/box/a",),
+        {"report": Path("/data/box/a")},
+        {"/data/box/a"},
     ]
-    outside = ["/work/boxes/a", "a.txt", 3, None, OutputFile("a"), b"/work/box/a", []]
+    outside = ["/data/boxes/a", "a.txt", 3, None, OutputFile("a"), b"/data/box/a", []]
     assert all(leads_into(value, box) for value in inside)
     assert not any(leads_into(value, box) for value in outside)
-    assert not leads_into("/work/box/a", None)
+    assert not leads_into("/data/box/a", None)
