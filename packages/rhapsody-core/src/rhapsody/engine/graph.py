@@ -135,8 +135,8 @@ class Node:
         self.specific: Mapping[str, Any] | None = specific
         self.life: Life = life.START
         self.unfinished: int = 0
-        self.unsent = 0  # dependencies that are with a backend, see `pushdown`
-        self.pushed = False  # it is with a backend before they are finished
+        self.unsent: int = 0  # dependencies that are with a backend, see `pushdown`
+        self.pushed: bool = False  # it is with a backend before they are finished
         self.attempt: int = 0
         self.stage: int = 0
         self.uid: str = ""
