@@ -160,3 +160,31 @@ def test_an_engine_of_a_loop_that_is_gone_says_so() -> None:
     assert "another event loop" in first
     assert "another event loop" in second
     assert end.stderr == ""
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """C7.14: `nohup program &` goes on when its terminal is closed."""
+    program = """
+        import asyncio, os, signal
+        from rhapsody import WorkflowEngine
+
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+        async def main():
+            async with WorkflowEngine.create() as flow:
+                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGINT)
+                print(await flow.function_task(pow)(2, 3))
+            print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)
+
+        asyncio.run(main())
+    """
+    end = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (end.returncode, end.stdout, end.stderr) == (0, "8\nTrue\n", "")

@@ -1,7 +1,7 @@
 """SIGINT, SIGTERM and SIGHUP: the first one shuts every engine down, the second ends at once.
 
 One registry for the process serves all engines and puts back the handlers it
-found when the last one is gone. After the graceful end SIGINT appears in the
+found when the last one is gone. A signal that is ignored stays ignored. After the graceful end SIGINT appears in the
 main coroutine as `KeyboardInterrupt`, the others as `SystemExit(128 + n)`.
 """
 
@@ -51,8 +51,10 @@ class _Registry:
         self._stops[engine] = (stop, settle)
         if not self._found:
             for number in SIGNALS:
-                self._found[number] = signal.getsignal(number)
-                signal.signal(number, self._receive)
+                found = signal.getsignal(number)
+                if found is not signal.SIG_IGN:  # as `nohup` leaves SIGHUP
+                    self._found[number] = found
+                    signal.signal(number, self._receive)
 
     def remove(self, engine: object) -> None:
         """Forgets an engine; the last one takes the handlers with it."""
