@@ -29,6 +29,9 @@ SMALL = 1 << 20
 CHECK = 0.02
 """Seconds between two looks, on a thread, whether a group that was told to end is gone."""
 
+KILLED = 1.0
+"""Seconds that the members of a group may take to be gone after SIGKILL."""
+
 
 class Program:
     """One running program and whatever it started in its process group.
@@ -127,6 +130,9 @@ class Program:
         while groups.alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK)
         groups.send(self.pid, signal.SIGKILL)
+        gone = time.monotonic() + KILLED
+        while groups.alive(self.pid) and time.monotonic() < gone:
+            time.sleep(CHECK)
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._over, code)
 
