@@ -243,7 +243,8 @@ class Graph:
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
         future: TaskFuture[Any]
-        if task.prefix == "block" or any(isinstance(d, BlockFuture) for d in dependencies):
+        guarded = bool(dependencies) and any(isinstance(d, BlockFuture) for d in dependencies)
+        if guarded or task.prefix == "block":
             future = BlockFuture(loop=runtime.loop)
         else:
             future = TaskFuture(loop=runtime.loop)
