@@ -1,8 +1,9 @@
 """SIGINT, SIGTERM and SIGHUP: the first one shuts every engine down, the second ends at once.
 
 One registry for the process serves all engines and puts back the handlers it
-found when the last one is gone. A signal that is ignored stays ignored. After the graceful end SIGINT appears in the
-main coroutine as `KeyboardInterrupt`, the others as `SystemExit(128 + n)`.
+found when the last one is gone. A signal that is ignored stays ignored, as `nohup`
+expects. After the graceful end SIGINT appears in the main coroutine as
+`KeyboardInterrupt`, the others as `SystemExit(128 + n)`.
 """
 
 from __future__ import annotations
