@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -430,15 +430,6 @@ class DaskExecutionBackend(ManagedBackend):
         self._tell(task, state)
         if self._progress is not None:
             self._progress.set()
-
-    def _tell(
-        self, task: TaskDescription, state: Any, attach: Callable[..., None] | None = None
-    ) -> None:
-        for callback in tuple(self._callbacks):
-            if attach is None:
-                callback(task, state)
-            else:
-                callback(task, state, service_callback=attach)
 
     # Cancellation.
 

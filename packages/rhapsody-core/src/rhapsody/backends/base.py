@@ -482,6 +482,12 @@ class ManagedBackend(BaseExecutionBackend):
         terminal = state in self.get_task_states_map().terminal_states
         if terminal and self._open.pop(task["uid"], None) is None:
             return
+        self._tell(task, state, service_callback)
+
+    def _tell(
+        self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
+    ) -> None:
+        """Calls everybody who was registered; for those who keep account of ends themselves."""
         for callback in tuple(self._callbacks):
             if service_callback is None:
                 callback(task, state)

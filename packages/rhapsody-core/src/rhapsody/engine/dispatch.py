@@ -165,8 +165,7 @@ class Lane:
         return bool(self._services or (self._has_room() and (self._resumed or self.queue)))
 
     def _has_room(self) -> bool:
-        limit = self._runtime.max_pending
-        return limit is None or self.occupied < limit
+        return self._room() > 0
 
     def _take(self, ends: float) -> list[Node]:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""

@@ -381,15 +381,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if self._progress is not None:
             self._progress.set()
 
-    def _tell(
-        self, task: TaskDescription, state: Any, attach: Callable[..., None] | None = None
-    ) -> None:
-        for callback in tuple(self._callbacks):
-            if attach is None:
-                callback(task, state)
-            else:
-                callback(task, state, service_callback=attach)
-
 
 ConcurrentExecutionBackend = LocalExecutionBackend
 """The name the local backend has elsewhere."""
