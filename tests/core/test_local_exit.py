@@ -128,6 +128,46 @@ def test_a_function_that_cannot_be_stopped_does_not_hold_up_the_end(
     assert time.monotonic() - began < 30
 
 
+def test_a_function_may_print_while_the_streams_are_put_back(run: Run) -> None:
+    """CPython's `print` does not hold `sys.stdout`: the process crashed."""
+    end = run(
+        """
+        inside, gate, printed = threading.Event(), threading.Event(), threading.Event()
+
+        class Slow:
+            def __init__(self, stream):
+                self.stream = stream
+
+            def write(self, text):
+                if text == "slowly":
+                    inside.set()
+                    gate.wait(30)
+                return self.stream.write(text)
+
+            def flush(self):
+                self.stream.flush()
+
+        def slow():
+            print("slowly")
+            printed.set()
+
+        async def main():
+            backend = await LocalExecutionBackend()
+            backend.thread_grace = 0.01
+            async with Driver(backend) as driver:
+                await driver.submit(driver.call(slow))
+                await asyncio.to_thread(inside.wait, 30)
+                await backend.shutdown()
+                gate.set()
+                await asyncio.to_thread(printed.wait, 30)
+
+        sys.stdout = Slow(sys.stdout)
+        asyncio.run(main())
+        """
+    )
+    assert (end.returncode, end.stdout, end.stderr) == (0, "slowly\n", "")
+
+
 def test_a_program_that_ends_without_shutdown_leaves_nothing(run: Run, tmp_path: Path) -> None:
     end = run(
         """

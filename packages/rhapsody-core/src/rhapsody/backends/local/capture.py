@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
@@ -21,6 +22,14 @@ from rhapsody.data import OUTPUT_FILES
 
 LIMIT = 1 << 20
 """Characters of one stream of one task that are kept in memory."""
+
+TEES = 16
+"""How many of the wrappers of standard streams are kept for good.
+
+`print` borrows `sys.stdout` and does not hold it in Python 3.11, and in 3.12 and 3.13
+before April 2025: were the wrapper freed while a thread prints, the process would crash
+(python/cpython#130163).
+"""
 
 Name = Literal["stdout", "stderr"]
 
@@ -166,6 +175,10 @@ class Tee:
         self.rhapsody_stream: Any = stream
         self._name: Name = name
 
+    def stands_for(self, name: Name, stream: Any) -> bool:
+        """Whether it stands for that stream."""
+        return self._name == name and self.rhapsody_stream is stream
+
     def write(self, text: str) -> int:
         """Writes text to the real stream, and to the record of the task that runs here."""
         recorder = _recorder.get()
@@ -222,6 +235,7 @@ class Streams:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
+        self._tees: deque[Tee] = deque(maxlen=TEES)
         self.exiting: bool = False
 
     def acquire(self) -> None:
@@ -232,10 +246,11 @@ class Streams:
 
     def ensure(self) -> None:
         """Wraps them again where somebody put others in their place."""
-        if type(sys.stdout) is not Tee:
-            _replace("stdout", Tee("stdout", sys.stdout))
-        if type(sys.stderr) is not Tee:
-            _replace("stderr", Tee("stderr", sys.stderr))
+        names: tuple[Name, Name] = ("stdout", "stderr")
+        for name in names:
+            stream = getattr(sys, name)
+            if type(stream) is not Tee:
+                _replace(name, self._tee(name, stream))
 
     def release(self) -> None:
         """Puts the real streams back after the last user."""
@@ -247,6 +262,14 @@ class Streams:
             for name in names:
                 while type(stream := getattr(sys, name)) is Tee:
                     _replace(name, stream.rhapsody_stream)
+
+    def _tee(self, name: Name, stream: Any) -> Tee:
+        for tee in self._tees:
+            if tee.stands_for(name, stream):
+                return tee
+        tee = Tee(name, stream)
+        self._tees.append(tee)
+        return tee
 
     def exit(self) -> None:
         """Stops passing on what tasks print: the interpreter is about to close the streams."""
