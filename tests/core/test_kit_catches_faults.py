@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody.testing import ConformanceError
 from tests.core import faulty_backends as faulty
-from tests.core.kits import Patient, kit_on
+from tests.core.kits import Patient, Quick, kit_on
 from tests.core.small_backend import SmallBackend
 
 FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
@@ -267,8 +267,10 @@ def _give_back() -> Iterator[None]:
 def test_a_planted_fault_is_found_and_its_clause_named(
     backend: type[SmallBackend], check: str, message: str
 ) -> None:
+    # What is found at the end of the time limit is found soon, the rest on a busy machine too.
+    base = Patient if "leaves no process" in message or "nothing grows" in message else Quick
     with pytest.raises(ConformanceError) as raised:
-        getattr(kit_on(backend), check)()
+        getattr(kit_on(backend, base), check)()
     assert str(raised.value).startswith(message)
 
 
