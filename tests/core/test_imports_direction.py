@@ -15,6 +15,7 @@ ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
     "errors",
+    "aio",
     "states",
     "data",
     "context",

@@ -111,3 +111,12 @@ class DataError(RhapsodyError, ValueError):
 
 class JournalError(RhapsodyError, RuntimeError):
     """The record of finished tasks cannot be read or written."""
+
+
+def describe_error(error: BaseException | None) -> str:
+    """`Type: text` of an exception, also of one whose text cannot be made."""
+    try:
+        text = str(error)
+    except Exception as mistake:  # a user's `__str__` must not hide the user's exception
+        text = f"(its text cannot be made: {type(mistake).__name__})"
+    return f"{type(error).__name__}: {text}"

@@ -7,6 +7,7 @@ of dataclasses, and nowhere else. Knows nothing of tasks or backends.
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -181,15 +182,12 @@ def _fill(
     elif kind is list or kind is set or kind is tuple:
         new = kind(_fill(v, replace, touched, done) for v in value)
     elif isinstance(value, tuple):
-        new = kind(*(_fill(v, replace, touched, done) for v in value))
+        new = kind._make(_fill(v, replace, touched, done) for v in value)
     else:
-        new = dataclasses.replace(
-            value,
-            **{
-                f.name: _fill(getattr(value, f.name), replace, touched, done)
-                for f in dataclasses.fields(value)
-                if f.init
-            },
-        )
+        new = copy.copy(value)  # with what `__init__` does not know, and without calling it
+        for field in dataclasses.fields(value):
+            if field.init:
+                filled = _fill(getattr(value, field.name), replace, touched, done)
+                object.__setattr__(new, field.name, filled)  # frozen ones too
     done[key] = new
     return new

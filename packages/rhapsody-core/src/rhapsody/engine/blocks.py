@@ -199,13 +199,19 @@ class Blocks:
         self, node: Node, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
     ) -> None:
         block = self._runtime.loop.create_task(coroutine, name=node.future.uid, context=context)
-        block.add_done_callback(partial(self._async_ended, node))
+        guarded = self._runtime.guarded
+        block.add_done_callback(lambda task: guarded(partial(self._async_ended, node, task)))
         node.more().block = block
 
     def stop(self, node: Node) -> None:
         """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
         if node.extra is not None and node.extra.block is not None:
             node.extra.block.cancel()
+
+    @property
+    def on_threads(self) -> tuple[str, ...]:
+        """The uids of synchronous blocks that have not returned."""
+        return tuple(node.future.uid for node in self._threads)
 
     async def drain(self, grace: float) -> None:
         """Gives asynchronous blocks that are being cancelled time to end. Used at shutdown."""
@@ -221,7 +227,8 @@ class Blocks:
         except BaseException as raised:  # whatever it is, it is the block's outcome
             error = raised
         try:
-            self._runtime.loop.call_soon_threadsafe(self._thread_ended, node, value, error)
+            ended = partial(self._thread_ended, node, value, error)
+            self._runtime.loop.call_soon_threadsafe(self._runtime.guarded, ended)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._threads.pop(node, None)
 

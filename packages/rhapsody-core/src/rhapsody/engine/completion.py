@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.aio import asked_to_stop
 from rhapsody.engine.life import Event
 from rhapsody.plugins.specs import Record
 from rhapsody.states import TasksMainStates
@@ -50,11 +51,18 @@ class Gate:
             runtime.observe(node, TasksMainStates.DONE)
         runtime.graph.settled(node)
 
-    async def drain(self) -> None:
-        """Waits until nothing is held any more. Used at shutdown."""
+    async def drain(self, grace: float) -> None:
+        """Waits until nothing is held any more, `grace` seconds at most. Used at shutdown."""
         self._record()
-        while self._holding:
-            await asyncio.wait(self._holding)
+        loop = self._runtime.loop
+        end = loop.time() + grace
+        while self._holding and loop.time() < end:
+            await asyncio.wait(self._holding, timeout=end - loop.time())
+        late = tuple(self._holding)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=grace)
 
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
@@ -87,10 +95,16 @@ class Gate:
     async def _hold(
         self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
-        for hook, result in pending:
-            try:
-                await result
-            except Exception as error:  # a plugin's fault takes no result away
-                self._runtime.hooks.report(hook, error)
-        for node, value in batch:
-            self.reveal(node, value)
+        try:
+            for hook, result in pending:
+                try:
+                    await result
+                except (Exception, asyncio.CancelledError):
+                    if asked_to_stop():
+                        error = TimeoutError("the engine ends, and results are not recorded yet")
+                        self._runtime.hooks.report(hook, error)
+                        return
+                    self._runtime.hooks.report(hook, error)
+        finally:  # a plugin's fault takes no result away
+            for node, value in batch:
+                self.reveal(node, value)

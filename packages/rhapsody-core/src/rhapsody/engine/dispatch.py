@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.aio import asked_to_stop
 from rhapsody.backends.base import BaseExecutionBackend, Capabilities
 from rhapsody.engine.life import Event, Work
-from rhapsody.errors import SubmissionError
+from rhapsody.errors import SubmissionError, describe_error
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
@@ -215,7 +216,9 @@ class Lane:
         try:
             async with timeout:
                 await self.backend.submit_tasks(descriptions)
-        except Exception as error:  # whatever a backend raises says: not accepted
+        except (Exception, asyncio.CancelledError) as error:  # it says: not accepted
+            if asked_to_stop():
+                raise
             self._rejected(batch, error, timeout.expired())
         else:
             for node in batch:
@@ -229,11 +232,11 @@ class Lane:
             for node in deferred:
                 self.cancel(node)
 
-    def _rejected(self, batch: list[Node], error: Exception, timed_out: bool) -> None:
+    def _rejected(self, batch: list[Node], error: BaseException, timed_out: bool) -> None:
         if timed_out:
             reason = f"did not accept {len(batch)} tasks within {self._runtime.submit_timeout} s"
         else:
-            reason = f"did not accept {len(batch)} tasks: {type(error).__name__}: {error}"
+            reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
         for node in batch:
             if timed_out and node.life.work in (Work.SUBMITTING, Work.CANCELING):
                 # It may have been accepted all the same.
@@ -265,7 +268,9 @@ class Lane:
         try:
             answer = self.backend.cancel_task(uid)
             return bool(await answer if inspect.isawaitable(answer) else answer)
-        except Exception as error:  # a backend's fault must not hurt other tasks
+        except (Exception, asyncio.CancelledError) as error:  # must not hurt other tasks
+            if asked_to_stop():
+                raise
             self._runtime.log.error(
                 "backend %r failed to cancel %s: %r", self.name, uid, error, exc_info=error
             )

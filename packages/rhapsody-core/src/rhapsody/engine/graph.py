@@ -15,12 +15,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.aio import settable
 from rhapsody.engine import life
 from rhapsody.engine.arguments import Found, search
 from rhapsody.engine.blocks import BlockFuture, enclosing_block
 from rhapsody.engine.life import Event, Future, Life, Work
 from rhapsody.engine.timers import Timer
-from rhapsody.errors import DependencyFailureError
+from rhapsody.errors import DependencyFailureError, describe_error
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome, TaskDescription, TaskFuture
 
@@ -164,7 +165,7 @@ class Node:
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
         """Done callback on futures that are not this engine's."""
-        self.runtime.graph.foreign_done(self, dependency)
+        self.runtime.guarded(partial(self.runtime.graph.foreign_done, self, dependency))
 
     # What the future asks (`rhapsody.task.LiveNode`).
 
@@ -194,11 +195,13 @@ class Node:
         return {
             "uid": self.future.uid,
             "name": self.task.name,
-            "function": self.task.function,
+            "function": self.task.function if self.task.kind != "executable" else None,
+            "executable": None,
             "args": self.args,
             "kwargs": self.kwargs or {},
             "is_service": self.task.settings.service,
             "task_backend_specific_kwargs": dict(self.specific or self.task.settings.specific),
+            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
         }
 
 
@@ -401,10 +404,7 @@ class Graph:
         """Gives a failed node's future its exception, and counts it."""
         runtime = self._runtime
         runtime.stats.failed += 1
-        if isinstance(error, StopIteration):  # which a future cannot hold
-            wrapped = RuntimeError(f"task {node.task.name!r} raised StopIteration")
-            wrapped.__cause__ = error
-            error = wrapped
+        error = settable(error, f"task {node.task.name!r}")
         if not node.future.done():
             node.future.fail(error)
             self.failed.add(node.future)
@@ -484,7 +484,7 @@ def _dependency_failure(node: Node, failed: list[asyncio.Future[Any]]) -> Depend
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     error = DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
-        f"{names[0]!r} failed{others}: {type(root).__name__}: {root}",
+        f"{names[0]!r} failed{others}: {describe_error(root)}",
         names,
         root,
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from rhapsody.errors import describe_error
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
 
@@ -172,7 +173,7 @@ class Tally:
         with self._lock:
             self._count += 1
             if not self._first:
-                self._first = f"{future.uid} {future.name!r}: {type(error).__name__}: {error}"
+                self._first = f"{future.uid} {future.name!r}: {describe_error(error)}"
             report = self._closed and self._count == 1
         if report:
             self._report()

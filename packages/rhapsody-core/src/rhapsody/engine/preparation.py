@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.engine.life import Event, Work
-from rhapsody.errors import CapabilityError, PluginError
+from rhapsody.errors import CapabilityError, PluginError, describe_error
 from rhapsody.plugins.specs import Recorded
 from rhapsody.task import Outcome, Resources, TaskDescription, TaskFuture
 
@@ -29,6 +29,8 @@ Values = tuple[tuple[Any, ...], dict[str, Any]]
 
 NEW, BUILT, ROUTED, LOOKED_UP, PREPARED = range(5)
 """How far a node's preparation has come (`Node.stage`)."""
+
+_KEYS = TaskDescription.__required_keys__
 
 
 class Preparation:
@@ -165,6 +167,11 @@ class Preparation:
                     reference = self._runtime.pushdown.reference(leaf)
                     if reference is not None:
                         return reference
+                if not leaf.done():
+                    raise RuntimeError(
+                        f"an argument of task {node.task.name!r} was changed after the call: "
+                        f"the task did not wait for {leaf!r}"
+                    )
                 return leaf.result()
             if sandbox is None:
                 return leaf
@@ -203,17 +210,24 @@ class Preparation:
     # Hooks.
 
     def _call_prepare(self, node: Node) -> None:
-        runtime = self._runtime
+        runtime, description = self._runtime, node.description
+        assert description is not None
         for hook in runtime.hooks.prepare_task:
             try:
-                hook.call(engine=runtime.engine, task=node.description)
+                hook.call(engine=runtime.engine, task=description)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever a plugin raises fails this task alone
                 raise PluginError(
                     f"plugin {hook.plugin!r} failed to prepare task {node.task.name!r}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{describe_error(error)}"
                 ) from error
+            if description["uid"] != node.uid or not description.keys() >= _KEYS:
+                raise PluginError(
+                    f"plugin {hook.plugin!r} prepared task {node.task.name!r} so that it cannot "
+                    "be submitted: a description keeps its uid and the keys "
+                    f"{', '.join(sorted(_KEYS))}"
+                )
 
     def _selected(self, node: Node, default: Lane) -> Lane:
         runtime = self._runtime

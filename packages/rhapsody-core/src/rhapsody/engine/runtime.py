@@ -33,6 +33,7 @@ from rhapsody.errors import (
     BackendUnavailableError,
     TaskLostError,
     TaskTimeoutError,
+    describe_error,
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.states import TasksMainStates
@@ -92,6 +93,7 @@ class Runtime:
         self.observed: bool = bool(hooks.task_events)
         self.closing: bool = False
         self.interrupted: bool = False
+        self.failure: BaseException | None = None  # of the engine's own machinery
         self.stats: Stats = Stats()
         self.timers: Timers = Timers(clock, self.guarded)
         self.limits: Limits = Limits()
@@ -152,10 +154,11 @@ class Runtime:
         """The engine's own machinery failed: every unfinished future says so."""
         self.log.critical("engine %s failed in %s", self.uid, where, exc_info=error)
         self.closing = True
+        self.failure = error
         for node in tuple(self.graph.live):
             if node.life.future is Future.PENDING:
                 failure = BackendError(
-                    f"engine {self.uid} failed in {where}: {type(error).__name__}: {error}"
+                    f"engine {self.uid} failed in {where}: {describe_error(error)}"
                 )
                 failure.__cause__ = error
                 if node.step(Event.GIVE_UP):
@@ -237,6 +240,11 @@ class Runtime:
 
     def closed_error(self, name: str) -> RuntimeError:
         """The error for a call after the end."""
+        if self.failure is not None:
+            return RuntimeError(
+                f"task {name!r} was called after engine {self.uid} had failed: "
+                f"{describe_error(self.failure)}"
+            )
         return RuntimeError(
             f"task {name!r} was called after engine {self.uid} was shut down: "
             "make a new one with `await WorkflowEngine.create(...)`"
@@ -297,7 +305,7 @@ class Runtime:
                 extra.failures += 1
                 if extra.failures <= policy.attempts:
                     delay = policy.delay(node.attempt)
-        except Exception as mistake:  # the user's own `wait` raised
+        except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
             mistake.__cause__ = error
             error = mistake
         if delay is None or self.closing or not node.step(Event.RETRY):
@@ -321,7 +329,7 @@ class Runtime:
         if fallback is not NO_FALLBACK and not self.closing:
             try:
                 value = fallback(error) if callable(fallback) else fallback
-            except Exception as mistake:  # the user's own fallback raised
+            except (Exception, SystemExit) as mistake:  # the user's own fallback raised
                 mistake.__cause__ = error
                 error = mistake
             else:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from rhapsody.task import Resources, RetryPolicy, seconds
+from rhapsody.task import Resources, RetryPolicy, is_async, seconds
 
 NO_FALLBACK: Any = object()
 """Says that a task has no `fallback`, since `None` may be one."""
@@ -247,6 +247,15 @@ def _limit(value: object) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(dict(limits).items()))
 
 
+def _fallback(value: Any) -> Any:
+    if is_async(value):
+        raise TypeError(
+            f"fallback must be a value or an ordinary function that returns one, got {value!r}: "
+            "for something asynchronous, await the task in a block and catch its error there"
+        )
+    return value
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "service": _flag("service"),
     "name": _text("name"),
@@ -264,7 +273,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ready_timeout": _ready_timeout,
     "after": _after,
     "limit": _limit,
-    "fallback": lambda value: value,
+    "fallback": _fallback,
     "priority": whole_number("priority", None),
     "task_description": specific_settings,
 }

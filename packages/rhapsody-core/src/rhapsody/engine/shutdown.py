@@ -6,7 +6,9 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING
 
+from rhapsody.aio import asked_to_stop
 from rhapsody.engine.life import Future, Work
+from rhapsody.errors import describe_error
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
@@ -28,7 +30,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     """
     problems: list[str] = []
     if not runtime.interrupted:
-        await runtime.gate.drain()
+        await runtime.gate.drain(GRACE)
         runtime.cancel_all()
     lanes = list(runtime.lanes.values())
     await asyncio.gather(*(lane.close(GRACE) for lane in lanes))
@@ -43,7 +45,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
         if unregister is not None:
             unregister(runtime.engine.task_callbacks)
     runtime.updates.drain()
-    await runtime.gate.drain()
+    await runtime.gate.drain(GRACE)
     if not runtime.interrupted:
         await runtime.blocks.drain(GRACE)
     await runtime.settle_background(GRACE)
@@ -54,10 +56,11 @@ def settle_everything(runtime: Runtime) -> tuple[str, ...]:
     """Cancels what is still pending and gives up on work that has not ended.
 
     Returns:
-        The uids of tasks whose work nobody could stop.
+        The uids of tasks and synchronous blocks that nobody could stop.
     """
     left = [node for node in runtime.graph.live if node.uid in runtime.updates.inflight]
-    still_running = tuple(sorted(node.uid for node in left))
+    on_threads = (f"{runtime.uid}.{uid}" for uid in runtime.blocks.on_threads)
+    still_running = tuple(sorted((*(node.uid for node in left), *on_threads)))
     runtime.abandon(runtime.graph.live)
     runtime.timers.close()
     return still_running
@@ -68,8 +71,10 @@ async def _shut_down(lane: Lane) -> str | None:
         result = lane.backend.shutdown()
         if inspect.isawaitable(result):
             await result
-    except Exception as error:  # one backend's fault must not keep the others open
-        return f"backend {lane.name!r} failed to shut down: {type(error).__name__}: {error}"
+    except (Exception, asyncio.CancelledError) as error:  # must not keep the others open
+        if asked_to_stop():
+            raise
+        return f"backend {lane.name!r} failed to shut down: {describe_error(error)}"
     return None
 
 

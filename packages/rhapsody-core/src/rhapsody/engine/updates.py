@@ -18,7 +18,7 @@ from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.mailbox import Mailbox
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
-from rhapsody.errors import TaskFailedError
+from rhapsody.errors import TaskFailedError, describe_error
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
@@ -68,10 +68,14 @@ class Updates:
             self._runtime.crashed("updates", error)
 
     def _apply(self, task: Any, state: Any, service_callback: ServiceCallback | None) -> None:
-        if type(task) is not dict and not isinstance(task, Mapping):
-            task = task.as_dict() if hasattr(task, "as_dict") else {}
-        uid = task.get("uid")
-        node = self.inflight.get(uid)
+        try:
+            if type(task) is not dict and not isinstance(task, Mapping):
+                task = task.as_dict() if hasattr(task, "as_dict") else {}
+            uid = task.get("uid")
+            node = self.inflight.get(uid)
+        except Exception as error:  # the backend's fault, and no task's that is known
+            self._malformed(error)
+            return
         if node is None:
             self._stray(uid)
             return
@@ -98,6 +102,15 @@ class Updates:
             runtime.stats.unknown += 1
         else:
             runtime.stats.late += 1
+
+    def _malformed(self, error: Exception) -> None:
+        self._runtime.stats.unknown += 1
+        if ("", "malformed") not in self._complained:
+            self._complained.add(("", "malformed"))
+            self._runtime.log.error(
+                "a backend reported something that cannot be read as a task with a uid; such "
+                "updates are left out. Reading it raised %s", describe_error(error),
+            )  # fmt: skip
 
     def _unknown_state(self, node: Node, state: Any) -> None:
         runtime = self._runtime
@@ -140,7 +153,8 @@ class Updates:
 
     def _ready_anywhere(self, node: Node, uid: str, future: concurrent.futures.Future[Any]) -> None:
         try:
-            self._runtime.loop.call_soon_threadsafe(self._ready, node, uid, future)
+            call = partial(self._ready, node, uid, future)
+            self._runtime.loop.call_soon_threadsafe(self._runtime.guarded, call)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._runtime.stats.late += 1
 
@@ -306,7 +320,7 @@ def _end_of_file(path: str) -> str:
 def _ending(task: Mapping[str, Any]) -> str:
     error = task.get("exception")
     if error is not None:
-        return f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+        return describe_error(error) if isinstance(error, Exception) else str(error)
     if task.get("exit_code") is not None:
         return f"exit code {task['exit_code']}"
     return "no exit code"

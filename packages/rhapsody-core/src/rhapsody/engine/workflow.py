@@ -9,36 +9,36 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid as uuids
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
+from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.attach import attach
 from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.dispatch import Lane
 from rhapsody.engine.files import Stager
 from rhapsody.engine.graph import Node, dependency_uids
+from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.life import Work
 from rhapsody.engine.observe import Profiler, Stats, Summary
 from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import Settings, whole_number
+from rhapsody.engine.settings import whole_number
 from rhapsody.engine.shutdown import settle_everything, stop_everything
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
-from rhapsody.engine.tasks import Task
 from rhapsody.engine.timers import Clock, LoopClock
-from rhapsody.errors import TaskFailedError
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.states import StateMapper
-from rhapsody.task import RetryPolicy, TaskFuture, seconds
+from rhapsody.task import RetryPolicy, seconds
 
 BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["failed", "all", "none"]
 
 
-class WorkflowEngine(Decorators):
+class WorkflowEngine(Decorators, KeptNames):
     """Runs a graph of function tasks, executables, services and blocks on backends.
 
     Made by `await WorkflowEngine.create(...)` or `async with
@@ -336,10 +336,11 @@ class WorkflowEngine(Decorators):
         if asyncio.get_running_loop() is not self._loop:
             raise self._runtime.foreign_loop_error("shutdown() was called on")
         if self._ending is None:
+            self._runtime.closing = True
             self._ending = self._loop.create_task(
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"
             )
-        await asyncio.shield(self._ending)
+        await end_of(self._ending)
 
     async def _end(self, skip: bool) -> None:
         await self._stop(skip_backends=skip)
@@ -350,7 +351,7 @@ class WorkflowEngine(Decorators):
         if self._ending is None:
             self._runtime.interrupted = True
             self._ending = self._loop.create_task(self._stop(skip_backends=False))
-        await asyncio.shield(self._ending)
+        await end_of(self._ending)
 
     async def _stop(self, *, skip_backends: bool) -> None:
         runtime = self._runtime
@@ -408,92 +409,3 @@ class WorkflowEngine(Decorators):
         traceback: TracebackType | None,
     ) -> None:
         await self.shutdown()
-
-    # Names kept for code that calls them.
-
-    async def run(self) -> None:
-        """Returns when the engine has been shut down. The engine runs without it."""
-        await asyncio.shield(self._closed)
-
-    async def submit(self) -> None:
-        """Gives the engine a turn to hand over what is ready. It does so without it."""
-        await asyncio.sleep(0)
-
-    async def execute_block(
-        self,
-        block_fut: asyncio.Future[Any],
-        func: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
-        """Runs a function as a block and settles `block_fut` as it ends.
-
-        Args:
-            block_fut: A future of the engine's loop. Cancelling it cancels the block.
-            func: The function, synchronous or a coroutine function.
-            *args: Its arguments.
-            **kwargs: Its keyword arguments.
-        """
-        block = Task[Any, Any](self._runtime, "block", func, Settings())(*args, **kwargs)
-        block_fut.add_done_callback(lambda f: block.cancel() if f.cancelled() else None)
-        await asyncio.wait([block])
-        if block_fut.done():
-            return
-        if block.cancelled():
-            block_fut.cancel()
-        elif (error := block.exception()) is not None:
-            block_fut.set_exception(error)
-        else:
-            block_fut.set_result(block.result())
-
-    def task_callbacks(
-        self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
-    ) -> None:
-        """What backends report to, see `BaseExecutionBackend.register_callback`. Any thread."""
-        self._runtime.updates.receive(task, state, service_callback)
-
-    def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
-        """Settles a future with a finished task's result: its return value or output."""
-        if not self._reported(task, "DONE", task_fut):
-            command = task.get("executable") or "return_value" not in task
-            task_fut.set_result(task.get("stdout") if command else task["return_value"])
-
-    def handle_task_failure(
-        self,
-        task: Any,
-        task_fut: asyncio.Future[Any],
-        override_error_message: str | BaseException | None = None,
-    ) -> None:
-        """Settles a future with a failed task's exception.
-
-        Args:
-            task: The description, with `exception` or `stderr` in it.
-            task_fut: The task's future.
-            override_error_message: Used instead: an exception as it is, text as a
-                `RuntimeError`.
-        """
-        error: Any = override_error_message
-        if isinstance(error, str):
-            error = RuntimeError(error)
-        if error is None:
-            error = task.get("exception")
-        if not isinstance(error, BaseException):
-            text = str(error or task.get("stderr") or "the task failed")
-            error = TaskFailedError(text, exit_code=task.get("exit_code"))
-        if not self._reported({**task, "exception": error}, "FAILED", task_fut):
-            task_fut.set_exception(error)
-
-    def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
-        """Settles a future as cancelled."""
-        if not self._reported(task, "CANCELED", task_fut):
-            task_fut.cancel()
-
-    def _reported(self, task: Any, main: str, future: asyncio.Future[Any]) -> bool:
-        """Whether the future was settled already, or was by a report to the engine."""
-        if future.done():
-            return True
-        if isinstance(future, TaskFuture) and isinstance(future._node, Node):
-            lane = future._node.lane
-            if lane is not None and future._node.uid == task.get("uid"):
-                self.task_callbacks(task, lane.states.get_backend_state(main))
-        return future.done()

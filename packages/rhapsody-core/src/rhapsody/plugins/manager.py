@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pluggy
 
-from rhapsody.errors import PluginError
+from rhapsody.errors import PluginError, describe_error
 from rhapsody.plugins import specs
 from rhapsody.plugins.entry_points import CORE, CORE_MODULE, Declared, Installed, installed
 
@@ -138,11 +138,10 @@ class EngineHooks:
 def report(hook: PluginHook, error: BaseException) -> None:
     """Logs that an implementation raised."""
     logger.error(
-        "plugin %s: %s raised %s: %s (reported once; everything else goes on)",
+        "plugin %s: %s raised %s (reported once; everything else goes on)",
         hook.plugin,
         hook.hook,
-        type(error).__name__,
-        error,
+        describe_error(error),
         exc_info=error,
         extra={"plugin": hook.plugin, "hook": hook.hook},
     )

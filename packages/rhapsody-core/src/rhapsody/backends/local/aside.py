@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from rhapsody.aio import settable
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,7 @@ async def in_thread(function: Callable[[], T]) -> T:
         if error is None:
             future.set_result(value)  # type: ignore[arg-type]
         else:
-            future.set_exception(error)
+            future.set_exception(settable(error, "the call"))
 
     def run() -> None:
         value = error = None

@@ -20,11 +20,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+from rhapsody.aio import asked_to_stop
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.jobs import Job
 from rhapsody.data import OUTPUT_FILES, plain_name
-from rhapsody.errors import TaskFailedError
+from rhapsody.errors import TaskFailedError, describe_error
 from rhapsody.task import is_async
 
 FORMS = "'stdout:REGEX', 'file:NAME', 'tcp:PORT' or a callable"
@@ -301,10 +302,15 @@ async def _watch(probe: Ready, job: Job, output: Output | None, stop: threading.
     if output is not None:
         return await output.found
     if probe.kind == "call":
-        if is_async(probe.value):
-            return await probe.value(task)
-        value = await in_thread(partial(probe.value, task))
-        return await value if inspect.isawaitable(value) else value
+        try:
+            if is_async(probe.value):
+                return await probe.value(task)
+            value = await in_thread(partial(probe.value, task))
+            return await value if inspect.isawaitable(value) else value
+        except (SystemExit, asyncio.CancelledError) as error:  # which would end more than this
+            if asked_to_stop():
+                raise
+            raise RuntimeError(f"ready raised {describe_error(error)}") from error
     if probe.kind == "file":
         path = os.path.join(task.get("sandbox", ""), probe.value)
         await in_thread(partial(_look, partial(os.path.exists, path), stop))

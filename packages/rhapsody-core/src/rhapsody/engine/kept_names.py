@@ -1,0 +1,130 @@
+"""Methods of the engine that older programs call. None of them is needed, and none polls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from rhapsody.aio import end_of, settable
+from rhapsody.engine.graph import Node
+from rhapsody.engine.settings import Settings
+from rhapsody.engine.tasks import Task
+from rhapsody.errors import TaskFailedError
+from rhapsody.task import TaskFuture
+
+if TYPE_CHECKING:
+    from rhapsody.engine.runtime import Runtime
+
+
+class KeptNames:
+    """The part of `WorkflowEngine` that is there for the sake of its names."""
+
+    _runtime: Runtime
+    _closed: asyncio.Future[None]
+
+    async def run(self) -> None:
+        """Returns when the engine has been shut down. The engine runs without it."""
+        await end_of(self._closed)
+
+    async def submit(self) -> None:
+        """Gives the engine a turn to hand over what is ready. It does so without it."""
+        await asyncio.sleep(0)
+
+    async def execute_block(
+        self,
+        block_fut: asyncio.Future[Any],
+        func: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Runs a function as a block and settles `block_fut` as it ends.
+
+        Args:
+            block_fut: A future of the engine's loop. Cancelling it cancels the block, as
+                does cancelling this call, which cancels `block_fut` too.
+            func: The function, synchronous or a coroutine function.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+        """
+
+        def settle(block: asyncio.Future[Any]) -> None:
+            if block_fut.done():
+                return
+            if block.cancelled():
+                block_fut.cancel()
+            elif (error := block.exception()) is not None:
+                block_fut.set_exception(error)
+            else:
+                block_fut.set_result(block.result())
+
+        task = Task[Any, Any](self._runtime, "block", func, Settings())
+        block = self._runtime.graph.add(task, args, kwargs, None)
+        block.add_done_callback(settle)
+        block_fut.add_done_callback(lambda f: block.cancel() if f.cancelled() else None)
+        try:
+            await asyncio.wait([block])
+        except asyncio.CancelledError:
+            block.cancel()
+            raise
+
+    def task_callbacks(
+        self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
+    ) -> None:
+        """What backends report to, see `BaseExecutionBackend.register_callback`. Any thread."""
+        self._runtime.updates.receive(task, state, service_callback)
+
+    def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
+        """Settles a future with a finished task's result: its return value or output."""
+        report = _as_mapping(task)
+        if not self._reported(report, "DONE", task_fut):
+            command = report.get("executable") or "return_value" not in report
+            task_fut.set_result(report.get("stdout") if command else report["return_value"])
+
+    def handle_task_failure(
+        self,
+        task: Any,
+        task_fut: asyncio.Future[Any],
+        override_error_message: str | BaseException | None = None,
+    ) -> None:
+        """Settles a future with a failed task's exception.
+
+        Args:
+            task: The description, with `exception` or `stderr` in it.
+            task_fut: The task's future.
+            override_error_message: Used instead: an exception as it is, text as a
+                `RuntimeError`.
+        """
+        report, error = _as_mapping(task), cast("Any", override_error_message)
+        if isinstance(error, str):
+            error = RuntimeError(error)
+        if error is None:
+            error = report.get("exception")
+        if not isinstance(error, BaseException):
+            text = str(error or report.get("stderr") or "the task failed")
+            error = TaskFailedError(text, exit_code=report.get("exit_code"))
+        if not self._reported({**report, "exception": error}, "FAILED", task_fut):
+            task_fut.set_exception(settable(error, "the task"))
+
+    def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
+        """Settles a future as cancelled."""
+        if not self._reported(_as_mapping(task), "CANCELED", task_fut):
+            task_fut.cancel()
+
+    def _reported(self, report: Mapping[str, Any], main: str, future: asyncio.Future[Any]) -> bool:
+        """Whether the future is settled, or the engine has taken the report and will settle it."""
+        if future.done():
+            return True
+        node = future._node if isinstance(future, TaskFuture) else None
+        if isinstance(node, Node) and self._runtime.updates.inflight.get(node.uid) is node:
+            assert node.lane is not None
+            if report.get("uid") in (node.uid, node.future.uid):
+                state = node.lane.states.get_backend_state(main)
+                self.task_callbacks({**report, "uid": node.uid}, state)
+                return True
+        return False
+
+
+def _as_mapping(task: Any) -> Mapping[str, Any]:
+    report = task if isinstance(task, Mapping) else task.as_dict()
+    return cast("Mapping[str, Any]", report)
