@@ -30,6 +30,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     if not runtime.interrupted:
         await runtime.gate.drain()
         runtime.cancel_all()
+        runtime.pushdown.close()
     lanes = list(runtime.lanes.values())
     await asyncio.gather(*(lane.close(GRACE) for lane in lanes))
     await runtime.settle_background(GRACE)
@@ -59,6 +60,7 @@ def settle_everything(runtime: Runtime) -> tuple[str, ...]:
     left = [node for node in runtime.graph.live if node.uid in runtime.updates.inflight]
     still_running = tuple(sorted(node.uid for node in left))
     runtime.abandon(runtime.graph.live)
+    runtime.pushdown.close()
     runtime.timers.close()
     return still_running
 
