@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import tracemalloc
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from rhapsody import LocalExecutionBackend, TasksMainStates, WorkflowEngine, hookimpl, wait
-from rhapsody.errors import BackendUnavailableError, DependencyFailureError
+from rhapsody.errors import BackendUnavailableError, DependencyFailureError, TaskLostError
 from rhapsody_dask import DaskExecutionBackend
+from tests.dask.clusters import foreign
 
 pytestmark = pytest.mark.asyncio
 
@@ -359,3 +362,68 @@ async def test_a_value_nobody_asked_for_before_the_end_says_so(cluster: Any) -> 
     assert first.done()
     with pytest.raises(BackendUnavailableError, match="push_down=False"):
         await first
+
+
+def behind(future: Any) -> Any:
+    """What the backend keeps of a task whose value is held."""
+    return future._node._value.call
+
+
+async def test_a_value_whose_worker_is_killed_is_made_again() -> None:
+    backend = await DaskExecutionBackend({"n_workers": 2, "threads": 1})
+    async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task
+        def make(argument: bytes) -> tuple[int, int]:
+            return len(argument), os.getpid()
+
+        @flow.function_task
+        def pid(made: tuple[int, int]) -> int:
+            return made[1]
+
+        made = make(bytes(2_000_000))
+        victim = await pid(made)
+        # Dask needs the argument, which is shared: it is kept as long as the value.
+        await backend.client.replicate([entry.future for entry in behind(made).entries])
+        os.kill(victim, signal.SIGKILL)
+        assert (await made)[0] == 2_000_000
+
+
+async def test_a_value_that_is_gone_for_good_is_a_lost_task() -> None:
+    backend = await DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    async with asyncio.timeout(100), WorkflowEngine.create(backend=backend) as flow:
+        tasks = Tasks(flow)
+        made = tasks.make(3)
+        assert await tasks.size(made) == 3
+        other = tasks.again(made)
+        assert await tasks.size(other) == 3
+        await backend.client.cancel([behind(made).future], force=True)
+        later = tasks.size(made)
+        with pytest.raises(TaskLostError, match=r"'make'.*push_down=False"):
+            await made
+        assert made.state is TasksMainStates.FAILED
+        with pytest.raises(DependencyFailureError):
+            await later
+
+
+async def test_the_end_of_the_scheduler_ends_the_wait_for_a_value(tmp_path: Path) -> None:
+    with foreign(tmp_path) as given:
+        processes = given.pop("processes")
+        given.pop("log")
+        backend = DaskExecutionBackend(**given)
+        async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+            add = flow.function_task(_add)
+            first, second = add(3), add(4)
+            assert await add(first, second) == 7
+            processes[0].kill()
+            with pytest.raises(BackendUnavailableError):
+                await first
+            with pytest.raises(BackendUnavailableError):
+                await second
+
+
+def _add(*numbers: int) -> int:
+    return sum(numbers)
+
+
+_add.__module__ = "__main__"  # the workers do not see this module

@@ -312,7 +312,12 @@ class DaskExecutionBackend(ManagedBackend):
         """Dask forgot tasks."""
         for key in keys:
             call = self._keys.get(key)
-            if call is not None:
+            if call is None:
+                continue
+            if call.references and call.uid in self._open:
+                # Most often one of those is gone, and this one with it.
+                self._gone(call, reference_lost(call))
+            else:
                 self._gone(call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}"))
 
     def lost(self, reason: str) -> None:

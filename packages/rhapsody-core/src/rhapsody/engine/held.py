@@ -150,7 +150,17 @@ class Held:
         else:
             error = task.get("exception")
         if error is None and "return_value" not in task:
-            error = TaskLostError(f"the value of {future.uid} ({future.name!r}) was lost")
+            error = TaskLostError("nothing came")
+        if isinstance(error, TaskLostError):
+            lost, error = (
+                error,
+                TaskLostError(
+                    f"the value of {future.uid} ({future.name!r}) stayed with backend "
+                    f"{self.lane.name!r}, and was lost there: {error}; with push_down=False each value "
+                    "comes here when its task is done"
+                ),
+            )
+            error.__cause__ = lost
         self._let_go(future)
         if asyncio.Future.done(future):
             return  # cancelled meanwhile
