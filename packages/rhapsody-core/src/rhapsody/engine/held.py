@@ -152,15 +152,7 @@ class Held:
         if error is None and "return_value" not in task:
             error = TaskLostError("nothing came")
         if isinstance(error, TaskLostError):
-            lost, error = (
-                error,
-                TaskLostError(
-                    f"the value of {future.uid} ({future.name!r}) stayed with backend "
-                    f"{self.lane.name!r}, and was lost there: {error}; with push_down=False each value "
-                    "comes here when its task is done"
-                ),
-            )
-            error.__cause__ = lost
+            error = self._lost_error(future, error)
         self._let_go(future)
         if asyncio.Future.done(future):
             return  # cancelled meanwhile
@@ -173,6 +165,15 @@ class Held:
                 uid=self.uid, stdout=stdout, stderr=stderr, backend=future._backend
             )
         future.set_result(task["return_value"])
+
+    def _lost_error(self, future: TaskFuture[Any], cause: TaskLostError) -> TaskLostError:
+        error = TaskLostError(
+            f"the value of {future.uid} ({future.name!r}) stayed with backend "
+            f"{self.lane.name!r} and was lost there: {cause}; with push_down=False each value "
+            "comes here when its task is done"
+        )
+        error.__cause__ = cause
+        return error
 
     def _lost(self, future: TaskFuture[Any], error: BaseException) -> None:
         stats = self.runtime.stats
