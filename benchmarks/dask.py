@@ -25,11 +25,12 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # This file would stand for Dask itself, whose name it has.
 sys.path[:] = [entry for entry in sys.path if Path(entry).absolute() != Path(__file__).parent]
 
+import psutil  # noqa: E402
 from distributed import Client, LocalCluster, as_completed  # noqa: E402
 
 from rhapsody import WorkflowEngine  # noqa: E402
@@ -183,34 +184,67 @@ async def asyncflow(address: str) -> AsyncIterator[Flow | None]:
 # Measuring.
 
 
-async def timed(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """The median seconds of each contestant, who take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+class Spent(NamedTuple):
+    """What a contestant needed: by the clock, and of the processors in all processes."""
+
+    seconds: float
+    processor: float
+
+    def of(self, part: float) -> Spent:
+        """What a larger run would have needed, of which this was a part."""
+        return Spent(self.seconds / part, self.processor / part)
+
+
+def processor_seconds(workers: list[psutil.Process]) -> float:
+    """What this process and the workers have used of the processors."""
+    times = [process.cpu_times() for process in (psutil.Process(), *workers)]
+    return sum(one.user + one.system for one in times)
+
+
+async def timed(
+    runs: dict[str, Run], rounds: int, workers: list[psutil.Process]
+) -> dict[str, Spent]:
+    """The median of what each contestant needs, who take turns."""
+    spent: dict[str, list[Spent]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
-            begin = time.perf_counter()
+            processor, begin = processor_seconds(workers), time.perf_counter()
             await run()
+            seconds = time.perf_counter() - begin
             if turn or rounds == 1:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+                spent[name].append(Spent(seconds, processor_seconds(workers) - processor))
+    return {
+        name: Spent(*(statistics.median(column) for column in zip(*each, strict=True)))
+        for name, each in spent.items()
+    }
 
 
-def report(title: str, found: dict[str, float], count: int, budgets: dict[str, float]) -> None:
+def report(title: str, found: dict[str, Spent], count: int, budgets: dict[str, float]) -> None:
     """Prints one comparison."""
     print(f"\n{title}")
-    for name, seconds in found.items():
-        print(f"  {name:34} {seconds:8.3f} s {1e6 * seconds / count:9.0f} us each")
+    for name, spent in found.items():
+        each, processor = 1e6 * spent.seconds / count, 1e6 * spent.processor / count
+        print(
+            f"  {name:26} {spent.seconds:8.3f} s {each:7.0f} us each, "
+            f"of the processors {processor:7.0f}"
+        )
     for name, limit in budgets.items():
-        ratio = found[OURS] / found[name]
+        ratio = found[OURS].seconds / found[name].seconds
+        processor = found[OURS].processor / found[name].processor
         verdict = "within" if ratio <= limit else "OVER"
-        print(f"  {OURS} / {name}: {ratio:.2f}, {verdict} the budget of {limit}", flush=True)
+        print(
+            f"  {OURS} / {name}: {ratio:.2f}, {verdict} the budget of {limit} "
+            f"(of the processors {processor:.2f})",
+            flush=True,
+        )
 
 
 async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
     """All comparisons."""
     values = bytes(sizes.bytes)
     address = cluster.scheduler_address
+    workers = [psutil.Process(nanny.pid) for nanny in cluster.workers.values()]
     async with (
         Client(address, asynchronous=True, set_as_default=False) as client,
         WorkflowEngine.create(backend=DaskExecutionBackend(cluster=cluster)) as one,
@@ -230,10 +264,10 @@ async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
             }
             if flow is not None:
                 runs[FLOW] = lambda: flow.fan(sizes.peer_fan)
-            found = await timed(runs, sizes.rounds)
+            found = await timed(runs, sizes.rounds, workers)
             if flow is not None:
                 print(f"\n{FLOW} has a fan of {sizes.peer_fan}, its time is scaled")
-                found[FLOW] *= sizes.fan / sizes.peer_fan
+                found[FLOW] = found[FLOW].of(sizes.peer_fan / sizes.fan)
             report(f"fan of {n} no-ops", found, n, {COMPLETED: 1.1, GATHER: 1.5})
         n = sizes.chain
         if only in ("", "chain"):
@@ -244,7 +278,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
             }
             if flow is not None:
                 runs[FLOW] = lambda: flow.chain(sizes.chain)
-            found = await timed(runs, sizes.rounds)
+            found = await timed(runs, sizes.rounds, workers)
             report(f"chain of {n}", found, n, {"futures chained": 1.1})
         n = sizes.leaves
         if only in ("", "tree"):
@@ -253,7 +287,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
                 OURS: lambda: ours.tree(sizes.leaves),
                 PLAIN: lambda: plain.tree(sizes.leaves),
             }
-            found = await timed(runs, sizes.rounds)
+            found = await timed(runs, sizes.rounds, workers)
             report(f"tree reduction of {n} leaves", found, 2 * n - 1, {"futures": 1.2})
         n = sizes.maps
         if only in ("", "shared"):
@@ -263,7 +297,7 @@ async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
                 OURS: lambda: ours.shared(sizes.maps, values),
                 PLAIN: lambda: plain.shared(sizes.maps, values),
             }
-            found = await timed(runs, sizes.rounds)
+            found = await timed(runs, sizes.rounds, workers)
             title = f"{n} tasks over {sizes.bytes // 1_000_000} MB"
             report(title, found, n, {"scatter, as_completed": 1.2, "scatter, map": 1.2})
 
