@@ -3,29 +3,43 @@
 A fan of no-ops, a chain, a tree reduction, and a map over a big shared argument. Raw
 Dask is driven in its two usual ways: `submit` with `as_completed`, which delivers each
 result as it comes, and `map` with one `gather`. Contestants take turns, and the median
-of each counts. `--smoke` only shows that it runs.
+of each counts; the budgets are ratios of those. Then what is kept here for each finished
+task, beside a scheduler in a process of its own. `--smoke` only shows that it runs.
+
+radical.asyncflow takes part where a version with a Dask backend is installed:
+
+    pip install "radical.asyncflow==0.2.0"
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import importlib
+import multiprocessing
 import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # This file would stand for Dask itself, whose name it has.
 sys.path[:] = [entry for entry in sys.path if Path(entry).absolute() != Path(__file__).parent]
 
+import psutil  # noqa: E402
 from distributed import Client, LocalCluster, as_completed  # noqa: E402
 
 from rhapsody import WorkflowEngine  # noqa: E402
 from rhapsody_dask import DaskExecutionBackend  # noqa: E402
+
+Run = Callable[[], Awaitable[None]]
+
+OURS, PLAIN = "rhapsody", "rhapsody, push_down=False"
+COMPLETED, GATHER, FLOW = "submit, as_completed", "map, one gather", "radical.asyncflow"
 
 
 def noop(value: Any = None) -> Any:
@@ -45,6 +59,7 @@ class Sizes:
 
     def __init__(self, smoke: bool, divide: int, rounds: int) -> None:
         self.fan = 50 if smoke else 5_000 // divide
+        self.peer_fan = self.fan // 10  # its cost for each grows with their number
         self.chain = 5 if smoke else 200
         self.leaves = 8 if smoke else 1_024 // divide
         self.maps = 5 if smoke else 200 // divide
@@ -55,42 +70,52 @@ class Sizes:
 # By hand.
 
 
-async def raw_submit_fan(client: Any, n: int) -> None:
-    futures = [client.submit(noop, i, pure=False) for i in range(n)]
-    async for _ in as_completed(futures, loop=client.loop, with_results=True):
-        pass
+class Raw:
+    """Dask itself."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+
+    async def fan(self, n: int) -> None:
+        client = self.client
+        futures = [client.submit(noop, i, pure=False) for i in range(n)]
+        async for _ in as_completed(futures, loop=client.loop, with_results=True):
+            pass
+
+    async def map_fan(self, n: int) -> None:
+        await self.client.gather(self.client.map(noop, range(n), pure=False))
+
+    async def chain(self, n: int) -> None:
+        future = self.client.submit(noop, 0, pure=False)
+        for _ in range(n - 1):
+            future = self.client.submit(noop, future, pure=False)
+        assert await future == 0
+
+    async def tree(self, leaves: int) -> None:
+        submit = self.client.submit
+        level = [submit(noop, i, pure=False) for i in range(leaves)]
+        while len(level) > 1:
+            pairs = zip(level[::2], level[1::2], strict=True)
+            level = [submit(add, a, b, pure=False) for a, b in pairs]
+        assert await level[0] == leaves * (leaves - 1) // 2
+
+    async def shared(self, n: int, values: Any) -> None:
+        shared = await self.client.scatter(values, hash=False)
+        futures = [self.client.submit(scale, shared, i, pure=False) for i in range(n)]
+        async for _ in as_completed(futures, loop=self.client.loop, with_results=True):
+            pass
+
+    async def map_shared(self, n: int, values: Any) -> None:
+        shared = await self.client.scatter(values, hash=False)
+        futures = self.client.map(scale, [shared] * n, range(n), pure=False)
+        assert len(await self.client.gather(futures)) == n
 
 
-async def raw_map_fan(client: Any, n: int) -> None:
-    await client.gather(client.map(noop, range(n), pure=False))
-
-
-async def raw_chain(client: Any, n: int) -> None:
-    future = client.submit(noop, 0, pure=False)
-    for _ in range(n - 1):
-        future = client.submit(noop, future, pure=False)
-    assert await future == 0
-
-
-async def raw_tree(client: Any, leaves: int) -> None:
-    level = [client.submit(noop, i, pure=False) for i in range(leaves)]
-    while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=True)
-        level = [client.submit(add, a, b, pure=False) for a, b in pairs]
-    assert await level[0] == leaves * (leaves - 1) // 2
-
-
-async def raw_shared(client: Any, n: int, values: Any) -> None:
-    shared = await client.scatter(values)
-    futures = client.map(scale, [shared] * n, range(n), pure=False)
-    assert len(await client.gather(futures)) == n
-
-
-# Through Rhapsody.
+# Through an engine.
 
 
 class Ours:
-    """One engine."""
+    """One engine of Rhapsody."""
 
     def __init__(self, flow: WorkflowEngine) -> None:
         self.noop: Any = flow.function_task(noop)
@@ -119,100 +144,217 @@ class Ours:
         assert len(results) == n
 
 
-async def timed(runs: dict[str, Callable[[], Awaitable[None]]], rounds: int) -> dict[str, float]:
-    """The median seconds of each contestant, who take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+class Flow:
+    """radical.asyncflow. It takes coroutine functions only, and sends every argument each time."""
+
+    def __init__(self, flow: Any) -> None:
+        async def nothing(value: Any = None) -> None:
+            return None
+
+        self.nothing: Any = flow.function_task(nothing)
+
+    async def fan(self, n: int) -> None:
+        for future in asyncio.as_completed([self.nothing(i) for i in range(n)]):
+            await future
+
+    async def chain(self, n: int) -> None:
+        future = self.nothing(0)
+        for _ in range(n - 1):
+            future = self.nothing(future)
+        await future
+
+
+@contextlib.asynccontextmanager
+async def asyncflow(address: str) -> AsyncIterator[Flow | None]:
+    """A contestant where a version with a Dask backend is installed, else `None`."""
+    try:
+        peer: Any = importlib.import_module("radical.asyncflow")
+        backend_class = peer.DaskExecutionBackend
+    except (ImportError, AttributeError):
+        print("radical.asyncflow with a Dask backend is not installed: it takes no part")
+        yield None
+        return
+    flow = await peer.WorkflowEngine.create(backend=await backend_class({"address": address}))
+    try:
+        yield Flow(flow)
+    finally:
+        await flow.shutdown()
+
+
+# Measuring.
+
+
+class Spent(NamedTuple):
+    """What a contestant needed: by the clock, and of the processors in all processes."""
+
+    seconds: float
+    processor: float
+
+    def of(self, part: float) -> Spent:
+        """What a larger run would have needed, of which this was a part."""
+        return Spent(self.seconds / part, self.processor / part)
+
+
+def processor_seconds(workers: list[psutil.Process]) -> float:
+    """What this process and the workers have used of the processors."""
+    times = [process.cpu_times() for process in (psutil.Process(), *workers)]
+    return sum(one.user + one.system for one in times)
+
+
+async def timed(
+    runs: dict[str, Run], rounds: int, workers: list[psutil.Process]
+) -> dict[str, Spent]:
+    """The median of what each contestant needs, who take turns."""
+    spent: dict[str, list[Spent]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
-            begin = time.perf_counter()
+            processor, begin = processor_seconds(workers), time.perf_counter()
             await run()
+            seconds = time.perf_counter() - begin
             if turn or rounds == 1:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(each) for name, each in seconds.items()}
+                spent[name].append(Spent(seconds, processor_seconds(workers) - processor))
+    return {
+        name: Spent(*(statistics.median(column) for column in zip(*each, strict=True)))
+        for name, each in spent.items()
+    }
 
 
-def report(title: str, found: dict[str, float], count: int, budgets: dict[str, float]) -> None:
+def report(title: str, found: dict[str, Spent], count: int, budgets: dict[str, float]) -> None:
     """Prints one comparison."""
     print(f"\n{title}")
-    for name, seconds in found.items():
-        print(f"  {name:34} {seconds:8.3f} s {1e6 * seconds / count:9.0f} us each")
+    for name, spent in found.items():
+        each, processor = 1e6 * spent.seconds / count, 1e6 * spent.processor / count
+        print(
+            f"  {name:26} {spent.seconds:8.3f} s {each:7.0f} us each, "
+            f"of the processors {processor:7.0f}"
+        )
     for name, limit in budgets.items():
-        ratio = found["rhapsody"] / found[name]
+        ratio = found[OURS].seconds / found[name].seconds
+        processor = found[OURS].processor / found[name].processor
         verdict = "within" if ratio <= limit else "OVER"
-        print(f"  rhapsody / {name}: {ratio:.2f}, {verdict} the budget of {limit}")
+        print(
+            f"  {OURS} / {name}: {ratio:.2f}, {verdict} the budget of {limit} "
+            f"(of the processors {processor:.2f})",
+            flush=True,
+        )
 
 
-async def compare(cluster: Any, sizes: Sizes) -> None:
+async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
     """All comparisons."""
     values = bytes(sizes.bytes)
-    client = await Client(cluster.scheduler_address, asynchronous=True, set_as_default=False)
-    pushing = await DaskExecutionBackend(cluster=cluster)
-    waiting = await DaskExecutionBackend(cluster=cluster)
+    address = cluster.scheduler_address
+    workers = [psutil.Process(nanny.pid) for nanny in cluster.workers.values()]
     async with (
-        WorkflowEngine.create(backend=pushing) as one,
-        WorkflowEngine.create(backend=waiting, push_down=False) as two,
+        Client(address, asynchronous=True, set_as_default=False) as client,
+        WorkflowEngine.create(backend=DaskExecutionBackend(cluster=cluster)) as one,
+        WorkflowEngine.create(
+            backend=DaskExecutionBackend(cluster=cluster), push_down=False
+        ) as two,
+        asyncflow(address) as flow,
     ):
-        ours, plain = Ours(one), Ours(two)
-        n, rounds = sizes.fan, sizes.rounds
-        found = await timed(
-            {
-                "submit, as_completed": lambda: raw_submit_fan(client, n),
-                "map, one gather": lambda: raw_map_fan(client, n),
-                "rhapsody": lambda: ours.fan(n),
-            },
-            rounds,
-        )
-        report(
-            f"fan of {n} no-ops", found, n, {"submit, as_completed": 1.1, "map, one gather": 1.5}
-        )
+        raw, ours, plain = Raw(client), Ours(one), Ours(two)
+        n = sizes.fan
+        if only in ("", "fan"):
+            runs: dict[str, Run] = {
+                COMPLETED: lambda: raw.fan(sizes.fan),
+                GATHER: lambda: raw.map_fan(sizes.fan),
+                OURS: lambda: ours.fan(sizes.fan),
+                PLAIN: lambda: plain.fan(sizes.fan),
+            }
+            if flow is not None:
+                runs[FLOW] = lambda: flow.fan(sizes.peer_fan)
+            found = await timed(runs, sizes.rounds, workers)
+            if flow is not None:
+                print(f"\n{FLOW} has a fan of {sizes.peer_fan}, its time is scaled")
+                found[FLOW] = found[FLOW].of(sizes.peer_fan / sizes.fan)
+            report(f"fan of {n} no-ops", found, n, {COMPLETED: 1.1, GATHER: 1.5})
         n = sizes.chain
-        found = await timed(
-            {
-                "futures chained": lambda: raw_chain(client, n),
-                "rhapsody": lambda: ours.chain(n),
-                "rhapsody, push_down=False": lambda: plain.chain(n),
-            },
-            rounds,
-        )
-        report(f"chain of {n}", found, n, {"futures chained": 1.1})
+        if only in ("", "chain"):
+            runs = {
+                "futures chained": lambda: raw.chain(sizes.chain),
+                OURS: lambda: ours.chain(sizes.chain),
+                PLAIN: lambda: plain.chain(sizes.chain),
+            }
+            if flow is not None:
+                runs[FLOW] = lambda: flow.chain(sizes.chain)
+            found = await timed(runs, sizes.rounds, workers)
+            report(f"chain of {n}", found, n, {"futures chained": 1.1})
         n = sizes.leaves
-        found = await timed(
-            {
-                "futures": lambda: raw_tree(client, n),
-                "rhapsody": lambda: ours.tree(n),
-                "rhapsody, push_down=False": lambda: plain.tree(n),
-            },
-            rounds,
-        )
-        report(f"tree reduction of {n} leaves", found, 2 * n, {"futures": 1.2})
+        if only in ("", "tree"):
+            runs = {
+                "futures": lambda: raw.tree(sizes.leaves),
+                OURS: lambda: ours.tree(sizes.leaves),
+                PLAIN: lambda: plain.tree(sizes.leaves),
+            }
+            found = await timed(runs, sizes.rounds, workers)
+            report(f"tree reduction of {n} leaves", found, 2 * n - 1, {"futures": 1.2})
         n = sizes.maps
-        found = await timed(
-            {
-                "scatter, map": lambda: raw_shared(client, n, values),
-                "rhapsody": lambda: ours.shared(n, values),
-            },
-            rounds,
-        )
-        report(f"{n} tasks over {sizes.bytes // 1_000_000} MB", found, n, {"scatter, map": 1.2})
-        await memory(ours, sizes.fan)
-    await client.close()
+        if only in ("", "shared"):
+            runs = {
+                "scatter, as_completed": lambda: raw.shared(sizes.maps, values),
+                "scatter, map": lambda: raw.map_shared(sizes.maps, values),
+                OURS: lambda: ours.shared(sizes.maps, values),
+                PLAIN: lambda: plain.shared(sizes.maps, values),
+            }
+            found = await timed(runs, sizes.rounds, workers)
+            title = f"{n} tasks over {sizes.bytes // 1_000_000} MB"
+            report(title, found, n, {"scatter, as_completed": 1.2, "scatter, map": 1.2})
 
 
-async def memory(ours: Ours, n: int) -> None:
-    """Prints what is kept here for each finished task."""
-    await ours.fan(n)
-    gc.collect()
+# What is kept here.
+
+
+async def kept(run: Callable[[int], Awaitable[None]], n: int) -> float:
+    """Bytes more in this process for each finished task, after others have warmed up."""
+    await run(n)
     tracemalloc.start()
-    await ours.fan(n)
+    await run(n)
+    await asyncio.sleep(1)  # Dask lets go of what it knew in its own time
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
-    await ours.fan(n)
+    await run(n)
     await asyncio.sleep(1)
     gc.collect()
-    kept = tracemalloc.get_traced_memory()[0] - before
+    after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    print(f"\nkept on the client: {kept / n:.0f} bytes per finished task")
+    return (after - before) / n
+
+
+async def memory(address: str, n: int, where: str) -> None:
+    """Prints what each contestant keeps."""
+    print(f"\nkept here for each finished task, the scheduler in {where}")
+    async with Client(address, asynchronous=True, set_as_default=False) as client:
+        print(f"  {COMPLETED:34} {await kept(Raw(client).fan, n):8.0f} bytes")
+    for name, push_down in ((OURS, True), (PLAIN, False)):
+        async with WorkflowEngine.create(
+            backend=DaskExecutionBackend(address=address), push_down=push_down
+        ) as flow:
+            ours = Ours(flow)
+            print(f"  {name + ', fan':34} {await kept(ours.fan, n):8.0f} bytes")
+            print(f"  {name + ', chain':34} {await kept(ours.chain, n):8.0f} bytes", flush=True)
+
+
+def _serve(pipe: Any) -> None:
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        pipe.send(cluster.scheduler_address)
+        pipe.recv()
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[str]:
+    """A cluster with its scheduler in a process of its own; gives its address."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there,))
+    process.start()
+    try:
+        yield here.recv()
+    finally:
+        here.send(None)
+        process.join()
 
 
 def main() -> None:
@@ -220,12 +362,22 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="small sizes, one round")
     parser.add_argument("--divide", type=int, default=1, help="a power of 2 to divide the fans by")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
+    parser.add_argument(
+        "--only", default="", choices=["fan", "chain", "tree", "shared", "memory"], help="one alone"
+    )
     given = parser.parse_args()
     sizes = Sizes(given.smoke, given.divide, given.rounds)
+    n = max(sizes.fan // 5, 10)
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as cluster:
-        asyncio.run(compare(cluster, sizes))
+        if given.only != "memory":
+            asyncio.run(compare(cluster, sizes, given.only))
+        if given.only in ("", "memory"):
+            asyncio.run(memory(cluster.scheduler_address, n, "this process"))
+    if given.only in ("", "memory"):
+        with elsewhere() as address:
+            asyncio.run(memory(address, n, "a process of its own"))
 
 
 if __name__ == "__main__":

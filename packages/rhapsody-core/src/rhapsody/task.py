@@ -84,6 +84,8 @@ class TaskDescription(_RequiredKeys, total=False):
         worker: Set by the backend where known: the worker or host that ran it.
         references: The uids of the tasks whose values stand as `Reference` in `args`
             and `kwargs`; only for backends with `unfinished_dependencies`.
+        held: Set by the backend in place of `return_value`: the value stays there, for
+            other tasks refer to this one; only by backends with `unfinished_dependencies`.
     """
 
     arguments: list[str]
@@ -103,6 +105,7 @@ class TaskDescription(_RequiredKeys, total=False):
     exception: BaseException
     worker: str
     references: list[str]
+    held: HeldValue
 
 
 class Reference:
@@ -123,6 +126,20 @@ class Reference:
 
     def __repr__(self) -> str:
         return f"Reference({self.uid!r})"
+
+
+class HeldValue(Protocol):
+    """A finished task's value that its backend keeps until somebody asks for it.
+
+    The engine holds this object as long as anybody may ask: the backend gives the
+    value up when the object goes, on whatever thread.
+    """
+
+    async def fetch(self) -> Mapping[str, Any]:
+        """What else would have been in the description: `return_value` or `exception`, output.
+
+        Awaited by the engine on its loop, once at most.
+        """
 
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
@@ -327,8 +344,8 @@ class LiveNode(Protocol):
     async def wait_ended(self) -> None:
         """Waits for the end of the work."""
 
-    def describe(self) -> Mapping[str, Any]:
-        """Its description."""
+    def describe(self) -> Mapping[str, Any] | None:
+        """Its description while its work is alive."""
 
 
 class TaskFuture(asyncio.Future[T]):

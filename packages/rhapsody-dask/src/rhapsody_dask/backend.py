@@ -13,7 +13,8 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local.services import Readiness
@@ -24,6 +25,7 @@ from rhapsody_dask.calls import Call, named
 from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection, NotStartedError
 from rhapsody_dask.files import Links, View
+from rhapsody_dask.held import Held
 from rhapsody_dask.outcome import Outcomes, reference_lost
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
@@ -108,6 +110,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._connection = Connection(self._options)
         self._links = Links()
         self._keys: dict[str, Call] = {}
+        self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()
         self._progress: asyncio.Event | None = None
         self._loss: str | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -278,18 +281,25 @@ class DaskExecutionBackend(ManagedBackend):
         """
         for uid in call.task.get("references", ()):
             other = self._open.get(uid)
+            if other is None and (held := self._held.get(uid)) is not None:
+                other = held.call
             if other is None or other.cancelled:
                 raise reference_lost(call)
             other.referred_to = True
             call.references.append(other.key)
+            call.sources.append(other.future)
 
     # What Dask tells (`rhapsody_dask.client.Listener`).
 
-    def finished(self, key: str) -> None:
+    def finished(self, key: str, returned: bool) -> None:
         """A reply is there."""
         call = self._keys.get(key)
-        if call is not None:
-            call.finished = True
+        if call is None:
+            return
+        call.finished = True
+        if returned and call.referred_to and call.uid in self._open and not call.cancelled:
+            self._hold(call)
+        else:
             self._outcomes.finished(key)
 
     def erred(self, key: str, error: BaseException) -> None:
@@ -302,7 +312,12 @@ class DaskExecutionBackend(ManagedBackend):
         """Dask forgot tasks."""
         for key in keys:
             call = self._keys.get(key)
-            if call is not None:
+            if call is None:
+                continue
+            if call.references and call.uid in self._open:
+                # Most often one of those is gone, and this one with it.
+                self._gone(call, reference_lost(call))
+            else:
                 self._gone(call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}"))
 
     def lost(self, reason: str) -> None:
@@ -311,7 +326,7 @@ class DaskExecutionBackend(ManagedBackend):
             return
         self._loss = reason
         self._state = "error"
-        for call in list(self._open.values()):
+        for call in [*self._open.values(), *(c for c in self._keys.values() if c.waiter)]:
             self._gone(
                 call,
                 BackendUnavailableError(
@@ -397,6 +412,8 @@ class DaskExecutionBackend(ManagedBackend):
 
     def _settle(self, call: Call, state: str) -> None:
         """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
+        if call.waiter is not None:
+            self._brought(call)
         if call.uid not in self._open:
             return
         if call.error is None and call.cancelled:
@@ -411,6 +428,8 @@ class DaskExecutionBackend(ManagedBackend):
         """A task was lost: it fails, unless it was to end anyway."""
         if not call.cancelled and call.error is None:
             call.error = error
+        if call.waiter is not None:
+            self._brought(call)
         if call.uid in self._open:
             self._end(call, self._canceled if call.error is None else self._failed)
 
@@ -421,15 +440,66 @@ class DaskExecutionBackend(ManagedBackend):
             task["exception"] = call.error
         del self._open[call.uid]
         self._keys.pop(call.key, None)
-        call.future = call.error = None
+        call.error = None
+        call.sources = []
         if call.watch is not None:
             call.watch.cancel()
-        for entry in call.entries:
-            self._shared.release(entry)
-        call.entries = []
+        if "held" not in task:
+            call.future = None
+            self._release(call)
         self._tell(task, state)
         if self._progress is not None:
             self._progress.set()
+
+    def _release(self, call: Call) -> None:
+        """Gives back the big arguments of a task."""
+        entries, call.entries = call.entries, []
+        for entry in entries:
+            self._shared.release(entry)
+
+    # Values that stay on the workers.
+
+    def _hold(self, call: Call) -> None:
+        """A task has ended whose value others use where it is: it is not fetched.
+
+        Its big arguments stay as well, so that Dask can make it again where the worker
+        is lost that has it.
+        """
+        task = call.task
+        held = task["held"] = Held(call, self._bring, self._let_go)
+        self._held[call.uid] = held
+        self._settle(call, "done")
+        # The engine has what it needs of the description, and arguments may be big.
+        kept = {key: task[key] for key in ("uid", "name", "function")}
+        call.task = cast("TaskDescription", kept)
+
+    async def _bring(self, call: Call) -> TaskDescription:
+        """Fetches a value that is held."""
+        self.require_running()
+        call.waiter = self._loop.create_future()
+        self._keys[call.key] = call
+        self._outcomes.finished(call.key)
+        try:
+            await call.waiter
+        finally:
+            call.waiter = None
+            self._keys.pop(call.key, None)
+        return call.task
+
+    def _brought(self, call: Call) -> None:
+        """A value that was asked for is here, or is lost."""
+        if call.error is not None:
+            call.task["exception"] = call.error
+        if call.waiter is not None and not call.waiter.done():
+            call.waiter.set_result(None)
+
+    def _let_go(self, call: Call) -> None:
+        """Nobody has a value any more. Any thread."""
+        if call.entries:
+            try:
+                self._loop.call_soon_threadsafe(self._release, call)
+            except RuntimeError:  # the loop is closed, and the backend with it
+                return
 
     # Cancellation.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -23,6 +24,7 @@ class Call:
         future: Dask's future, `None` before it was sent.
         entries: The big arguments that it uses.
         references: The keys of the tasks whose values it gets where it runs.
+        sources: Dask's futures of those, so that Dask keeps them until it has run.
         referred_to: Other tasks get its value there.
         links: The files that it was given, where they go by content.
         cancelled: Somebody asked for its end.
@@ -35,6 +37,7 @@ class Call:
         worker: The worker that runs it.
         token: Which start of the attempt that is.
         watch: What waits for a callable `ready`.
+        waiter: What waits for its value, once that was held and somebody has asked.
     """
 
     __slots__ = (
@@ -52,9 +55,11 @@ class Call:
         "ready",
         "references",
         "referred_to",
+        "sources",
         "task",
         "token",
         "uid",
+        "waiter",
         "watch",
         "worker",
     )
@@ -68,6 +73,7 @@ class Call:
         self.future: Any = None
         self.entries: list[Entry] = []
         self.references: list[str] = []
+        self.sources: list[Any] = []
         self.referred_to = False
         self.links: list[Link] = []
         self.cancelled = False
@@ -80,6 +86,7 @@ class Call:
         self.worker: str | None = None
         self.token: str | None = None
         self.watch: Any = None
+        self.waiter: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Call {self.uid}>"

@@ -17,8 +17,8 @@ from distributed.utils_comm import gather_from_workers
 class Listener(Protocol):
     """Who is told. All calls are on the client's loop, and must be quick."""
 
-    def finished(self, key: str) -> None:
-        """A task's reply is in the memory of a worker."""
+    def finished(self, key: str, returned: bool) -> None:
+        """A task's reply is in the memory of a worker, and known to be a `Returned` or not."""
 
     def erred(self, key: str, error: BaseException) -> None:
         """Dask gave a task up."""
@@ -45,7 +45,7 @@ class TellingClient(Client):
         if state is not None:
             state.finish(None)
             if self.listener is not None:
-                self.listener.finished(key)
+                self.listener.finished(key, _is_returned(type))
 
     def _handle_task_erred(
         self, key: Any = None, exception: Any = None, traceback: Any = None
@@ -109,6 +109,12 @@ class TellingClient(Client):
                 state.reset()
                 message = {"op": "report-key", "key": key}
                 self._send_to_scheduler(message)  # type: ignore[no-untyped-call]
+
+
+def _is_returned(packed: Any) -> bool:
+    """Whether a type, as workers tell it, is `rhapsody_dask.worker.messages.Returned`."""
+    # A pickle of the class or of its name, by the version of Dask. Only our replies are asked of.
+    return isinstance(packed, bytes) and b"Returned" in packed and b"rhapsody_dask" in packed
 
 
 __all__ = ["Listener", "TellingClient"]

@@ -36,9 +36,6 @@ MANY = 4
 PAUSE = 0.01
 """After a batch of more than that many replies, seconds in which the next one gathers."""
 
-HELD_BACK = 0.02
-"""Seconds for which the reply of a task is not fetched that others use where it is."""
-
 
 class Outcomes:
     """Fetches the replies of one backend's tasks.
@@ -71,15 +68,7 @@ class Outcomes:
         self._beside: set[asyncio.Task[None]] = set()
 
     def finished(self, key: str) -> None:
-        """A reply is in the memory of a worker."""
-        call = self._calls.get(key)
-        if call is not None and call.referred_to:
-            # Most often only those others need it, and this is one of many such.
-            asyncio.get_running_loop().call_later(HELD_BACK, self._fetch_soon, key)
-        else:
-            self._fetch_soon(key)
-
-    def _fetch_soon(self, key: str) -> None:
+        """A reply is in the memory of a worker: fetches it."""
         if self._closed or key not in self._calls:
             return
         self._keys.append(key)

@@ -19,6 +19,7 @@ from rhapsody.aio import settable
 from rhapsody.engine import life
 from rhapsody.engine.arguments import Found, search
 from rhapsody.engine.blocks import BlockFuture, enclosing_block
+from rhapsody.engine.held import HeldFuture
 from rhapsody.engine.life import Event, Future, Life, Work
 from rhapsody.engine.timers import Timer
 from rhapsody.errors import DependencyFailureError, describe_error
@@ -307,8 +308,11 @@ class Graph:
 
     def _link(self, node: Node, dependencies: tuple[asyncio.Future[Any], ...]) -> None:
         node.dependencies = dependencies
+        pushdown = self._runtime.pushdown
         cancelled = False
         for dependency in dependencies:
+            if pushdown.holds and pushdown.is_held(dependency):
+                continue
             if dependency.done():
                 cancelled = cancelled or dependency.cancelled()
                 continue
@@ -325,6 +329,8 @@ class Graph:
         elif node.unfinished == 0:
             self._resolve(node)
             self._settle_all()
+        else:
+            pushdown.follow(node)
 
     def _own(self, dependency: asyncio.Future[Any]) -> Node | None:
         if isinstance(dependency, TaskFuture):
@@ -338,6 +344,8 @@ class Graph:
         if node.life.work is Work.WAITING:
             self._dependency_settled(node, dependency)
             self._settle_all()
+        elif node.pushed:
+            self._runtime.pushdown.dependency_settled(node, dependency)
 
     # Settling. A queue instead of recursion: chains may be a hundred thousand long.
 
@@ -374,7 +382,7 @@ class Graph:
 
     def _resolve(self, node: Node) -> None:
         """The last dependency has ended: the node is ready, or fails with them."""
-        if self.fail_with_dependencies(node):
+        if self.fail_with_dependencies(node) or self._runtime.pushdown.needs_values(node):
             return
         node.step(Event.RESOLVE)
         if node.task.prefix == "task":
@@ -384,7 +392,8 @@ class Graph:
 
     def fail_with_dependencies(self, node: Node) -> bool:
         """Fails a node whose dependencies have ended where one of them failed."""
-        failed = [d for d in node.dependencies if not d.cancelled() and d.exception() is not None]
+        ended = self._runtime.pushdown.with_values(node)
+        failed = [d for d in ended if not d.cancelled() and d.exception() is not None]
         if failed:
             self.fail(node, _dependency_failure(node, failed))
         return bool(failed)
@@ -445,10 +454,11 @@ class Graph:
         future = node.future
         if node.description is not None and "sandbox" in node.description:
             self._runtime.drop_sandbox(node)
-        future._node = None
+        if future._node is node:
+            future._node = None
         if node.dependencies:
             for dependency in node.dependencies:
-                if not dependency.done():
+                if type(dependency) is not HeldFuture and not dependency.done():
                     self._unlink(node, dependency)
             node.dependencies = ()
         if node.parent is not None:

@@ -110,7 +110,8 @@ TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
     (_F.PENDING, _W.RETRY_WAIT, _E.DUE, _F.PENDING, _W.READY),
     (_F.PENDING, _W.RETRY_WAIT, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.RETRY_WAIT, _E.CANCEL, _F.CANCELLED, _W.ENDED),
-    # Ended well, and held until the result is recorded.
+    # Ended well, and held until the result is recorded. Where the value stays with the
+    # backend, the node ends here: see `held`.
     (_F.PENDING, _W.ENDED, _E.REVEAL, _F.DONE, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),

@@ -32,6 +32,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     if not runtime.interrupted:
         await runtime.gate.drain(GRACE)
         runtime.cancel_all()
+        runtime.pushdown.close()
     lanes = list(runtime.lanes.values())
     await asyncio.gather(*(lane.close(GRACE) for lane in lanes))
     await runtime.settle_background(GRACE)
@@ -62,6 +63,7 @@ def settle_everything(runtime: Runtime) -> tuple[str, ...]:
     on_threads = (f"{runtime.uid}.{uid}" for uid in runtime.blocks.on_threads)
     still_running = tuple(sorted((*(node.uid for node in left), *on_threads)))
     runtime.abandon(runtime.graph.live)
+    runtime.pushdown.close()
     runtime.timers.close()
     return still_running
 

@@ -235,6 +235,9 @@ class Updates:
             value = task.get("stdout")
         else:
             value = task.get("return_value")
+            if value is None and "held" in task:
+                runtime.pushdown.hold(node, task["held"])
+                return
         extra = node.extra
         if extra is not None and extra.found is not None and extra.found.outputs:
             try:

@@ -80,7 +80,7 @@ class Reply:
                 payload = bytes(payload)
         elif len(payload) >= BIG:
             payload = pickle.PickleBuffer(payload)
-        return Reply, (self.kind, payload, buffers, self.more, self.worker)
+        return type(self), (self.kind, payload, buffers, self.more, self.worker)
 
     def __sizeof__(self) -> int:
         """So that Dask's account of the worker's memory is right."""
@@ -88,6 +88,12 @@ class Reply:
         for buffer in self.buffers:
             size += memoryview(buffer).nbytes
         return size
+
+
+class Returned(Reply):
+    """The reply of a function that returned. The client learns the type before the reply."""
+
+    __slots__ = ()
 
 
 class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none

@@ -32,6 +32,7 @@ from rhapsody_dask.worker.messages import (
     FAILED,
     Order,
     Reply,
+    Returned,
     TaskRaised,
     pack,
     unpack,
@@ -58,7 +59,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
             )
         )
     for value in values:
-        if type(value) is Reply and value.kind != DONE:
+        if isinstance(value, Reply) and value.kind != DONE:
             return Reply(DEPENDENCY)
     running = Running(order)
     if not site.begin(running):
@@ -183,7 +184,7 @@ def _outcome(
             f"from the worker: {type(error).__name__}: {error}; return data that can be"
         )
         return failure(problem)
-    return Reply(DONE, payload, buffers)
+    return Returned(DONE, payload, buffers)
 
 
 def _stoppable(running: Running, loop: Any, task: Any) -> None:
