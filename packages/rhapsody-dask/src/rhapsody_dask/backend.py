@@ -24,6 +24,7 @@ from rhapsody_dask.calls import Call, named
 from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection, NotStartedError
 from rhapsody_dask.files import Links, View
+from rhapsody_dask.losses import Losses
 from rhapsody_dask.outcome import Outcomes, reference_lost
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
@@ -137,8 +138,11 @@ class DaskExecutionBackend(ManagedBackend):
             self._share_over,
             own_cluster=own,
         )
-        self._outcomes = Outcomes(client, self._keys, self._settle, self._gone, direct=own)
         self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
+        self._losses = Losses(client, self._keys, self._gone, self._stopping.stop_rerun)
+        self._outcomes = Outcomes(
+            client, self._keys, self._settle, self._gone, self._losses, direct=own
+        )
         from rhapsody_dask.worker.site import topic
 
         client.subscribe_topic(topic(self.session.uid), self._event)
@@ -185,6 +189,7 @@ class DaskExecutionBackend(ManagedBackend):
             await self._wait_for_ends()
             self._outcomes.close()
             self._stopping.close()
+            self._losses.close()
             self._shared.close()
         client = self._connection.client
         if client is not None:
@@ -321,6 +326,7 @@ class DaskExecutionBackend(ManagedBackend):
             )
         self._outcomes.close()
         self._stopping.close()
+        self._losses.close()
         self._closing = asyncio.ensure_future(self._connection.close())
 
     def _event(self, event: Any) -> None:
@@ -328,7 +334,7 @@ class DaskExecutionBackend(ManagedBackend):
         message = event[1]
         worker = message["worker"]
         if "lost" in message:
-            self._worker_lost(worker)
+            self._losses.left(worker)
             return
         for uid, token in message.get("running", ()):
             call = self._open.get(uid)
@@ -350,27 +356,6 @@ class DaskExecutionBackend(ManagedBackend):
                 self._announce(call)
                 if call.readiness is not None:
                     call.readiness.set(unpack(payload))
-
-    def _worker_lost(self, worker: str) -> None:
-        """A worker has gone: what is known to have run there is lost.
-
-        Dask itself would run it again, up to four times in all, and then the engine
-        would; whether and how often that is done is left to the engine alone. What
-        the worker only had in its queue, Dask gives to another one.
-        """
-        calls = [c for c in self._open.values() if c.begun and c.worker == worker]
-        for call in calls:
-            if call.finished:
-                continue  # where its reply went with the worker, Dask makes it again
-            self._gone(
-                call,
-                TaskLostError(
-                    f"{named(call)} was lost: worker {worker} went away while it ran (attempt "
-                    f"{call.task.get('attempt', 1)}, start {call.token}); a worker that is over "
-                    "its memory limit is killed by Dask, see its log"
-                ),
-            )
-            self._stopping.stop_rerun(call.uid)
 
     # States out.
 

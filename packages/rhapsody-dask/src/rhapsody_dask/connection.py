@@ -98,7 +98,9 @@ class Connection:
         assert client is not None
         await self._check_versions()
         foreign = self.cluster is None
-        self._plugins = await in_thread(lambda: shipping.plugins(session, grace, ship=foreign))
+        self._plugins = await in_thread(
+            lambda: shipping.plugins(session, client.id, grace, ship=foreign)
+        )
         try:
             for plugin in self._plugins:
                 await client.register_plugin(plugin, name=plugin.name)
@@ -276,7 +278,8 @@ def _local_cluster(options: Options) -> Any:
     resources = {"cores": threads, "memory": _memory(local, n_workers, MEMORY_LIMIT)}
     if gpus:
         resources["gpus"] = gpus
-    scheduler = {**quiet, **local.pop("scheduler_kwargs", {})}
+    # The engine has the budget for lost workers.
+    scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
 
 

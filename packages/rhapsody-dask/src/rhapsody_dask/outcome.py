@@ -17,6 +17,7 @@ from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
 from rhapsody_dask.calls import Call, named
+from rhapsody_dask.losses import Losses
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -48,6 +49,7 @@ class Outcomes:
         calls: The open tasks by their keys.
         settle: Told of each task that has ended, with its state in a word.
         gone: Told of each task that was lost, with the error.
+        losses: What is told of tasks whose worker was killed.
         direct: Whether to fetch from the workers instead of through the scheduler.
     """
 
@@ -57,6 +59,7 @@ class Outcomes:
         calls: dict[str, Call],
         settle: Callable[[Call, str], None],
         gone: Callable[[Call, BaseException], None],
+        losses: Losses,
         *,
         direct: bool,
     ) -> None:
@@ -64,6 +67,7 @@ class Outcomes:
         self._calls = calls
         self._settle = settle
         self._gone = gone
+        self._losses = losses
         self._direct = direct
         self._keys: list[str] = []
         self._closed = False
@@ -204,16 +208,7 @@ class Outcomes:
         from distributed.scheduler import KilledWorker
 
         if isinstance(error, KilledWorker):
-            address = getattr(error.last_worker, "address", "a worker")
-            start = f", start {call.token}" if call.token and call.worker == address else ""
-            self._gone(
-                call,
-                TaskLostError(
-                    f"{named(call)} was lost: worker {address} went away while it had it (attempt "
-                    f"{call.task.get('attempt', 1)}{start}); a worker that is over its memory "
-                    "limit is killed by Dask, see its log"
-                ),
-            )
+            self._losses.killed(call, error)
             return
         if call.future is not None and not isinstance(error, asyncio.CancelledError):
             problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")

@@ -119,10 +119,11 @@ class WorkerSetup(WorkerPlugin):
 
 
 class SchedulerSetup(SchedulerPlugin):
-    """Lets the scheduler import the function that graphs call, and tells of lost workers."""
+    """Lets the scheduler import the function that graphs call, and leaves losses to the engine."""
 
-    def __init__(self, cargo: _Cargo, session: str) -> None:
+    def __init__(self, cargo: _Cargo, session: str, client: str) -> None:
         self.name = f"rhapsody-{session}"
+        self.client = client
         self.topic = f"rhapsody.{session}"
         self.cargo = cargo
 
@@ -134,6 +135,16 @@ class SchedulerSetup(SchedulerPlugin):
             self.cargo.unpack(directory)
             import rhapsody_dask.worker.entry
             import rhapsody_dask.worker.messages  # noqa: F401
+
+    def update_graph(self, scheduler: Any, *, client: str, tasks: Any, **options: Any) -> None:
+        """Called by Dask when tasks come in.
+
+        Those of our client are given up when their worker is killed: Dask's own count
+        of such deaths begins one below where it gives up.
+        """
+        if client == self.client:
+            for key in tasks:
+                scheduler.tasks[key].suspicious = scheduler.allowed_failures
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Called by Dask when a worker has gone, however that came."""
@@ -165,17 +176,18 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def plugins(
-    session: str, grace: float, *, ship: bool
+    session: str, client: str, grace: float, *, ship: bool
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """The plugins for one backend.
 
     Args:
         session: Its session.
+        client: The id of its client.
         grace: Seconds between asking a program to end and ending it by force.
         ship: Whether to carry our sources; not needed for processes that we started.
     """
     cargo = _Cargo(archive() if ship else None, versions())
     return (
-        PackedSchedulerSetup(SchedulerSetup(cargo, session)),
+        PackedSchedulerSetup(SchedulerSetup(cargo, session, client)),
         PackedWorkerSetup(WorkerSetup(cargo, session, grace)),
     )

@@ -89,7 +89,10 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
 
 
 def _run(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
-    site.started(running)
+    if order.attempt > 1:
+        site.announce(running)
+    else:
+        site.started(running)
     gpus = order.more.get("gpus", 0)
     if gpus:
         running.gpus = site.gate.take_gpus(gpus)

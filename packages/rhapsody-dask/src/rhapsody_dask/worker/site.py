@@ -7,11 +7,13 @@ is in `running`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 REPORT = 0.01
 """Seconds after which a task that goes on is reported as running; quick ones never are."""
 
+TELL = 5.0
+"""Seconds in which the scheduler must have heard of a task that is tried again."""
+
 REMEMBERED = 100_000
 """Cancelled tasks that a site remembers, should one of them still come."""
 
@@ -41,13 +46,12 @@ class Running:
         context: What the task can know of itself.
     """
 
-    __slots__ = ("cancelled", "context", "gpus", "reported", "stop", "token", "uid", "waiting")
+    __slots__ = ("cancelled", "context", "gpus", "stop", "token", "uid", "waiting")
 
     def __init__(self, order: Order) -> None:
         self.uid = order.uid
         self.token = uuid.uuid4().hex[:8]
         self.cancelled = False
-        self.reported = False
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
         self.gpus: tuple[str, ...] = ()
@@ -103,6 +107,17 @@ class Site:
         if not self._armed:
             self._armed = True
             self.worker.loop.add_callback(self._arm)
+
+    def announce(self, running: Running) -> None:
+        """The same for a task that was tried before: returns when the scheduler knows it.
+
+        Its worker may have died of it, and may again before anything else is told.
+        """
+        message = {"worker": self.address, "running": [(running.uid, running.token)]}
+        telling = self.worker.scheduler.log_event(topic=self.topic, msg=message)
+        loop = self.worker.loop.asyncio_loop  # type: ignore[attr-defined]
+        with suppress(OSError, TimeoutError):  # there is nobody to tell
+            asyncio.run_coroutine_threadsafe(telling, loop).result(TELL)
 
     def end(self, running: Running) -> None:
         """The task has ended."""
