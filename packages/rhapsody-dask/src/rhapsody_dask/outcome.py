@@ -1,7 +1,7 @@
 """From Dask's word that a task is finished to what the engine is told of it.
 
 Replies are fetched in batches: while one is under way, what is finished meanwhile
-makes the next.
+makes the next, which follows soon even where a worker does not answer.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ MOST = 2_000
 MANY = 4
 PAUSE = 0.01
 """After a batch of more than that many replies, seconds in which the next one gathers."""
+
+PATIENCE = 0.5
+"""Seconds after which the next batch does not wait for one: its worker may answer no more."""
 
 HELD_BACK = 0.02
 """Seconds for which the reply of a task is not fetched that others use where it is."""
@@ -104,7 +107,8 @@ class Outcomes:
             await asyncio.sleep(0)  # what else the scheduler told in this message
             while self._keys:
                 keys, self._keys = self._keys[:MOST], self._keys[MOST:]
-                await self._batch(keys)
+                batch = self._spawn(self._batch(keys))
+                await asyncio.wait([batch], timeout=PATIENCE)
                 if len(keys) > MANY and len(self._keys) < MOST:
                     # Results come thick and fast: asking less often serves all of them sooner.
                     await asyncio.sleep(PAUSE)
@@ -185,10 +189,11 @@ class Outcomes:
             )
         self._settle(call, state)
 
-    def _spawn(self, coroutine: Any) -> None:
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
         task = asyncio.ensure_future(coroutine)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        return task
 
     @staticmethod
     def _is_anothers(call: Call, error: BaseException) -> bool:
