@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rhapsody_dask import DaskExecutionBackend
 
 ONE_EACH: dict[str, Any] = {"n_workers": 2, "threads": 1}
@@ -76,9 +78,10 @@ def foreign(
             process.terminate()
         for process in processes:
             try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+                process.wait(3)
+            except subprocess.TimeoutExpired:  # as a nanny that lost its scheduler may be
+                for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    one.kill()
                 process.wait()
         log.close()
 
