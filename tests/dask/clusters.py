@@ -80,8 +80,9 @@ def foreign(
             try:
                 process.wait(3)
             except subprocess.TimeoutExpired:  # as a nanny that lost its scheduler may be
-                for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-                    one.kill()
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
+                process.kill()
                 process.wait()
         log.close()
 

@@ -190,7 +190,7 @@ class Outcomes:
         self._settle(call, state)
 
     def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(coroutine)
+        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
         return task
