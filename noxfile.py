@@ -44,7 +44,7 @@ class Distribution(NamedTuple):
 DISTRIBUTIONS = {
     "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]", quick=True),
     "dask": Distribution(
-        "packages/rhapsody-dask", "tests/dask", "[jobqueue,testing]", benchmark="dask.py"
+        "packages/rhapsody-dask", "tests/dask", "[dashboard,jobqueue,testing]", benchmark="dask.py"
     ),
     "radical": Distribution(
         "packages/rhapsody-radical",

@@ -150,14 +150,8 @@ class DaskExecutionBackend(ManagedBackend):
         self._started_up = True
         if not await self._view.sees(self.session.path):
             self.capabilities = replace(self.capabilities, shared_file_system=False)
-        if client.dashboard_link and self._has_dashboard(client):
-            log.info("Dask's dashboard is at %s", client.dashboard_link)
-
-    def _has_dashboard(self, client: Any) -> bool:
-        try:
-            return bool(client.scheduler_info(n_workers=0)["services"].get("dashboard"))
-        except (KeyError, TypeError, ValueError):
-            return False
+        if self.dashboard_link is not None:
+            log.info("Dask's dashboard is at %s", self.dashboard_link)
 
     @property
     def client(self) -> Any:
@@ -171,9 +165,8 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def dashboard_link(self) -> str | None:
-        """Where Dask's dashboard is, `None` while there is none."""
-        client = self._connection.client
-        return client.dashboard_link if client is not None and self._has_dashboard(client) else None
+        """Where Dask's dashboard is, `None` where there is none."""
+        return self._connection.dashboard
 
     @property
     def still_running(self) -> list[str]:

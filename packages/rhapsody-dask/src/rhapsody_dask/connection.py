@@ -36,6 +36,7 @@ class Connection:
         cluster: The LocalCluster that was made, `None` where one was given.
         address: The scheduler's address.
         in_processes: Whether our cluster's workers are processes.
+        dashboard: Where the dashboard is, `None` where there is none.
     """
 
     def __init__(self, options: Options) -> None:
@@ -44,6 +45,7 @@ class Connection:
         self.cluster: Any = None
         self.address = ""
         self.in_processes = False
+        self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
 
     async def open(self) -> Any:
@@ -109,6 +111,17 @@ class Connection:
                 f"the Dask scheduler at {self.address} does not take Rhapsody's plugin: {error}"
             ) from error
 
+        self.dashboard = await self._find_dashboard(client)
+
+    async def _find_dashboard(self, client: Any) -> str | None:
+        from rhapsody_dask.worker.entry import has_dashboard
+
+        if await client.run_on_scheduler(has_dashboard):
+            return str(client.dashboard_link)
+        if self.options.local.get("dashboard_address") is not None:
+            log.warning("Dask's dashboard needs bokeh: pip install 'rhapsody-dask[dashboard]'")
+        return None
+
     async def _target(self) -> tuple[Any, Any]:
         """What to connect to, and with which credentials."""
         options = self.options
@@ -136,6 +149,8 @@ class Connection:
                 return options.target, _security(security)
 
     async def _make_cluster(self) -> Any:
+        if self.options.local.get("processes", True):
+            _require_guard()
         making = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
         try:
             cluster = await asyncio.shield(making)
@@ -213,6 +228,19 @@ def _import_dask() -> None:
 
     import rhapsody_dask.client
     import rhapsody_dask.shipping  # noqa: F401
+
+
+def _require_guard() -> None:
+    from rhapsody_dask.guard import unguarded
+
+    path = unguarded()
+    if path is not None:
+        raise BackendUnavailableError(
+            f"Dask's worker processes import the main program {path}, which would start its "
+            'workflow again in each of them: put `if __name__ == "__main__":` before the line that '
+            f"starts it, or use `rhapsody run {os.path.basename(path)} -b dask`, which needs no "
+            "such line"
+        )
 
 
 async def _until_there(path: str, limit: float) -> None:
