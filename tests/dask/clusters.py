@@ -29,11 +29,16 @@ class CannotStart(DaskExecutionBackend):
 
 @contextmanager
 def foreign(
-    directory: Path, *, workers: int = 2, options: tuple[str, ...] = (), tls: bool = True
+    directory: Path,
+    *,
+    workers: int = 2,
+    options: tuple[str, ...] = (),
+    tls: bool = True,
+    python: str = sys.executable,
 ) -> Iterator[dict[str, Any]]:
     """A scheduler and workers started by hand, as `dask scheduler` and `dask worker`.
 
-    Gives the arguments for a backend that uses them.
+    Gives the arguments for a backend that uses them. `python` is what they run with.
     """
     file = directory / "scheduler.json"
     credentials: list[str] = []
@@ -61,7 +66,7 @@ def foreign(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
-            words = [sys.executable, "-m", "dask", *command]
+            words = [python, "-m", "dask", *command]
             processes.append(subprocess.Popen(words, stdout=log, stderr=log, cwd=directory))
             until = time.monotonic() + 30
             while not file.exists():

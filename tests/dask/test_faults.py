@@ -244,3 +244,14 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
                     assert await future != pid
                 finally:
                     os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_worker_that_hangs_does_not_hold_up_the_start_for_ever(tmp_path: Path) -> None:
+    with foreign(tmp_path, workers=1, tls=False, options=("--no-nanny",)) as there:
+        worker = there["processes"][1]
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BackendUnavailableError, match="did not answer within 2 s"):
+                await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
+        finally:
+            worker.send_signal(signal.SIGCONT)

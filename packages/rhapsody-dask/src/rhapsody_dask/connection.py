@@ -94,6 +94,16 @@ class Connection:
         Raises:
             BackendUnavailableError: The versions do not fit, or Dask refuses the code.
         """
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                await self._prepare(session, grace)
+        except TimeoutError:
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} did not answer within "
+                f"{self.options.timeout:g} s: one of its workers may hang"
+            ) from None
+
+    async def _prepare(self, session: str, grace: float) -> None:
         from rhapsody_dask import shipping
 
         client = self.client
@@ -174,6 +184,30 @@ class Connection:
                 f"the Dask cluster at {self.address} runs other versions, so that what is pickled "
                 f"on one side cannot be trusted on the other: {'; '.join(pairs)}; install the same "
                 "on both sides"
+            )
+        if self.cluster is None:
+            await self._check_installed(client)
+
+    async def _check_installed(self, client: Any) -> None:
+        """Refuses scheduler and workers with a Rhapsody of another version; none is fine."""
+        from rhapsody_dask import shipping
+
+        look, mine = shipping.look(), shipping.versions()
+        there = {"the scheduler": await client.run_on_scheduler(look)}
+        workers = await client.run(look, on_error="ignore")
+        there |= {f"worker {address}": found for address, found in workers.items()}
+        pairs = [
+            f"{name} {mine[name]} here and {version} at {who}"
+            for who, found in there.items()
+            for name, version in found.items()
+            if version != mine[name]
+        ]
+        if pairs:
+            names = ("rhapsody-core", "rhapsody-dask")
+            command = " ".join(["pip install", *(f"{name}=={mine[name]}" for name in names)])
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} has another Rhapsody: {'; '.join(pairs)}; run "
+                f"`{command}` on the workers, or uninstall both there: they need none"
             )
 
     async def close(self) -> None:

@@ -14,6 +14,7 @@ import os
 import pickle
 import sys
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,23 @@ def versions() -> dict[str, str]:
     }
 
 
+def look() -> Callable[..., dict[str, str]]:
+    """What tells which versions are installed where it is called; it travels by value."""
+
+    def installed(**_: Any) -> dict[str, str]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for name in ("rhapsody-core", "rhapsody-dask"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    return installed
+
+
 class _Cargo:
     """What both plugins carry, and how they unpack it. Travels by value."""
 
@@ -69,19 +87,13 @@ class _Cargo:
             RuntimeError: Other versions are installed here.
         """
         import importlib
-        import importlib.metadata
 
-        found = {}
-        for name in ("rhapsody-core", "rhapsody-dask"):
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+        found = look()()
         for name, there in found.items():
             if there != self.wanted[name]:
                 raise RuntimeError(
-                    f"{name} is {there} here and {self.wanted[name]} at the client: install the "
-                    "same version on both sides, or none on the workers"
+                    f"{name} is {there} on this side and {self.wanted[name]} at the client: "
+                    "install the same version on both sides, or none on this one"
                 )
         if len(found) == 2 or self.sources is None:
             return
