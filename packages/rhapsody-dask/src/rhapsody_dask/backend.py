@@ -15,7 +15,7 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any
 
-from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.services import Readiness
 from rhapsody.errors import BackendError, BackendUnavailableError, TaskLostError
 from rhapsody.task import TaskDescription, seconds, task_kind
@@ -31,7 +31,7 @@ from rhapsody_dask.stopping import Stopping
 from rhapsody_dask.submission import Submission
 from rhapsody_dask.worker.messages import BIG, unpack
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 states.register()
 
@@ -74,8 +74,8 @@ class DaskExecutionBackend(ManagedBackend):
     """
 
     name = "dask"
-    capabilities = CLUSTER
-    thread_grace = 1.0
+    capabilities: Capabilities = CLUSTER
+    thread_grace: float = 1.0
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._options = options.parse(
             resources, {key: value for key, value in given.items() if value is not None}
         )
-        self.grace = seconds("grace", grace, zero=True)
+        self.grace: float = seconds("grace", grace, zero=True)
         self._share_over = share_over
         self._shared_files = shared_file_system
         self._connection = Connection(self._options)

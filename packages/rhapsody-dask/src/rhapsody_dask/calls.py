@@ -60,20 +60,20 @@ class Call:
     )
 
     def __init__(self, task: TaskDescription) -> None:
-        self.task = task
+        self.task: TaskDescription = task
         self.uid: str = task["uid"]
         # Dask's dashboard shows what is before the first dash that no word follows.
-        self.key = f"{task['name']}-{self.uid}"
+        self.key: str = f"{task['name']}-{self.uid}"
         self.demand: Demand = NOTHING
         self.future: Any = None
         self.entries: list[Entry] = []
         self.references: list[str] = []
-        self.referred_to = False
+        self.referred_to: bool = False
         self.links: list[Link] = []
-        self.cancelled = False
-        self.begun = False
-        self.finished = False
-        self.announced = False
+        self.cancelled: bool = False
+        self.begun: bool = False
+        self.finished: bool = False
+        self.announced: bool = False
         self.ready: Any = None
         self.readiness: Any = None
         self.error: BaseException | None = None

@@ -18,7 +18,7 @@ from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendUnavailableError
 from rhapsody_dask.options import Options
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 CLOSE = 30.0
 """Seconds that closing may take."""
@@ -43,8 +43,8 @@ class Connection:
         self.options = options
         self.client: Any = None
         self.cluster: Any = None
-        self.address = ""
-        self.in_processes = False
+        self.address: str = ""
+        self.in_processes: bool = False
         self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
 

@@ -28,7 +28,7 @@ from rhapsody_dask.worker.messages import (
     writable,
 )
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 MOST = 2_000
 """Replies that are fetched at once."""

@@ -111,7 +111,7 @@ class WorkerSetup(WorkerPlugin):
     """Opens the backend's site on each worker, those that join later, too."""
 
     def __init__(self, cargo: _Cargo, session: str, grace: float) -> None:
-        self.name = f"rhapsody-{session}"
+        self.name: str = f"rhapsody-{session}"
         self.cargo = cargo
         self.session = session
         self.grace = grace
@@ -134,9 +134,9 @@ class SchedulerSetup(SchedulerPlugin):
     """Lets the scheduler import the function that graphs call, and leaves losses to the engine."""
 
     def __init__(self, cargo: _Cargo, session: str, client: str) -> None:
-        self.name = f"rhapsody-{session}"
+        self.name: str = f"rhapsody-{session}"
         self.client = client
-        self.topic = f"rhapsody.{session}"
+        self.topic: str = f"rhapsody.{session}"
         self.cargo = cargo
 
     async def start(self, scheduler: Any) -> None:

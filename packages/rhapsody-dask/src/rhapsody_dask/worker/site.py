@@ -49,14 +49,14 @@ class Running:
     __slots__ = ("cancelled", "context", "gpus", "stop", "token", "uid", "waiting")
 
     def __init__(self, order: Order) -> None:
-        self.uid = order.uid
-        self.token = uuid.uuid4().hex[:8]
-        self.cancelled = False
+        self.uid: str = order.uid
+        self.token: str = uuid.uuid4().hex[:8]
+        self.cancelled: bool = False
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
         self.gpus: tuple[str, ...] = ()
         timeout = order.more.get("timeout")
-        self.context = TaskContext(
+        self.context: TaskContext = TaskContext(
             uid=order.uid,
             name=order.name,
             attempt=order.attempt,
@@ -77,14 +77,14 @@ class Site:
     def __init__(self, worker: Worker, session: str, grace: float) -> None:
         self.worker = worker
         self.session = session
-        self.topic = topic(session)
+        self.topic: str = topic(session)
         self.grace = grace
         self.address: str = worker.address
-        self.host = _host(worker.address)
+        self.host: str = _host(worker.address)
         resources = worker.state.total_resources
         self.threads: int = worker.state.nthreads
         cores = max(self.threads, int(resources.get("cores", 0)))
-        self.gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
