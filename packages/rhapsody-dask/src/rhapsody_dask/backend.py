@@ -139,7 +139,13 @@ class DaskExecutionBackend(ManagedBackend):
             own_cluster=own,
         )
         self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
-        self._losses = Losses(client, self._keys, self._gone, self._stopping.stop_rerun)
+        self._losses = Losses(
+            client,
+            self._keys,
+            self._gone,
+            self._stopping.stop_rerun,
+            self._connection.witnesses,
+        )
         self._outcomes = Outcomes(
             client, self._keys, self._settle, self._gone, self._losses, direct=own
         )

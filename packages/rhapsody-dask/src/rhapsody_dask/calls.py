@@ -35,6 +35,7 @@ class Call:
         worker: The worker that runs it.
         token: Which start of the attempt that is.
         watch: What waits for a callable `ready`.
+        waits: How many workers were killed that had it in their queue.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class Call:
         "task",
         "token",
         "uid",
+        "waits",
         "watch",
         "worker",
     )
@@ -80,6 +82,7 @@ class Call:
         self.worker: str | None = None
         self.token: str | None = None
         self.watch: Any = None
+        self.waits: int = 0
 
     def __repr__(self) -> str:
         return f"<Call {self.uid}>"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,6 +38,7 @@ class Connection:
         cluster: The LocalCluster that was made, `None` where one was given.
         address: The scheduler's address.
         in_processes: Whether our cluster's workers are processes.
+        witnesses: The directory where our workers note what they have begun.
         dashboard: Where the dashboard is, `None` where there is none.
     """
 
@@ -45,6 +48,7 @@ class Connection:
         self.cluster: Any = None
         self.address: str = ""
         self.in_processes: bool = False
+        self.witnesses: str | None = None
         self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
 
@@ -110,8 +114,10 @@ class Connection:
         assert client is not None
         await self._check_versions()
         foreign = self.cluster is None
+        if self.in_processes:
+            self.witnesses = tempfile.mkdtemp(prefix="rhapsody-witnesses-")
         self._plugins = await in_thread(
-            lambda: shipping.plugins(session, client.id, grace, ship=foreign)
+            lambda: shipping.plugins(session, grace, ship=foreign, witnesses=self.witnesses)
         )
         try:
             for plugin in self._plugins:
@@ -222,6 +228,9 @@ class Connection:
         cluster, self.cluster = self.cluster, None
         if cluster is not None:
             await in_thread(lambda: _close_cluster(cluster))
+        witnesses, self.witnesses = self.witnesses, None
+        if witnesses is not None:
+            await in_thread(lambda: shutil.rmtree(witnesses, ignore_errors=True))
 
     async def _take_back(self, client: Any) -> None:
         for plugin in reversed(self._plugins):
@@ -340,7 +349,7 @@ def _local_cluster(options: Options) -> Any:
     resources = {"cores": threads, "memory": _memory(local, n_workers, MEMORY_LIMIT)}
     if gpus:
         resources["gpus"] = gpus
-    # The engine has the budget for lost workers.
+    # The engine has the budget for lost tasks; see `rhapsody_dask.losses`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
 

@@ -1,9 +1,10 @@
 """What became of tasks whose worker went away: lost, or only sent to it.
 
-Dask itself would run them again, up to four times in all, and then the engine
-would; whether and how often that is done is left to the engine alone. Dask does
-not know which tasks a worker had begun, so that is concluded here from what the
-worker had told, and a task that may have begun is lost.
+Dask does not know which of its tasks a worker was running: it runs all again, up to
+four times in all, and then the engine would. How often that is done is the engine's
+to say, so our own cluster gives up at the first time, the worker's witness tells what
+was running, and only the rest is run again. On other clusters Dask's way stays, but
+for tasks that were known to run.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import Any
 
 from rhapsody.errors import TaskLostError
 from rhapsody_dask.calls import Call, named
+from rhapsody_dask.worker.witness import mark, running
+
+WAITS = 20
+"""Killed workers that a task may have waited on; where all die at once, that is no help."""
 
 
 class Losses:
@@ -24,6 +29,7 @@ class Losses:
         calls: The open tasks by their keys.
         gone: Told of each task that was lost, with the error.
         stop_rerun: Stops another start of a task, by its uid, that Dask has ordered.
+        witnesses: The directory where workers note what they have begun, if they do.
     """
 
     def __init__(
@@ -32,12 +38,14 @@ class Losses:
         calls: Mapping[str, Call],
         gone: Callable[[Call, BaseException], None],
         stop_rerun: Callable[[str], None],
+        witnesses: str | None = None,
     ) -> None:
         self._client = client
         self._calls = calls
         self._gone = gone
         self._stop_rerun = stop_rerun
-        self._busy: dict[str, int] = {}
+        self._witnesses = witnesses
+        self._running: dict[str, frozenset[bytes]] = {}
         self._waited: list[Call] = []
         self._asking: asyncio.Task[None] | None = None
 
@@ -48,12 +56,10 @@ class Losses:
             call: The task.
             error: Dask's `KilledWorker`.
         """
-        worker = error.last_worker
-        address: str = getattr(worker, "address", "")
-        if address not in self._busy:  # counted before the first of its tasks is given up
-            self._busy[address] = self._count(address)
-        if call.cancelled or self._may_have_begun(call, address, getattr(worker, "nthreads", 0)):
-            self._gone(call, _lost(call, address or "somewhere"))
+        address: str = getattr(error.last_worker, "address", "somewhere")
+        call.waits += 1
+        if call.cancelled or call.waits > WAITS or self._was_running(call, address):
+            self._gone(call, _lost(call, address))
             return
         self._waited.append(call)
         if self._asking is None:
@@ -61,8 +67,8 @@ class Losses:
 
     def left(self, worker: str) -> None:
         """A worker has gone, with or without notice; told after all that `killed` is."""
-        self._busy.pop(worker, None)
-        for call in self._begun(worker):
+        self._running.pop(worker, None)
+        for call in [c for c in self._calls.values() if c.begun and c.worker == worker]:
             if not call.finished:  # where its reply went with the worker, Dask makes it again
                 self._gone(call, _lost(call, worker))
                 self._stop_rerun(call.uid)
@@ -74,24 +80,12 @@ class Losses:
             self._asking.cancel()
             self._asking = None
 
-    def _may_have_begun(self, call: Call, address: str, threads: int) -> bool:
-        if call.begun and call.worker == address:
-            return True
-        if call.task.get("attempt", 1) > 1:
-            return False  # the worker would have told before it began
-        return self._busy[address] < threads
-
-    def _begun(self, worker: str) -> list[Call]:
-        return [call for call in self._calls.values() if call.begun and call.worker == worker]
-
-    def _count(self, worker: str) -> int:
-        """How many of a worker's threads were known to be taken."""
-        count = 0
-        for call in self._begun(worker):
-            resources = call.task.get("resources")
-            thread = not call.task["is_service"] if resources is None else resources.cores > 0
-            count += thread and not call.finished
-        return count
+    def _was_running(self, call: Call, worker: str) -> bool:
+        if self._witnesses is None:
+            return True  # or not: but Dask has tried often enough
+        if worker not in self._running:
+            self._running[worker] = running(self._witnesses, worker)
+        return mark(call.uid) in self._running[worker]
 
     async def _ask(self) -> None:
         """Has Dask run again what had not begun, many with one request."""

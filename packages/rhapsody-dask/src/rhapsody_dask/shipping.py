@@ -110,18 +110,19 @@ class _Cargo:
 class WorkerSetup(WorkerPlugin):
     """Opens the backend's site on each worker, those that join later, too."""
 
-    def __init__(self, cargo: _Cargo, session: str, grace: float) -> None:
+    def __init__(self, cargo: _Cargo, session: str, grace: float, witnesses: str | None) -> None:
         self.name: str = f"rhapsody-{session}"
         self.cargo = cargo
         self.session = session
         self.grace = grace
+        self.witnesses = witnesses
 
     def setup(self, worker: Any) -> None:
         """Called by Dask on the worker."""
         self.cargo.unpack(worker.local_directory)
         from rhapsody_dask.worker.site import open_site
 
-        open_site(worker, self.session, self.grace)
+        open_site(worker, self.session, self.grace, self.witnesses)
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker closes or the plugin is taken back."""
@@ -131,11 +132,10 @@ class WorkerSetup(WorkerPlugin):
 
 
 class SchedulerSetup(SchedulerPlugin):
-    """Lets the scheduler import the function that graphs call, and leaves losses to the engine."""
+    """Lets the scheduler import the function that graphs call, and tells of lost workers."""
 
-    def __init__(self, cargo: _Cargo, session: str, client: str) -> None:
+    def __init__(self, cargo: _Cargo, session: str) -> None:
         self.name: str = f"rhapsody-{session}"
-        self.client = client
         self.topic: str = f"rhapsody.{session}"
         self.cargo = cargo
 
@@ -147,16 +147,6 @@ class SchedulerSetup(SchedulerPlugin):
             self.cargo.unpack(directory)
             import rhapsody_dask.worker.entry
             import rhapsody_dask.worker.messages  # noqa: F401
-
-    def update_graph(self, scheduler: Any, *, client: str, tasks: Any, **options: Any) -> None:
-        """Called by Dask when tasks come in.
-
-        Those of our client are given up when their worker is killed: Dask's own count
-        of such deaths begins one below where it gives up.
-        """
-        if client == self.client:
-            for key in tasks:
-                scheduler.tasks[key].suspicious = scheduler.allowed_failures
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Called by Dask when a worker has gone, however that came."""
@@ -188,18 +178,18 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def plugins(
-    session: str, client: str, grace: float, *, ship: bool
+    session: str, grace: float, *, ship: bool, witnesses: str | None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """The plugins for one backend.
 
     Args:
         session: Its session.
-        client: The id of its client.
         grace: Seconds between asking a program to end and ending it by force.
         ship: Whether to carry our sources; not needed for processes that we started.
+        witnesses: The directory where workers note what they have begun, if they are to.
     """
     cargo = _Cargo(archive() if ship else None, versions())
     return (
-        PackedSchedulerSetup(SchedulerSetup(cargo, session, client)),
-        PackedWorkerSetup(WorkerSetup(cargo, session, grace)),
+        PackedSchedulerSetup(SchedulerSetup(cargo, session)),
+        PackedWorkerSetup(WorkerSetup(cargo, session, grace, witnesses)),
     )

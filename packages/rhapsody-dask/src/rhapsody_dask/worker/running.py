@@ -89,10 +89,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
 
 
 def _run(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
-    if order.attempt > 1:
-        site.announce(running)
-    else:
-        site.started(running)
+    site.started(running)
     gpus = order.more.get("gpus", 0)
     if gpus:
         running.gpus = site.gate.take_gpus(gpus)

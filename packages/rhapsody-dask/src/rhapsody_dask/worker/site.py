@@ -7,13 +7,11 @@ is in `running`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +20,13 @@ from rhapsody.context import TaskContext
 from rhapsody_dask.worker.gate import Gate, Waiting
 from rhapsody_dask.worker.messages import Order
 from rhapsody_dask.worker.supervisor import supervisor
+from rhapsody_dask.worker.witness import Witness, path_of
 
 if TYPE_CHECKING:
     from distributed import Worker
 
 REPORT = 0.01
 """Seconds after which a task that goes on is reported as running; quick ones never are."""
-
-TELL = 5.0
-"""Seconds in which the scheduler must have heard of a task that is tried again."""
 
 REMEMBERED = 100_000
 """Cancelled tasks that a site remembers, should one of them still come."""
@@ -46,7 +42,7 @@ class Running:
         context: What the task can know of itself.
     """
 
-    __slots__ = ("cancelled", "context", "gpus", "stop", "token", "uid", "waiting")
+    __slots__ = ("cancelled", "context", "gpus", "place", "stop", "token", "uid", "waiting")
 
     def __init__(self, order: Order) -> None:
         self.uid: str = order.uid
@@ -54,6 +50,7 @@ class Running:
         self.cancelled: bool = False
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
+        self.place: int | None = None
         self.gpus: tuple[str, ...] = ()
         timeout = order.more.get("timeout")
         self.context: TaskContext = TaskContext(
@@ -72,9 +69,12 @@ class Site:
         worker: Dask's worker.
         session: The backend's session.
         grace: Seconds between asking a program to end and ending it by force.
+        witnesses: Where to note what has begun, `None` for nowhere.
     """
 
-    def __init__(self, worker: Worker, session: str, grace: float) -> None:
+    def __init__(
+        self, worker: Worker, session: str, grace: float, witnesses: str | None = None
+    ) -> None:
         self.worker = worker
         self.session = session
         self.topic: str = topic(session)
@@ -85,6 +85,7 @@ class Site:
         self.threads: int = worker.state.nthreads
         cores = max(self.threads, int(resources.get("cores", 0)))
         self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self._witness = Witness(path_of(witnesses, worker.address)) if witnesses else None
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
@@ -99,6 +100,8 @@ class Site:
             if self._cancelled.pop(running.uid, running) is None:
                 return False
             self._running[running.uid] = running
+            if self._witness is not None:
+                running.place = self._witness.note(running.uid)
             return True
 
     def started(self, running: Running) -> None:
@@ -108,22 +111,13 @@ class Site:
             self._armed = True
             self.worker.loop.add_callback(self._arm)
 
-    def announce(self, running: Running) -> None:
-        """The same for a task that was tried before: returns when the scheduler knows it.
-
-        Its worker may have died of it, and may again before anything else is told.
-        """
-        message = {"worker": self.address, "running": [(running.uid, running.token)]}
-        telling = self.worker.scheduler.log_event(topic=self.topic, msg=message)
-        loop = self.worker.loop.asyncio_loop  # type: ignore[attr-defined]
-        with suppress(OSError, TimeoutError):  # there is nobody to tell
-            asyncio.run_coroutine_threadsafe(telling, loop).result(TELL)
-
     def end(self, running: Running) -> None:
         """The task has ended."""
         with self._lock:
             if self._running.get(running.uid) is running:
                 del self._running[running.uid]
+            if self._witness is not None:
+                self._witness.release(running.place)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends something to the backend, from any thread."""
@@ -180,10 +174,10 @@ def topic(session: str) -> str:
     return f"rhapsody.{session}"
 
 
-def open_site(worker: Worker, session: str, grace: float) -> None:
+def open_site(worker: Worker, session: str, grace: float, witnesses: str | None = None) -> None:
     """Opens a backend's site on a worker."""
     streams.acquire()
-    _sites[session, worker.address] = Site(worker, session, grace)
+    _sites[session, worker.address] = Site(worker, session, grace, witnesses)
 
 
 def close_site(worker: Worker, session: str) -> None:
