@@ -100,12 +100,13 @@ class Site:
             if self._cancelled.pop(running.uid, running) is None:
                 return False
             self._running[running.uid] = running
-            if self._witness is not None:
-                running.place = self._witness.note(running.uid)
             return True
 
     def started(self, running: Running) -> None:
         """The task has its cores: it runs from now on."""
+        if self._witness is not None:
+            with self._lock:
+                running.place = self._witness.note(running.uid)
         self._fresh.append(running)
         if not self._armed:
             self._armed = True
