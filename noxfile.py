@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import nox
 from packaging.requirements import Requirement
@@ -25,8 +25,9 @@ class Distribution(NamedTuple):
         folder: The distribution's.
         tests: Its tests' folder.
         extras: The extras that they need.
-        quick: Plain `nox` and CI run them, CI on every Python and with the lowest
-            dependencies, too. Of the others run `nox -s tests minimums` before a release.
+        ci: Where plain `nox` and CI run them: `"once"` is the running Python, `"all"` every
+            Python and the lowest dependencies, too. What they leave out, `nox -s tests
+            minimums` runs before a release.
         pythons: The Pythons that it supports, where those are not all.
         benchmark: Its own script in `benchmarks`, run with it installed.
     """
@@ -34,7 +35,7 @@ class Distribution(NamedTuple):
     folder: str
     tests: str
     extras: str = ""
-    quick: bool = False
+    ci: Literal["", "once", "all"] = ""
     pythons: tuple[str, ...] = ()
     benchmark: str = ""
 
@@ -42,9 +43,13 @@ class Distribution(NamedTuple):
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
-    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]", quick=True),
+    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]", ci="all"),
     "dask": Distribution(
-        "packages/rhapsody-dask", "tests/dask", "[jobqueue,testing]", benchmark="dask.py"
+        "packages/rhapsody-dask",
+        "tests/dask",
+        "[dashboard,jobqueue,testing]",
+        ci="once",
+        benchmark="dask.py",
     ),
     "radical": Distribution(
         "packages/rhapsody-radical",
@@ -72,9 +77,8 @@ DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
 
 nox.needs_version = ">=2024.10.9"
-QUICK = [name for name, dist in DISTRIBUTIONS.items() if dist.quick]
-QUICK_TESTS = [f"tests-{RUNNING}(backend='{name}')" for name in QUICK]
-nox.options.sessions = ["lint", "types", *QUICK_TESTS, "system"]
+TESTS = [f"tests-{RUNNING}(backend='{name}')" for name, dist in DISTRIBUTIONS.items() if dist.ci]
+nox.options.sessions = ["lint", "types", *TESTS, "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -102,15 +106,18 @@ def types(session: nox.Session) -> None:
     everything = [f"./{d.folder}{d.extras}" for d in DISTRIBUTIONS.values()]
     session.install(MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS, *everything)
     session.run("mypy")
-    # What is public is checked as a user of core alone sees it. The environment to check is
-    # the one whose Python comes first in PATH: with --verifytypes, --pythonpath is ignored.
-    alone = session.cache_dir.absolute() / "core-alone"
-    session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
-    core = f"./{DISTRIBUTIONS['core'].folder}"
-    session.run(f"{alone}/bin/python", "-m", "pip", "install", "--quiet", core, external=True)
-    path = f"PATH={alone}/bin:{os.environ['PATH']}"
-    verify = ["--verifytypes", "rhapsody", "--ignoreexternal"]
-    session.run("env", path, f"{session.bin}/pyright", *verify, external=True)
+    # What is public is checked as a user of core and one plugin sees it. The environment to
+    # check is the one whose Python comes first in PATH: with --verifytypes, --pythonpath is
+    # ignored.
+    for package, names in {"rhapsody": ["core"], "rhapsody_dask": ["core", "dask"]}.items():
+        alone = session.cache_dir.absolute() / f"{package}-alone"
+        session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
+        folders = [f"./{DISTRIBUTIONS[name].folder}" for name in names]
+        pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", *folders]
+        session.run(*pip, external=True)
+        path = f"PATH={alone}/bin:{os.environ['PATH']}"
+        verify = ["--verifytypes", package, "--ignoreexternal"]
+        session.run("env", path, f"{session.bin}/pyright", *verify, external=True)
 
 
 @nox.session(python=PYTHONS)
@@ -202,7 +209,7 @@ def benchmarks(session: nox.Session) -> None:
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
     """All that plain `nox` leaves out, for CI: other Pythons, minimums, documentation."""
-    for backend in QUICK:
+    for backend in [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "all"]:
         for python in PYTHONS:
             if python != RUNNING:
                 session.notify(f"tests-{python}(backend='{backend}')")

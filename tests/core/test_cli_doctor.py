@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,40 @@ def test_children_find_what_the_doctor_finds(
     toy(site)
     _, report = doctor(capsys)
     assert [one["level"] for one in findings(report, "toys")] == ["ok"]
+
+
+# A backend that is started.
+
+
+def test_a_backend_is_started_with_its_settings_and_ended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["doctor", "-b", "local", "-o", "cores=2"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^ok +backend local: started in \d\.\d\d s$", text, re.MULTILINE)
+
+
+def test_a_backend_that_cannot_be_started_is_a_line_in_the_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start(self: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("rhapsody.backends.noop.NoopExecutionBackend.start", start)
+    assert main(["doctor", "-b", "noop"]) == 1
+    assert "broken  backend noop: cannot be started: OSError: no room" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-b", "nowhere"], "nowhere"),
+        (["-b", "local", "-o", "nonsense=1"], "nonsense"),
+        (["-o", "cores=1"], "name it with -b"),
+    ],
+)
+def test_what_cannot_be_started_for_a_mistake_is_bad_usage(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rhapsody_dask import DaskExecutionBackend
 
 ONE_EACH: dict[str, Any] = {"n_workers": 2, "threads": 1}
@@ -27,11 +29,16 @@ class CannotStart(DaskExecutionBackend):
 
 @contextmanager
 def foreign(
-    directory: Path, *, workers: int = 2, options: tuple[str, ...] = (), tls: bool = True
+    directory: Path,
+    *,
+    workers: int = 2,
+    options: tuple[str, ...] = (),
+    tls: bool = True,
+    python: str = sys.executable,
 ) -> Iterator[dict[str, Any]]:
     """A scheduler and workers started by hand, as `dask scheduler` and `dask worker`.
 
-    Gives the arguments for a backend that uses them.
+    Gives the arguments for a backend that uses them. `python` is what they run with.
     """
     file = directory / "scheduler.json"
     credentials: list[str] = []
@@ -59,7 +66,7 @@ def foreign(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
-            words = [sys.executable, "-m", "dask", *command]
+            words = [python, "-m", "dask", *command]
             processes.append(subprocess.Popen(words, stdout=log, stderr=log, cwd=directory))
             until = time.monotonic() + 30
             while not file.exists():
@@ -76,8 +83,10 @@ def foreign(
             process.terminate()
         for process in processes:
             try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
+                process.wait(3)
+            except subprocess.TimeoutExpired:  # as a nanny that lost its scheduler may be
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.kill()
                 process.kill()
                 process.wait()
         log.close()

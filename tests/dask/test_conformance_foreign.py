@@ -44,7 +44,7 @@ class TestDaskForeign(BackendConformance):
             yield
 
     async def make_backend(self) -> DaskExecutionBackend:
-        return DaskExecutionBackend(**self.given)
+        return DaskExecutionBackend(**self.given, grace=1)
 
     async def make_failing_backend(self) -> DaskExecutionBackend:
         return CannotStart(**self.given)

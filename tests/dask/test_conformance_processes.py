@@ -29,7 +29,7 @@ class TestDaskProcesses(BackendConformance):
     )
 
     async def make_backend(self) -> DaskExecutionBackend:
-        return DaskExecutionBackend(RESOURCES)
+        return DaskExecutionBackend(RESOURCES, grace=1)
 
     async def make_failing_backend(self) -> DaskExecutionBackend:
-        return CannotStart(RESOURCES)
+        return CannotStart({**RESOURCES, "n_workers": 1})

@@ -34,7 +34,7 @@ class TestDaskThreads(BackendConformance):
     )
 
     async def make_backend(self) -> DaskExecutionBackend:
-        return DaskExecutionBackend(RESOURCES)
+        return DaskExecutionBackend(RESOURCES, grace=1)
 
     async def make_failing_backend(self) -> DaskExecutionBackend:
         return CannotStart(RESOURCES)

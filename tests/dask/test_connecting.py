@@ -146,12 +146,3 @@ async def test_other_versions_are_named_in_pairs() -> None:
         "python 3.12.1.final.0 here and 3.11.0.final.0 at worker tcp://b:1",
         "cloudpickle 3.1.2 here and 3.0.0 at worker tcp://b:1",
     ]
-
-
-async def test_the_dashboards_link_is_there_and_in_the_log(
-    cluster: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("bokeh")
-    caplog.set_level("INFO", "rhapsody_dask.backend")
-    async with asyncio.timeout(60), DaskExecutionBackend(cluster=cluster) as backend:
-        assert str(backend.dashboard_link) in caplog.text

@@ -16,6 +16,7 @@ import pytest_asyncio
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from tests.dask.clusters import foreign
 
@@ -108,6 +109,73 @@ async def test_a_lost_task_without_budget_names_worker_and_attempt(own: Workflow
     assert await well() == 1
 
 
+@pytest.mark.parametrize("budget", [0, 2])
+async def test_a_task_that_kills_its_worker_at_once_runs_as_often_as_its_budget_says(
+    own: WorkflowEngine, tmp_path: Path, budget: int
+) -> None:
+    trace = tmp_path / "trace"
+
+    @own.function_task
+    def deadly(path: str) -> None:
+        with open(path, "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TaskLostError, match=f"went away .*attempt {budget + 1}"):
+        await deadly.options(lost_retries=budget)(str(trace))
+    assert trace.read_text() == "x" * (1 + budget)
+
+
+async def test_what_waits_behind_a_deadly_task_is_done(own: WorkflowEngine, tmp_path: Path) -> None:
+    """Each of the others is lost at most once for want of knowledge; the deadly one, always."""
+    trace = tmp_path / "trace"
+
+    @own.function_task
+    def deadly(path: str) -> None:
+        with open(path, "a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @own.function_task
+    def well(x: int) -> int:
+        time.sleep(0.02)
+        return x
+
+    bad = deadly.options(lost_retries=3)(str(trace))
+    good = own.map(well.options(lost_retries=1), range(50))
+    with pytest.raises(TaskLostError):
+        await bad
+    assert await asyncio.gather(*good) == list(range(50))
+    assert trace.read_text() == "xxxx"
+
+
+async def test_what_only_waited_on_a_killed_worker_runs_elsewhere(
+    own: WorkflowEngine, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    backend: Any = own.backend
+    first, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+    prefer = {"workers": [first], "allow_other_workers": True}
+
+    @own.function_task
+    def run_long(path: str) -> None:
+        with open(path, "w") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(60)
+
+    @own.function_task
+    def wait() -> int:
+        return 1
+
+    long = run_long.options(lost_retries=0)(str(trace), task_description=prefer)
+    waiting = [wait.options(lost_retries=0)(task_description=prefer) for _ in range(5)]
+    await _until(lambda: long.state is TasksMainStates.RUNNING)
+    os.kill(int(trace.read_text()), signal.SIGKILL)
+    with pytest.raises(TaskLostError):
+        await long
+    assert await asyncio.gather(*waiting) == [1] * 5
+
+
 async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine) -> None:
     @own.function_task
     def greedy() -> int:
@@ -167,7 +235,7 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
 
                 trace = tmp_path / "trace"
                 future = where(str(trace))
-                await _until(lambda: trace.exists() and trace.read_text())
+                await _until(lambda: future.state is TasksMainStates.RUNNING)
                 pid = int(trace.read_text().split()[0])
                 os.kill(pid, signal.SIGSTOP)
                 try:
@@ -176,3 +244,14 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
                     assert await future != pid
                 finally:
                     os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_worker_that_hangs_does_not_hold_up_the_start_for_ever(tmp_path: Path) -> None:
+    with foreign(tmp_path, workers=1, tls=False, options=("--no-nanny",)) as there:
+        worker = there["processes"][1]
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            with pytest.raises(BackendUnavailableError, match="did not answer within 2 s"):
+                await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
+        finally:
+            worker.send_signal(signal.SIGCONT)

@@ -108,7 +108,8 @@ async def test_a_function_runs_where_the_worker_is_told(
 
         return str(get_worker().address)
 
-    addresses = list(backend.client.scheduler_info(n_workers=-1)["workers"])
+    addresses = list((await backend.client.scheduler.identity(n_workers=-1))["workers"])
+    assert len(addresses) == 2
     for address in addresses:
         assert await where(task_description={"workers": [address]}) == address
     with pytest.raises(ValueError, match=r"'wrokers'.* there are priority, retries, workers"):

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
-from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.services import Readiness
 from rhapsody.errors import BackendError, BackendUnavailableError, TaskLostError
 from rhapsody.task import TaskDescription, seconds, task_kind
@@ -26,13 +26,14 @@ from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection, NotStartedError
 from rhapsody_dask.files import Links, View
 from rhapsody_dask.held import Held
+from rhapsody_dask.losses import Losses
 from rhapsody_dask.outcome import Outcomes, reference_lost
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
 from rhapsody_dask.submission import Submission
 from rhapsody_dask.worker.messages import BIG, unpack
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 states.register()
 
@@ -75,8 +76,8 @@ class DaskExecutionBackend(ManagedBackend):
     """
 
     name = "dask"
-    capabilities = CLUSTER
-    thread_grace = 1.0
+    capabilities: Capabilities = CLUSTER
+    thread_grace: float = 1.0
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._options = options.parse(
             resources, {key: value for key, value in given.items() if value is not None}
         )
-        self.grace = seconds("grace", grace, zero=True)
+        self.grace: float = seconds("grace", grace, zero=True)
         self._share_over = share_over
         self._shared_files = shared_file_system
         self._connection = Connection(self._options)
@@ -140,8 +141,17 @@ class DaskExecutionBackend(ManagedBackend):
             self._share_over,
             own_cluster=own,
         )
-        self._outcomes = Outcomes(client, self._keys, self._settle, self._gone, direct=own)
         self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
+        self._losses = Losses(
+            client,
+            self._keys,
+            self._gone,
+            self._stopping.stop_rerun,
+            self._connection.witnesses,
+        )
+        self._outcomes = Outcomes(
+            client, self._keys, self._settle, self._gone, self._losses, direct=own
+        )
         from rhapsody_dask.worker.site import topic
 
         client.subscribe_topic(topic(self.session.uid), self._event)
@@ -149,14 +159,8 @@ class DaskExecutionBackend(ManagedBackend):
         self._started_up = True
         if not await self._view.sees(self.session.path):
             self.capabilities = replace(self.capabilities, shared_file_system=False)
-        if client.dashboard_link and self._has_dashboard(client):
-            log.info("Dask's dashboard is at %s", client.dashboard_link)
-
-    def _has_dashboard(self, client: Any) -> bool:
-        try:
-            return bool(client.scheduler_info(n_workers=0)["services"].get("dashboard"))
-        except (KeyError, TypeError, ValueError):
-            return False
+        if self.dashboard_link is not None:
+            log.info("Dask's dashboard is at %s", self.dashboard_link)
 
     @property
     def client(self) -> Any:
@@ -170,9 +174,8 @@ class DaskExecutionBackend(ManagedBackend):
 
     @property
     def dashboard_link(self) -> str | None:
-        """Where Dask's dashboard is, `None` while there is none."""
-        client = self._connection.client
-        return client.dashboard_link if client is not None and self._has_dashboard(client) else None
+        """Where Dask's dashboard is, `None` where there is none."""
+        return self._connection.dashboard
 
     @property
     def still_running(self) -> list[str]:
@@ -188,6 +191,7 @@ class DaskExecutionBackend(ManagedBackend):
             await self._wait_for_ends()
             self._outcomes.close()
             self._stopping.close()
+            self._losses.close()
             self._shared.close()
         client = self._connection.client
         if client is not None:
@@ -336,6 +340,7 @@ class DaskExecutionBackend(ManagedBackend):
             )
         self._outcomes.close()
         self._stopping.close()
+        self._losses.close()
         self._closing = asyncio.ensure_future(self._connection.close())
 
     def _event(self, event: Any) -> None:
@@ -343,7 +348,7 @@ class DaskExecutionBackend(ManagedBackend):
         message = event[1]
         worker = message["worker"]
         if "lost" in message:
-            self._worker_lost(worker)
+            self._losses.left(worker)
             return
         for uid, token in message.get("running", ()):
             call = self._open.get(uid)
@@ -365,27 +370,6 @@ class DaskExecutionBackend(ManagedBackend):
                 self._announce(call)
                 if call.readiness is not None:
                     call.readiness.set(unpack(payload))
-
-    def _worker_lost(self, worker: str) -> None:
-        """A worker has gone: what is known to have run there is lost.
-
-        Dask itself would run it again, up to four times in all, and then the engine
-        would; whether and how often that is done is left to the engine alone. What
-        the worker only had in its queue, Dask gives to another one.
-        """
-        calls = [c for c in self._open.values() if c.begun and c.worker == worker]
-        for call in calls:
-            if call.finished:
-                continue  # where its reply went with the worker, Dask makes it again
-            self._gone(
-                call,
-                TaskLostError(
-                    f"{named(call)} was lost: worker {worker} went away while it ran (attempt "
-                    f"{call.task.get('attempt', 1)}, start {call.token}); a worker that is over "
-                    "its memory limit is killed by Dask, see its log"
-                ),
-            )
-            self._stopping.stop_rerun(call.uid)
 
     # States out.
 

@@ -38,6 +38,7 @@ class Call:
         token: Which start of the attempt that is.
         watch: What waits for a callable `ready`.
         waiter: What waits for its value, once that was held and somebody has asked.
+        waits: How many workers were killed that had it in their queue.
     """
 
     __slots__ = (
@@ -60,26 +61,27 @@ class Call:
         "token",
         "uid",
         "waiter",
+        "waits",
         "watch",
         "worker",
     )
 
     def __init__(self, task: TaskDescription) -> None:
-        self.task = task
+        self.task: TaskDescription = task
         self.uid: str = task["uid"]
         # Dask's dashboard shows what is before the first dash that no word follows.
-        self.key = f"{task['name']}-{self.uid}"
+        self.key: str = f"{task['name']}-{self.uid}"
         self.demand: Demand = NOTHING
         self.future: Any = None
         self.entries: list[Entry] = []
         self.references: list[str] = []
         self.sources: list[Any] = []
-        self.referred_to = False
+        self.referred_to: bool = False
         self.links: list[Link] = []
-        self.cancelled = False
-        self.begun = False
-        self.finished = False
-        self.announced = False
+        self.cancelled: bool = False
+        self.begun: bool = False
+        self.finished: bool = False
+        self.announced: bool = False
         self.ready: Any = None
         self.readiness: Any = None
         self.error: BaseException | None = None
@@ -87,6 +89,7 @@ class Call:
         self.token: str | None = None
         self.watch: Any = None
         self.waiter: asyncio.Future[None] | None = None
+        self.waits: int = 0
 
     def __repr__(self) -> str:
         return f"<Call {self.uid}>"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +20,7 @@ from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendUnavailableError
 from rhapsody_dask.options import Options
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 CLOSE = 30.0
 """Seconds that closing may take."""
@@ -36,14 +38,18 @@ class Connection:
         cluster: The LocalCluster that was made, `None` where one was given.
         address: The scheduler's address.
         in_processes: Whether our cluster's workers are processes.
+        witnesses: The directory where our workers note what they have begun.
+        dashboard: Where the dashboard is, `None` where there is none.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
         self.client: Any = None
         self.cluster: Any = None
-        self.address = ""
-        self.in_processes = False
+        self.address: str = ""
+        self.in_processes: bool = False
+        self.witnesses: str | None = None
+        self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
 
     async def open(self) -> Any:
@@ -92,13 +98,27 @@ class Connection:
         Raises:
             BackendUnavailableError: The versions do not fit, or Dask refuses the code.
         """
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                await self._prepare(session, grace)
+        except TimeoutError:
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} did not answer within "
+                f"{self.options.timeout:g} s: one of its workers may hang"
+            ) from None
+
+    async def _prepare(self, session: str, grace: float) -> None:
         from rhapsody_dask import shipping
 
         client = self.client
         assert client is not None
         await self._check_versions()
         foreign = self.cluster is None
-        self._plugins = await in_thread(lambda: shipping.plugins(session, grace, ship=foreign))
+        if self.in_processes:
+            self.witnesses = tempfile.mkdtemp(prefix="rhapsody-witnesses-")
+        self._plugins = await in_thread(
+            lambda: shipping.plugins(session, grace, ship=foreign, witnesses=self.witnesses)
+        )
         try:
             for plugin in self._plugins:
                 await client.register_plugin(plugin, name=plugin.name)
@@ -106,6 +126,17 @@ class Connection:
             raise BackendUnavailableError(
                 f"the Dask scheduler at {self.address} does not take Rhapsody's plugin: {error}"
             ) from error
+
+        self.dashboard = await self._find_dashboard(client)
+
+    async def _find_dashboard(self, client: Any) -> str | None:
+        from rhapsody_dask.worker.entry import has_dashboard
+
+        if await client.run_on_scheduler(has_dashboard):
+            return str(client.dashboard_link)
+        if self.options.local.get("dashboard_address") is not None:
+            log.warning("Dask's dashboard needs bokeh: pip install 'rhapsody-dask[dashboard]'")
+        return None
 
     async def _target(self) -> tuple[Any, Any]:
         """What to connect to, and with which credentials."""
@@ -134,6 +165,8 @@ class Connection:
                 return options.target, _security(security)
 
     async def _make_cluster(self) -> Any:
+        if self.options.local.get("processes", True):
+            _require_guard()
         making = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
         try:
             cluster = await asyncio.shield(making)
@@ -158,6 +191,30 @@ class Connection:
                 f"on one side cannot be trusted on the other: {'; '.join(pairs)}; install the same "
                 "on both sides"
             )
+        if self.cluster is None:
+            await self._check_installed(client)
+
+    async def _check_installed(self, client: Any) -> None:
+        """Refuses scheduler and workers with a Rhapsody of another version; none is fine."""
+        from rhapsody_dask import shipping
+
+        look, mine = shipping.look(), shipping.versions()
+        there = {"the scheduler": await client.run_on_scheduler(look)}
+        workers = await client.run(look, on_error="ignore")
+        there |= {f"worker {address}": found for address, found in workers.items()}
+        pairs = [
+            f"{name} {mine[name]} here and {version} at {who}"
+            for who, found in there.items()
+            for name, version in found.items()
+            if version != mine[name]
+        ]
+        if pairs:
+            names = ("rhapsody-core", "rhapsody-dask")
+            command = " ".join(["pip install", *(f"{name}=={mine[name]}" for name in names)])
+            raise BackendUnavailableError(
+                f"the Dask cluster at {self.address} has another Rhapsody: {'; '.join(pairs)}; run "
+                f"`{command}` on the workers, or uninstall both there: they need none"
+            )
 
     async def close(self) -> None:
         """Takes back what was registered, and closes what is ours. Twice is harmless."""
@@ -171,6 +228,9 @@ class Connection:
         cluster, self.cluster = self.cluster, None
         if cluster is not None:
             await in_thread(lambda: _close_cluster(cluster))
+        witnesses, self.witnesses = self.witnesses, None
+        if witnesses is not None:
+            await in_thread(lambda: shutil.rmtree(witnesses, ignore_errors=True))
 
     async def _take_back(self, client: Any) -> None:
         for plugin in reversed(self._plugins):
@@ -211,6 +271,19 @@ def _import_dask() -> None:
 
     import rhapsody_dask.client
     import rhapsody_dask.shipping  # noqa: F401
+
+
+def _require_guard() -> None:
+    from rhapsody_dask.guard import unguarded
+
+    path = unguarded()
+    if path is not None:
+        raise BackendUnavailableError(
+            f"Dask's worker processes import the main program {path}, which would start its "
+            'workflow again in each of them: put `if __name__ == "__main__":` before the line that '
+            f"starts it, or use `rhapsody run {os.path.basename(path)} -b dask`, which needs no "
+            "such line"
+        )
 
 
 async def _until_there(path: str, limit: float) -> None:
@@ -276,7 +349,8 @@ def _local_cluster(options: Options) -> Any:
     resources = {"cores": threads, "memory": _memory(local, n_workers, MEMORY_LIMIT)}
     if gpus:
         resources["gpus"] = gpus
-    scheduler = {**quiet, **local.pop("scheduler_kwargs", {})}
+    # The engine has the budget for lost tasks; see `rhapsody_dask.losses`.
+    scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
 
 

@@ -1,7 +1,7 @@
 """From Dask's word that a task is finished to what the engine is told of it.
 
 Replies are fetched in batches: while one is under way, what is finished meanwhile
-makes the next.
+makes the next, which follows soon even where a worker does not answer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
 from rhapsody_dask.calls import Call, named
+from rhapsody_dask.losses import Losses
 from rhapsody_dask.worker.messages import (
     CANCELED,
     DEPENDENCY,
@@ -27,7 +28,7 @@ from rhapsody_dask.worker.messages import (
     writable,
 )
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 MOST = 2_000
 """Replies that are fetched at once."""
@@ -35,6 +36,9 @@ MOST = 2_000
 MANY = 4
 PAUSE = 0.01
 """After a batch of more than that many replies, seconds in which the next one gathers."""
+
+PATIENCE = 0.5
+"""Seconds after which the next batch does not wait for one: its worker may answer no more."""
 
 
 class Outcomes:
@@ -45,6 +49,7 @@ class Outcomes:
         calls: The open tasks by their keys.
         settle: Told of each task that has ended, with its state in a word.
         gone: Told of each task that was lost, with the error.
+        losses: What is told of tasks whose worker was killed.
         direct: Whether to fetch from the workers instead of through the scheduler.
     """
 
@@ -54,6 +59,7 @@ class Outcomes:
         calls: dict[str, Call],
         settle: Callable[[Call, str], None],
         gone: Callable[[Call, BaseException], None],
+        losses: Losses,
         *,
         direct: bool,
     ) -> None:
@@ -61,6 +67,7 @@ class Outcomes:
         self._calls = calls
         self._settle = settle
         self._gone = gone
+        self._losses = losses
         self._direct = direct
         self._keys: list[str] = []
         self._closed = False
@@ -89,7 +96,8 @@ class Outcomes:
             await asyncio.sleep(0)  # what else the scheduler told in this message
             while self._keys:
                 keys, self._keys = self._keys[:MOST], self._keys[MOST:]
-                await self._batch(keys)
+                batch = self._spawn(self._batch(keys))
+                await asyncio.wait([batch], timeout=PATIENCE)
                 if len(keys) > MANY and len(self._keys) < MOST:
                     # Results come thick and fast: asking less often serves all of them sooner.
                     await asyncio.sleep(PAUSE)
@@ -170,10 +178,11 @@ class Outcomes:
             )
         self._settle(call, state)
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.ensure_future(coroutine)
+    def _spawn(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
         self._beside.add(task)
         task.add_done_callback(self._beside.discard)
+        return task
 
     @staticmethod
     def _is_anothers(call: Call, error: BaseException) -> bool:
@@ -193,16 +202,7 @@ class Outcomes:
         from distributed.scheduler import KilledWorker
 
         if isinstance(error, KilledWorker):
-            address = getattr(error.last_worker, "address", "a worker")
-            start = f", start {call.token}" if call.token and call.worker == address else ""
-            self._gone(
-                call,
-                TaskLostError(
-                    f"{named(call)} was lost: worker {address} went away while it had it (attempt "
-                    f"{call.task.get('attempt', 1)}{start}); a worker that is over its memory "
-                    "limit is killed by Dask, see its log"
-                ),
-            )
+            self._losses.killed(call, error)
             return
         if call.future is not None and not isinstance(error, asyncio.CancelledError):
             problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")

@@ -27,7 +27,7 @@ PLAIN = frozenset({int, float, bool, type(None), complex})
 FLAT = (bytes, str, bytearray)
 """Types whose length tells how big they are, packed."""
 
-STAND_INS = PLAIN | {Value, Reference, InputFile, OutputFile}
+STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFile, OutputFile}
 """Types that are never packed by themselves."""
 
 

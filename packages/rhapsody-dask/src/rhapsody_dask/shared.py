@@ -26,9 +26,9 @@ class Entry:
     __slots__ = ("digest", "future", "timer", "users")
 
     def __init__(self, digest: str, future: Any) -> None:
-        self.digest = digest
-        self.future = future
-        self.users = 0
+        self.digest: str = digest
+        self.future: Any = future
+        self.users: int = 0
         self.timer: asyncio.TimerHandle | None = None
 
 

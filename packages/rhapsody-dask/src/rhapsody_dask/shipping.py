@@ -14,6 +14,7 @@ import os
 import pickle
 import sys
 import zipfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,23 @@ def versions() -> dict[str, str]:
     }
 
 
+def look() -> Callable[..., dict[str, str]]:
+    """What tells which versions are installed where it is called; it travels by value."""
+
+    def installed(**_: Any) -> dict[str, str]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        found = {}
+        for name in ("rhapsody-core", "rhapsody-dask"):
+            try:
+                found[name] = version(name)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    return installed
+
+
 class _Cargo:
     """What both plugins carry, and how they unpack it. Travels by value."""
 
@@ -69,19 +87,13 @@ class _Cargo:
             RuntimeError: Other versions are installed here.
         """
         import importlib
-        import importlib.metadata
 
-        found = {}
-        for name in ("rhapsody-core", "rhapsody-dask"):
-            try:
-                found[name] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
+        found = look()()
         for name, there in found.items():
             if there != self.wanted[name]:
                 raise RuntimeError(
-                    f"{name} is {there} here and {self.wanted[name]} at the client: install the "
-                    "same version on both sides, or none on the workers"
+                    f"{name} is {there} on this side and {self.wanted[name]} at the client: "
+                    "install the same version on both sides, or none on this one"
                 )
         if len(found) == 2 or self.sources is None:
             return
@@ -98,18 +110,19 @@ class _Cargo:
 class WorkerSetup(WorkerPlugin):
     """Opens the backend's site on each worker, those that join later, too."""
 
-    def __init__(self, cargo: _Cargo, session: str, grace: float) -> None:
-        self.name = f"rhapsody-{session}"
+    def __init__(self, cargo: _Cargo, session: str, grace: float, witnesses: str | None) -> None:
+        self.name: str = f"rhapsody-{session}"
         self.cargo = cargo
         self.session = session
         self.grace = grace
+        self.witnesses = witnesses
 
     def setup(self, worker: Any) -> None:
         """Called by Dask on the worker."""
         self.cargo.unpack(worker.local_directory)
         from rhapsody_dask.worker.site import open_site
 
-        open_site(worker, self.session, self.grace)
+        open_site(worker, self.session, self.grace, self.witnesses)
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker closes or the plugin is taken back."""
@@ -122,8 +135,8 @@ class SchedulerSetup(SchedulerPlugin):
     """Lets the scheduler import the function that graphs call, and tells of lost workers."""
 
     def __init__(self, cargo: _Cargo, session: str) -> None:
-        self.name = f"rhapsody-{session}"
-        self.topic = f"rhapsody.{session}"
+        self.name: str = f"rhapsody-{session}"
+        self.topic: str = f"rhapsody.{session}"
         self.cargo = cargo
 
     async def start(self, scheduler: Any) -> None:
@@ -165,7 +178,7 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def plugins(
-    session: str, grace: float, *, ship: bool
+    session: str, grace: float, *, ship: bool, witnesses: str | None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """The plugins for one backend.
 
@@ -173,9 +186,10 @@ def plugins(
         session: Its session.
         grace: Seconds between asking a program to end and ending it by force.
         ship: Whether to carry our sources; not needed for processes that we started.
+        witnesses: The directory where workers note what they have begun, if they are to.
     """
     cargo = _Cargo(archive() if ship else None, versions())
     return (
         PackedSchedulerSetup(SchedulerSetup(cargo, session)),
-        PackedWorkerSetup(WorkerSetup(cargo, session, grace)),
+        PackedWorkerSetup(WorkerSetup(cargo, session, grace, witnesses)),
     )

@@ -32,7 +32,7 @@ from rhapsody.backends.catalog import (
     unmet,
 )
 from rhapsody.cli import probe
-from rhapsody.cli.output import DONE, FAILED, say, say_json
+from rhapsody.cli.output import DONE, FAILED, UsageError, say, say_json
 from rhapsody.plugins.entry_points import (
     BACKENDS,
     CORE,
@@ -79,6 +79,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
+        "-b", "--backend", metavar="NAME", help="start this backend as well, and end it again"
+    )
+    parser.add_argument(
+        "-o",
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of that backend, as for `rhapsody run`",
+    )
+    parser.add_argument(
         "--timeout",
         type=float,
         default=30.0,
@@ -88,7 +99,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; fails where something is broken."""
+    """Prints the report; fails where something is broken.
+
+    Raises:
+        UsageError: The backend to start, or a setting of it, is not right.
+    """
     found = installed()
     system = {
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -101,6 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
         *_environment(found),
         *_plugins(found, arguments.timeout),
         *_not_installed(found),
+        *_trial(arguments.backend, arguments.option),
     ]
     broken = any(finding.level == "broken" for finding in findings)
     if arguments.json:
@@ -196,6 +212,17 @@ def _not_installed(found: Installed) -> list[Finding]:
         for name, owner in PUBLISHED.items()
         if owner not in present and owner != CORE
     ]
+
+
+def _trial(name: str | None, options: list[str]) -> list[Finding]:
+    if name is None:
+        if options:
+            raise UsageError("-o is for a backend: name it with -b")
+        return []
+    from rhapsody.cli import trial
+
+    started, text = trial.start(name, options)
+    return [Finding("ok" if started else "broken", f"backend {normalise(name)}", text)]
 
 
 def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:

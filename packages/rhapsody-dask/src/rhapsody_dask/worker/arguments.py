@@ -29,7 +29,7 @@ class Value:
     __slots__ = ("place",)
 
     def __init__(self, place: int) -> None:
-        self.place = place
+        self.place: int = place
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _value, (self.place,)

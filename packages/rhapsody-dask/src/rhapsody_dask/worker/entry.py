@@ -23,3 +23,12 @@ def run(order: bytes, values: Any = ()) -> Any:
     from rhapsody_dask.worker.running import run_order
 
     return run_order(order, values)
+
+
+def has_dashboard(dask_scheduler: Any) -> bool:
+    """Whether a scheduler shows a dashboard; it has a port for one in any case.
+
+    Called through `Client.run_on_scheduler`.
+    """
+    applications = getattr(dask_scheduler.http_application, "applications", ())
+    return any("Bokeh" in type(application).__name__ for application in applications)

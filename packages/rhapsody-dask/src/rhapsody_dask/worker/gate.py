@@ -17,9 +17,9 @@ class Waiting:
     __slots__ = ("cores", "given", "turn")
 
     def __init__(self, cores: int) -> None:
-        self.cores = cores
-        self.given = False
-        self.turn = threading.Event()
+        self.cores: int = cores
+        self.given: bool = False
+        self.turn: threading.Event = threading.Event()
 
 
 class Gate:

@@ -63,11 +63,11 @@ class Reply:
         more: Mapping[str, Any] | None = None,
         worker: str | None = None,
     ) -> None:
-        self.kind = kind
-        self.payload = payload
-        self.buffers = buffers
-        self.more = more
-        self.worker = worker
+        self.kind: int = kind
+        self.payload: Any = payload
+        self.buffers: Sequence[Any] = buffers
+        self.more: Mapping[str, Any] | None = more
+        self.worker: str | None = worker
         self.kept: tuple[Any] | None = None
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

@@ -20,6 +20,7 @@ from rhapsody.context import TaskContext
 from rhapsody_dask.worker.gate import Gate, Waiting
 from rhapsody_dask.worker.messages import Order
 from rhapsody_dask.worker.supervisor import supervisor
+from rhapsody_dask.worker.witness import Witness, path_of
 
 if TYPE_CHECKING:
     from distributed import Worker
@@ -41,18 +42,18 @@ class Running:
         context: What the task can know of itself.
     """
 
-    __slots__ = ("cancelled", "context", "gpus", "reported", "stop", "token", "uid", "waiting")
+    __slots__ = ("cancelled", "context", "gpus", "place", "stop", "token", "uid", "waiting")
 
     def __init__(self, order: Order) -> None:
-        self.uid = order.uid
-        self.token = uuid.uuid4().hex[:8]
-        self.cancelled = False
-        self.reported = False
+        self.uid: str = order.uid
+        self.token: str = uuid.uuid4().hex[:8]
+        self.cancelled: bool = False
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
+        self.place: int | None = None
         self.gpus: tuple[str, ...] = ()
         timeout = order.more.get("timeout")
-        self.context = TaskContext(
+        self.context: TaskContext = TaskContext(
             uid=order.uid,
             name=order.name,
             attempt=order.attempt,
@@ -68,19 +69,23 @@ class Site:
         worker: Dask's worker.
         session: The backend's session.
         grace: Seconds between asking a program to end and ending it by force.
+        witnesses: Where to note what has begun, `None` for nowhere.
     """
 
-    def __init__(self, worker: Worker, session: str, grace: float) -> None:
+    def __init__(
+        self, worker: Worker, session: str, grace: float, witnesses: str | None = None
+    ) -> None:
         self.worker = worker
         self.session = session
-        self.topic = topic(session)
+        self.topic: str = topic(session)
         self.grace = grace
         self.address: str = worker.address
-        self.host = _host(worker.address)
+        self.host: str = _host(worker.address)
         resources = worker.state.total_resources
         self.threads: int = worker.state.nthreads
         cores = max(self.threads, int(resources.get("cores", 0)))
-        self.gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self._witness = Witness(path_of(witnesses, worker.address)) if witnesses else None
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._cancelled: OrderedDict[str, None] = OrderedDict()
@@ -99,6 +104,9 @@ class Site:
 
     def started(self, running: Running) -> None:
         """The task has its cores: it runs from now on."""
+        if self._witness is not None:
+            with self._lock:
+                running.place = self._witness.note(running.uid)
         self._fresh.append(running)
         if not self._armed:
             self._armed = True
@@ -109,6 +117,8 @@ class Site:
         with self._lock:
             if self._running.get(running.uid) is running:
                 del self._running[running.uid]
+            if self._witness is not None:
+                self._witness.release(running.place)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Sends something to the backend, from any thread."""
@@ -165,10 +175,10 @@ def topic(session: str) -> str:
     return f"rhapsody.{session}"
 
 
-def open_site(worker: Worker, session: str, grace: float) -> None:
+def open_site(worker: Worker, session: str, grace: float, witnesses: str | None = None) -> None:
     """Opens a backend's site on a worker."""
     streams.acquire()
-    _sites[session, worker.address] = Site(worker, session, grace)
+    _sites[session, worker.address] = Site(worker, session, grace, witnesses)
 
 
 def close_site(worker: Worker, session: str) -> None:

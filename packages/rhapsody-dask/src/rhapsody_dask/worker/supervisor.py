@@ -98,4 +98,4 @@ class Supervisor:
             self._process = None
 
 
-supervisor = Supervisor()
+supervisor: Supervisor = Supervisor()

@@ -1,0 +1,70 @@
+"""Main programs with and without a guard, on worker processes that import them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rhapsody_dask import guard
+
+BEGIN = """
+import asyncio
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+
+print("read")
+
+async def main():
+    backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    async with WorkflowEngine.create(backend=backend) as flow:
+        print(await flow.function_task(lambda x: 2 * x)(21))
+"""
+PLAIN = BEGIN + "asyncio.run(main())\n"
+GUARDED = BEGIN + 'if __name__ == "__main__":\n    asyncio.run(main())\n'
+
+
+def _run(directory: Path, program: str) -> subprocess.CompletedProcess[str]:
+    file = directory / "program.py"
+    file.write_text(program)
+    return subprocess.run(
+        [sys.executable, file], cwd=directory, capture_output=True, text=True, timeout=100
+    )
+
+
+def test_a_program_without_a_guard_is_told_so_before_any_process_is_started(tmp_path: Path) -> None:
+    done = _run(tmp_path, PLAIN)
+    assert done.returncode == 1
+    assert done.stdout == "read\n"
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.rstrip().rpartition("\n")[2]
+    assert last.startswith(
+        "rhapsody.errors.BackendUnavailableError: Dask's worker processes import"
+    )
+    assert 'put `if __name__ == "__main__":` before' in last
+
+
+def test_a_program_with_a_guard_runs(tmp_path: Path) -> None:
+    done = _run(tmp_path, GUARDED)
+    assert done.stdout.replace("read\n", "") == "42\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "guarded"),
+    [
+        ("go()", False),
+        ("if True:\n    pass\ngo()", False),
+        ("for _ in range(1):\n    go()", False),
+        ("def f():\n    if x: pass\ngo()", False),
+        ("if __name__ == '__main__':\n    go()", True),
+        ("if parent_process() is None:\n    go()", True),
+        ("try:\n    if __name__ == '__main__':\n        go()\nfinally: ...", True),
+        ("if __name__ != '__main__':\n    raise SystemExit\ngo()", True),
+    ],
+)
+def test_a_guard_is_a_condition_that_the_line_is_under(program: str, guarded: bool) -> None:
+    line = next(n for n, text in enumerate(program.splitlines(), 1) if "go()" in text)
+    assert guard._guarded(ast.parse(program), line) is guarded

@@ -1,0 +1,23 @@
+"""The README says of the backend what the backend declares of itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from rhapsody_dask.capabilities import CLUSTER
+
+README = Path(__file__).parents[2] / "packages" / "rhapsody-dask" / "README.md"
+
+
+def test_its_table_has_every_capability_as_it_is_declared() -> None:
+    text = README.read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
+    assert rows == {name: _in_words(value) for name, value in CLUSTER.as_dict().items()}
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else ", ".join(value) or "none"
