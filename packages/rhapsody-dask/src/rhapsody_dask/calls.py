@@ -27,6 +27,7 @@ class Call:
         sources: Dask's futures of those, so that Dask keeps them until it has run.
         referred_to: Other tasks get its value there.
         links: The files that it was given, where they go by content.
+        asked_again: Its reply could not be fetched once, and was asked for again.
         cancelled: Somebody asked for its end.
         begun: It was seen to run, so that its end has to be waited for.
         finished: Dask has its reply.
@@ -43,6 +44,7 @@ class Call:
 
     __slots__ = (
         "announced",
+        "asked_again",
         "begun",
         "cancelled",
         "demand",
@@ -79,6 +81,7 @@ class Call:
         self.referred_to: bool = False
         self.links: list[Link] = []
         self.cancelled: bool = False
+        self.asked_again: bool = False
         self.begun: bool = False
         self.finished: bool = False
         self.announced: bool = False

@@ -108,10 +108,7 @@ class Outcomes:
         try:
             replies, missing = await self._client.fetch(keys, self._direct)
         except Exception as error:  # whatever the connection met
-            for key in keys:
-                call = self._calls.get(key)
-                if call is not None:
-                    self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+            self._not_fetched([self._calls[key] for key in keys if key in self._calls], error)
             return
         for key, reply in replies.items():
             call = self._calls.get(key)
@@ -120,6 +117,18 @@ class Outcomes:
         if missing:
             # Their worker has gone since: Dask runs them again, or gives them up.
             self._client.ask_again([key for key in missing if key in self._calls])
+
+    def _not_fetched(self, calls: list[Call], error: Exception) -> None:
+        again = []
+        for call in calls:
+            if isinstance(error, OSError) and not call.asked_again:
+                # The way to the scheduler. Where that is gone, the client tells of it soon.
+                call.asked_again = True
+                again.append(call.key)
+            else:
+                self._gone(call, TaskLostError(f"{named(call)}: {error!r}"))
+        if again and self._client.status == "running":
+            self._client.ask_again(again)
 
     def settle(self, call: Call, reply: Reply) -> None:
         """Writes a reply into the description, and tells that the task has ended."""
