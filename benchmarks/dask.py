@@ -59,15 +59,15 @@ class Sizes:
 
     def __init__(self, smoke: bool, divide: int, rounds: int) -> None:
         self.fan = 50 if smoke else 5_000 // divide
-        # The peer's cost for each task grows with their number, and it fails on long chains:
-        # it sends with each task all that the task depends on.
-        self.peer_fan = self.fan // 10
-        self.peer_chain = min(self.chain, 20)
         self.chain = 5 if smoke else 200
         self.leaves = 8 if smoke else 1_024 // divide
         self.maps = 5 if smoke else 200 // divide
         self.bytes = 2_000_000 if smoke else 50_000_000
         self.rounds = 1 if smoke else rounds
+        # The peer's cost for each task grows with their number, and it fails on long chains:
+        # it sends with each task all that the task depends on.
+        self.peer_fan = self.fan // 10
+        self.peer_chain = min(self.chain, 20)
 
 
 # By hand.
