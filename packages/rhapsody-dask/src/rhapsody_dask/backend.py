@@ -13,8 +13,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
-from typing import Any, cast
-from weakref import WeakValueDictionary
+from typing import Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.services import Readiness
@@ -25,7 +24,7 @@ from rhapsody_dask.calls import Call, named
 from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection, NotStartedError
 from rhapsody_dask.files import Links, View
-from rhapsody_dask.held import Held
+from rhapsody_dask.held import HeldValues
 from rhapsody_dask.losses import Losses
 from rhapsody_dask.outcome import Outcomes, reference_lost
 from rhapsody_dask.shared import Shared
@@ -111,7 +110,6 @@ class DaskExecutionBackend(ManagedBackend):
         self._connection = Connection(self._options)
         self._links = Links()
         self._keys: dict[str, Call] = {}
-        self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()
         self._progress: asyncio.Event | None = None
         self._loss: str | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -141,6 +139,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._share_over,
             own_cluster=own,
         )
+        self._held = HeldValues(self._loop, self._keys, self._fetch, self._release)
         self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
         self._losses = Losses(
             client,
@@ -284,9 +283,7 @@ class DaskExecutionBackend(ManagedBackend):
             ReferenceLostError: One of them is not to be had any more.
         """
         for uid in call.task.get("references", ()):
-            other = self._open.get(uid)
-            if other is None and (held := self._held.get(uid)) is not None:
-                other = held.call
+            other = self._open.get(uid) or self._held.get(uid)
             if other is None or other.cancelled:
                 raise reference_lost(call)
             other.referred_to = True
@@ -302,7 +299,7 @@ class DaskExecutionBackend(ManagedBackend):
             return
         call.finished = True
         if returned and call.referred_to and call.uid in self._open and not call.cancelled:
-            self._hold(call)
+            self._held.hold(call, lambda call: self._settle(call, "done"))
         else:
             self._outcomes.finished(key)
 
@@ -397,7 +394,7 @@ class DaskExecutionBackend(ManagedBackend):
     def _settle(self, call: Call, state: str) -> None:
         """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
         if call.waiter is not None:
-            self._brought(call)
+            HeldValues.brought(call)
         if call.uid not in self._open:
             return
         if call.error is None and call.cancelled:
@@ -413,7 +410,7 @@ class DaskExecutionBackend(ManagedBackend):
         if not call.cancelled and call.error is None:
             call.error = error
         if call.waiter is not None:
-            self._brought(call)
+            HeldValues.brought(call)
         if call.uid in self._open:
             self._end(call, self._canceled if call.error is None else self._failed)
 
@@ -435,55 +432,16 @@ class DaskExecutionBackend(ManagedBackend):
         if self._progress is not None:
             self._progress.set()
 
+    def _fetch(self, key: str) -> None:
+        """Has a value fetched that was held."""
+        self.require_running()
+        self._outcomes.finished(key)
+
     def _release(self, call: Call) -> None:
         """Gives back the big arguments of a task."""
         entries, call.entries = call.entries, []
         for entry in entries:
             self._shared.release(entry)
-
-    # Values that stay on the workers.
-
-    def _hold(self, call: Call) -> None:
-        """A task has ended whose value others use where it is: it is not fetched.
-
-        Its big arguments stay as well, so that Dask can make it again where the worker
-        is lost that has it.
-        """
-        task = call.task
-        held = task["held"] = Held(call, self._bring, self._let_go)
-        self._held[call.uid] = held
-        self._settle(call, "done")
-        # The engine has what it needs of the description, and arguments may be big.
-        kept = {key: task[key] for key in ("uid", "name", "function")}
-        call.task = cast("TaskDescription", kept)
-
-    async def _bring(self, call: Call) -> TaskDescription:
-        """Fetches a value that is held."""
-        self.require_running()
-        call.waiter = self._loop.create_future()
-        self._keys[call.key] = call
-        self._outcomes.finished(call.key)
-        try:
-            await call.waiter
-        finally:
-            call.waiter = None
-            self._keys.pop(call.key, None)
-        return call.task
-
-    def _brought(self, call: Call) -> None:
-        """A value that was asked for is here, or is lost."""
-        if call.error is not None:
-            call.task["exception"] = call.error
-        if call.waiter is not None and not call.waiter.done():
-            call.waiter.set_result(None)
-
-    def _let_go(self, call: Call) -> None:
-        """Nobody has a value any more. Any thread."""
-        if call.entries:
-            try:
-                self._loop.call_soon_threadsafe(self._release, call)
-            except RuntimeError:  # the loop is closed, and the backend with it
-                return
 
     # Cancellation.
 

@@ -1,16 +1,18 @@
-"""Values that stay on Dask's workers after their tasks have ended."""
+"""Values that stay on Dask's workers after their tasks have ended, and are fetched when asked for.
+
+Which tasks these are is the backend's to say; how replies are fetched is in `outcome`.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import cast
+from weakref import WeakValueDictionary
 
 from rhapsody.task import TaskDescription
-
-if TYPE_CHECKING:
-    from rhapsody_dask.calls import Call
-
-Fetch = Callable[["Call"], Awaitable[TaskDescription]]
+from rhapsody_dask.calls import Call
 
 
 class Held:
@@ -18,13 +20,18 @@ class Held:
 
     Args:
         call: The task, with the future that Dask keeps the value for.
-        fetch: Brings the reply of a task whose value is held.
-        release: Told when the object goes, on whatever thread.
+        fetch: Brings the value into the description.
+        release: Called when the object goes, on whatever thread.
     """
 
     __slots__ = ("__weakref__", "_fetch", "_release", "call")
 
-    def __init__(self, call: Call, fetch: Fetch, release: Callable[[Call], None]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        fetch: Callable[[Call], Awaitable[TaskDescription]],
+        release: Callable[[Call], None],
+    ) -> None:
         self.call = call
         self._fetch = fetch
         self._release = release
@@ -35,3 +42,76 @@ class Held:
 
     def __del__(self) -> None:
         self._release(self.call)
+
+
+class HeldValues:
+    """The values of one backend's tasks that stay on the workers.
+
+    Args:
+        loop: The backend's event loop.
+        calls: The tasks whose replies are awaited, by their keys.
+        fetch: Has a reply fetched, given the task's key; raises where there is nobody to ask.
+        release: Gives back a task's big arguments; called on the loop.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        calls: dict[str, Call],
+        fetch: Callable[[str], None],
+        release: Callable[[Call], None],
+    ) -> None:
+        self._loop = loop
+        self._calls = calls
+        self._fetch = fetch
+        self._release = release
+        self._values: WeakValueDictionary[str, Held] = WeakValueDictionary()
+
+    def get(self, uid: str) -> Call | None:
+        """The task of a value that is held."""
+        held = self._values.get(uid)
+        return None if held is None else held.call
+
+    def hold(self, call: Call, tell: Callable[[Call], None]) -> None:
+        """A task has ended whose value is not fetched.
+
+        Its big arguments stay as well, so that Dask can make it again where the worker
+        is lost that has it.
+
+        Args:
+            call: The task.
+            tell: Reports its end.
+        """
+        task = call.task
+        held = task["held"] = Held(call, self._bring, self._let_go)
+        self._values[call.uid] = held
+        tell(call)
+        # The engine has what it needs of the description, and arguments may be big.
+        kept = {key: task[key] for key in ("uid", "name", "function")}
+        call.task = cast("TaskDescription", kept)
+
+    async def _bring(self, call: Call) -> TaskDescription:
+        call.waiter = self._loop.create_future()
+        self._calls[call.key] = call
+        try:
+            self._fetch(call.key)
+            await call.waiter
+        finally:
+            call.waiter = None
+            self._calls.pop(call.key, None)
+        return call.task
+
+    @staticmethod
+    def brought(call: Call) -> None:
+        """A value that was asked for has come, or is lost."""
+        if call.error is not None:
+            call.task["exception"] = call.error
+        if call.waiter is not None and not call.waiter.done():
+            call.waiter.set_result(None)
+
+    def _let_go(self, call: Call) -> None:
+        if call.entries:
+            try:
+                self._loop.call_soon_threadsafe(partial(self._release, call))
+            except RuntimeError:  # the loop is closed, and the backend with it
+                return

@@ -109,7 +109,8 @@ class WorkflowEngine(Decorators, KeptNames):
             max_pending: How many tasks are with a backend at once, at most.
                 Services and blocks do not count.
             push_down: Whether backends that can wait for dependencies themselves get
-                tasks before these are finished.
+                tasks before these are finished, and keep values until they are
+                asked for.
             submit_timeout: Seconds a backend may take to accept a batch.
             handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
                 if this is the main thread.
