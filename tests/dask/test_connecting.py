@@ -27,6 +27,11 @@ def _port() -> int:
         return port
 
 
+def _connections(process: psutil.Process) -> Any:
+    look: Any = getattr(process, "net_connections", None) or process.connections
+    return look("tcp")
+
+
 async def _works(backend: DaskExecutionBackend) -> bool:
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
 
@@ -45,7 +50,7 @@ async def test_its_own_cluster_listens_on_loopback_only_and_uses_tls() -> None:
         listening = {
             connection.laddr.ip
             for process in processes
-            for connection in process.net_connections("tcp")
+            for connection in _connections(process)
             if connection.status == psutil.CONN_LISTEN
         }
         assert listening == {"127.0.0.1"}

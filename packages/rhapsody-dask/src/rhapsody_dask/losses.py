@@ -61,6 +61,8 @@ class Losses:
         if call.cancelled or call.waits > WAITS or self._was_running(call, address):
             self._gone(call, _lost(call, address))
             return
+        # It waited, or had ended and its reply was lost: either way it is to begin anew.
+        call.begun, call.worker, call.token = False, None, None
         self._waited.append(call)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())

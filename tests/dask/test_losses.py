@@ -1,0 +1,78 @@
+"""What is concluded of tasks whose worker was killed, without a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.errors import TaskLostError
+from rhapsody_dask.calls import Call
+from rhapsody_dask.losses import WAITS, Losses
+from rhapsody_dask.worker.witness import Witness, path_of
+
+pytestmark = pytest.mark.asyncio
+
+ADDRESS = "tls://127.0.0.1:4711"
+
+
+class Killed:
+    """As much of Dask's `KilledWorker` as is looked at."""
+
+    class last_worker:  # noqa: N801 - Dask's name
+        address = ADDRESS
+
+
+class Retrying:
+    """A client that notes what it was to run again."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[list[Any]] = asyncio.Queue()
+
+    async def retry(self, futures: list[Any]) -> None:
+        self.asked.put_nowait(futures)
+
+
+def _call(uid: str) -> Call:
+    task: Any = {"uid": uid, "name": uid, "function": print, "is_service": False}
+    call = Call(task)
+    call.future = uid
+    return call
+
+
+async def test_what_ran_is_lost_and_what_waited_or_had_ended_runs_again(tmp_path: Path) -> None:
+    witness = Witness(path_of(str(tmp_path), ADDRESS))
+    witness.note("ran")
+    witness.release(witness.note("ended"))
+    calls = {call.key: call for call in map(_call, ["ran", "ended", "waited"])}
+    ran, ended, waited = calls.values()
+    ended.begun, ended.worker = True, ADDRESS  # as was told before it ended
+    client, lost = Retrying(), []
+
+    def gone(call: Call, error: BaseException) -> None:
+        assert isinstance(error, TaskLostError)
+        lost.append(call)
+
+    losses = Losses(client, calls, gone, lambda uid: None, str(tmp_path))
+    for call in (ran, ended, waited):
+        losses.killed(call, Killed)
+    losses.left(ADDRESS)
+    assert lost == [ran]
+    async with asyncio.timeout(10):
+        assert await client.asked.get() == ["ended", "waited"]
+
+
+async def test_a_task_whose_workers_all_die_is_lost_in_the_end(tmp_path: Path) -> None:
+    call = _call("waited")
+    client, lost = Retrying(), []
+    losses = Losses(
+        client, {call.key: call}, lambda c, _: lost.append(c), lambda uid: None, str(tmp_path)
+    )
+    for _ in range(WAITS):
+        losses.killed(call, Killed)
+    assert not lost
+    losses.killed(call, Killed)
+    assert lost == [call]
+    losses.close()
