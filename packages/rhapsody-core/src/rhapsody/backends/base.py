@@ -154,10 +154,18 @@ class BaseExecutionBackend(ABC):
 
     A backend object is also awaitable (which starts it and gives itself) and an
     asynchronous context manager. All coroutines run on the engine's loop.
+
+    Attributes:
+        name: What users call it.
+        capabilities: What it declares it can do.
+        dry: It runs nothing and only says that tasks are done. Then no file that a task
+            declares is looked for, fetched, linked or missed.
+        session: What this object's life is known by.
     """
 
     name: str = ""
     capabilities: Capabilities = Capabilities()
+    dry: bool = False
     session: Session
 
     @abstractmethod

@@ -29,6 +29,7 @@ class NoopExecutionBackend(ManagedBackend):
     """
 
     name = "noop"
+    dry = True
     capabilities: Capabilities = Capabilities(
         services=True,
         function_services=True,

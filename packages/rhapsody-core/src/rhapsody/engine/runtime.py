@@ -456,7 +456,7 @@ class Runtime:
         assert node.description is not None
         assert node.extra is not None
         assert node.extra.found is not None
-        if node.lane.capabilities.shared_file_system:
+        if node.lane.capabilities.shared_file_system and not node.lane.dry:
             outputs: list[OutputFile] = node.extra.found.outputs
             self.stager.check_outputs(node.description, outputs)
 
