@@ -144,7 +144,7 @@ async def test_files_are_neither_demanded_nor_fetched_where_nothing_runs(
             return f"echo > {target}"
 
         @flow.function_task
-        def read(*files: Any) -> int:
+        def read(*files: Any) -> Any:
             return len(files)
 
         written = write(OutputFile("o.txt"))
