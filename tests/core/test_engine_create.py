@@ -365,6 +365,20 @@ async def test_profiling_events_are_kept_where_asked_for(tmp_path: Path) -> None
         assert flow.prof.events == []
 
 
+async def test_a_profile_that_cannot_be_written_keeps_no_engine_from_closing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    async with engine(profile=place / "p.jsonl") as flow:
+        waiter = asyncio.create_task(flow.run())
+        place.rmdir()
+    await waiter
+    assert flow.summary is not None
+    assert "no profile was written" in caplog.text
+    await flow.shutdown()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
@@ -388,6 +402,16 @@ async def test_profiling_events_are_kept_where_asked_for(tmp_path: Path) -> None
         ("uid", "../up", ValueError),
         ("uid", "a/b", ValueError),
         ("uid", "..", ValueError),
+        ("dry_run", "no", TypeError),
+        ("fail_fast", 1, TypeError),
+        ("implicit_data", None, TypeError),
+        ("push_down", "yes", TypeError),
+        ("handle_signals", 0, TypeError),
+        ("profile", 7, TypeError),
+        ("profile", b"p.jsonl", TypeError),
+        ("profile", "", ValueError),
+        ("profile", "/", ValueError),
+        ("profile", "/no/such/place", ValueError),
     ],
 )
 async def test_an_argument_out_of_range_is_refused_by_its_name(
