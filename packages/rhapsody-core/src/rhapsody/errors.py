@@ -26,7 +26,7 @@ class RhapsodyError(Exception):
             key: _portable(value) if isinstance(value, BaseException) else value
             for key, value in self.__dict__.items()
         }
-        return _restore, (type(self), self.args, state)
+        return rebuilt, (type(self), self.args, state)
 
 
 class DependencyFailureError(RhapsodyError, RuntimeError):
@@ -114,11 +114,25 @@ class JournalError(RhapsodyError, RuntimeError):
     """The record of finished tasks cannot be read or written."""
 
 
-def _restore(
+# Exceptions may be of a class that forbids setting attributes, a frozen dataclass say.
+
+
+def set_cause(error: BaseException, cause: BaseException) -> None:
+    """Sets `__cause__` of whatever exception."""
+    BaseException.__setattr__(error, "__cause__", cause)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Adds a note to whatever exception."""
+    BaseException.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), note])
+
+
+def rebuilt(
     cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
 ) -> BaseException:
+    """An exception made without calling its `__init__`."""
     error = cls.__new__(cls, *args)
-    error.args = args
+    BaseException.__setattr__(error, "args", args)
     error.__dict__.update(state)
     return error
 
@@ -163,11 +177,11 @@ def _itself(error: BaseException) -> BaseException:
 
 
 def _without_init(error: BaseException) -> _Pickled:
-    return _Pickled(_restore, type(error), error.args, vars(error))
+    return _Pickled(rebuilt, type(error), error.args, vars(error))
 
 
 def _by_value(error: BaseException) -> _Pickled:
-    import cloudpickle
+    import cloudpickle  # type: ignore[import-untyped]
 
     return _Pickled(pickle.loads, cloudpickle.dumps(error))
 

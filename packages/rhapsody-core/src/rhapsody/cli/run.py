@@ -251,8 +251,8 @@ def _show(error: BaseException, path: str) -> int:
     while start is not None and start.tb_frame.f_code.co_filename != path:
         start = start.tb_next
     if start is not None:
-        error.__traceback__ = start
+        error.with_traceback(start)
     elif isinstance(error, SyntaxError) and error.filename == path:
-        error.__traceback__ = None
+        error.with_traceback(None)
     traceback.print_exception(error)
     return FAILED

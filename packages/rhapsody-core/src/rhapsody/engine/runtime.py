@@ -33,6 +33,7 @@ from rhapsody.errors import (
     BackendUnavailableError,
     TaskLostError,
     TaskTimeoutError,
+    set_cause,
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.states import TasksMainStates
@@ -298,7 +299,7 @@ class Runtime:
                 if extra.failures <= policy.attempts:
                     delay = policy.delay(node.attempt)
         except Exception as mistake:  # the user's own `wait` raised
-            mistake.__cause__ = error
+            set_cause(mistake, error)
             error = mistake
         if delay is None or self.closing or not node.step(Event.RETRY):
             self.give_up(node, error)
@@ -322,7 +323,7 @@ class Runtime:
             try:
                 value = fallback(error) if callable(fallback) else fallback
             except Exception as mistake:  # the user's own fallback raised
-                mistake.__cause__ = error
+                set_cause(mistake, error)
                 error = mistake
             else:
                 if node.step(Event.DONE):

@@ -30,7 +30,7 @@ from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.mailbox import TURN, Mailbox
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError
+from rhapsody.errors import CapabilityError, add_note
 from rhapsody.task import Resources, TaskDescription, is_async, seconds
 
 EXECUTORS = ("thread", "process")
@@ -296,7 +296,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.spill = self.sandbox_of(job.task)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
-            error.add_note(f"task {job.task['name']!r} ({job.uid}) could not be started")
+            add_note(error, f"task {job.task['name']!r} ({job.uid}) could not be started")
             job.error = error
             self._mailbox.put(job)
             return
