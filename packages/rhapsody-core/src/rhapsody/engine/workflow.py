@@ -376,6 +376,7 @@ class WorkflowEngine(Decorators):
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         runtime.observation.flush()
+        runtime.tally.close(tuple(runtime.graph.failed))
         self._summary = Summary(
             uid=self.uid,
             stats=runtime.stats,
@@ -383,6 +384,7 @@ class WorkflowEngine(Decorators):
             still_running=still_running,
             problems=self._problems,
             graph=tuple(runtime.graph.calls or ()),
+            unawaited=runtime.tally.total,
         )
         for hook in runtime.hooks.workflow_finished:
             runtime.hooks.call(hook, engine=self, summary=self._summary)
@@ -392,7 +394,6 @@ class WorkflowEngine(Decorators):
                 self.prof.write(self._profile_path)
             except Exception as error:  # a full disk, say, keeps no engine from closing
                 runtime.log.error("engine %s: no profile was written: %s", self.uid, error)
-        runtime.tally.close(tuple(runtime.graph.failed))
         signal_registry.remove(self)
         self._closed.set_result(None)
 
