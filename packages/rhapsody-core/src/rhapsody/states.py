@@ -290,23 +290,24 @@ class StateMapper:
             _tables[key] = _CANONICAL_TABLE
 
     @classmethod
-    def register_backend_states(cls, backend: Any, **states: Any) -> None:
-        """Registers task states, or the backend's own states, by their keywords.
+    def register_backend_states(cls, backend: Any, *task_states: Any, **states: Any) -> None:
+        """Registers task states, or the backend's own states by their keywords.
 
         The older spelling of `register_backend_tasks_states`, with the same
-        keywords. With `initialized_state`, `running_state` and `shutdown_state`
+        arguments. With `initialized_state`, `running_state` and `shutdown_state`
         it registers the states of the backend itself, see `backend_states`.
 
         Raises:
-            TypeError: Keywords are missing, or belong to neither or to both.
+            TypeError: Arguments are missing, or belong to neither or to both.
             ValueError: As `register_backend_tasks_states`.
         """
         if "initialized_state" not in states and "shutdown_state" not in states:
-            cls.register_backend_tasks_states(backend, **states)
+            cls.register_backend_tasks_states(backend, *task_states, **states)
             return
-        if set(states) != set(_OWN_STATES):
+        if task_states or set(states) != set(_OWN_STATES):
             raise TypeError(
-                f"a backend's own states are {', '.join(_OWN_STATES)}, got {', '.join(states)}"
+                f"a backend's own states are {', '.join(_OWN_STATES)}, by keyword; "
+                f"got {', '.join([*map(repr, task_states), *states])}"
             )
         key = _key(backend)
         own = {name.removesuffix("_state"): states[name] for name in _OWN_STATES}
