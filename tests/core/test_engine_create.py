@@ -443,3 +443,17 @@ async def test_an_engine_that_was_refused_leaves_no_backend_running() -> None:
 
 async def _refused(backend: Scripted) -> None:
     await create(backend, keep_sandboxes="some")
+
+
+async def test_a_task_names_its_backend_as_the_registry_compares_names() -> None:
+    mine = {"first": NoopExecutionBackend(), "other-one": NoopExecutionBackend()}
+    async with create(backends=mine) as flow:
+
+        @flow.function_task
+        def job() -> Any: ...
+
+        future = job.options(backend="Other_One")()
+        await future
+        assert future.backend == "other-one"
+        with pytest.raises(ValueError, match="no backend 'another' is attached"):
+            job.options(backend="another")

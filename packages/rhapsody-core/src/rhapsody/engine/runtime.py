@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rhapsody.backends.catalog import normalise
 from rhapsody.data import OutputFile
 from rhapsody.engine.blocks import Blocks, enclosing_block
 from rhapsody.engine.completion import Gate
@@ -113,12 +114,15 @@ class Runtime:
     # Places and threads.
 
     def lane(self, name: str) -> Lane:
-        """The lane of an attached backend.
+        """The lane of an attached backend; names are compared as the registry does.
 
         Raises:
             ValueError: No backend of that name is attached.
         """
         lane = self.lanes.get(name)
+        if lane is None:
+            key = normalise(name)
+            lane = next((one for own, one in self.lanes.items() if normalise(own) == key), None)
         if lane is None:
             raise ValueError(
                 f"no backend {name!r} is attached to this engine; there are: "
@@ -294,7 +298,7 @@ class Runtime:
                 own = node.task.settings.lost_retries
                 if extra.losses <= (self.lost_retries if own is None else own):
                     delay = 0.0
-            elif policy is not None and isinstance(error, policy.on):
+            elif policy is not None and policy.covers(error):
                 extra.failures += 1
                 if extra.failures <= policy.attempts:
                     delay = policy.delay(node.attempt)
