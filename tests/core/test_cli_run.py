@@ -233,6 +233,24 @@ def test_a_script_without_the_function_is_a_mistake(
 
 
 @pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("x = 1\nasync def main(flow)\n    pass", ("SyntaxError", "script.py", "line 2")),
+        ("x = 1\nimport no_such_library", ("script.py, line 2", "'no_such_library'")),
+        ("from os import nonsense", ("script.py, line 1", "'nonsense'")),
+        ("import helper", ("helper.py, line 2", "'no_such_library'")),
+        ("import wrong", ("SyntaxError", "wrong.py", "line 1")),
+    ],
+)
+def test_a_script_that_cannot_be_loaded_is_a_mistake(
+    run: Run, tmp_path: Path, script: str, expected: tuple[str, ...]
+) -> None:
+    (tmp_path / "helper.py").write_text("x = 1\nimport no_such_library\n")
+    (tmp_path / "wrong.py").write_text("def\n")
+    check_mistake(run(script, "-b", "noop"), "script.py cannot be loaded", *expected)
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["-b", "locl"], "Did you mean 'local'?"),
@@ -296,7 +314,10 @@ def test_a_backend_that_cannot_be_started_says_why_without_a_traceback(
     [
         ("def inner():\n    1 / 0\nasync def main(flow):\n    inner()", "ZeroDivisionError"),
         ("1 / 0", "ZeroDivisionError"),
-        ("import no_such_library", "No module named 'no_such_library'"),
+        (
+            "async def main(flow):\n    import no_such_library",
+            "No module named 'no_such_library'",
+        ),
         ("async def main(flow):\n    raise ValueError('mine')", "ValueError: mine"),
         ("async def main(flow):\n    raise TypeError('mine')", "TypeError: mine"),
         (
@@ -308,7 +329,6 @@ def test_a_backend_that_cannot_be_started_says_why_without_a_traceback(
             "import asyncio\nasync def main(flow):\n    raise asyncio.CancelledError",
             "CancelledError",
         ),
-        ("async def main(flow)\n    pass", "SyntaxError"),
     ],
 )
 def test_an_error_in_the_user_s_code_has_a_traceback_that_begins_there(
@@ -333,6 +353,25 @@ def test_a_failed_task_fails_the_workflow_with_its_own_exception(run: Run) -> No
     done = run(script)
     assert done.returncode == 1
     assert "LookupError: nothing there" in done.stderr
+
+
+def test_a_failed_task_that_nobody_awaited_fails_the_workflow(run: Run) -> None:
+    script = """
+    import asyncio
+    async def main(flow):
+        @flow.function_task
+        def fails():
+            raise LookupError("nothing there")
+        future = fails()
+        await asyncio.wait([future])
+        if {seen}:
+            future.exception()
+    """
+    done = run(script.format(seen=False))
+    assert done.returncode == 1
+    assert "LookupError: nothing there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run(script.format(seen=True)).returncode == 0
 
 
 def test_an_exit_code_of_the_user_s_own_is_kept(run: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import BackendRegistry, discover_backends, get_backend
+from rhapsody import BackendRegistry, StateMapper, discover_backends, get_backend
 from rhapsody.backends import discovery
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.noop import NoopExecutionBackend
@@ -636,3 +636,50 @@ def test_nothing_heavy_is_imported_to_say_what_there_is() -> None:
         environment={"RHAPSODY_DISABLE_PLUGINS": "all"},
     )
     assert done.returncode == 0, done.stderr
+
+
+# States.
+
+
+def test_states_of_a_registered_name_are_there_before_anybody_asked_for_its_class(
+    site: Path,
+) -> None:
+    light, heavy = unique("light"), unique("heavy")
+    states = """
+from rhapsody.states import StateMapper
+StateMapper.register_backend_tasks_states("stately", "fine", "bad", "gone", "busy")
+"""
+    install(
+        site,
+        "stately-backend",
+        backends={"stately": light},
+        modules={
+            light: declaration(SPEC.format(name="stately", module=heavy)),
+            heavy: BACKEND.format(name="stately") + states,
+        },
+    )
+    code = """
+    from rhapsody import StateMapper
+    print(StateMapper("Stately").terminal_states, "{heavy}" in sys.modules)
+    """
+    run = python(code.format(heavy=heavy), site)
+    assert run.stdout == "('fine', 'bad', 'gone') True\n", run.stderr
+
+
+def test_a_registered_name_without_states_of_its_own_has_the_canonical_ones(site: Path) -> None:
+    install_backend(site, "toys", "toy")
+    assert StateMapper("TOY").RUNNING == "RUNNING"
+    BackendRegistry.register_backend("alias", Mine)
+    assert StateMapper("alias").backend == "mine"
+
+
+def test_states_of_a_backend_that_cannot_be_used_are_an_error_with_its_reason(site: Path) -> None:
+    light = unique("light")
+    install(
+        site,
+        "half-installed",
+        backends={"half": light},
+        modules={light: declaration(SPEC.format(name="half", module="no_such_module_of_half"))},
+    )
+    with pytest.raises(ValueError, match="no_such_module_of_half"):
+        StateMapper("half")

@@ -365,6 +365,20 @@ async def test_profiling_events_are_kept_where_asked_for(tmp_path: Path) -> None
         assert flow.prof.events == []
 
 
+async def test_a_profile_that_cannot_be_written_keeps_no_engine_from_closing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    async with engine(profile=place / "p.jsonl") as flow:
+        waiter = asyncio.create_task(flow.run())
+        place.rmdir()
+    await waiter
+    assert flow.summary is not None
+    assert "no profile was written" in caplog.text
+    await flow.shutdown()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
@@ -388,6 +402,16 @@ async def test_profiling_events_are_kept_where_asked_for(tmp_path: Path) -> None
         ("uid", "../up", ValueError),
         ("uid", "a/b", ValueError),
         ("uid", "..", ValueError),
+        ("dry_run", "no", TypeError),
+        ("fail_fast", 1, TypeError),
+        ("implicit_data", None, TypeError),
+        ("push_down", "yes", TypeError),
+        ("handle_signals", 0, TypeError),
+        ("profile", 7, TypeError),
+        ("profile", b"p.jsonl", TypeError),
+        ("profile", "", ValueError),
+        ("profile", "/", ValueError),
+        ("profile", "/no/such/place", ValueError),
     ],
 )
 async def test_an_argument_out_of_range_is_refused_by_its_name(
@@ -419,3 +443,17 @@ async def test_an_engine_that_was_refused_leaves_no_backend_running() -> None:
 
 async def _refused(backend: Scripted) -> None:
     await create(backend, keep_sandboxes="some")
+
+
+async def test_a_task_names_its_backend_as_the_registry_compares_names() -> None:
+    mine = {"first": NoopExecutionBackend(), "other-one": NoopExecutionBackend()}
+    async with create(backends=mine) as flow:
+
+        @flow.function_task
+        def job() -> Any: ...
+
+        future = job.options(backend="Other_One")()
+        await future
+        assert future.backend == "other-one"
+        with pytest.raises(ValueError, match="no backend 'another' is attached"):
+            job.options(backend="another")

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rhapsody import NoopExecutionBackend, WorkflowEngine
+from rhapsody import InputFile, NoopExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.engine.starting import Starting
 from tests.core.engine_fixtures import Machine, outcome
 
 pytestmark = pytest.mark.asyncio
+
+NOWHERE = "https://nowhere.invalid/data.bin"
 
 
 def create(*args: Any, **settings: Any) -> Starting:
@@ -128,3 +131,24 @@ async def test_a_real_run_keeps_no_graph() -> None:
         await job()
     assert flow.summary is not None
     assert flow.summary.graph == ()
+
+
+@pytest.mark.parametrize("settings", [{"dry_run": True}, {"backend": "noop"}])
+async def test_files_are_neither_demanded_nor_fetched_where_nothing_runs(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    async with create(**settings, work_dir=tmp_path / "work") as flow:
+
+        @flow.executable_task
+        def write(target: OutputFile) -> str:
+            return f"echo > {target}"
+
+        @flow.function_task
+        def read(*files: Any) -> Any:
+            return len(files)
+
+        written = write(OutputFile("o.txt"))
+        assert await written == "Dummy Output"
+        needed = InputFile("o.txt"), InputFile("nobody/writes.it"), InputFile(NOWHERE)
+        assert await read(*needed, OutputFile("p.txt"), written) == "Dummy Output"
+    assert not (tmp_path / "work").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import threading
 
 import pytest
 
@@ -65,6 +66,59 @@ def test_a_dependency_failure_survives_pickling_with_who_failed_and_why() -> Non
     assert again.failed_dependencies == ["a", "b"]
     assert isinstance(again.root_cause, KeyError)
     assert again.root_cause.args == ("root",)
+
+
+class ParticularError(Exception):
+    def __init__(self, what: str, number: int) -> None:
+        super().__init__(what)
+        self.number = number
+
+
+class LockedError(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class MuteError(LockedError):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def again(cause: BaseException, pickler: str = "pickle") -> BaseException:
+    error = DependencyFailureError("d did not run", ("a",), cause)
+    copy = pickle.loads(importlib.import_module(pickler).dumps(error))
+    assert (str(copy), copy.failed_dependencies) == ("d did not run", ["a"])
+    assert error.root_cause is cause
+    root: BaseException = copy.root_cause
+    return root
+
+
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_a_dependency_failure_keeps_its_root_cause_whatever_that_is_made_from(
+    pickler: str,
+) -> None:
+    class LocalError(Exception):
+        pass
+
+    root = again(ParticularError("broke", 7), pickler)
+    assert isinstance(root, ParticularError)
+    assert (str(root), root.number) == ("broke", 7)
+    assert type(again(LocalError("here"), pickler)) is LocalError
+    assert isinstance(
+        again(DependencyFailureError("e", ("d",), LocalError("x")), pickler), RuntimeError
+    )
+
+
+@pytest.mark.parametrize("pickler", ["pickle", "cloudpickle"])
+def test_a_root_cause_that_cannot_be_pickled_is_replaced_by_its_text(pickler: str) -> None:
+    root = again(LockedError("broke"), pickler)
+    assert isinstance(root, TaskFailedError)
+    assert str(root).endswith("LockedError: broke")
+    assert "MuteError" in str(again(MuteError("broke"), pickler))
+    endless = DependencyFailureError("endless")
+    endless.root_cause = endless
+    assert "endless" in str(again(endless, pickler))
 
 
 def test_a_dependency_failure_can_be_made_from_a_message_alone() -> None:

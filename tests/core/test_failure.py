@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import logging
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from rhapsody import (
     DependencyFailureError,
+    LocalExecutionBackend,
+    RetryPolicy,
     TaskFailedError,
     TasksMainStates,
     TaskTimeoutError,
@@ -28,6 +32,13 @@ class OwnError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"code {code}")
         self.code = code
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """One that forbids setting attributes, `__traceback__` included."""
+
+    code: int
 
 
 async def failure(future: asyncio.Future[Any]) -> BaseException:
@@ -489,3 +500,53 @@ async def test_each_error_of_a_task_derives_from_what_a_caller_would_catch() -> 
     assert issubclass(DependencyFailureError, RuntimeError)
     assert issubclass(TaskFailedError, RuntimeError)
     assert issubclass(TaskTimeoutError, TimeoutError)
+
+
+# Exceptions that cannot be changed.
+
+
+def raise_frozen() -> None:
+    raise FrozenError(7)
+
+
+async def raise_frozen_later() -> None:
+    raise FrozenError(7)
+
+
+@pytest.mark.parametrize("executor", ["thread", "process", "own"])
+@pytest.mark.parametrize("function", [raise_frozen, raise_frozen_later])
+async def test_an_exception_of_a_frozen_class_keeps_its_type_on_the_local_backend(
+    executor: str, function: Any
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        backend = LocalExecutionBackend(pool if executor == "own" else executor)
+        async with WorkflowEngine.create(backend) as flow:
+            for resources in (None, {"cores": 0}):
+                task = flow.function_task(resources=resources)(function)
+                assert await failure(task()) == FrozenError(7)
+
+
+async def test_an_exception_of_a_frozen_class_keeps_its_type_wherever_it_comes_from() -> None:
+    def raises(*_: Any) -> Any:
+        raise FrozenError(7)
+
+    async with WorkflowEngine.create(Inline()) as flow:
+
+        @flow.block
+        async def block() -> None:
+            await flow.function_task(raise_frozen_later)()
+
+        @flow.function_task
+        async def dependent(x: Any) -> Any:
+            return x
+
+        assert await failure(block()) == FrozenError(7)
+        assert await failure(flow.executable_task(raises)()) == FrozenError(7)
+        frozen = flow.function_task(raise_frozen_later)
+        assert (await dependency_failure(dependent(frozen()))).root_cause == FrozenError(7)
+        assert await failure(frozen.options(fallback=raises)()) == FrozenError(7)
+        again = RetryPolicy(attempts=1, wait=raises)
+        assert await failure(frozen.options(retries=again)()) == FrozenError(7)
+        with pytest.raises(FrozenError):
+            async with flow.scope("part"):
+                await frozen()

@@ -19,7 +19,7 @@ import pytest
 import rhapsody
 import rhapsody.backends
 from rhapsody import errors
-from tests.core.distributions import python
+from tests.core.distributions import install, python
 
 PACKAGES = [rhapsody, rhapsody.backends]
 
@@ -290,6 +290,73 @@ def test_a_plugin_that_breaks_while_it_is_imported_keeps_hasattr_working(
         print("as it is")
     """
     assert run(code, tmp_path) == "as it is\n"
+
+
+@pytest.mark.parametrize("source", ["1 / 0", "import sys; sys.exit(1)", "import no_such_module"])
+def test_star_imports_leave_out_a_plugin_that_breaks_while_it_is_imported(
+    tmp_path: Path, source: str
+) -> None:
+    fake_plugin(tmp_path, "DaskExecutionBackend", source=source)
+    code = """
+    for package in ("rhapsody", "rhapsody.backends"):
+        namespace = {}
+        exec(f"from {package} import *", namespace)
+        assert "LocalExecutionBackend" in namespace
+        assert "DaskExecutionBackend" not in namespace
+        assert "DaskExecutionBackend" not in sys.modules[package].__all__
+        assert "DaskExecutionBackend" not in dir(sys.modules[package])
+    """
+    run(code, tmp_path)
+
+
+def test_a_name_whose_import_failed_is_listed_again_once_it_can_be_imported(
+    tmp_path: Path,
+) -> None:
+    fake_plugin(tmp_path, "DaskExecutionBackend", source="import mended_later")
+    code = f"""
+    import rhapsody
+    assert not hasattr(rhapsody, "DaskExecutionBackend")
+    assert "DaskExecutionBackend" not in rhapsody.__all__
+    open({str(tmp_path / "mended_later.py")!r}, "w").close()
+    open({str(tmp_path / "rhapsody_dask.py")!r}, "a").write("\\nclass DaskExecutionBackend: ...")
+    import importlib
+    importlib.invalidate_caches()
+    from rhapsody import DaskExecutionBackend
+    assert "DaskExecutionBackend" in rhapsody.__all__
+    """
+    run(code, tmp_path)
+
+
+CLASH = """
+import rhapsody_guard
+rhapsody_guard.check()
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from rhapsody import DaskExecutionBackend",
+        "from rhapsody.backends.execution.dask_parallel import DaskExecutionBackend",
+        "import rhapsody; rhapsody.DaskExecutionBackend",
+        "import rhapsody; rhapsody.get_backend('dask')",
+    ],
+)
+def test_what_a_clash_keeps_from_being_imported_ends_with_what_removes_the_clash(
+    tmp_path: Path, statement: str
+) -> None:
+    install(tmp_path, "rhapsody-py", version="0.2.0")
+    install(tmp_path, "rhapsody-dask", version="9", backends={"dask": "rhapsody_dask"})
+    fake_plugin(tmp_path, "DaskExecutionBackend", source=CLASH)
+    code = f"""
+    try:
+        {statement}
+    except (ImportError, AttributeError) as error:
+        print(error)
+    """
+    *_, first, second = run(code, tmp_path).strip().splitlines()
+    assert first == "  pip uninstall -y rhapsody-py"
+    assert second == "  pip install --force-reinstall --no-deps rhapsody-core"
 
 
 def test_a_plugin_installed_while_the_program_runs_is_found(tmp_path: Path) -> None:

@@ -318,3 +318,22 @@ async def test_executables_take_no_worker() -> None:
         await driver.submit(*tasks)
         for task in tasks:
             assert await driver.running(task)
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "program"),
+    [
+        (["no-such-program", "x"], FileNotFoundError, "no-such-program"),
+        (["/"], PermissionError, "'/'"),
+        ("echo a\0b", ValueError, "echo a"),
+        (["echo", "a\0b"], ValueError, "echo"),
+    ],
+)
+async def test_a_program_that_cannot_be_started_is_named_with_its_task(
+    driver: Driver, command: Any, kind: type[Exception], program: str
+) -> None:
+    (end,) = await driver.run(driver.command(command, name="mine"))
+    assert end.state is FAILED
+    assert type(end.error) is kind
+    assert "task 'mine'" in str(end.error)
+    assert program in str(end.error)

@@ -83,6 +83,20 @@ async def test_a_result_goes_with_the_last_one_that_holds_its_future(number: int
         assert left([reference]) == 0
 
 
+async def test_the_last_result_of_a_worker_process_goes_before_the_next_one_comes() -> None:
+    backend = LocalExecutionBackend("process", resources={"cores": 1})
+    async with WorkflowEngine.create(backend) as flow:
+
+        @flow.function_task
+        def make() -> set[int]:
+            return {1}
+
+        future = make()
+        reference = weakref.ref(await within(future))
+        del future
+        await until(lambda: not left([reference]))  # a thread may be about to return
+
+
 async def test_the_values_along_a_chain_are_let_go_on_the_way() -> None:
     references: list[weakref.ref[Any]] = []
     alive = []

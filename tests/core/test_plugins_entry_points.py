@@ -166,3 +166,13 @@ def test_odd_entries_of_the_path_are_survived(site: Path, monkeypatch: pytest.Mo
     odd = ["", str(site / "missing"), str(site / "file.zip"), site, str(site)]
     monkeypatch.setattr(sys, "path", odd)
     assert isinstance(installed(), Installed)
+
+
+def test_an_entry_point_without_a_name_is_left_out_and_reported(
+    site: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(site, "half", backends={"named": "some_module", "": "other_module"})
+    with caplog.at_level(logging.WARNING, "rhapsody.plugins"):
+        assert [one.name for one in installed().declared if one.distribution == "half"] == ["named"]
+    assert "half-1.0.dist-info" in caplog.text
+    assert "has no name" in caplog.text

@@ -290,6 +290,17 @@ def test_the_older_spelling_registers_task_states_with_the_same_keywords() -> No
         StateMapper.register_backend_states("older", running_state="R")
 
 
+def test_the_older_spelling_takes_task_states_in_their_order_too() -> None:
+    StateMapper.register_backend_states("older", "D", "F", "C", "R", pending="P")
+    mapper = StateMapper("older")
+    assert (mapper.DONE, mapper.FAILED, mapper.CANCELED, mapper.RUNNING) == ("D", "F", "C", "R")
+    assert mapper.to_main_state("P") is TasksMainStates.PENDING
+    with pytest.raises(TypeError, match="canceled_state"):
+        StateMapper.register_backend_states("older", "D", "F")
+    with pytest.raises(TypeError, match="by keyword; got 'D'"):
+        StateMapper.register_backend_states("older", "D", initialized_state="I")
+
+
 def test_the_older_spelling_registers_the_backends_own_states_by_their_keywords() -> None:
     register()
     StateMapper.register_backend_states(

@@ -193,6 +193,14 @@ def test_a_policy_that_cannot_be_is_an_error_that_names_what_was_given(
         RetryPolicy(**values)
 
 
+@pytest.mark.parametrize("collection", [list, set, tuple, iter])
+def test_a_policy_takes_exception_types_in_whatever_collection(collection: Any) -> None:
+    policy = RetryPolicy(on=collection([ValueError, KeyError]))
+    assert policy.covers(ValueError())
+    assert policy.covers(KeyError())
+    assert not policy.covers(TypeError())
+
+
 # Kinds.
 
 

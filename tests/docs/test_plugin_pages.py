@@ -67,7 +67,7 @@ def test_every_method_of_a_backend_has_its_row(kind: type) -> None:
         and not name.startswith("_")
     }
     text = (PLUGINS / "backends.md").read_text()
-    named = first_column("backends.md") | set(re.findall(r"`(require_running|accept)`", text))
+    named = first_column("backends.md") | set(re.findall(r"`(require_running|admit|accept)`", text))
     assert methods <= named
 
 

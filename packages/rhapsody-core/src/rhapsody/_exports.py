@@ -1,13 +1,15 @@
 """Names that a package offers and imports when they are first used (PEP 562).
 
 For `rhapsody` and `rhapsody.backends` alone. A name that comes with a plugin is
-listed only while it can be imported, and says what to install otherwise.
+listed only while it can be found and no import of it has failed, and says what to
+install otherwise.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -47,14 +49,21 @@ def lazy(
         The two functions.
     """
     namespace = sys.modules[package].__dict__
+    broken: set[str] = set()
 
     def available() -> list[str]:
         return sorted(
-            name for name, source in exports.items() if isinstance(source, str) or _found(source)
+            name
+            for name, source in exports.items()
+            if isinstance(source, str) or (name not in broken and _found(source))
         )
 
     def get(name: str) -> Any:
         if name == "__all__":
+            if _asked_by_import(sys._getframe(1)):  # `import *`, which takes all of them next
+                for each in available():
+                    with suppress(AttributeError):
+                        namespace[each] = get(each)
             return available()
         source = exports.get(name)
         if source is None:
@@ -62,7 +71,9 @@ def lazy(
         if isinstance(source, str):
             value = getattr(import_module(source), name)
         else:
+            broken.add(name)  # unless the next line is got over
             value = _optional(source, name, from_import=_asked_by_import(sys._getframe(1)))
+            broken.discard(name)
         namespace[name] = value
         return value
 
@@ -118,8 +129,13 @@ def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNo
         error: Why it cannot be imported.
 
     Returns:
-        An error whose text ends with the command that installs the plugin.
+        An error whose text ends with the command that installs the plugin, or with
+        those that remove what keeps it from being imported.
     """
+    from rhapsody_guard import ConflictError
+
+    if isinstance(error, ConflictError):
+        return ModuleNotFoundError(f"{name} cannot be imported: {error}", name=error.name)
     return ModuleNotFoundError(
         f"{name} comes with {distribution}, which cannot be imported ({error}). "
         f"To install it: pip install {distribution}",

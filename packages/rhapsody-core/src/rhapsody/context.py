@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class TaskContext:
@@ -67,11 +68,27 @@ def current_task() -> TaskContext:
     return context
 
 
-@contextmanager
-def task_context(context: TaskContext) -> Iterator[TaskContext]:
+class Setting(Generic[T]):
+    """Sets a context variable inside a block.
+
+    Not made with `contextlib.contextmanager`, which takes longer, and sets the
+    traceback of what leaves the block: exceptions of a frozen class refuse that.
+    """
+
+    __slots__ = ("_token", "_value", "_variable")
+
+    def __init__(self, variable: contextvars.ContextVar[T], value: T) -> None:
+        self._variable = variable
+        self._value = value
+
+    def __enter__(self) -> T:
+        self._token = self._variable.set(self._value)
+        return self._value
+
+    def __exit__(self, *error: object) -> None:
+        self._variable.reset(self._token)
+
+
+def task_context(context: TaskContext) -> Setting[Any]:
     """Makes `current_task()` return `context` inside the block. Used by backends."""
-    token = _context.set(context)
-    try:
-        yield context
-    finally:
-        _context.reset(token)
+    return Setting(_context, context)

@@ -8,24 +8,25 @@ error is raised.
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 
-def _restore(
-    cls: type[RhapsodyError], args: tuple[Any, ...], state: dict[str, Any]
-) -> RhapsodyError:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
-
-
 class RhapsodyError(Exception):
-    """Base class of every error that Rhapsody raises on purpose."""
+    """Base class of every error that Rhapsody raises on purpose.
+
+    Another exception among its attributes that cannot be pickled is replaced by a
+    `TaskFailedError` with its text when this one is.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (type(self), self.args, self.__dict__.copy())
+        state = {
+            key: _portable(value) if isinstance(value, BaseException) else value
+            for key, value in self.__dict__.items()
+        }
+        return rebuilt, (type(self), self.args, state)
 
 
 class DependencyFailureError(RhapsodyError, RuntimeError):
@@ -120,3 +121,83 @@ def describe_error(error: BaseException | None) -> str:
     except Exception as mistake:  # a user's `__str__` must not hide the user's exception
         text = f"(its text cannot be made: {type(mistake).__name__})"
     return f"{type(error).__name__}: {text}"
+
+
+# Exceptions may be of a class that forbids setting attributes, a frozen dataclass say.
+
+
+def set_cause(error: BaseException, cause: BaseException) -> None:
+    """Sets `__cause__` of whatever exception."""
+    BaseException.__setattr__(error, "__cause__", cause)
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Adds a note to whatever exception."""
+    BaseException.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), note])
+
+
+def rebuilt(
+    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+) -> BaseException:
+    """An exception made without calling its `__init__`."""
+    error = cls.__new__(cls, *args)
+    BaseException.__setattr__(error, "args", args)
+    error.__dict__.update(state)
+    return error
+
+
+class _Pickled:
+    """Pickles as what a call gives."""
+
+    def __init__(self, *call: Any) -> None:
+        self._call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._call[0], self._call[1:]
+
+
+_trying = threading.local()
+
+
+def _portable(error: BaseException) -> Any:
+    """What pickles as this exception, or as one that says what it was.
+
+    As it is; made without its `__init__`, whose arguments need not be its `args`; by
+    value, where its class is in no module.
+    """
+    if getattr(_trying, "active", False):
+        return error  # it is part of one that is being tried as a whole
+    _trying.active = True
+    try:
+        for way in (_itself, _without_init, _by_value):
+            try:
+                candidate = way(error)
+                if type(pickle.loads(pickle.dumps(candidate))) is type(error):  # noqa: S301 - ours
+                    return candidate
+            except Exception:  # noqa: S112 - it runs the class's own code; try the next way
+                continue
+        return TaskFailedError(_described(error))
+    finally:
+        _trying.active = False
+
+
+def _itself(error: BaseException) -> BaseException:
+    return error
+
+
+def _without_init(error: BaseException) -> _Pickled:
+    return _Pickled(rebuilt, type(error), error.args, vars(error))
+
+
+def _by_value(error: BaseException) -> _Pickled:
+    import cloudpickle  # type: ignore[import-untyped]
+
+    return _Pickled(pickle.loads, cloudpickle.dumps(error))
+
+
+def _described(error: BaseException) -> str:
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # the class's own text may fail
+        return kind

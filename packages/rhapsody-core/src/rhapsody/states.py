@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Hashable, Mapping
 from enum import StrEnum
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -85,6 +86,34 @@ def _key(backend: Any) -> str:
     return name.strip().lower().replace("-", "_")
 
 
+def _none_registered(key: str) -> str:
+    with _lock:
+        known = ", ".join(sorted(_tables))
+    return (
+        f"no states are registered for backend {key!r}; there are some for {known}. "
+        "Register them with StateMapper.register_backend_tasks_states"
+    )
+
+
+def _registered_class(key: str) -> Any:
+    """The class that is registered under a name, imported if it was not yet.
+
+    Raises:
+        ValueError: There is none, or it cannot be imported.
+    """
+    try:
+        return import_module(_REGISTRY).BackendRegistry.get_backend_class(key)
+    except ValueError as error:
+        raise ValueError(_none_registered(key)) from error
+    except ImportError as error:
+        raise ValueError(
+            f"the states of backend {key!r} come with its class, which cannot be imported: {error}"
+        ) from error
+
+
+_REGISTRY = "rhapsody.backends.discovery"
+"""Asked by its name, when it is needed: this module imports nothing of ours."""
+
 _CANONICAL_TABLE = _table("canonical", {main: [main] for main in TasksMainStates})
 _OWN_STATES = ("initialized_state", "running_state", "shutdown_state")
 
@@ -102,6 +131,9 @@ class StateMapper:
     its class. Where nothing is registered under that and its `canonical_states`
     attribute is `True`, its native states are the canonical ones.
 
+    A registered name whose class nobody has imported yet imports it, since classes
+    register their states then.
+
     A mapper keeps the states that were registered when it was made, and may be
     used from any thread.
 
@@ -109,7 +141,8 @@ class StateMapper:
         backend: A registered name, a backend object or a backend class.
 
     Raises:
-        ValueError: No states are registered for it; says for which there are.
+        ValueError: No states are registered for it; says for which there are. Or
+            a registered name's class cannot be imported; says why.
 
     Attributes:
         backend: The name that the states are registered under.
@@ -139,18 +172,19 @@ class StateMapper:
 
     def __init__(self, backend: Any) -> None:
         key = _key(backend)
-        with _lock:
+        table = _tables.get(key)
+        if table is None and isinstance(backend, str):
+            # Classes register their states when they are imported.
+            backend = _registered_class(key)
             table = _tables.get(key)
-            own = _own.get(key)
-            known = sorted(_tables)
+            if table is None:
+                key = _key(backend)
+                table = _tables.get(key)
         if table is None:
             if getattr(backend, "canonical_states", False) is not True:
-                raise ValueError(
-                    f"no states are registered for backend {key!r}; there are some for "
-                    f"{', '.join(known)}. Register them with "
-                    "StateMapper.register_backend_tasks_states"
-                )
+                raise ValueError(_none_registered(key))
             table = _CANONICAL_TABLE
+        own = _own.get(key)
         self.backend: str = key
         self.native: Mapping[Any, TasksMainStates] = table.native
         self.terminal_states: tuple[Any, ...] = table.terminal
@@ -256,23 +290,24 @@ class StateMapper:
             _tables[key] = _CANONICAL_TABLE
 
     @classmethod
-    def register_backend_states(cls, backend: Any, **states: Any) -> None:
-        """Registers task states, or the backend's own states, by their keywords.
+    def register_backend_states(cls, backend: Any, *task_states: Any, **states: Any) -> None:
+        """Registers task states, or the backend's own states by their keywords.
 
         The older spelling of `register_backend_tasks_states`, with the same
-        keywords. With `initialized_state`, `running_state` and `shutdown_state`
+        arguments. With `initialized_state`, `running_state` and `shutdown_state`
         it registers the states of the backend itself, see `backend_states`.
 
         Raises:
-            TypeError: Keywords are missing, or belong to neither or to both.
+            TypeError: Arguments are missing, or belong to neither or to both.
             ValueError: As `register_backend_tasks_states`.
         """
         if "initialized_state" not in states and "shutdown_state" not in states:
-            cls.register_backend_tasks_states(backend, **states)
+            cls.register_backend_tasks_states(backend, *task_states, **states)
             return
-        if set(states) != set(_OWN_STATES):
+        if task_states or set(states) != set(_OWN_STATES):
             raise TypeError(
-                f"a backend's own states are {', '.join(_OWN_STATES)}, got {', '.join(states)}"
+                f"a backend's own states are {', '.join(_OWN_STATES)}, by keyword; "
+                f"got {', '.join([*map(repr, task_states), *states])}"
             )
         key = _key(backend)
         own = {name.removesuffix("_state"): states[name] for name in _OWN_STATES}

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import math
 import re
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
@@ -256,7 +256,7 @@ class RetryPolicy:
         wait: Seconds before the next attempt, or a callable that gets the number
             of the attempt that failed (from 1) and returns them. Called on the
             engine's loop.
-        on: Exception types worth another attempt.
+        on: An exception type worth another attempt, or several of them.
 
     Raises:
         TypeError: A value is of the wrong type.
@@ -265,7 +265,7 @@ class RetryPolicy:
 
     attempts: int = 1
     wait: float | Callable[[int], float] = 0.0
-    on: type[BaseException] | tuple[type[BaseException], ...] = Exception
+    on: type[BaseException] | Iterable[type[BaseException]] = Exception
 
     def __post_init__(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
@@ -274,7 +274,10 @@ class RetryPolicy:
             raise ValueError(f"retries must be 0 or more, got {self.attempts}")
         if not callable(self.wait):
             object.__setattr__(self, "wait", seconds("wait", self.wait, zero=True))
-        types = self.on if isinstance(self.on, tuple) else (self.on,)
+        types: tuple[object, ...] = (self.on,)
+        if isinstance(self.on, Iterable) and not isinstance(self.on, type | str):
+            types = tuple(self.on)
+            object.__setattr__(self, "on", types)
         for kind in types:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise TypeError(f"on must be exception types, got {kind!r}")
@@ -285,6 +288,10 @@ class RetryPolicy:
         if value is None or isinstance(value, RetryPolicy):
             return value
         return cls(attempts=value)
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether an exception is worth another attempt."""
+        return isinstance(error, cast("type[BaseException]", self.on))
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the given attempt failed."""

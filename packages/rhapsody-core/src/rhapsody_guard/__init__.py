@@ -13,7 +13,7 @@ import os
 import re
 import sys
 
-__all__ = ["UNSUPPORTED", "check", "conflict", "main"]
+__all__ = ["UNSUPPORTED", "ConflictError", "check", "conflict", "main"]
 
 UNSUPPORTED = (
     "Rhapsody does not run on Windows, where processes, signals and file links work differently; "
@@ -26,6 +26,31 @@ _OTHER = re.compile(
 )
 
 
+class ConflictError(ImportError):
+    """`rhapsody-py` is installed beside `rhapsody-core`.
+
+    Args:
+        reason: What is wrong.
+
+    Attributes:
+        reason: The same.
+        remedy: What to do, ending with the two commands.
+    """
+
+    remedy = (
+        "To remove it and restore rhapsody-core:\n"
+        "  pip uninstall -y rhapsody-py\n"
+        "  pip install --force-reinstall --no-deps rhapsody-core"
+    )
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}. {self.remedy}"
+
+
 def conflict() -> str | None:
     """What is wrong where `rhapsody-py` is installed, ending with the two commands that mend it.
 
@@ -34,6 +59,11 @@ def conflict() -> str | None:
     Returns:
         The message, `None` where there is no conflict.
     """
+    error = _conflict()
+    return None if error is None else str(error)
+
+
+def _conflict() -> ConflictError | None:
     for directory in sys.path:
         try:
             names = os.listdir(directory or os.curdir)
@@ -44,12 +74,10 @@ def conflict() -> str | None:
             if found:
                 version = found["version"]
                 other = f"rhapsody-py {version}" if version else "rhapsody-py"
-                return (
+                return ConflictError(
                     f"{other} is installed in {directory or os.curdir} beside rhapsody-core. Both "
                     "install the import package 'rhapsody', so that files of one have replaced "
-                    "files of the other. To remove it and restore rhapsody-core:\n"
-                    "  pip uninstall -y rhapsody-py\n"
-                    "  pip install --force-reinstall --no-deps rhapsody-core"
+                    "files of the other"
                 )
     return None
 
@@ -62,9 +90,9 @@ def check() -> None:
     """
     if sys.platform.startswith("win"):
         raise ImportError(UNSUPPORTED)
-    message = conflict()
-    if message is not None:
-        raise ImportError(message)
+    clash = _conflict()
+    if clash is not None:
+        raise clash
 
 
 def main() -> int:

@@ -13,9 +13,11 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -154,10 +156,18 @@ class BaseExecutionBackend(ABC):
 
     A backend object is also awaitable (which starts it and gives itself) and an
     asynchronous context manager. All coroutines run on the engine's loop.
+
+    Attributes:
+        name: What users call it.
+        capabilities: What it declares it can do.
+        dry: It runs nothing and only says that tasks are done. Then no file that a task
+            declares is looked for, fetched, linked or missed.
+        session: What this object's life is known by.
     """
 
     name: str = ""
     capabilities: Capabilities = Capabilities()
+    dry: bool = False
     session: Session
 
     @abstractmethod
@@ -400,7 +410,7 @@ class ManagedBackend(BaseExecutionBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Runs each task with `run_task` in an asyncio task of its own."""
         self.require_running()
-        for task in tasks:
+        for task in self.admit(tasks):
             self.accept(task)
             run = asyncio.create_task(self._run(task), name=task["uid"])
             self._runs[task["uid"]] = run
@@ -420,6 +430,35 @@ class ManagedBackend(BaseExecutionBackend):
             return False
         run.cancel()
         return True
+
+    def admit(self, tasks: Iterable[TaskDescription]) -> list[TaskDescription]:
+        """Looks at a batch before any of it is accepted. The first thing in `submit_tasks`.
+
+        Puts in the keys that somebody who calls a backend without an engine left out. A
+        description that cannot be understood is reported as failed.
+
+        Returns:
+            The tasks to run, each with the nine keys that are always there.
+
+        Raises:
+            BackendError: A task of one of the uids is open already, or two have the same.
+            TypeError: Something in the batch is no description at all.
+        """
+        batch = list(tasks)
+        problems: list[tuple[TaskDescription, Exception]] = []
+        try:
+            uids = {_always_there(task)[0] for task in batch}
+        except (KeyError, TypeError):  # some are short; the engine's never are
+            batch, problems = _completed(batch)
+            uids = {task["uid"] for task in batch}
+        if len(uids) < len(batch) or not self._open.keys().isdisjoint(uids):
+            taken = Counter([*uids.intersection(self._open), *(task["uid"] for task in batch)])
+            uid, _ = taken.most_common(1)[0]
+            raise BackendError(f"backend {self.name!r} has a task {uid!r} already")
+        for task, error in problems:
+            task["exception"] = error
+            self._tell(task, self.get_task_states_map().FAILED)
+        return batch
 
     def accept(self, task: TaskDescription) -> None:
         """Notes a task as open: from now on one terminal state is reported for it.
@@ -519,3 +558,53 @@ class ManagedBackend(BaseExecutionBackend):
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> Any:
         """Does nothing: a backend with `capabilities.files` replaces it."""
         return None
+
+
+_always_there = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})
+"""Gives a description's keys that must be there, the uid first."""
+
+
+def _completed(
+    batch: list[TaskDescription],
+) -> tuple[list[TaskDescription], list[tuple[TaskDescription, Exception]]]:
+    """Puts missing keys into the descriptions of a batch.
+
+    Returns:
+        Those that can be understood, and the others, each with why not.
+    """
+    understood: list[TaskDescription] = []
+    problems: list[tuple[TaskDescription, Exception]] = []
+    for task in batch:
+        if not isinstance(task, dict):
+            raise TypeError(f"submit_tasks takes a list of dicts, one for each task, got {task!r}")
+    for task in batch:
+        problem = _complete(task)
+        if problem is None:
+            understood.append(task)
+        else:
+            problems.append((task, problem))
+    return understood, problems
+
+
+def _complete(task: Any) -> Exception | None:
+    """Puts missing keys into a description; gives what is wrong with it, if anything is."""
+    uid = task.setdefault("uid", "")
+    for key, value in (("args", ()), ("kwargs", {}), ("task_backend_specific_kwargs", {})):
+        if task.get(key) is None:
+            task[key] = value
+    for key in ("function", "executable"):
+        task.setdefault(key, None)
+    task.setdefault("name", str(uid))
+    task.setdefault("is_service", False)
+    task.setdefault("metadata", {"dependencies": [], "input_files": [], "output_files": []})
+    if not isinstance(uid, str) or not uid:
+        return ValueError(f"a task needs a 'uid', a string of its own, got {uid!r}")
+    function, executable = task["function"], task["executable"]
+    if function is None and (not isinstance(executable, str) or not executable):
+        return ValueError(
+            f"task {task['name']!r} has neither a 'function' nor an 'executable', which is a "
+            f"command for a shell, or a program with its 'arguments' in a list; got {executable!r}"
+        )
+    if function is not None and not callable(function):
+        return TypeError(f"task {task['name']!r}: its 'function' cannot be called: {function!r}")
+    return None

@@ -25,6 +25,7 @@ from rhapsody.plugins.entry_points import (
 )
 from rhapsody.plugins.manager import load
 from rhapsody.plugins.specs import API_VERSION, BackendSpec
+from rhapsody_guard import ConflictError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -148,6 +149,9 @@ class Catalog:
         try:
             plugin = load(claim, self.installed)
         except PluginError as error:
+            clash = error.__cause__
+            if isinstance(clash, ConflictError):
+                raise UnusableError(clash.reason, clash.remedy) from error
             raise UnusableError(str(error), upgrade) from error
         hook = plugin.hooks.get("rhapsody_backends")
         if hook is None:

@@ -29,6 +29,7 @@ class NoopExecutionBackend(ManagedBackend):
     """
 
     name = "noop"
+    dry = True
     capabilities: Capabilities = Capabilities(
         services=True,
         function_services=True,
@@ -45,7 +46,7 @@ class NoopExecutionBackend(ManagedBackend):
         """Completes the tasks, before it returns."""
         self.require_running()
         report = self._callbacks[0] if len(self._callbacks) == 1 else self._report
-        for task in tasks:
+        for task in self.admit(tasks):
             if task["is_service"]:
                 self.accept(task)
                 self.task_state_cb(task, TasksMainStates.RUNNING)

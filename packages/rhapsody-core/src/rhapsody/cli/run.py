@@ -26,6 +26,7 @@ from rhapsody.errors import RhapsodyError
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
     from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.observe import Summary
 
 HELP = "run a workflow"
 SCRIPT_MODULE = "__rhapsody_script__"
@@ -58,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the workflow.
 
     Raises:
-        UsageError: The script, the function, the backend or an option is not right.
+        UsageError: The script, the function, the backend or an option is not right;
+            or the script, or what it imports, has a syntax error or is not there.
         CommandError: The backend could not be started.
     """
     path, name = split_target(arguments.script)
@@ -67,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         module = load_script(path)
     except UsageError:
         raise
+    except (SyntaxError, ImportError) as error:  # of the script, or of a module of the user's
+        raise UsageError(_cannot_be_loaded(error, path)) from None
     except Exception as error:  # the user's own code may raise anything
         return _show(error, path)
     main = find_main(module, name, path)
@@ -74,12 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
     if backend is None and options:
         backend = "local"
     try:
-        asyncio.run(_workflow(main, backend, options))
+        summary = asyncio.run(_workflow(main, backend, options))
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # as above
         return _show(error, path)
-    return DONE
+    return FAILED if summary.unawaited else DONE
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -224,7 +228,7 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
         raise UsageError(f"backend {name!r}: {error}") from None
 
 
-async def _workflow(main: Main, name: str | None, options: dict[str, Any]) -> None:
+async def _workflow(main: Main, name: str | None, options: dict[str, Any]) -> Summary:
     from rhapsody.engine import WorkflowEngine
 
     backend = None if name is None else make_backend(name, options)
@@ -233,6 +237,8 @@ async def _workflow(main: Main, name: str | None, options: dict[str, Any]) -> No
         async with WorkflowEngine.create(backend=backend) as flow:
             started = True
             await main(flow)
+        assert flow.summary is not None
+        return flow.summary
     except (ValueError, TypeError) as error:
         if started:
             raise
@@ -245,14 +251,27 @@ async def _workflow(main: Main, name: str | None, options: dict[str, Any]) -> No
         ) from error
 
 
+def _cannot_be_loaded(error: SyntaxError | ImportError, path: str) -> str:
+    """Where a script, or what it imports, has what keeps it from being loaded."""
+    what = f"{os.path.basename(path)} cannot be loaded: "
+    if isinstance(error, SyntaxError):
+        text = "".join(traceback.format_exception_only(error))
+        return f"{what}{type(error).__name__}\n{text.rstrip()}"
+    places = [
+        place
+        for place in traceback.extract_tb(error.__traceback__)
+        if not place.filename.startswith(("<", os.path.dirname(__file__)))
+    ]
+    where = f"{places[-1].filename}, line {places[-1].lineno}: " if places else ""
+    return f"{what}{where}{error}"
+
+
 def _show(error: BaseException, path: str) -> int:
     """Prints the traceback of the user's own code, from the script on."""
     start = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != path:
         start = start.tb_next
     if start is not None:
-        error.__traceback__ = start
-    elif isinstance(error, SyntaxError) and error.filename == path:
-        error.__traceback__ = None
+        error.with_traceback(start)
     traceback.print_exception(error)
     return FAILED

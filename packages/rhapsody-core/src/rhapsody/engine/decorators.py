@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from rhapsody.engine.graph import current_scope
@@ -189,25 +189,34 @@ class Decorators:
             for future in futures:
                 future.cancel()
 
-    @asynccontextmanager
-    async def scope(self, name: str) -> AsyncGenerator[str, None]:
+    def scope(self, name: str) -> AbstractAsyncContextManager[str]:
         """Labels the tasks that are made inside, in events, reports and traces.
 
         Args:
             name: The label. Inside another scope it is joined to that one's with `/`.
 
-        Yields:
-            The whole label.
+        Returns:
+            To be entered with `async with`, which gives the whole label.
         """
         if not isinstance(name, str) or not name:
             raise TypeError(f"scope() takes a non-empty string, got {name!r}")
+        return _Scope(name)
+
+
+class _Scope(AbstractAsyncContextManager[str]):
+    """The block of `scope`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def __aenter__(self) -> str:
         outer = current_scope.get()
-        label = name if outer is None else f"{outer}/{name}"
-        token = current_scope.set(label)
-        try:
-            yield label
-        finally:
-            current_scope.reset(token)
+        label = self._name if outer is None else f"{outer}/{self._name}"
+        self._token = current_scope.set(label)
+        return label
+
+    async def __aexit__(self, *error: object) -> None:
+        current_scope.reset(self._token)
 
 
 def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:

@@ -81,6 +81,7 @@ class Lane:
         self.backend = backend
         self.name = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
+        self.dry: bool = getattr(backend, "dry", False) is True
         self.states: Any = backend.get_task_states_map()
         self._native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
         self.queue: ReadyQueue = ReadyQueue()

@@ -63,6 +63,7 @@ class Summary:
         still_running: Uids of tasks whose work could not be stopped.
         problems: What went wrong while shutting down, in words.
         graph: For a dry run: each call's uid, name and the uids it depends on.
+        unawaited: How many failed tasks and blocks nobody awaited.
     """
 
     uid: str
@@ -71,6 +72,7 @@ class Summary:
     still_running: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     graph: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    unawaited: int = 0
 
 
 class Observation:
@@ -157,12 +159,17 @@ class _NewEvent:
 
 
 class Tally:
-    """Failures that nobody looked at, told in one line instead of one record each."""
+    """Failures that nobody looked at, told in one line instead of one record each.
+
+    Attributes:
+        total: How many there were so far.
+    """
 
     def __init__(self, log: logging.Logger, uid: str) -> None:
         self._log = log
         self._uid = uid
         self._lock = threading.Lock()
+        self.total: int = 0
         self._count = 0
         self._first = ""
         self._closed = False
@@ -171,6 +178,7 @@ class Tally:
         """Called when a failed future goes away, from whatever thread collects it."""
         error = future._exception
         with self._lock:
+            self.total += 1
             self._count += 1
             if not self._first:
                 self._first = f"{future.uid} {future.name!r}: {describe_error(error)}"

@@ -292,8 +292,8 @@ class Preparation:
 
     def _has_files(self, node: Node, lane: Lane) -> bool:
         assert node.extra is not None
-        if self._runtime.graph.calls is not None:
-            return False  # a dry run fetches and links nothing
+        if lane.dry:
+            return False  # what runs nothing reads nothing
         found = node.extra.found
         if found is not None and (found.inputs or found.outputs):
             return True

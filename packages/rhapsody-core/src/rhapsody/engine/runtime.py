@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rhapsody.backends.catalog import normalise
 from rhapsody.data import OutputFile
 from rhapsody.engine.blocks import Blocks, enclosing_block
 from rhapsody.engine.completion import Gate
@@ -34,6 +35,7 @@ from rhapsody.errors import (
     TaskLostError,
     TaskTimeoutError,
     describe_error,
+    set_cause,
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.states import TasksMainStates
@@ -114,12 +116,15 @@ class Runtime:
     # Places and threads.
 
     def lane(self, name: str) -> Lane:
-        """The lane of an attached backend.
+        """The lane of an attached backend; names are compared as the registry does.
 
         Raises:
             ValueError: No backend of that name is attached.
         """
         lane = self.lanes.get(name)
+        if lane is None:
+            key = normalise(name)
+            lane = next((one for own, one in self.lanes.items() if normalise(own) == key), None)
         if lane is None:
             raise ValueError(
                 f"no backend {name!r} is attached to this engine; there are: "
@@ -301,12 +306,12 @@ class Runtime:
                 own = node.task.settings.lost_retries
                 if extra.losses <= (self.lost_retries if own is None else own):
                     delay = 0.0
-            elif policy is not None and isinstance(error, policy.on):
+            elif policy is not None and policy.covers(error):
                 extra.failures += 1
                 if extra.failures <= policy.attempts:
                     delay = policy.delay(node.attempt)
         except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
-            mistake.__cause__ = error
+            set_cause(mistake, error)
             error = mistake
         if delay is None or self.closing or not node.step(Event.RETRY):
             self.give_up(node, error)
@@ -330,7 +335,7 @@ class Runtime:
             try:
                 value = fallback(error) if callable(fallback) else fallback
             except (Exception, SystemExit) as mistake:  # the user's own fallback raised
-                mistake.__cause__ = error
+                set_cause(mistake, error)
                 error = mistake
             else:
                 if node.step(Event.DONE):
@@ -464,7 +469,7 @@ class Runtime:
         assert node.description is not None
         assert node.extra is not None
         assert node.extra.found is not None
-        if node.lane.capabilities.shared_file_system:
+        if node.lane.capabilities.shared_file_system and not node.lane.dry:
             outputs: list[OutputFile] = node.extra.found.outputs
             self.stager.check_outputs(node.description, outputs)
 

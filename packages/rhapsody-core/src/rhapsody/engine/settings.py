@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rhapsody.task import Resources, RetryPolicy, is_async, seconds
@@ -138,7 +140,9 @@ def specific_settings(value: object) -> dict[str, Any]:
     return dict(value)
 
 
-def _flag(name: str) -> Callable[[object], bool]:
+def flag(name: str) -> Callable[[object], bool]:
+    """A check for `True` or `False`; `name` is for its error."""
+
     def check(value: object) -> bool:
         if not isinstance(value, bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -169,6 +173,27 @@ def whole_number(name: str, least: int | None) -> Callable[[object], int]:
         return value
 
     return check
+
+
+def profile_path(value: object) -> Path | None:
+    """Where an engine is to write its profile, `None` where nowhere.
+
+    Raises:
+        TypeError: Neither a bool nor a path.
+        ValueError: No file can be written there.
+    """
+    if value is None or isinstance(value, bool):
+        return None
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"profile must be True, False or a path, got {value!r}")
+    path = Path(value)
+    if not path.name or path.is_dir():
+        raise ValueError(f"profile must be the path of a file, got {str(value)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"profile: there is no directory for {str(path)!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"profile: {str(path)!r} may not be written")
+    return path
 
 
 def _timeout(value: object) -> float | None:
@@ -257,14 +282,14 @@ def _fallback(value: Any) -> Any:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
-    "service": _flag("service"),
+    "service": flag("service"),
     "name": _text("name"),
     "backend": _text("backend"),
     "resources": Resources.of,
     "retries": RetryPolicy.of,
     "lost_retries": whole_number("lost_retries", 0),
     "timeout": _timeout,
-    "cache": _flag("cache"),
+    "cache": flag("cache"),
     "version": _text("version"),
     "environment": _environment,
     "stdin": _text("stdin"),

@@ -6,6 +6,7 @@ happens to a call after it was checked is the graph's business.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import keyword
@@ -153,7 +154,7 @@ def make_task(
     if kind == "block" and settings.service:
         raise TypeError("service=True is for tasks, not for blocks")
     if settings.backend is not None:
-        runtime.lane(settings.backend)
+        settings = dataclasses.replace(settings, backend=runtime.lane(settings.backend).name)
     runtime.limits.declare(settings.limit)
     return Task(runtime, kind, function, settings)
 

@@ -25,7 +25,7 @@ from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.life import Work
 from rhapsody.engine.observe import Profiler, Stats, Summary
 from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import whole_number
+from rhapsody.engine.settings import flag, profile_path, whole_number
 from rhapsody.engine.shutdown import settle_everything, stop_everything
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
@@ -72,7 +72,7 @@ class WorkflowEngine(Decorators, KeptNames):
         *,
         backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = None,
         work_dir: str | os.PathLike[str] | None = None,
-        profile: bool | str | os.PathLike[str] = False,
+        profile: bool | str | os.PathLike[str] | None = False,
         retries: RetryPolicy | int | None = None,
         lost_retries: int = 3,
         timeout: float | None = None,
@@ -132,10 +132,10 @@ class WorkflowEngine(Decorators, KeptNames):
             cls._create(
                 backend,
                 backends,
-                dry_run=dry_run,
-                implicit_data=implicit_data,
+                dry_run=flag("dry_run")(dry_run),
+                implicit_data=flag("implicit_data")(implicit_data),
                 work_dir=work_dir,
-                profile=profile,
+                profile=profile_path(profile) or bool(profile),
                 retries=RetryPolicy.of(retries),
                 lost_retries=whole_number("lost_retries", 0)(lost_retries),
                 timeout=None if timeout is None else seconds("timeout", timeout),
@@ -146,9 +146,9 @@ class WorkflowEngine(Decorators, KeptNames):
                 submit_timeout=None
                 if submit_timeout is None
                 else seconds("submit_timeout", submit_timeout),
-                handle_signals=handle_signals,
-                fail_fast=fail_fast,
-                push_down=push_down,
+                handle_signals=flag("handle_signals")(handle_signals),
+                fail_fast=flag("fail_fast")(fail_fast),
+                push_down=flag("push_down")(push_down),
                 keep_sandboxes=keep_sandboxes,
                 uid=uid,
                 clock=clock,
@@ -378,6 +378,7 @@ class WorkflowEngine(Decorators, KeptNames):
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         runtime.observation.flush()
+        runtime.tally.close(tuple(runtime.graph.failed))
         self._summary = Summary(
             uid=self.uid,
             stats=runtime.stats,
@@ -385,13 +386,16 @@ class WorkflowEngine(Decorators, KeptNames):
             still_running=still_running,
             problems=self._problems,
             graph=tuple(runtime.graph.calls or ()),
+            unawaited=runtime.tally.total,
         )
         for hook in runtime.hooks.workflow_finished:
             runtime.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
         if self._profile_path is not None:
-            self.prof.write(self._profile_path)
-        runtime.tally.close(tuple(runtime.graph.failed))
+            try:
+                self.prof.write(self._profile_path)
+            except Exception as error:  # a full disk, say, keeps no engine from closing
+                runtime.log.error("engine %s: no profile was written: %s", self.uid, error)
         signal_registry.remove(self)
         self._closed.set_result(None)
 

@@ -168,7 +168,10 @@ def _contents(path: str) -> _Contents:
         directory = os.path.join(path, file)
         try:
             if _has_plugins(directory):
-                declared += ((name, one) for one in _of_distribution(directory, name))
+                found = _of_distribution(directory, name)
+                declared += ((name, one) for one in found if one.name)
+                if not all(one.name for one in found):
+                    unreadable.append((directory, "one has no name"))
         except Exception as error:  # metadata is written by others and may be broken in any way
             unreadable.append((directory, f"{type(error).__name__}: {error}"))
     return _Contents(tuple(files), frozenset(names), tuple(declared), tuple(unreadable))

@@ -21,6 +21,7 @@ import pluggy
 from rhapsody.errors import PluginError, describe_error
 from rhapsody.plugins import specs
 from rhapsody.plugins.entry_points import CORE, CORE_MODULE, Declared, Installed, installed
+from rhapsody_guard import ConflictError
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
@@ -164,10 +165,13 @@ def loaded_plugins() -> list[LoadedPlugin]:
             key = (declared.value, str(error))
             if key not in _reported:
                 _reported.add(key)
+                remedy = f". To remove it: pip uninstall {declared.distribution}"
+                if isinstance(error.__cause__, ConflictError):
+                    remedy = ""  # it says itself what to remove
                 logger.error(
-                    "a plugin is left out: %s. To remove it: pip uninstall %s",
+                    "a plugin is left out: %s%s",
                     error,
-                    declared.distribution,
+                    remedy,
                     extra={"plugin": declared.distribution},
                 )
     return _unique(loaded)

@@ -30,7 +30,7 @@ from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.mailbox import TURN, Mailbox
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import BackendError, CapabilityError
+from rhapsody.errors import CapabilityError, add_note
 from rhapsody.task import Resources, TaskDescription, is_async, seconds
 
 EXECUTORS = ("thread", "process")
@@ -191,11 +191,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Starts the tasks that fit and queues the others; returns at once."""
         self.require_running()
-        for task in tasks:
-            if task["uid"] in self._open:
-                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
+        admitted = self.admit(tasks)
         streams.ensure()
-        for task in tasks:
+        for task in admitted:
             job = self._job(task)
             if job is None:
                 continue
@@ -258,9 +256,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
         Raises:
             CapabilityError: This backend cannot run it.
-            ValueError: `ready` is malformed.
+            ValueError: `ready` or a resource is malformed.
+            TypeError: The same.
         """
-        task = job.task
+        task, resources = job.task, Resources.of(resources)
         function, service = task["function"], task["is_service"]
         if service and function is not None:
             raise CapabilityError(
@@ -297,7 +296,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.spill = self.sandbox_of(job.task)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
-            error.add_note(f"task {job.task['name']!r} ({job.uid}) could not be started")
+            add_note(error, f"task {job.task['name']!r} ({job.uid}) could not be started")
             job.error = error
             self._mailbox.put(job)
             return

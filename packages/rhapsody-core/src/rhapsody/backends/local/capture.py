@@ -14,10 +14,10 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Literal, TextIO
 
+from rhapsody.context import Setting
 from rhapsody.data import OUTPUT_FILES
 
 LIMIT = 1 << 20
@@ -150,14 +150,9 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 )
 
 
-@contextmanager
-def recording(recorder: Recorder | None) -> Iterator[None]:
+def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
     """Keeps what the block prints in `recorder`; with `None` it is only passed on."""
-    token = _recorder.set(recorder)
-    try:
-        yield
-    finally:
-        _recorder.reset(token)
+    return Setting(_recorder, recorder)
 
 
 class Tee:

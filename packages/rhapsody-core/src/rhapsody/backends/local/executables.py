@@ -214,14 +214,22 @@ class Executables:
                     files.enter_context(_new_file(os.path.join(directory, name)))
                     for name in OUTPUT_FILES
                 ]
-            return self.launch(
-                command,
-                cwd=directory,
-                environment=os.environ | task_environment(job, self._gpus),
-                stdin=task.get("stdin"),
-                stdout=output[0] if stdout is None else stdout,
-                stderr=output[1],
-            )
+            try:
+                return self.launch(
+                    command,
+                    cwd=directory,
+                    environment=os.environ | task_environment(job, self._gpus),
+                    stdin=task.get("stdin"),
+                    stdout=output[0] if stdout is None else stdout,
+                    stderr=output[1],
+                )
+            except OSError as error:  # its number makes it of the same type
+                reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
+                raise OSError(error.errno, reason, error.filename) from error
+            except ValueError as error:
+                raise ValueError(
+                    f"task {task['name']!r} cannot start {executable!r:.200}: {error}"
+                ) from error
 
     def launch(self, command: Sequence[str], **options: Any) -> Program:
         """Starts a program; takes what `Program` does. For those who have more to do then."""

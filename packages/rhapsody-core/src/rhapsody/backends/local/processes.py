@@ -226,11 +226,13 @@ class ProcessWorkers:
             environment=task_environment(job, self._gpus),
         )
         job.handle = future = self._pool_for(job).schedule(worker.execute, args=(order, payload))
-        future.add_done_callback(partial(self._done, job))
+        # Not with the job itself: pebble holds the last future until the next call ends.
+        future.add_done_callback(partial(self._done, job.call))
 
-    def _done(self, job: Job, future: concurrent.futures.Future[Any]) -> None:
-        if future.cancelled():
-            return  # told when the worker is gone
+    def _done(self, call: int, future: concurrent.futures.Future[Any]) -> None:
+        job = self._running.get(call)
+        if job is None or future.cancelled():
+            return  # told already, or when the worker is gone
         try:
             reply: worker.Reply = future.result()
         except ProcessExpired as error:

@@ -14,8 +14,8 @@ import signal
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from time import time
@@ -27,7 +27,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.context import TaskContext, task_context
-from rhapsody.errors import TaskFailedError
+from rhapsody.errors import TaskFailedError, add_note, rebuilt, set_cause
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -157,12 +157,12 @@ def unpack(reply: Reply) -> Any:
     try:
         result = pickle.loads(reply.payload)  # noqa: S301 - from our own worker
     except BaseException as error:  # loading runs the objects' own code
-        error.add_note(f"while unpacking what came back from worker process {reply.pid}")
+        add_note(error, f"while unpacking what came back from worker process {reply.pid}")
         raise
     if reply.done:
         return result
     raised, text = result
-    raised.__cause__ = RemoteTraceback(text)
+    set_cause(raised, RemoteTraceback(text))
     raise raised
 
 
@@ -249,7 +249,7 @@ def execute(order: Order, payload: bytes) -> Reply:
         sandbox=order.sandbox,
         deadline=None if order.timeout is None else time() + order.timeout,
     )
-    with _environment(order.environment), recording(recorder), task_context(context):
+    with _Environment(order.environment), recording(recorder), task_context(context):
         done, result = _call(payload, order.name)
     stdout = stderr = None
     if recorder is not None:
@@ -264,7 +264,7 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
     try:
         function, args, kwargs = pickle.loads(payload)  # noqa: S301 - from our own process
     except BaseException as error:  # loading runs the objects' own code
-        error.add_note(f"while task {name!r} was unpacked in a worker process")
+        add_note(error, f"while task {name!r} was unpacked in a worker process")
         return False, pack_error(error)
     try:
         value = function(*args, **kwargs)
@@ -340,27 +340,21 @@ class _Rebuilt:
         self._made_from = kind, args, state
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, self._made_from
+        return rebuilt, self._made_from
 
 
-def _rebuild(
-    kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
-) -> BaseException:
-    error = kind.__new__(kind, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+class _Environment:
     """Sets variables while a call runs, before anything of it is imported."""
-    former = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = variables
+
+    def __enter__(self) -> None:
+        self._former = {name: os.environ.get(name) for name in self._variables}
+        os.environ.update(self._variables)
+
+    def __exit__(self, *error: object) -> None:
+        for name, value in self._former.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
