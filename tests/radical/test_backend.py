@@ -58,7 +58,7 @@ async def test_attributes_are_radical_pilots_own_objects(
     nodes = made.get_nodelist().nodes
     assert len(nodes) == 1
     assert len(nodes[0].cores) == 8
-    assert Path(made.session.path).is_relative_to(made._client.directory)
+    assert Path(made.session.path).is_relative_to(str(made._work_dir))
 
 
 async def test_todays_native_states_are_reported_in_order(

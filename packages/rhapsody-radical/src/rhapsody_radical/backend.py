@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,6 +26,7 @@ from rhapsody_radical import capabilities, functions, links, services, states, t
 from rhapsody_radical.descriptions import pilot_descriptions
 from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Job
+from rhapsody_radical.leftovers import HERE
 from rhapsody_radical.raptor import Pair, checked, checked_settings
 from rhapsody_radical.session import FINAL, Client, Pilot
 from rhapsody_radical.threads import Results, Watch, Worker
@@ -54,7 +57,8 @@ class RadicalExecutionBackend(ManagedBackend):
         raptor: `False` switches RAPTOR off: function tasks fail.
         function_cores: Cores of each pilot that are RAPTOR's workers'; executables have
             the others. Default: half of them, rounded up, but for RAPTOR's master.
-        work_dir: Where the session's directory is made; `.rhapsody` in the current one.
+        work_dir: Where the session's directory is made. Default: the engine's directory
+            where an engine starts the backend, else `.rhapsody` in the current one.
         keep_session: Whether the session's directory, with RADICAL-Pilot's logs, stays
             after the shutdown. Default: where a pilot failed.
         verbose: RADICAL-Pilot reports on standard error.
@@ -70,6 +74,7 @@ class RadicalExecutionBackend(ManagedBackend):
         resource_pilot: The first pilot.
         raptor_mode: Whether function tasks go to RAPTOR.
         master_selector: Gives the uids of the masters in turn.
+        pilots: The pilots, the first one first.
     """
 
     name = "radical_pilot"
@@ -88,16 +93,17 @@ class RadicalExecutionBackend(ManagedBackend):
         verbose: bool = False,
     ) -> None:
         super().__init__()
-        self._settings = pilot_descriptions(resources)
+        settings = pilot_descriptions(resources)
         self._config = checked_settings(functions, raptor_config, function_cores)
         self.functions = functions
         self.function_cores = function_cores
         self._keep = keep_session
-        self._client = Client(
-            Path(work_dir or ".rhapsody").absolute(), self._settings, verbose=verbose
-        )
-        self.session.uid = self._client.uid
-        self.session.path = str(self._client.directory)
+        self._verbose = verbose
+        self._client: Client | None = None
+        self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
+        self._work_dir = None if work_dir is None else os.path.abspath(work_dir)
+        self.session.path = self._work_dir or self.session.path
+        self.pilots = [Pilot(number, one) for number, one in enumerate(settings)]
         self.pilot_manager: Any = None
         self.task_manager: Any = None
         self.resource_pilot: Any = None
@@ -140,7 +146,9 @@ class RadicalExecutionBackend(ManagedBackend):
         self._watch = Watch(self)
 
     def _start(self) -> None:
-        client = self._client
+        chosen = self._work_dir or (self.session.path if self.session.chosen else HERE)
+        client = Client(self.session.uid, chosen, self.pilots, verbose=self._verbose)
+        self._client = client
         client.open(self._on_task, self._on_pilot)
         self.session = client.session
         self.pilot_manager = client.manager
@@ -168,7 +176,8 @@ class RadicalExecutionBackend(ManagedBackend):
         if self._results is not None and jobs:
             self._results.wait_for(jobs, ENDING)
         failed = any(p.reason is not None and p.state == "FAILED" for p in self.pilots)
-        self._client.close(keep=failed if self._keep is None else self._keep)
+        if self._client is not None:
+            self._client.close(keep=failed if self._keep is None else self._keep)
         for job in list(self._open.values()):
             self.end(job, self._canceled(job))
         if self._results is not None:
@@ -179,11 +188,6 @@ class RadicalExecutionBackend(ManagedBackend):
     def _canceled(job: Job) -> str:
         job.cancelled = True
         return "CANCELED"
-
-    @property
-    def pilots(self) -> list[Pilot]:
-        """The pilots, the first one first."""
-        return self._client.pilots
 
     @property
     def pilot_state(self) -> str:
@@ -383,7 +387,7 @@ class RadicalExecutionBackend(ManagedBackend):
             return
         how = {"DONE": "ended: its walltime is over, or it was cancelled"}.get(state, state)
         pilot.reason = f"pilot {pilot.uid} on {pilot.settings['resource']} {how}"
-        if state == "FAILED" and not self._stopping.is_set():
+        if state == "FAILED" and self._client is not None and not self._stopping.is_set():
             pilot.reason += f": {self._client.why(pilot)}"
         for job in list(self._open.values()):
             if job.pilot is pilot and job.handle is not None:

@@ -14,7 +14,6 @@ import os
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -107,20 +106,19 @@ class Client:
     """RADICAL-Pilot's objects for one backend. Its methods block.
 
     Args:
+        uid: The session's uid.
         work_dir: Where the session's directory is made.
-        pilots: The parameters of the pilots, checked.
+        pilots: Its pilots.
         verbose: Whether RADICAL-Pilot reports on standard error.
 
     Attributes:
-        uid: The session's uid.
-        directory: Its directory.
-        pilots: Its pilots.
+        directory: The session's directory.
     """
 
-    def __init__(self, work_dir: Path, pilots: list[dict[str, Any]], *, verbose: bool) -> None:
-        self.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
-        self.directory = Path(os.path.abspath(work_dir)) / self.uid
-        self.pilots = [Pilot(number, settings) for number, settings in enumerate(pilots)]
+    def __init__(self, uid: str, work_dir: str, pilots: list[Pilot], *, verbose: bool) -> None:
+        self.uid = uid
+        self.directory = Path(os.path.abspath(work_dir)) / uid
+        self.pilots = pilots
         self.session: Any = None
         self.manager: Any = None
         self._verbose = verbose
@@ -128,6 +126,7 @@ class Client:
         self._forked: set[int] = set()
         self._addresses: frozenset[str] = frozenset()
         self._held: list[Any] = []
+        self._made: list[Path] = []
         self._closed = False
 
     def open(
@@ -149,11 +148,13 @@ class Client:
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(self.directory.parent)!r}: its scripts do not "
                 "quote paths with spaces, quotes or dollar signs; give another directory: "
-                "RadicalExecutionBackend(..., work_dir='/tmp/rhapsody')"
+                "RadicalExecutionBackend(..., work_dir='/tmp/rhapsody'), or "
+                "`rhapsody run -o work_dir=/tmp/rhapsody`"
             )
-        leftovers.end_all(self.directory.parent)
         try:
+            self._made = [place for place in self.directory.parents if not place.exists()]
             self.directory.mkdir(parents=True, mode=0o700)
+            leftovers.end_all(self.directory.parent)
             self._environment = Environment(self.directory, self.uid, verbose=self._verbose)
             self._environment.prepare()
             leftovers.note(self.directory, self.uid)
@@ -273,8 +274,9 @@ class Client:
         leftovers.forget(self.directory)
         if not keep:
             shutil.rmtree(self.directory, ignore_errors=True)
-            with suppress(OSError):
-                self.directory.parent.rmdir()  # where nothing else is in it
+            with suppress(OSError):  # something else is in it
+                for place in self._made:
+                    place.rmdir()
 
     def _objects(self) -> list[Any]:
         """RADICAL-Pilot's objects, and the parts of them that hold something."""
