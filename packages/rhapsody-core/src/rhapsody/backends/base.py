@@ -502,6 +502,14 @@ class ManagedBackend(BaseExecutionBackend):
 
     # What few backends need.
 
+    def account(self) -> Mapping[str, Any]:
+        """What the backend tells of its life, for the engine's summary; plain values.
+
+        Called by the engine on its loop when it ends, after `shutdown` unless the
+        backend goes on.
+        """
+        return {}
+
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
         """Gives the description back: it needs no translation."""
         return args[0] if args else kwargs

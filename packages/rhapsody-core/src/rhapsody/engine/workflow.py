@@ -21,7 +21,7 @@ from rhapsody.engine.dispatch import Lane
 from rhapsody.engine.files import Stager
 from rhapsody.engine.graph import Node, dependency_uids
 from rhapsody.engine.life import Work
-from rhapsody.engine.observe import Profiler, Stats, Summary
+from rhapsody.engine.observe import Profiler, Stats, Summary, accounts
 from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import Settings, whole_number
 from rhapsody.engine.shutdown import settle_everything, stop_everything
@@ -383,6 +383,7 @@ class WorkflowEngine(Decorators):
             still_running=still_running,
             problems=self._problems,
             graph=tuple(runtime.graph.calls or ()),
+            backends=accounts(self.backends, runtime.log),
         )
         for hook in runtime.hooks.workflow_finished:
             runtime.hooks.call(hook, engine=self, summary=self._summary)
