@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.task import TaskDescription
 from rhapsody_radical import capabilities, functions, links, services, states, translate
 from rhapsody_radical.descriptions import pilot_descriptions
+from rhapsody_radical.fleet import Fleet, PilotCallback
 from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.leftovers import HERE
@@ -74,6 +76,7 @@ class RadicalExecutionBackend(ManagedBackend):
         resource_pilot: The first pilot.
         raptor_mode: Whether function tasks go to RAPTOR.
         master_selector: Gives the uids of the masters in turn.
+        fleet: The pilots, and what is told of them.
         pilots: The pilots, the first one first.
     """
 
@@ -103,7 +106,8 @@ class RadicalExecutionBackend(ManagedBackend):
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
         self._work_dir = None if work_dir is None else os.path.abspath(work_dir)
         self.session.path = self._work_dir or self.session.path
-        self.pilots = [Pilot(number, one) for number, one in enumerate(settings)]
+        self.fleet = Fleet(settings, self._pilot_ended)
+        self.pilots = self.fleet.pilots
         self.pilot_manager: Any = None
         self.task_manager: Any = None
         self.resource_pilot: Any = None
@@ -149,7 +153,7 @@ class RadicalExecutionBackend(ManagedBackend):
         chosen = self._work_dir or (self.session.path if self.session.chosen else HERE)
         client = Client(self.session.uid, chosen, self.pilots, verbose=self._verbose)
         self._client = client
-        client.open(self._on_task, self._on_pilot)
+        client.open(self._on_task, self.fleet.heard)
         self.session = client.session
         self.pilot_manager = client.manager
         self.task_manager = client.pilots[0].manager
@@ -178,6 +182,7 @@ class RadicalExecutionBackend(ManagedBackend):
         failed = any(p.reason is not None and p.state == "FAILED" for p in self.pilots)
         if self._client is not None:
             self._client.close(keep=failed if self._keep is None else self._keep)
+        self.fleet.close()
         for job in list(self._open.values()):
             self.end(job, self._canceled(job))
         if self._results is not None:
@@ -215,23 +220,10 @@ class RadicalExecutionBackend(ManagedBackend):
                 raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
         jobs = []
         for task in tasks:
-            jobs.append(Job(task, self._pilot_for(task)))
+            jobs.append(Job(task, self.fleet.choose(task, self.open_jobs())))
             self._open[task["uid"]] = jobs[-1]
         assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
-
-    def _pilot_for(self, task: TaskDescription) -> Pilot:
-        pilots = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
-        if len(pilots) == 1:
-            return pilots[0]
-        wanted = task["task_backend_specific_kwargs"].get("pilot")
-        for pilot in pilots:
-            if wanted == pilot.uid:
-                return pilot
-        busy = dict.fromkeys((pilot.number for pilot in pilots), 0)
-        for job in list(self._open.values()):
-            busy[job.pilot.number] = busy.get(job.pilot.number, 0) + 1
-        return min(pilots, key=lambda pilot: busy[pilot.number] / max(1, pilot.cores))
 
     def _submit(self, jobs: list[Job]) -> None:
         """Translates and submits; on the thread of commands."""
@@ -275,6 +267,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 services.readiness(task)
             job.own_sandbox = translate.place(task, description, pilot)
         job.timeout = float(description.timeout or 0)
+        job.cores = int(description.ranks or 1) * max(1, int(description.cores_per_rank or 1))
         links.do(ours, task.get("sandbox", ""), pilot.sandbox)
         return description
 
@@ -323,7 +316,7 @@ class RadicalExecutionBackend(ManagedBackend):
             if state != "AGENT_EXECUTING":
                 self.task_state_cb(job.task, state)
                 return
-            job.running = True
+            job.running, job.began = True, time.monotonic()
             if not job.task["is_service"]:
                 self.task_state_cb(job.task, state)
                 return
@@ -335,6 +328,8 @@ class RadicalExecutionBackend(ManagedBackend):
     def end(self, job: Job, state: str) -> None:
         """Takes note of a final state; worked up on another thread, reported once."""
         if job.claim_end() and self._results is not None:
+            if job.running:
+                job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
             self._results.put(job, state)
 
     def fail(self, job: Job, error: BaseException) -> None:
@@ -376,20 +371,26 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # Pilots.
 
-    def _on_pilot(self, pilot: Any, state: str) -> None:
-        for each in self.pilots:
-            if pilot is each.pilot or str(pilot.uid) == each.uid:
-                self.note_pilot(each, state)
+    def register_pilot_callback(self, func: PilotCallback) -> None:
+        """Adds whom to tell about pilots: `func(uid, state)`, on whatever thread hears of it."""
+        self.fleet.callbacks.append(func)
 
-    def note_pilot(self, pilot: Pilot, state: str) -> None:
-        """Takes note of a pilot's state: when it ends, its tasks are lost."""
-        if state not in FINAL or pilot.reason is not None:
-            return
-        how = {"DONE": "ended: its walltime is over, or it was cancelled"}.get(state, state)
-        pilot.reason = f"pilot {pilot.uid} on {pilot.settings['resource']} {how}"
-        if state == "FAILED" and self._client is not None and not self._stopping.is_set():
-            pilot.reason += f": {self._client.why(pilot)}"
-        for job in list(self._open.values()):
+    def account(self) -> dict[str, Any]:
+        """What became of the pilots: states with their times, and utilisation."""
+        return {"pilots": self.fleet.account()}
+
+    def give_up(self, pilot: Pilot, how: str) -> None:
+        """Ends a pilot that RADICAL-Pilot takes for a living one."""
+        if pilot.usable and self._client is not None:
+            self.fleet.ended(pilot, how)
+            self.later(partial(self._client.give_up, pilot))
+
+    def _pilot_ended(self, pilot: Pilot) -> None:
+        """The tasks of a pilot that ended are lost."""
+        failed = pilot.state == "FAILED" and not self._stopping.is_set()
+        if failed and self._client is not None:
+            pilot.reason = f"{pilot.reason}: {self._client.why(pilot)}"
+        for job in self.open_jobs():
             if job.pilot is pilot and job.handle is not None:
                 self.end(job, "LOST")
 

@@ -27,13 +27,17 @@ class Job:
         cancelled: Whether somebody asked for it to be cancelled.
         over: Whether its end has been taken note of; set once, under `lock`.
         stopped: Set at its end, for whoever watches it.
+        cores: How many cores it has while it runs.
+        began: When it was seen to run, by the monotonic clock.
         timeout: The time-out in RADICAL-Pilot's own description, 0 for none.
         own_sandbox: Whether its sandbox is the backend's to remove.
         on_end: Called once at its end.
     """
 
     __slots__ = (
+        "began",
         "cancelled",
+        "cores",
         "handle",
         "lock",
         "native",
@@ -61,6 +65,8 @@ class Job:
         self.over = False
         self.lock = threading.Lock()
         self.stopped: threading.Event | None = None
+        self.cores = 1
+        self.began = 0.0
         self.timeout = 0.0
         self.own_sandbox = False
         self.on_end: Callable[[], None] | None = None

@@ -44,6 +44,9 @@ class Pilot:
         shared: Whether its file system is the engine's.
         sandbox: The directory of its tasks.
         reason: Why it ended, `None` while it has not.
+        times: When it entered each state, in seconds since the epoch.
+        closed: When the session was closed, 0 before.
+        core_seconds: Cores that tasks had, times the seconds that they ran.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -54,6 +57,9 @@ class Pilot:
         self.shared = True
         self.sandbox = ""
         self.reason: str | None = None
+        self.times: dict[str, float] = {}
+        self.closed = 0.0
+        self.core_seconds = 0.0
         self._config: Any = None
 
     @property
@@ -245,6 +251,13 @@ class Client:
             if reason:
                 return f"{reason} (more in {place})"
         return f"see the logs in {self.session.path}"
+
+    def give_up(self, pilot: Pilot) -> None:
+        """Ends a pilot that does not work as it should, with what runs on it."""
+        if pilot.shared:
+            processes.kill(processes.of_session(Path(pilot.sandbox), self.uid + " itself"))
+        with suppress(Exception):  # who would do it may be what has ended
+            self.manager.cancel_pilots(pilot.uid, _timeout=5)
 
     def close(self, *, keep: bool) -> None:
         """Closes everything within a limit; what is left of it is ended. Never raises.

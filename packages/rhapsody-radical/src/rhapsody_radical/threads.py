@@ -14,6 +14,7 @@ from rhapsody.errors import TaskLostError
 from rhapsody_radical import processes, results, services
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.session import FINAL
+from rhapsody_radical.vitals import Vitals
 
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
@@ -137,6 +138,8 @@ class Watch:
 
     def __init__(self, backend: RadicalExecutionBackend) -> None:
         self._backend = backend
+        self._vitals = [(Vitals(backend.session.path), backend.pilots)]
+        self._vitals += [(Vitals(each.sandbox), [each]) for each in backend.pilots if each.shared]
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="rhapsody-radical-watch", daemon=True
@@ -158,7 +161,11 @@ class Watch:
     def _look(self) -> None:
         backend = self._backend
         for pilot in backend.pilots:
-            backend.note_pilot(pilot, pilot.state)
+            backend.fleet.note(pilot, pilot.state)
+        for vitals, pilots in self._vitals:
+            name = vitals.look()
+            for pilot in pilots if name else ():
+                backend.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
         backend.check_functions()
         again: dict[int, list[str]] = {}
         for job in backend.open_jobs():
