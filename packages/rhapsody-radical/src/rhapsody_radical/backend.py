@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -374,6 +374,13 @@ class RadicalExecutionBackend(ManagedBackend):
     def register_pilot_callback(self, func: PilotCallback) -> None:
         """Adds whom to tell about pilots: `func(uid, state)`, on whatever thread hears of it."""
         self.fleet.callbacks.append(func)
+
+    @classmethod
+    def diagnose(cls) -> Iterable[tuple[str, str, str]]:
+        """What `rhapsody doctor` says of RADICAL-Pilot's installation."""
+        from rhapsody_radical.diagnosis import findings
+
+        return findings()
 
     def account(self) -> dict[str, Any]:
         """What became of the pilots: states with their times, and utilisation."""

@@ -48,7 +48,7 @@ class Environment:
         self._directory = directory
         self._session = session
         self._verbose = verbose
-        self._scripts = _scripts()
+        self._scripts = scripts()
 
     def variables(self) -> dict[str, str]:
         """What is set while RADICAL-Pilot's processes are started."""
@@ -120,7 +120,7 @@ class Environment:
                 keep_counters_in(next(reversed(_holders.values()), None))
 
 
-def _scripts() -> Path:
+def scripts() -> Path:
     """Where RADICAL-Pilot's programs are installed.
 
     Raises:

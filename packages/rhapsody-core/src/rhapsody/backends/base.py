@@ -13,7 +13,7 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -501,6 +501,18 @@ class ManagedBackend(BaseExecutionBackend):
         return self._states
 
     # What few backends need.
+
+    @classmethod
+    def diagnose(cls) -> Iterable[tuple[str, str, str]]:
+        """What `rhapsody doctor` is to say of the installation, beyond that this class loads.
+
+        Called in a process of its own, which has as long as a plugin may take to load.
+
+        Returns:
+            For each finding its level (`"ok"`, `"note"` or `"broken"`), what was
+            found, and what to do about it, empty where nothing is to be done.
+        """
+        return ()
 
     def account(self) -> Mapping[str, Any]:
         """What the backend tells of its life, for the engine's summary; plain values.
