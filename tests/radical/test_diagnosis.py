@@ -77,5 +77,5 @@ def test_programs_and_tools_that_are_missing_are_told_of(
 
 
 def test_text_that_is_not_utf8_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis.locale, "getpreferredencoding", lambda _: "ANSI_X3.4-1968")
+    monkeypatch.setattr("locale.getpreferredencoding", lambda _: "ANSI_X3.4-1968")
     assert found("ANSI")[2] == "export LANG=C.UTF-8"
