@@ -34,6 +34,25 @@ def test_importing_radical_pilot_leaves_nothing_in_the_home(tmp_path: Path) -> N
     assert sorted(tmp_path.rglob("*")) == [here, home]
 
 
+def test_a_forked_process_closes_no_session_at_its_exit(tmp_path: Path) -> None:
+    code = """
+import multiprocessing, sys
+from rhapsody_radical import session
+
+class Client:
+    def close(self, *, keep):
+        open("closed", "a").write("x")
+
+session._open.add(Client())
+process = multiprocessing.get_context("fork").Process(target=int)
+process.start()
+process.join()
+assert process.exitcode == 0
+"""
+    python(code, tmp_path, tmp_path)
+    assert (tmp_path / "closed").read_text() == "x"
+
+
 def test_radical_pilots_counters_are_in_the_session_while_it_is_held(tmp_path: Path) -> None:
     def counted() -> list[str]:
         ru.generate_id("it.%(item_counter)04d", mode=ru.ID_CUSTOM, ns="session")

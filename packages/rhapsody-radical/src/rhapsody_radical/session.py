@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 LAUNCHED = ("PMGR_ACTIVE_PENDING", "PMGR_ACTIVE")
 FINAL = ("DONE", "FAILED", "CANCELED")
 
-CLOSE_LIMIT = 60.0
+CLOSE_LIMIT = 90.0
 """Seconds that RADICAL-Pilot may take to close before its processes are ended."""
 
 
@@ -269,18 +269,23 @@ class Client:
             return
         self._closed = True
         _open.discard(self)
+        hangs = False
         if self.session is not None:
             self._held = self._objects()
             closing = threading.Thread(target=self._close_session, name="rhapsody-radical-close")
             closing.daemon = True
             closing.start()
             closing.join(CLOSE_LIMIT)
+            hangs = closing.is_alive()
         if self.directory.exists():
             processes.end(self.directory, self.uid)
         for pid in self._forked & processes.children():
             with suppress(Exception):
                 processes.kill_pid(pid)
-        upkeep.release(self._held, self._addresses, self.directory)
+        if hangs:  # it may go on with what would be released
+            log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
+        else:
+            upkeep.release(self._held, self._addresses, self.directory)
         self._held.clear()
         if self._environment is not None:
             self._environment.release()
@@ -338,6 +343,9 @@ def _at_exit() -> None:
     for client in list(_open):
         client.close(keep=False)
 
+
+# RADICAL-Pilot forks a process for each session, and users' programs may fork, too.
+os.register_at_fork(after_in_child=_open.clear)
 
 # The interpreter waits for RADICAL-Pilot's threads before it calls what `atexit` has; what
 # is registered here it calls before it waits, as `concurrent.futures` needs it, too.
