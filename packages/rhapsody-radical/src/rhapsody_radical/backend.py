@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.base import Capabilities, ManagedBackend, Session
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.task import TaskDescription
@@ -81,7 +81,8 @@ class RadicalExecutionBackend(ManagedBackend):
     """
 
     name = "radical_pilot"
-    capabilities = capabilities.RAPTOR
+    capabilities: Capabilities = capabilities.RAPTOR
+    session: Session
 
     def __init__(
         self,
@@ -106,13 +107,13 @@ class RadicalExecutionBackend(ManagedBackend):
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
         self._work_dir = None if work_dir is None else os.path.abspath(work_dir)
         self.session.path = self._work_dir or self.session.path
-        self.fleet = Fleet(settings, self._pilot_ended)
-        self.pilots = self.fleet.pilots
+        self.fleet: Fleet = Fleet(settings, self._pilot_ended)
+        self.pilots: list[Pilot] = self.fleet.pilots
         self.pilot_manager: Any = None
         self.task_manager: Any = None
         self.resource_pilot: Any = None
         self.raptor_mode: bool = bool(raptor) and functions == "raptor"
-        self.master_selector = self.select_master()
+        self.master_selector: Generator[str, None, None] = self.select_master()
         self.capabilities = capabilities.of(
             functions, enabled=bool(raptor), own_config=raptor_config is not None
         )

@@ -14,7 +14,7 @@ from rhapsody_radical.session import FINAL, Pilot
 if TYPE_CHECKING:
     from rhapsody_radical.jobs import Job
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 ACTIVE = "PMGR_ACTIVE"
 
@@ -35,7 +35,7 @@ class Fleet:
     """
 
     def __init__(self, settings: list[dict[str, Any]], on_end: Callable[[Pilot], None]) -> None:
-        self.pilots = [Pilot(number, one) for number, one in enumerate(settings)]
+        self.pilots: list[Pilot] = [Pilot(number, one) for number, one in enumerate(settings)]
         self.callbacks: list[PilotCallback] = []
         self._on_end = on_end
         self._lock = threading.Lock()

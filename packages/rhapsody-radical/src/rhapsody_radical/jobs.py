@@ -54,21 +54,21 @@ class Job:
     )
 
     def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
-        self.task = task
-        self.pilot = pilot
+        self.task: TaskDescription = task
+        self.pilot: Pilot = pilot
         self.handle: Any = None
         self.pair: Pair | None = None
-        self.program = False
+        self.program: bool = False
         self.native: str | None = None
-        self.running = False
-        self.cancelled = False
-        self.over = False
-        self.lock = threading.Lock()
+        self.running: bool = False
+        self.cancelled: bool = False
+        self.over: bool = False
+        self.lock: threading.Lock = threading.Lock()
         self.stopped: threading.Event | None = None
-        self.cores = 1
-        self.began = 0.0
-        self.timeout = 0.0
-        self.own_sandbox = False
+        self.cores: int = 1
+        self.began: float = 0.0
+        self.timeout: float = 0.0
+        self.own_sandbox: bool = False
         self.on_end: Callable[[], None] | None = None
 
     @property

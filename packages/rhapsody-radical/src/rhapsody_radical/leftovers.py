@@ -21,7 +21,7 @@ import psutil
 
 from rhapsody_radical import processes
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 NOTE = "owner.json"
 

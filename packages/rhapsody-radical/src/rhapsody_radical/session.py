@@ -24,7 +24,7 @@ from rhapsody_radical.environment import Environment
 from rhapsody_radical.library import rp, ru
 from rhapsody_radical.pilot import PilotException
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LAUNCHED = ("PMGR_ACTIVE_PENDING", "PMGR_ACTIVE")
 FINAL = ("DONE", "FAILED", "CANCELED")
@@ -54,12 +54,12 @@ class Pilot:
         self.settings = settings
         self.pilot: Any = None
         self.manager: Any = None
-        self.shared = True
+        self.shared: bool = True
         self.sandbox = ""
         self.reason: str | None = None
         self.times: dict[str, float] = {}
-        self.closed = 0.0
-        self.core_seconds = 0.0
+        self.closed: float = 0.0
+        self.core_seconds: float = 0.0
         self._config: Any = None
 
     @property
@@ -123,7 +123,7 @@ class Client:
 
     def __init__(self, uid: str, work_dir: str, pilots: list[Pilot], *, verbose: bool) -> None:
         self.uid = uid
-        self.directory = Path(os.path.abspath(work_dir)) / uid
+        self.directory: Path = Path(os.path.abspath(work_dir)) / uid
         self.pilots = pilots
         self.session: Any = None
         self.manager: Any = None

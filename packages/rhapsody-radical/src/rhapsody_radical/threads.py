@@ -19,7 +19,7 @@ from rhapsody_radical.vitals import Vitals
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 TICK = 1.0
 """Seconds between two looks of the watch."""
