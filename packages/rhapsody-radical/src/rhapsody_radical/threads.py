@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.errors import TaskLostError
 from rhapsody_radical import processes, results, services
 from rhapsody_radical.jobs import Job
-from rhapsody_radical.session import FINAL
+from rhapsody_radical.session import FINAL, Pilot
 from rhapsody_radical.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -134,12 +134,17 @@ class Watch:
 
     Args:
         backend: The backend.
+
+    Attributes:
+        vitals: Processes that are looked after, each time with the pilots they serve.
     """
 
     def __init__(self, backend: RadicalExecutionBackend) -> None:
         self._backend = backend
-        self._vitals = [(Vitals(backend.session.path), backend.pilots)]
-        self._vitals += [(Vitals(each.sandbox), [each]) for each in backend.pilots if each.shared]
+        self.vitals: list[tuple[Vitals, list[Pilot]]] = [
+            (Vitals(backend.session.path), backend.pilots)
+        ]
+        self.vitals += [(Vitals(each.sandbox), [each]) for each in backend.pilots if each.shared]
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="rhapsody-radical-watch", daemon=True
@@ -162,7 +167,7 @@ class Watch:
         backend = self._backend
         for pilot in backend.pilots:
             backend.fleet.note(pilot, pilot.state)
-        for vitals, pilots in self._vitals:
+        for vitals, pilots in self.vitals:
             name = vitals.look()
             for pilot in pilots if name else ():
                 backend.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")

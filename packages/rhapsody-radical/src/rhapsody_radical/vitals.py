@@ -55,6 +55,10 @@ class Vitals:
         self._missing = self._missing + 1 if gone else 0
         return gone[0] if self._missing >= PATIENCE else None
 
+    def knows(self, pid: int) -> bool:
+        """Whether the end of this process would be told of."""
+        return self._seen.get(pid, 0) >= CONFIRMED
+
 
 def _processes(directory: str) -> Iterator[tuple[int, str]]:
     """Numbers and titles of RADICAL-Pilot's living processes in a directory."""
