@@ -19,7 +19,7 @@ class TestRadicalPilot(BackendConformance):
     big_bytes = 1_000_000
     output_bytes = 5_000_000
     fan = 200
-    cycles = 4
+    cycles = 3
     cores = FUNCTION_CORES
     gpus = 1
     separate_processes = True
