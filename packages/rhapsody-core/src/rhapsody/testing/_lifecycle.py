@@ -136,7 +136,6 @@ class Lifecycle:
         driver = await trial.driver(backend)
         end = await driver.run_one(driver.call(function, 1))
         trial.require(end.value == 2, f"the next backend: {end}")
-        trial.hand_on(backend)
 
     @check("C4", "use before start is an error that says to await the backend", dry=True)
     async def test_use_before_start_says_to_await_it(self, trial: Trial) -> None:

@@ -106,13 +106,19 @@ class Trial:
         self._ends.push_async_callback(self._let_go, backend)
         return backend
 
-    async def own(self) -> Any:
-        """A started backend that the check may shut down, maybe one that another handed on."""
+    async def own(self, *, last: bool = False) -> Any:
+        """A started backend that the check may shut down, maybe one that another handed on.
+
+        Args:
+            last: The class's own will do: the check is the last of its class.
+        """
         shared = self._shared
-        if shared is None or shared.spare is None:
-            backend = await started(await self.fresh())
-        else:
+        if shared is not None and shared.spare is not None:
             backend, shared.spare = self.take(shared.spare), None
+        elif last and shared is not None and shared.backend is not None:
+            backend, shared.backend = self.take(shared.backend), None
+        else:
+            backend = await started(await self.fresh())
         if shared is not None:
             self._ends.callback(setattr, shared, "ended", backend)
         return backend
