@@ -122,16 +122,16 @@ async def test_a_component_of_the_agent_that_dies_alone_ends_its_pilot(tmp_path:
         assert await driver.running(task)
         assert await driver.running(function)
         titles = {each.pid: " ".join(each.cmdline()) for each in of_pilot(made)}
-        victims = [pid for pid, title in titles.items() if "rp.agent_executing.0" in title]
+        victims = [pid for pid, title in titles.items() if "rp.agent_executing.0000" in title]
         assert made._watch is not None
         vitals = made._watch.vitals[-1][0]
         async with asyncio.timeout(LIMIT):
-            while not any(vitals.knows(pid) for pid in victims):  # noqa: ASYNC110
+            while not vitals.knows("rp.agent_executing.0000"):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         for pid in victims:
             processes.kill_pid(pid)
         for error in await lost(driver, task, function, within=COMPONENT_LIMIT):
-            assert "rp.agent_executing.0" in str(error)
+            assert "rp.agent_executing.0000" in str(error)
         async with asyncio.timeout(LIMIT):
             while of_pilot(made):  # noqa: ASYNC110 - what it ran is ended, too
                 await asyncio.sleep(0.1)

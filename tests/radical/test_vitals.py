@@ -13,12 +13,18 @@ from rhapsody_radical.session import Pilot
 from rhapsody_radical.vitals import CONFIRMED, PATIENCE, Vitals
 
 
-@pytest.fixture
-def component(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def look_alike(place: Path) -> subprocess.Popen[bytes]:
     """A process that looks like one of RADICAL-Pilot's components."""
-    process = subprocess.Popen(["bash", "-c", "exec -a rp.agent_x sleep 600"], cwd=tmp_path)
+    process = subprocess.Popen(["bash", "-c", "exec -a rp.agent_x sleep 600"], cwd=place)
     while b"rp.agent_x" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
         assert process.poll() is None
+    return process
+
+
+@pytest.fixture
+def component(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One of them, until the end of the test."""
+    process = look_alike(tmp_path)
     yield process
     process.kill()
     process.wait()
@@ -35,7 +41,17 @@ def test_a_component_that_ended_is_told_of_after_a_while(
     assert said == [None] * (PATIENCE - 1) + ["rp.agent_x"]
 
 
-def test_what_is_forked_for_a_moment_is_no_component(
+def test_what_a_component_forked_may_end(
+    component: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    vitals, forked = Vitals(str(tmp_path)), look_alike(tmp_path)
+    assert [vitals.look() for _ in range(CONFIRMED)] == [None] * CONFIRMED
+    forked.kill()
+    forked.wait()
+    assert not any(vitals.look() for _ in range(2 * PATIENCE))
+
+
+def test_what_is_there_for_a_moment_is_no_component(
     component: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     vitals = Vitals(str(tmp_path))

@@ -16,10 +16,10 @@ PREFIX = "rp."
 """What the titles of RADICAL-Pilot's processes begin with."""
 
 CONFIRMED = 3
-"""Looks after which a process is taken for one that stays."""
+"""Looks after which a title is taken for one that stays."""
 
 PATIENCE = 20
-"""Looks after which the end of a process is not the end of its pilot, which is then told of."""
+"""Looks after which the end of a component is not that of its pilot, which is then told of."""
 
 
 class Vitals:
@@ -31,37 +31,32 @@ class Vitals:
 
     def __init__(self, directory: str) -> None:
         self._directory = os.path.realpath(directory)
-        self._seen: dict[int, int] = {}
-        self._names: dict[int, str] = {}
+        self._seen: dict[str, int] = {}
         self._missing = 0
 
     def look(self) -> str | None:
         """Looks once; to be called about once a second.
 
         Returns:
-            The name of a process that has been gone for a while, `None` where all live.
+            The title that no process has had for a while, `None` where all are there.
         """
-        found = dict(_processes(self._directory))
-        gone = [
-            self._names[pid]
-            for pid, looks in self._seen.items()
-            if looks >= CONFIRMED and pid not in found
-        ]
-        self._names.update(found)
-        for pid in found:
-            self._seen[pid] = self._seen.get(pid, 0) + 1
-        for pid in [pid for pid, n in self._seen.items() if n < CONFIRMED and pid not in found]:
-            del self._seen[pid]  # forked for a moment
+        # By title: a component may fork others, which end when they are done.
+        found = set(_titles(self._directory))
+        gone = [title for title in self._seen if self.knows(title) and title not in found]
+        for title in found:
+            self._seen[title] = self._seen.get(title, 0) + 1
+        for title in [one for one in self._seen if not self.knows(one) and one not in found]:
+            del self._seen[title]  # there for a moment only
         self._missing = self._missing + 1 if gone else 0
         return gone[0] if self._missing >= PATIENCE else None
 
-    def knows(self, pid: int) -> bool:
-        """Whether the end of this process would be told of."""
-        return self._seen.get(pid, 0) >= CONFIRMED
+    def knows(self, title: str) -> bool:
+        """Whether the end of the processes of this title would be told of."""
+        return self._seen.get(title, 0) >= CONFIRMED
 
 
-def _processes(directory: str) -> Iterator[tuple[int, str]]:
-    """Numbers and titles of RADICAL-Pilot's living processes in a directory."""
+def _titles(directory: str) -> Iterator[str]:
+    """The titles of RADICAL-Pilot's living processes in a directory."""
     for number in os.listdir("/proc") if os.path.isdir("/proc") else ():
         if number.isdigit():
             with suppress(OSError):  # gone, a zombie, or somebody else's
@@ -70,4 +65,4 @@ def _processes(directory: str) -> Iterator[tuple[int, str]]:
                 words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
                 title = words[0].decode(errors="replace").strip()
                 if title.startswith(PREFIX):
-                    yield int(number), title
+                    yield title
