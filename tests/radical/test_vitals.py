@@ -16,7 +16,7 @@ from rhapsody_radical.vitals import CONFIRMED, PATIENCE, Vitals
 def look_alike(place: Path) -> subprocess.Popen[bytes]:
     """A process that looks like one of RADICAL-Pilot's components."""
     process = subprocess.Popen(["bash", "-c", "exec -a rp.agent_x sleep 600"], cwd=place)
-    while b"rp.agent_x" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+    while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"rp.agent_x"):
         assert process.poll() is None
     return process
 
