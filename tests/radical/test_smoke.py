@@ -31,7 +31,7 @@ async def main():
         async def say(number):
             return f"echo {number} '$HOME'"
 
-        @flow.executable_task(service=True, ready=r"stdout:port (\\\\d+)")
+        @flow.executable_task(service=True, ready=r"stdout:port (\\d+)")
         async def serve():
             return "echo port 4711; sleep 600"
 
