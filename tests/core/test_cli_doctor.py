@@ -150,6 +150,33 @@ def test_a_backend_whose_class_cannot_be_imported_says_why(
     assert broken["level"] == "broken"
 
 
+def test_a_backend_may_diagnose_itself(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = """
+    @classmethod
+    def diagnose(cls):
+        yield "ok", "its cluster answers", ""
+        yield "broken", "its key is stale", "toy-login"
+        yield "dreadful", "its words are its own", ""
+"""
+    toy(site, heavy_source=BACKEND.format(name="toy") + own)
+    code, report = doctor(capsys)
+    assert code == 1
+    told = [(one["level"], one["text"], one["remedy"]) for one in findings(report, "backend toy")]
+    assert told[1:] == [
+        ("ok", "its cluster answers", ""),
+        ("broken", "its key is stale", "toy-login"),
+        ("note", "its words are its own", ""),
+    ]
+
+
+def test_a_diagnosis_that_raises_is_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = "    @classmethod\n    def diagnose(cls): raise OSError('no network')\n"
+    toy(site, heavy_source=BACKEND.format(name="toy") + own)
+    _, report = doctor(capsys)
+    texts = [one["text"] for one in findings(report, "backend toy") if one["level"] == "broken"]
+    assert texts == ["diagnose() raised OSError: no network"]
+
+
 def test_a_name_claimed_twice_is_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install_backend(site, "first-toys", "toy")
     install_backend(site, "other-toys", "toy")

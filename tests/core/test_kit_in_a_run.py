@@ -31,6 +31,21 @@ def test_what_was_made():
 """
 
 
+COUNTED = """
+STARTS = []
+
+class Counted(SmallBackend):
+    async def start(self):
+        STARTS.append(self)
+        await super().start()
+
+def test_what_was_made():
+    assert len(STARTS) == 4
+    assert len({id(backend) for backend in STARTS}) == 4
+    assert [str(backend.state()) for backend in STARTS] == ["shutdown"] * 4
+"""
+
+
 def run(tmp_path: Path, text: str, *options: str) -> str:
     """Runs pytest without any plugin that is only here by chance."""
     (tmp_path / "test_it.py").write_text(text)
@@ -81,6 +96,14 @@ def test_the_checks_of_a_class_can_share_a_backend(
     shown = run(tmp_path, text, "-k", "runs_functions or a_diamond or by_a_shell or what_was_made")
     assert "passed" in shown.splitlines()[-1], shown
     assert "failed" not in shown.splitlines()[-1], shown
+
+
+def test_what_one_check_of_a_class_starts_another_stops(tmp_path: Path) -> None:
+    names = "awaiting or twice or create_makes or known_word or after_shutdown or at_once_do_not"
+    text = CLASS.format(settings="backend_scope = 'class'").replace("SmallBackend()", "Counted()")
+    text += COUNTED
+    shown = run(tmp_path, text, "-k", f"{names} or what_was_made")
+    assert "9 passed" in shown.splitlines()[-1], shown
 
 
 def test_a_failed_check_gets_the_next_one_a_new_backend(tmp_path: Path) -> None:

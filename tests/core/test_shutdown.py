@@ -63,6 +63,26 @@ async def test_shutdown_cancels_what_is_unfinished_and_shuts_the_backend_down() 
     assert not flow.components
 
 
+async def test_the_summary_has_what_backends_tell_of_themselves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Tells(Scripted):
+        def account(self) -> dict[str, Any]:
+            return {"state": str(self.state())}
+
+    class Fails(Scripted):
+        def account(self) -> dict[str, Any]:
+            raise RuntimeError("no account")
+
+    flow = await WorkflowEngine.create(
+        backends={"one": Tells(), "two": Scripted(), "three": Fails()}
+    )
+    await within(flow.shutdown())
+    assert flow.summary is not None
+    assert flow.summary.backends == {"one": {"state": "shutdown"}}
+    assert "backend 'three'" in caplog.text
+
+
 async def test_shutdown_twice_and_at_once_is_harmless() -> None:
     events = EventRecorder()
     flow = await WorkflowEngine.create(Scripted(), observers=[events])

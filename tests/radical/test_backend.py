@@ -22,10 +22,15 @@ from tests.radical.pilots import backend
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
+TOLD: list[tuple[str, str]] = []
+"""What was told of the pilot's states."""
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
     """One pilot for all tests here."""
     made = backend(work_dir=tmp_path_factory.mktemp("work"))
+    made.register_pilot_callback(lambda *state: TOLD.append(state))
     await made
     yield made
     await made.shutdown()
@@ -58,7 +63,30 @@ async def test_attributes_are_radical_pilots_own_objects(
     nodes = made.get_nodelist().nodes
     assert len(nodes) == 1
     assert len(nodes[0].cores) == 8
-    assert Path(made.session.path).is_relative_to(made._client.directory)
+    assert Path(made.session.path).is_relative_to(str(made._work_dir))
+
+
+async def test_the_pilots_states_and_utilisation_are_told(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    await driver.run_one(driver.command("sleep 0.5"))
+    states = [state for uid, state in TOLD if uid == "pilot.0000"]
+    assert states[-2:] == ["PMGR_ACTIVE_PENDING", "PMGR_ACTIVE"]
+    (pilot,) = made.account()["pilots"]
+    assert pilot["resource"] == "local.localhost"
+    assert list(pilot["states"]) == states
+    assert 0 < pilot["utilisation"] < 1
+
+
+async def test_a_sandbox_with_a_strange_path_works(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    async with Driver(made, work_dir=tmp_path / 'it\'s a $HOME of "ours"') as driver:
+        task, call = driver.command("pwd; cat"), driver.call(os.getcwd)
+        task["stdin"] = "given\n"
+        shell, function = await driver.run(task, call)
+    assert shell.stdout == f"{task['sandbox']}\ngiven\n", str(shell)
+    assert function.state == "DONE", str(function)
 
 
 async def test_todays_native_states_are_reported_in_order(

@@ -9,11 +9,11 @@ import pytest
 from rhapsody.testing import BackendConformance
 from tests.radical.pilots import FUNCTION_CORES, backend, resources
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(3000)
 
 
 class TestRadicalPilot(BackendConformance):
-    time_limit = 120.0
+    time_limit = 240.0
     settle = 0.3
     loop_gap = 0.25
     big_bytes = 1_000_000

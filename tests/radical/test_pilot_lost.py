@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,14 @@ async def started(
     assert processes.of_session(tmp_path, "none") == []
 
 
-async def lost(driver: Driver, *tasks: Any) -> list[TaskLostError]:
+COMPONENT_LIMIT = 40.0
+"""The same after one of RADICAL-Pilot's components died alone, which it does not tell."""
+
+
+async def lost(driver: Driver, *tasks: Any, within: float = LIMIT) -> list[TaskLostError]:
     """The errors of tasks that are lost, within the limit."""
     errors = []
-    async with asyncio.timeout(LIMIT):
+    async with asyncio.timeout(within):
         for task in tasks:
             end = await driver.finished(task)
             assert str(end.state) == "FAILED", str(end)
@@ -89,12 +93,10 @@ async def test_a_lost_raptor_worker_is_replaced_and_so_is_a_cancelled_pilot(tmp_
         await driver.submit(victim)
         assert await driver.running(victim)
         survivor = where(5)
-        for process in psutil.process_iter():
-            try:
+        for process in of_pilot(made):
+            with suppress(psutil.Error):  # gone meanwhile
                 if "raptor-worker" in " ".join(process.cmdline()):
                     process.kill()
-            except psutil.Error:
-                continue
         (error,) = await lost(driver, victim)
         assert "RAPTOR worker" in str(error)
         async with asyncio.timeout(2 * LIMIT):
@@ -111,6 +113,28 @@ async def test_a_lost_raptor_worker_is_replaced_and_so_is_a_cancelled_pilot(tmp_
         (error,) = await lost(driver, task)
         assert "pilot.0000" in str(error)
         assert made.pilot_state in ("DONE", "CANCELED")
+
+
+async def test_a_component_of_the_agent_that_dies_alone_ends_its_pilot(tmp_path: Path) -> None:
+    async with started(tmp_path) as (made, driver):
+        task, function = driver.command("sleep 600"), driver.call(time.sleep, 600)
+        await driver.submit(task, function)
+        assert await driver.running(task)
+        assert await driver.running(function)
+        titles = {each.pid: " ".join(each.cmdline()) for each in of_pilot(made)}
+        victims = [pid for pid, title in titles.items() if "rp.agent_executing.0000" in title]
+        assert made._watch is not None
+        vitals = made._watch.vitals[-1][0]
+        async with asyncio.timeout(LIMIT):
+            while not vitals.knows("rp.agent_executing.0000"):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        for pid in victims:
+            processes.kill_pid(pid)
+        for error in await lost(driver, task, function, within=COMPONENT_LIMIT):
+            assert "rp.agent_executing.0000" in str(error)
+        async with asyncio.timeout(LIMIT):
+            while of_pilot(made):  # noqa: ASYNC110 - what it ran is ended, too
+                await asyncio.sleep(0.1)
 
 
 async def test_walltime_over_fails_what_runs(tmp_path: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
-from rhapsody_radical import links, raptor
+from rhapsody_radical import calls, links, raptor
 from rhapsody_radical.library import rp
 from rhapsody_radical.translate import command, in_double_quotes
 
@@ -124,6 +128,21 @@ def test_commands_are_quoted_for_radical_pilots_scripts() -> None:
     assert command("printf", ["%s", "it's `id`"]) == ("printf %s 'it'\"'\"'s `id`'", [])
     assert command("cat", [], "in") == ("cat < in", [])
     assert in_double_quotes('a "$b" `c` \\') == 'a \\"\\$b\\" \\`c\\` \\\\'
+
+
+def test_two_backends_may_pack_their_first_calls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, dumps = threading.Barrier(2), cloudpickle.dumps
+
+    def together(value: Any) -> Any:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return dumps(value)
+
+    monkeypatch.setattr("cloudpickle.dumps", together)
+    calls._packed_runner.cache_clear()
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: calls._runner(), range(2))
+    assert first == second
 
 
 # Links, as documented.

@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.backends.base import ManagedBackend
+from rhapsody.backends.base import Capabilities, ManagedBackend, Session
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.task import TaskDescription
 from rhapsody_radical import capabilities, functions, links, services, states, translate
 from rhapsody_radical.descriptions import pilot_descriptions
+from rhapsody_radical.fleet import Fleet, PilotCallback
 from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Job
+from rhapsody_radical.leftovers import HERE
 from rhapsody_radical.raptor import Pair, checked, checked_settings
 from rhapsody_radical.session import FINAL, Client, Pilot
 from rhapsody_radical.threads import Results, Watch, Worker
@@ -54,7 +59,8 @@ class RadicalExecutionBackend(ManagedBackend):
         raptor: `False` switches RAPTOR off: function tasks fail.
         function_cores: Cores of each pilot that are RAPTOR's workers'; executables have
             the others. Default: half of them, rounded up, but for RAPTOR's master.
-        work_dir: Where the session's directory is made; `.rhapsody` in the current one.
+        work_dir: Where the session's directory is made. Default: the engine's directory
+            where an engine starts the backend, else `.rhapsody` in the current one.
         keep_session: Whether the session's directory, with RADICAL-Pilot's logs, stays
             after the shutdown. Default: where a pilot failed.
         verbose: RADICAL-Pilot reports on standard error.
@@ -70,10 +76,13 @@ class RadicalExecutionBackend(ManagedBackend):
         resource_pilot: The first pilot.
         raptor_mode: Whether function tasks go to RAPTOR.
         master_selector: Gives the uids of the masters in turn.
+        fleet: The pilots, and what is told of them.
+        pilots: The pilots, the first one first.
     """
 
     name = "radical_pilot"
-    capabilities = capabilities.RAPTOR
+    capabilities: Capabilities = capabilities.RAPTOR
+    session: Session
 
     def __init__(
         self,
@@ -88,21 +97,23 @@ class RadicalExecutionBackend(ManagedBackend):
         verbose: bool = False,
     ) -> None:
         super().__init__()
-        self._settings = pilot_descriptions(resources)
+        settings = pilot_descriptions(resources)
         self._config = checked_settings(functions, raptor_config, function_cores)
         self.functions = functions
         self.function_cores = function_cores
         self._keep = keep_session
-        self._client = Client(
-            Path(work_dir or ".rhapsody").absolute(), self._settings, verbose=verbose
-        )
-        self.session.uid = self._client.uid
-        self.session.path = str(self._client.directory)
+        self._verbose = verbose
+        self._client: Client | None = None
+        self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
+        self._work_dir = None if work_dir is None else os.path.abspath(work_dir)
+        self.session.path = self._work_dir or self.session.path
+        self.fleet: Fleet = Fleet(settings, self._pilot_ended)
+        self.pilots: list[Pilot] = self.fleet.pilots
         self.pilot_manager: Any = None
         self.task_manager: Any = None
         self.resource_pilot: Any = None
         self.raptor_mode: bool = bool(raptor) and functions == "raptor"
-        self.master_selector = self.select_master()
+        self.master_selector: Generator[str, None, None] = self.select_master()
         self.capabilities = capabilities.of(
             functions, enabled=bool(raptor), own_config=raptor_config is not None
         )
@@ -140,8 +151,10 @@ class RadicalExecutionBackend(ManagedBackend):
         self._watch = Watch(self)
 
     def _start(self) -> None:
-        client = self._client
-        client.open(self._on_task, self._on_pilot)
+        chosen = self._work_dir or (self.session.path if self.session.chosen else HERE)
+        client = Client(self.session.uid, chosen, self.pilots, verbose=self._verbose)
+        self._client = client
+        client.open(self._on_task, self.fleet.heard)
         self.session = client.session
         self.pilot_manager = client.manager
         self.task_manager = client.pilots[0].manager
@@ -168,7 +181,9 @@ class RadicalExecutionBackend(ManagedBackend):
         if self._results is not None and jobs:
             self._results.wait_for(jobs, ENDING)
         failed = any(p.reason is not None and p.state == "FAILED" for p in self.pilots)
-        self._client.close(keep=failed if self._keep is None else self._keep)
+        if self._client is not None:
+            self._client.close(keep=failed if self._keep is None else self._keep)
+        self.fleet.close()
         for job in list(self._open.values()):
             self.end(job, self._canceled(job))
         if self._results is not None:
@@ -179,11 +194,6 @@ class RadicalExecutionBackend(ManagedBackend):
     def _canceled(job: Job) -> str:
         job.cancelled = True
         return "CANCELED"
-
-    @property
-    def pilots(self) -> list[Pilot]:
-        """The pilots, the first one first."""
-        return self._client.pilots
 
     @property
     def pilot_state(self) -> str:
@@ -211,23 +221,10 @@ class RadicalExecutionBackend(ManagedBackend):
                 raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
         jobs = []
         for task in tasks:
-            jobs.append(Job(task, self._pilot_for(task)))
+            jobs.append(Job(task, self.fleet.choose(task, self.open_jobs())))
             self._open[task["uid"]] = jobs[-1]
         assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
-
-    def _pilot_for(self, task: TaskDescription) -> Pilot:
-        pilots = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
-        if len(pilots) == 1:
-            return pilots[0]
-        wanted = task["task_backend_specific_kwargs"].get("pilot")
-        for pilot in pilots:
-            if wanted == pilot.uid:
-                return pilot
-        busy = dict.fromkeys((pilot.number for pilot in pilots), 0)
-        for job in list(self._open.values()):
-            busy[job.pilot.number] = busy.get(job.pilot.number, 0) + 1
-        return min(pilots, key=lambda pilot: busy[pilot.number] / max(1, pilot.cores))
 
     def _submit(self, jobs: list[Job]) -> None:
         """Translates and submits; on the thread of commands."""
@@ -271,6 +268,7 @@ class RadicalExecutionBackend(ManagedBackend):
                 services.readiness(task)
             job.own_sandbox = translate.place(task, description, pilot)
         job.timeout = float(description.timeout or 0)
+        job.cores = int(description.ranks or 1) * max(1, int(description.cores_per_rank or 1))
         links.do(ours, task.get("sandbox", ""), pilot.sandbox)
         return description
 
@@ -319,7 +317,7 @@ class RadicalExecutionBackend(ManagedBackend):
             if state != "AGENT_EXECUTING":
                 self.task_state_cb(job.task, state)
                 return
-            job.running = True
+            job.running, job.began = True, time.monotonic()
             if not job.task["is_service"]:
                 self.task_state_cb(job.task, state)
                 return
@@ -331,6 +329,8 @@ class RadicalExecutionBackend(ManagedBackend):
     def end(self, job: Job, state: str) -> None:
         """Takes note of a final state; worked up on another thread, reported once."""
         if job.claim_end() and self._results is not None:
+            if job.running:
+                job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
             self._results.put(job, state)
 
     def fail(self, job: Job, error: BaseException) -> None:
@@ -372,20 +372,33 @@ class RadicalExecutionBackend(ManagedBackend):
 
     # Pilots.
 
-    def _on_pilot(self, pilot: Any, state: str) -> None:
-        for each in self.pilots:
-            if pilot is each.pilot or str(pilot.uid) == each.uid:
-                self.note_pilot(each, state)
+    def register_pilot_callback(self, func: PilotCallback) -> None:
+        """Adds whom to tell about pilots: `func(uid, state)`, on whatever thread hears of it."""
+        self.fleet.callbacks.append(func)
 
-    def note_pilot(self, pilot: Pilot, state: str) -> None:
-        """Takes note of a pilot's state: when it ends, its tasks are lost."""
-        if state not in FINAL or pilot.reason is not None:
-            return
-        how = {"DONE": "ended: its walltime is over, or it was cancelled"}.get(state, state)
-        pilot.reason = f"pilot {pilot.uid} on {pilot.settings['resource']} {how}"
-        if state == "FAILED" and not self._stopping.is_set():
-            pilot.reason += f": {self._client.why(pilot)}"
-        for job in list(self._open.values()):
+    @classmethod
+    def diagnose(cls) -> Iterable[tuple[str, str, str]]:
+        """What `rhapsody doctor` says of RADICAL-Pilot's installation."""
+        from rhapsody_radical.diagnosis import findings
+
+        return findings()
+
+    def account(self) -> dict[str, Any]:
+        """What became of the pilots: states with their times, and utilisation."""
+        return {"pilots": self.fleet.account()}
+
+    def give_up(self, pilot: Pilot, how: str) -> None:
+        """Ends a pilot that RADICAL-Pilot takes for a living one."""
+        if pilot.usable and self._client is not None:
+            self.fleet.ended(pilot, how)
+            self.later(partial(self._client.give_up, pilot))
+
+    def _pilot_ended(self, pilot: Pilot) -> None:
+        """The tasks of a pilot that ended are lost."""
+        failed = pilot.state == "FAILED" and not self._stopping.is_set()
+        if failed and self._client is not None:
+            pilot.reason = f"{pilot.reason}: {self._client.why(pilot)}"
+        for job in self.open_jobs():
             if job.pilot is pilot and job.handle is not None:
                 self.end(job, "LOST")
 

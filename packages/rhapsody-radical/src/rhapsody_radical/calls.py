@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+import threading
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -67,15 +68,23 @@ def _culprit(task: TaskDescription) -> tuple[str, Any]:
     return "the call", task["function"]
 
 
-@cache
 def _runner() -> bytes:
     """`call.run` by value: workers need not have this package."""
+    with _packing:  # the registration is the process's, and other backends may be at it
+        return _packed_runner()
+
+
+@cache
+def _packed_runner() -> bytes:
     cloudpickle.register_pickle_by_value(call)
     try:
         packed: bytes = cloudpickle.dumps(call.run)
     finally:
         cloudpickle.unregister_pickle_by_value(call)
     return packed
+
+
+_packing = threading.Lock()
 
 
 def python_task(order: str) -> str:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rhapsody.errors import BackendUnavailableError
+from rhapsody_radical.library import BASE, keep_counters_in
 
 MARK = "RADICAL_RHAPSODY"
 """Names the session in the environment of its processes. RADICAL-Pilot hands variables
@@ -25,12 +26,10 @@ that begin with `RADICAL_` on to its pilots."""
 
 COMPONENT = "radical-pilot-component"
 BRIDGE = "radical-pilot-bridge"
-BASE = "RADICAL_BASE"
 
 _starting = threading.Lock()
 _holding = threading.Lock()
-_holders: list[str] = []
-_former_base: str | None = None
+_holders: dict[str, str] = {}
 
 
 class Environment:
@@ -49,7 +48,7 @@ class Environment:
         self._directory = directory
         self._session = session
         self._verbose = verbose
-        self._scripts = _scripts()
+        self._scripts = scripts()
 
     def variables(self) -> dict[str, str]:
         """What is set while RADICAL-Pilot's processes are started."""
@@ -110,24 +109,18 @@ class Environment:
 
     def hold(self) -> None:
         """Keeps RADICAL-Pilot's counters out of the home directory until `release`."""
-        global _former_base
         with _holding:
-            if not _holders:
-                _former_base = os.environ.get(BASE)
-                os.environ[BASE] = str(self._directory)
-            _holders.append(self._session)
+            _holders[self._session] = str(self._directory)
+            keep_counters_in(str(self._directory))
 
     def release(self) -> None:
         """Takes `hold` back."""
         with _holding:
-            if self._session not in _holders:
-                return
-            _holders.remove(self._session)
-            if not _holders:
-                _restore(BASE, _former_base)
+            if _holders.pop(self._session, None) is not None:
+                keep_counters_in(next(reversed(_holders.values()), None))
 
 
-def _scripts() -> Path:
+def scripts() -> Path:
     """Where RADICAL-Pilot's programs are installed.
 
     Raises:

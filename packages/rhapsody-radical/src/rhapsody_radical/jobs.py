@@ -27,13 +27,17 @@ class Job:
         cancelled: Whether somebody asked for it to be cancelled.
         over: Whether its end has been taken note of; set once, under `lock`.
         stopped: Set at its end, for whoever watches it.
+        cores: How many cores it has while it runs.
+        began: When it was seen to run, by the monotonic clock.
         timeout: The time-out in RADICAL-Pilot's own description, 0 for none.
         own_sandbox: Whether its sandbox is the backend's to remove.
         on_end: Called once at its end.
     """
 
     __slots__ = (
+        "began",
         "cancelled",
+        "cores",
         "handle",
         "lock",
         "native",
@@ -50,19 +54,21 @@ class Job:
     )
 
     def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
-        self.task = task
-        self.pilot = pilot
+        self.task: TaskDescription = task
+        self.pilot: Pilot = pilot
         self.handle: Any = None
         self.pair: Pair | None = None
-        self.program = False
+        self.program: bool = False
         self.native: str | None = None
-        self.running = False
-        self.cancelled = False
-        self.over = False
-        self.lock = threading.Lock()
+        self.running: bool = False
+        self.cancelled: bool = False
+        self.over: bool = False
+        self.lock: threading.Lock = threading.Lock()
         self.stopped: threading.Event | None = None
-        self.timeout = 0.0
-        self.own_sandbox = False
+        self.cores: int = 1
+        self.began: float = 0.0
+        self.timeout: float = 0.0
+        self.own_sandbox: bool = False
         self.on_end: Callable[[], None] | None = None
 
     @property

@@ -21,9 +21,12 @@ import psutil
 
 from rhapsody_radical import processes
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 NOTE = "owner.json"
+
+HERE = ".rhapsody"
+"""Where sessions are kept in the current directory, each engine's in a directory of its own."""
 
 
 def note(directory: Path, session: str, forked: Iterable[int] = ()) -> None:
@@ -57,7 +60,7 @@ def end_all(work_dir: Path) -> list[str]:
         The uids of the sessions that were ended.
     """
     ended = []
-    for file in sorted(work_dir.glob(f"*/{NOTE}")):
+    for file in notes(work_dir):
         with suppress(OSError, ValueError, KeyError):
             owner = json.loads(file.read_text())
             if owner["host"] != socket.gethostname() or _alive(owner["pid"], owner["started"]):
@@ -66,6 +69,14 @@ def end_all(work_dir: Path) -> list[str]:
             file.unlink()
             ended.append(str(owner["session"]))
     return ended
+
+
+def notes(work_dir: Path) -> list[Path]:
+    """The notes below a directory, and beside it where it is one that an engine chose."""
+    places = [work_dir]
+    if work_dir.parent.name == HERE:
+        places += [work_dir.parent, *work_dir.parent.iterdir()]
+    return sorted({file for place in places for file in place.glob(f"*/{NOTE}")})
 
 
 def _alive(pid: int, started: float) -> bool:

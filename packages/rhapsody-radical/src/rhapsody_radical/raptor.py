@@ -19,9 +19,9 @@ from rhapsody_radical.descriptions import check_keys
 from rhapsody_radical.library import rp
 from rhapsody_radical.session import FINAL, Pilot
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
-OWN_WORKER = Path(__file__).with_name("raptor_worker.py")
+OWN_WORKER = Path(__file__).with_name("_raptor_worker.py")
 OWN_CLASS = "RhapsodyWorker"
 
 

@@ -14,7 +14,6 @@ import os
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,12 +24,12 @@ from rhapsody_radical.environment import Environment
 from rhapsody_radical.library import rp, ru
 from rhapsody_radical.pilot import PilotException
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 LAUNCHED = ("PMGR_ACTIVE_PENDING", "PMGR_ACTIVE")
 FINAL = ("DONE", "FAILED", "CANCELED")
 
-CLOSE_LIMIT = 60.0
+CLOSE_LIMIT = 90.0
 """Seconds that RADICAL-Pilot may take to close before its processes are ended."""
 
 
@@ -45,6 +44,9 @@ class Pilot:
         shared: Whether its file system is the engine's.
         sandbox: The directory of its tasks.
         reason: Why it ended, `None` while it has not.
+        times: When it entered each state, in seconds since the epoch.
+        closed: When the session was closed, 0 before.
+        core_seconds: Cores that tasks had, times the seconds that they ran.
     """
 
     def __init__(self, number: int, settings: dict[str, Any]) -> None:
@@ -52,9 +54,12 @@ class Pilot:
         self.settings = settings
         self.pilot: Any = None
         self.manager: Any = None
-        self.shared = True
+        self.shared: bool = True
         self.sandbox = ""
         self.reason: str | None = None
+        self.times: dict[str, float] = {}
+        self.closed: float = 0.0
+        self.core_seconds: float = 0.0
         self._config: Any = None
 
     @property
@@ -107,20 +112,19 @@ class Client:
     """RADICAL-Pilot's objects for one backend. Its methods block.
 
     Args:
+        uid: The session's uid.
         work_dir: Where the session's directory is made.
-        pilots: The parameters of the pilots, checked.
+        pilots: Its pilots.
         verbose: Whether RADICAL-Pilot reports on standard error.
 
     Attributes:
-        uid: The session's uid.
-        directory: Its directory.
-        pilots: Its pilots.
+        directory: The session's directory.
     """
 
-    def __init__(self, work_dir: Path, pilots: list[dict[str, Any]], *, verbose: bool) -> None:
-        self.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
-        self.directory = Path(os.path.abspath(work_dir)) / self.uid
-        self.pilots = [Pilot(number, settings) for number, settings in enumerate(pilots)]
+    def __init__(self, uid: str, work_dir: str, pilots: list[Pilot], *, verbose: bool) -> None:
+        self.uid = uid
+        self.directory: Path = Path(os.path.abspath(work_dir)) / uid
+        self.pilots = pilots
         self.session: Any = None
         self.manager: Any = None
         self._verbose = verbose
@@ -128,6 +132,7 @@ class Client:
         self._forked: set[int] = set()
         self._addresses: frozenset[str] = frozenset()
         self._held: list[Any] = []
+        self._made: list[Path] = []
         self._closed = False
 
     def open(
@@ -149,11 +154,13 @@ class Client:
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(self.directory.parent)!r}: its scripts do not "
                 "quote paths with spaces, quotes or dollar signs; give another directory: "
-                "RadicalExecutionBackend(..., work_dir='/tmp/rhapsody')"
+                "RadicalExecutionBackend(..., work_dir='/tmp/rhapsody'), or "
+                "`rhapsody run -o work_dir=/tmp/rhapsody`"
             )
-        leftovers.end_all(self.directory.parent)
         try:
+            self._made = [place for place in self.directory.parents if not place.exists()]
             self.directory.mkdir(parents=True, mode=0o700)
+            leftovers.end_all(self.directory.parent)
             self._environment = Environment(self.directory, self.uid, verbose=self._verbose)
             self._environment.prepare()
             leftovers.note(self.directory, self.uid)
@@ -245,6 +252,13 @@ class Client:
                 return f"{reason} (more in {place})"
         return f"see the logs in {self.session.path}"
 
+    def give_up(self, pilot: Pilot) -> None:
+        """Ends a pilot that does not work as it should, with what runs on it."""
+        if pilot.shared:
+            processes.kill(processes.of_session(Path(pilot.sandbox), self.uid + " itself"))
+        with suppress(Exception):  # who would do it may be what has ended
+            self.manager.cancel_pilots(pilot.uid, _timeout=5)
+
     def close(self, *, keep: bool) -> None:
         """Closes everything within a limit; what is left of it is ended. Never raises.
 
@@ -255,26 +269,32 @@ class Client:
             return
         self._closed = True
         _open.discard(self)
+        hangs = False
         if self.session is not None:
             self._held = self._objects()
             closing = threading.Thread(target=self._close_session, name="rhapsody-radical-close")
             closing.daemon = True
             closing.start()
             closing.join(CLOSE_LIMIT)
+            hangs = closing.is_alive()
         if self.directory.exists():
             processes.end(self.directory, self.uid)
         for pid in self._forked & processes.children():
             with suppress(Exception):
                 processes.kill_pid(pid)
-        upkeep.release(self._held, self._addresses, self.directory)
+        if hangs:  # it may go on with what would be released
+            log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
+        else:
+            upkeep.release(self._held, self._addresses, self.directory)
         self._held.clear()
         if self._environment is not None:
             self._environment.release()
         leftovers.forget(self.directory)
         if not keep:
             shutil.rmtree(self.directory, ignore_errors=True)
-            with suppress(OSError):
-                self.directory.parent.rmdir()  # where nothing else is in it
+            with suppress(OSError):  # something else is in it
+                for place in self._made:
+                    place.rmdir()
 
     def _objects(self) -> list[Any]:
         """RADICAL-Pilot's objects, and the parts of them that hold something."""
@@ -323,6 +343,9 @@ def _at_exit() -> None:
     for client in list(_open):
         client.close(keep=False)
 
+
+# RADICAL-Pilot forks a process for each session, and users' programs may fork, too.
+os.register_at_fork(after_in_child=_open.clear)
 
 # The interpreter waits for RADICAL-Pilot's threads before it calls what `atexit` has; what
 # is registered here it calls before it waits, as `concurrent.futures` needs it, too.

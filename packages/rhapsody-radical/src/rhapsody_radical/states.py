@@ -75,11 +75,13 @@ def _column(row: _Row, generation: Generation) -> str | None:
     return row[:4][list(Generation).index(generation)]
 
 
+def _names(generation: Generation) -> list[str | None]:
+    return [_column(row, generation) for row in _ROWS]
+
+
 TASK_STATES: Mapping[Generation, tuple[str, ...]] = MappingProxyType(
     {
-        generation: tuple(
-            dict.fromkeys(state for row in _ROWS if (state := _column(row, generation)) is not None)
-        )
+        generation: tuple(dict.fromkeys(name for name in _names(generation) if name is not None))
         for generation in Generation
     }
 )

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.errors import TaskLostError
 from rhapsody_radical import processes, results, services
 from rhapsody_radical.jobs import Job
-from rhapsody_radical.session import FINAL
+from rhapsody_radical.session import FINAL, Pilot
+from rhapsody_radical.vitals import Vitals
 
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 TICK = 1.0
 """Seconds between two looks of the watch."""
@@ -133,10 +134,17 @@ class Watch:
 
     Args:
         backend: The backend.
+
+    Attributes:
+        vitals: Processes that are looked after, each time with the pilots they serve.
     """
 
     def __init__(self, backend: RadicalExecutionBackend) -> None:
         self._backend = backend
+        self.vitals: list[tuple[Vitals, list[Pilot]]] = [
+            (Vitals(backend.session.path), backend.pilots)
+        ]
+        self.vitals += [(Vitals(each.sandbox), [each]) for each in backend.pilots if each.shared]
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="rhapsody-radical-watch", daemon=True
@@ -158,7 +166,11 @@ class Watch:
     def _look(self) -> None:
         backend = self._backend
         for pilot in backend.pilots:
-            backend.note_pilot(pilot, pilot.state)
+            backend.fleet.note(pilot, pilot.state)
+        for vitals, pilots in self.vitals:
+            name = vitals.look()
+            for pilot in pilots if name else ():
+                backend.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
         backend.check_functions()
         again: dict[int, list[str]] = {}
         for job in backend.open_jobs():

@@ -8,6 +8,7 @@ starts one backend after the other would run out of descriptors.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -38,13 +39,16 @@ def release(objects: Iterable[Any], bridges: frozenset[str], directory: Path) ->
     found = list(objects)
     _forget_fork_handlers(found)
     _stop_subscribers(bridges)
+    parts = [held for held in _held(found) if held]
+    for held in parts:
+        _stop_thread(held)
     zmq: Any = import_module("zmq")
     shared = zmq.Context.instance()
     for socket in list(shared._sockets):
         with suppress(Exception):  # closed meanwhile
             if socket.getsockopt_string(zmq.LAST_ENDPOINT) in bridges:
                 socket.close(linger=0)
-    for held in _held(found):
+    for held in parts:
         for name in ("_sock", "_q", "_socket"):
             with suppress(Exception):  # no socket, or closed
                 held[name].close(linger=0)
@@ -103,6 +107,15 @@ def _stop_subscribers(bridges: frozenset[str]) -> None:
             subscriber._sock.close(linger=0)
         with suppress(ValueError):
             instances.remove(subscriber)
+
+
+def _stop_thread(held: dict[str, Any]) -> None:
+    """Has a listener end before its socket is closed, which it would fail on."""
+    term, thread = held.get("_term"), held.get("_thread")
+    if isinstance(term, threading.Event) and isinstance(thread, threading.Thread):
+        term.set()
+        if thread is not threading.current_thread():
+            thread.join(2)
 
 
 def _close_written_files(directory: Path) -> None:

@@ -541,6 +541,26 @@ class ManagedBackend(BaseExecutionBackend):
 
     # What few backends need.
 
+    @classmethod
+    def diagnose(cls) -> Iterable[tuple[str, str, str]]:
+        """What `rhapsody doctor` is to say of the installation, beyond that this class loads.
+
+        Called in a process of its own, which has as long as a plugin may take to load.
+
+        Returns:
+            For each finding its level (`"ok"`, `"note"` or `"broken"`), what was
+            found, and what to do about it, empty where nothing is to be done.
+        """
+        return ()
+
+    def account(self) -> Mapping[str, Any]:
+        """What the backend tells of its life, for the engine's summary; plain values.
+
+        Called by the engine on its loop when it ends, after `shutdown` unless the
+        backend goes on.
+        """
+        return {}
+
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
         """Gives the description back: it needs no translation."""
         return args[0] if args else kwargs

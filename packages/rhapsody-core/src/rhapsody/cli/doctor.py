@@ -286,6 +286,9 @@ def _probe(probed: _Probed, timeout: float) -> list[Finding]:
             break  # nothing that comes after it was looked at
         if answer["ok"]:
             findings.append(Finding("ok", about, f"class imported in {answer['seconds']:.2f} s"))
+            findings += [
+                Finding(level, about, text, cure) for level, text, cure in answer["findings"]
+            ]
         else:
             findings.append(Finding("broken", about, answer["reason"], answer["remedy"]))
     return findings

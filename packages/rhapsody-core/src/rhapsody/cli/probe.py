@@ -23,6 +23,9 @@ COMMAND = (
 """Run with `python -P -c`; takes over the module path of the process that asks."""
 
 
+LEVELS = ("ok", "note", "broken")
+
+
 def main(request: dict[str, Any]) -> None:
     """Loads one plugin and the backends it declares.
 
@@ -64,7 +67,21 @@ def _backend(name: str) -> dict[str, Any]:
         return {"ok": False, "reason": described.reason, "remedy": described.remedy}
     start = time.perf_counter()
     try:
-        BackendRegistry.get_backend_class(name)
+        kind = BackendRegistry.get_backend_class(name)
     except (ImportError, TypeError) as error:
         return {"ok": False, "reason": str(error), "remedy": ""}  # the error says it itself
-    return {"ok": True, "seconds": time.perf_counter() - start}
+    seconds = time.perf_counter() - start
+    return {"ok": True, "seconds": seconds, "findings": _diagnosis(kind)}
+
+
+def _diagnosis(kind: Any) -> list[tuple[str, str, str]]:
+    """What the backend's class says of its installation; whatever it does, three texts each."""
+    if not hasattr(kind, "diagnose"):
+        return []
+    try:
+        return [
+            (level if level in LEVELS else "note", str(text), str(remedy))
+            for level, text, remedy in kind.diagnose()
+        ]
+    except Exception as error:  # the plugin's own
+        return [("broken", f"diagnose() raised {type(error).__name__}: {error}", "")]

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,6 +64,8 @@ class Summary:
         problems: What went wrong while shutting down, in words.
         graph: For a dry run: each call's uid, name and the uids it depends on.
         unawaited: How many failed tasks and blocks nobody awaited.
+        backends: By each backend's name what it tells of its life, see `account` of
+            `ManagedBackend`; those that tell nothing are left out.
     """
 
     uid: str
@@ -73,6 +75,18 @@ class Summary:
     problems: tuple[str, ...] = ()
     graph: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     unawaited: int = 0
+    backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
+    """What backends tell of their lives."""
+    told: dict[str, Mapping[str, Any]] = {}
+    for name, backend in backends.items():
+        try:
+            told[name] = getattr(backend, "account", dict)()
+        except Exception:  # the backend's own; the others have something to say, too
+            log.exception("backend %r could not give an account of itself", name)
+    return {name: account for name, account in told.items() if account}
 
 
 class Observation:

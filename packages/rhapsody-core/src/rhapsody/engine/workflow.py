@@ -23,7 +23,7 @@ from rhapsody.engine.files import Stager
 from rhapsody.engine.graph import Node, dependency_uids
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.life import Work
-from rhapsody.engine.observe import Profiler, Stats, Summary
+from rhapsody.engine.observe import Profiler, Stats, Summary, accounts
 from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import flag, profile_path, whole_number
 from rhapsody.engine.shutdown import settle_everything, stop_everything
@@ -387,6 +387,7 @@ class WorkflowEngine(Decorators, KeptNames):
             problems=self._problems,
             graph=tuple(runtime.graph.calls or ()),
             unawaited=runtime.tally.total,
+            backends=accounts(self.backends, runtime.log),
         )
         for hook in runtime.hooks.workflow_finished:
             runtime.hooks.call(hook, engine=self, summary=self._summary)

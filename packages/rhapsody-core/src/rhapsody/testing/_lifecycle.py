@@ -16,7 +16,10 @@ STATES = ("initialized", "running", "shutting_down", "shutdown", "error")
 
 
 class Lifecycle:
-    """What must hold before, at and after a backend's start."""
+    """What must hold before, at and after a backend's start.
+
+    Checks that start a backend and checks that stop one take turns, see `Trial.hand_on`.
+    """
 
     @check("C4", "name, capabilities and session are declared", dry=True)
     async def test_it_declares_what_it_is(self, trial: Trial) -> None:
@@ -39,16 +42,54 @@ class Lifecycle:
         given = await backend
         trial.require(given is backend, f"await gave {given!r}, not the backend itself")
         await _require_state(trial, backend, "running")
+        trial.hand_on(backend)
+
+    @check("C4", "shutdown may be called twice, and at once", dry=True)
+    async def test_shutdown_twice_is_harmless(self, trial: Trial) -> None:
+        backend = await trial.own()
+        await asyncio.gather(backend.shutdown(), backend.shutdown())
+        await backend.shutdown()
+        await _require_state(trial, backend, "shutdown")
 
     @check("C4", "`await Backend.create(...)` gives a started backend", dry=True)
     async def test_create_makes_and_starts_it(self, trial: Trial) -> None:
         kind = type(await trial.fresh())
-        backend = await kind.create(*trial.kit.create_args, **trial.kit.create_kwargs)
+        arguments = trial.kit.create_args, trial.kit.create_kwargs
+        backend = trial.take(await kind.create(*arguments[0], **arguments[1]))
+        trial.require(isinstance(backend, kind), f"create gave {backend!r}")
+        await _require_state(trial, backend, "running")
+        trial.hand_on(backend)
+
+    @check("C4", "state() is one of the five words, and may be awaited", dry=True)
+    async def test_its_state_is_a_known_word(self, trial: Trial) -> None:
+        seen = [await state_of(await trial.fresh())]
+        backend = await trial.own()
+        seen.append(await state_of(backend))
+        state = backend.state()
+        if hasattr(type(state), "__await__"):
+            state = await state
+        trial.require(str(state) == seen[-1], f"awaiting state() gave {state!r}, not {seen[-1]!r}")
+        await backend.shutdown()
+        seen.append(await state_of(backend))
+        unknown = [word for word in seen if word not in STATES]
+        trial.require(not unknown, f"it said {unknown}, and the words are {', '.join(STATES)}")
+        expected = [seen[0], "running", "shutdown"]
+        trial.require(
+            seen[0] in ("initialized", "running") and seen == expected,
+            f"over its life it said {' -> '.join(seen)}",
+        )
+
+    @check("C4", "a task handed over after shutdown is an error", dry=True)
+    async def test_a_task_after_shutdown_is_an_error(self, trial: Trial) -> None:
+        from rhapsody.testing._driver import Driver
+
+        backend = await trial.ended()
+        task = Driver(backend).command("true")
         try:
-            trial.require(isinstance(backend, kind), f"create gave {backend!r}")
-            await _require_state(trial, backend, "running")
-        finally:
-            await backend.shutdown()
+            await backend.submit_tasks([task])
+        except Exception:  # any error is right
+            return
+        raise trial.check.error("submit_tasks raised nothing")
 
     @check("C4", "`async with` starts a backend and shuts it down", dry=True)
     async def test_async_with_starts_it_and_shuts_it_down(self, trial: Trial) -> None:
@@ -70,6 +111,31 @@ class Lifecycle:
         same = first is backend and second is backend and third is backend
         trial.require(same, "awaiting it again gave something else than the backend")
         await _require_state(trial, backend, "running")
+        trial.hand_on(backend)
+
+    @check("C4", "a second backend of the same class does not disturb the first", SYNC)
+    async def test_two_backends_at_once_do_not_mix(self, trial: Trial) -> None:
+        from rhapsody.testing._work import add
+
+        first = await trial.driver()
+        second = await trial.driver(await trial.own())
+        one, two = first.call(add, 1), second.call(add, 2)
+        ends = await asyncio.gather(first.run_one(one), second.run_one(two))
+        trial.require([end.value for end in ends] == [2, 3], f"they gave {[*map(str, ends)]}")
+        await second.backend.shutdown()
+        third = await first.run_one(first.call(add, 3))
+        trial.require(third.value == 4, f"after the other's shutdown: {third}")
+
+    @check("C4", "a backend that was shut down leaves the next one usable", FUNCTIONS)
+    async def test_another_can_be_started_after_it(self, trial: Trial) -> None:
+        from rhapsody.testing._work import add, add_async
+
+        function = add if trial.capabilities.sync_functions else add_async
+        await trial.ended()
+        backend = await trial.fresh()
+        driver = await trial.driver(backend)
+        end = await driver.run_one(driver.call(function, 1))
+        trial.require(end.value == 2, f"the next backend: {end}")
 
     @check("C4", "use before start is an error that says to await the backend", dry=True)
     async def test_use_before_start_says_to_await_it(self, trial: Trial) -> None:
@@ -83,6 +149,12 @@ class Lifecycle:
             trial.require("await" in str(error), f"the error does not say so: {error!r}")
         else:
             raise trial.check.error("submit_tasks raised nothing")
+
+    @check("C4", "shutdown before the start is harmless", dry=True)
+    async def test_shutdown_before_the_start_is_harmless(self, trial: Trial) -> None:
+        backend = await trial.unstarted()
+        await backend.shutdown()
+        await _require_state(trial, backend, "shutdown")
 
     @check("C4", "a failed start leaves nothing running", dry=True)
     async def test_a_failed_start_leaves_nothing_running(self, trial: Trial) -> None:
@@ -112,52 +184,6 @@ class Lifecycle:
             end_processes(left)
         trial.require(not left, f"left behind: {', '.join(map(str, left))}")
 
-    @check("C4", "shutdown may be called twice, and at once", dry=True)
-    async def test_shutdown_twice_is_harmless(self, trial: Trial) -> None:
-        backend = await trial.fresh()
-        await backend
-        await asyncio.gather(backend.shutdown(), backend.shutdown())
-        await backend.shutdown()
-        await _require_state(trial, backend, "shutdown")
-
-    @check("C4", "shutdown before the start is harmless", dry=True)
-    async def test_shutdown_before_the_start_is_harmless(self, trial: Trial) -> None:
-        backend = await trial.unstarted()
-        await backend.shutdown()
-        await _require_state(trial, backend, "shutdown")
-
-    @check("C4", "a task handed over after shutdown is an error", dry=True)
-    async def test_a_task_after_shutdown_is_an_error(self, trial: Trial) -> None:
-        backend = await trial.fresh()
-        driver = await trial.driver(backend)
-        await backend.shutdown()
-        task = driver.command("true")
-        try:
-            await backend.submit_tasks([task])
-        except Exception:  # any error is right
-            return
-        raise trial.check.error("submit_tasks raised nothing")
-
-    @check("C4", "state() is one of the five words, and may be awaited", dry=True)
-    async def test_its_state_is_a_known_word(self, trial: Trial) -> None:
-        backend = await trial.fresh()
-        seen = [await state_of(backend)]
-        await backend
-        seen.append(await state_of(backend))
-        state = backend.state()
-        if hasattr(type(state), "__await__"):
-            state = await state
-        trial.require(str(state) == seen[-1], f"awaiting state() gave {state!r}, not {seen[-1]!r}")
-        await backend.shutdown()
-        seen.append(await state_of(backend))
-        unknown = [word for word in seen if word not in STATES]
-        trial.require(not unknown, f"it said {unknown}, and the words are {', '.join(STATES)}")
-        expected = [seen[0], "running", "shutdown"]
-        trial.require(
-            seen[0] in ("initialized", "running") and seen == expected,
-            f"over its life it said {' -> '.join(seen)}",
-        )
-
     @check("C1", "declaring the backend imports no library behind it", dry=True)
     async def test_its_declaration_is_light(self, trial: Trial) -> None:
         backend = await trial.fresh()
@@ -175,31 +201,6 @@ class Lifecycle:
         if found is None:
             skip(f"no entry point in the group rhapsody.backends is called {backend.name!r}")
         trial.require(not found, f"its entry point imports {', '.join(found)}")
-
-    @check("C4", "a second backend of the same class does not disturb the first", SYNC)
-    async def test_two_backends_at_once_do_not_mix(self, trial: Trial) -> None:
-        from rhapsody.testing._work import add
-
-        first = await trial.driver()
-        second = await trial.driver(await trial.fresh())
-        one, two = first.call(add, 1), second.call(add, 2)
-        ends = await asyncio.gather(first.run_one(one), second.run_one(two))
-        trial.require([end.value for end in ends] == [2, 3], f"they gave {[*map(str, ends)]}")
-        await second.backend.shutdown()
-        third = await first.run_one(first.call(add, 3))
-        trial.require(third.value == 4, f"after the other's shutdown: {third}")
-
-    @check("C4", "a backend that was shut down leaves the next one usable", FUNCTIONS)
-    async def test_another_can_be_started_after_it(self, trial: Trial) -> None:
-        from rhapsody.testing._work import add, add_async
-
-        function = add if trial.capabilities.sync_functions else add_async
-        for number in range(2):
-            backend = await trial.fresh()
-            driver = await trial.driver(backend)
-            end = await driver.run_one(driver.call(function, number))
-            trial.require(end.value == number + 1, f"backend {number + 1}: {end}")
-            await backend.shutdown()
 
 
 async def _require_state(trial: Trial, backend: object, expected: str) -> None:

@@ -214,7 +214,7 @@ class Misfortunes:
 
     @check("C7.14", "shutdown cancels what is unfinished, and leaves no task waiting", FUNCTIONS)
     async def test_an_engines_shutdown_cancels_what_is_unfinished(self, trial: Trial) -> None:
-        backend = await trial.fresh()
+        backend = await trial.own(last=True)
         flow = await trial.engine(backend)
         plus = adder(trial, flow)
         long = _long(trial, flow)

@@ -35,7 +35,8 @@ class Settings:
         separate_processes: Functions run in processes of their own, so that one
             which kills its process fails alone.
         backend_scope: `"test"` makes a backend for each check, `"class"` one for
-            all checks that do not stop it, for backends that are slow to start.
+            all checks that do not stop it, for backends that are slow to start; one
+            that a check has started is then left to a check that stops one.
         leaves_behind: Patterns (`fnmatch`) of what may be left when the backend
             has been shut down, matched with `"process COMMAND"`, `"thread NAME"`,
             `"task NAME"` and `"file TARGET"`.

@@ -29,21 +29,29 @@ KINDS: tuple[TaskKind, ...] = ("function", "async_function", "executable")
 
 
 class Shared:
-    """A backend that several trials on one loop use in turn.
+    """Backends that several trials on one loop use in turn, and what was seen of others.
 
     Attributes:
         backend: The backend, started; `None` before the first trial and after one
             that failed, which may have left anything in it.
+        spare: One that a trial started and left to a trial that stops one.
+        ended: One that was started and shut down.
+        lives: What was seen of whole lives of backends.
     """
 
     def __init__(self) -> None:
         self.backend: Any = None
+        self.spare: Any = None
+        self.ended: Any = None
+        self.lives: list[Any] = []
 
     async def discard(self) -> None:
-        """Shuts the backend down; the next trial makes another."""
-        backend, self.backend = self.backend, None
-        if backend is not None:
-            await backend.shutdown()
+        """Shuts the backends down; the next trial makes others."""
+        backends = self.backend, self.spare
+        self.backend = self.spare = None
+        for backend in backends:
+            if backend is not None:
+                await backend.shutdown()
 
 
 class Trial:
@@ -69,6 +77,7 @@ class Trial:
         self._drivers: list[Driver] = []
         self._engines = 0
         self._ends = AsyncExitStack()
+        self._lives: list[Any] = []
         self._unseen: list[str] = []
         self._doing = ""
 
@@ -90,9 +99,47 @@ class Trial:
 
     async def fresh(self) -> Any:
         """A backend as `make_backend` gives it, shut down at the end."""
-        backend = await self.kit.make_backend()
-        self._ends.push_async_callback(backend.shutdown)
+        return self.take(await self.kit.make_backend())
+
+    def take(self, backend: Any) -> Any:
+        """Has a backend shut down at the end, unless it is handed on."""
+        self._ends.push_async_callback(self._let_go, backend)
         return backend
+
+    async def own(self, *, last: bool = False) -> Any:
+        """A started backend that the check may shut down, maybe one that another handed on.
+
+        Args:
+            last: The class's own will do: the check is the last of its class.
+        """
+        shared = self._shared
+        if shared is not None and shared.spare is not None:
+            backend, shared.spare = self.take(shared.spare), None
+        elif last and shared is not None and shared.backend is not None:
+            backend, shared.backend = self.take(shared.backend), None
+        else:
+            backend = await started(await self.fresh())
+        if shared is not None:
+            self._ends.callback(setattr, shared, "ended", backend)
+        return backend
+
+    def hand_on(self, backend: Any) -> None:
+        """Leaves a started backend to the next check that asks for one of its own."""
+        if self._shared is not None and self._shared.spare is None:
+            self._shared.spare = backend
+
+    async def ended(self) -> Any:
+        """A backend that was started and shut down, maybe by another check."""
+        if self._shared is not None and self._shared.ended is not None:
+            return self._shared.ended
+        backend = await self.own()
+        await backend.shutdown()
+        return backend
+
+    @property
+    def lives(self) -> list[Any]:
+        """What was seen of whole lives of backends, by this check or by others before it."""
+        return self._lives if self._shared is None else self._shared.lives
 
     async def unstarted(self) -> Any:
         """A backend that was not started; skips the check where there is none."""
@@ -155,6 +202,10 @@ class Trial:
         return ", ".join(words) or "no task was open"
 
     # The end.
+
+    async def _let_go(self, backend: Any) -> None:
+        if self._shared is None or backend is not self._shared.spare:
+            await backend.shutdown()
 
     async def close(self) -> None:
         """Ends engines, drivers and backends, the last made first, and removes the directory."""

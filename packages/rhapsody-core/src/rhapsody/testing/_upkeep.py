@@ -6,19 +6,19 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._machine import (
     Heartbeat,
     Holdings,
-    Leftover,
     end_processes,
     left_behind,
     marked,
     memory_in_use,
 )
-from rhapsody.testing._rules import SHARED
+from rhapsody.testing._rules import SHARED, ConformanceError
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import Ticking, quick
 from rhapsody.testing._trial import Trial, state_of
@@ -42,38 +42,37 @@ class Upkeep:
 
     @check("C4", "the loop is not held up by start and shutdown", dry=True, times=3)
     async def test_the_loop_is_not_held_up_by_start_and_shutdown(self, trial: Trial) -> None:
-        kinds = trial.kinds()
-
-        async def work() -> None:
-            backend = await trial.fresh()
-            driver = await trial.driver(backend)
-            await driver.run(*(quick(driver, kind) for kind in kinds))
-            await backend.shutdown()
-
-        await _require_free_loop(trial, work, "start, first tasks and shutdown")
+        for count in range(1, _TRIES + 1):
+            gaps = [life.gap for life in await _lives(trial, count)]
+            if min(gaps) <= trial.kit.loop_gap:
+                return
+        raise _held_up(trial, "start, first tasks and shutdown", min(gaps))
 
     @check("C4", "shutdown leaves no process, thread, task or file behind", dry=True, times=2)
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
-        before: Holdings | None = None
-        left: list[Leftover] = []
-        with marked() as mark:
-            first = Holdings.now(mark)
-            for cycle in range(2):  # files that are opened once per process come in the first
-                await _life(trial)
-                if before is None:
-                    before = Holdings.now(mark)
-                left = await left_behind(
-                    first if cycle == 0 else before,
-                    trial.kit.leaves_behind,
-                    within=10 * trial.kit.settle,
-                    files=cycle > 0,
-                    mark=mark,
-                )
-                if left:
-                    break
-                before = Holdings.now(mark)
-            end_processes(left)
-        trial.require(not left, f"left behind: {', '.join(map(str, left))}")
+        left = [text for life in await _lives(trial, 2) for text in life.left]
+        trial.require(not left, f"left behind: {', '.join(left)}")
+
+    @check("C4", "nothing grows over start and stop cycles", dry=True, times=4)
+    async def test_nothing_grows_over_cycles(self, trial: Trial) -> None:
+        lives = await _lives(trial, trial.kit.cycles)
+        # What is made once per process comes in the first cycles.
+        settled, last = lives[min(2, max(0, len(lives) - 2))], lives[-1]
+        left = last.held.since(settled.held, trial.kit.leaves_behind)
+        trial.require(
+            not left, f"after {len(lives)} cycles there are also {', '.join(map(str, left))}"
+        )
+        await asyncio.sleep(trial.kit.settle)  # what is on its way through the loop
+        gc.collect()
+        alive = sum(life.backend() is not None for life in lives)
+        trial.require(
+            alive <= 1, f"{alive} of {len(lives)} backends that were shut down are still in memory"
+        )
+        grown = last.memory - settled.memory
+        trial.require(
+            grown <= trial.kit.memory_growth,
+            f"the process grew by {grown} bytes, more than {trial.kit.memory_growth}",
+        )
 
     @check("C4", "shutdown with work in flight ends all of it, each task once", SHARED, times=2)
     async def test_shutdown_ends_work_in_flight(self, trial: Trial) -> None:
@@ -115,32 +114,49 @@ class Upkeep:
             end_processes(left)
         trial.require(not left, f"left behind: {', '.join(map(str, left))}")
 
-    @check("C4", "nothing grows over start and stop cycles", dry=True, times=4)
-    async def test_nothing_grows_over_cycles(self, trial: Trial) -> None:
-        cycles = trial.kit.cycles
-        settled: tuple[Holdings, int] | None = None
-        backends: list[weakref.ref[Any]] = []
-        for cycle in range(cycles):
-            trial.doing(f"in start and stop cycle {cycle + 1} of {cycles}")
-            backends.append(weakref.ref(await _life(trial)))
-            gc.collect()
-            if cycle == min(2, cycles - 1):
-                settled = Holdings.now(), memory_in_use()
-        assert settled is not None
-        before, memory = settled
-        left = await left_behind(before, trial.kit.leaves_behind, within=10 * trial.kit.settle)
-        trial.require(not left, f"after {cycles} cycles there are also {', '.join(map(str, left))}")
-        await asyncio.sleep(trial.kit.settle)  # what is on its way through the loop
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """What was seen of one backend's whole life, with a task of each kind in it.
+
+    Attributes:
+        backend: The backend, if it is still in memory.
+        gap: Seconds that it held up the loop at most.
+        left: What it left behind, in words.
+        held: What the process held afterwards.
+        memory: The process's size afterwards.
+    """
+
+    backend: weakref.ref[Any]
+    gap: float
+    left: tuple[str, ...]
+    held: Holdings
+    memory: int
+
+
+async def _lives(trial: Trial, count: int) -> list[Life]:
+    """At least so many lives, with those that other checks of the class have seen."""
+    lives: list[Life] = trial.lives
+    while len(lives) < count:
+        trial.doing(f"in start and stop cycle {len(lives) + 1} of {count}")
+        # Files that are opened once per process come in the first.
+        lives.append(await _seen(trial, files=bool(lives)))
+    return lives
+
+
+async def _seen(trial: Trial, *, files: bool) -> Life:
+    with marked() as mark:
+        before = Holdings.now(mark)
+        with Heartbeat() as heartbeat:
+            backend = weakref.ref(await _life(trial))
         gc.collect()
-        alive = sum(backend() is not None for backend in backends)
-        trial.require(
-            alive <= 1, f"{alive} of {cycles} backends that were shut down are still in memory"
+        within = 10 * trial.kit.settle
+        left = await left_behind(
+            before, trial.kit.leaves_behind, within=within, files=files, mark=mark
         )
-        grown = memory_in_use() - memory
-        trial.require(
-            grown <= trial.kit.memory_growth,
-            f"the process grew by {grown} bytes, more than {trial.kit.memory_growth}",
-        )
+        end_processes(left)
+    words = tuple(map(str, left))
+    return Life(backend, heartbeat.worst, words, Holdings.now(), memory_in_use())
 
 
 async def _life(trial: Trial) -> Any:
@@ -157,13 +173,20 @@ async def _life(trial: Trial) -> Any:
 
 async def _require_free_loop(trial: Trial, work: Callable[[], Awaitable[None]], what: str) -> None:
     best = float("inf")
-    for _ in range(3):
+    for _ in range(_TRIES):
         with Heartbeat() as heartbeat:
             await work()
         best = min(best, heartbeat.worst)
         if best <= trial.kit.loop_gap:
             return
-    raise trial.check.error(
-        f"{what} held the loop up for {best:.2f} s, longer than {trial.kit.loop_gap:g} s, "
-        "in each of three tries"
+    raise _held_up(trial, what, best)
+
+
+def _held_up(trial: Trial, what: str, seconds: float) -> ConformanceError:
+    return trial.check.error(
+        f"{what} held the loop up for {seconds:.2f} s, longer than {trial.kit.loop_gap:g} s, "
+        f"in each of {_TRIES} tries"
     )
+
+
+_TRIES = 3

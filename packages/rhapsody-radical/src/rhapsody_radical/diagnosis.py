@@ -1,0 +1,114 @@
+"""What `rhapsody doctor` says of RADICAL-Pilot: its programs, and the traps it falls into.
+
+RADICAL-Pilot starts everything through shell scripts, so that what a login shell prints
+or lacks ends in errors that do not say so.
+"""
+
+from __future__ import annotations
+
+import json
+import locale
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from rhapsody.errors import BackendUnavailableError
+from rhapsody_radical.environment import scripts
+from rhapsody_radical.library import rp
+
+Finding = tuple[str, str, str]
+
+SLOW_SHELL = 5.0
+"""Seconds that a login shell may take: each task on a pilot's way waits for a few."""
+
+LAUNCHERS = ("mpirun", "mpiexec", "srun", "aprun", "jsrun")
+BATCH = {"Slurm": "sbatch", "PBS": "qsub", "LSF": "bsub", "Cobalt": "cqsub"}
+
+
+def findings() -> Iterator[Finding]:
+    """Level, text and remedy of each finding."""
+    yield _programs()
+    yield from _shell()
+    yield _encoding()
+    yield from _tools()
+    yield from _resources()
+
+
+def _programs() -> Finding:
+    try:
+        return "ok", f"RADICAL-Pilot {rp.version_short}, its programs are in {scripts()}", ""
+    except BackendUnavailableError as error:
+        return "broken", str(error), "pip install --force-reinstall radical.pilot"
+
+
+def _shell() -> Iterator[Finding]:
+    bash = shutil.which("bash")
+    if bash is None:
+        yield "broken", "there is no bash, in which RADICAL-Pilot's scripts are", "install bash"
+        return
+    begun = time.perf_counter()
+    try:
+        run = subprocess.run(  # noqa: S603 - the user's own login shell
+            [bash, "-lc", "true"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=2 * SLOW_SHELL,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        yield "broken", "the login shell does not end", "look into ~/.bash_profile and ~/.profile"
+        return
+    seconds, said = time.perf_counter() - begun, (run.stdout + run.stderr).strip()
+    if run.returncode:
+        cure = "let `bash -lc true` succeed: look into ~/.bash_profile and ~/.profile"
+        yield "broken", f"the login shell fails with exit code {run.returncode}: {said}", cure
+    elif said:
+        cure = "print nothing from ~/.bash_profile and ~/.profile unless a terminal is there"
+        yield "note", f"the login shell prints, which gets into tasks' output: {said[:200]}", cure
+    elif seconds > SLOW_SHELL:
+        yield "note", f"the login shell takes {seconds:.0f} s, and pilots start several", ""
+    else:
+        yield "ok", f"the login shell starts quietly, in {seconds:.2f} s", ""
+
+
+def _encoding() -> Finding:
+    encoding = locale.getpreferredencoding(False)
+    if encoding.lower().replace("-", "") == "utf8":
+        return "ok", f"text is {encoding}", ""
+    return "note", f"text is {encoding}: names and output beyond it get lost", "export LANG=C.UTF-8"
+
+
+def _tools() -> Iterator[Finding]:
+    launchers = [name for name in LAUNCHERS if shutil.which(name)]
+    if launchers:
+        yield "ok", f"tasks of several ranks can be started by {', '.join(launchers)}", ""
+    if not {"mpirun", "mpiexec"} & set(launchers):
+        cure = "load or install an MPI, on Debian: apt-get install openmpi-bin"
+        yield "note", "there is no mpirun: tasks on this machine's pilots have one rank", cure
+    systems = [name for name, program in BATCH.items() if shutil.which(program)]
+    yield "ok", f"batch systems here: {', '.join(systems) or 'none'}", ""
+    if shutil.which("ssh") is None:
+        yield "note", "there is no ssh: pilots on this machine only", "install an ssh client"
+
+
+def _resources() -> Iterator[Finding]:
+    home = os.environ.get("RADICAL_CONFIG_USER_DIR") or os.path.expanduser("~")
+    own = sorted(Path(home, ".radical/pilot/configs").glob("resource_*.json"))
+    for file in own:
+        with suppress(OSError):
+            try:
+                # RADICAL-Pilot's files have comments, in lines of their own.
+                lines = file.read_text().splitlines()
+                json.loads("\n".join(x for x in lines if not x.lstrip().startswith("#")))
+            except ValueError as error:
+                yield "broken", f"{file} is no JSON: {error}", "mend it, or move it away"
+                return
+    configs = rp.utils.misc.get_resource_configs()
+    names = sorted(f"{site}.{name}" for site in configs for name in configs[site])
+    yield "ok", f"resources: {', '.join(names)}", ""

@@ -1,0 +1,63 @@
+"""What the backend does on the loop, in a pilot's whole life: nothing that takes long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from rhapsody.testing import Driver
+from tests.radical.pilots import backend
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300)]
+
+OWN = 0.01
+"""Seconds of the processor that the loop may spend between two beats."""
+
+HELD = 0.25
+"""Seconds that it may be kept from coming round by RADICAL-Pilot's threads and processes."""
+
+
+class Beats:
+    """Comes round on the loop, and measures: processor time of its thread, and time.
+
+    Attributes:
+        own: The most of the processor's time between two beats, by phase.
+        held: The most time between two beats, by phase.
+    """
+
+    def __init__(self) -> None:
+        self.own: dict[str, float] = {}
+        self.held: dict[str, float] = {}
+        self.phase = ""
+
+    async def run(self) -> None:
+        while True:
+            spent, now = time.thread_time(), time.monotonic()
+            await asyncio.sleep(0.002)
+            spent, now = time.thread_time() - spent, time.monotonic() - now - 0.002
+            self.own[self.phase] = max(self.own.get(self.phase, 0.0), spent)
+            self.held[self.phase] = max(self.held.get(self.phase, 0.0), now)
+
+
+async def test_the_loop_comes_round_in_start_submission_and_close(tmp_path: Path) -> None:
+    made, beats = backend(work_dir=tmp_path / "work"), Beats()
+    beats.phase = "start"
+    beating = asyncio.create_task(beats.run())
+    await asyncio.sleep(0)
+    await made
+    async with Driver(made, work_dir=tmp_path) as driver:
+        beats.phase = "first tasks"
+        await driver.run(driver.command("true"), driver.call(int))
+        beats.phase = "submission"
+        tasks = [driver.command("true") for _ in range(40)]
+        await driver.run(*tasks, *(driver.call(int) for _ in range(40)))
+    beats.phase = "close"
+    await made.shutdown()
+    beating.cancel()
+    print({phase: (f"{beats.own[phase]:.4f}", f"{held:.3f}") for phase, held in beats.held.items()})
+    assert list(beats.own) == ["start", "first tasks", "submission", "close"]
+    assert max(beats.own.values()) < OWN, beats.own
+    assert max(beats.held.values()) < HELD, beats.held

@@ -1,0 +1,66 @@
+"""The README's table says what the backend declares; the conformance kit proves it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rhapsody.backends.base import Capabilities
+from rhapsody_radical import capabilities
+
+README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
+
+# The words of the table for the fields of the declaration, in its order.
+MEANINGS = {
+    "functions": "async functions",
+    "sync_functions": "sync functions",
+    "executables": "executables",
+    "services": "executables as services",
+    "function_services": "functions as services",
+    "cancel_functions": "cancels functions that are",
+    "cancel_async_functions": "cancels async functions that are",
+    "cancel_executables": "cancels executables that are",
+    "cancel_services": "cancels services that are",
+    "sandboxes": "a directory for each task",
+    "files": "input and output files",
+    "shared_file_system": "sees the engine's file system",
+    "resources": "resources it honours",
+    "binds": "of these, enforced",
+    "captures_output": "what functions print is kept",
+    "reports_running": "says when a task starts",
+    "unfinished_dependencies": "takes unfinished tasks as arguments",
+}
+
+COLUMNS = {
+    "functions by RAPTOR (default)": capabilities.RAPTOR,
+    '`functions="executable"`': capabilities.EXECUTABLES,
+    "your `raptor_config`": capabilities.OWN_WORKERS,
+    "`raptor=False`": capabilities.NO_FUNCTIONS,
+}
+
+
+def shown(declared: Capabilities, field: str) -> str:
+    value = declared.as_dict()[field]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(value) or "none"
+    return {"running": "running or queued", "queued": "queued", "none": "neither"}[value]
+
+
+def table() -> str:
+    """The table as it must be."""
+    rows = [["", *COLUMNS], ["---"] * (len(COLUMNS) + 1)]
+    for field, meaning in MEANINGS.items():
+        rows.append([meaning, *(shown(declared, field) for declared in COLUMNS.values())])
+    return "\n".join(f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows)
+
+
+def test_the_table_has_every_capability() -> None:
+    assert list(MEANINGS) == list(capabilities.RAPTOR.as_dict())
+
+
+def test_the_readme_has_the_table() -> None:
+    found = re.search(r"^\| \|.*?(?=\n\n)", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert found
+    assert found[0] == table(), f"the README's table should be:\n{table()}"

@@ -1,0 +1,70 @@
+"""A minute on a real pilot: the engine starts it, each kind of task runs, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rhapsody_radical import processes
+
+pytestmark = pytest.mark.timeout(300)
+
+PROGRAM = """
+import asyncio
+from rhapsody import WorkflowEngine
+from rhapsody_radical import RadicalExecutionBackend
+
+async def main():
+    backend = RadicalExecutionBackend({"resource": "local.localhost", "cores": 4, "runtime": 10})
+    async with WorkflowEngine.create(backend) as flow:
+
+        @flow.function_task
+        def square(x):
+            return x * x
+
+        @flow.executable_task
+        async def say(number):
+            return f"echo {number} '$HOME'"
+
+        @flow.executable_task(service=True, ready=r"stdout:port (\\d+)")
+        async def serve():
+            return "echo port 4711; sleep 600"
+
+        service = serve()
+        print(await say(square(7)), await service, backend.session.path, sep="|")
+    (pilot,) = flow.summary.backends["radical_pilot"]["pilots"]
+    print(sorted(pilot["states"]), 0 < pilot["utilisation"] < 1)
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_runs_each_kind_of_task_and_leaves_nothing(tmp_path: Path) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    before = {process.pid for process in psutil.process_iter()}
+    environment = {k: v for k, v in os.environ.items() if k != "RADICAL_BASE"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        cwd=here,
+        env={**environment, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second, third = done.stdout.splitlines()
+    assert first == "49 $HOME"
+    assert second.startswith(f"|4711|{here}/.rhapsody/")
+    assert third.endswith(" True"), third
+    assert "PMGR_ACTIVE" in third
+    assert done.stderr == ""
+    assert sorted(tmp_path.rglob("*")) == [here, home]
+    left = processes.of_session(tmp_path, "none")
+    assert [process for process in left if process.pid not in before] == []
