@@ -27,7 +27,9 @@ SPECS = "rhapsody.plugins.specs"
 
 MODULES = [
     "rhapsody.backends.base",
+    "rhapsody.backends.capabilities",
     "rhapsody.backends.programs",
+    "rhapsody.backends.session",
     "rhapsody.context",
     "rhapsody.data",
     "rhapsody.errors",

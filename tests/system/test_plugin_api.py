@@ -37,10 +37,10 @@ BREAKS = {
         "BackendSpec.__init__(summary): Parameter is now required",
     ),
     "a capability has another name": (
-        "backends/base.py",
+        "backends/capabilities.py",
         "    sandboxes: bool = False\n",
         "    directories: bool = False\n",
-        "rhapsody.backends.base.Capabilities.sandboxes: Public object was removed",
+        "rhapsody.backends.capabilities.Capabilities.sandboxes: Public object was removed",
     ),
     "a method is gone": (
         "backends/base.py",
@@ -76,7 +76,7 @@ HARMLESS = {
         "def rhapsody_task_events(loop: object, engine: WorkflowEngine, ",
     ),
     "there is another capability": (
-        "backends/base.py",
+        "backends/capabilities.py",
         "    sandboxes: bool = False\n",
         "    sandboxes: bool = False\n    containers: bool = False\n",
     ),

@@ -8,147 +8,38 @@ method. How tasks wait for each other is the engine's business, not a backend's.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import os
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from rhapsody.backends.capabilities import CancelLevel, Capabilities
+from rhapsody.backends.descriptions import completed
+from rhapsody.backends.session import BackendState, Session
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody.states import StateMapper
-from rhapsody.task import TaskDescription, TaskKind, task_kind
+from rhapsody.task import TaskDescription, task_kind
+
+__all__ = [
+    "BackendState",
+    "BaseBackend",
+    "BaseExecutionBackend",
+    "CancelLevel",
+    "Capabilities",
+    "CompletedExecutable",
+    "ManagedBackend",
+    "ReferenceLostError",
+    "Session",
+    "TaskCallback",
+]
 
 TaskCallback = Callable[..., Any]
 """`callback(task, state, service_callback=None)`, see `register_callback`."""
-
-CancelLevel = Literal["none", "queued", "running"]
-"""How far cancellation reaches: not at all, tasks that wait, or tasks that run, too."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What a backend declares it can do. The engine and the conformance kit read it.
-
-    A task that needs what is not declared fails with `CapabilityError` before it
-    is submitted; whatever is declared, the conformance kit proves.
-
-    Attributes:
-        functions: Runs coroutine functions.
-        sync_functions: Runs ordinary functions.
-        executables: Runs shell commands and programs with arguments.
-        services: Runs executables as services.
-        function_services: Runs functions as services.
-        cancel_functions: How far ordinary functions can be cancelled.
-        cancel_async_functions: How far coroutine functions can be cancelled.
-        cancel_executables: How far executables can be cancelled.
-        cancel_services: How far services can be cancelled.
-        sandboxes: Each executable has a directory of its own.
-        files: Files can be linked into a task's sandbox, and function tasks see
-            theirs as absolute paths.
-        shared_file_system: Tasks see the engine's file system under the same paths.
-        resources: The fields of `Resources` the backend can honour.
-        binds: Those of them it enforces; it only counts the others.
-        captures_output: What functions print is kept in `stdout` and `stderr`.
-        reports_running: A running state is reported when a task starts.
-        unfinished_dependencies: Accepts its own unfinished tasks as arguments.
-    """
-
-    functions: bool = True
-    sync_functions: bool = True
-    executables: bool = True
-    services: bool = False
-    function_services: bool = False
-    cancel_functions: CancelLevel = "none"
-    cancel_async_functions: CancelLevel = "none"
-    cancel_executables: CancelLevel = "none"
-    cancel_services: CancelLevel = "none"
-    sandboxes: bool = False
-    files: bool = False
-    shared_file_system: bool = False
-    resources: frozenset[str] = frozenset()
-    binds: frozenset[str] = frozenset()
-    captures_output: bool = False
-    reports_running: bool = False
-    unfinished_dependencies: bool = False
-
-    def runs(self, kind: TaskKind) -> bool:
-        """Whether tasks of this kind can be run."""
-        match kind:
-            case "function":
-                return self.sync_functions
-            case "async_function":
-                return self.functions
-            case "executable":
-                return self.executables
-            case "service":
-                return self.services
-            case "function_service":
-                return self.function_services
-
-    def cancellation(self, kind: TaskKind) -> CancelLevel:
-        """How far tasks of this kind can be cancelled."""
-        match kind:
-            case "function":
-                return self.cancel_functions
-            case "async_function":
-                return self.cancel_async_functions
-            case "executable":
-                return self.cancel_executables
-            case "service" | "function_service":
-                return self.cancel_services
-
-    def as_dict(self) -> dict[str, Any]:
-        """The declaration in plain values, for tables and JSON."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in values.items()}
-
-
-@dataclass(slots=True)
-class Session:
-    """What one backend object's life is known by.
-
-    Attributes:
-        uid: Unique over backends and processes.
-        path: Where the backend keeps files of its own. Not created here. The current
-            directory, unless the backend says otherwise, or an engine starts the
-            backend: then the engine's `work_dir`.
-    """
-
-    uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
-    path: str = field(default_factory=os.getcwd)
-    _made_in: str = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        self._made_in = self.path
-
-    @property
-    def chosen(self) -> bool:
-        """Whether somebody has changed `path` since this was made."""
-        return self.path != self._made_in
-
-    def directory(self, name: str) -> str:
-        """Where something of this name goes: in `path`, below the uid where nobody chose it."""
-        if self.chosen:
-            return f"{self.path}{os.sep}{name}"
-        return f"{self.path}{os.sep}{self.uid}{os.sep}{name}"
-
-
-class BackendState(str):
-    """The state of a backend: a string that may be awaited as well."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, None, BackendState]:
-        return self
-        yield  # makes this a generator, which never suspends
 
 
 class BaseExecutionBackend(ABC):
@@ -449,7 +340,7 @@ class ManagedBackend(BaseExecutionBackend):
         try:
             uids = {_always_there(task)[0] for task in batch}
         except (KeyError, TypeError):  # some are short; the engine's never are
-            batch, problems = _completed(batch)
+            batch, problems = completed(batch)
             uids = {task["uid"] for task in batch}
         if len(uids) < len(batch) or not self._open.keys().isdisjoint(uids):
             taken = Counter([*uids.intersection(self._open), *(task["uid"] for task in batch)])
@@ -582,49 +473,3 @@ class ManagedBackend(BaseExecutionBackend):
 
 _always_there = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})
 """Gives a description's keys that must be there, the uid first."""
-
-
-def _completed(
-    batch: list[TaskDescription],
-) -> tuple[list[TaskDescription], list[tuple[TaskDescription, Exception]]]:
-    """Puts missing keys into the descriptions of a batch.
-
-    Returns:
-        Those that can be understood, and the others, each with why not.
-    """
-    understood: list[TaskDescription] = []
-    problems: list[tuple[TaskDescription, Exception]] = []
-    for task in batch:
-        if not isinstance(task, dict):
-            raise TypeError(f"submit_tasks takes a list of dicts, one for each task, got {task!r}")
-    for task in batch:
-        problem = _complete(task)
-        if problem is None:
-            understood.append(task)
-        else:
-            problems.append((task, problem))
-    return understood, problems
-
-
-def _complete(task: Any) -> Exception | None:
-    """Puts missing keys into a description; gives what is wrong with it, if anything is."""
-    uid = task.setdefault("uid", "")
-    for key, value in (("args", ()), ("kwargs", {}), ("task_backend_specific_kwargs", {})):
-        if task.get(key) is None:
-            task[key] = value
-    for key in ("function", "executable"):
-        task.setdefault(key, None)
-    task.setdefault("name", str(uid))
-    task.setdefault("is_service", False)
-    task.setdefault("metadata", {"dependencies": [], "input_files": [], "output_files": []})
-    if not isinstance(uid, str) or not uid:
-        return ValueError(f"a task needs a 'uid', a string of its own, got {uid!r}")
-    function, executable = task["function"], task["executable"]
-    if function is None and (not isinstance(executable, str) or not executable):
-        return ValueError(
-            f"task {task['name']!r} has neither a 'function' nor an 'executable', which is a "
-            f"command for a shell, or a program with its 'arguments' in a list; got {executable!r}"
-        )
-    if function is not None and not callable(function):
-        return TypeError(f"task {task['name']!r}: its 'function' cannot be called: {function!r}")
-    return None

@@ -1,0 +1,90 @@
+"""What a backend declares it can do; plugins import it from `rhapsody.backends.base`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rhapsody.task import TaskKind
+
+CancelLevel = Literal["none", "queued", "running"]
+"""How far cancellation reaches: not at all, tasks that wait, or tasks that run, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a backend declares it can do. The engine and the conformance kit read it.
+
+    A task that needs what is not declared fails with `CapabilityError` before it
+    is submitted; whatever is declared, the conformance kit proves.
+
+    Attributes:
+        functions: Runs coroutine functions.
+        sync_functions: Runs ordinary functions.
+        executables: Runs shell commands and programs with arguments.
+        services: Runs executables as services.
+        function_services: Runs functions as services.
+        cancel_functions: How far ordinary functions can be cancelled.
+        cancel_async_functions: How far coroutine functions can be cancelled.
+        cancel_executables: How far executables can be cancelled.
+        cancel_services: How far services can be cancelled.
+        sandboxes: Each executable has a directory of its own.
+        files: Files can be linked into a task's sandbox, and function tasks see
+            theirs as absolute paths.
+        shared_file_system: Tasks see the engine's file system under the same paths.
+        resources: The fields of `Resources` the backend can honour.
+        binds: Those of them it enforces; it only counts the others.
+        captures_output: What functions print is kept in `stdout` and `stderr`.
+        reports_running: A running state is reported when a task starts.
+        unfinished_dependencies: Accepts its own unfinished tasks as arguments.
+    """
+
+    functions: bool = True
+    sync_functions: bool = True
+    executables: bool = True
+    services: bool = False
+    function_services: bool = False
+    cancel_functions: CancelLevel = "none"
+    cancel_async_functions: CancelLevel = "none"
+    cancel_executables: CancelLevel = "none"
+    cancel_services: CancelLevel = "none"
+    sandboxes: bool = False
+    files: bool = False
+    shared_file_system: bool = False
+    resources: frozenset[str] = frozenset()
+    binds: frozenset[str] = frozenset()
+    captures_output: bool = False
+    reports_running: bool = False
+    unfinished_dependencies: bool = False
+
+    def runs(self, kind: TaskKind) -> bool:
+        """Whether tasks of this kind can be run."""
+        match kind:
+            case "function":
+                return self.sync_functions
+            case "async_function":
+                return self.functions
+            case "executable":
+                return self.executables
+            case "service":
+                return self.services
+            case "function_service":
+                return self.function_services
+
+    def cancellation(self, kind: TaskKind) -> CancelLevel:
+        """How far tasks of this kind can be cancelled."""
+        match kind:
+            case "function":
+                return self.cancel_functions
+            case "async_function":
+                return self.cancel_async_functions
+            case "executable":
+                return self.cancel_executables
+            case "service" | "function_service":
+                return self.cancel_services
+
+    def as_dict(self) -> dict[str, Any]:
+        """The declaration in plain values, for tables and JSON."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in values.items()}
