@@ -67,7 +67,7 @@ class Sizes:
         # The peer's cost for each task grows with their number, and it fails on long chains:
         # it sends with each task all that the task depends on.
         self.peer_fan = self.fan // 10
-        self.peer_chain = min(self.chain, 20)
+        self.peer_chain = min(self.chain, 5)
 
 
 # By hand.

@@ -416,7 +416,8 @@ async def test_the_end_of_the_scheduler_ends_the_wait_for_a_value(tmp_path: Path
             first, second = add(3), add(4)
             assert await add(first, second) == 7
             processes[0].kill()
-            with pytest.raises(BackendUnavailableError):
+            # Which of the connections breaks first is chance.
+            with pytest.raises((BackendUnavailableError, TaskLostError)):
                 await first
             with pytest.raises(BackendUnavailableError):
                 await second
