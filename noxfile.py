@@ -56,7 +56,7 @@ DISTRIBUTIONS = {
         "tests/radical",
         "[testing]",
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
-        benchmark="radical.py",
+        benchmark="radical_pilot.py",
     ),
 }
 

@@ -5,7 +5,7 @@
 noisy machine hurts both. Prints seconds, the median of the pairs' ratios, and the CPU time
 that this process spent per task.
 
-    python benchmarks/radical.py [--size 500] [--rounds 7] [--smoke]
+    python benchmarks/radical_pilot.py [--size 500] [--rounds 7] [--smoke]
 """
 
 from __future__ import annotations
