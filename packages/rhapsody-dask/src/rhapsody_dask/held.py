@@ -32,7 +32,7 @@ class Held:
         fetch: Callable[[Call], Awaitable[TaskDescription]],
         release: Callable[[Call], None],
     ) -> None:
-        self.call = call
+        self.call: Call = call
         self._fetch = fetch
         self._release = release
 
