@@ -10,6 +10,7 @@ import asyncio
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any, Generic, TypeVar
 
 from rhapsody.data import InputFile, OutputFile
@@ -163,6 +164,17 @@ def _children(value: Any) -> Any:
     return None if PLAIN.issuperset(map(type, children)) else children
 
 
+def _replaced(value: Any, changes: dict[str, Any]) -> Any:
+    """A dataclass with other values in its `init` fields."""
+    kind = type(value)
+    if hasattr(kind, "__post_init__") and signature(kind).parameters.keys() <= changes.keys():
+        return dataclasses.replace(value, **changes)  # what it makes of them is made anew
+    new = copy.copy(value)  # with what `__init__` does not know, and without calling it
+    for name, change in changes.items():
+        object.__setattr__(new, name, change)  # frozen ones too
+    return new
+
+
 def _fill(
     value: Any, replace: Callable[[Any], Any], touched: set[int], done: dict[int, Any]
 ) -> Any:
@@ -184,10 +196,11 @@ def _fill(
     elif isinstance(value, tuple):
         new = kind._make(_fill(v, replace, touched, done) for v in value)
     else:
-        new = copy.copy(value)  # with what `__init__` does not know, and without calling it
-        for field in dataclasses.fields(value):
-            if field.init:
-                filled = _fill(getattr(value, field.name), replace, touched, done)
-                object.__setattr__(new, field.name, filled)  # frozen ones too
+        changes = {
+            field.name: _fill(getattr(value, field.name), replace, touched, done)
+            for field in dataclasses.fields(value)
+            if field.init
+        }
+        new = _replaced(value, changes)
     done[key] = new
     return new

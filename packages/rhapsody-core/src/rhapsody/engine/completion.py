@@ -99,10 +99,10 @@ class Gate:
             for hook, result in pending:
                 try:
                     await result
-                except (Exception, asyncio.CancelledError):
+                except (Exception, asyncio.CancelledError) as error:
                     if asked_to_stop():
-                        error = TimeoutError("the engine ends, and results are not recorded yet")
-                        self._runtime.hooks.report(hook, error)
+                        late = TimeoutError("the engine ends, and results are not recorded yet")
+                        self._runtime.hooks.report(hook, late)
                         return
                     self._runtime.hooks.report(hook, error)
         finally:  # a plugin's fault takes no result away
