@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from rhapsody import (
+    BackendUnavailableError,
     DependencyFailureError,
     NoopExecutionBackend,
     SubmissionError,
@@ -107,6 +108,17 @@ async def test_a_backend_that_raises_cancelled_error(where: str) -> None:
     await asyncio.wait_for(flow.shutdown(), 40)
     assert flow.summary is not None
     assert bool(flow.summary.problems) == (where == "shutdown")
+
+
+async def test_a_backend_that_is_gone_is_told_as_such() -> None:
+    class Gone(NoopExecutionBackend):
+        async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+            raise BackendUnavailableError("the scheduler is gone")
+
+    async with WorkflowEngine.create(Gone()) as flow:
+        error = await outcome(flow.function_task(int)())
+        assert isinstance(error, BackendUnavailableError)
+        assert str(error) == "the scheduler is gone"
 
 
 class Recording:

@@ -63,6 +63,20 @@ async def test_an_exception_keeps_its_type_attributes_and_remote_traceback(
     assert "rhapsody_dask" not in remote
 
 
+async def test_an_exit_keeps_its_code(flow: WorkflowEngine) -> None:
+    """Dask has tblib pickle exceptions, which loses it: the program ended with 0."""
+
+    @flow.function_task
+    def leave() -> None:
+        raise SystemExit(3)
+
+    future = leave()
+    await asyncio.wait([future])
+    error = future.exception()
+    assert isinstance(error, SystemExit)
+    assert error.code == 3
+
+
 async def test_what_cannot_be_pickled_is_named(flow: WorkflowEngine) -> None:
     @flow.function_task
     def take(x: Any) -> Any:

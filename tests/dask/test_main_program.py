@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,45 @@ def test_a_program_without_a_guard_is_told_so_before_any_process_is_started(tmp_
 def test_a_program_with_a_guard_runs(tmp_path: Path) -> None:
     done = _run(tmp_path, GUARDED)
     assert done.stdout.replace("read\n", "") == "42\n", done.stderr
+
+
+BUSY = """
+import asyncio, time
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+
+async def main():
+    backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    async with WorkflowEngine.create(backend=backend) as flow:
+        long = flow.executable_task(lambda: "sleep 600")()
+        while not flow.running:
+            await asyncio.sleep(0.01)
+        print("running", flush=True)
+        await long
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_ctrl_c_in_a_terminal_ends_the_program_and_its_workers_say_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(BUSY)
+    process = subprocess.Popen(
+        [sys.executable, file],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert err.count("KeyboardInterrupt") == 1, err
+    assert "died" not in err
 
 
 @pytest.mark.parametrize(

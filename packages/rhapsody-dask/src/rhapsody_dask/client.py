@@ -109,6 +109,8 @@ class TellingClient(Client):
                 state.reset()
                 message = {"op": "report-key", "key": key}
                 self._send_to_scheduler(message)  # type: ignore[no-untyped-call]
+            elif self.listener is not None:
+                self.listener.dropped([key], "somebody has cancelled it with this client")
 
 
 def _is_returned(packed: Any) -> bool:

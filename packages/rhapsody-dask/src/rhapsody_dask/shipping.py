@@ -112,6 +112,7 @@ class WorkerSetup(WorkerPlugin):
 
     def __init__(self, cargo: _Cargo, session: str, grace: float, witnesses: str | None) -> None:
         self.name: str = f"rhapsody-{session}"
+        self.client: int = os.getpid()
         self.cargo = cargo
         self.session = session
         self.grace = grace
@@ -120,7 +121,10 @@ class WorkerSetup(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Called by Dask on the worker."""
         self.cargo.unpack(worker.local_directory)
-        from rhapsody_dask.worker.site import open_site
+        from rhapsody_dask.worker.site import leave_ctrl_c, open_site
+
+        if self.witnesses is not None:  # on a cluster of our own
+            leave_ctrl_c(self.client)
 
         open_site(worker, self.session, self.grace, self.witnesses)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.aio import asked_to_stop
 from rhapsody.backends.base import BaseExecutionBackend, Capabilities
 from rhapsody.engine.life import Event, Work
-from rhapsody.errors import SubmissionError, describe_error
+from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_error
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
@@ -243,7 +243,10 @@ class Lane:
                 # It may have been accepted all the same.
                 self._runtime.spawn(self._ask(node.uid), f"cancel {node.uid}")
             if node.life.work is Work.SUBMITTING:
-                failure = SubmissionError(f"backend {self.name!r} {reason}")
+                if isinstance(error, BackendUnavailableError):
+                    failure: Exception = BackendUnavailableError(str(error))
+                else:
+                    failure = SubmissionError(f"backend {self.name!r} {reason}")
                 failure.__cause__ = error
                 self._runtime.attempt_ended(node)
                 self._runtime.attempt_failed(node, failure)

@@ -8,6 +8,7 @@ is in `running`.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import uuid
 from collections import OrderedDict
@@ -173,6 +174,19 @@ _sites: dict[tuple[str, str], Site] = {}
 def topic(session: str) -> str:
     """Dask's topic for what the sites of a session tell."""
     return f"rhapsody.{session}"
+
+
+def leave_ctrl_c(client: int) -> None:
+    """Has a worker pass over Ctrl-C, which a terminal sends to it as well as to the program.
+
+    The program stops its workers when it ends. What runs on them is not concerned: a
+    handler, unlike an ignored signal, is not handed on to programs.
+
+    Args:
+        client: The program's process; where it is the worker's too, nothing is changed.
+    """
+    if os.getpid() != client and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def open_site(worker: Worker, session: str, grace: float, witnesses: str | None = None) -> None:

@@ -290,6 +290,8 @@ def pack_error(error: BaseException) -> bytes:
     text = "".join(traceback.format_exception(without_own_frames(error)))
     plain = {key: value for key, value in vars(error).items() if _why_not(value) is None}
     candidates: list[Any] = [error, _Rebuilt(type(error), error.args, plain)]
+    if type(error) is SystemExit:  # tblib, which Dask installs, loses the code
+        candidates = [_Exit(error.code)]
     if isinstance(error, BaseExceptionGroup):
         members = [pack_error(member) for member in error.exceptions]
         candidates = [_RebuiltGroup(type(error), error.message, members)]
@@ -329,6 +331,16 @@ def _rebuild_group(
     kind: type[BaseExceptionGroup[Any]], message: str, members: list[bytes]
 ) -> BaseExceptionGroup[Any]:
     return kind(message, [pickle.loads(member)[0] for member in members])  # noqa: S301 - ours
+
+
+class _Exit:
+    """Pickles as a `SystemExit`."""
+
+    def __init__(self, code: Any) -> None:
+        self._code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SystemExit, (self._code,)
 
 
 class _Rebuilt:
