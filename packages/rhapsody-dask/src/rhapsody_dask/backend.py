@@ -153,8 +153,8 @@ class DaskExecutionBackend(ManagedBackend):
         )
         from rhapsody_dask.worker.site import topic
 
-        client.subscribe_topic(topic(self.session.uid), self._event)
         client.listener = self
+        client.listen(topic(self.session.uid))
         self._started_up = True
         if not await self._view.sees(self.session.path):
             self.capabilities = replace(self.capabilities, shared_file_system=False)
@@ -340,7 +340,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._losses.close()
         self._closing = asyncio.ensure_future(self._connection.close())
 
-    def _event(self, event: Any) -> None:
+    def told(self, event: tuple[Any, Any]) -> None:
         """A worker's message."""
         message = event[1]
         worker = message["worker"]

@@ -29,11 +29,26 @@ class Listener(Protocol):
     def lost(self, reason: str) -> None:
         """The scheduler is gone; nothing more will be told."""
 
+    def told(self, event: tuple[Any, Any]) -> None:
+        """Somebody logged an event in a topic that is listened to: when, and what."""
+
 
 class TellingClient(Client):
     """A client that tells a listener what the scheduler says about its tasks."""
 
     listener: Listener | None = None
+
+    def listen(self, topic: str) -> None:
+        """Has the listener told of a topic's events.
+
+        By way of this client, which may live on: on Python 3.13 the cache of
+        `functools.singledispatchmethod`, which Dask's client uses, keeps it.
+        """
+        self.subscribe_topic(topic, self._tell)  # type: ignore[no-untyped-call]
+
+    def _tell(self, event: tuple[Any, Any]) -> None:
+        if self.listener is not None:
+            self.listener.told(event)
 
     def _handle_key_in_memory(
         self,
