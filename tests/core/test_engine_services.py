@@ -337,7 +337,9 @@ async def test_ready_by_what_it_prints(ready: str, result: str) -> None:
 
 async def test_ready_by_a_file_in_its_sandbox() -> None:
     async with engine(local_threads()) as flow:
-        future = server(flow, f"sleep 0.1; echo x > up.txt; {FOREVER}", ready="file:up.txt")()
+        future = server(
+            flow, f"sleep 0.1; echo x > part; mv part up.txt; {FOREVER}", ready="file:up.txt"
+        )()
         path = await future
         assert os.path.isabs(path)
         assert Path(path).read_text() == "x\n"  # noqa: ASYNC240 - a small one

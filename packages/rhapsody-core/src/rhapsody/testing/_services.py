@@ -48,7 +48,9 @@ class Services:
     @check("C7.6", "`ready='file:NAME'` gives the path", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_ready_when_a_file_is_there(self, trial: Trial) -> None:
         driver = await trial.driver()
-        service = driver.service("echo here > 'the file'; sleep 600", ready="file:the file")
+        service = driver.service(
+            "echo here > part; mv part 'the file'; sleep 600", ready="file:the file"
+        )
         value = await _serve(trial, driver, service)
         trial.require(
             isinstance(value, str)
