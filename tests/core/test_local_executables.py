@@ -225,12 +225,13 @@ async def test_output_that_is_not_captured_goes_where_the_programs_goes(
 
 
 async def test_the_whole_group_is_stopped(driver: Driver) -> None:
-    task = driver.command("sleep 60 & echo $! > child; (sleep 60 & echo $! > deep; wait) & wait")
+    task = driver.command(
+        "sleep 60 & echo $! > c; mv c child; (sleep 60 & echo $! > d; mv d deep; wait) & wait"
+    )
     await driver.submit(task)
     sandbox = Path(task["sandbox"])
     await exists(sandbox / "child")
     await exists(sandbox / "deep")
-    await asyncio.sleep(0.05)
     pids = [int((sandbox / name).read_text()) for name in ("child", "deep")]
     assert all(alive(pid) for pid in pids)
     assert await driver.cancel(task) is True
