@@ -223,3 +223,17 @@ async def turns(count: int = 5) -> None:
     """Lets the loop do what it has to do now."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+def tools(flow: WorkflowEngine) -> tuple[Any, Any]:
+    """A task that gives its argument back, and one that gives all of its own."""
+
+    @flow.function_task
+    def give(x: Any) -> Any:
+        return x
+
+    @flow.function_task
+    def take(*args: Any, **kwargs: Any) -> Any:
+        return (args, kwargs) if kwargs else args if len(args) > 1 else args[0]
+
+    return give, take

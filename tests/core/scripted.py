@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import heapq
 import threading
 from collections import Counter
@@ -275,3 +276,25 @@ class ManualClock:
                 await turns()
         self.now = end
         await turns()
+
+
+UNSTOPPABLE = dataclasses.replace(
+    RUNS_ALL, cancel_functions="none", cancel_async_functions="none", cancel_executables="none"
+)
+
+
+class Stubborn(Scripted):
+    """Is asked to stop tasks and does not say that it did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopping = None
+
+
+async def cancelled(future: asyncio.Future[Any]) -> bool:
+    """Whether awaiting it raises CancelledError."""
+    try:
+        await within(future)
+    except asyncio.CancelledError:
+        return True
+    return False

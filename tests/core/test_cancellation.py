@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import Any
 
 import pytest
 
 from rhapsody import TasksMainStates, WorkflowEngine
-from tests.core.scripted import RUNS_ALL, Inline, Scripted, turns, until, within
-
-pytestmark = pytest.mark.asyncio
-
-UNSTOPPABLE = dataclasses.replace(
-    RUNS_ALL, cancel_functions="none", cancel_async_functions="none", cancel_executables="none"
+from tests.core.scripted import (
+    UNSTOPPABLE,
+    Inline,
+    Scripted,
+    Stubborn,
+    cancelled,
+    turns,
+    until,
+    within,
 )
 
-
-class Stubborn(Scripted):
-    """Is asked to stop tasks and does not say that it did."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stopping = None
-
-
-async def cancelled(future: asyncio.Future[Any]) -> bool:
-    """Whether awaiting it raises CancelledError."""
-    try:
-        await within(future)
-    except asyncio.CancelledError:
-        return True
-    return False
+pytestmark = pytest.mark.asyncio
 
 
 async def test_a_pending_task_is_cancelled_at_once_for_all_who_wait() -> None:

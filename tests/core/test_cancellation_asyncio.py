@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
 from typing import Any
 
 import pytest
 
 from rhapsody import WorkflowEngine
-from tests.core.scripted import RUNS_ALL, Scripted, turns, within
+from tests.core.scripted import Scripted, Stubborn, cancelled, turns, within
 
 pytestmark = pytest.mark.asyncio
-
-UNSTOPPABLE = dataclasses.replace(
-    RUNS_ALL, cancel_functions="none", cancel_async_functions="none", cancel_executables="none"
-)
-
-
-class Stubborn(Scripted):
-    """Is asked to stop tasks and does not say that it did."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stopping = None
-
-
-async def cancelled(future: asyncio.Future[Any]) -> bool:
-    """Whether awaiting it raises CancelledError."""
-    try:
-        await within(future)
-    except asyncio.CancelledError:
-        return True
-    return False
 
 
 async def test_wait_for_returns_when_its_time_is_over_although_the_work_goes_on() -> None:

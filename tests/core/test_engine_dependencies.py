@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DependencyFailureError, WorkflowEngine, literal
-from tests.core.engine_fixtures import Machine, Scripted, engine, outcome
+from rhapsody import DependencyFailureError, literal
+from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, tools
 
 pytestmark = pytest.mark.asyncio
 
@@ -41,20 +41,6 @@ class Plain:
 class Frozen:
     x: Any
     inner: Any = None
-
-
-def tools(flow: WorkflowEngine) -> tuple[Any, Any]:
-    """A task that gives its argument back, and one that gives all of its own."""
-
-    @flow.function_task
-    def give(x: Any) -> Any:
-        return x
-
-    @flow.function_task
-    def take(*args: Any, **kwargs: Any) -> Any:
-        return (args, kwargs) if kwargs else args if len(args) > 1 else args[0]
-
-    return give, take
 
 
 # Where futures are found.

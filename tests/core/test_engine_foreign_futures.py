@@ -7,24 +7,10 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DependencyFailureError, InputFile, WorkflowEngine
-from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, turns
+from rhapsody import DependencyFailureError, InputFile
+from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, tools, turns
 
 pytestmark = pytest.mark.asyncio
-
-
-def tools(flow: WorkflowEngine) -> tuple[Any, Any]:
-    """A task that gives its argument back, and one that gives all of its own."""
-
-    @flow.function_task
-    def give(x: Any) -> Any:
-        return x
-
-    @flow.function_task
-    def take(*args: Any, **kwargs: Any) -> Any:
-        return (args, kwargs) if kwargs else args if len(args) > 1 else args[0]
-
-    return give, take
 
 
 # Other futures.
