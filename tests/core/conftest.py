@@ -1,10 +1,54 @@
-"""Settings of the core tests."""
+"""Settings and fixtures of the core tests."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
 from hypothesis import settings
+
+from rhapsody.backends import discovery
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.testing import Driver
 
 # How long one example takes says more about the machine than about the code: the time
 # limits of the tests themselves are what finds a hang.
 settings.register_profile("workspace", deadline=None, print_blob=True)
 settings.load_profile("workspace")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of `sys.path` for what a test installs; all that is there may be used."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def unregistered() -> Iterator[None]:
+    """Takes back what a test registers."""
+    before = dict(discovery._registered)
+    yield
+    discovery._registered.clear()
+    discovery._registered.update(before)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def process_backend() -> AsyncIterator[LocalExecutionBackend]:
+    """Two worker processes, for all tests of a module."""
+    resources = {"cores": 2, "gpus": ["4", "5"]}
+    async with LocalExecutionBackend("process", resources=resources) as backend:
+        yield backend
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def process_driver(process_backend: LocalExecutionBackend) -> AsyncIterator[Driver]:
+    """What uses them, and holds that they keep the contract and end what they began."""
+    async with Driver(process_backend) as driver:
+        yield driver
+        assert driver.faults == []
+        assert process_backend.still_running == []

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 PATIENCE = 30.0
@@ -97,19 +96,3 @@ class Program:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.errors.close()
-
-
-def alive(pid: int) -> bool:
-    """Whether a process does anything still; a zombie that nobody reaps does not."""
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return found.stdout.strip()[:1] not in ("", "Z")
-
-
-def gone(pids: list[int]) -> bool:
-    """Whether processes end within seconds."""
-    end = time.monotonic() + 10
-    while any(alive(pid) for pid in pids):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True

@@ -72,7 +72,7 @@ class Scripted(ManagedBackend):
     name = "scripted"
     canonical_states = True
 
-    def __init__(self, capabilities: Capabilities = RUNS_ALL, name: str = "scripted") -> None:
+    def __init__(self, name: str = "scripted", capabilities: Capabilities = RUNS_ALL) -> None:
         super().__init__()
         self.name = name
         self.capabilities = capabilities
@@ -121,6 +121,19 @@ class Scripted(ManagedBackend):
         """The attempts of the tasks of a name."""
         return [task for task in self.tasks if task["name"] == name]
 
+    def names(self) -> list[str]:
+        """The names of all tasks that arrived."""
+        return [task["name"] for task in self.tasks]
+
+    async def given(self, name: str, attempt: int = 1) -> TaskDescription:
+        """The task of a name and attempt, once it is here."""
+
+        def found() -> list[TaskDescription]:
+            return [task for task in self.named(name) if task.get("attempt", 1) == attempt]
+
+        await until(found)
+        return found()[0]
+
     async def next(self) -> TaskDescription:
         """The next task that arrives."""
         return await within(self._arrivals.get())
@@ -143,8 +156,11 @@ class Scripted(ManagedBackend):
         self.report(task, TasksMainStates.RUNNING)
 
     def done(self, task: TaskDescription, value: Any = None) -> None:
-        """The task has ended well."""
-        task["return_value"] = value
+        """The task has ended well; the value is what an executable has printed."""
+        if task["function"] is None:
+            task["stdout"], task["stderr"], task["exit_code"] = value or "", "", 0
+        else:
+            task["return_value"] = value
         self.report(task, TasksMainStates.DONE)
 
     def failed(self, task: TaskDescription, error: Any) -> None:
@@ -155,6 +171,12 @@ class Scripted(ManagedBackend):
     def stopped(self, task: TaskDescription) -> None:
         """The task was cancelled."""
         self.report(task, TasksMainStates.CANCELED)
+
+    def serves(self, task: TaskDescription) -> asyncio.Future[Any]:
+        """A service has started; gives what its readiness is put into."""
+        handed: list[asyncio.Future[Any]] = []
+        self.report(task, TasksMainStates.RUNNING, lambda future, *_: handed.append(future))
+        return handed[0]
 
     def ready(self, task: TaskDescription, info: Any = None) -> None:
         """A service runs and is ready at once."""
@@ -289,6 +311,15 @@ class Stubborn(Scripted):
     def __init__(self) -> None:
         super().__init__()
         self.stopping = None
+
+
+async def outcome(awaitable: Awaitable[Any]) -> BaseException:
+    """The error that awaiting something ends with."""
+    try:
+        value = await within(awaitable)
+    except (Exception, asyncio.CancelledError) as error:  # whatever it is, the test looks at it
+        return error
+    raise AssertionError(f"no error, but {value!r}")
 
 
 async def cancelled(future: asyncio.Future[Any]) -> bool:

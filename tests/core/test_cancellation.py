@@ -339,7 +339,7 @@ async def test_a_service_is_cancelled_before_it_is_ready_like_any_task() -> None
 
 
 async def test_work_that_cannot_be_stopped_is_cancelled_for_the_user_all_the_same() -> None:
-    backend = Scripted(UNSTOPPABLE)
+    backend = Scripted(capabilities=UNSTOPPABLE)
     backend.stopping = None
     async with WorkflowEngine.create(backend, max_pending=1) as flow:
 

@@ -18,15 +18,6 @@ from rhapsody.cli import main
 from rhapsody.cli.output import table
 from tests.core.distributions import install, install_backend, python, unique
 
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
 # Commands.
 
 

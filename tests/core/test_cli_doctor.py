@@ -16,14 +16,6 @@ from rhapsody.cli import main
 from tests.core.distributions import BACKEND, declaration, install, install_backend, unique
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     capsys.readouterr()
     code = main(["doctor", "--json", *arguments])

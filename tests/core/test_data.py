@@ -85,6 +85,9 @@ def test_a_name_that_is_not_on_disk_is_another_tasks_file(here: Path) -> None:
         ("https://example.org/", "downloaded_file"),
         ("https://example.org", "downloaded_file"),
         ("https://example.org/a/..", "downloaded_file"),
+        ("data:text/plain,hi", "downloaded_file"),
+        ("data:,hi/there", "downloaded_file"),
+        ("DATA:image/svg+xml;charset=utf-8;base64,aGk=", "downloaded_file"),
     ],
 )
 def test_a_url_is_remote_and_nothing_is_fetched_in_the_constructor(
@@ -98,6 +101,11 @@ def test_a_url_is_remote_and_nothing_is_fetched_in_the_constructor(
         os.fspath(file)
 
 
+@pytest.mark.parametrize("name", ["data:2024.csv", "data:2024,csv", "data:a;b"])
+def test_a_name_that_only_begins_as_a_data_url_is_a_name(name: str) -> None:
+    assert InputFile(name).other_task_file == name
+
+
 def test_a_malformed_url_is_an_error_that_names_it() -> None:
     with pytest.raises(ValueError, match=r"http://\[nowhere/x.* is not a URL"):
         InputFile("http://[nowhere/x")
@@ -106,6 +114,7 @@ def test_a_malformed_url_is_an_error_that_names_it() -> None:
 def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
     text = repr(InputFile("https://me:secret@example.org/b.txt?token=secret"))
     assert text == "InputFile('https://example.org/b.txt?...')"
+    assert repr(InputFile("data:text/plain,secret")) == "InputFile('data:text/plain,...')"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,39 +13,9 @@ from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.backends.noop import NoopExecutionBackend
 from rhapsody.errors import BackendError
 from tests.core.small_backend import SmallBackend
+from tests.direct import Direct
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-class Direct:
-    """A backend, and how each task that was submitted to it ended."""
-
-    def __init__(self, backend: ManagedBackend) -> None:
-        self.backend = backend
-        self.ends: dict[Any, tuple[str, dict[str, Any]]] = {}
-        self.doubled: list[Any] = []
-        self._changed = asyncio.Condition()
-        backend.register_callback(self._report)
-        self._loop = asyncio.get_running_loop()
-
-    def _report(self, task: dict[str, Any], state: Any, service_callback: Any = None) -> None:
-        if state not in ("DONE", "FAILED", "CANCELED"):
-            return
-        if task["uid"] in self.ends:
-            self.doubled.append(task["uid"])
-        self.ends[task["uid"]] = (str(state), task)
-        self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._notify()))
-
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
-
-    async def run(self, *tasks: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-        await self.backend.submit_tasks(tasks)  # type: ignore[arg-type]
-        uids = [task["uid"] for task in tasks]
-        async with self._changed:
-            await self._changed.wait_for(lambda: all(uid in self.ends for uid in uids))
-        return [self.ends[uid] for uid in uids]
 
 
 @pytest_asyncio.fixture(params=["noop", "thread", "process", "small"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -165,3 +167,26 @@ def test_any_depth_up_to_the_limit_is_searched(loop: asyncio.AbstractEventLoop, 
         deeper = [deeper, value]
     with pytest.raises(ValueError, match="100"):
         search((deeper,), None)
+
+
+def test_a_class_whose_instances_were_filled_is_not_kept(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    @dataclasses.dataclass
+    class Doubled:
+        value: Any
+        twice: Any = dataclasses.field(init=False)
+
+        def __post_init__(self) -> None:
+            self.twice = [self.value, self.value]
+
+    for value in (1, 2):
+        future = loop.create_future()
+        given = Doubled(future)
+        found = search((given,), None)
+        assert found is not None
+        assert found.fill(given, {future: value}.get).twice == [value, value]
+    kept = weakref.ref(Doubled)
+    del Doubled, given, found
+    gc.collect()
+    assert kept() is None

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from rhapsody import NoopExecutionBackend, StateMapper, WorkflowEngine
-from tests.core.engine_fixtures import Scripted, engine, turns
+from tests.core.engine_fixtures import engine
+from tests.core.scripted import Scripted, turns, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -44,7 +45,7 @@ async def test_each_attribute_is_what_its_name_says() -> None:
         assert flow.backend is backend
         assert flow.backends == {"noop": backend}
         assert flow.dry_run is False
-        assert flow.work_dir.absolute() == Path.cwd() / "here"
+        assert flow.work_dir == Path.cwd() / "here"
         assert isinstance(flow.log, logging.Logger | logging.LoggerAdapter)
         assert flow.prof.events == []
         assert flow.implicit_data_mode is True
@@ -108,10 +109,10 @@ async def test_components_hold_the_unfinished_tasks_and_blocks() -> None:
         assert entry["future"] is one
         assert entry["description"]["name"] == "first"
         assert flow.components["block.000001"]["type"] == "block"
-        backend.finish(await backend.given("first"), 1)
+        backend.done(await backend.given("first"), 1)
         await one
         assert set(flow.components) == {"task.000002", "block.000001"}
-        backend.finish(await backend.given("second"), 2)
+        backend.done(await backend.given("second"), 2)
         assert await block == 2
         assert flow.components == {}
 
@@ -122,10 +123,10 @@ async def test_dependencies_are_by_uid_and_of_what_is_unfinished() -> None:
         one, two = two_tasks(flow)
         assert flow.dependencies["task.000001"] == ()
         assert flow.dependencies["task.000002"] == ("task.000001",)
-        backend.finish(await backend.given("first"), 1)
+        backend.done(await backend.given("first"), 1)
         await one
         assert set(flow.dependencies) == {"task.000002"}
-        backend.finish(await backend.given("second"), 2)
+        backend.done(await backend.given("second"), 2)
         await two
         assert flow.dependencies == {}
 
@@ -135,7 +136,7 @@ async def test_resolved_are_those_that_wait_for_nothing() -> None:
     async with engine(backend) as flow:
         one, _ = two_tasks(flow)
         assert set(flow.resolved) == {"task.000001"}
-        backend.finish(await backend.given("first"), 1)
+        backend.done(await backend.given("first"), 1)
         await one
         assert set(flow.resolved) == {"task.000002"}
 
@@ -146,9 +147,9 @@ async def test_running_are_those_that_a_backend_started() -> None:
         one, _ = two_tasks(flow)
         task = await backend.given("first")
         assert list(flow.running) == []
-        backend.run(task)
+        backend.runs(task)
         assert list(flow.running) == ["task.000001"]
-        backend.finish(task, 1)
+        backend.done(task, 1)
         await one
         assert list(flow.running) == []
 
@@ -167,7 +168,7 @@ async def test_running_has_the_blocks_and_services_too() -> None:
 
         part()
         service = server()
-        backend.run(await backend.given("server"))
+        backend.runs(await backend.given("server"))
         await service
         assert set(flow.running) == {"task.000001", "block.000001"}
 
@@ -180,12 +181,12 @@ async def test_queue_is_what_is_ready_and_not_yet_handed_over() -> None:
         async def job(x: int) -> Any: ...
 
         flow.map(job, range(3))
-        await backend.until(lambda: backend.tasks)
+        await until(lambda: backend.tasks)
         await turns()
         assert list(flow.queue) == ["task.000002", "task.000003"]
         assert len(backend.tasks) == 1
-        backend.finish(backend.tasks[0])
-        await backend.until(lambda: len(backend.tasks) == 2)
+        backend.done(backend.tasks[0])
+        await until(lambda: len(backend.tasks) == 2)
         assert list(flow.queue) == ["task.000003"]
 
 
@@ -197,9 +198,9 @@ async def test_stats_count_what_happened() -> None:
         async def job(x: int) -> Any: ...
 
         futures = flow.map(job, range(3))
-        await backend.until(lambda: len(backend.tasks) == 3)
-        backend.finish(backend.tasks[0])
-        backend.fail(backend.tasks[1], OSError())
+        await until(lambda: len(backend.tasks) == 3)
+        backend.done(backend.tasks[0])
+        backend.failed(backend.tasks[1], OSError())
         futures[2].cancel()
         await asyncio.wait(futures)
         stats = flow.stats

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine, literal, wait
-from tests.core.engine_fixtures import Scripted, engine, outcome, turns
+from tests.core.engine_fixtures import engine
+from tests.core.scripted import Scripted, outcome, turns, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -45,17 +46,41 @@ async def test_cancelling_a_block_cancels_what_it_started_and_is_unfinished() ->
 
         other = job(4)
         future = part()
-        await backend.until(lambda: len(backend.tasks) == 4)
+        await until(lambda: len(backend.tasks) == 4)
         finished = next(task for task in backend.tasks if task["args"] == (1,))
-        backend.finish(finished, "kept")
+        backend.done(finished, "kept")
         await started[0]
         assert future.cancel() is True
         assert future.cancelled()
         await future.ended()
         await asyncio.wait(started)
         assert [one.cancelled() for one in started] == [False, True, True, True]
-        assert len(backend.cancelled) == 2
+        assert len(backend.stops) == 2
         assert not other.done()
+
+
+async def test_cancelling_a_block_cancels_what_it_started_on_another_engine() -> None:
+    backend = Scripted()
+    async with engine() as outer, engine(backend) as inner:
+
+        @inner.function_task
+        async def job() -> Any: ...
+
+        started: list[Any] = []
+
+        @outer.block
+        async def part() -> None:
+            started.append(job())
+            await asyncio.Event().wait()
+
+        future = part()
+        task = await backend.given("job")
+        assert future.cancel() is True
+        assert started[0].cancelled()
+        await started[0].ended()
+        assert backend.stops == [task["uid"]]
+        assert (outer.stats.cancelled, inner.stats.cancelled) == (1, 1)
+        assert dict(inner.components) == {}
 
 
 async def test_cancelling_a_block_that_waits_means_it_never_runs() -> None:
@@ -72,7 +97,7 @@ async def test_cancelling_a_block_that_waits_means_it_never_runs() -> None:
         one = first()
         future = part(one)
         assert future.cancel() is True
-        backend.finish(await backend.given("first"))
+        backend.done(await backend.given("first"))
         await one
         await future.ended()
     assert ran == []
@@ -127,7 +152,7 @@ async def test_a_cancelled_sync_block_stops_at_its_next_wait_or_call() -> None:
                 raise
 
         first, second = waits(), calls()
-        await backend.until(lambda: backend.tasks)
+        await until(lambda: backend.tasks)
         first.cancel()
         await first.ended()
         second.cancel()

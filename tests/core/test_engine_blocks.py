@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rhapsody import DependencyFailureError, WorkflowEngine, wait
-from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, turns
+from tests.core.engine_fixtures import Machine, engine
+from tests.core.scripted import Scripted, outcome, turns, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -81,7 +82,7 @@ async def test_a_block_starts_when_its_dependencies_have_values() -> None:
         await turns()
         assert started == []
         assert future.state == "PENDING"
-        backend.finish(task, "value")
+        backend.done(task, "value")
         assert await future == "value"
 
 
@@ -136,7 +137,7 @@ async def test_a_block_can_start_tasks_and_leave_them() -> None:
         await turns()
         assert [future.done() for future in futures] == [False, False]
         for task in backend.tasks:
-            backend.finish(task, task["uid"])
+            backend.done(task, task["uid"])
         assert len(await asyncio.gather(*futures)) == 2
 
 
@@ -180,7 +181,7 @@ async def test_a_block_has_options() -> None:
         task = await backend.given("first")
         await turns()
         assert not future.done()
-        backend.finish(task)
+        backend.done(task)
         assert await future == "ran"
 
 
@@ -255,11 +256,11 @@ async def test_wait_gives_up_when_its_time_is_over_and_the_task_goes_on() -> Non
             with pytest.raises(TimeoutError):
                 wait(future, timeout=0.01)
             assert not future.done()
-            flow.loop.call_soon_threadsafe(backend.finish, backend.tasks[0], "late")
+            flow.loop.call_soon_threadsafe(backend.done, backend.tasks[0], "late")
             return str(wait(future))
 
         assert await part() == "late"
-        assert backend.cancelled == []
+        assert backend.stops == []
 
 
 async def test_wait_raises_what_the_task_raised_or_that_it_was_cancelled() -> None:
@@ -282,8 +283,8 @@ async def test_wait_raises_what_the_task_raised_or_that_it_was_cancelled() -> No
         from rhapsody import literal
 
         blocks = [part(literal([failing])), part(literal([cancelled]))]
-        await backend.until(lambda: len(backend.tasks) == 2)
-        backend.fail(backend.tasks[0], KeyError("x"))
+        await until(lambda: len(backend.tasks) == 2)
+        backend.failed(backend.tasks[0], KeyError("x"))
         cancelled.cancel()
         assert await asyncio.gather(*blocks) == ["KeyError", "CancelledError"]
 
@@ -419,3 +420,39 @@ async def test_a_block_that_gets_no_thread_fails_alone(monkeypatch: pytest.Monke
             errors = [await outcome(future) for future in futures]
         assert [str(error) for error in errors] == ["can't start new thread"] * 2
         assert await part() == 3
+
+
+async def test_a_block_whose_arguments_cannot_be_filled_in_fails_alone() -> None:
+    async with engine(Machine()) as flow:
+
+        @flow.function_task
+        async def made() -> list[int]:
+            return [1]
+
+        @flow.block
+        async def part(values: Any) -> Any:
+            return values
+
+        bad = part({made()})  # a set that would hold a list
+        assert isinstance(await outcome(bad), TypeError)
+        assert await part(2) == 2
+
+
+async def test_what_a_block_that_ended_left_behind_may_call_tasks() -> None:
+    async with engine(Machine()) as flow:
+        add, go_on = adder(flow), asyncio.Event()
+        left: list[asyncio.Task[int]] = []
+
+        @flow.block
+        async def part() -> str:
+            async def later() -> int:
+                await go_on.wait()
+                result: int = await add(1)
+                return result
+
+            left.append(asyncio.create_task(later()))
+            return "ended"
+
+        assert await part() == "ended"
+        go_on.set()
+        assert await left[0] == 2

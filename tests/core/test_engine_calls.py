@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rhapsody import TasksMainStates, WorkflowEngine
-from tests.core.engine_fixtures import Scripted, engine, outcome, turns
+from tests.core.engine_fixtures import engine
+from tests.core.scripted import Scripted, Stubborn, outcome, turns, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -237,10 +238,10 @@ async def test_two_engines_on_one_backend_do_not_mix_their_tasks() -> None:
     async with engine(backend) as left, engine(backend) as right:
         mine: Any = left.function_task(one)(1)
         yours: Any = right.function_task(one)(2)
-        await backend.until(lambda: len(backend.tasks) == 2)
+        await until(lambda: len(backend.tasks) == 2)
         assert len({task["uid"] for task in backend.tasks}) == 2
         for task in backend.tasks:
-            backend.finish(task, task["args"][0] * 10)
+            backend.done(task, task["args"][0] * 10)
         assert (await mine, await yours) == (10, 20)
         assert (mine.uid, yours.uid) == ("task.000001", "task.000001")
 
@@ -254,11 +255,11 @@ async def test_a_future_knows_its_name_backend_and_attempt() -> None:
         first = await backend.given("one")
         assert future.backend == "scripted"
         assert future.attempt == 1
-        backend.fail(first, OSError())
+        backend.failed(first, OSError())
         second = await backend.given("one", attempt=2)
         assert future.attempt == 2
         assert first["uid"] != second["uid"]
-        backend.finish(second)
+        backend.done(second)
         await future
         assert [future.attempt, future.backend, future.name] == [2, "scripted", "one"]
 
@@ -272,29 +273,29 @@ async def test_the_state_follows_the_work() -> None:
         task = await backend.given("one")
         await turns()
         states.append(future.state)
-        backend.run(task)
+        backend.runs(task)
         states.append(future.state)
-        backend.finish(task)
+        backend.done(task)
         await future
         states.append(future.state)
         assert states == ["PENDING", "SUBMITTED", "RUNNING", "DONE"]
         assert all(isinstance(state, TasksMainStates) for state in states)
         assert waiting.state in ("PENDING", "SUBMITTED")
-        backend.fail(await backend.given("two"), OSError())
+        backend.failed(await backend.given("two"), OSError())
         assert isinstance(await outcome(waiting), OSError)
         assert waiting.state is TasksMainStates.FAILED
 
 
 async def test_a_cancelled_task_says_so_at_once() -> None:
-    backend = Scripted(obedient=False)
+    backend = Stubborn()
     async with engine(backend) as flow:
         future = flow.function_task(one)(1)
         task = await backend.given("one")
-        backend.run(task)
+        backend.runs(task)
         assert future.cancel() is True
         assert future.cancelled()
         assert future.state is TasksMainStates.CANCELED
-        backend.task_state_cb(task, "CANCELED")
+        backend.stopped(task)
 
 
 async def test_a_block_has_the_states_too() -> None:
@@ -323,7 +324,7 @@ async def test_a_task_describes_itself_while_it_is_alive() -> None:
         given = await backend.given("one")
         assert future.task["uid"] == given["uid"]
         assert future.task["args"] == (1,)
-        backend.finish(given)
+        backend.done(given)
         await future
         await future.ended()
         assert future.task is None
@@ -365,17 +366,17 @@ async def test_a_block_describes_itself_while_it_is_alive() -> None:
 
 
 async def test_ended_waits_for_the_work_and_not_for_the_future() -> None:
-    backend = Scripted(obedient=False)
+    backend = Stubborn()
     async with engine(backend) as flow:
         future = flow.function_task(one)(1)
         task = await backend.given("one")
-        backend.run(task)
+        backend.runs(task)
         future.cancel()
         ended = [asyncio.ensure_future(future.ended()) for _ in range(2)]
-        await backend.until(lambda: backend.cancelled)
+        await until(lambda: backend.stops)
         await turns()
         assert [waiter.done() for waiter in ended] == [False, False]
-        backend.task_state_cb(task, "CANCELED")
+        backend.stopped(task)
         await asyncio.gather(*ended)
         await future.ended()  # again, at once
 
@@ -387,9 +388,9 @@ async def test_ended_of_a_task_raises_nothing_of_its_fate(way: str) -> None:
         future = flow.function_task(one)(1)
         task = await backend.given("one")
         if way == "finish":
-            backend.finish(task)
+            backend.done(task)
         elif way == "fail":
-            backend.fail(task, OSError("its fate"))
+            backend.failed(task, OSError("its fate"))
         else:
             future.cancel()
         await future.ended()
@@ -405,7 +406,7 @@ async def test_cancelling_who_waits_for_the_end_leaves_the_task_alone() -> None:
         waiter = asyncio.ensure_future(future.ended())
         await turns()
         waiter.cancel()
-        backend.finish(await backend.given("one"), "result")
+        backend.done(await backend.given("one"), "result")
         assert await future == "result"
 
 

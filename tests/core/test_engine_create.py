@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from rhapsody import NoopExecutionBackend, WorkflowEngine
+from rhapsody import BackendRegistry, NoopExecutionBackend, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.engine.starting import Starting
-from tests.core.engine_fixtures import LIMIT, Machine, Scripted, engine, outcome
+from tests.core.engine_fixtures import LIMIT, Machine, engine
+from tests.core.scripted import Scripted, outcome, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -210,6 +211,24 @@ async def test_a_list_may_mix_objects_and_names() -> None:
         assert list(flow.backends) == ["mine", "noop"]
 
 
+@pytest.mark.usefixtures("unregistered")
+@pytest.mark.parametrize("own", ["", "another"])
+async def test_a_registered_name_is_what_tasks_call_the_backend(own: str) -> None:
+    class Unnamed(NoopExecutionBackend):
+        name = own
+
+    BackendRegistry.register_backend("Mine", Unnamed)
+    async with create(["noop", "mine"]) as flow:
+        assert list(flow.backends) == ["noop", "mine"]
+
+        @flow.function_task(backend="MINE")
+        def job() -> Any: ...
+
+        future = job()
+        await future
+        assert future.backend == "mine"
+
+
 async def test_further_backends_have_the_names_they_are_given() -> None:
     plain, fast = Scripted("plain"), Scripted("plain")
     async with create(plain, backends={"fast": fast}) as flow:
@@ -221,7 +240,7 @@ async def test_further_backends_have_the_names_they_are_given() -> None:
 
         future = job()
         async with asyncio.timeout(LIMIT):
-            fast.finish(await fast.given("job"), 1)
+            fast.done(await fast.given("job"), 1)
             assert await future == 1
         assert future.backend == "fast"
 
@@ -287,8 +306,8 @@ async def test_engines_one_after_the_other_may_share_a_backend() -> None:
             async def job() -> Any: ...
 
             future = job()
-            await backend.until(lambda: len(backend.tasks) > number)  # noqa: B023
-            backend.finish(backend.tasks[-1], number)
+            await until(lambda: len(backend.tasks) > number)  # noqa: B023
+            backend.done(backend.tasks[-1], number)
             assert await future == number
             await flow.shutdown(skip_execution_backend=True)
             assert backend.state() == "running"
@@ -303,8 +322,8 @@ async def test_an_engine_has_a_uid_of_its_own_unless_one_is_given() -> None:
     async with engine() as one, engine() as two, engine(uid="mine") as mine:
         assert one.uid != two.uid
         assert mine.uid == "mine"
-        assert mine.work_dir.absolute() == Path.cwd() / ".rhapsody" / "mine"
-        assert one.work_dir.absolute() == Path.cwd() / ".rhapsody" / one.uid
+        assert mine.work_dir == Path.cwd() / ".rhapsody" / "mine"
+        assert one.work_dir == Path.cwd() / ".rhapsody" / one.uid
     assert not os.path.exists(".rhapsody")  # nothing needed a directory
 
 
@@ -342,8 +361,8 @@ async def test_engine_wide_retries_and_timeouts_hold_for_each_task() -> None:
         future = job()
         first = await backend.given("job")
         assert first["timeout"] == 1000
-        backend.fail(first, OSError("once"))
-        backend.finish(await backend.given("job", attempt=2), "twice")
+        backend.failed(first, OSError("once"))
+        backend.done(await backend.given("job", attempt=2), "twice")
         assert await future == "twice"
 
 

@@ -22,7 +22,8 @@ from rhapsody import (
     WorkflowEngine,
     current_task,
 )
-from tests.core.engine_fixtures import Machine, engine, on_machines, outcome
+from tests.core.engine_fixtures import Machine, engine, on_machines
+from tests.core.scripted import outcome
 
 pytestmark = pytest.mark.asyncio
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rhapsody import Resources, RetryPolicy, WorkflowEngine
-from tests.core.engine_fixtures import Scripted, engine, outcome
+from tests.core.engine_fixtures import engine
+from tests.core.scripted import Scripted, outcome, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -222,8 +223,8 @@ async def test_a_retry_policy_is_a_setting() -> None:
         async def job() -> Any: ...
 
         future = job()
-        backend.fail(await backend.given("job"), OSError("again"))
-        backend.fail(await backend.given("job", attempt=2), OSError("still"))
+        backend.failed(await backend.given("job"), OSError("again"))
+        backend.failed(await backend.given("job", attempt=2), OSError("still"))
         assert "still" in str(await outcome(future))
 
 
@@ -242,8 +243,8 @@ async def test_after_is_a_setting_of_the_definition_too() -> None:
         second = later()
         task = await backend.given("before")
         assert backend.names() == ["before"]
-        backend.finish(task)
-        backend.finish(await backend.given("later"), "end")
+        backend.done(task)
+        backend.done(await backend.given("later"), "end")
         assert await second == "end"
 
 
@@ -326,7 +327,7 @@ async def test_backend_settings_of_a_call_are_laid_over_those_of_the_definition(
 
         job(1)
         job(2, task_description={"queue": "b", "more": True})
-        await backend.until(lambda: len(backend.tasks) == 2)
+        await until(lambda: len(backend.tasks) == 2)
         first, second = backend.tasks
         assert first["task_backend_specific_kwargs"] == {"ranks": 2, "queue": "a"}
         assert second["task_backend_specific_kwargs"] == {"ranks": 2, "queue": "b", "more": True}
@@ -364,7 +365,7 @@ async def test_the_parameter_keeps_its_default_inside_the_body() -> None:
         command()
         await asyncio.sleep(0)
         assert isinstance(flow.backend, Scripted)
-        await flow.backend.until(lambda: len(seen) == 2)
+        await until(lambda: len(seen) == 2)
     assert seen == [{"ranks": 2}, {"ranks": 2}]
 
 
@@ -379,12 +380,12 @@ async def test_one_calls_settings_do_not_leak_into_the_next() -> None:
         job(task_description=given)
         (await backend.given("job"))["task_backend_specific_kwargs"]["mine"] = True
         job()
-        await backend.until(lambda: len(backend.tasks) == 2)
+        await until(lambda: len(backend.tasks) == 2)
         assert backend.tasks[1]["task_backend_specific_kwargs"] == {"queue": "a"}
         assert given == {"ranks": 5}
 
 
-@pytest.mark.parametrize("wrong", ["ranks=2", 5, [("ranks", 2)], ("a",)])
+@pytest.mark.parametrize("wrong", ["ranks=2", 5, [("ranks", 2)], ("a",), None])
 async def test_backend_settings_that_are_no_dict_are_a_type_error(wrong: Any) -> None:
     async with engine() as flow:
 
@@ -397,16 +398,6 @@ async def test_backend_settings_that_are_no_dict_are_a_type_error(wrong: Any) ->
             task = decorate(flow, kind, lambda: "true")
             with pytest.raises(TypeError, match="task_description must be a dict"):
                 task(task_description=wrong)
-
-
-async def test_backend_settings_of_none_at_the_call_are_a_type_error() -> None:
-    async with engine() as flow:
-
-        @flow.function_task
-        async def job() -> None: ...
-
-        with pytest.raises(TypeError, match="task_description must be a dict"):
-            job(task_description=None)
 
 
 # Name, docstring, signature.

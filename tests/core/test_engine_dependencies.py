@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from rhapsody import DependencyFailureError, literal
-from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, tools
+from tests.core.engine_fixtures import Machine, engine, tools
+from tests.core.scripted import Scripted, outcome, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -111,8 +112,8 @@ async def test_what_holds_no_future_is_handed_on_as_the_same_object() -> None:
 
         untouched, future = [object(), {"a": 1}], job(1, 2)
         job(future, [untouched, untouched])
-        backend.finish(await backend.given("job"), "v")
-        await backend.until(lambda: len(backend.tasks) == 2)
+        backend.done(await backend.given("job"), "v")
+        await until(lambda: len(backend.tasks) == 2)
         args = backend.tasks[1]["args"]
         assert args[0] == "v"
         assert args[1][0] is untouched
@@ -227,11 +228,11 @@ async def test_the_same_future_twice_is_one_dependency() -> None:
         one = first()
         last = second(one, [one, one], key={"x": one})
         assert flow.dependencies[last.uid] == ("task.000001",)
-        backend.finish(await backend.given("first"), 7)
+        backend.done(await backend.given("first"), 7)
         task = await backend.given("second")
         assert task["args"] == (7, [7, 7])
         assert task["kwargs"] == {"key": {"x": 7}}
-        backend.finish(task, "done")
+        backend.done(task, "done")
         assert await last == "done"
 
 
@@ -323,6 +324,19 @@ async def test_a_hundred_levels_are_searched_and_more_are_refused() -> None:
         with pytest.raises(ValueError, match="100"):
             take(nested(100_000, 1, tuple))
         assert await take(literal(nested(200, 1))) == nested(200, 1)
+
+
+@pytest.mark.parametrize("kind", ["key", "in a tuple", "of an asyncio future"])
+async def test_a_future_in_the_keys_of_a_dict_is_refused(kind: str) -> None:
+    async with engine(Machine()) as flow:
+        give, take = tools(flow)
+        future = flow.loop.create_future() if kind == "of an asyncio future" else give(1)
+        key = (0, future) if kind == "in a tuple" else future
+        with pytest.raises(TypeError, match=r"future in its keys.*rhapsody\.literal"):
+            take([{"inner": {key: "label"}}])
+        arrived = await take(literal({key: "label"}))
+        assert list(arrived) == [key]
+        assert flow.components == {}
 
 
 async def test_a_call_that_was_refused_leaves_nothing_behind() -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from rhapsody import InputFile, NoopExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.engine.starting import Starting
-from tests.core.engine_fixtures import Machine, outcome
+from tests.core.engine_fixtures import Machine
+from tests.core.scripted import outcome
 
 pytestmark = pytest.mark.asyncio
 

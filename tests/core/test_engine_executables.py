@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from rhapsody import TaskFailedError
-from tests.core.engine_fixtures import Machine, Scripted, engine, on_machines, outcome
+from tests.core.engine_fixtures import Machine, engine, on_machines
+from tests.core.scripted import Scripted, outcome
 
 pytestmark = pytest.mark.asyncio
 
@@ -160,7 +161,7 @@ async def test_the_builder_runs_on_the_engines_loop_once_its_dependencies_are_th
         plain(one)
         given = await backend.given("first")
         assert seen == []
-        backend.finish(given, "value")
+        backend.done(given, "value")
         await backend.given("command")
         await backend.given("plain")
         assert seen == [("value", flow.loop, threading.get_ident())] * 2
@@ -290,10 +291,10 @@ async def test_a_builder_runs_again_for_each_attempt_or_keeps_its_command() -> N
             return "work"
 
         future = command()
-        backend.fail(await backend.given("command"), OSError("once"))
+        backend.failed(await backend.given("command"), OSError("once"))
         second = await backend.given("command", attempt=2)
         assert second["executable"] == "work"
-        backend.finish(second, "done\n")
+        backend.done(second, "done\n")
         assert await future == "done\n"
         assert len(calls) in (1, 2)
 
@@ -425,6 +426,18 @@ async def test_a_non_zero_exit_is_an_error_that_tells_all(machine: Any, command:
         assert (future.exit_code, future.stdout, future.stderr) == (3, "out\n", "why\n")
         copy = pickle.loads(pickle.dumps(error))
         assert (copy.exit_code, copy.stderr, copy.command) == (3, "why\n", error.command)
+
+
+@on_machines
+async def test_of_a_long_command_the_message_shows_the_beginning(machine: Any) -> None:
+    command = f"echo {'many words ' * 1000}; exit 3"
+    async with engine(machine()) as flow:
+        error = await outcome(flow.executable_task(lambda: command)())
+        assert isinstance(error, TaskFailedError)
+        assert error.command == command
+        assert "echo many words" in str(error)
+        assert "characters more]" in str(error)
+        assert len(str(error)) < 700
 
 
 @on_machines

@@ -216,6 +216,30 @@ async def test_a_file_url_is_fetched_as_any_other(stager: Stager, tmp_path: Path
     assert (sandbox / "source.txt").read_text() == "source"
 
 
+@pytest.mark.parametrize(
+    ("url", "content"),
+    [
+        ("data:text/plain,a%20b,%FF", b"a b,\xff"),
+        ("data:;base64,/wA=", b"\xff\0"),
+        ("DATA:text/plain;charset=utf-8;BASE64,aGk%3D", b"hi"),
+        ("data:,", b""),
+    ],
+)
+async def test_a_url_that_holds_the_data_is_a_file_of_them(
+    stager: Stager, url: str, content: bytes
+) -> None:
+    sandbox = await fetch(stager, url)
+    assert (sandbox / "downloaded_file").read_bytes() == content
+
+
+async def test_data_that_make_no_sense_are_an_error_that_does_not_repeat_them(
+    stager: Stager,
+) -> None:
+    with pytest.raises(DataError, match=r"data:;base64,\.\.\. cannot be fetched") as raised:
+        await fetch(stager, "data:;base64,secre")
+    assert "secre" not in str(raised.value)
+
+
 def parts(stager: Stager) -> list[str]:
     return [path.name for path in stager.work_dir.rglob("*") if path.is_file()]
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -395,3 +395,17 @@ async def test_a_result_that_is_or_holds_a_path_into_the_sandbox_is_recognised()
     assert all(leads_into(value, box) for value in inside)
     assert not any(leads_into(value, box) for value in outside)
     assert not leads_into("/data/box/a", None)
+
+
+async def test_a_result_that_cannot_be_looked_into_leads_nowhere() -> None:
+    class Closed(Mapping[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            raise OSError("closed")
+
+        def __iter__(self) -> Iterator[str]:
+            raise OSError("closed")
+
+        def __len__(self) -> int:
+            return 1
+
+    assert not leads_into(Closed(), "/data/box")

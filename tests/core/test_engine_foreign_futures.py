@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from rhapsody import DependencyFailureError, InputFile
-from tests.core.engine_fixtures import Machine, Scripted, engine, outcome, tools, turns
+from tests.core.engine_fixtures import Machine, engine, tools
+from tests.core.scripted import Scripted, outcome, turns
 
 pytestmark = pytest.mark.asyncio
 
@@ -30,7 +31,7 @@ async def test_a_plain_asyncio_future_is_waited_for() -> None:
         plain.set_result("value")
         task = await backend.given("job")
         assert task["args"] == (["value"],)
-        backend.finish(task, "end")
+        backend.done(task, "end")
         assert await future == "end"
 
 
@@ -97,7 +98,7 @@ async def test_another_engines_future_is_a_dependency() -> None:
         future = take(first(), give(2))
         await turns()
         assert not future.done()
-        backend.finish(await backend.given("first"), 1)
+        backend.done(await backend.given("first"), 1)
         assert await future == (1, 2)
 
 
@@ -159,7 +160,7 @@ async def test_after_orders_without_passing_a_value() -> None:
         one = first()
         last = second.options(after=[one, plain])(3)
         assert flow.dependencies[last.uid][0] == "task.000001"
-        backend.finish(await backend.given("first"), "unused")
+        backend.done(await backend.given("first"), "unused")
         await one
         await turns()
         assert backend.names() == ["first"]
@@ -206,9 +207,9 @@ async def test_the_backend_is_told_what_the_task_depends_on() -> None:
         def last(*args: Any) -> Any: ...
 
         last(first(), [flaky()])
-        backend.finish(await backend.given("first"), 1)
-        backend.fail(await backend.given("flaky"), OSError())
-        backend.finish(await backend.given("flaky", attempt=2), 2)
+        backend.done(await backend.given("first"), 1)
+        backend.failed(await backend.given("flaky"), OSError())
+        backend.done(await backend.given("flaky", attempt=2), 2)
         task = await backend.given("last")
         assert task["metadata"]["dependencies"] == ["mine.task.000001.1", "mine.task.000002.2"]
         assert task["args"] == (1, [2])

@@ -16,14 +16,8 @@ import pytest
 
 from rhapsody import InputFile, current_task
 from rhapsody.context import TaskContext
-from tests.core.engine_fixtures import (
-    Machine,
-    engine,
-    local_processes,
-    local_threads,
-    on_machines,
-    outcome,
-)
+from tests.core.engine_fixtures import Machine, engine, local_processes, local_threads, on_machines
+from tests.core.scripted import outcome
 
 pytestmark = pytest.mark.asyncio
 

@@ -6,24 +6,16 @@ import asyncio
 import dataclasses
 import logging
 import os
-import socket
 import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from rhapsody import CapabilityError, TaskFailedError, TaskTimeoutError
-from tests.core.engine_fixtures import (
-    EVERYTHING,
-    Scripted,
-    engine,
-    local_threads,
-    outcome,
-    turns,
-)
-from tests.core.scripted import ManualClock
+from tests.core.engine_fixtures import engine, local_threads
+from tests.core.scripted import RUNS_ALL, ManualClock, Scripted, Stubborn, outcome, turns, until
+from tests.machine import alive, free_port
 
 pytestmark = pytest.mark.asyncio
 
@@ -33,21 +25,6 @@ FOREVER = "exec sleep 1000"
 def server(flow: Any, command: str = "serve", **settings: Any) -> Any:
     """A service task of that command."""
     return flow.executable_task(service=True, **settings)(lambda: command)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has asked after it yet."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # Ready, as the engine sees it.
@@ -71,7 +48,7 @@ async def test_without_a_condition_it_is_ready_with_none_as_soon_as_it_runs() ->
         task = await backend.given("plain")
         await turns()
         assert not future.done()
-        backend.run(task)
+        backend.runs(task)
         assert await future is None
         assert future.state == "RUNNING"
 
@@ -81,7 +58,7 @@ async def test_the_readiness_information_is_the_result(from_thread: bool) -> Non
     backend = Scripted()
     async with engine(backend) as flow:
         future = server(flow, name="waits", ready="tcp:80")()
-        readiness = backend.serve(await backend.given("waits"))
+        readiness = backend.serves(await backend.given("waits"))
         await turns()
         assert not future.done()
         if from_thread:
@@ -100,11 +77,11 @@ async def test_a_service_that_cannot_say_that_it_is_ready_fails_and_is_stopped()
     async with engine(backend) as flow:
         future = server(flow, name="waits", ready="tcp:80")()
         task = await backend.given("waits")
-        backend.serve(task).set_exception(ConnectionError("probe"))
+        backend.serves(task).set_exception(ConnectionError("probe"))
         error = await outcome(future)
         assert isinstance(error, ConnectionError)
         await future.ended()
-        assert backend.cancelled == [task["uid"]]
+        assert backend.stops == [task["uid"]]
 
 
 async def test_a_dependent_runs_with_the_information_while_the_service_serves() -> None:
@@ -116,12 +93,12 @@ async def test_a_dependent_runs_with_the_information_while_the_service_serves() 
 
         service = server(flow, name="waits", ready="tcp:80")()
         used = client(service)
-        readiness = backend.serve(await backend.given("waits"))
+        readiness = backend.serves(await backend.given("waits"))
         assert backend.names() == ["waits"]
         readiness.set_result("there")
         task = await backend.given("client")
         assert task["args"] == ("there",)
-        backend.finish(task, "served")
+        backend.done(task, "served")
         assert await used == "served"
         assert service.state == "RUNNING"
 
@@ -130,19 +107,19 @@ async def test_a_dependent_runs_with_the_information_while_the_service_serves() 
 
 
 async def test_cancelling_stops_it_and_keeps_the_readiness_result() -> None:
-    backend = Scripted(obedient=False)
+    backend = Stubborn()
     async with engine(backend) as flow:
         future = server(flow, name="plain")()
         task = await backend.given("plain")
-        backend.serve(task).set_result("info")
+        backend.serves(task).set_result("info")
         assert await future == "info"
         assert future.cancel() is True
-        await backend.until(lambda: backend.cancelled)
-        assert backend.cancelled == [task["uid"]]
+        await until(lambda: backend.stops)
+        assert backend.stops == [task["uid"]]
         ended = asyncio.ensure_future(future.ended())
         await turns()
         assert not ended.done()
-        backend.task_state_cb(task, "CANCELED")
+        backend.stopped(task)
         await ended
         assert not future.cancelled()
         assert await future == "info"
@@ -153,11 +130,11 @@ async def test_cancelling_before_it_is_ready_cancels_the_future() -> None:
     backend = Scripted()
     async with engine(backend) as flow:
         future = server(flow, name="waits", ready="tcp:80")()
-        readiness = backend.serve(await backend.given("waits"))
+        readiness = backend.serves(await backend.given("waits"))
         assert future.cancel() is True
         assert future.cancelled()
         await future.ended()
-        assert len(backend.cancelled) == 1
+        assert len(backend.stops) == 1
         readiness.set_result("too late")
         await turns()
         assert future.cancelled()
@@ -167,10 +144,10 @@ async def test_the_end_of_the_engine_ends_services() -> None:
     backend = Scripted()
     async with engine(backend) as flow:
         future = server(flow, name="plain")()
-        backend.serve(await backend.given("plain")).set_result("info")
+        backend.serves(await backend.given("plain")).set_result("info")
         await future
-        assert backend.cancelled == []
-    assert len(backend.cancelled) == 1
+        assert backend.stops == []
+    assert len(backend.stops) == 1
     assert future.result() == "info"
     assert flow.summary is not None
     assert flow.summary.still_running == ()
@@ -182,14 +159,14 @@ async def test_one_that_dies_before_it_is_ready_fails_its_future(way: str) -> No
     async with engine(backend) as flow:
         future = server(flow, name="waits", ready="tcp:80")()
         task = await backend.given("waits")
-        backend.serve(task)
+        backend.serves(task)
         task["stdout"], task["stderr"] = "", "no such port"
         if way == "exception":
-            backend.fail(task, OSError("its own"))
+            backend.failed(task, OSError("its own"))
         else:
             if way != "CANCELED":
                 task["exit_code"] = 1 if way == "FAILED" else 0
-            backend.task_state_cb(task, way)
+            backend.report(task, way)
         error = await outcome(future)
         if way == "exception":
             assert isinstance(error, OSError)
@@ -209,11 +186,11 @@ async def test_one_that_dies_later_is_reported_and_keeps_its_result(
     async with engine(backend) as flow:
         future = server(flow, name="mortal")()
         task = await backend.given("mortal")
-        backend.serve(task).set_result("info")
+        backend.serves(task).set_result("info")
         await future
         task["stdout"], task["stderr"], task["exit_code"] = "", "out of memory", 1
         with caplog.at_level(logging.WARNING, logger="rhapsody"):
-            backend.task_state_cb(task, way)
+            backend.report(task, way)
             await future.ended()
             await turns()
         assert "mortal" in caplog.text
@@ -228,7 +205,7 @@ async def test_one_that_is_not_ready_in_time_is_stopped_and_fails() -> None:
         task = await backend.given("slow")
         await clock.advance(100)  # before it runs, its time does not count
         assert not future.done()
-        backend.serve(task)
+        backend.serves(task)
         await clock.advance(4.9)
         assert not future.done()
         await clock.advance(0.2)
@@ -238,14 +215,14 @@ async def test_one_that_is_not_ready_in_time_is_stopped_and_fails() -> None:
         assert "slow" in str(error)
         assert "5 s" in str(error)
         await future.ended()
-        assert backend.cancelled == [task["uid"]]
+        assert backend.stops == [task["uid"]]
 
 
 async def test_a_service_has_a_minute_to_be_ready_unless_something_else_is_said() -> None:
     backend, clock = Scripted(), ManualClock()
     async with engine(backend, clock=clock) as flow:
         future = server(flow, name="slow", ready="tcp:80")()
-        backend.serve(await backend.given("slow"))
+        backend.serves(await backend.given("slow"))
         await clock.advance(59)
         assert not future.done()
         await clock.advance(2)
@@ -256,11 +233,11 @@ async def test_a_service_that_is_ready_serves_for_longer_than_a_task_may_run() -
     backend, clock = Scripted(), ManualClock()
     async with engine(backend, clock=clock, timeout=5) as flow:
         future = server(flow, name="plain")()
-        backend.serve(await backend.given("plain")).set_result("info")
+        backend.serves(await backend.given("plain")).set_result("info")
         assert await future == "info"
         await clock.advance(10_000)
         assert future.state == "RUNNING"
-        assert backend.cancelled == []
+        assert backend.stops == []
 
 
 async def test_services_do_not_count_in_what_is_pending() -> None:
@@ -271,11 +248,11 @@ async def test_services_do_not_count_in_what_is_pending() -> None:
         async def client(where: Any) -> Any: ...
 
         service = server(flow, name="plain")()
-        backend.serve(await backend.given("plain")).set_result("info")
+        backend.serves(await backend.given("plain")).set_result("info")
         left, right = client(service), client(service)
         for number in (1, 2):
-            await backend.until(lambda: len(backend.tasks) == number + 1)  # noqa: B023
-            backend.finish(backend.tasks[-1], number)
+            await until(lambda: len(backend.tasks) == number + 1)  # noqa: B023
+            backend.done(backend.tasks[-1], number)
         assert [await left, await right] == [1, 2]
 
 
@@ -283,7 +260,7 @@ async def test_services_do_not_count_in_what_is_pending() -> None:
 
 
 async def test_a_backend_without_services_refuses_them() -> None:
-    without = dataclasses.replace(EVERYTHING, services=False)
+    without = dataclasses.replace(RUNS_ALL, services=False)
     backends = [Scripted("plain", without), Scripted("able")]
     async with engine(backends) as flow:  # type: ignore[arg-type]
         error = await outcome(server(flow, name="mine")())
@@ -299,7 +276,7 @@ async def test_function_services_only_where_the_capability_says_so(asynchronous:
 
     def serve() -> None: ...
 
-    backend = Scripted(capabilities=dataclasses.replace(EVERYTHING, function_services=False))
+    backend = Scripted(capabilities=dataclasses.replace(RUNS_ALL, function_services=False))
     async with engine(backend) as flow:
         either: Any = serve_async if asynchronous else serve
         error = await outcome(flow.function_task(service=True)(either)())
@@ -309,7 +286,7 @@ async def test_function_services_only_where_the_capability_says_so(asynchronous:
     backend = Scripted()
     async with engine(backend) as flow:
         future = flow.function_task(service=True, name="serve")(either)()
-        backend.serve(await backend.given("serve")).set_result("up")
+        backend.serves(await backend.given("serve")).set_result("up")
         assert await future == "up"
 
 
@@ -417,21 +394,43 @@ async def test_one_that_really_is_not_ready_in_time_is_gone() -> None:
         future = server(flow, command, ready="stdout:never", ready_timeout=0.3)()
         assert isinstance(await outcome(future), TimeoutError)
         await future.ended()
-        assert gone(int(note.read_text()))
+        assert not alive(int(note.read_text()))
 
 
 async def test_a_cancelled_service_is_really_gone_and_what_it_started_too() -> None:
     async with engine(local_threads()) as flow:
         future = server(flow, "sleep 1000 & echo $!; wait", ready="stdout:(\\d+)")()
         child = int(await future)
-        assert not gone(child)
+        assert alive(child)
         assert future.cancel() is True
         await future.ended()
-        assert gone(child)
+        assert not alive(child)
 
 
 async def test_with_the_engine_a_service_is_really_gone() -> None:
     async with engine(local_threads()) as flow:
         pid = int(await server(flow, "echo $$; exec sleep 1000", ready="stdout:(\\d+)")())
-        assert not gone(pid)
-    assert gone(pid)
+        assert alive(pid)
+    assert not alive(pid)
+
+
+async def test_an_error_of_any_form_about_readiness_fails_the_service_alone() -> None:
+    class OddError(Exception):
+        def __init__(self, first: str, second: str) -> None:
+            super().__init__(first, second)
+
+    def broken(future: Any, task: Any, state: Any) -> None:
+        future.set_exception(OddError("no", "port"))
+
+    class Helpless(Scripted):
+        async def cancel_task(self, uid: str) -> bool:
+            return False
+
+    backend = Helpless()
+    async with engine(backend) as flow:
+        service = server(flow, name="odd")()
+        other = server(flow, name="other")()
+        backend.report(await backend.given("odd"), "RUNNING", broken)
+        assert isinstance(await outcome(service), OddError)
+        backend.ready(await backend.given("other"), "address")
+        assert await other == "address"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import DependencyFailureError, TasksMainStates, WorkflowEngine
+from rhapsody import DependencyFailureError, TasksMainStates, WorkflowEngine, wait
 from rhapsody.backends.base import Capabilities, ManagedBackend, ReferenceLostError
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.task import Reference, TaskDescription
@@ -236,3 +237,32 @@ async def test_without_push_down_nothing_is_held() -> None:
         assert await within(join(part)) == "a"
         assert part.result() == "a"
         assert backend.fetched == []
+
+
+async def test_a_block_that_waits_on_its_thread_gets_a_value_that_stays_meanwhile() -> None:
+    """The loop hears of the wait after the future has become another kind of future."""
+    async with WorkflowEngine.create(backend := Keeping()) as flow:
+        waits, ended = threading.Event(), threading.Event()
+
+        @flow.function_task
+        def made() -> int:
+            waits.set()
+            assert ended.wait(20)  # the loop is busy until the block waits
+            return 41
+
+        @flow.function_task
+        def used(value: int) -> int:
+            return value
+
+        first = made()
+        second = used(first)
+
+        @flow.block
+        def part() -> int:
+            assert waits.wait(20)
+            threading.Timer(0.2, ended.set).start()
+            return wait(first, 20)
+
+        assert await within(part()) == 41
+        assert await within(second) == 41
+        assert backend.fetched == [41]

@@ -17,12 +17,14 @@ from rhapsody import (
     DependencyFailureError,
     InputFile,
     PluginError,
+    Resources,
+    TaskTimeoutError,
     WorkflowEngine,
     hookimpl,
 )
 from rhapsody.plugins.specs import Record, Recorded
 from rhapsody.task import TaskDescription
-from tests.core.scripted import RUNS_ALL, Inline, Scripted, until, within
+from tests.core.scripted import RUNS_ALL, Inline, ManualClock, Scripted, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -83,7 +85,7 @@ async def test_the_order_for_a_task_is_fixed(tmp_path: Path) -> None:
             said.append(("link", dst_task["name"]))
 
     capable = dataclasses.replace(RUNS_ALL, files=True, sandboxes=True)
-    one, two = Files(capable, "one"), Files(capable, "two")
+    one, two = Files("one", capable), Files("two", capable)
     (tmp_path / "data.txt").write_text("data")
     async with WorkflowEngine.create([one, two], observers=[Observer(said)]) as flow:
 
@@ -199,6 +201,35 @@ async def test_preparing_is_called_once_for_each_attempt() -> None:
         await within(future)
         uid = f"{flow.uid}.task.000001"
         assert attempts == [(f"{uid}.1", 1), (f"{uid}.2", 2)]
+
+
+async def test_preparing_may_set_a_time_out_and_resources() -> None:
+    observer, clock = Observer(), ManualClock()
+    backend = Scripted(capabilities=dataclasses.replace(RUNS_ALL, resources=frozenset()))
+
+    def prepare(task: TaskDescription) -> None:
+        given: dict[str, Any] = task["task_backend_specific_kwargs"]
+        task.update(given)  # type: ignore[typeddict-item]
+
+    observer.prepare = prepare
+    async with WorkflowEngine.create(backend, observers=[observer], clock=clock) as flow:
+
+        def call(**settings: Any) -> Any:
+            def part() -> Any: ...
+
+            return flow.function_task(task_description=settings)(part)()
+
+        limited = call(timeout=10)
+        backend.runs(await backend.next())
+        await clock.advance(10.1)
+        with pytest.raises(TaskTimeoutError):
+            await within(limited)
+        with pytest.raises(CapabilityError, match="cores=4"):
+            await within(call(resources=Resources(cores=4)))
+        with pytest.raises(PluginError, match=r"time-out that cannot be meant.*'soon'"):
+            await within(call(timeout="soon"))
+        with pytest.raises(PluginError, match=r"no rhapsody\.Resources"):
+            await within(call(resources={"cores": 4}))
 
 
 async def test_preparing_that_raises_fails_its_task_alone() -> None:

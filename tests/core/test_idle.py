@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody import LocalExecutionBackend, RetryPolicy, WorkflowEngine
-from tests.core.scripted import Scripted, turns, within
+from rhapsody import LocalExecutionBackend, RetryPolicy, StateMapper, WorkflowEngine
+from tests.core.scripted import Scripted, in_thread, turns, within
 
 IDLE = 2.0
 """Seconds without anything to do."""
@@ -204,3 +204,49 @@ def test_an_engine_that_was_shut_down_leaves_nothing_to_wake_the_loop() -> None:
         assert await measure() <= 1
 
     run(main)
+
+
+@pytest.mark.asyncio
+async def test_a_thread_wakes_the_loop_for_states_that_change_something_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = Scripted("many-words")
+    StateMapper.register_backend_tasks_states(
+        "many-words",
+        done_state="FINISHED",
+        failed_state="ERROR",
+        canceled_state="REMOVED",
+        running_state=["ACTIVE", "STAGING_OUT"],
+        submitted=["QUEUED", "ALLOCATED"],
+    )
+    async with WorkflowEngine.create(backend) as flow:
+        wakes: list[str] = []
+        threadsafe = flow.loop.call_soon_threadsafe
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        async def told(state: str) -> list[str]:
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                wakes.append(state)
+                return threadsafe(*args, **kwargs)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(flow.loop, "call_soon_threadsafe", counted)
+                in_thread(backend.report, task, state)
+            await turns()
+            return wakes
+
+        future = part()
+        task = await backend.next()
+        task["return_value"] = 7
+        for state in ("QUEUED", "ALLOCATED", "QUEUED"):
+            assert await told(state) == []
+        for state in ("ACTIVE", "ACTIVE", "STAGING_OUT", "QUEUED"):
+            assert await told(state) == ["ACTIVE"]
+        assert future.state == "RUNNING"
+        assert await told("FINISHED") == ["ACTIVE", "FINISHED"]
+        assert await within(future) == 7
+        assert flow.stats.late == flow.stats.unknown == 0
+        assert await told("ACTIVE") == ["ACTIVE", "FINISHED", "ACTIVE"]
+        assert flow.stats.late == 1

@@ -9,7 +9,7 @@ import pytest
 
 import rhapsody
 from rhapsody import TasksMainStates, WorkflowEngine
-from tests.core.scripted import Inline, Scripted, in_thread, turns, within
+from tests.core.scripted import Inline, Scripted, in_thread, turns, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -64,6 +64,16 @@ async def test_submit_flushes_what_is_ready() -> None:
         assert [task["uid"].split(".")[-2] for task in backend.tasks] == ["000001"]
         await within(flow.submit())
         assert len(backend.tasks) == 1
+        backend.gate.clear()
+        part()
+        submitting = asyncio.create_task(flow.submit())
+        await until(lambda: len(backend.tasks) == 2)
+        part()
+        await turns()
+        assert not submitting.done(), "the backend has not taken them yet"
+        backend.gate.set()
+        await within(submitting)
+        assert len(backend.tasks) == 3
 
 
 @pytest.mark.parametrize("synchronous", [False, True])

@@ -158,6 +158,7 @@ def test_submodules_can_be_imported_from_the_package() -> None:
         ("rhapsody.backends.base", ["BaseExecutionBackend", "BaseBackend", "Session"]),
         ("rhapsody.backends.discovery", ["BackendRegistry", "discover_backends", "get_backend"]),
         ("rhapsody.backends.execution.noop", ["NoopExecutionBackend"]),
+        ("rhapsody.task", ["Resources", "RetryPolicy", "memory_in_bytes", "seconds"]),
     ],
 )
 def test_the_import_paths_of_existing_programs_work(path: str, names: list[str]) -> None:

@@ -92,7 +92,7 @@ class History:
     async def begin(
         self, *, stoppable: bool, obedient: bool, observed: bool, **options: Any
     ) -> None:
-        self.backend = Scripted(RUNS_ALL if stoppable else UNSTOPPABLE)
+        self.backend = Scripted(capabilities=RUNS_ALL if stoppable else UNSTOPPABLE)
         if not (stoppable and obedient):
             self.backend.stopping = None
         self.flow = await WorkflowEngine.create(

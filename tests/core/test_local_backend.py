@@ -14,14 +14,10 @@ import pytest_asyncio
 
 from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
 from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError, DataError
-from rhapsody.states import TasksMainStates
-from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing import Driver
+from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
-CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
 
 
 @pytest_asyncio.fixture
@@ -29,11 +25,6 @@ async def driver() -> AsyncIterator[Driver]:
     resources = {"cores": 2, "gpus": 2, "memory": "1 GiB"}
     async with LocalExecutionBackend(resources=resources) as backend, Driver(backend) as driver:
         yield driver
-
-
-def needing(task: TaskDescription, **resources: Any) -> TaskDescription:
-    task["resources"] = Resources(**resources)
-    return task
 
 
 # How it is made.

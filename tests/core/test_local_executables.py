@@ -16,14 +16,11 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend, executables, groups
-from rhapsody.states import TasksMainStates
-from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing import Driver
+from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
+from tests.machine import alive, exists, until_gone
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
-CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
 
 
 @pytest_asyncio.fixture(params=["pidfd", "thread"])
@@ -39,41 +36,8 @@ async def driver(
         assert driver.faults == []
 
 
-def needing(task: TaskDescription, **resources: Any) -> TaskDescription:
-    task["resources"] = Resources(**resources)
-    return task
-
-
 def python(code: str) -> list[str]:
     return [sys.executable, "-c", code]
-
-
-async def exists(path: str | Path) -> None:
-    """Waits for a file that another process makes."""
-
-    def look() -> None:
-        while not os.path.exists(path):
-            time.sleep(0.005)
-
-    await asyncio.to_thread(look)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-async def gone(*pids: int) -> None:
-    """Waits until processes that were killed have ended; a killed one takes a moment."""
-
-    def look() -> None:
-        while any(alive(pid) for pid in pids):
-            time.sleep(0.005)
-
-    async with asyncio.timeout(10):
-        await asyncio.to_thread(look)
 
 
 # Commands.
@@ -85,6 +49,13 @@ async def test_a_shell_command_keeps_its_quoting(driver: Driver) -> None:
     )
     end = await driver.run_one(driver.command(command))
     assert end.stdout == 'a  b\nc"d\ne f\n3\n$HOME\nx  y\n*\n'
+
+
+async def test_a_sandbox_that_is_gone_is_not_made_again(driver: Driver) -> None:
+    task = driver.command('rm -r "$PWD"')
+    end = await driver.run_one(task)
+    assert isinstance(end.error, FileNotFoundError), str(end)
+    assert task["uid"] not in os.listdir(driver.work_dir)
 
 
 async def test_an_argument_list_is_run_without_a_shell(driver: Driver) -> None:
@@ -238,7 +209,7 @@ async def test_the_whole_group_is_stopped(driver: Driver) -> None:
     assert await driver.cancel(task) is True
     end = await driver.finished(task)
     assert end.state is CANCELED
-    await gone(*pids)
+    await until_gone(*pids)
     assert driver.history(task) == [RUNNING, CANCELED]
 
 
@@ -276,14 +247,14 @@ async def test_a_program_that_does_not_listen_is_killed_after_the_grace_period(
     end = await driver.finished(task)
     assert time.monotonic() - began >= 0.25
     assert end.state is CANCELED
-    await gone(pid)
+    await until_gone(pid)
 
 
 async def test_what_a_program_leaves_running_is_ended_with_it(driver: Driver) -> None:
     task = driver.command("sleep 60 & echo $!")
     end = await driver.run_one(task)
     assert end.state is DONE
-    await gone(int(end.stdout or ""))
+    await until_gone(int(end.stdout or ""))
 
 
 async def test_cancelling_at_any_moment_ends_it_once(driver: Driver) -> None:

@@ -15,13 +15,10 @@ import pytest
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
-from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
+from tests.core.local import CANCELED, DONE, FAILED, RUNNING
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
-CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
 
 
 class AtOnce(Executor):

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.machine import alive
+
 pytestmark = pytest.mark.timeout(90)
 
 START = """
@@ -77,13 +79,6 @@ def ended(process: subprocess.Popen[bytes], tmp_path: Path) -> subprocess.Comple
     code = process.wait(60)
     out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
     return subprocess.CompletedProcess(process.args, code, out, err)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -16,19 +16,19 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.backends.local import LocalExecutionBackend, services
 from rhapsody.backends.local.services import Ready, parse_ready
+from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import TaskFailedError
-from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
+from tests.core.local import CANCELED, DONE, FAILED, RUNNING
+from tests.core.scripted import until
+from tests.machine import alive, free_port
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
 
 gate = threading.Event()
 """Holds up the probes that wait for it."""
-
-DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
-CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
 
 
 @pytest_asyncio.fixture
@@ -37,13 +37,6 @@ async def driver() -> AsyncIterator[Driver]:
     async with backend, Driver(backend) as driver:
         yield driver
         assert driver.faults == []
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port: int = server.getsockname()[1]
-        return port
 
 
 # The forms.
@@ -123,6 +116,37 @@ async def test_ready_by_its_output(driver: Driver, pattern: str, expected: str) 
     assert driver.history(task) == [RUNNING]
 
 
+@pytest.mark.parametrize("rest", ["echo 0", "printf '0 is open'"])
+async def test_a_line_that_comes_in_parts_is_looked_at_as_a_whole(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, rest: str
+) -> None:
+    monkeypatch.setattr(services, "QUIET", 60)  # the machine may be busy
+    command = f"printf 'port 8'; while [ ! -e go ]; do sleep 0.01; done; {rest}; exec sleep 60"
+    task = driver.service(command, ready=r"stdout:port (\d+)")
+    await driver.submit(task)
+    assert await driver.running(task)
+    sandbox = Path(task["sandbox"])
+    await until(lambda: (sandbox / OUTPUT_FILES[0]).read_text() == "port 8")
+    (sandbox / "go").touch()
+    assert await driver.ready(task) == "80"
+
+
+async def test_a_prompt_without_the_end_of_a_line_is_enough(driver: Driver) -> None:
+    task = driver.service("echo first; printf 'login>'; exec sleep 60", ready="stdout:^login>$")
+    await driver.submit(task)
+    assert await driver.ready(task) == "login>"
+
+
+async def test_what_closes_its_output_has_said_all(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "QUIET", 60)
+    command = "printf 'port 80'; exec >&-; exec sleep 60"
+    task = driver.service(command, ready=r"stdout:port (\d+)")
+    await driver.submit(task)
+    assert await driver.ready(task) == "80"
+
+
 async def test_output_goes_on_to_be_kept_after_it_was_ready(driver: Driver) -> None:
     task = driver.service(
         "echo ready; while [ ! -e go ]; do sleep 0.01; done; "
@@ -199,9 +223,7 @@ async def test_a_probe_that_raises_fails_and_stops_the_service(driver: Driver) -
     end = await driver.run_one(task)
     assert end.state is FAILED
     assert isinstance(end.error, LookupError)
-    assert not psutil.pid_exists(int(end.stdout or "0")) or (
-        psutil.Process(int(end.stdout or "0")).status() == psutil.STATUS_ZOMBIE
-    )
+    assert not alive(int(end.stdout or "0"))
 
 
 # Its end.

@@ -20,8 +20,8 @@ from rhapsody import (
     WorkflowEngine,
     current_task,
 )
-from tests.core.programs import gone
 from tests.core.scripted import within
+from tests.machine import gone
 
 pytestmark = pytest.mark.asyncio
 

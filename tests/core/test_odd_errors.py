@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -345,3 +346,25 @@ async def test_a_call_has_all_keys_of_a_description_from_the_beginning(tmp_path:
         assert future.task["metadata"]["dependencies"] == []
         gate.set_result("x")
         assert await future == "x\n"
+
+
+async def test_a_failure_may_be_freed_while_another_is_told() -> None:
+    class CollectingError(Exception):
+        def __str__(self) -> str:
+            gc.collect()  # as any allocation may
+            return "text"
+
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def bad() -> None:
+            raise CollectingError
+
+        futures = [bad(), bad()]
+        await asyncio.wait(futures)
+        circle: list[Any] = [futures.pop()]
+        circle.append(circle)
+        del circle
+        futures.clear()
+        gc.collect()
+        assert flow.stats.failed == 2

@@ -22,10 +22,9 @@ from tests.core.distributions import BACKEND, declaration, install, unique
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
+def site(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(manager, "_reported", set())
-    return tmp_path
+    return site
 
 
 class Installed:

@@ -14,13 +14,6 @@ from rhapsody.plugins.entry_points import Installed, installed
 from tests.core.distributions import install, unique
 
 
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("RHAPSODY_DISABLE_PLUGINS", raising=False)
-    return tmp_path
-
-
 def settle(directory: Path) -> None:
     """Makes a directory look as if nobody had touched it for an hour."""
     long_ago = directory.stat().st_mtime - 3600

@@ -42,11 +42,9 @@ def rhapsody_task_events(events):
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("RHAPSODY_DISABLE_PLUGINS", raising=False)
+def site(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(manager, "_reported", set())
-    return tmp_path
+    return site
 
 
 def call_all(hooks: EngineHooks, attribute: str, **arguments: Any) -> list[Any]:

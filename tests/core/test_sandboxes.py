@@ -92,6 +92,7 @@ async def test_a_relative_work_directory_stays_where_it_was_when_the_program_mov
         monkeypatch.chdir(elsewhere)
         printed = Path((await within(tool())).strip())
         assert printed.resolve().parent == (tmp_path / "here").resolve()
+        assert flow.work_dir.resolve() == (tmp_path / "here").resolve()
     assert list(elsewhere.iterdir()) == []
 
 

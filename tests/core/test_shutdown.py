@@ -19,8 +19,8 @@ import pytest
 import rhapsody
 from rhapsody import NoopExecutionBackend, TasksMainStates, WorkflowEngine
 from rhapsody.testing import EventRecorder
-from tests.core.programs import alive
 from tests.core.scripted import RUNS_ALL, Inline, ManualClock, Scripted, turns, until, within
+from tests.machine import alive
 
 pytestmark = pytest.mark.asyncio
 
@@ -186,7 +186,7 @@ async def test_leaving_the_context_shuts_down_and_the_error_goes_on() -> None:
 async def test_what_could_not_be_stopped_is_in_the_summary(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    backend = Scripted(UNSTOPPABLE)
+    backend = Scripted(capabilities=UNSTOPPABLE)
     backend.stopping = None
     events = EventRecorder()
     flow = await WorkflowEngine.create(backend, observers=[events])

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
-from tests.core.programs import PATIENCE, Program, gone
+from tests.core.programs import PATIENCE, Program
 from tests.core.scripted import Inline
+from tests.machine import gone
 
 GRACEFUL = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SEEN = {
@@ -23,6 +24,12 @@ SEEN = {
     signal.SIGHUP: "SystemExit 129",
 }
 Start = Callable[[str], Program]
+
+
+def assert_quiet(err: str) -> None:
+    """Asserts that asyncio has complained of nothing."""
+    for complaint in ("never retrieved", "was destroyed", "Exception in callback"):
+        assert complaint not in err
 
 
 @pytest.fixture
@@ -129,8 +136,45 @@ def test_a_signal_reaches_the_main_coroutine_wherever_it_waits(
     inside = "CancelledError" if "create_task" in waits else SEEN[number].split()[0]
     expected = ["stopped inline", f"inside {inside}", SEEN[number]]
     assert (code, lines[1:]) == (GRACEFUL[number], expected), err
-    for complaint in ("never retrieved", "was destroyed", "Exception in callback"):
-        assert complaint not in err
+    assert_quiet(err)
+
+
+@pytest.mark.parametrize("number", GRACEFUL)
+@pytest.mark.parametrize(
+    "create",
+    ["await WorkflowEngine.create(Slow())", "await asyncio.create_task(in_another())"],
+)
+def test_a_signal_ends_a_start_which_cleans_up(
+    start: Start, number: signal.Signals, create: str
+) -> None:
+    program = start(f"""
+        class Slow(Inline):
+            async def start(self):
+                say("ready")
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    await asyncio.sleep(0)
+                    say("start undone")
+        async def in_another():
+            await WorkflowEngine.create(Slow())
+        async def main():
+            try:
+                {create}
+            finally:
+                say("main")
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            say(type(error).__name__, getattr(error, "code", None))
+            raise
+    """)
+    program.until("ready")
+    program.send(number)
+    code, lines, err = program.end()
+    expected = ["start undone", "stopped inline", "main", SEEN[number]]
+    assert (code, lines[1:]) == (GRACEFUL[number], expected), err
+    assert_quiet(err)
 
 
 def test_the_main_coroutine_sees_its_exception_where_it_waits(start: Start) -> None:

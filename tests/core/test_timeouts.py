@@ -8,12 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import (
-    DependencyFailureError,
-    TasksMainStates,
-    TaskTimeoutError,
-    WorkflowEngine,
-)
+from rhapsody import DependencyFailureError, TasksMainStates, TaskTimeoutError, WorkflowEngine
 from tests.core.scripted import RUNS_ALL, ManualClock, Scripted, turns, within
 
 pytestmark = pytest.mark.asyncio
@@ -180,7 +175,7 @@ async def test_a_stoppable_task_can_be_cancelled_while_it_is_being_stopped() -> 
 
 async def test_work_that_cannot_be_stopped_fails_its_future_at_once_and_keeps_its_slot() -> None:
     clock = ManualClock()
-    backend = Scripted(UNSTOPPABLE)
+    backend = Scripted(capabilities=UNSTOPPABLE)
     backend.stopping = None
     async with WorkflowEngine.create(backend, clock=clock, max_pending=1) as flow:
 
@@ -209,7 +204,7 @@ async def test_work_that_cannot_be_stopped_fails_its_future_at_once_and_keeps_it
 
 async def test_a_backend_that_reports_no_start_is_timed_from_its_acceptance() -> None:
     clock = ManualClock()
-    backend = Scripted(dataclasses.replace(RUNS_ALL, reports_running=False))
+    backend = Scripted(capabilities=dataclasses.replace(RUNS_ALL, reports_running=False))
     async with WorkflowEngine.create(backend, clock=clock) as flow:
 
         @flow.function_task(timeout=10)
@@ -238,3 +233,60 @@ async def test_a_service_that_serves_is_not_timed_out() -> None:
         await clock.advance(1000)
         assert backend.stops == []
         assert future.state is TasksMainStates.RUNNING
+
+
+async def test_a_start_that_is_told_after_all_begins_the_time_anew_and_for_its_attempt() -> None:
+    clock = ManualClock()
+    backend = Scripted(capabilities=dataclasses.replace(RUNS_ALL, reports_running=False))
+    async with WorkflowEngine.create(backend, clock=clock) as flow:
+
+        @flow.function_task(timeout=10, retries=1)
+        def part() -> Any: ...
+
+        future = part()
+        first = await backend.next()
+        await clock.advance(9)
+        backend.runs(first)
+        await clock.advance(9)
+        assert backend.stops == []
+        backend.failed(first, OSError())
+        second = await backend.next()
+        await clock.advance(9)
+        assert backend.stops == []
+        backend.done(second, 1)
+        assert await within(future) == 1
+        assert clock.waiting == 0
+
+
+@pytest.mark.parametrize("stoppable", [True, False])
+async def test_a_fallback_stands_in_for_what_took_too_long(*, stoppable: bool) -> None:
+    clock = ManualClock()
+    backend = Scripted(capabilities=RUNS_ALL if stoppable else UNSTOPPABLE)
+    if not stoppable:
+        backend.stopping = None
+    seen: list[Any] = []
+
+    def instead(error: BaseException) -> str:
+        seen.append(error)
+        return "plan B"
+
+    async with WorkflowEngine.create(backend, clock=clock, max_pending=1) as flow:
+
+        @flow.function_task(timeout=10, fallback=instead)
+        def part() -> Any: ...
+
+        future, other = part(), part()
+        backend.runs(task := await backend.next())
+        await clock.advance(10.1)
+        assert await within(future) == "plan B"
+        assert [type(error) for error in seen] == [TaskTimeoutError]
+        assert future.state is TasksMainStates.DONE
+        if not stoppable:
+            await turns()
+            assert len(backend.tasks) == 1, "the work keeps its slot"
+            backend.done(task, "too late")
+        await within(future.ended())
+        assert future.result() == "plan B"
+        backend.done(await backend.next(), 2)
+        assert await within(other) == 2
+        assert (flow.stats.done, flow.stats.failed) == (2, 0)

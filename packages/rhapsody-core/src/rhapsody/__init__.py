@@ -42,8 +42,10 @@ if TYPE_CHECKING:
         TaskTimeoutError,
     )
     from rhapsody.plugins.specs import hookimpl
+    from rhapsody.resources import Resources
+    from rhapsody.retries import RetryPolicy
     from rhapsody.states import StateMapper, TasksMainStates
-    from rhapsody.task import Resources, RetryPolicy, TaskDescription, TaskFuture
+    from rhapsody.task import TaskDescription, TaskFuture
 
     __version__: str
     __all__ = [
@@ -110,8 +112,8 @@ else:
             "NoopExecutionBackend": "rhapsody.backends.noop",
             "OutputFile": "rhapsody.data",
             "RadicalExecutionBackend": RADICAL,
-            "Resources": "rhapsody.task",
-            "RetryPolicy": "rhapsody.task",
+            "Resources": "rhapsody.resources",
+            "RetryPolicy": "rhapsody.retries",
             "StateMapper": "rhapsody.states",
             "TaskDescription": "rhapsody.task",
             "TaskFuture": "rhapsody.task",

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from rhapsody.errors import DataError
 
 _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
+_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
 
 
 RESERVED = ".rhapsody."
@@ -76,8 +77,8 @@ class InputFile(File):
     task that writes it as well.
 
     Args:
-        spec: A URL, an existing local path (a directory is linked as a whole), or
-            the name of a file that a dependency writes.
+        spec: A URL (`data:` URLs, too), an existing local path (a directory is linked
+            as a whole), or the name of a file that a dependency writes.
 
     Raises:
         DataError: A `ValueError`: the name is empty or names a directory that is
@@ -107,7 +108,7 @@ class InputFile(File):
         url = local = other = None
         path: Path | None = None
         expected: Path | None = None
-        if _URL.match(given):
+        if _URL.match(given) or is_data_url(given):
             url, name = given, _name_in_url(given)
         else:
             expected = Path(os.path.abspath(given))
@@ -166,8 +167,16 @@ class OutputFile(File):
         return f"OutputFile({self.filename!r})"
 
 
+def is_data_url(text: str) -> bool:
+    """Whether a text is a URL that holds the data themselves, `data:text/plain,...`."""
+    return _DATA_URL.match(text) is not None
+
+
 def without_secrets(url: str) -> str:
-    """A URL for messages: without user, password, query and fragment."""
+    """A URL for messages: without user, password, query and fragment, and without data."""
+    data = _DATA_URL.match(url)
+    if data is not None:
+        return f"{data[0]}..."
     bare, query, _ = re.sub(r"//[^/@]*@", "//", url).partition("#")[0].partition("?")
     return bare + ("?..." if query else "")
 
@@ -318,7 +327,7 @@ def _set(file: File, **values: Any) -> None:
 
 def _name_in_url(url: str) -> str:
     try:
-        name = os.path.basename(unquote(urlsplit(url).path))
+        name = "" if is_data_url(url) else os.path.basename(unquote(urlsplit(url).path))
     except ValueError as error:
         raise DataError(f"InputFile({without_secrets(url)!r}) is not a URL: {error}") from None
     return "downloaded_file" if name in ("", ".", "..") or "\0" in name else name

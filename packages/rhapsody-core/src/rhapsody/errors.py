@@ -114,13 +114,19 @@ class JournalError(RhapsodyError, RuntimeError):
     """The record of finished tasks cannot be read or written."""
 
 
-def describe_error(error: BaseException | None) -> str:
-    """`Type: text` of an exception, also of one whose text cannot be made."""
+def text_of(error: BaseException | None) -> str:
+    """The text of an exception, also of one whose text cannot be made."""
     try:
-        text = str(error)
+        return str(error)
     except Exception as mistake:  # a user's `__str__` must not hide the user's exception
-        text = f"(its text cannot be made: {type(mistake).__name__})"
-    return f"{type(error).__name__}: {text}"
+        return f"(its text cannot be made: {type(mistake).__name__})"
+
+
+def describe_error(error: BaseException | None, *, with_module: bool = False) -> str:
+    """`Type: text` of an exception; with its module where the type itself is not at hand."""
+    kind = type(error)
+    name = f"{kind.__module__}.{kind.__qualname__}" if with_module else kind.__name__
+    return f"{name}: {text_of(error)}"
 
 
 # Exceptions may be of a class that forbids setting attributes, a frozen dataclass say.
@@ -176,7 +182,7 @@ def _portable(error: BaseException) -> Any:
                     return candidate
             except Exception:  # noqa: S112 - it runs the class's own code; try the next way
                 continue
-        return TaskFailedError(_described(error))
+        return TaskFailedError(describe_error(error, with_module=True))
     finally:
         _trying.active = False
 
@@ -193,11 +199,3 @@ def _by_value(error: BaseException) -> _Pickled:
     import cloudpickle  # type: ignore[import-untyped]
 
     return _Pickled(pickle.loads, cloudpickle.dumps(error))
-
-
-def _described(error: BaseException) -> str:
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    try:
-        return f"{kind}: {error}"
-    except Exception:  # the class's own text may fail
-        return kind

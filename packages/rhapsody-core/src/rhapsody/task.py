@@ -1,21 +1,41 @@
-"""What a task is: its description on the wire, its resources, its future.
+"""What a task is: its description on the wire and its future.
 
 The engine builds descriptions and resolves futures; backends read descriptions
-and write results into them. Neither logic lives here.
+and write results into them. Neither logic lives here. What users set for a task,
+its resources and retries, has modules of its own and can be had from here, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import math
-import re
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
+from rhapsody.quantities import memory_in_bytes, seconds
+from rhapsody.resources import Resources
+from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
+
+__all__ = [
+    "Definition",
+    "HeldValue",
+    "LiveNode",
+    "Outcome",
+    "Reference",
+    "Resources",
+    "RetryPolicy",
+    "TaskDescription",
+    "TaskFuture",
+    "TaskKind",
+    "TaskMetadata",
+    "is_async",
+    "memory_in_bytes",
+    "seconds",
+    "task_kind",
+]
 
 T = TypeVar("T")
 
@@ -140,163 +160,6 @@ class HeldValue(Protocol):
 
         Awaited by the engine on its loop, once at most.
         """
-
-
-_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
-
-
-def memory_in_bytes(memory: int | str) -> int:
-    """Bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
-
-    `kB`, `MB`, ... are powers of 1000, `KiB`, `MiB`, ... of 1024 (IEC 80000-13).
-
-    Raises:
-        ValueError: The text is not a size, or the size is negative.
-        TypeError: Neither a number nor a string.
-    """
-    if isinstance(memory, bool) or not isinstance(memory, int | str):
-        raise TypeError(f"memory must be bytes or text such as '2 GiB', not {memory!r}")
-    if isinstance(memory, int):
-        if memory < 0:
-            raise ValueError(f"memory must not be negative, got {memory}")
-        return memory
-    match = _MEMORY.fullmatch(memory)
-    if match is None:
-        raise ValueError(f"memory must look like '500 MB' or '2 GiB', got {memory!r}")
-    number, prefix, binary = match.groups()
-    base = 1024 if binary else 1000
-    power: int = " kmgtp".index(prefix.lower() or " ")
-    return math.ceil(float(number) * float(base) ** power)
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What one task needs while it runs; the same meaning on every backend.
-
-    Args:
-        cores: Processor cores per rank. 0 is for tasks that only wait: an
-            asynchronous function without cores shares a loop with others instead
-            of holding a slot.
-        gpus: GPUs per rank.
-        memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
-            `None` asks for nothing in particular. Held as bytes.
-        ranks: Number of processes (MPI ranks) of an executable.
-        walltime: Seconds the task is expected to need at most, a hint for
-            schedulers; `None` is unknown.
-
-    Raises:
-        ValueError: A number is negative, or `ranks` is less than 1.
-        TypeError: A value is of the wrong type.
-    """
-
-    cores: int = 1
-    gpus: int = 0
-    memory: int | str | None = None
-    ranks: int = 1
-    walltime: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("cores", 0), ("gpus", 0), ("ranks", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"resources: {name} must be a whole number, got {value!r}")
-            if value < least:
-                raise ValueError(f"resources: {name} must be at least {least}, got {value}")
-        if self.memory is not None:
-            object.__setattr__(self, "memory", memory_in_bytes(self.memory))
-        if self.walltime is not None:
-            object.__setattr__(self, "walltime", seconds("walltime", self.walltime))
-
-    @classmethod
-    def of(cls, value: Resources | Mapping[str, Any] | None) -> Resources | None:
-        """The resources given as themselves or as a mapping of their names.
-
-        Raises:
-            TypeError: Neither, or a mapping with a name that is not a resource.
-        """
-        if value is None or isinstance(value, Resources):
-            return value
-        if not isinstance(value, Mapping):
-            raise TypeError(
-                f"resources must be a Resources or a dict such as {{'cores': 2}}, got {value!r}"
-            )
-        unknown = [key for key in value if key not in cls.__dataclass_fields__]
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise TypeError(f"resources: unknown name {unknown[0]!r}; there are {known}")
-        return cls(**value)
-
-
-def seconds(argument: str, value: object, *, zero: bool = False) -> float:
-    """A duration given by a user, checked.
-
-    Args:
-        argument: The argument's name, for the error.
-        value: What was given.
-        zero: Whether 0 is accepted.
-
-    Raises:
-        TypeError: Not a number.
-        ValueError: Not finite, negative, or 0 where that is not accepted.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{argument} must be a number of seconds, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        least = "0 or more" if zero else "more than 0"
-        raise ValueError(f"{argument} must be {least} seconds, got {value!r}")
-    return float(value)
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """When a failed task is tried again.
-
-    Args:
-        attempts: How many more attempts after the first one, at most.
-        wait: Seconds before the next attempt, or a callable that gets the number
-            of the attempt that failed (from 1) and returns them. Called on the
-            engine's loop.
-        on: An exception type worth another attempt, or several of them.
-
-    Raises:
-        TypeError: A value is of the wrong type.
-        ValueError: A number is negative.
-    """
-
-    attempts: int = 1
-    wait: float | Callable[[int], float] = 0.0
-    on: type[BaseException] | Iterable[type[BaseException]] = Exception
-
-    def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
-            raise TypeError(f"retries must be a whole number, got {self.attempts!r}")
-        if self.attempts < 0:
-            raise ValueError(f"retries must be 0 or more, got {self.attempts}")
-        if not callable(self.wait):
-            object.__setattr__(self, "wait", seconds("wait", self.wait, zero=True))
-        types: tuple[object, ...] = (self.on,)
-        if isinstance(self.on, Iterable) and not isinstance(self.on, type | str):
-            types = tuple(self.on)
-            object.__setattr__(self, "on", types)
-        for kind in types:
-            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
-                raise TypeError(f"on must be exception types, got {kind!r}")
-
-    @classmethod
-    def of(cls, value: RetryPolicy | int | None) -> RetryPolicy | None:
-        """The policy given as itself or as a number of further attempts."""
-        if value is None or isinstance(value, RetryPolicy):
-            return value
-        return cls(attempts=value)
-
-    def covers(self, error: BaseException) -> bool:
-        """Whether an exception is worth another attempt."""
-        return isinstance(error, cast("type[BaseException]", self.on))
-
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait after the given attempt failed."""
-        wait = self.wait(attempt) if callable(self.wait) else self.wait
-        return seconds("wait", wait, zero=True)
 
 
 @dataclass(slots=True)

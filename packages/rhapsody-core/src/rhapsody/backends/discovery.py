@@ -8,6 +8,7 @@ the plugins' light modules, and only asking for a class imports it.
 from __future__ import annotations
 
 import difflib
+import sys
 import threading
 from dataclasses import dataclass
 from importlib import import_module
@@ -79,6 +80,22 @@ class _Registered:
     import_path: str
     cls: type[BaseExecutionBackend] | None = None
 
+    def same_as(self, other: _Registered) -> bool:
+        """Whether both name one class. Imports nothing."""
+        if self.cls is None and other.cls is None:
+            return self.import_path == other.import_path
+        return self._loaded() is other._loaded()
+
+    def _loaded(self) -> object:
+        """The class; for an import path what it names now, `None` if that is not imported."""
+        if self.cls is not None:
+            return self.cls
+        module, _, qualname = self.import_path.partition(":")
+        found: object = sys.modules.get(module)
+        for name in qualname.split("."):
+            found = getattr(found, "__dict__", {}).get(name)  # no lazy attribute is loaded
+        return found
+
 
 _lock = threading.Lock()
 _registered: dict[str, _Registered] = {}
@@ -136,7 +153,9 @@ class BackendRegistry:
     def register_backend(cls, name: str, import_path: str | type[BaseExecutionBackend]) -> None:
         """Registers a backend for this process.
 
-        Registering the same again is harmless.
+        Registering the same again is harmless. A class that was defined anew, in a
+        notebook's cell that was run again, is another one: `unregister_backend` makes
+        room for it.
 
         Args:
             name: The backend's name.
@@ -165,9 +184,15 @@ class BackendRegistry:
         if taken_by is None:
             with _lock:
                 known = _registered.setdefault(key, new)
-            if known is new or known.import_path == new.import_path:
+            if known.same_as(new):
                 return
             taken_by = known.import_path
+            if taken_by == new.import_path:
+                raise ValueError(
+                    f"backend name {name!r} is taken by an earlier {taken_by}, another class than "
+                    "this one; to register this one in its place, call "
+                    f"BackendRegistry.unregister_backend({name!r}) first"
+                )
         raise ValueError(f"backend name {name!r} is taken by {taken_by}; choose another name")
 
     @classmethod
@@ -315,12 +340,15 @@ def _describe_registered(own: _Registered) -> BackendDescription:
 
 def _taken_by(key: str, new: _Registered) -> str | None:
     """Who has a name already: a distribution, `"itself"` for the same class, or nobody."""
+    from rhapsody.backends.checks import split_import_path
+
     known = catalog()
     if key not in known:
         owner = PUBLISHED.get(key)
         return None if owner is None else f"{owner}, to which it belongs: pip install {owner}"
     try:
-        if known.spec(key).import_path.replace(":", ".") == new.import_path.replace(":", "."):
+        module, qualname = split_import_path(known.spec(key).import_path)
+        if _Registered(key, f"{module}:{qualname}").same_as(new):
             return "itself"
         return known.claim(key).distribution
     except UnusableError as error:

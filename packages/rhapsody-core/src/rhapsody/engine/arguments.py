@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from rhapsody.data import InputFile, OutputFile
 
@@ -71,6 +72,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
     """Finds futures and files in a call's arguments; `None` where there are none.
 
     Raises:
+        TypeError: A future is a key of a dict.
         ValueError: A container holds itself, or they are nested too deeply.
     """
     for value in args:
@@ -153,6 +155,8 @@ def _children(value: Any) -> Any:
     if kind is list or kind is tuple or kind is set:
         children = value
     elif kind is dict:
+        if not PLAIN.issuperset(map(type, value)):
+            _check_keys(value)
         children = value.values()
     elif isinstance(value, tuple) and hasattr(kind, "_fields"):
         children = value
@@ -164,11 +168,37 @@ def _children(value: Any) -> Any:
     return None if PLAIN.issuperset(map(type, children)) else children
 
 
+def _check_keys(value: dict[Any, Any]) -> None:
+    """Raises where a future is a key, or in a tuple that is one."""
+    for key in value:
+        for part in key if type(key) is tuple else (key,):
+            if asyncio.isfuture(part):
+                raise TypeError(
+                    f"an argument holds a dict with a future in its keys, {part!r}: only its "
+                    "values are waited for; wrap the dict in rhapsody.literal(...) if the future "
+                    "itself is meant"
+                )
+
+
+_anew: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+"""What `_made_anew` has found, as it takes longer than all else here."""
+
+
+def _made_anew(kind: type) -> bool:
+    """Whether a dataclass makes something of its `init` fields, and nothing but them."""
+    if not hasattr(kind, "__post_init__"):
+        return False
+    answer = _anew.get(kind)
+    if answer is None:
+        fields = {field.name for field in dataclasses.fields(kind) if field.init}
+        answer = _anew[kind] = signature(kind).parameters.keys() <= fields
+    return answer
+
+
 def _replaced(value: Any, changes: dict[str, Any]) -> Any:
     """A dataclass with other values in its `init` fields."""
-    kind = type(value)
-    if hasattr(kind, "__post_init__") and signature(kind).parameters.keys() <= changes.keys():
-        return dataclasses.replace(value, **changes)  # what it makes of them is made anew
+    if _made_anew(type(value)):
+        return dataclasses.replace(value, **changes)
     new = copy.copy(value)  # with what `__init__` does not know, and without calling it
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # frozen ones too

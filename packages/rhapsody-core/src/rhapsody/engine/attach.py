@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.base import BaseExecutionBackend, Session
+from rhapsody.backends.catalog import normalise
 from rhapsody.backends.discovery import get_backend
+from rhapsody.errors import describe_error
+
+logger: logging.Logger = logging.getLogger("rhapsody.engine")
 
 DRY_RUN = "noop"
 EMBEDDED = "local"
 
 
 async def attach(
-    backend: Any, backends: Any, *, dry_run: bool, work_dir: Path
+    backend: Any,
+    backends: Any,
+    *,
+    dry_run: bool,
+    work_dir: Path,
+    ours: list[BaseExecutionBackend],
 ) -> dict[str, BaseExecutionBackend]:
     """Starts the backends of an engine; the first one is the default.
 
-    What a backend that is started here keeps in files goes into `work_dir`.
-
     If one cannot be started, those that this call started are shut down again.
+
+    Args:
+        backend: As in `WorkflowEngine.create`.
+        backends: As there.
+        dry_run: Takes no backend that does work.
+        work_dir: Where what a backend that is started here keeps in files goes.
+        ours: Gets those that this call starts, for `shut_down`.
 
     Raises:
         TypeError: Something is not a backend.
@@ -38,7 +53,6 @@ async def attach(
             )
         given = [(None, DRY_RUN if dry_run else EMBEDDED)]
     started: dict[str, BaseExecutionBackend] = {}
-    ours: list[BaseExecutionBackend] = []
     try:
         for name, one in given:
             made = get_backend(one) if isinstance(one, str) else one
@@ -47,7 +61,7 @@ async def attach(
                 ours += [made] if isinstance(made, BaseExecutionBackend) else []
             if not isinstance(made, BaseExecutionBackend):
                 raise _not_a_backend(made)
-            label = name or made.name or type(made).__name__
+            label = name or _label(one, made)
             if dry_run and made.name != DRY_RUN:
                 raise RuntimeError(
                     f"dry_run=True runs nothing, and backend {label!r} would: leave `backend` "
@@ -68,10 +82,21 @@ async def attach(
                 made = await made
             started[label] = made
     except BaseException:
-        for one in ours:
-            await one.shutdown()
+        await shut_down(ours)
         raise
     return started
+
+
+async def shut_down(ours: list[BaseExecutionBackend]) -> None:
+    """Shuts down, and takes off the list, what was started for an engine that cannot be made."""
+    while ours:
+        one = ours.pop()
+        try:
+            await one.shutdown()
+        except Exception as error:  # must not keep the others open, nor hide why
+            logger.error(
+                "backend %r failed to shut down: %s", _label(None, one), describe_error(error)
+            )
 
 
 def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
@@ -87,6 +112,13 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
     elif backends is not None:
         raise TypeError(f"backends must be a list or a dict of names to backends, got {backends!r}")
     return given
+
+
+def _label(given: Any, made: BaseExecutionBackend) -> str:
+    """What a backend is called where its user gave no name: what tasks can call it."""
+    if isinstance(given, str) and normalise(given) != normalise(made.name):
+        return given.strip()
+    return made.name or type(made).__name__
 
 
 def _settle_in(backend: BaseExecutionBackend, work_dir: Path) -> None:

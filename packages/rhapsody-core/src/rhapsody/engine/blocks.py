@@ -18,11 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rhapsody.engine.life import Event, Future, Work
+from rhapsody.quantities import seconds
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskFuture, seconds
+from rhapsody.task import TaskFuture
 
 if TYPE_CHECKING:
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
 
 T = TypeVar("T")
@@ -101,19 +102,26 @@ def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
     def notify(_: asyncio.Future[Any]) -> None:
         done.set()
 
+    # On the loop: a future whose value stays with its backend becomes one of another class.
+    def follow(one: asyncio.Future[Any]) -> None:
+        one.add_done_callback(notify)
+
+    def leave(one: asyncio.Future[Any]) -> None:
+        one.remove_done_callback(notify)
+
     if not future.get_loop().is_running():
         raise RuntimeError("wait() on a future whose event loop is not running")
     # Whatever it waits for, a block that is cancelled waits no longer.
     watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
     for one in watched:
-        one.get_loop().call_soon_threadsafe(one.add_done_callback, notify)
+        one.get_loop().call_soon_threadsafe(follow, one)
     try:
         with _awaiting(me, node) if me is not None and node is not None else nullcontext():
             done.wait(timeout)
     finally:
         for one in watched:
             if not one.done():
-                one.get_loop().call_soon_threadsafe(one.remove_done_callback, notify)
+                one.get_loop().call_soon_threadsafe(leave, one)
     if future.done():
         return future.result()
     if me is not None and me.future.done():
@@ -179,9 +187,14 @@ class Blocks:
         extra = node.more()
         context = extra.context or contextvars.copy_context()
         context.run(enclosing_block.set, node)
-        args, kwargs = runtime.values(node)
-        if node.task.is_async:
-            self._run(node, node.task.function(*args, **kwargs), context)
+        try:
+            args, kwargs = runtime.values(node)
+            coroutine = node.task.function(*args, **kwargs) if node.task.is_async else None
+        except (Exception, SystemExit) as error:  # of what the user gave: it fails alone
+            runtime.graph.fail(node, error)
+            return
+        if coroutine is not None:
+            self._run(node, coroutine, context)
             return
         thread = threading.Thread(
             target=context.run,

@@ -17,7 +17,7 @@ from rhapsody.plugins.specs import Record
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
 
 
@@ -40,8 +40,11 @@ class Gate:
 
     def reveal(self, node: Node, value: Any) -> None:
         """The result may be seen: sets the future, unless it was cancelled meanwhile."""
-        if not node.step(Event.REVEAL):
-            return
+        if node.step(Event.REVEAL):
+            self.show(node, value)
+
+    def show(self, node: Node, value: Any) -> None:
+        """Sets the future of a node whose life says that it is done."""
         runtime = self._runtime
         runtime.stats.done += 1
         future = node.future

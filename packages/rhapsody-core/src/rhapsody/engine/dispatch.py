@@ -21,7 +21,7 @@ from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_e
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
 
 SLICE = 0.005
@@ -93,6 +93,7 @@ class Lane:
         self._batch: set[Node] = set()
         self._deferred: list[Node] = []
         self._closing = False
+        self._idle = asyncio.Event()
         self._pump = runtime.spawn(self._run(), f"{runtime.uid} {name} lane")
 
     def main_state(self, native: Any) -> TasksMainStates | None:
@@ -126,6 +127,7 @@ class Lane:
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+            self._idle.clear()
 
     def freed(self, node: Node) -> None:
         """A task the backend had has ended."""
@@ -133,6 +135,14 @@ class Lane:
             self.occupied -= 1
             if self._runtime.max_pending is not None:
                 self.wake()
+
+    async def flushed(self) -> None:
+        """Waits until the backend has had all that can be handed over now."""
+        idle = asyncio.ensure_future(self._idle.wait())
+        try:
+            await asyncio.wait([idle, self._pump], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
 
     async def close(self, grace: float) -> None:
         """Ends the lane after the submission that is under way, if that does not take long."""
@@ -155,6 +165,7 @@ class Lane:
                 return
             if not self._has_work():
                 self._waiter = loop.create_future()
+                self._idle.set()
                 await self._waiter
                 self._waiter = None
             elif time.perf_counter() > ends:

@@ -12,15 +12,18 @@ import asyncio
 import contextlib
 import hashlib
 import importlib
+import io
 import os
 import shutil
 import threading
 import uuid
+from base64 import b64decode
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from rhapsody.data import make_sandbox, without_secrets
+from rhapsody.data import is_data_url, make_sandbox, without_secrets
 from rhapsody.errors import DataError
 
 INSTALL = "pip install 'rhapsody-core[files]'"
@@ -180,6 +183,10 @@ def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.
 
 def _opened(url: str, timeout: float) -> Any:
     """An open file of whatever library speaks the URL's protocol."""
+    if is_data_url(url):
+        head, _, data = url.partition(",")
+        content = unquote_to_bytes(data)
+        return io.BytesIO(b64decode(content) if head.lower().endswith(";base64") else content)
     try:
         core = importlib.import_module("fsspec.core")
         web = url.lower().startswith(("http://", "https://"))

@@ -20,7 +20,8 @@ from rhapsody.data import File, InputFile, OutputFile, plain_name, without_secre
 from rhapsody.engine.fetch import Fetcher
 from rhapsody.engine.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.task import Outcome, TaskDescription, memory_in_bytes, seconds
+from rhapsody.quantities import memory_in_bytes, seconds
+from rhapsody.task import Outcome, TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -361,11 +362,14 @@ def leads_into(value: object, sandbox: str | None) -> bool:
     """Whether a result is a path into a sandbox, or a collection with one in it."""
     if sandbox is None:
         return False
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(_is_path_into(item, sandbox) for item in value)
-    return _is_path_into(value, sandbox)
+    try:
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        if isinstance(value, list | tuple | set | frozenset):
+            return any(_is_path_into(item, sandbox) for item in value)
+        return _is_path_into(value, sandbox)
+    except Exception:  # the result's own code; what cannot be looked into leads nowhere
+        return False
 
 
 def _is_path_into(value: object, sandbox: str) -> bool:

@@ -1,6 +1,5 @@
-"""What waits for what: nodes, their edges, and what settling one does to the others.
+"""What waits for what: edges between nodes, and what settling one does to the others.
 
-A node is one call of a task or block from the call until its work has ended.
 Nothing here talks to a backend. Everything runs on the engine's loop.
 """
 
@@ -11,199 +10,26 @@ import contextvars
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
-from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.aio import settable
 from rhapsody.engine import life
-from rhapsody.engine.arguments import Found, search
+from rhapsody.engine.arguments import search
 from rhapsody.engine.blocks import BlockFuture, enclosing_block
 from rhapsody.engine.held import HeldFuture
-from rhapsody.engine.life import Event, Future, Life, Work
-from rhapsody.engine.timers import Timer
+from rhapsody.engine.life import Event, Future, Work
+from rhapsody.engine.node import Node
 from rhapsody.errors import DependencyFailureError, describe_error
 from rhapsody.states import TasksMainStates
-from rhapsody.task import Outcome, TaskDescription, TaskFuture
+from rhapsody.task import TaskFuture
 
 if TYPE_CHECKING:
-    from rhapsody.engine.dispatch import Lane
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
 
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "rhapsody_scope", default=None
 )
-
-_FUTURE_STATES = {
-    Future.DONE: TasksMainStates.DONE,
-    Future.FAILED: TasksMainStates.FAILED,
-    Future.CANCELLED: TasksMainStates.CANCELED,
-}
-_WORK_STATES = {
-    Work.WAITING: TasksMainStates.PENDING,
-    Work.READY: TasksMainStates.PENDING,
-    Work.RETRY_WAIT: TasksMainStates.PENDING,
-    Work.SUBMITTING: TasksMainStates.SUBMITTED,
-    Work.SUBMITTED: TasksMainStates.SUBMITTED,
-    Work.RUNNING: TasksMainStates.RUNNING,
-    Work.SERVING: TasksMainStates.RUNNING,
-    Work.CANCELING: TasksMainStates.RUNNING,
-    Work.ENDED: TasksMainStates.RUNNING,
-    Work.LOST: TasksMainStates.RUNNING,
-}
-
-
-class Extra:
-    """What only some nodes need, kept out of the others."""
-
-    __slots__ = (
-        "awaiting",
-        "block",
-        "children",
-        "command",
-        "context",
-        "failures",
-        "found",
-        "limits",
-        "losses",
-        "scope",
-        "sources",
-        "timer",
-        "verdict",
-        "waiters",
-    )
-
-    def __init__(self) -> None:
-        self.awaiting: list[Node] = []  # the blocks that a block awaits now
-        self.block: asyncio.Task[Any] | None = None  # what runs an asynchronous block
-        self.children: dict[Node, None] = {}  # what a block has started
-        self.command: str | list[str] | None = None  # an executable's, once built
-        self.context: contextvars.Context | None = None  # the one a block was called in
-        self.failures: int = 0  # attempts that failed
-        self.found: Found | None = None  # futures and files in the arguments
-        self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
-        self.losses: int = 0  # attempts that the infrastructure lost
-        self.scope: str | None = None
-        self.sources: list[Outcome] = []  # what its dependencies left behind
-        self.timer: Timer | None = None  # its time-out, or the wait before a retry
-        self.verdict: BaseException | None = None  # why it is being stopped
-        self.waiters: list[asyncio.Future[None]] = []  # for the end of the work
-
-
-class Node:
-    """One call of a task or block while its work is alive."""
-
-    __slots__ = (
-        "args",
-        "attempt",
-        "dependencies",
-        "dependents",
-        "description",
-        "extra",
-        "future",
-        "kwargs",
-        "lane",
-        "life",
-        "native",
-        "number",
-        "parent",
-        "pushed",
-        "runtime",
-        "specific",
-        "stage",
-        "task",
-        "uid",
-        "unfinished",
-        "unsent",
-    )
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        task: Task[Any, Any],
-        future: TaskFuture[Any],
-        number: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        specific: Mapping[str, Any] | None,
-    ) -> None:
-        self.runtime: Runtime = runtime
-        self.task: Task[Any, Any] = task
-        self.future: TaskFuture[Any] = future
-        self.number: int = number
-        self.args: tuple[Any, ...] = args
-        self.kwargs: dict[str, Any] | None = kwargs
-        self.specific: Mapping[str, Any] | None = specific
-        self.life: Life = life.START
-        self.unfinished: int = 0
-        self.unsent: int = 0  # dependencies that are with a backend, see `pushdown`
-        self.pushed: bool = False  # it is with a backend before they are finished
-        self.attempt: int = 0
-        self.stage: int = 0
-        self.uid: str = ""
-        self.native: str | None = None  # the backend's word for the last state, for events
-        self.dependencies: tuple[asyncio.Future[Any], ...] = ()
-        self.dependents: dict[Node, None] | None = None
-        self.description: TaskDescription | None = None
-        self.lane: Lane | None = None
-        self.parent: Node | None = None
-        self.extra: Extra | None = None
-
-    def more(self) -> Extra:
-        """The node's rare fields, made when first needed."""
-        if self.extra is None:
-            self.extra = Extra()
-        return self.extra
-
-    def step(self, event: Event) -> bool:
-        """Moves the node through the table; `False` for an event that has no row."""
-        after = self.life.after.get(event)
-        if after is None:
-            return False
-        self.life = after
-        return True
-
-    def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Done callback on futures that are not this engine's."""
-        self.runtime.guarded(partial(self.runtime.graph.foreign_done, self, dependency))
-
-    # What the future asks (`rhapsody.task.LiveNode`).
-
-    def state(self) -> TasksMainStates:
-        """The canonical state of the future, or of the work while that is undecided."""
-        future, work = self.life.future, self.life.work
-        if future is Future.DONE and work is not Work.ENDED:
-            return TasksMainStates.RUNNING  # a service
-        return _FUTURE_STATES.get(future) or _WORK_STATES[work]
-
-    def cancel(self, msg: Any) -> bool:
-        """Cancels from any thread; see `TaskFuture.cancel`."""
-        return self.runtime.on_loop(partial(self.runtime.graph.cancel, self, msg))
-
-    async def wait_ended(self) -> None:
-        """Waits until the node is closed."""
-        if self.life.work in (Work.ENDED, Work.LOST) and self.life.future is not Future.PENDING:
-            return
-        waiter = asyncio.get_running_loop().create_future()
-        self.more().waiters.append(waiter)
-        await waiter
-
-    def describe(self) -> Mapping[str, Any]:
-        """The description of the attempt, or of the call before the first one."""
-        if self.description is not None:
-            return MappingProxyType(self.description)
-        return {
-            "uid": self.future.uid,
-            "name": self.task.name,
-            "function": self.task.function if self.task.kind != "executable" else None,
-            "executable": None,
-            "args": self.args,
-            "kwargs": self.kwargs or {},
-            "is_service": self.task.settings.service,
-            "task_backend_specific_kwargs": dict(self.specific or self.task.settings.specific),
-            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-        }
 
 
 class Graph:
@@ -237,8 +63,10 @@ class Graph:
             raise runtime.closed_error(task.name)
         found = search(args, kwargs)
         parent = enclosing_block.get()
-        if parent is not None and parent.life.future is not Future.PENDING:
+        if parent is not None and parent.life.future is Future.CANCELLED:
             raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
+        if parent is not None and parent.life.future is not Future.PENDING:
+            parent = None  # it has ended, and left something behind that goes on
         after = task.settings.after
         dependencies: tuple[asyncio.Future[Any], ...] = ()
         if found is not None or after:
@@ -444,7 +272,7 @@ class Graph:
             self._runtime.observe(node, TasksMainStates.CANCELED)
         if extra is not None:
             for child in tuple(extra.children):
-                self.cancel(child)
+                child.cancel(None)  # by the engine that it belongs to
         self.settled(node)
         return True
 

@@ -20,7 +20,7 @@ from rhapsody.task import HeldValue, Outcome, TaskFuture
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from rhapsody.aio import end_of, settable
-from rhapsody.engine.graph import Node
+from rhapsody.engine.node import Node
 from rhapsody.engine.settings import Settings
 from rhapsody.engine.tasks import Task
 from rhapsody.errors import TaskFailedError
@@ -28,8 +28,9 @@ class KeptNames:
         await end_of(self._closed)
 
     async def submit(self) -> None:
-        """Gives the engine a turn to hand over what is ready. It does so without it."""
-        await asyncio.sleep(0)
+        """Returns when the backends have had all that is ready. The engine does so without it."""
+        await asyncio.sleep(0)  # what ended in this turn makes others ready
+        await asyncio.gather(*(lane.flushed() for lane in self._runtime.lanes.values()))
 
     async def execute_block(
         self,

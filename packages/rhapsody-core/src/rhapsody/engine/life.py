@@ -1,9 +1,8 @@
 """The life of a task as one table: the future its user holds by the work a backend does.
 
 Everything the engine does to a task is an event in this table. What it has no
-row for is late, doubled or out of order, and is counted instead of applied. The
-picture in docs/architecture.md is drawn from it. What an event makes the engine
-do is not here.
+row for is late, doubled or out of order, and is not applied. The picture in
+docs/architecture.md is drawn from it. What an event makes the engine do is not here.
 """
 
 from __future__ import annotations
@@ -45,6 +44,8 @@ class Event(StrEnum):
     RUN = "run"  # the backend says it runs
     SERVE = "serve"  # the service is ready
     DONE = "done"  # the work ended well
+    FALL_BACK = "fall-back"  # no attempt is left, and something stands in for the result
+    LET_GO = "let-go"  # the same, while the work goes on
     REVEAL = "reveal"  # its result may be seen
     FAIL = "fail"  # it has failed for good, or never could run
     RETRY = "retry"  # it failed and has an attempt left
@@ -65,6 +66,7 @@ TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
     (_F.PENDING, _W.READY, _E.SUBMIT, _F.PENDING, _W.SUBMITTING),
     (_F.PENDING, _W.READY, _E.RUN, _F.PENDING, _W.RUNNING),
     (_F.PENDING, _W.READY, _E.DONE, _F.PENDING, _W.ENDED),
+    (_F.PENDING, _W.READY, _E.FALL_BACK, _F.PENDING, _W.ENDED),
     (_F.PENDING, _W.READY, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.READY, _E.CANCEL, _F.CANCELLED, _W.ENDED),
     (_F.PENDING, _W.SUBMITTING, _E.ACCEPT, _F.PENDING, _W.SUBMITTED),
@@ -76,6 +78,8 @@ TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
         for row in (
             (_F.PENDING, work, _E.SERVE, _F.DONE, _W.SERVING),
             (_F.PENDING, work, _E.DONE, _F.PENDING, _W.ENDED),
+            (_F.PENDING, work, _E.FALL_BACK, _F.PENDING, _W.ENDED),
+            (_F.PENDING, work, _E.LET_GO, _F.DONE, _W.CANCELING),
             (_F.PENDING, work, _E.FAIL, _F.FAILED, _W.ENDED),
             (_F.PENDING, work, _E.RETRY, _F.PENDING, _W.RETRY_WAIT),
             (_F.PENDING, work, _E.STOPPED, _F.CANCELLED, _W.ENDED),
@@ -86,6 +90,8 @@ TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
         )
     ),
     # Stopped for its time: whatever ends it, it has failed.
+    (_F.PENDING, _W.CANCELING, _E.FALL_BACK, _F.PENDING, _W.ENDED),
+    (_F.PENDING, _W.CANCELING, _E.LET_GO, _F.DONE, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.CANCELING, _E.RETRY, _F.PENDING, _W.RETRY_WAIT),
     (_F.PENDING, _W.CANCELING, _E.GIVE_UP, _F.FAILED, _W.CANCELING),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rhapsody.engine.life import Work
 
 if TYPE_CHECKING:
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
 
 Limit = tuple[tuple[str, int], ...]
 

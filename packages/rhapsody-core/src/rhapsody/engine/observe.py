@@ -20,7 +20,7 @@ from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
     from rhapsody.task import TaskFuture
 
@@ -37,7 +37,8 @@ class Stats:
         recorded: Results that a plugin had recorded earlier; the tasks did not run.
         retried: Attempts that failed and were followed by another.
         lost: Attempts that the infrastructure lost.
-        late: Updates that came too late, twice or out of order, and were not applied.
+        late: Updates that came too late or out of order, and ends that came twice; none of
+            them was applied.
         unknown: Updates of tasks or states that nobody knows.
     """
 
@@ -182,7 +183,8 @@ class Tally:
     def __init__(self, log: logging.Logger, uid: str) -> None:
         self._log = log
         self._uid = uid
-        self._lock = threading.Lock()
+        # Text and memory that are made under it may free another future, which comes here, too.
+        self._lock = threading.RLock()
         self.total: int = 0
         self._count = 0
         self._first = ""

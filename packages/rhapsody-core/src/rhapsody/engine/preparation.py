@@ -16,11 +16,13 @@ from rhapsody.data import InputFile, OutputFile
 from rhapsody.engine.life import Event, Work
 from rhapsody.errors import CapabilityError, PluginError, describe_error
 from rhapsody.plugins.specs import Recorded
-from rhapsody.task import Outcome, Resources, TaskDescription, TaskFuture
+from rhapsody.quantities import seconds
+from rhapsody.resources import Resources
+from rhapsody.task import Outcome, TaskDescription, TaskFuture
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
 
@@ -72,8 +74,8 @@ class Preparation:
                     chosen.resume(node)
                     return False
         if node.stage == ROUTED:
-            if task.accepted_by is not lane:
-                self._check_capabilities(task, lane)
+            if task.accepted_by is not lane or runtime.hooks.prepare_task:
+                self._check_capabilities(node, lane)
             node.lane = lane
             node.stage = LOOKED_UP
             if runtime.hooks.lookup_results and self._may_be_recorded(node):
@@ -228,10 +230,11 @@ class Preparation:
                     "be submitted: a description keeps its uid and the keys "
                     f"{', '.join(sorted(_KEYS))}"
                 )
+            _check_prepared(hook.plugin, description)
 
     def _selected(self, node: Node, default: Lane) -> Lane:
         runtime = self._runtime
-        lanes = [lane for lane in runtime.lanes.values() if _lacking(node.task, lane) is None]
+        lanes = [lane for lane in runtime.lanes.values() if _lacking(node, lane) is None]
         candidates = [lane.name for lane in lanes]
         for hook in runtime.hooks.select_backend if lanes else ():
             name = runtime.hooks.call(
@@ -277,16 +280,16 @@ class Preparation:
 
     # Capabilities and files.
 
-    def _check_capabilities(self, task: Task[Any, Any], lane: Lane) -> None:
-        lacking = _lacking(task, lane)
+    def _check_capabilities(self, node: Node, lane: Lane) -> None:
+        task, lacking = node.task, _lacking(node, lane)
         if lacking is not None:
-            able = [o.name for o in self._runtime.lanes.values() if _lacking(task, o) is None]
+            able = [o.name for o in self._runtime.lanes.values() if _lacking(node, o) is None]
             where = f"attached backends that can: {', '.join(able)}" if able else (
-                "`rhapsody backends` lists what each can do"
+                "attach one that does: WorkflowEngine.create(backends=[...])"
             )  # fmt: skip
             raise CapabilityError(
-                f"task {task.name!r} needs {lacking}, which backend {lane.name!r} does not "
-                f"offer; {where}"
+                f"task {task.name!r} needs {lacking}, which backend {lane.name!r}, as it is set "
+                f"up, does not offer; {where}"
             )
         task.accepted_by = lane
 
@@ -374,11 +377,29 @@ _KINDS = {
 _DEFAULTS = Resources()
 
 
-def _lacking(task: Task[Any, Any], lane: Lane) -> str | None:
+def _check_prepared(plugin: str, description: TaskDescription) -> None:
+    """Raises for what a hook put into a description, and the engine reads there.
+
+    Raises:
+        PluginError: It names the plugin and the key.
+    """
+    what = f"plugin {plugin!r} prepared task {description['name']!r} with"
+    limit, resources = description.get("timeout"), description.get("resources")
+    if limit is not None:
+        try:
+            description["timeout"] = seconds("timeout", limit)
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"{what} a time-out that cannot be meant: {error}") from error
+    if resources is not None and not isinstance(resources, Resources):
+        raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
+
+
+def _lacking(node: Node, lane: Lane) -> str | None:
     """What a task needs and a backend does not offer, in words."""
+    task, description = node.task, node.description
     if not lane.capabilities.runs(task.task_kind):
         return _KINDS[task.task_kind]
-    resources = task.settings.resources
+    resources = description.get("resources") if description is not None else None
     if resources is None:
         return None
     for name in ("cores", "gpus", "memory", "ranks"):

@@ -21,7 +21,7 @@ from rhapsody.task import HeldValue, Reference, TaskFuture
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
 

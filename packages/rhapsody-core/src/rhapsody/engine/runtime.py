@@ -20,9 +20,10 @@ from rhapsody.data import OutputFile
 from rhapsody.engine.blocks import Blocks, enclosing_block
 from rhapsody.engine.completion import Gate
 from rhapsody.engine.files import Stager
-from rhapsody.engine.graph import Graph, Node
+from rhapsody.engine.graph import Graph
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.engine.limits import Limits
+from rhapsody.engine.node import Node
 from rhapsody.engine.observe import Observation, Stats, Tally
 from rhapsody.engine.preparation import NEW, Preparation, Values
 from rhapsody.engine.pushdown import PushDown
@@ -38,8 +39,9 @@ from rhapsody.errors import (
     set_cause,
 )
 from rhapsody.plugins.manager import EngineHooks
+from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
-from rhapsody.task import RetryPolicy, TaskFuture
+from rhapsody.task import TaskFuture
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
@@ -161,7 +163,7 @@ class Runtime:
         self.closing = True
         self.failure = error
         for node in tuple(self.graph.live):
-            if node.life.future is Future.PENDING:
+            if not node.future.done():
                 failure = BackendError(
                     f"engine {self.uid} failed in {where}: {describe_error(error)}"
                 )
@@ -172,6 +174,8 @@ class Runtime:
                     self.stop_work(node)
                 else:
                     self.graph.fail(node, failure)
+                if not node.future.done():  # its life was ahead of it
+                    node.future.fail(failure)
 
     def guarded(self, call: Callable[[], object]) -> None:
         """Makes a call of the engine's own from the loop; what it raises ends the engine."""
@@ -259,11 +263,12 @@ class Runtime:
 
     def started(self, node: Node) -> None:
         """An attempt runs, as far as is known: its time counts from now."""
-        settings = node.task.settings
-        if settings.service:
-            limit: float | None = settings.ready_timeout
-        else:
-            limit = settings.timeout if settings.timeout is not None else self.timeout
+        self._stop_timer(node)  # of one that was taken to run from its acceptance on
+        limit: float | None = None
+        if node.task.settings.service:
+            limit = node.task.settings.ready_timeout
+        elif node.description is not None:
+            limit = node.description.get("timeout")
         if limit is not None:
             node.more().timer = self.timers.after(limit, partial(self.over_time, node, limit))
 
@@ -330,18 +335,22 @@ class Runtime:
 
     def give_up(self, node: Node, error: BaseException) -> None:
         """No attempt is left: the fallback, or failure."""
+        value, error = self._fallback(node, error)
+        if value is not NO_FALLBACK and node.step(Event.FALL_BACK):
+            self.gate.reveal(node, value)
+        else:
+            self.graph.fail(node, error)
+
+    def _fallback(self, node: Node, error: BaseException) -> tuple[Any, BaseException]:
+        """What stands in for the result, `NO_FALLBACK` for nothing, and the error to tell then."""
         fallback = node.task.settings.fallback
-        if fallback is not NO_FALLBACK and not self.closing:
-            try:
-                value = fallback(error) if callable(fallback) else fallback
-            except (Exception, SystemExit) as mistake:  # the user's own fallback raised
-                set_cause(mistake, error)
-                error = mistake
-            else:
-                if node.step(Event.DONE):
-                    self.gate.reveal(node, value)
-                    return
-        self.graph.fail(node, error)
+        if fallback is NO_FALLBACK or self.closing:
+            return NO_FALLBACK, error
+        try:
+            return fallback(error) if callable(fallback) else fallback, error
+        except (Exception, SystemExit) as mistake:  # the user's own fallback raised
+            set_cause(mistake, error)
+            return NO_FALLBACK, mistake
 
     def refuse(self, node: Node, error: BaseException) -> None:
         """A task cannot be handed to a backend."""
@@ -373,7 +382,10 @@ class Runtime:
             self.stats.cancelled += 1
             if not node.future.done():
                 asyncio.Future.cancel(node.future)
-        if self.observed and node.life.future is not Future.FAILED:
+        told = node.life.future is Future.FAILED or (
+            node.life.future is Future.DONE and not node.task.settings.service
+        )
+        if self.observed and not told:
             self.observe(node, state, error)
         self.graph.settled(node)
 
@@ -419,15 +431,20 @@ class Runtime:
 
     def _let_go(self, node: Node, error: BaseException) -> None:
         assert node.lane is not None
-        message = (
-            f"{error}; backend {node.lane.name!r} cannot stop it, so the work goes on and keeps "
-            "its slot until it ends. Run such functions in processes, which can be stopped: "
-            'LocalExecutionBackend("process")'
-        )
-        if not node.step(Event.GIVE_UP):
+        if isinstance(error, TaskTimeoutError):
+            error = TaskTimeoutError(
+                f"{error}; backend {node.lane.name!r} cannot stop it, so the work goes on and "
+                "keeps its slot until it ends. Run such functions in processes, which can be "
+                'stopped: LocalExecutionBackend("process")'
+            )
+        value, error = self._fallback(node, error)
+        if value is not NO_FALLBACK and node.step(Event.LET_GO):
+            self.gate.show(node, value)
+        elif node.step(Event.GIVE_UP):
+            self.graph.set_exception(node, error)
+            self.graph.settled(node)
+        else:
             return
-        self.graph.set_exception(node, type(error)(message))
-        self.graph.settled(node)
         node.lane.cancel(node)  # lets a cooperative function see `current_task().cancelled`
 
     def stop_all_after(self, failed: Node) -> None:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from rhapsody.task import Resources, RetryPolicy, is_async, seconds
+from rhapsody.quantities import seconds
+from rhapsody.resources import Resources
+from rhapsody.retries import RetryPolicy
+from rhapsody.task import is_async
 
 NO_FALLBACK: Any = object()
 """Says that a task has no `fallback`, since `None` may be one."""

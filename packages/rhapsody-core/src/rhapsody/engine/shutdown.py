@@ -12,7 +12,7 @@ from rhapsody.errors import describe_error
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
 
 GRACE = 10.0

@@ -13,9 +13,11 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+T = TypeVar("T")
 
 Stop = Callable[[], Coroutine[Any, Any, None]]
 
@@ -24,14 +26,14 @@ class _Registry:
     """The engines that want to end gracefully, and the handlers they displaced."""
 
     def __init__(self) -> None:
-        self._stops: dict[object, tuple[Stop, Callable[[], None]]] = {}
+        self._stops: dict[object, tuple[Stop, Callable[[], Any]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
         self._found: dict[int, Any] = {}
         self._received: int | None = None
         self._ending: asyncio.Task[None] | None = None
 
-    def add(self, engine: object, stop: Stop, settle: Callable[[], None]) -> None:
+    def add(self, engine: object, stop: Stop, settle: Callable[[], Any]) -> None:
         """Registers an engine; nothing happens off the main thread, where signals do not go.
 
         Args:
@@ -56,6 +58,42 @@ class _Registry:
                 if found is not signal.SIG_IGN:  # as `nohup` leaves SIGHUP
                     self._found[number] = found
                     signal.signal(number, self._receive)
+
+    async def guard(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs what an engine needs before it is one; a signal cancels it.
+
+        The main coroutine gets its exception after `work` has cleaned up.
+
+        Args:
+            work: Undoes what it has done where it is cancelled.
+        """
+        running = asyncio.ensure_future(work)
+        gate = running.get_loop().create_future()  # where the signal's exception is raised
+        signalled = False
+
+        def ended(_: object) -> None:
+            if not signalled and not gate.done():
+                gate.set_result(None)
+
+        async def stop() -> None:
+            nonlocal signalled
+            signalled = True
+            running.cancel()
+            await asyncio.wait([running])
+
+        running.add_done_callback(ended)
+        self.add(gate, stop, gate.cancel)
+        try:
+            await gate
+        except BaseException:  # the signal's, or a cancellation of the caller
+            running.cancel()
+            await asyncio.wait([running])
+            if not running.cancelled():
+                running.exception()  # it has made way for the one that is raised
+            raise
+        finally:
+            self.remove(gate)
+        return running.result()
 
     def remove(self, engine: object) -> None:
         """Forgets an engine; the last one takes the handlers with it."""

@@ -74,7 +74,7 @@ class Task(Generic[P, R]):
         `task_description` with settings in the backend's own words.
 
         Raises:
-            TypeError: The arguments do not fit the function.
+            TypeError: The arguments do not fit the function, or a future is a dict's key.
             ValueError: A container in the arguments holds itself.
             RuntimeError: The engine is shut down, or this is neither its loop's
                 thread nor the thread of one of its blocks.
@@ -169,7 +169,7 @@ def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
         parameter = inspect.signature(function).parameters.get("task_description")
     except (TypeError, ValueError):  # no signature: builtins
         return {}
-    if parameter is None or parameter.default is None:
+    if parameter is None:
         return {}
     if parameter.default is inspect.Parameter.empty:
         raise TypeError(

@@ -1,7 +1,8 @@
 """States in: what backends report, from any thread, applied on the engine's loop.
 
-Late, doubled and unknown reports are counted and left out. What a state means
-for retries and dependents is decided in `rhapsody.engine.runtime`.
+Late, doubled and unknown reports are left out, and counted unless they only say
+once more that a task runs. What a state means for retries and dependents is decided
+in `rhapsody.engine.runtime`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
 if TYPE_CHECKING:
-    from rhapsody.engine.graph import Node
+    from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
 
 DONE = TasksMainStates.DONE
@@ -31,8 +32,14 @@ FAILED = TasksMainStates.FAILED
 CANCELED = TasksMainStates.CANCELED
 RUNNING = TasksMainStates.RUNNING
 
+STARTED = frozenset({Work.RUNNING, Work.SERVING, Work.CANCELING})
+"""Where it is no news that a task runs. A backend may have several states that mean it."""
+
 STDERR_TAIL = 2000
 """Characters of standard error that a `TaskFailedError` holds."""
+
+COMMAND_SHOWN = 500
+"""Characters of a command that the message of a `TaskFailedError` shows."""
 
 ServiceCallback = Callable[..., Any]
 
@@ -54,8 +61,27 @@ class Updates:
         """A backend's callback; any thread."""
         if running_loop() is self._runtime.loop:
             self._deliver((task, state, service_callback))
-        else:
+        elif not self._changes_nothing(task, state):
             self._mailbox.put((task, state, service_callback))
+
+    def _changes_nothing(self, task: Any, state: Any) -> bool:
+        """Whether the loop need not be woken for a state: nobody would do anything. Any thread.
+
+        A backend may have many states between those that matter; RADICAL-Pilot has fifteen.
+        """
+        if self._runtime.observed or type(task) is not dict:
+            return False
+        uid = task.get("uid")
+        node = self.inflight.get(uid) if type(uid) is str else None
+        if node is None or node.lane is None:
+            return False
+        try:
+            main = node.lane.main_state(state)
+        except Exception:  # it is told where it is applied
+            return False
+        if main is RUNNING:
+            return node.life.work in STARTED
+        return not (main is None or main is DONE or main is FAILED or main is CANCELED)
 
     def drain(self) -> None:
         """Applies what other threads have reported so far."""
@@ -133,7 +159,7 @@ class Updates:
     ) -> None:
         runtime = self._runtime
         if not node.step(Event.RUN):
-            if node.life.work is not Work.CANCELING:
+            if node.life.work not in STARTED:
                 runtime.stats.late += 1
             return
         if runtime.observed:
@@ -295,11 +321,17 @@ def _error(node: Node, task: Mapping[str, Any]) -> BaseException:
     elif task.get("exit_code") is not None:
         message = f"{name} ended with exit code {task['exit_code']}"
         if command:
-            message += f": {command}"
+            message += f": {_shown(command)}"
     tail = _tail(task)
     if tail:
         message += f"\n{tail.rstrip()}"
     return TaskFailedError(message, exit_code=task.get("exit_code"), stderr=tail, command=command)
+
+
+def _shown(command: str) -> str:
+    """As much of a command as a message may hold; the error's `command` has all of it."""
+    more = len(command) - COMMAND_SHOWN
+    return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} characters more]"
 
 
 def _tail(task: Mapping[str, Any]) -> str:

@@ -16,13 +16,14 @@ from typing import Any, Literal, Self
 
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.engine.attach import attach
+from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.dispatch import Lane
 from rhapsody.engine.files import Stager
-from rhapsody.engine.graph import Node, dependency_uids
+from rhapsody.engine.graph import dependency_uids
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.life import Work
+from rhapsody.engine.node import Node
 from rhapsody.engine.observe import Profiler, Stats, Summary, accounts
 from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import flag, profile_path, whole_number
@@ -31,8 +32,9 @@ from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
 from rhapsody.plugins.manager import EngineHooks
+from rhapsody.quantities import seconds
+from rhapsody.retries import RetryPolicy
 from rhapsody.states import StateMapper
-from rhapsody.task import RetryPolicy, seconds
 
 BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["failed", "all", "none"]
@@ -182,34 +184,48 @@ class WorkflowEngine(Decorators, KeptNames):
             raise ValueError(f"uid must be a plain name, got {uid!r}")
         if clock is not None and not all(hasattr(clock, n) for n in ("monotonic", "call_at")):
             raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {clock!r}")
-        self._work_dir = Path(work_dir) if work_dir is not None else Path(".rhapsody", uid)
+        self._work_dir = _absolute(Path(".rhapsody", uid) if work_dir is None else work_dir)
         self._dry_run = dry_run
         self.prof.enabled = bool(profile)
         self._profile_path = None if isinstance(profile, bool) else profile
         hooks = EngineHooks(observers)
         attached: dict[str, BaseExecutionBackend] = {}
-        stager = Stager(self.work_dir, keep_sandboxes, backends=attached)
-        attached.update(await attach(backend, backends, dry_run=dry_run, work_dir=self.work_dir))
         runtime = self._runtime = Runtime(
             self,
             uid=uid,
             clock=clock or LoopClock(self._loop),
             hooks=hooks,
-            stager=stager,
+            stager=Stager(self.work_dir, keep_sandboxes, backends=attached),
             **limits,
         )
-        for name, one in attached.items():
-            one.register_callback(self.task_callbacks)
-            runtime.lanes[name] = Lane(runtime, one, name)
-        runtime.default = next(iter(runtime.lanes.values()))
-        self._began = runtime.clock.monotonic()
-        if dry_run:
-            runtime.graph.calls = []
-        if handle_signals:
-            signal_registry.add(self, self._interrupt, self._settle)
-        for hook in hooks.workflow_started:
-            hooks.call(hook, engine=self)
+        ours: list[BaseExecutionBackend] = []
+        starting = attach(backend, backends, dry_run=dry_run, work_dir=self.work_dir, ours=ours)
+        try:
+            attached.update(await (signal_registry.guard(starting) if handle_signals else starting))
+            for name, one in attached.items():
+                runtime.lanes[name] = Lane(runtime, one, name)
+                one.register_callback(self.task_callbacks)
+            runtime.default = next(iter(runtime.lanes.values()))
+            self._began = runtime.clock.monotonic()
+            if dry_run:
+                runtime.graph.calls = []
+            if handle_signals:
+                signal_registry.add(self, self._interrupt, self._settle)
+            for hook in hooks.workflow_started:
+                hooks.call(hook, engine=self)
+        except BaseException:
+            await self._undo(ours)
+            raise
         self.prof.event("workflow_started", uid)
+
+    async def _undo(self, ours: list[BaseExecutionBackend]) -> None:
+        """The start has failed: shuts `ours` down and leaves the other backends as they were."""
+        self._runtime.closing = True
+        signal_registry.remove(self)
+        try:
+            await stop_everything(self._runtime, skip_backends=True)
+        finally:
+            await shut_down(ours)
 
     # What is going on: read-only views of what is unfinished.
 
@@ -230,7 +246,7 @@ class WorkflowEngine(Decorators, KeptNames):
 
     @property
     def work_dir(self) -> Path:
-        """Where sandboxes are made."""
+        """Where sandboxes are made, an absolute path."""
         return self._work_dir
 
     @property
@@ -415,3 +431,8 @@ class WorkflowEngine(Decorators, KeptNames):
         traceback: TracebackType | None,
     ) -> None:
         await self.shutdown()
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """What a path means now, wherever the program goes later."""
+    return Path(os.path.abspath(path))

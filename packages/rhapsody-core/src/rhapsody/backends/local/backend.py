@@ -31,7 +31,9 @@ from rhapsody.backends.mailbox import TURN, Mailbox
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, add_note
-from rhapsody.task import Resources, TaskDescription, is_async, seconds
+from rhapsody.quantities import seconds
+from rhapsody.resources import Resources
+from rhapsody.task import TaskDescription, is_async
 
 EXECUTORS = ("thread", "process")
 

@@ -244,7 +244,7 @@ class Executables:
     async def collect(self, job: Job, code: int) -> None:
         """Writes a program's exit code and output into the description."""
         task = job.task
-        paths = [os.path.join(self.directory(job), name) for name in OUTPUT_FILES]
+        paths = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
         capture = task.get("capture", True)
         if capture == "files":
             stdout, stderr = paths

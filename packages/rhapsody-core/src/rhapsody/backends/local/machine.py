@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rhapsody.task import memory_in_bytes
+from rhapsody.quantities import memory_in_bytes
 
 DEVICES = Path("/dev")
 KEYS = ("cores", "gpus", "memory", "workers")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-import inspect
 import os
 import re
 import socket
@@ -20,13 +19,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from rhapsody.aio import asked_to_stop
-from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.aside import call_ready, in_thread
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.jobs import Job
 from rhapsody.data import OUTPUT_FILES, plain_name
-from rhapsody.errors import TaskFailedError, describe_error
-from rhapsody.task import is_async
+from rhapsody.errors import TaskFailedError
 
 FORMS = "'stdout:REGEX', 'file:NAME', 'tcp:PORT' or a callable"
 
@@ -36,6 +33,9 @@ LONGEST_WAIT = 0.25
 
 SEEN = 1 << 16
 """Characters of output that a pattern can reach back."""
+
+QUIET = 0.1
+"""Seconds without more output after which the end of an unfinished line is taken for its end."""
 
 HOST = "127.0.0.1"
 
@@ -56,7 +56,8 @@ def parse_ready(ready: Any) -> Ready:
     """Understands a description's `ready`.
 
     `stdout:REGEX` waits until the pattern is found in the service's standard output
-    and gives the first group, or the whole match where it has no group. `file:NAME`
+    and gives the first group, or the whole match where it has no group; the end of a
+    line that may go on is waited for, a moment. `file:NAME`
     waits for a file in the sandbox and gives its path. `tcp:PORT` waits until the
     port on this machine accepts a connection and gives `(host, port)`. A callable is
     called with the description (awaited where it gives a coroutine, on the engine's
@@ -231,13 +232,14 @@ class Output:
 
     Attributes:
         writer: The descriptor that the service writes to.
-        found: Done with the first match.
+        found: Done with the first match, once no more output can make it longer.
     """
 
     def __init__(self, pattern: re.Pattern[str], directory: str, capture: Any) -> None:
         self._loop = asyncio.get_running_loop()
         self._pattern = pattern
         self._text = ""
+        self._quiet: asyncio.TimerHandle | None = None  # until a match at the very end counts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._file: int | None = None
         if capture is not False:
@@ -268,6 +270,7 @@ class Output:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        self._wait_no_more()
         if not self.found.done():
             self.found.cancel()
 
@@ -281,19 +284,42 @@ class Output:
             self._loop.remove_reader(self._reader)
             os.close(self._reader)
             self._reader = None
+            self._search("", whole=True)
             return False
         if self._file is not None:
             os.write(self._file, data)
-        if not self.found.done():
-            self._search(self._decoder.decode(data))
+        self._search(self._decoder.decode(data))
         return True
 
-    def _search(self, text: str) -> None:
+    def _search(self, text: str, whole: bool = False) -> None:
+        """Looks at what there is with more `text`, and whether that is the whole of it."""
+        if self.found.done():
+            return
+        self._wait_no_more()
         self._text = (self._text + text)[-2 * SEEN :]
         match = self._pattern.search(self._text)
-        if match is not None:
-            self.found.set_result(match[1] if self._pattern.groups else match[0])
-            self._text = ""
+        if match is None:
+            return
+        value = match[1] if self._pattern.groups else match[0]
+        if whole or settled(match):
+            self._take(value)
+        else:
+            self._quiet = self._loop.call_later(QUIET, self._take, value)
+
+    def _take(self, value: str) -> None:
+        if not self.found.done():  # the service may be ending
+            self.found.set_result(value)
+        self._text = ""
+
+    def _wait_no_more(self) -> None:
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
+
+
+def settled(match: re.Match[str]) -> bool:
+    """Whether a match in output that grows stays as it is: its line goes on, or is over."""
+    return match.end() < len(match.string) or match.string.endswith("\n")
 
 
 async def _watch(probe: Ready, job: Job, output: Output | None, stop: threading.Event) -> Any:
@@ -302,15 +328,7 @@ async def _watch(probe: Ready, job: Job, output: Output | None, stop: threading.
     if output is not None:
         return await output.found
     if probe.kind == "call":
-        try:
-            if is_async(probe.value):
-                return await probe.value(task)
-            value = await in_thread(partial(probe.value, task))
-            return await value if inspect.isawaitable(value) else value
-        except (SystemExit, asyncio.CancelledError) as error:  # which would end more than this
-            if asked_to_stop():
-                raise
-            raise RuntimeError(f"ready raised {describe_error(error)}") from error
+        return await call_ready(probe.value, task)
     if probe.kind == "file":
         path = os.path.join(task.get("sandbox", ""), probe.value)
         await in_thread(partial(_look, partial(os.path.exists, path), stop))

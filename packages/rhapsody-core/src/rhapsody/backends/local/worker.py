@@ -27,7 +27,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.context import TaskContext, task_context
-from rhapsody.errors import TaskFailedError, add_note, rebuilt, set_cause
+from rhapsody.errors import TaskFailedError, add_note, describe_error, rebuilt, set_cause, text_of
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -295,8 +295,7 @@ def pack_error(error: BaseException) -> bytes:
     if isinstance(error, BaseExceptionGroup):
         members = [pack_error(member) for member in error.exceptions]
         candidates = [_RebuiltGroup(type(error), error.message, members)]
-    described = _described(error)
-    candidates.append(_Rebuilt(type(error), (described,), plain))
+    candidates.append(_Rebuilt(type(error), (text_of(error),), plain))
     for candidate in candidates:
         try:
             packed = _pack((candidate, text))
@@ -304,15 +303,7 @@ def pack_error(error: BaseException) -> bytes:
                 return packed
         except Exception:  # noqa: S112 - an exception class may do anything; try the next way
             continue
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    return _pack((TaskFailedError(f"{kind}: {described}"), text))
-
-
-def _described(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # the class's own text may fail
-        return "<an exception without a text>"
+    return _pack((TaskFailedError(describe_error(error, with_module=True)), text))
 
 
 class _RebuiltGroup:

@@ -1,0 +1,70 @@
+"""What a task needs while it runs, in words that every backend shares.
+
+How a backend finds room for it is the backend's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rhapsody.quantities import memory_in_bytes, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one task needs while it runs; the same meaning on every backend.
+
+    Args:
+        cores: Processor cores per rank. 0 is for tasks that only wait: an
+            asynchronous function without cores shares a loop with others instead
+            of holding a slot.
+        gpus: GPUs per rank.
+        memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
+            `None` asks for nothing in particular. Held as bytes.
+        ranks: Number of processes (MPI ranks) of an executable.
+        walltime: Seconds the task is expected to need at most, a hint for
+            schedulers; `None` is unknown.
+
+    Raises:
+        ValueError: A number is negative, or `ranks` is less than 1.
+        TypeError: A value is of the wrong type.
+    """
+
+    cores: int = 1
+    gpus: int = 0
+    memory: int | str | None = None
+    ranks: int = 1
+    walltime: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("cores", 0), ("gpus", 0), ("ranks", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"resources: {name} must be a whole number, got {value!r}")
+            if value < least:
+                raise ValueError(f"resources: {name} must be at least {least}, got {value}")
+        if self.memory is not None:
+            object.__setattr__(self, "memory", memory_in_bytes(self.memory))
+        if self.walltime is not None:
+            object.__setattr__(self, "walltime", seconds("walltime", self.walltime))
+
+    @classmethod
+    def of(cls, value: Resources | Mapping[str, Any] | None) -> Resources | None:
+        """The resources given as themselves or as a mapping of their names.
+
+        Raises:
+            TypeError: Neither, or a mapping with a name that is not a resource.
+        """
+        if value is None or isinstance(value, Resources):
+            return value
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"resources must be a Resources or a dict such as {{'cores': 2}}, got {value!r}"
+            )
+        unknown = [key for key in value if key not in cls.__dataclass_fields__]
+        if unknown:
+            known = ", ".join(cls.__dataclass_fields__)
+            raise TypeError(f"resources: unknown name {unknown[0]!r}; there are {known}")
+        return cls(**value)

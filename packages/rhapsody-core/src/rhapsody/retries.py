@@ -1,0 +1,64 @@
+"""When a failed task is tried again: how often, after how long, for which exceptions.
+
+The engine counts the attempts and waits between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from rhapsody.quantities import seconds
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a failed task is tried again.
+
+    Args:
+        attempts: How many more attempts after the first one, at most.
+        wait: Seconds before the next attempt, or a callable that gets the number
+            of the attempt that failed (from 1) and returns them. Called on the
+            engine's loop.
+        on: An exception type worth another attempt, or several of them.
+
+    Raises:
+        TypeError: A value is of the wrong type.
+        ValueError: A number is negative.
+    """
+
+    attempts: int = 1
+    wait: float | Callable[[int], float] = 0.0
+    on: type[BaseException] | Iterable[type[BaseException]] = Exception
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
+            raise TypeError(f"retries must be a whole number, got {self.attempts!r}")
+        if self.attempts < 0:
+            raise ValueError(f"retries must be 0 or more, got {self.attempts}")
+        if not callable(self.wait):
+            object.__setattr__(self, "wait", seconds("wait", self.wait, zero=True))
+        types: tuple[object, ...] = (self.on,)
+        if isinstance(self.on, Iterable) and not isinstance(self.on, type | str):
+            types = tuple(self.on)
+            object.__setattr__(self, "on", types)
+        for kind in types:
+            if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+                raise TypeError(f"on must be exception types, got {kind!r}")
+
+    @classmethod
+    def of(cls, value: RetryPolicy | int | None) -> RetryPolicy | None:
+        """The policy given as itself or as a number of further attempts."""
+        if value is None or isinstance(value, RetryPolicy):
+            return value
+        return cls(attempts=value)
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether an exception is worth another attempt."""
+        return isinstance(error, cast("type[BaseException]", self.on))
+
+    def delay(self, attempt: int) -> float:
+        """Seconds to wait after the given attempt failed."""
+        wait = self.wait(attempt) if callable(self.wait) else self.wait
+        return seconds("wait", wait, zero=True)

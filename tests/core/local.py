@@ -1,0 +1,25 @@
+"""What tests of the local backend share: states, and tasks that need something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rhapsody.resources import Resources
+from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskDescription
+from rhapsody.testing import Driver
+
+DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
+CANCELED, RUNNING = TasksMainStates.CANCELED, TasksMainStates.RUNNING
+
+
+def needing(task: TaskDescription, **resources: Any) -> TaskDescription:
+    """The task, with these resources."""
+    task["resources"] = Resources(**resources)
+    return task
+
+
+def in_each_way(driver: Driver, function: Callable[..., Any], *args: Any) -> list[TaskDescription]:
+    """A call on a worker thread, and one on the shared loop."""
+    return [driver.call(function, *args), needing(driver.call(function, *args), cores=0)]

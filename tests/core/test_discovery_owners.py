@@ -1,0 +1,84 @@
+"""Whose a name is, when several distributions claim it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rhapsody import BackendRegistry, get_backend
+from rhapsody.backends.noop import NoopExecutionBackend
+from tests.core.distributions import install, install_backend
+from tests.core.registry import check_unusable
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [("dask", "rhapsody-dask"), ("radical_pilot", "rhapsody-radical"), ("Radical-Pilot", None)],
+)
+def test_a_reserved_name_claimed_by_another_distribution_is_unusable(
+    site: Path, name: str, owner: str | None
+) -> None:
+    if any(one.lower().replace("-", "_") == name.lower().replace("-", "_")
+           for one in BackendRegistry.list_backends()):  # fmt: skip
+        pytest.skip("the owner is installed")
+    install_backend(site, "impostor", name)
+    owner = owner or "rhapsody-radical"
+    check_unusable(name, f"belongs to {owner}, but is claimed by impostor", f"pip install {owner}")
+
+
+def test_the_owner_of_a_reserved_name_keeps_it_and_the_claim_is_reported(site: Path) -> None:
+    install_backend(site, "impostor", "noop")
+    assert BackendRegistry.get_backend_class("noop") is NoopExecutionBackend
+    (conflict,) = BackendRegistry.describe("noop").conflicts
+    assert "impostor" in conflict
+    assert "rhapsody-core" in conflict
+
+
+def test_a_name_claimed_twice_is_unusable_until_one_is_chosen(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_backend(site, "first-toys", "toy")
+    install_backend(site, "other-toys", "TOY")
+    check_unusable(
+        "toy", "first-toys and other-toys all claim the name 'toy'", "RHAPSODY_BACKENDS="
+    )
+    monkeypatch.setenv("RHAPSODY_BACKENDS", "something:else, Other.Toys:Toy")
+    described = BackendRegistry.describe("toy")
+    assert described.usable
+    assert described.distribution == "other-toys"
+    assert described.conflicts
+    assert "first-toys" in described.conflicts[0]
+    assert get_backend("toy").name == "TOY"
+
+
+@pytest.mark.parametrize("choice", ["nobody:toy", "nonsense", ":", "first-toys:"])
+def test_a_choice_that_names_nobody_chooses_nobody(
+    site: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    install_backend(site, "first-toys", "toy")
+    install_backend(site, "other-toys", "toy")
+    monkeypatch.setenv("RHAPSODY_BACKENDS", choice)
+    check_unusable("toy", "first-toys and other-toys", "RHAPSODY_BACKENDS=first-toys:toy")
+
+
+def test_a_choice_does_not_give_away_a_reserved_name(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_backend(site, "impostor", "noop")
+    monkeypatch.setenv("RHAPSODY_BACKENDS", "impostor:noop")
+    assert BackendRegistry.get_backend_class("noop") is NoopExecutionBackend
+
+
+def test_two_different_entry_points_of_one_name_in_one_distribution_are_unusable(
+    site: Path,
+) -> None:
+    install(site, "muddled", backends={"my-toy": "one_module", "my_toy": "two_module"})
+    check_unusable("my_toy", "2 different entry points", "pip install --upgrade muddled")
+
+
+def test_entry_points_of_rhapsody_py_are_no_backends(site: Path) -> None:
+    install(site, "rhapsody-py", backends={"old_one": "rhapsody.backends.x:Y"})
+    assert "old_one" not in BackendRegistry.list_backends()
+    with pytest.raises(ValueError, match="no backend is named 'old_one'"):
+        get_backend("old_one")

@@ -1,0 +1,217 @@
+"""C10, C7.11: how the local backend's worker processes end: lost, stopped, shut down."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.testing import Driver
+from tests.core.local import CANCELED, DONE, FAILED, RUNNING
+from tests.machine import exists, until_gone
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def driver(process_driver: Driver) -> Driver:
+    return process_driver
+
+
+# Losing and stopping workers.
+
+
+async def test_a_killed_worker_fails_only_its_own_task(driver: Driver) -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    neighbours = [driver.call(time.sleep, 0.05) for _ in range(6)]
+    killed = driver.call(die)
+    ends = await driver.run(*neighbours[:3], killed, *neighbours[3:])
+    assert [end.state for end in ends] == [DONE] * 3 + [FAILED] + [DONE] * 3
+    assert isinstance(ends[3].error, TaskLostError)
+    assert "was killed by SIGKILL (out of memory?)" in str(ends[3].error)
+
+
+async def test_a_worker_that_exits_tells_its_code(driver: Driver) -> None:
+    end = await driver.run_one(driver.call(os._exit, 5))
+    assert isinstance(end.error, TaskLostError)
+    assert "exited with code 5" in str(end.error)
+
+
+async def test_an_idle_worker_that_is_killed_costs_nobody_a_task(driver: Driver) -> None:
+    for _ in range(3):
+        ends = await driver.run(*(driver.call(os.getpid) for _ in range(4)))
+        os.kill(ends[0].value, signal.SIGKILL)
+        ends = await driver.run(*(driver.call(int) for _ in range(10)))
+        assert [end.state for end in ends] == [DONE] * 10
+
+
+async def test_all_workers_killed_at_once_are_replaced(driver: Driver) -> None:
+    ends = await driver.run(*(driver.call(_slow_pid) for _ in range(4)))
+    for pid in {end.value for end in ends}:
+        os.kill(pid, signal.SIGKILL)
+    ends = await driver.run(*(driver.call(int) for _ in range(10)))
+    assert {end.state for end in ends} <= {DONE}
+
+
+def _slow_pid() -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def _busy() -> None:
+    while True:
+        pass
+
+
+async def _busy_async() -> None:
+    await asyncio.sleep(3600)
+
+
+def _deaf(begun: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Path(begun).touch()
+    _busy()
+
+
+@pytest.mark.parametrize("function", [_busy, _busy_async, _deaf])
+async def test_a_running_call_is_stopped_and_its_neighbours_go_on(
+    driver: Driver, function: Callable[..., Any], tmp_path: Path
+) -> None:
+    task, neighbour = driver.call(function), driver.call(time.sleep, 0.5)
+    if function is _deaf:
+        task["args"] = (str(tmp_path / "begun"),)
+    await driver.submit(task, neighbour)
+    assert await driver.running(task)
+    if function is _deaf:
+        await exists(tmp_path / "begun")
+    pid = driver.backend._open[task["uid"]].pid
+    assert await driver.cancel(task) is True
+    assert await driver.cancel(task) is True  # asked already
+    end = await driver.finished(task)
+    assert end.state is CANCELED
+    assert not psutil.pid_exists(pid)
+    assert (await driver.finished(neighbour)).state is DONE
+    assert (await driver.run_one(driver.call(int))).state is DONE
+
+
+async def test_what_a_stopped_call_had_started_is_stopped_with_it(
+    driver: Driver, tmp_path: Path
+) -> None:
+    path = tmp_path / "pid"
+
+    def starts() -> None:
+        child = subprocess.Popen(["sleep", "60"])
+        path.with_suffix(".part").write_text(str(child.pid))
+        path.with_suffix(".part").rename(path)
+        child.wait()
+
+    for how in ("cancel", "kill"):
+        task = driver.call(starts)
+        await driver.submit(task)
+        await exists(path)
+        child = int(path.read_text())
+        path.unlink()
+        if how == "cancel":
+            await driver.cancel(task)
+        else:
+            os.kill(driver.backend._open[task["uid"]].pid, signal.SIGKILL)
+        assert (await driver.finished(task)).state is (CANCELED if how == "cancel" else FAILED)
+        await until_gone(child)
+
+
+async def test_cancelling_at_any_moment_ends_it_once(driver: Driver) -> None:
+    tasks = []
+    for number in range(24):
+        task = driver.call(time.sleep, 0.02)
+        tasks.append(task)
+        await driver.submit(task)
+        await asyncio.sleep(0.004 * (number % 6))
+        await driver.cancel(task)
+    for task in tasks:
+        await driver.finished(task)
+    assert (await driver.run_one(driver.call(int))).state is DONE
+
+
+async def test_everything_can_be_cancelled(driver: Driver) -> None:
+    capabilities = driver.backend.capabilities
+    assert capabilities.cancel_functions == capabilities.cancel_async_functions == "running"
+
+
+async def test_running_means_that_a_worker_has_begun(driver: Driver) -> None:
+    task = driver.call(time.sleep, 0.01)
+    await driver.run(task)
+    assert driver.history(task) == [RUNNING, DONE]
+    bad = driver.call(threading.Lock().acquire)
+    await driver.run(bad)
+    assert driver.history(bad) == [FAILED]
+
+
+# Its life.
+
+
+def _workers() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "resource_tracker" not in " ".join(process.cmdline())
+    ]
+
+
+async def test_shutdown_leaves_no_process_whatever_runs(tmp_path: Path) -> None:
+    before = set(_workers())
+    threads = set(threading.enumerate())
+    backend = await LocalExecutionBackend("process", resources={"cores": 2})
+    async with Driver(backend) as driver:
+        tasks = [
+            driver.call(_deaf, str(tmp_path / "begun")),
+            driver.call(_busy_async),
+            driver.call(int),
+        ]
+        await driver.submit(*tasks)
+        await exists(tmp_path / "begun")
+        began = time.monotonic()
+        await asyncio.gather(backend.shutdown(), backend.shutdown())
+        assert time.monotonic() - began < 5
+        assert [(await driver.finished(task)).state for task in tasks] == [CANCELED] * 3
+        assert driver.faults == []
+    assert set(_workers()) <= before
+    assert set(threading.enumerate()) <= threads
+
+
+async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no worker today")
+
+    before = set(_workers())
+    monkeypatch.setattr("rhapsody.backends.local.worker.begin", broken)
+    backend = LocalExecutionBackend("process", resources={"cores": 1})
+    with pytest.raises(BackendUnavailableError, match="no worker process could be started"):
+        await backend
+    assert backend.state() == "error"
+    await backend.shutdown()
+    assert set(_workers()) <= before
+
+
+async def test_a_cancelled_start_leaves_nothing() -> None:
+    before = set(_workers())
+    backend = LocalExecutionBackend("process", resources={"cores": 1})
+    starting = asyncio.ensure_future(backend._started())
+    await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await backend.shutdown()
+    assert set(_workers()) <= before

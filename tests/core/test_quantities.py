@@ -1,0 +1,74 @@
+"""Sizes of memory and durations as users write them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhapsody.quantities import memory_in_bytes, seconds
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (0, 0),
+        (2048, 2048),
+        ("2048", 2048),
+        ("1 kB", 1000),
+        ("1k", 1000),
+        ("1 KiB", 1024),
+        ("1Ki", 1024),
+        ("500 MB", 500_000_000),
+        ("2 GiB", 2 * 1024**3),
+        (" 1.5 gib ", 3 * 1024**3 // 2),
+        ("0.1 kB", 100),
+        ("1 TB", 10**12),
+        ("1 PiB", 1024**5),
+        ("7 B", 7),
+    ],
+)
+def test_memory_is_bytes_or_text_with_decimal_and_binary_prefixes(
+    memory: int | str, expected: int
+) -> None:
+    assert memory_in_bytes(memory) == expected
+
+
+@pytest.mark.parametrize("memory", ["", "GiB", "2 GiBs", "-1 MB", "1 e3", "two", "1,5 GB", -1])
+def test_a_memory_that_is_no_size_is_a_value_error_that_shows_it(memory: int | str) -> None:
+    with pytest.raises(ValueError, match="memory must") as raised:
+        memory_in_bytes(memory)
+    assert str(memory) in str(raised.value)
+
+
+@pytest.mark.parametrize("memory", [None, 1.5, True, b"1"])
+def test_a_memory_of_the_wrong_type_is_a_type_error_that_shows_it(memory: Any) -> None:
+    with pytest.raises(TypeError, match=f"'2 GiB', not {memory!r}"):
+        memory_in_bytes(memory)
+
+
+@given(st.integers(min_value=0, max_value=10**6), st.sampled_from(["", "k", "M", "G", "T", "P"]))
+def test_a_binary_prefix_is_never_less_than_its_decimal_one(number: int, prefix: str) -> None:
+    decimal = memory_in_bytes(f"{number} {prefix}B")
+    assert memory_in_bytes(f"{number} {prefix}iB") >= decimal >= number
+
+
+def test_a_duration_is_a_finite_positive_number_of_seconds() -> None:
+    assert seconds("timeout", 2) == 2.0
+    assert isinstance(seconds("timeout", 2), float)
+    assert seconds("wait", 0, zero=True) == 0.0
+
+
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+def test_a_duration_that_cannot_be_is_a_value_error_that_names_the_argument(value: float) -> None:
+    with pytest.raises(ValueError, match=f"timeout must be more than 0 seconds, got {value!r}"):
+        seconds("timeout", value)
+
+
+@pytest.mark.parametrize("value", [None, "3", True, [1]])
+def test_a_duration_of_the_wrong_type_is_a_type_error_that_names_the_argument(value: Any) -> None:
+    with pytest.raises(TypeError, match="timeout must be a number of seconds, got"):
+        seconds("timeout", value)

@@ -1,0 +1,56 @@
+"""When a failed task is worth another attempt, as a value (C7.12)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rhapsody.retries import RetryPolicy
+
+
+def test_a_number_of_retries_is_a_policy_that_waits_for_nothing() -> None:
+    policy = RetryPolicy.of(3)
+    assert policy == RetryPolicy(attempts=3, wait=0.0, on=Exception)
+    assert policy is not None
+    assert policy.delay(1) == 0.0
+    assert RetryPolicy.of(policy) is policy
+    assert RetryPolicy.of(None) is None
+
+
+def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
+    policy = RetryPolicy(attempts=5, wait=lambda attempt: 2**attempt)
+    assert [policy.delay(attempt) for attempt in (1, 2, 3)] == [2.0, 4.0, 8.0]
+    with pytest.raises(ValueError, match="wait must be 0 or more"):
+        RetryPolicy(wait=lambda attempt: -1.0).delay(1)
+    with pytest.raises(TypeError, match="wait must be a number"):
+        RetryPolicy(wait=lambda attempt: "soon").delay(1)  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "complaint"),
+    [
+        ({"attempts": -1}, ValueError, "retries must be 0 or more, got -1"),
+        ({"attempts": 1.5}, TypeError, "retries must be a whole number, got 1.5"),
+        ({"attempts": True}, TypeError, "retries must be a whole number"),
+        ({"attempts": "2"}, TypeError, "retries must be a whole number"),
+        ({"wait": -0.5}, ValueError, "wait must be 0 or more"),
+        ({"wait": "1"}, TypeError, "wait must be a number"),
+        ({"on": "ValueError"}, TypeError, "on must be exception types, got 'ValueError'"),
+        ({"on": (ValueError, 3)}, TypeError, "on must be exception types, got 3"),
+        ({"on": int}, TypeError, "on must be exception types"),
+    ],
+)
+def test_a_policy_that_cannot_be_is_an_error_that_names_what_was_given(
+    values: dict[str, Any], error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        RetryPolicy(**values)
+
+
+@pytest.mark.parametrize("collection", [list, set, tuple, iter])
+def test_a_policy_takes_exception_types_in_whatever_collection(collection: Any) -> None:
+    policy = RetryPolicy(on=collection([ValueError, KeyError]))
+    assert policy.covers(ValueError())
+    assert policy.covers(KeyError())
+    assert not policy.covers(TypeError())

@@ -1,0 +1,53 @@
+"""What is on this machine: processes, files and ports that tests look at or wait for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def alive(pid: int) -> bool:
+    """Whether a process does anything still; a zombie that nobody reaps does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pids: Iterable[int]) -> bool:
+    """Whether processes end within seconds; one that was killed takes a moment."""
+    end = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+async def until_gone(*pids: int) -> None:
+    """Waits until processes have ended."""
+    assert await asyncio.to_thread(gone, pids)
+
+
+async def exists(path: str | Path) -> None:
+    """Waits for a file that another process makes."""
+
+    def look() -> None:
+        while not os.path.exists(path):
+            time.sleep(0.005)
+
+    await asyncio.to_thread(look)
