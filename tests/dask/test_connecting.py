@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,9 @@ from rhapsody.errors import BackendUnavailableError
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.connection import skew
 from tests.dask.clusters import foreign
+from tests.machine import free_port
 
 pytestmark = pytest.mark.asyncio
-
-
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _connections(process: psutil.Process) -> Any:
@@ -96,7 +89,7 @@ async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:
 
 
 async def test_nobody_at_the_address_is_an_error_in_time() -> None:
-    address = f"tcp://127.0.0.1:{_port()}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     begin = time.monotonic()
     with pytest.raises(BackendUnavailableError, match="dask scheduler"):
         await DaskExecutionBackend(address=address, timeout=1)
@@ -132,7 +125,18 @@ async def test_use_before_start_says_to_await_it() -> None:
     backend = DaskExecutionBackend()
     with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
         await backend.submit_tasks([])
+    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
+        await backend.cancel_task("task.000001")
+    with pytest.raises(RuntimeError, match="await DaskExecutionBackend"):
+        await backend.cancel_all_tasks()
     assert backend.state() == "initialized"
+
+
+async def test_after_a_shutdown_there_is_nothing_to_cancel(cluster: Any) -> None:
+    backend = await DaskExecutionBackend(cluster=cluster)
+    await backend.shutdown()
+    assert await backend.cancel_task("task.000001") is False
+    assert await backend.cancel_all_tasks() == 0
 
 
 async def test_other_versions_are_named_in_pairs() -> None:

@@ -17,8 +17,9 @@ import pytest_asyncio
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.states import TasksMainStates
-from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask import DaskExecutionBackend, stopping
 from tests.dask.clusters import foreign
+from tests.machine import alive
 
 pytestmark = pytest.mark.asyncio
 
@@ -79,18 +80,11 @@ async def test_a_killed_workers_program_dies_and_is_run_again(
     first = int(begun()[0].split()[0])
     os.kill(_worker_of(first), signal.SIGKILL)
     await _until(lambda: len(begun()) == 2)
-    await _until(lambda: not psutil.pid_exists(first) or _is_dead(first))
+    await _until(lambda: not alive(first))
     gate.touch()
     assert await future == "fine\n"
     sandboxes = [line.split(" ", 1)[1] for line in begun()]
     assert len(set(sandboxes)) == 2
-
-
-def _is_dead(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 async def test_a_lost_task_without_budget_names_worker_and_attempt(own: WorkflowEngine) -> None:
@@ -255,3 +249,40 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_start_for_ever(tmp_path:
                 await DaskExecutionBackend(scheduler_file=there["scheduler_file"], timeout=2)
         finally:
             worker.send_signal(signal.SIGCONT)
+
+
+async def test_a_worker_that_hangs_does_not_hide_what_still_runs_on_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question who runs a task is answered by nobody, as one worker does not answer."""
+    monkeypatch.setattr(stopping, "PATIENCE", 0.5)
+    with foreign(tmp_path, tls=False, options=("--no-nanny",)) as there:
+        async with asyncio.timeout(80):
+            backend = await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
+            async with WorkflowEngine.create(backend=backend) as flow:
+
+                @flow.function_task
+                def hold(gate: str) -> int:
+                    while not os.path.exists(gate):
+                        time.sleep(0.05)
+                    return os.getpid()
+
+                @flow.function_task
+                def where() -> int:
+                    return os.getpid()
+
+                gate = tmp_path / "gate"
+                future = hold(str(gate))
+                await _until(lambda: future.state is TasksMainStates.RUNNING)
+                other = await where()
+                os.kill(other, signal.SIGSTOP)
+                try:
+                    future.cancel()
+                    await _until(lambda: backend._stopping._asking is not None)
+                    await _until(lambda: backend._stopping._asking is None)
+                    assert len(backend.still_running) == 1
+                    gate.touch()
+                    await future.ended()
+                    assert backend.still_running == []
+                finally:
+                    os.kill(other, signal.SIGCONT)

@@ -12,6 +12,7 @@ import pytest
 from rhapsody import WorkflowEngine, current_task
 from rhapsody.errors import CapabilityError
 from rhapsody.states import StateMapper, TasksMainStates
+from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
 
 pytestmark = pytest.mark.asyncio
@@ -248,3 +249,24 @@ async def test_all_tasks_can_be_cancelled_at_once(
         assert await backend.cancel_all_tasks() == 0
         results = await asyncio.gather(*futures, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+
+async def test_a_task_cancelled_while_it_is_packed_is_cancelled_and_harms_no_other(
+    backend: DaskExecutionBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = backend._submission.pack
+
+    async def packed(call: Any, packer: Any) -> Any:
+        if call.task["function"] is not int:
+            return await pack(call, packer)
+        await backend.cancel_task(call.uid)
+        async with asyncio.timeout(30):
+            while call.uid in backend.still_running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        raise CapabilityError("it does not fit")
+
+    monkeypatch.setattr(backend._submission, "pack", packed)
+    async with Driver(backend) as driver:
+        ends = await driver.run(driver.call(int), driver.call(float))
+        assert [end.state for end in ends] == [TasksMainStates.CANCELED, TasksMainStates.DONE]
+        assert driver.faults == []

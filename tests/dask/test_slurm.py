@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
-from tests.dask.slurm import slurm, why_not
+from tests.slurm import slurm, until_no_jobs, why_not
 
 pytestmark = [
     pytest.mark.asyncio,
@@ -46,10 +45,7 @@ async def test_functions_programs_and_files_on_workers_that_slurm_starts(tmp_pat
                     await _work(flow)
         finally:
             await asyncio.to_thread(cluster.close)  # type: ignore[attr-defined]
-        queue = await asyncio.to_thread(
-            lambda: subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout
-        )
-        assert "RUNNING" not in queue
+        await asyncio.to_thread(until_no_jobs)
 
 
 async def _work(flow: WorkflowEngine) -> None:

@@ -1,8 +1,8 @@
-"""The Dask backend: what is sent to the cluster, and what is reported of it.
+"""The Dask backend: what is sent to the cluster, and what Dask tells of it.
 
-It knows every open task. Connecting, packing, big arguments and files are in the
-modules named for them, what happens on the workers is in `worker`; dependencies,
-retries and time-outs are the engine's.
+It knows every open task. Connecting, packing, big arguments, files and what is reported
+are in the modules named for them, what happens on the workers is in `worker`;
+dependencies, retries and time-outs are the engine's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import Any
 
+from rhapsody.aio import asked_to_stop
 from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.backends.local.services import Readiness
-from rhapsody.errors import BackendError, BackendUnavailableError, TaskLostError
+from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.task import TaskDescription, seconds, task_kind
 from rhapsody_dask import options, states
 from rhapsody_dask.calls import Call, named
@@ -27,9 +27,10 @@ from rhapsody_dask.files import Links, View
 from rhapsody_dask.held import HeldValues
 from rhapsody_dask.losses import Losses
 from rhapsody_dask.outcome import Outcomes, reference_lost
+from rhapsody_dask.reports import Reports
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
-from rhapsody_dask.submission import Submission
+from rhapsody_dask.submission import Ready, Submission
 from rhapsody_dask.worker.messages import BIG, unpack
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -50,9 +51,9 @@ class DaskExecutionBackend(ManagedBackend):
     by the tasks that use them; arrays among them are read-only in the task.
 
     Args:
-        resources: Keywords of `distributed.LocalCluster` and `distributed.Client`
-            (`threads` is short for `threads_per_worker`), `gpus` for the GPUs of each
-            worker, TLS settings, and all arguments below that name a cluster.
+        resources: Keywords of `distributed.Client`, `distributed.LocalCluster` and its
+            workers (`threads` is short for `threads_per_worker`), `gpus` for the GPUs of
+            each worker, TLS settings, and all arguments below that name a cluster.
         cluster: A cluster object: LocalCluster, dask-jobqueue, dask-kubernetes, ...
         address: The address of a scheduler.
         scheduler_file: The file that `dask scheduler --scheduler-file` writes.
@@ -70,7 +71,7 @@ class DaskExecutionBackend(ManagedBackend):
         thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
 
     Raises:
-        TypeError: An unknown key, or a value of the wrong type.
+        TypeError: A key that is unknown or the backend's own, or a value of the wrong type.
         ValueError: Several ways to a cluster, or a value out of range.
     """
 
@@ -110,7 +111,6 @@ class DaskExecutionBackend(ManagedBackend):
         self._connection = Connection(self._options)
         self._links = Links()
         self._keys: dict[str, Call] = {}
-        self._progress: asyncio.Event | None = None
         self._loss: str | None = None
         self._closing: asyncio.Task[None] | None = None
         self._started_up = False
@@ -119,9 +119,6 @@ class DaskExecutionBackend(ManagedBackend):
 
     async def start(self) -> None:
         """Connects, and prepares scheduler and workers."""
-        mapper = self.get_task_states_map()
-        self._running, self._done = mapper.RUNNING, mapper.DONE
-        self._failed, self._canceled = mapper.FAILED, mapper.CANCELED
         self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
         await self._connection.prepare(self.session.uid, self.grace)
@@ -139,24 +136,32 @@ class DaskExecutionBackend(ManagedBackend):
             self._share_over,
             own_cluster=own,
         )
+        self._reports = reports = Reports(
+            self._open,
+            self._keys,
+            self.get_task_states_map(),
+            self._tell,
+            self._release,
+            self._cancel,
+        )
         self._held = HeldValues(self._loop, self._keys, self._fetch, self._release)
-        self._stopping = Stopping(client, self.session.uid, self._not_begun, self._begun)
+        self._stopping = Stopping(client, self.session.uid, reports.not_begun, reports.begun)
         self._losses = Losses(
             client,
             self._keys,
-            self._gone,
+            reports.gone,
             self._stopping.stop_rerun,
             self._connection.witnesses,
         )
         self._outcomes = Outcomes(
-            client, self._keys, self._settle, self._gone, self._losses, direct=own
+            client, self._keys, reports.settle, reports.gone, self._losses, direct=own
         )
         from rhapsody_dask.worker.site import topic
 
         client.listener = self
         client.listen(topic(self.session.uid))
         self._started_up = True
-        if not await self._view.sees(self.session.path):
+        if await self._view.sees(self.session.path) is False:
             self.capabilities = replace(self.capabilities, shared_file_system=False)
         if self.dashboard_link is not None:
             log.info("Dask's dashboard is at %s", self.dashboard_link)
@@ -184,7 +189,6 @@ class DaskExecutionBackend(ManagedBackend):
     async def stop(self) -> None:
         """Stops every task, and gives back what was opened."""
         if self._started_up and self._loss is None:
-            self._progress = asyncio.Event()
             for call in list(self._open.values()):
                 self._cancel(call)
             await self._wait_for_ends()
@@ -199,7 +203,7 @@ class DaskExecutionBackend(ManagedBackend):
         await self._connection.close()
         if in_processes:  # what ran there is gone with the processes
             for call in list(self._open.values()):
-                self._end(call, self._canceled)
+                self._reports.end(call, "canceled")
 
     async def shutdown(self) -> None:
         """Cancels every task, waits for those that can be stopped, and closes the backend."""
@@ -209,16 +213,15 @@ class DaskExecutionBackend(ManagedBackend):
 
     async def _wait_for_ends(self) -> None:
         """Waits for what was told to stop, as long as that can take."""
-        assert self._progress is not None
         begin = monotonic()
         while self._open:
             calls = self._open.values()
             stoppable = any(not call.begun or self._stoppable(call) for call in calls)
             limit = self.grace + 6.0 if stoppable else self.thread_grace
-            self._progress.clear()
+            self._reports.ended.clear()
             try:
                 async with asyncio.timeout(begin + limit - monotonic()):
-                    await self._progress.wait()
+                    await self._reports.ended.wait()
             except TimeoutError:
                 return
 
@@ -248,33 +251,40 @@ class DaskExecutionBackend(ManagedBackend):
 
         Raises:
             BackendUnavailableError: The backend is not running, or lost its scheduler.
-            BackendError: A task of the same uid is open.
+            BackendError: A task of one of the uids is open, or two have the same.
+            TypeError: Something in the batch is no description at all.
         """
         self.require_running()
-        for task in tasks:
-            if task["uid"] in self._open:
-                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
-        calls = [Call(task) for task in tasks]
+        calls = [Call(task) for task in self.admit(tasks)]
         for call in calls:
             self._open[call.uid] = call
-        submission = self._submission
-        packer = submission.packer()
+        try:
+            ready = await self._prepare(calls)
+            self.require_running()
+        except BaseException:
+            if not asked_to_stop():  # who stops a submission asks for the end of its tasks, too
+                for call in calls:
+                    self._reports.withdraw(call)
+            raise
+        live = [one for one in ready if one.call.uid in self._open]
+        for one in live:
+            self._keys[one.call.key] = one.call
+        self._submission.send(live)
+
+    async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
+        """Packs tasks, and brings what is big in them to the cluster."""
+        packer = self._submission.packer()
         ready = []
         for call in calls:
             task = call.task
             call.ready = task.get("ready") if task["is_service"] else None
             try:
                 self._resolve(call)
-                ready.append(await submission.pack(call, packer))
+                ready.append(await self._submission.pack(call, packer))
             except Exception as error:  # one task's problem
-                call.error = error
-                self._end(call, self._failed)
-        await submission.share(ready)
-        self.require_running()
-        live = [one for one in ready if one.call.uid in self._open]
-        for one in live:
-            self._keys[one.call.key] = one.call
-        submission.send(live)
+                self._reports.gone(call, error)
+        await self._submission.share(ready)
+        return ready
 
     def _resolve(self, call: Call) -> None:
         """Finds the tasks that a task refers to.
@@ -299,7 +309,7 @@ class DaskExecutionBackend(ManagedBackend):
             return
         call.finished = True
         if returned and call.referred_to and call.uid in self._open and not call.cancelled:
-            self._held.hold(call, lambda call: self._settle(call, "done"))
+            self._held.hold(call, lambda call: self._reports.settle(call, "done"))
         else:
             self._outcomes.finished(key)
 
@@ -317,9 +327,11 @@ class DaskExecutionBackend(ManagedBackend):
                 continue
             if call.references and call.uid in self._open:
                 # Most often one of those is gone, and this one with it.
-                self._gone(call, reference_lost(call))
+                self._reports.gone(call, reference_lost(call))
             else:
-                self._gone(call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}"))
+                self._reports.gone(
+                    call, TaskLostError(f"{named(call)} was dropped by Dask: {reason}")
+                )
 
     def lost(self, reason: str) -> None:
         """The scheduler is gone: all that was with it fails now."""
@@ -328,7 +340,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._loss = reason
         self._state = "error"
         for call in [*self._open.values(), *(c for c in self._keys.values() if c.waiter)]:
-            self._gone(
+            self._reports.gone(
                 call,
                 BackendUnavailableError(
                     f"{named(call)} was with the Dask scheduler at {self._connection.address}, "
@@ -358,79 +370,15 @@ class DaskExecutionBackend(ManagedBackend):
                 )  # fmt: skip
             call.worker, call.token, call.begun = worker, token, True
             call.task["worker"] = worker
-            self._announce(call)
+            self._reports.announce(call)
         if "ready" in message:
             uid, payload = message["ready"]
             call = self._open.get(uid)
             if call is not None:
                 call.task["worker"] = worker
-                self._announce(call)
+                self._reports.announce(call)
                 if call.readiness is not None:
                     call.readiness.set(unpack(payload))
-
-    # States out.
-
-    def _announce(self, call: Call) -> None:
-        """Reports that a task runs, once."""
-        if call.announced:
-            return
-        call.announced = True
-        if call.ready is None:
-            self._tell(call.task, self._running)
-            return
-        call.readiness = Readiness()
-        self._tell(call.task, self._running, call.readiness.attach)
-        if callable(call.ready):
-            from rhapsody_dask.ready import watch
-
-            call.watch = asyncio.ensure_future(watch(call, self._unready))
-
-    def _unready(self, call: Call, error: BaseException) -> None:
-        """A service's callable failed: the service is stopped, and fails with that."""
-        if call.uid in self._open:
-            call.error = error
-            self._cancel(call)
-
-    def _settle(self, call: Call, state: str) -> None:
-        """A task has ended: `state` is `"done"`, `"failed"` or `"canceled"`."""
-        if call.waiter is not None:
-            HeldValues.brought(call)
-        if call.uid not in self._open:
-            return
-        if call.error is None and call.cancelled:
-            state = "canceled"
-        if state != "canceled" or call.begun:
-            self._announce(call)
-        if call.error is not None:
-            state = "failed"
-        self._end(call, {"done": self._done, "failed": self._failed}.get(state, self._canceled))
-
-    def _gone(self, call: Call, error: BaseException) -> None:
-        """A task was lost: it fails, unless it was to end anyway."""
-        if not call.cancelled and call.error is None:
-            call.error = error
-        if call.waiter is not None:
-            HeldValues.brought(call)
-        if call.uid in self._open:
-            self._end(call, self._canceled if call.error is None else self._failed)
-
-    def _end(self, call: Call, state: Any) -> None:
-        """Reports a task's terminal state and forgets it."""
-        task = call.task
-        if state == self._failed and call.error is not None:
-            task["exception"] = call.error
-        del self._open[call.uid]
-        self._keys.pop(call.key, None)
-        call.error = None
-        call.sources = []
-        if call.watch is not None:
-            call.watch.cancel()
-        if "held" not in task:
-            call.future = None
-            self._release(call)
-        self._tell(task, state)
-        if self._progress is not None:
-            self._progress.set()
 
     def _fetch(self, key: str) -> None:
         """Has a value fetched that was held."""
@@ -450,7 +398,11 @@ class DaskExecutionBackend(ManagedBackend):
 
         The terminal state follows when Dask or the worker has answered. A function
         that runs goes on to its end, and its result is dropped.
+
+        Raises:
+            BackendUnavailableError: The backend has not been started.
         """
+        self._require_started()
         call: Call | None = self._open.get(uid)
         if call is None:
             return False
@@ -458,25 +410,25 @@ class DaskExecutionBackend(ManagedBackend):
         return True
 
     async def cancel_all_tasks(self) -> int:
-        """Cancels every open task; gives how many there were to cancel."""
+        """Cancels every open task; gives how many there were to cancel.
+
+        Raises:
+            BackendUnavailableError: The backend has not been started.
+        """
+        self._require_started()
         calls = [call for call in self._open.values() if not call.cancelled]
         for call in calls:
             self._cancel(call)
         return len(calls)
 
+    def _require_started(self) -> None:
+        if self._state == "initialized":
+            self.require_running()
+
     def _cancel(self, call: Call) -> None:
         if not call.cancelled:
             call.cancelled = True
             self._stopping.stop(call)
-
-    def _not_begun(self, call: Call) -> None:
-        """No worker has begun with a task that is to be stopped, and none will."""
-        if call.uid in self._open:
-            self._end(call, self._canceled if call.error is None else self._failed)
-
-    def _begun(self, call: Call) -> None:
-        """A worker has begun with a task that is to be stopped: its reply will come."""
-        call.begun = True
 
     # Files.
 

@@ -71,10 +71,9 @@ class Connection:
         client = make(
             **where,
             asynchronous=True,
-            set_as_default=False,
             security=security,
             timeout=options.timeout,
-            **options.client,
+            **{"set_as_default": False, **options.client},
         )
         self.client = client
         try:
@@ -165,7 +164,7 @@ class Connection:
                 return options.target, _security(security)
 
     async def _make_cluster(self) -> Any:
-        if self.options.local.get("processes", True):
+        if _in_processes(self.options.local):
             _require_guard()
         making = asyncio.ensure_future(in_thread(lambda: _local_cluster(self.options)))
         try:
@@ -325,7 +324,7 @@ def _local_cluster(options: Options) -> Any:
         quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
     if "interface" in local and "host" not in options.local:
         del local["host"]
-    processes = local.setdefault("processes", True)
+    processes = local["processes"] = _in_processes(local)
     n_workers: Any = local.get("n_workers")
     threads: Any = local.get("threads_per_worker")
     if n_workers is None and threads is None:
@@ -349,9 +348,21 @@ def _local_cluster(options: Options) -> Any:
     resources = {"cores": threads, "memory": _memory(local, n_workers, MEMORY_LIMIT)}
     if gpus:
         resources["gpus"] = gpus
+    resources |= local.pop("resources", None) or {}
     # The engine has the budget for lost tasks; see `rhapsody_dask.losses`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
     return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
+
+
+def _in_processes(local: Mapping[str, Any]) -> bool:
+    """Whether the workers of a LocalCluster with these keywords are processes."""
+    worker_class = local.get("worker_class")
+    if worker_class is not None:
+        from distributed import Nanny
+
+        return issubclass(worker_class, Nanny)
+    processes = local.get("processes")
+    return processes is None or bool(processes)
 
 
 def _memory(local: Mapping[str, Any], n_workers: int, total: int) -> int:

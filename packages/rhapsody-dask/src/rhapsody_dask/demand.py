@@ -95,7 +95,7 @@ def _worker_resources(task: TaskDescription, resources: Resources) -> dict[str, 
 def problem(
     name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], *, own: bool
 ) -> str | None:
-    """Why no worker there is can run a task, `None` where one can.
+    """Why no worker there is can run a task, `None` where one can, or where none is there yet.
 
     Args:
         name: The task's name.
@@ -103,6 +103,8 @@ def problem(
         workers: What Dask's scheduler says of each worker.
         own: Whether the cluster was made by the backend.
     """
+    if not workers:  # those of a batch system come later, and may be of any kind
+        return None
     declared = [worker.get("resources") or {} for worker in workers.values()]
     wanted = dict(demanded.resources)
     if any(all(have.get(key, 0) >= amount for key, amount in wanted.items()) for have in declared):

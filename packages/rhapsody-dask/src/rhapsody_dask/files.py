@@ -87,17 +87,20 @@ class View:
         self._known = known
         self._roots: dict[str, bool] = {}
 
-    async def sees(self, directory: str) -> bool:
-        """Whether all workers see a directory, which is made where it is not there."""
+    async def sees(self, directory: str) -> bool | None:
+        """Whether all workers see a directory, which is made where it is not there.
+
+        Returns:
+            `None` as long as there is no worker to say so.
+        """
         if self._known is not None:
             return self._known
-        seen = self._roots.get(directory)
-        if seen is None:
+        if directory not in self._roots:
             answers = await self._look(directory)
-            seen = bool(answers) and all(answer is True for answer in answers)
-            if answers:
-                self._roots[directory] = seen
-        return seen
+            if not answers:
+                return None
+            self._roots[directory] = all(answer is True for answer in answers)
+        return self._roots[directory]
 
     async def _look(self, directory: str) -> list[Any]:
         from rhapsody_dask.worker.site import sees

@@ -1,8 +1,13 @@
-"""What a user can say about the cluster, checked and sorted before Dask is imported."""
+"""What a user can say about the cluster, checked and sorted before anything is started.
+
+The names that most programs use are here, so that Dask is not imported for them; the
+others are those that Dask's own classes take.
+"""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +26,7 @@ LOCAL = frozenset(
         "dashboard_address",
         "worker_dashboard_address",
         "host",
+        "ip",
         "interface",
         "protocol",
         "scheduler_port",
@@ -34,10 +40,23 @@ LOCAL = frozenset(
         "name",
     }
 )
-"""For the LocalCluster that is made."""
+"""For the LocalCluster that is made; it takes the keywords of its workers as well."""
 
-CLIENT = frozenset({"heartbeat_interval", "connection_limit", "direct_to_workers"})
+CLIENT = frozenset(
+    {"set_as_default", "heartbeat_interval", "connection_limit", "direct_to_workers"}
+)
 """For the client, whatever it connects to."""
+
+OWN = {
+    "asynchronous": "the backend always uses Dask from the engine's loop",
+    "loop": "the client runs on the engine's loop, and the cluster on one of its own",
+    "start": "the cluster starts when the backend is awaited",
+    "nthreads": "say threads_per_worker",
+    "dashboard": "say dashboard_address, or worker_dashboard_address for the workers'",
+    "scheduler_ip": "the workers are those of the scheduler that is made with them",
+    "nanny": "Dask tells it its workers",
+}
+"""What Dask's classes take and a user cannot say here, and why."""
 
 WAYS = ("client", "cluster", "address", "scheduler_file")
 """The ways to a cluster that is there."""
@@ -94,7 +113,7 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
         given: The backend's other arguments that are not `None`.
 
     Raises:
-        TypeError: `resources` is no mapping, or has an unknown key.
+        TypeError: `resources` is no mapping, or has a key that is unknown or not the user's.
         ValueError: Several ways to a cluster, or settings that do not go together.
     """
     merged: dict[str, Any] = dict(given)
@@ -117,7 +136,10 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
             f"{' and '.join(ways)} are given: there is one cluster to use, so give one of "
             f"{', '.join(WAYS)}, or none for a cluster on this machine"
         )
-    local = {key: merged[key] for key in merged if key in LOCAL}
+    for_client, for_local = _keywords(merged)
+    if ways:
+        for_client, for_local = for_client | {"name"}, for_local - {"name"}
+    local = {key: merged[key] for key in merged if key in for_local}
     if ways and local:
         raise ValueError(
             f"{', '.join(sorted(local))} is for a cluster that is made here, but {ways[0]} names "
@@ -135,7 +157,7 @@ def parse(resources: Mapping[str, Any] | None, given: Mapping[str, Any]) -> Opti
         security=({"require_encryption": True, **tls} if tls else security),
         timeout=seconds("timeout", merged.get("timeout", TIMEOUT)),
         local=_local(local),
-        client={key: merged[key] for key in merged if key in CLIENT},
+        client={key: merged[key] for key in merged if key in for_client},
     )
 
 
@@ -146,15 +168,45 @@ def _mapping(resources: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise TypeError(
             f"resources must be a dict such as {{'n_workers': 2, 'threads': 1}}, got {resources!r}"
         )
-    known = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
+    listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
+    for key in resources:
+        if key in OWN:
+            raise TypeError(f"resources: {key!r} cannot be given: {OWN[key]}")
+    known = listed.union(*_keywords(resources))
     for key in resources:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(
-                f"resources: unknown key {key!r}{hint}; there are {', '.join(sorted(known))}"
+                f"resources: unknown key {key!r}{hint}; there are {', '.join(sorted(listed))}, and "
+                "what else distributed's Client, LocalCluster, Nanny and Worker take"
             )
     return resources
+
+
+def _keywords(given: Mapping[str, Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of keywords for the client, and for the LocalCluster and its workers.
+
+    Dask's classes are asked where a name is given that is not listed here.
+    """
+    listed = LOCAL | CLIENT | TLS | SETTINGS | set(WAYS)
+    if given.keys() <= listed:
+        return CLIENT, LOCAL
+    from distributed import Client, LocalCluster, Nanny, Worker
+
+    ours = (listed - CLIENT) | frozenset(OWN)
+    client = CLIENT | (_parameters(Client) - ours)
+    made = (LocalCluster, Nanny, Worker, given.get("worker_class"))
+    local = LOCAL.union(*(_parameters(one) for one in made if isinstance(one, type)))
+    return client, local - client - (ours - LOCAL)
+
+
+def _parameters(kind: type) -> frozenset[str]:
+    return frozenset(
+        name
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    )
 
 
 def _local(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,6 +216,15 @@ def _local(given: Mapping[str, Any]) -> dict[str, Any]:
         if "threads_per_worker" in local:
             raise ValueError("threads is short for threads_per_worker: give one of them")
         local["threads_per_worker"] = local.pop("threads")
+    if "ip" in local:
+        if "host" in local:
+            raise ValueError("ip is an older name of host: give one of them")
+        local["host"] = local.pop("ip")
+    worker_class = local.get("worker_class")
+    if worker_class is not None and not isinstance(worker_class, type):
+        raise TypeError(
+            f"worker_class must be a class such as distributed.Nanny, got {worker_class!r}"
+        )
     for key in ("n_workers", "threads_per_worker"):
         value = local.get(key)
         if value is not None and (

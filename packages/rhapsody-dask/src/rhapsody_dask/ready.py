@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import partial
 
-from rhapsody.backends.local.aside import in_thread
-from rhapsody.task import is_async
+from rhapsody.backends.local.aside import call_ready
 from rhapsody_dask.calls import Call
 
 
 async def watch(call: Call, failed: Callable[[Call, BaseException], None]) -> None:
-    """Calls it, on the loop where it is a coroutine function and else on a thread."""
-    ready, task = call.ready, call.task
+    """Calls it, see `call_ready`; its value is the service's readiness."""
     try:
-        if is_async(ready):
-            value = await ready(task)
-        else:
-            value = await in_thread(partial(ready, task))
-            if inspect.isawaitable(value):
-                value = await value
+        value = await call_ready(call.ready, call.task)
     except Exception as error:  # the user's callable
         failed(call, error)
     else:

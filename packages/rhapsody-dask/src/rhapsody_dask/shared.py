@@ -1,7 +1,8 @@
 """Big arguments on the cluster: sent once, shared by the tasks that use them.
 
 What is shared is known by a digest of its content, because user code may change
-an object between two calls. It is given up a little after its last task.
+an object between two calls. It is given up a little after its last task. Where no
+worker is there to hold it, it goes with each task instead.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ LINGER = 1.0
 
 
 class Entry:
-    """One argument on the cluster."""
+    """One argument on the cluster.
+
+    Attributes:
+        digest: What it is known by.
+        future: Dask's future of it, or the argument itself where no worker could hold it.
+        users: How many tasks use it.
+        timer: What gives it up after its last task.
+    """
 
     __slots__ = ("digest", "future", "timer", "users")
 
@@ -61,15 +69,23 @@ class Shared:
         distinct = {id(big.value): big for big in bigs}
         snapshots = await in_thread(lambda: [_snapshot(big) for big in distinct.values()])
         entries: dict[int, Entry] = {}
-        for identity, (digest, reply) in zip(distinct, snapshots, strict=True):
-            entry = self._entries.get(digest)
-            if entry is None:
-                key = f"{self._prefix}{digest}"
-                futures = await self._client.scatter({key: reply}, hash=False)
-                entry = self._entries.setdefault(digest, Entry(digest, futures[key]))
-            self.use(entry)
-            entries[identity] = entry
+        try:
+            for identity, (digest, reply) in zip(distinct, snapshots, strict=True):
+                entry = self._entries.get(digest) or await self._send(digest, reply)
+                self.use(entry)
+                entries[identity] = entry
+        except BaseException:
+            for entry in entries.values():
+                self.release(entry)
+            raise
         return entries
+
+    async def _send(self, digest: str, reply: Reply) -> Entry:
+        if not await self._client.scheduler.ncores_running():
+            return Entry(digest, reply)  # Dask would wait for a worker, and then give up
+        key = f"{self._prefix}{digest}"
+        futures = await self._client.scatter({key: reply}, hash=False)
+        return self._entries.setdefault(digest, Entry(digest, futures[key]))
 
     def use(self, entry: Entry) -> None:
         """Adds a user."""
@@ -87,7 +103,8 @@ class Shared:
 
     def _drop(self, entry: Entry) -> None:
         if entry.users == 0:
-            self._entries.pop(entry.digest, None)
+            if self._entries.get(entry.digest) is entry:
+                del self._entries[entry.digest]
             entry.future = None
 
     def close(self) -> None:

@@ -68,16 +68,19 @@ class Stopping:
                 reruns, self._reruns = self._reruns, []
                 begun = await self._answers([*(call.uid for call in calls), *reruns])
                 for call in calls:
-                    (self._begun if call.uid in begun else self._not_begun)(call)
+                    # Without answers, what was seen to run goes on for all that is known.
+                    runs = call.begun if begun is None else call.uid in begun
+                    (self._begun if runs else self._not_begun)(call)
         finally:
             self._asking = None
 
-    async def _answers(self, uids: list[str]) -> set[str]:
+    async def _answers(self, uids: list[str]) -> set[str] | None:
+        """Which tasks have begun; `None` where one worker that hangs keeps all answers away."""
         from rhapsody_dask.worker.site import cancel
 
         try:
             async with asyncio.timeout(PATIENCE):
                 answers = await self._client.run(cancel, self._session, uids, on_error="ignore")
-        except (OSError, TimeoutError):  # a worker that is gone has nothing to stop
-            return set()
+        except (OSError, TimeoutError):
+            return None
         return {uid for begun in answers.values() for uid in begun or ()}

@@ -63,9 +63,9 @@ class Gate:
         waiting.turn.set()
 
     def leave(self, cores: int) -> None:
-        """Gives cores back."""
+        """Gives cores back, as many as the same number took."""
         with self._lock:
-            self._free += cores
+            self._free += min(cores, self.cores)
             self._serve()
 
     def take_gpus(self, count: int) -> tuple[str, ...]:

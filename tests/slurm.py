@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -12,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "sinfo")
+from tests.machine import free_port
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "sinfo", "squeue")
 
 CONFIGURATION = """
 ClusterName=test
@@ -53,35 +56,31 @@ def why_not() -> str | None:
     return None
 
 
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @contextmanager
 def slurm(directory: Path) -> Iterator[None]:
-    """Starts Slurm, with the variables that its commands need, and stops it."""
+    """Starts Slurm, with the variables that its commands need, and stops it.
+
+    Args:
+        directory: An empty one, for all that it keeps.
+    """
     host = socket.gethostname().partition(".")[0]
     (directory / "state").mkdir()
     (directory / "spool").mkdir()
     directory.chmod(0o755)
     key = directory / "munge.key"
-    key.write_bytes(os.urandom(1024))
+    key.write_bytes(secrets.token_bytes(1024))
     key.chmod(0o400)
-    text = CONFIGURATION.format(d=directory, host=host, controller=_port(), node=_port())
+    text = CONFIGURATION.format(d=directory, host=host, controller=free_port(), node=free_port())
     (directory / "slurm.conf").write_text(text)
     former = {name: os.environ.get(name) for name in ("PATH", "SLURM_CONF")}
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     os.environ["SLURM_CONF"] = str(directory / "slurm.conf")
     try:
         subprocess.run(
-            ["munged", "--force", f"--key-file={key}", f"--socket={directory}/munge.sock",
-             f"--pid-file={directory}/munged.pid", f"--log-file={directory}/munged.log",
-             f"--seed-file={directory}/munge.seed"],
+            ["munged", "--force", f"--key-file={key}", f"--socket={directory}/munge.sock"]
+            + [f"--{name}-file={directory}/munged.{name}" for name in ("pid", "log", "seed")],
             check=True,
-        )  # fmt: skip
+        )
         subprocess.run(["slurmctld"], check=True)
         subprocess.run(["slurmd"], check=True)
         _until_idle(directory)
@@ -94,6 +93,17 @@ def slurm(directory: Path) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def until_no_jobs() -> None:
+    """Waits until no job is in the queue."""
+    until = time.monotonic() + 30
+    while True:
+        queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True)
+        if not queue.stdout.strip():
+            return
+        assert time.monotonic() < until, f"the job goes on: {queue.stdout}"
+        time.sleep(0.2)
 
 
 def _until_idle(directory: Path) -> None:

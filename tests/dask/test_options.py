@@ -1,0 +1,104 @@
+"""Keywords of Dask's own that a user can give, and those that are the backend's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+
+ONE: dict[str, Any] = {"n_workers": 1, "threads": 1}
+
+
+async def _pid(backend: DaskExecutionBackend, **settings: Any) -> int:
+    async with WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task(**settings)
+        def where() -> int:
+            return os.getpid()
+
+        return await where(task_description={"resources": {"FPGA": 1}})
+
+
+@pytest.mark.asyncio
+async def test_a_client_takes_the_keywords_of_dasks_client(cluster: Any) -> None:
+    from distributed import default_client
+
+    given = {
+        "name": "mine",
+        "set_as_default": True,
+        "serializers": ["dask", "pickle"],
+        "deserializers": ["dask", "pickle", "error"],
+        "extensions": {},
+    }
+    async with asyncio.timeout(60):
+        address = cluster.scheduler_address
+        async with DaskExecutionBackend({"address": address, **given}) as backend:
+            assert "-mine-" in backend.client.id
+            assert default_client() is backend.client
+            async with WorkflowEngine.create(backend=backend) as flow:
+                assert await flow.function_task(os.getpid)() != os.getpid()
+    with pytest.raises(ValueError, match="No client"):
+        default_client()
+
+
+@pytest.mark.asyncio
+async def test_its_own_cluster_takes_the_keywords_of_a_local_cluster_and_its_workers() -> None:
+    from distributed import Nanny
+
+    given = {
+        "resources": {"FPGA": 1},
+        "worker_class": Nanny,
+        "blocked_handlers": [],
+        "ip": "127.0.0.1",
+        "scheduler_sync_interval": 2,
+        "lifetime_stagger": "1 s",
+        "preload_nanny": [],
+    }
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend({**ONE, **given})
+        assert await _pid(backend, resources={"memory": "1 MiB"}) != os.getpid()
+
+
+@pytest.mark.asyncio
+async def test_workers_of_a_class_that_is_no_nanny_are_in_this_process() -> None:
+    from distributed import Worker
+
+    class Marked(Worker):
+        def __init__(self, *args: Any, mark: str, resources: Any, **kwargs: Any) -> None:
+            super().__init__(*args, resources={**resources, mark: 1}, **kwargs)
+
+    given = {"worker_class": Marked, "mark": "FPGA"}
+    async with asyncio.timeout(60):
+        backend = await DaskExecutionBackend({**ONE, **given})
+        assert await _pid(backend) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"asynchronous": False}, "engine's loop"),
+        ({"loop": None}, "engine's loop"),
+        ({"start": True}, "awaited"),
+        ({"nthreads": 2}, "say threads_per_worker"),
+        ({"dashboard": True}, "say dashboard_address"),
+        ({"worker_class": "Nanny"}, "must be a class"),
+        ({"blocked_handler": []}, "did you mean 'blocked_handlers'"),
+        ({"lifetime_staggered": 1}, "did you mean 'lifetime_stagger'"),
+        ({"worker_kwargs": {}}, "unknown key"),
+    ],
+)
+def test_what_cannot_be_given_says_why(given: dict[str, Any], why: str) -> None:
+    with pytest.raises(TypeError, match=why):
+        DaskExecutionBackend(given)
+
+
+def test_keywords_of_a_cluster_are_refused_where_one_is_there() -> None:
+    with pytest.raises(ValueError, match="blocked_handlers is for a cluster that is made here"):
+        DaskExecutionBackend({"blocked_handlers": []}, address="tcp://h:1")
+    with pytest.raises(ValueError, match="older name of host"):
+        DaskExecutionBackend({"ip": "127.0.0.1", "host": "127.0.0.1"})
