@@ -26,8 +26,9 @@ class Distribution(NamedTuple):
         tests: Its tests' folder.
         extras: The extras that they need.
         ci: Where plain `nox` and CI run them: `"once"` is the running Python, `"all"` every
-            Python and the lowest dependencies, too. What they leave out, `nox -s tests
-            minimums` runs before a release.
+            Python and the lowest dependencies, too; `"smoke"` is those on the running Python
+            that are not marked `long`. What they leave out, `nox -s tests minimums` runs
+            before a release.
         pythons: The Pythons that it supports, where those are not all.
         benchmark: Its own script in `benchmarks`, run with it installed.
     """
@@ -35,7 +36,7 @@ class Distribution(NamedTuple):
     folder: str
     tests: str
     extras: str = ""
-    ci: Literal["", "once", "all"] = ""
+    ci: Literal["smoke", "once", "all"] = "once"
     pythons: tuple[str, ...] = ()
     benchmark: str = ""
 
@@ -48,13 +49,13 @@ DISTRIBUTIONS = {
         "packages/rhapsody-dask",
         "tests/dask",
         "[dashboard,jobqueue,testing]",
-        ci="once",
         benchmark="dask.py",
     ),
     "radical": Distribution(
         "packages/rhapsody-radical",
         "tests/radical",
         "[testing]",
+        ci="smoke",
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
         benchmark="radical_pilot.py",
     ),
@@ -77,7 +78,10 @@ DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
 
 nox.needs_version = ">=2024.10.9"
-TESTS = [f"tests-{RUNNING}(backend='{name}')" for name, dist in DISTRIBUTIONS.items() if dist.ci]
+TESTS = [
+    f"smoke(backend='{name}')" if dist.ci == "smoke" else f"tests-{RUNNING}(backend='{name}')"
+    for name, dist in DISTRIBUTIONS.items()
+]
 nox.options.sessions = ["lint", "types", *TESTS, "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
 nox.options.error_on_missing_interpreters = False
@@ -92,6 +96,15 @@ def install_distribution(session: nox.Session, backend: str, *more: str, **optio
     session.install(*wanted.values(), *more, **options)
 
 
+def run_tests(session: nox.Session, backend: str, python: str, *options: str) -> None:
+    """Runs a backend's tests, unless it does not support this Python."""
+    dist = DISTRIBUTIONS[backend]
+    if dist.pythons and python not in dist.pythons:
+        session.skip(f"{backend} supports Python {', '.join(dist.pythons)}")
+    install_distribution(session, backend, *TEST_TOOLS)
+    session.run("pytest", *options, *(session.posargs or [dist.tests]))
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style: ruff's rules and its formatting."""
@@ -103,16 +116,19 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types: mypy on everything, and whether what users import is fully typed."""
-    everything = [f"./{d.folder}{d.extras}" for d in DISTRIBUTIONS.values()]
+    there = {n: d for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons}
+    everything = [f"./{d.folder}{d.extras}" for d in there.values()]
     session.install(MYPY, PYRIGHT, "nox", "pytest>=8.4", "types-psutil", *TEST_TOOLS, *everything)
     session.run("mypy")
     # What is public is checked as a user of core and one plugin sees it. The environment to
     # check is the one whose Python comes first in PATH: with --verifytypes, --pythonpath is
     # ignored.
-    for package, names in {"rhapsody": ["core"], "rhapsody_dask": ["core", "dask"]}.items():
+    packages = {"core": "rhapsody", "dask": "rhapsody_dask", "radical": "rhapsody_radical"}
+    for name in there:
+        package = packages[name]
         alone = session.cache_dir.absolute() / f"{package}-alone"
         session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
-        folders = [f"./{DISTRIBUTIONS[name].folder}" for name in names]
+        folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
         pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet", *folders]
         session.run(*pip, external=True)
         path = f"PATH={alone}/bin:{os.environ['PATH']}"
@@ -124,11 +140,14 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment with its distribution and core alone."""
-    supported = DISTRIBUTIONS[backend].pythons
-    if supported and session.python not in supported:
-        session.skip(f"{backend} supports Python {', '.join(supported)}")
-    install_distribution(session, backend, *TEST_TOOLS)
-    session.run("pytest", *(session.posargs or [DISTRIBUTIONS[backend].tests]))
+    run_tests(session, backend, str(session.python))
+
+
+@nox.session
+@nox.parametrize("backend", [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "smoke"])
+def smoke(session: nox.Session, backend: str) -> None:
+    """Those tests of a backend that take no minutes, where all of them take too many."""
+    run_tests(session, backend, RUNNING, "-m", "not long")
 
 
 @nox.session

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.library import rp
 from rhapsody_radical.states import TASK_STATES
+from tests.direct import check_direct_use
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180), pytest.mark.long]
 
 
 TOLD: list[tuple[str, str]] = []
@@ -47,6 +50,10 @@ def own(task: Any, **settings: Any) -> Any:
     """The task with settings in RADICAL-Pilot's own words."""
     task["task_backend_specific_kwargs"] = settings
     return task
+
+
+async def test_it_is_driven_without_an_engine_too(made: RadicalExecutionBackend) -> None:
+    await check_direct_use(made)
 
 
 async def test_attributes_are_radical_pilots_own_objects(
@@ -78,15 +85,41 @@ async def test_the_pilots_states_and_utilisation_are_told(
     assert 0 < pilot["utilisation"] < 1
 
 
-async def test_a_sandbox_with_a_strange_path_works(
+async def test_a_sandbox_that_radical_pilots_scripts_cannot_name_is_refused_or_works(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     async with Driver(made, work_dir=tmp_path / 'it\'s a $HOME of "ours"') as driver:
-        task, call = driver.command("pwd; cat"), driver.call(os.getcwd)
-        task["stdin"] = "given\n"
+        task, call = driver.command("true"), driver.call(os.getcwd)
+        call["sandbox"] = str(tmp_path / "it's ours")
         shell, function = await driver.run(task, call)
-    assert shell.stdout == f"{task['sandbox']}\ngiven\n", str(shell)
-    assert function.state == "DONE", str(function)
+    assert isinstance(shell.error, DataError), str(shell)
+    assert "work_dir=" in str(shell.error)
+    assert function.value == call["sandbox"], str(function)
+
+
+async def test_sandboxes_are_reached_below_the_pilots(driver: Driver) -> None:
+    first = driver.command("echo one > made")
+    end = await driver.run_one(first)
+    assert end.state == "DONE", str(end)
+    source = f"pilot:///{first['uid']}/made"
+    staged = own(
+        driver.command("cat got"),
+        input_staging=[{"source": source, "target": "task:///got", "action": rp.LINK}],
+    )
+    copied = own(
+        driver.command("cat got"),
+        pre_exec=[f'cp "$RP_PILOT_SANDBOX/{first["uid"]}/made" got'],
+    )
+    direct = driver.command(f'cat "$RP_PILOT_SANDBOX/{first["uid"]}/made"')
+    ends = await driver.run(staged, copied, direct)
+    assert [end.stdout for end in ends] == ["one\n"] * 3
+
+
+async def test_what_standard_input_gives_is_read(driver: Driver) -> None:
+    task = driver.command("pwd; cat")
+    task["stdin"] = "given\n"
+    end = await driver.run_one(task)
+    assert end.stdout == f"{task['sandbox']}\ngiven\n", str(end)
 
 
 async def test_todays_native_states_are_reported_in_order(
@@ -118,10 +151,77 @@ async def test_settings_in_radical_pilots_words_are_honoured(driver: Driver) -> 
     assert end.stdout == f"{Path.home()} 2\nmade\n3\n", str(end)
 
 
+async def test_functions_get_what_pre_exec_exports_and_what_only_programs_have(
+    driver: Driver,
+) -> None:
+    def seen() -> tuple[str | None, bool]:
+        return os.environ.get("Q"), "RP_TASK_NAME" in os.environ
+
+    exported = own(driver.call(seen), pre_exec="export Q=9")
+    launched = own(driver.call(seen), pre_exec=["export Q=8"], pre_launch=["true"])
+    ranked = own(driver.call(seen), pre_exec=[{"0": "export Q=7"}])
+    here, program, for_a_rank = await driver.run(exported, launched, ranked)
+    assert for_a_rank.value == ("7", True), str(for_a_rank)
+    assert here.value is not None, str(here)
+    assert here.value[0] == "9"
+    assert program.value == ("8", True), str(program)
+
+
+async def test_a_pilot_that_there_is_not_is_refused(driver: Driver) -> None:
+    end = await driver.run_one(own(driver.command("true"), pilot="pilot.0007"))
+    assert isinstance(end.error, ValueError), str(end)
+    assert "there are: pilot.0000" in str(end.error)
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is not None, reason="there is an MPI")
+async def test_ranks_without_an_mpi_are_refused(driver: Driver) -> None:
+    end = await driver.run_one(own(driver.command("true"), ranks=2))
+    assert isinstance(end.error, CapabilityError), str(end)
+    assert "openmpi-bin" in str(end.error)
+
+
 async def test_its_own_timeout_is_a_time_out_not_a_cancellation(driver: Driver) -> None:
-    end = await driver.run_one(own(driver.command("sleep 60"), timeout=1.0))
-    assert end.state == "FAILED"
-    assert isinstance(end.error, TaskTimeoutError)
+    ends = await driver.run(
+        own(driver.command("sleep 60"), timeout=1.0),
+        own(driver.call(time.sleep, 60), timeout=1.0),
+        own(driver.call(time.sleep, 60), timeout=1.0, pre_launch=["true"]),
+    )
+    assert [end.state for end in ends] == ["FAILED"] * 3
+    assert [type(end.error) for end in ends] == [TaskTimeoutError] * 3, str(ends)
+
+
+async def test_a_setting_that_cannot_be_meant_fails_its_task_alone(driver: Driver) -> None:
+    bad = own(driver.command("true"), input_staging=[{"sauce": "a"}])
+    ends = await driver.run(driver.command("true"), bad, driver.command("true"))
+    assert [end.state for end in ends] == ["DONE", "FAILED", "DONE"]
+    assert "sauce" in str(ends[1].error)
+
+
+async def test_a_directory_of_the_users_stays_when_a_function_ran_there(
+    driver: Driver, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data").write_text("precious")
+    end = await driver.run_one(own(driver.call(os.getcwd), sandbox=str(tmp_path / "mine")))
+    assert end.value == str(tmp_path / "mine"), str(end)
+    assert (tmp_path / "mine" / "data").read_text() == "precious"
+
+
+async def test_the_error_of_a_callable_that_looks_for_a_service_is_the_services(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    def look(_: Any) -> None:
+        raise KeyError("the port")
+
+    @flow.executable_task(service=True, ready=look)
+    async def serve() -> str:
+        return "sleep 600"
+
+    with pytest.raises(KeyError, match="the port"):
+        await serve()
+    await flow.shutdown(skip_execution_backend=True)
 
 
 async def test_a_missing_input_is_an_error(driver: Driver, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rhapsody.testing import BackendConformance
 from tests.radical.pilots import FUNCTION_CORES, backend, resources
 
-pytestmark = pytest.mark.timeout(3000)
+pytestmark = [pytest.mark.timeout(3000), pytest.mark.long]
 
 
 class TestRadicalPilot(BackendConformance):

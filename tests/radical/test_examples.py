@@ -20,7 +20,7 @@ OPTIONS = ("-b", "radical_pilot", "-o", "resource=local.localhost")
 PHAGE_TOOLS = ("bowtie2", "samtools", "bcftools")
 PHAGE_DATA = Path("/usr/share/doc/bowtie2/examples/reads")
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.long]
 
 
 def run(*command: str | Path, cwd: Path, home: Path | None = None, timeout: float = 900) -> str:

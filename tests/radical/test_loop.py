@@ -11,12 +11,12 @@ import pytest
 from rhapsody.testing import Driver
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300), pytest.mark.long]
 
 OWN = 0.01
 """Seconds of the processor that the loop may spend between two beats."""
 
-HELD = 0.25
+HELD = 0.5
 """Seconds that it may be kept from coming round by RADICAL-Pilot's threads and processes."""
 
 

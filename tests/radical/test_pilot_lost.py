@@ -20,7 +20,7 @@ from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, processes
 from tests.radical.pilots import backend, resources
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300), pytest.mark.long]
 
 LIMIT = 30.0
 """Seconds within which every future ends after something died."""

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from rhapsody_radical import processes
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples/digits.py"
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 NO_SHUTDOWN = """
 import asyncio
@@ -33,6 +34,23 @@ async def main():
 
 asyncio.run(main())
 print("ended")
+"""
+
+PROFILED = """
+import asyncio
+from pathlib import Path
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend
+
+async def main():
+    backend = RadicalExecutionBackend(keep_session=True)
+    async with await backend, Driver(backend) as driver:
+        task = driver.command("true")
+        await driver.run_one(task)
+    for place in (backend.session.path, backend.pilots[0].sandbox):
+        print(any(task["uid"] in each.read_text() for each in Path(place).glob("*.prof")))
+
+asyncio.run(main())
 """
 
 ENGINE = """
@@ -86,6 +104,14 @@ def test_a_program_without_a_shutdown_ends_and_leaves_nothing(tmp_path: Path) ->
     assert listing(tmp_path) == {"program.py"}
 
 
+def test_profiles_are_where_the_documentation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RADICAL_PROFILE", "TRUE")
+    output, _ = program(tmp_path, PROFILED).communicate(timeout=200)
+    assert output == "True\nTrue\n"
+
+
 def test_ctrl_c_ends_pilots_and_leaves_nothing(tmp_path: Path) -> None:
     running = program(tmp_path, ENGINE)
     assert running.stdout is not None
@@ -93,6 +119,44 @@ def test_ctrl_c_ends_pilots_and_leaves_nothing(tmp_path: Path) -> None:
     os.killpg(running.pid, signal.SIGINT)
     output, _ = running.communicate(timeout=120)
     assert running.returncode in (130, -signal.SIGINT), output
+    assert processes.of_session(tmp_path, "none") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    running = program(tmp_path, ENGINE)
+    patience = time.monotonic() + 60
+    while not list(tmp_path.glob(".rhapsody/*/rhapsody.*/owner.json")):
+        assert time.monotonic() < patience, "the start has not begun"
+        time.sleep(0.02)
+    running.send_signal(number)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode in (128 + number, -number), output
+    assert processes.of_session(tmp_path, "none") == []
+    assert listing(tmp_path) == {"program.py"}
+
+
+DIRECT = """
+import asyncio
+from rhapsody_radical import RadicalExecutionBackend
+
+async def main():
+    await RadicalExecutionBackend()
+
+asyncio.run(main())
+"""
+
+
+def test_ctrl_c_while_a_backend_starts_without_an_engine_names_the_session(tmp_path: Path) -> None:
+    running = program(tmp_path, DIRECT)
+    patience = time.monotonic() + 60
+    while not list(tmp_path.glob(".rhapsody/rhapsody.*/owner.json")):
+        assert time.monotonic() < patience, "the start has not begun"
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=120)
+    assert (running.returncode, "Traceback" in output) == (1, False), output
+    assert f"its session was {tmp_path}/.rhapsody/rhapsody." in output
     assert processes.of_session(tmp_path, "none") == []
 
 

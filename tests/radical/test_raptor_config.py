@@ -1,23 +1,33 @@
-"""RAPTOR as a user configured it, on a real pilot, with RADICAL-Pilot's own workers."""
+"""RAPTOR as a user configured it, on a real pilot, with workers of ours and of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
-from tests.radical.pilots import backend
+from rhapsody_radical import processes, raptor
+from rhapsody_radical.library import rp
+from rhapsody_radical.session import Pilot
+from tests.radical.pilots import backend, resources
 
-pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(400), pytest.mark.long]
 
-CONFIG = {
+OURS = {"masters": [{"workers": [{"worker_type": "DefaultWorker", "cores_per_rank": 2}]}]}
+MIXED = {
     "masters": [
-        {"workers": [{"worker_type": "DefaultWorker", "ranks": 1, "cores_per_rank": 1}]},
-        {"workers": [{"ranks": 1, "cores_per_rank": 2}]},
+        {"workers": [{"raptor_class": "DefaultWorker", "ranks": 1, "cores_per_rank": 1}]},
+        {"workers": [{"ranks": 1, "cores_per_rank": 1}]},
+        {"workers": [{"cores_per_rank": 1}, {"raptor_class": "DefaultWorker", "ranks": 1}]},
     ]
 }
 
@@ -36,13 +46,15 @@ async def later(value: Any) -> Any:
 
 
 async def test_masters_and_workers_that_a_user_configured_run_functions(tmp_path: Path) -> None:
-    made = backend(work_dir=tmp_path / "work", raptor_config=CONFIG)
+    made = backend(work_dir=tmp_path / "work", raptor_config=MIXED)
     assert made.raptor_mode
     try:
         async with Driver(made, work_dir=tmp_path) as driver:
-            assert len(made.masters) == len(made.workers) == 2
-            names = [next(made.master_selector) for _ in range(4)]
-            assert names[:2] == names[2:]
+            assert (len(made.masters), len(made.workers)) == (3, 4)
+            with pytest.raises(RuntimeError, match="with another configuration"):
+                made.setup_raptor_mode(OURS)
+            names = [next(made.master_selector) for _ in range(6)]
+            assert names[:3] == names[3:]
             assert set(names) == {str(master.uid) for master in made.masters}
             assert made.capabilities.cancel_functions == "none"
             pids = [driver.call(os.getppid) for _ in range(4)]
@@ -51,11 +63,129 @@ async def test_masters_and_workers_that_a_user_configured_run_functions(tmp_path
             bad, printing = driver.call(fail, b"\xfe"), driver.call(print, "said")
             command = driver.command("echo command")
             ends = await driver.run(*pids, *calls, bad, printing, command)
+            aimed = [driver.call(sum, [1, 2]) for _ in names]
+            for call, master in zip(aimed, names, strict=True):
+                call["task_backend_specific_kwargs"] = {"raptor_id": master}
+            assert [end.value for end in await driver.run(*aimed)] == [3] * 6
     finally:
         await made.shutdown()
     assert len({end.value for end in ends[:4]}) > 1, "one master had all calls"
-    assert [end.value for end in ends[4:8]] == values
+    assert [end.value for end in ends[4:8]] == values, str(ends[4])
     assert type(ends[8].error) is OddError, str(ends[8])
     assert ends[8].error.args == (b"\xfe",)
     assert ends[9].stdout == "said\n"
     assert ends[10].stdout == "command\n"
+
+
+async def test_a_configured_default_worker_is_one_to_be_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = backend(resources(cores=8), work_dir=tmp_path / "work", raptor_config=OURS)
+    try:
+        async with Driver(made, work_dir=tmp_path) as driver:
+            assert made.capabilities.cancel_functions == "running"
+            await _kills_and_cancels_reach_one_call(driver)
+            await asyncio.to_thread(_calls_of_others_are_made, made)
+            monkeypatch.setattr(raptor, "SILENT", 3.0)
+            await _a_worker_that_hangs_is_replaced(made, driver)
+    finally:
+        await made.shutdown()
+    assert processes.of_session(tmp_path, "none") == []
+
+
+async def test_a_pilot_on_another_file_system_gets_the_workers_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_another(pilot: Pilot, config: Any) -> None:
+        pilot._config, pilot.shared = config, False
+
+    monkeypatch.setattr(Pilot, "configure", on_another)
+    made = backend(resources(sandbox=str(tmp_path / "there")), work_dir=tmp_path / "work")
+    try:
+        async with Driver(made, work_dir=tmp_path / "here") as driver:
+            reading, served = driver.command("cat"), driver.service("sleep 60", ready="file:up")
+            reading["stdin"] = "given"
+            demanding = driver.call(int)
+            demanding["task_backend_specific_kwargs"] = {"gpus_per_rank": 1.0}
+            call, command, *refused = await driver.run(
+                driver.call(sum, [1, 2]), driver.command("pwd"), reading, served, demanding
+            )
+    finally:
+        await made.shutdown()
+    assert [type(end.error) for end in refused] == [CapabilityError] * 3, str(refused)
+    assert call.value == 3, str(call)
+    assert str(command.stdout).startswith(str(tmp_path / "there"))
+
+
+async def test_what_raptor_leaves_no_room_for_is_refused(tmp_path: Path) -> None:
+    made = backend(work_dir=tmp_path / "work")
+    try:
+        async with Driver(made, work_dir=tmp_path) as driver:
+            small, *large = (driver.command("sleep 600"), *(driver.command("true") for _ in "ab"))
+            for task in large:  # RADICAL-Pilot says that this machine has 8
+                task["task_backend_specific_kwargs"] = {"cores_per_rank": 8}
+            await driver.submit(small)
+            assert await driver.running(small)
+            await driver.submit(large[0])
+            call, beside = await driver.run(driver.call(sum, [1, 2]), large[1])
+            async with asyncio.timeout(60):
+                waiting = await driver.finished(large[0])
+    finally:
+        await made.shutdown()
+    assert call.value == 3, str(call)
+    for end in (waiting, beside):
+        assert isinstance(end.error, CapabilityError), str(end)
+        assert "3 more are RAPTOR's" in str(end.error)
+
+
+async def _kills_and_cancels_reach_one_call(driver: Driver) -> None:
+    killed = [driver.call(os._exit, 1), driver.call(os.kill, 0, signal.SIGKILL)]
+    slow, after = driver.call(time.sleep, 600), driver.call(sum, [1, 2])
+    *ends, end = await driver.run(*killed, after)
+    assert [type(each.error) for each in ends] == [TaskLostError, TaskLostError]
+    assert end.value == 3, str(end)
+    await driver.submit(slow)
+    assert await driver.running(slow)
+    await driver.cancel(slow)
+    assert str((await driver.finished(slow)).state) == "CANCELED"
+
+
+def _calls_of_others_are_made(made: Any) -> None:
+    """Those that a program sends to the master itself, in RADICAL-Pilot's own words."""
+    words = [
+        {"mode": rp.TASK_FUNCTION, "function": rp.PythonTask(max, (1, 2), {})},
+        {"mode": rp.TASK_EVAL, "code": "3 + 4"},
+        {"mode": rp.TASK_SHELL, "command": "echo shell"},
+    ]
+    master = next(made.master_selector)
+    tasks = made.task_manager.submit_tasks(
+        [rp.TaskDescription({**each, "raptor_id": master}) for each in words]
+    )
+    states = made.task_manager.wait_tasks([task.uid for task in tasks], timeout=60)
+    assert states == ["DONE"] * 3, [(task.state, task.exception) for task in tasks]
+    assert [task.return_value for task in tasks[:2]] == [2, 7]
+    assert tasks[2].stdout == "shell\n"
+
+
+async def _a_worker_that_hangs_is_replaced(made: Any, driver: Driver) -> None:
+    long, victim = driver.call(time.sleep, 8), driver.call(int)
+    (end,) = await driver.run(long)
+    assert end.state == "DONE", f"a call that takes longer than a probe is no hang: {end}"
+    (master,), (first,) = made.masters, made.workers
+    for process in processes.of_session(Path(made.pilots[0].sandbox), "none"):
+        with suppress(psutil.Error):  # gone meanwhile
+            if "raptor-worker" in " ".join(process.cmdline()):
+                process.suspend()
+    await driver.submit(victim)
+    async with asyncio.timeout(60):
+        end = await driver.finished(victim)
+    assert isinstance(end.error, TaskLostError), str(end)
+    assert "do not answer" in str(end.error)
+    assert (await driver.run_one(driver.call(int))).value == 0
+    (second,) = made.workers
+    assert second is not first
+    aimed = driver.call(int)
+    aimed["task_backend_specific_kwargs"] = {"raptor_id": str(master.uid)}
+    end = await driver.run_one(aimed)
+    assert isinstance(end.error, ValueError), str(end)
+    assert f"{str(master.uid)!r} is lost" in str(end.error)

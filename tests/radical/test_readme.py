@@ -34,7 +34,7 @@ MEANINGS = {
 COLUMNS = {
     "functions by RAPTOR (default)": capabilities.RAPTOR,
     '`functions="executable"`': capabilities.EXECUTABLES,
-    "your `raptor_config`": capabilities.OWN_WORKERS,
+    "other RAPTOR workers": capabilities.OTHER_WORKERS,
     "`raptor=False`": capabilities.NO_FUNCTIONS,
 }
 

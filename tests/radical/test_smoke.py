@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rhapsody_radical import processes
+from rhapsody_radical import RadicalExecutionBackend, processes
+from rhapsody_radical.pilot import PilotException
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -29,7 +31,7 @@ async def main():
 
         @flow.executable_task
         async def say(number):
-            return f"echo {number} '$HOME'"
+            return f"echo {number} '$HOME' $TMPDIR"
 
         @flow.executable_task(service=True, ready=r"stdout:port (\\d+)")
         async def serve():
@@ -45,26 +47,37 @@ asyncio.run(main())
 
 
 def test_a_program_runs_each_kind_of_task_and_leaves_nothing(tmp_path: Path) -> None:
-    home, here = tmp_path / "home", tmp_path / "here"
-    home.mkdir()
-    here.mkdir()
+    home, here, temporary = places = [tmp_path / name for name in ("home", "here", "tmp")]
+    for place in places:
+        place.mkdir()
     before = {process.pid for process in psutil.process_iter()}
     environment = {k: v for k, v in os.environ.items() if k != "RADICAL_BASE"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROGRAM],
         cwd=here,
-        env={**environment, "HOME": str(home)},
+        env={**environment, "HOME": str(home), "TMPDIR": str(temporary)},
         capture_output=True,
         text=True,
         timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second, third = done.stdout.splitlines()
-    assert first == "49 $HOME"
+    assert first == f"49 $HOME {temporary}"
     assert second.startswith(f"|4711|{here}/.rhapsody/")
     assert third.endswith(" True"), third
     assert "PMGR_ACTIVE" in third
     assert done.stderr == ""
-    assert sorted(tmp_path.rglob("*")) == [here, home]
+    assert sorted(tmp_path.rglob("*")) == sorted(places)
     left = processes.of_session(tmp_path, "none")
     assert [process for process in left if process.pid not in before] == []
+
+
+@pytest.mark.asyncio
+async def test_access_through_ssh_names_the_package_that_it_needs(tmp_path: Path) -> None:
+    if find_spec("radical.saga") is not None:
+        pytest.skip("radical.saga is installed")
+    far = {"resource": "local.localhost", "access_schema": "ssh"}
+    with pytest.raises(PilotException, match=r"pip install radical\.saga"):
+        await RadicalExecutionBackend(far, work_dir=tmp_path / "work")
+    assert os.listdir(tmp_path) == []
+    assert processes.of_session(tmp_path, "none") == []

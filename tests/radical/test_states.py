@@ -157,6 +157,8 @@ def test_a_pilot_can_fail_and_be_cancelled_from_every_state_that_is_not_final() 
 def test_steps_that_a_pilot_cannot_take_are_refused() -> None:
     with pytest.raises(ValueError, match="from ACTIVE to LAUNCHING; allowed: CANCELED, DONE"):
         pilot_transition("ACTIVE", "LAUNCHING")
+    with pytest.raises(ValueError, match="allowed: CANCELED, FAILED, PMGR_ACTIVE_PENDING"):
+        pilot_transition("PMGR_LAUNCHING", "DONE")
     with pytest.raises(ValueError, match="final"):
         pilot_transition("DONE", "FAILED")
     with pytest.raises(ValueError, match="from LAUNCHING to DONE"):
@@ -175,3 +177,8 @@ def test_every_pilot_state_can_be_reached_and_left_only_as_the_table_says() -> N
             waiting.extend(PILOT_TRANSITIONS[state])
     assert reached == set(PilotState)
     assert PilotState.of("NEW") is None
+
+
+def test_no_state_is_no_state_of_any_generation() -> None:
+    with pytest.raises(ValueError, match="no task state None"):
+        translate(None, "0.27", "current")  # type: ignore[arg-type]

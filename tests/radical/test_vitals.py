@@ -1,15 +1,26 @@
-"""Processes that are seen to end, without RADICAL-Pilot."""
+"""Processes that are seen to end, and pilots that share the work, without RADICAL-Pilot."""
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
+from rhapsody.task import TaskDescription
+from rhapsody_radical import leftovers, processes
 from rhapsody_radical.fleet import Fleet
-from rhapsody_radical.session import Pilot
+from rhapsody_radical.functions import completed
+from rhapsody_radical.jobs import Job
+from rhapsody_radical.library import ru
+from rhapsody_radical.session import Client, Pilot, _at_exit, _open
+from rhapsody_radical.upkeep import release
 from rhapsody_radical.vitals import CONFIRMED, PATIENCE, Vitals
 
 
@@ -72,6 +83,67 @@ def test_components_elsewhere_do_not_count(
     assert not any(vitals.look() for _ in range(2 * PATIENCE))
 
 
+def test_somebodys_terminal_is_no_process_of_a_session(tmp_path: Path) -> None:
+    psutil.Process().terminal()  # looks once which terminals there are, and never again
+    there = ["sh", "-c", f"cd '{tmp_path}' && exec sleep 600"]
+    # What opens the terminal is elsewhere, as a terminal's window is.
+    window = subprocess.Popen(
+        [sys.executable, "-c", f"import pty; pty.spawn({there!r})"],
+        cwd=tmp_path.parent,
+        stdin=subprocess.PIPE,
+    )
+    task = subprocess.Popen(["sleep", "600"], cwd=tmp_path, start_new_session=True)
+    shells: list[psutil.Process] = []
+    try:
+        patience = time.monotonic() + 30
+        while not any(each.cwd() == str(tmp_path) for each in shells):
+            assert time.monotonic() < patience
+            shells = psutil.Process(window.pid).children()
+        found = {process.pid for process in processes.of_session(tmp_path, "none")}
+        assert task.pid in found
+        assert shells[0].pid not in found
+        processes.wait_gone(str(tmp_path), patience=0.0)
+        task.wait(10)
+        assert shells[0].is_running()
+    finally:
+        processes.kill(shells)
+        window.kill()
+        task.kill()
+        window.communicate()
+        task.wait()
+
+
+def test_a_change_of_the_clock_makes_no_process_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid, began = os.getpid(), psutil.Process().create_time()
+    noted = leftovers._started(pid)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: began + 3600)
+    assert leftovers._alive(pid, noted)
+    assert not leftovers._alive(pid, f"{noted}0")
+
+
+def test_logs_of_a_session_that_was_closed_are_not_held(tmp_path: Path) -> None:
+    """RADICAL-Pilot opens one when a pilot ends twice, and never closes it."""
+    logger = ru.Logger("held", path=str(tmp_path / "mine"), targets=["held.log"])
+    others = ru.Logger("others", path=str(tmp_path / "theirs"), targets=["others.log"])
+    for each in (logger, others):
+        each.error("said")
+    release([], frozenset(), tmp_path / "mine")
+    held = [file.path for file in psutil.Process().open_files() if str(tmp_path) in file.path]
+    assert [Path(path).name for path in held] == ["others.log"]
+    release([], frozenset(), tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_program_that_ends_without_a_shutdown_keeps_its_session_where_asked(
+    tmp_path: Path, *, keep: bool
+) -> None:
+    client = Client("mine", str(tmp_path), [], verbose=False, keep=keep)
+    client.directory.mkdir()
+    _open.add(client)
+    _at_exit()
+    assert client.directory.exists() is keep
+
+
 # Pilots.
 
 
@@ -108,3 +180,20 @@ def test_utilisation_is_the_share_of_cores_while_the_pilot_was_active() -> None:
     pilot.core_seconds = 10.0
     made.close()
     assert [each["utilisation"] for each in made.account()] == [0.25, None]
+
+
+def description(**specific: Any) -> TaskDescription:
+    """The part of a task's description that says where it goes."""
+    return completed("task", {"executable": "true"}, specific)
+
+
+def test_tasks_go_where_there_is_the_least_to_do_for_the_cores() -> None:
+    made, _ = fleet("local.one", "local.two", "local.three")
+    first, second, third = made.pilots
+    second.settings["cores"] = 8
+    open_job = Job(description(), first)
+    named = description(pilot=first.uid)
+    assert made.spread([description() for _ in range(8)], [open_job]).count(second) == 4
+    third.reason = "ended"
+    given = made.spread([named, description(), description(), description()], [])
+    assert given == [first, second, second, first]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -13,8 +18,12 @@ import pytest
 from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
-from rhapsody_radical import calls, links, raptor
+from rhapsody.resources import Resources
+from rhapsody_radical import calls, links, raptor, services
+from rhapsody_radical.functions import completed
+from rhapsody_radical.jobs import Job
 from rhapsody_radical.library import rp
+from rhapsody_radical.results import error_of
 from rhapsody_radical.translate import command, in_double_quotes
 
 CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
@@ -59,12 +68,95 @@ def test_impossible_settings_are_value_errors() -> None:
         RadicalExecutionBackend(function_cores=0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "kind", "words"),
+    [
+        ({"resources": {"cores": 0}}, ValueError, "'cores' must be a number of cores, 1 or more"),
+        ({"resources": {"cores": "4"}}, TypeError, "'cores' must be a whole number, got '4'"),
+        ({"resources": {"cores": 2.5}}, ValueError, "1 or more, got 2.5"),
+        ({"resources": {"runtime": True}}, TypeError, "'runtime' must be a whole number"),
+        ({"resources": {"nodes": -1}}, ValueError, "a number of nodes, 1 or more, got -1"),
+        ({"resources": {"uid": "mine"}}, TypeError, "'uid' is given by the backend"),
+        ({"resources": {"verbos": True}}, TypeError, "did you mean 'verbose'"),
+        ({"raptor": "no"}, TypeError, "raptor must be True or False, got 'no'"),
+        ({"verbose": "x"}, TypeError, "verbose must be True or False"),
+        ({"keep_session": "x"}, TypeError, "keep_session must be True or False"),
+        ({"work_dir": 3}, TypeError, "work_dir must be a path, got 3"),
+        ({"raptor": False, "raptor_config": CONFIG}, ValueError, "leave one out"),
+        ({"functions": "executable", "raptor_config": CONFIG}, ValueError, "leave one out"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_at_once(
+    settings: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        RadicalExecutionBackend(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"uid": "mine"}, "'uid' is not yours to give"),
+        ({"executable": "/bin/false"}, "'executable' is not yours to give"),
+        ({"mode": "task.nonsense"}, "'mode' is not yours to give"),
+        ({"ranks": "many"}, "'ranks' must be a whole number, got 'many'"),
+        ({"ranks": 2.5}, "'ranks' must be a whole number, got 2.5"),
+        ({"stage_on_error": 1}, "'stage_on_error' must be True or False"),
+    ],
+)
+def test_task_settings_that_cannot_be_meant_fail_the_task(
+    settings: dict[str, Any], words: str
+) -> None:
+    backend = RadicalExecutionBackend()
+    reports: list[Any] = []
+    backend.register_callback(lambda task, state: reports.append((task, state)))
+    task = {"name": "t", "executable": "true"}
+    assert backend.build_task("task.000001", task, settings) is None
+    ((task, state),) = reports
+    assert state == "FAILED"
+    assert isinstance(task["exception"], TypeError)
+    assert words in str(task["exception"])
+
+
+def test_settings_of_every_kind_reach_radical_pilot() -> None:
+    settings = {"ranks": 2, "timeout": 5, "pre_exec": ["a"], "tags": {"a": 1}, "named_env": "rp"}
+    task = {"name": "t", "executable": "true"}
+    built = RadicalExecutionBackend().build_task("task.000001", task, settings)
+    assert {key: built[key] for key in settings} == settings
+
+
+def test_former_names_of_settings_are_todays() -> None:
+    settings = {"cpu_processes": 2, "cpu_threads": 3, "gpu_processes": 1}
+    task = {"name": "t", "executable": "true"}
+    built = RadicalExecutionBackend().build_task("task.000001", task, settings)
+    assert (built.ranks, built.cores_per_rank, built.gpus_per_rank) == (2, 3, 1.0)
+
+
+@pytest.mark.parametrize("task", [{"executable": "true"}, {"function": int}])
+def test_staging_that_radical_pilot_refuses_fails_its_task(task: dict[str, Any]) -> None:
+    backend, ended = RadicalExecutionBackend(), []
+    backend.register_callback(lambda task, state: ended.append(task["exception"]))
+    settings = {"input_staging": [{"sauce": "a"}]}
+    assert backend.build_task("task.000001", {"name": "t", **task}, settings) is None
+    assert "task 't': task_description: \"sauce\" is invalid" in str(ended[0])
+
+
+def test_a_null_byte_is_refused() -> None:
+    description, reports = built(RadicalExecutionBackend(), executable="echo", arguments=["a\0b"])
+    assert description is None
+    assert "embedded null byte" in str(reports[0][0]["exception"])
+
+
 def test_raptor_configurations_are_checked() -> None:
     assert raptor.checked(CONFIG) == CONFIG
     with pytest.raises(TypeError, match="raptor_config must be"):
         RadicalExecutionBackend(raptor_config={"workers": []})
     with pytest.raises(ValueError, match="a worker for each"):
         RadicalExecutionBackend(raptor_config={"masters": [{"ranks": 1}]})
+    with pytest.raises(TypeError, match="did you mean 'worker_type'"):
+        RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"worker_typ": "a"}]}]})
+    with pytest.raises(TypeError, match="'ranks' must be a whole number, got 'a'"):
+        RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{"ranks": "a"}]}]})
     with pytest.raises(TypeError, match="did you mean 'ranks'"):
         RadicalExecutionBackend(raptor_config={"masters": [{"rank": 1, "workers": [{}]}]})
 
@@ -145,6 +237,84 @@ def test_two_backends_may_pack_their_first_calls_at_once(monkeypatch: pytest.Mon
     assert first == second
 
 
+def test_a_call_for_a_worker_of_ours_is_small() -> None:
+    """Each state of it carries all of it, through every component of RADICAL-Pilot."""
+    backend = RadicalExecutionBackend()
+    task = completed("task.000001", {"function": sum, "args": ([1, 2],)}, None)
+    sizes = []
+    for workers in ([{"cores_per_rank": 2}], [{"raptor_class": "MPIWorker"}]):
+        pair = raptor.Pair(SimpleNamespace(uid="master"), [], {"workers": workers})
+        description = backend._functions.translate(task, pair)
+        assert description.raptor_id == "master"
+        sizes.append(len(description.function))
+    assert sizes[0] < 1500 < sizes[1]
+
+
+def test_a_raptor_master_of_another_pilot_is_refused() -> None:
+    """RADICAL-Pilot would wait for it for ever, on the pilot that the task goes to."""
+    backend = RadicalExecutionBackend([{"cores": 4}, {"cores": 4}])
+    first, second = backend.pilots
+    found = backend._functions._raptor(second)
+    found.pairs.append(raptor.Pair(SimpleNamespace(uid="there"), [], raptor.default(2)))
+    assert backend._functions._pair_of("there", second) is found.pairs[0]
+    with pytest.raises(ValueError, match=r"on pilot pilot.0001.*; say pilot='pilot.0001'"):
+        backend._functions._pair_of("there", first)
+    first.manager = second.manager = SimpleNamespace(list_tasks=lambda: ["the program's own"])
+    assert backend._functions._pair_of("the program's own", first) is None
+    with pytest.raises(ValueError, match="there is no RAPTOR master 'typo'; there are: there"):
+        backend._functions._pair_of("typo", first)
+
+
+def test_a_task_goes_to_a_pilot_that_has_room_for_it() -> None:
+    backend = RadicalExecutionBackend([{"cores": 8}, {"cores": 64}])
+    for pilot, cores in zip(backend.pilots, (8, 64), strict=True):
+        pilot._config = {"cores_per_node": cores}
+    first, second = backend.pilots
+
+    def goes_to(specific: dict[str, Any], **task: Any) -> Any:
+        job = Job(completed("task.000001", {"executable": "true", **task}, specific), first)
+        backend._find_room(job)
+        return job.pilot
+
+    assert goes_to({}) is first
+    assert goes_to({"cores_per_rank": 32}) is second
+    assert goes_to({}, resources=Resources(cores=32)) is second
+    assert goes_to({"cores_per_rank": 32, "pilot": first.uid}) is first
+    assert goes_to({"cores_per_rank": 100}) is first
+    first.settings["cores"], first._config = 1, {"cores_per_node": 1}
+    assert goes_to({}, executable=None, function=int) is second
+
+
+def test_masters_are_asked_for_again_after_there_was_none() -> None:
+    backend = RadicalExecutionBackend()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no masters"):
+            next(backend.master_selector)
+    found = backend._functions._raptor(backend.pilots[0])
+    found.pairs.append(raptor.Pair(SimpleNamespace(uid="one"), [], raptor.default(2)))
+    assert [next(backend.master_selector) for _ in range(2)] == ["one", "one"]
+
+
+def test_raptor_is_set_up_after_the_start() -> None:
+    with pytest.raises(BackendUnavailableError, match="has not been started"):
+        RadicalExecutionBackend().setup_raptor_mode(CONFIG)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        RadicalExecutionBackend(functions="executable").setup_raptor_mode(CONFIG)
+
+
+def test_a_lost_pair_says_why() -> None:
+    master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
+    pair = raptor.Pair(master, [], raptor.default(2))
+    assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
+
+
+def test_what_failed_in_radical_pilot_is_in_the_standard_error_too() -> None:
+    task = completed("task.000001", {"executable": "true", "stderr": "said\n"}, None)
+    error = error_of(task, "RuntimeError('no launcher')", "no launcher")
+    assert "no launcher" in str(error)
+    assert task["stderr"] == "said\nRuntimeError('no launcher')"
+
+
 # Links, as documented.
 
 
@@ -162,6 +332,8 @@ def test_a_tasks_file_is_linked() -> None:
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps({"uid": "a"}, target, file_name="out")
     assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": rp.LINK}
+    directory = backend.link_explicit_data_deps(None, target, file_path="/data/set/")
+    assert directory["target"] == "task:///set"
 
 
 def test_a_link_needs_a_name_and_a_source() -> None:
@@ -179,3 +351,44 @@ def test_an_implicit_link_names_its_source() -> None:
     assert first == "date"
     assert commands[0] == "export SRC_TASK_ID=a.1"
     assert commands[1].startswith("export SRC_TASK_SANDBOX=")
+
+
+def test_an_implicit_link_leaves_the_tasks_own_variables_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.1").mkdir()
+    (tmp_path / "a.1" / "it's made").touch()
+    target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {"pre_exec": "true"}}
+    links.implicit({"uid": "a.1"}, target)
+    lines = [*target["task_backend_specific_kwargs"]["pre_exec"], 'echo "$src $name"', "ls"]
+    done = subprocess.run(
+        ["sh", "-c", "\n".join(lines)],
+        cwd=tmp_path,
+        env={**os.environ, "RP_PILOT_SANDBOX": str(tmp_path), "src": "mine", "name": "too"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["mine too", "a.1", "it's made"]
+
+
+class Looks(threading.Event):
+    """Is never set; between two looks at a file, the service writes more."""
+
+    def __init__(self, file: Path, *parts: str) -> None:
+        super().__init__()
+        self._file = file
+        self._parts = list(parts)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        with self._file.open("a") as file:
+            file.write(self._parts.pop(0))
+        return False
+
+
+@pytest.mark.parametrize(
+    "parts", [("port 8", "0\n"), ("port 8", "0 is open"), ("po", "rt 80\n"), ("port 80", "")]
+)
+def test_a_line_that_comes_in_parts_is_looked_at_as_a_whole(
+    tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    file = tmp_path / "stdout"
+    looks = Looks(file, *parts)
+    assert services._search(str(file), re.compile(r"port (\d+)"), looks) == "80"

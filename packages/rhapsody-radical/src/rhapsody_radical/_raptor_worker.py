@@ -1,13 +1,16 @@
 """A RAPTOR worker that can be trusted: it runs in a pilot, loaded by its path.
 
-RAPTOR's own worker is lost for good when a call kills its process, cannot cancel a
-call that runs and never says that one has begun. This one makes each call in a process
-of a pool, watches that process, ends it when the call is cancelled, and reports the
-call as running. It must import nothing of ours.
+RAPTOR's own worker never gives back the cores of a call that kills its process, cannot
+cancel a call that runs and never says that one has begun. This one makes each call in a
+process of a pool, watches that process, ends it when the call is cancelled, and reports
+the call as running. What is not a call of ours it leaves to RAPTOR's own worker, which it
+derives from. It must import nothing of ours but `call.py`, which is beside it, also where
+both were copied to another file system.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
@@ -15,6 +18,7 @@ import socket
 import struct
 import threading
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +27,13 @@ import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
 LENGTH = struct.Struct("!Q")
 STATES = "state_pubsub"
+
+MARK = "rhapsody"
+"""What our tasks have in their metadata.
+
+`"call"` is an order for `call.run`, `"task"` the same as a `PythonTask` that any worker of
+RAPTOR's could run, and `"probe"` is answered at once.
+"""
 
 
 class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined,unused-ignore]
@@ -37,17 +48,40 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._waiting: deque[dict[str, Any]] = deque()
         self._running: dict[str, Process] = {}
         self._cancelled: set[str] = set()
+        self._expired: set[str] = set()
         self._idle: list[Process] = []
         self._states: Any = None
+        self._made = threading.Event()
         self._server = Server()  # while this process has no threads
         super().__init__(raptor_id)
+        self._made.set()
         threading.Thread(target=self._schedule, daemon=True).start()
 
     # What comes in, on RADICAL-Pilot's threads.
 
     def _request_cb(self, tasks: Any) -> None:
+        calls: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        for task in ru.as_list(tasks):
+            kind = _kind(task)
+            if kind == "probe":
+                self._answer(task, text="")
+            else:
+                (calls if kind in ("call", "task") else others).append(task)
+        if others:
+            threading.Thread(target=self._leave, args=(others,), daemon=True).start()
         with self._change:
-            self._waiting.extend(ru.as_list(tasks))
+            self._waiting.extend(calls)
+            self._change.notify_all()
+
+    def _leave(self, tasks: list[dict[str, Any]]) -> None:
+        """Has RAPTOR's own worker make calls of others; it waits until there is room."""
+        self._made.wait()
+        super()._request_cb(tasks)
+
+    def _result_cb(self, result: Any) -> None:
+        super()._result_cb(result)
+        with self._change:
             self._change.notify_all()
 
     def _control_cb(self, topic: Any, message: Any) -> Any:
@@ -112,20 +146,31 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
             )
             return
         text, error = None, None
-        process = None
+        process = timer = None
+        limit = float(task["description"].get("timeout") or 0)
         try:
             process = self._process(cores, gpus)
             with self._change:
                 self._running[uid] = process
             self._announce(uid)
+            if limit:
+                timer = threading.Timer(limit, self._expire, (uid, process))
+                timer.daemon = True
+                timer.start()
             text = process.call(task, task["slots"][0]["gpus"])
         except Exception as raised:  # one call's problem
             error = f"RuntimeError('its process could not be used: {type(raised).__name__}')"
         finally:
+            if timer is not None:
+                timer.cancel()
             with self._change:
                 self._running.pop(uid, None)
                 cancelled = uid in self._cancelled
                 self._cancelled.discard(uid)
+                if uid in self._expired:
+                    self._expired.discard(uid)
+                    text = None
+                    error = f"TimeoutError('it took longer than the {limit:g} s of its `timeout`')"
                 if process is not None:
                     if text is not None and not cancelled and len(self._idle) < self._n_cores:
                         self._idle.append(process)
@@ -140,6 +185,13 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         if text is None and error is None:
             error = "ChildProcessError('the process of the call was killed, or ended itself')"
         self._answer(task, text=text, error=error, cancelled=cancelled)
+
+    def _expire(self, uid: str, process: Process) -> None:
+        """Ends a call whose own time-out is over, unless it has just ended."""
+        with self._change:
+            if self._running.get(uid) is process:
+                self._expired.add(uid)
+                process.kill()
 
     def _process(self, cores: int, gpus: int) -> Process:
         with self._change:
@@ -177,6 +229,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._res_put.put(task)
 
 
+def _kind(task: dict[str, Any]) -> Any:
+    return (task["description"].get("metadata") or {}).get(MARK)
+
+
 def _wanted(task: dict[str, Any]) -> tuple[int, int]:
     description = task["description"]
     cores = description.get("cores_per_rank")
@@ -199,7 +255,8 @@ class Process:
     def call(self, task: dict[str, Any], gpus: list[int]) -> str | None:
         """Makes a call; `None` where the process did not survive it."""
         try:
-            _send(self._channel, pickle.dumps((task["description"]["function"], gpus)))
+            request = (_kind(task), task["description"]["function"], gpus)
+            _send(self._channel, pickle.dumps(request))
             answer = _receive(self._channel)
         except OSError:
             return None
@@ -222,13 +279,14 @@ class Server:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        run = _runner()
         self._socket, theirs = socket.socketpair()
         pid = os.fork()
         if pid == 0:
             status = 1
             try:
                 self._socket.close()
-                _serve(theirs)
+                _serve(theirs, run)
                 status = 0
             finally:
                 os._exit(status)
@@ -248,7 +306,7 @@ class Server:
             self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _serve(requests: socket.socket) -> None:
+def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
     """The server's life: forks for each request, until its maker is gone."""
     with suppress(ImportError):
         import asyncio  # noqa: F401 - what every call needs is imported once
@@ -256,9 +314,8 @@ def _serve(requests: socket.socket) -> None:
         import cloudpickle  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
         import rhapsody.context  # noqa: F401
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    made = []
+    made: list[int] = []
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
         if not message:
@@ -269,10 +326,12 @@ def _serve(requests: socket.socket) -> None:
             status = 1
             try:
                 requests.close()
-                _work(channel)
+                _work(channel, run)
                 status = 0
             finally:
                 os._exit(status)
+        # Until it is waited for, nobody else gets the number of one that has ended.
+        made = [each for each in made if os.waitpid(each, os.WNOHANG) == (0, 0)]
         made.append(pid)
         channel.close()
     for pid in made:
@@ -280,20 +339,35 @@ def _serve(requests: socket.socket) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-def _work(channel: socket.socket) -> None:
+def _runner() -> Callable[[str], str]:
+    """`call.run`, from its file: the package may not be installed here."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "call.py")
+    spec = importlib.util.spec_from_file_location("rhapsody_radical_call", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    run: Callable[[str], str] = module.run
+    return run
+
+
+def _work(channel: socket.socket, run: Callable[[str], str]) -> None:
     """A process's life: makes one call after the other."""
     os.setsid()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     channel.sendall(LENGTH.pack(os.getpid()))
     while (request := _receive(channel)) is not None:
-        encoded, gpus = pickle.loads(request)  # noqa: S301 - from our own worker
+        kind, order, gpus = pickle.loads(request)  # noqa: S301 - from our own worker
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
         if not gpus:
             del os.environ["CUDA_VISIBLE_DEVICES"]
-        function, args, kwargs = rp.PythonTask.get_func_attr(encoded)
-        _send(channel, function(*args, **(kwargs or {})).encode("ascii"))
+        if kind == "call":
+            text = run(order)
+        else:
+            function, args, kwargs = rp.PythonTask.get_func_attr(order)
+            text = function(*args, **(kwargs or {}))
+        _send(channel, text.encode("ascii"))
 
 
 def _send(channel: socket.socket, data: bytes) -> None:

@@ -8,28 +8,28 @@ nobody calls back about. Descriptions are translated in `translate`, results in 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.backends.base import Capabilities, ManagedBackend, Session
+from rhapsody.backends.base import Capabilities, Session
 from rhapsody.backends.local.aside import in_thread
-from rhapsody.errors import BackendError, TaskLostError
+from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.task import TaskDescription
-from rhapsody_radical import capabilities, functions, links, services, states, translate
-from rhapsody_radical.descriptions import pilot_descriptions
+from rhapsody_radical import capabilities, interruption, links, services, states, translate
+from rhapsody_radical.descriptions import check_flags, directory, pilot_descriptions
 from rhapsody_radical.fleet import Fleet, PilotCallback
 from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Job
+from rhapsody_radical.kept_names import KeptNames
 from rhapsody_radical.leftovers import HERE
-from rhapsody_radical.raptor import Pair, checked, checked_settings
+from rhapsody_radical.links import Links
+from rhapsody_radical.raptor import Pair, checked_settings
 from rhapsody_radical.session import FINAL, Client, Pilot
 from rhapsody_radical.threads import Results, Watch, Worker
 
@@ -39,7 +39,7 @@ ENDING = 10.0
 """Seconds that `shutdown` waits for tasks to end before their pilots are ended."""
 
 
-class RadicalExecutionBackend(ManagedBackend):
+class RadicalExecutionBackend(KeptNames):
     """Runs tasks on pilots of RADICAL-Pilot.
 
     Executables are RADICAL-Pilot's own tasks. Functions run on RAPTOR workers, which are
@@ -58,7 +58,8 @@ class RadicalExecutionBackend(ManagedBackend):
         functions: `"raptor"` or `"executable"`.
         raptor: `False` switches RAPTOR off: function tasks fail.
         function_cores: Cores of each pilot that are RAPTOR's workers'; executables have
-            the others. Default: half of them, rounded up, but for RAPTOR's master.
+            the others. Default: half of them, rounded up, but for RAPTOR's master, and one
+            node's at most.
         work_dir: Where the session's directory is made. Default: the engine's directory
             where an engine starts the backend, else `.rhapsody` in the current one.
         keep_session: Whether the session's directory, with RADICAL-Pilot's logs, stays
@@ -75,7 +76,6 @@ class RadicalExecutionBackend(ManagedBackend):
         task_manager: The task manager of the first pilot.
         resource_pilot: The first pilot.
         raptor_mode: Whether function tasks go to RAPTOR.
-        master_selector: Gives the uids of the masters in turn.
         fleet: The pilots, and what is told of them.
         pilots: The pilots, the first one first.
     """
@@ -97,30 +97,28 @@ class RadicalExecutionBackend(ManagedBackend):
         verbose: bool = False,
     ) -> None:
         super().__init__()
+        check_flags(raptor=raptor, verbose=verbose, keep_session=keep_session or False)
         settings = pilot_descriptions(resources)
-        self._config = checked_settings(functions, raptor_config, function_cores)
+        self._config = checked_settings(functions, raptor_config, function_cores, raptor)
         self.functions = functions
         self.function_cores = function_cores
         self._keep = keep_session
         self._verbose = verbose
         self._client: Client | None = None
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
-        self._work_dir = None if work_dir is None else os.path.abspath(work_dir)
+        self._work_dir = directory(work_dir)
         self.session.path = self._work_dir or self.session.path
         self.fleet: Fleet = Fleet(settings, self._pilot_ended)
         self.pilots: list[Pilot] = self.fleet.pilots
         self.pilot_manager: Any = None
         self.task_manager: Any = None
         self.resource_pilot: Any = None
-        self.raptor_mode: bool = bool(raptor) and functions == "raptor"
-        self.master_selector: Generator[str, None, None] = self.select_master()
-        self.capabilities = capabilities.of(
-            functions, enabled=bool(raptor), own_config=raptor_config is not None
-        )
+        self.raptor_mode: bool = raptor and functions == "raptor"
+        self.capabilities = self._able(self._config)
         self._functions = Functions(self)
+        self._selector = self.select_master()
         self._stopping = threading.Event()
-        self._sources: dict[str, dict[str, str]] = {}
-        self._directives: dict[str, list[dict[str, Any]]] = {}
+        self._links = Links()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: Worker | None = None
         self._results: Results | None = None
@@ -135,35 +133,41 @@ class RadicalExecutionBackend(ManagedBackend):
 
         Raises:
             PilotException: RADICAL-Pilot cannot; the text has its reason.
-            SystemExit: It was interrupted; the text has the session's path.
+            SystemExit: Ctrl-C came, and no engine handles it; the text has the session's path.
         """
         self._loop = asyncio.get_running_loop()
         self._commands = Worker("rhapsody-radical-commands")
         self._results = Results(self)
         starting = asyncio.ensure_future(in_thread(self._start))
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            self._stopping.set()
-            await asyncio.wait([starting])  # what is half open cannot be closed
-            starting.exception()
-            raise
+        with interruption.noticed() as interrupted:
+            try:
+                await asyncio.shield(starting)
+            except asyncio.CancelledError as cancelled:
+                self._stopping.set()
+                await asyncio.wait([starting])  # what is half open cannot be closed
+                starting.exception()
+                if interrupted.is_set() and self._client is not None:
+                    raise SystemExit(self._client.interrupted()) from cancelled
+                raise
         self._watch = Watch(self)
 
     def _start(self) -> None:
         chosen = self._work_dir or (self.session.path if self.session.chosen else HERE)
-        client = Client(self.session.uid, chosen, self.pilots, verbose=self._verbose)
+        client = Client(
+            self.session.uid, chosen, self.pilots, verbose=self._verbose, keep=self._keep
+        )
         self._client = client
-        client.open(self._on_task, self.fleet.heard)
+        client.open(self._on_task, self.fleet.heard, self._stopping)
+        if self._stopping.is_set():
+            return
         self.session = client.session
         self.pilot_manager = client.manager
         self.task_manager = client.pilots[0].manager
         self.resource_pilot = client.pilots[0].pilot
         client.wait_launched(self._stopping)
-        if not all(pilot.shared for pilot in client.pilots):
-            self.capabilities = capabilities.remote(self.capabilities)
+        self.capabilities = self._able(self._config)
         if self._config is not None:
-            self.setup_raptor_mode(self._config)
+            self._functions.configure(self._config)
 
     async def stop(self) -> None:
         """Ends every task and pilot, and closes the session."""
@@ -180,9 +184,8 @@ class RadicalExecutionBackend(ManagedBackend):
             self._commands.stop()
         if self._results is not None and jobs:
             self._results.wait_for(jobs, ENDING)
-        failed = any(p.reason is not None and p.state == "FAILED" for p in self.pilots)
         if self._client is not None:
-            self._client.close(keep=failed if self._keep is None else self._keep)
+            self._client.close()
         self.fleet.close()
         for job in list(self._open.values()):
             self.end(job, self._canceled(job))
@@ -195,42 +198,31 @@ class RadicalExecutionBackend(ManagedBackend):
         job.cancelled = True
         return "CANCELED"
 
-    @property
-    def pilot_state(self) -> str:
-        """The native state of the first pilot, `NEW` before the start."""
-        return self.pilots[0].state
-
-    @property
-    def tasks(self) -> dict[str, TaskDescription]:
-        """The descriptions of the tasks that have not ended, by uid."""
-        return {uid: job.task for uid, job in list(self._open.items())}
-
-    def get_nodelist(self) -> Any:
-        """The nodes of the first pilot, `None` unless it is active."""
-        if self.resource_pilot is None or self.pilot_state != "PMGR_ACTIVE":
-            return None
-        return self.resource_pilot.nodelist
-
     # Tasks in.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Hands tasks to RADICAL-Pilot in one go; returns when it has them."""
+        """Hands tasks to RADICAL-Pilot in one go; returns when it has them.
+
+        Raises:
+            BackendUnavailableError: The backend is not running.
+            BackendError: A task of one of the uids is open, or two have the same.
+            TypeError: Something in the batch is no description at all.
+        """
         self.require_running()
-        for task in tasks:
-            if task["uid"] in self._open:
-                raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
-        jobs = []
-        for task in tasks:
-            jobs.append(Job(task, self.fleet.choose(task, self.open_jobs())))
-            self._open[task["uid"]] = jobs[-1]
+        admitted = self.admit(tasks)
+        pilots = self.fleet.spread(admitted, self.open_jobs())
+        jobs = [Job(task, pilot) for task, pilot in zip(admitted, pilots, strict=True)]
+        self._open.update((job.uid, job) for job in jobs)
         assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
         """Translates and submits; on the thread of commands."""
         ready: dict[int, list[tuple[Job, Any]]] = {}
-        for job in jobs:
+        # Functions first: RAPTOR takes cores that executables then cannot have.
+        for job in sorted(jobs, key=lambda job: not job.is_function):
             try:
+                self._find_room(job)
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
                 described = (job, self._description(job))
@@ -252,12 +244,22 @@ class RadicalExecutionBackend(ManagedBackend):
                 elif job.cancelled:
                     self._cancel_now(job)
 
+    def _find_room(self, job: Job) -> None:
+        """Sends a task to another pilot where its own is too small and it names none."""
+        if len(self.pilots) == 1 or job.task["task_backend_specific_kwargs"].get("pilot"):
+            return
+        others = [pilot for pilot in self.pilots if pilot.usable and pilot is not job.pilot]
+        for pilot in (job.pilot, *others):
+            with suppress(CapabilityError):
+                self._functions.check_room(job.task, pilot)
+                job.pilot = pilot
+                return
+
     def _description(self, job: Job) -> Any:
         """RADICAL-Pilot's description of a job, with its sandbox made."""
         task, pilot = job.task, job.pilot
-        translate.link_sources(self._sources.pop(job.uid, {}), pilot)
-        directives = self._directives.pop(job.uid, [])
-        ours = links.take(task, directives) if directives and pilot.shared else []
+        translate.check_pilot(task, pilot, self.pilots)
+        directives = self._links.take(job)
         if job.is_function:
             description = self._functions.describe(job)
         else:
@@ -265,11 +267,12 @@ class RadicalExecutionBackend(ManagedBackend):
             taken = self._functions.cores_taken(pilot)
             translate.check_fits(task["name"], description, pilot, taken)
             if task["is_service"]:
-                services.readiness(task)
+                services.check(task, pilot)
             job.own_sandbox = translate.place(task, description, pilot)
         job.timeout = float(description.timeout or 0)
+        job.startup_timeout = float(description.startup_timeout or 0)
         job.cores = int(description.ranks or 1) * max(1, int(description.cores_per_rank or 1))
-        links.do(ours, task.get("sandbox", ""), pilot.sandbox)
+        links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return description
 
     # Cancellation.
@@ -285,7 +288,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def _cancel(self, job: Job) -> None:
         job.cancelled = True
         if self._commands is not None:
-            self._commands.submit(partial(self._cancel_now, job))
+            self._commands.post(partial(self._cancel_now, job))
 
     def _cancel_now(self, job: Job) -> None:
         """Asks RADICAL-Pilot to cancel; asked again until it has (`Watch`)."""
@@ -313,21 +316,21 @@ class RadicalExecutionBackend(ManagedBackend):
         with job.lock:
             if job.over:
                 return
-            job.native = state
             if state != "AGENT_EXECUTING":
-                self.task_state_cb(job.task, state)
+                self._tell(job.task, state)
                 return
             job.running, job.began = True, time.monotonic()
+            job.hear()
             if not job.task["is_service"]:
-                self.task_state_cb(job.task, state)
+                self._tell(job.task, state)
                 return
-            attach = partial(_attach, job.handle)
-            self.task_state_cb(job.task, state, service_callback=attach)
+            self._tell(job.task, state, partial(_attach, job.handle))
         assert self._loop is not None
         services.watch(job, services.readiness(job.task), self._loop)
 
     def end(self, job: Job, state: str) -> None:
         """Takes note of a final state; worked up on another thread, reported once."""
+        job.hear()
         if job.claim_end() and self._results is not None:
             if job.running:
                 job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
@@ -336,6 +339,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def fail(self, job: Job, error: BaseException) -> None:
         """Fails a task with an exception, now."""
         if job.claim_end():
+            self._links.forget(job.uid)
             job.task["exception"] = error
             self.task_state_cb(job.task, "CANCELED" if job.cancelled else "FAILED")
 
@@ -344,7 +348,7 @@ class RadicalExecutionBackend(ManagedBackend):
     def later(self, function: Callable[[], Any]) -> None:
         """Has a function called on the thread of commands."""
         if self._commands is not None:
-            self._commands.submit(function)
+            self._commands.post(function)
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""
@@ -363,6 +367,17 @@ class RadicalExecutionBackend(ManagedBackend):
     def check_functions(self) -> None:
         """Looks whether RAPTOR's masters and workers live."""
         self._functions.check()
+
+    def refuse_too_large(self, pilot: Pilot, taken: int) -> None:
+        """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
+        for job in self.open_jobs():
+            if job.pilot is pilot and job.handle is not None and not job.running and not job.pair:
+                try:
+                    translate.check_total(job.task["name"], job.cores, pilot, taken)
+                except CapabilityError as error:
+                    self.fail(job, error)
+                    with suppress(Exception):  # the pilot may be gone
+                        pilot.manager.cancel_tasks([job.uid])
 
     def pair_lost(self, pair: Pair) -> None:
         """Ends the calls of a RAPTOR pair that is gone."""
@@ -401,109 +416,6 @@ class RadicalExecutionBackend(ManagedBackend):
         for job in self.open_jobs():
             if job.pilot is pilot and job.handle is not None:
                 self.end(job, "LOST")
-
-    # RAPTOR.
-
-    @property
-    def masters(self) -> list[Any]:
-        """RADICAL-Pilot's tasks of the RAPTOR masters."""
-        return [pair.master for pair in self._functions.pairs()]
-
-    @property
-    def workers(self) -> list[Any]:
-        """RADICAL-Pilot's tasks of the RAPTOR workers."""
-        return [worker for pair in self._functions.pairs() for worker in pair.workers]
-
-    def setup_raptor_mode(self, raptor_config: Mapping[str, Any]) -> None:
-        """Starts RAPTOR masters and workers. Blocks.
-
-        Args:
-            raptor_config: As for the constructor.
-
-        Raises:
-            TypeError: It is malformed.
-            ValueError: It has no master, or a master without workers.
-        """
-        self._functions.configure(checked(raptor_config))
-        self.raptor_mode = True
-
-    def select_master(self) -> Generator[str, None, None]:
-        """The uids of the masters in turn, for ever.
-
-        Raises:
-            RuntimeError: There is no RAPTOR, or no master.
-        """
-        for turn in itertools.count():
-            masters = [str(master.uid) for master in self.masters]
-            if not self.raptor_mode or not masters:
-                raise RuntimeError(
-                    "RAPTOR is switched off, or has no masters: give "
-                    "RadicalExecutionBackend(raptor_config={'masters': [...]})"
-                )
-            yield masters[turn % len(masters)]
-
-    # The description.
-
-    def build_task(
-        self,
-        uid: str,
-        task_desc: Mapping[str, Any],
-        task_backend_specific_kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """RADICAL-Pilot's description of a task.
-
-        Args:
-            uid: The task's uid.
-            task_desc: The task's description.
-            task_backend_specific_kwargs: Settings in RADICAL-Pilot's own words.
-
-        Returns:
-            An `rp.TaskDescription`, or `None` after the task was reported as failed.
-        """
-        task = functions.completed(uid, task_desc, task_backend_specific_kwargs)
-        try:
-            if task["function"] is None:
-                return translate.describe_executable(task, None)
-            return self._functions.translate(task)
-        except Exception as error:  # reported, as for a task that is submitted
-            task["exception"] = error
-            for callback in tuple(self._callbacks):
-                callback(task, "FAILED")
-            return None
-
-    # Files.
-
-    def link_explicit_data_deps(
-        self,
-        src_task: Mapping[str, Any] | None = None,
-        dst_task: Any = None,
-        file_name: str | None = None,
-        file_path: str | None = None,
-    ) -> dict[str, Any]:
-        """Adds the staging of one file to a task, in RADICAL-Pilot's words.
-
-        Returns:
-            The staging directive.
-
-        Raises:
-            ValueError: Neither a name nor a path is given, or no source for a name.
-        """
-        if dst_task is not None and src_task is not None and file_path is None:
-            self._remember(src_task, dst_task)
-        directive = links.explicit(src_task, dst_task, file_name, file_path)
-        if "uid" in dst_task:
-            self._directives.setdefault(dst_task["uid"], []).append(directive)
-        return directive
-
-    def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Adds commands to a task that link all that another left in its sandbox."""
-        self._remember(src_task, dst_task)
-        links.implicit(src_task, dst_task)
-
-    def _remember(self, src_task: Mapping[str, Any], dst_task: Mapping[str, Any]) -> None:
-        sandbox = src_task.get("sandbox")
-        if sandbox and "uid" in dst_task:
-            self._sources.setdefault(dst_task["uid"], {})[src_task["uid"]] = sandbox
 
 
 def _attach(handle: Any, future: Any, task: Any, state: Any) -> None:

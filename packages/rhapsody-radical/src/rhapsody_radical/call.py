@@ -2,8 +2,8 @@
 
 A call and its reply travel as text, because RAPTOR's channels take little else. What
 a call raises, `SystemExit` and its like included, is its reply: nothing but text ever
-leaves `run`. `run` is sent to RAPTOR workers by value, so that they need nothing of ours
-installed: it imports what it needs when it runs.
+leaves `run`. RAPTOR workers need nothing of ours installed: our own have this file, others are
+sent `run` by value. It imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def run(text: str) -> str:
             os.makedirs(order["sandbox"], mode=0o700, exist_ok=True)
             os.chdir(order["sandbox"])
         _prepare(order)
+        sys.path += [path for path in order["path"] if path not in sys.path]
         function, args, kwargs = pickle.loads(order["call"])  # noqa: S301 - as above
         value = _called(order, function, args, kwargs)
         reply["done"], reply["payload"] = True, _packed(order, value)
@@ -51,12 +52,21 @@ def run(text: str) -> str:
 
 
 def _prepare(order: dict[str, Any]) -> None:
-    """Runs the task's `pre_exec` commands in its sandbox."""
+    """Runs the task's `pre_exec` commands in its sandbox, and takes over what they export."""
+    import os
+    import shutil
     import subprocess
+    import tempfile
 
     if order["pre_exec"]:
-        script = "\n".join(["set -e", *order["pre_exec"]])
-        subprocess.run(["/bin/sh", "-c", script], check=True)  # noqa: S603 - the user's own
+        shell = shutil.which("bash") or "/bin/sh"  # RADICAL-Pilot's scripts are bash's, too
+        with tempfile.NamedTemporaryFile() as file:
+            script = "\n".join(["set -e", *order["pre_exec"], f"env -0 > '{file.name}'"])
+            subprocess.run([shell, "-c", script], check=True)  # noqa: S603 - the user's own
+            pairs = file.read().decode(errors="surrogateescape").split("\0")
+        for name, found, value in (pair.partition("=") for pair in pairs):
+            if found:
+                os.environ[name] = value
 
 
 def _called(order: dict[str, Any], function: Any, args: Any, kwargs: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
+import sys
 import threading
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +17,7 @@ from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import TaskDescription
 from rhapsody_radical import call
+from rhapsody_radical.descriptions import as_list
 from rhapsody_radical.translate import THREADS
 
 
@@ -38,10 +41,21 @@ def pack(task: TaskDescription, settings: Mapping[str, Any], *, capture: Any) ->
         "timeout": task.get("timeout"),
         "environment": environment,
         "capture": capture,
-        "pre_exec": [each for each in settings.get("pre_exec") or () if isinstance(each, str)],
+        "path": own_path(),
+        "pre_exec": as_list(settings.get("pre_exec")),
         "call": _packed_call(task),
     }
     return base64.b64encode(pickle.dumps(order)).decode("ascii")
+
+
+def own_path() -> list[str]:
+    """The program's own directories of `sys.path`, without those of its environment.
+
+    Modules there travel by name: a worker on the same file system imports them from there.
+    """
+    installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
+    found = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    return [path for path in found if not path.startswith(installed)]
 
 
 def _packed_call(task: TaskDescription) -> bytes:

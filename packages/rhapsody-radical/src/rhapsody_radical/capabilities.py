@@ -25,10 +25,8 @@ RAPTOR = Capabilities(
 EXECUTABLES = RAPTOR
 """Functions as programs of their own."""
 
-OWN_WORKERS = replace(
-    RAPTOR, cancel_functions="none", cancel_async_functions="none", captures_output=True
-)
-"""Functions on the RAPTOR workers that a user configured: what runs there goes on."""
+OTHER_WORKERS = replace(RAPTOR, cancel_functions="none", cancel_async_functions="none")
+"""Functions on RAPTOR workers of a class that is not ours: what runs there goes on."""
 
 NO_FUNCTIONS = replace(RAPTOR, functions=False, sync_functions=False)
 """RAPTOR is switched off, and functions with it."""
@@ -39,10 +37,10 @@ def remote(of: Capabilities) -> Capabilities:
     return replace(of, shared_file_system=False)
 
 
-def of(functions: str, *, enabled: bool, own_config: bool) -> Capabilities:
+def of(functions: str, *, enabled: bool, other_workers: bool) -> Capabilities:
     """What a backend with these settings can do."""
     if functions == "executable":
         return EXECUTABLES
     if not enabled:
         return NO_FUNCTIONS
-    return OWN_WORKERS if own_config else RAPTOR
+    return OTHER_WORKERS if other_workers else RAPTOR

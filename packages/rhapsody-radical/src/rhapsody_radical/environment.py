@@ -76,17 +76,22 @@ class Environment:
 
     def prepare(self) -> None:
         """Writes the files behind the variables."""
-        own, home = self._directory / "bin", self._directory / "home"
-        for directory in (own, home):
+        own, home, temporary = (self._directory / name for name in ("bin", "home", "tmp"))
+        for directory in (own, home, temporary):
             directory.mkdir(mode=0o700, exist_ok=True)
         real = os.path.expanduser("~")
         # PSI/J, in the process that launches pilots, writes to `.psij` in the home
-        # directory. A pilot on this machine inherits that process's environment: its
-        # login shell takes the real home back, and reads what it would have read.
+        # directory, and RADICAL-Pilot leaves a temporary file there for each pilot. A pilot
+        # on this machine inherits that process's environment: its login shell takes the
+        # real directories back, and reads what it would have read.
         # A session of their own keeps the terminal's Ctrl-C from them.
         setsid = "setsid " if shutil.which("setsid") else ""
         for name, lines in (
-            (COMPONENT, f"HOME={shlex.quote(str(home))}; export HOME\n"),
+            (
+                COMPONENT,
+                f"HOME={shlex.quote(str(home))}\nTMPDIR={shlex.quote(str(temporary))}\n"
+                "export HOME TMPDIR\n",
+            ),
             (BRIDGE, ""),
         ):
             wrapper = own / name
@@ -94,7 +99,7 @@ class Environment:
             wrapper.write_text(f'#!/bin/sh\n{lines}exec {setsid}{program} "$@"\n')
             wrapper.chmod(0o700)
         (home / ".bash_profile").write_text(
-            f"export HOME={shlex.quote(real)}\n"
+            f"export HOME={shlex.quote(real)}\n{_temporary_again()}\n"
             'for profile in "$HOME/.bash_profile" "$HOME/.bash_login" "$HOME/.profile"; do\n'
             '    if [ -r "$profile" ]; then . "$profile"; break; fi\n'
             "done\n"
@@ -118,6 +123,17 @@ class Environment:
         with _holding:
             if _holders.pop(self._session, None) is not None:
                 keep_counters_in(next(reversed(_holders.values()), None))
+
+
+def _temporary_again() -> str:
+    """The command that takes the user's own directory for temporary files back."""
+    theirs = os.environ.get("TMPDIR")
+    return "unset TMPDIR" if theirs is None else f"export TMPDIR={shlex.quote(theirs)}"
+
+
+def agents_temporary(session: str) -> str:
+    """The directory that a session's agents make for temporary files, and never remove."""
+    return os.path.join(os.environ.get("TMPDIR", "/tmp"), session)  # noqa: S108 - RADICAL-Pilot's
 
 
 def scripts() -> Path:

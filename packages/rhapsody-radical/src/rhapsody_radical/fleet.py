@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.task import TaskDescription
-from rhapsody_radical.session import FINAL, Pilot
+from rhapsody_radical.session import ACTIVE, FINAL, Pilot
 
 if TYPE_CHECKING:
     from rhapsody_radical.jobs import Job
 
 log: logging.Logger = logging.getLogger(__name__)
-
-ACTIVE = "PMGR_ACTIVE"
 
 PilotCallback = Callable[[str, str], Any]
 """`callback(uid, state)` with a pilot's uid and its native state."""
@@ -40,19 +39,26 @@ class Fleet:
         self._on_end = on_end
         self._lock = threading.Lock()
 
-    def choose(self, task: TaskDescription, jobs: Iterable[Job]) -> Pilot:
-        """The pilot that a task names, or the one with the least to do for its cores."""
-        pilots = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
-        if len(pilots) == 1:
-            return pilots[0]
-        wanted = task["task_backend_specific_kwargs"].get("pilot")
-        for pilot in pilots:
-            if wanted == pilot.uid:
-                return pilot
-        busy = dict.fromkeys((pilot.number for pilot in pilots), 0)
-        for job in jobs:
-            busy[job.pilot.number] = busy.get(job.pilot.number, 0) + 1
-        return min(pilots, key=lambda pilot: busy[pilot.number] / max(1, pilot.cores))
+    def spread(self, tasks: Sequence[TaskDescription], jobs: Iterable[Job]) -> list[Pilot]:
+        """The pilots for some tasks, in their order.
+
+        Each gets the pilot it names, or the one with the least to do for its cores.
+
+        Args:
+            tasks: The tasks to come.
+            jobs: Those that have not ended.
+        """
+        usable = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
+        busy = Counter(job.pilot.number for job in jobs) if len(self.pilots) > 1 else Counter()
+        chosen = []
+        for task in tasks:
+            wanted = task["task_backend_specific_kwargs"].get("pilot")
+            pilot = next((pilot for pilot in self.pilots if pilot.uid == wanted), None)
+            if pilot is None:  # one that is named is not replaced, not even after its end
+                pilot = min(usable, key=lambda pilot: busy[pilot.number] / max(1, pilot.cores))
+            busy[pilot.number] += 1
+            chosen.append(pilot)
+        return chosen
 
     def heard(self, handle: Any, state: str) -> None:
         """RADICAL-Pilot's callback, on its thread."""

@@ -14,10 +14,10 @@ from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, TaskFailedError, TaskLostError
 from rhapsody.task import TaskDescription
 from rhapsody_radical import calls, raptor, translate
-from rhapsody_radical.descriptions import task_settings
+from rhapsody_radical.descriptions import as_list, task_settings
 from rhapsody_radical.library import rp
 from rhapsody_radical.raptor import Pair, Raptor
-from rhapsody_radical.results import CANCELED, DONE, FAILED, error_of
+from rhapsody_radical.results import CANCELED, DONE, FAILED, error_of, not_ours
 from rhapsody_radical.session import Pilot
 
 if TYPE_CHECKING:
@@ -64,7 +64,16 @@ class Functions:
     # RAPTOR.
 
     def configure(self, config: dict[str, Any]) -> None:
-        """Starts RAPTOR on every pilot as a user configured it."""
+        """Starts RAPTOR on every pilot as a user configured it.
+
+        Raises:
+            RuntimeError: It runs with another configuration.
+        """
+        if self._raptors and config != self._config:
+            raise RuntimeError(
+                "RAPTOR runs already, with another configuration; give this one to "
+                "RadicalExecutionBackend(raptor_config=...), or before the first function task"
+            )
         self._config = config
         for pilot in self._backend.pilots:
             self._raptor(pilot).start()
@@ -86,8 +95,9 @@ class Functions:
 
     def check(self) -> None:
         """Looks whether masters and workers live."""
+        busy = {job.pair for job in self._backend.open_jobs() if job.pair is not None}
         for each in list(self._raptors.values()):
-            each.check()
+            each.check(busy)
 
     def forget(self) -> None:
         """Lets go of RADICAL-Pilot's objects."""
@@ -98,7 +108,22 @@ class Functions:
         if found is None:
             config = self._config or self._default(pilot)
             found = self._raptors[pilot.number] = Raptor(pilot, config, self._backend.pair_lost)
+            self._backend.refuse_too_large(pilot, found.cores)
         return found
+
+    def check_room(self, task: TaskDescription, pilot: Pilot) -> None:
+        """Raises where a pilot is too small for a task.
+
+        Raises:
+            CapabilityError: It says what there is.
+        """
+        found = self._raptors.get(pilot.number)
+        if task["function"] is not None and self._backend.functions == "raptor":
+            config = self._config or self._default(pilot)
+            cores = (found or Raptor(pilot, config, self._backend.pair_lost)).function_cores
+            if not _needs_more(task, cores):
+                return
+        translate.check_fits(task["name"], translate.needs(task), pilot, self.cores_taken(pilot))
 
     def _default(self, pilot: Pilot) -> dict[str, Any]:
         per_node = pilot.has("cores") or pilot.cores
@@ -133,28 +158,33 @@ class Functions:
         found = self._raptor(job.pilot)
         if _needs_more(task, found.function_cores):
             return self._as_program(job)
-        job.pair = found.choose()
+        master = task["task_backend_specific_kwargs"].get("raptor_id")
+        job.pair = self._pair_of(master, job.pilot) if master else found.choose()
         if task.get("sandbox") and job.pilot.shared:
             task["sandbox"] = make_sandbox(task["sandbox"])
             below = os.path.join(job.pilot.sandbox, task["uid"])
             if task["sandbox"] != below:
                 os.symlink(task["sandbox"], below)
-        description = self.translate(task, job.pair.uid)
+        description = self.translate(task, job.pair)
         description.sandbox = task.get("sandbox") or ""
         return description
 
-    def translate(self, task: TaskDescription, master: str | None = None) -> Any:
+    def translate(self, task: TaskDescription, pair: Pair | None = None) -> Any:
         """RADICAL-Pilot's description of a function task for RAPTOR.
 
         Args:
             task: The task.
-            master: The master it goes to, `None` for the one whose turn it is.
+            pair: Where it goes to; `None` for the master that it names, or whose turn it is.
         """
         self._refuse(task)
-        settings = task_settings(task["task_backend_specific_kwargs"])
+        settings = task_settings(task)
+        master = settings.get("raptor_id") or (pair.uid if pair is not None else None)
         if master is None and self.pairs():
             master = next(self._backend.master_selector)
         order = calls.pack(task, settings, capture=task.get("capture", True))
+        # Our own workers know what to do with an order; others are told that, too.
+        alone = pair is not None and pair.takes_orders
+        kind, function = ("call", order) if alone else ("task", calls.python_task(order))
         kept = {
             key: value
             for key, value in settings.items()
@@ -163,10 +193,11 @@ class Functions:
         description = rp.TaskDescription(
             {
                 **kept,
+                "metadata": {**(kept.get("metadata") or {}), raptor.MARK: kind},
                 "mode": rp.TASK_FUNCTION,
                 "uid": task["uid"],
-                "function": calls.python_task(order),
-                "raptor_id": kept.get("raptor_id") or master or "",
+                "function": function,
+                "raptor_id": master or "",
             }
         )
         resources = task.get("resources")
@@ -177,7 +208,35 @@ class Functions:
                     "use an executable for MPI"
                 )
             description.cores_per_rank = resources.cores
+        if settings:
+            translate.verify(task, description)
         return description
+
+    def _pair_of(self, master: str, pilot: Pilot) -> Pair | None:
+        """The pair of a master that a task names; `None` for one that the program started itself.
+
+        Raises:
+            ValueError: There is none, its pair is lost, or it is on another pilot: RADICAL-Pilot
+                would wait for ever.
+        """
+        for number, each in list(self._raptors.items()):
+            there = self._backend.pilots[number].uid
+            if master in each.lost:
+                raise ValueError(
+                    f"raptor_id: RAPTOR master {master!r} is lost; leave raptor_id out"
+                )
+            for pair in each.pairs:
+                if pair.uid == master and number == pilot.number:
+                    return pair
+                if pair.uid == master:
+                    raise ValueError(
+                        f"raptor_id: RAPTOR master {master!r} is on pilot {there}, the task goes "
+                        f"to {pilot.uid}; say pilot={there!r} in its task_description, too"
+                    )
+        if not any(master in each.manager.list_tasks() for each in self._backend.pilots):
+            known = ", ".join(pair.uid for pair in self.pairs()) or "none yet"
+            raise ValueError(f"raptor_id: there is no RAPTOR master {master!r}; there are: {known}")
+        return None
 
     def _refuse(self, task: TaskDescription) -> None:
         if task["is_service"]:
@@ -196,12 +255,19 @@ class Functions:
         """A program of its own: what RAPTOR cannot schedule, RADICAL-Pilot's agent can."""
         task = job.task
         job.program = True
+        if not job.pilot.shared:
+            raise CapabilityError(
+                f"task {task['name']!r} would run as a program of its own, for which pilot "
+                f"{job.pilot.uid} ({job.pilot.settings['resource']}) would have to see this "
+                "machine's files; let it run on RAPTOR, without GPUs, memory or settings that are "
+                "a program's"
+            )
         resources = task.get("resources")
         if resources is not None and resources.ranks > 1:
             raise CapabilityError(
                 f"task {task['name']!r} asks for {resources.ranks} ranks: functions have one"
             )
-        settings = task_settings(task["task_backend_specific_kwargs"])
+        settings = task_settings(task)
         program = cast("TaskDescription", dict(task))
         order, reply = f"{task['uid']}.call", f"{task['uid']}.reply"
         program["executable"] = sys.executable
@@ -229,10 +295,8 @@ class Functions:
         if state == CANCELED or not handle.exception:
             code = f", exit code {handle.exit_code}" if handle.exit_code else ""
             tail = (job.task.get("stderr") or "").strip()[-1500:]
-            if state == CANCELED and not job.timeout:
-                return FAILED, TaskLostError(
-                    f"task {name!r} was cancelled by RADICAL-Pilot, not by this program"
-                )
+            if state == CANCELED:
+                return FAILED, not_ours(job)
             return FAILED, TaskFailedError(
                 f"task {name!r} ended without a result ({state}{code}) {tail}".rstrip()
             )
@@ -262,11 +326,28 @@ class Functions:
                 os.unlink(os.path.join(sandbox, f"{job.uid}.{kind}"))
 
 
+ON_RAPTOR = {
+    *("environment", "pre_exec", "timeout", "cores_per_rank", "input_staging", "output_staging"),
+    *("stage_on_error", "metadata", "tags", "name", "pilot", "priority", "raptor_id", "cleanup"),
+    *("mode", "pre_exec_sync", "restartable"),
+}
+"""What RAPTOR, or we for it, honours of a task's settings in RADICAL-Pilot's own words."""
+
+
 def _needs_more(task: TaskDescription, cores: int) -> bool:
-    """Whether a call needs what RAPTOR does not count: GPUs, memory, more cores than it has."""
+    """Whether a call needs what RAPTOR does not offer.
+
+    Such as GPUs, memory, more cores than it has, or settings that are a program's.
+    """
+    specific = task["task_backend_specific_kwargs"]
+    if any(value is not None for key, value in specific.items() if key not in ON_RAPTOR):
+        return True
+    if not all(isinstance(each, str) for each in as_list(specific.get("pre_exec"))):
+        return True  # commands for single ranks
     resources = task.get("resources")
-    return resources is not None and bool(
-        resources.gpus or resources.memory or resources.cores > cores
+    return int(specific.get("cores_per_rank") or 1) > cores or (
+        resources is not None
+        and bool(resources.gpus or resources.memory or resources.cores > cores)
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.task import TaskDescription
@@ -22,16 +22,16 @@ class Job:
         handle: RADICAL-Pilot's task, `None` before it is submitted.
         pair: The RAPTOR master and workers it goes to, `None` for an executable.
         program: Whether it is a function task that runs as a program of its own.
-        native: The last state that was reported.
         running: Whether it was reported to run.
         cancelled: Whether somebody asked for it to be cancelled.
+        unready: Whether it is to end because its readiness could not be found out.
         over: Whether its end has been taken note of; set once, under `lock`.
-        stopped: Set at its end, for whoever watches it.
+        stopped: Set at the end of a service, for whoever watches it.
         cores: How many cores it has while it runs.
         began: When it was seen to run, by the monotonic clock.
         timeout: The time-out in RADICAL-Pilot's own description, 0 for none.
+        startup_timeout: That for its start.
         own_sandbox: Whether its sandbox is the backend's to remove.
-        on_end: Called once at its end.
     """
 
     __slots__ = (
@@ -40,17 +40,17 @@ class Job:
         "cores",
         "handle",
         "lock",
-        "native",
-        "on_end",
         "over",
         "own_sandbox",
         "pair",
         "pilot",
         "program",
         "running",
+        "startup_timeout",
         "stopped",
         "task",
         "timeout",
+        "unready",
     )
 
     def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
@@ -59,17 +59,17 @@ class Job:
         self.handle: Any = None
         self.pair: Pair | None = None
         self.program: bool = False
-        self.native: str | None = None
         self.running: bool = False
         self.cancelled: bool = False
+        self.unready: bool = False
         self.over: bool = False
         self.lock: threading.Lock = threading.Lock()
-        self.stopped: threading.Event | None = None
+        self.stopped: threading.Event | None = threading.Event() if task["is_service"] else None
         self.cores: int = 1
         self.began: float = 0.0
         self.timeout: float = 0.0
+        self.startup_timeout: float = 0.0
         self.own_sandbox: bool = False
-        self.on_end: Callable[[], None] | None = None
 
     @property
     def uid(self) -> str:
@@ -80,6 +80,11 @@ class Job:
     def is_function(self) -> bool:
         """Whether it is a function task."""
         return self.task["function"] is not None
+
+    def hear(self) -> None:
+        """Takes note that its RAPTOR pair was heard of."""
+        if self.pair is not None:
+            self.pair.heard = time.monotonic()
 
     def claim_end(self) -> bool:
         """Whether the caller is the first to see the end: it reports it."""

@@ -41,8 +41,8 @@ def note(directory: Path, session: str, forked: Iterable[int] = ()) -> None:
         "session": session,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "forked": [[pid, psutil.Process(pid).create_time()] for pid in forked],
+        "started": _started(os.getpid()),
+        "forked": [[pid, _started(pid)] for pid in forked],
     }
     (directory / NOTE).write_text(json.dumps(owner))
 
@@ -79,28 +79,49 @@ def notes(work_dir: Path) -> list[Path]:
     return sorted({file for place in places for file in place.glob(f"*/{NOTE}")})
 
 
-def _alive(pid: int, started: float) -> bool:
+def _started(pid: int) -> str:
+    """When a process was started; on Linux, as no change of the clock touches it.
+
+    Raises:
+        psutil.Error: There is no such process.
+    """
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {processes.stat_field(pid, 22)}"  # in ticks from the boot on
+    return str(psutil.Process(pid).create_time())
+
+
+def _alive(pid: int, started: str) -> bool:
     """Whether this very process runs, and none that got its number later."""
-    try:
-        return bool(abs(psutil.Process(pid).create_time() - started) < 1.0)
-    except psutil.Error:
-        return False
+    with suppress(psutil.Error):
+        return _started(pid) == started
+    return False
+
+
+def end(directory: Path, session: str) -> tuple[int, int]:
+    """Ends a session by force.
+
+    Returns:
+        How many processes on this machine, and how many batch jobs were ended.
+    """
+    jobs = _batch_jobs(directory)
+    for job in jobs:
+        _slurm("scancel", job)
+    return processes.end(directory, session, patience=0.0), len(jobs)
 
 
 def _end(directory: Path, owner: dict[str, Any]) -> None:
     session = owner["session"]
-    jobs = _batch_jobs(directory)
-    for job in jobs:
-        _slurm("scancel", job)
-    count = processes.end(directory, session, patience=0.0)
+    count, jobs = end(directory, session)
     for pid, started in owner["forked"]:
         if _alive(pid, started):
             processes.kill_pid(pid)
             count += 1
     log.warning(
         "the program that started RADICAL-Pilot session %s is gone: its pilots were ended "
-        "(%d processes on this machine, %d batch jobs); its files are in %s",
-        session, count, len(jobs), directory,
+        "(%d processes on this machine, %d batch jobs); its files are in %s, to be looked at or "
+        "deleted",
+        session, count, jobs, directory,
         extra={"session": session},
     )  # fmt: skip
 

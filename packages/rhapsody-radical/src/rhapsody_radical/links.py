@@ -5,13 +5,71 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.data import link_into, plain_name
+from rhapsody_radical.descriptions import as_list
 from rhapsody_radical.library import rp
+
+if TYPE_CHECKING:
+    from rhapsody_radical.jobs import Job
 
 PILOT = "pilot:///"
 TASK = "task:///"
+
+
+class Links:
+    """What is to be linked into the sandboxes of tasks that were not submitted yet."""
+
+    def __init__(self) -> None:
+        self._sandboxes: dict[str, dict[str, str]] = {}
+        self._directives: dict[str, list[dict[str, Any]]] = {}
+
+    def add_file(
+        self,
+        src_task: Mapping[str, Any] | None,
+        dst_task: Any,
+        file_name: str | None,
+        file_path: str | None,
+    ) -> dict[str, Any]:
+        """Adds one file, see `explicit`; returns its directive."""
+        directive = explicit(src_task, dst_task, file_name, file_path)
+        if src_task is not None and file_path is None:
+            self._note(src_task, dst_task)
+        if "uid" in dst_task:
+            self._directives.setdefault(dst_task["uid"], []).append(directive)
+        return directive
+
+    def add_all(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
+        """Adds all that a task left, see `implicit`."""
+        self._note(src_task, dst_task)
+        implicit(src_task, dst_task)
+
+    def _note(self, src_task: Mapping[str, Any], dst_task: Mapping[str, Any]) -> None:
+        if src_task.get("sandbox") and "uid" in dst_task:
+            found = self._sandboxes.setdefault(dst_task["uid"], {})
+            found[src_task["uid"]] = src_task["sandbox"]
+
+    def forget(self, uid: str) -> None:
+        """Drops what was to be linked for a task that is not submitted after all."""
+        self._sandboxes.pop(uid, None)
+        self._directives.pop(uid, None)
+
+    def take(self, job: Job) -> list[dict[str, Any]]:
+        """Makes the sandboxes that a task's links lead to reachable below its pilot's.
+
+        Returns:
+            The directives that are to be done here, see `do`.
+        """
+        sandboxes = self._sandboxes.pop(job.uid, {})
+        directives = self._directives.pop(job.uid, [])
+        if not job.pilot.shared:
+            return []
+        for uid, sandbox in sandboxes.items():
+            below = os.path.join(job.pilot.sandbox, uid)
+            if not os.path.lexists(below):
+                os.symlink(sandbox, below)
+        return take(job.task, directives) if directives else []
 
 
 def explicit(
@@ -29,7 +87,7 @@ def explicit(
     if not file_name and not file_path:
         raise ValueError("link_explicit_data_deps needs file_name or file_path")
     if file_path:
-        name = plain_name(file_name or os.path.basename(file_path))
+        name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
         directive = {"source": file_path, "target": f"{TASK}{name}", "action": rp.TRANSFER}
     elif src_task is not None:
         name = plain_name(file_name or src_task["uid"])
@@ -41,7 +99,7 @@ def explicit(
             "wrote it, or file_path"
         )
     specific = dst_task.setdefault("task_backend_specific_kwargs", {})
-    specific["input_staging"] = [*(specific.get("input_staging") or ()), directive]
+    specific["input_staging"] = [*as_list(specific.get("input_staging")), directive]
     return directive
 
 
@@ -59,7 +117,7 @@ def take(task: Any, directives: list[dict[str, Any]]) -> list[dict[str, Any]]:
         Those that are still there.
     """
     specific = task["task_backend_specific_kwargs"]
-    staging = specific.get("input_staging") or []
+    staging = as_list(specific.get("input_staging"))
     ours = [each for each in staging if any(each is one for one in directives)]
     kept = [each for each in staging if not any(each is one for one in ours)]
     task["task_backend_specific_kwargs"] = {**specific, "input_staging": kept}
@@ -90,11 +148,11 @@ def implicit(src_task: Mapping[str, Any], dst_task: Any) -> None:
         f"export SRC_TASK_ID={shlex.quote(uid)}",
         'export SRC_TASK_SANDBOX="$RP_PILOT_SANDBOX/$SRC_TASK_ID"',
         (
-            'for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do '
+            '(for src in "$SRC_TASK_SANDBOX"/* "$SRC_TASK_SANDBOX"/.[!.]*; do '
             '[ -e "$src" ] || continue; name="${src##*/}"; '
             'case "$name" in "$SRC_TASK_ID"*|.rhapsody.*) continue;; esac; '
-            '[ -e "$name" ] || [ -L "$name" ] || ln -s "$src" "$name"; done'
+            '[ -e "$name" ] || [ -L "$name" ] || ln -s "$src" "$name"; done)'
         ),
     ]
     specific = dst_task.setdefault("task_backend_specific_kwargs", {})
-    specific["pre_exec"] = [*(specific.get("pre_exec") or ()), *commands]
+    specific["pre_exec"] = [*as_list(specific.get("pre_exec")), *commands]

@@ -17,8 +17,16 @@ import psutil
 from rhapsody_radical.environment import MARK
 
 
-def of_session(directory: Path, session: str) -> list[psutil.Process]:
-    """The processes that work in a session's directory or carry its mark, but this one."""
+def of_session(directory: Path, session: str, *, elsewhere: bool = True) -> list[psutil.Process]:
+    """A session's processes, but this one.
+
+    Not those of somebody who went there with a terminal, to read its logs.
+
+    Args:
+        directory: A directory of the session's.
+        session: Its uid, which its processes have in their environment.
+        elsewhere: Whether those count that work in other directories.
+    """
     root = os.path.join(os.path.realpath(directory), "")
     found = []
     for process in psutil.process_iter():
@@ -26,16 +34,19 @@ def of_session(directory: Path, session: str) -> list[psutil.Process]:
             if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             inside = os.path.join(process.cwd(), "").startswith(root)
-            if inside or process.environ().get(MARK) == session:
+            if not (inside or elsewhere):
+                continue
+            marked = process.environ().get(MARK) == session
+            if marked or (inside and not _has_terminal(process.pid)):
                 found.append(process)
     return found
 
 
 def wait_gone(directory: str, *, patience: float = 1.0) -> None:
-    """Waits until nothing works in a directory on this machine, and ends what stays.
+    """Waits until no task works in a directory on this machine, and ends what stays.
 
     A process that was killed is there until it has been scheduled once more; one that
-    left its process group was not killed at all.
+    left its process group was not killed at all. Somebody's terminal is left alone.
     """
     root = os.path.realpath(directory)
     deadline = time.monotonic() + patience
@@ -51,12 +62,30 @@ def _working_in(root: str) -> list[int]:
     """The processes whose working directory is this one or below; cheap, for single tasks."""
     found = []
     for name in os.listdir("/proc"):
-        if name.isdigit():
-            with suppress(OSError):  # gone, a zombie, or somebody else's
+        if name.isdigit() and int(name) != os.getpid():
+            with suppress(OSError, psutil.Error):  # gone, a zombie, or somebody else's
                 place = os.readlink(f"/proc/{name}/cwd")
-                if place == root or place.startswith(root + os.sep):
+                inside = place == root or place.startswith(root + os.sep)
+                if inside and not _has_terminal(int(name)):
                     found.append(int(name))
     return found
+
+
+def _has_terminal(pid: int) -> bool:
+    """Whether a process has a controlling terminal, also one that was opened just now."""
+    with suppress(OSError):
+        return stat_field(pid, 7) != "0"
+    return psutil.Process(pid).terminal() is not None
+
+
+def stat_field(pid: int, number: int) -> str:
+    """A field of Linux's account of a process, by its number in proc(5), 3 or more.
+
+    Raises:
+        OSError: There is no such process, or no Linux.
+    """
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return after_name.split()[number - 3]
 
 
 def end(directory: Path, session: str, *, patience: float = 5.0) -> int:

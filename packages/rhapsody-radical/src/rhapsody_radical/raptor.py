@@ -10,19 +10,31 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody_radical.descriptions import check_keys
+from rhapsody_radical.descriptions import check_keys, check_types
 from rhapsody_radical.library import rp
 from rhapsody_radical.session import FINAL, Pilot
 
 log: logging.Logger = logging.getLogger(__name__)
 
 OWN_WORKER = Path(__file__).with_name("_raptor_worker.py")
+OWN_FILES = (OWN_WORKER, Path(__file__).with_name("call.py"))
 OWN_CLASS = "RhapsodyWorker"
+DEFAULT_CLASS = "DefaultWorker"
+THEIRS = ("raptor_class", "raptor_file", "executable")
+"""Settings that make a master or a worker another than the default."""
+
+MARK = "rhapsody"
+"""What tells our own worker our calls and probes, in a task's metadata."""
+
+SILENT = 60.0
+"""Seconds without a word from a pair that has calls, after which it is asked; and as many
+again for the answer, after which it is lost."""
 
 
 class Pair:
@@ -32,6 +44,9 @@ class Pair:
         master: RADICAL-Pilot's task of the master.
         workers: Those of its workers.
         lost: Why it is lost, `None` while it is not.
+        heard: When something was last heard of it, by the monotonic clock; 0 before.
+        probe: RADICAL-Pilot's task of a probe that was not answered yet.
+        probed: When it was sent.
     """
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
@@ -39,6 +54,21 @@ class Pair:
         self.workers = workers
         self.settings = settings
         self.lost: str | None = None
+        self.heard: float = 0.0
+        self.probe: Any = None
+        self.probed: float = 0.0
+
+    @property
+    def takes_orders(self) -> bool:
+        """Whether calls reach workers of our own alone, by RAPTOR's own master."""
+        theirs = any(self.settings.get(key) for key in THEIRS)
+        return not theirs and all(map(is_own, self.settings["workers"]))
+
+    @property
+    def answers_probes(self) -> bool:
+        """Whether its worker is our own; of several, others would answer for one that hangs."""
+        workers = self.settings["workers"]
+        return len(workers) == 1 and is_own(workers[0])
 
     @property
     def uid(self) -> str:
@@ -53,8 +83,23 @@ class Pair:
         """Which of them has ended, in words."""
         for name, task in (("master", self.master), *(("worker", each) for each in self.workers)):
             if task.state in FINAL:
-                return f"RAPTOR {name} {task.uid} ended ({task.state})"
+                told = [task.exception, (task.stderr or "").strip()[-500:]]
+                return ": ".join(
+                    [f"RAPTOR {name} {task.uid} ended ({task.state})", *filter(None, told)]
+                )
         return None
+
+
+def is_own(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker's settings mean our own, which stands in for RAPTOR's default one."""
+    kind = worker.get("worker_type", DEFAULT_CLASS)
+    return kind in (OWN_CLASS, DEFAULT_CLASS) and not any(worker.get(key) for key in THEIRS)
+
+
+def has_other_workers(config: Mapping[str, Any] | None) -> bool:
+    """Whether a checked configuration has workers that are not our own."""
+    masters = config["masters"] if config is not None else ()
+    return not all(is_own(worker) for master in masters for worker in master["workers"])
 
 
 def checked(config: Any) -> dict[str, Any]:
@@ -65,7 +110,7 @@ def checked(config: Any) -> dict[str, Any]:
         ValueError: It has no master, or a master has no worker.
     """
     form = (
-        "raptor_config must be {'masters': [{'executable': ..., 'workers': [{...}]}]}, "
+        "raptor_config must be {'masters': [{'workers': [{'cores_per_rank': 2}]}]}, "
         f"got {config!r}"
     )
     if not isinstance(config, Mapping) or set(config) != {"masters"}:
@@ -77,16 +122,23 @@ def checked(config: Any) -> dict[str, Any]:
         raise ValueError(f"raptor_config needs a master, and a worker for each: {form}")
     known = rp.TaskDescription._schema
     for master in masters:
-        check_keys("raptor_config", {k: 0 for k in master if k != "workers"}, known, "a master")
+        _check("a master", master, known, "workers")
         for worker in master["workers"]:
-            check_keys(
-                "raptor_config", {k: 0 for k in worker if k != "worker_type"}, known, "a worker"
-            )
+            _check("a worker", worker, known, "worker_type")
     return {"masters": masters}
 
 
+def _check(what: str, given: Any, known: Mapping[str, Any], own: str) -> None:
+    """Raises for what RADICAL-Pilot's description of a master or worker does not take."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"raptor_config: {what} must be a dict, got {given!r}")
+    theirs = {key: value for key, value in given.items() if key != own}
+    check_keys("raptor_config", theirs, known, what, hints=[own])
+    check_types("raptor_config", theirs, known)
+
+
 def checked_settings(
-    functions: Any, config: Mapping[str, Any] | None, cores: Any
+    functions: Any, config: Mapping[str, Any] | None, cores: Any, enabled: bool
 ) -> dict[str, Any] | None:
     """How functions are to run, checked; the configuration where a user gave one.
 
@@ -98,18 +150,21 @@ def checked_settings(
         raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")
     if cores is not None and (isinstance(cores, bool) or not isinstance(cores, int) or cores < 1):
         raise ValueError(f"function_cores must be 1 or more, got {cores!r}")
-    return None if config is None else checked(config)
+    if config is None or config == {}:
+        return None
+    if not enabled:
+        raise ValueError("raptor=False switches off what raptor_config asks for: leave one out")
+    if functions == "executable":
+        raise ValueError(
+            "functions='executable' does without the RAPTOR that raptor_config asks for: leave "
+            "one out"
+        )
+    return checked(config)
 
 
 def default(cores: int) -> dict[str, Any]:
     """The configuration where the user gave none: one pair, with a worker of our own."""
-    worker: dict[str, Any] = {
-        "worker_type": OWN_CLASS,
-        "raptor_file": str(OWN_WORKER),
-        "ranks": 1,
-        "cores_per_rank": cores,
-    }
-    return {"masters": [{"workers": [worker]}]}
+    return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
 
 
 class Raptor:
@@ -131,6 +186,7 @@ class Raptor:
         self._turn = 0
         self._lock = threading.RLock()
         self.pairs: list[Pair] = []
+        self.lost: set[str] = set()
 
     @property
     def cores(self) -> int:
@@ -175,19 +231,58 @@ class Raptor:
         descriptions = []
         for number, worker in enumerate(settings["workers"]):
             words = {key: value for key, value in worker.items() if key != "worker_type"}
-            words.setdefault("raptor_class", worker.get("worker_type", "DefaultWorker"))
+            if is_own(worker):
+                words.update(raptor_class=OWN_CLASS, raptor_file=str(OWN_WORKER))
+                if not self._pilot.shared:
+                    self._send_worker(words)
+            words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
             words.update(mode=rp.RAPTOR_WORKER, uid=f"{uid}.worker.{number:04d}")
             words.update(pilot=self._pilot.uid)
             descriptions.append(rp.TaskDescription(words))
         return Pair(master, master.submit_workers(descriptions), settings)
 
-    def check(self) -> None:
-        """Gives up pairs whose master or worker has ended."""
+    @staticmethod
+    def _send_worker(words: dict[str, Any]) -> None:
+        """Has our worker's files copied to where the worker starts."""
+        sent = [
+            {"source": str(file), "target": f"task:///{file.name}", "action": rp.TRANSFER}
+            for file in OWN_FILES
+        ]
+        words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
+        words["raptor_file"] = OWN_WORKER.name
+
+    def check(self, busy: Collection[Pair] = ()) -> None:
+        """Gives up pairs whose master or worker has ended, or does not answer.
+
+        Args:
+            busy: Pairs that have calls, which are expected to be heard of.
+        """
         with self._lock:
             for pair in list(self.pairs):
                 problem = pair.problem()
+                if problem is None and pair in busy and pair.answers_probes and pair.heard:
+                    problem = self._silence(pair)
                 if problem is not None:
                     self.give_up(pair, problem)
+
+    def _silence(self, pair: Pair) -> str | None:
+        """Probes a pair that has long said nothing; says so where the probe has no answer."""
+        now = time.monotonic()
+        if pair.probe is not None and pair.probe.state in FINAL:
+            pair.heard = now
+        if pair.probe is not None and pair.heard > pair.probed:
+            self._pilot.forget(pair.probe.uid)
+            pair.probe = None
+        if pair.probe is None and now - pair.heard > SILENT:
+            self._count += 1
+            pair.probed = now
+            words = {"mode": rp.TASK_FUNCTION, "function": "probe", "raptor_id": pair.uid}
+            words.update(uid=f"probe.{self._pilot.number}.{self._count:04d}")
+            words.update(metadata={MARK: "probe"})
+            pair.probe = self._pilot.manager.submit_tasks(rp.TaskDescription(words))
+        elif pair.probe is not None and now - pair.probed > SILENT:
+            return f"RAPTOR master {pair.uid} and its worker do not answer"
+        return None
 
     def give_up(self, pair: Pair, reason: str) -> None:
         """Ends a pair; the next call starts another."""
@@ -195,10 +290,12 @@ class Raptor:
             if pair.lost is not None:
                 return
             pair.lost = reason
+            self.lost.add(pair.uid)
             self.pairs.remove(pair)
         with suppress(Exception):  # the pilot may be gone
             self._pilot.manager.cancel_tasks(pair.uids())
-        log.warning("%s; a new pair is started when it is needed", reason)
+        if self._pilot.usable:
+            log.warning("%s; a new pair is started when it is needed", reason)
         self._on_lost(pair)
 
 

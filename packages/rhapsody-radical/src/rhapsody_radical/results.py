@@ -26,14 +26,11 @@ DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
 def output_paths(job: Job) -> tuple[str, str]:
     """The files that hold what an executable wrote."""
-    sandbox = job.task.get("sandbox", "")
-    description = job.handle.description if job.handle is not None else {}
-    names = (
-        description.get("stdout") or f"{job.uid}.out",
-        description.get("stderr") or f"{job.uid}.err",
+    sandbox, settings = job.task.get("sandbox", ""), job.task["task_backend_specific_kwargs"]
+    return (
+        os.path.join(sandbox, settings.get("stdout") or f"{job.uid}.out"),
+        os.path.join(sandbox, settings.get("stderr") or f"{job.uid}.err"),
     )
-    out, err = (os.path.join(sandbox, name) for name in names)
-    return out, err
 
 
 def collect_output(job: Job) -> None:
@@ -59,8 +56,8 @@ def collect_output(job: Job) -> None:
 
 def _text_in(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            return file.read().decode(errors="replace")
     except OSError:
         return None
 
@@ -76,7 +73,7 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     if job.cancelled:
         return CANCELED, None
     if state == CANCELED:
-        return FAILED, _not_ours(job)
+        return FAILED, not_ours(job)
     if state == DONE:
         missing = missing_outputs(job.task, job.task.get("sandbox", "")) if job.pilot.shared else []
         if missing:
@@ -91,13 +88,15 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     return FAILED, error_of(job.task, handle.exception, handle.exception_detail)
 
 
-def _not_ours(job: Job) -> BaseException:
+def not_ours(job: Job) -> BaseException:
     """Why RADICAL-Pilot cancelled what nobody asked to be cancelled."""
     name = job.task["name"]
-    if job.timeout:
-        return TaskTimeoutError(
-            f"task {name!r} ran for longer than the {job.timeout:g} s of its own `timeout`"
+    if job.timeout or job.startup_timeout:
+        limits = {"timeout": job.timeout, "startup_timeout": job.startup_timeout}
+        own = " or ".join(
+            f"{value:g} s of its own `{key}`" for key, value in limits.items() if value
         )
+        return TaskTimeoutError(f"task {name!r} took longer than the {own}")
     reason = job.pilot.reason
     if reason:
         return TaskLostError(f"task {name!r} was lost: {reason}")
@@ -127,6 +126,8 @@ def error_of(task: TaskDescription, exception: str | None, detail: str | None) -
         return DataError(f"task {name!r}: a file to be staged is not there: {text}")
     if exception and exception.startswith("TimeoutError"):
         return TaskTimeoutError(f"task {name!r}: {text}")
+    if isinstance(stderr := task.get("stderr"), str) and task.get("capture") != "files":
+        task["stderr"] = "\n".join(filter(None, [stderr.rstrip("\n"), exception]))
     tail = (detail or "").strip()[-1500:]
     more = f"\n{tail}" if tail and tail != text else ""
     return TaskFailedError(

@@ -9,7 +9,6 @@ what it says is found in its sandbox, and handed to RADICAL-Pilot, whose
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import re
 import socket
@@ -19,20 +18,27 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from rhapsody.backends.local.services import Ready, parse_ready
-from rhapsody.errors import TaskFailedError
+from rhapsody.backends.local.aside import call_ready
+from rhapsody.backends.local.services import (
+    LONGEST_WAIT,
+    QUIET,
+    SEEN,
+    Ready,
+    parse_ready,
+    settled,
+)
+from rhapsody.errors import CapabilityError, TaskFailedError
 from rhapsody.task import TaskDescription
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.results import output_paths
+from rhapsody_radical.session import Pilot
 
 UP = "service is up"
 """What RADICAL-Pilot gives for a service that says nothing."""
 
-FIRST_LOOK, LONGEST_WAIT = 0.02, 0.25
+FIRST_LOOK = 0.02
 REGISTERING = 5.0
 """Seconds that telling the agent about a service may take before its users are told."""
-
-SEEN = 1 << 16
 
 
 def service_ready_callback(future: Any, task: Any, state: Any) -> None:
@@ -71,6 +77,22 @@ def readiness(task: TaskDescription) -> Ready | None:
     return parse_ready(pattern) if pattern else None
 
 
+def check(task: TaskDescription, pilot: Pilot) -> None:
+    """Raises for a service whose readiness cannot be found out.
+
+    Raises:
+        ValueError: What says how is not well-formed.
+        CapabilityError: It would be found in a file that is not to be seen from here.
+    """
+    ready = readiness(task)
+    if ready is not None and ready.kind in ("stdout", "file") and not pilot.shared:
+        raise CapabilityError(
+            f"service {task['name']!r}: its readiness would be read from its files, which pilot "
+            f"{pilot.uid} ({pilot.settings['resource']}) keeps elsewhere; give ready='tcp:PORT' or "
+            "a callable"
+        )
+
+
 def watch(job: Job, ready: Ready | None, loop: asyncio.AbstractEventLoop) -> None:
     """Waits for a service to be ready, on a thread, and tells RADICAL-Pilot's task.
 
@@ -79,7 +101,8 @@ def watch(job: Job, ready: Ready | None, loop: asyncio.AbstractEventLoop) -> Non
         ready: How it says so.
         loop: The engine's loop, for a callable that is a coroutine function.
     """
-    stopped = job.stopped = threading.Event()
+    stopped = job.stopped
+    assert stopped is not None
 
     def look() -> None:
         try:
@@ -96,8 +119,6 @@ def watch(job: Job, ready: Ready | None, loop: asyncio.AbstractEventLoop) -> Non
 
 def ended(job: Job) -> None:
     """A service is over: nobody waits for it any longer."""
-    if job.stopped is not None:
-        job.stopped.set()
     if job.handle is not None and not job.handle._info_evt.is_set():
         job.handle._set_info(None)  # `wait_info` raises
 
@@ -121,8 +142,9 @@ def is_ready(job: Job) -> bool:
 
 
 def _fail(job: Job, error: Exception) -> None:
+    """Ends a service; its end tells the error."""
     job.task["exception"] = error
-    job.handle._set_info(None)
+    job.unready = True
     job.handle.cancel()
 
 
@@ -140,7 +162,7 @@ def _register(job: Job, info: Any) -> None:
 
 def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> Any:
     if ready.kind == "call":
-        return _call(ready.value, job.task, loop)
+        return asyncio.run_coroutine_threadsafe(call_ready(ready.value, job.task), loop).result()
     if ready.kind == "file":
         path = os.path.join(job.task["sandbox"], ready.value)
         _until(lambda: os.path.exists(path), stopped)
@@ -150,13 +172,6 @@ def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.Abstra
         _until(lambda: _accepts(host, ready.value), stopped)
         return host, ready.value
     return _search(output_paths(job)[0], ready.value, stopped)
-
-
-def _call(function: Callable[..., Any], task: Any, loop: asyncio.AbstractEventLoop) -> Any:
-    value = function(task)
-    if inspect.iscoroutine(value):
-        return asyncio.run_coroutine_threadsafe(value, loop).result()
-    return value
 
 
 def _until(condition: Callable[[], bool], stopped: threading.Event) -> None:
@@ -183,10 +198,12 @@ def _host(job: Job) -> str:
 
 
 def _search(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> Any:
-    """Looks for a pattern in a file that grows."""
-    wait, text, position = FIRST_LOOK, "", 0
-    while True:
-        last = stopped.is_set()
+    """Looks for a pattern in a file that grows.
+
+    A match at the end of a line that may go on counts when a second look finds no more.
+    """
+    wait, text, position, match = FIRST_LOOK, "", 0, None
+    while not stopped.is_set():
         with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             file.seek(position)
             more = file.read()
@@ -194,11 +211,9 @@ def _search(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> An
             if more:
                 text = (text + more)[-2 * SEEN :]
                 match = pattern.search(text)
-                if match is not None:
-                    return match[1] if pattern.groups else match[0]
-                wait = FIRST_LOOK
-        if last or stopped.wait(wait):
-            if last:
-                return None
-            continue
+                wait = FIRST_LOOK if match is None else QUIET
+            if match is not None and (not more or settled(match)):
+                return match[1] if pattern.groups else match[0]
+        stopped.wait(wait)
         wait = min(2 * wait, LONGEST_WAIT)
+    return None

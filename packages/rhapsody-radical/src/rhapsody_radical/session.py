@@ -16,17 +16,20 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rhapsody_radical import leftovers, processes, upkeep
-from rhapsody_radical.environment import Environment
+from rhapsody_radical.environment import Environment, agents_temporary
 from rhapsody_radical.library import rp, ru
 from rhapsody_radical.pilot import PilotException
 
 log: logging.Logger = logging.getLogger(__name__)
 
-LAUNCHED = ("PMGR_ACTIVE_PENDING", "PMGR_ACTIVE")
+ACTIVE = "PMGR_ACTIVE"
+LAUNCHED = ("PMGR_ACTIVE_PENDING", ACTIVE)
 FINAL = ("DONE", "FAILED", "CANCELED")
 
 CLOSE_LIMIT = 90.0
@@ -88,6 +91,17 @@ class Pilot:
         self._config = config
         self.shared = str(config.get("filesystem_endpoint", "file://")).startswith("file:")
 
+    @property
+    def here(self) -> bool:
+        """Whether it runs on this machine, without a batch system."""
+        return bool(self._config) and self._config.get("resource_manager") == "FORK"
+
+    @property
+    def needs_saga(self) -> bool:
+        """Whether it is launched through ssh, which would else be tried on this machine."""
+        endpoint = str(self._config.get("job_manager_endpoint", ""))
+        return "ssh" in endpoint.partition(":")[0].split("+")
+
     def has(self, name: str) -> int:
         """How much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 where unknown."""
         return int(self._config.get(f"{name}_per_node") or 0) if self._config else 0
@@ -116,13 +130,17 @@ class Client:
         work_dir: Where the session's directory is made.
         pilots: Its pilots.
         verbose: Whether RADICAL-Pilot reports on standard error.
+        keep: Whether the session's directory stays; `None`: where a pilot failed.
 
     Attributes:
         directory: The session's directory.
     """
 
-    def __init__(self, uid: str, work_dir: str, pilots: list[Pilot], *, verbose: bool) -> None:
+    def __init__(
+        self, uid: str, work_dir: str, pilots: list[Pilot], *, verbose: bool, keep: bool | None
+    ) -> None:
         self.uid = uid
+        self._keep = keep
         self.directory: Path = Path(os.path.abspath(work_dir)) / uid
         self.pilots = pilots
         self.session: Any = None
@@ -139,18 +157,20 @@ class Client:
         self,
         on_task: Callable[[Any, str], None],
         on_pilot: Callable[[Any, str], None],
+        stop: threading.Event,
     ) -> None:
         """Starts the session, its managers and its pilots; returns when they are submitted.
 
         Args:
             on_task: Called on RADICAL-Pilot's thread with each state of a task.
             on_pilot: The same for pilots.
+            stop: Set where the start is given up; looked at between two of its steps.
 
         Raises:
             PilotException: It cannot be started; the text has RADICAL-Pilot's reason.
             SystemExit: The start was interrupted.
         """
-        if any(character in str(self.directory) for character in " \t\n'\"$`\\"):
+        if not can_work_in(self.directory):
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(self.directory.parent)!r}: its scripts do not "
                 "quote paths with spaces, quotes or dollar signs; give another directory: "
@@ -167,19 +187,25 @@ class Client:
             self._environment.hold()
             _open.add(self)
             with self._environment.applied():
-                self._start_managers(on_task, on_pilot)
-            self._submit_pilots()
+                self._start_managers(on_task, on_pilot, stop)
+            if not stop.is_set():
+                self._submit_pilots()
         except (KeyboardInterrupt, SystemExit) as error:
-            raise SystemExit(
-                f"interrupted while RADICAL-Pilot started; its session is {self.directory}"
-            ) from error
+            raise SystemExit(self.interrupted()) from error
         except PilotException:
             raise
         except Exception as error:  # whatever RADICAL-Pilot raises
             raise PilotException(f"RADICAL-Pilot cannot start: {_text(error)}") from error
 
+    def interrupted(self) -> str:
+        """What a program says that was interrupted while the session started."""
+        return f"interrupted while RADICAL-Pilot started; its session was {self.directory}"
+
     def _start_managers(
-        self, on_task: Callable[[Any, str], None], on_pilot: Callable[[Any, str], None]
+        self,
+        on_task: Callable[[Any, str], None],
+        on_pilot: Callable[[Any, str], None],
+        stop: threading.Event,
     ) -> None:
         before = processes.children()
         self.session = rp.Session(uid=self.uid, cfg={"base": str(self.directory)})
@@ -196,15 +222,36 @@ class Client:
                     f"{_text(error)} Known resources of this kind: "
                     f"{', '.join(self._resources_like(settings['resource']))}"
                 ) from error
+            if pilot.needs_saga and find_spec("radical.saga") is None:
+                raise PilotException(
+                    f"{settings['resource']} is reached through ssh, for which RADICAL-Pilot needs "
+                    "another package: pip install radical.saga; or run the program on the machine "
+                    "itself, with another access_schema"
+                )
+        try:
+            self._start_each(on_task, on_pilot, stop)
+        finally:
+            self._addresses = upkeep.addresses(self.session)
+            self._forked = processes.children() - before
+            processes.detach(self._forked)
+            leftovers.note(self.directory, self.uid, self._forked)
+
+    def _start_each(
+        self,
+        on_task: Callable[[Any, str], None],
+        on_pilot: Callable[[Any, str], None],
+        stop: threading.Event,
+    ) -> None:
+        """Starts one manager after the other; each takes a second or more."""
+        if stop.is_set():
+            return
         self.manager = rp.PilotManager(session=self.session)
         self.manager.register_callback(on_pilot)
         for pilot in self.pilots:
+            if stop.is_set():
+                return
             pilot.manager = rp.TaskManager(session=self.session)
             pilot.manager.register_callback(on_task)
-        self._addresses = upkeep.addresses(self.session)
-        self._forked = processes.children() - before
-        processes.detach(self._forked)
-        leftovers.note(self.directory, self.uid, self._forked)
 
     def _resources_like(self, name: str) -> list[str]:
         known = [
@@ -255,28 +302,31 @@ class Client:
     def give_up(self, pilot: Pilot) -> None:
         """Ends a pilot that does not work as it should, with what runs on it."""
         if pilot.shared:
-            processes.kill(processes.of_session(Path(pilot.sandbox), self.uid + " itself"))
+            inside = processes.of_session(Path(pilot.sandbox), self.uid, elsewhere=False)
+            processes.kill(inside)
         with suppress(Exception):  # who would do it may be what has ended
             self.manager.cancel_pilots(pilot.uid, _timeout=5)
 
-    def close(self, *, keep: bool) -> None:
-        """Closes everything within a limit; what is left of it is ended. Never raises.
-
-        Args:
-            keep: Whether the session's directory stays.
-        """
+    def close(self) -> None:
+        """Closes everything within a limit; what is left of it is ended. Never raises."""
         if self._closed:
             return
         self._closed = True
+        failed = any(each.reason is not None and each.state == "FAILED" for each in self.pilots)
+        keep = failed if self._keep is None else self._keep
         _open.discard(self)
         hangs = False
         if self.session is not None:
             self._held = self._objects()
             closing = threading.Thread(target=self._close_session, name="rhapsody-radical-close")
             closing.daemon = True
-            closing.start()
-            closing.join(CLOSE_LIMIT)
-            hangs = closing.is_alive()
+            try:
+                closing.start()
+            except RuntimeError:  # at the interpreter's end Python 3.12.0 to 3.12.2 starts none
+                leftovers.end(self.directory, self.uid)
+            else:
+                closing.join(CLOSE_LIMIT)
+                hangs = closing.is_alive()
         if self.directory.exists():
             processes.end(self.directory, self.uid)
         for pid in self._forked & processes.children():
@@ -290,6 +340,7 @@ class Client:
         if self._environment is not None:
             self._environment.release()
         leftovers.forget(self.directory)
+        shutil.rmtree(agents_temporary(self.uid), ignore_errors=True)
         if not keep:
             shutil.rmtree(self.directory, ignore_errors=True)
             with suppress(OSError):  # something else is in it
@@ -308,7 +359,7 @@ class Client:
     def _close_session(self) -> None:
         try:
             # One that is not active yet does not hear of it: closing the session kills it.
-            if any(pilot.state == "PMGR_ACTIVE" for pilot in self.pilots):
+            if any(pilot.state == ACTIVE for pilot in self.pilots):
                 self.manager.cancel_pilots(_timeout=15)
         except Exception as error:  # closing goes on
             log.debug("pilots could not be cancelled: %r", error)
@@ -316,6 +367,17 @@ class Client:
             self.session.close(download=True)
         except Exception as error:  # its processes are ended by force
             log.debug("session %s did not close: %r", self.uid, error)
+
+
+def can_work_in(path: str | Path) -> bool:
+    """Whether RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
+    where, name = os.path.split(path)
+    return not set(_real(where) + name) & set(" \t\n'\"$`\\*?[")
+
+
+@lru_cache(maxsize=16)  # sandboxes are beside each other
+def _real(directory: str) -> str:
+    return os.path.realpath(directory)
 
 
 def _text(error: BaseException) -> str:
@@ -341,7 +403,7 @@ _open: set[Client] = set()
 def _at_exit() -> None:
     """Leaves nothing running when the program ends without a shutdown."""
     for client in list(_open):
-        client.close(keep=False)
+        client.close()
 
 
 # RADICAL-Pilot forks a process for each session, and users' programs may fork, too.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -107,7 +108,7 @@ def generation(value: Generation | str) -> Generation:
 
 
 def _rows(state: str, of: Generation) -> list[_Row]:
-    rows = [row for row in _ROWS if _column(row, of) == state]
+    rows = [row for row in _ROWS if state is not None and _column(row, of) == state]
     if not rows:
         known = ", ".join(TASK_STATES[of])
         raise ValueError(
@@ -284,5 +285,6 @@ def pilot_transition(source: PilotState | str | None, target: PilotState | str) 
     for step in TRANSITIONS:
         if step.source is before and step.target is after:
             return step
-    allowed = ", ".join(sorted(PILOT_TRANSITIONS[before])) or "none, it is final"
+    words = str if before is None or source == str(before) else attrgetter("native")
+    allowed = ", ".join(sorted(map(words, PILOT_TRANSITIONS[before]))) or "none, it is final"
     raise ValueError(f"a pilot cannot go from {source} to {target}; allowed: {allowed}")

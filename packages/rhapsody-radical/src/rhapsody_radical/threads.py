@@ -6,7 +6,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,8 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any] | None] | None]
+        self._queue = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -42,6 +45,10 @@ class Worker:
         future: Future[Any] = Future()
         self._queue.put((function, future))
         return future
+
+    def post(self, function: Callable[[], Any]) -> None:
+        """Has a function called for whose result nobody waits; what it raises is logged."""
+        self._queue.put((function, None))
 
     def stop(self) -> None:
         """Ends the thread after what was submitted."""
@@ -55,10 +62,15 @@ class Worker:
             try:
                 value = function()
             except BaseException as error:  # handed to whoever waits
-                future.set_exception(error)
+                if future is None:
+                    log.exception("%r failed", function)
+                else:
+                    with suppress(InvalidStateError):  # who waited has given up
+                        future.set_exception(error)
             else:
-                if not future.cancelled():
-                    future.set_result(value)
+                if future is not None:
+                    with suppress(InvalidStateError):
+                        future.set_result(value)
             del function, future, item
 
 
@@ -76,7 +88,7 @@ class Results:
 
     def put(self, job: Job, state: str) -> None:
         """Adds a job with its final state. Any thread."""
-        self._worker.submit(lambda: self._finish(job, state))
+        self._worker.post(partial(self._finish, job, state))
 
     def wait_for(self, jobs: Iterable[Job], limit: float) -> None:
         """Waits until jobs have been reported, for so many seconds at most."""
@@ -100,9 +112,11 @@ class Results:
             job.task.setdefault("exception", error)
         if reported != "FAILED":
             job.task.pop("exception", None)
+        if job.stopped is not None:
+            job.stopped.set()
+        self._backend.task_state_cb(job.task, reported)
         if job.task["is_service"]:
             services.ended(job)
-        self._backend.task_state_cb(job.task, reported)
         job.pilot.forget(job.uid)
         with self._progress:
             self._progress.notify_all()
@@ -118,8 +132,7 @@ class Results:
             if job.program:
                 results.collect_output(job)
                 job.task.pop("exit_code", None)
-            outcome = backend.function_outcome(job, state)
-            return outcome
+            return backend.function_outcome(job, state)
         if job.cancelled and job.running and job.pilot.shared and job.task.get("sandbox"):
             processes.wait_gone(job.task["sandbox"])
         results.collect_output(job)
@@ -179,7 +192,7 @@ class Watch:
             state = job.handle.state
             if state in FINAL:
                 backend.end(job, state)
-            elif job.cancelled:
+            elif job.cancelled or job.unready:
                 # RADICAL-Pilot loses cancellations that come while a task is handed on.
                 again.setdefault(job.pilot.number, []).append(job.uid)
         for number, uids in again.items():

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.task import Resources, TaskDescription
-from rhapsody_radical.descriptions import task_settings
+from rhapsody.resources import Resources
+from rhapsody.task import TaskDescription
+from rhapsody_radical.descriptions import as_list, task_settings
 from rhapsody_radical.library import rp
-from rhapsody_radical.session import Pilot
+from rhapsody_radical.session import Pilot, can_work_in
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEGABYTE = 1 << 20
@@ -67,7 +69,8 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> Any:
     executable = task["executable"]
     if not isinstance(executable, str) or not executable:
         raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
-    settings = task_settings(task["task_backend_specific_kwargs"])
+    settings = task_settings(task)
+    _refuse_nul(task)
     stdin = None
     if task.get("stdin") and pilot is not None:
         stdin = f"{task['uid']}.in"
@@ -87,7 +90,32 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> Any:
     if task.get("capture", True) is False:
         description.stdout = description.stderr = "/dev/null"
     check_staging(task, settings)
+    if settings:
+        verify(task, description)
     return description
+
+
+def verify(task: TaskDescription, description: Any) -> None:
+    """Has RADICAL-Pilot check a description alone; in a batch it would refuse all for one.
+
+    What it has under a former name is there under today's afterwards.
+
+    Raises:
+        ValueError: RADICAL-Pilot does not take it; the text has the reason.
+    """
+    try:
+        description.verify()
+        rp.staging_directives.expand_description(description)
+    except Exception as error:  # whatever RADICAL-Pilot raises
+        raise ValueError(f"task {task['name']!r}: task_description: {error}") from error
+
+
+def _refuse_nul(task: TaskDescription) -> None:
+    """Raises for what no program can be given: shells leave it out without a word."""
+    environment = task.get("environment", {})
+    words = [task["executable"] or "", *(task.get("arguments") or ()), *environment.values()]
+    if any("\0" in word for word in words):
+        raise ValueError(f"task {task['name']!r}: an embedded null byte in its command")
 
 
 def _name(name: str) -> str:
@@ -127,6 +155,27 @@ def add_resources(
             description[name] = value
 
 
+def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
+    """Raises for a pilot that there is not: RADICAL-Pilot would wait for it for ever.
+
+    Raises:
+        ValueError: It says which pilots there are.
+    """
+    wanted = task["task_backend_specific_kwargs"].get("pilot")
+    if wanted and wanted != pilot.uid:
+        there = ", ".join(each.uid for each in pilots)
+        raise ValueError(f"task {task['name']!r}: there is no pilot {wanted!r}; there are: {there}")
+
+
+def needs(task: TaskDescription) -> Any:
+    """What a task needs of a pilot, in a description that holds nothing else."""
+    settings = task_settings(task)
+    keys = ("ranks", "cores_per_rank", "gpus_per_rank", "mem_per_rank")
+    description = rp.TaskDescription({key: settings[key] for key in keys if settings.get(key)})
+    add_resources(description, task.get("resources"), settings)
+    return description
+
+
 def check_fits(name: str, description: Any, pilot: Pilot, taken: int = 0) -> None:
     """Raises where a pilot can never run a task: RADICAL-Pilot would fail it, or never start it.
 
@@ -154,12 +203,25 @@ def check_fits(name: str, description: Any, pilot: Pilot, taken: int = 0) -> Non
                 f"{pilot.uid} ({pilot.settings['resource']}) has {there}"
             )
     ranks = int(description.ranks or 1)
-    total = wanted["cores"] * ranks
+    if ranks > 1 and pilot.here and not any(map(shutil.which, ("mpirun", "mpiexec"))):
+        raise CapabilityError(
+            f"task {name!r} asks for {ranks} ranks, and there is no mpirun here to start them: "
+            "load or install an MPI, on Debian: apt-get install openmpi-bin"
+        )
+    check_total(name, wanted["cores"] * ranks, pilot, taken)
+
+
+def check_total(name: str, cores: int, pilot: Pilot, taken: int) -> None:
+    """Raises where a task asks for more cores in all than a pilot has for it.
+
+    Raises:
+        CapabilityError: It says what there is.
+    """
     there = pilot.cores - taken
-    if total > there:
+    if cores > there:
         kept = f"; {taken} more are RAPTOR's, see `function_cores`" if taken else ""
         raise CapabilityError(
-            f"task {name!r} asks for {total} cores in all ({ranks} ranks), pilot {pilot.uid} "
+            f"task {name!r} asks for {cores} cores in all, pilot {pilot.uid} "
             f"({pilot.settings['resource']}) has {there}{kept}; ask for a larger pilot with "
             "RadicalExecutionBackend({'cores': ...})"
         )
@@ -175,21 +237,33 @@ def place(task: TaskDescription, description: Any, pilot: Pilot) -> bool:
     sandbox under the task's uid, where RADICAL-Pilot's `pilot:///UID/NAME` looks.
 
     Returns:
-        Whether the sandbox is the backend's own, not the engine's.
+        Whether the sandbox is the backend's own, neither the engine's nor one that the user named.
     """
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")
+    own = not wanted and not description.sandbox
     if not pilot.shared:
         task["sandbox"] = below
+        if task.get("stdin"):
+            raise CapabilityError(
+                f"task {task['name']!r} has a standard input, which cannot be given on pilot "
+                f"{pilot.uid} ({pilot.settings['resource']}): it does not see this machine's "
+                "files; stage a file and read that"
+            )
         return False
     if not wanted or description.sandbox:
         wanted = description.sandbox or below
         if not os.path.isabs(wanted):
             wanted = os.path.join(pilot.sandbox, wanted)
     sandbox = make_sandbox(wanted)
+    if not can_work_in(sandbox):
+        raise DataError(
+            f"task {task['name']!r}: RADICAL-Pilot cannot run it in {sandbox!r}: its scripts do "
+            "not quote paths with spaces, quotes, wildcards or dollar signs; give the engine "
+            "another directory: WorkflowEngine.create(..., work_dir='/tmp/rhapsody')"
+        )
     if sandbox != below:
         os.symlink(sandbox, below)
-    own = "sandbox" not in task
     task["sandbox"] = sandbox
     description.sandbox = sandbox
     text = task.get("stdin")
@@ -198,21 +272,13 @@ def place(task: TaskDescription, description: Any, pilot: Pilot) -> bool:
     return own
 
 
-def link_sources(sources: Mapping[str, str], pilot: Pilot) -> None:
-    """Makes the sandboxes of tasks that ran elsewhere reachable below a pilot's sandbox."""
-    for uid, sandbox in sources.items():
-        below = os.path.join(pilot.sandbox, uid)
-        if pilot.shared and not os.path.lexists(below):
-            os.symlink(sandbox, below)
-
-
 def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
     """Raises for a local file to be staged that is not there: RADICAL-Pilot would say nothing.
 
     Raises:
         DataError: It names the file.
     """
-    for directive in settings.get("input_staging") or ():
+    for directive in as_list(settings.get("input_staging")):
         source = directive.get("source") if isinstance(directive, Mapping) else directive
         if not isinstance(source, str):
             continue
@@ -227,7 +293,7 @@ def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
 def missing_outputs(task: TaskDescription, sandbox: str) -> list[str]:
     """Files that a finished task was to stage out and did not write."""
     missing = []
-    for directive in task["task_backend_specific_kwargs"].get("output_staging") or ():
+    for directive in as_list(task["task_backend_specific_kwargs"].get("output_staging")):
         source = directive.get("source") if isinstance(directive, Mapping) else directive
         if not isinstance(source, str):
             continue

@@ -1,12 +1,13 @@
 """Gives back what RADICAL-Pilot holds for ever although its session was closed.
 
 It keeps subscribers in a list of its class, managers in handlers for `fork`, sockets until
-they are collected, and a descriptor of each file of JSON that it wrote. A program that
-starts one backend after the other would run out of descriptors.
+they are collected, a descriptor of each file of JSON that it wrote, and logs that it wrote to.
+A program that starts one backend after the other would run out of descriptors.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -56,6 +57,7 @@ def release(objects: Iterable[Any], bridges: frozenset[str], directory: Path) ->
         if isinstance(context, zmq.Context) and context is not shared:
             with suppress(Exception):  # a thread may still use it
                 context.destroy(linger=0)
+    _close_logs(directory)
     _close_written_files(directory)
 
 
@@ -116,6 +118,18 @@ def _stop_thread(held: dict[str, Any]) -> None:
         term.set()
         if thread is not threading.current_thread():
             thread.join(2)
+
+
+def _close_logs(directory: Path) -> None:
+    """Closes logs, which are opened when something is wrong, such as a pilot that ends twice."""
+    roots = tuple(path + os.sep for path in (str(directory), os.path.realpath(directory)))
+    for logger in list(logging.root.manager.loggerDict.values()):
+        if not isinstance(logger, logging.Logger):
+            continue  # only the place of one
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.FileHandler) and handler.baseFilename.startswith(roots):
+                logger.removeHandler(handler)
+                handler.close()
 
 
 def _close_written_files(directory: Path) -> None:
