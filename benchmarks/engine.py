@@ -64,6 +64,23 @@ async def engine_chain(size: int) -> float:
         return time.perf_counter() - start
 
 
+async def coroutine_chain(size: int) -> float:
+    """As `engine_chain`, of coroutine functions."""
+    async with WorkflowEngine.create(LocalExecutionBackend(), handle_signals=False) as flow:
+
+        @flow.function_task
+        async def no_op(x: Any) -> Any:
+            return x
+
+        future = no_op(0)
+        await future
+        start = time.perf_counter()
+        for _ in range(size):
+            future = no_op(future)
+        await future
+        return time.perf_counter() - start
+
+
 async def noop_chain(size: int) -> float:
     """Our engine on the noop backend, each task waiting for the one before."""
     async with WorkflowEngine.create(NoopExecutionBackend(), handle_signals=False) as flow:
@@ -222,7 +239,8 @@ def main() -> None:
 
     chains = measure(
         {"rhapsody noop": noop_chain, "rhapsody threads": engine_chain,
-         "run_in_executor": executor_chain} | peers(fan=False),
+         "rhapsody coroutines": coroutine_chain, "run_in_executor": executor_chain}
+        | peers(fan=False),
         chain, rounds,
     )  # fmt: skip
     print(f"\nchain of {chain}: µs per link")
@@ -232,6 +250,8 @@ def main() -> None:
     print("\nratios")
     ratio = chains["rhapsody threads"] / chains["run_in_executor"]
     print(f"  chain, threads / run_in_executor        {ratio:.2f}")
+    ratio = chains["rhapsody coroutines"] / chains["rhapsody threads"]
+    print(f"  chain, coroutines / functions           {ratio:.2f}")
     if "radical.asyncflow" in chains:
         ratio = chains["radical.asyncflow"] / chains["rhapsody threads"]
         print(f"  chain, radical.asyncflow / ours         {ratio:.1f}")
