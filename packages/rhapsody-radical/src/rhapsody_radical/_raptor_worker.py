@@ -11,6 +11,7 @@ both were copied to another file system.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pickle
 import signal
@@ -32,7 +33,8 @@ MARK = "rhapsody"
 """What our tasks have in their metadata.
 
 `"call"` is an order for `call.run`, `"task"` the same as a `PythonTask` that any worker of
-RAPTOR's could run, and `"probe"` is answered at once.
+RAPTOR's could run, and `"probe"` is answered at once: with those of its `"calls"` that are
+not here.
 """
 
 
@@ -47,6 +49,7 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         self._change = threading.Condition()
         self._waiting: deque[dict[str, Any]] = deque()
         self._running: dict[str, Process] = {}
+        self._unanswered: set[str] = set()
         self._cancelled: set[str] = set()
         self._expired: set[str] = set()
         self._idle: list[Process] = []
@@ -65,14 +68,21 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         for task in ru.as_list(tasks):
             kind = _kind(task)
             if kind == "probe":
-                self._answer(task, text="")
+                self._answer(task, text=json.dumps(self._missing(task)))
             else:
                 (calls if kind in ("call", "task") else others).append(task)
         if others:
             threading.Thread(target=self._leave, args=(others,), daemon=True).start()
         with self._change:
             self._waiting.extend(calls)
+            self._unanswered.update(task["uid"] for task in calls)
             self._change.notify_all()
+
+    def _missing(self, probe: dict[str, Any]) -> list[str]:
+        """Which of the calls that a probe asks about never came here, or were answered."""
+        with self._change:
+            asked = probe["description"]["metadata"].get("calls", ())
+            return [uid for uid in asked if uid not in self._unanswered]
 
     def _leave(self, tasks: list[dict[str, Any]]) -> None:
         """Has RAPTOR's own worker make calls of others; it waits until there is room."""
@@ -227,6 +237,8 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
         if cancelled:
             task["target_state"] = rp.CANCELED
         self._res_put.put(task)
+        with self._change:
+            self._unanswered.discard(task["uid"])
 
 
 def _kind(task: dict[str, Any]) -> Any:

@@ -385,6 +385,13 @@ class RadicalExecutionBackend(KeptNames):
             if job.pair is pair:
                 self.end(job, "LOST")
 
+    def call_lost(self, uid: str) -> None:
+        """Ends a call that its RAPTOR worker does not know, nor anybody what came of it."""
+        job: Job | None = self._open.get(uid)
+        if job is not None and job.pair is not None:
+            job.lost = f"the call or its result was lost on the way to or from {job.pair.uid}"
+            self.end(job, "LOST")
+
     # Pilots.
 
     def register_pilot_callback(self, func: PilotCallback) -> None:

@@ -95,9 +95,15 @@ class Functions:
 
     def check(self) -> None:
         """Looks whether masters and workers live."""
-        busy = {job.pair for job in self._backend.open_jobs() if job.pair is not None}
+        calls: dict[Pair, list[str]] = {}
+        for job in self._backend.open_jobs():
+            if job.pair is not None and job.handle is not None and not job.over:
+                calls.setdefault(job.pair, [])
+                if not job.staged:
+                    calls[job.pair].append(job.uid)
         for each in list(self._raptors.values()):
-            each.check(busy)
+            for uid in each.check(calls):
+                self._backend.call_lost(uid)
 
     def forget(self) -> None:
         """Lets go of RADICAL-Pilot's objects."""
@@ -111,18 +117,20 @@ class Functions:
             self._backend.refuse_too_large(pilot, found.cores)
         return found
 
+    def _cores_per_call(self, pilot: Pilot) -> int:
+        found = self._raptors.get(pilot.number)
+        config = self._config or self._default(pilot) if found is None else found.config
+        return raptor.cores_per_call(config)
+
     def check_room(self, task: TaskDescription, pilot: Pilot) -> None:
         """Raises where a pilot is too small for a task.
 
         Raises:
             CapabilityError: It says what there is.
         """
-        found = self._raptors.get(pilot.number)
-        if task["function"] is not None and self._backend.functions == "raptor":
-            config = self._config or self._default(pilot)
-            cores = (found or Raptor(pilot, config, self._backend.pair_lost)).function_cores
-            if not _needs_more(task, cores):
-                return
+        on_raptor = task["function"] is not None and self._backend.functions == "raptor"
+        if on_raptor and not _needs_more(task, self._cores_per_call(pilot)):
+            return
         translate.check_fits(task["name"], translate.needs(task), pilot, self.cores_taken(pilot))
 
     def _default(self, pilot: Pilot) -> dict[str, Any]:
@@ -156,7 +164,7 @@ class Functions:
         if self._backend.functions == "executable":
             return self._as_program(job)
         found = self._raptor(job.pilot)
-        if _needs_more(task, found.function_cores):
+        if _needs_more(task, self._cores_per_call(job.pilot)):
             return self._as_program(job)
         master = task["task_backend_specific_kwargs"].get("raptor_id")
         job.pair = self._pair_of(master, job.pilot) if master else found.choose()

@@ -25,6 +25,7 @@ class Job:
         running: Whether it was reported to run.
         cancelled: Whether somebody asked for it to be cancelled.
         unready: Whether it is to end because its readiness could not be found out.
+        lost: Why it is lost alone, while its pilot and pair live; empty otherwise.
         over: Whether its end has been taken note of; set once, under `lock`.
         stopped: Set at the end of a service, for whoever watches it.
         cores: How many cores it has while it runs.
@@ -40,6 +41,7 @@ class Job:
         "cores",
         "handle",
         "lock",
+        "lost",
         "over",
         "own_sandbox",
         "pair",
@@ -62,6 +64,7 @@ class Job:
         self.running: bool = False
         self.cancelled: bool = False
         self.unready: bool = False
+        self.lost: str = ""
         self.over: bool = False
         self.lock: threading.Lock = threading.Lock()
         self.stopped: threading.Event | None = threading.Event() if task["is_service"] else None
@@ -80,6 +83,12 @@ class Job:
     def is_function(self) -> bool:
         """Whether it is a function task."""
         return self.task["function"] is not None
+
+    @property
+    def staged(self) -> bool:
+        """Whether RADICAL-Pilot copies files for it, which may take long."""
+        specific = self.task["task_backend_specific_kwargs"]
+        return bool(specific.get("input_staging") or specific.get("output_staging"))
 
     def hear(self) -> None:
         """Takes note that its RAPTOR pair was heard of."""

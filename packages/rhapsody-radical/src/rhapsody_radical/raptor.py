@@ -8,10 +8,11 @@ threads.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ THEIRS = ("raptor_class", "raptor_file", "executable")
 MARK = "rhapsody"
 """What tells our own worker our calls and probes, in a task's metadata."""
 
-SILENT = 60.0
-"""Seconds without a word from a pair that has calls, after which it is asked; and as many
-again for the answer, after which it is lost."""
+PROBED = 60.0
+"""Seconds between two probes of a pair that has calls; as many for the answer, without which a
+pair that says nothing else either is lost."""
+
+ASKED = 100
+"""How many calls, the oldest, a probe asks the worker about."""
 
 
 class Pair:
@@ -46,7 +50,8 @@ class Pair:
         lost: Why it is lost, `None` while it is not.
         heard: When something was last heard of it, by the monotonic clock; 0 before.
         probe: RADICAL-Pilot's task of a probe that was not answered yet.
-        probed: When it was sent.
+        probed: When it was sent, or the pair started.
+        missing: Calls that the worker did not know when it was last asked.
     """
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
@@ -56,7 +61,8 @@ class Pair:
         self.lost: str | None = None
         self.heard: float = 0.0
         self.probe: Any = None
-        self.probed: float = 0.0
+        self.probed: float = time.monotonic()
+        self.missing: set[str] = set()
 
     @property
     def takes_orders(self) -> bool:
@@ -162,6 +168,15 @@ def checked_settings(
     return checked(config)
 
 
+def cores_per_call(config: Mapping[str, Any]) -> int:
+    """Cores that one call can have at most, with a checked configuration."""
+    return min(
+        max(1, int(worker.get("cores_per_rank") or 1))
+        for master in config["masters"]
+        for worker in master["workers"]
+    )
+
+
 def default(cores: int) -> dict[str, Any]:
     """The configuration where the user gave none: one pair, with a worker of our own."""
     return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
@@ -174,13 +189,18 @@ class Raptor:
         pilot: The pilot.
         config: What to start, checked.
         on_lost: Called with each pair that is lost, once.
+
+    Attributes:
+        config: What it starts.
+        pairs: Those that live.
+        lost: The uids of the masters that do not.
     """
 
     def __init__(
         self, pilot: Pilot, config: dict[str, Any], on_lost: Callable[[Pair], None]
     ) -> None:
         self._pilot = pilot
-        self._config = config
+        self.config: dict[str, Any] = config
         self._on_lost = on_lost
         self._count = 0
         self._turn = 0
@@ -193,23 +213,14 @@ class Raptor:
         """Cores that the pairs take."""
         return sum(
             _cores(master) + sum(map(_cores, master["workers"]))
-            for master in self._config["masters"]
-        )
-
-    @property
-    def function_cores(self) -> int:
-        """Cores that one call can have at most."""
-        return min(
-            max(1, int(worker.get("cores_per_rank") or 1))
-            for master in self._config["masters"]
-            for worker in master["workers"]
+            for master in self.config["masters"]
         )
 
     def start(self) -> None:
         """Starts the pairs that are not there."""
         with self._lock:
             running = [pair.settings for pair in self.pairs]
-            for settings in self._config["masters"]:
+            for settings in self.config["masters"]:
                 if not any(settings is each for each in running):
                     self.pairs.append(self._start(settings))
 
@@ -251,37 +262,53 @@ class Raptor:
         words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
         words["raptor_file"] = OWN_WORKER.name
 
-    def check(self, busy: Collection[Pair] = ()) -> None:
+    def check(self, calls: Mapping[Pair, list[str]] | None = None) -> set[str]:
         """Gives up pairs whose master or worker has ended, or does not answer.
 
         Args:
-            busy: Pairs that have calls, which are expected to be heard of.
+            calls: The open calls of pairs that are expected to be heard of, the oldest first.
+
+        Returns:
+            Those that the worker has twice not known: they, or what came of them, are lost on
+            the way.
         """
+        lost: set[str] = set()
         with self._lock:
             for pair in list(self.pairs):
-                problem = pair.problem()
-                if problem is None and pair in busy and pair.answers_probes and pair.heard:
-                    problem = self._silence(pair)
+                problem, asked = pair.problem(), (calls or {}).get(pair)
+                if problem is None and asked is not None and pair.answers_probes and pair.heard:
+                    lost |= self._read_probe(pair) & set(asked)
+                    problem = self._probe(pair, asked)
                 if problem is not None:
                     self.give_up(pair, problem)
+        return lost
 
-    def _silence(self, pair: Pair) -> str | None:
-        """Probes a pair that has long said nothing; says so where the probe has no answer."""
+    def _read_probe(self, pair: Pair) -> set[str]:
+        """Takes note of a probe's answer; returns the calls that are missing once more."""
+        probe = pair.probe
+        if probe is None or probe.state not in FINAL:
+            return set()
+        pair.heard, pair.probe = time.monotonic(), None
+        self._pilot.forget(probe.uid)
+        missing = set(json.loads(probe.return_value or "[]"))
+        twice, pair.missing = missing & pair.missing, missing
+        return twice
+
+    def _probe(self, pair: Pair, calls: list[str]) -> str | None:
+        """Probes a pair where it is time to; says so where the last probe has no answer."""
         now = time.monotonic()
-        if pair.probe is not None and pair.probe.state in FINAL:
-            pair.heard = now
-        if pair.probe is not None and pair.heard > pair.probed:
-            self._pilot.forget(pair.probe.uid)
-            pair.probe = None
-        if pair.probe is None and now - pair.heard > SILENT:
-            self._count += 1
-            pair.probed = now
-            words = {"mode": rp.TASK_FUNCTION, "function": "probe", "raptor_id": pair.uid}
-            words.update(uid=f"probe.{self._pilot.number}.{self._count:04d}")
-            words.update(metadata={MARK: "probe"})
-            pair.probe = self._pilot.manager.submit_tasks(rp.TaskDescription(words))
-        elif pair.probe is not None and now - pair.probed > SILENT:
-            return f"RAPTOR master {pair.uid} and its worker do not answer"
+        if now - pair.probed <= PROBED:
+            return None
+        if pair.probe is not None:
+            if pair.heard <= pair.probed:
+                return f"RAPTOR master {pair.uid} and its worker do not answer"
+            self._pilot.forget(pair.probe.uid)  # it was lost itself
+        self._count += 1
+        pair.probed = now
+        words = {"mode": rp.TASK_FUNCTION, "function": "probe", "raptor_id": pair.uid}
+        words.update(uid=f"probe.{self._pilot.number}.{self._count:04d}")
+        words.update(metadata={MARK: "probe", "calls": calls[:ASKED]})
+        pair.probe = self._pilot.manager.submit_tasks(rp.TaskDescription(words))
         return None
 
     def give_up(self, pair: Pair, reason: str) -> None:

@@ -126,7 +126,8 @@ class Results:
         if state == "LOST" or job.handle is None:
             if job.cancelled:
                 return "CANCELED", None
-            reason = job.pair.lost if job.pair is not None and job.pair.lost else job.pilot.reason
+            of_pair = job.pair.lost if job.pair is not None else None
+            reason = job.lost or of_pair or job.pilot.reason
             return "FAILED", TaskLostError(f"task {job.task['name']!r} was lost: {reason}")
         if job.is_function:
             if job.program:
