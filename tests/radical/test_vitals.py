@@ -21,7 +21,7 @@ from rhapsody_radical.jobs import Job
 from rhapsody_radical.library import ru
 from rhapsody_radical.session import Client, Pilot, _at_exit, _open
 from rhapsody_radical.upkeep import release
-from rhapsody_radical.vitals import CONFIRMED, PATIENCE, Vitals
+from rhapsody_radical.vitals import CONFIRMED, PATIENCE, Vitals, titles
 
 
 def look_alike(place: Path) -> subprocess.Popen[bytes]:
@@ -30,6 +30,11 @@ def look_alike(place: Path) -> subprocess.Popen[bytes]:
     while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"rp.agent_x"):
         assert process.poll() is None
     return process
+
+
+def look(vitals: Vitals) -> str | None:
+    """What the watch does once a second."""
+    return vitals.note(titles([vitals.directory])[vitals.directory])
 
 
 @pytest.fixture
@@ -45,10 +50,10 @@ def test_a_component_that_ended_is_told_of_after_a_while(
     component: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     vitals = Vitals(str(tmp_path))
-    assert [vitals.look() for _ in range(CONFIRMED)] == [None] * CONFIRMED
+    assert [look(vitals) for _ in range(CONFIRMED)] == [None] * CONFIRMED
     component.kill()
     component.wait()
-    said = [vitals.look() for _ in range(PATIENCE)]
+    said = [look(vitals) for _ in range(PATIENCE)]
     assert said == [None] * (PATIENCE - 1) + ["rp.agent_x"]
 
 
@@ -56,20 +61,20 @@ def test_what_a_component_forked_may_end(
     component: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     vitals, forked = Vitals(str(tmp_path)), look_alike(tmp_path)
-    assert [vitals.look() for _ in range(CONFIRMED)] == [None] * CONFIRMED
+    assert [look(vitals) for _ in range(CONFIRMED)] == [None] * CONFIRMED
     forked.kill()
     forked.wait()
-    assert not any(vitals.look() for _ in range(2 * PATIENCE))
+    assert not any(look(vitals) for _ in range(2 * PATIENCE))
 
 
 def test_what_is_there_for_a_moment_is_no_component(
     component: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     vitals = Vitals(str(tmp_path))
-    assert [vitals.look() for _ in range(CONFIRMED - 1)] == [None] * (CONFIRMED - 1)
+    assert [look(vitals) for _ in range(CONFIRMED - 1)] == [None] * (CONFIRMED - 1)
     component.kill()
     component.wait()
-    assert not any(vitals.look() for _ in range(2 * PATIENCE))
+    assert not any(look(vitals) for _ in range(2 * PATIENCE))
 
 
 def test_components_elsewhere_do_not_count(
@@ -77,10 +82,10 @@ def test_components_elsewhere_do_not_count(
 ) -> None:
     vitals = Vitals(str(tmp_path.parent))
     for _ in range(CONFIRMED):
-        vitals.look()
+        look(vitals)
     component.kill()
     component.wait()
-    assert not any(vitals.look() for _ in range(2 * PATIENCE))
+    assert not any(look(vitals) for _ in range(2 * PATIENCE))
 
 
 def test_somebodys_terminal_is_no_process_of_a_session(tmp_path: Path) -> None:

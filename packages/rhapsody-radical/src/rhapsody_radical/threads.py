@@ -16,7 +16,7 @@ from rhapsody.errors import TaskLostError
 from rhapsody_radical import processes, results, services
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.session import FINAL, Pilot
-from rhapsody_radical.vitals import Vitals
+from rhapsody_radical.vitals import Vitals, titles
 
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
@@ -181,8 +181,9 @@ class Watch:
         backend = self._backend
         for pilot in backend.pilots:
             backend.fleet.note(pilot, pilot.state)
+        found = titles(vitals.directory for vitals, _ in self.vitals)
         for vitals, pilots in self.vitals:
-            name = vitals.look()
+            name = vitals.note(found[vitals.directory])
             for pilot in pilots if name else ():
                 backend.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
         backend.check_functions()

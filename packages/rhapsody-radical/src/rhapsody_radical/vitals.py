@@ -8,9 +8,7 @@ a pilot in its sandbox, those of the client in the session's directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterable, Set
 
 PREFIX = "rp."
 """What the titles of RADICAL-Pilot's processes begin with."""
@@ -27,21 +25,24 @@ class Vitals:
 
     Args:
         directory: The directory; those below it are others'.
+
+    Attributes:
+        directory: Its real path.
     """
 
     def __init__(self, directory: str) -> None:
-        self._directory = os.path.realpath(directory)
+        self.directory: str = os.path.realpath(directory)
         self._seen: dict[str, int] = {}
         self._missing = 0
 
-    def look(self) -> str | None:
-        """Looks once; to be called about once a second.
+    def note(self, found: Set[str]) -> str | None:
+        """Takes note of the titles that are there now; to be called about once a second.
+
+        By title: a component may fork others, which end when they are done.
 
         Returns:
             The title that no process has had for a while, `None` where all are there.
         """
-        # By title: a component may fork others, which end when they are done.
-        found = set(_titles(self._directory))
         gone = [title for title in self._seen if self.knows(title) and title not in found]
         for title in found:
             self._seen[title] = self._seen.get(title, 0) + 1
@@ -55,14 +56,24 @@ class Vitals:
         return self._seen.get(title, 0) >= CONFIRMED
 
 
-def _titles(directory: str) -> Iterator[str]:
-    """The titles of RADICAL-Pilot's living processes in a directory."""
+def titles(directories: Iterable[str]) -> dict[str, set[str]]:
+    """The titles of RADICAL-Pilot's living processes in each of some directories' real paths.
+
+    One pass over all of the machine's processes, of which a login node has thousands.
+    """
+    found: dict[str, set[str]] = {directory: set() for directory in directories}
     for number in os.listdir("/proc") if os.path.isdir("/proc") else ():
-        if number.isdigit():
-            with suppress(OSError):  # gone, a zombie, or somebody else's
-                if os.readlink(f"/proc/{number}/cwd") != directory:
-                    continue
-                words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-                title = words[0].decode(errors="replace").strip()
-                if title.startswith(PREFIX):
-                    yield title
+        if not number.isdigit():
+            continue
+        try:
+            directory = os.readlink(f"/proc/{number}/cwd")
+            if directory not in found:
+                continue
+            with open(f"/proc/{number}/cmdline", "rb", buffering=0) as file:
+                words = file.read().split(b"\0")
+        except OSError:  # gone, a zombie, or somebody else's
+            continue
+        title = words[0].decode(errors="replace").strip()
+        if title.startswith(PREFIX):
+            found[directory].add(title)
+    return found
