@@ -72,9 +72,9 @@ class Pair:
 
     @property
     def answers_probes(self) -> bool:
-        """Whether its worker is our own; of several, others would answer for one that hangs."""
-        workers = self.settings["workers"]
-        return len(workers) == 1 and is_own(workers[0])
+        """Whether its worker is our own and one process: of several, one knows its calls alone."""
+        worker, *others = self.settings["workers"]
+        return not others and is_own(worker) and int(worker.get("ranks") or 1) == 1
 
     @property
     def uid(self) -> str:
