@@ -250,24 +250,6 @@ def test_a_call_for_a_worker_of_ours_is_small() -> None:
     assert sizes[0] < 1500 < sizes[1]
 
 
-@pytest.mark.parametrize(
-    ("workers", "asked"),
-    [
-        ([{"cores_per_rank": 2}], True),
-        ([{"worker_type": "DefaultWorker", "ranks": 1}], True),
-        ([{"ranks": 2}], False),
-        ([{}, {}], False),
-        ([{"raptor_class": "DefaultWorker"}], False),
-    ],
-)
-def test_only_a_worker_that_has_all_calls_is_asked_for_them(
-    workers: list[dict[str, Any]], asked: bool
-) -> None:
-    """Of several processes each would take the others' calls for lost."""
-    pair = raptor.Pair(SimpleNamespace(uid="master"), [], {"workers": workers})
-    assert pair.answers_probes is asked
-
-
 def test_a_raptor_master_of_another_pilot_is_refused() -> None:
     """RADICAL-Pilot would wait for it for ever, on the pilot that the task goes to."""
     backend = RadicalExecutionBackend([{"cores": 4}, {"cores": 4}])

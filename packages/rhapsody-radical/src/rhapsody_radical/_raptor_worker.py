@@ -64,19 +64,19 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
 
     def _request_cb(self, tasks: Any) -> None:
         calls: list[dict[str, Any]] = []
+        probes: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
+        into = {"call": calls, "task": calls, "probe": probes}
         for task in ru.as_list(tasks):
-            kind = _kind(task)
-            if kind == "probe":
-                self._answer(task, text=json.dumps(self._missing(task)))
-            else:
-                (calls if kind in ("call", "task") else others).append(task)
+            into.get(str(_kind(task)), others).append(task)
         if others:
             threading.Thread(target=self._leave, args=(others,), daemon=True).start()
         with self._change:
             self._waiting.extend(calls)
             self._unanswered.update(task["uid"] for task in calls)
             self._change.notify_all()
+        for probe in probes:
+            self._answer(probe, text=json.dumps(self._missing(probe)))
 
     def _missing(self, probe: dict[str, Any]) -> list[str]:
         """Which of the calls that a probe asks about never came here, or were answered."""
@@ -124,7 +124,11 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                 while not self._waiting or not self._fits(self._waiting[0]):
                     self._change.wait()
                 task = self._waiting.popleft()
-            threading.Thread(target=self._call, args=(task,), daemon=True).start()
+            try:
+                threading.Thread(target=self._call, args=(task,), daemon=True).start()
+            except RuntimeError as error:  # there can be no more threads
+                self._free(task)
+                self._answer(task, error=f"RuntimeError('the worker: {error}')")
 
     def _fits(self, task: dict[str, Any]) -> bool:
         """Whether there is room for a call, which is then taken."""
@@ -186,15 +190,18 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                         self._idle.append(process)
                     else:
                         process.close()
-            with self._rlock:
-                for kind, numbers in task["slots"][0].items():
-                    for number in numbers:
-                        self._resources[kind][number] = 0
-            with self._change:
-                self._change.notify_all()
+            self._free(task)
         if text is None and error is None:
             error = "ChildProcessError('the process of the call was killed, or ended itself')"
         self._answer(task, text=text, error=error, cancelled=cancelled)
+
+    def _free(self, task: dict[str, Any]) -> None:
+        with self._rlock:
+            for kind, numbers in task["slots"][0].items():
+                for number in numbers:
+                    self._resources[kind][number] = 0
+        with self._change:
+            self._change.notify_all()
 
     def _expire(self, uid: str, process: Process) -> None:
         """Ends a call whose own time-out is over, unless it has just ended."""

@@ -302,8 +302,7 @@ class RadicalExecutionBackend(KeptNames):
         """RADICAL-Pilot's callback, on its thread; exceptions would be swallowed."""
         job: Job | None = self._open.get(handle.uid)
         if job is None:
-            if state in FINAL:
-                self._functions.look_at(handle.uid)
+            self._functions.look_at(handle, state)
             return
         if job.handle is None:
             job.handle = handle
@@ -330,7 +329,8 @@ class RadicalExecutionBackend(KeptNames):
 
     def end(self, job: Job, state: str) -> None:
         """Takes note of a final state; worked up on another thread, reported once."""
-        job.hear()
+        if state == "DONE" or (job.running and state != "LOST"):
+            job.hear()  # else others than its pair may have said so
         if job.claim_end() and self._results is not None:
             if job.running:
                 job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)

@@ -18,7 +18,7 @@ from rhapsody_radical.descriptions import as_list, task_settings
 from rhapsody_radical.library import rp
 from rhapsody_radical.raptor import Pair, Raptor
 from rhapsody_radical.results import CANCELED, DONE, FAILED, error_of, not_ours
-from rhapsody_radical.session import Pilot
+from rhapsody_radical.session import FINAL, Pilot
 
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
@@ -87,11 +87,14 @@ class Functions:
         found = self._raptors.get(pilot.number)
         return 0 if found is None else found.cores
 
-    def look_at(self, uid: str) -> None:
-        """A task that is none of the engine's ended: a master or a worker, maybe."""
+    def look_at(self, handle: Any, state: str) -> None:
+        """A task that is none of the engine's: a master or a worker, maybe."""
         for each in list(self._raptors.values()):
-            if any(uid in pair.uids() for pair in list(each.pairs)):
-                self._backend.later(each.check)
+            if state in FINAL:
+                if any(handle.uid in pair.uids() for pair in list(each.pairs)):
+                    self._backend.later(each.check)
+            elif state == "AGENT_EXECUTING" and handle.mode == rp.RAPTOR_WORKER:
+                each.joined(handle.description, handle.uid)
 
     def check(self) -> None:
         """Looks whether masters and workers live."""

@@ -20,6 +20,7 @@ from typing import Any
 from rhapsody_radical.descriptions import check_keys, check_types
 from rhapsody_radical.library import rp
 from rhapsody_radical.session import FINAL, Pilot
+from rhapsody_radical.states import TASK_STATES, Generation
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -27,6 +28,20 @@ OWN_WORKER = Path(__file__).with_name("_raptor_worker.py")
 OWN_FILES = (OWN_WORKER, Path(__file__).with_name("call.py"))
 OWN_CLASS = "RhapsodyWorker"
 DEFAULT_CLASS = "DefaultWorker"
+ORDER = TASK_STATES[Generation.CURRENT]
+BEFORE = ORDER[: ORDER.index("AGENT_SCHEDULING")]
+"""States of a task that the pilot's agent does not yet have in its hands."""
+
+ANSWERED = ORDER[ORDER.index("AGENT_STAGING_OUTPUT_PENDING") :]
+"""States of a task that its worker is done with."""
+
+FORMER = {
+    "cpu_processes": "ranks",
+    "cpu_threads": "cores_per_rank",
+    "gpu_processes": "gpus_per_rank",
+}
+"""RADICAL-Pilot's former words for what is read here of a master's or worker's settings."""
+
 THEIRS = ("raptor_class", "raptor_file", "executable")
 """Settings that make a master or a worker another than the default."""
 
@@ -34,8 +49,12 @@ MARK = "rhapsody"
 """What tells our own worker our calls and probes, in a task's metadata."""
 
 PROBED = 60.0
-"""Seconds between two probes of a pair that has calls; as many for the answer, without which a
-pair that says nothing else either is lost."""
+"""Seconds between two probes of a pair that has calls; as many for the answer, from when the
+agent has the probe, without which a pair that says nothing else either is lost."""
+
+PACE = 20.0
+"""Calls a second that go from a master to its worker even on a slow machine: a probe waits
+behind them, and is given the time (70 were measured on two busy cores)."""
 
 ASKED = 100
 """How many calls, the oldest, a probe asks the worker about."""
@@ -48,9 +67,11 @@ class Pair:
         master: RADICAL-Pilot's task of the master.
         workers: Those of its workers.
         lost: Why it is lost, `None` while it is not.
+        joined: Whether a program gave the master more workers.
         heard: When something was last heard of it, by the monotonic clock; 0 before.
         probe: RADICAL-Pilot's task of a probe that was not answered yet.
-        probed: When it was sent, or the pair started.
+        probed: When the last probe was sent, and seen on its way to the agent; before the
+            first one, when the pair was started.
         missing: Calls that the worker did not know when it was last asked.
     """
 
@@ -59,6 +80,7 @@ class Pair:
         self.workers = workers
         self.settings = settings
         self.lost: str | None = None
+        self.joined: bool = False
         self.heard: float = 0.0
         self.probe: Any = None
         self.probed: float = time.monotonic()
@@ -72,9 +94,10 @@ class Pair:
 
     @property
     def answers_probes(self) -> bool:
-        """Whether its worker is our own and one process: of several, one knows its calls alone."""
+        """Whether there is one process of our own that has all calls: of several, each has some."""
         worker, *others = self.settings["workers"]
-        return not others and is_own(worker) and int(worker.get("ranks") or 1) == 1
+        one = not others and not self.joined and int(worker.get("ranks") or 1) == 1
+        return one and self.takes_orders
 
     @property
     def uid(self) -> str:
@@ -131,6 +154,10 @@ def checked(config: Any) -> dict[str, Any]:
         _check("a master", master, known, "workers")
         for worker in master["workers"]:
             _check("a worker", worker, known, "worker_type")
+        for settings in (master, *master["workers"]):
+            for former in FORMER.keys() & settings.keys():
+                if value := settings.pop(former):  # as RADICAL-Pilot does, which would win
+                    settings[FORMER[former]] = value
     return {"masters": masters}
 
 
@@ -269,8 +296,8 @@ class Raptor:
             calls: The open calls of pairs that are expected to be heard of, the oldest first.
 
         Returns:
-            Those that the worker has twice not known: they, or what came of them, are lost on
-            the way.
+            Those that the worker did not know in two answers running: they, or what came of
+            them, are lost on the way.
         """
         lost: set[str] = set()
         with self._lock:
@@ -286,23 +313,30 @@ class Raptor:
     def _read_probe(self, pair: Pair) -> set[str]:
         """Takes note of a probe's answer; returns the calls that are missing once more."""
         probe = pair.probe
-        if probe is None or probe.state not in FINAL:
+        if probe is None or probe.state not in ANSWERED:
             return set()
-        pair.heard, pair.probe = time.monotonic(), None
+        pair.heard = time.monotonic()
+        if probe.state not in FINAL:
+            return set()
+        pair.probe = None
         self._pilot.forget(probe.uid)
         missing = set(json.loads(probe.return_value or "[]"))
-        twice, pair.missing = missing & pair.missing, missing
-        return twice
+        again, pair.missing = missing & pair.missing, missing
+        return again
 
     def _probe(self, pair: Pair, calls: list[str]) -> str | None:
         """Probes a pair where it is time to; says so where the last probe has no answer."""
         now = time.monotonic()
-        if now - pair.probed <= PROBED:
+        if pair.probe is not None and pair.probe.state in BEFORE:
+            pair.probed = now  # perhaps it waits for the transfer of somebody's files
+        patience = PROBED if pair.probe is None else PROBED + len(calls) / PACE
+        if now - pair.probed <= patience:
             return None
         if pair.probe is not None:
             if pair.heard <= pair.probed:
                 return f"RAPTOR master {pair.uid} and its worker do not answer"
             self._pilot.forget(pair.probe.uid)  # it was lost itself
+            pair.probe = None
         self._count += 1
         pair.probed = now
         words = {"mode": rp.TASK_FUNCTION, "function": "probe", "raptor_id": pair.uid}
@@ -310,6 +344,12 @@ class Raptor:
         words.update(metadata={MARK: "probe", "calls": calls[:ASKED]})
         pair.probe = self._pilot.manager.submit_tasks(rp.TaskDescription(words))
         return None
+
+    def joined(self, worker: Mapping[str, Any], uid: str) -> None:
+        """Takes note of a worker that a program gave to a master itself."""
+        for pair in list(self.pairs):
+            if worker.get("raptor_id") == pair.uid and uid not in pair.uids():
+                pair.joined = True
 
     def give_up(self, pair: Pair, reason: str) -> None:
         """Ends a pair; the next call starts another."""

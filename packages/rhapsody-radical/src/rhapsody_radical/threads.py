@@ -186,7 +186,6 @@ class Watch:
             name = vitals.note(found[vitals.directory])
             for pilot in pilots if name else ():
                 backend.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
-        backend.check_functions()
         again: dict[int, list[str]] = {}
         for job in backend.open_jobs():
             if job.over or job.handle is None:
@@ -201,3 +200,4 @@ class Watch:
             pilot = backend.pilots[number]
             if pilot.usable:
                 pilot.manager.cancel_tasks(uids)
+        backend.check_functions()
