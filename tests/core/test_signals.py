@@ -316,6 +316,46 @@ def test_observers_hear_of_the_end_after_everything_else(start: Start) -> None:
     assert sorted(lines[:-1]) == ["stopped inline", "task.000001 CANCELED", "task.000002 CANCELED"]
 
 
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_a_signal_that_interrupts_no_wait_of_the_loop_wakes_it(
+    start: Start, number: signal.Signals
+) -> None:
+    """As one that comes just before the loop begins to wait, here one that another thread gets."""
+    program = start(f"""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        def get():
+            signal.sigwait([signal.SIGUSR1])
+            signal.pthread_kill(threading.get_ident(), {int(number)})
+        async def main():
+            async with WorkflowEngine.create(Inline()) as flow:
+                threading.Thread(target=get, daemon=True).start()
+                say("ready")
+                await asyncio.Event().wait()
+        asyncio.run(main())
+    """)
+    program.until("ready")
+    program.send(signal.SIGUSR1)
+    assert program.end()[0] == GRACEFUL[number]
+
+
+def test_a_signals_file_descriptor_that_a_program_set_is_left(start: Start) -> None:
+    program = start("""
+        async def main():
+            loop = asyncio.get_running_loop()
+            for before in (True, False):
+                async with WorkflowEngine.create(Inline()) as flow:
+                    pass
+                if before:
+                    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+                    theirs = signal.set_wakeup_fd(-1)
+                    signal.set_wakeup_fd(theirs)
+            say(signal.set_wakeup_fd(-1) == theirs != -1)
+        asyncio.run(main())
+    """)
+    code, lines, err = program.end()
+    assert (code, lines[-1]) == (0, "True"), err
+
+
 def test_one_signal_ends_several_engines(start: Start) -> None:
     program = start("""
         async def main():

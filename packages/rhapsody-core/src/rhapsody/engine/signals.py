@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from types import FrameType
@@ -32,6 +33,7 @@ class _Registry:
         self._found: dict[int, Any] = {}
         self._received: int | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._alarm: _Alarm | None = None
 
     def add(self, engine: object, stop: Stop, settle: Callable[[], Any]) -> None:
         """Registers an engine; nothing happens off the main thread, where signals do not go.
@@ -53,6 +55,7 @@ class _Registry:
             self._main = _outermost(loop)
         self._stops[engine] = (stop, settle)
         if not self._found:
+            self._alarm = _Alarm(loop)
             for number in SIGNALS:
                 found = signal.getsignal(number)
                 if found is not signal.SIG_IGN:  # as `nohup` leaves SIGHUP
@@ -106,6 +109,9 @@ class _Registry:
         for number, handler in found.items():
             if signal.getsignal(number) == self._receive and handler is not None:
                 signal.signal(number, handler)
+        if self._alarm is not None:
+            self._alarm.close()
+        self._alarm = None
         self._loop = self._main = self._ending = None
         self._received = None
 
@@ -130,6 +136,37 @@ class _Registry:
             _raise_in(main, _exception(number))
         for _, settle in stops:
             settle()
+
+
+class _Alarm:
+    """Wakes a loop for signals that do not interrupt its wait.
+
+    Such are one that comes just before the wait begins, and one that the system gives to
+    another thread: Python notes it, and calls its handler when the main thread goes on.
+
+    Args:
+        loop: The loop of the main thread, which calls this.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._reads, self._writes = socket.socketpair()
+        self._reads.setblocking(False)
+        self._writes.setblocking(False)
+        there = signal.set_wakeup_fd(self._writes.fileno(), warn_on_full_buffer=False)
+        if there != -1:  # asyncio's own, which wakes the loop, too
+            signal.set_wakeup_fd(there)
+        loop.add_reader(self._reads, self._reads.recv, 4096)
+
+    def close(self) -> None:
+        """Takes itself away; what a program has put in its place stays."""
+        there = signal.set_wakeup_fd(-1)
+        if there != self._writes.fileno():
+            signal.set_wakeup_fd(there)
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._reads)
+        self._reads.close()
+        self._writes.close()
 
 
 def _exception(number: int) -> BaseException:
