@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -40,8 +41,13 @@ Run = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a program in a process group of its own, as a terminal does."""
+    """Starts a program in a process group of its own, as a terminal does.
+
+    What programs that are killed leave of temporary files is removed, too. Sockets are
+    among them, whose paths must be short.
+    """
     started: list[subprocess.Popen[bytes]] = []
+    temporary = tempfile.TemporaryDirectory(prefix="exit-", ignore_cleanup_errors=True)
 
     def start(body: str) -> subprocess.Popen[bytes]:
         program = tmp_path / "program.py"
@@ -51,6 +57,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             process = subprocess.Popen(
                 [sys.executable, str(program)],
                 cwd=tmp_path,
+                env={**os.environ, "TMPDIR": temporary.name},
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
@@ -58,11 +65,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
         started.append(process)
         return process
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with temporary:
+        yield start
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture
