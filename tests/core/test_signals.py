@@ -356,6 +356,24 @@ def test_a_signals_file_descriptor_that_a_program_set_is_left(start: Start) -> N
     assert (code, lines[-1]) == (0, "True"), err
 
 
+def test_where_every_signal_is_ignored_engines_leave_nothing_open(start: Start) -> None:
+    program = start("""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        async def main():
+            open_files = []
+            for _ in range(3):
+                async with WorkflowEngine.create(Inline()) as one:
+                    async with WorkflowEngine.create(Inline()) as two:
+                        pass
+                open_files.append(len(os.listdir("/proc/self/fd")))
+            say(len(set(open_files)) == 1)
+        asyncio.run(main())
+    """)
+    code, lines, err = program.end()
+    assert (code, lines[-1]) == (0, "True"), err
+
+
 def test_one_signal_ends_several_engines(start: Start) -> None:
     program = start("""
         async def main():

@@ -55,12 +55,13 @@ class _Registry:
             self._main = _outermost(loop)
         self._stops[engine] = (stop, settle)
         if not self._found:
-            self._alarm = _Alarm(loop)
             for number in SIGNALS:
                 found = signal.getsignal(number)
                 if found is not signal.SIG_IGN:  # as `nohup` leaves SIGHUP
                     self._found[number] = found
                     signal.signal(number, self._receive)
+            if self._found:
+                self._alarm = _Alarm(loop)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs what an engine needs before it is one; a signal cancels it.
