@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from rhapsody import LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
@@ -47,15 +48,13 @@ async def engine_fan(size: int) -> float:
         return time.perf_counter() - start
 
 
-async def engine_chain(size: int) -> float:
-    """Our engine on local threads, each task waiting for the one before."""
-    async with WorkflowEngine.create(LocalExecutionBackend(), handle_signals=False) as flow:
-
-        @flow.function_task
-        def no_op(x: Any) -> Any:
-            return x
-
-        future = no_op(0)
+async def chain_of(
+    function: Callable[[Any], Any], make_backend: Callable[[], Any], size: int
+) -> float:
+    """Our engine with tasks that each wait for the one before."""
+    async with WorkflowEngine.create(make_backend(), handle_signals=False) as flow:
+        no_op = flow.function_task(function)
+        future: Any = no_op(0)
         await future
         start = time.perf_counter()
         for _ in range(size):
@@ -64,37 +63,14 @@ async def engine_chain(size: int) -> float:
         return time.perf_counter() - start
 
 
-async def coroutine_chain(size: int) -> float:
-    """As `engine_chain`, of coroutine functions."""
-    async with WorkflowEngine.create(LocalExecutionBackend(), handle_signals=False) as flow:
-
-        @flow.function_task
-        async def no_op(x: Any) -> Any:
-            return x
-
-        future = no_op(0)
-        await future
-        start = time.perf_counter()
-        for _ in range(size):
-            future = no_op(future)
-        await future
-        return time.perf_counter() - start
+def same(x: Any) -> Any:
+    """A function's no-op."""
+    return x
 
 
-async def noop_chain(size: int) -> float:
-    """Our engine on the noop backend, each task waiting for the one before."""
-    async with WorkflowEngine.create(NoopExecutionBackend(), handle_signals=False) as flow:
-
-        @flow.function_task
-        async def no_op(x: Any) -> Any:
-            return x
-
-        future = no_op(0)
-        start = time.perf_counter()
-        for _ in range(size):
-            future = no_op(future)
-        await future
-        return time.perf_counter() - start
+async def same_async(x: Any) -> Any:
+    """A coroutine function's."""
+    return x
 
 
 async def bare_futures(size: int) -> float:
@@ -237,12 +213,13 @@ def main() -> None:
         for name, cost in fans[size].items():
             print(f"  {name:22} {cost:10.2f}")
 
-    chains = measure(
-        {"rhapsody noop": noop_chain, "rhapsody threads": engine_chain,
-         "rhapsody coroutines": coroutine_chain, "run_in_executor": executor_chain}
-        | peers(fan=False),
-        chain, rounds,
-    )  # fmt: skip
+    links: dict[str, Contest] = {
+        "rhapsody noop": partial(chain_of, same_async, NoopExecutionBackend),
+        "rhapsody threads": partial(chain_of, same, LocalExecutionBackend),
+        "rhapsody coroutines": partial(chain_of, same_async, LocalExecutionBackend),
+        "run_in_executor": executor_chain,
+    }
+    chains = measure(links | peers(fan=False), chain, rounds)
     print(f"\nchain of {chain}: µs per link")
     for name, cost in chains.items():
         print(f"  {name:22} {cost:10.2f}")

@@ -167,7 +167,7 @@ class Functions:
         if self._backend.functions == "executable":
             return self._as_program(job)
         found = self._raptor(job.pilot)
-        if _needs_more(task, self._cores_per_call(job.pilot)):
+        if _needs_more(task, raptor.cores_per_call(found.config)):
             return self._as_program(job)
         master = task["task_backend_specific_kwargs"].get("raptor_id")
         job.pair = self._pair_of(master, job.pilot) if master else found.choose()
