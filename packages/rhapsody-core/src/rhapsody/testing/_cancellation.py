@@ -44,7 +44,7 @@ class Cancellation:
             await driver.run_one(task)
             given = await driver.cancel(task)
             trial.require(given is False, f"for a {kind} it gave {given!r}")
-            await asyncio.sleep(trial.kit.settle)
+            await trial.clock.elapse(trial.kit.settle)
             states = driver.history(task)
             trial.require(states[-1] is DONE, f"a {kind} was reported {[*map(str, states)]}")
 
@@ -143,7 +143,7 @@ class Cancellation:
         task = driver.call(look)
         await driver.submit(task)
         if not trial.capabilities.reports_running:
-            await asyncio.sleep(trial.kit.settle)
+            await trial.clock.elapse(trial.kit.settle)
         else:
             await driver.running(task)
         await driver.cancel(task)
@@ -161,7 +161,7 @@ class Cancellation:
             await asyncio.gather(driver.cancel(ticking.task), driver.cancel(ticking.task))
             end = await driver.finished(ticking.task)
             trial.require(end.state is CANCELED, f"a {kind}: {end}")
-        await asyncio.sleep(trial.kit.settle)
+        await trial.clock.elapse(trial.kit.settle)
 
     @check("C4", "cancelling one task leaves its neighbours alone", SHARED)
     async def test_a_cancellation_leaves_neighbours_alone(self, trial: Trial) -> None:
@@ -201,7 +201,7 @@ async def _cancel_waiting(trial: Trial, kind: TaskKind) -> None:
     victims = [_tracing(driver, kind, str(trace)) for trace in traces]
     await driver.submit(*(blocker.task for blocker in blockers), *victims)
     await blockers[0].began()
-    await asyncio.sleep(trial.kit.settle)
+    await trial.clock.elapse(trial.kit.settle)
     begun = sum(blocker.has_begun() for blocker in blockers)
     try:
         if begun == MOST_AT_ONCE or any(trace.exists() for trace in traces):
@@ -237,7 +237,7 @@ async def _cancel_unstoppable(trial: Trial, kind: TaskKind) -> None:
     await ticking.began()
     given = await driver.cancel(ticking.task)
     trial.require(isinstance(given, bool), f"cancel_task gave {given!r}")
-    await asyncio.sleep(trial.kit.settle)
+    await trial.clock.elapse(trial.kit.settle)
     early = [state for state in driver.history(ticking.task) if state in (DONE, CANCELED)]
     going_on = not await ticking.is_still(0.1)
     trial.require(not (early and going_on), f"a {kind} was reported {early} while it goes on")

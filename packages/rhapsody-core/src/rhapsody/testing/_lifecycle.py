@@ -177,6 +177,7 @@ class Lifecycle:
             left = await left_behind(
                 before,
                 trial.kit.leaves_behind,
+                trial.clock,
                 within=10 * trial.kit.settle,
                 files=False,
                 mark=mark,

@@ -1,7 +1,7 @@
-"""What a process holds, and whether its loop comes round: measurements for the checks.
+"""What a process holds: measurements for the checks.
 
-Processes, threads, asyncio tasks and open files are compared before and after;
-a heartbeat measures the longest time the loop was held up. Nothing is judged here.
+Processes, threads, asyncio tasks and open files are compared before and after.
+Nothing is judged here.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import asyncio
 import fnmatch
 import os
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import psutil
+
+from rhapsody.testing._clock import Clock
 
 PYTHONS_OWN = (
     # Helpers that the standard library starts once per process and keeps.
@@ -79,16 +79,17 @@ _NO_FILES = ("processes", "threads", "tasks")
 async def left_behind(
     before: Holdings,
     allowed: Sequence[str],
+    clock: Clock,
     *,
     within: float,
     files: bool = True,
     mark: str | None = None,
 ) -> list[Leftover]:
     """What is still held that was not held before, after waiting for it to go."""
-    deadline = time.monotonic() + within
+    deadline = clock.now() + within
     while True:
         left = Holdings.now(mark).since(before, allowed, files=files)
-        if not left or time.monotonic() >= deadline:
+        if not left or clock.now() >= deadline:
             return left
         await asyncio.sleep(0.05)
 
@@ -173,44 +174,3 @@ def _files() -> dict[object, str]:
             if not target.startswith("/proc/"):  # the listing itself
                 found[f"{number} {target}"] = f"file {target}"
     return found
-
-
-class Heartbeat:
-    """Measures the longest time for which the running loop did not come round.
-
-    Attributes:
-        worst: Seconds, valid after the block.
-    """
-
-    def __init__(self, interval: float = 0.005) -> None:
-        self.worst = 0.0
-        self._interval = interval
-        self._last = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> Self:
-        self._last = time.monotonic()
-        self._again()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._note()
-
-    def _again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
-
-    def _beat(self) -> None:
-        self._note()
-        self._again()
-
-    def _note(self) -> None:
-        now = time.monotonic()
-        self.worst = max(self.worst, now - self._last - self._interval)
-        self._last = now

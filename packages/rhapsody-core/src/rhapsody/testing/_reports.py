@@ -25,7 +25,7 @@ class Reports:
         tasks += [failing(driver, kind) for kind in kinds for _ in range(4)]
         trial.doing("waiting for one terminal callback of each task")
         await driver.run(*tasks)
-        await asyncio.sleep(trial.kit.settle)  # a second one may follow
+        await trial.clock.elapse(trial.kit.settle)  # a second one may follow
         for fault in driver.faults:
             trial.require(fault.rule != ONE_TERMINAL, fault.detail)
         for task in tasks:

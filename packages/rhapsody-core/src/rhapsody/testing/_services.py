@@ -104,7 +104,7 @@ class Services:
         service = driver.service(command, ready="stdout:ready")
         await driver.submit(service)
         ready = asyncio.ensure_future(driver.ready(service))
-        await asyncio.wait([ready], timeout=trial.kit.settle)
+        await trial.clock.elapse(trial.kit.settle)
         trial.require(not ready.done(), "it was ready before it had said so")
         gate.touch()
         await ready

@@ -15,12 +15,13 @@ class Settings:
     """The class attributes of a conformance test class.
 
     Attributes:
-        time_limit: Seconds that one check may take. A few checks take a stated
+        time_limit: Seconds that one check may take, without those in which the
+            machine gave this process no processor. A few checks take a stated
             multiple of it.
         settle: Seconds to watch for something that must not come. Processes, threads
             and files are given ten times as long to go.
         loop_gap: Seconds that the loop may be held up at most. The best of three
-            tries counts, so that a busy machine is not mistaken for a fault.
+            tries counts, and a machine that pauses is not mistaken for a fault.
         big_bytes: Size of the big argument and the big result.
         output_bytes: Size of an executable's big output.
         fan: Number of tasks in the big fan.

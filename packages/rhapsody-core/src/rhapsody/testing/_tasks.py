@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -77,8 +76,11 @@ class Ticking:
         seconds = 3 * trial.kit.time_limit
         task = driver.describe(f"ticking {kind}")
         self._ticks = driver.work_dir / f"{task['uid']}.ticks"
-        self._until = driver.work_dir / f"{task['uid']}.release"
-        words = (str(self._ticks), str(self._until), seconds)
+        # The end of the trial removes it with the directory, whatever became of the check.
+        self._gate = driver.work_dir / f"{task['uid']}.going"
+        self._gate.touch()
+        self._clock = trial.clock
+        words = (str(self._ticks), str(self._gate), seconds)
         if kind in ("function", "async_function", "function_service"):
             task["function"] = tick_async if kind == "async_function" else tick
             task["args"] = words
@@ -100,7 +102,7 @@ class Ticking:
 
     def release(self) -> None:
         """Tells it to end."""
-        self._until.touch()
+        self._gate.unlink(missing_ok=True)
 
     async def let_go(self) -> None:
         """Waits until it has ended by itself after `release`, a tick later at most."""
@@ -109,9 +111,9 @@ class Ticking:
 
     async def is_still(self, watch: float = 0.4) -> bool:
         """Whether it does not tick any more."""
-        size, until = self._size(), time.monotonic() + watch
-        while time.monotonic() < until:
-            await asyncio.sleep(0.05)
+        size, end = self._size(), self._clock.now() + watch
+        while self._clock.now() < end:
+            await self._clock.elapse(0.05)
             if self._size() != size:
                 return False
         return True

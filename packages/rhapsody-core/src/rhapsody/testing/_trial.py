@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.base import Capabilities
 from rhapsody.task import TaskKind
+from rhapsody.testing._clock import Clock
 from rhapsody.testing._driver import Driver, Fault, started
 from rhapsody.testing._ledger import ledger
 from rhapsody.testing._rules import Check, ConformanceError, skip
@@ -60,6 +61,7 @@ class Trial:
     Args:
         kit: The test class's object: its settings and `make_backend`.
         check: The declaration of the check.
+        clock: Says how late it is, for limits and whatever else is judged by time.
         shared: The backend of the test class, `None` for one of the check's own.
 
     Attributes:
@@ -67,9 +69,12 @@ class Trial:
         work_dir: A directory for sandboxes and files, removed at the end.
     """
 
-    def __init__(self, kit: Settings, check: Check, shared: Shared | None = None) -> None:
+    def __init__(
+        self, kit: Settings, check: Check, clock: Clock, shared: Shared | None = None
+    ) -> None:
         self.kit = kit
         self.check = check
+        self.clock = clock
         self.capabilities = Capabilities()
         self.work_dir = Path()
         self._shared = shared

@@ -9,16 +9,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rhapsody.testing._clock import Gap, Heartbeat
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._machine import (
-    Heartbeat,
     Holdings,
     end_processes,
     left_behind,
     marked,
     memory_in_use,
 )
-from rhapsody.testing._rules import SHARED, ConformanceError
+from rhapsody.testing._rules import SHARED
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import Ticking, quick
 from rhapsody.testing._trial import Trial, state_of
@@ -34,19 +34,20 @@ class Upkeep:
         # Whatever is started on first use is judged by the check of the start.
         await driver.run(*(quick(driver, kind) for kind in kinds))
 
-        async def work() -> None:
+        async def work(count: int) -> Gap:
             tasks = [quick(driver, kind) for kind in kinds for _ in range(20)]
-            await driver.run(*tasks)
+            with Heartbeat(trial.clock) as heartbeat:
+                await driver.run(*tasks)
+            return heartbeat.worst
 
         await _require_free_loop(trial, work, "submitting and running")
 
     @check("C4", "the loop is not held up by start and shutdown", dry=True, times=3)
     async def test_the_loop_is_not_held_up_by_start_and_shutdown(self, trial: Trial) -> None:
-        for count in range(1, _TRIES + 1):
-            gaps = [life.gap for life in await _lives(trial, count)]
-            if min(gaps) <= trial.kit.loop_gap:
-                return
-        raise _held_up(trial, "start, first tasks and shutdown", min(gaps))
+        async def live(count: int) -> Gap:
+            return (await _lives(trial, count))[count - 1].gap
+
+        await _require_free_loop(trial, live, "start, first tasks and shutdown")
 
     @check("C4", "shutdown leaves no process, thread, task or file behind", dry=True, times=2)
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
@@ -62,7 +63,7 @@ class Upkeep:
         trial.require(
             not left, f"after {len(lives)} cycles there are also {', '.join(map(str, left))}"
         )
-        await asyncio.sleep(trial.kit.settle)  # what is on its way through the loop
+        await trial.clock.elapse(trial.kit.settle)  # what is on its way through the loop
         gc.collect()
         alive = sum(life.backend() is not None for life in lives)
         trial.require(
@@ -107,6 +108,7 @@ class Upkeep:
             left = await left_behind(
                 before,
                 trial.kit.leaves_behind,
+                trial.clock,
                 within=10 * trial.kit.settle,
                 files=False,
                 mark=mark,
@@ -121,14 +123,14 @@ class Life:
 
     Attributes:
         backend: The backend, if it is still in memory.
-        gap: Seconds that it held up the loop at most.
+        gap: For how long it held up the loop at most.
         left: What it left behind, in words.
         held: What the process held afterwards.
         memory: The process's size afterwards.
     """
 
     backend: weakref.ref[Any]
-    gap: float
+    gap: Gap
     left: tuple[str, ...]
     held: Holdings
     memory: int
@@ -147,12 +149,12 @@ async def _lives(trial: Trial, count: int) -> list[Life]:
 async def _seen(trial: Trial, *, files: bool) -> Life:
     with marked() as mark:
         before = Holdings.now(mark)
-        with Heartbeat() as heartbeat:
+        with Heartbeat(trial.clock) as heartbeat:
             backend = weakref.ref(await _life(trial))
         gc.collect()
         within = 10 * trial.kit.settle
         left = await left_behind(
-            before, trial.kit.leaves_behind, within=within, files=files, mark=mark
+            before, trial.kit.leaves_behind, trial.clock, within=within, files=files, mark=mark
         )
         end_processes(left)
     words = tuple(map(str, left))
@@ -171,22 +173,26 @@ async def _life(trial: Trial) -> Any:
     return backend
 
 
-async def _require_free_loop(trial: Trial, work: Callable[[], Awaitable[None]], what: str) -> None:
-    best = float("inf")
-    for _ in range(_TRIES):
-        with Heartbeat() as heartbeat:
-            await work()
-        best = min(best, heartbeat.worst)
-        if best <= trial.kit.loop_gap:
+async def _require_free_loop(
+    trial: Trial, measure: Callable[[int], Awaitable[Gap]], what: str
+) -> None:
+    """Raises where the backend held the loop up in each of three tries.
+
+    A try in which the process stood still proves neither: what held the loop up may have
+    passed meanwhile. After as many of those the backend is believed.
+    """
+    most, held = trial.kit.loop_gap, []
+    for count in range(1, 2 * _TRIES + 1):
+        gap = await measure(count)
+        if gap.seen <= most:
             return
-    raise _held_up(trial, what, best)
-
-
-def _held_up(trial: Trial, what: str, seconds: float) -> ConformanceError:
-    return trial.check.error(
-        f"{what} held the loop up for {seconds:.2f} s, longer than {trial.kit.loop_gap:g} s, "
-        f"in each of {_TRIES} tries"
-    )
+        if gap.counted > most:
+            held.append(gap.counted)
+        if len(held) == _TRIES:
+            raise trial.check.error(
+                f"{what} held the loop up for {min(held):.2f} s, longer than {most:g} s, "
+                f"in each of {_TRIES} tries"
+            )
 
 
 _TRIES = 3

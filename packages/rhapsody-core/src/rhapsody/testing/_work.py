@@ -145,34 +145,34 @@ async def interval_async(seconds: float) -> tuple[float, float]:
     return began, time.time()
 
 
-def tick(path: str, until: str, seconds: float) -> str:
-    """Appends to a file over and over, until another file is there or time is up."""
+def tick(path: str, gate: str, seconds: float) -> str:
+    """Appends to a file over and over, until another file is gone or time is up."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not os.path.exists(until):
+    while time.monotonic() < end and os.path.exists(gate):
         with open(path, "a") as file:
             file.write(".")
         time.sleep(0.01)
     return "ended by itself"
 
 
-async def tick_async(path: str, until: str, seconds: float) -> str:
-    """Appends to a file over and over, until another file is there or time is up."""
+async def tick_async(path: str, gate: str, seconds: float) -> str:
+    """Appends to a file over and over, until another file is gone or time is up."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not os.path.exists(until):  # noqa: ASYNC240
+    while time.monotonic() < end and os.path.exists(gate):  # noqa: ASYNC240
         with open(path, "a") as file:  # noqa: ASYNC230 - a few bytes
             file.write(".")
         await asyncio.sleep(0.01)
     return "ended by itself"
 
 
-def tick_command(path: str, until: str, seconds: float) -> list[str]:
+def tick_command(path: str, gate: str, seconds: float) -> list[str]:
     """A command that does the same in a child of its own shell."""
     times = int(seconds * 20)
     loop = (
-        'i=0; while [ ! -e "$2" ] && [ $i -lt "$3" ]; do printf . >> "$1"; sleep 0.05; '
+        'i=0; while [ -e "$2" ] && [ $i -lt "$3" ]; do printf . >> "$1"; sleep 0.05; '
         "i=$((i+1)); done; echo ended by itself"
     )
-    return ["sh", "-c", f"({loop}) & wait", "tick", path, until, str(times)]
+    return ["sh", "-c", f"({loop}) & wait", "tick", path, gate, str(times)]
 
 
 def touch(path: str) -> str:

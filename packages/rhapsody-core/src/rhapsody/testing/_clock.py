@@ -1,0 +1,151 @@
+"""Time as the kit judges it: the seconds in which this process could run.
+
+A machine that pauses, or has no processor to spare, is no backend's fault. A thread
+beats beside the loop: of a time in which it did not come round, only as much counts
+as the process has used the processor. A backend that blocks the loop does not keep
+the thread from beating, unless it computes without letting go of the interpreter,
+and that uses the processor. Nothing is judged here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import NamedTuple, Self
+
+_INTERVAL = 0.02
+_LATE = 0.1  # what a beat may be late by before it counts as a pause
+
+
+class _Beat(NamedTuple):
+    """The last beat: the seconds counted until then, the time, and the processor time."""
+
+    counted: float
+    time: float
+    used: float
+
+
+class Clock:
+    """Counts seconds while its block runs, but for those in which the process stood still."""
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        self._beat = _Beat(0.0, self._began, time.process_time())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="rhapsody-kit-clock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def now(self) -> float:
+        """The seconds counted so far; may be asked from anywhere, also from a signal's handler."""
+        return self._next().counted
+
+    @property
+    def lost(self) -> float:
+        """The seconds that were not counted."""
+        return time.monotonic() - self._began - self.now()
+
+    async def elapse(self, seconds: float) -> None:
+        """Waits until so many more seconds are counted."""
+        end = self.now() + seconds
+        while (left := end - self.now()) > 0:  # noqa: ASYNC110 - the time itself is waited for
+            await asyncio.sleep(left)
+
+    @asynccontextmanager
+    async def within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
+        """Limits the block to so many seconds, as `asyncio.timeout` does."""
+        loop = asyncio.get_running_loop()
+        end = self.now() + seconds
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            left = end - self.now()
+            if left > 0:
+                timer = loop.call_later(left, look)
+            else:
+                limit.reschedule(loop.time())
+
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(seconds, look)
+            try:
+                yield limit
+            finally:
+                timer.cancel()
+
+    def _work(self) -> None:
+        while not self._over.wait(_INTERVAL):
+            self._beat = self._next()
+
+    def _next(self) -> _Beat:
+        """What a beat at this moment would be. Only the thread keeps one: nothing is locked."""
+        last, now, used = self._beat, time.monotonic(), time.process_time()
+        counts = min(now - last.time, max(_LATE, used - last.used))
+        return _Beat(last.counted + counts, now, used)
+
+
+class Gap(NamedTuple):
+    """For how long the loop did not come round, at most.
+
+    Attributes:
+        counted: Seconds, without those in which the process stood still.
+        seen: Seconds, with them.
+    """
+
+    counted: float
+    seen: float
+
+
+class Heartbeat:
+    """Measures the longest time for which the running loop did not come round.
+
+    Attributes:
+        worst: How long, valid after the block.
+    """
+
+    def __init__(self, clock: Clock, interval: float = 0.005) -> None:
+        self.worst = Gap(0.0, 0.0)
+        self._clock = clock
+        self._interval = interval
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._last = self._clock.now(), time.monotonic()
+        self._again()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._note()
+
+    def _again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
+
+    def _beat(self) -> None:
+        self._note()
+        self._again()
+
+    def _note(self) -> None:
+        now = self._clock.now(), time.monotonic()
+        counted, seen = (now[i] - self._last[i] - self._interval for i in (0, 1))
+        self.worst = Gap(max(self.worst.counted, counted), max(self.worst.seen, seen))
+        self._last = now

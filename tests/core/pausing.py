@@ -1,0 +1,67 @@
+"""A program that runs one check of the kit in a process which stops itself in the middle.
+
+What runs it has to make it go on after a while, as a machine that pauses does: see
+`tests.core.test_kit_pauses`. It prints what the kit found.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from rhapsody.testing import ConformanceError
+from tests.core import faulty_backends, small_backend
+from tests.core.kits import Patient, Quick, kit_on
+from tests.core.small_backend import SmallBackend
+
+
+class Stopping:
+    """Has a method of a backend stop this process a moment after it was called.
+
+    Args:
+        delay: Seconds from the call to the stop.
+        calls: The numbers of the calls after which it stops.
+    """
+
+    def __init__(self, delay: float, calls: list[int]) -> None:
+        self._delay = delay
+        self._left = calls
+        self._count = 0
+
+    def plant(self, kind: type[SmallBackend], method: str) -> type[SmallBackend]:
+        """Makes a class like this one, but for the stop."""
+        usual = getattr(kind, method)
+
+        def called(backend: SmallBackend, *args: object) -> object:
+            self._count += 1
+            if self._count in self._left:
+                timer = threading.Timer(self._delay, os.kill, (os.getpid(), signal.SIGSTOP))
+                timer.start()
+            return usual(backend, *args)
+
+        return type(kind.__name__, (kind,), {method: called})
+
+
+def main(backend: str, check: str, method: str, delay: str, *calls: str) -> None:
+    """Runs the check and prints how it ended."""
+    module = small_backend if backend == "SmallBackend" else faulty_backends
+    stopping = Stopping(float(delay), [int(call) for call in calls])
+    kind = stopping.plant(getattr(module, backend), method)
+    try:
+        # The work of one check lasts longer than the short limit itself.
+        base = Patient if check == "test_a_timeout_fails_a_function" else Quick
+        getattr(kit_on(kind, base), check)()
+    except ConformanceError as error:
+        print(error)
+    except pytest.skip.Exception as skipped:
+        print("skipped:", skipped)
+    else:
+        print("passed")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

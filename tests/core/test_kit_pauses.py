@@ -1,0 +1,95 @@
+"""A machine that pauses while the kit runs is no backend's fault, and hides none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAUSE = 2.0  # longer than the time limit of the kit that runs
+
+CASES: tuple[tuple[str, str, str, str, str], ...] = (
+    # A backend, a check, the method after whose calls the machine pauses, how many seconds
+    # after which calls, and how the kit's verdict begins.
+    ("SmallBackend", "test_it_runs_functions", "submit_tasks", "0 1", "passed"),
+    ("SmallBackend", "test_submitting_does_not_wait_for_the_end", "submit_tasks", "0 1", "passed"),
+    (
+        "SmallBackend",
+        "test_the_loop_is_not_held_up_by_tasks",
+        "submit_tasks",
+        "0 2 3 4",
+        "passed",
+    ),
+    (
+        "SmallBackend",
+        "test_the_loop_is_not_held_up_by_start_and_shutdown",
+        "stop",
+        "0 1 2 3",
+        "passed",
+    ),
+    ("SmallBackend", "test_a_wait_with_a_timeout_returns_in_time", "submit_tasks", "0 1", "passed"),
+    ("SmallBackend", "test_a_timeout_fails_a_function", "submit_tasks", "0.1 1", "passed"),
+    (
+        "WaitsForTheEnd",
+        "test_submitting_does_not_wait_for_the_end",
+        "submit_tasks",
+        "0.2 1",
+        "C4: submit_tasks returns when the tasks are accepted, not when they ended: not done",
+    ),
+    (
+        "BlocksTheLoopForGood",
+        "test_it_runs_functions",
+        "submit_tasks",
+        "0.2 1",
+        "C7.4: a function runs with positional arguments, keywords and defaults: "
+        "the loop was held up for more than",
+    ),
+    (
+        "BlocksTheLoopAWhile",
+        "test_the_loop_is_not_held_up_by_tasks",
+        "submit_tasks",
+        "0.2 2",
+        "C4: the loop is not held up by submitting and running: ",
+    ),
+    (
+        "BlocksTheLoopAtShutdown",
+        "test_the_loop_is_not_held_up_by_start_and_shutdown",
+        "stop",
+        "0.2 1",
+        "C4: the loop is not held up by start and shutdown: ",
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("backend", "check", "method", "when", "verdict"),
+    CASES,
+    ids=[f"{case[0]}-{case[1].removeprefix('test_')}" for case in CASES],
+)
+def test_a_machine_that_pauses_changes_no_verdict(
+    backend: str, check: str, method: str, when: str, verdict: str
+) -> None:
+    command = [sys.executable, "-m", "tests.core.pausing", backend, check, method, *when.split()]
+    paths = [os.fspath(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as kit:
+        pauses = 0
+        while _stops(kit.pid):
+            time.sleep(PAUSE)  # what is tested, and no synchronisation
+            kit.send_signal(signal.SIGCONT)
+            pauses += 1
+        shown, _ = kit.communicate(timeout=60)
+    assert shown.startswith(verdict)
+    assert pauses == len(when.split()) - 1
+
+
+def _stops(pid: int) -> bool:
+    """Waits until the process stops, or ends and is left for `subprocess` to reap."""
+    change = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    return change is not None and change.si_code == os.CLD_STOPPED
