@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 _INTERVAL = 0.02
-_LATE = 0.1  # what a beat may be late by before it counts as a pause
+_MOST = 0.03  # what counts of a beat's time, unless the processor was used for longer
 
 
 class _Beat(NamedTuple):
@@ -93,7 +93,7 @@ class Clock:
     def _next(self) -> _Beat:
         """What a beat at this moment would be. Only the thread keeps one: nothing is locked."""
         last, now, used = self._beat, time.monotonic(), time.process_time()
-        counts = min(now - last.time, max(_LATE, used - last.used))
+        counts = min(now - last.time, max(_MOST, used - last.used))
         return _Beat(last.counted + counts, now, used)
 
 
