@@ -325,6 +325,10 @@ def _local_cluster(options: Options) -> Any:
     if "interface" in local and "host" not in options.local:
         del local["host"]
     processes = local["processes"] = _in_processes(local)
+    if processes and local.get("worker_class") is None:
+        from rhapsody_dask.nanny import TidyNanny
+
+        local["worker_class"] = TidyNanny
     n_workers: Any = local.get("n_workers")
     threads: Any = local.get("threads_per_worker")
     if n_workers is None and threads is None:

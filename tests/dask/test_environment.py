@@ -1,0 +1,46 @@
+"""The workers' variables are set for the workers, and not for the program that starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from rhapsody.testing import Driver
+from rhapsody.testing._tasks import until
+from rhapsody_dask import DaskExecutionBackend
+
+VARIABLES = ("OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED")
+
+pytestmark = pytest.mark.asyncio
+
+
+def settings() -> tuple[int, list[str | None]]:
+    return os.getpid(), [os.environ.get(name) for name in VARIABLES]
+
+
+async def test_workers_get_their_variables_and_the_program_keeps_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    before = dict(os.environ)
+    resources = {"n_workers": 1, "threads": 1, "memory_limit": "1 GiB"}
+    async with (
+        asyncio.timeout(100),
+        DaskExecutionBackend(resources) as backend,
+        Driver(backend) as driver,
+    ):
+        assert dict(os.environ) == before
+        first, seen = (await driver.run_one(driver.call(settings))).value
+        assert seen == ["1", "65536", "6640"]
+        os.kill(first, signal.SIGKILL)  # another is started in its place
+        second = first
+        while second == first:
+            end = await driver.run_one(driver.call(settings))
+            second, again = end.value or (first, None)
+        assert again == seen
+        await until(lambda: dict(os.environ) == before)
