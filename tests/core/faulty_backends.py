@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -294,3 +295,34 @@ class ReadyTooEarly(SmallBackend):
 class MapsToNothing(SmallBackend):
     def get_task_states_map(self) -> Any:
         return {"DONE": "DONE"}
+
+
+class SetsAVariable(SmallBackend):
+    async def start(self) -> None:
+        os.environ["OMP_NUM_THREADS"] = "17"
+
+
+class HandlesASignal(SmallBackend):
+    async def start(self) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+class ChangesTheUmask(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        os.umask(0o027)
+        return await super().run_task(task)
+
+
+class ChangesTheDirectory(SmallBackend):
+    async def stop(self) -> None:
+        os.chdir("/")
+
+
+class AddsToThePath(SmallBackend):
+    async def start(self) -> None:
+        sys.path.append("/of/the/backend")
+
+
+class HandlesForks(SmallBackend):
+    async def start(self) -> None:
+        os.register_at_fork(before=lambda: None)

@@ -22,6 +22,7 @@ class TestLocalProcesses(BackendConformance):
     gpus = 2
     big_bytes = 50_000_000
     separate_processes = True
+    adds = frozenset({"threads", "children", "descriptors"})
     create_args = ("process",)
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
 

@@ -8,6 +8,7 @@ from rhapsody.testing import BackendConformance
 
 class TestNoop(BackendConformance):
     dry = True
+    adds = frozenset()
 
     async def make_backend(self) -> NoopExecutionBackend:
         return NoopExecutionBackend()

@@ -10,6 +10,8 @@ from tests.core.small_backend import SmallBackend
 
 
 class TestSmallBackend(BackendConformance):
+    adds = frozenset()
+
     async def make_backend(self) -> SmallBackend:
         return SmallBackend()
 

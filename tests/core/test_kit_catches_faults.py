@@ -13,6 +13,7 @@ from tests.core import faulty_backends as faulty
 from tests.core.kits import Patient, Quick, kit_on
 from tests.core.small_backend import SmallBackend
 
+UNCHANGED = "C4: a backend changes nothing of the program that uses it: "
 FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.CallsBackTwice,
@@ -237,6 +238,51 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C7.6: it is not said to be ready before it is: it was ready before it had said so",
     ),
     (
+        faulty.SetsAVariable,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its start the variable OMP_NUM_THREADS is another",
+    ),
+    (
+        faulty.HandlesASignal,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its start the handler of SIGUSR1 is another",
+    ),
+    (
+        faulty.ChangesTheUmask,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after a few tasks the umask is 027, not 0",
+    ),
+    (
+        faulty.ChangesTheDirectory,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its shutdown the current directory is /, not ",
+    ),
+    (
+        faulty.AddsToThePath,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its start sys.path has '/of/the/backend'",
+    ),
+    (
+        faulty.HandlesForks,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its start tests.core.faulty_backends has an at-fork handler",
+    ),
+    (
+        faulty.LeaksAThread,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its shutdown there is thread forgotten",
+    ),
+    (
+        faulty.LeaksAProcess,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its shutdown there is process ",
+    ),
+    (
+        faulty.LeaksAFile,
+        "test_it_changes_nothing_of_the_program",
+        f"{UNCHANGED}after its shutdown there is file /dev/null",
+    ),
+    (
         faulty.MapsToNothing,
         "test_its_states_map_has_the_canonical_states",
         "C6: get_task_states_map() is a StateMapper with the four canonical states: it is {",
@@ -268,7 +314,8 @@ def test_a_planted_fault_is_found_and_its_clause_named(
     backend: type[SmallBackend], check: str, message: str
 ) -> None:
     # What is found at the end of the time limit is found soon, the rest on a busy machine too.
-    base = Patient if "leaves no process" in message or "nothing grows" in message else Quick
+    soon = ("leaves no process", "nothing grows", UNCHANGED)
+    base = Patient if any(rule in message for rule in soon) else Quick
     with pytest.raises(ConformanceError) as raised:
         getattr(kit_on(backend, base), check)()
     assert str(raised.value).startswith(message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import ClassVar
 
 import pytest
@@ -12,8 +13,13 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 from rhapsody.testing import BackendConformance, ConformanceError
-from tests.core.faulty_backends import HonoursNoCores, IgnoresExitCodes
-from tests.core.kits import Quick, kit_on
+from tests.core.faulty_backends import (
+    AddsToThePath,
+    HandlesForks,
+    HonoursNoCores,
+    IgnoresExitCodes,
+)
+from tests.core.kits import Patient, Quick, kit_on
 from tests.core.small_backend import SmallBackend
 
 
@@ -106,6 +112,36 @@ def test_cores_must_be_said_where_they_are_declared() -> None:
 
     with pytest.raises(ConformanceError, match=r"say in the test class how many .* `cores = ...`"):
         Mine().test_cores_bound_what_runs_at_once()
+
+
+def test_what_a_backend_may_add_is_said_and_gone_at_its_end() -> None:
+    class AddsBoth(Quick):
+        time_limit = 30
+        adds: ClassVar[Set[str]] = frozenset({"sys.path", "at-fork handlers"})
+
+    class Forks(AddsBoth):
+        async def make_backend(self) -> SmallBackend:
+            return HandlesForks()
+
+    class Path(AddsBoth):
+        async def make_backend(self) -> SmallBackend:
+            return AddsToThePath()
+
+    Forks().test_it_changes_nothing_of_the_program()
+    with pytest.raises(ConformanceError, match=r"after its shutdown sys\.path has '/of"):
+        Path().test_it_changes_nothing_of_the_program()
+
+
+def test_a_class_that_cannot_be_pickled_is_looked_at_in_this_process() -> None:
+    class SetsAVariable(SmallBackend):
+        async def start(self) -> None:
+            os.environ["LEFT_BY_A_TEST"] = "yes"
+
+    try:
+        with pytest.raises(ConformanceError, match="start the variable LEFT_BY_A_TEST is another"):
+            kit_on(SetsAVariable, Patient).test_it_changes_nothing_of_the_program()
+    finally:
+        os.environ.pop("LEFT_BY_A_TEST", None)
 
 
 def test_the_callback_may_come_from_a_thread_before_submit_tasks_returned() -> None:

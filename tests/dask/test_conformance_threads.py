@@ -26,6 +26,9 @@ class TestDaskThreads(BackendConformance):
     fan = 300
     time_limit = 60
     create_args = (RESOURCES,)
+    # Scheduler and worker put their own directories into the path; a child watches over
+    # the programs that the worker runs.
+    adds = frozenset({"threads", "children", "descriptors", "sys.path", "at-fork handlers"})
     leaves_behind: ClassVar = (
         "thread Dask-*",
         "thread Profile",

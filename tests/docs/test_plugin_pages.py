@@ -12,6 +12,7 @@ import pytest
 
 from rhapsody.backends.base import BaseExecutionBackend, Capabilities, ManagedBackend
 from rhapsody.task import TaskDescription
+from rhapsody.testing._settings import Settings
 from tests.docs import hook_reference
 
 ROOT = Path(__file__).parents[2]
@@ -74,6 +75,10 @@ def test_every_method_of_a_backend_has_its_row(kind: type) -> None:
 def test_every_capability_has_its_row() -> None:
     names = {field.name for field in dataclasses.fields(Capabilities)}
     assert names <= first_column("backends.md")
+
+
+def test_every_setting_of_the_kit_has_its_row() -> None:
+    assert set(Settings.__annotations__) <= first_column("backends.md")
 
 
 def test_every_key_of_a_description_has_its_row() -> None:

@@ -28,7 +28,10 @@ PYTHONS_OWN = (
     "thread asyncio_*",
 )
 
-_MARK = "RHAPSODY_CONFORMANCE"
+MARK = "RHAPSODY_CONFORMANCE"
+"""The variable by which descendants are found."""
+
+_KINDS = ("processes", "threads", "tasks", "files")
 
 
 class Leftover(NamedTuple):
@@ -59,11 +62,10 @@ class Holdings:
         return cls(_processes(mark), _threads(), _tasks(), _files())
 
     def since(
-        self, before: Holdings, allowed: Sequence[str], *, files: bool = True
+        self, before: Holdings, allowed: Sequence[str], kinds: Sequence[str] = _KINDS
     ) -> list[Leftover]:
-        """What is held now and was not before, but for what the patterns allow."""
+        """What of these kinds is held and was not before, but for what the patterns allow."""
         patterns = (*PYTHONS_OWN, *allowed)
-        kinds = ("processes", "threads", "tasks", "files") if files else _NO_FILES
         return [
             Leftover(text, identity[0] if isinstance(identity, tuple) else None)
             for kind in kinds
@@ -71,9 +73,6 @@ class Holdings:
             if identity not in getattr(before, kind)
             and not any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
         ]
-
-
-_NO_FILES = ("processes", "threads", "tasks")
 
 
 async def left_behind(
@@ -88,7 +87,7 @@ async def left_behind(
     """What is still held that was not held before, after waiting for it to go."""
     deadline = clock.now() + within
     while True:
-        left = Holdings.now(mark).since(before, allowed, files=files)
+        left = Holdings.now(mark).since(before, allowed, _KINDS if files else _KINDS[:-1])
         if not left or clock.now() >= deadline:
             return left
         await asyncio.sleep(0.05)
@@ -98,15 +97,15 @@ async def left_behind(
 def marked() -> Iterator[str]:
     """Puts a mark into the environment, by which descendants are found although orphaned."""
     mark = uuid.uuid4().hex
-    before = os.environ.get(_MARK)
-    os.environ[_MARK] = mark
+    before = os.environ.get(MARK)
+    os.environ[MARK] = mark
     try:
         yield mark
     finally:
         if before is None:
-            del os.environ[_MARK]
+            del os.environ[MARK]
         else:
-            os.environ[_MARK] = before
+            os.environ[MARK] = before
 
 
 def end_processes(left: Iterable[Leftover]) -> None:
@@ -137,7 +136,7 @@ def _processes(mark: str | None) -> dict[object, str]:
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 others = process.pid not in known and process.pid != os.getpid()
-                if others and process.environ().get(_MARK) == mark:
+                if others and process.environ().get(MARK) == mark:
                     found.append(process)
     described: dict[object, str] = {}
     for process in found:

@@ -6,7 +6,7 @@ here and decide nothing else from the class.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -38,9 +38,16 @@ class Settings:
         backend_scope: `"test"` makes a backend for each check, `"class"` one for
             all checks that do not stop it, for backends that are slow to start; one
             that a check has started is then left to a check that stops one.
+        stands_alone: A process that the tests start can use the backend as well. Not where
+            it needs what started the tests, such as `mpiexec`.
         leaves_behind: Patterns (`fnmatch`) of what may be left when the backend
             has been shut down, matched with `"process COMMAND"`, `"thread NAME"`,
             `"task NAME"` and `"file TARGET"`.
+        adds: What a backend may add to the program while it lives: any of `"threads"`,
+            `"children"`, `"descriptors"` and `"sys.path"`, which must be as before when
+            it has been shut down, and `"at-fork handlers"`, which cannot be taken back.
+            Variables of the environment, signal handlers, the current directory and the
+            umask are never its own to change.
         expected_failures: Checks that are known to fail, with the reason for each.
             They are reported as expected failures, and as errors once they pass.
         create_args: Arguments for the class's `create`.
@@ -64,7 +71,9 @@ class Settings:
     dry: ClassVar[bool] = False
     separate_processes: ClassVar[bool] = False
     backend_scope: ClassVar[Literal["test", "class"]] = "test"
+    stands_alone: ClassVar[bool] = True
     leaves_behind: ClassVar[Sequence[str]] = ()
+    adds: ClassVar[Set[str]] = frozenset({"threads", "children", "descriptors"})
     expected_failures: ClassVar[Mapping[str, str]] = {}
     create_args: ClassVar[Sequence[Any]] = ()
     create_kwargs: ClassVar[Mapping[str, Any]] = {}

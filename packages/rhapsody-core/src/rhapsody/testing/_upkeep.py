@@ -18,6 +18,7 @@ from rhapsody.testing._machine import (
     marked,
     memory_in_use,
 )
+from rhapsody.testing._program import Subject, changes
 from rhapsody.testing._rules import SHARED
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import Ticking, quick
@@ -53,6 +54,30 @@ class Upkeep:
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
         left = [text for life in await _lives(trial, 2) for text in life.left]
         trial.require(not left, f"left behind: {', '.join(left)}")
+
+    @check("C4", "a backend changes nothing of the program that uses it", dry=True, times=3)
+    async def test_it_changes_nothing_of_the_program(self, trial: Trial) -> None:
+        """Compares the program before, during and after the life of a backend.
+
+        The backend is one of the check's own, also with `backend_scope = "class"`: its
+        class is imported and its `create` called in a new process, with `create_args` and
+        `create_kwargs`. Where these cannot be pickled, or with `stands_alone = False`, that
+        is done in this process, and what was changed before the check, such as by an
+        import, is not seen.
+        """
+        kit = trial.kit
+        subject = Subject(
+            kind=type(await trial.fresh()),
+            args=kit.create_args,
+            kwargs=kit.create_kwargs,
+            adds=frozenset(kit.adds),
+            leaves_behind=kit.leaves_behind,
+            patience=10 * kit.settle,
+            work_dir=trial.work_dir,
+        )
+        trial.doing("looking at a program that uses the backend")
+        found = await changes(subject, trial.clock, in_new=kit.stands_alone)
+        trial.require(not found, "; ".join(found))
 
     @check("C4", "nothing grows over start and stop cycles", dry=True, times=4)
     async def test_nothing_grows_over_cycles(self, trial: Trial) -> None:
