@@ -113,7 +113,9 @@ def test_a_malformed_import_path_is_a_value_error(path: str) -> None:
     assert "run_time" not in BackendRegistry.list_backends()
 
 
-@pytest.mark.parametrize("given", [None, 3, object(), int, Mine(), b"a.b"], ids=repr)
+@pytest.mark.parametrize(
+    "given", [None, 3, object(), int, Mine(), b"a.b"], ids=lambda given: type(given).__name__
+)
 def test_neither_a_string_nor_a_backend_class_is_a_type_error(given: Any) -> None:
     with pytest.raises(TypeError, match="is no backend class"):
         BackendRegistry.register_backend("run_time", given)
