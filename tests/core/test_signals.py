@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from rhapsody import WorkflowEngine
-from tests.core.programs import PATIENCE, Program
-from tests.core.scripted import Inline
+from tests.core.programs import Program
 from tests.machine import gone
 
 GRACEFUL = {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -465,44 +461,26 @@ def test_an_interruption_while_the_engine_starts_ends_the_program(start: Start) 
     assert lines[1:] == ["stopped inline"]
 
 
-def handlers() -> list[object]:
-    return [signal.getsignal(number) for number in GRACEFUL]
-
-
-async def engines_come_and_go() -> None:
-    found = handlers()
-    async with WorkflowEngine.create(Inline()):
-        first = handlers()
-        assert all(now != before for now, before in zip(first, found, strict=True))
-        second = await WorkflowEngine.create(Inline())
-        await second.shutdown()
-        assert handlers() == first
-    assert handlers() == found
-    async with WorkflowEngine.create(Inline(), handle_signals=False):
-        assert handlers() == found
-    assert handlers() == found
-
-
-def test_the_last_engine_restores_the_handlers_that_the_first_one_found() -> None:
-    before = handlers()
-    asyncio.run(engines_come_and_go())
-    assert handlers() == before
-
-
-def test_an_engine_on_another_thread_leaves_the_handlers_alone() -> None:
-    found = handlers()
-    seen: list[object] = []
-
-    async def main() -> None:
-        async with WorkflowEngine.create(Inline()) as flow:
-
-            @flow.function_task
-            def plus(x: int) -> int:
-                return x + 1
-
-            seen.extend([handlers() == found, await plus(1)])
-
-    thread = threading.Thread(target=lambda: asyncio.run(main()))
-    thread.start()
-    thread.join(PATIENCE)
-    assert seen == [True, 2]
+@pytest.mark.parametrize("number", GRACEFUL)
+def test_a_signal_while_the_engine_closes_is_not_swallowed(
+    start: Start, number: signal.Signals
+) -> None:
+    program = start("""
+        class Slow(Inline):
+            async def stop(self):
+                came = threading.Event()
+                signal.signal(signal.SIGUSR1, lambda *_: came.set())
+                say("closing")
+                await asyncio.get_running_loop().run_in_executor(None, came.wait)
+                await super().stop()
+        async def main():
+            async with WorkflowEngine.create(Slow()):
+                pass
+            say("goes on")
+        asyncio.run(main())
+    """)
+    program.until("closing")
+    program.send(number)
+    program.send(signal.SIGUSR1)
+    code, lines, err = program.end()
+    assert (code, lines) == (GRACEFUL[number], ["closing", "stopped inline"]), err

@@ -99,6 +99,16 @@ class _Registry:
             self.remove(gate)
         return running.result()
 
+    async def told(self) -> None:
+        """Waits until a signal that came meanwhile has been told to the main coroutine.
+
+        Without one it returns at once.
+        """
+        if self._received is not None and self._ending is None:
+            await asyncio.sleep(0)  # `_start` is the loop's next
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+
     def remove(self, engine: object) -> None:
         """Forgets an engine; the last one takes the handlers with it."""
         if self._stops.pop(engine, None) is not None and not self._stops and not self._received:

@@ -358,6 +358,7 @@ class WorkflowEngine(Decorators, KeptNames):
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"
             )
         await end_of(self._ending)
+        await signal_registry.told()
 
     async def _end(self, skip: bool) -> None:
         await self._stop(skip_backends=skip)
