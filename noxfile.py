@@ -1,13 +1,15 @@
 """The checks of this workspace, for a newcomer's machine and for CI.
 
 `nox` runs what takes minutes: lint, types, the tests on the running Python, and the
-built wheels in clean environments. `nox -s ci` runs the rest. What each check does is in
-its session here; how a distribution is built is in its own `pyproject.toml`.
+built wheels in clean environments. `nox -s ci` adds what CI can afford, `nox -s release` is
+everything on every Python. What each check does is in its session here; how a distribution
+is built is in its own `pyproject.toml`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,10 +27,10 @@ class Distribution(NamedTuple):
         folder: The distribution's.
         tests: Its tests' folder.
         extras: The extras that they need.
-        ci: Where plain `nox` and CI run them: `"once"` is the running Python, `"all"` every
-            Python and the lowest dependencies, too; `"smoke"` is those on the running Python
-            that are not marked `long`. What they leave out, `nox -s tests minimums` runs
-            before a release.
+        ci: Which of them plain `nox` and CI run. Plain `nox` runs those on the running Python, of
+            `"split"` ones without what is marked `long`, which is `nox -s long`. Of `"all"` ones
+            CI adds what is not marked `long` on the newest other Python, and with the lowest
+            dependencies. All of them on every Python is `nox -s release`.
         pythons: The Pythons that it supports, where those are not all.
         benchmark: Its own script in `benchmarks`, run with it installed.
     """
@@ -36,7 +38,7 @@ class Distribution(NamedTuple):
     folder: str
     tests: str
     extras: str = ""
-    ci: Literal["smoke", "once", "all"] = "once"
+    ci: Literal["split", "once", "all"] = "once"
     pythons: tuple[str, ...] = ()
     benchmark: str = ""
 
@@ -55,7 +57,7 @@ DISTRIBUTIONS = {
         "packages/rhapsody-radical",
         "tests/radical",
         "[testing]",
-        ci="smoke",
+        ci="split",
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
         benchmark="radical_pilot.py",
     ),
@@ -73,14 +75,24 @@ RUFF = "ruff>=0.17.5,<0.18"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
+# Tests that start clusters or pilots wait more than they compute: several files at once. One whose
+# pilot or Slurm did not start runs once more, and is listed; nothing else is ever repeated.
+LONG_TOOLS = ["pytest-rerunfailures>=16.0", "pytest-xdist>=3.6"]
+SIDE_BY_SIDE = ["-n", "3", "--dist", "loadfile"]
+NOT_STARTED = (
+    "PilotException: RADICAL-Pilot cannot start",
+    "PilotException: pilot .* was not launched",
+    "AssertionError: the node is",
+)
+ONCE_MORE = ["--reruns", "1", *(f"--only-rerun={error}" for error in NOT_STARTED), "-raR"]
 BUILD = "build>=1.2"
 DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
 
 nox.needs_version = ">=2024.10.9"
+SPLIT = [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "split"]
 TESTS = [
-    f"smoke(backend='{name}')" if dist.ci == "smoke" else f"tests-{RUNNING}(backend='{name}')"
-    for name, dist in DISTRIBUTIONS.items()
+    f"{'quick' if name in SPLIT else 'tests'}-{RUNNING}(backend='{name}')" for name in DISTRIBUTIONS
 ]
 nox.options.sessions = ["lint", "types", *TESTS, "system"]
 # A Python that is not there is reported as skipped, on CI machines too.
@@ -96,12 +108,19 @@ def install_distribution(session: nox.Session, backend: str, *more: str, **optio
     session.install(*wanted.values(), *more, **options)
 
 
-def run_tests(session: nox.Session, backend: str, python: str, *options: str) -> None:
+def run_tests(
+    session: nox.Session, backend: str, *options: str, constraints: Path | None = None
+) -> None:
     """Runs a backend's tests, unless it does not support this Python."""
     dist = DISTRIBUTIONS[backend]
+    python = str(session.python or RUNNING)
     if dist.pythons and python not in dist.pythons:
         session.skip(f"{backend} supports Python {', '.join(dist.pythons)}")
-    install_distribution(session, backend, *TEST_TOOLS)
+    tools = TEST_TOOLS
+    if dist.ci == "split":
+        tools, options = [*TEST_TOOLS, *LONG_TOOLS], (*ONCE_MORE, *options)
+    held = ["--constraint", str(constraints)] if constraints else []
+    install_distribution(session, backend, *tools, *held)
     session.run("pytest", *options, *(session.posargs or [dist.tests]))
 
 
@@ -140,14 +159,22 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment with its distribution and core alone."""
-    run_tests(session, backend, str(session.python))
+    options = SIDE_BY_SIDE if DISTRIBUTIONS[backend].ci == "split" else []
+    run_tests(session, backend, *options)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("backend", list(DISTRIBUTIONS))
+def quick(session: nox.Session, backend: str) -> None:
+    """Those tests of one backend that are not marked `long`."""
+    run_tests(session, backend, "-m", "not long")
 
 
 @nox.session
-@nox.parametrize("backend", [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "smoke"])
-def smoke(session: nox.Session, backend: str) -> None:
-    """Those tests of a backend that take no minutes, where all of them take too many."""
-    run_tests(session, backend, RUNNING, "-m", "not long")
+@nox.parametrize("backend", SPLIT)
+def long(session: nox.Session, backend: str) -> None:
+    """Those tests of one backend that are marked `long`, several files at once."""
+    run_tests(session, backend, *SIDE_BY_SIDE, "-m", "long")
 
 
 @nox.session
@@ -167,7 +194,10 @@ def plugin_api(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def minimums(session: nox.Session, backend: str) -> None:
-    """The tests again, with the lowest version of each dependency that is allowed."""
+    """The tests again, with the lowest version of each dependency that is allowed.
+
+    Those that are not marked `long`, unless others are asked for: `-- tests/core`.
+    """
     constraints = session.cache_dir / f"minimums-{backend}.txt"
     lowest: dict[str, str] = {}
     for dist in (DISTRIBUTIONS["core"], DISTRIBUTIONS[backend]):
@@ -175,8 +205,8 @@ def minimums(session: nox.Session, backend: str) -> None:
     text = "".join(f"{name}=={version}\n" for name, version in sorted(lowest.items()))
     constraints.write_text(text)
     session.log("held at their lowest:\n%s", text)
-    install_distribution(session, backend, *TEST_TOOLS, "--constraint", str(constraints))
-    session.run("pytest", *(session.posargs or [DISTRIBUTIONS[backend].tests]))
+    options = [] if session.posargs else ["-m", "not long"]
+    run_tests(session, backend, *options, constraints=constraints)
 
 
 def lowest_allowed(pyproject: Path) -> dict[str, str]:
@@ -227,11 +257,20 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
-    """All that plain `nox` leaves out, for CI: other Pythons, minimums, documentation."""
+    """What plain `nox` leaves out, as far as it is quick: see `Distribution.ci`."""
+    others = [python for python in PYTHONS if python != RUNNING and shutil.which(f"python{python}")]
     for backend in [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "all"]:
-        for python in PYTHONS:
-            if python != RUNNING:
-                session.notify(f"tests-{python}(backend='{backend}')")
+        for python in others[-1:]:
+            session.notify(f"quick-{python}(backend='{backend}')")
         session.notify(f"minimums(backend='{backend}')")
     session.notify("docs")
     session.notify("plugin_api")
+
+
+@nox.session(python=False)
+def release(session: nox.Session) -> None:
+    """All tests of all distributions on every Python, and with the lowest dependencies."""
+    for backend in DISTRIBUTIONS:
+        for python in PYTHONS:
+            session.notify(f"tests-{python}(backend='{backend}')")
+        session.notify(f"minimums(backend='{backend}')", [DISTRIBUTIONS[backend].tests])

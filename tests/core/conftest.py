@@ -52,3 +52,23 @@ async def process_driver(process_backend: LocalExecutionBackend) -> AsyncIterato
         yield driver
         assert driver.faults == []
         assert process_backend.still_running == []
+
+
+LONG = {
+    "test_conformance_local_processes",
+    "test_conformance_local_threads",
+    "test_idle",
+    "test_kit_catches_faults",
+    "test_kit_in_a_run",
+    "test_kit_pauses",
+    "test_memory",
+}
+"""Modules that take long for what they show on another Python: the kit on both executors and on
+planted faults, what costs nothing while nothing happens, and what is kept in memory."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks those modules' tests."""
+    for item in items:
+        if item.path.stem in LONG and item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.long)

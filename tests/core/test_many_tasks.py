@@ -230,6 +230,7 @@ async def test_a_scope_labels_the_tasks_made_inside() -> None:
         )
 
 
+@pytest.mark.long
 async def test_a_wide_fan_does_not_keep_the_loop_from_others() -> None:
     """A fan of 100 000 must not block the loop for a second (DESIGN 5)."""
     async with WorkflowEngine.create("noop") as flow:

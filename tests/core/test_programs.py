@@ -44,6 +44,7 @@ class Short(LocalPrograms, ManagedBackend):
         return await asyncio.to_thread(function, *task["args"], **task["kwargs"])
 
 
+@pytest.mark.long
 class TestShortBackend(BackendConformance):
     async def make_backend(self) -> Short:
         return Short()
