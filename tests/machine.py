@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,16 @@ def gone(pids: Iterable[int]) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def working_in(directory: str | Path) -> list[psutil.Process]:
+    """The processes that work in or below a directory, but this one and zombies."""
+    root, found = os.path.join(os.path.realpath(directory), ""), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if os.path.join(process.cwd(), "").startswith(root) and process.pid != os.getpid():
+                found.append(process)
+    return found
 
 
 async def until_gone(*pids: int) -> None:

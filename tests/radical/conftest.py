@@ -11,7 +11,7 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # files that its import leaves open
-    import rhapsody_radical.library  # noqa: F401
+    from rhapsody_radical.library import rp  # noqa: F401
 
     gc.collect()
 
@@ -23,6 +23,17 @@ NOISE = (
     "ignore:This process .* is multi-threaded:DeprecationWarning",
     "ignore:.*:DeprecationWarning:radical",
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An empty home directory: pilots' login shells would run what the user's profile says.
+
+    Some of the tests kill such shells, which may leave locks of other programs behind.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,54 @@ def test_the_doctor_tells_of_version_programs_and_resources() -> None:
     texts = [each["text"] for each in findings if each["subject"] == "backend radical_pilot"]
     assert any("its programs are in" in text for text in texts), texts
     assert any("local.localhost" in text and "ncsa.delta" in text for text in texts), texts
+
+
+def test_the_doctor_imports_nothing_and_leaves_nothing(home: Path) -> None:
+    lines = [
+        "import sys",
+        "from rhapsody_radical.diagnosis import findings",
+        "texts = [text for _, text, _ in findings()]",
+        "assert any('local.localhost' in text for text in texts), texts",
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'radical']",
+    ]
+    temporary = home / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(home.rglob("*")) == [temporary]
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("import radical.pilot_absent", "cannot be imported: ModuleNotFoundError: No module"),
+        ("raise SystemExit(3)", "cannot be imported: exit code 3"),
+        ("input()", "cannot be imported: EOFError"),
+        ("import time; time.sleep(600)", "cannot be imported: it did not answer within 1 s"),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_broken(
+    monkeypatch: pytest.MonkeyPatch, question: str, words: str
+) -> None:
+    monkeypatch.setattr(diagnosis, "QUESTION", question)
+    if "sleep" in question:
+        monkeypatch.setattr(diagnosis, "ASKING", 1.0)
+    level, text, remedy = found("cannot be imported")
+    assert (level, remedy) == ("broken", diagnosis.REINSTALL)
+    assert words in text
+
+
+def test_resources_that_cannot_be_listed_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "QUESTION", "print('version', 1); raise ValueError('odd')")
+    assert found("its programs are in")[0] == "ok"
+    level, text, _ = found("cannot list its resources")
+    assert (level, text.rpartition(": ")[2]) == ("broken", "odd")
 
 
 def test_a_quiet_login_shell_is_fine(home: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rhapsody_radical import processes
+from tests.machine import working_in
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -61,7 +61,7 @@ def run_example(programs: Path, example: str, place: Path) -> str:
     before = {process.pid for process in psutil.process_iter()}
     printed = run(programs / "rhapsody", "run", EXAMPLES / example, *OPTIONS, cwd=here, home=home)
     assert sorted(place.rglob("*")) == [here, home]
-    left = [each for each in processes.of_session(place, "none") if each.pid not in before]
+    left = [each for each in working_in(place) if each.pid not in before]
     assert left == []
     assert run("git", "status", "--porcelain", "--ignored", cwd=ROOT) == status
     return printed

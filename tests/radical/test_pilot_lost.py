@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,10 @@ import pytest
 from rhapsody import WorkflowEngine
 from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
-from rhapsody_radical import RadicalExecutionBackend, processes
+from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_radical.client.vitals import CONFIRMED
+from rhapsody_radical.client.watch import TICK
+from tests.machine import working_in
 from tests.radical.pilots import backend, resources
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300), pytest.mark.long]
@@ -37,7 +39,7 @@ async def started(
             yield made, driver
     finally:
         await made.shutdown()
-    assert processes.of_session(tmp_path, "none") == []
+    assert working_in(tmp_path) == []
 
 
 COMPONENT_LIMIT = 40.0
@@ -58,7 +60,7 @@ async def lost(driver: Driver, *tasks: Any, within: float = LIMIT) -> list[TaskL
 
 def of_pilot(made: RadicalExecutionBackend, number: int = 0) -> list[psutil.Process]:
     """The processes that work in a pilot's directory."""
-    return processes.of_session(Path(made.pilots[number].sandbox), "none")
+    return working_in(made.pilots[number].sandbox)
 
 
 async def test_a_killed_agent_fails_its_tasks_and_says_so(tmp_path: Path) -> None:
@@ -123,13 +125,9 @@ async def test_a_component_of_the_agent_that_dies_alone_ends_its_pilot(tmp_path:
         assert await driver.running(function)
         titles = {each.pid: " ".join(each.cmdline()) for each in of_pilot(made)}
         victims = [pid for pid, title in titles.items() if "rp.agent_executing.0000" in title]
-        assert made._watch is not None
-        vitals = made._watch.vitals[-1][0]
-        async with asyncio.timeout(LIMIT):
-            while not vitals.knows("rp.agent_executing.0000"):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await asyncio.sleep(CONFIRMED * TICK + 2)  # what is seen for a moment is no component
         for pid in victims:
-            processes.kill_pid(pid)
+            psutil.Process(pid).kill()
         for error in await lost(driver, task, function, within=COMPONENT_LIMIT):
             assert "rp.agent_executing.0000" in str(error)
         async with asyncio.timeout(LIMIT):
@@ -161,50 +159,10 @@ async def test_tasks_of_a_lost_pilot_go_to_another(tmp_path: Path) -> None:
         tasks = [wait(10) for _ in range(4)]
         while not all(str(task.state) == "RUNNING" for task in tasks):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-        await asyncio.to_thread(made.pilots[0].pilot.cancel)
+        assert made.pilots[0].handle is not None
+        await asyncio.to_thread(made.pilots[0].handle.cancel)
         async with asyncio.timeout(2 * LIMIT):
             after = await asyncio.gather(*tasks)
         assert {text.split()[-1] for text in after} == {"pilot.0001"}
         assert sorted(task.attempt for task in tasks) == [1, 1, 2, 2]
         await flow.shutdown(skip_execution_backend=True)
-
-
-CLIENT = """
-import asyncio, sys
-from pathlib import Path
-from tests.radical.pilots import backend
-from rhapsody.testing import Driver
-
-async def main():
-    made = await backend(work_dir=sys.argv[1])
-    async with Driver(made, work_dir=sys.argv[2]) as driver:
-        task = driver.command("sleep 600")
-        await driver.submit(task)
-        await driver.running(task)
-        Path(sys.argv[2], "running").touch()
-        await asyncio.sleep(600)
-
-asyncio.run(main())
-"""
-
-
-async def test_a_pilot_that_outlived_its_program_is_ended_at_the_next_start(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    client = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "ignore", "-c", CLIENT, str(tmp_path / "work"), str(tmp_path)),
-        cwd=root,
-    )
-    async with asyncio.timeout(150):
-        while not (tmp_path / "running").exists():  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.1)
-    children = psutil.Process(client.pid).children()
-    assert children  # forked by RADICAL-Pilot, and found by a note only
-    client.kill()
-    await client.wait()
-    left = processes.of_session(tmp_path / "work", "none")
-    assert left
-    made = backend(work_dir=tmp_path / "work")
-    await made
-    await made.shutdown()
-    assert processes.of_session(tmp_path / "work", "none") == []
-    assert not any(child.is_running() for child in children)

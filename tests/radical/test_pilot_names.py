@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from rhapsody.errors import BackendError, BackendUnavailableError
@@ -37,6 +42,28 @@ def test_former_names_are_todays_classes(former: str, current: str) -> None:
 @pytest.mark.parametrize("name", pilot.CURRENT)
 def test_todays_names_are_radical_pilots_own(name: str) -> None:
     assert getattr(pilot, name) is getattr(rp, name)
+
+
+def test_radical_pilot_is_imported_when_a_name_is_asked_for_and_says_nothing(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        "import logging, os, sys",
+        "logging.basicConfig()  # RADICAL-Pilot warns where this came first",
+        "before = dict(os.environ)",
+        "from rhapsody_radical import pilot",
+        "assert 'radical.pilot' not in sys.modules",
+        "assert pilot.Session.__module__.startswith('radical.pilot')",
+        "assert dict(os.environ) == before",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "RADICAL_BASE": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_context_explains_what_took_its_place() -> None:

@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody_radical import RadicalExecutionBackend, leftovers
-from rhapsody_radical.environment import Environment
-from rhapsody_radical.library import ru
+from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.pilot import PilotException
 
 
@@ -26,52 +24,20 @@ def python(code: str, home: Path, cwd: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_radical_pilot_leaves_nothing_in_the_home(tmp_path: Path) -> None:
+def test_the_backend_leaves_nothing_in_the_home_and_imports_nothing_of_radical(
+    tmp_path: Path,
+) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
-    python("import rhapsody_radical.library", home, here)
-    assert sorted(tmp_path.rglob("*")) == [here, home]
-
-
-def test_a_forked_process_closes_no_session_at_its_exit(tmp_path: Path) -> None:
     code = """
-import multiprocessing, sys
-from rhapsody_radical import session
-
-class Client:
-    def close(self):
-        open("closed", "a").write("x")
-
-session._open.add(Client())
-process = multiprocessing.get_context("fork").Process(target=int)
-process.start()
-process.join()
-assert process.exitcode == 0
+import sys
+from rhapsody_radical import RadicalExecutionBackend
+RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{}]}]})
+assert not [name for name in sys.modules if name.partition(".")[0] == "radical"]
 """
-    python(code, tmp_path, tmp_path)
-    assert (tmp_path / "closed").read_text() == "x"
-
-
-def test_radical_pilots_counters_are_in_the_session_while_it_is_held(tmp_path: Path) -> None:
-    def counted() -> list[str]:
-        ru.generate_id("it.%(item_counter)04d", mode=ru.ID_CUSTOM, ns="session")
-        return sorted(path.name for path in tmp_path.iterdir() if any(path.rglob("*.cnt")))
-
-    sessions = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        sessions.append(Environment(tmp_path / name, name, verbose=False))
-    one, two = sessions
-    one.hold()
-    assert counted() == ["one"]
-    two.hold()
-    one.release()
-    before = len(list((tmp_path / "one").rglob("*")))
-    assert counted() == ["one", "two"]
-    assert len(list((tmp_path / "one").rglob("*"))) == before
-    two.release()
-    assert str(tmp_path) not in sys.modules["radical.utils.ids"]._BASE
+    python(code, home, here)
+    assert sorted(tmp_path.rglob("*")) == [here, home]
 
 
 @pytest.mark.asyncio
@@ -101,20 +67,3 @@ def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
     asyncio.run(fail())
     assert list(tmp_path.iterdir()) == [work]
     assert list(work.iterdir()) == []
-
-
-def test_notes_of_killed_programs_are_found_beside_an_engines_default_directory(
-    tmp_path: Path,
-) -> None:
-    mine = tmp_path / ".rhapsody" / "engine.two"
-    others = [
-        tmp_path / ".rhapsody" / "engine.one" / "rhapsody.1" / leftovers.NOTE,
-        tmp_path / ".rhapsody" / "rhapsody.2" / leftovers.NOTE,
-        mine / "rhapsody.3" / leftovers.NOTE,
-    ]
-    elsewhere = tmp_path / "engine.four" / "rhapsody.4" / leftovers.NOTE
-    for note in (*others, elsewhere):
-        note.parent.mkdir(parents=True)
-        note.touch()
-    assert sorted(leftovers.notes(mine)) == sorted(others)
-    assert leftovers.notes(tmp_path / "engine.four") == [elsewhere]

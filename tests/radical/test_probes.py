@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rhapsody_radical import RadicalExecutionBackend, raptor
-from rhapsody_radical.functions import completed
-from rhapsody_radical.jobs import Job
-from rhapsody_radical.library import rp
-from rhapsody_radical.raptor import PROBED, Pair, Raptor
+from rhapsody_radical import raptor_config
+from rhapsody_radical.client import raptor
+from rhapsody_radical.client.raptor import PROBED, Pair, Raptor, Raptors
+from rhapsody_radical.client.tasks import Entry, Tasks
+from rhapsody_radical.schema import RAPTOR_WORKER
 
 OWN: dict[str, Any] = {"workers": [{}]}
 
@@ -32,13 +32,17 @@ class Asking:
         self.given_up: list[Pair] = []
         manager = SimpleNamespace(submit_tasks=self._submit, cancel_tasks=lambda uids: None)
         pilot: Any = SimpleNamespace(
-            manager=manager, number=0, usable=True, forget=lambda uid: None
+            manager=manager, number=0, ended=False, shared=True, forget=lambda uid: None
         )
+        self.pilot = pilot
         ends = (SimpleNamespace(uid=uid, state="AGENT_EXECUTING") for uid in ("master", "worker"))
         self.pair = Pair(next(ends), list(ends), OWN)
         self.pair.heard = clock[0]
-        self.raptor = Raptor(pilot, {"masters": [OWN]}, self.given_up.append)
+        self.raptor = Raptor(pilot, {"masters": [OWN]}, self._changed)
         self.raptor.pairs.append(self.pair)
+
+    def _changed(self, lost: Pair | None) -> None:
+        self.given_up += [] if lost is None else [lost]
 
     def _submit(self, description: Any) -> Any:
         probe = SimpleNamespace(
@@ -149,33 +153,37 @@ def test_only_a_worker_that_has_all_calls_is_asked_for_them(
     settings: dict[str, Any], asked: bool
 ) -> None:
     """Of several processes each would take the others' calls for lost."""
-    (checked,) = raptor.checked({"masters": [settings]})["masters"]
+    (checked,) = raptor_config.checked({"masters": [settings]})["masters"]
     pair = Pair(SimpleNamespace(uid="master"), [], checked)
     assert pair.answers_probes is asked
 
 
 def test_a_master_that_a_program_gave_a_worker_is_not_asked(asking: Asking) -> None:
-    backend = RadicalExecutionBackend()
-    backend._functions._raptors[0] = asking.raptor
+    raptors = Raptors([asking.pilot], lambda *_: None)
+    raptors.found[0] = asking.raptor
     for uid, master in (("worker", "master"), ("other", "another"), ("more", "master")):
         assert asking.pair.answers_probes
-        handle = SimpleNamespace(uid=uid, mode=rp.RAPTOR_WORKER, description={"raptor_id": master})
-        backend._on_task(handle, "AGENT_EXECUTING")
+        handle = SimpleNamespace(uid=uid, mode=RAPTOR_WORKER, description={"raptor_id": master})
+        raptors.look_at(handle, "AGENT_EXECUTING")
     assert not asking.pair.answers_probes
 
 
 def test_a_call_cancelled_before_its_pair_started_says_nothing_of_the_pair(asking: Asking) -> None:
-    backend = RadicalExecutionBackend()
+    said: list[Any] = []
+    raptors = Raptors([asking.pilot], lambda *_: None)
+    tasks = Tasks("session", [asking.pilot], raptors, lambda *message: said.append(message))
     asking.pair.heard = 0.0
     for state in ("CANCELED", "LOST", "FAILED"):
-        job = Job(completed("call", {"function": int}, None), backend.pilots[0])
-        job.pair = asking.pair
-        backend.end(job, state)
+        entry = Entry("call", asking.pilot)
+        entry.pair = asking.pair
+        tasks._open["call"] = entry
+        tasks.end(entry, state)
         assert asking.pair.heard == 0.0
+    assert [message[2] for message in said] == ["CANCELED", "LOST", "FAILED"]
 
 
 def test_former_words_for_a_workers_size_count() -> None:
     worker = {"cpu_processes": 1, "cpu_threads": 3}
-    config = raptor.checked({"masters": [{"workers": [worker]}]})
-    assert raptor.cores_per_call(config) == 3
+    config = raptor_config.checked({"masters": [{"workers": [worker]}]})
+    assert raptor_config.cores_per_call(config) == 3
     assert worker == {"cpu_processes": 1, "cpu_threads": 3}

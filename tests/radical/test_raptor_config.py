@@ -15,9 +15,8 @@ import pytest
 
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
-from rhapsody_radical import processes, raptor
 from rhapsody_radical.library import rp
-from rhapsody_radical.session import Pilot
+from tests.machine import working_in
 from tests.radical.pilots import backend, resources
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(400), pytest.mark.long]
@@ -30,6 +29,21 @@ MIXED = {
         {"workers": [{"cores_per_rank": 1}, {"raptor_class": "DefaultWorker", "ranks": 1}]},
     ]
 }
+
+
+ON_ANOTHER = """
+import sys
+if "rhapsody_radical.client" in sys.orig_argv:
+    from rhapsody_radical.client.session import Pilot
+    configure = Pilot.configure
+
+    def on_another(pilot, config):
+        configure(pilot, config)
+        pilot.shared = pilot.config["shared"] = False
+
+    Pilot.configure = on_another
+"""
+"""Has the client take its pilots for ones that do not see this file system."""
 
 
 class OddError(Exception):
@@ -78,7 +92,7 @@ async def test_masters_and_workers_that_a_user_configured_run_functions(tmp_path
 
 
 async def test_a_configured_default_worker_is_one_to_be_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     made = backend(resources(cores=8), work_dir=tmp_path / "work", raptor_config=OURS)
     try:
@@ -86,21 +100,19 @@ async def test_a_configured_default_worker_is_one_to_be_trusted(
             assert made.capabilities.cancel_functions == "running"
             await _kills_and_cancels_reach_one_call(driver)
             await asyncio.to_thread(_calls_of_others_are_made, made)
-            monkeypatch.setattr(raptor, "PROBED", 3.0)
+            await made.run_in_client(_probe_soon)
             await _a_call_whose_end_is_not_told_is_lost(made, driver)
             await _a_worker_that_hangs_is_replaced(made, driver)
     finally:
         await made.shutdown()
-    assert processes.of_session(tmp_path, "none") == []
+    assert working_in(tmp_path) == []
 
 
 async def test_a_pilot_on_another_file_system_gets_the_workers_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def on_another(pilot: Pilot, config: Any) -> None:
-        pilot._config, pilot.shared = config, False
-
-    monkeypatch.setattr(Pilot, "configure", on_another)
+    (tmp_path / "sitecustomize.py").write_text(ON_ANOTHER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     made = backend(resources(sandbox=str(tmp_path / "there")), work_dir=tmp_path / "work")
     try:
         async with Driver(made, work_dir=tmp_path / "here") as driver:
@@ -168,17 +180,29 @@ def _calls_of_others_are_made(made: Any) -> None:
     assert tasks[2].stdout == "shell\n"
 
 
-async def _a_call_whose_end_is_not_told_is_lost(made: Any, driver: Driver) -> None:
-    manager = made.task_manager
-    update = manager._update_tasks
-    untold, waiting, after = driver.call(int), driver.call(time.sleep, 12), driver.call(sum, [1, 2])
+def _probe_soon(objects: Any) -> None:
+    """Run in the client: has it ask RAPTOR's workers more often."""
+    from rhapsody_radical.client import raptor
+
+    raptor.PROBED = 3.0
+
+
+def _lose(objects: Any, uid: str) -> None:
+    """Run in the client: has its task manager hear nothing of a task."""
+    manager = objects.task_manager
+    update = type(manager)._update_tasks
 
     def update_others(tasks: list[dict[str, Any]]) -> None:
-        update([task for task in tasks if task["uid"] != untold["uid"]])
+        update(manager, [task for task in tasks if task["uid"] != uid])
 
-    manager._update_tasks = update_others  # RADICAL-Pilot loses one now and then, if rarely
+    manager._update_tasks = update_others
+
+
+async def _a_call_whose_end_is_not_told_is_lost(made: Any, driver: Driver) -> None:
+    untold, waiting, after = driver.call(int), driver.call(time.sleep, 12), driver.call(sum, [1, 2])
+    await made.run_in_client(_lose, untold["uid"])  # as RADICAL-Pilot does now and then, if rarely
     end, other = await driver.run(untold, waiting)
-    del manager._update_tasks
+    await made.run_in_client(_lose, "none")
     assert isinstance(end.error, TaskLostError), str(end)
     assert "lost on the way" in str(end.error)
     assert other.state == "DONE", str(other)
@@ -190,7 +214,7 @@ async def _a_worker_that_hangs_is_replaced(made: Any, driver: Driver) -> None:
     (end,) = await driver.run(long)
     assert end.state == "DONE", f"a call that takes longer than a probe is no hang: {end}"
     (master,), (first,) = made.masters, made.workers
-    for process in processes.of_session(Path(made.pilots[0].sandbox), "none"):
+    for process in working_in(made.pilots[0].sandbox):
         with suppress(psutil.Error):  # gone meanwhile
             if "raptor-worker" in " ".join(process.cmdline()):
                 process.suspend()

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rhapsody_radical import RadicalExecutionBackend, processes
+from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.pilot import PilotException
+from tests.machine import working_in
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -68,7 +69,7 @@ def test_a_program_runs_each_kind_of_task_and_leaves_nothing(tmp_path: Path) -> 
     assert "PMGR_ACTIVE" in third
     assert done.stderr == ""
     assert sorted(tmp_path.rglob("*")) == sorted(places)
-    left = processes.of_session(tmp_path, "none")
+    left = working_in(tmp_path)
     assert [process for process in left if process.pid not in before] == []
 
 
@@ -80,4 +81,4 @@ async def test_access_through_ssh_names_the_package_that_it_needs(tmp_path: Path
     with pytest.raises(PilotException, match=r"pip install radical\.saga"):
         await RadicalExecutionBackend(far, work_dir=tmp_path / "work")
     assert os.listdir(tmp_path) == []
-    assert processes.of_session(tmp_path, "none") == []
+    assert working_in(tmp_path) == []

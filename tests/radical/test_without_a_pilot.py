@@ -19,7 +19,8 @@ from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.resources import Resources
-from rhapsody_radical import calls, links, raptor, services
+from rhapsody_radical import calls, links, raptor_config, schema, services
+from rhapsody_radical.client import raptor
 from rhapsody_radical.functions import completed
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.library import rp
@@ -148,7 +149,7 @@ def test_a_null_byte_is_refused() -> None:
 
 
 def test_raptor_configurations_are_checked() -> None:
-    assert raptor.checked(CONFIG) == CONFIG
+    assert raptor_config.checked(CONFIG) == CONFIG
     with pytest.raises(TypeError, match="raptor_config must be"):
         RadicalExecutionBackend(raptor_config={"workers": []})
     with pytest.raises(ValueError, match="a worker for each"):
@@ -237,32 +238,56 @@ def test_two_backends_may_pack_their_first_calls_at_once(monkeypatch: pytest.Mon
     assert first == second
 
 
+def raptors(*pilots: Any) -> raptor.Raptors:
+    """RAPTOR on some pilots in the client, with no pairs yet."""
+    made = raptor.Raptors(list(pilots), lambda *_: None)
+    for number, pilot in enumerate(pilots):
+        made.found[number] = raptor.Raptor(pilot, {"masters": []}, lambda _: None)
+    return made
+
+
+def client_pilot(number: int, tasks: tuple[str, ...] = ()) -> Any:
+    """A pilot in the client, whose task manager knows some tasks."""
+    manager = SimpleNamespace(list_tasks=lambda: list(tasks))
+    return SimpleNamespace(number=number, uid=f"pilot.{number:04d}", manager=manager)
+
+
+def pair(uid: str, workers: Any = ({},)) -> raptor.Pair:
+    return raptor.Pair(SimpleNamespace(uid=uid), [], {"workers": workers})
+
+
 def test_a_call_for_a_worker_of_ours_is_small() -> None:
     """Each state of it carries all of it, through every component of RADICAL-Pilot."""
-    backend = RadicalExecutionBackend()
     task = completed("task.000001", {"function": sum, "args": ([1, 2],)}, None)
-    sizes = []
+    words, order = RadicalExecutionBackend()._functions.translate(task)
+    pilot, sizes = client_pilot(0), []
     for workers in ([{"cores_per_rank": 2}], [{"raptor_class": "MPIWorker"}]):
-        pair = raptor.Pair(SimpleNamespace(uid="master"), [], {"workers": workers})
-        description = backend._functions.translate(task, pair)
-        assert description.raptor_id == "master"
-        sizes.append(len(description.function))
+        made = raptors(pilot)
+        made.found[0].config["masters"] = [{"workers": workers}]
+        one = raptor.Pair(SimpleNamespace(uid="master"), [], made.found[0].config["masters"][0])
+        made.found[0].pairs.append(one)
+        sent = dict(words)
+        assert made.send(sent, order, pilot) is one
+        assert sent["raptor_id"] == "master"
+        sizes.append(len(sent["function"]))
     assert sizes[0] < 1500 < sizes[1]
 
 
 def test_a_raptor_master_of_another_pilot_is_refused() -> None:
     """RADICAL-Pilot would wait for it for ever, on the pilot that the task goes to."""
-    backend = RadicalExecutionBackend([{"cores": 4}, {"cores": 4}])
-    first, second = backend.pilots
-    found = backend._functions._raptor(second)
-    found.pairs.append(raptor.Pair(SimpleNamespace(uid="there"), [], raptor.default(2)))
-    assert backend._functions._pair_of("there", second) is found.pairs[0]
+    first, second = client_pilot(0, ("the program's own",)), client_pilot(1)
+    made = raptors(first, second)
+    made.found[1].pairs.append(pair("there"))
+
+    def sent(master: str, pilot: Any) -> Any:
+        return made.send({"raptor_id": master}, "order", pilot)
+
+    assert sent("there", second) is made.found[1].pairs[0]
     with pytest.raises(ValueError, match=r"on pilot pilot.0001.*; say pilot='pilot.0001'"):
-        backend._functions._pair_of("there", first)
-    first.manager = second.manager = SimpleNamespace(list_tasks=lambda: ["the program's own"])
-    assert backend._functions._pair_of("the program's own", first) is None
+        sent("there", first)
+    assert sent("the program's own", first) is None
     with pytest.raises(ValueError, match="there is no RAPTOR master 'typo'; there are: there"):
-        backend._functions._pair_of("typo", first)
+        sent("typo", first)
 
 
 def test_a_task_goes_to_a_pilot_that_has_room_for_it() -> None:
@@ -290,8 +315,8 @@ def test_masters_are_asked_for_again_after_there_was_none() -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="no masters"):
             next(backend.master_selector)
-    found = backend._functions._raptor(backend.pilots[0])
-    found.pairs.append(raptor.Pair(SimpleNamespace(uid="one"), [], raptor.default(2)))
+    one: Any = SimpleNamespace(uid="one")
+    backend.pilots[0].pairs = [(one, [])]
     assert [next(backend.master_selector) for _ in range(2)] == ["one", "one"]
 
 
@@ -304,7 +329,7 @@ def test_raptor_is_set_up_after_the_start() -> None:
 
 def test_a_lost_pair_says_why() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
-    pair = raptor.Pair(master, [], raptor.default(2))
+    pair = raptor.Pair(master, [], raptor_config.default(2))
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
 
 
@@ -322,7 +347,7 @@ def test_a_file_from_outside_is_transferred() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps(dst_task=target, file_path="/data/in.txt")
-    expected = {"source": "/data/in.txt", "target": "task:///in.txt", "action": rp.TRANSFER}
+    expected = {"source": "/data/in.txt", "target": "task:///in.txt", "action": schema.TRANSFER}
     assert given == expected
     assert target["task_backend_specific_kwargs"]["input_staging"] == [expected]
 
@@ -331,7 +356,7 @@ def test_a_tasks_file_is_linked() -> None:
     target: dict[str, Any] = {"uid": "b", "task_backend_specific_kwargs": {}}
     backend = RadicalExecutionBackend()
     given = backend.link_explicit_data_deps({"uid": "a"}, target, file_name="out")
-    assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": rp.LINK}
+    assert given == {"source": "pilot:///a/out", "target": "task:///out", "action": schema.LINK}
     directory = backend.link_explicit_data_deps(None, target, file_path="/data/set/")
     assert directory["target"] == "task:///set"
 

@@ -13,20 +13,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import pickle
 import signal
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
 
-LENGTH = struct.Struct("!Q")
 STATES = "state_pubsub"
 
 MARK = "rhapsody"
@@ -186,7 +184,10 @@ class RhapsodyWorker(rp.raptor.DefaultWorker):  # type: ignore[misc,name-defined
                     text = None
                     error = f"TimeoutError('it took longer than the {limit:g} s of its `timeout`')"
                 if process is not None:
-                    if text is not None and not cancelled and len(self._idle) < self._n_cores:
+                    if text is None or cancelled:
+                        process.kill()
+                        process.close()
+                    elif len(self._idle) < self._n_cores:
                         self._idle.append(process)
                     else:
                         process.close()
@@ -262,35 +263,37 @@ class Process:
     """A process that makes one call after the other.
 
     Args:
-        channel: A socket to it.
+        channel: A connection to it.
         shape: The cores and GPUs of its calls; libraries read them only once.
     """
 
-    def __init__(self, channel: socket.socket, shape: tuple[int, int]) -> None:
+    def __init__(self, channel: Connection[Any, Any], shape: tuple[int, int]) -> None:
         self.shape = shape
         self._channel = channel
-        self._pid: int = LENGTH.unpack(_read(channel, LENGTH.size) or LENGTH.pack(0))[0]
+        self._pid: int = self._received() or 0
 
     def call(self, task: dict[str, Any], gpus: list[int]) -> str | None:
         """Makes a call; `None` where the process did not survive it."""
-        try:
-            request = (_kind(task), task["description"]["function"], gpus)
-            _send(self._channel, pickle.dumps(request))
-            answer = _receive(self._channel)
-        except OSError:
-            return None
-        return None if answer is None else answer.decode("ascii")
+        with suppress(OSError):
+            self._channel.send((_kind(task), task["description"]["function"], gpus))
+        text: str | None = self._received()
+        return text
 
     def kill(self) -> None:
-        """Ends the process and all that it started."""
+        """Ends the process and all that its calls started, but for sessions of their own."""
         if self._pid:
             with suppress(OSError):
                 os.killpg(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Lets the process go."""
-        self.kill()
+        """Lets the process go, which ends between two calls; what these left running stays."""
         self._channel.close()
+
+    def _received(self) -> Any:
+        try:
+            return self._channel.recv()
+        except (EOFError, OSError):
+            return None
 
 
 class Server:
@@ -313,7 +316,7 @@ class Server:
 
     def start(self, shape: tuple[int, int]) -> Process:
         """Makes a process."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = Pipe()
         with self._lock:
             socket.send_fds(self._socket, [b"+"], [theirs.fileno()])
         theirs.close()
@@ -339,7 +342,7 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
         if not message:
             break
-        channel = socket.socket(fileno=descriptors[0])
+        channel: Connection[Any, Any] = Connection(descriptors[0])
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -370,40 +373,24 @@ def _runner() -> Callable[[str], str]:
     return run
 
 
-def _work(channel: socket.socket, run: Callable[[str], str]) -> None:
+def _work(channel: Connection[Any, Any], run: Callable[[str], str]) -> None:
     """A process's life: makes one call after the other."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    channel.sendall(LENGTH.pack(os.getpid()))
-    while (request := _receive(channel)) is not None:
-        kind, order, gpus = pickle.loads(request)  # noqa: S301 - from our own worker
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        if not gpus:
-            del os.environ["CUDA_VISIBLE_DEVICES"]
-        if kind == "call":
-            text = run(order)
-        else:
-            function, args, kwargs = rp.PythonTask.get_func_attr(order)
-            text = function(*args, **(kwargs or {}))
-        _send(channel, text.encode("ascii"))
-
-
-def _send(channel: socket.socket, data: bytes) -> None:
-    channel.sendall(LENGTH.pack(len(data)))
-    channel.sendall(data)
-
-
-def _receive(channel: socket.socket) -> bytes | None:
-    head = _read(channel, LENGTH.size)
-    return None if head is None else _read(channel, LENGTH.unpack(head)[0])
-
-
-def _read(channel: socket.socket, size: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < size:
-        part = channel.recv(min(size - len(data), 1 << 20))
-        if not part:
-            return None
-        data += part
-    return bytes(data)
+    # A process of a call's own must not keep the channel open when this one dies.
+    os.set_inheritable(channel.fileno(), False)
+    os.register_at_fork(after_in_child=channel.close)
+    channel.send(os.getpid())
+    with suppress(EOFError):
+        while True:
+            kind, order, gpus = channel.recv()
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+            if not gpus:
+                del os.environ["CUDA_VISIBLE_DEVICES"]
+            if kind == "call":
+                text = run(order)
+            else:
+                function, args, kwargs = rp.PythonTask.get_func_attr(order)
+                text = function(*args, **(kwargs or {}))
+            channel.send(text)

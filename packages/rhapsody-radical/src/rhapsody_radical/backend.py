@@ -1,13 +1,16 @@
 """The RADICAL-Pilot backend: tasks to pilots, and what is reported of them.
 
-RADICAL-Pilot blocks and calls back on threads of its own. Here its calls are made on
-one thread, ends are worked up on a second, and a third looks once a second for what
-nobody calls back about. Descriptions are translated in `translate`, results in `results`.
+RADICAL-Pilot itself runs in a process of its own, its client (`connection`). Here tasks are
+described on one thread, and what the client says of them is worked up on the one that reads it.
+Descriptions are translated in `translate`, results in `results`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import pickle
 import threading
 import time
 import uuid
@@ -17,26 +20,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
+
 from rhapsody.backends.base import Capabilities, Session
 from rhapsody.backends.local.aside import in_thread
-from rhapsody.errors import CapabilityError, TaskLostError
+from rhapsody.errors import BackendError, CapabilityError, TaskLostError
 from rhapsody.task import TaskDescription
-from rhapsody_radical import capabilities, interruption, links, services, states, translate
-from rhapsody_radical.descriptions import check_flags, directory, pilot_descriptions
-from rhapsody_radical.fleet import Fleet, PilotCallback
+from rhapsody_radical import capabilities, links, results, services, states, translate
+from rhapsody_radical.connection import Connection
+from rhapsody_radical.descriptions import can_work_in, check_flags, directory, pilot_descriptions
+from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.functions import Functions
-from rhapsody_radical.jobs import Job
+from rhapsody_radical.jobs import Ended, Job
 from rhapsody_radical.kept_names import KeptNames
-from rhapsody_radical.leftovers import HERE
 from rhapsody_radical.links import Links
-from rhapsody_radical.raptor import Pair, checked_settings
-from rhapsody_radical.session import FINAL, Client, Pilot
-from rhapsody_radical.threads import Results, Watch, Worker
+from rhapsody_radical.notes import HERE
+from rhapsody_radical.pilot import PilotException
+from rhapsody_radical.raptor_config import checked_settings
+from rhapsody_radical.remote import Ref
+from rhapsody_radical.schema import AGENT_EXECUTING
+from rhapsody_radical.threads import Worker
+
+log: logging.Logger = logging.getLogger(__name__)
 
 states.register()
 
 ENDING = 10.0
 """Seconds that `shutdown` waits for tasks to end before their pilots are ended."""
+
+PilotCallback = Callable[[str, str], Any]
+"""`callback(uid, state)` with a pilot's uid and its native state."""
 
 
 class RadicalExecutionBackend(KeptNames):
@@ -71,7 +84,8 @@ class RadicalExecutionBackend(KeptNames):
         ValueError: A value that cannot be meant.
 
     Attributes:
-        session: RADICAL-Pilot's session once it was started.
+        session: RADICAL-Pilot's session once it was started. This and the next three live in the
+            client's process (`rhapsody_radical.remote`).
         pilot_manager: Its pilot manager.
         task_manager: The task manager of the first pilot.
         resource_pilot: The first pilot.
@@ -104,7 +118,7 @@ class RadicalExecutionBackend(KeptNames):
         self.function_cores = function_cores
         self._keep = keep_session
         self._verbose = verbose
-        self._client: Client | None = None
+        self._connection: Connection | None = None
         self.session.uid = f"rhapsody.{uuid.uuid4().hex[:10]}"
         self._work_dir = directory(work_dir)
         self.session.path = self._work_dir or self.session.path
@@ -117,91 +131,119 @@ class RadicalExecutionBackend(KeptNames):
         self.capabilities = self._able(self._config)
         self._functions = Functions(self)
         self._selector = self.select_master()
-        self._stopping = threading.Event()
         self._links = Links()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: Worker | None = None
-        self._results: Results | None = None
-        self._watch: Watch | None = None
+        self._cancelling: list[Job] = []
+        self._change = threading.Condition()
+        self._pilot_callbacks: list[PilotCallback] = []
 
     # Life.
 
     async def start(self) -> None:
-        """Starts the session and its pilots; returns when they are launched.
+        """Starts the client, its session and its pilots; returns when they are launched.
 
-        On a batch system that means queued: tasks wait for their pilot.
+        On a batch system that means queued: tasks wait for their pilot. A cancellation, such as
+        Ctrl-C under `asyncio.run`, passes through, and a line names the session; what was started
+        is ended by then.
 
         Raises:
             PilotException: RADICAL-Pilot cannot; the text has its reason.
-            SystemExit: Ctrl-C came, and no engine handles it; the text has the session's path.
+            SystemExit: `KeyboardInterrupt` or `SystemExit` came; the text has the session's path.
         """
         self._loop = asyncio.get_running_loop()
         self._commands = Worker("rhapsody-radical-commands")
-        self._results = Results(self)
-        starting = asyncio.ensure_future(in_thread(self._start))
-        with interruption.noticed() as interrupted:
-            try:
-                await asyncio.shield(starting)
-            except asyncio.CancelledError as cancelled:
-                self._stopping.set()
-                await asyncio.wait([starting])  # what is half open cannot be closed
-                starting.exception()
-                if interrupted.is_set() and self._client is not None:
-                    raise SystemExit(self._client.interrupted()) from cancelled
-                raise
-        self._watch = Watch(self)
+        place = self._place()
+        said = f"interrupted while RADICAL-Pilot started; its session was {place}"
+        try:
+            await in_thread(partial(self._start, place))
+        except asyncio.CancelledError:
+            log.warning("%s", said)
+            raise
+        except (KeyboardInterrupt, SystemExit) as error:
+            raise SystemExit(said) from error
 
-    def _start(self) -> None:
-        chosen = self._work_dir or (self.session.path if self.session.chosen else HERE)
-        client = Client(
-            self.session.uid, chosen, self.pilots, verbose=self._verbose, keep=self._keep
-        )
-        self._client = client
-        client.open(self._on_task, self.fleet.heard, self._stopping)
-        if self._stopping.is_set():
-            return
-        self.session = client.session
-        self.pilot_manager = client.manager
-        self.task_manager = client.pilots[0].manager
-        self.resource_pilot = client.pilots[0].pilot
-        client.wait_launched(self._stopping)
+    def _place(self) -> Path:
+        """The session's directory."""
+        work_dir = self._work_dir or (self.session.path if self.session.chosen else HERE)
+        return Path(os.path.abspath(work_dir)) / self.session.uid
+
+    def _start(self, place: Path) -> None:
+        if not can_work_in(place):
+            raise PilotException(
+                f"RADICAL-Pilot cannot work in {str(place.parent)!r}: its scripts do not quote "
+                "paths with spaces, quotes or dollar signs; give another directory of yours: "
+                "RadicalExecutionBackend(..., work_dir=...), or `rhapsody run -o work_dir=...`"
+            )
+        self._connection = connection = Connection(self.session.uid, place, self)
+        settings = {
+            "work_dir": str(place.parent),
+            "pilots": [pilot.settings for pilot in self.pilots],
+            "keep": self._keep,
+        }
+        refs, pilots, known = connection.open(settings, verbose=self._verbose)
+        remotes = connection.remotes.decoded(refs)
+        self.session, self.pilot_manager, self.task_manager = remotes
+        for pilot, ref, each in zip(self.pilots, pilots, known, strict=True):
+            pilot.handle = connection.remotes.of(ref)
+            pilot.configure(each["config"])
+            pilot.sandbox = each["sandbox"]
+        self.resource_pilot = self.pilots[0].handle
         self.capabilities = self._able(self._config)
         if self._config is not None:
             self._functions.configure(self._config)
 
     async def stop(self) -> None:
         """Ends every task and pilot, and closes the session."""
-        self._stopping.set()
         await in_thread(self._stop)
 
     def _stop(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
-        jobs = list(self._open.values())
+        jobs = self.open_jobs()
         for job in jobs:
             self._cancel(job)
         if self._commands is not None:
             self._commands.stop()
-        if self._results is not None and jobs:
-            self._results.wait_for(jobs, ENDING)
-        if self._client is not None:
-            self._client.close()
+        if self._connection is not None:
+            with self._change:
+                self._change.wait_for(lambda: all(job.over for job in jobs), ENDING)
+            self._connection.close(keep=self._keep)
         self.fleet.close()
-        for job in list(self._open.values()):
-            self.end(job, self._canceled(job))
-        if self._results is not None:
-            self._results.stop()
-        self._functions.forget()
+        for job in self.open_jobs():
+            job.cancelled = True
+            self.end(job, "CANCELED")
 
-    @staticmethod
-    def _canceled(job: Job) -> str:
-        job.cancelled = True
-        return "CANCELED"
+    async def run_in_client(self, f: Callable[..., Any], *args: Any) -> Any:
+        """Calls `f(objects, *args)` with RADICAL-Pilot's own objects, where they are.
+
+        It runs on a thread of the client's process. `objects` has `session`, `pilot_manager`,
+        `task_manager` and `resource_pilot` of the first pilot, and `task_managers` and
+        `resource_pilots` of all. RADICAL-Pilot's sessions, managers, pilots and tasks come back as
+        remote objects, all else as a copy. A cancellation leaves the call running there.
+
+        Args:
+            f: The function; it travels by cloudpickle.
+            args: Its arguments beside the objects.
+
+        Raises:
+            TypeError: The call or its result cannot be pickled.
+            BackendUnavailableError: The backend is not running, or its client has ended.
+            Exception: What the function raises.
+        """
+        self.require_running()
+        assert self._connection is not None
+        try:
+            packed = cloudpickle.dumps((f, args))
+        except Exception as error:  # pickling runs the objects' own code
+            raise TypeError(
+                f"run_in_client: the call of {f!r} cannot be pickled for RADICAL-Pilot's client: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return await asyncio.wrap_future(self._connection.request("run", packed))
 
     # Tasks in.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Hands tasks to RADICAL-Pilot in one go; returns when it has them.
+        """Hands tasks to RADICAL-Pilot's client in one go; returns when they are sent.
 
         Raises:
             BackendUnavailableError: The backend is not running.
@@ -217,32 +259,29 @@ class RadicalExecutionBackend(KeptNames):
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
     def _submit(self, jobs: list[Job]) -> None:
-        """Translates and submits; on the thread of commands."""
-        ready: dict[int, list[tuple[Job, Any]]] = {}
+        """Translates and sends; on the thread of commands."""
+        ready: dict[int, list[tuple[Job, bytes]]] = {}
         # Functions first: RAPTOR takes cores that executables then cannot have.
         for job in sorted(jobs, key=lambda job: not job.is_function):
             try:
                 self._find_room(job)
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
-                described = (job, self._description(job))
-                ready.setdefault(job.pilot.number, []).append(described)
+                packed = pickle.dumps(self._described(job))
+                ready.setdefault(job.pilot.number, []).append((job, packed))
             except Exception as error:  # one task's problem
                 self.fail(job, error)
-        for batch in ready.values():
-            manager = batch[0][0].pilot.manager
-            try:
-                handles = manager.submit_tasks([description for _, description in batch])
-            except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
-                for job, _ in batch:
-                    self.fail(job, error)
-                continue
-            for (job, _), handle in zip(batch, handles, strict=True):
-                job.handle = handle
+        for number, batch in ready.items():
+            for job, _ in batch:
+                job.sent = True
+            with suppress(PilotException):  # the pilots' end says so
+                self.send("submit", number, [(job.uid, packed) for job, packed in batch])
+                cancelled = [job.uid for job, _ in batch if job.cancelled]
+                if cancelled:
+                    self.send("cancel", cancelled)
+            for job, _ in batch:
                 if not job.pilot.usable:  # it ended meanwhile
                     self.end(job, "LOST")
-                elif job.cancelled:
-                    self._cancel_now(job)
 
     def _find_room(self, job: Job) -> None:
         """Sends a task to another pilot where its own is too small and it names none."""
@@ -255,27 +294,42 @@ class RadicalExecutionBackend(KeptNames):
                 job.pilot = pilot
                 return
 
-    def _description(self, job: Job) -> Any:
-        """RADICAL-Pilot's description of a job, with its sandbox made."""
-        task, pilot = job.task, job.pilot
+    def _described(self, job: Job) -> tuple[dict[str, Any], str | None]:
+        """RADICAL-Pilot's words for a job and its order for RAPTOR, with its sandbox made."""
+        task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)
         if job.is_function:
-            description = self._functions.describe(job)
+            words, order = self._functions.describe(job)
         else:
-            description = translate.describe_executable(task, pilot)
+            words = translate.describe_executable(task, pilot)
             taken = self._functions.cores_taken(pilot)
-            translate.check_fits(task["name"], description, pilot, taken)
+            translate.check_fits(task["name"], words, pilot, taken)
             if task["is_service"]:
                 services.check(task, pilot)
-            job.own_sandbox = translate.place(task, description, pilot)
-        job.timeout = float(description.timeout or 0)
-        job.startup_timeout = float(description.startup_timeout or 0)
-        job.cores = int(description.ranks or 1) * max(1, int(description.cores_per_rank or 1))
+                job.awaited = services.readiness(task) is not None
+            job.own_sandbox = translate.place(task, words, pilot)
+        job.timeout = float(words.get("timeout") or 0)
+        job.startup_timeout = float(words.get("startup_timeout") or 0)
+        job.cores = int(words.get("ranks") or 1) * max(1, int(words.get("cores_per_rank") or 1))
         links.do(directives, task.get("sandbox", ""), pilot.sandbox)
-        return description
+        return words, order
 
-    # Cancellation.
+    # What is asked of the client.
+
+    def send(self, name: str, *parts: Any) -> None:
+        """Sends a message to the client.
+
+        Raises:
+            PilotException: It is gone.
+        """
+        assert self._connection is not None
+        self._connection.send(name, *parts)
+
+    def start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
+        """Starts RAPTOR's masters and workers on a pilot; blocks until they are submitted."""
+        assert self._connection is not None
+        self._connection.request("raptor", pilot.number, config).result()
 
     async def cancel_task(self, uid: str) -> bool:
         """Cancels a task; `False` for one that is unknown or has ended."""
@@ -287,116 +341,141 @@ class RadicalExecutionBackend(KeptNames):
 
     def _cancel(self, job: Job) -> None:
         job.cancelled = True
-        if self._commands is not None:
-            self._commands.post(partial(self._cancel_now, job))
+        self.ask_to_end(job)
 
-    def _cancel_now(self, job: Job) -> None:
-        """Asks RADICAL-Pilot to cancel; asked again until it has (`Watch`)."""
-        if job.handle is not None and not job.over:
-            with suppress(Exception):  # the pilot may be gone; its end is seen elsewhere
-                job.pilot.manager.cancel_tasks([job.uid])
+    def ask_to_end(self, job: Job) -> None:
+        """Has the client cancel a job, together with others that are asked for meanwhile."""
+        with self._change:
+            self._cancelling.append(job)
+            first = len(self._cancelling) == 1
+        if first and self._commands is not None:
+            self._commands.post(self._send_cancellations)
 
-    # States out.
+    def _send_cancellations(self) -> None:
+        with self._change:
+            jobs, self._cancelling = self._cancelling, []
+        uids = [job.uid for job in jobs if job.sent]
+        if uids:
+            with suppress(PilotException):  # the pilots' end says so
+                self.send("cancel", uids)
 
-    def _on_task(self, handle: Any, state: str) -> None:
-        """RADICAL-Pilot's callback, on its thread; exceptions would be swallowed."""
-        job: Job | None = self._open.get(handle.uid)
-        if job is None:
-            self._functions.look_at(handle, state)
+    # What the client says; on the thread that reads.
+
+    def receive(self, name: str, parts: tuple[Any, ...]) -> None:
+        """Carries out a message of the client's."""
+        known: dict[str, Callable[..., None]] = {
+            "state": self._on_state,
+            "running": self._on_running,
+            "end": self._on_end,
+            "refused": self._on_refused,
+            "pilot": self._on_pilot,
+            "pilot_ended": lambda number, how: self.fleet.ended(self.pilots[number], how),
+            "pairs": self._on_pairs,
+        }
+        if (function := known.get(name)) is not None:
+            function(*parts)
+
+    def client_lost(self, reason: str) -> None:
+        """Ends all tasks: the client has ended, and nobody had asked it to."""
+        for pilot in self.pilots:
+            self.fleet.ended(pilot, f"is lost: {reason}")
+
+    def _on_state(self, uid: str, state: str) -> None:
+        job: Job | None = self._open.get(uid)
+        if job is not None and not job.running:
+            self._tell(job.task, state)
+
+    def _on_running(self, uid: str, host: str) -> None:
+        job: Job | None = self._open.get(uid)
+        if job is None or job.running or job.over:
             return
-        if job.handle is None:
-            job.handle = handle
-        if state in FINAL:
-            self.end(job, state)
-        else:
-            self._progress(job, state)
-
-    def _progress(self, job: Job, state: str) -> None:
-        with job.lock:
-            if job.over:
-                return
-            if state != "AGENT_EXECUTING":
-                self._tell(job.task, state)
-                return
-            job.running, job.began = True, time.monotonic()
-            job.hear()
-            if not job.task["is_service"]:
-                self._tell(job.task, state)
-                return
-            self._tell(job.task, state, partial(_attach, job.handle))
+        job.running, job.began, job.host = True, time.monotonic(), host
+        if not job.task["is_service"]:
+            self._tell(job.task, AGENT_EXECUTING)
+            return
+        assert self._connection is not None
         assert self._loop is not None
-        services.watch(job, services.readiness(job.task), self._loop)
+        values = {"uid": uid, "state": AGENT_EXECUTING}
+        remote = self._connection.remotes.of(Ref("task", uid, values))
+        self._tell(job.task, AGENT_EXECUTING, partial(_attach, remote))
+        ready = services.readiness(job.task)
+        services.watch(job, ready, self._loop, self._service_ready, self.ask_to_end)
+
+    def _service_ready(self, uid: str, info: Any) -> None:
+        with suppress(PilotException):  # the pilots' end says so
+            self.send("ready", uid, info)
+
+    def _on_end(self, uid: str, state: str, reason: str, found: Any) -> None:
+        job: Job | None = self._open.get(uid)
+        if job is not None:
+            if found is not None:
+                job.ended = Ended(*found)
+            job.lost = reason
+            self.end(job, state)
+
+    def _on_refused(self, uid: str, kind: str, text: str) -> None:
+        job: Job | None = self._open.get(uid)
+        if job is not None:
+            cls = {"TypeError": TypeError, "ValueError": ValueError}.get(kind, BackendError)
+            said = f"{kind}: {text}" if cls is BackendError else text
+            self.fail(job, cls(f"task {job.task['name']!r}: {said}"))
+
+    def _on_pilot(self, number: int, state: str, when: float, ref: Ref) -> None:
+        assert self._connection is not None
+        self._connection.remotes.update(ref)
+        pilot = self.pilots[number]
+        self.fleet.note(pilot, state, when)
+        for callback in tuple(self._pilot_callbacks):
+            self._connection.call_back(partial(callback, pilot.uid, state))
+
+    def _on_pairs(self, number: int, pairs: Any) -> None:
+        assert self._connection is not None
+        self.pilots[number].pairs = self._connection.remotes.decoded(pairs)
+
+    # Ends.
 
     def end(self, job: Job, state: str) -> None:
-        """Takes note of a final state; worked up on another thread, reported once."""
-        if state == "DONE" or (job.running and state != "LOST"):
-            job.hear()  # else others than its pair may have said so
-        if job.claim_end() and self._results is not None:
-            if job.running:
-                job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
-            self._results.put(job, state)
+        """Works up a final state, and reports it, once. Any thread."""
+        if not job.claim_end():
+            return
+        if job.running:
+            job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
+        try:
+            reported, error = results.of(job, state, self._functions)
+        except Exception as problem:  # a file that cannot be read, a reply that is none
+            log.exception("task %s could not be worked up", job.uid)
+            reported, error = "FAILED", problem
+        if reported == "FAILED" and error is not None:
+            job.task.setdefault("exception", error)
+        if reported != "FAILED":
+            job.task.pop("exception", None)
+        self._report(job, reported)
 
     def fail(self, job: Job, error: BaseException) -> None:
-        """Fails a task with an exception, now."""
+        """Fails a task with an exception, now. Any thread."""
         if job.claim_end():
             self._links.forget(job.uid)
             job.task["exception"] = error
-            self.task_state_cb(job.task, "CANCELED" if job.cancelled else "FAILED")
+            self._report(job, "CANCELED" if job.cancelled else "FAILED")
 
-    # For the threads.
-
-    def later(self, function: Callable[[], Any]) -> None:
-        """Has a function called on the thread of commands."""
-        if self._commands is not None:
-            self._commands.post(function)
+    def _report(self, job: Job, state: str) -> None:
+        if job.is_function:
+            self._functions.tidy(job, state)
+        if job.stopped is not None:
+            job.stopped.set()
+        self.task_state_cb(job.task, state)
+        with self._change:
+            self._change.notify_all()
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""
         return list(self._open.values())
 
-    def open_uids(self) -> set[str]:
-        """Their uids."""
-        return set(self._open)
-
-    def function_outcome(self, job: Job, state: str) -> tuple[str, BaseException | None]:
-        """What came of a function task; removes what was made for its call."""
-        outcome = self._functions.outcome(job, state)
-        self._functions.tidy(job, outcome[0])
-        return outcome
-
-    def check_functions(self) -> None:
-        """Looks whether RAPTOR's masters and workers live."""
-        self._functions.check()
-
-    def refuse_too_large(self, pilot: Pilot, taken: int) -> None:
-        """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
-        for job in self.open_jobs():
-            if job.pilot is pilot and job.handle is not None and not job.running and not job.pair:
-                try:
-                    translate.check_total(job.task["name"], job.cores, pilot, taken)
-                except CapabilityError as error:
-                    self.fail(job, error)
-                    with suppress(Exception):  # the pilot may be gone
-                        pilot.manager.cancel_tasks([job.uid])
-
-    def pair_lost(self, pair: Pair) -> None:
-        """Ends the calls of a RAPTOR pair that is gone."""
-        for job in self.open_jobs():
-            if job.pair is pair:
-                self.end(job, "LOST")
-
-    def call_lost(self, uid: str) -> None:
-        """Ends a call that its RAPTOR worker does not know, nor anybody what came of it."""
-        job: Job | None = self._open.get(uid)
-        if job is not None and job.pair is not None:
-            job.lost = f"the call or its result was lost on the way to or from {job.pair.uid}"
-            self.end(job, "LOST")
-
     # Pilots.
 
     def register_pilot_callback(self, func: PilotCallback) -> None:
-        """Adds whom to tell about pilots: `func(uid, state)`, on whatever thread hears of it."""
-        self.fleet.callbacks.append(func)
+        """Adds whom to tell about pilots: `func(uid, state)`, on a thread for users' callbacks."""
+        self._pilot_callbacks.append(func)
 
     @classmethod
     def diagnose(cls) -> Iterable[tuple[str, str, str]]:
@@ -409,19 +488,10 @@ class RadicalExecutionBackend(KeptNames):
         """What became of the pilots: states with their times, and utilisation."""
         return {"pilots": self.fleet.account()}
 
-    def give_up(self, pilot: Pilot, how: str) -> None:
-        """Ends a pilot that RADICAL-Pilot takes for a living one."""
-        if pilot.usable and self._client is not None:
-            self.fleet.ended(pilot, how)
-            self.later(partial(self._client.give_up, pilot))
-
     def _pilot_ended(self, pilot: Pilot) -> None:
         """The tasks of a pilot that ended are lost."""
-        failed = pilot.state == "FAILED" and not self._stopping.is_set()
-        if failed and self._client is not None:
-            pilot.reason = f"{pilot.reason}: {self._client.why(pilot)}"
         for job in self.open_jobs():
-            if job.pilot is pilot and job.handle is not None:
+            if job.pilot is pilot and job.sent:
                 self.end(job, "LOST")
 
 

@@ -1,15 +1,40 @@
 """Makes one call of a function task, where it runs: on a RAPTOR worker or in a program.
 
-A call and its reply travel as text, because RAPTOR's channels take little else. What
+A call and its reply travel as text, because RAPTOR's channels take little else. Large
+values are in files beside it, where both sides see the same file system. What
 a call raises, `SystemExit` and its like included, is its reply: nothing but text ever
 leaves `run`. RAPTOR workers need nothing of ours installed: our own have this file, others are
-sent `run` by value. It imports what it needs when it runs.
+sent `run` by value. It needs the standard library, and cloudpickle once it runs.
 """
 
 from __future__ import annotations
 
+import base64
+import concurrent.futures
+import contextlib
+import contextvars
+import io
+import os
+import pickle
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+LARGE = 1 << 16
+"""Bytes from which on a value travels in a file, where there is a directory for it."""
+
+MOST = 32 << 20
+"""Bytes of a value that travel as text at most, where there is none."""
+
+KEPT = 1 << 20
+"""Bytes of output, and characters of a traceback, that a reply holds at most."""
 
 
 def run(text: str) -> str:
@@ -21,43 +46,113 @@ def run(text: str) -> str:
     Returns:
         The reply, read by `rhapsody_radical.calls.unpack`.
     """
-    import base64
-    import os
-    import pickle
-    import socket
-
     order = pickle.loads(base64.b64decode(text))  # noqa: S301 - from the program that we serve
     reply: dict[str, Any] = {"pid": os.getpid(), "host": socket.gethostname()}
-    former = dict(os.environ)
-    directory = os.getcwd()
-    restore = _capture(order, reply)
-    try:
-        os.environ.update(order["environment"])
-        if order["sandbox"]:
-            os.makedirs(order["sandbox"], mode=0o700, exist_ok=True)
-            os.chdir(order["sandbox"])
-        _prepare(order)
-        sys.path += [path for path in order["path"] if path not in sys.path]
-        function, args, kwargs = pickle.loads(order["call"])  # noqa: S301 - as above
-        value = _called(order, function, args, kwargs)
-        reply["done"], reply["payload"] = True, _packed(order, value)
-    except BaseException as error:  # whatever a task raises is its result
-        reply["done"], reply["payload"] = False, _packed_error(error)
-    finally:
-        restore()
-        os.environ.clear()
-        os.environ.update(former)
-        os.chdir(directory)
+    former, directory = dict(os.environ), os.getcwd()
+    with contextlib.ExitStack() as restore:
+        restore.callback(os.chdir, directory)
+        restore.callback(os.environ.update, former)
+        restore.callback(os.environ.clear)
+        try:
+            os.environ.update(order["environment"], RP_TASK_ID=order["uid"])
+            if order["sandbox"]:
+                os.makedirs(order["sandbox"], mode=0o700, exist_ok=True)
+                os.chdir(order["sandbox"])
+            if order["capture"] is not False:
+                restore.callback(_capture(order, reply, 1, "stdout"))
+                restore.callback(_capture(order, reply, 2, "stderr"))
+            _prepare(order)
+            sys.path += [path for path in order["path"] if path not in sys.path]
+            value = _called(order, *load(order["call"]))
+            reply["done"], reply["payload"] = True, _packed(order, value)
+        except BaseException as error:  # whatever a task raises is its result
+            reply["done"], reply["payload"] = False, _packed_error(order, error)
     return base64.b64encode(pickle.dumps(reply)).decode("ascii")
+
+
+# Values.
+
+
+def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
+    """Pickles a value.
+
+    Args:
+        value: The value.
+        directory: The directory for a file of it, `None` where there is none.
+
+    Returns:
+        The pickle, and its large buffers, which are not copied where there is a directory.
+    """
+    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+
+    buffers: list[memoryview] = []
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < LARGE:
+            return True
+        buffers.append(view)
+        return False
+
+    callback = None if directory is None else stays
+    data: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=callback)
+    return data, buffers
+
+
+def too_large(data: bytes, directory: str | None) -> bool:
+    """Whether a pickle can travel neither as text nor in a file."""
+    return directory is None and len(data) > MOST
+
+
+def refusal(what: str, size: int) -> str:
+    """Words the error for a value that is too large."""
+    return (
+        f"{what} takes {size / (1 << 20):.1f} MiB, and RADICAL-Pilot carries {MOST >> 20} MiB at "
+        "most to or from a pilot on another file system: write the data to a file, and pass its "
+        "path or stage it; or use a pilot that shares this machine's file system"
+    )
+
+
+def store(data: bytes, buffers: list[memoryview], directory: str | None, name: str) -> bytes | str:
+    """Puts what `dump` made into a private file, where it is large.
+
+    Returns:
+        The file's path, or the pickle itself; `load` takes either.
+    """
+    if directory is None or (not buffers and len(data) <= LARGE):
+        return data
+    path = os.path.join(directory, name)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # of a former session with the same directory
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            pickle.dump([buffer.nbytes for buffer in buffers], file)
+            file.writelines(buffers)
+            file.write(data)
+    except OSError as error:
+        os.unlink(path)
+        raise OSError(error.errno, error.strerror, path) from None
+    return path
+
+
+def load(stored: bytes | str) -> Any:
+    """Unpickles what `store` returned, and removes its file."""
+    if isinstance(stored, bytes):
+        return pickle.loads(stored)  # noqa: S301 - from the other side of the call
+    with open(stored, "rb") as file:
+        os.unlink(stored)
+        buffers = [bytearray(size) for size in pickle.load(file)]  # noqa: S301 - as above
+        for buffer in buffers:
+            file.readinto(buffer)
+        return pickle.load(file, buffers=buffers)  # noqa: S301 - as above
+
+
+# The call.
 
 
 def _prepare(order: dict[str, Any]) -> None:
     """Runs the task's `pre_exec` commands in its sandbox, and takes over what they export."""
-    import os
-    import shutil
-    import subprocess
-    import tempfile
-
     if order["pre_exec"]:
         shell = shutil.which("bash") or "/bin/sh"  # RADICAL-Pilot's scripts are bash's, too
         with tempfile.NamedTemporaryFile() as file:
@@ -71,9 +166,6 @@ def _prepare(order: dict[str, Any]) -> None:
 
 def _called(order: dict[str, Any], function: Any, args: Any, kwargs: Any) -> Any:
     """Calls the function, a coroutine function on a loop of its own, with its context set."""
-    import contextlib
-    import time
-
     scope: Any = contextlib.nullcontext()
     try:
         from rhapsody.context import TaskContext, task_context
@@ -97,8 +189,6 @@ def _called(order: dict[str, Any], function: Any, args: Any, kwargs: Any) -> Any
 
 def _awaited(value: Any) -> Any:
     import asyncio
-    import contextvars
-    import threading
 
     async def wait() -> Any:
         return await value
@@ -108,110 +198,80 @@ def _awaited(value: Any) -> Any:
     except RuntimeError:
         return asyncio.run(wait())
     # RAPTOR's own worker calls us from within a loop.
-    outcome: list[Any] = [None, None]
-
-    def body() -> None:
-        try:
-            outcome[0] = asyncio.run(wait())
-        except BaseException as error:  # raised below, where the task is
-            outcome[1] = error
-
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(body,))
-    thread.start()
-    thread.join()
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
 
 
-def _packed(order: dict[str, Any], value: Any) -> bytes:
-    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
-
+def _packed(order: dict[str, Any], value: Any) -> bytes | str:
+    what = f"task {order['name']!r}: its result ({type(value).__qualname__})"
+    directory = order["directory"]
     try:
-        packed: bytes = cloudpickle.dumps(value)
+        data, buffers = dump(value, directory)
     except Exception as error:  # pickling runs the objects' own code
         raise TypeError(
-            f"task {order['name']!r}: its result ({type(value).__qualname__}) cannot be pickled "
-            f"back from its worker: {type(error).__name__}: {error}; return data that can be"
+            f"{what} cannot be pickled back from its worker: {type(error).__name__}: {error}; "
+            "return data that can be"
         ) from None
-    return packed
+    if too_large(data, directory):
+        raise ValueError(refusal(what, len(data)))
+    return store(data, buffers, directory, f"{order['uid']}.result")
 
 
-def _packed_error(error: BaseException) -> bytes:
+def _packed_error(order: dict[str, Any], error: BaseException) -> bytes | str:
     """An exception of its own type wherever that can be had, with its traceback as text."""
-    import pickle
-    import traceback
-
-    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
-
-    text = "".join(traceback.format_exception(error))
+    directory = order["directory"]
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    reply = {"kind": kind, "text": "".join(traceback.format_exception(error))[-KEPT:]}
+    try:
+        said = str(error)[:KEPT]
+    except Exception as mistake:  # a class's own code must not hide the exception
+        said = f"(its text cannot be made: {type(mistake).__name__})"
     plain = {}
     for key, value in vars(error).items():
+        with contextlib.suppress(Exception):  # what cannot travel stays behind
+            if not too_large(dump(value, directory)[0], directory):
+                plain[key] = value
+    for form in (error, (type(error), error.args, plain), (type(error), (said,), plain)):
         try:
-            cloudpickle.dumps(value)
-        except Exception:  # noqa: S112 - what cannot travel stays behind
-            continue
-        plain[key] = value
-    for candidate in (error, (type(error), error.args, plain), (type(error), (str(error),), plain)):
-        try:
-            packed: bytes = cloudpickle.dumps({"error": candidate, "text": text, "kind": kind})
-            again = pickle.loads(packed)["error"]  # noqa: S301 - made above
-            if isinstance(again, tuple) or type(again) is type(error):
-                return packed
+            data, buffers = dump({**reply, "error": form}, directory)
+            again = pickle.loads(data, buffers=buffers)["error"]  # noqa: S301 - made above
+            same = isinstance(again, tuple) or type(again) is type(error)
+            if same and not too_large(data, directory):
+                return store(data, buffers, directory, f"{order['uid']}.result")
         except Exception:  # noqa: S112 - an exception class may do anything; try the next way
             continue
-    return pickle.dumps({"error": None, "text": text, "kind": f"{kind}: {error}"})
+    return pickle.dumps({**reply, "error": None, "kind": f"{kind}: {said}"})
 
 
-def _capture(order: dict[str, Any], reply: dict[str, Any]) -> Any:
-    """Sends what the process prints to files; returns what brings it back into the reply."""
-    import io
-    import os
-    import tempfile
-
-    capture = order["capture"]
-    if capture is False:
-        return lambda: None
-    streams: list[tuple[str, int, int, Any, Any]] = []
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        former = getattr(sys, name)
-        if former is not None:
-            former.flush()
-        if capture == "files":
-            os.makedirs(order["sandbox"], mode=0o700, exist_ok=True)
-            path = os.path.join(order["sandbox"], f"{order['uid']}.{name[3:]}")
-            file: Any = open(path, "w+b")  # noqa: SIM115 - closed by `restore`
-        else:
-            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `restore`
-        kept = os.dup(number)
-        os.dup2(file.fileno(), number)
-        wrapper = io.TextIOWrapper(
-            os.fdopen(os.dup(number), "wb", 0), "utf-8", "replace", write_through=True
-        )
-        setattr(sys, name, wrapper)
-        streams.append((name, number, kept, former, file))
+def _capture(
+    order: dict[str, Any], reply: dict[str, Any], number: int, name: str
+) -> Callable[[], None]:
+    """Sends an output of the process to a file; returns what brings it back into the reply."""
+    former = getattr(sys, name)
+    if former is not None:
+        former.flush()
+    path = os.path.join(order["sandbox"] or "", f"{order['uid']}.{name[3:]}")
+    kept_there = order["capture"] == "files"
+    file: Any = open(path, "w+b") if kept_there else tempfile.TemporaryFile()  # noqa: SIM115
+    kept = os.dup(number)
+    os.dup2(file.fileno(), number)
+    raw = os.fdopen(os.dup(number), "wb", 0)
+    stream = io.TextIOWrapper(raw, "utf-8", "replace", write_through=True)
+    setattr(sys, name, stream)
 
     def restore() -> None:
-        for name, number, kept, former, file in streams:
-            stream = getattr(sys, name)
-            stream.flush()
-            if isinstance(stream, io.TextIOWrapper) and stream is not former:
-                stream.close()
-            setattr(sys, name, former)
-            os.dup2(kept, number)
-            os.close(kept)
-            if capture == "files":
-                reply[name] = file.name
-            else:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(0)
-                text = file.read(1 << 20).decode("utf-8", "replace")
-                reply[name] = (
-                    text if size <= 1 << 20 else f"{text}\n[cut: {size} bytes were printed]\n"
-                )
-            file.close()
+        with contextlib.suppress(Exception):  # the call may have closed it, or put another there
+            getattr(sys, name).flush()
+        stream.close()
+        setattr(sys, name, former)
+        os.dup2(kept, number)
+        os.close(kept)
+        with file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            reply[name] = path if kept_there else file.read(KEPT).decode("utf-8", "replace")
+        if size > KEPT and not kept_there:
+            reply[name] += f"\n[cut: {size} bytes were printed]\n"
 
     return restore
 
@@ -222,14 +282,9 @@ def main(order: str, reply: str) -> int:
     Returns:
         0; the reply says whether the call succeeded.
     """
-    import os
-
-    with open(order) as file:
-        text = file.read()
-    answer = run(text)
-    with open(f"{reply}.part", "w") as file:
-        file.write(answer)
-    os.replace(f"{reply}.part", reply)
+    part = Path(f"{reply}.part")
+    part.write_text(run(Path(order).read_text()))
+    part.replace(reply)
     return 0
 
 

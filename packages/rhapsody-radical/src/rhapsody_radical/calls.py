@@ -7,25 +7,40 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.local.worker import RemoteTraceback
-from rhapsody.errors import TaskFailedError
+from rhapsody.errors import CapabilityError, TaskFailedError, add_note, rebuilt, set_cause
 from rhapsody.task import TaskDescription
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list
 from rhapsody_radical.translate import THREADS
 
 
-def pack(task: TaskDescription, settings: Mapping[str, Any], *, capture: Any) -> str:
-    """An order for `rhapsody_radical.call.run`, as text.
+def pack(
+    task: TaskDescription,
+    settings: Mapping[str, Any],
+    *,
+    capture: Any,
+    directory: str | None = None,
+) -> str:
+    """Makes an order for `rhapsody_radical.call.run`, as text.
+
+    Args:
+        task: The task.
+        settings: Its settings in RADICAL-Pilot's own words.
+        capture: What to keep of its output.
+        directory: Where large values of the call and its reply go, which both sides see;
+            `None` where there is no such place. `forget` removes them.
 
     Raises:
         TypeError: Something of the call cannot be pickled; it says what.
+        CapabilityError: The call is too large for text; it says what of it is.
     """
     resources = task.get("resources")
     environment: dict[str, str] = {}
@@ -43,7 +58,8 @@ def pack(task: TaskDescription, settings: Mapping[str, Any], *, capture: Any) ->
         "capture": capture,
         "path": own_path(),
         "pre_exec": as_list(settings.get("pre_exec")),
-        "call": _packed_call(task),
+        "directory": directory,
+        "call": _packed_call(task, directory),
     }
     return base64.b64encode(pickle.dumps(order)).decode("ascii")
 
@@ -58,28 +74,40 @@ def own_path() -> list[str]:
     return [path for path in found if not path.startswith(installed)]
 
 
-def _packed_call(task: TaskDescription) -> bytes:
+def forget(directory: str, uid: str) -> None:
+    """Removes what is left of a call's files, whatever became of it."""
+    for kind in ("call", "arguments", "reply", "result"):
+        with suppress(OSError):
+            os.unlink(os.path.join(directory, f"{uid}.{kind}"))
+
+
+def _packed_call(task: TaskDescription, directory: str | None) -> bytes | str:
     try:
-        packed: bytes = cloudpickle.dumps((task["function"], task["args"], task["kwargs"]))
+        data, buffers = call.dump((task["function"], task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
-        part, value = _culprit(task)
+        culprit = next((what for what, size in _parts(task) if size is None), "the call")
         raise TypeError(
-            f"task {task['name']!r}: {part} ({type(value).__qualname__}) cannot be pickled for a "
-            f"worker: {type(error).__name__}: {error}; pass data that can be"
+            f"task {task['name']!r}: {culprit} cannot be pickled for a worker: "
+            f"{type(error).__name__}: {error}; pass data that can be"
         ) from error
-    return packed
+    if call.too_large(data, directory):
+        most, _ = max(_parts(task), key=lambda part: part[1] or 0)
+        what = f"task {task['name']!r}: its call, whose largest part is {most},"
+        raise CapabilityError(call.refusal(what, len(data)))
+    return call.store(data, buffers, directory, f"{task['uid']}.arguments")
 
 
-def _culprit(task: TaskDescription) -> tuple[str, Any]:
+def _parts(task: TaskDescription) -> Iterator[tuple[str, int | None]]:
+    """The parts of a call, in words, and their sizes: `None` for what cannot be pickled."""
     parts: list[tuple[str, Any]] = [("the function", task["function"])]
     parts += [(f"positional argument {i}", value) for i, value in enumerate(task["args"])]
     parts += [(f"argument {name!r}", value) for name, value in task["kwargs"].items()]
     for part, value in parts:
         try:
-            cloudpickle.dumps(value)
+            size = len(cloudpickle.dumps(value))
         except Exception:  # as above
-            return part, value
-    return "the call", task["function"]
+            size = None
+        yield f"{part} ({type(value).__qualname__})", size
 
 
 def _runner() -> bytes:
@@ -119,26 +147,16 @@ def unpack(text: str, task: TaskDescription) -> BaseException | None:
             task[name] = reply[name]
     task["worker"] = f"{reply['host']}:{reply['pid']}"
     try:
-        payload = pickle.loads(reply["payload"])  # noqa: S301 - as above
+        payload = call.load(reply["payload"])
     except BaseException as error:  # loading runs the objects' own code
-        error.add_note(f"while the result of task {task['name']!r} was unpacked")
+        add_note(error, f"while the result of task {task['name']!r} was unpacked")
         return error
     if reply["done"]:
         task["return_value"] = payload
         return None
-    raised = _rebuilt(payload)
-    raised.__cause__ = RemoteTraceback(payload["text"])
+    made = payload["error"]
+    if isinstance(made, tuple):
+        made = rebuilt(*made)
+    raised: BaseException = TaskFailedError(payload["kind"]) if made is None else made
+    set_cause(raised, RemoteTraceback(payload["text"]))
     return raised
-
-
-def _rebuilt(payload: dict[str, Any]) -> BaseException:
-    error = payload["error"]
-    if error is None:
-        return TaskFailedError(payload["kind"])
-    if isinstance(error, tuple):
-        kind, args, state = error
-        error = kind.__new__(kind, *args)
-        error.args = args
-        error.__dict__.update(state)
-    assert isinstance(error, BaseException)
-    return error

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from rhapsody_radical.library import rp
+from rhapsody_radical import schema
 
 LOCAL = "local.localhost"
 
@@ -32,13 +34,13 @@ OURS = ("uid", "executable", "arguments", "function", "args", "kwargs", "code", 
 
 
 def pilot_descriptions(resources: Any) -> list[dict[str, Any]]:
-    """The pilots that `resources` ask for, with defaults filled in.
+    """Return the pilots that `resources` ask for, with defaults filled in.
 
     Args:
         resources: Parameters of a pilot description, a list of them, or `None`.
 
     Raises:
-        TypeError: Neither, or a parameter that RADICAL-Pilot does not have.
+        TypeError: Neither, a parameter that RADICAL-Pilot does not have, or none of plain data.
         ValueError: A value cannot be meant.
     """
     given = [{}] if resources is None else resources
@@ -56,12 +58,11 @@ def _pilot(given: Any) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"resources: a pilot's parameters must be a dict, got {given!r}")
     settings = dict(given)
-    check_keys(
-        "resources", settings, rp.PilotDescription._schema, "a pilot description", hints=BACKEND
-    )
+    check_keys("resources", settings, schema.PILOT, "a pilot description", hints=BACKEND)
     if "uid" in settings:
         raise TypeError("resources: 'uid' is given by the backend: pilot.0000, pilot.0001, ...")
-    check_types("resources", settings, rp.PilotDescription._schema)
+    check_plain("resources", settings)
+    check_types("resources", settings, schema.PILOT)
     settings.setdefault("resource", LOCAL)
     resource = settings["resource"]
     if not isinstance(resource, str) or "." not in resource:
@@ -85,7 +86,7 @@ def _pilot(given: Any) -> dict[str, Any]:
 
 
 def check_flags(**flags: Any) -> None:
-    """Raises for a parameter that is neither `True` nor `False`.
+    """Raise for a parameter that is neither `True` nor `False`.
 
     Raises:
         TypeError: It names the parameter.
@@ -96,7 +97,7 @@ def check_flags(**flags: Any) -> None:
 
 
 def directory(work_dir: Any) -> str | None:
-    """The absolute path of a directory that a user gave.
+    """Return the absolute path of a directory that a user gave.
 
     Raises:
         TypeError: It is no path.
@@ -108,20 +109,32 @@ def directory(work_dir: Any) -> str | None:
     return os.path.abspath(work_dir)
 
 
+def can_work_in(path: str | Path) -> bool:
+    """Tell whether RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
+    where, name = os.path.split(path)
+    real = _real(where) + name
+    return encodable(real) and not set(real) & set(" \t\n'\"$`\\*?[")
+
+
+@lru_cache(maxsize=16)  # sandboxes are beside each other
+def _real(directory: str) -> str:
+    return os.path.realpath(directory)
+
+
 def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's settings in RADICAL-Pilot's own words, checked.
+    """Return a task's settings in RADICAL-Pilot's own words of today, checked.
 
     Raises:
-        TypeError: A setting that RADICAL-Pilot does not have, of another type, or that is not the
-            user's to give.
+        TypeError: A setting that RADICAL-Pilot does not have, of another type, that is not plain
+            data, or that is not the user's to give.
     """
     specific = task["task_backend_specific_kwargs"]
     if specific:
-        schema = rp.TaskDescription._schema
-        check_keys("task_description", specific, schema, "a task description")
-        check_types("task_description", specific, schema)
+        check_keys("task_description", specific, schema.TASK, "a task description")
+        check_plain("task_description", specific)
+        check_types("task_description", specific, schema.TASK)
         for key, value in specific.items():
-            if schema[key] is int and isinstance(value, float) and not value.is_integer():
+            if schema.TASK[key] is int and isinstance(value, float) and not value.is_integer():
                 raise TypeError(f"task_description: {key!r} must be a whole number, got {value!r}")
         for key in (*OURS, "mode"):
             if key in specific and not (key == "mode" and specific[key] in _modes(task)):
@@ -129,55 +142,121 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
                     f"task_description: {key!r} is not yours to give, the task itself says it; "
                     "the decorated function returns the command"
                 )
-    return {key: value for key, value in specific.items() if key != "mode"}
+    return todays({key: value for key, value in specific.items() if key != "mode"})
+
+
+def todays(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with today's keys in place of former ones, which win as in RADICAL-Pilot."""
+    found = {key: value for key, value in settings.items() if key not in schema.FORMER}
+    for former, key in schema.FORMER.items():
+        if value := settings.get(former):
+            found[key] = schema.TASK[key](value)
+    return found
 
 
 def _modes(task: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modes of RADICAL-Pilot that say no more than the task itself."""
+    """Return the modes of RADICAL-Pilot that say no more than the task itself."""
     if task["function"] is not None:
-        return (rp.TASK_FUNCTION,)
-    return (rp.TASK_EXECUTABLE, rp.TASK_SERVICE) if task["is_service"] else (rp.TASK_EXECUTABLE,)
+        return (schema.TASK_FUNCTION,)
+    if task["is_service"]:
+        return (schema.TASK_EXECUTABLE, schema.TASK_SERVICE)
+    return (schema.TASK_EXECUTABLE,)
 
 
-WORDS: Mapping[type[object], str] = {
+WORDS: Mapping[type, str] = {
     int: "a whole number",
     float: "a number",
     str: "text",
     bool: "True or False",
+    list: "a list",
+    dict: "a dict",
 }
+
+ACCEPTED: Mapping[type, tuple[type, ...]] = {
+    int: (int, float),
+    float: (int, float),
+    list: (list, tuple, str, dict),  # one entry may be given by itself
+}
+"""What is taken for a type, where that is more than the type itself."""
+
+SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 def as_list(value: Any) -> list[Any]:
-    """What RADICAL-Pilot takes for a list: one entry may be given by itself."""
+    """Return what RADICAL-Pilot takes for a list: one entry may be given by itself."""
     if value is None:
         return []
     return [value] if isinstance(value, str | Mapping) else list(value)
 
 
-def check_types(argument: str, given: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
-    """Raises for a value that is of another type than RADICAL-Pilot's schema says.
+def check_plain(argument: str, given: Mapping[Any, Any]) -> None:
+    """Raise for a value that is not plain data: it has to reach another process as it is.
+
+    Raises:
+        TypeError: There is one; the text names its key.
+    """
+    for key, value in given.items():
+        try:
+            _check_plain(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{argument}: {key!r} {error}") from None
+
+
+def _check_plain(value: Any) -> None:
+    kind = type(value)
+    if kind in (list, tuple):
+        for each in value:
+            _check_plain(each)
+    elif kind is dict:
+        for name, each in value.items():
+            if type(name) not in SCALARS:
+                raise TypeError(f"has {name!r} for a key of a dict: give it as text")
+            _check_plain(name)
+            _check_plain(each)
+    elif kind not in SCALARS:
+        raise TypeError(
+            "must be plain data (text, numbers, True, False, None, or lists and dicts of them), "
+            f"got {value!r}, a {kind.__module__}.{kind.__qualname__}; convert it first"
+        )
+    elif kind is str and not encodable(value):
+        raise ValueError(f"must be text that UTF-8 can hold, got {value!r}")
+    elif kind is int and not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"must be a number of 64 bits at most, got {value!r}")
+
+
+def encodable(text: str) -> bool:
+    """Tell whether UTF-8 can hold a text: a file's name may have bytes that it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_types(argument: str, given: Mapping[str, Any], known: Mapping[str, type]) -> None:
+    """Raise for a value that is of another type than RADICAL-Pilot's schema says.
 
     Raises:
         TypeError: There is one.
     """
     for key, value in given.items():
-        kind = schema[key]
-        if value is None or not isinstance(kind, type) or kind not in WORDS:
+        kind = known[key]
+        if value is None:
             continue
-        accepted = (int, float) if kind in (int, float) else kind
-        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        is_kind = isinstance(value, ACCEPTED.get(kind, kind))
+        if not is_kind or (isinstance(value, bool) and kind is not bool):
             raise TypeError(f"{argument}: {key!r} must be {WORDS[kind]}, got {value!r}")
 
 
 def check_keys(
     argument: str,
     given: Mapping[str, Any],
-    known: Mapping[str, Any],
+    known: Mapping[str, type],
     what: str,
     *,
     hints: Sequence[str] = (),
 ) -> None:
-    """Raises for a key that RADICAL-Pilot does not know, with the closest one.
+    """Raise for a key that RADICAL-Pilot does not know, with the closest one.
 
     Args:
         argument: The argument's name, for the error.

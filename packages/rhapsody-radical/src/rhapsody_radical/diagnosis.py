@@ -1,7 +1,8 @@
 """What `rhapsody doctor` says of RADICAL-Pilot: its programs, and the traps it falls into.
 
 RADICAL-Pilot starts everything through shell scripts, so that what a login shell prints
-or lacks ends in errors that do not say so.
+or lacks ends in errors that do not say so. What RADICAL-Pilot itself has to say is asked of a
+process of its own: this one imports nothing of it.
 """
 
 from __future__ import annotations
@@ -11,38 +12,93 @@ import locale
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from rhapsody.errors import BackendUnavailableError
 from rhapsody_radical.environment import scripts
-from rhapsody_radical.library import rp
 
 Finding = tuple[str, str, str]
 
 SLOW_SHELL = 5.0
 """Seconds that a login shell may take: each task on a pilot's way waits for a few."""
 
+ASKING = 60.0
+"""Seconds that RADICAL-Pilot may take to be imported, and to say what it has."""
+
+QUESTION = """
+import json, warnings
+warnings.simplefilter("ignore")
+import radical.pilot as rp
+print("version", rp.version_short, flush=True)
+configs = rp.utils.misc.get_resource_configs()
+names = sorted(f"{site}.{name}" for site in configs for name in configs[site])
+print("resources", ", ".join(names), flush=True)
+"""
+
+REINSTALL = "pip install --force-reinstall radical.pilot"
+
 LAUNCHERS = ("mpirun", "mpiexec", "srun", "aprun", "jsrun")
 BATCH = {"Slurm": "sbatch", "PBS": "qsub", "LSF": "bsub", "Cobalt": "cqsub"}
 
 
+class Answer(NamedTuple):
+    """What RADICAL-Pilot said of itself.
+
+    Attributes:
+        version: Its version, empty where it cannot be imported.
+        resources: The resources that it knows.
+        error: Why one of them is missing.
+    """
+
+    version: str
+    resources: str
+    error: str
+
+
 def findings() -> Iterator[Finding]:
     """Level, text and remedy of each finding."""
-    yield _programs()
+    answer = _ask()
+    yield _programs(answer)
     yield from _shell()
     yield _encoding()
     yield from _tools()
-    yield from _resources()
+    yield _resources(answer)
 
 
-def _programs() -> Finding:
+def _ask() -> Answer:
+    """Ask a process of its own, which leaves nothing in the home directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        try:
+            run = subprocess.run(  # noqa: S603 - our own question
+                [sys.executable, "-P", "-c", QUESTION],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ASKING,
+                check=False,
+                env={**os.environ, "RADICAL_BASE": directory},
+            )
+        except subprocess.TimeoutExpired:
+            return Answer("", "", f"it did not answer within {ASKING:g} s")
+    said = dict(line.split(" ", 1) for line in run.stdout.splitlines() if " " in line)
+    error = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+    return Answer(said.get("version", ""), said.get("resources", ""), error)
+
+
+def _programs(answer: Answer) -> Finding:
+    if not answer.version:
+        return "broken", f"RADICAL-Pilot cannot be imported: {answer.error}", REINSTALL
     try:
-        return "ok", f"RADICAL-Pilot {rp.version_short}, its programs are in {scripts()}", ""
+        return "ok", f"RADICAL-Pilot {answer.version}, its programs are in {scripts()}", ""
     except BackendUnavailableError as error:
-        return "broken", str(error), "pip install --force-reinstall radical.pilot"
+        return "broken", str(error), REINSTALL
 
 
 def _shell() -> Iterator[Finding]:
@@ -97,7 +153,7 @@ def _tools() -> Iterator[Finding]:
         yield "note", "there is no ssh: pilots on this machine only", "install an ssh client"
 
 
-def _resources() -> Iterator[Finding]:
+def _resources(answer: Answer) -> Finding:
     home = os.environ.get("RADICAL_CONFIG_USER_DIR") or os.path.expanduser("~")
     own = sorted(Path(home, ".radical/pilot/configs").glob("resource_*.json"))
     for file in own:
@@ -107,8 +163,8 @@ def _resources() -> Iterator[Finding]:
                 lines = file.read_text().splitlines()
                 json.loads("\n".join(x for x in lines if not x.lstrip().startswith("#")))
             except ValueError as error:
-                yield "broken", f"{file} is no JSON: {error}", "mend it, or move it away"
-                return
-    configs = rp.utils.misc.get_resource_configs()
-    names = sorted(f"{site}.{name}" for site in configs for name in configs[site])
-    yield "ok", f"resources: {', '.join(names)}", ""
+                return "broken", f"{file} is no JSON: {error}", "mend it, or move it away"
+    if answer.resources:
+        return "ok", f"resources: {answer.resources}", ""
+    cure = "look at `resource_*.json` in ~/.radical/pilot/configs, and install RADICAL-Pilot again"
+    return "broken", f"RADICAL-Pilot cannot list its resources: {answer.error}", cure

@@ -1,4 +1,4 @@
-"""The pilots of one backend: which of them a task goes to, and what is told of them."""
+"""The pilots of one backend as the program sees them: which of them a task goes to."""
 
 from __future__ import annotations
 
@@ -6,19 +6,88 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.task import TaskDescription
-from rhapsody_radical.session import ACTIVE, FINAL, Pilot
+from rhapsody_radical.remote import Remote
+from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 
 if TYPE_CHECKING:
     from rhapsody_radical.jobs import Job
 
 log: logging.Logger = logging.getLogger(__name__)
 
-PilotCallback = Callable[[str, str], Any]
-"""`callback(uid, state)` with a pilot's uid and its native state."""
+
+class Pilot:
+    """One pilot: what it was asked to be, and what the client says of it.
+
+    Attributes:
+        number: Which one of the backend's, from 0.
+        settings: The parameters of its description.
+        handle: RADICAL-Pilot's object in the client.
+        state: Its native state.
+        shared: Whether its file system is the engine's.
+        sandbox: The directory of its tasks.
+        reason: Why it ended, `None` while it has not.
+        times: When it entered each state, in seconds since the epoch.
+        closed: When the session was closed, 0 before.
+        core_seconds: Cores that tasks had, times the seconds that they ran.
+        pairs: RAPTOR's masters there, each with its workers.
+    """
+
+    def __init__(self, number: int, settings: dict[str, Any]) -> None:
+        self.number = number
+        self.settings = settings
+        self.handle: Remote | None = None
+        self.state: str = "NEW"
+        self.shared: bool = True
+        self.sandbox: str = ""
+        self.reason: str | None = None
+        self.times: dict[str, float] = {}
+        self.closed: float = 0.0
+        self.core_seconds: float = 0.0
+        self.pairs: list[tuple[Remote, list[Remote]]] = []
+        self._config: Mapping[str, Any] = {}
+
+    @property
+    def uid(self) -> str:
+        """Its uid in the session."""
+        return f"pilot.{self.number:04d}"
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes tasks, now or later."""
+        return self.reason is None
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Takes note of what the client says of the resource's configuration."""
+        self._config = config
+        self.shared = config.get("shared", True)
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs on this machine, without a batch system."""
+        return self._config.get("resource_manager") == "FORK"
+
+    def has(self, name: str) -> int:
+        """How much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 where unknown."""
+        return int(self._config.get(f"{name}_per_node") or 0)
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes it has."""
+        nodes = int(self.settings.get("nodes") or 0)
+        per_node = self.has("cores")
+        if nodes or not per_node:
+            return nodes or 1
+        return -(-int(self.settings.get("cores") or 1) // per_node)
+
+    @property
+    def cores(self) -> int:
+        """How many cores it has in all."""
+        per_node = self.has("cores")
+        return self.nodes * per_node if per_node else int(self.settings.get("cores") or 1)
 
 
 class Fleet:
@@ -30,12 +99,10 @@ class Fleet:
 
     Attributes:
         pilots: The pilots, the first one first.
-        callbacks: Who is told of the pilots' states, on whatever thread hears of them.
     """
 
     def __init__(self, settings: list[dict[str, Any]], on_end: Callable[[Pilot], None]) -> None:
         self.pilots: list[Pilot] = [Pilot(number, one) for number, one in enumerate(settings)]
-        self.callbacks: list[PilotCallback] = []
         self._on_end = on_end
         self._lock = threading.Lock()
 
@@ -60,34 +127,18 @@ class Fleet:
             chosen.append(pilot)
         return chosen
 
-    def heard(self, handle: Any, state: str) -> None:
-        """RADICAL-Pilot's callback, on its thread."""
-        for pilot in self.pilots:
-            if handle is pilot.pilot or str(handle.uid) == pilot.uid:
-                self.note(pilot, state)
-
-    def note(self, pilot: Pilot, state: str) -> None:
-        """Takes note of a pilot's state, and tells of it once. Any thread."""
-        with self._lock:
-            new = state not in pilot.times
-            pilot.times.setdefault(state, time.time())
-        if new:
-            resource = pilot.settings["resource"]
-            log.info(
-                "pilot %s on %s: %s", pilot.uid, resource, state,
-                extra={"pilot": pilot.uid, "resource": resource, "state": state},
-            )  # fmt: skip
-            for callback in tuple(self.callbacks):
-                try:
-                    callback(pilot.uid, state)
-                except Exception:  # the user's own; the pilot goes on
-                    log.exception("a callback for pilots' states failed")
-        if state in FINAL:
-            how = {"DONE": "ended: its walltime is over, or it was cancelled"}.get(state, state)
-            self.ended(pilot, how)
+    def note(self, pilot: Pilot, state: str, when: float) -> None:
+        """Takes note of a pilot's state; each comes once. On the thread that reads."""
+        pilot.state = state
+        pilot.times.setdefault(state, when)
+        resource = pilot.settings["resource"]
+        log.info(
+            "pilot %s on %s: %s", pilot.uid, resource, state,
+            extra={"pilot": pilot.uid, "resource": resource, "state": state},
+        )  # fmt: skip
 
     def ended(self, pilot: Pilot, how: str) -> None:
-        """Gives a pilot up, the first time for good. Any thread."""
+        """Takes note of a pilot's end, the first time for good. Any thread."""
         with self._lock:
             if pilot.reason is not None:
                 return
@@ -115,7 +166,7 @@ class Fleet:
 
 def _utilisation(pilot: Pilot) -> float | None:
     """The share of its cores that tasks had while it was active; `None` if it never was."""
-    begun = pilot.times.get(ACTIVE)
+    begun = pilot.times.get(PMGR_ACTIVE)
     if begun is None:
         return None
     ends = [when for state, when in pilot.times.items() if state in FINAL]

@@ -6,19 +6,16 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, TaskFailedError, TaskLostError
 from rhapsody.task import TaskDescription
-from rhapsody_radical import calls, raptor, translate
+from rhapsody_radical import calls, raptor_config, schema, translate
 from rhapsody_radical.descriptions import as_list, task_settings
-from rhapsody_radical.library import rp
-from rhapsody_radical.raptor import Pair, Raptor
+from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.results import CANCELED, DONE, FAILED, error_of, not_ours
-from rhapsody_radical.session import FINAL, Pilot
 
 if TYPE_CHECKING:
     from rhapsody_radical.backend import RadicalExecutionBackend
@@ -58,72 +55,54 @@ class Functions:
 
     def __init__(self, backend: RadicalExecutionBackend) -> None:
         self._backend = backend
-        self._raptors: dict[int, Raptor] = {}
+        self._configs: dict[int, dict[str, Any]] = {}
         self._config: dict[str, Any] | None = None
 
     # RAPTOR.
 
     def configure(self, config: dict[str, Any]) -> None:
-        """Starts RAPTOR on every pilot as a user configured it.
+        """Starts RAPTOR on every pilot as a user configured it; blocks until it is submitted.
 
         Raises:
             RuntimeError: It runs with another configuration.
         """
-        if self._raptors and config != self._config:
+        if self._configs and config != self._config:
             raise RuntimeError(
                 "RAPTOR runs already, with another configuration; give this one to "
                 "RadicalExecutionBackend(raptor_config=...), or before the first function task"
             )
         self._config = config
         for pilot in self._backend.pilots:
-            self._raptor(pilot).start()
-
-    def pairs(self) -> list[Pair]:
-        """All pairs of masters and workers."""
-        return [pair for each in list(self._raptors.values()) for pair in each.pairs]
+            self._configs[pilot.number] = config
+            self._backend.start_raptor(pilot, config)
 
     def cores_taken(self, pilot: Pilot) -> int:
         """Cores of a pilot that RAPTOR has."""
-        found = self._raptors.get(pilot.number)
-        return 0 if found is None else found.cores
+        found = self._configs.get(pilot.number)
+        return 0 if found is None else raptor_config.total_cores(found)
 
-    def look_at(self, handle: Any, state: str) -> None:
-        """A task that is none of the engine's: a master or a worker, maybe."""
-        for each in list(self._raptors.values()):
-            if state in FINAL:
-                if any(handle.uid in pair.uids() for pair in list(each.pairs)):
-                    self._backend.later(each.check)
-            elif state == "AGENT_EXECUTING" and handle.mode == rp.RAPTOR_WORKER:
-                each.joined(handle.description, handle.uid)
-
-    def check(self) -> None:
-        """Looks whether masters and workers live."""
-        calls: dict[Pair, list[str]] = {}
-        for job in self._backend.open_jobs():
-            if job.pair is not None and job.handle is not None and not job.over:
-                calls.setdefault(job.pair, [])
-                if not job.staged:
-                    calls[job.pair].append(job.uid)
-        for each in list(self._raptors.values()):
-            for uid in each.check(calls):
-                self._backend.call_lost(uid)
-
-    def forget(self) -> None:
-        """Lets go of RADICAL-Pilot's objects."""
-        self._raptors.clear()
-
-    def _raptor(self, pilot: Pilot) -> Raptor:
-        found = self._raptors.get(pilot.number)
+    def _raptor(self, pilot: Pilot) -> dict[str, Any]:
+        """RAPTOR's configuration on a pilot, where it is started by the first call."""
+        found = self._configs.get(pilot.number)
         if found is None:
-            config = self._config or self._default(pilot)
-            found = self._raptors[pilot.number] = Raptor(pilot, config, self._backend.pair_lost)
-            self._backend.refuse_too_large(pilot, found.cores)
+            found = self._configs[pilot.number] = self._config or self._default(pilot)
+            self._backend.send("raptor", None, pilot.number, found)
+            self._refuse_too_large(pilot, raptor_config.total_cores(found))
         return found
 
+    def _refuse_too_large(self, pilot: Pilot, taken: int) -> None:
+        """Fails executables that wait on a pilot where RAPTOR has just taken too much for them."""
+        for job in self._backend.open_jobs():
+            if job.pilot is pilot and job.sent and not job.running and not job.on_raptor:
+                try:
+                    translate.check_total(job.task["name"], job.cores, pilot, taken)
+                except CapabilityError as error:
+                    self._backend.ask_to_end(job)
+                    self._backend.fail(job, error)
+
     def _cores_per_call(self, pilot: Pilot) -> int:
-        found = self._raptors.get(pilot.number)
-        config = self._config or self._default(pilot) if found is None else found.config
-        return raptor.cores_per_call(config)
+        config = self._configs.get(pilot.number) or self._config or self._default(pilot)
+        return raptor_config.cores_per_call(config)
 
     def check_room(self, task: TaskDescription, pilot: Pilot) -> None:
         """Raises where a pilot is too small for a task.
@@ -147,12 +126,15 @@ class Functions:
                 f"takes one and whose worker would take {cores}; ask for more cores, or run "
                 "functions as programs: RadicalExecutionBackend(functions='executable')"
             )
-        return raptor.default(cores)
+        return raptor_config.default(cores)
 
     # Descriptions.
 
-    def describe(self, job: Job) -> Any:
-        """RADICAL-Pilot's description of a function task, with all that it needs in place.
+    def describe(self, job: Job) -> tuple[dict[str, Any], str | None]:
+        """RADICAL-Pilot's words for a function task, with all that it needs in place.
+
+        Returns:
+            The words, and its order where RAPTOR makes the call.
 
         Raises:
             RuntimeError: RAPTOR is switched off.
@@ -165,52 +147,36 @@ class Functions:
         if task.get("capture") == "files" and "sandbox" not in task:
             task["sandbox"] = os.path.join(job.pilot.sandbox, task["uid"])
         if self._backend.functions == "executable":
-            return self._as_program(job)
-        found = self._raptor(job.pilot)
-        if _needs_more(task, raptor.cores_per_call(found.config)):
-            return self._as_program(job)
-        master = task["task_backend_specific_kwargs"].get("raptor_id")
-        job.pair = self._pair_of(master, job.pilot) if master else found.choose()
+            return self._as_program(job), None
+        if _needs_more(task, raptor_config.cores_per_call(self._raptor(job.pilot))):
+            return self._as_program(job), None
+        job.on_raptor = True
         if task.get("sandbox") and job.pilot.shared:
             task["sandbox"] = make_sandbox(task["sandbox"])
             below = os.path.join(job.pilot.sandbox, task["uid"])
             if task["sandbox"] != below:
                 os.symlink(task["sandbox"], below)
-        description = self.translate(task, job.pair)
-        description.sandbox = task.get("sandbox") or ""
-        return description
+        directory = job.pilot.sandbox if job.pilot.shared else None
+        words, order = self.translate(task, directory)
+        if task.get("sandbox"):
+            words["sandbox"] = task["sandbox"]
+        return words, order
 
-    def translate(self, task: TaskDescription, pair: Pair | None = None) -> Any:
-        """RADICAL-Pilot's description of a function task for RAPTOR.
+    def translate(
+        self, task: TaskDescription, directory: str | None = None
+    ) -> tuple[dict[str, Any], str]:
+        """RADICAL-Pilot's words for a function task on RAPTOR, and its order.
 
         Args:
             task: The task.
-            pair: Where it goes to; `None` for the master that it names, or whose turn it is.
+            directory: Where large values go; `None` where both sides see no such place.
         """
         self._refuse(task)
         settings = task_settings(task)
-        master = settings.get("raptor_id") or (pair.uid if pair is not None else None)
-        if master is None and self.pairs():
-            master = next(self._backend.master_selector)
-        order = calls.pack(task, settings, capture=task.get("capture", True))
-        # Our own workers know what to do with an order; others are told that, too.
-        alone = pair is not None and pair.takes_orders
-        kind, function = ("call", order) if alone else ("task", calls.python_task(order))
-        kept = {
-            key: value
-            for key, value in settings.items()
-            if key not in ("environment", "pre_exec", "named_env")
-        }
-        description = rp.TaskDescription(
-            {
-                **kept,
-                "metadata": {**(kept.get("metadata") or {}), raptor.MARK: kind},
-                "mode": rp.TASK_FUNCTION,
-                "uid": task["uid"],
-                "function": function,
-                "raptor_id": master or "",
-            }
-        )
+        order = calls.pack(task, settings, capture=task.get("capture", True), directory=directory)
+        left_out = ("environment", "pre_exec", "named_env")
+        words = {key: value for key, value in settings.items() if key not in left_out}
+        words |= {"mode": schema.TASK_FUNCTION, "uid": task["uid"]}
         resources = task.get("resources")
         if resources is not None:
             if resources.ranks > 1:
@@ -218,36 +184,8 @@ class Functions:
                     f"task {task['name']!r} asks for {resources.ranks} ranks: functions have one; "
                     "use an executable for MPI"
                 )
-            description.cores_per_rank = resources.cores
-        if settings:
-            translate.verify(task, description)
-        return description
-
-    def _pair_of(self, master: str, pilot: Pilot) -> Pair | None:
-        """The pair of a master that a task names; `None` for one that the program started itself.
-
-        Raises:
-            ValueError: There is none, its pair is lost, or it is on another pilot: RADICAL-Pilot
-                would wait for ever.
-        """
-        for number, each in list(self._raptors.items()):
-            there = self._backend.pilots[number].uid
-            if master in each.lost:
-                raise ValueError(
-                    f"raptor_id: RAPTOR master {master!r} is lost; leave raptor_id out"
-                )
-            for pair in each.pairs:
-                if pair.uid == master and number == pilot.number:
-                    return pair
-                if pair.uid == master:
-                    raise ValueError(
-                        f"raptor_id: RAPTOR master {master!r} is on pilot {there}, the task goes "
-                        f"to {pilot.uid}; say pilot={there!r} in its task_description, too"
-                    )
-        if not any(master in each.manager.list_tasks() for each in self._backend.pilots):
-            known = ", ".join(pair.uid for pair in self.pairs()) or "none yet"
-            raise ValueError(f"raptor_id: there is no RAPTOR master {master!r}; there are: {known}")
-        return None
+            words["cores_per_rank"] = resources.cores
+        return words, order
 
     def _refuse(self, task: TaskDescription) -> None:
         if task["is_service"]:
@@ -262,7 +200,7 @@ class Functions:
                 "RadicalExecutionBackend(functions='executable')"
             )
 
-    def _as_program(self, job: Job) -> Any:
+    def _as_program(self, job: Job) -> dict[str, Any]:
         """A program of its own: what RAPTOR cannot schedule, RADICAL-Pilot's agent can."""
         task = job.task
         job.program = True
@@ -284,12 +222,13 @@ class Functions:
         program["executable"] = sys.executable
         program["arguments"] = ["-m", "rhapsody_radical.call", order, reply]
         program.pop("stdin", None)
-        description = translate.describe_executable(program, job.pilot)
-        translate.check_fits(task["name"], description, job.pilot, self.cores_taken(job.pilot))
-        job.own_sandbox = translate.place(task, description, job.pilot)
-        text = calls.pack(task, {**settings, "pre_exec": ()}, capture=False)
+        words = translate.describe_executable(program, job.pilot)
+        translate.check_fits(task["name"], words, job.pilot, self.cores_taken(job.pilot))
+        job.own_sandbox = translate.place(task, words, job.pilot)
+        settings = {**settings, "pre_exec": ()}
+        text = calls.pack(task, settings, capture=False, directory=task["sandbox"])
         Path(task["sandbox"], order).write_text(text)
-        return description
+        return words
 
     # Results.
 
@@ -297,23 +236,23 @@ class Functions:
         """The state to report for a function's final one, and its error."""
         if job.cancelled:
             return CANCELED, None
-        handle = job.handle
-        text = _reply(job) if job.program else handle.return_value
+        ended = job.ended
+        text = _reply(job) if job.program else ended.value
         if text and state != CANCELED:
             error = calls.unpack(text, job.task)
             return (DONE, None) if error is None else (FAILED, error)
         name = job.task["name"]
-        if state == CANCELED or not handle.exception:
-            code = f", exit code {handle.exit_code}" if handle.exit_code else ""
+        if state == CANCELED or not ended.exception:
+            code = f", exit code {ended.exit_code}" if ended.exit_code else ""
             tail = (job.task.get("stderr") or "").strip()[-1500:]
             if state == CANCELED:
                 return FAILED, not_ours(job)
             return FAILED, TaskFailedError(
                 f"task {name!r} ended without a result ({state}{code}) {tail}".rstrip()
             )
-        if handle.exit_code and job.program:
+        if ended.exit_code and job.program:
             tail = (job.task.get("stderr") or "").strip()[-1500:]
-            status = int(handle.exit_code)
+            status = int(ended.exit_code)
             said = (
                 f"task {name!r}: its process ended with exit code {status} before it had a "
                 f"result. {tail}".rstrip()
@@ -321,20 +260,21 @@ class Functions:
             if status > 128:  # a signal
                 return FAILED, TaskLostError(said)
             return FAILED, TaskFailedError(said, exit_code=status)
-        return FAILED, error_of(job.task, handle.exception, handle.exception_detail)
+        return FAILED, error_of(job.task, ended.exception, ended.detail)
 
     def tidy(self, job: Job, state: str) -> None:
         """Removes what was only made for the call."""
         sandbox = job.task.get("sandbox")
-        if not sandbox or not job.program or not job.pilot.shared:
+        if not job.pilot.shared:
             return
-        if job.own_sandbox and state == DONE:
+        if not job.program:
+            if state != DONE:  # else who read them has removed them
+                calls.forget(job.pilot.sandbox, job.uid)
+        elif sandbox and job.own_sandbox and state == DONE:
             shutil.rmtree(sandbox, ignore_errors=True)
             del job.task["sandbox"]
-            return
-        for kind in ("call", "reply"):
-            with suppress(OSError):
-                os.unlink(os.path.join(sandbox, f"{job.uid}.{kind}"))
+        elif sandbox:
+            calls.forget(sandbox, job.uid)
 
 
 ON_RAPTOR = {

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
-    from rhapsody_radical.raptor import Pair
-    from rhapsody_radical.session import Pilot
+    from rhapsody_radical.fleet import Pilot
+
+
+class Ended(NamedTuple):
+    """What RADICAL-Pilot says of a task that has ended; `None` where it says nothing.
+
+    Attributes:
+        exit_code: Its exit code.
+        stdout: What it printed, cut to a kilobyte, where the pilot's files are not to be seen.
+        stderr: The same of its errors.
+        exception: The `repr` of an exception.
+        detail: More about that.
+        value: The reply of a call on RAPTOR, as text.
+    """
+
+    exit_code: Any = None
+    stdout: str | None = None
+    stderr: str | None = None
+    exception: str | None = None
+    detail: str | None = None
+    value: str | None = None
 
 
 class Job:
@@ -19,13 +37,16 @@ class Job:
     Attributes:
         task: Its description, written into at the end.
         pilot: The pilot it goes to.
-        handle: RADICAL-Pilot's task, `None` before it is submitted.
-        pair: The RAPTOR master and workers it goes to, `None` for an executable.
+        sent: Whether the client has it.
+        on_raptor: Whether it is a call on RAPTOR.
         program: Whether it is a function task that runs as a program of its own.
         running: Whether it was reported to run.
         cancelled: Whether somebody asked for it to be cancelled.
-        unready: Whether it is to end because its readiness could not be found out.
-        lost: Why it is lost alone, while its pilot and pair live; empty otherwise.
+        lost: Why it is lost alone, while its pilot lives; empty otherwise.
+        ended: What RADICAL-Pilot says of its end.
+        awaited: Whether a service says when it is ready.
+        info: What a service said when it was ready, `None` before.
+        host: The node that it runs on, empty where that is not told.
         over: Whether its end has been taken note of; set once, under `lock`.
         stopped: Set at the end of a service, for whoever watches it.
         cores: How many cores it has while it runs.
@@ -36,35 +57,41 @@ class Job:
     """
 
     __slots__ = (
+        "awaited",
         "began",
         "cancelled",
         "cores",
-        "handle",
+        "ended",
+        "host",
+        "info",
         "lock",
         "lost",
+        "on_raptor",
         "over",
         "own_sandbox",
-        "pair",
         "pilot",
         "program",
         "running",
+        "sent",
         "startup_timeout",
         "stopped",
         "task",
         "timeout",
-        "unready",
     )
 
     def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
         self.task: TaskDescription = task
         self.pilot: Pilot = pilot
-        self.handle: Any = None
-        self.pair: Pair | None = None
+        self.sent: bool = False
+        self.on_raptor: bool = False
         self.program: bool = False
         self.running: bool = False
         self.cancelled: bool = False
-        self.unready: bool = False
         self.lost: str = ""
+        self.ended: Ended = Ended()
+        self.awaited: bool = False
+        self.info: Any = None
+        self.host: str = ""
         self.over: bool = False
         self.lock: threading.Lock = threading.Lock()
         self.stopped: threading.Event | None = threading.Event() if task["is_service"] else None
@@ -83,17 +110,6 @@ class Job:
     def is_function(self) -> bool:
         """Whether it is a function task."""
         return self.task["function"] is not None
-
-    @property
-    def staged(self) -> bool:
-        """Whether RADICAL-Pilot copies files for it, which may take long."""
-        specific = self.task["task_backend_specific_kwargs"]
-        return bool(specific.get("input_staging") or specific.get("output_staging"))
-
-    def hear(self) -> None:
-        """Takes note that its RAPTOR pair was heard of."""
-        if self.pair is not None:
-            self.pair.heard = time.monotonic()
 
     def claim_end(self) -> bool:
         """Whether the caller is the first to see the end: it reports it."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.task import TaskDescription
-from rhapsody_radical import capabilities, functions, translate
-from rhapsody_radical.raptor import checked, has_other_workers
-from rhapsody_radical.session import ACTIVE, Pilot
+from rhapsody_radical import calls, capabilities, functions, library, translate
+from rhapsody_radical.fleet import Pilot
+from rhapsody_radical.raptor_config import checked, has_other_workers
+from rhapsody_radical.schema import PMGR_ACTIVE
 
 if TYPE_CHECKING:
     from rhapsody_radical.functions import Functions
@@ -53,7 +54,7 @@ class KeptNames(ManagedBackend):
 
     def get_nodelist(self) -> Any:
         """The nodes of the first pilot, `None` unless it is active."""
-        if self.resource_pilot is None or self.pilot_state != ACTIVE:
+        if self.resource_pilot is None or self.pilot_state != PMGR_ACTIVE:
             return None
         return self.resource_pilot.nodelist
 
@@ -61,13 +62,13 @@ class KeptNames(ManagedBackend):
 
     @property
     def masters(self) -> list[Any]:
-        """RADICAL-Pilot's tasks of the RAPTOR masters."""
-        return [pair.master for pair in self._functions.pairs()]
+        """RADICAL-Pilot's tasks of the RAPTOR masters, in the client."""
+        return [master for pilot in self.pilots for master, _ in pilot.pairs]
 
     @property
     def workers(self) -> list[Any]:
-        """RADICAL-Pilot's tasks of the RAPTOR workers."""
-        return [worker for pair in self._functions.pairs() for worker in pair.workers]
+        """RADICAL-Pilot's tasks of the RAPTOR workers, in the client."""
+        return [each for pilot in self.pilots for _, workers in pilot.pairs for each in workers]
 
     def setup_raptor_mode(self, raptor_config: Mapping[str, Any]) -> None:
         """Starts RAPTOR masters and workers. Blocks.
@@ -120,7 +121,7 @@ class KeptNames(ManagedBackend):
         task_desc: Mapping[str, Any],
         task_backend_specific_kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """RADICAL-Pilot's description of a task.
+        """RADICAL-Pilot's description of a task; imports RADICAL-Pilot.
 
         Args:
             uid: The task's uid.
@@ -133,8 +134,13 @@ class KeptNames(ManagedBackend):
         task = functions.completed(uid, task_desc, task_backend_specific_kwargs)
         try:
             if task["function"] is None:
-                return translate.describe_executable(task, None)
-            return self._functions.translate(task)
+                words = translate.describe_executable(task, None)
+            else:
+                words, order = self._functions.translate(task)
+                words["function"] = calls.python_task(order)
+                if self.masters:
+                    words.setdefault("raptor_id", next(self.master_selector))
+            return library.build(words, task["name"])
         except Exception as error:  # reported, as for a task that is submitted
             task["exception"] = error
             for callback in tuple(self._callbacks):

@@ -1,53 +1,46 @@
-"""The one place where RADICAL-Pilot is imported. It is untyped: from here on it is `Any`."""
+"""RADICAL-Pilot itself, for programs that ask for it: nothing else imports it in their process.
+
+Its names are imported when they are first used (`rp` for `radical.pilot`, `ru` for
+`radical.utils`), as the program's own `import radical.pilot` would do it: that makes an empty
+directory, `.radical/utils` in `RADICAL_BASE` or the home directory, and lets RADICAL-Pilot adjust
+`logging` and `os.fork`. It is untyped: from here on it is `Any`.
+"""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-BASE = "RADICAL_BASE"
-"""The variable that says where RADICAL-Pilot keeps its counters."""
+MODULES = {"rp": "radical.pilot", "ru": "radical.utils"}
 
 
-def _imported(name: str) -> Any:
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with warnings.catch_warnings():
         # It warns where `logging` came first: its repair for `fork` is not needed, as
         # nothing here forks and goes on to log.
         warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
-        return import_module(name)
+        return import_module(MODULES[name])
 
 
-def _import_all() -> tuple[Any, Any]:
-    """Imports it; it makes a directory at its import, which goes to a temporary one."""
-    former = os.environ.get(BASE)
-    with tempfile.TemporaryDirectory() as directory:
-        os.environ[BASE] = directory
-        try:
-            found = _imported("radical.pilot"), _imported("radical.utils")
-        finally:
-            if former is None:
-                del os.environ[BASE]
-            else:
-                os.environ[BASE] = former
-    keep_counters_in(None)
-    return found
-
-
-def keep_counters_in(directory: str | None) -> None:
-    """Has RADICAL-Pilot keep its counters in a directory, as `RADICAL_BASE` does at its import.
+def build(words: Mapping[str, Any], name: str) -> Any:
+    """Return RADICAL-Pilot's description of a task, verified by RADICAL-Pilot.
 
     Args:
-        directory: The directory; `None` for where it would keep them by itself. It is
-            made when it is needed.
+        words: The description as plain data, see `translate`.
+        name: The task's name, for the error.
+
+    Raises:
+        ValueError: RADICAL-Pilot does not take it; the text has the reason.
     """
-    base = directory or os.environ.get(BASE) or os.path.expanduser("~")
-    ids: Any = import_module("radical.utils.ids")
-    ids._BASE = os.path.join(base, ".radical", "utils", "")
-
-
-rp: Any
-ru: Any
-rp, ru = _import_all()
+    rp = __getattr__("rp")
+    try:
+        description = rp.TaskDescription(dict(words))
+        description.verify()
+        rp.staging_directives.expand_description(description)
+    except Exception as error:  # whatever RADICAL-Pilot raises
+        raise ValueError(f"task {name!r}: task_description: {error}") from error
+    return description

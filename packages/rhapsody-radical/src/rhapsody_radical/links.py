@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.data import link_into, plain_name
+from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list
-from rhapsody_radical.library import rp
 
 if TYPE_CHECKING:
     from rhapsody_radical.jobs import Job
@@ -88,11 +88,11 @@ def explicit(
         raise ValueError("link_explicit_data_deps needs file_name or file_path")
     if file_path:
         name = plain_name(file_name or os.path.basename(file_path.rstrip("/")))
-        directive = {"source": file_path, "target": f"{TASK}{name}", "action": rp.TRANSFER}
+        directive = {"source": file_path, "target": f"{TASK}{name}", "action": schema.TRANSFER}
     elif src_task is not None:
         name = plain_name(file_name or src_task["uid"])
         source = f"{PILOT}{src_task['uid']}/{name}"
-        directive = {"source": source, "target": f"{TASK}{name}", "action": rp.LINK}
+        directive = {"source": source, "target": f"{TASK}{name}", "action": schema.LINK}
     else:
         raise ValueError(
             f"link_explicit_data_deps: file_name={file_name!r} needs src_task, the task that "

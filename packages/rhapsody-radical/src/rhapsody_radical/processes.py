@@ -1,140 +1,184 @@
-"""Finds and ends the processes of a session on this machine, should closing it leave any.
+"""Finds and ends the processes of a session on this machine by what their environment says.
 
-RADICAL-Pilot's processes detach themselves and change their titles, so they are known
-by where they work: in the session's own directory.
+A process inherits its environment wherever it goes: into the background, a process group
+of its own or another directory. Where a process works says nothing about whose it is, and
+a number says nothing once the process is gone, so neither is used here.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from itertools import chain
 
 import psutil
 
-from rhapsody_radical.environment import MARK
+MARK = "RADICAL_RHAPSODY"
+"""Names the session in the environment of the client and of all that descends from it."""
+
+SESSION = "RP_SESSION_ID"
+TASK = "RP_TASK_ID"
+PILOT = "RP_PILOT_ID"
+
+ROUNDS = 3
+"""How often to look again for processes that were started while others were ended."""
+
+_LINUX = os.path.exists("/proc/self/environ")
 
 
-def of_session(directory: Path, session: str, *, elsewhere: bool = True) -> list[psutil.Process]:
-    """A session's processes, but this one.
+def environment(session: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment to start a session's client with, so that its processes are found.
 
-    Not those of somebody who went there with a terminal, to read its logs.
-
-    Args:
-        directory: A directory of the session's.
-        session: Its uid, which its processes have in their environment.
-        elsewhere: Whether those count that work in other directories.
+    RADICAL-Pilot's processes write their titles over what the system shows of their
+    environment, unless `SPT_NOENV` is set. A client that is itself started by a task of
+    another session does not belong to that session's pilot.
     """
-    root = os.path.join(os.path.realpath(directory), "")
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            inside = os.path.join(process.cwd(), "").startswith(root)
-            if not (inside or elsewhere):
-                continue
-            marked = process.environ().get(MARK) == session
-            if marked or (inside and not _has_terminal(process.pid)):
-                found.append(process)
+    kept = {name: value for name, value in inherited.items() if name != PILOT}
+    return {**kept, MARK: session, "SPT_NOENV": "1"}
+
+
+def of_session(session: str) -> list[psutil.Process]:
+    """Return the living processes of a session, but never this one."""
+    return [process for process, _ in _matching(f"{MARK}={session}", f"{SESSION}={session}")]
+
+
+def of_tasks(session: str, uids: Collection[str]) -> dict[str, list[psutil.Process]]:
+    """Return the living processes of each of some tasks, all found in one pass."""
+    found: dict[str, list[psutil.Process]] = {uid: [] for uid in uids}
+    for process, variables in _matching(f"{SESSION}={session}") if found else ():
+        task = variables.get(TASK)
+        if task in found:
+            found[task].append(process)
     return found
 
 
-def wait_gone(directory: str, *, patience: float = 1.0) -> None:
-    """Waits until no task works in a directory on this machine, and ends what stays.
-
-    A process that was killed is there until it has been scheduled once more; one that
-    left its process group was not killed at all. Somebody's terminal is left alone.
-    """
-    root = os.path.realpath(directory)
-    deadline = time.monotonic() + patience
-    while pids := _working_in(root):
-        if time.monotonic() > deadline:
-            for pid in pids:
-                kill_pid(pid)
-            return
-        time.sleep(0.005)
-
-
-def _working_in(root: str) -> list[int]:
-    """The processes whose working directory is this one or below; cheap, for single tasks."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with suppress(OSError, psutil.Error):  # gone, a zombie, or somebody else's
-                place = os.readlink(f"/proc/{name}/cwd")
-                inside = place == root or place.startswith(root + os.sep)
-                if inside and not _has_terminal(int(name)):
-                    found.append(int(name))
+def titles(session: str) -> dict[str, set[str]]:
+    """Return the titles of RADICAL-Pilot's own processes by pilot, under "" those of the client."""
+    found: dict[str, set[str]] = {}
+    for process, variables in _matching(f"{MARK}={session}"):
+        with suppress(psutil.Error):
+            title = "".join(process.cmdline()[:1]).strip()
+            if title.startswith("rp."):
+                found.setdefault(variables.get(PILOT, ""), set()).add(title)
     return found
 
 
-def _has_terminal(pid: int) -> bool:
-    """Whether a process has a controlling terminal, also one that was opened just now."""
-    with suppress(OSError):
-        return stat_field(pid, 7) != "0"
-    return psutil.Process(pid).terminal() is not None
-
-
-def stat_field(pid: int, number: int) -> str:
-    """A field of Linux's account of a process, by its number in proc(5), 3 or more.
-
-    Raises:
-        OSError: There is no such process, or no Linux.
-    """
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
-    return after_name.split()[number - 3]
-
-
-def end(directory: Path, session: str, *, patience: float = 5.0) -> int:
-    """Waits for a session's processes to go, and ends those that do not.
+def end(session: str, patience: float = 5.0) -> int:
+    """Wait for a session's processes to go, then kill those that stay.
 
     Args:
-        directory: The session's directory.
         session: Its uid.
-        patience: Seconds to wait before force.
+        patience: Seconds to wait before killing.
 
     Returns:
-        How many had to be ended.
+        How many had to be killed.
     """
+    return _end(lambda: of_session(session), patience)
+
+
+def end_pilot(session: str, pilot: str) -> int:
+    """Kill the processes of one pilot of a session."""
+    settings = f"{MARK}={session}", f"{SESSION}={session}"
+    return _end(lambda: [p for p, known in _matching(*settings) if known.get(PILOT) == pilot], 0.0)
+
+
+def end_tasks(session: str, uids: Collection[str], patience: float = 1.0) -> int:
+    """Do the same for the processes of tasks that were cancelled."""
+    return _end(lambda: list(chain(*of_tasks(session, uids).values())), patience)
+
+
+def _end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
     deadline = time.monotonic() + patience
-    left = of_session(directory, session)
-    while left and time.monotonic() < deadline:
-        time.sleep(0.1)
-        left = of_session(directory, session)
-    ended = len(left)
-    for _ in range(3):  # what is ended may just have started another
+    left = find()
+    while left and (rest := deadline - time.monotonic()) > 0:
+        _wait(left, rest)
+        left = find()
+    ended: set[psutil.Process] = set()
+    for _ in range(ROUNDS):
         if not left:
             break
-        kill(left)
-        left = of_session(directory, session)
-    return ended
+        _kill(left)
+        _wait(left, 2.0)
+        ended.update(left)
+        left = find()
+    return len(ended)
 
 
-def kill(processes: Iterable[psutil.Process]) -> None:
-    """Ends processes by force, and waits until they are gone."""
-    processes = list(processes)
+def _kill(processes: Collection[psutil.Process]) -> None:
+    """Kill processes, and with one blow each process group that has no other members."""
+    wanted = {process.pid for process in processes}
+    groups: dict[int, set[int]] = {}
+    for pid in psutil.pids():
+        with suppress(OSError):
+            groups.setdefault(os.getpgid(pid), set()).add(pid)
     for process in processes:
-        with suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(processes, timeout=2)
+        with suppress(psutil.Error, OSError):
+            led = groups.get(process.pid)
+            if led and led <= wanted and process.is_running():
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # psutil does nothing to another process that got the number
 
 
-def kill_pid(pid: int) -> None:
-    """Ends one process by force."""
+def _wait(processes: Collection[psutil.Process], seconds: float) -> None:
+    """Wait until processes have ended; nobody may be there to reap them."""
+    deadline = time.monotonic() + seconds
+    while any(map(_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _alive(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
-        kill([psutil.Process(pid)])
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
-def children() -> set[int]:
-    """The process ids of this process's own children."""
-    return {child.pid for child in psutil.Process().children()}
+def _matching(*settings: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """Yield our user's other processes that were started with one of some settings of variables.
+
+    A login node has thousands of processes: objects are made for those that match only.
+    """
+    wanted = re.compile(b"\0(?:" + b"|".join(re.escape(os.fsencode(s)) for s in settings) + b")\0")
+    for pid in psutil.pids():
+        try:
+            if pid == os.getpid() or not wanted.search(_environment(pid)):
+                continue
+            process = psutil.Process(pid)
+            found = _environment(pid)  # once more: psutil may have seen a later process
+        except (OSError, psutil.Error):
+            continue  # it is gone, or somebody else's
+        if wanted.search(found):
+            lines = os.fsdecode(found).split("\0")
+            yield (
+                process,
+                {name: value for name, _, value in (each.partition("=") for each in lines)},
+            )
 
 
-def detach(pids: Iterable[int]) -> None:
-    """Takes forked children out of the terminal's reach, so that Ctrl-C is this program's alone."""
-    for pid in pids:
-        with suppress(OSError):  # it has ended, or runs another program by now
-            os.setpgid(pid, pid)
+def _environment(pid: int) -> bytes:
+    """Return what a process of our user was started with, between zero bytes; a zombie has none."""
+    if _LINUX:
+        if os.stat(f"/proc/{pid}").st_uid != os.geteuid():
+            return b""
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            found, starts, until = file.readall(), True, time.monotonic() + 1.0
+            while not found and starts and time.monotonic() < until:
+                starts = _starts(pid)  # asked first, as the environment may come in between
+                found = file.readall()
+            return b"\0" + found + b"\0"
+    process = psutil.Process(pid)
+    if process.uids().effective != os.geteuid():
+        return b""
+    lines = [f"{name}={value}" for name, value in process.environ().items()]
+    return os.fsencode("\0".join(["", *lines, ""]))
+
+
+def _starts(pid: int) -> bool:
+    """Return whether a process has just been given its program, and not yet its environment."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        fields = file.readall().rpartition(b")")[2].split()  # from the third on, of proc(5)
+    size, environment_end = fields[20], fields[48]
+    return size != b"0" and environment_end == b"0"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.errors import (
     CapabilityError,
@@ -21,7 +21,34 @@ from rhapsody.task import TaskDescription
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.translate import missing_outputs
 
+if TYPE_CHECKING:
+    from rhapsody_radical.functions import Functions
+
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
+
+
+def of(job: Job, state: str, functions: Functions) -> tuple[str, BaseException | None]:
+    """The state to report for a job's final one, and its error; its output is collected.
+
+    Args:
+        job: The job.
+        state: RADICAL-Pilot's final state, or `"LOST"`.
+        functions: What function tasks are read by.
+    """
+    if state == "LOST" or not job.sent:
+        if job.cancelled:
+            return CANCELED, None
+        reason = job.lost or job.pilot.reason
+        return FAILED, TaskLostError(f"task {job.task['name']!r} was lost: {reason}")
+    if job.is_function:
+        if job.program:
+            collect_output(job)
+            job.task.pop("exit_code", None)
+        return functions.outcome(job, state)
+    collect_output(job)
+    if job.awaited and not job.cancelled and job.info is None:
+        return FAILED, _too_early(job.task)
+    return outcome(job, state)
 
 
 def output_paths(job: Job) -> tuple[str, str]:
@@ -35,8 +62,8 @@ def output_paths(job: Job) -> tuple[str, str]:
 
 def collect_output(job: Job) -> None:
     """Writes what an executable printed, whole, and its exit code into its description."""
-    task, handle = job.task, job.handle
-    code = handle.exit_code
+    task, ended = job.task, job.ended
+    code = ended.exit_code
     if code is not None:
         task["exit_code"] = int(code)
     capture = task.get("capture", True)
@@ -48,7 +75,7 @@ def collect_output(job: Job) -> None:
         task["stdout"], task["stderr"] = paths
         return
     texts = []
-    for path, cut in zip(paths, (handle.stdout, handle.stderr), strict=True):
+    for path, cut in zip(paths, (ended.stdout, ended.stderr), strict=True):
         whole = _text_in(path) if job.pilot.shared else None
         texts.append(whole if whole is not None else (cut or ""))
     task["stdout"], task["stderr"] = texts
@@ -82,10 +109,23 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
                 "which its output_staging names"
             )
         return DONE, None
-    handle = job.handle
-    if handle.exit_code and not _infrastructure(handle.exception):
+    ended = job.ended
+    if ended.exit_code and not _infrastructure(ended.exception):
         return FAILED, None
-    return FAILED, error_of(job.task, handle.exception, handle.exception_detail)
+    return FAILED, error_of(job.task, ended.exception, ended.detail)
+
+
+def _too_early(task: TaskDescription) -> TaskFailedError:
+    """The error of a service that ended before it was ready."""
+    code = task.get("exit_code")
+    tail = task.get("stderr", "")[-2000:]
+    said = f": {tail.strip()}" if tail.strip() else ""
+    return TaskFailedError(
+        f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
+        exit_code=code,
+        stderr=tail,
+        command=task["executable"],
+    )
 
 
 def not_ours(job: Job) -> BaseException:

@@ -27,18 +27,16 @@ from rhapsody.backends.local.services import (
     parse_ready,
     settled,
 )
-from rhapsody.errors import CapabilityError, TaskFailedError
+from rhapsody.errors import CapabilityError
 from rhapsody.task import TaskDescription
+from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.results import output_paths
-from rhapsody_radical.session import Pilot
 
 UP = "service is up"
 """What RADICAL-Pilot gives for a service that says nothing."""
 
 FIRST_LOOK = 0.02
-REGISTERING = 5.0
-"""Seconds that telling the agent about a service may take before its users are told."""
 
 
 def service_ready_callback(future: Any, task: Any, state: Any) -> None:
@@ -93,13 +91,21 @@ def check(task: TaskDescription, pilot: Pilot) -> None:
         )
 
 
-def watch(job: Job, ready: Ready | None, loop: asyncio.AbstractEventLoop) -> None:
+def watch(
+    job: Job,
+    ready: Ready | None,
+    loop: asyncio.AbstractEventLoop,
+    tell: Callable[[str, Any], None],
+    fail: Callable[[Job], None],
+) -> None:
     """Waits for a service to be ready, on a thread, and tells RADICAL-Pilot's task.
 
     Args:
         job: The service, which runs.
         ready: How it says so.
         loop: The engine's loop, for a callable that is a coroutine function.
+        tell: Tells RADICAL-Pilot's task, by its uid, what the service said.
+        fail: Ends a service whose readiness could not be found out.
     """
     stopped = job.stopped
     assert stopped is not None
@@ -108,56 +114,14 @@ def watch(job: Job, ready: Ready | None, loop: asyncio.AbstractEventLoop) -> Non
         try:
             info = UP if ready is None else _wait(job, ready, stopped, loop)
         except Exception as error:  # the user's callable, or the file system
-            _fail(job, error)
+            job.task["exception"] = error  # its end tells it
+            fail(job)
             return
         if ready is None or not stopped.is_set():
-            _register(job, UP if info is None else info)
-            job.handle._set_info(UP if info is None else info)
+            job.info = UP if info is None else info
+            tell(job.uid, job.info)
 
     threading.Thread(target=look, name="rhapsody-radical-ready", daemon=True).start()
-
-
-def ended(job: Job) -> None:
-    """A service is over: nobody waits for it any longer."""
-    if job.handle is not None and not job.handle._info_evt.is_set():
-        job.handle._set_info(None)  # `wait_info` raises
-
-
-def too_early(task: TaskDescription) -> TaskFailedError:
-    """The error of a service that ended before it was ready."""
-    code = task.get("exit_code")
-    tail = task.get("stderr", "")[-2000:]
-    said = f": {tail.strip()}" if tail.strip() else ""
-    return TaskFailedError(
-        f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
-        exit_code=code,
-        stderr=tail,
-        command=task["executable"],
-    )
-
-
-def is_ready(job: Job) -> bool:
-    """Whether a service has said that it is ready."""
-    return job.handle is not None and job.handle.info is not None
-
-
-def _fail(job: Job, error: Exception) -> None:
-    """Ends a service; its end tells the error."""
-    job.task["exception"] = error
-    job.unready = True
-    job.handle.cancel()
-
-
-def _register(job: Job, info: Any) -> None:
-    """Tells the agent, so that `RP_INFO_<UID>` is set for tasks that name the service."""
-
-    def tell() -> None:
-        with suppress(Exception):  # only the variable is missing then
-            job.pilot.pilot.register_service(job.uid, str(info))
-
-    teller = threading.Thread(target=tell, name="rhapsody-radical-register", daemon=True)
-    teller.start()
-    teller.join(REGISTERING)
 
 
 def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.AbstractEventLoop) -> Any:
@@ -190,11 +154,7 @@ def _accepts(host: str, port: int) -> bool:
 
 def _host(job: Job) -> str:
     """The node that a service runs on."""
-    with suppress(Exception):  # RADICAL-Pilot may not have told
-        name = str(job.handle.slots[0]["node_name"])
-        if name not in ("localhost", socket.gethostname()):
-            return name
-    return "127.0.0.1"
+    return "127.0.0.1" if job.host in ("", "localhost", socket.gethostname()) else job.host
 
 
 def _search(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> Any:

@@ -1,4 +1,7 @@
-"""From a task's description to RADICAL-Pilot's, so that the task runs as it was written.
+"""From a task's description to RADICAL-Pilot's words, so that the task runs as it was written.
+
+The words are a plain dict of what RADICAL-Pilot's `TaskDescription` takes; the process that has
+its client builds one of them.
 
 RADICAL-Pilot puts commands into shell scripts, with arguments and variables in double
 quotes: what the shell would change is quoted here.
@@ -11,18 +14,53 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.resources import Resources
 from rhapsody.task import TaskDescription
-from rhapsody_radical.descriptions import as_list, task_settings
-from rhapsody_radical.library import rp
-from rhapsody_radical.session import Pilot, can_work_in
+from rhapsody_radical import schema
+from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 MEGABYTE = 1 << 20
+
+
+class TargetPilot(Protocol):
+    """What the translation reads of the pilot that a task goes to."""
+
+    @property
+    def uid(self) -> str:
+        """Its uid in the session."""
+
+    @property
+    def number(self) -> int:
+        """Which one of the backend's it is, from 0."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The parameters of its description."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether its file system is the engine's."""
+
+    @property
+    def sandbox(self) -> str:
+        """The directory of its tasks."""
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs on this machine, without a batch system."""
+
+    @property
+    def cores(self) -> int:
+        """How many cores it has in all."""
+
+    def has(self, name: str, /) -> int:
+        """How much of `cores`, `gpus` or `mem` (MB) one of its nodes has; 0 where unknown."""
+
 
 _IN_DOUBLE_QUOTES = str.maketrans({"\\": r"\\", '"': r"\"", "$": r"\$", "`": r"\`"})
 
@@ -54,15 +92,15 @@ def command(
     return shlex.quote(words[0]), words[1:]
 
 
-def describe_executable(task: TaskDescription, pilot: Pilot | None) -> Any:
-    """RADICAL-Pilot's description of an executable.
+def describe_executable(task: TaskDescription, pilot: TargetPilot | None) -> dict[str, Any]:
+    """Return RADICAL-Pilot's words for an executable.
 
     Args:
         task: The task.
         pilot: The pilot it goes to; `None` to see the translation only.
 
     Raises:
-        ValueError: There is nothing to run.
+        ValueError: There is nothing to run, or what no program can be given.
         TypeError: A setting that RADICAL-Pilot does not have.
         DataError: A file that is to be staged is not there.
     """
@@ -70,60 +108,48 @@ def describe_executable(task: TaskDescription, pilot: Pilot | None) -> Any:
     if not isinstance(executable, str) or not executable:
         raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
     settings = task_settings(task)
-    _refuse_nul(task)
+    _check_text(task)
     stdin = None
     if task.get("stdin") and pilot is not None:
         stdin = f"{task['uid']}.in"
-    words = command(executable, task.get("arguments"), stdin)
-    description = rp.TaskDescription(
-        {
-            "mode": rp.TASK_EXECUTABLE,
-            "executable": words[0],
-            "arguments": words[1],
-            **settings,
-            "uid": task["uid"],
-            "name": _name(settings.get("name") or task["name"]),
-        }
-    )
-    _add_environment(description, task, settings)
-    add_resources(description, task.get("resources"), settings)
+    program, arguments = command(executable, task.get("arguments"), stdin)
+    words = {
+        "mode": schema.TASK_EXECUTABLE,
+        "executable": program,
+        "arguments": arguments,
+        **settings,
+        "uid": task["uid"],
+        "name": _name(settings.get("name") or task["name"]),
+        "environment": _environment(task, settings),
+    }
+    add_resources(words, task.get("resources"), settings)
     if task.get("capture", True) is False:
-        description.stdout = description.stderr = "/dev/null"
+        words["stdout"] = words["stderr"] = "/dev/null"
     check_staging(task, settings)
-    if settings:
-        verify(task, description)
-    return description
+    return words
 
 
-def verify(task: TaskDescription, description: Any) -> None:
-    """Has RADICAL-Pilot check a description alone; in a batch it would refuse all for one.
-
-    What it has under a former name is there under today's afterwards.
-
-    Raises:
-        ValueError: RADICAL-Pilot does not take it; the text has the reason.
-    """
-    try:
-        description.verify()
-        rp.staging_directives.expand_description(description)
-    except Exception as error:  # whatever RADICAL-Pilot raises
-        raise ValueError(f"task {task['name']!r}: task_description: {error}") from error
-
-
-def _refuse_nul(task: TaskDescription) -> None:
-    """Raises for what no program can be given: shells leave it out without a word."""
+def _check_text(task: TaskDescription) -> None:
+    """Raise for what no program can be given: shells leave out null bytes without a word."""
     environment = task.get("environment", {})
-    words = [task["executable"] or "", *(task.get("arguments") or ()), *environment.values()]
+    words = [task["executable"] or "", *(task.get("arguments") or ())]
+    words += [*environment, *environment.values()]
     if any("\0" in word for word in words):
         raise ValueError(f"task {task['name']!r}: an embedded null byte in its command")
+    for word in words:
+        if not encodable(word):
+            raise ValueError(
+                f"task {task['name']!r}: RADICAL-Pilot cannot be given {word!r}, which UTF-8 "
+                "cannot hold; give the file another name"
+            )
 
 
 def _name(name: str) -> str:
     """A name that RADICAL-Pilot can put between double quotes in its scripts."""
-    return in_double_quotes(name).replace("\n", " ")
+    return in_double_quotes(name.encode(errors="replace").decode()).replace("\n", " ")
 
 
-def _add_environment(description: Any, task: Mapping[str, Any], settings: dict[str, Any]) -> None:
+def _environment(task: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     environment: dict[str, str] = {}
     resources = task.get("resources")
     if resources is not None and resources.cores:
@@ -132,13 +158,13 @@ def _add_environment(description: Any, task: Mapping[str, Any], settings: dict[s
         {name: in_double_quotes(value) for name, value in task.get("environment", {}).items()}
     )
     environment.update(settings.get("environment") or {})  # in RADICAL-Pilot's own words
-    description.environment = environment
+    return environment
 
 
 def add_resources(
-    description: Any, resources: Resources | None, settings: Mapping[str, Any]
+    words: dict[str, Any], resources: Resources | None, settings: Mapping[str, Any]
 ) -> None:
-    """Puts what a task needs into its description, where the user's own words do not say it."""
+    """Add what a task needs to its words, where the user's own do not say it."""
     if resources is None:
         return
     wanted: dict[str, Any] = {
@@ -147,15 +173,15 @@ def add_resources(
         "gpus_per_rank": float(resources.gpus),
     }
     if resources.gpus:
-        wanted["gpu_type"] = rp.CUDA
+        wanted["gpu_type"] = schema.CUDA
     if isinstance(resources.memory, int):
         wanted["mem_per_rank"] = -(-resources.memory // MEGABYTE)
     for name, value in wanted.items():
         if name not in settings:
-            description[name] = value
+            words[name] = value
 
 
-def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) -> None:
+def check_pilot(task: TaskDescription, pilot: TargetPilot, pilots: Sequence[TargetPilot]) -> None:
     """Raises for a pilot that there is not: RADICAL-Pilot would wait for it for ever.
 
     Raises:
@@ -167,21 +193,21 @@ def check_pilot(task: TaskDescription, pilot: Pilot, pilots: Sequence[Pilot]) ->
         raise ValueError(f"task {task['name']!r}: there is no pilot {wanted!r}; there are: {there}")
 
 
-def needs(task: TaskDescription) -> Any:
-    """What a task needs of a pilot, in a description that holds nothing else."""
+def needs(task: TaskDescription) -> dict[str, Any]:
+    """Return what a task needs of a pilot, in RADICAL-Pilot's words."""
     settings = task_settings(task)
     keys = ("ranks", "cores_per_rank", "gpus_per_rank", "mem_per_rank")
-    description = rp.TaskDescription({key: settings[key] for key in keys if settings.get(key)})
-    add_resources(description, task.get("resources"), settings)
-    return description
+    words = {key: settings[key] for key in keys if settings.get(key)}
+    add_resources(words, task.get("resources"), settings)
+    return words
 
 
-def check_fits(name: str, description: Any, pilot: Pilot, taken: int = 0) -> None:
-    """Raises where a pilot can never run a task: RADICAL-Pilot would fail it, or never start it.
+def check_fits(name: str, words: Mapping[str, Any], pilot: TargetPilot, taken: int = 0) -> None:
+    """Raise where a pilot can never run a task: RADICAL-Pilot would fail it, or never start it.
 
     Args:
         name: The task's name, for the error.
-        description: RADICAL-Pilot's description.
+        words: What it needs, in RADICAL-Pilot's words.
         pilot: The pilot.
         taken: Cores that are taken for good.
 
@@ -189,29 +215,29 @@ def check_fits(name: str, description: Any, pilot: Pilot, taken: int = 0) -> Non
         CapabilityError: It says what there is.
     """
     wanted = {
-        "cores": int(description.cores_per_rank or 1),
-        "gpus": int(description.gpus_per_rank or 0),
-        "mem": int(description.mem_per_rank or 0),
+        "cores": int(words.get("cores_per_rank") or 1),
+        "gpus": int(words.get("gpus_per_rank") or 0),
+        "mem": int(words.get("mem_per_rank") or 0),
     }
-    words = {"cores": "cores", "gpus": "gpus", "mem": "MB of memory"}
+    units = {"cores": "cores", "gpus": "gpus", "mem": "MB of memory"}
     for key, amount in wanted.items():
         there = pilot.has(key)
         known = there or (key == "gpus" and pilot.has("cores"))
         if known and amount > there:
             raise CapabilityError(
-                f"task {name!r} asks for {amount} {words[key]} per rank, a node of pilot "
+                f"task {name!r} asks for {amount} {units[key]} per rank, a node of pilot "
                 f"{pilot.uid} ({pilot.settings['resource']}) has {there}"
             )
-    ranks = int(description.ranks or 1)
+    ranks = int(words.get("ranks") or 1)
     if ranks > 1 and pilot.here and not any(map(shutil.which, ("mpirun", "mpiexec"))):
         raise CapabilityError(
             f"task {name!r} asks for {ranks} ranks, and there is no mpirun here to start them: "
             "load or install an MPI, on Debian: apt-get install openmpi-bin"
         )
-    check_total(name, wanted["cores"] * ranks, pilot, taken)
+    check_total(name, wanted["cores"] * ranks, pilot, taken, ranks)
 
 
-def check_total(name: str, cores: int, pilot: Pilot, taken: int) -> None:
+def check_total(name: str, cores: int, pilot: TargetPilot, taken: int, ranks: int = 1) -> None:
     """Raises where a task asks for more cores in all than a pilot has for it.
 
     Raises:
@@ -219,9 +245,10 @@ def check_total(name: str, cores: int, pilot: Pilot, taken: int) -> None:
     """
     there = pilot.cores - taken
     if cores > there:
+        of_ranks = f" for its {ranks} ranks" if ranks > 1 else ""
         kept = f"; {taken} more are RAPTOR's, see `function_cores`" if taken else ""
         raise CapabilityError(
-            f"task {name!r} asks for {cores} cores in all, pilot {pilot.uid} "
+            f"task {name!r} asks for {cores} cores in all{of_ranks}, pilot {pilot.uid} "
             f"({pilot.settings['resource']}) has {there}{kept}; ask for a larger pilot with "
             "RadicalExecutionBackend({'cores': ...})"
         )
@@ -230,7 +257,7 @@ def check_total(name: str, cores: int, pilot: Pilot, taken: int) -> None:
 # Sandboxes and files.
 
 
-def place(task: TaskDescription, description: Any, pilot: Pilot) -> bool:
+def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> bool:
     """Gives a task its sandbox, on a file system that is the pilot's, too.
 
     The engine's sandbox is where the task runs, and is reachable below the pilot's
@@ -241,7 +268,7 @@ def place(task: TaskDescription, description: Any, pilot: Pilot) -> bool:
     """
     below = os.path.join(pilot.sandbox, task["uid"])
     wanted = task.get("sandbox")
-    own = not wanted and not description.sandbox
+    own = not wanted and not words.get("sandbox")
     if not pilot.shared:
         task["sandbox"] = below
         if task.get("stdin"):
@@ -251,8 +278,8 @@ def place(task: TaskDescription, description: Any, pilot: Pilot) -> bool:
                 "files; stage a file and read that"
             )
         return False
-    if not wanted or description.sandbox:
-        wanted = description.sandbox or below
+    if not wanted or words.get("sandbox"):
+        wanted = words.get("sandbox") or below
         if not os.path.isabs(wanted):
             wanted = os.path.join(pilot.sandbox, wanted)
     sandbox = make_sandbox(wanted)
@@ -265,7 +292,7 @@ def place(task: TaskDescription, description: Any, pilot: Pilot) -> bool:
     if sandbox != below:
         os.symlink(sandbox, below)
     task["sandbox"] = sandbox
-    description.sandbox = sandbox
+    words["sandbox"] = sandbox
     text = task.get("stdin")
     if text and task["function"] is None:
         Path(sandbox, f"{task['uid']}.in").write_text(text)

@@ -1,49 +1,39 @@
-"""RAPTOR's masters and workers on one pilot: started, chosen in turn, replaced when lost.
+"""RAPTOR's masters and workers: started, chosen in turn, asked, and replaced when lost.
 
 A master and its workers are one pair: a new worker at an old master does not serve, so
-that both are given up together. Everything here blocks, and runs on the backend's
-threads.
+that both are given up together. Everything here blocks, and runs on the client's threads.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody_radical.descriptions import check_keys, check_types
-from rhapsody_radical.library import rp
-from rhapsody_radical.session import FINAL, Pilot
+import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
+
+from rhapsody_radical import calls
+from rhapsody_radical.client.session import Pilot
+from rhapsody_radical.raptor_config import DEFAULT_CLASS, OWN_CLASS, THEIRS, is_own
+from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
 from rhapsody_radical.states import TASK_STATES, Generation
 
 log: logging.Logger = logging.getLogger(__name__)
 
-OWN_WORKER = Path(__file__).with_name("_raptor_worker.py")
-OWN_FILES = (OWN_WORKER, Path(__file__).with_name("call.py"))
-OWN_CLASS = "RhapsodyWorker"
-DEFAULT_CLASS = "DefaultWorker"
+OWN_WORKER = Path(__file__).parents[1] / "_raptor_worker.py"
+OWN_FILES = (OWN_WORKER, OWN_WORKER.with_name("call.py"))
 ORDER = TASK_STATES[Generation.CURRENT]
 BEFORE = ORDER[: ORDER.index("AGENT_SCHEDULING")]
 """States of a task that the pilot's agent does not yet have in its hands."""
 
 ANSWERED = ORDER[ORDER.index("AGENT_STAGING_OUTPUT_PENDING") :]
 """States of a task that its worker is done with."""
-
-FORMER = {
-    "cpu_processes": "ranks",
-    "cpu_threads": "cores_per_rank",
-    "gpu_processes": "gpus_per_rank",
-}
-"""RADICAL-Pilot's former words for what is read here of a master's or worker's settings."""
-
-THEIRS = ("raptor_class", "raptor_file", "executable")
-"""Settings that make a master or a worker another than the default."""
 
 MARK = "rhapsody"
 """What tells our own worker our calls and probes, in a task's metadata."""
@@ -99,6 +89,10 @@ class Pair:
         one = not others and not self.joined and int(worker.get("ranks") or 1) == 1
         return one and self.takes_orders
 
+    def hear(self) -> None:
+        """Takes note that something was heard of it."""
+        self.heard = time.monotonic()
+
     @property
     def uid(self) -> str:
         """The master's uid, which calls are sent to."""
@@ -119,103 +113,13 @@ class Pair:
         return None
 
 
-def is_own(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker's settings mean our own, which stands in for RAPTOR's default one."""
-    kind = worker.get("worker_type", DEFAULT_CLASS)
-    return kind in (OWN_CLASS, DEFAULT_CLASS) and not any(worker.get(key) for key in THEIRS)
-
-
-def has_other_workers(config: Mapping[str, Any] | None) -> bool:
-    """Whether a checked configuration has workers that are not our own."""
-    masters = config["masters"] if config is not None else ()
-    return not all(is_own(worker) for master in masters for worker in master["workers"])
-
-
-def checked(config: Any) -> dict[str, Any]:
-    """A RAPTOR configuration, checked.
-
-    Raises:
-        TypeError: It is not of the documented form, or has an unknown key.
-        ValueError: It has no master, or a master has no worker.
-    """
-    form = (
-        "raptor_config must be {'masters': [{'workers': [{'cores_per_rank': 2}]}]}, "
-        f"got {config!r}"
-    )
-    if not isinstance(config, Mapping) or set(config) != {"masters"}:
-        raise TypeError(form)
-    masters = copy.deepcopy(config["masters"])
-    if not isinstance(masters, list) or not all(isinstance(each, dict) for each in masters):
-        raise TypeError(form)
-    if not masters or not all(master.get("workers") for master in masters):
-        raise ValueError(f"raptor_config needs a master, and a worker for each: {form}")
-    known = rp.TaskDescription._schema
-    for master in masters:
-        _check("a master", master, known, "workers")
-        for worker in master["workers"]:
-            _check("a worker", worker, known, "worker_type")
-        for settings in (master, *master["workers"]):
-            for former in FORMER.keys() & settings.keys():
-                if value := settings.pop(former):  # as RADICAL-Pilot does, which would win
-                    settings[FORMER[former]] = value
-    return {"masters": masters}
-
-
-def _check(what: str, given: Any, known: Mapping[str, Any], own: str) -> None:
-    """Raises for what RADICAL-Pilot's description of a master or worker does not take."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"raptor_config: {what} must be a dict, got {given!r}")
-    theirs = {key: value for key, value in given.items() if key != own}
-    check_keys("raptor_config", theirs, known, what, hints=[own])
-    check_types("raptor_config", theirs, known)
-
-
-def checked_settings(
-    functions: Any, config: Mapping[str, Any] | None, cores: Any, enabled: bool
-) -> dict[str, Any] | None:
-    """How functions are to run, checked; the configuration where a user gave one.
-
-    Raises:
-        TypeError: The configuration is malformed.
-        ValueError: A value cannot be meant.
-    """
-    if functions not in ("raptor", "executable"):
-        raise ValueError(f"functions must be 'raptor' or 'executable', got {functions!r}")
-    if cores is not None and (isinstance(cores, bool) or not isinstance(cores, int) or cores < 1):
-        raise ValueError(f"function_cores must be 1 or more, got {cores!r}")
-    if config is None or config == {}:
-        return None
-    if not enabled:
-        raise ValueError("raptor=False switches off what raptor_config asks for: leave one out")
-    if functions == "executable":
-        raise ValueError(
-            "functions='executable' does without the RAPTOR that raptor_config asks for: leave "
-            "one out"
-        )
-    return checked(config)
-
-
-def cores_per_call(config: Mapping[str, Any]) -> int:
-    """Cores that one call can have at most, with a checked configuration."""
-    return min(
-        max(1, int(worker.get("cores_per_rank") or 1))
-        for master in config["masters"]
-        for worker in master["workers"]
-    )
-
-
-def default(cores: int) -> dict[str, Any]:
-    """The configuration where the user gave none: one pair, with a worker of our own."""
-    return {"masters": [{"workers": [{"ranks": 1, "cores_per_rank": cores}]}]}
-
-
 class Raptor:
     """The pairs on one pilot.
 
     Args:
         pilot: The pilot.
         config: What to start, checked.
-        on_lost: Called with each pair that is lost, once.
+        on_change: Called with a pair that was given up, and with `None` when some were started.
 
     Attributes:
         config: What it starts.
@@ -224,32 +128,27 @@ class Raptor:
     """
 
     def __init__(
-        self, pilot: Pilot, config: dict[str, Any], on_lost: Callable[[Pair], None]
+        self, pilot: Pilot, config: dict[str, Any], on_change: Callable[[Pair | None], None]
     ) -> None:
         self._pilot = pilot
         self.config: dict[str, Any] = config
-        self._on_lost = on_lost
+        self._on_change = on_change
         self._count = 0
         self._turn = 0
         self._lock = threading.RLock()
         self.pairs: list[Pair] = []
         self.lost: set[str] = set()
 
-    @property
-    def cores(self) -> int:
-        """Cores that the pairs take."""
-        return sum(
-            _cores(master) + sum(map(_cores, master["workers"]))
-            for master in self.config["masters"]
-        )
-
     def start(self) -> None:
         """Starts the pairs that are not there."""
         with self._lock:
             running = [pair.settings for pair in self.pairs]
-            for settings in self.config["masters"]:
-                if not any(settings is each for each in running):
-                    self.pairs.append(self._start(settings))
+            new = [
+                each for each in self.config["masters"] if not any(each is one for one in running)
+            ]
+            self.pairs += map(self._start, new)
+        if new:
+            self._on_change(None)
 
     def choose(self) -> Pair:
         """The pair whose turn it is; starts what is not there."""
@@ -289,7 +188,7 @@ class Raptor:
         words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
         words["raptor_file"] = OWN_WORKER.name
 
-    def check(self, calls: Mapping[Pair, list[str]] | None = None) -> set[str]:
+    def check(self, calls: Mapping[Pair, list[str]]) -> set[str]:
         """Gives up pairs whose master or worker has ended, or does not answer.
 
         Args:
@@ -302,7 +201,7 @@ class Raptor:
         lost: set[str] = set()
         with self._lock:
             for pair in list(self.pairs):
-                problem, asked = pair.problem(), (calls or {}).get(pair)
+                problem, asked = pair.problem(), calls.get(pair)
                 if problem is None and asked is not None and pair.answers_probes and pair.heard:
                     lost |= self._read_probe(pair) & set(asked)
                     problem = self._probe(pair, asked)
@@ -361,10 +260,94 @@ class Raptor:
             self.pairs.remove(pair)
         with suppress(Exception):  # the pilot may be gone
             self._pilot.manager.cancel_tasks(pair.uids())
-        if self._pilot.usable:
+        if not self._pilot.ended:
             log.warning("%s; a new pair is started when it is needed", reason)
-        self._on_lost(pair)
+        self._on_change(pair)
 
 
-def _cores(settings: Mapping[str, Any]) -> int:
-    return int(settings.get("ranks") or 1) * max(1, int(settings.get("cores_per_rank") or 1))
+class Raptors:
+    """RAPTOR on all pilots of a session.
+
+    Args:
+        pilots: The pilots.
+        on_change: Called with the number of a pilot whose pairs are others now, and with the one
+            of them that was lost, if one was.
+
+    Attributes:
+        found: RAPTOR by the number of its pilot.
+    """
+
+    def __init__(self, pilots: list[Pilot], on_change: Callable[[int, Pair | None], None]) -> None:
+        self._pilots = pilots
+        self._on_change = on_change
+        self.found: dict[int, Raptor] = {}
+
+    def start(self, number: int, config: dict[str, Any]) -> None:
+        """Starts RAPTOR on a pilot, with the configuration that comes first."""
+        found = self.found.get(number)
+        if found is None:
+            pilot, changed = self._pilots[number], partial(self._on_change, number)
+            found = self.found[number] = Raptor(pilot, config, changed)
+        found.start()
+
+    def send(self, words: dict[str, Any], order: str, pilot: Pilot) -> Pair | None:
+        """Puts a call and who makes it into a task's description.
+
+        Returns:
+            The pair that it goes to; `None` for a master that the program started itself.
+
+        Raises:
+            ValueError: The task names a master that there is not.
+        """
+        named = words.get("raptor_id")
+        pair = self._named(named, pilot) if named else self.found[pilot.number].choose()
+        # Our own workers know what to do with an order; others are told that, too.
+        alone = pair is not None and pair.takes_orders
+        kind, function = ("call", order) if alone else ("task", calls.python_task(order))
+        words["function"] = function
+        words["metadata"] = {**(words.get("metadata") or {}), MARK: kind}
+        words["raptor_id"] = pair.uid if pair is not None else named
+        return pair
+
+    def _named(self, master: str, pilot: Pilot) -> Pair | None:
+        """The pair of a master that a task names; `None` for one that the program started itself.
+
+        Raises:
+            ValueError: There is none, its pair is lost, or it is on another pilot: RADICAL-Pilot
+                would wait for ever.
+        """
+        for number, each in list(self.found.items()):
+            there = self._pilots[number].uid
+            if master in each.lost:
+                raise ValueError(
+                    f"raptor_id: RAPTOR master {master!r} is lost; leave raptor_id out"
+                )
+            for pair in each.pairs:
+                if pair.uid == master and number == pilot.number:
+                    return pair
+                if pair.uid == master:
+                    raise ValueError(
+                        f"raptor_id: RAPTOR master {master!r} is on pilot {there}, the task goes "
+                        f"to {pilot.uid}; say pilot={there!r} in its task_description, too"
+                    )
+        if not any(master in each.manager.list_tasks() for each in self._pilots):
+            pairs = [pair.uid for each in self.found.values() for pair in each.pairs]
+            raise ValueError(
+                f"raptor_id: there is no RAPTOR master {master!r}; there are: "
+                f"{', '.join(pairs) or 'none yet'}"
+            )
+        return None
+
+    def look_at(self, handle: Any, state: str) -> bool:
+        """Takes note of a task that is none of the engine's: a master or a worker, maybe.
+
+        Returns:
+            Whether it is one of a pair's that has ended.
+        """
+        for each in list(self.found.values()):
+            if state in FINAL:
+                if any(handle.uid in pair.uids() for pair in list(each.pairs)):
+                    return True
+            elif state == AGENT_EXECUTING and handle.mode == rp.RAPTOR_WORKER:
+                each.joined(handle.description, handle.uid)
+        return False

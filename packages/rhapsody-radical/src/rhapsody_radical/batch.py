@@ -1,0 +1,113 @@
+"""Finds and cancels batch jobs with the batch system's own commands.
+
+For Slurm this is done here; for the others a person is told which commands do it.
+RADICAL-Pilot is not needed, so this works for a session whose client is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+log: logging.Logger = logging.getLogger(__name__)
+
+SECONDS = 30.0
+"""How long a command may take."""
+
+ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
+"""The states of jobs that have not ended, nor are about to."""
+
+FIELD, RECORD = "\x1f", "\x1e"
+"""What separates fields and jobs: names and paths may have blanks, bars or line ends."""
+
+COMMANDS = {
+    "SLURM": ("squeue --me --Format=JobID,State,WorkDir:255", "scancel"),
+    "PBSPRO": ('qstat -f -u "$USER"', "qdel"),
+    "TORQUE": ('qstat -f -u "$USER"', "qdel"),
+    "COBALT": ('qstat -f -u "$USER"', "qdel"),
+    "LSF": ("bjobs -l", "bkill"),
+}
+"""By RADICAL-Pilot's name of a batch system: what shows one's jobs, and what cancels one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A batch job that has not ended, in the batch system's own words."""
+
+    id: str
+    state: str
+    reason: str
+    queue: str
+    name: str
+
+
+def jobs_below(directory: str | Path) -> list[Job]:
+    """Return our Slurm jobs that work below a directory; none where Slurm does not answer."""
+    return look(directory) or []
+
+
+def look(directory: str | Path) -> list[Job] | None:
+    """Return our Slurm jobs that work below a directory, `None` where Slurm does not answer."""
+    root = os.path.join(os.path.realpath(directory), "")
+    form = FIELD.join(("%A", "%T", "%r", "%P", "%j", "%Z")) + RECORD
+    said = _run("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={ACTIVE}",
+                f"--format={form}")  # fmt: skip
+    if said is None:
+        return None
+    records = [record.removeprefix("\n").split(FIELD) for record in said.split(RECORD)]
+    return [
+        Job(*fields[:-1])
+        for fields in records
+        if len(fields) == 6 and os.path.realpath(fields[-1]).startswith(root)
+    ]
+
+
+def cancel(jobs: Iterable[Job]) -> bool:
+    """Cancel Slurm jobs, and return whether Slurm took the order."""
+    ids = [job.id for job in jobs]
+    return not ids or _run("scancel", *ids) is not None
+
+
+def hint(directory: str | Path, resource_manager: str) -> str:
+    """Return the commands with which a person finds and cancels the jobs of a directory.
+
+    Args:
+        directory: The directory.
+        resource_manager: RADICAL-Pilot's name of the batch system.
+
+    Returns:
+        One sentence, empty where there is no batch system.
+    """
+    if resource_manager not in COMMANDS:
+        return ""
+    show, end = COMMANDS[resource_manager]
+    place = shlex.quote(str(directory))
+    return f"`{show}` shows your jobs, `{end} JOBID` cancels those that work below {place}"
+
+
+def _run(*words: str) -> str | None:
+    """Return what a command of Slurm prints, `None` where it fails."""
+    if shutil.which(words[0]) is None:
+        log.debug("%s is not installed here: no batch jobs are looked for", words[0])
+        return None
+    # What users set to shape their own queries would change the answer.
+    shaped = ("SQUEUE_", "SCANCEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(shaped)}
+    try:
+        run = subprocess.run(  # noqa: S603 - fixed words and job numbers
+            words, env=kept, check=True, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, errors="surrogateescape", timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        log.warning("%s failed: %s", words[0], error.stderr.strip() or error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("%s does not answer: %s", words[0], error)
+    else:
+        return run.stdout
+    return None

@@ -1,0 +1,105 @@
+"""Runs the client: `python -P -m rhapsody_radical.client SOCKET PIDFD PROGRAM`.
+
+The arguments are two inherited descriptors, of the socket and of the program's process (-1
+where the system has none for processes), and the program's process id. The program starts it
+as the leader of a session of its own, so that a terminal's Ctrl-C does not reach it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import warnings
+from typing import Any
+
+from rhapsody_radical.wire import Channel, Outbox, Records
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TICK = 1000
+"""Milliseconds between two looks whether the program lives, where nothing tells."""
+
+
+def main(end: int, program: int, parent: int) -> None:
+    """Serves the program until it says so, or is gone.
+
+    Args:
+        end: The descriptor of the socket.
+        program: That of the program's process, -1 for none.
+        parent: Its process id.
+    """
+    # Handlers that do nothing: what is ignored would be ignored by all tasks, too.
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+    channel = Channel(socket.socket(fileno=end))
+    os.set_inheritable(end, False)
+    if program >= 0:
+        os.set_inheritable(program, False)
+
+    def forked() -> None:
+        """What RADICAL-Pilot forks must keep neither end nor signal of ours."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        channel.close()
+        if program >= 0:
+            os.close(program)
+
+    os.register_at_fork(after_in_child=forked)
+    outbox = Outbox(channel)
+    logger = logging.getLogger("rhapsody_radical")
+    logger.addHandler(Records(outbox))
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    client = keep = None
+    alone = True
+    while alone and (messages := _next(channel, program, parent)) is not None:
+        for name, *parts in messages:
+            if name == "open":
+                client = _made(outbox, *parts)
+            elif name == "close":
+                alone, keep = False, parts[0]
+            elif client is not None:
+                client.do((name, *parts))
+    if client is not None:
+        client.close(client.keep if alone else keep, alone=alone)
+    outbox.put("closed")
+    outbox.end()
+
+
+def _made(outbox: Outbox, settings: dict[str, Any]) -> Any:
+    """The client, for which RADICAL-Pilot is imported."""
+    with warnings.catch_warnings():
+        # It warns where `logging` came first: its repair for `fork` is not needed, as nothing
+        # that it forks here logs.
+        warnings.filterwarnings("ignore", message="Import `radical` modules before `logging`")
+        from rhapsody_radical.client.main import Client
+    return Client(outbox, settings)
+
+
+def _next(channel: Channel, program: int, parent: int) -> Any:
+    """The program's next messages; `None` once it is gone, whoever else holds its socket."""
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    if program >= 0:
+        poll.register(program, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll(None if program >= 0 else TICK)}
+        if channel.fileno() in ready:
+            return channel.receive()
+        if program in ready or os.getppid() != parent:
+            return None
+
+
+if __name__ == "__main__":
+    try:
+        main(*map(int, sys.argv[1:]))
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    # RADICAL-Pilot's forks would be waited for at an ordinary exit.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,249 @@
+"""The client's life: reads what the program sends, until either of them ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rhapsody_radical import notes
+from rhapsody_radical.client.objects import Calls
+from rhapsody_radical.client.raptor import Pair, Raptors
+from rhapsody_radical.client.session import Pilot, Session, StartError, text_of
+from rhapsody_radical.client.tasks import Tasks
+from rhapsody_radical.client.watch import Watch
+from rhapsody_radical.schema import FINAL
+from rhapsody_radical.threads import Worker
+from rhapsody_radical.wire import Message, Outbox
+
+log: logging.Logger = logging.getLogger(__name__)
+
+REGISTERING = 5.0
+"""Seconds that telling the agent about a service may take before its users are told."""
+
+REMOVING = 10.0
+"""Seconds that removing the session's directory may take."""
+
+
+class Client:
+    """One session of RADICAL-Pilot, as its program asks for it.
+
+    Args:
+        outbox: Sends messages to the program.
+        settings: What the program's first message says: `uid` and `directory` of the session,
+            `made` (directories that go with it), `work_dir`, `here` (the program's current
+            directory), `path` (the program's own part of `sys.path`), `pilots`, `keep`.
+
+    Attributes:
+        session: RADICAL-Pilot's objects.
+        tasks: The engine's tasks.
+        raptors: RAPTOR's masters and workers.
+        keep: Whether the session's directory stays after an end that nobody asked for; `None`:
+            where a pilot failed.
+    """
+
+    def __init__(self, outbox: Outbox, settings: dict[str, Any]) -> None:
+        self._outbox = outbox
+        self._say: Callable[..., None] = outbox.put
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._told: dict[int, str] = {}
+        self._note: notes.Note | None = None
+        self.keep: bool | None = settings["keep"]
+        self._watch: Watch | None = None
+        self._lock = threading.Lock()
+        sys.path += [path for path in settings["path"] if path not in sys.path]
+        self.session: Session = Session(
+            settings["uid"], settings["directory"], settings["here"], settings["pilots"]
+        )
+        pilots = self.session.pilots
+        self.raptors: Raptors = Raptors(pilots, self._pairs_changed)
+        self.tasks: Tasks = Tasks(self.session.uid, pilots, self.raptors, self._say)
+        self._calls = Calls(self.session.objects, self.tasks.handle_of, self._say)
+        self._commands = Worker("rhapsody-radical-commands")
+        self._started = self._commands.submit(self._start)
+
+    # The program's messages; none of them may block.
+
+    def do(self, message: Message) -> None:
+        """Carries out a message of the program's."""
+        name, *parts = message
+        function: Callable[..., None] = getattr(self, f"_on_{name}")
+        function(*parts)
+
+    def _on_submit(self, number: int, batch: list[tuple[str, bytes]]) -> None:
+        self._commands.post(partial(self.tasks.submit, number, batch))
+
+    def _on_cancel(self, uids: list[str]) -> None:
+        self._commands.post(partial(self.tasks.cancel, uids))
+
+    def _on_raptor(self, request: int | None, number: int, config: dict[str, Any]) -> None:
+        start = partial(self.raptors.start, number, config)
+        if request is None:
+            self._commands.post(start)
+        else:
+            self._commands.post(partial(self._calls.reply, request, start))
+
+    def _on_ready(self, uid: str, info: Any) -> None:
+        """A service is ready: RADICAL-Pilot is told, and then whoever waits for it."""
+        entry = self.tasks.find(uid)
+        if entry is None or entry.handle is None:
+            return
+        handle, pilot = entry.handle, entry.pilot.pilot
+
+        def register() -> None:
+            try:  # for `RP_INFO_<UID>` in tasks that name the service
+                pilot.register_service(uid, str(info))
+            except Exception as error:  # only the variable is missing then
+                log.debug("service %s is not registered: %r", uid, error)
+
+        def tell() -> None:
+            teller = threading.Thread(target=register, daemon=True)
+            teller.start()
+            teller.join(REGISTERING)
+            handle._set_info(info)
+
+        threading.Thread(target=tell, name="rhapsody-radical-ready", daemon=True).start()
+
+    def _on_call(self, *parts: Any) -> None:
+        self._calls.call(*parts)
+
+    def _on_run(self, *parts: Any) -> None:
+        self._calls.run(*parts)
+
+    def _on_listen(self, *parts: Any) -> None:
+        self._calls.listen(*parts)
+
+    def _on_unlisten(self, numbers: list[int]) -> None:
+        self._calls.unlisten(numbers)
+
+    # Start and end.
+
+    def _start(self) -> None:
+        """Starts the session; the program is told how that went."""
+        settings = self._settings
+        try:
+            place = notes.place(Path(settings["work_dir"]))
+            notes.take_over(place)
+            directory = Path(settings["directory"])
+            self._note = notes.Note(place, self.session.uid, directory, self.session.managers)
+            os.register_at_fork(after_in_child=self._note.let_go)
+            self.session.open(self._on_task, self._on_pilot, self._stopping)
+            if self._stopping.is_set():
+                return
+        except StartError as error:
+            self._say("failed", str(error))
+        except Exception as error:  # whatever RADICAL-Pilot raises
+            log.debug("the session cannot be started", exc_info=True)
+            self._say("failed", f"RADICAL-Pilot cannot start: {text_of(error)}")
+        else:
+            self._watch = Watch(self)
+            objects = self.session.objects
+            pilots = [
+                {"config": each.config, "sandbox": each.sandbox} for each in self.session.pilots
+            ]
+            refs = (objects.session, objects.pilot_manager, objects.task_manager)
+            pilot_refs = self._calls.encoded(objects.resource_pilots)
+            self._say("started", self._calls.encoded(refs), pilot_refs, pilots)
+
+    def close(self, keep: bool | None, *, alone: bool) -> None:
+        """Ends everything; blocks.
+
+        Args:
+            keep: Whether the session's directory stays; `None`: where a pilot failed.
+            alone: Whether the program is gone.
+        """
+        self._stopping.set()
+        if alone and self._note is not None:
+            self._note.closing()
+        self._started.exception()  # what is half open cannot be closed
+        if alone and self._note is not None:
+            self._note.closing()
+        if self._watch is not None:
+            self._watch.stop()
+        self.session.close()
+        if keep is None:
+            keep = any(pilot.state == "FAILED" for pilot in self.session.pilots)
+        if not keep:
+            _remove(self.session.directory)
+        if self._note is not None:
+            self._note.remove()
+        for place in self._settings["made"]:
+            try:
+                os.rmdir(place)
+            except OSError:  # something else is in it
+                break
+
+    # What RADICAL-Pilot calls back about, on its threads.
+
+    def _on_task(self, handle: Any, state: str) -> None:
+        entry = self.tasks.find(handle.uid)
+        if entry is not None:
+            self.tasks.heard(entry, handle, state)
+        elif self.raptors.look_at(handle, state):
+            self._commands.post(self._look_at_pairs)
+        self._calls.changed(handle)
+
+    def _look_at_pairs(self) -> None:
+        for raptor in list(self.raptors.found.values()):
+            raptor.check({})
+
+    def _on_pilot(self, handle: Any, state: str) -> None:
+        for pilot in self.session.pilots:
+            if handle is pilot.pilot or str(handle.uid) == pilot.uid:
+                self.pilot_heard(pilot, state)
+
+    def pilot_heard(self, pilot: Pilot, state: str) -> None:
+        """Tells of a pilot's state, once. Any thread."""
+        with self._lock:
+            if pilot.pilot is None or self._told.get(pilot.number) == state:
+                return
+            self._told[pilot.number] = state
+        self._say("pilot", pilot.number, state, time.time(), self._calls.encoded(pilot.pilot))
+        if state in FINAL:
+            how = "ended: its walltime is over, or it was cancelled"
+            if state == "CANCELED":
+                how = "was cancelled: here, or by the batch system or its administrators"
+            elif state == "FAILED":
+                how = state if self._stopping.is_set() else f"{state}: {self.session.why(pilot)}"
+            self._end(pilot, how)
+
+    def give_up(self, pilot: Pilot, how: str) -> None:
+        """Ends a pilot that RADICAL-Pilot takes for a living one."""
+        self._end(pilot, how)
+        self._commands.post(partial(self.session.give_up, pilot))
+
+    def _end(self, pilot: Pilot, how: str) -> None:
+        with self._lock:
+            if pilot.ended:
+                return
+            pilot.ended = True
+        self._say("pilot_ended", pilot.number, how)
+        self.tasks.drop(pilot)
+
+    def _pairs_changed(self, number: int, lost: Pair | None) -> None:
+        raptor = self.raptors.found[number]
+        pairs = [
+            (self._calls.show([pair.master])[0], self._calls.show(pair.workers))
+            for pair in raptor.pairs
+        ]
+        self._say("pairs", number, pairs)
+        if lost is not None:
+            self.tasks.lose(lost, str(lost.lost))
+
+
+def _remove(directory: str) -> None:
+    """Removes a directory in which a cancelled job may still write for a while."""
+    until = time.monotonic() + REMOVING
+    while os.path.exists(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+        if time.monotonic() > until:
+            return
+        time.sleep(0.1)

@@ -1,0 +1,315 @@
+"""RADICAL-Pilot's objects for one backend: a session, its managers and pilots.
+
+Everything here blocks; the client calls it on threads. Each pilot has a task manager of its
+own, because a task manager declares all of its tasks failed when one of its pilots ends.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
+import radical.utils as ru  # type: ignore[import-untyped,unused-ignore]
+
+from rhapsody_radical import batch, processes
+from rhapsody_radical.schema import FINAL, PMGR_ACTIVE, PMGR_ACTIVE_PENDING
+
+log: logging.Logger = logging.getLogger(__name__)
+
+CLOSE_LIMIT = 60.0
+"""Seconds that RADICAL-Pilot may take to close before its processes are ended."""
+
+KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
+"""What a program is told of a resource's configuration, beside what a node has."""
+
+PER_NODE = ("cores_per_node", "gpus_per_node", "mem_per_node")
+
+
+class StartError(Exception):
+    """The session cannot be started; the text says why."""
+
+
+class Pilot:
+    """One pilot and its task manager.
+
+    Attributes:
+        number: Which one of the backend's, from 0.
+        settings: The parameters of its description.
+        pilot: RADICAL-Pilot's object.
+        manager: Its task manager.
+        config: What matters of the resource's configuration, as plain values.
+        shared: Whether its file system is the program's.
+        sandbox: The directory of its tasks.
+        ended: Whether it takes no more tasks.
+    """
+
+    def __init__(self, number: int, settings: dict[str, Any]) -> None:
+        self.number = number
+        self.settings = settings
+        self.pilot: Any = None
+        self.manager: Any = None
+        self.config: dict[str, Any] = {}
+        self.shared: bool = True
+        self.sandbox = ""
+        self.ended = False
+
+    @property
+    def uid(self) -> str:
+        """Its uid in the session."""
+        return f"pilot.{self.number:04d}"
+
+    @property
+    def state(self) -> str:
+        """Its native state."""
+        return "NEW" if self.pilot is None else str(self.pilot.state)
+
+    def configure(self, config: Any) -> None:
+        """Takes note of the resource's configuration."""
+        self.config = {key: str(config.get(key) or "") for key in KNOWN}
+        self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
+        endpoint = self.config["filesystem_endpoint"] or "file://"
+        self.shared = self.config["shared"] = endpoint.startswith("file:")
+
+    def forget(self, uid: str) -> None:
+        """Has the task manager let go of a task that has ended, or it keeps each for ever."""
+        with suppress(Exception), self.manager._tasks_lock:
+            self.manager._tasks.pop(uid, None)
+            self.manager._task_info.pop(uid, None)
+
+
+class Objects:
+    """RADICAL-Pilot's own objects, which `run_in_client` gives to a function.
+
+    Attributes:
+        session: The session.
+        pilot_manager: The pilot manager.
+        task_managers: The task managers, one for each pilot.
+        resource_pilots: The pilots.
+    """
+
+    def __init__(self) -> None:
+        self.session: Any = None
+        self.pilot_manager: Any = None
+        self.task_managers: list[Any] = []
+        self.resource_pilots: list[Any] = []
+
+    @property
+    def task_manager(self) -> Any:
+        """The first pilot's."""
+        return self.task_managers[0]
+
+    @property
+    def resource_pilot(self) -> Any:
+        """The first pilot."""
+        return self.resource_pilots[0]
+
+
+class Session:
+    """The life of one session.
+
+    Args:
+        uid: Its uid.
+        directory: Its directory, which exists.
+        here: The program's current directory, which `client:///` means.
+        settings: The parameters of each pilot's description.
+
+    Attributes:
+        objects: RADICAL-Pilot's own.
+        pilots: The pilots, the first one first.
+    """
+
+    def __init__(self, uid: str, directory: str, here: str, settings: list[dict[str, Any]]) -> None:
+        self.uid = uid
+        self.directory = directory
+        self._here = here
+        self.objects: Objects = Objects()
+        self.pilots: list[Pilot] = [Pilot(number, one) for number, one in enumerate(settings)]
+        self.managers: list[str] = _managers(self.pilots)
+
+    def open(
+        self,
+        on_task: Callable[[Any, str], None],
+        on_pilot: Callable[[Any, str], None],
+        stop: threading.Event,
+    ) -> None:
+        """Starts the session, its managers and its pilots; returns when they are launched.
+
+        On a batch system that means queued.
+
+        Args:
+            on_task: Called on RADICAL-Pilot's thread with each state of a task.
+            on_pilot: The same for pilots.
+            stop: Set where the start is given up; looked at between two of its steps.
+
+        Raises:
+            StartError: It cannot be started; the text has RADICAL-Pilot's reason.
+        """
+        cfg = {"base": self.directory, "client_sandbox": self._here}
+        self.objects.session = rp.Session(uid=self.uid, cfg=cfg)
+        for pilot in self.pilots:
+            self._look_up(pilot)
+        if stop.is_set():
+            return
+        manager = rp.PilotManager(session=self.objects.session)
+        self.objects.pilot_manager = manager
+        manager.register_callback(on_pilot)
+        for pilot in self.pilots:
+            if stop.is_set():
+                return
+            pilot.manager = rp.TaskManager(session=self.objects.session)
+            pilot.manager.register_callback(on_task)
+            self.objects.task_managers.append(pilot.manager)
+        for pilot in self.pilots:
+            if stop.is_set():
+                return
+            # RADICAL-Pilot counts them as we do: a pilot that the program submits is the next one.
+            settings = dict(pilot.settings)
+            if pilot.shared:
+                settings.setdefault("sandbox", self.directory)
+            pilot.pilot = manager.submit_pilots(rp.PilotDescription(settings))
+            self.objects.resource_pilots.append(pilot.pilot)
+            pilot.sandbox = os.path.normpath(ru.Url(pilot.pilot.pilot_sandbox).path)
+            pilot.manager.add_pilots(pilot.pilot)
+        self._wait_launched(stop)
+
+    def _look_up(self, pilot: Pilot) -> None:
+        """Finds a pilot's resource.
+
+        Raises:
+            StartError: There is none of its name, or what it needs is not installed.
+        """
+        session, resource = self.objects.session, pilot.settings["resource"]
+        try:
+            schema = pilot.settings.get("access_schema")
+            pilot.configure(session.get_resource_config(resource, schema))
+        except (RuntimeError, ValueError) as error:
+            known = [
+                f"{site}.{label}" for site, labels in session.rcfgs.items() for label in labels
+            ]
+            close = difflib.get_close_matches(resource, known, 5, 0.3) or ["local.localhost"]
+            raise StartError(
+                f"{text_of(error)} Known resources of this kind: {', '.join(close)}"
+            ) from error
+        scheme = pilot.config["job_manager_endpoint"].partition(":")[0]
+        if "ssh" in scheme.split("+") and find_spec("radical.saga") is None:
+            raise StartError(
+                f"{resource} is reached through ssh, for which RADICAL-Pilot needs another "
+                "package: pip install radical.saga; or run the program on the machine itself, "
+                "with another access_schema"
+            )
+
+    def _wait_launched(self, stop: threading.Event) -> None:
+        """Waits until every pilot was launched.
+
+        Raises:
+            StartError: One was not; the text has RADICAL-Pilot's reason.
+        """
+        while not stop.wait(0.05):
+            states = [pilot.state for pilot in self.pilots]
+            for pilot, state in zip(self.pilots, states, strict=True):
+                if state in FINAL:
+                    raise StartError(
+                        f"pilot {pilot.uid} on {pilot.settings['resource']} was not launched "
+                        f"({state}): {self.why(pilot)}"
+                    )
+            if all(state in (PMGR_ACTIVE_PENDING, PMGR_ACTIVE) for state in states):
+                return
+
+    def why(self, pilot: Pilot) -> str:
+        """The reason in RADICAL-Pilot's own logs why a pilot ended."""
+        here = Path(self.objects.session.path)
+        there = Path(pilot.sandbox)
+        names = ("agent_0.err", "bootstrap_0.err", "bootstrap_0.out")
+        for place in (*sorted(here.glob("pmgr_launching*.log")), *(there / each for each in names)):
+            if reason := _last_error(place):
+                return reason
+        return "RADICAL-Pilot's logs have no reason; keep_session=True keeps them"
+
+    def jobs(self) -> list[batch.Job]:
+        """The session's batch jobs that have not ended, as far as we know the batch system."""
+        return batch.jobs_below(self.directory) if "SLURM" in self.managers else []
+
+    def give_up(self, pilot: Pilot) -> None:
+        """Ends a pilot that does not work as it should, with what runs on it."""
+        processes.end_pilot(self.uid, pilot.uid)
+        with suppress(Exception):  # who would do it may be what has ended
+            self.objects.pilot_manager.cancel_pilots(pilot.uid, _timeout=5)
+
+    def close(self) -> None:
+        """Ends everything within a limit, what is left of it by force. Never raises."""
+        closing = threading.Thread(target=self._close, name="rhapsody-radical-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_LIMIT)
+        if closing.is_alive():
+            log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
+        processes.end(self.uid)
+        batch.cancel(self.jobs())  # also one that was being submitted when the closing began
+        # RADICAL-Pilot's agents make this directory for temporary files, and never remove it.
+        temporary = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - RADICAL-Pilot's
+        shutil.rmtree(os.path.join(temporary, self.uid), ignore_errors=True)
+
+    def _close(self) -> None:
+        manager = self.objects.pilot_manager
+        living = [pilot for pilot in self.pilots if pilot.pilot and pilot.state not in FINAL]
+        active = [pilot.uid for pilot in living if pilot.state == PMGR_ACTIVE]
+        # The queue first: RADICAL-Pilot's components may be dead, and it sees the end of a job
+        # only half a minute later. An agent that runs is quicker than the batch system, however.
+        jobs = [job for job in self.jobs() if not any(uid in job.name for uid in active)]
+        done = jobs if batch.cancel(jobs) else []
+        queued = [
+            pilot.uid
+            for pilot in living
+            if pilot.uid not in active and not any(pilot.uid in job.name for job in done)
+        ]
+        steps: list[Callable[[], Any]] = []
+        if queued:
+            steps.append(lambda: manager.kill_pilots(queued, _timeout=10))
+        if active:
+            steps.append(lambda: manager.cancel_pilots(active, _timeout=15))
+        if manager is not None:  # it would wait for pilots once more, with their launcher gone
+            steps.append(lambda: manager.close(terminate=False))
+        if self.objects.session is not None:
+            steps.append(lambda: self.objects.session.close(download=True))
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # closing goes on, and ends with force
+                log.debug("while session %s closed: %r", self.uid, error)
+
+
+def _managers(pilots: list[Pilot]) -> list[str]:
+    """RADICAL-Pilot's names of the pilots' batch systems, known before the session is there."""
+    found, configs = set(), rp.utils.misc.get_resource_configs()
+    for pilot in pilots:
+        site, _, name = pilot.settings["resource"].partition(".")
+        config = configs.get(site, {}).get(name) or {}
+        found.add(str(config.get("resource_manager") or ""))
+    return sorted(found - {"", "FORK"})
+
+
+def text_of(error: BaseException) -> str:
+    """An error's text, as a sentence."""
+    text = str(error).strip() or type(error).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _last_error(path: Path) -> str:
+    """The last exception or error in a log, shortened."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    words = ("Error", "error", "Exception", "rejected", "denied", "No space left", "not enough")
+    for line in reversed(lines):
+        if any(word in line for word in words):
+            return line.strip()[-500:]
+    return ""

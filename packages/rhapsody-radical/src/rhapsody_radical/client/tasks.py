@@ -1,0 +1,241 @@
+"""The engine's tasks in the client: handed to RADICAL-Pilot, cancelled, and their ends told.
+
+Of the fifteen states of a task the program is told three: that it is the agent's, that it runs,
+and how it ended. Its end is told once, and for one that was cancelled or timed out while it ran
+when nothing of it is left on this machine.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
+
+from rhapsody_radical import processes
+from rhapsody_radical.client.raptor import Pair, Raptors
+from rhapsody_radical.client.session import Pilot
+from rhapsody_radical.schema import AGENT_EXECUTING, AGENT_STAGING_INPUT_PENDING, FINAL
+from rhapsody_radical.threads import Worker
+
+log: logging.Logger = logging.getLogger(__name__)
+
+Say = Callable[..., None]
+"""Sends a message to the program; its name and its parts."""
+
+
+class Entry:
+    """One task from its submission to its end.
+
+    Attributes:
+        uid: Its uid.
+        pilot: The pilot it goes to.
+        handle: RADICAL-Pilot's task, `None` before it is submitted.
+        pair: The RAPTOR pair that it goes to, `None` for a program.
+        staged: Whether RADICAL-Pilot copies files for it, which may take long.
+        running: Whether it was told to run.
+        cancelled: Whether it is to be cancelled, which is asked for until it has ended.
+    """
+
+    __slots__ = ("cancelled", "handle", "pair", "pilot", "running", "staged", "uid")
+
+    def __init__(self, uid: str, pilot: Pilot) -> None:
+        self.uid: str = uid
+        self.pilot: Pilot = pilot
+        self.handle: Any = None
+        self.pair: Pair | None = None
+        self.staged: bool = False
+        self.running: bool = False
+        self.cancelled: bool = False
+
+
+class Tasks:
+    """The tasks that have not ended.
+
+    Args:
+        session: The session's uid.
+        pilots: Its pilots.
+        raptors: RAPTOR on them.
+        say: Sends a message to the program.
+    """
+
+    def __init__(self, session: str, pilots: list[Pilot], raptors: Raptors, say: Say) -> None:
+        self._session = session
+        self._pilots = pilots
+        self._raptors = raptors
+        self._say = say
+        self._open: dict[str, Entry] = {}
+        self._lock = threading.Lock()
+        self._ending: list[tuple[Entry, str]] = []
+        self._reaper = Worker("rhapsody-radical-reaper")
+
+    def open(self) -> list[Entry]:
+        """Those that have not ended, the oldest first."""
+        return list(self._open.values())
+
+    def find(self, uid: str) -> Entry | None:
+        """One that has not ended, `None` for another."""
+        return self._open.get(uid)
+
+    def handle_of(self, uid: str) -> Any:
+        """RADICAL-Pilot's task for one that has not ended, `None` where there is none."""
+        entry = self._open.get(uid)
+        return None if entry is None else entry.handle
+
+    # In; on the thread of commands.
+
+    def submit(self, number: int, batch: list[tuple[str, bytes]]) -> None:
+        """Hands tasks to RADICAL-Pilot.
+
+        Args:
+            number: The pilot's.
+            batch: Their uids, each with its description, pickled: RADICAL-Pilot's words, and for
+                a call on RAPTOR its order.
+        """
+        pilot, ready = self._pilots[number], []
+        for uid, packed in batch:
+            try:
+                ready.append(self._described(uid, packed, pilot))
+            except Exception as error:  # one task's problem
+                self._refuse(uid, error)
+        if not ready:
+            return
+        for entry, _ in ready:
+            self._open[entry.uid] = entry
+        try:
+            handles = pilot.manager.submit_tasks([description for _, description in ready])
+        except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
+            for entry, _ in ready:
+                self._open.pop(entry.uid, None)
+                self._refuse(entry.uid, error)
+            return
+        for (entry, _), handle in zip(ready, handles, strict=True):
+            entry.handle = handle
+        if pilot.ended:  # meanwhile: the program has ended them
+            self.drop(pilot)
+
+    def _described(self, uid: str, packed: bytes, pilot: Pilot) -> tuple[Entry, Any]:
+        entry = Entry(uid, pilot)
+        words, order = pickle.loads(packed)  # noqa: S301 - plain values, from our own program
+        entry.staged = bool(words.get("input_staging") or words.get("output_staging"))
+        if order is not None:
+            entry.pair = self._raptors.send(words, order, pilot)
+        description = rp.TaskDescription(words)
+        try:
+            description.verify()
+            if entry.staged:
+                rp.staging_directives.expand_description(description)
+        except Exception as error:  # whatever RADICAL-Pilot raises
+            raise ValueError(f"task_description: {error}") from error
+        return entry, description
+
+    def _refuse(self, uid: str, error: Exception) -> None:
+        self._say("refused", uid, type(error).__name__, str(error))
+
+    def cancel(self, uids: Iterable[str]) -> None:
+        """Asks RADICAL-Pilot to cancel tasks; it is asked again until they have ended."""
+        for uid in uids:
+            if (entry := self._open.get(uid)) is not None:
+                entry.cancelled = True
+        self.cancel_again()
+
+    def cancel_again(self) -> None:
+        """Repeats what RADICAL-Pilot may have lost while a task was handed on."""
+        chosen: dict[int, list[str]] = {}
+        for entry in self.open():
+            if entry.cancelled and entry.handle is not None:
+                chosen.setdefault(entry.pilot.number, []).append(entry.uid)
+        for number, uids in chosen.items():
+            with suppress(Exception):  # the pilot may be gone; its end is seen elsewhere
+                self._pilots[number].manager.cancel_tasks(uids)
+
+    # Out; on any thread.
+
+    def heard(self, entry: Entry, handle: Any, state: str) -> None:
+        """Tells of a state of a task; RADICAL-Pilot's callback, on its thread."""
+        entry.handle = handle
+        if state in FINAL:
+            self.end(entry, state)
+        elif state == AGENT_EXECUTING:
+            entry.running = True
+            _hear(entry)
+            self._say("running", entry.uid, _node(handle))
+        elif state == AGENT_STAGING_INPUT_PENDING:
+            self._say("state", entry.uid, state)
+
+    def end(self, entry: Entry, state: str, reason: str = "") -> None:
+        """Takes note of an end.
+
+        Args:
+            entry: The task.
+            state: Its final state, or `"LOST"`.
+            reason: Why it is lost.
+        """
+        if self._open.pop(entry.uid, None) is None:
+            return
+        if state == "DONE" or (entry.running and state != "LOST"):
+            _hear(entry)  # else others than its pair may have said so
+        # RADICAL-Pilot cancels by itself what exceeds its own `timeout`.
+        cut = entry.cancelled or state == "CANCELED"
+        if cut and entry.running and entry.pair is None:
+            with self._lock:
+                self._ending.append((entry, state))
+            self._reaper.post(self._reap)
+        else:
+            self._tell(entry, state, reason)
+
+    def drop(self, pilot: Pilot) -> None:
+        """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
+        for entry in self.open():
+            if entry.pilot is pilot:
+                self._open.pop(entry.uid, None)
+
+    def lose(self, pair: Pair, reason: str) -> None:
+        """Ends the calls of a RAPTOR pair that is gone."""
+        for entry in self.open():
+            if entry.pair is pair:
+                self.end(entry, "LOST", reason)
+
+    def lose_call(self, uid: str) -> None:
+        """Ends a call that its RAPTOR worker does not know, nor anybody what came of it."""
+        entry = self._open.get(uid)
+        if entry is not None and entry.pair is not None:
+            how = f"the call or its result was lost on the way to or from {entry.pair.uid}"
+            self.end(entry, "LOST", how)
+
+    def _reap(self) -> None:
+        """Tells the ends of cancelled tasks, once nothing of them is left."""
+        with self._lock:
+            batch, self._ending = self._ending, []
+        if batch:
+            processes.end_tasks(self._session, [entry.uid for entry, _ in batch])
+        for entry, state in batch:
+            self._tell(entry, state)
+
+    def _tell(self, entry: Entry, state: str, reason: str = "") -> None:
+        handle, found = entry.handle, None
+        if handle is not None:
+            printed = (None, None) if entry.pilot.shared else (handle.stdout, handle.stderr)
+            error = (handle.exception, handle.exception_detail)
+            found = (handle.exit_code, *printed, *error, handle.return_value)
+            if not handle._info_evt.is_set():
+                handle._set_info(None)  # `wait_info` raises
+        self._say("end", entry.uid, state, reason, found)
+        entry.pilot.forget(entry.uid)
+
+
+def _hear(entry: Entry) -> None:
+    if entry.pair is not None:
+        entry.pair.hear()
+
+
+def _node(handle: Any) -> str:
+    """The node that a task runs on, empty where RADICAL-Pilot does not tell."""
+    slots = handle.slots
+    with suppress(Exception):  # of whatever form
+        return str(slots[0]["node_name"])
+    return ""

@@ -1,0 +1,112 @@
+"""Looks once a second for what RADICAL-Pilot calls nobody back about."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from rhapsody_radical import processes
+from rhapsody_radical.client.raptor import Pair
+from rhapsody_radical.client.session import Pilot
+from rhapsody_radical.client.vitals import Vitals
+from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
+
+if TYPE_CHECKING:
+    from rhapsody_radical.client.main import Client
+
+log: logging.Logger = logging.getLogger(__name__)
+
+TICK = 1.0
+"""Seconds between two looks."""
+
+FIRST_WORD, NEXT_WORD = 30.0, 180.0
+"""Seconds without an active pilot until that is said, and then between two such lines."""
+
+
+class Watch:
+    """The watch over one session.
+
+    Args:
+        client: The client.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._vitals = {"": Vitals(), **{pilot.uid: Vitals() for pilot in client.session.pilots}}
+        self._began = time.monotonic()
+        self._said: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="rhapsody-radical-watch", daemon=True
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._stop.wait(TICK):
+            try:
+                self._look()
+            except Exception:  # the next look may do better
+                log.exception("RADICAL-Pilot could not be watched")
+
+    def _look(self) -> None:
+        client = self._client
+        for pilot in client.session.pilots:
+            client.pilot_heard(pilot, pilot.state)
+            self._say_that_it_waits(pilot)
+        self._look_at_components()
+        calls: dict[Pair, list[str]] = {}
+        again = False
+        for entry in client.tasks.open():
+            if entry.handle is None:
+                continue
+            if (state := entry.handle.state) in FINAL:
+                client.tasks.end(entry, state)
+                continue
+            again = again or entry.cancelled
+            if entry.pair is not None:
+                calls.setdefault(entry.pair, [])
+                if not entry.staged:
+                    calls[entry.pair].append(entry.uid)
+        if again:
+            client.tasks.cancel_again()
+        for raptor in list(client.raptors.found.values()):
+            for uid in raptor.check(calls):
+                client.tasks.lose_call(uid)
+
+    def _look_at_components(self) -> None:
+        """Gives up the pilots whose part of RADICAL-Pilot is incomplete."""
+        client = self._client
+        titles = processes.titles(client.session.uid)
+        for uid, vitals in self._vitals.items():
+            if (name := vitals.note(titles.get(uid, set()))) is None:
+                continue
+            for pilot in client.session.pilots:
+                if uid in ("", pilot.uid) and not pilot.ended:
+                    client.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
+
+    def _say_that_it_waits(self, pilot: Pilot) -> None:
+        """Says of a pilot that is not active yet for how long, and where."""
+        if pilot.state == PMGR_ACTIVE or pilot.state in FINAL or pilot.ended:
+            return
+        now = time.monotonic()
+        last = self._said.get(pilot.uid)
+        if now - self._began < FIRST_WORD or (last is not None and now - last < NEXT_WORD):
+            return
+        self._said[pilot.uid] = now
+        where = "" if not (queue := pilot.settings.get("queue")) else f", queue {queue}"
+        for job in self._client.session.jobs():
+            where = f", queue {job.queue}, job {job.id} is {job.state} ({job.reason})"
+            if pilot.uid in job.name:
+                break
+        log.warning(
+            "pilot %s on %s is not active after %.0f s: %s%s; its tasks wait",
+            pilot.uid, pilot.settings["resource"], now - self._began, pilot.state, where,
+            extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
+        )  # fmt: skip

@@ -1,0 +1,360 @@
+"""The program's side of its client of RADICAL-Pilot: starts the process, and talks to it.
+
+A thread reads what the client sends, another calls users' callbacks in order. The client's end
+is seen by the end of the socket and by waiting for the process, whichever comes first: forks of
+either side hold copies of the socket.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from rhapsody_radical import batch, processes
+from rhapsody_radical.calls import own_path
+from rhapsody_radical.environment import prepare, variables
+from rhapsody_radical.pilot import PilotException
+from rhapsody_radical.remote import Ref, Remotes, encoded
+from rhapsody_radical.threads import Worker
+from rhapsody_radical.wire import Channel
+
+log: logging.Logger = logging.getLogger(__name__)
+
+LOG = "client.log"
+CLOSE_LIMIT = 120.0
+"""Seconds that the client may take to close before it is ended with all that is its own."""
+
+EXIT_LIMIT = 60.0
+"""The same where the program ends without a shutdown."""
+
+
+class Receiver(Protocol):
+    """Whom the client's messages are for; called on the thread that reads."""
+
+    def receive(self, name: str, parts: tuple[Any, ...]) -> None:
+        """Carries out a message."""
+
+    def client_lost(self, reason: str) -> None:
+        """Takes note that the client has ended, and nobody had asked it to."""
+
+
+class Connection:
+    """One client.
+
+    Args:
+        uid: The session's uid.
+        directory: The session's directory, which is made with its parents.
+        receiver: Whom its messages are for.
+
+    Attributes:
+        remotes: RADICAL-Pilot's objects in the client.
+        directory: The session's directory.
+        ended: Set when the client has ended.
+    """
+
+    def __init__(self, uid: str, directory: Path, receiver: Receiver) -> None:
+        self.uid = uid
+        self.directory = directory
+        self._receiver = receiver
+        self._made = [place for place in directory.parents if not place.exists()]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, Future[bytes]] = {}
+        self._listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
+        self._closing = False
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._callbacks = Worker("rhapsody-radical-callbacks")
+        self._started: Future[tuple[Any, ...]] = Future()
+        self.remotes: Remotes = Remotes(self)
+        self.ended: threading.Event = threading.Event()
+
+    # Start and end.
+
+    def open(self, settings: Mapping[str, Any], *, verbose: bool) -> tuple[Any, ...]:
+        """Starts the client, and its session there; returns what it says when that is up.
+
+        Args:
+            settings: For the client, beside what is known here.
+            verbose: Whether RADICAL-Pilot reports on standard error.
+
+        Raises:
+            PilotException: The session cannot be started; the text has the reason.
+        """
+        with self._lock:  # what is half open cannot be closed
+            if self._closing:
+                raise PilotException("RADICAL-Pilot's client is closed: make a new backend")
+            self._start_process(verbose=verbose)
+        assert self._channel is not None
+        known = {
+            "uid": self.uid,
+            "directory": str(self.directory),
+            "made": [str(place) for place in self._made],
+            "here": os.getcwd(),
+            "path": own_path(),
+        }
+        with suppress(OSError):  # it has ended already, which is seen where it is waited for
+            self._channel.send(("open", {**known, **settings}))
+        return self._started.result()
+
+    def _start_process(self, *, verbose: bool) -> None:
+        environment = variables(self.directory, self.uid, verbose=verbose)
+        self.directory.mkdir(parents=True, mode=0o700)
+        prepare(self.directory)
+        ours, theirs = socket.socketpair()
+        program = _process_descriptor()
+        inherited = [theirs.fileno(), *([] if program < 0 else [program])]
+        words = [sys.executable, "-P", "-m", "rhapsody_radical.client"]
+        words += [str(theirs.fileno()), str(program), str(os.getpid())]
+        try:
+            with open(self.directory / LOG, "ab", opener=_private) as output:
+                self._process = subprocess.Popen(  # noqa: S603 - this very package
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=None if verbose else output,
+                    cwd=self.directory,
+                    env=environment,
+                    pass_fds=inherited,
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            if program >= 0:
+                os.close(program)
+        self._channel = Channel(ours)
+        _open.add(self)
+        for target in (self._wait, self._read):
+            name = f"rhapsody-radical{target.__name__.replace('_', '-')}"
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def close(self, *, keep: bool | None, limit: float = CLOSE_LIMIT) -> None:
+        """Has the client end everything, and waits for it; by force after a limit.
+
+        Args:
+            keep: Whether the session's directory stays; `None`: where a pilot failed.
+            limit: Seconds.
+        """
+        with self._lock:
+            first, self._closing = not self._closing, True
+        if self._process is None or self._channel is None:
+            return
+        if first:
+            with suppress(OSError):  # it has ended
+                self._channel.send(("close", keep))
+        if not self.ended.wait(limit):
+            log.warning(
+                "the client of RADICAL-Pilot session %s did not close within %g s, and is ended; "
+                "its files are in %s", self.uid, limit, self.directory,
+            )  # fmt: skip
+            self.end_by_force()
+            self.ended.wait(10)
+        _open.discard(self)
+        self._callbacks.stop()
+
+    def end_by_force(self) -> None:
+        """Ends all that is the session's on this machine, and its batch jobs."""
+        batch.cancel(batch.jobs_below(str(self.directory)))
+        processes.end(self.uid, patience=0.0)
+
+    def at_exit(self) -> None:
+        """Waits for the client where the program ends without a shutdown."""
+        if os.getpid() == self._owner:  # and not a fork of it
+            self.close(keep=None, limit=EXIT_LIMIT)
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        assert self._channel is not None
+        code = self._process.wait()
+        log.debug("the client of session %s ended with exit code %s", self.uid, code)
+        self._channel.shut()  # forks of the program may hold its other end
+
+    def _read(self) -> None:
+        assert self._channel is not None
+        try:
+            while (messages := self._channel.receive()) is not None:
+                for name, *parts in messages:
+                    self._received(name, tuple(parts))
+        except Exception:  # of another version, or what makes no sense: nothing can follow
+            log.exception("what the client of RADICAL-Pilot sent cannot be read")
+        self._over()
+
+    def _over(self) -> None:
+        """The client has ended: nobody waits for it any longer."""
+        assert self._process is not None
+        assert self._channel is not None
+        self._channel.shut()  # had it only lost its mind, it ends now
+        reason = f"RADICAL-Pilot's client ended: {_tail(self.directory / LOG)}"
+        with self._lock:
+            lost = not self._closing
+        if lost:
+            self._receiver.client_lost(reason)
+            self.end_by_force()
+        self._process.wait()
+        error = PilotException(reason)
+        waiting: list[Future[Any]] = [self._started, *self._waiting.values()]
+        for future in waiting:
+            with suppress(InvalidStateError):
+                future.set_exception(error)
+        self._channel.close()
+        self.ended.set()
+
+    # What goes out.
+
+    def send(self, name: str, *parts: Any) -> None:
+        """Sends a message. Blocks while the client does not read.
+
+        Raises:
+            PilotException: The client is gone.
+        """
+        assert self._channel is not None
+        try:
+            self._channel.send((name, *parts))
+        except OSError as error:
+            raise PilotException("RADICAL-Pilot's client has ended") from error
+
+    def request(self, name: str, *parts: Any) -> Future[Any]:
+        """Sends a message that is replied to; the future has the reply."""
+        number, future = next(self._numbers), Future[Any]()
+        self._waiting[number] = future
+        try:
+            self.send(name, number, *parts)
+        except PilotException as error:
+            self._waiting.pop(number, None)
+            future.set_exception(error)
+        if self.ended.is_set() and not future.done():
+            future.set_exception(PilotException("RADICAL-Pilot's client has ended"))
+        return future
+
+    def call(self, target: Ref, method: str, args: Any, kwargs: Any) -> Any:
+        """Calls a method of an object in the client; blocks until it returns there."""
+        packed = pickle.dumps((encoded(args), encoded(kwargs)))
+        return self.request("call", target, method, packed).result()
+
+    def listen(self, target: Ref, cb: Callable[..., Any], data: Any, kwargs: Any) -> None:
+        """Has a callback called with what RADICAL-Pilot gives it."""
+        packed = pickle.dumps(encoded(kwargs))
+        number, future = next(self._numbers), Future[Any]()
+        self._waiting[number], self._listeners[number] = future, (target, cb, data)
+        self.send("listen", number, target, packed)
+        try:
+            future.result()
+        except BaseException:
+            self._listeners.pop(number, None)
+            raise
+
+    def unlisten(self, target: Ref, cb: Callable[..., Any] | None) -> None:
+        """Takes `listen` back."""
+        numbers = [
+            number
+            for number, (found, each, _) in list(self._listeners.items())
+            if found[:2] == target[:2] and cb in (None, each)
+        ]
+        for number in numbers:
+            self._listeners.pop(number, None)
+        self.send("unlisten", numbers)
+
+    # What comes in; on the thread that reads.
+
+    def _received(self, name: str, parts: tuple[Any, ...]) -> None:
+        if name == "reply":
+            self._replied(*parts)
+        elif name == "callback":
+            self._called_back(*parts)
+        elif name == "values":
+            self.remotes.update(parts[0])
+        elif name == "log":
+            record = logging.makeLogRecord(parts[0])
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
+        elif name == "started":
+            self._started.set_result(parts)
+        elif name == "failed":
+            self._started.set_exception(PilotException(parts[0]))
+        else:
+            try:
+                self._receiver.receive(name, parts)
+            except (
+                Exception
+            ):  # of a callback, which may be anybody's; the next message is another's
+                log.exception("what the client of RADICAL-Pilot sent could not be worked up")
+
+    def _replied(self, number: int, good: bool, packed: bytes) -> None:
+        future = self._waiting.pop(number, None)
+        if future is None:
+            return
+        with suppress(InvalidStateError):  # who waited has given up
+            try:
+                value = pickle.loads(packed)  # noqa: S301 - from our own client
+            except Exception as error:  # loading runs the objects' own code
+                future.set_exception(error)
+                return
+            if good:
+                future.set_result(self.remotes.decoded(value))
+            else:
+                future.set_exception(value)
+
+    def _called_back(self, number: int, packed: bytes) -> None:
+        if (found := self._listeners.get(number)) is None:
+            return
+        _, cb, data = found
+        args = self.remotes.decoded(pickle.loads(packed))  # noqa: S301 - from our own client
+        self.call_back(partial(cb, *args, *([data] if data else ())))
+
+    def call_back(self, function: Callable[[], Any]) -> None:
+        """Has a callback of the user's called, after those before it; what it raises is logged."""
+        self._callbacks.post(function)
+
+
+def _process_descriptor() -> int:
+    """A descriptor of this process, whose end the client sees by it; -1 where there is none."""
+    try:
+        return os.pidfd_open(os.getpid())
+    except (AttributeError, OSError):  # another system, or an old one
+        return -1
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _tail(path: Path) -> str:
+    """The end of the client's log."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return "its log is gone"
+    said = " / ".join(line.strip() for line in lines[-3:])[-1000:] or "it printed nothing"
+    return f"{said} (its log is {path})"
+
+
+_open: set[Connection] = set()
+
+
+def _at_exit() -> None:
+    """Leaves nothing running when the program ends without a shutdown."""
+    for connection in list(_open):
+        connection.at_exit()
+
+
+# Before the interpreter waits for threads, as `concurrent.futures` needs it, too: later ones
+# cannot be started any more.
+getattr(threading, "_register_atexit", atexit.register)(_at_exit)

@@ -1,0 +1,172 @@
+"""Messages between a program and its client of RADICAL-Pilot, over one inherited socket pair.
+
+A message is a tuple, its name first, of plain values; what is the user's is in it as bytes.
+Messages travel in batches, each a frame: its length and version, and the pickled list. Whoever
+holds the other end is our own process: nothing else can write here.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+VERSION = 1
+HEADER = struct.Struct("!HQ")
+GATHER = 0.01
+"""Seconds that a message waits for others: each batch wakes two threads of the program, and
+RADICAL-Pilot itself takes twenty times as long for a task."""
+
+FLAT = frozenset((str, int, float, bool, bytes, type(None)))
+
+Message = tuple[Any, ...]
+
+
+class Channel:
+    """One end of the socket pair. Any thread may send; one receives.
+
+    Args:
+        end: The socket.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        """The descriptor, for `select`."""
+        return self._socket.fileno()
+
+    def send(self, *messages: Message) -> None:
+        """Sends messages as one batch; blocks while the other side does not read.
+
+        Raises:
+            OSError: The other side is gone.
+        """
+        data = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
+        with self._sending:
+            self._socket.sendall(HEADER.pack(VERSION, len(data)))
+            self._socket.sendall(data)
+
+    def receive(self) -> Iterable[Message] | None:
+        """The next batch; `None` once the other side is gone.
+
+        Raises:
+            RuntimeError: The other side is of another version of this package.
+        """
+        header = self._read(HEADER.size)
+        if header is None:
+            return None
+        version, size = HEADER.unpack(header)
+        if version != VERSION:
+            raise RuntimeError(
+                f"the client of RADICAL-Pilot speaks version {version}, this program {VERSION}: "
+                "rhapsody-radical was installed anew meanwhile; start the program again"
+            )
+        data = self._read(size)
+        return None if data is None else pickle.loads(data)  # noqa: S301 - from our own process
+
+    def _read(self, size: int) -> bytearray | None:
+        data = bytearray(size)
+        view, filled = memoryview(data), 0
+        while filled < size:
+            try:
+                count = self._socket.recv_into(view[filled:])
+            except OSError:  # reset: the other side ended with something unread
+                return None
+            if count == 0:
+                return None
+            filled += count
+        return data
+
+    def shut(self) -> None:
+        """Ends the conversation for both sides, whoever else holds a copy of the socket."""
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it has ended
+            return
+
+    def close(self) -> None:
+        """Gives the descriptor back."""
+        self._socket.close()
+
+
+class Outbox(threading.Thread):
+    """Sends messages in order from a thread of its own, in batches as they come.
+
+    Args:
+        channel: Where to; once it is gone, messages are dropped.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(name="rhapsody-radical-outbox", daemon=True)
+        self._channel = channel
+        self._change = threading.Condition()
+        self._waiting: list[Message] = []
+        self._ended = False
+        self.start()
+
+    def put(self, *message: Any) -> None:
+        """Adds a message. Never blocks. Any thread."""
+        with self._change:
+            self._waiting.append(message)
+            if len(self._waiting) == 1:
+                self._change.notify()
+
+    def end(self) -> None:
+        """Sends what is left, and ends."""
+        with self._change:
+            self._ended = True
+            self._change.notify()
+        self.join(10)
+
+    def run(self) -> None:
+        """Sends until the end."""
+        while True:
+            with self._change:
+                while not self._waiting and not self._ended:
+                    self._change.wait()
+                if not self._ended:
+                    self._change.wait(GATHER)
+                batch, self._waiting = self._waiting, []
+            if not batch:
+                return
+            try:
+                self._channel.send(*batch)
+            except OSError:  # the program is gone, which is seen where messages are read
+                continue
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is made of nothing but built-in types, which need no class to be loaded."""
+    if type(value) in FLAT:
+        return True
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))
+    if type(value) is dict:
+        return all(map(is_plain, value)) and all(map(is_plain, value.values()))
+    return False
+
+
+class Records(logging.Handler):
+    """Sends log records to the program, which handles them as its own.
+
+    Args:
+        outbox: Where they go.
+    """
+
+    def __init__(self, outbox: Outbox) -> None:
+        super().__init__()
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Sends a record, with its text made and without what cannot travel."""
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        values = {key: value for key, value in vars(record).items() if is_plain(value)}
+        self._outbox.put("log", values)

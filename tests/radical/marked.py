@@ -1,0 +1,46 @@
+"""Processes that look like those of a session: they have its name in their environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+MINE = f"mine.{os.getpid()}"
+"""A session's uid that other tests, which run at the same time, do not have."""
+
+
+@contextmanager
+def running(
+    *words: str, cwd: Path | None = None, user: int | None = None, **variables: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program in a process session of its own, until the block's end at the latest."""
+    environment = {**os.environ, **variables}
+    process = subprocess.Popen(
+        words or ["sleep", "600"], env=environment, cwd=cwd, user=user, start_new_session=True
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+        process.kill()
+        process.wait()
+
+
+def children(pid: int, count: int) -> list[psutil.Process]:
+    """A process's descendants, once it has so many that run programs of their own."""
+    end = time.monotonic() + 30
+    while True:
+        found = psutil.Process(pid).children(recursive=True)
+        if len(found) >= count and all(each.name() == "sleep" for each in found):
+            return found
+        assert time.monotonic() < end, f"only {found}"
+        time.sleep(0.005)

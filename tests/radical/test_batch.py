@@ -1,0 +1,134 @@
+"""Batch jobs of a directory are found and cancelled; a batch system that fails does no harm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rhapsody_radical import batch
+from rhapsody_radical.batch import Job, cancel, hint, jobs_below
+from tests.slurm import slurm, until_no_jobs, why_not
+
+
+def install(directory: Path, script: str, name: str = "squeue") -> None:
+    """Puts a command there that takes the place of Slurm's."""
+    directory.mkdir(exist_ok=True)
+    command = directory / name
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of commands that comes first."""
+    directory = tmp_path / "bin"
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    return directory
+
+
+def test_without_slurm_there_are_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert jobs_below(tmp_path) == []
+    assert batch.look(tmp_path) is None
+    assert not cancel([Job("1", "RUNNING", "", "", "")])
+    assert cancel([])
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("echo no controller >&2; exit 1", "no controller"), ("exec sleep 600", "")],
+)
+def test_a_slurm_that_fails_or_hangs_is_told_of_once(
+    tmp_path: Path,
+    commands: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(batch, "SECONDS", 0.3)
+    install(commands, script)
+    assert jobs_below(tmp_path) == []
+    assert batch.look(tmp_path) is None
+    (first, _) = caplog.messages
+    assert first.startswith("squeue")
+    assert said in first
+
+
+def test_names_and_paths_may_have_any_characters(tmp_path: Path, commands: Path) -> None:
+    place = tmp_path / "a b|c\nd"
+    job = Job("17", "RUNNING", "None", "debug", "na|m e\n2")
+    fields = [job.id, job.state, job.reason, job.queue, job.name]
+    (tmp_path / "said").write_text(
+        "\x1f".join([*fields, f"{place}/pilot"]) + "\x1e\n"
+        + "\x1f".join(["18", *fields[1:], f"{place}2"]) + "\x1e\n"
+        + "\x1f".join(["19", *fields[1:], str(place)]) + "\x1e\n"
+    )  # fmt: skip
+    install(commands, f"cat '{tmp_path}/said'")
+    (tmp_path / "link").symlink_to(place)
+    assert jobs_below(place) == [job]
+    assert jobs_below(tmp_path / "link") == [job]
+
+
+def test_what_users_set_for_their_own_queries_changes_nothing(
+    tmp_path: Path, commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCANCEL_INTERACTIVE", "1")
+    install(commands, f'echo "$@/$SCANCEL_INTERACTIVE" > {tmp_path}/called', "scancel")
+    assert cancel([Job(number, "RUNNING", "", "", "") for number in ("1", "2")])
+    assert (tmp_path / "called").read_text() == "1 2/\n"
+
+
+def test_for_other_batch_systems_the_commands_are_told() -> None:
+    said = hint("/work/a b", "PBSPRO")
+    assert "`qstat" in said
+    assert "`qdel JOBID`" in said
+    assert "'/work/a b'" in said
+    assert hint("/work", "FORK") == ""
+
+
+@pytest.fixture
+def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Slurm that runs as long as the test."""
+    with slurm(tmp_path_factory.mktemp("slurm")):
+        yield
+
+
+def submit(directory: Path, cores: int = 1) -> str:
+    """Submits a job that works in a directory."""
+    directory.mkdir(parents=True)
+    words = ["sbatch", "--parsable", f"--ntasks={cores}", "--chdir", str(directory)]
+    done = subprocess.run(
+        [*words, "--wrap", "sleep 600"], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.usefixtures("batch_system")
+def test_slurms_jobs_below_a_directory_are_cancelled_and_no_others(tmp_path: Path) -> None:
+    mine = tmp_path / "my session"
+    elsewhere = submit(tmp_path / "my session 2")
+    running = submit(mine / "pilot.0000")
+    queued = submit(mine / "pilot.0001", cores=2)
+    until = time.monotonic() + 60
+    while [job.state for job in jobs_below(mine)] != ["PENDING", "RUNNING"]:
+        assert time.monotonic() < until, jobs_below(mine)
+        time.sleep(0.2)
+    found = jobs_below(mine)
+    assert {job.id for job in found} == {running, queued}
+    assert {job.queue for job in found} == {"debug"}
+    assert found[0].reason in ("Resources", "Priority")
+    assert cancel(found)
+    assert jobs_below(mine) == []
+    (other,) = jobs_below(tmp_path)
+    assert (other.id, other.state) == (elsewhere, "RUNNING")
+    assert cancel([other])
+    until_no_jobs()

@@ -1,0 +1,414 @@
+"""What a killed program and its client left is ended at the next start, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from rhapsody_radical import batch, notes, processes
+from rhapsody_radical.batch import Job
+from rhapsody_radical.notes import Note, is_network, place, take_over
+from tests.machine import gone
+from tests.radical.marked import MINE, running
+
+CLIENT = """
+import sys
+from pathlib import Path
+from rhapsody_radical.notes import Note
+note = Note(Path(sys.argv[1]), Path(sys.argv[2]).name, Path(sys.argv[2]), ["FORK"])
+print(flush=True)
+for line in sys.stdin:
+    getattr(note, line.strip())()
+    print(flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch system, and a file system of this machine's, wherever the tests run."""
+    monkeypatch.setattr(batch, "look", lambda directory: None)
+    monkeypatch.setattr(notes, "is_network", lambda path: False)
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Path:
+    """The directory of the notes."""
+    return place(tmp_path / "work")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """The session's directory."""
+    made = tmp_path / "work" / MINE
+    made.mkdir(parents=True)
+    return made
+
+
+@contextmanager
+def client(
+    where: Path, directory: Path, *before: str
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], None]]]:
+    """A client with a note of our session, and how it is told to call a method of it."""
+    process = subprocess.Popen(
+        [*before, sys.executable, "-W", "ignore", "-c", CLIENT, str(where), str(directory)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    def tell(method: str) -> None:
+        stdin.write(f"{method}\n")
+        stdin.flush()
+        assert stdout.readline() == "\n"
+
+    assert stdout.readline() == "\n"
+    try:
+        yield process, tell
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def left(where: Path, directory: Path) -> Path:
+    """The note of a client that was killed."""
+    with client(where, directory) as (process, _):
+        process.kill()
+        process.wait()
+    return where / f"{MINE}.json"
+
+
+def rewritten(note: Path, **changes: Any) -> None:
+    note.write_text(json.dumps({**json.loads(note.read_text()), **changes}))
+
+
+def test_notes_are_beside_the_engines_directories(tmp_path: Path) -> None:
+    common = tmp_path / ".rhapsody" / "radical"
+    assert place(tmp_path / ".rhapsody" / "engine.1") == common
+    assert place(tmp_path / ".rhapsody") == common
+    assert place(tmp_path / "work") == tmp_path / "work" / "radical"
+
+
+def test_a_note_is_its_users_alone_and_goes_with_its_place(where: Path, directory: Path) -> None:
+    note = Note(where, MINE, directory, ["SLURM", "FORK", "SLURM"])
+    assert where.stat().st_mode & 0o777 == 0o700
+    assert note.path.stat().st_mode & 0o777 == 0o600
+    written = json.loads(note.path.read_text())
+    assert written["resource_manager"] == ["FORK", "SLURM"]
+    assert written["closing"] is False
+    note.closing()
+    assert json.loads(note.path.read_text()) == {**written, "closing": True}
+    with pytest.raises(FileExistsError):
+        Note(where, MINE, directory, [])
+    other = Note(where, "other", directory.with_name("other"), [])
+    note.remove()
+    assert os.listdir(where) == ["other.json"]
+    other.remove()
+    assert not where.exists()
+
+
+def test_what_a_killed_client_left_is_ended(
+    where: Path, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = left(where, directory)
+    with running(RADICAL_RHAPSODY=MINE) as task, running(cwd=directory) as bystander:
+        assert take_over(where) == [MINE]
+        assert gone([task.pid])
+        assert bystander.poll() is None
+    (said,) = caplog.messages
+    assert "machine: 1," in said
+    assert str(directory) in said
+    assert not note.exists()
+    assert directory.exists()
+    assert take_over(where) == []
+
+
+def test_batch_jobs_of_a_killed_client_are_cancelled(
+    where: Path,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    note = left(where, directory)
+    rewritten(note, resource_manager=["SLURM", "PBSPRO"])
+    jobs = [Job("17", "RUNNING", "", "", "")]
+    cancelled: list[Job] = []
+    answers = [False, True]
+
+    def cancel(found: list[Job]) -> bool:
+        cancelled.extend(found)
+        return answers.pop(0)
+
+    monkeypatch.setattr(batch, "cancel", cancel)
+    assert take_over(where) == []  # Slurm does not answer
+    assert note.exists()
+    monkeypatch.setattr(batch, "look", lambda directory: jobs)
+    assert take_over(where) == []  # it answers, but does not cancel
+    assert note.exists()
+    assert "asked again" in caplog.messages[-1]
+    assert take_over(where) == [MINE]
+    assert cancelled == jobs * 2
+    assert "batch jobs: 1)" in caplog.messages[-1]
+    assert "`qdel JOBID`" in caplog.messages[-1]
+
+
+def test_a_living_session_is_left_alone(
+    where: Path, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client(where, directory), running(RADICAL_RHAPSODY=MINE) as task:
+        assert take_over(where) == []
+        assert task.poll() is None
+        assert (where / f"{MINE}.json").exists()
+    assert caplog.messages == []
+
+
+def test_a_session_that_is_being_closed_is_waited_for(where: Path, directory: Path) -> None:
+    with client(where, directory) as (_, tell), running(RADICAL_RHAPSODY=MINE) as task:
+        tell("closing")
+        assert take_over(where, patience=0.2) == []
+        later = threading.Timer(0.2, tell, ["remove"])
+        later.start()
+        assert take_over(where) == []  # it was closed, so there is nothing to end
+        later.join()
+        assert task.poll() is None
+
+
+def test_a_session_whose_client_dies_while_it_closes_is_ended(where: Path, directory: Path) -> None:
+    with client(where, directory) as (process, tell):
+        tell("closing")
+        later = threading.Timer(0.2, process.kill)
+        later.start()
+        assert take_over(where) == [MINE]
+        later.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+def test_a_forked_child_that_let_go_does_not_hold_the_lock(where: Path, directory: Path) -> None:
+    forking = "import os, time\nif not os.fork():\n    note.let_go()\n    os.closerange(0, 3)\n"
+    program = CLIENT.partition("print")[0] + forking + "time.sleep(600)\n"
+    with running(
+        *[sys.executable, "-W", "ignore", "-c", program, str(where), str(directory)],
+        PYTHONPATH=os.pathsep.join(sys.path),
+        RADICAL_RHAPSODY=MINE,
+    ) as process:
+        while not psutil.Process(process.pid).children():
+            assert process.poll() is None
+        (child,) = psutil.Process(process.pid).children()
+        while child.num_fds():
+            assert child.is_running()
+        process.kill()
+        process.wait()
+        assert child.is_running()
+        assert take_over(where) == [MINE]
+        assert gone([child.pid])
+
+
+def has_namespaces() -> bool:
+    words = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    try:
+        return subprocess.run(words, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="no namespace of processes can be made here")
+def test_a_client_in_a_container_keeps_its_session(where: Path, directory: Path) -> None:
+    unshare = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+    with client(where, directory, *unshare), running(RADICAL_RHAPSODY=MINE) as task:
+        assert take_over(where) == []
+        assert task.poll() is None
+
+
+def test_after_a_restart_of_the_machine_only_batch_jobs_are_ended(
+    where: Path, directory: Path
+) -> None:
+    rewritten(left(where, directory), boot="another")
+    with running(RADICAL_RHAPSODY=MINE) as task:
+        assert take_over(where) == [MINE]
+        assert task.poll() is None
+
+
+# Sessions of which nothing is known here.
+
+
+@pytest.mark.parametrize("far", ["host", "file system"])
+def test_a_session_that_may_live_elsewhere_is_only_told_of(
+    where: Path,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    far: str,
+) -> None:
+    note = left(where, directory)
+    host = "far-away" if far == "host" else socket.gethostname()
+    rewritten(note, host=host, resource_manager=["LSF"])
+    monkeypatch.setattr(notes, "is_network", lambda path: far == "file system")
+    with running(RADICAL_RHAPSODY=MINE) as task:
+        assert take_over(where) == []
+        assert task.poll() is None
+        assert note.exists()
+        (said,) = caplog.messages
+        assert f"started on {host}" in said
+        assert "`bkill JOBID`" in said
+        monkeypatch.setattr(batch, "look", lambda _: [Job(i, "", "", "", "") for i in "12"])
+        assert take_over(where) == []
+        assert "`scancel 1 2`" in caplog.messages[-1]
+        # The commands do what they are said to do.
+        for command in caplog.messages[-1].split("`")[1::2]:
+            if not command.startswith("scancel"):
+                subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+        assert gone([task.pid])
+        assert not note.exists()
+
+
+MOUNTS = r"""22 27 0:21 / /proc rw,relatime shared:5 - proc proc rw
+27 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 27 0:40 / /home rw shared:2 - autofs /etc/auto.home rw
+31 30 0:41 / /home/some\040body rw,relatime - nfs4 server:/home rw
+32 27 0:42 /x /scratch rw master:3 propagate_from:2 - lustre 10.0.0.1@o2ib:/l rw
+33 32 0:43 / /scratch/local rw - xfs /dev/sdb rw
+34 27 0:44 / /over rw - ext4 /dev/sdc rw
+35 34 0:45 / /over rw - fuse.sshfs host: rw
+36 27 0:46 / /image rw - fuse.squashfuse image ro
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/tmp/radical", False),
+        ("/home/some body/run", True),
+        ("/home/some body", True),
+        ("/home/some body else", False),
+        ("/scratch/run", True),
+        ("/scratch/local/run", False),
+        ("/scratch2", False),
+        ("/over/run", True),
+        ("/image", False),
+    ],
+)
+def test_network_file_systems_are_known_by_their_mounts(path: str, *, expected: bool) -> None:
+    assert is_network(Path(path), MOUNTS) is expected
+
+
+# Notes that are not followed.
+
+
+@pytest.fixture
+def _nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*arguments: Any, **more: Any) -> int:
+        raise AssertionError("something was ended")
+
+    monkeypatch.setattr(processes, "end", forbidden)
+    monkeypatch.setattr(batch, "cancel", forbidden)
+
+
+def another_link(note: Path) -> None:
+    note.rename(note.parent.parent / "note")
+    note.symlink_to(note.parent.parent / "note")
+
+
+def another_place(note: Path) -> None:
+    note.parent.rename(note.parent.with_name("moved"))
+    note.parent.symlink_to(note.parent.with_name("moved"))
+
+
+def a_pipe(note: Path) -> None:
+    note.unlink()
+    os.mkfifo(note, 0o600)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+@pytest.mark.usefixtures("_nothing_ends")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda note: os.chown(note, 65534, -1), id="owner", marks=as_root),
+        pytest.param(lambda note: os.chown(note.parent, 65534, -1), id="place", marks=as_root),
+        pytest.param(lambda note: note.chmod(0o620), id="group"),
+        pytest.param(lambda note: note.parent.chmod(0o777), id="others"),
+        another_link,
+        another_place,
+        a_pipe,
+        pytest.param(lambda note: note.rename(note.with_name("other.json")), id="name"),
+        pytest.param(lambda note: rewritten(note, session=f"../{MINE}"), id="session"),
+        pytest.param(lambda note: rewritten(note, directory=f"work/{MINE}"), id="relative"),
+        pytest.param(lambda note: rewritten(note, directory=f"/work/{MINE}/"), id="slash"),
+        pytest.param(lambda note: rewritten(note, directory="/work"), id="directory"),
+        pytest.param(lambda note: rewritten(note, directory=f"/\ud800/{MINE}"), id="surrogate"),
+        pytest.param(lambda note: rewritten(note, version=2), id="version"),
+        pytest.param(lambda note: rewritten(note, pid=1), id="more"),
+        pytest.param(lambda note: rewritten(note, resource_manager=[[]]), id="list"),
+        pytest.param(lambda note: note.write_bytes(b"[" * 9000), id="nested"),
+        pytest.param(lambda note: rewritten(note, boot="x" * 20000), id="long"),
+        pytest.param(lambda note: note.write_text(""), id="empty"),
+    ],
+)
+def test_a_note_that_this_user_alone_did_not_write_is_not_followed(
+    where: Path, directory: Path, spoil: Callable[[Path], None]
+) -> None:
+    spoil(left(where, directory))
+    assert take_over(where) == []
+    assert os.listdir(where)
+
+
+def test_a_note_is_not_made_where_others_can_write(where: Path, directory: Path) -> None:
+    where.mkdir(mode=0o700)
+    where.chmod(0o770)
+    with pytest.raises(PermissionError, match="chmod go-w"):
+        Note(where, MINE, directory, [])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one), max_leaves=3
+)
+followed = {
+    "version": 1,
+    "session": MINE,
+    "directory": f"/work/{MINE}",
+    "host": socket.gethostname(),
+    "boot": notes._boot(),
+    "resource_manager": [],
+    "closing": False,
+}
+changed = st.sampled_from(["version", "session", "directory"])
+almost = st.dictionaries(changed, json_values, min_size=1).map(lambda one: {**followed, **one})
+written = (st.dictionaries(st.sampled_from(sorted(followed)), json_values) | almost).filter(
+    lambda found: found != followed
+)
+
+
+@pytest.mark.usefixtures("_nothing_ends")
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(content=st.binary() | written.map(lambda found: json.dumps(found).encode()))
+@example(content=b"{}")
+@example(content=b"\xff" * 20000)
+def test_no_content_of_a_note_does_harm(where: Path, content: bytes) -> None:
+    shutil.rmtree(where, ignore_errors=True)
+    where.mkdir(mode=0o700, parents=True)
+    (where / f"{MINE}.json").write_bytes(content)
+    assert take_over(where) == []
+    assert (where / f"{MINE}.json").read_bytes() == content

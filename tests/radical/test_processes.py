@@ -1,0 +1,223 @@
+"""Processes of a session are those that its environment marks, and no others."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rhapsody_radical import processes
+from rhapsody_radical.processes import MARK, end, end_tasks, environment, of_session, of_tasks
+from tests.machine import alive, gone
+from tests.radical.marked import MINE, children, running
+
+TASK: dict[str, Any] = {"RP_SESSION_ID": MINE, "RP_PILOT_ID": "pilot.0000"}
+
+
+def pids(session: str) -> set[int]:
+    return {process.pid for process in of_session(session)}
+
+
+def test_processes_are_a_sessions_by_their_environment_alone(tmp_path: Path) -> None:
+    with (
+        running(RADICAL_RHAPSODY=MINE) as component,
+        running(RP_SESSION_ID=MINE) as task,
+        running(RADICAL_RHAPSODY=f"{MINE}.2"),
+        running(RADICAL_RHAPSODY=f"not.{MINE}", cwd=tmp_path),
+        running(OTHER=f"RADICAL_RHAPSODY={MINE}"),
+    ):
+        assert pids(MINE) == {component.pid, task.pid}
+        assert pids(".*") == set()
+
+
+def test_a_process_is_found_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system shows no environment for a moment, and for longer where it is busy."""
+    with running(RADICAL_RHAPSODY=MINE) as component:
+        reads = [b"", b""]
+
+        class Late(io.FileIO):
+            def readall(self) -> bytes:
+                return reads.pop(0) if reads else super().readall()
+
+        monkeypatch.setattr(processes, "_starts", lambda pid: pid == component.pid and bool(reads))
+        monkeypatch.setattr(psutil, "pids", lambda: [component.pid])
+        late = lambda path, mode, buffering: Late(path)  # noqa: E731
+        monkeypatch.setattr(processes, "open", late, raising=False)
+        assert pids(MINE) == {component.pid}
+
+
+def test_systems_without_proc_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_LINUX", False)
+    with running(RADICAL_RHAPSODY=MINE) as component, running(RADICAL_RHAPSODY="theirs"):
+        assert pids(MINE) == {component.pid}
+
+
+def test_a_process_does_not_find_itself_nor_what_has_ended() -> None:
+    program = (
+        "import psutil, subprocess\nfrom rhapsody_radical.processes import of_session\n"
+        "ended, goes_on = (subprocess.Popen(['sleep', s]) for s in ('0', '600'))\n"
+        "while psutil.Process(ended.pid).status() != 'zombie': pass\n"
+        f"print([each.pid for each in of_session({MINE!r})] == [goes_on.pid])\n"
+        "goes_on.kill()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), MARK: MINE},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root starts processes of other users")
+def test_other_users_processes_are_not_looked_at() -> None:
+    with running(RADICAL_RHAPSODY=MINE, user=65534) as theirs:
+        assert end(MINE, patience=0.0) == 0
+        assert theirs.poll() is None
+
+
+def test_ending_a_session_ends_all_that_it_started(tmp_path: Path) -> None:
+    script = "setsid sleep 600 & nohup sleep 600 & (setsid sleep 600 &); exec sleep 600"
+    with (
+        running("sh", "-c", script, RADICAL_RHAPSODY=MINE) as first,
+        running(cwd=tmp_path) as bystander,
+    ):
+        children(first.pid, 2)
+        until = time.monotonic() + 30
+        while len(of_session(MINE)) < 4:
+            assert time.monotonic() < until
+        found = pids(MINE)
+        assert end(MINE, patience=0.0) == 4
+        assert gone(found)
+        assert bystander.poll() is None
+
+
+def test_what_goes_by_itself_is_waited_for() -> None:
+    with running("sleep", "0.3", RADICAL_RHAPSODY=MINE):
+        assert end(MINE, patience=30.0) == 0
+
+
+def test_what_is_started_meanwhile_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(RADICAL_RHAPSODY=MINE) as first:
+        kill = processes._kill
+        started: list[int] = []
+
+        def late(found: list[psutil.Process]) -> None:
+            kill(found)
+            if not started:
+                started.append(subprocess.Popen(["sleep", "600"], env={MARK: MINE}).pid)
+
+        monkeypatch.setattr(processes, "_kill", late)
+        assert end(MINE, patience=0.0) == 2
+        assert gone([first.pid, *started])
+        os.waitpid(started[0], 0)
+
+
+def test_a_process_that_got_the_number_of_another_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running() as later:
+        former = psutil.Process(later.pid)
+        monkeypatch.setattr(former, "_ident", (later.pid, 0.0))
+        processes._kill([former])
+        assert later.poll() is None
+
+
+def test_tasks_are_found_each_with_all_of_its_processes() -> None:
+    with (
+        running(RP_TASK_ID="task.1", **TASK) as first,
+        running(RP_TASK_ID="task.1", **TASK) as second,
+        running(RP_TASK_ID="task.2", **TASK),
+        running(RP_TASK_ID="task.1", RP_SESSION_ID="theirs"),
+        running(RP_TASK_ID="task.10", **TASK),
+    ):
+        found = of_tasks(MINE, ["task.1", "task.3"])
+    assert {uid: {each.pid for each in those} for uid, those in found.items()} == {
+        "task.1": {first.pid, second.pid},
+        "task.3": set(),
+    }
+
+
+def test_a_cancelled_task_is_ended_and_its_neighbours_go_on() -> None:
+    script = "setsid sleep 600 & sleep 600 & exec sleep 600"
+    with (
+        running("sh", "-c", script, RP_TASK_ID="task.1", **TASK) as cancelled,
+        running(RP_TASK_ID="task.2", **TASK) as other,
+        running(RADICAL_RHAPSODY=MINE) as component,
+    ):
+        started = [each.pid for each in children(cancelled.pid, 2)]
+        assert end_tasks(MINE, ["task.1"], patience=0.0) == 3
+        assert gone([cancelled.pid, *started])
+        assert alive(other.pid)
+        assert alive(component.pid)
+
+
+def test_a_group_with_a_process_that_is_not_the_tasks_is_not_ended_as_a_whole() -> None:
+    script = "env -i sleep 600 & exec sleep 600"
+    with running("sh", "-c", script, RP_TASK_ID="task.1", **TASK) as cancelled:
+        (stranger,) = children(cancelled.pid, 1)
+        try:
+            assert end_tasks(MINE, ["task.1"], patience=0.0) == 1
+            assert gone([cancelled.pid])
+            assert stranger.status() != psutil.STATUS_ZOMBIE
+        finally:
+            stranger.kill()
+
+
+def test_a_pilot_is_ended_and_its_neighbours_go_on() -> None:
+    with (
+        running(RADICAL_RHAPSODY=MINE, RP_PILOT_ID="pilot.0000") as agent,
+        running(RP_TASK_ID="task.1", **TASK) as task,
+        running(RADICAL_RHAPSODY=MINE, RP_PILOT_ID="pilot.0001") as other,
+        running(RADICAL_RHAPSODY="theirs", RP_PILOT_ID="pilot.0000") as theirs,
+        running(RADICAL_RHAPSODY=MINE) as component,
+    ):
+        assert processes.end_pilot(MINE, "pilot.0000") == 2
+        assert gone([agent.pid, task.pid])
+        assert all(alive(each.pid) for each in (other, theirs, component))
+
+
+def titled(title: str) -> tuple[str, ...]:
+    return ("bash", "-c", f"exec -a {title} sleep 600")
+
+
+def test_titles_are_grouped_by_pilot() -> None:
+    pilot: dict[str, Any] = {MARK: MINE, "RP_PILOT_ID": "pilot.0000"}
+    expected = {"": {"rp.tmgr"}, "pilot.0000": {"rp.agent.0", "rp.agent_x"}}
+    with (
+        running(*titled("rp.tmgr"), RADICAL_RHAPSODY=MINE),
+        running(*titled("rp.agent.0"), **pilot),
+        running(*titled("rp.agent_x"), **pilot),
+        running(**pilot),
+        running(*titled("rp.agent_y"), RADICAL_RHAPSODY="theirs"),
+    ):
+        until = time.monotonic() + 30
+        while processes.titles(MINE) != expected:
+            assert time.monotonic() < until, processes.titles(MINE)
+
+
+def test_a_process_that_sets_its_title_is_still_found(tmp_path: Path) -> None:
+    pytest.importorskip("setproctitle")
+    program = (
+        "import setproctitle, sys; setproctitle.setproctitle('rp.agent.0'); "
+        "print(flush=True); sys.stdin.read()"
+    )
+    variables = environment(MINE, {**os.environ, "RP_PILOT_ID": "the.outer.one"})
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "x" * 50],
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert pids(MINE) == {process.pid}
+        assert processes.titles(MINE) == {"": {"rp.agent.0"}}
+        process.communicate()

@@ -1,0 +1,103 @@
+"""RADICAL-Pilot's words as data: each is held to the installed library."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody_radical import schema
+from rhapsody_radical.descriptions import todays
+from rhapsody_radical.library import rp
+from rhapsody_radical.remote import KINDS
+
+VALUES: dict[type, Any] = {int: 3, float: 3.0, str: "mine"}
+
+
+def kinds(description: Any) -> dict[str, type]:
+    """The keys of one of RADICAL-Pilot's descriptions, each with its type."""
+    return {
+        key: kind if isinstance(kind, type) else type(kind)
+        for key, kind in description._schema.items()
+    }
+
+
+def test_the_keys_of_a_pilots_description_are_those_of_the_installed_library() -> None:
+    assert dict(schema.PILOT) == kinds(rp.PilotDescription)
+
+
+def test_the_keys_of_a_tasks_description_are_those_of_the_installed_library() -> None:
+    assert dict(schema.TASK) == kinds(rp.TaskDescription)
+
+
+@pytest.mark.parametrize("former", schema.FORMER)
+def test_former_keys_mean_what_radical_pilot_takes_them_for(former: str) -> None:
+    """But for `worker_class`, which RADICAL-Pilot empties where it should take it over."""
+    today, value = schema.FORMER[former], VALUES[schema.TASK[former]]
+    given = {former: value, today: VALUES[schema.TASK[today]] * 2}
+    verified = rp.TaskDescription({"executable": "true", **given}).verify()
+    ours = todays(given)
+    assert list(ours) == [today]
+    assert ours[today] == (value if former == "worker_class" else verified[today])
+    assert type(ours[today]) is schema.TASK[today]
+    assert todays({former: type(value)(), today: value}) == {today: value}
+
+
+def test_no_former_key_of_radical_pilots_is_missing() -> None:
+    """Where RADICAL-Pilot's check moves the value of a key, we know the key that has it then."""
+    moved = {}
+    for key, kind in schema.TASK.items():
+        if kind in VALUES and key not in ("mode", "executable", "use_mpi"):
+            words = {"executable": "true", key: VALUES[kind]}
+            verified = rp.TaskDescription(words).verify()
+            if verified[key] != VALUES[kind]:
+                moved[key] = True
+    assert set(moved) == set(schema.FORMER) - {"worker_class"}
+
+
+CONSTANTS = [
+    name for name, value in vars(schema).items() if name.isupper() and isinstance(value, str)
+]
+
+
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_are_those_of_the_installed_library(name: str) -> None:
+    assert getattr(schema, name) == getattr(rp, name)
+
+
+def test_final_states_are_those_of_the_installed_library() -> None:
+    assert set(schema.FINAL) == set(rp.FINAL)
+
+
+def test_the_programs_side_imports_nothing_of_radical(tmp_path: Path) -> None:
+    names = ["schema", "descriptions", "translate", "links", "raptor_config", "diagnosis"]
+    names += ["library", "pilot", "states"]
+    lines = [f"import rhapsody_radical.{name}" for name in names]
+    lines += ["import sys", "print([x for x in sys.modules if x.split('.')[0] == 'radical'])"]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+CLASSES = {
+    "session": rp.Session,
+    "pilot_manager": rp.PilotManager,
+    "task_manager": rp.TaskManager,
+    "pilot": rp.Pilot,
+    "task": rp.raptor_tasks.Raptor,
+}
+PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_reachable_of_an_object_is_radical_pilots_and_documented(kind: str) -> None:
+    attributes, methods = KINDS[kind]
+    assert [name for name in (*attributes, *methods) if not hasattr(CLASSES[kind], name)] == []
+    rows = re.findall(r"^\| (.+?) \| (.+) \| (.+) \|$", PAGE.read_text(), re.MULTILINE)
+    (row,) = (row for row in rows if row[0].strip("`").replace(" ", "_") == kind)
+    assert re.findall(r"`(\w+)`", row[1]) == list(attributes)
+    assert set(re.findall(r"`(\w+)`", row[2])) == methods

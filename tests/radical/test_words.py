@@ -1,0 +1,228 @@
+"""From tasks and settings to RADICAL-Pilot's words, which are plain data."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from rhapsody.errors import CapabilityError, DataError
+from rhapsody.resources import Resources
+from rhapsody_radical import raptor_config
+from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
+from rhapsody_radical.library import build, rp
+from rhapsody_radical.translate import check_fits, describe_executable, needs, place
+
+
+class Whole(int):
+    """A number of a type of its own, as libraries for numbers have them."""
+
+
+def task(settings: dict[str, Any] | None = None, **more: Any) -> Any:
+    """A task as the engine completes it."""
+    given: dict[str, Any] = {
+        "uid": "task.000001",
+        "name": "t",
+        "executable": "true",
+        "function": None,
+    }
+    given |= {"is_service": False, "task_backend_specific_kwargs": settings or {}}
+    return cast("Any", {**given, **more})
+
+
+def pilot(**more: Any) -> Any:
+    """A pilot of 8 cores on this machine."""
+    given = {"uid": "pilot.0000", "number": 0, "settings": {"resource": "local.localhost"}}
+    given |= {"shared": True, "here": True, "cores": 8, "sandbox": "/none"}
+    given |= {"has": {"cores": 8, "gpus": 0, "mem": 0}.__getitem__}
+    return SimpleNamespace(**(given | more))
+
+
+def test_an_executable_is_described_in_plain_words() -> None:
+    resources = Resources(cores=2, gpus=1, memory=1 << 20)
+    given = task({"tags": {"a": 1}}, resources=resources, environment={"A": "$b"})
+    words = describe_executable(given, None)
+    environment = words.pop("environment")
+    assert words == {
+        "mode": "task.executable",
+        "executable": "/bin/sh",
+        "arguments": ["-c", "true"],
+        "tags": {"a": 1},
+        "uid": "task.000001",
+        "name": "t",
+        "ranks": 1,
+        "cores_per_rank": 2,
+        "gpus_per_rank": 1.0,
+        "gpu_type": "CUDA",
+        "mem_per_rank": 1,
+    }
+    assert (environment["A"], environment["OMP_NUM_THREADS"]) == (r"\$b", "2")
+    assert type(words) is dict
+    assert b"radical" not in pickle.dumps(words)
+
+
+def test_radical_pilot_takes_the_words() -> None:
+    settings = {"input_staging": ["a > b"], "cpu_processes": 2, "timeout": 5, "pre_exec": "date"}
+    description = build(describe_executable(task(settings), None), "t")
+    assert isinstance(description, rp.TaskDescription)
+    assert (description.ranks, description.timeout, description.pre_exec) == (2, 5.0, ["date"])
+    assert description.input_staging[0]["target"] == "b"
+
+
+def test_what_radical_pilot_does_not_take_names_its_task() -> None:
+    with pytest.raises(ValueError, match="task 't': task_description: \"sauce\" is invalid"):
+        build(describe_executable(task({"input_staging": [{"sauce": "a"}]}), None), "t")
+    with pytest.raises(ValueError, match="task 't': task_description: "):
+        build({"mode": "task.executable"}, "t")
+
+
+def test_former_names_of_settings_are_todays() -> None:
+    settings = {"cpu_processes": 2, "ranks": 7, "cpu_threads": 3, "gpu_processes": 1}
+    found = {"ranks": 2, "cores_per_rank": 3, "gpus_per_rank": 1.0}
+    assert task_settings(task(settings)) == found
+    assert needs(task(settings, resources=Resources(cores=5))) == found
+    assert describe_executable(task({"cpu_threads": 0}), None).get("cpu_threads") is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ranks": Whole(2)}, "'ranks' must be plain data"),
+        ({"tags": {"a": [Whole(2)]}}, "'tags' must be plain data"),
+        ({"metadata": OrderedDict(a=1)}, "'metadata' must be plain data"),
+        ({"metadata": {"a": {1, 2}}}, "got {1, 2}, a builtins.set; convert it first"),
+        ({"input_staging": [Path("a")]}, "'input_staging' must be plain data"),
+        ({"tags": {Whole(2): 1}}, "'tags' has 2 for a key of a dict"),
+        ({"tags": {"a": "\udcff"}}, "'tags' must be text that UTF-8 can hold"),
+        ({"metadata": {"a": 1 << 70}}, "'metadata' must be a number of 64 bits at most"),
+        ({"environment": "A=1"}, "'environment' must be a dict, got 'A=1'"),
+        ({"pre_exec": 3}, "'pre_exec' must be a list, got 3"),
+        ({"slots": [rp.Slot()]}, "'slots' must be plain data"),
+    ],
+)
+def test_settings_that_another_process_would_not_get_as_they_are_are_refused(
+    settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        task_settings(task(settings))
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("task_description: ")
+
+
+def test_plain_settings_of_every_kind_are_taken() -> None:
+    settings: dict[str, Any] = {
+        "metadata": {"a": [1, 2.5, None, True, b"x", ("y", {})], 3: "z"},
+        "tags": {},
+    }
+    assert task_settings(task(settings)) == settings
+
+
+def test_a_pilots_parameters_are_plain_data() -> None:
+    with pytest.raises(TypeError, match="resources: 'cores' must be plain data"):
+        pilot_descriptions({"cores": Whole(2)})
+    with pytest.raises(TypeError, match="resources: 'services' must be plain data"):
+        pilot_descriptions({"services": [rp.TaskDescription()]})
+
+
+@pytest.mark.parametrize("part", ["executable", "argument", "variable"])
+def test_bytes_that_are_no_text_fail_their_task_alone(part: str) -> None:
+    text = "\udcff"
+    given: dict[str, dict[str, Any]] = {
+        "executable": {"executable": text, "arguments": []},
+        "argument": {"arguments": [text]},
+        "variable": {"environment": {"A": text}},
+    }
+    with pytest.raises(ValueError, match=r"task 't': RADICAL-Pilot cannot be given '\\udcff'"):
+        describe_executable(task(**given[part]), None)
+
+
+def test_directories_that_scripts_cannot_quote_are_told_apart(tmp_path: Path) -> None:
+    assert can_work_in(tmp_path / "plain")
+    for name in ("a b", "a'b", "a$b", "a*", "\udcff"):
+        assert not can_work_in(tmp_path / name)
+
+
+def test_what_a_pilot_can_never_run_is_refused() -> None:
+    check_fits("t", {"cores_per_rank": 8}, pilot())
+    for words in ({"cores_per_rank": 9}, {"gpus_per_rank": 1.0}):
+        with pytest.raises(CapabilityError, match=r"per rank, a node of pilot pilot\.0000"):
+            check_fits("t", words, pilot())
+    with pytest.raises(CapabilityError, match=r"asks for 8 cores in all, .* 3 more are RAPTOR's"):
+        check_fits("t", {"cores_per_rank": 8}, pilot(cores=5), 3)
+
+
+def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> None:
+    there = pilot(sandbox=str(tmp_path / "pilot"))
+    (tmp_path / "pilot").mkdir()
+    words: dict[str, Any] = {}
+    assert place(task(), words, there)
+    assert words["sandbox"] == str(tmp_path / "pilot" / "task.000001")
+    given, words = task(uid="two", sandbox=str(tmp_path / "two"), stdin="text"), {}
+    assert not place(given, words, there)
+    assert words["sandbox"] == given["sandbox"] == str((tmp_path / "pilot/two").resolve())
+    assert (tmp_path / "two" / "two.in").read_text() == "text"
+    given, words = task(uid="three"), {"sandbox": "named"}
+    assert not place(given, words, there)
+    assert given["sandbox"] == str(tmp_path / "pilot" / "named")
+    with pytest.raises(DataError, match="do not quote paths"):
+        place(task(uid="four", sandbox=str(tmp_path / "a b")), {}, there)
+    elsewhere, words = task(uid="five"), {}
+    assert not place(elsewhere, words, pilot(shared=False, sandbox="/there"))
+    assert (elsewhere["sandbox"], words) == ("/there/five", {})
+
+
+# RAPTOR's configuration.
+
+CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
+
+
+def test_raptor_configurations_are_checked() -> None:
+    checked = raptor_config.checked(CONFIG)
+    assert checked == CONFIG
+    assert checked["masters"][0] is not CONFIG["masters"][0]
+    assert raptor_config.total_cores(checked) == 2
+    assert raptor_config.total_cores(raptor_config.default(3)) == 4
+    former = {"cpu_processes": 2, "cpu_threads": 3}
+    mapped = raptor_config.checked({"masters": [{"workers": [former]}]})
+    assert mapped["masters"][0]["workers"] == [{"ranks": 2, "cores_per_rank": 3}]
+    assert (raptor_config.cores_per_call(mapped), raptor_config.total_cores(mapped)) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("masters", "kind", "words"),
+    [
+        ({}, TypeError, "raptor_config must be"),
+        ([{"ranks": 1}], ValueError, "a worker for each"),
+        ([{"workers": {"ranks": 1}}], TypeError, "'workers' must be a list"),
+        ([{"workers": [1]}], TypeError, "a worker must be a dict, got 1"),
+        ([{"workers": [{"worker_typ": "a"}]}], TypeError, "did you mean 'worker_type'"),
+        ([{"workers": [{"worker_type": 3}]}], TypeError, "'worker_type' must be text, got 3"),
+        ([{"workers": [{"ranks": "a"}]}], TypeError, "'ranks' must be a whole number, got 'a'"),
+        ([{"workers": [{"ranks": Whole(1)}]}], TypeError, "'ranks' must be plain data"),
+        ([{"rank": 1, "workers": [{}]}], TypeError, "did you mean 'ranks'"),
+    ],
+)
+def test_raptor_configurations_that_cannot_be_meant_are_refused(
+    masters: Any, kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        raptor_config.checked({"masters": masters})
+
+
+@pytest.mark.parametrize(
+    ("worker", "own"),
+    [
+        ({}, True),
+        ({"worker_type": "DefaultWorker"}, True),
+        ({"worker_type": "MPIWorker"}, False),
+        ({"raptor_class": "DefaultWorker"}, False),
+        ({"worker_class": "DefaultWorker"}, False),
+    ],
+)
+def test_workers_of_our_own_are_told_from_others(worker: dict[str, Any], own: bool) -> None:
+    config = raptor_config.checked({"masters": [{"workers": [worker]}]})
+    assert raptor_config.has_other_workers(config) is not own
