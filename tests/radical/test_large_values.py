@@ -1,0 +1,359 @@
+"""Large arguments, results and errors of calls: in files where there is a place for them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import os
+import pickle
+import select
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody.errors import CapabilityError
+from rhapsody.testing import Driver
+from rhapsody_radical import call, calls
+from rhapsody_radical.functions import completed
+from tests.radical.pilots import backend
+
+MIB = 1 << 20
+
+
+class Block(bytearray):
+    """Pickles as NumPy's arrays do: its bytes beside the pickle, where that is asked for."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _block, (pickle.PickleBuffer(self),)
+
+
+class Frozen(Block):
+    """The same of data that must not be written to."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _frozen, (pickle.PickleBuffer(bytes(self)),)
+
+
+def _block(data: Any) -> Block:
+    assert not memoryview(data).readonly
+    return Block(data)
+
+
+def _frozen(data: Any) -> Frozen:
+    assert memoryview(data).readonly
+    return Frozen(data)
+
+
+class Heavy(Exception):  # noqa: N818 - a name
+    def __init__(self, block: Any) -> None:
+        super().__init__("heavy")
+        self.block = block
+
+
+class Mute(Exception):  # noqa: N818 - a name
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def packed(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> tuple[Any, str]:
+    task = completed("task.1", {"function": function, "args": args, "kwargs": kwargs}, None)
+    where = None if directory is None else str(directory)
+    return task, calls.pack(task, {}, capture=True, directory=where)
+
+
+def made(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a call returns, or raises, there and back again."""
+    task, order = packed(directory, function, *args, **kwargs)
+    error = calls.unpack(call.run(order), task)
+    return task["return_value"] if error is None else error
+
+
+@pytest.mark.parametrize("size", [0, 100, call.LARGE - 1, call.LARGE, 5 * MIB])
+@pytest.mark.parametrize("kind", [bytes, bytearray, Block])
+@pytest.mark.parametrize("shared", [True, False])
+def test_values_come_back_as_they_went(tmp_path: Path, kind: Any, size: int, shared: bool) -> None:
+    value = [kind(os.urandom(size)), {"size": size}]
+    assert made(tmp_path if shared else None, same, value) == value
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [100, 5 * MIB])
+@pytest.mark.parametrize("shared", [True, False])
+def test_values_are_writable_where_they_were(tmp_path: Path, size: int, shared: bool) -> None:
+    directory = tmp_path if shared else None
+    for kind in (Block, Frozen):
+        assert type(made(directory, same, kind(size))) is kind
+
+
+def test_large_values_are_in_private_files_and_the_text_stays_small(tmp_path: Path) -> None:
+    task, order = packed(tmp_path, same, Block(5 * MIB))
+    (sent,) = tmp_path.iterdir()
+    assert stat.S_IMODE(sent.stat().st_mode) == 0o600
+    assert sent.stat().st_size < 5.1 * MIB
+    reply = call.run(order)
+    (back,) = tmp_path.iterdir()
+    assert back != sent
+    assert stat.S_IMODE(back.stat().st_mode) == 0o600
+    assert max(len(order), len(reply)) < 2000
+    assert calls.unpack(reply, task) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_buffers_are_not_copied_into_the_pickle(tmp_path: Path) -> None:
+    block = Block(5 * MIB)
+    data, (buffer,) = call.dump([block], str(tmp_path))
+    assert len(data) < 1000
+    assert buffer.obj is block
+
+
+def test_a_call_that_is_dropped_leaves_no_file(tmp_path: Path) -> None:
+    packed(tmp_path, same, bytes(MIB))
+    task, order = packed(tmp_path, same, bytes(MIB))  # over one that is still there
+    call.run(order)
+    assert len(list(tmp_path.iterdir())) == 1
+    calls.forget(str(tmp_path), task["uid"])
+    assert list(tmp_path.iterdir()) == []
+    calls.forget(str(tmp_path), task["uid"])
+
+
+def test_a_call_whose_file_is_gone_fails_alone(tmp_path: Path) -> None:
+    task, order = packed(tmp_path, same, bytes(MIB))
+    calls.forget(str(tmp_path), task["uid"])
+    assert type(calls.unpack(call.run(order), task)) is FileNotFoundError
+    task, order = packed(tmp_path, same, bytes(MIB))
+    reply = call.run(order)
+    calls.forget(str(tmp_path), task["uid"])
+    error = calls.unpack(reply, task)
+    assert type(error) is FileNotFoundError
+    assert "task.1" in error.__notes__[0]
+
+
+def test_without_a_shared_file_system_a_call_that_is_too_large_says_what_of_it() -> None:
+    said = r"'task.1'.*largest part is argument 'rest' \(bytes\).* 40\.0 MiB.*32 MiB.*shares"
+    with pytest.raises(CapabilityError, match=said):
+        packed(None, same, bytes(MIB), rest=bytes(39 * MIB))
+    with pytest.raises(CapabilityError, match=r"positional argument 0 \(Block\)"):
+        packed(None, same, Block(33 * MIB))
+
+
+def test_without_a_shared_file_system_a_result_that_is_too_large_says_so() -> None:
+    error = made(None, bytes, 33 * MIB)
+    assert type(error) is ValueError
+    assert "'task.1': its result (bytes) takes 33.0 MiB" in str(error)
+    assert "write the data to a file" in str(error)
+
+
+def test_what_cannot_be_pickled_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"'task.1': argument 'rest' \(lock\) cannot be pickled"):
+        packed(tmp_path, same, bytes(MIB), rest=threading.Lock())
+    error = made(tmp_path, threading.Lock)
+    assert type(error) is TypeError
+    assert "its result (lock) cannot be pickled back" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_brings_a_large_array_along(tmp_path: Path) -> None:
+    error = made(tmp_path, fail, Heavy(Block(5 * MIB)))
+    assert type(error) is Heavy
+    assert error.args == ("heavy",)
+    assert type(error.block) is Block
+    assert len(error.block) == 5 * MIB
+    assert "in fail" in str(error.__cause__)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_leaves_behind_what_is_too_large() -> None:
+    def heavy() -> None:
+        raise Heavy(bytes(33 * MIB))
+
+    def wordy() -> None:
+        raise ValueError("x" * 33 * MIB)
+
+    error = made(None, heavy)
+    assert (type(error), error.args, vars(error)) == (Heavy, ("heavy",), {})
+    error = made(None, wordy)
+    assert (type(error), len(str(error))) == (ValueError, MIB)
+
+
+def test_an_exception_without_a_text_is_a_result_too() -> None:
+    assert type(made(None, fail, Mute())) is Mute
+
+
+def test_a_full_disk_fails_the_call_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, order = packed(tmp_path, bytes, MIB)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pickle, "dump", full)
+    error = calls.unpack(call.run(order), task)
+    assert isinstance(error, OSError)
+    assert (error.errno, error.filename) == (errno.ENOSPC, str(tmp_path / "task.1.result"))
+    with pytest.raises(OSError, match="No space left"):
+        packed(tmp_path, len, bytes(MIB))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_of_others_run_a_call_with_files(tmp_path: Path) -> None:
+    task, order = packed(tmp_path, len, bytes(MIB))
+    encoded = pickle.loads(base64.b64decode(calls.python_task(order)))
+    assert calls.unpack(pickle.loads(encoded["func"])(*encoded["args"]), task) is None
+    assert task["return_value"] == MIB
+
+
+def test_what_a_call_starts_can_be_told_by_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    def uid() -> str:
+        return subprocess.check_output("echo $RP_TASK_ID", shell=True, text=True).strip()
+
+    monkeypatch.setenv("RP_TASK_ID", "the.worker")
+    assert made(None, uid) == "task.1"
+    assert os.environ["RP_TASK_ID"] == "the.worker"
+
+
+def test_a_call_may_close_what_it_prints_to() -> None:
+    def body() -> str:
+        print("said")
+        sys.stdout.close()
+        sys.stderr = None
+        return "value"
+
+    task, order = packed(None, body)
+    assert calls.unpack(call.run(order), task) is None
+    assert (task["return_value"], task["stdout"], task["stderr"]) == ("value", "said\n", "")
+
+
+def test_a_call_whose_output_has_no_place_fails_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    task = completed("task.1", {"function": same, "args": (1,)}, None)
+    task["sandbox"] = str(tmp_path / "file" / "sandbox")
+    order = calls.pack(task, {}, capture="files")
+    before = os.getcwd(), dict(os.environ), sys.stdout
+    assert type(calls.unpack(call.run(order), task)) is NotADirectoryError
+    assert before == (os.getcwd(), dict(os.environ), sys.stdout)
+
+
+# A worker's processes.
+
+
+@pytest.fixture
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("RADICAL_BASE", str(tmp_path / "radical"))
+    from rhapsody_radical.library import rp  # noqa: F401 - else its import warns
+
+    worker = import_module("rhapsody_radical._raptor_worker")
+    server = worker.Server()
+    made = server.start((1, 0))
+    yield made
+    made.kill()
+    made.close()
+    server.close()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[int]:
+    """A pipe: it ends when nobody has its other side any more, `pipe` in the directory."""
+    os.mkfifo(tmp_path / "pipe")
+    descriptor = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    yield descriptor
+    os.close(descriptor)
+
+
+def asked(process: Any, directory: Path, function: Any, *args: Any) -> Any:
+    _, order = packed(directory, function, *args)
+    metadata = {"rhapsody": "call"}
+    return process.call({"description": {"metadata": metadata, "function": order}}, [])
+
+
+def leave(how: str, path: str, ends: bool) -> None:
+    """Has a process of the call's group hold a pipe."""
+    descriptor = os.open(path, os.O_WRONLY)
+    if how == "spawned":
+        os.set_inheritable(descriptor, True)
+        os.posix_spawn("/bin/sleep", ["sleep", "600"], os.environ)
+    elif os.fork() == 0:
+        time.sleep(600)
+    os.close(descriptor)
+    if ends:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["spawned", "forked"])
+def test_a_call_whose_process_dies_ends_with_all_that_it_started(
+    process: Any, held: int, tmp_path: Path, how: str
+) -> None:
+    assert asked(process, tmp_path, leave, how, str(tmp_path / "pipe"), True) is None
+    process.kill()
+    assert _ended(held)
+
+
+def test_what_a_call_left_running_stays_when_its_process_is_let_go(
+    process: Any, held: int, tmp_path: Path
+) -> None:
+    assert asked(process, tmp_path, leave, "spawned", str(tmp_path / "pipe"), False)
+    assert asked(process, tmp_path, os.getpid)
+    process.close()
+    assert not _ended(held, 1.0)
+    process.kill()
+    assert _ended(held)
+
+
+def _ended(held: int, patience: float = 20.0) -> bool:
+    """Whether a pipe, into which nothing is written, ends."""
+    return bool(select.select([held], [], [], patience)[0])
+
+
+# A pilot.
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+@pytest.mark.asyncio
+@pytest.mark.parametrize("functions", ["raptor", "executable"])
+async def test_fifty_megabytes_take_seconds_each_way(tmp_path: Path, functions: Any) -> None:
+    size, limit = 50_000_000, 4.0
+    made = backend(work_dir=tmp_path / "work", functions=functions)
+    try:
+        async with Driver(made, work_dir=tmp_path / "here") as driver:
+            await _seconds(driver, len, b"", 0)  # RAPTOR is there
+            for kind in (Block, bytes):
+                there = await _seconds(driver, len, kind(size), size)
+                back = await _seconds(driver, kind, size, kind(size))
+                print(f"{functions}, {kind.__name__}: {there:.2f} s there, {back:.2f} s back")
+                assert there < limit
+                assert back < limit
+            assert await asyncio.to_thread(_left, tmp_path) == []
+    finally:
+        await made.shutdown()
+
+
+def _left(directory: Path) -> list[Path]:
+    return [path for kind in ("arguments", "result") for path in directory.rglob(f"*.{kind}")]
+
+
+async def _seconds(driver: Driver, function: Any, argument: Any, expected: Any) -> float:
+    began = time.monotonic()
+    end = await driver.run_one(driver.call(function, argument))
+    taken = time.monotonic() - began
+    assert end.error is None, str(end)
+    assert end.value == expected
+    return taken
