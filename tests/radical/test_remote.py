@@ -1,0 +1,305 @@
+"""RADICAL-Pilot's objects in the client, as the program sees them, on one real pilot."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody.errors import BackendUnavailableError
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_radical.remote import Remote
+from tests.radical.pilots import backend
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240), pytest.mark.long]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
+    """One pilot for all tests here."""
+    made = await backend(work_dir=tmp_path_factory.mktemp("work"))
+    async with Driver(made) as driver:  # until the pilot is active
+        assert (await driver.run_one(driver.command("true"))).state == "DONE"
+    yield made
+    await made.shutdown()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
+    """A driver with a directory of its own."""
+    async with Driver(made, work_dir=tmp_path) as driver:
+        yield driver
+
+
+class Heard:
+    """A callback that remembers what it got, and calls something, as users' callbacks do.
+
+    Args:
+        then: Called with the object that the callback is about; what it returns is remembered.
+    """
+
+    def __init__(self, then: Any = lambda _: None) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.returned: list[Any] = []
+        self._then = then
+        self._change = threading.Condition()
+
+    def __call__(self, *args: Any) -> None:
+        returned = self._then(args[0])
+        with self._change:
+            self.calls.append(args)
+            self.returned.append(returned)
+            self._change.notify_all()
+
+    def states(self, uid: str) -> list[str]:
+        """The states of one object, in order."""
+        return [call[1] for call in self.calls if getattr(call[0], "uid", None) == uid]
+
+    async def until(self, condition: Any) -> None:
+        """Waits until a condition of no arguments holds."""
+
+        def wait() -> bool:
+            with self._change:
+                return bool(self._change.wait_for(condition, 90))
+
+        assert await asyncio.to_thread(wait), self.calls
+
+
+FINAL = ["DONE", "FAILED", "CANCELED"]
+"""Tasks are waited for by name of their states: without, RADICAL-Pilot's `wait` never returns."""
+
+SLEEP = {"executable": "/bin/sleep", "arguments": ["600"]}
+
+
+def submitted(made: RadicalExecutionBackend, **words: Any) -> Any:
+    """A task that the program submits by itself."""
+    return made.task_manager.submit_tasks(words)
+
+
+# run_in_client.
+
+
+async def test_a_function_gets_radical_pilots_own_objects(made: RadicalExecutionBackend) -> None:
+    def look(objects: Any, word: str, *, ended: bool = False) -> Any:
+        import radical.pilot
+
+        own = isinstance(objects.session, radical.pilot.Session)
+        same = (
+            objects.task_manager is objects.task_managers[0]
+            and objects.resource_pilot is objects.resource_pilots[0]
+        )
+        return own, same, word, os.getpid(), {"states": (objects.resource_pilot.state,)}
+
+    own, same, word, pid, more = await made.run_in_client(look, "given")
+    assert (own, same, word) == (True, True, "given")
+    assert more == {"states": ("PMGR_ACTIVE",)}
+    assert made._connection is not None
+    assert made._connection._process is not None
+    assert pid == made._connection._process.pid
+
+
+async def test_objects_of_radical_pilot_come_back_as_remote_ones(
+    made: RadicalExecutionBackend,
+) -> None:
+    def look(objects: Any) -> Any:
+        return {"manager": objects.pilot_manager, "pilots": list(objects.resource_pilots)}
+
+    found = await made.run_in_client(look)
+    assert found == {"manager": made.pilot_manager, "pilots": [made.resource_pilot]}
+    assert isinstance(found["manager"], Remote)
+    assert found["pilots"][0] is made.resource_pilot
+
+
+async def test_the_functions_exception_is_of_its_own_type(made: RadicalExecutionBackend) -> None:
+    class WrongError(Exception):
+        def __init__(self, word: str) -> None:
+            super().__init__(word)
+            self.word = word
+
+    def fail(_: Any) -> None:
+        raise WrongError("as it happens")
+
+    with pytest.raises(WrongError) as caught:
+        await made.run_in_client(fail)
+    assert caught.value.word == "as it happens"
+
+
+async def test_an_exception_that_cannot_travel_is_told_in_words(
+    made: RadicalExecutionBackend,
+) -> None:
+    class WrongError(Exception):
+        def __init__(self) -> None:
+            super().__init__("with a lock")
+            self.lock = threading.Lock()
+
+    def fail(_: Any) -> None:
+        raise WrongError
+
+    with pytest.raises(RuntimeError, match="WrongError: with a lock"):
+        await made.run_in_client(fail)
+
+
+async def test_what_cannot_be_pickled_is_a_type_error(made: RadicalExecutionBackend) -> None:
+    with pytest.raises(TypeError, match=r"the result \(lock\) cannot be pickled"):
+        await made.run_in_client(lambda _: threading.Lock())
+    with pytest.raises(TypeError, match="cannot be pickled for RADICAL-Pilot's client"):
+        await made.run_in_client(lambda *_: None, threading.Lock())
+    assert await made.run_in_client(lambda _: "goes on") == "goes on"
+
+
+async def test_a_function_that_exits_does_not_end_the_client(made: RadicalExecutionBackend) -> None:
+    with pytest.raises(SystemExit):
+        await made.run_in_client(lambda _: exec("raise SystemExit(3)"))
+    assert await made.run_in_client(lambda _: "goes on") == "goes on"
+
+
+async def test_functions_run_side_by_side(made: RadicalExecutionBackend, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    def wait(_: Any) -> str:
+        while not mark.exists():
+            threading.Event().wait(0.01)
+        return "waited"
+
+    waiting = asyncio.create_task(made.run_in_client(wait))
+    assert await made.run_in_client(lambda _: mark.write_text("")) == 0
+    assert await waiting == "waited"
+
+
+async def test_a_backend_that_does_not_run_has_no_client() -> None:
+    with pytest.raises(BackendUnavailableError):
+        await backend().run_in_client(lambda _: None)
+
+
+# Methods and attributes.
+
+
+async def test_tasks_of_the_programs_own_are_submitted_waited_for_and_cancelled(
+    made: RadicalExecutionBackend,
+) -> None:
+    task = submitted(made, executable="/bin/echo", arguments=["mine"])
+    assert await asyncio.to_thread(task.wait, FINAL) == "DONE"
+    assert (task.state, task.exit_code, task.stdout) == ("DONE", 0, "mine\n")
+    assert made.task_manager.get_tasks(task.uid) is task
+    assert task.uid in made.task_manager.list_tasks()
+    assert task.description.executable == "/bin/echo"
+    endless = submitted(made, **SLEEP)
+    await asyncio.to_thread(endless.wait, ["AGENT_EXECUTING"], 60)  # RADICAL-Pilot loses others
+    endless.cancel()
+    assert await asyncio.to_thread(endless.wait, FINAL) == "CANCELED"
+    assert endless.state == "CANCELED"
+
+
+async def test_the_programs_own_descriptions_are_taken_too(made: RadicalExecutionBackend) -> None:
+    from rhapsody_radical.pilot import TaskDescription
+
+    words = {"executable": "/bin/true"}
+    tasks = made.task_manager.submit_tasks([TaskDescription(words), words])
+    states = await asyncio.to_thread(made.task_manager.wait_tasks, [task.uid for task in tasks])
+    assert states == ["DONE", "DONE"]
+
+
+async def test_a_methods_error_is_radical_pilots(made: RadicalExecutionBackend) -> None:
+    with pytest.raises(ValueError, match=r"task\.none not known"):
+        made.task_manager.get_tasks("task.none")
+
+
+async def test_what_is_not_reachable_says_what_is(made: RadicalExecutionBackend) -> None:
+    with pytest.raises(AttributeError, match="run_in_client"):
+        getattr(made.session, "nonsense")  # noqa: B009
+    with pytest.raises(TypeError, match="run_in_client"):
+        made.task_manager.submit_tasks(threading.Lock())
+    assert {"submit_tasks", "uid", "register_callback"} <= set(dir(made.task_manager))
+
+
+# Callbacks.
+
+
+async def test_a_managers_callback_hears_of_each_state_and_may_call_methods(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    heard = Heard(lambda _: made.task_manager.list_pilots())
+    made.task_manager.register_callback(heard)
+    own = submitted(made, executable="/bin/true")
+    task = driver.command("true")
+    await driver.run_one(task)
+    for uid in (own.uid, task["uid"]):
+        await heard.until(lambda uid=uid: heard.states(uid)[-1:] == ["DONE"])
+    assert len(heard.states(own.uid)) > 10
+    assert "AGENT_EXECUTING" in heard.states(task["uid"])
+    assert heard.returned[0] == ["pilot.0000"]
+    assert isinstance(heard.calls[0][0], Remote)
+    made.task_manager.unregister_callback(heard)
+    count = len(heard.calls)
+    after = submitted(made, executable="/bin/true")
+    await asyncio.to_thread(after.wait, FINAL)
+    assert heard.calls[count:] == []
+
+
+async def test_a_callback_may_wait_for_another_task(made: RadicalExecutionBackend) -> None:
+    def follow(task: Any) -> Any:
+        if task.uid == first.uid and task.state == "DONE":
+            return submitted(made, executable="/bin/true").wait(FINAL)
+        return None
+
+    heard = Heard(follow)
+    first = made.task_manager.submit_tasks({"executable": "/bin/sleep", "arguments": ["1"]})
+    made.task_manager.register_callback(heard)
+    await heard.until(lambda: "DONE" in heard.returned)
+    made.task_manager.unregister_callback()
+
+
+async def test_a_tasks_callback_hears_of_it_alone_with_the_users_data(
+    made: RadicalExecutionBackend,
+) -> None:
+    data = {"a lock": threading.Lock()}  # it does not leave the program
+    heard, other = Heard(), submitted(made, executable="/bin/true")
+    task = submitted(made, **SLEEP)
+    task.register_callback(heard, cb_data=data)
+    await heard.until(lambda: "AGENT_EXECUTING" in heard.states(task.uid))
+    task.cancel()
+    await heard.until(lambda: heard.states(task.uid)[-1:] == ["CANCELED"])
+    assert heard.states(other.uid) == []
+    assert all(call[2] is data for call in heard.calls)
+    assert heard.calls[0][0] is task
+
+
+async def test_an_exception_in_a_callback_does_not_stop_the_others(
+    made: RadicalExecutionBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("in a callback")
+
+    heard = Heard()
+    made.task_manager.register_callback(fail)
+    made.task_manager.register_callback(heard)
+    task = submitted(made, executable="/bin/true")
+    await heard.until(lambda: heard.states(task.uid)[-1:] == ["DONE"])
+    made.task_manager.unregister_callback(fail)
+    made.task_manager.unregister_callback(heard)
+    assert "in a callback" in caplog.text
+
+
+async def test_pilots_of_the_programs_own_are_heard_of(made: RadicalExecutionBackend) -> None:
+    words = {"resource": "local.localhost", "cores": 1, "runtime": 5, "exit_on_error": False}
+    all_of_them, one_of_them = Heard(), Heard()
+    made.pilot_manager.register_callback(all_of_them, cb_data="data")
+    pilot = made.pilot_manager.submit_pilots(words)
+    assert pilot.uid == "pilot.0001"
+    pilot.register_callback(one_of_them)
+    # RADICAL-Pilot waits for ever for the end of one that it cancels before it is active.
+    await all_of_them.until(lambda: "PMGR_ACTIVE" in all_of_them.states(pilot.uid))
+    await asyncio.to_thread(pilot.cancel)
+    assert one_of_them.calls[0] == ([pilot],)
+    final = ("CANCELED", "DONE")
+    await all_of_them.until(lambda: set(final).intersection(all_of_them.states(pilot.uid)))
+    assert {call[2] for call in all_of_them.calls} == {"data"}
+    made.pilot_manager.unregister_callback(all_of_them)
+    assert made.pilot_state == "PMGR_ACTIVE"
