@@ -1,49 +1,52 @@
-"""A pilot through a real Slurm of one node, with the documented resource configuration."""
+"""Pilots through a real Slurm of one node, with the documented resource configuration."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
+import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rhapsody.errors import TaskLostError
 from rhapsody.testing import Driver
+from rhapsody_radical.pilot import PilotException
+from tests.radical import cluster, kills
 from tests.radical.pilots import backend
-from tests.slurm import slurm, until_no_jobs, why_not
-
-PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
+from tests.slurm import slurm, why_not
 
 pytestmark = [
-    pytest.mark.asyncio,
     pytest.mark.timeout(400),
     pytest.mark.long,
+    pytest.mark.usefixtures("batch_system"),
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
 ]
 
 
 @pytest.fixture(scope="module")
 def batch_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A Slurm that runs as long as the module's tests."""
-    with slurm(tmp_path_factory.mktemp("slurm")):
+    """A Slurm that runs as long as the module's tests, and is known as a cluster."""
+    with slurm(tmp_path_factory.mktemp("slurm")), pytest.MonkeyPatch.context() as patch:
+        config = cluster.configured(tmp_path_factory.mktemp("cluster"))
+        patch.setenv("RADICAL_CONFIG_USER_DIR", config)
         yield
 
 
-@pytest.mark.usefixtures("batch_system")
-async def test_tasks_run_in_a_batch_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    documented = re.search(r"^```json\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert documented is not None
-    config = tmp_path / "config/.radical/pilot/configs/resource_tests.json"
-    config.parent.mkdir(parents=True)
-    config.write_text(json.dumps(json.loads(documented[1])))
-    monkeypatch.setenv("RADICAL_CONFIG_USER_DIR", str(tmp_path / "config"))
-    made = backend(
-        {"resource": "tests.cluster", "cores": 2, "runtime": 10, "queue": "debug"},
-        work_dir=tmp_path / "work",
-        functions="executable",
-    )
+def speak_soon(_: Any) -> None:
+    """Shortens the time until a queued pilot is spoken of; called in the client."""
+    from rhapsody_radical.client import watch
+
+    watch.FIRST_WORD = 0.0
+
+
+@pytest.mark.asyncio
+async def test_tasks_run_in_a_batch_job_and_are_lost_with_it(tmp_path: Path) -> None:
+    made = backend(cluster.settings(), work_dir=tmp_path / "work", functions="executable")
     async with Driver(made, work_dir=tmp_path) as driver:
         try:
             shell, call, much = await driver.run(
@@ -51,9 +54,97 @@ async def test_tasks_run_in_a_batch_job(tmp_path: Path, monkeypatch: pytest.Monk
                 driver.call(sum, [1, 2]),
                 driver.command("true", task_backend_specific_kwargs={"cores_per_rank": 3}),
             )
-            assert re.fullmatch(r"job \d+ on debug\n", shell.stdout or ""), str(shell)
+            said = re.fullmatch(r"job (\d+) on debug\n", shell.stdout or "")
+            assert said is not None, str(shell)
             assert call.value == 3, str(call)
             assert "a node of pilot" in str(much.error)
+            assert cluster.jobs(tmp_path) == [said[1]]
+            task = driver.command("sleep 600")
+            await driver.submit(task)
+            assert await driver.running(task)
+            await asyncio.to_thread(subprocess.run, ["scancel", said[1]], check=True)
+            async with asyncio.timeout(40):
+                end = await driver.finished(task)
+            assert isinstance(end.error, TaskLostError), str(end)
+            assert "pilot.0000 on tests.cluster was cancelled" in str(end.error)
         finally:
             await made.shutdown()
-    await asyncio.to_thread(until_no_jobs)
+    cluster.until_no_jobs_of(tmp_path)
+
+
+@pytest.mark.asyncio
+async def test_a_queued_pilot_is_spoken_of_and_leaves_the_queue_at_the_close(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with cluster.held():
+        made = await backend(cluster.settings(), work_dir=tmp_path / "work")
+        try:
+            await made.run_in_client(speak_soon)
+            (job,) = cluster.jobs(tmp_path, "PENDING")
+            async with asyncio.timeout(20):
+                while "is not active after" not in caplog.text:  # noqa: ASYNC110 - the client's
+                    await asyncio.sleep(0.1)
+        finally:
+            await made.shutdown()
+        assert cluster.jobs(tmp_path) == []
+    (said,) = (each for each in caplog.records if "is not active after" in each.getMessage())
+    assert said.levelname == "WARNING"
+    found = f"PMGR_ACTIVE_PENDING, queue debug, job {job} is PENDING (Resources); its tasks wait"
+    assert said.getMessage().endswith(found), said.getMessage()
+
+
+def test_a_queued_pilot_leaves_the_queue_at_ctrl_c(tmp_path: Path) -> None:
+    with (
+        cluster.held(),
+        kills.program(tmp_path, "launched", pilot=cluster.settings()) as found,
+    ):
+        assert cluster.jobs(tmp_path, "PENDING")
+        found.process.send_signal(signal.SIGINT)
+        assert found.process.wait(60) in (130, -signal.SIGINT)
+        assert found.left([]) == []
+
+
+@pytest.mark.parametrize("moment", ["submitting", "launched"])
+def test_a_queued_pilot_of_a_killed_program_leaves_the_queue(tmp_path: Path, moment: str) -> None:
+    with cluster.held():
+        kills.kill(tmp_path, moment, fork=True, pilot=cluster.settings())
+
+
+@pytest.mark.asyncio
+async def test_the_next_start_cancels_the_jobs_of_programs_killed_with_their_clients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        killed = []
+        for moment, state in ("active", "RUNNING"), ("launched", "PENDING"):  # the first has it all
+            one = stack.enter_context(kills.program(tmp_path, moment, pilot=cluster.settings()))
+            assert len(cluster.jobs(one.session, state)) == 1
+            killed.append(one)
+        for one, client in [(one, one.client()) for one in killed]:
+            one.process.kill()  # and at once, before either can act on the other's end:
+            client.kill()
+        for one in killed:
+            one.process.wait()
+            assert cluster.jobs(one.session)
+        made = await backend(work_dir=tmp_path / "work")  # on this machine
+        try:
+            assert cluster.jobs(tmp_path, "RUNNING", "PENDING") == []
+        finally:
+            await made.shutdown()
+        for one in killed:
+            one.gone([], files=False)
+            (said,) = (text for text in caplog.messages if one.session.name in text)
+            assert "is gone: what it left was ended" in said
+            assert "batch jobs: 1)" in said
+
+
+@pytest.mark.asyncio
+async def test_a_wrong_partition_is_an_error_in_slurms_own_words(tmp_path: Path) -> None:
+    made = backend(cluster.settings(queue="nowhere"), work_dir=tmp_path / "work")
+    try:
+        with pytest.raises(PilotException) as error:
+            await made
+    finally:
+        await made.shutdown()
+    assert "nvalid partition" in str(error.value)
+    assert str(tmp_path) not in str(error.value)  # nothing is there any more

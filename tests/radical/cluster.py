@@ -1,0 +1,70 @@
+"""A cluster of RADICAL-Pilot's on the tests' Slurm, and what is in its queue."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[2] / "docs/backends/radical_pilot.md"
+
+
+def configured(directory: Path) -> str:
+    """Write the documented resource configuration; return `RADICAL_CONFIG_USER_DIR` for it."""
+    documented = re.search(r"^```json\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    assert documented is not None
+    config = directory / "config/.radical/pilot/configs/resource_tests.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps(json.loads(documented[1])))
+    return str(directory / "config")
+
+
+def settings(**more: Any) -> dict[str, Any]:
+    """The parameters of a pilot that takes the cluster's only node."""
+    return {"resource": "tests.cluster", "cores": 2, "runtime": 10, "queue": "debug", **more}
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Another job that has the whole node, so that all after it wait."""
+    words = ["sbatch", "--parsable", "--exclusive", "--output=/dev/null"]
+    words += ["--chdir=/", "--wrap=sleep 600"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    job = done.stdout.strip()
+    try:
+        until = time.monotonic() + 30
+        while not _squeue(f"--jobs={job}", "--states=RUNNING", "--format=%A"):
+            assert time.monotonic() < until, f"job {job} does not start"
+            time.sleep(0.1)
+        yield
+    finally:
+        subprocess.run(["scancel", job], check=True)
+
+
+def jobs(directory: Path, *states: str) -> list[str]:
+    """The numbers of the jobs that work below a directory, of some states or in any way there."""
+    lines = _squeue("--format=%A %T %Z")
+    found = [line.split(" ", 2) for line in lines]
+    return [
+        number
+        for number, state, place in found
+        if f"{place}/".startswith(f"{directory}/") and (not states or state in states)
+    ]
+
+
+def until_no_jobs_of(directory: Path, within: float = 30.0) -> None:
+    """Wait until no job works below a directory."""
+    until = time.monotonic() + within
+    while left := jobs(directory):
+        assert time.monotonic() < until, f"jobs {left} go on"
+        time.sleep(0.1)
+
+
+def _squeue(*words: str) -> list[str]:
+    done = subprocess.run(["squeue", "--noheader", *words], capture_output=True, text=True)
+    return done.stdout.splitlines()
