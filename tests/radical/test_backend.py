@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -221,6 +222,49 @@ async def test_the_error_of_a_callable_that_looks_for_a_service_is_the_services(
     with pytest.raises(KeyError, match="the port"):
         await serve()
     await flow.shutdown(skip_execution_backend=True)
+
+
+async def test_what_a_callable_gives_of_a_service_comes_as_it_is(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    class Found:
+        """Known to this program alone, and not to be pickled."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    @flow.executable_task(service=True, ready=lambda _: Found())
+    async def serve() -> str:
+        return "sleep 600"
+
+    @flow.executable_task
+    async def after() -> str:
+        return "echo after"
+
+    assert isinstance(await serve(), Found)
+    assert await after() == "after\n", "the client goes on"
+    await flow.shutdown(skip_execution_backend=True)
+
+
+async def test_a_method_called_where_messages_are_read_is_refused(
+    made: RadicalExecutionBackend, driver: Driver
+) -> None:
+    said: list[BaseException] = []
+
+    def report(task: Any, state: Any, service_callback: Any = None) -> None:
+        try:
+            made.resource_pilot.as_dict()
+        except RuntimeError as error:
+            said.append(error)
+
+    made.register_callback(report)
+    try:
+        await driver.run_one(driver.command("true"))
+    finally:
+        made.unregister_callback(report)
+    assert "call them on another thread" in str(said[0])
 
 
 async def test_a_missing_input_is_an_error(driver: Driver, tmp_path: Path) -> None:

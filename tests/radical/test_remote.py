@@ -131,6 +131,11 @@ async def test_the_functions_exception_is_of_its_own_type(made: RadicalExecution
     assert caught.value.word == "as it happens"
 
 
+async def test_an_end_of_iteration_is_an_error_like_others(made: RadicalExecutionBackend) -> None:
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await made.run_in_client(lambda objects: next(iter(())))
+
+
 async def test_an_exception_that_cannot_travel_is_told_in_words(
     made: RadicalExecutionBackend,
 ) -> None:

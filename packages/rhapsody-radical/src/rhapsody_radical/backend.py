@@ -15,9 +15,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -155,8 +157,9 @@ class RadicalExecutionBackend(KeptNames):
         self._commands = Worker("rhapsody-radical-commands")
         place = self._place()
         said = f"interrupted while RADICAL-Pilot started; its session was {place}"
+        self._connection = Connection(self.session.uid, place, self)
         try:
-            await in_thread(partial(self._start, place))
+            await in_thread(partial(self._start, self._connection, place))
         except asyncio.CancelledError:
             log.warning("%s", said)
             raise
@@ -168,14 +171,13 @@ class RadicalExecutionBackend(KeptNames):
         work_dir = self._work_dir or (self.session.path if self.session.chosen else HERE)
         return Path(os.path.abspath(work_dir)) / self.session.uid
 
-    def _start(self, place: Path) -> None:
+    def _start(self, connection: Connection, place: Path) -> None:
         if not can_work_in(place):
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(place.parent)!r}: its scripts do not quote "
                 "paths with spaces, quotes or dollar signs; give another directory of yours: "
                 "RadicalExecutionBackend(..., work_dir=...), or `rhapsody run -o work_dir=...`"
             )
-        self._connection = connection = Connection(self.session.uid, place, self)
         settings = {
             "work_dir": str(place.parent),
             "pilots": [pilot.settings for pilot in self.pilots],
@@ -276,8 +278,7 @@ class RadicalExecutionBackend(KeptNames):
                 job.sent = True
             with suppress(PilotException):  # the pilots' end says so
                 self.send("submit", number, [(job.uid, packed) for job, packed in batch])
-                cancelled = [job.uid for job, _ in batch if job.cancelled]
-                if cancelled:
+                if cancelled := [job.uid for job, _ in batch if job.cancelled]:
                     self.send("cancel", cancelled)
             for job, _ in batch:
                 if not job.pilot.usable:  # it ended meanwhile
@@ -393,13 +394,9 @@ class RadicalExecutionBackend(KeptNames):
         if not job.task["is_service"]:
             self._tell(job.task, AGENT_EXECUTING)
             return
-        assert self._connection is not None
         assert self._loop is not None
-        values = {"uid": uid, "state": AGENT_EXECUTING}
-        remote = self._connection.remotes.of(Ref("task", uid, values))
-        self._tell(job.task, AGENT_EXECUTING, partial(_attach, remote))
-        ready = services.readiness(job.task)
-        services.watch(job, ready, self._loop, self._service_ready, self.ask_to_end)
+        self._tell(job.task, AGENT_EXECUTING, partial(_attach, job))
+        services.watch(job, self._loop, self._service_ready, self.ask_to_end)
 
     def _service_ready(self, uid: str, info: Any) -> None:
         with suppress(PilotException):  # the pilots' end says so
@@ -464,6 +461,9 @@ class RadicalExecutionBackend(KeptNames):
         if job.stopped is not None:
             job.stopped.set()
         self.task_state_cb(job.task, state)
+        if job.ready is not None:
+            with suppress(InvalidStateError):  # it was ready
+                job.ready.set_exception(RuntimeError(f"service {job.uid} has ended"))
         with self._change:
             self._change.notify_all()
 
@@ -495,5 +495,6 @@ class RadicalExecutionBackend(KeptNames):
                 self.end(job, "LOST")
 
 
-def _attach(handle: Any, future: Any, task: Any, state: Any) -> None:
-    services.service_ready_callback(future, handle, state)
+def _attach(job: Job, future: Any, task: Any, state: Any) -> None:
+    assert job.ready is not None
+    services.service_ready_callback(future, SimpleNamespace(wait_info=job.ready.result), state)

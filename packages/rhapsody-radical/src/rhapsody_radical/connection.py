@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from rhapsody.aio import settable
 from rhapsody_radical import batch, processes
 from rhapsody_radical.calls import own_path
 from rhapsody_radical.environment import prepare, variables
@@ -76,6 +77,9 @@ class Connection:
         self._waiting: dict[int, Future[bytes]] = {}
         self._listeners: dict[int, tuple[Ref, Callable[..., Any], Any]] = {}
         self._closing = False
+        self._closed = False
+        self._keep: bool | None = None
+        self._reader = 0
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._callbacks = Worker("rhapsody-radical-callbacks")
@@ -98,7 +102,13 @@ class Connection:
         with self._lock:  # what is half open cannot be closed
             if self._closing:
                 raise PilotException("RADICAL-Pilot's client is closed: make a new backend")
+            self._keep = settings["keep"]
             self._start_process(verbose=verbose)
+            self._greet(settings)
+        return self._started.result()
+
+    def _greet(self, settings: Mapping[str, Any]) -> None:
+        """Sends the first message."""
         assert self._channel is not None
         known = {
             "uid": self.uid,
@@ -109,7 +119,6 @@ class Connection:
         }
         with suppress(OSError):  # it has ended already, which is seen where it is waited for
             self._channel.send(("open", {**known, **settings}))
-        return self._started.result()
 
     def _start_process(self, *, verbose: bool) -> None:
         environment = variables(self.directory, self.uid, verbose=verbose)
@@ -155,6 +164,7 @@ class Connection:
         with self._lock:
             first, self._closing = not self._closing, True
         if self._process is None or self._channel is None:
+            self._callbacks.stop()
             return
         if first:
             with suppress(OSError):  # it has ended
@@ -177,7 +187,7 @@ class Connection:
     def at_exit(self) -> None:
         """Waits for the client where the program ends without a shutdown."""
         if os.getpid() == self._owner:  # and not a fork of it
-            self.close(keep=None, limit=EXIT_LIMIT)
+            self.close(keep=self._keep, limit=EXIT_LIMIT)
 
     def _wait(self) -> None:
         assert self._process is not None
@@ -188,13 +198,15 @@ class Connection:
 
     def _read(self) -> None:
         assert self._channel is not None
+        self._reader = threading.get_ident()
         try:
             while (messages := self._channel.receive()) is not None:
                 for name, *parts in messages:
-                    self._received(name, tuple(parts))
+                    self._carry_out(name, tuple(parts))
         except Exception:  # of another version, or what makes no sense: nothing can follow
             log.exception("what the client of RADICAL-Pilot sent cannot be read")
-        self._over()
+        finally:
+            self._over()
 
     def _over(self) -> None:
         """The client has ended: nobody waits for it any longer."""
@@ -202,9 +214,7 @@ class Connection:
         assert self._channel is not None
         self._channel.shut()  # had it only lost its mind, it ends now
         reason = f"RADICAL-Pilot's client ended: {_tail(self.directory / LOG)}"
-        with self._lock:
-            lost = not self._closing
-        if lost:
+        if not self._closed:
             self._receiver.client_lost(reason)
             self.end_by_force()
         self._process.wait()
@@ -232,16 +242,30 @@ class Connection:
 
     def request(self, name: str, *parts: Any) -> Future[Any]:
         """Sends a message that is replied to; the future has the reply."""
+        self._require_another_thread()
         number, future = next(self._numbers), Future[Any]()
         self._waiting[number] = future
-        try:
-            self.send(name, number, *parts)
-        except PilotException as error:
-            self._waiting.pop(number, None)
-            future.set_exception(error)
-        if self.ended.is_set() and not future.done():
-            future.set_exception(PilotException("RADICAL-Pilot's client has ended"))
+        with suppress(InvalidStateError):  # who saw the client's end was quicker
+            try:
+                self.send(name, number, *parts)
+            except PilotException as error:
+                self._waiting.pop(number, None)
+                future.set_exception(error)
+            if self.ended.is_set():
+                future.set_exception(PilotException("RADICAL-Pilot's client has ended"))
         return future
+
+    def _require_another_thread(self) -> None:
+        """Raises on the thread that reads, which would wait for itself.
+
+        Raises:
+            RuntimeError: It is that thread: a callback for tasks' states runs on it.
+        """
+        if threading.get_ident() == self._reader:
+            raise RuntimeError(
+                "this callback is called where the client's messages are read: methods of "
+                "RADICAL-Pilot's objects wait for a reply there; call them on another thread"
+            )
 
     def call(self, target: Ref, method: str, args: Any, kwargs: Any) -> Any:
         """Calls a method of an object in the client; blocks until it returns there."""
@@ -250,6 +274,7 @@ class Connection:
 
     def listen(self, target: Ref, cb: Callable[..., Any], data: Any, kwargs: Any) -> None:
         """Has a callback called with what RADICAL-Pilot gives it."""
+        self._require_another_thread()
         packed = pickle.dumps(encoded(kwargs))
         number, future = next(self._numbers), Future[Any]()
         self._waiting[number], self._listeners[number] = future, (target, cb, data)
@@ -273,6 +298,14 @@ class Connection:
 
     # What comes in; on the thread that reads.
 
+    def _carry_out(self, name: str, parts: tuple[Any, ...]) -> None:
+        """Carries out one message; what anybody's code raises meanwhile is logged."""
+        try:
+            self._received(name, parts)
+        except Exception:  # of a callback or a logging handler; the next message is another's
+            with suppress(Exception):
+                log.exception("what the client of RADICAL-Pilot sent could not be worked up")
+
     def _received(self, name: str, parts: tuple[Any, ...]) -> None:
         if name == "reply":
             self._replied(*parts)
@@ -289,13 +322,10 @@ class Connection:
             self._started.set_result(parts)
         elif name == "failed":
             self._started.set_exception(PilotException(parts[0]))
+        elif name == "closed":
+            self._closed = True
         else:
-            try:
-                self._receiver.receive(name, parts)
-            except (
-                Exception
-            ):  # of a callback, which may be anybody's; the next message is another's
-                log.exception("what the client of RADICAL-Pilot sent could not be worked up")
+            self._receiver.receive(name, parts)
 
     def _replied(self, number: int, good: bool, packed: bytes) -> None:
         future = self._waiting.pop(number, None)
@@ -304,13 +334,13 @@ class Connection:
         with suppress(InvalidStateError):  # who waited has given up
             try:
                 value = pickle.loads(packed)  # noqa: S301 - from our own client
-            except Exception as error:  # loading runs the objects' own code
-                future.set_exception(error)
+            except BaseException as error:  # loading runs the objects' own code
+                future.set_exception(settable(error, "the reply"))
                 return
             if good:
                 future.set_result(self.remotes.decoded(value))
             else:
-                future.set_exception(value)
+                future.set_exception(settable(value, "the call"))
 
     def _called_back(self, number: int, packed: bytes) -> None:
         if (found := self._listeners.get(number)) is None:

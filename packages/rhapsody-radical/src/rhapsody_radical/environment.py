@@ -43,6 +43,7 @@ def variables(directory: Path, session: str, *, verbose: bool) -> dict[str, str]
             "RADICAL_PILOT_REPORT": "TRUE" if verbose else "FALSE",
         }
     )
+    found.pop("RADICAL_PILOT_BULK_CB", None)  # its callbacks would get lists
     # Its configuration stays where users have it, although the launcher's HOME is another.
     found.setdefault("RADICAL_CONFIG_USER_DIR", os.path.expanduser("~"))
     # Profiling starts several processes per task.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.task import TaskDescription
@@ -46,6 +47,7 @@ class Job:
         ended: What RADICAL-Pilot says of its end.
         awaited: Whether a service says when it is ready.
         info: What a service said when it was ready, `None` before.
+        ready: Its readiness, for whoever waits for it; `None` for other tasks.
         host: The node that it runs on, empty where that is not told.
         over: Whether its end has been taken note of; set once, under `lock`.
         stopped: Set at the end of a service, for whoever watches it.
@@ -71,6 +73,7 @@ class Job:
         "own_sandbox",
         "pilot",
         "program",
+        "ready",
         "running",
         "sent",
         "startup_timeout",
@@ -91,6 +94,7 @@ class Job:
         self.ended: Ended = Ended()
         self.awaited: bool = False
         self.info: Any = None
+        self.ready: Future[Any] | None = Future() if task["is_service"] else None
         self.host: str = ""
         self.over: bool = False
         self.lock: threading.Lock = threading.Lock()

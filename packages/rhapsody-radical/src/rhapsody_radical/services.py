@@ -32,6 +32,7 @@ from rhapsody.task import TaskDescription
 from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.results import output_paths
+from rhapsody_radical.wire import is_plain
 
 UP = "service is up"
 """What RADICAL-Pilot gives for a service that says nothing."""
@@ -93,7 +94,6 @@ def check(task: TaskDescription, pilot: Pilot) -> None:
 
 def watch(
     job: Job,
-    ready: Ready | None,
     loop: asyncio.AbstractEventLoop,
     tell: Callable[[str, Any], None],
     fail: Callable[[Job], None],
@@ -102,12 +102,11 @@ def watch(
 
     Args:
         job: The service, which runs.
-        ready: How it says so.
         loop: The engine's loop, for a callable that is a coroutine function.
         tell: Tells RADICAL-Pilot's task, by its uid, what the service said.
         fail: Ends a service whose readiness could not be found out.
     """
-    stopped = job.stopped
+    ready, stopped = readiness(job.task), job.stopped
     assert stopped is not None
 
     def look() -> None:
@@ -119,7 +118,11 @@ def watch(
             return
         if ready is None or not stopped.is_set():
             job.info = UP if info is None else info
-            tell(job.uid, job.info)
+            assert job.ready is not None
+            with suppress(InvalidStateError):  # it has ended meanwhile
+                job.ready.set_result(job.info)
+            # What is not plain could not be loaded where RADICAL-Pilot is.
+            tell(job.uid, job.info if is_plain(job.info) else str(job.info))
 
     threading.Thread(target=look, name="rhapsody-radical-ready", daemon=True).start()
 

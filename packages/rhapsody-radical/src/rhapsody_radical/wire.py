@@ -49,8 +49,11 @@ class Channel:
         """
         data = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
         with self._sending:
-            self._socket.sendall(HEADER.pack(VERSION, len(data)))
-            self._socket.sendall(data)
+            try:
+                self._socket.sendall(HEADER.pack(VERSION, len(data)) + data)
+            except BaseException:  # a signal's, perhaps: what follows half a frame makes no sense
+                self.shut()
+                raise
 
     def receive(self) -> Iterable[Message] | None:
         """The next batch; `None` once the other side is gone.

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import warnings
 from typing import Any
 
@@ -48,6 +49,13 @@ def main(end: int, program: int, parent: int) -> None:
             os.close(program)
 
     os.register_at_fork(after_in_child=forked)
+
+    def watch() -> None:
+        """Ends the conversation with the program, whoever else holds its end of the socket."""
+        _wait_for_the_end_of(program, parent)
+        channel.shut()
+
+    threading.Thread(target=watch, name="rhapsody-radical-program", daemon=True).start()
     outbox = Outbox(channel)
     logger = logging.getLogger("rhapsody_radical")
     logger.addHandler(Records(outbox))
@@ -55,7 +63,7 @@ def main(end: int, program: int, parent: int) -> None:
     logger.propagate = False
     client = keep = None
     alone = True
-    while alone and (messages := _next(channel, program, parent)) is not None:
+    while alone and (messages := channel.receive()) is not None:
         for name, *parts in messages:
             if name == "open":
                 client = _made(outbox, *parts)
@@ -79,18 +87,18 @@ def _made(outbox: Outbox, settings: dict[str, Any]) -> Any:
     return Client(outbox, settings)
 
 
-def _next(channel: Channel, program: int, parent: int) -> Any:
-    """The program's next messages; `None` once it is gone, whoever else holds its socket."""
+def _wait_for_the_end_of(program: int, parent: int) -> None:
+    """Waits until the program is gone.
+
+    Args:
+        program: The descriptor of its process, -1 for none.
+        parent: Its process id.
+    """
     poll = select.poll()
-    poll.register(channel.fileno(), select.POLLIN)
     if program >= 0:
         poll.register(program, select.POLLIN)
-    while True:
-        ready = {descriptor for descriptor, _ in poll.poll(None if program >= 0 else TICK)}
-        if channel.fileno() in ready:
-            return channel.receive()
-        if program in ready or os.getppid() != parent:
-            return None
+    while not poll.poll(None if program >= 0 else TICK) and os.getppid() == parent:
+        continue
 
 
 if __name__ == "__main__":

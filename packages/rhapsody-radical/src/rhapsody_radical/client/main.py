@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,11 +162,10 @@ class Client:
             alone: Whether the program is gone.
         """
         self._stopping.set()
-        if alone and self._note is not None:
-            self._note.closing()
         self._started.exception()  # what is half open cannot be closed
         if alone and self._note is not None:
-            self._note.closing()
+            with suppress(OSError):  # a later start leaves the session alone then
+                self._note.closing()
         if self._watch is not None:
             self._watch.stop()
         self.session.close()

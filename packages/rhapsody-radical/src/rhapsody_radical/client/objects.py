@@ -156,7 +156,7 @@ class Calls:
 
     def _ref(self, thing: Any, kind: str) -> Ref:
         uid = str(thing.uid)
-        if kind == "task":
+        if kind == "task" and thing.state not in FINAL:
             self._shown[uid] = thing
         values = {name: self.encoded(_attribute(thing, name)) for name in KINDS[kind].attributes}
         return Ref(kind, uid, {name: each for name, each in values.items() if is_plain(each)})

@@ -211,10 +211,12 @@ class Tasks:
         """Tells the ends of cancelled tasks, once nothing of them is left."""
         with self._lock:
             batch, self._ending = self._ending, []
-        if batch:
-            processes.end_tasks(self._session, [entry.uid for entry, _ in batch])
-        for entry, state in batch:
-            self._tell(entry, state)
+        try:
+            if batch:
+                processes.end_tasks(self._session, [entry.uid for entry, _ in batch])
+        finally:
+            for entry, state in batch:
+                self._tell(entry, state)
 
     def _tell(self, entry: Entry, state: str, reason: str = "") -> None:
         handle, found = entry.handle, None
@@ -222,9 +224,9 @@ class Tasks:
             printed = (None, None) if entry.pilot.shared else (handle.stdout, handle.stderr)
             error = (handle.exception, handle.exception_detail)
             found = (handle.exit_code, *printed, *error, handle.return_value)
-            if not handle._info_evt.is_set():
-                handle._set_info(None)  # `wait_info` raises
         self._say("end", entry.uid, state, reason, found)
+        if handle is not None and not handle._info_evt.is_set():
+            handle._set_info(None)  # `wait_info` raises
         entry.pilot.forget(entry.uid)
 
 
