@@ -33,6 +33,7 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("PIP_NO_CACHE_DIR", "1")
         yield
 
 
