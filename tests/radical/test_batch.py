@@ -85,10 +85,10 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
 
 
 def test_for_other_batch_systems_the_commands_are_told() -> None:
-    said = hint("/work/a b", "PBSPRO")
+    said = hint("/data/a b", "PBSPRO")
     assert "`qstat" in said
     assert "`qdel JOBID`" in said
-    assert "'/work/a b'" in said
+    assert "'/data/a b'" in said
     assert hint("/work", "FORK") == ""
 
 

@@ -352,7 +352,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files aw
         pytest.param(lambda note: note.rename(note.with_name("other.json")), id="name"),
         pytest.param(lambda note: rewritten(note, session=f"../{MINE}"), id="session"),
         pytest.param(lambda note: rewritten(note, directory=f"work/{MINE}"), id="relative"),
-        pytest.param(lambda note: rewritten(note, directory=f"/work/{MINE}/"), id="slash"),
+        pytest.param(lambda note: rewritten(note, directory=f"/data/{MINE}/"), id="slash"),
         pytest.param(lambda note: rewritten(note, directory="/work"), id="directory"),
         pytest.param(lambda note: rewritten(note, directory=f"/\ud800/{MINE}"), id="surrogate"),
         pytest.param(lambda note: rewritten(note, version=2), id="version"),
@@ -384,7 +384,7 @@ json_values = st.recursive(
 followed = {
     "version": 1,
     "session": MINE,
-    "directory": f"/work/{MINE}",
+    "directory": f"/data/{MINE}",
     "host": socket.gethostname(),
     "boot": notes._boot(),
     "resource_manager": [],

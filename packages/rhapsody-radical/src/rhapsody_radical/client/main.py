@@ -51,7 +51,6 @@ class Client:
     """
 
     def __init__(self, outbox: Outbox, settings: dict[str, Any]) -> None:
-        self._outbox = outbox
         self._say: Callable[..., None] = outbox.put
         self._settings = settings
         self._stopping = threading.Event()
