@@ -139,7 +139,7 @@ def double(number: int) -> int:
 
 def noted(name: str, starting: asyncio.Task[None]) -> None:
     """Waits until a backend's start has got as far as its note."""
-    while not starting.done() and not list(HERE.glob(f"{name}/radical/*.json")):
+    while not starting.done() and not list(HERE.glob(f"{name}/radical.*/*.json")):
         time.sleep(0.005)
 
 

@@ -110,7 +110,7 @@ class Program:
         """The files of the session that the settings did not ask for."""
         work = self.directory / "work"
         temporary = Path(os.environ.get("TMPDIR", "/tmp"), self.session.name)
-        found = [*work.glob("*"), *work.glob("radical/*"), *([temporary] * temporary.exists())]
+        found = [*work.glob("*"), *work.glob("radical.*/*"), *([temporary] * temporary.exists())]
         if self.keep and self.session in found:
             found.remove(self.session)
         return [str(path) for path in found]

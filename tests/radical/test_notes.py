@@ -40,7 +40,7 @@ for line in sys.stdin:
 @pytest.fixture(autouse=True)
 def _no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """No batch system, and a file system of this machine's, wherever the tests run."""
-    monkeypatch.setattr(batch, "look", lambda directory: None)
+    monkeypatch.setattr(batch, "look", lambda session: None)
     monkeypatch.setattr(notes, "is_network", lambda path: False)
 
 
@@ -100,10 +100,11 @@ def rewritten(note: Path, **changes: Any) -> None:
 
 
 def test_notes_are_beside_the_engines_directories(tmp_path: Path) -> None:
-    common = tmp_path / ".rhapsody" / "radical"
+    own = f"radical.{os.geteuid()}"  # of several users who share the directory
+    common = tmp_path / ".rhapsody" / own
     assert place(tmp_path / ".rhapsody" / "engine.1") == common
     assert place(tmp_path / ".rhapsody") == common
-    assert place(tmp_path / "work") == tmp_path / "work" / "radical"
+    assert place(tmp_path / "work") == tmp_path / "work" / own
 
 
 def test_a_note_is_its_users_alone_and_goes_with_its_place(where: Path, directory: Path) -> None:
@@ -159,7 +160,7 @@ def test_batch_jobs_of_a_killed_client_are_cancelled(
     monkeypatch.setattr(batch, "cancel", cancel)
     assert take_over(where) == []  # Slurm does not answer
     assert note.exists()
-    monkeypatch.setattr(batch, "look", lambda directory: jobs)
+    monkeypatch.setattr(batch, "look", lambda session: jobs)
     assert take_over(where) == []  # it answers, but does not cancel
     assert note.exists()
     assert "asked again" in caplog.messages[-1]

@@ -126,7 +126,7 @@ def test_ctrl_c_ends_pilots_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     running = program(tmp_path, ENGINE)
     patience = time.monotonic() + 60
-    while not list(tmp_path.glob(".rhapsody/radical/*.json")):
+    while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):
         assert time.monotonic() < patience, "the start has not begun"
         time.sleep(0.02)
     running.send_signal(number)
@@ -150,7 +150,7 @@ asyncio.run(main())
 def test_ctrl_c_while_a_backend_starts_without_an_engine_names_the_session(tmp_path: Path) -> None:
     running = program(tmp_path, DIRECT)
     patience = time.monotonic() + 60
-    while not list(tmp_path.glob(".rhapsody/radical/*.json")):
+    while not list(tmp_path.glob(".rhapsody/radical.*/*.json")):
         assert time.monotonic() < patience, "the start has not begun"
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -23,8 +21,11 @@ SECONDS = 30.0
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """The states of jobs that have not ended, nor are about to."""
 
+SANDBOX = "radical.pilot.sandbox"
+"""RADICAL-Pilot's directory for sessions, wherever a pilot has it."""
+
 FIELD, RECORD = "\x1f", "\x1e"
-"""What separates fields and jobs: names and paths may have blanks, bars or line ends."""
+"""What separates fields and jobs: paths may have blanks, bars or line ends."""
 
 COMMANDS = {
     "SLURM": ("squeue --me --Format=JobID,State,WorkDir:255", "scancel"),
@@ -38,34 +39,44 @@ COMMANDS = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A batch job that has not ended, in the batch system's own words."""
+    """A batch job that has not ended, in the batch system's own words, and its pilot's uid."""
 
     id: str
     state: str
     reason: str
     queue: str
-    name: str
+    pilot: str
 
 
-def jobs_below(directory: str | Path) -> list[Job]:
-    """Return our Slurm jobs that work below a directory; none where Slurm does not answer."""
-    return look(directory) or []
+def jobs_of(session: str) -> list[Job]:
+    """Return the Slurm jobs of a session; none where Slurm does not answer."""
+    return look(session) or []
 
 
-def look(directory: str | Path) -> list[Job] | None:
-    """Return our Slurm jobs that work below a directory, `None` where Slurm does not answer."""
-    root = os.path.join(os.path.realpath(directory), "")
-    form = FIELD.join(("%A", "%T", "%r", "%P", "%j", "%Z")) + RECORD
+def look(session: str) -> list[Job] | None:
+    """Return the Slurm jobs of a session, `None` where Slurm does not answer.
+
+    They are known by where RADICAL-Pilot has them work: in a directory for each pilot, below one
+    that bears the session's uid.
+    """
+    form = FIELD.join(("%A", "%T", "%r", "%P", "%Z")) + RECORD
     said = _run("squeue", "--all", "--noheader", f"--user={os.getuid()}", f"--states={ACTIVE}",
                 f"--format={form}")  # fmt: skip
     if said is None:
         return None
     records = [record.removeprefix("\n").split(FIELD) for record in said.split(RECORD)]
-    return [
-        Job(*fields[:-1])
-        for fields in records
-        if len(fields) == 6 and os.path.realpath(fields[-1]).startswith(root)
-    ]
+    found = []
+    for fields in records:
+        parts = os.path.normpath(fields[-1]).split(os.sep)
+        if len(fields) == 5 and parts[-3:-1] == [SANDBOX, session]:
+            fields[-1] = parts[-1]
+            found.append(Job(*fields))
+    return found
+
+
+def is_here() -> bool:
+    """Return whether Slurm's commands are installed on this machine."""
+    return shutil.which("squeue") is not None
 
 
 def cancel(jobs: Iterable[Job]) -> bool:
@@ -74,11 +85,11 @@ def cancel(jobs: Iterable[Job]) -> bool:
     return not ids or _run("scancel", *ids) is not None
 
 
-def hint(directory: str | Path, resource_manager: str) -> str:
-    """Return the commands with which a person finds and cancels the jobs of a directory.
+def hint(session: str, resource_manager: str) -> str:
+    """Return the commands with which a person finds and cancels the jobs of a session.
 
     Args:
-        directory: The directory.
+        session: Its uid.
         resource_manager: RADICAL-Pilot's name of the batch system.
 
     Returns:
@@ -87,8 +98,7 @@ def hint(directory: str | Path, resource_manager: str) -> str:
     if resource_manager not in COMMANDS:
         return ""
     show, end = COMMANDS[resource_manager]
-    place = shlex.quote(str(directory))
-    return f"`{show}` shows your jobs, `{end} JOBID` cancels those that work below {place}"
+    return f"`{show}` shows your jobs, `{end} JOBID` cancels those whose directory names {session}"
 
 
 def _run(*words: str) -> str | None:

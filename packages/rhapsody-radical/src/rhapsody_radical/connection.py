@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rhapsody.aio import settable
-from rhapsody_radical import batch, processes
+from rhapsody_radical import batch, notes, processes
 from rhapsody_radical.calls import own_path
 from rhapsody_radical.environment import prepare, variables
 from rhapsody_radical.pilot import PilotException
@@ -167,8 +168,9 @@ class Connection:
             self._callbacks.stop()
             return
         if first:
-            with suppress(OSError):  # it has ended
-                self._channel.send(("close", keep))
+            self._keep = keep
+            # On a thread: a client that does not read is not waited for beyond the limit.
+            threading.Thread(target=self._ask_to_close, daemon=True).start()
         if not self.ended.wait(limit):
             log.warning(
                 "the client of RADICAL-Pilot session %s did not close within %g s, and is ended; "
@@ -179,10 +181,18 @@ class Connection:
         _open.discard(self)
         self._callbacks.stop()
 
+    def _ask_to_close(self) -> None:
+        assert self._channel is not None
+        with suppress(OSError):  # it has ended
+            self._channel.send(("close", self._keep))
+
     def end_by_force(self) -> None:
         """Ends all that is the session's on this machine, and its batch jobs."""
-        batch.cancel(batch.jobs_below(str(self.directory)))
+        jobs = batch.look(self.uid)
+        done = batch.cancel(jobs or []) and (jobs is not None or not batch.is_here())
         processes.end(self.uid, patience=0.0)
+        if done:  # else the next start tries again
+            notes.forget(notes.place(self.directory.parent), self.uid)
 
     def at_exit(self) -> None:
         """Waits for the client where the program ends without a shutdown."""
@@ -214,9 +224,13 @@ class Connection:
         assert self._channel is not None
         self._channel.shut()  # had it only lost its mind, it ends now
         reason = f"RADICAL-Pilot's client ended: {_tail(self.directory / LOG)}"
+        if self._keep is not False:
+            reason += f" (its log is {self.directory / LOG})"
         if not self._closed:
             self._receiver.client_lost(reason)
             self.end_by_force()
+            if self._keep is False:
+                shutil.rmtree(self.directory, ignore_errors=True)
         self._process.wait()
         error = PilotException(reason)
         waiting: list[Future[Any]] = [self._started, *self._waiting.values()]
@@ -372,8 +386,7 @@ def _tail(path: Path) -> str:
         lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:
         return "its log is gone"
-    said = " / ".join(line.strip() for line in lines[-3:])[-1000:] or "it printed nothing"
-    return f"{said} (its log is {path})"
+    return " / ".join(line.strip() for line in lines[-3:])[-1000:] or "it printed nothing"
 
 
 _open: set[Connection] = set()

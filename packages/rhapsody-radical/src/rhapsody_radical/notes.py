@@ -55,11 +55,12 @@ _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def place(work_dir: Path) -> Path:
-    """Return where the notes are: in one place for all engines that start in one directory."""
-    for directory in (work_dir, *work_dir.parents):
-        if directory.name == HERE:
-            return directory / "radical"
-    return work_dir / "radical"
+    """Return where this user's notes are: in one place for all engines of one directory.
+
+    Of its user alone, as several may share the directory.
+    """
+    found = [each for each in (work_dir, *work_dir.parents) if each.name == HERE]
+    return (found or [work_dir])[0] / f"radical.{os.geteuid()}"
 
 
 class Note:
@@ -102,9 +103,7 @@ class Note:
 
     def remove(self) -> None:
         """Remove the note, and with the last one its place: nothing of the session is left."""
-        with suppress(OSError):
-            self.path.unlink()
-            self.path.parent.rmdir()
+        forget(self.path.parent, self.path.stem)
         self.let_go()
 
     def let_go(self) -> None:
@@ -112,6 +111,13 @@ class Note:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def forget(place: Path, session: str) -> None:
+    """Remove the note of a session of which nothing is left, and with the last one its place."""
+    with suppress(OSError):
+        (place / f"{session}.json").unlink()
+        place.rmdir()
 
 
 def _create(path: Path) -> int:
@@ -199,9 +205,9 @@ def _end(note: dict[str, Any]) -> bool:
         note[name] for name in ("session", "directory", "resource_manager")
     )
     count = processes.end(session, patience=0.0) if note["boot"] == _boot() else 0
-    jobs = batch.look(directory)
+    jobs = batch.look(session)
     done = (jobs is not None or "SLURM" not in managers) and batch.cancel(jobs or [])
-    others = [batch.hint(directory, name) for name in managers if name != "SLURM"]
+    others = [batch.hint(session, name) for name in managers if name != "SLURM"]
     others += [] if done else ["Slurm did not do it, and is asked again at the next start"]
     log.warning(
         "the program that started RADICAL-Pilot session %s is gone: what it left was ended "
@@ -215,9 +221,9 @@ def _end(note: dict[str, Any]) -> bool:
 
 def _tell(note: dict[str, Any], path: Path) -> None:
     """Tell a person how to end a session, of which this process cannot know whether it lives."""
-    session, directory, host = (note[name] for name in ("session", "directory", "host"))
-    ways = [batch.hint(directory, name) for name in note["resource_manager"]]
-    if jobs := batch.jobs_below(directory):
+    session, host = note["session"], note["host"]
+    ways = [batch.hint(session, name) for name in note["resource_manager"]]
+    if jobs := batch.jobs_of(session):
         ways = [f"`scancel {' '.join(job.id for job in jobs)}` cancels its batch jobs"]
     show = f"grep -slzx {processes.MARK}={session} /proc/[0-9]*/environ | cut -d/ -f3"
     ways += [f"on {host}, `kill -9 $({show})` ends its processes", f"`rm {path}` ends this message"]

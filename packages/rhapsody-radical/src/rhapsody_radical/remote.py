@@ -74,6 +74,9 @@ class Ref(NamedTuple):
     uid: str
     values: dict[str, Any]
 
+    def __hash__(self) -> int:
+        return hash(self[:2])
+
 
 class Record(dict[str, Any]):
     """One of RADICAL-Pilot's dicts whose values are attributes, too."""
@@ -190,7 +193,7 @@ class Remotes:
         """What a message holds, with objects in place of references."""
         if type(value) is Ref:
             return self.of(value)
-        if type(value) is list or type(value) is tuple:
+        if type(value) in (list, tuple, set):
             return type(value)(map(self.decoded, value))
         if type(value) is dict:
             return Record({key: self.decoded(each) for key, each in value.items()})

@@ -10,6 +10,7 @@ import ast
 import os
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.backends.local.services import too_early
 from rhapsody.errors import (
     CapabilityError,
     DataError,
@@ -47,7 +48,7 @@ def of(job: Job, state: str, functions: Functions) -> tuple[str, BaseException |
         return functions.outcome(job, state)
     collect_output(job)
     if job.awaited and not job.cancelled and job.info is None:
-        return FAILED, _too_early(job.task)
+        return FAILED, too_early(job.task, job.task.get("exit_code"))
     return outcome(job, state)
 
 
@@ -113,19 +114,6 @@ def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:
     if ended.exit_code and not _infrastructure(ended.exception):
         return FAILED, None
     return FAILED, error_of(job.task, ended.exception, ended.detail)
-
-
-def _too_early(task: TaskDescription) -> TaskFailedError:
-    """The error of a service that ended before it was ready."""
-    code = task.get("exit_code")
-    tail = task.get("stderr", "")[-2000:]
-    said = f": {tail.strip()}" if tail.strip() else ""
-    return TaskFailedError(
-        f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
-        exit_code=code,
-        stderr=tail,
-        command=task["executable"],
-    )
 
 
 def not_ours(job: Job) -> BaseException:

@@ -23,22 +23,37 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any] | None] | None]
         self._queue = SimpleQueue()
+        self._lock = threading.Lock()
+        self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, function: Callable[[], Any]) -> Future[Any]:
-        """Has a function called; its future has the result."""
+        """Has a function called; its future has the result.
+
+        Raises:
+            RuntimeError: The thread was ended.
+        """
         future: Future[Any] = Future()
-        self._queue.put((function, future))
+        self._put(function, future)
         return future
 
     def post(self, function: Callable[[], Any]) -> None:
         """Has a function called for whose result nobody waits; what it raises is logged."""
-        self._queue.put((function, None))
+        with suppress(RuntimeError):
+            self._put(function, None)
+
+    def _put(self, function: Callable[[], Any], future: Future[Any] | None) -> None:
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError(f"thread {self._thread.name} was ended")
+            self._queue.put((function, future))
 
     def stop(self) -> None:
         """Ends the thread after what was submitted."""
-        self._queue.put(None)
+        with self._lock:
+            self._stopped = True
+            self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join(30)
 

@@ -29,8 +29,11 @@ log: logging.Logger = logging.getLogger(__name__)
 REGISTERING = 5.0
 """Seconds that telling the agent about a service may take before its users are told."""
 
+STARTING = 30.0
+"""Seconds that a start may take to see that it is given up."""
+
 REMOVING = 10.0
-"""Seconds that removing the session's directory may take."""
+"""Seconds that removing one of the session's directories may take."""
 
 
 class Client:
@@ -132,9 +135,7 @@ class Client:
         try:
             place = notes.place(Path(settings["work_dir"]))
             notes.take_over(place)
-            directory = Path(settings["directory"])
-            self._note = notes.Note(place, self.session.uid, directory, self.session.managers)
-            os.register_at_fork(after_in_child=self._note.let_go)
+            self._leave_note(place)
             self.session.open(self._on_task, self._on_pilot, self._stopping)
             if self._stopping.is_set():
                 return
@@ -153,6 +154,18 @@ class Client:
             pilot_refs = self._calls.encoded(objects.resource_pilots)
             self._say("started", self._calls.encoded(refs), pilot_refs, pilots)
 
+    def _leave_note(self, place: Path) -> None:
+        session, directory = self.session, Path(self.session.directory)
+        try:
+            self._note = notes.Note(place, session.uid, directory, session.managers)
+        except OSError as error:
+            log.warning(
+                "should this machine fail, the next start will not know of RADICAL-Pilot session "
+                "%s, nor end what it leaves: no note of it can be made: %s", session.uid, error,
+            )  # fmt: skip
+        else:
+            os.register_at_fork(after_in_child=self._note.let_go)
+
     def close(self, keep: bool | None, *, alone: bool) -> None:
         """Ends everything; blocks.
 
@@ -161,7 +174,8 @@ class Client:
             alone: Whether the program is gone.
         """
         self._stopping.set()
-        self._started.exception()  # what is half open cannot be closed
+        with suppress(TimeoutError):  # what is half open cannot be closed, but by force
+            self._started.exception(STARTING)
         if alone and self._note is not None:
             with suppress(OSError):  # a later start leaves the session alone then
                 self._note.closing()
@@ -170,8 +184,8 @@ class Client:
         self.session.close()
         if keep is None:
             keep = any(pilot.state == "FAILED" for pilot in self.session.pilots)
-        if not keep:
-            _remove(self.session.directory)
+        for directory in () if keep else self.session.directories():
+            _remove(directory)
         if self._note is not None:
             self._note.remove()
         for place in self._settings["made"]:

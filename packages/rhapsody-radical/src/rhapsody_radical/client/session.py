@@ -234,9 +234,14 @@ class Session:
                 return reason
         return "RADICAL-Pilot's logs have no reason; keep_session=True keeps them"
 
+    def directories(self) -> list[str]:
+        """What was made on this file system for the session, where pilots have sandboxes, too."""
+        pilots = [pilot for pilot in self.pilots if pilot.shared and pilot.sandbox]
+        return [*{os.path.dirname(pilot.sandbox) for pilot in pilots}, self.directory]
+
     def jobs(self) -> list[batch.Job]:
         """The session's batch jobs that have not ended, as far as we know the batch system."""
-        return batch.jobs_below(self.directory) if "SLURM" in self.managers else []
+        return batch.jobs_of(self.uid) if "SLURM" in self.managers else []
 
     def give_up(self, pilot: Pilot) -> None:
         """Ends a pilot that does not work as it should, with what runs on it."""
@@ -263,13 +268,9 @@ class Session:
         active = [pilot.uid for pilot in living if pilot.state == PMGR_ACTIVE]
         # The queue first: RADICAL-Pilot's components may be dead, and it sees the end of a job
         # only half a minute later. An agent that runs is quicker than the batch system, however.
-        jobs = [job for job in self.jobs() if not any(uid in job.name for uid in active)]
-        done = jobs if batch.cancel(jobs) else []
-        queued = [
-            pilot.uid
-            for pilot in living
-            if pilot.uid not in active and not any(pilot.uid in job.name for job in done)
-        ]
+        jobs = [job for job in self.jobs() if job.pilot not in active]
+        done = {job.pilot for job in jobs} if batch.cancel(jobs) else set()
+        queued = [pilot.uid for pilot in living if pilot.uid not in {*active, *done}]
         steps: list[Callable[[], Any]] = []
         if queued:
             steps.append(lambda: manager.kill_pilots(queued, _timeout=10))

@@ -102,9 +102,8 @@ class Watch:
         self._said[pilot.uid] = now
         where = "" if not (queue := pilot.settings.get("queue")) else f", queue {queue}"
         for job in self._client.session.jobs():
-            where = f", queue {job.queue}, job {job.id} is {job.state} ({job.reason})"
-            if pilot.uid in job.name:
-                break
+            if job.pilot == pilot.uid:
+                where = f", queue {job.queue}, job {job.id} is {job.state} ({job.reason})"
         log.warning(
             "pilot %s on %s is not active after %.0f s: %s%s; its tasks wait",
             pilot.uid, pilot.settings["resource"], now - self._began, pilot.state, where,

@@ -24,6 +24,7 @@ from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.jobs import Job
 from rhapsody.data import OUTPUT_FILES, plain_name
 from rhapsody.errors import TaskFailedError
+from rhapsody.task import TaskDescription
 
 FORMS = "'stdout:REGEX', 'file:NAME', 'tcp:PORT' or a callable"
 
@@ -169,7 +170,7 @@ class Services(Executables):
                 output.read_rest()
             await self.collect(job, code)
             if probe is not None and not readiness.known and job.error is None:
-                job.error = self._died(job, code)
+                job.error = too_early(job.task, code)
         except Exception as error:  # its output cannot be read
             job.error = error
         finally:
@@ -180,20 +181,26 @@ class Services(Executables):
                 output.close()
         self._deliver(job)
 
-    def _died(self, job: Job, code: int) -> TaskFailedError:
-        task = job.task
-        stderr = task.get("stderr", "")
-        if task.get("capture") == "files":
-            with suppress(OSError), open(stderr, encoding="utf-8", errors="replace") as file:
-                stderr = file.read()
-        tail = stderr[-2000:]
-        said = f": {tail.strip()}" if tail.strip() else ""
-        return TaskFailedError(
-            f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
-            exit_code=code,
-            stderr=tail,
-            command=task["executable"],
-        )
+
+def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
+    """The error of a service that ended before it was ready.
+
+    Args:
+        task: Its description, with its output.
+        code: Its exit code, where that is known.
+    """
+    stderr = task.get("stderr", "")
+    if task.get("capture") == "files":
+        with suppress(OSError), open(stderr, encoding="utf-8", errors="replace") as file:
+            stderr = file.read()
+    tail = stderr[-2000:]
+    said = f": {tail.strip()}" if tail.strip() else ""
+    return TaskFailedError(
+        f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
+        exit_code=code,
+        stderr=tail,
+        command=task["executable"],
+    )
 
 
 class Readiness:
