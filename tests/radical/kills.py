@@ -1,7 +1,7 @@
 """Kills programs that use RADICAL-Pilot, and looks at what is left of their sessions.
 
 `python -m tests.radical.kills [--rounds N] [--seed S] [--slurm] [MOMENT ...]` does so at each of
-ten moments, with a fork that outlives the program and without; from the second round on
+ten moments, in turns with a fork that outlives the program and without; from the third round on
 a little after the moment. It prints a line for each kill, and exits with 1 where one left
 something behind.
 """
@@ -265,24 +265,24 @@ def main() -> int:
             os.environ["RADICAL_CONFIG_USER_DIR"] = cluster.configured(root)
             pilot = cluster.settings()
         for number in range(words.rounds):
-            for moment in words.moments or MOMENTS:
-                for fork in (False, True):
-                    directory = root / f"{number}-{moment.replace(' ', '-')}-{fork}"
-                    directory.mkdir()
-                    delay = chance.uniform(0, 2) if number else 0.0
-                    keep = number > 0 and chance.random() < 0.25
-                    queued = words.slurm and moment == "launched"
-                    try:
-                        with cluster.held() if queued else nullcontext():
-                            seconds = kill(
-                                directory, moment, delay=delay, fork=fork, keep=keep, pilot=pilot
-                            )
-                        said = f"{seconds:5.1f} s"
-                    except AssertionError as error:
-                        bad, said = bad + 1, f"{type(error).__name__}: {error}"
-                    kind = "fork" if fork else "no fork"
-                    print(f"{moment:16} {kind:8} +{delay:.1f} s: {said}", flush=True)
-    print(f"{bad} of {words.rounds * len(words.moments or MOMENTS) * 2} left something behind")
+            for index, moment in enumerate(words.moments or MOMENTS):
+                fork = (number + index) % 2 == 0
+                directory = root / f"{number}-{moment.replace(' ', '-')}"
+                directory.mkdir()
+                delay = chance.uniform(0, 2) if number > 1 else 0.0
+                keep = number > 1 and chance.random() < 0.25
+                queued = words.slurm and moment == "launched"
+                try:
+                    with cluster.held() if queued else nullcontext():
+                        seconds = kill(
+                            directory, moment, delay=delay, fork=fork, keep=keep, pilot=pilot
+                        )
+                    said = f"{seconds:5.1f} s"
+                except AssertionError as error:
+                    bad, said = bad + 1, f"{type(error).__name__}: {error}"
+                kind = "fork" if fork else "no fork"
+                print(f"{moment:16} {kind:8} +{delay:.1f} s: {said}", flush=True)
+    print(f"{bad} of {words.rounds * len(words.moments or MOMENTS)} left something behind")
     return min(bad, 1)
 
 

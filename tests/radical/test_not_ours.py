@@ -42,10 +42,12 @@ echo $! >> {pids}
 sh -c 'echo $$ >> {pids}; exec setsid nohup sleep 600 > /dev/null 2>&1' &
 (cd / && exec sleep 600) &
 echo $! >> {pids}
+env -i sleep 600 &
+echo $! >> {pids}
 touch {pids}.all
 wait
 """
-"""A task of five processes, in and out of its process group, its session and its directory."""
+"""A task of six processes, in and out of its group, session, directory and environment."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -82,7 +84,7 @@ def sleeping(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
         program.wait()
 
 
-async def five(pids: Path) -> list[int]:
+async def six(pids: Path) -> list[int]:
     """The process ids of a busy task, once all of them are known."""
 
     def look() -> list[int]:
@@ -90,7 +92,7 @@ async def five(pids: Path) -> list[int]:
         while time.monotonic() < until:
             if os.path.exists(f"{pids}.all"):
                 found = [int(pid) for pid in pids.read_text().split()]
-                if len(found) == 5:
+                if len(found) == 6:
                     return found
             time.sleep(0.02)
         raise TimeoutError("the task's processes were not started")
@@ -124,8 +126,8 @@ async def test_a_cancelled_task_ends_with_all_that_it_started_and_nothing_else(
     timed = placed(driver.command(BUSY.format(pids=pids["timed"])), timeout=8.0)
     with sleeping(here) as one, sleeping(here, "nohup") as two, sleeping(here / "below") as three:
         await driver.submit(neighbour, cancelled, timed)
-        others = [one.pid, two.pid, three.pid, *await five(pids["neighbour"])]
-        theirs, its = await five(pids["timed"]), await five(pids["cancelled"])
+        others = [one.pid, two.pid, three.pid, *await six(pids["neighbour"])]
+        theirs, its = await six(pids["timed"]), await six(pids["cancelled"])
         await driver.cancel(cancelled)
         assert (await driver.finished(cancelled)).state == "CANCELED"
         assert [pid for pid in its if alive(pid)] == []
@@ -247,7 +249,7 @@ async def test_the_end_of_the_client_ends_its_tasks_although_a_fork_has_its_sock
         pids = tmp_path / "pids"
         busy = driver.command(BUSY.format(pids=pids))
         await driver.submit(busy)
-        its = await five(pids)
+        its = await six(pids)
         await made.run_in_client(lambda _: print("these are the last words", flush=True))
         theirs = [each.pid for each in processes.of_session(made.session.uid)]
         assert made._connection is not None
@@ -267,5 +269,6 @@ async def test_the_end_of_the_client_ends_its_tasks_although_a_fork_has_its_sock
             async with asyncio.timeout(60):
                 await made.shutdown()
             assert processes.of_session(made.session.uid) == []
+            assert [each.name for each in (tmp_path / "work").iterdir()] == [made.session.uid]
             assert alive(fork)
             assert alive(bystander.pid)

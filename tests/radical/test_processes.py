@@ -40,6 +40,7 @@ def test_processes_are_a_sessions_by_their_environment_alone(tmp_path: Path) -> 
 def test_a_process_is_found_from_its_start_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system shows no environment for a moment, and for longer where it is busy."""
     with running(RADICAL_RHAPSODY=MINE) as component:
+        assert pids(MINE) == {component.pid}
         reads = [b"", b""]
 
         class Late(io.FileIO):
@@ -159,16 +160,21 @@ def test_a_cancelled_task_is_ended_and_its_neighbours_go_on() -> None:
         assert alive(component.pid)
 
 
-def test_a_group_with_a_process_that_is_not_the_tasks_is_not_ended_as_a_whole() -> None:
+def test_a_group_that_a_tasks_process_leads_is_ended_as_a_whole() -> None:
     script = "env -i sleep 600 & exec sleep 600"
     with running("sh", "-c", script, RP_TASK_ID="task.1", **TASK) as cancelled:
-        (stranger,) = children(cancelled.pid, 1)
-        try:
-            assert end_tasks(MINE, ["task.1"], patience=0.0) == 1
-            assert gone([cancelled.pid])
-            assert stranger.status() != psutil.STATUS_ZOMBIE
-        finally:
-            stranger.kill()
+        (nameless,) = children(cancelled.pid, 1)
+        assert end_tasks(MINE, ["task.1"], patience=0.0) == 1
+        assert gone([cancelled.pid, nameless.pid])
+
+
+def test_a_group_that_another_leads_goes_on_without_the_tasks_process() -> None:
+    script = f"RP_SESSION_ID={MINE} RP_TASK_ID=task.1 sleep 600 & exec sleep 600"
+    with running("sh", "-c", script) as leader:
+        (one,) = children(leader.pid, 1)
+        assert end_tasks(MINE, ["task.1"], patience=0.0) == 1
+        assert gone([one.pid])
+        assert alive(leader.pid)
 
 
 def test_a_pilot_is_ended_and_its_neighbours_go_on() -> None:

@@ -46,6 +46,23 @@ if "rhapsody_radical.client" in sys.orig_argv:
 """Has the client take its pilots for ones that do not see this file system."""
 
 
+UNHEARD = """
+import sys
+if any("raptor-master" in word for word in sys.orig_argv):
+    import radical.pilot as rp
+    publish, dropped = rp.raptor.Master.publish, []
+
+    def unheard(master, pubsub, msg, *more):
+        if msg["cmd"] == "register_raptor_queue" and not dropped:
+            dropped.append(msg)
+        else:
+            publish(master, pubsub, msg, *more)
+
+    rp.raptor.Master.publish = unheard
+"""
+"""Has what a master says first of its queue be lost, as it is where it was not yet connected."""
+
+
 class OddError(Exception):
     """An error of a type that only this module has."""
 
@@ -106,6 +123,20 @@ async def test_a_configured_default_worker_is_one_to_be_trusted(
     finally:
         await made.shutdown()
     assert working_in(tmp_path) == []
+
+
+async def test_calls_reach_a_master_that_was_not_heard_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(UNHEARD)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    made = backend(work_dir=tmp_path / "work")
+    try:
+        async with Driver(made, work_dir=tmp_path) as driver, asyncio.timeout(90):
+            end = await driver.run_one(driver.call(sum, [1, 2]))
+    finally:
+        await made.shutdown()
+    assert end.value == 3, str(end)
 
 
 async def test_a_pilot_on_another_file_system_gets_the_workers_file(

@@ -74,11 +74,6 @@ def look(session: str) -> list[Job] | None:
     return found
 
 
-def is_here() -> bool:
-    """Return whether Slurm's commands are installed on this machine."""
-    return shutil.which("squeue") is not None
-
-
 def cancel(jobs: Iterable[Job]) -> bool:
     """Cancel Slurm jobs, and return whether Slurm took the order."""
     ids = [job.id for job in jobs]

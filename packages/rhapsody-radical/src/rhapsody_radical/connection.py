@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rhapsody.aio import settable
-from rhapsody_radical import batch, notes, processes
+from rhapsody_radical import notes, processes
 from rhapsody_radical.calls import own_path
 from rhapsody_radical.environment import prepare, variables
 from rhapsody_radical.pilot import PilotException
@@ -188,11 +188,8 @@ class Connection:
 
     def end_by_force(self) -> None:
         """Ends all that is the session's on this machine, and its batch jobs."""
-        jobs = batch.look(self.uid)
-        done = batch.cancel(jobs or []) and (jobs is not None or not batch.is_here())
         processes.end(self.uid, patience=0.0)
-        if done:  # else the next start tries again
-            notes.forget(notes.place(self.directory.parent), self.uid)
+        notes.take_over(notes.place(self.directory.parent), gone=self.uid)
 
     def at_exit(self) -> None:
         """Waits for the client where the program ends without a shutdown."""

@@ -103,7 +103,9 @@ class Note:
 
     def remove(self) -> None:
         """Remove the note, and with the last one its place: nothing of the session is left."""
-        forget(self.path.parent, self.path.stem)
+        with suppress(OSError):
+            self.path.unlink()
+            self.path.parent.rmdir()
         self.let_go()
 
     def let_go(self) -> None:
@@ -111,13 +113,6 @@ class Note:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
-
-
-def forget(place: Path, session: str) -> None:
-    """Remove the note of a session of which nothing is left, and with the last one its place."""
-    with suppress(OSError):
-        (place / f"{session}.json").unlink()
-        place.rmdir()
 
 
 def _create(path: Path) -> int:
@@ -131,12 +126,13 @@ def _create(path: Path) -> int:
                 raise  # else another session took the place away, with its own note
 
 
-def take_over(place: Path, patience: float = 30.0) -> list[str]:
+def take_over(place: Path, patience: float = 30.0, *, gone: str = "") -> list[str]:
     """End what sessions left whose clients are gone; to be called before making a note.
 
     Args:
         place: Where the notes are.
         patience: Seconds to wait in all for sessions that are being closed.
+        gone: The uid of the only session to look at, whose client is known to be gone.
 
     Returns:
         The uids of the sessions that were ended.
@@ -151,9 +147,9 @@ def take_over(place: Path, patience: float = 30.0) -> list[str]:
         return []
     try:
         _require_ours(os.fstat(folder), stat.S_ISDIR, place)
-        for name in sorted(os.listdir(folder)):
+        for name in [f"{gone}.json"] if gone else sorted(os.listdir(folder)):
             try:
-                if _settle(folder, place / name, deadline):
+                if _settle(folder, place / name, deadline, certain=bool(gone)):
                     ended.append(name.removesuffix(".json"))
             except (OSError, ValueError) as error:
                 log.info("the note %s is not followed: %s", place / name, error)
@@ -161,11 +157,13 @@ def take_over(place: Path, patience: float = 30.0) -> list[str]:
         log.warning("what killed programs may have left is not looked for: %s", error)
     finally:
         os.close(folder)
+    with suppress(OSError):  # there are others
+        place.rmdir()
     return ended
 
 
-def _settle(folder: int, path: Path, deadline: float) -> bool:
-    """End the session of one note, unless it lives or this process cannot know."""
+def _settle(folder: int, path: Path, deadline: float, *, certain: bool) -> bool:
+    """End the session of one note, unless it lives or, if not certain, this process cannot know."""
     file = os.open(path.name, _FLAGS | os.O_NONBLOCK, dir_fd=folder)
     try:
         _require_ours(os.fstat(file), stat.S_ISREG, path)
@@ -176,10 +174,10 @@ def _settle(folder: int, path: Path, deadline: float) -> bool:
         if os.fstat(file).st_nlink == 0:
             return False  # it was closed in the meantime
         note = _read(file, path)
-        if note["host"] != socket.gethostname() or is_network(path):
+        if not certain and (note["host"] != socket.gethostname() or is_network(path)):
             _tell(note, path)
             return False
-        if not _end(note):
+        if not _end(note, quietly=certain):
             return False
         os.unlink(path.name, dir_fd=folder)
         return True
@@ -199,18 +197,19 @@ def _is_locked(file: int, path: Path) -> bool:
     return False
 
 
-def _end(note: dict[str, Any]) -> bool:
+def _end(note: dict[str, Any], *, quietly: bool) -> bool:
     """End what a session left, and return whether all of it could be looked for."""
     session, directory, managers = (
         note[name] for name in ("session", "directory", "resource_manager")
     )
-    count = processes.end(session, patience=0.0) if note["boot"] == _boot() else 0
-    jobs = batch.look(session)
+    jobs = batch.look(session)  # first: a job whose processes are killed here ends by itself
     done = (jobs is not None or "SLURM" not in managers) and batch.cancel(jobs or [])
+    count = processes.end(session, patience=0.0) if note["boot"] == _boot() else 0
     others = [batch.hint(session, name) for name in managers if name != "SLURM"]
     others += [] if done else ["Slurm did not do it, and is asked again at the next start"]
-    log.warning(
-        "the program that started RADICAL-Pilot session %s is gone: what it left was ended "
+    log.log(
+        logging.INFO if quietly and done else logging.WARNING,
+        "RADICAL-Pilot session %s was not closed, and its client is gone: what it left was ended "
         "(processes on this machine: %d, batch jobs: %d); its files are in %s, to be looked at or "
         "deleted%s",
         session, count, len(jobs or []) if done else 0, directory,

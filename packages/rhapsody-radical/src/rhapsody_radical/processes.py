@@ -109,16 +109,13 @@ def _end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
 
 
 def _kill(processes: Collection[psutil.Process]) -> None:
-    """Kill processes, and with one blow each process group that has no other members."""
-    wanted = {process.pid for process in processes}
-    groups: dict[int, set[int]] = {}
-    for pid in psutil.pids():
-        with suppress(OSError):
-            groups.setdefault(os.getpgid(pid), set()).add(pid)
+    """Kill processes, and with one blow each process group that one of them leads.
+
+    Whoever is in such a group descends from its leader, whatever its environment says.
+    """
     for process in processes:
         with suppress(psutil.Error, OSError):
-            led = groups.get(process.pid)
-            if led and led <= wanted and process.is_running():
+            if os.getpgid(process.pid) == process.pid and process.is_running():
                 os.killpg(process.pid, signal.SIGKILL)
             process.kill()  # psutil does nothing to another process that got the number
 

@@ -12,7 +12,7 @@ from typing import Any
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import check_keys, check_plain, check_types, todays
 
-OWN_CLASS = "RhapsodyWorker"
+MASTER_CLASS, OWN_CLASS = "RhapsodyMaster", "RhapsodyWorker"
 DEFAULT_CLASS = "DefaultWorker"
 
 THEIRS = ("raptor_class", "raptor_file", "executable")

@@ -20,14 +20,22 @@ import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
 from rhapsody_radical import calls
 from rhapsody_radical.client.session import Pilot
-from rhapsody_radical.raptor_config import DEFAULT_CLASS, OWN_CLASS, THEIRS, is_own
+from rhapsody_radical.raptor_config import (
+    DEFAULT_CLASS,
+    MASTER_CLASS,
+    OWN_CLASS,
+    THEIRS,
+    is_own,
+)
 from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
 from rhapsody_radical.states import TASK_STATES, Generation
 
 log: logging.Logger = logging.getLogger(__name__)
 
-OWN_WORKER = Path(__file__).parents[1] / "_raptor_worker.py"
-OWN_FILES = (OWN_WORKER, OWN_WORKER.with_name("call.py"))
+OWN_MASTER, OWN_WORKER, OWN_CALL = (
+    Path(__file__).parents[1] / name
+    for name in ("_raptor_master.py", "_raptor_worker.py", "call.py")
+)
 ORDER = TASK_STATES[Generation.CURRENT]
 BEFORE = ORDER[: ORDER.index("AGENT_SCHEDULING")]
 """States of a task that the pilot's agent does not yet have in its hands."""
@@ -161,6 +169,8 @@ class Raptor:
         self._count += 1
         manager, uid = self._pilot.manager, f"raptor.{self._pilot.number}.{self._count:04d}"
         words = {key: value for key, value in settings.items() if key != "workers"}
+        if not any(words.get(key) for key in THEIRS):
+            self._make_own(words, MASTER_CLASS, OWN_MASTER)
         master = manager.submit_raptors(
             rp.TaskDescription({**words, "mode": rp.RAPTOR_MASTER, "uid": uid}),
             pilot_id=self._pilot.uid,
@@ -169,24 +179,24 @@ class Raptor:
         for number, worker in enumerate(settings["workers"]):
             words = {key: value for key, value in worker.items() if key != "worker_type"}
             if is_own(worker):
-                words.update(raptor_class=OWN_CLASS, raptor_file=str(OWN_WORKER))
-                if not self._pilot.shared:
-                    self._send_worker(words)
+                self._make_own(words, OWN_CLASS, OWN_WORKER, OWN_CALL)
             words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
             words.update(mode=rp.RAPTOR_WORKER, uid=f"{uid}.worker.{number:04d}")
             words.update(pilot=self._pilot.uid)
             descriptions.append(rp.TaskDescription(words))
         return Pair(master, master.submit_workers(descriptions), settings)
 
-    @staticmethod
-    def _send_worker(words: dict[str, Any]) -> None:
-        """Has our worker's files copied to where the worker starts."""
+    def _make_own(self, words: dict[str, Any], name: str, *files: Path) -> None:
+        """Has a class of ours loaded from the first of some files, which are sent where needed."""
+        words.update(raptor_class=name, raptor_file=str(files[0]))
+        if self._pilot.shared:
+            return
         sent = [
             {"source": str(file), "target": f"task:///{file.name}", "action": rp.TRANSFER}
-            for file in OWN_FILES
+            for file in files
         ]
         words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
-        words["raptor_file"] = OWN_WORKER.name
+        words["raptor_file"] = files[0].name
 
     def check(self, calls: Mapping[Pair, list[str]]) -> set[str]:
         """Gives up pairs whose master or worker has ended, or does not answer.
