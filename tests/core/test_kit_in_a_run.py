@@ -40,9 +40,9 @@ class Counted(SmallBackend):
         await super().start()
 
 def test_what_was_made():
-    assert len(STARTS) == 4
-    assert len({id(backend) for backend in STARTS}) == 4
-    assert [str(backend.state()) for backend in STARTS] == ["shutdown"] * 4
+    assert len(STARTS) == 5
+    assert len({id(backend) for backend in STARTS}) == 5
+    assert [str(backend.state()) for backend in STARTS] == ["shutdown"] * 5
 """
 
 

@@ -7,10 +7,8 @@ end, and all of a session's whose client was killed.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -24,14 +22,11 @@ import pytest_asyncio
 from rhapsody.errors import TaskLostError, TaskTimeoutError
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, processes
-from rhapsody_radical.environment import scripts
 from tests.machine import alive, gone
 from tests.radical.pilots import backend
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.long]
 on_the_pilot = pytest.mark.asyncio(loop_scope="module")
-
-BESIDE = Path(__file__).with_name("beside.py")
 
 BUSY = """
 echo $$ >> {pids}
@@ -100,125 +95,6 @@ async def six(pids: Path) -> list[int]:
     return await asyncio.to_thread(look)
 
 
-# Cancelled tasks: what works in the same directory goes on, what they started ends.
-
-
-@on_the_pilot
-@pytest.mark.parametrize("who", ["the task's settings", "the engine"])
-async def test_a_cancelled_task_ends_with_all_that_it_started_and_nothing_else(
-    driver: Driver, tmp_path: Path, who: str
-) -> None:
-    here = tmp_path / "shared"
-
-    def placed(task: Any, **settings: Any) -> Any:
-        if who == "the engine":
-            task["sandbox"] = str(here)
-        else:
-            settings["sandbox"] = str(here)
-        task["task_backend_specific_kwargs"] = settings
-        return task
-
-    names = ("neighbour", "cancelled", "timed")
-    pids = {name: tmp_path / f"{name}.pids" for name in names}
-    neighbour, cancelled = (
-        placed(driver.command(BUSY.format(pids=pids[name]))) for name in names[:2]
-    )
-    timed = placed(driver.command(BUSY.format(pids=pids["timed"])), timeout=8.0)
-    with sleeping(here) as one, sleeping(here, "nohup") as two, sleeping(here / "below") as three:
-        await driver.submit(neighbour, cancelled, timed)
-        others = [one.pid, two.pid, three.pid, *await six(pids["neighbour"])]
-        theirs, its = await six(pids["timed"]), await six(pids["cancelled"])
-        await driver.cancel(cancelled)
-        assert (await driver.finished(cancelled)).state == "CANCELED"
-        assert [pid for pid in its if alive(pid)] == []
-        end = await driver.finished(timed)
-        assert isinstance(end.error, TaskTimeoutError), str(end)
-        assert [pid for pid in theirs if alive(pid)] == []
-        assert all(map(alive, others))
-        await driver.cancel(neighbour)
-        assert (await driver.finished(neighbour)).state == "CANCELED"
-        assert [pid for pid in others if alive(pid)] == [one.pid, two.pid, three.pid]
-
-
-@on_the_pilot
-async def test_what_a_task_that_is_done_left_in_the_background_goes_on(driver: Driver) -> None:
-    task = driver.command("setsid sleep 600 > /dev/null 2>&1 & echo $!")
-    end = await driver.run_one(task)
-    assert end.state == "DONE", str(end)
-    assert alive(int(str(end.stdout)))
-
-
-# A program that does many things of its own beside two backends, see `beside.py`.
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the program says."""
-    place = tmp_path_factory.mktemp("beside")
-    (place / "home").mkdir()
-    own = {  # what RADICAL-Pilot needs where a program drives it by itself
-        "PATH": f"{scripts()}:{os.environ['PATH']}",
-        "VIRTUAL_ENV": sys.prefix,
-        "RADICAL_BASE": str(place / "base"),
-        "RADICAL_REPORT": "FALSE",
-        "HOME": str(place / "home"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(BESIDE)],
-        cwd=place,
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-        timeout=220,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
-def test_a_session_that_the_program_drives_itself_works_beside_ours(seen: Any) -> None:
-    theirs = ["theirs"] * 2
-    assert seen["native alone"] == theirs
-    assert seen["both"] == [["ours", "42"], theirs]
-    assert seen["native after our close"] == theirs
-    assert seen["native during our start"] == theirs
-    assert seen["ours after their close"] == ["ours"]
-    assert len(set(seen["sessions"])) == 3
-    assert len(set(seen["native uids"])) == len(seen["native uids"]) == 8
-
-
-def test_a_start_changes_nothing_of_the_program(seen: Any) -> None:
-    assert seen["changed by the start"] == []
-
-
-def test_what_the_program_sets_while_a_backend_starts_stays(seen: Any) -> None:
-    assert (seen["first is starting"], seen["second is starting"]) == (True, True)
-    assert seen["own variables"]["VIRTUAL_ENV"] == "/mine"
-    assert seen["own variables"]["RADICAL_MINE"] == "mine"
-    assert seen["own variables"]["RADICAL_BASE"].endswith("/later")
-    assert seen["path"] == "/mine"
-
-
-def test_what_the_program_starts_while_a_backend_starts_outlives_it(seen: Any) -> None:
-    assert seen["bystanders"] == [None] * 3
-    assert seen["marked"] == []
-
-
-def test_sockets_forks_pools_and_threads_of_the_program_work_on(seen: Any) -> None:
-    assert seen["messages' error"] == ""
-    assert seen["messages"] > 1000
-    assert seen["fork"] == "well"
-    assert seen["pool"] == seen["pool at the end"] == [0, 2, 4]
-
-
-def test_files_below_a_sessions_directory_stay_open(seen: Any) -> None:
-    assert seen["written"] == "still open"
-
-
-def test_nothing_of_a_backend_is_left_after_its_close(seen: Any) -> None:
-    assert (seen["left of the first"], seen["left of the second"]) == ([], [])
-    assert seen["threads"] == []
-
-
 # The client alone is killed.
 
 
@@ -272,3 +148,51 @@ async def test_the_end_of_the_client_ends_its_tasks_although_a_fork_has_its_sock
             assert [each.name for each in (tmp_path / "work").iterdir()] == [made.session.uid]
             assert alive(fork)
             assert alive(bystander.pid)
+
+
+# Cancelled tasks: what works in the same directory goes on, what they started ends.
+
+
+@on_the_pilot
+@pytest.mark.parametrize("who", ["the task's settings", "the engine"])
+async def test_a_cancelled_task_ends_with_all_that_it_started_and_nothing_else(
+    driver: Driver, tmp_path: Path, who: str
+) -> None:
+    here = tmp_path / "shared"
+
+    def placed(task: Any, **settings: Any) -> Any:
+        if who == "the engine":
+            task["sandbox"] = str(here)
+        else:
+            settings["sandbox"] = str(here)
+        task["task_backend_specific_kwargs"] = settings
+        return task
+
+    names = ("neighbour", "cancelled", "timed")
+    pids = {name: tmp_path / f"{name}.pids" for name in names}
+    neighbour, cancelled = (
+        placed(driver.command(BUSY.format(pids=pids[name]))) for name in names[:2]
+    )
+    timed = placed(driver.command(BUSY.format(pids=pids["timed"])), timeout=8.0)
+    with sleeping(here) as one, sleeping(here, "nohup") as two, sleeping(here / "below") as three:
+        await driver.submit(neighbour, cancelled, timed)
+        others = [one.pid, two.pid, three.pid, *await six(pids["neighbour"])]
+        theirs, its = await six(pids["timed"]), await six(pids["cancelled"])
+        await driver.cancel(cancelled)
+        assert (await driver.finished(cancelled)).state == "CANCELED"
+        assert [pid for pid in its if alive(pid)] == []
+        end = await driver.finished(timed)
+        assert isinstance(end.error, TaskTimeoutError), str(end)
+        assert [pid for pid in theirs if alive(pid)] == []
+        assert all(map(alive, others))
+        await driver.cancel(neighbour)
+        assert (await driver.finished(neighbour)).state == "CANCELED"
+        assert [pid for pid in others if alive(pid)] == [one.pid, two.pid, three.pid]
+
+
+@on_the_pilot
+async def test_what_a_task_that_is_done_left_in_the_background_goes_on(driver: Driver) -> None:
+    task = driver.command("setsid sleep 600 > /dev/null 2>&1 & echo $!")
+    end = await driver.run_one(task)
+    assert end.state == "DONE", str(end)
+    assert alive(int(str(end.stdout)))

@@ -135,34 +135,29 @@ async def test_a_component_of_the_agent_that_dies_alone_ends_its_pilot(tmp_path:
                 await asyncio.sleep(0.1)
 
 
-async def test_walltime_over_fails_what_runs(tmp_path: Path) -> None:
-    async with started(tmp_path, resources(runtime=1)) as (_, driver):
-        task = driver.command("sleep 600")
-        await driver.submit(task)
-        assert await driver.running(task)
-        async with asyncio.timeout(60 + LIMIT):
-            end = await driver.finished(task)
-        assert isinstance(end.error, TaskLostError), str(end)
-        assert "walltime" in str(end.error)
-
-
-async def test_tasks_of_a_lost_pilot_go_to_another(tmp_path: Path) -> None:
-    async with started(tmp_path, [resources(), resources()]) as (made, _):
+async def test_tasks_of_a_pilot_whose_walltime_is_over_go_to_another(tmp_path: Path) -> None:
+    async with started(tmp_path, [resources(runtime=1), resources()]) as (made, driver):
         flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
 
         @flow.executable_task
-        async def wait(seconds: int) -> str:
-            return f"echo $RP_PILOT_ID; sleep {seconds}; echo $RP_PILOT_ID"
+        async def wait(until: Path) -> str:
+            return f"echo $RP_PILOT_ID; while [ ! -e {until} ]; do sleep 0.1; done"
 
-        quick = await asyncio.gather(*(wait(0) for _ in range(4)))
-        assert {text.split()[0] for text in quick} == {"pilot.0000", "pilot.0001"}
-        tasks = [wait(10) for _ in range(4)]
-        while not all(str(task.state) == "RUNNING" for task in tasks):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-        assert made.pilots[0].handle is not None
-        await asyncio.to_thread(made.pilots[0].handle.cancel)
+        there, late = tmp_path, tmp_path / "late"
+        quick = await asyncio.gather(*(wait(there) for _ in range(4)))
+        assert {text.strip() for text in quick} == {"pilot.0000", "pilot.0001"}
+        tasks = [wait(late) for _ in range(4)]
+        named = driver.command("sleep 600")
+        named["task_backend_specific_kwargs"] = {"pilot": "pilot.0000"}
+        await driver.submit(named)
+        assert await driver.running(named)
+        async with asyncio.timeout(60 + LIMIT):
+            end = await driver.finished(named)
+        assert isinstance(end.error, TaskLostError), str(end)
+        assert "walltime" in str(end.error)
+        late.touch()
         async with asyncio.timeout(2 * LIMIT):
             after = await asyncio.gather(*tasks)
-        assert {text.split()[-1] for text in after} == {"pilot.0001"}
+        assert {text.strip() for text in after} == {"pilot.0001"}
         assert sorted(task.attempt for task in tasks) == [1, 1, 2, 2]
         await flow.shutdown(skip_execution_backend=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_radical import RadicalExecutionBackend, notes
 from rhapsody_radical.pilot import PilotException
 
 
@@ -32,7 +32,7 @@ def test_the_backend_leaves_nothing_in_the_home_and_imports_nothing_of_radical(
     here.mkdir()
     code = """
 import sys
-from rhapsody_radical import RadicalExecutionBackend
+from rhapsody_radical import RadicalExecutionBackend, notes
 RadicalExecutionBackend(raptor_config={"masters": [{"workers": [{}]}]})
 assert not [name for name in sys.modules if name.partition(".")[0] == "radical"]
 """
@@ -67,3 +67,17 @@ def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
     asyncio.run(fail())
     assert list(tmp_path.iterdir()) == [work]
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.asyncio
+async def test_a_start_goes_on_where_no_note_can_be_made_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = notes.place(tmp_path)
+    place.mkdir(mode=0o700)
+    place.chmod(0o777)  # as another user of a shared directory could have made it
+    with pytest.raises(PilotException, match="Known resources"):
+        await RadicalExecutionBackend({"resource": "local.nowhere"}, work_dir=tmp_path)
+    (said,) = (text for text in caplog.messages if "no note of it can be made" in text)
+    assert f"chmod go-w {place}" in said
+    assert os.listdir(tmp_path) == [place.name]

@@ -130,13 +130,16 @@ async def test_calls_reach_a_master_that_was_not_heard_at_first(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(UNHEARD)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    made = backend(work_dir=tmp_path / "work")
+    there = tmp_path / "there"
+    made = backend(resources(sandbox=str(there)), work_dir=tmp_path / "work")
     try:
         async with Driver(made, work_dir=tmp_path) as driver, asyncio.timeout(90):
             end = await driver.run_one(driver.call(sum, [1, 2]))
+            assert list(there.rglob(made.session.uid))
     finally:
         await made.shutdown()
     assert end.value == 3, str(end)
+    assert not list(there.rglob(made.session.uid))
 
 
 async def test_a_pilot_on_another_file_system_gets_the_workers_file(

@@ -109,10 +109,12 @@ async def test_objects_of_radical_pilot_come_back_as_remote_ones(
     made: RadicalExecutionBackend,
 ) -> None:
     def look(objects: Any) -> Any:
-        return {"manager": objects.pilot_manager, "pilots": list(objects.resource_pilots)}
+        pilots = objects.resource_pilots
+        return {"manager": objects.pilot_manager, "pilots": pilots, "set": set(pilots)}
 
     found = await made.run_in_client(look)
-    assert found == {"manager": made.pilot_manager, "pilots": [made.resource_pilot]}
+    first = made.resource_pilot
+    assert found == {"manager": made.pilot_manager, "pilots": [first], "set": {first}}
     assert isinstance(found["manager"], Remote)
     assert found["pilots"][0] is made.resource_pilot
 

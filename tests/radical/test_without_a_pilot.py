@@ -25,6 +25,7 @@ from rhapsody_radical.functions import completed
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.library import rp
 from rhapsody_radical.results import error_of
+from rhapsody_radical.threads import Worker
 from rhapsody_radical.translate import command, in_double_quotes
 
 CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
@@ -417,3 +418,15 @@ def test_a_line_that_comes_in_parts_is_looked_at_as_a_whole(
     file = tmp_path / "stdout"
     looks = Looks(file, *parts)
     assert services._search(str(file), re.compile(r"port (\d+)"), looks) == "80"
+
+
+def test_a_thread_does_what_it_was_given_and_refuses_more_after_its_end() -> None:
+    worker, done = Worker("worker"), []
+    future = worker.submit(lambda: 1)
+    worker.post(lambda: done.append(2))
+    worker.stop()
+    assert (future.result(10), done) == (1, [2])
+    with pytest.raises(RuntimeError, match="thread worker was ended"):
+        worker.submit(lambda: 3)
+    worker.post(lambda: done.append(4))
+    assert done == [2]

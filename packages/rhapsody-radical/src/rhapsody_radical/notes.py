@@ -157,8 +157,9 @@ def take_over(place: Path, patience: float = 30.0, *, gone: str = "") -> list[st
         log.warning("what killed programs may have left is not looked for: %s", error)
     finally:
         os.close(folder)
-    with suppress(OSError):  # there are others
-        place.rmdir()
+    if ended:
+        with suppress(OSError):  # there are others
+            place.rmdir()
     return ended
 
 

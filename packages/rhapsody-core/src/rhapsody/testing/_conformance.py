@@ -28,11 +28,11 @@ from rhapsody.testing._upkeep import Upkeep
 from rhapsody.testing._values import Values
 
 
-# pytest runs the tests of the last base first.
+# pytest runs the tests of the last base first: those that need backends of their own before the
+# one of the class is started.
 class BackendConformance(
     Misfortunes,
     Graphs,
-    Upkeep,
     Resourcefulness,
     Cancellation,
     Files,
@@ -42,6 +42,7 @@ class BackendConformance(
     Values,
     Functions,
     Reports,
+    Upkeep,
     Lifecycle,
     Settings,
 ):

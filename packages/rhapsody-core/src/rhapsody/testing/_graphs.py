@@ -195,16 +195,6 @@ class Graphs:
         expected = [100 * n + i + 1 for i in range(20) for n in range(2)]
         trial.require([value(r) for r in results] == expected, "they got each other's results")
 
-    @check("C4", "the engine starts a backend that was not awaited, and shuts it down", dry=True)
-    async def test_the_engine_starts_and_stops_it(self, trial: Trial) -> None:
-        backend = await trial.fresh()
-        flow = await trial.engine(backend)
-        plus = adder(trial, flow)
-        await plus(1)
-        await flow.shutdown()
-        state = await state_of(backend)
-        trial.require(state == "shutdown", f"after the engine's shutdown it is {state!r}")
-
     @check(
         "C7.6",
         "a service is used while it serves",

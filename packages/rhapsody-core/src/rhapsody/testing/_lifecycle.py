@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 
-from rhapsody.backends.base import Capabilities
+from rhapsody.testing._graphs import adder
 from rhapsody.testing._machine import Holdings, end_processes, left_behind, marked
 from rhapsody.testing._rules import FUNCTIONS, SYNC, skip
 from rhapsody.testing._running import check
@@ -20,21 +20,6 @@ class Lifecycle:
 
     Checks that start a backend and checks that stop one take turns, see `Trial.hand_on`.
     """
-
-    @check("C4", "name, capabilities and session are declared", dry=True)
-    async def test_it_declares_what_it_is(self, trial: Trial) -> None:
-        backend = await trial.backend()
-        name, session = backend.name, backend.session
-        trial.require(isinstance(name, str) and name, f"`name` is {name!r}, not a name")
-        trial.require(
-            isinstance(backend.capabilities, Capabilities),
-            f"`capabilities` is {backend.capabilities!r}, not a Capabilities",
-        )
-        for attribute in ("uid", "path"):
-            value = getattr(session, attribute, None)
-            trial.require(
-                isinstance(value, str) and value, f"`session.{attribute}` is {value!r}, not text"
-            )
 
     @check("C4", "awaiting a backend starts it and gives it back", dry=True)
     async def test_awaiting_starts_it_and_gives_it_back(self, trial: Trial) -> None:
@@ -117,14 +102,23 @@ class Lifecycle:
     async def test_two_backends_at_once_do_not_mix(self, trial: Trial) -> None:
         from rhapsody.testing._work import add
 
-        first = await trial.driver()
-        second = await trial.driver(await trial.own())
+        first, second = [await trial.driver(await trial.own()) for _ in range(2)]
         one, two = first.call(add, 1), second.call(add, 2)
         ends = await asyncio.gather(first.run_one(one), second.run_one(two))
         trial.require([end.value for end in ends] == [2, 3], f"they gave {[*map(str, ends)]}")
         await second.backend.shutdown()
         third = await first.run_one(first.call(add, 3))
         trial.require(third.value == 4, f"after the other's shutdown: {third}")
+
+    @check("C4", "the engine starts a backend that was not awaited, and shuts it down", dry=True)
+    async def test_the_engine_starts_and_stops_it(self, trial: Trial) -> None:
+        backend = await trial.fresh()
+        flow = await trial.engine(backend)
+        plus = adder(trial, flow)
+        await plus(1)
+        await flow.shutdown()
+        state = await state_of(backend)
+        trial.require(state == "shutdown", f"after the engine's shutdown it is {state!r}")
 
     @check("C4", "a backend that was shut down leaves the next one usable", FUNCTIONS)
     async def test_another_can_be_started_after_it(self, trial: Trial) -> None:

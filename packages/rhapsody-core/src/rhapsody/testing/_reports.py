@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from rhapsody.backends.base import Capabilities
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import TaskDescription
 from rhapsody.testing._driver import ONE_TERMINAL
@@ -14,7 +15,22 @@ from rhapsody.testing._trial import Trial
 
 
 class Reports:
-    """What the callback gets, and how often."""
+    """What it says of itself, what the callback gets, and how often."""
+
+    @check("C4", "name, capabilities and session are declared", dry=True)
+    async def test_it_declares_what_it_is(self, trial: Trial) -> None:
+        backend = await trial.backend()
+        name, session = backend.name, backend.session
+        trial.require(isinstance(name, str) and name, f"`name` is {name!r}, not a name")
+        trial.require(
+            isinstance(backend.capabilities, Capabilities),
+            f"`capabilities` is {backend.capabilities!r}, not a Capabilities",
+        )
+        for attribute in ("uid", "path"):
+            value = getattr(session, attribute, None)
+            trial.require(
+                isinstance(value, str) and value, f"`session.{attribute}` is {value!r}, not text"
+            )
 
     @check("C4", ONE_TERMINAL, dry=True)
     async def test_each_task_is_reported_terminal_exactly_once(self, trial: Trial) -> None:
