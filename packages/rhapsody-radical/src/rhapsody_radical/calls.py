@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -69,8 +69,13 @@ def own_path() -> list[str]:
 
     Modules there travel by name: a worker on the same file system imports them from there.
     """
+    return _own(tuple(entry for entry in sys.path if isinstance(entry, str)), os.getcwd())
+
+
+@lru_cache(maxsize=1)
+def _own(entries: tuple[str, ...], here: str) -> list[str]:
     installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
-    found = [os.path.abspath(entry) for entry in sys.path if isinstance(entry, str)]
+    found = [os.path.normpath(os.path.join(here, entry)) for entry in entries]
     return [path for path in found if not path.startswith(installed)]
 
 

@@ -32,6 +32,9 @@ class Ended(NamedTuple):
     value: str | None = None
 
 
+NOTHING = Ended()
+
+
 class Job:
     """A task from its submission to its terminal state.
 
@@ -91,7 +94,7 @@ class Job:
         self.running: bool = False
         self.cancelled: bool = False
         self.lost: str = ""
-        self.ended: Ended = Ended()
+        self.ended: Ended = NOTHING
         self.awaited: bool = False
         self.info: Any = None
         self.ready: Future[Any] | None = Future() if task["is_service"] else None

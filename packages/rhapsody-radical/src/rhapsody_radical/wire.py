@@ -8,18 +8,20 @@ holds the other end is our own process: nothing else can write here.
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
 VERSION = 1
 HEADER = struct.Struct("!HQ")
 GATHER = 0.01
-"""Seconds that a message waits for others: each batch wakes two threads of the program, and
-RADICAL-Pilot itself takes twenty times as long for a task."""
+"""Seconds that a message waits for others, where nothing else is said: each batch wakes two
+threads of the program."""
 
 FLAT = frozenset((str, int, float, bool, bytes, type(None)))
 
@@ -110,14 +112,22 @@ class Outbox(threading.Thread):
         self._channel = channel
         self._change = threading.Condition()
         self._waiting: list[Message] = []
+        self._due = math.inf
         self._ended = False
         self.start()
 
-    def put(self, *message: Any) -> None:
-        """Adds a message. Never blocks. Any thread."""
+    def put(self, *message: Any, within: float = GATHER) -> None:
+        """Adds a message. Never blocks. Any thread.
+
+        Args:
+            message: Its name and its parts.
+            within: Seconds that it may wait for others.
+        """
+        due = time.monotonic() + within
         with self._change:
             self._waiting.append(message)
-            if len(self._waiting) == 1:
+            if due < self._due:
+                self._due = due
                 self._change.notify()
 
     def end(self) -> None:
@@ -131,11 +141,9 @@ class Outbox(threading.Thread):
         """Sends until the end."""
         while True:
             with self._change:
-                while not self._waiting and not self._ended:
-                    self._change.wait()
-                if not self._ended:
-                    self._change.wait(GATHER)
-                batch, self._waiting = self._waiting, []
+                while not self._ended and (rest := self._due - time.monotonic()) > 0:
+                    self._change.wait(None if rest == math.inf else rest)
+                batch, self._waiting, self._due = self._waiting, [], math.inf
             if not batch:
                 return
             try:

@@ -119,7 +119,7 @@ class Calls:
             self._listeners[number] = (thing, forward)  # RADICAL-Pilot knows it by its id
             thing.register_callback(forward, **kwargs)
 
-        self.reply(number, register)
+        self._aside(number, register)
 
     def unlisten(self, numbers: list[int]) -> None:
         """Takes `listen` back."""

@@ -25,7 +25,11 @@ from rhapsody_radical.threads import Worker
 log: logging.Logger = logging.getLogger(__name__)
 
 Say = Callable[..., None]
-"""Sends a message to the program; its name and its parts."""
+"""Sends a message to the program: its name, its parts, and `within` how many seconds."""
+
+SHARE, LONGEST = 0.0025, 0.2
+"""Seconds that a report may wait for each task that is open, and in all. What reports cost the
+program is mostly its being woken; a task alone is told of at once."""
 
 
 class Entry:
@@ -163,9 +167,9 @@ class Tasks:
         elif state == AGENT_EXECUTING:
             entry.running = True
             _hear(entry)
-            self._say("running", entry.uid, _node(handle))
+            self._say("running", entry.uid, _node(handle), within=self._patience())
         elif state == AGENT_STAGING_INPUT_PENDING:
-            self._say("state", entry.uid, state)
+            self._say("state", entry.uid, state, within=self._patience())
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
         """Takes note of an end.
@@ -187,6 +191,10 @@ class Tasks:
             self._reaper.post(self._reap)
         else:
             self._tell(entry, state, reason)
+
+    def _patience(self) -> float:
+        """Seconds that a report may wait for others: with many tasks it is one of many."""
+        return min(LONGEST, SHARE * len(self._open))
 
     def drop(self, pilot: Pilot) -> None:
         """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
@@ -224,7 +232,7 @@ class Tasks:
             printed = (None, None) if entry.pilot.shared else (handle.stdout, handle.stderr)
             error = (handle.exception, handle.exception_detail)
             found = (handle.exit_code, *printed, *error, handle.return_value)
-        self._say("end", entry.uid, state, reason, found)
+        self._say("end", entry.uid, state, reason, found, within=self._patience())
         if handle is not None and not handle._info_evt.is_set():
             handle._set_info(None)  # `wait_info` raises
         entry.pilot.forget(entry.uid)

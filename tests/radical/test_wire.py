@@ -1,0 +1,76 @@
+"""Messages between a program and its client: in order, in batches, and none is lost."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from rhapsody_radical import wire
+from rhapsody_radical.wire import HEADER, Channel, Outbox, Records
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    """Both ends of a socket pair."""
+    found = [Channel(end) for end in socket.socketpair()]
+    yield found[0], found[1]
+    for end in found:
+        end.close()
+
+
+def test_messages_wait_for_others_as_long_as_they_may(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    outbox = Outbox(here)
+    outbox.put("patient", 1, within=600.0)
+    outbox.put("urgent", b"2", within=0.0)
+    assert there.receive() == (("patient", 1), ("urgent", b"2"))
+    outbox.put("alone", within=0.0)
+    assert there.receive() == (("alone",),)
+    outbox.put("patient", within=600.0)
+    outbox.end()
+    assert there.receive() == (("patient",),)
+
+
+def test_the_other_sides_end_is_no_message(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    here.send(("before",))
+    here.shut()
+    assert there.receive() == (("before",),)
+    assert there.receive() is None
+    with pytest.raises(OSError, match=r"\[Errno"):
+        here.send(("after",))
+
+
+def test_half_a_message_is_none(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    here._socket.sendall(HEADER.pack(wire.VERSION, 100) + b"half")
+    here.shut()
+    assert there.receive() is None
+
+
+def test_another_version_says_what_to_do(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    here._socket.sendall(HEADER.pack(wire.VERSION + 1, 0))
+    with pytest.raises(RuntimeError, match="start the program again"):
+        there.receive()
+
+
+def test_log_records_travel_without_what_cannot(ends: tuple[Channel, Channel]) -> None:
+    here, there = ends
+    logger = logging.Logger("somebody's")
+    logger.addHandler(Records(Outbox(here)))
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        logger.exception("task %s", object, extra={"session": "mine", "handle": object()})
+    messages = there.receive()
+    assert messages is not None
+    ((name, values),) = messages
+    record = logging.makeLogRecord(values)
+    assert (name, record.name, record.session) == ("log", "somebody's", "mine")  # type: ignore[attr-defined]
+    assert record.getMessage() == "task <class 'object'>"
+    assert "ValueError: bad" in str(record.exc_text)
+    assert not hasattr(record, "handle")
