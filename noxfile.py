@@ -75,10 +75,9 @@ RUFF = "ruff>=0.17.5,<0.18"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
-# Tests that start clusters or pilots wait more than they compute: several files at once. One whose
-# pilot or Slurm did not start runs once more, and is listed; nothing else is ever repeated.
-LONG_TOOLS = ["pytest-rerunfailures>=16.0", "pytest-xdist>=3.6"]
-SIDE_BY_SIDE = ["-n", "3", "--dist", "loadfile"]
+# A test whose pilot or Slurm did not start runs once more, and is listed; nothing else is ever
+# repeated. They run one after the other: an idle pilot takes most of a core.
+RERUN = "pytest-rerunfailures>=16.0"
 NOT_STARTED = (
     "PilotException: RADICAL-Pilot cannot start",
     "PilotException: pilot .* was not launched",
@@ -118,7 +117,7 @@ def run_tests(
         session.skip(f"{backend} supports Python {', '.join(dist.pythons)}")
     tools = TEST_TOOLS
     if dist.ci == "split":
-        tools, options = [*TEST_TOOLS, *LONG_TOOLS], (*ONCE_MORE, *options)
+        tools, options = [*TEST_TOOLS, RERUN], (*ONCE_MORE, *options)
     held = ["--constraint", str(constraints)] if constraints else []
     install_distribution(session, backend, *tools, *held)
     session.run("pytest", *options, *(session.posargs or [dist.tests]))
@@ -159,8 +158,7 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("backend", list(DISTRIBUTIONS))
 def tests(session: nox.Session, backend: str) -> None:
     """The tests of one backend, in an environment with its distribution and core alone."""
-    options = SIDE_BY_SIDE if DISTRIBUTIONS[backend].ci == "split" else []
-    run_tests(session, backend, *options)
+    run_tests(session, backend)
 
 
 @nox.session(python=PYTHONS)
@@ -173,8 +171,8 @@ def quick(session: nox.Session, backend: str) -> None:
 @nox.session
 @nox.parametrize("backend", SPLIT)
 def long(session: nox.Session, backend: str) -> None:
-    """Those tests of one backend that are marked `long`, several files at once."""
-    run_tests(session, backend, *SIDE_BY_SIDE, "-m", "long")
+    """Those tests of one backend that are marked `long`."""
+    run_tests(session, backend, "-m", "long")
 
 
 @nox.session

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+
+from rhapsody.testing import Driver
+from rhapsody_radical import RadicalExecutionBackend
+from tests.radical.pilots import backend
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # files that its import leaves open
@@ -35,6 +40,23 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("PIP_NO_CACHE_DIR", "1")
         yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
+    """One pilot for all tests of a module that leave it alive."""
+    made = await backend(work_dir=tmp_path_factory.mktemp("work"))
+    async with Driver(made) as driver:  # until the pilot is active
+        assert (await driver.run_one(driver.command("true"))).state == "DONE"
+    yield made
+    await made.shutdown()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
+    """A driver with a directory of its own."""
+    async with Driver(made, work_dir=tmp_path) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,7 @@ from rhapsody_radical.library import rp
 from tests.direct import check_direct_use
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180), pytest.mark.long]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
 
 TOLD: list[tuple[str, str]] = []
@@ -37,13 +37,6 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Radica
     await made
     yield made
     await made.shutdown()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
-    """A driver with a directory of its own."""
-    async with Driver(made, work_dir=tmp_path) as driver:
-        yield driver
 
 
 def own(task: Any, **settings: Any) -> Any:

@@ -10,22 +10,21 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import pytest_asyncio
 
 from rhapsody.errors import TaskLostError, TaskTimeoutError
 from rhapsody.testing import Driver
-from rhapsody_radical import RadicalExecutionBackend, processes
+from rhapsody_radical import processes
 from tests.machine import alive, gone
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.long]
+pytestmark = [pytest.mark.timeout(240)]
 on_the_pilot = pytest.mark.asyncio(loop_scope="module")
 
 BUSY = """
@@ -43,21 +42,6 @@ touch {pids}.all
 wait
 """
 """A task of six processes, in and out of its group, session, directory and environment."""
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
-    """One pilot for all tests that leave it alive."""
-    made = await backend(work_dir=tmp_path_factory.mktemp("work"))
-    yield made
-    await made.shutdown()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
-    """A driver with a directory of its own."""
-    async with Driver(made, work_dir=tmp_path) as driver:
-        yield driver
 
 
 @contextmanager

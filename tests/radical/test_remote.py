@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.testing import Driver
@@ -18,24 +16,7 @@ from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.remote import Remote
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240), pytest.mark.long]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
-    """One pilot for all tests here."""
-    made = await backend(work_dir=tmp_path_factory.mktemp("work"))
-    async with Driver(made) as driver:  # until the pilot is active
-        assert (await driver.run_one(driver.command("true"))).state == "DONE"
-    yield made
-    await made.shutdown()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def driver(made: RadicalExecutionBackend, tmp_path: Path) -> AsyncIterator[Driver]:
-    """A driver with a directory of its own."""
-    async with Driver(made, work_dir=tmp_path) as driver:
-        yield driver
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
 
 class Heard:
