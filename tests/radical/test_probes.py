@@ -170,8 +170,12 @@ def test_a_master_that_a_program_gave_a_worker_is_not_asked(asking: Asking) -> N
 
 def test_a_call_cancelled_before_its_pair_started_says_nothing_of_the_pair(asking: Asking) -> None:
     said: list[Any] = []
-    raptors = Raptors([asking.pilot], lambda *_: None)
-    tasks = Tasks("session", [asking.pilot], raptors, lambda *message: said.append(message))
+
+    def say(*message: Any, within: float) -> None:
+        assert within < 1.0
+        said.append(message)
+
+    tasks = Tasks("session", [asking.pilot], Raptors([asking.pilot], lambda *_: None), say)
     asking.pair.heard = 0.0
     for state in ("CANCELED", "LOST", "FAILED"):
         entry = Entry("call", asking.pilot)
