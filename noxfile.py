@@ -79,7 +79,7 @@ TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
 # repeated. They run one after the other: an idle pilot takes most of a core.
 RERUN = "pytest-rerunfailures>=16.0"
 NOT_STARTED = (
-    "PilotException: RADICAL-Pilot cannot start",
+    "PilotException: RADICAL-Pilot cannot start in",
     "PilotException: pilot .* was not launched",
     "AssertionError: the node is",
 )

@@ -7,11 +7,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rhapsody_radical import batch
 from rhapsody_radical.batch import Job, cancel, hint, jobs_of
+from rhapsody_radical.client.session import Session
 from tests.slurm import slurm, until_no_jobs, why_not
 
 
@@ -89,6 +91,42 @@ def test_what_users_set_for_their_own_queries_changes_nothing(
     install(commands, f'echo "$@/$SCANCEL_INTERACTIVE" > {tmp_path}/called', "scancel")
     assert cancel([Job(number, "RUNNING", "", "", "") for number in ("1", "2")])
     assert (tmp_path / "called").read_text() == "1 2/\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (None, ", queue debug"),
+        ([], ", queue debug, it has no job in the queue (any more)"),
+        ([Job("7", "PENDING", "Priority", "long", "pilot.0001")], ", it has no job"),
+        ([Job("7", "PENDING", "Priority", "long", "pilot.0000")], "long, job 7 is PENDING (Priori"),
+        ([Job("7", "RUNNING", "None", "long", "pilot.0000")], "RUNNING: RADICAL-Pilot's agent sta"),
+        ([Job("7", "PENDING", "PartitionConfig", "", "pilot.0000")], "more than there may ever be"),
+    ],
+)
+def test_what_a_pilot_waits_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[Job] | None, said: str
+) -> None:
+    monkeypatch.setattr(batch, "look", lambda uid: found if uid == "mine" else None)
+    settings = {"resource": "local.localhost", "queue": "debug"}
+    session = Session("mine", str(tmp_path), str(tmp_path), [settings])
+    assert session.place_in_queue(session.pilots[0]) == ", queue debug"
+    session.managers = ["SLURM"]
+    assert said in session.place_in_queue(session.pilots[0])
+
+
+def test_a_full_disk_is_the_reason_where_the_logs_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session("mine", str(tmp_path), str(tmp_path), [{"resource": "local.localhost"}])
+    session.objects.session = SimpleNamespace(path=str(tmp_path))
+    (pilot,) = session.pilots
+    pilot.sandbox = str(tmp_path / "pilot")
+    assert str(tmp_path) in session.why(pilot)
+    monkeypatch.setattr("rhapsody_radical.client.session.FULL", 1 << 62)
+    assert session.why(pilot) == f"no space is left in {tmp_path}"
+    (tmp_path / "pmgr_launching.0000.log").write_text("all well\nIt was denied\n")
+    assert session.why(pilot) == "It was denied"
 
 
 def test_for_other_batch_systems_the_commands_are_told() -> None:

@@ -18,6 +18,9 @@ log: logging.Logger = logging.getLogger(__name__)
 SECONDS = 30.0
 """How long a command may take."""
 
+TOO_MUCH = ("PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints")
+"""Slurm's reasons for a job that waits because no node, or none of its partition, is enough."""
+
 ACTIVE = "PENDING,CONFIGURING,RUNNING,SUSPENDED"
 """The states of jobs that have not ended, nor are about to."""
 
@@ -111,8 +114,10 @@ def _run(*words: str) -> str | None:
         )  # fmt: skip
     except subprocess.CalledProcessError as error:
         log.warning("%s failed: %s", words[0], error.stderr.strip() or error)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("%s does not answer: %s", words[0], error)
+    except subprocess.TimeoutExpired:
+        log.warning("%s does not answer within %g s", words[0], SECONDS)
+    except OSError as error:
+        log.warning("%s does not start: %s", words[0], error)
     else:
         return run.stdout
     return None

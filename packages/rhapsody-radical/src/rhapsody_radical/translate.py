@@ -247,10 +247,11 @@ def check_total(name: str, cores: int, pilot: TargetPilot, taken: int, ranks: in
     if cores > there:
         of_ranks = f" for its {ranks} ranks" if ranks > 1 else ""
         kept = f"; {taken} more are RAPTOR's, see `function_cores`" if taken else ""
+        without = "; or do without RAPTOR: functions='executable'" if taken else ""
         raise CapabilityError(
             f"task {name!r} asks for {cores} cores in all{of_ranks}, pilot {pilot.uid} "
             f"({pilot.settings['resource']}) has {there}{kept}; ask for a larger pilot with "
-            "RadicalExecutionBackend({'cores': ...})"
+            f"RadicalExecutionBackend({{'cores': ...}}){without}"
         )
 
 

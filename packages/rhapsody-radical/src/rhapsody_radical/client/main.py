@@ -143,7 +143,8 @@ class Client:
             self._say("failed", str(error))
         except Exception as error:  # whatever RADICAL-Pilot raises
             log.debug("the session cannot be started", exc_info=True)
-            self._say("failed", f"RADICAL-Pilot cannot start: {text_of(error)}")
+            where = settings["work_dir"]
+            self._say("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
         else:
             self._watch = Watch(self)
             objects = self.session.objects

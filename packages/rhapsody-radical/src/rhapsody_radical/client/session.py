@@ -28,6 +28,9 @@ log: logging.Logger = logging.getLogger(__name__)
 CLOSE_LIMIT = 60.0
 """Seconds that RADICAL-Pilot may take to close before its processes are ended."""
 
+FULL = 1 << 20
+"""Bytes that are free on a file system on which a pilot cannot start any more."""
+
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
 """What a program is told of a resource's configuration, beside what a node has."""
 
@@ -217,9 +220,11 @@ class Session:
             states = [pilot.state for pilot in self.pilots]
             for pilot, state in zip(self.pilots, states, strict=True):
                 if state in FINAL:
+                    queue = pilot.settings.get("queue")
+                    where = pilot.settings["resource"] + (f" (queue {queue})" if queue else "")
                     raise StartError(
-                        f"pilot {pilot.uid} on {pilot.settings['resource']} was not launched "
-                        f"({state}): {self.why(pilot)}"
+                        f"pilot {pilot.uid} on {where} was not launched ({state}): "
+                        f"{self.why(pilot)}"
                     )
             if all(state in (PMGR_ACTIVE_PENDING, PMGR_ACTIVE) for state in states):
                 return
@@ -232,7 +237,11 @@ class Session:
         for place in (*sorted(here.glob("pmgr_launching*.log")), *(there / each for each in names)):
             if reason := _last_error(place):
                 return reason
-        return "RADICAL-Pilot's logs have no reason; keep_session=True keeps them"
+        for place in (here, there):
+            with suppress(OSError):
+                if shutil.disk_usage(place).free < FULL:
+                    return f"no space is left in {place}"
+        return f"its logs have no reason; unless keep_session=False, they stay in {here}"
 
     def directories(self) -> list[str]:
         """What was made on this file system for the session, where pilots have sandboxes, too."""
@@ -242,6 +251,22 @@ class Session:
     def jobs(self) -> list[batch.Job]:
         """The session's batch jobs that have not ended, as far as we know the batch system."""
         return batch.jobs_of(self.uid) if "SLURM" in self.managers else []
+
+    def place_in_queue(self, pilot: Pilot) -> str:
+        """What is known of a pilot that waits, as the end of a line about it."""
+        queue = pilot.settings.get("queue")
+        where = f", queue {queue}" if queue else ""
+        found = batch.look(self.uid) if "SLURM" in self.managers else None
+        if found is None:
+            return where
+        job = next((job for job in found if job.pilot == pilot.uid), None)
+        if job is None:
+            return f"{where}, it has no job in the queue (any more)"
+        said = f", queue {job.queue}, job {job.id} is {job.state}"
+        if job.state == "RUNNING":
+            return f"{said}: RADICAL-Pilot's agent starts"
+        advice = ": it asks for more than there may ever be" if job.reason in batch.TOO_MUCH else ""
+        return f"{said} ({job.reason}{advice})"
 
     def give_up(self, pilot: Pilot) -> None:
         """Ends a pilot that does not work as it should, with what runs on it."""

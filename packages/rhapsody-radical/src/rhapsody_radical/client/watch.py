@@ -100,12 +100,9 @@ class Watch:
         if now - self._began < FIRST_WORD or (last is not None and now - last < NEXT_WORD):
             return
         self._said[pilot.uid] = now
-        where = "" if not (queue := pilot.settings.get("queue")) else f", queue {queue}"
-        for job in self._client.session.jobs():
-            if job.pilot == pilot.uid:
-                where = f", queue {job.queue}, job {job.id} is {job.state} ({job.reason})"
         log.warning(
             "pilot %s on %s is not active after %.0f s: %s%s; its tasks wait",
-            pilot.uid, pilot.settings["resource"], now - self._began, pilot.state, where,
+            pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,
+            self._client.session.place_in_queue(pilot),
             extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
         )  # fmt: skip
