@@ -22,7 +22,7 @@ from rhapsody_radical.library import rp
 from tests.direct import check_direct_use
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180), pytest.mark.long]
 
 
 TOLD: list[tuple[str, str]] = []
