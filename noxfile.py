@@ -81,6 +81,7 @@ RERUN = "pytest-rerunfailures>=16.0"
 NOT_STARTED = (
     "PilotException: RADICAL-Pilot cannot start in",
     "PilotException: pilot .* was not launched",
+    "pilot .* does not come up",
     "AssertionError: the node is",
 )
 ONCE_MORE = ["--reruns", "1", *(f"--only-rerun={error}" for error in NOT_STARTED), "-raR"]

@@ -135,6 +135,41 @@ async def test_a_component_of_the_agent_that_dies_alone_ends_its_pilot(tmp_path:
                 await asyncio.sleep(0.1)
 
 
+UNHEARD = """
+import sys
+if any("radical-pilot-agent_0" in word for word in sys.orig_argv):
+    from radical.pilot.utils.component import BaseComponent
+    publish = BaseComponent.publish
+
+    def unheard(component, pubsub, msg, *more):
+        if type(msg).__name__ != "RPCRequestMessage":
+            publish(component, pubsub, msg, *more)
+
+    BaseComponent.publish = unheard
+"""
+"""Has what an agent asks itself be lost, as it now and then is where it was not yet connected."""
+
+
+def come_up_soon(_: Any) -> None:
+    """Shortens the time that a pilot has to come up; called in the client."""
+    from rhapsody_radical.client import watch
+
+    watch.COMING_UP = 5.0
+
+
+async def test_a_pilot_that_does_not_come_up_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(UNHEARD)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    async with started(tmp_path) as (made, driver):
+        await made.run_in_client(come_up_soon)
+        task = driver.command("true")
+        await driver.submit(task)
+        (error,) = await lost(driver, task, within=2 * LIMIT)
+        assert "pilot.0000 on local.localhost does not come up" in str(error)
+
+
 async def test_tasks_of_a_pilot_whose_walltime_is_over_go_to_another(tmp_path: Path) -> None:
     async with started(tmp_path, [resources(runtime=1), resources()]) as (made, driver):
         flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)

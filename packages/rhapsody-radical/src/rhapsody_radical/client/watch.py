@@ -25,6 +25,11 @@ FIRST_WORD, NEXT_WORD = 30.0, 180.0
 """Seconds without an active pilot until that is said, and then between two such lines."""
 
 
+COMING_UP = 180.0
+"""Seconds from a pilot's first process on this machine until it must be active: now and then its
+agent loses a message to itself while it starts, and waits for the answer for ever."""
+
+
 class Watch:
     """The watch over one session.
 
@@ -37,6 +42,7 @@ class Watch:
         self._vitals = {"": Vitals(), **{pilot.uid: Vitals() for pilot in client.session.pilots}}
         self._began = time.monotonic()
         self._said: dict[str, float] = {}
+        self._seen: dict[str, float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="rhapsody-radical-watch", daemon=True
@@ -84,12 +90,21 @@ class Watch:
         """Gives up the pilots whose part of RADICAL-Pilot is incomplete."""
         client = self._client
         titles = processes.titles(client.session.uid)
+        for pilot in client.session.pilots:
+            if titles.get(pilot.uid) and pilot.state != PMGR_ACTIVE and not pilot.ended:
+                self._give_up_what_does_not_come_up(pilot)
         for uid, vitals in self._vitals.items():
             if (name := vitals.note(titles.get(uid, set()))) is None:
                 continue
             for pilot in client.session.pilots:
                 if uid in ("", pilot.uid) and not pilot.ended:
                     client.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
+
+    def _give_up_what_does_not_come_up(self, pilot: Pilot) -> None:
+        now = time.monotonic()
+        if now - self._seen.setdefault(pilot.uid, now) > COMING_UP:
+            how = f"does not come up: its agent runs since {COMING_UP:g} s and is not active"
+            self._client.give_up(pilot, how)
 
     def _say_that_it_waits(self, pilot: Pilot) -> None:
         """Says of a pilot that is not active yet for how long, and where."""
