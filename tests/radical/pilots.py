@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from rhapsody_radical import RadicalExecutionBackend
 
@@ -21,3 +24,9 @@ def backend(pilots: Any = None, **settings: Any) -> RadicalExecutionBackend:
     settings.setdefault("function_cores", FUNCTION_CORES)
     settings.setdefault("work_dir", os.path.join(tempfile.gettempdir(), "rhapsody-radical-tests"))
     return RadicalExecutionBackend(resources() if pilots is None else pilots, **settings)
+
+
+def customise(directory: Path, patch: pytest.MonkeyPatch, text: str) -> None:
+    """Has every Python that starts from now on run a text first, the pilots' own, too."""
+    (directory / "sitecustomize.py").write_text(text)
+    patch.setenv("PYTHONPATH", f"{directory}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

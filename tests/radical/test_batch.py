@@ -67,12 +67,12 @@ def test_a_sessions_jobs_are_known_by_its_directory_wherever_that_is(
 ) -> None:
     jobs = [Job(n, "RUNNING", "None", "debug", f"pilot.000{n}") for n in ("1", "2")]
     places = [
-        "/work/mine/radical.pilot.sandbox/mine/pilot.0001/",
+        "/data/mine/radical.pilot.sandbox/mine/pilot.0001/",
         "/else/a b|c\nd/radical.pilot.sandbox/mine/pilot.0002",
-        "/work/mine",
-        "/work/mine/radical.pilot.sandbox/other/pilot.0000",
-        "/work/mine/radical.pilot.sandbox/mine/pilot.0000/task",
-        "/work/radical.pilot.sandbox/mine",
+        "/data/mine",
+        "/data/mine/radical.pilot.sandbox/other/pilot.0000",
+        "/data/mine/radical.pilot.sandbox/mine/pilot.0000/task",
+        "/data/radical.pilot.sandbox/mine",
     ]
     (tmp_path / "said").write_text(
         "".join(

@@ -20,7 +20,7 @@ from rhapsody_radical import RadicalExecutionBackend
 from rhapsody_radical.client.vitals import CONFIRMED
 from rhapsody_radical.client.watch import TICK
 from tests.machine import working_in
-from tests.radical.pilots import backend, resources
+from tests.radical.pilots import backend, customise, resources
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(300), pytest.mark.long]
 
@@ -160,8 +160,7 @@ def come_up_soon(_: Any) -> None:
 async def test_a_pilot_that_does_not_come_up_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(UNHEARD)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    customise(tmp_path, monkeypatch, UNHEARD)
     async with started(tmp_path) as (made, driver):
         await made.run_in_client(come_up_soon)
         task = driver.command("true")

@@ -17,7 +17,7 @@ from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
 from rhapsody_radical.library import rp
 from tests.machine import working_in
-from tests.radical.pilots import backend, resources
+from tests.radical.pilots import backend, customise, resources
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(400), pytest.mark.long]
 
@@ -128,8 +128,7 @@ async def test_a_configured_default_worker_is_one_to_be_trusted(
 async def test_calls_reach_a_master_that_was_not_heard_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(UNHEARD)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    customise(tmp_path, monkeypatch, UNHEARD)
     there = tmp_path / "there"
     made = backend(resources(sandbox=str(there)), work_dir=tmp_path / "work")
     try:
@@ -145,8 +144,7 @@ async def test_calls_reach_a_master_that_was_not_heard_at_first(
 async def test_a_pilot_on_another_file_system_gets_the_workers_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(ON_ANOTHER)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    customise(tmp_path, monkeypatch, ON_ANOTHER)
     made = backend(resources(sandbox=str(tmp_path / "there")), work_dir=tmp_path / "work")
     try:
         async with Driver(made, work_dir=tmp_path / "here") as driver:

@@ -253,8 +253,11 @@ class Connection:
 
     def request(self, name: str, *parts: Any) -> Future[Any]:
         """Sends a message that is replied to; the future has the reply."""
+        return self._ask(next(self._numbers), name, *parts)
+
+    def _ask(self, number: int, name: str, *parts: Any) -> Future[Any]:
         self._require_another_thread()
-        number, future = next(self._numbers), Future[Any]()
+        future = Future[Any]()
         self._waiting[number] = future
         with suppress(InvalidStateError):  # who saw the client's end was quicker
             try:
@@ -285,13 +288,10 @@ class Connection:
 
     def listen(self, target: Ref, cb: Callable[..., Any], data: Any, kwargs: Any) -> None:
         """Has a callback called with what RADICAL-Pilot gives it."""
-        self._require_another_thread()
-        packed = pickle.dumps(encoded(kwargs))
-        number, future = next(self._numbers), Future[Any]()
-        self._waiting[number], self._listeners[number] = future, (target, cb, data)
-        self.send("listen", number, target, packed)
+        packed, number = pickle.dumps(encoded(kwargs)), next(self._numbers)
+        self._listeners[number] = (target, cb, data)  # it may be called before the reply is here
         try:
-            future.result()
+            self._ask(number, "listen", target, packed).result()
         except BaseException:
             self._listeners.pop(number, None)
             raise

@@ -245,18 +245,23 @@ class Session:
 
     def directories(self) -> list[str]:
         """What was made on this file system for the session, where pilots have sandboxes, too."""
-        pilots = [pilot for pilot in self.pilots if pilot.shared and pilot.sandbox]
-        return [*{os.path.dirname(pilot.sandbox) for pilot in pilots}, self.directory]
+        found = {self.directory}
+        for pilot in self.pilots:
+            if pilot.shared and pilot.sandbox:
+                sandboxes = os.path.dirname(pilot.sandbox)
+                counters = os.path.join(os.path.dirname(sandboxes), ".radical/utils", self.uid)
+                found |= {sandboxes, counters}  # the counters are of its `radical.utils`
+        return sorted(found)
 
-    def jobs(self) -> list[batch.Job]:
-        """The session's batch jobs that have not ended, as far as we know the batch system."""
-        return batch.jobs_of(self.uid) if "SLURM" in self.managers else []
+    def jobs(self) -> list[batch.Job] | None:
+        """The session's batch jobs that have not ended; `None` where that cannot be known."""
+        return batch.look(self.uid) if "SLURM" in self.managers else None
 
     def place_in_queue(self, pilot: Pilot) -> str:
         """What is known of a pilot that waits, as the end of a line about it."""
         queue = pilot.settings.get("queue")
         where = f", queue {queue}" if queue else ""
-        found = batch.look(self.uid) if "SLURM" in self.managers else None
+        found = self.jobs()
         if found is None:
             return where
         job = next((job for job in found if job.pilot == pilot.uid), None)
@@ -282,7 +287,7 @@ class Session:
         if closing.is_alive():
             log.warning("RADICAL-Pilot session %s did not close within %g s", self.uid, CLOSE_LIMIT)
         processes.end(self.uid)
-        batch.cancel(self.jobs())  # also one that was being submitted when the closing began
+        batch.cancel(self.jobs() or [])  # also one that was being submitted when the closing began
         # RADICAL-Pilot's agents make this directory for temporary files, and never remove it.
         temporary = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - RADICAL-Pilot's
         shutil.rmtree(os.path.join(temporary, self.uid), ignore_errors=True)
@@ -293,7 +298,7 @@ class Session:
         active = [pilot.uid for pilot in living if pilot.state == PMGR_ACTIVE]
         # The queue first: RADICAL-Pilot's components may be dead, and it sees the end of a job
         # only half a minute later. An agent that runs is quicker than the batch system, however.
-        jobs = [job for job in self.jobs() if job.pilot not in active]
+        jobs = [job for job in self.jobs() or [] if job.pilot not in active]
         done = {job.pilot for job in jobs} if batch.cancel(jobs) else set()
         queued = [pilot.uid for pilot in living if pilot.uid not in {*active, *done}]
         steps: list[Callable[[], Any]] = []

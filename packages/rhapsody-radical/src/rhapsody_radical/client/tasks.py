@@ -167,9 +167,9 @@ class Tasks:
         elif state == AGENT_EXECUTING:
             entry.running = True
             _hear(entry)
-            self._say("running", entry.uid, _node(handle), within=self._patience())
+            self._report("running", entry.uid, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING:
-            self._say("state", entry.uid, state, within=self._patience())
+            self._report("state", entry.uid, state)
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
         """Takes note of an end.
@@ -192,9 +192,9 @@ class Tasks:
         else:
             self._tell(entry, state, reason)
 
-    def _patience(self) -> float:
-        """Seconds that a report may wait for others: with many tasks it is one of many."""
-        return min(LONGEST, SHARE * len(self._open))
+    def _report(self, *message: Any) -> None:
+        """Says what became of a task; with many of them a report is one of many, and may wait."""
+        self._say(*message, within=min(LONGEST, SHARE * len(self._open)))
 
     def drop(self, pilot: Pilot) -> None:
         """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
@@ -232,7 +232,7 @@ class Tasks:
             printed = (None, None) if entry.pilot.shared else (handle.stdout, handle.stderr)
             error = (handle.exception, handle.exception_detail)
             found = (handle.exit_code, *printed, *error, handle.return_value)
-        self._say("end", entry.uid, state, reason, found, within=self._patience())
+        self._report("end", entry.uid, state, reason, found)
         if handle is not None and not handle._info_evt.is_set():
             handle._set_info(None)  # `wait_info` raises
         entry.pilot.forget(entry.uid)
