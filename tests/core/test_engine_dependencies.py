@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import copy
 import dataclasses
@@ -101,6 +102,21 @@ async def test_the_callers_own_containers_are_left_alone() -> None:
         assert mine == {"a": [future, 2]}
         assert mine["a"][0] is future
         assert point.x is future
+
+
+async def test_containers_on_the_way_to_a_future_are_taken_as_they_are_at_the_call() -> None:
+    async with engine(Machine()) as flow:
+        give, take = tools(flow)
+        gate: asyncio.Future[int] = flow.loop.create_future()
+        inner = [gate]
+        mine: dict[str, Any] = {"a": inner, "b": (gate, inner)}
+        point = Plain(inner)
+        future = take(mine, point)
+        inner.append(give(10))
+        mine["c"] = flow.loop.create_future()  # nobody waits for it
+        point.x = None
+        gate.set_result(1)
+        assert await future == ({"a": [1], "b": (1, [1])}, Plain([1]))
 
 
 async def test_what_holds_no_future_is_handed_on_as_the_same_object() -> None:

@@ -60,6 +60,17 @@ class Found:
         self.inexact: bool = False
         self._touched: set[int] = set()
 
+    def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        """Return the arguments with copies of the containers on the way to a future or file.
+
+        From then on `fill` is for the copies.
+        """
+        done: dict[int, Any] = {}
+        args = tuple(_copied(value, self._touched, done) for value in args)
+        kwargs = {key: _copied(value, self._touched, done) for key, value in kwargs.items()}
+        self._touched = set(map(id, done.values()))
+        return args, kwargs
+
     def fill(self, value: Any, replace: Callable[[Any], Any]) -> Any:
         """The value with each future and file in it replaced, `literal` marks taken off.
 
@@ -202,6 +213,31 @@ def _replaced(value: Any, changes: dict[str, Any]) -> Any:
     new = copy.copy(value)  # with what `__init__` does not know, and without calling it
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # frozen ones too
+    return new
+
+
+def _copied(value: Any, touched: set[int], done: dict[int, Any]) -> Any:
+    """The value with copies of those containers in it that are `touched`, by their ids."""
+    key = id(value)
+    if key not in touched:
+        return value
+    if key in done:
+        return done[key]
+    kind = type(value)
+    new: Any
+    if kind is dict:
+        new = {k: _copied(v, touched, done) for k, v in value.items()}
+    elif kind is list or kind is set or kind is tuple:
+        new = kind(_copied(v, touched, done) for v in value)
+    elif isinstance(value, tuple):
+        new = kind._make(_copied(v, touched, done) for v in value)
+    else:
+        new = copy.copy(value)
+        for field in dataclasses.fields(value):
+            if field.init:
+                inner = _copied(getattr(value, field.name), touched, done)
+                object.__setattr__(new, field.name, inner)  # frozen ones too
+    done[key] = new
     return new
 
 

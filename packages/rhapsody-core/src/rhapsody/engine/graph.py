@@ -73,6 +73,8 @@ class Graph:
             dependencies = tuple(dict.fromkeys((*(found.futures if found else ()), *after)))
             self._check_dependencies(task, dependencies, parent)
 
+        if found is not None:
+            args, kwargs = found.copy(args, kwargs)
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
         future: TaskFuture[Any]
         guarded = bool(dependencies) and any(isinstance(d, BlockFuture) for d in dependencies)

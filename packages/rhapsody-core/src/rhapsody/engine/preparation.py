@@ -169,11 +169,6 @@ class Preparation:
                     reference = self._runtime.pushdown.reference(leaf)
                     if reference is not None:
                         return reference
-                if not leaf.done():
-                    raise RuntimeError(
-                        f"an argument of task {node.task.name!r} was changed after the call: "
-                        f"the task did not wait for {leaf!r}"
-                    )
                 return leaf.result()
             if sandbox is None:
                 return leaf
