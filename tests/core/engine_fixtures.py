@@ -86,13 +86,17 @@ on_machines = pytest.mark.parametrize(
 async def engine(
     backend: BaseExecutionBackend | None = None, **settings: Any
 ) -> AsyncIterator[WorkflowEngine]:
-    """An engine for one test: with a time limit, and out of the way of pytest's signals."""
+    """An engine for one test: with a time limit, and out of the way of pytest's signals.
+
+    What is unfinished at the end is cancelled.
+    """
     settings.setdefault("handle_signals", False)
-    async with (
-        asyncio.timeout(LIMIT),
-        WorkflowEngine.create(backend or NoopExecutionBackend(), **settings) as flow,
-    ):
-        yield flow
+    async with asyncio.timeout(LIMIT):
+        flow = await WorkflowEngine.create(backend or NoopExecutionBackend(), **settings)
+        try:
+            yield flow
+        finally:
+            await flow.shutdown()
 
 
 def tools(flow: WorkflowEngine) -> tuple[Any, Any]:

@@ -110,6 +110,7 @@ async def test_a_task_cancelled_before_the_loop_turns_is_never_submitted() -> No
         await turns()
         assert [task["uid"].split(".")[-2] for task in backend.tasks] == ["000001", "000003"]
         assert backend.stops == []
+        await flow.shutdown()
 
 
 async def test_a_cancellation_during_submission_is_delivered_after_it_has_returned() -> None:

@@ -379,6 +379,33 @@ def test_an_exit_code_of_the_user_s_own_is_kept(run: Run) -> None:
     assert run("import sys\nsys.exit(8)", "-b", "noop").returncode == 8
 
 
+def test_what_does_not_depend_on_a_failure_runs_unless_it_is_to_fail_fast(
+    run: Run, tmp_path: Path
+) -> None:
+    script = """
+    import asyncio
+    async def main(flow):
+        @flow.function_task
+        async def bad():
+            raise ValueError("bad sample")
+        @flow.function_task
+        async def good(before=None):
+            await asyncio.sleep(0.2)
+            open("done.txt", "w").close()
+        good.options(name="after")(failing := bad())
+        good()
+        await failing
+    """
+    kept = run(script)
+    assert kept.returncode == 1
+    assert (tmp_path / "done.txt").exists()
+    assert "1 task failed: 'bad' (task.000001): ValueError: bad sample" in kept.stderr
+    assert "1 did not run because of that: 'after' (task.000002)" in kept.stderr
+    (tmp_path / "done.txt").unlink()
+    assert run(script, "--fail-fast").returncode == 1
+    assert not (tmp_path / "done.txt").exists()
+
+
 # Signals.
 
 

@@ -70,6 +70,7 @@ async def test_preparing_sees_the_values_and_may_change_the_description() -> Non
         plugin.prepare = lambda task: None
         part()
         assert (await backend.next())["task_backend_specific_kwargs"] == {}
+        await flow.shutdown()
 
 
 async def test_preparing_may_change_an_executables_command() -> None:
@@ -87,6 +88,7 @@ async def test_preparing_may_change_an_executables_command() -> None:
 
         tool()
         assert (await backend.next())["executable"] == "nice tool --fast"
+        await flow.shutdown()
 
 
 async def test_preparing_is_called_once_for_each_attempt() -> None:

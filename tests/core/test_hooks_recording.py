@@ -147,6 +147,7 @@ async def test_a_record_comes_before_the_future_and_its_dependents() -> None:
         await within(first)
         assert seen == [(False, 1)]
         await backend.next()
+        await flow.shutdown()
 
 
 async def test_an_awaitable_holds_its_futures_until_it_is_done_and_nothing_else() -> None:

@@ -129,6 +129,7 @@ def test_far_deadlines_wake_nobody_before_their_time() -> None:
                 else:
                     backend.failed(task, OSError())
             assert await measure() <= 1
+            await flow.shutdown()
 
     run(main)
 

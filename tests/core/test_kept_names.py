@@ -74,6 +74,7 @@ async def test_submit_flushes_what_is_ready() -> None:
         backend.gate.set()
         await within(submitting)
         assert len(backend.tasks) == 3
+        await flow.shutdown()
 
 
 @pytest.mark.parametrize("synchronous", [False, True])

@@ -62,10 +62,15 @@ def current_task() -> TaskContext:
     Raises:
         RuntimeError: No task is running here.
     """
-    context = _context.get()
+    context = running_task()
     if context is None:
         raise RuntimeError("no task is running here: call current_task() inside a function task")
     return context
+
+
+def running_task() -> TaskContext | None:
+    """The same for code that may be outside of a task, which gets `None`."""
+    return _context.get()
 
 
 class Setting(Generic[T]):

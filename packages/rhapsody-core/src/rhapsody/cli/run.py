@@ -53,6 +53,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting of the backend, its value as in TOML; may be given several times",
     )
+    failing = parser.add_mutually_exclusive_group()
+    failing.add_argument(
+        "-k",
+        "--keep-going",
+        action="store_true",
+        help="when a task has failed, run what does not depend on it before the end (the default)",
+    )
+    failing.add_argument(
+        "--fail-fast", action="store_true", help="cancel everything when a task has failed"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     if backend is None and options:
         backend = "local"
     try:
-        summary = asyncio.run(_workflow(main, backend, options))
+        summary = asyncio.run(_workflow(main, backend, options, fail_fast=arguments.fail_fast))
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # as above
@@ -228,13 +238,17 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
         raise UsageError(f"backend {name!r}: {error}") from None
 
 
-async def _workflow(main: Main, name: str | None, options: dict[str, Any]) -> Summary:
+async def _workflow(
+    main: Main, name: str | None, options: dict[str, Any], *, fail_fast: bool
+) -> Summary:
     from rhapsody.engine import WorkflowEngine
 
     backend = None if name is None else make_backend(name, options)
     started = False
     try:
-        async with WorkflowEngine.create(backend=backend) as flow:
+        async with WorkflowEngine.create(
+            backend=backend, fail_fast=fail_fast, keep_going=not fail_fast
+        ) as flow:
             started = True
             await main(flow)
         assert flow.summary is not None

@@ -13,10 +13,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rhapsody.data import File, InputFile, OutputFile, plain_name, without_secrets
+from rhapsody.engine.claims import Claim
 from rhapsody.engine.fetch import Fetcher
 from rhapsody.engine.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.errors import CapabilityError, DataError
@@ -64,6 +66,8 @@ class Stager:
     Args:
         work_dir: Where sandboxes are; made when the first one is.
         keep: Which sandboxes stay on disk: those of failed tasks, all, or none.
+        uid: The engine's uid where the program chose it: no other engine may use it now, and
+            none of the sandboxes that an earlier one left is used again.
         backends: The engine's backends by the names that outcomes bear; may grow.
         fetch_timeout: Seconds that fetching one file may take; without it
             `RHAPSODY_FETCH_TIMEOUT`, else 600.
@@ -72,7 +76,8 @@ class Stager:
 
     Raises:
         ValueError: An argument, or an environment variable named above, is not
-            what it must be.
+            what it must be; or another engine uses the uid.
+        OSError: The uid cannot be claimed in `work_dir`.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Stager:
         work_dir: str | os.PathLike[str],
         keep: Keep = "failed",
         *,
+        uid: str | None = None,
         backends: Mapping[str, BaseExecutionBackend] | None = None,
         fetch_timeout: float | None = None,
         fetch_limit: int | str | None = None,
@@ -99,6 +105,10 @@ class Stager:
             timeout=_timeout(fetch_timeout),
             limit=_limit(fetch_limit),
         )
+        self._claim = None if uid is None else Claim(uid, str(self.work_dir))
+        self._taken: frozenset[str] = frozenset()
+        if uid is not None:
+            self._taken = frozenset(n for n in os.listdir(work_dir) if n.startswith(f"{uid}."))
 
     def sandbox_path(self, uid: str) -> str:
         """The sandbox of an attempt; nothing is made.
@@ -108,7 +118,10 @@ class Stager:
         """
         if uid == _CACHE:
             raise DataError(f"{uid!r} cannot be a task's uid")
-        return self._root + plain_name(uid)
+        name = plain_name(uid)
+        if name in self._taken:  # by an earlier run
+            name = next(n for i in count(2) if (n := f"{name}~{i}") not in self._taken)
+        return self._root + name
 
     def bind(self, file: AnyFile, sandbox: str) -> AnyFile:
         """The copy of a file object that a task gets, with a path in its sandbox."""
@@ -354,6 +367,8 @@ class Stager:
         self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)
         await self._sandboxes.close()
+        if self._claim is not None:
+            self._claim.release()
         if not self._existed:
             await asyncio.to_thread(_remove_empty, self.work_dir)
 

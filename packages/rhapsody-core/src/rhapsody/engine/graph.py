@@ -40,6 +40,7 @@ class Graph:
         self._numbers = {"task": 0, "block": 0}
         self._settled: deque[Node] = deque()
         self._settling = False
+        self._joins: list[tuple[set[Node], asyncio.Future[None]]] = []
         self.live: set[Node] = set()
         self.failed: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
         self.calls: list[tuple[str, str, tuple[str, ...]]] | None = None  # kept by a dry run
@@ -184,8 +185,26 @@ class Graph:
         if node.dependents is not None:
             self._settled.append(node)
             self._settle_all()
+        for pending, done in self._joins:
+            pending.discard(node)
+            if not pending and not done.done():
+                done.set_result(None)
         if node.life.work is Work.ENDED or node.life.work is Work.LOST:
             self.close(node)
+
+    def pending(self) -> set[Node]:
+        """The nodes whose futures are not settled."""
+        return {node for node in self.live if node.life.future is Future.PENDING}
+
+    async def all_settled(self) -> None:
+        """Waits until no future is pending; those of calls made meanwhile count."""
+        while pending := self.pending():
+            join = (pending, self._runtime.loop.create_future())
+            self._joins.append(join)
+            try:
+                await join[1]
+            finally:
+                self._joins.remove(join)
 
     def _settle_all(self) -> None:
         if self._settling:
@@ -247,6 +266,8 @@ class Graph:
         if not node.future.done():
             node.future.fail(error)
             self.failed.add(node.future)
+        if runtime.failures is not None:
+            runtime.failures.add(node, error)
         if runtime.observed:
             runtime.observe(node, TasksMainStates.FAILED, error=error)
         if runtime.fail_fast and not runtime.closing:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rhapsody.errors import describe_error
+from rhapsody.errors import DependencyFailureError, describe_error
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
 
@@ -173,11 +173,67 @@ class _NewEvent:
     error: BaseException | None
 
 
+_MARK = "_rhapsody_engine"
+
+
+class Failures:
+    """What failed and what did not run because of it, for the account of an engine that goes on.
+
+    Args:
+        uid: The engine's uid.
+    """
+
+    def __init__(self, uid: str) -> None:
+        self._uid = uid
+        self._failed: list[str] = []
+        self._skipped: list[str] = []
+        self._counts = [0, 0]
+
+    def add(self, node: Node, error: BaseException) -> None:
+        """Notes a failure, and marks its exception as the engine's own."""
+        _attributes(error)[_MARK] = self._uid
+        name = f"{node.task.name!r} ({node.future.uid})"
+        skipped = isinstance(error, DependencyFailureError)
+        self._counts[skipped] += 1
+        if skipped and len(self._skipped) < _SHOWN:
+            self._skipped.append(name)
+        elif not skipped and len(self._failed) < _SHOWN:
+            self._failed.append(f"{name}: {describe_error(error)}")
+
+    def include(self, error: BaseException) -> bool:
+        """Whether an exception is that of one of the engine's tasks, or a group of such."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(self.include(one) for one in error.exceptions)
+        return bool(_attributes(error).get(_MARK) == self._uid)
+
+    def __str__(self) -> str:
+        failed, skipped = self._counts
+        text = f"{failed} task{'s' * (failed != 1)} failed: {_listed(self._failed, failed)}"
+        if skipped:
+            names = _listed(self._skipped, skipped)
+            text += f"; {skipped} did not run because of that: {names}"
+        return text
+
+
+_SHOWN = 10
+
+
+def _listed(names: list[str], count: int) -> str:
+    return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
+
+
+def _attributes(error: BaseException) -> dict[str, Any]:
+    """An exception's attributes, past what its class makes of a look at them."""
+    found: dict[str, Any] = BaseException.__getattribute__(error, "__dict__")
+    return found
+
+
 class Tally:
     """Failures that nobody looked at, told in one line instead of one record each.
 
     Attributes:
         total: How many there were so far.
+        quiet: Whether they have been told already, so that there is no line.
     """
 
     def __init__(self, log: logging.Logger, uid: str) -> None:
@@ -186,6 +242,7 @@ class Tally:
         # Text and memory that are made under it may free another future, which comes here, too.
         self._lock = threading.RLock()
         self.total: int = 0
+        self.quiet: bool = False
         self._count = 0
         self._first = ""
         self._closed = False
@@ -216,7 +273,7 @@ class Tally:
         with self._lock:
             count, first = self._count, self._first
             self._count, self._first = 0, ""
-        if count:
+        if count and not self.quiet:
             self._log.error(
                 "engine %s: %d failed task%s nobody awaited; first: %s",
                 self._uid, count, "" if count == 1 else "s", first,

@@ -24,7 +24,7 @@ from rhapsody.engine.graph import Graph
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.node import Node
-from rhapsody.engine.observe import Observation, Stats, Tally
+from rhapsody.engine.observe import Failures, Observation, Stats, Tally
 from rhapsody.engine.preparation import NEW, Preparation, Values
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.settings import NO_FALLBACK
@@ -75,6 +75,7 @@ class Runtime:
         max_pending: int | None,
         submit_timeout: float | None,
         fail_fast: bool,
+        keep_going: bool,
         push_down: bool,
     ) -> None:
         self.engine = engine
@@ -102,6 +103,7 @@ class Runtime:
         self.timers: Timers = Timers(clock, self.guarded)
         self.limits: Limits = Limits()
         self.tally: Tally = Tally(self.log, uid)
+        self.failures: Failures | None = Failures(uid) if keep_going else None
         self.observation: Observation = Observation(self)
         self.observe: Callable[..., None] = self.observation.add
         self.updates: Updates = Updates(self)

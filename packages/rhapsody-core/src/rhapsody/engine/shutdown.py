@@ -31,6 +31,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     problems: list[str] = []
     if not runtime.interrupted:
         await runtime.gate.drain(GRACE)
+        _tell_unfinished(runtime)
         runtime.cancel_all()
         runtime.pushdown.close()
     lanes = list(runtime.lanes.values())
@@ -51,6 +52,20 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
         await runtime.blocks.drain(GRACE)
     await runtime.settle_background(GRACE)
     return tuple(problems)
+
+
+def _tell_unfinished(runtime: Runtime) -> None:
+    """Says what is cancelled although nobody asked for it."""
+    pending = runtime.graph.pending()
+    if pending:
+        first = sorted(pending, key=lambda node: (node.task.prefix, node.number))[:5]
+        names = ", ".join(f"{node.task.name!r} ({node.future.uid})" for node in first)
+        runtime.log.warning(
+            "engine %s: %d unfinished task%s cancelled by the shutdown: %s%s; `await flow.join()` "
+            "waits for them",
+            runtime.uid, len(pending), " was" if len(pending) == 1 else "s were", names,
+            ", ..." if len(pending) > len(first) else "",
+        )  # fmt: skip
 
 
 def settle_everything(runtime: Runtime) -> tuple[str, ...]:

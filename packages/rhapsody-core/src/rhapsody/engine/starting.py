@@ -14,7 +14,7 @@ class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
     """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
 
     `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
-    it with `async with`, which shuts the engine down at the end.
+    it with `async with`, see `WorkflowEngine.__aexit__`.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
@@ -47,4 +47,4 @@ class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
         traceback: TracebackType | None,
     ) -> None:
         assert self._engine is not None
-        await self._engine.shutdown()
+        await self._engine.__aexit__(kind, error, traceback)

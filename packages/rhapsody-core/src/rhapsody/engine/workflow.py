@@ -16,7 +16,9 @@ from typing import Any, Literal, Self
 
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.context import running_task
 from rhapsody.engine.attach import attach, shut_down
+from rhapsody.engine.blocks import enclosing_block
 from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.dispatch import Lane
 from rhapsody.engine.files import Stager
@@ -84,6 +86,7 @@ class WorkflowEngine(Decorators, KeptNames):
         submit_timeout: float | None = 300.0,
         handle_signals: bool = True,
         fail_fast: bool = False,
+        keep_going: bool = False,
         keep_sandboxes: KeepSandboxes = "failed",
         uid: str | None = None,
         clock: Clock | None = None,
@@ -117,9 +120,13 @@ class WorkflowEngine(Decorators, KeptNames):
             handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
                 if this is the main thread.
             fail_fast: Whether the first failure cancels all that is unfinished.
+            keep_going: Whether leaving the context with the exception of one of the
+                engine's own tasks waits for the others first, where they do not
+                depend on it, and then gives an account of what failed.
             keep_sandboxes: Which sandboxes stay on disk.
-            uid: The engine's uid, unique among all that share backends or
-                directories; made up by default.
+            uid: The engine's uid, which no other engine uses at the same time, in this
+                process or in `work_dir`; made up by default. What an earlier run of
+                the same uid left in sandboxes stays there, and is not used again.
             clock: Where to read the time, for tests and simulations.
 
         Returns:
@@ -127,7 +134,8 @@ class WorkflowEngine(Decorators, KeptNames):
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range, or nobody registered a backend.
+            ValueError: An argument is out of range, another engine uses the uid, or
+                nobody registered a backend.
             RuntimeError: A dry run with a backend that does work.
         """
         return Starting(
@@ -150,6 +158,7 @@ class WorkflowEngine(Decorators, KeptNames):
                 else seconds("submit_timeout", submit_timeout),
                 handle_signals=flag("handle_signals")(handle_signals),
                 fail_fast=flag("fail_fast")(fail_fast),
+                keep_going=flag("keep_going")(keep_going),
                 push_down=flag("push_down")(push_down),
                 keep_sandboxes=keep_sandboxes,
                 uid=uid,
@@ -178,12 +187,16 @@ class WorkflowEngine(Decorators, KeptNames):
         clock: Clock | None,
         **limits: Any,
     ) -> None:
-        if uid is None:
-            uid = f"engine.{uuids.uuid4().hex[:8]}"
+        chosen, uid = uid, f"engine.{uuids.uuid4().hex[:8]}" if uid is None else uid
         if not isinstance(uid, str) or not uid or os.sep in uid or uid.startswith("."):
             raise ValueError(f"uid must be a plain name, got {uid!r}")
         if clock is not None and not all(hasattr(clock, n) for n in ("monotonic", "call_at")):
             raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {clock!r}")
+        if limits["fail_fast"] and limits["keep_going"]:
+            raise ValueError(
+                "fail_fast=True cancels all at the first failure, and keep_going=True does not: "
+                "choose one of them"
+            )
         self._work_dir = _absolute(Path(".rhapsody", uid) if work_dir is None else work_dir)
         self._dry_run = dry_run
         self.prof.enabled = bool(profile)
@@ -195,7 +208,7 @@ class WorkflowEngine(Decorators, KeptNames):
             uid=uid,
             clock=clock or LoopClock(self._loop),
             hooks=hooks,
-            stager=Stager(self.work_dir, keep_sandboxes, backends=attached),
+            stager=Stager(self.work_dir, keep_sandboxes, uid=chosen, backends=attached),
             **limits,
         )
         ours: list[BaseExecutionBackend] = []
@@ -226,6 +239,7 @@ class WorkflowEngine(Decorators, KeptNames):
             await stop_everything(self._runtime, skip_backends=True)
         finally:
             await shut_down(ours)
+            await self._runtime.stager.close()
 
     # What is going on: read-only views of what is unfinished.
 
@@ -335,12 +349,33 @@ class WorkflowEngine(Decorators, KeptNames):
 
     # The end.
 
+    async def join(self) -> None:
+        """Waits until all that was called has ended, and services are ready.
+
+        What is called meanwhile is waited for, too. Failures raise nothing here: they are
+        on the futures. Cancelling this call cancels nothing else.
+
+        Raises:
+            RuntimeError: Called inside a block or a task, which would wait for itself, or
+                on another event loop than the engine's.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._runtime.foreign_loop_error("join() was called on")
+        block, task = enclosing_block.get(), running_task()
+        in_block = block is not None and block.runtime is self._runtime and not block.future.done()
+        if in_block or (task is not None and task.uid.startswith(self._runtime.uid_prefix)):
+            raise RuntimeError(
+                "join() waits for all that the engine does, and so would wait for the block or "
+                "task that calls it: await the futures that you need"
+            )
+        await self._runtime.graph.all_settled()
+
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
         """Cancels what is unfinished, stops the work and shuts the backends down.
 
-        Every future is settled when this returns; what could not be stopped is
-        logged and in the summary. Twice is harmless. Cancelling this call does not
-        cancel the shutdown.
+        Every future is settled when this returns. What had to be cancelled, and what
+        could not be stopped, is logged; the latter is in the summary, too. Twice is
+        harmless. Cancelling this call does not cancel the shutdown.
 
         Args:
             skip_execution_backend: Leaves the backends running, for another engine.
@@ -431,7 +466,20 @@ class WorkflowEngine(Decorators, KeptNames):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.shutdown()
+        """Waits for all that was called, or cancels it because of an exception, and shuts down.
+
+        Raises nothing for tasks that failed: what nobody awaited is logged in one line.
+        """
+        failures = self._runtime.failures
+        own = error is not None and failures is not None and failures.include(error)
+        try:
+            if error is None or own:
+                await self.join()
+            if own:
+                self._runtime.log.error("engine %s: %s", self.uid, failures)
+                self._runtime.tally.quiet = True
+        finally:
+            await self.shutdown()
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

@@ -1,0 +1,388 @@
+"""Leaving an engine's context: what was called is done, or said (C7.14)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import DependencyFailureError, WorkflowEngine
+from tests.core.engine_fixtures import Machine
+from tests.core.scripted import Scripted, turns, until, within
+
+pytestmark = pytest.mark.asyncio
+
+
+def lines(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == level]
+
+
+async def test_what_nobody_awaited_is_done_before_the_engine_ends() -> None:
+    done = []
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        async def part(x: int) -> None:
+            await asyncio.sleep(0)
+            done.append(x)
+
+        @flow.block
+        async def whole() -> None:
+            await part(3)
+            part(4)
+
+        for number in range(3):
+            part(number)
+        whole()
+    assert sorted(done) == list(range(5))
+    assert flow.summary is not None
+    assert flow.summary.stats.done == 6
+
+
+async def test_failures_that_nobody_awaited_are_one_line_and_no_exception(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def bad(x: int) -> int:
+            raise ValueError(f"bad {x}")
+
+        for number in range(8):
+            bad(number)
+    (line,) = lines(caplog, logging.ERROR)
+    assert "8 failed tasks nobody awaited" in line
+    assert flow.summary is not None
+    assert flow.summary.unawaited == 8
+
+
+async def test_services_are_waited_for_until_they_are_ready_and_then_stopped() -> None:
+    backend = Scripted()
+    async with WorkflowEngine.create(backend) as flow:
+
+        @flow.executable_task(service=True)
+        def server() -> str:
+            return "serve"
+
+        service = server()
+        task = await backend.next()
+        flow.loop.call_soon(backend.ready, task, "address")
+    assert await service == "address"
+    assert backend.stops == [task["uid"]]
+
+
+async def test_join_waits_for_all_that_was_called_and_for_what_is_called_meanwhile() -> None:
+    backend = Scripted()
+    async with WorkflowEngine.create(backend) as flow:
+
+        @flow.function_task
+        def part(x: Any = None) -> Any: ...
+
+        await within(flow.join())  # nothing was called
+        first, second = part(), part()
+        joins = [asyncio.create_task(flow.join()) for _ in range(3)]
+        joins.pop().cancel()
+        tasks = [await backend.next() for _ in range(2)]
+        backend.done(tasks[0], 1)
+        await within(first)
+        third = part()
+        backend.failed(tasks[1], LookupError("bad"))
+        backend.done(await backend.next(), 3)
+        await within(asyncio.gather(*joins))
+        assert await third == 3
+        with pytest.raises(LookupError):
+            await second
+    await within(flow.join())
+
+
+async def test_join_does_not_wait_for_work_that_goes_on_without_its_future() -> None:
+    backend = Scripted()
+    backend.stopping = None
+    flow = await WorkflowEngine.create(backend)
+
+    @flow.function_task
+    def part() -> Any: ...
+
+    future = part()
+    task = await backend.next()
+    future.cancel()
+    await within(flow.join())
+    await until(lambda: backend.stops)
+    backend.stopped(task)
+    await within(flow.shutdown())
+
+
+async def test_join_where_it_would_wait_for_itself_is_refused() -> None:
+    async with WorkflowEngine.create(Machine()) as flow:
+
+        @flow.block
+        async def block() -> None:
+            await flow.join()
+
+        @flow.function_task
+        async def task() -> None:
+            await flow.join()
+
+        for job in (block, task):
+            with pytest.raises(RuntimeError, match="would wait for the block or task that calls"):
+                await within(job())
+
+
+async def test_an_engine_inside_a_task_or_block_of_another_is_left_as_any() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        async def inner() -> int:
+            async with WorkflowEngine.create() as own:
+                future = own.function_task(lambda: 1)()
+            return await future
+
+        assert await within(flow.block(inner)()) == 1
+        assert await within(flow.function_task(inner)()) == 1
+
+
+async def test_a_wait_at_the_end_that_is_cancelled_cancels_what_is_unfinished() -> None:
+    backend = Scripted()
+    futures = []
+
+    async def main() -> None:
+        async with WorkflowEngine.create(backend) as flow:
+            futures.append(flow.function_task(lambda: None)())
+
+    running = asyncio.create_task(main())
+    await backend.next()
+    await turns()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(running)
+    assert futures[0].cancelled()
+    assert str(backend.state()) == "shutdown"
+
+
+async def test_shutdown_says_what_it_cancelled_that_nobody_had_asked_to_cancel(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flow = await WorkflowEngine.create(Scripted())
+
+    @flow.function_task
+    def part(x: Any = None) -> Any: ...
+
+    futures = [part() for _ in range(8)]
+    futures[0].cancel()
+    part(futures[1])
+    await within(flow.shutdown())
+    (line,) = lines(caplog, logging.WARNING)
+    assert "8 unfinished tasks were cancelled" in line
+    assert "'part' (task.000002)" in line
+    assert "task.000001" not in line
+
+
+async def test_a_shutdown_with_nothing_unfinished_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flow = await WorkflowEngine.create()
+    assert await flow.function_task(lambda: 1)() == 1
+    await within(flow.shutdown())
+    assert not caplog.records
+
+
+def graph(flow: WorkflowEngine) -> tuple[Any, Any]:
+    """A task that fails with a dependent, and an independent one that is done later."""
+
+    @flow.function_task
+    async def bad(gate: Any = None) -> None:
+        raise ValueError("bad sample")
+
+    @flow.function_task
+    async def good(x: Any = None) -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    good.options(name="dependent")(first := bad())
+    independent = good(good())
+    return first, independent
+
+
+async def test_with_keep_going_the_failure_of_a_task_waits_for_the_independent_rest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    futures: list[Any] = []
+
+    async def main() -> None:
+        async with WorkflowEngine.create(keep_going=True) as flow:
+            futures.extend(graph(flow))
+            await futures[0]
+
+    with pytest.raises(ValueError, match="bad sample"):
+        await within(main())
+    assert await futures[1] == 7
+    (line,) = lines(caplog, logging.ERROR)
+    assert "1 task failed: 'bad' (task.000001): ValueError: bad sample; 1 did not run" in line
+    assert "'dependent' (task.000002)" in line
+
+
+async def test_it_does_so_for_failed_dependencies_and_groups_of_failures() -> None:
+    async def main(wait: Any, found: list[Any]) -> None:
+        async with WorkflowEngine.create(keep_going=True) as flow:
+            first, independent = graph(flow)
+            found.append(independent)
+            await wait(flow, first)
+
+    for wait in (wait_for_dependent, wait_in_group):
+        found: list[Any] = []
+        with pytest.raises((DependencyFailureError, BaseExceptionGroup)):
+            await within(main(wait, found))
+        assert await found[0] == 7
+
+
+async def wait_for_dependent(flow: WorkflowEngine, future: Any) -> None:
+    await flow.function_task(str)(future)
+
+
+async def wait_in_group(flow: WorkflowEngine, future: Any) -> None:
+    async def one() -> None:
+        await future
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(one())
+
+
+@pytest.mark.parametrize(
+    ("keep_going", "error"),
+    [(False, None), (True, LookupError("own")), (True, KeyboardInterrupt())],
+    ids=["off", "of-the-program", "interrupted"],
+)
+async def test_any_other_exception_cancels(keep_going: bool, error: BaseException | None) -> None:
+    backend = Scripted()
+    futures = []
+
+    async def main() -> None:
+        async with WorkflowEngine.create(backend, keep_going=keep_going) as flow:
+            part = flow.function_task(lambda: None)
+            futures.extend([part(), part()])
+            backend.failed(await backend.next(), LookupError("of the task"))
+            if error is not None:
+                raise error
+            await futures[0]
+
+    with pytest.raises((LookupError, KeyboardInterrupt)):
+        await within(main())
+    assert futures[1].cancelled()
+
+
+async def test_keep_going_and_fail_fast_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="choose one of them"):
+        await WorkflowEngine.create(keep_going=True, fail_fast=True)
+
+
+async def test_an_exception_that_refuses_attributes_is_known_as_a_tasks() -> None:
+    class OddError(Exception):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "__dict__":
+                raise LookupError(name)
+            return super().__getattribute__(name)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            raise LookupError(name)
+
+    backend, futures = Scripted(), []
+
+    async def main() -> None:
+        async with WorkflowEngine.create(backend, keep_going=True) as flow:
+            part: Any = flow.function_task(lambda: None)
+            futures.extend([part(), part()])
+            backend.failed(await backend.next(), OddError())
+            flow.loop.call_soon(backend.done, await backend.next(), 1)
+            await futures[0]
+
+    with pytest.raises(OddError):
+        await within(main())
+    result: Any = await futures[1]
+    assert result == 1
+
+
+# A uid that the program chose.
+
+
+async def test_a_uid_of_a_live_engine_is_refused(tmp_path: Path) -> None:
+    flow = await WorkflowEngine.create(uid="mine", work_dir=tmp_path / "one")
+    with pytest.raises(ValueError, match="'mine' is in use by another engine of this process"):
+        await WorkflowEngine.create(uid="mine", work_dir=tmp_path / "two")
+    await flow.shutdown()
+    async with WorkflowEngine.create(uid="mine", work_dir=tmp_path / "two") as again:
+        assert again.uid == "mine"
+    assert not os.listdir(tmp_path)
+
+
+async def test_an_engine_of_a_loop_that_is_gone_keeps_no_uid(tmp_path: Path) -> None:
+    async def leave() -> WorkflowEngine:
+        return await WorkflowEngine.create(uid="left", work_dir=tmp_path, handle_signals=False)
+
+    left = await asyncio.to_thread(asyncio.run, leave())
+    async with WorkflowEngine.create(uid="left", work_dir=tmp_path):
+        pass
+    assert left.uid == "left"
+
+
+async def test_a_start_that_fails_gives_the_uid_back(tmp_path: Path) -> None:
+    class Broken(Scripted):
+        async def start(self) -> None:
+            raise LookupError("no licence")
+
+    with pytest.raises(LookupError):
+        await WorkflowEngine.create(Broken(), uid="again", work_dir=tmp_path)
+    async with WorkflowEngine.create(uid="again", work_dir=tmp_path):
+        pass
+
+
+HOLDS = """
+import asyncio, sys
+from rhapsody import WorkflowEngine
+
+async def main():
+    async with WorkflowEngine.create(uid="shared", work_dir="w"):
+        print("holds", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_uid_that_another_program_uses_there_is_refused_until_that_is_killed(
+    tmp_path: Path,
+) -> None:
+    program = subprocess.Popen(  # noqa: ASYNC220 - as it is waited for
+        [sys.executable, "-c", textwrap.dedent(HOLDS)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"holds\n"
+        with pytest.raises(ValueError, match="'shared' is in use by another program"):
+            await WorkflowEngine.create(uid="shared", work_dir=tmp_path / "w")
+        async with WorkflowEngine.create(uid="shared", work_dir=tmp_path / "v"):
+            pass
+    finally:
+        program.kill()
+        program.communicate()
+    async with WorkflowEngine.create(uid="shared", work_dir=tmp_path / "w"):
+        pass
+    assert not (tmp_path / "v").exists()
+
+
+async def test_a_second_run_of_a_uid_reads_nothing_that_the_first_one_wrote(tmp_path: Path) -> None:
+    for _ in range(3):
+        async with WorkflowEngine.create(
+            uid="run", work_dir=tmp_path, keep_sandboxes="all"
+        ) as flow:
+            command = flow.executable_task(lambda: "cat o.txt 2> /dev/null; echo text > o.txt; :")
+            assert await command() == ""
+    assert len(os.listdir(tmp_path)) == 3
