@@ -240,6 +240,16 @@ async def test_a_service_that_is_ready_serves_for_longer_than_a_task_may_run() -
         assert backend.stops == []
 
 
+async def test_a_time_out_of_a_service_is_refused_where_it_is_written() -> None:
+    async with engine(Scripted()) as flow:
+        with pytest.raises(ValueError, match="ready_timeout"):
+            server(flow, timeout=5)
+        with pytest.raises(ValueError, match="ready_timeout"):
+            server(flow).options(timeout=5)
+        with pytest.raises(ValueError, match="ready_timeout"):
+            flow.function_task(timeout=5)(lambda: None).options(service=True)
+
+
 async def test_services_do_not_count_in_what_is_pending() -> None:
     backend = Scripted()
     async with engine(backend, max_pending=1) as flow:

@@ -39,7 +39,7 @@ class TaskSettings(TypedDict, total=False):
         lost_retries: How many more attempts it gets after its worker, pilot or
             connection was lost. Default: the engine's.
         timeout: Seconds each attempt may run, from the moment it starts. Default:
-            the engine's.
+            the engine's. Not for services, see `ready_timeout`.
         cache: Whether plugins may look its result up and record it. Default `True`.
         version: Stands for the function's code wherever results are recorded.
         environment: Variables added to the task's environment.

@@ -153,6 +153,11 @@ def make_task(
     settings = base.changed(given)
     if kind == "block" and settings.service:
         raise TypeError("service=True is for tasks, not for blocks")
+    if settings.service and settings.timeout is not None:
+        raise ValueError(
+            f"timeout={settings.timeout!r} is for tasks that end, and a service runs until it is "
+            "cancelled; ready_timeout says how many seconds it may take to be ready"
+        )
     if settings.backend is not None:
         settings = dataclasses.replace(settings, backend=runtime.lane(settings.backend).name)
     runtime.limits.declare(settings.limit)

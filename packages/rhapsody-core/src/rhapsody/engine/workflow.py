@@ -109,7 +109,8 @@ class WorkflowEngine(Decorators, KeptNames):
             retries: How many more attempts a failed task gets, or a `RetryPolicy`.
             lost_retries: How many more attempts a task gets whose worker, pilot or
                 connection was lost.
-            timeout: Seconds each attempt of a task may run.
+            timeout: Seconds each attempt of a task may run; services run until they
+                are cancelled.
             observers: Objects with methods marked `rhapsody.hookimpl`.
             max_pending: How many tasks are with a backend at once, at most.
                 Services and blocks do not count.
