@@ -146,6 +146,7 @@ async def test_a_block_has_no_settings_for_work_it_does_not_do(setting: str) -> 
         ("ready", "listening", ValueError),
         ("ready", "stdout:(", ValueError),
         ("ready", "tcp:http", ValueError),
+        ("ready", "tcp:", ValueError),
         ("ready", "tcp:70000", ValueError),
         ("ready", 8080, TypeError),
         ("ready_timeout", 0, ValueError),

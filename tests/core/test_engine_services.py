@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import logging
 import os
+import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -356,6 +358,29 @@ async def test_ready_by_a_port() -> None:
             _, writer = await asyncio.open_connection(host, found)
         writer.close()
         await writer.wait_closed()
+
+
+async def test_ready_on_a_free_port_of_its_host() -> None:
+    command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1"]
+    async with engine(local_threads()) as flow:
+        first = flow.executable_task(service=True, ready="tcp")(lambda: command)()
+        second = flow.executable_task(service=True, ready="tcp")(lambda: command)()
+        where: list[Any] = [await first, await second]
+        assert where[0] != where[1]
+        for host, port in where:
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            await writer.wait_closed()
+
+
+async def test_a_service_does_not_begin_beside_what_listens_on_its_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        async with engine(local_threads()) as flow:
+            error = await outcome(server(flow, FOREVER, name="web", ready=f"tcp:{port}")())
+    assert isinstance(error, OSError)
+    for part in ("web", str(port), "ready='tcp'"):
+        assert part in str(error)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

@@ -238,6 +238,16 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C7.6: it is not said to be ready before it is: it was ready before it had said so",
     ),
     (
+        faulty.ReadyTooEarly,
+        "test_a_port_in_use_is_refused",
+        "C7.6: `ready='tcp:PORT'` is refused where something listens: its readiness is 'ready'",
+    ),
+    (
+        faulty.ReadyTooEarly,
+        "test_it_is_given_a_free_port",
+        "C7.6: `ready='tcp'` gives the service a free port, or is a CapabilityError: its readiness",
+    ),
+    (
         faulty.SetsAVariable,
         "test_it_changes_nothing_of_the_program",
         f"{UNCHANGED}after its start the variable OMP_NUM_THREADS is another",

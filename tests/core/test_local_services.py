@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shlex
 import socket
 import sys
 import threading
@@ -50,6 +52,7 @@ async def test_well_formed(text: str, kind: str, value: Any) -> None:
     assert parse_ready(text) == Ready(kind, value)
     assert parse_ready("stdout:a:(b)").value.pattern == "a:(b)"
     assert parse_ready(len) == Ready("call", len)
+    assert parse_ready("tcp") == Ready("tcp", services.FREE)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,7 @@ async def test_well_formed(text: str, kind: str, value: Any) -> None:
         "file:",
         "file:../x",
         "file:/x",
+        "TCP",
         "tcp:",
         "tcp:http",
         "tcp:0",
@@ -74,7 +78,7 @@ async def test_well_formed(text: str, kind: str, value: Any) -> None:
     ],
 )
 async def test_malformed_is_a_value_error_that_names_the_forms(ready: Any) -> None:
-    with pytest.raises(ValueError, match="'stdout:REGEX', 'file:NAME', 'tcp:PORT' or a callable"):
+    with pytest.raises(ValueError, match="'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or"):
         parse_ready(ready)
 
 
@@ -178,6 +182,63 @@ async def test_ready_by_a_port(driver: Driver) -> None:
     await driver.submit(task)
     assert await driver.ready(task) == ("127.0.0.1", port)
     socket.create_connection(("127.0.0.1", port)).close()
+
+
+async def test_a_port_that_somebody_listens_on_is_not_taken_for_the_service(
+    driver: Driver,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+        task = driver.service("touch started; sleep 60", ready=f"tcp:{port}")
+        end = await driver.run_one(task)
+    assert end.state is FAILED
+    assert isinstance(end.error, OSError)
+    assert end.error.errno == errno.EADDRINUSE
+    assert "ready='tcp'" in str(end.error)
+    assert not os.path.exists(task["sandbox"])  # noqa: ASYNC240
+
+
+LISTEN = """
+import os, socket, sys, time
+port = int(sys.argv[1].partition("=")[2])
+assert os.environ["PORT"] == str(port), os.environ["PORT"]
+server = socket.create_server(("127.0.0.1", port))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("shell", [False, True])
+async def test_ready_by_a_free_port_that_the_service_is_given(
+    driver: Driver, tmp_path: Path, shell: bool
+) -> None:
+    (tmp_path / "listen.py").write_text(LISTEN)
+    command = [sys.executable, str(tmp_path / "listen.py"), "--port={port}", "{not} {0} {port"]
+    tasks = [
+        driver.service(
+            shlex.join(command) if shell else list(command),
+            ready="tcp",
+            environment={"PORT": "not this one"},
+        )
+        for _ in range(3)
+    ]
+    await driver.submit(*tasks)
+    ports = [await driver.ready(task) for task in tasks]
+    assert len(set(ports)) == 3
+    for address in ports:
+        socket.create_connection(address).close()
+
+
+async def test_a_port_is_given_to_one_service_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports, offered = services.Ports(), iter([7001, 7001, 7002, 7001])
+
+    class Socket(socket.socket):
+        def getsockname(self) -> tuple[str, int]:
+            return "0.0.0.0", next(offered)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    assert [ports.pick(), ports.pick()] == [7001, 7002]
+    ports.give_back(7001)
+    assert ports.pick() == 7001
 
 
 async def test_ready_by_a_function_on_a_thread(driver: Driver) -> None:

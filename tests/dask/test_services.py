@@ -1,8 +1,9 @@
-"""Services whose readiness is a callable on the engine's side."""
+"""Services: readiness by a callable on the engine's side, and by a port of the worker's host."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from typing import Any
 
@@ -40,3 +41,34 @@ async def test_a_ready_that_would_end_the_program_fails_its_service_only(
     with pytest.raises(RuntimeError, match=r"ready raised .*not today"):
         await server()
     assert await well() == 1
+
+
+async def test_a_service_gets_a_free_port_of_its_workers_host(flow: WorkflowEngine) -> None:
+    @flow.executable_task(service=True, ready="tcp")
+    def server() -> list[str]:
+        return [sys.executable, "-m", "http.server", "{port}"]
+
+    first, second = server(), server()
+    where: list[Any] = [await first, await second]
+    assert where[0] != where[1]
+    for host, port in where:
+        _, writer = await asyncio.open_connection(host, port)
+        writer.close()
+        await writer.wait_closed()
+    for service in (first, second):
+        service.cancel()
+        await service.ended()
+
+
+async def test_a_service_does_not_begin_beside_what_listens_on_its_port(
+    flow: WorkflowEngine,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = stranger.getsockname()[1]
+
+        @flow.executable_task(service=True, ready=f"tcp:{port}")
+        def server() -> str:
+            return "sleep 600"
+
+        with pytest.raises(OSError, match=f"listens on port {port}"):
+            await server()

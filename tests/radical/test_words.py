@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.resources import Resources
-from rhapsody_radical import raptor_config
+from rhapsody_radical import raptor_config, services
 from rhapsody_radical.descriptions import can_work_in, pilot_descriptions, task_settings
 from rhapsody_radical.library import build, rp
 from rhapsody_radical.translate import check_fits, describe_executable, needs, place
@@ -226,3 +227,17 @@ def test_raptor_configurations_that_cannot_be_meant_are_refused(
 def test_workers_of_our_own_are_told_from_others(worker: dict[str, Any], own: bool) -> None:
     config = raptor_config.checked({"masters": [{"workers": [worker]}]})
     assert raptor_config.has_other_workers(config) is not own
+
+
+def test_a_service_whose_port_cannot_be_picked_is_refused() -> None:
+    with pytest.raises(CapabilityError, match="free port"):
+        services.check(task(is_service=True, ready="tcp"), pilot())
+
+
+def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        service = task(is_service=True, ready=f"tcp:{stranger.getsockname()[1]}")
+        with pytest.raises(OSError, match="listens on port"):
+            services.check(service, pilot())
+        services.check(service, pilot(here=False))
+    services.check(service, pilot())

@@ -20,11 +20,13 @@ from typing import Any
 
 from rhapsody.backends.local.aside import call_ready
 from rhapsody.backends.local.services import (
+    FREE,
     LONGEST_WAIT,
     QUIET,
     SEEN,
     Ready,
     parse_ready,
+    require_unused,
     settled,
 )
 from rhapsody.errors import CapabilityError
@@ -81,9 +83,20 @@ def check(task: TaskDescription, pilot: Pilot) -> None:
 
     Raises:
         ValueError: What says how is not well-formed.
-        CapabilityError: It would be found in a file that is not to be seen from here.
+        CapabilityError: It would be found in a file that is not to be seen from here, or
+            a port would have to be picked on its node.
+        OSError: It is to run on this machine, where something listens on its port already.
     """
     ready = readiness(task)
+    if ready is not None and ready.kind == "tcp":
+        if ready.value == FREE:
+            raise CapabilityError(
+                f"service {task['name']!r}: RADICAL-Pilot picks no free port on the node of a "
+                "service; give ready='tcp:PORT', or ready='stdout:REGEX' for a service that picks "
+                "one itself and prints it"
+            )
+        if pilot.here:
+            require_unused(task, ready.value)
     if ready is not None and ready.kind in ("stdout", "file") and not pilot.shared:
         raise CapabilityError(
             f"service {task['name']!r}: its readiness would be read from its files, which pilot "

@@ -48,8 +48,11 @@ class TaskSettings(TypedDict, total=False):
             leaves it in files, whose paths take its place. Default `True`.
         ready: When a service is ready: `"stdout:REGEX"` (the result is the pattern's
             first group, or the whole match), `"file:NAME"` (the path), `"tcp:PORT"`
-            (`(host, port)`), or a callable, plain or asynchronous, that gets the task's
-            description and waits by itself (its value). Default: as soon as it runs.
+            (`(host, port)`; nothing else may listen there at the start), `"tcp"` (the
+            same with a free port of the service's host, which takes the place of the
+            literal `{port}` in the command and is in its variable `PORT`), or a
+            callable, plain or asynchronous, that gets the task's description and waits
+            by itself (its value). Default: as soon as it runs.
         ready_timeout: Seconds a service may take to be ready. Default 60.
         after: Futures to wait for without taking their values.
         limit: Named limits such as `"licence:2"`, or a list of them: how many tasks
@@ -227,13 +230,13 @@ def _capture(value: object) -> bool | Literal["files"]:
 
 
 def _ready(value: object) -> str | Callable[..., Any] | None:
-    if value is None or callable(value):
+    if value is None or value == "tcp" or callable(value):
         return value
     if isinstance(value, str):
         match = _READY.fullmatch(value)
         if match is None:
             raise ValueError(
-                'ready must be "stdout:REGEX", "file:NAME", "tcp:PORT" or a callable, '
+                'ready must be "stdout:REGEX", "file:NAME", "tcp", "tcp:PORT" or a callable, '
                 f"got {value!r}"
             )
         kind, rest = match.groups()

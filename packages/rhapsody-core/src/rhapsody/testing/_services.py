@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import socket
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+from rhapsody.errors import CapabilityError
 from rhapsody.task import TaskDescription
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._executables import text_of
@@ -73,9 +75,48 @@ class Services:
             isinstance(value, tuple) and len(value) == 2 and value[1] == port,
             f"its readiness is {value!r}, not (host, {port})",
         )
-        _, writer = await asyncio.open_connection(*value)
-        writer.close()
-        await writer.wait_closed()
+        await _connect(value)
+        await _stop(trial, driver, service)
+
+    @check("C7.6", "`ready='tcp:PORT'` is refused where something listens", SERVICES, SHARED)
+    async def test_a_port_in_use_is_refused(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        with socket.create_server(("127.0.0.1", 0)) as stranger:
+            service = driver.service("sleep 600", ready=f"tcp:{stranger.getsockname()[1]}")
+            await driver.submit(service)
+            trial.doing("waiting for a service whose port is in use")
+            try:
+                value = await driver.ready(service)
+            except Exception:  # whatever says so
+                end = await driver.finished(service)
+                trial.require(end.state is FAILED, f"{end}")
+                trial.require("ready='tcp'" in str(end.error), f"no cure in {end.error!r}")
+            else:
+                trial.require(False, f"its readiness is {value!r}, and it listens nowhere")
+
+    @check(
+        "C7.6",
+        "`ready='tcp'` gives the service a free port, or is a CapabilityError",
+        SERVICES,
+        SHARED,
+        STOPPABLE,
+    )
+    async def test_it_is_given_a_free_port(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        listen = f"exec {shlex.quote(sys.executable)} -m http.server {{port}} --bind 127.0.0.1"
+        service = driver.service(f'test "$PORT" = "{{port}}" && {listen}', ready="tcp")
+        await driver.submit(service)
+        trial.doing("waiting for a service with ready='tcp'")
+        try:
+            value = await driver.ready(service)
+        except Exception:  # whatever says so
+            end = await driver.finished(service)
+            trial.require(isinstance(end.error, CapabilityError), f"{end}: {end.error!r}")
+            return
+        trial.require(
+            isinstance(value, tuple) and len(value) == 2, f"its readiness is {value!r}, no address"
+        )
+        await _connect(value)
         await _stop(trial, driver, service)
 
     @check("C7.6", "a callable `ready` gives its value once it returns", SERVICES, STOPPABLE)
@@ -170,6 +211,12 @@ async def _serve(
     if expected is not None:
         trial.require(value == expected, f"its readiness is {value!r}, not {expected!r}")
     return value
+
+
+async def _connect(address: Any) -> None:
+    _, writer = await asyncio.open_connection(*address)
+    writer.close()
+    await writer.wait_closed()
 
 
 async def _stop(trial: Trial, driver: Driver, service: TaskDescription) -> None:

@@ -104,7 +104,7 @@ class _Drive:
 
     def set_result(self, value: Any) -> None:
         """Called once the service is ready."""
-        if str(self._job.task.get("ready", "")).startswith("tcp:"):
+        if str(self._job.task.get("ready", "")).partition(":")[0] == "tcp":
             value = self._site.host, value[1]
         self._site.tell({"ready": (self._job.uid, pack(value)[0])})
 

@@ -207,6 +207,8 @@ class Executables:
             raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
         arguments = task.get("arguments")
         command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
+        if job.port is not None:
+            command = [word.replace("{port}", str(job.port)) for word in command]
         with ExitStack() as files:
             output: list[IO[bytes] | int | None] = [None, None]
             if task.get("capture", True) is not False:

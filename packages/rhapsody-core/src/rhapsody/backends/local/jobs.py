@@ -40,6 +40,7 @@ class Job:
         failed: An executable ran and failed: there is no exception.
         handle: Whatever its runner needs to get hold of it.
         pid: The process that runs it, where that is known.
+        port: The free port that a service was given.
         worker: The same in words, for people.
         call: Its number in the process pool.
         attempts: How many pools broke before one had begun with it.
@@ -59,6 +60,7 @@ class Job:
         "number",
         "over",
         "pid",
+        "port",
         "recorder",
         "request",
         "runner",
@@ -90,6 +92,7 @@ class Job:
         self.failed: bool = False
         self.handle: Any = None
         self.pid: int | None = None
+        self.port: int | None = None
         self.worker: str | None = None
         self.call: int = 0
         self.attempts: int = 0
@@ -155,7 +158,8 @@ def task_environment(job: Job, all_gpus: tuple[str, ...]) -> dict[str, str]:
     """The variables that a task in a process of its own gets.
 
     Thread counts for the number of cores; the GPUs it was given, and none at all
-    where the backend hands out GPUs and it asked for none; then its own.
+    where the backend hands out GPUs and it asked for none; then its own, and the
+    port that a service was given.
     """
     environment: dict[str, str] = {}
     if job.request.cores:
@@ -163,6 +167,8 @@ def task_environment(job: Job, all_gpus: tuple[str, ...]) -> dict[str, str]:
     if all_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
     environment.update(job.task.get("environment", {}))
+    if job.port is not None:
+        environment["PORT"] = str(job.port)
     return environment
 
 

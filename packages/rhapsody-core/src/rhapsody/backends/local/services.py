@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import errno
 import os
 import re
 import socket
@@ -26,7 +27,7 @@ from rhapsody.data import OUTPUT_FILES, plain_name
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import TaskDescription
 
-FORMS = "'stdout:REGEX', 'file:NAME', 'tcp:PORT' or a callable"
+FORMS = "'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or a callable"
 
 FIRST_LOOK = 0.01
 LONGEST_WAIT = 0.25
@@ -40,13 +41,20 @@ QUIET = 0.1
 
 HOST = "127.0.0.1"
 
+ANSWER = 0.2
+"""Seconds in which this host says whether anybody listens on a port; it does so at once."""
+
+FREE = 0
+"""Stands for a free port, to be picked when the service starts."""
+
 
 class Ready(NamedTuple):
     """How a service says that it is ready.
 
     Attributes:
         kind: `"stdout"`, `"file"`, `"tcp"` or `"call"`.
-        value: The compiled pattern, the file's name, the port or the callable.
+        value: The compiled pattern, the file's name, the port (`FREE` for one that is
+            picked when the service starts) or the callable.
     """
 
     kind: str
@@ -60,7 +68,8 @@ def parse_ready(ready: Any) -> Ready:
     and gives the first group, or the whole match where it has no group; the end of a
     line that may go on is waited for, a moment. `file:NAME`
     waits for a file in the sandbox and gives its path. `tcp:PORT` waits until the
-    port on this machine accepts a connection and gives `(host, port)`. A callable is
+    port on this machine accepts a connection and gives `(host, port)`; `tcp` alone
+    does so with a free port that the service is given. A callable is
     called with the description (awaited where it gives a coroutine, on the engine's
     loop; else it runs on a thread) and gives what it returns.
 
@@ -69,6 +78,8 @@ def parse_ready(ready: Any) -> Ready:
     """
     if callable(ready):
         return Ready("call", ready)
+    if ready == "tcp":
+        return Ready("tcp", FREE)
     if isinstance(ready, str):
         kind, colon, text = ready.partition(":")
         with suppress(ValueError):  # of a bad pattern, port or name
@@ -96,6 +107,53 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "file": plain_name,
     "tcp": _port,
 }
+
+
+class Ports:
+    """The free ports that services of this process were given, so that no two have the same."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
+
+    def pick(self) -> int:
+        """A port that is free on all addresses of this host."""
+        with self._lock:
+            while True:
+                with socket.socket() as probe:
+                    probe.bind(("", 0))
+                    port: int = probe.getsockname()[1]
+                if port not in self._taken:
+                    self._taken.add(port)
+                    return port
+
+    def give_back(self, port: int) -> None:
+        """Notes that the service with a port has ended."""
+        with self._lock:
+            self._taken.discard(port)
+
+
+_ports = Ports()
+
+
+def require_unused(task: TaskDescription, port: int) -> None:
+    """Raises where something listens on a port of this host before the service has begun.
+
+    Raises:
+        OSError: It would be taken for the service.
+    """
+    try:
+        socket.create_connection((HOST, port), timeout=ANSWER).close()
+    except TimeoutError:
+        pass  # somebody listens who is too busy to answer
+    except OSError:
+        return
+    raise OSError(
+        errno.EADDRINUSE,
+        f"service {task['name']!r} has ready='tcp:{port}', and something else listens on port "
+        f"{port} already: end that first, or let ready='tcp' pick a free port, which takes the "
+        "place of {port} in the command and is in the variable PORT",
+    )
 
 
 class Services(Executables):
@@ -127,7 +185,9 @@ class Services(Executables):
         ready = job.task.get("ready")
         probe = None if ready is None else parse_ready(ready)
         output = None
-        if probe is None or probe.kind != "stdout":
+        if probe is not None and probe.kind == "tcp":
+            probe, program = self._start_on_port(job, probe.value)
+        elif probe is None or probe.kind != "stdout":
             program = self.start(job)
         else:
             output = Output(probe.value, self.directory(job), job.task.get("capture", True))
@@ -144,6 +204,18 @@ class Services(Executables):
         readiness = Readiness()
         self._serving(job, None if probe is None else readiness.attach)
         self._spawn(self._serve(job, program, probe, output, readiness))
+
+    def _start_on_port(self, job: Job, port: int) -> tuple[Ready, Program]:
+        """Starts a service that is to listen on a port, or on a free one that it is given."""
+        if port != FREE:
+            require_unused(job.task, port)
+            return Ready("tcp", port), self.start(job)
+        job.port = _ports.pick()
+        try:
+            return Ready("tcp", job.port), self.start(job)
+        except BaseException:
+            _ports.give_back(job.port)
+            raise
 
     async def _serve(
         self,
@@ -179,6 +251,8 @@ class Services(Executables):
                 await _end(watch)
             if output is not None:
                 output.close()
+            if job.port is not None:
+                _ports.give_back(job.port)
         self._deliver(job)
 
 
@@ -353,10 +427,11 @@ def _look(ready: Callable[[], bool], stop: threading.Event) -> None:
 
 def _accepts(port: int) -> bool:
     try:
-        socket.create_connection((HOST, port), timeout=1.0).close()
+        with socket.create_connection((HOST, port), timeout=1.0) as connection:
+            # Where nobody listens, the system may connect a socket to itself.
+            return bool(connection.getsockname() != connection.getpeername())
     except OSError:
         return False
-    return True
 
 
 async def _end(watch: asyncio.Future[Any]) -> None:
