@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextvars
+import sys
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def asked_to_stop() -> bool:
@@ -40,3 +48,51 @@ def settable(error: BaseException, who: str) -> BaseException:
     wrapped = RuntimeError(f"{who} raised StopIteration")
     wrapped.__cause__ = error
     return wrapped
+
+
+def begun(
+    coroutine: Coroutine[Any, Any, T], *, name: str, context: contextvars.Context
+) -> asyncio.Task[T]:
+    """Make a task of a coroutine and run it to its first wait before returning."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
+    first: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    rest = _rest(coroutine, first.result)
+    rest.send(None)
+    task: asyncio.Task[T] = loop.create_task(rest, name=name, context=context)
+    caller = asyncio.current_task()
+    if caller is not None:
+        asyncio._leave_task(loop, caller)
+    asyncio._enter_task(loop, task)
+    try:
+        first.set_result(context.run(coroutine.send, None))
+    except BaseException as error:  # the coroutine's own, which is the task's
+        first.set_exception(error)
+    finally:
+        asyncio._leave_task(loop, task)
+        if caller is not None:
+            asyncio._enter_task(loop, caller)
+    return task
+
+
+def _rest(coroutine: Coroutine[Any, Any, T], step: Callable[[], Any]) -> Generator[Any, None, T]:
+    """What is left of a coroutine whose first step somebody else has taken."""
+    try:
+        try:
+            yield  # until its task runs, or is cancelled before that
+        except BaseException as error:
+            if coroutine.cr_frame is None:  # type: ignore[attr-defined]
+                raise
+            step = partial(coroutine.throw, error)
+        while True:
+            waits_for = step()
+            try:
+                yield waits_for
+            except BaseException as error:
+                step = partial(coroutine.throw, error)
+            else:
+                step = partial(coroutine.send, None)
+    except StopIteration as end:
+        value: T = end.value
+        return value

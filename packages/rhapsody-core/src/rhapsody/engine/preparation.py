@@ -183,7 +183,8 @@ class Preparation:
             args, kwargs = self.values(node)
             command = node.task.function(*args, **kwargs)
             if inspect.iscoroutine(command):
-                builder = self._runtime.spawn(self._await_command(node, lane, command), node.uid)
+                waiting = self._await_command(node, lane, command)
+                builder = self._runtime.spawn(waiting, node.uid, at_once=True)
                 node.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
             extra.command = _checked_command(node, command)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rhapsody.aio import begun
 from rhapsody.backends.catalog import normalise
 from rhapsody.data import OutputFile
 from rhapsody.engine.blocks import Blocks, enclosing_block
@@ -144,9 +145,12 @@ class Runtime:
         assert lane is not None
         lane.push(node)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Runs a coroutine of the engine's own; what it raises ends the engine, loudly."""
-        task = self.loop.create_task(coroutine, name=name, context=self._context.copy())
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, T], name: str, *, at_once: bool = False
+    ) -> asyncio.Task[T]:
+        """Runs a coroutine of the engine's own, whose error ends the engine, loudly."""
+        create = begun if at_once else self.loop.create_task
+        task: asyncio.Task[T] = create(coroutine, name=name, context=self._context.copy())
         self._background.add(task)
         task.add_done_callback(self._background_ended)
         return task
