@@ -21,7 +21,7 @@ class CannotStart(LocalExecutionBackend):
 class TestLocalThreads(BackendConformance):
     cores = 2
     gpus = 2
-    adds = frozenset({"threads", "descriptors"})
+    adds = frozenset({"threads", "children", "descriptors"})  # a child: its guardian
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
 
     async def make_backend(self) -> LocalExecutionBackend:
@@ -39,7 +39,7 @@ class TestLocalOnAnExecutor(BackendConformance):
     gpus = 2
     fan = 200
     cycles = 5
-    adds = frozenset()
+    adds = frozenset({"children", "descriptors"})
     create_args = (EXECUTOR,)
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
     # The executor's threads outlive the backend, and with them the loops for coroutines.

@@ -350,6 +350,7 @@ async def test_nothing_is_left_of_services() -> None:
     process = psutil.Process()
     threads = set(threading.enumerate())
     async with LocalExecutionBackend() as backend, Driver(backend) as driver:
+        await driver.run(driver.command("true"))  # what all programs share is there
         before = process.num_fds()
         for ready in ("stdout:ready", "stdout:never", "file:never", "tcp:1"):
             task = driver.service("echo ready; sleep 60", ready=ready)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -54,7 +55,8 @@ async def _until(condition: Callable[[], Any], seconds: float = 30) -> None:
 def _worker_of(pid: int) -> int:
     """The worker process above a program's process."""
     process = psutil.Process(pid)
-    while "spawn_main" not in " ".join(process.cmdline()):
+    # Where setproctitle is installed, Dask gives its workers a name.
+    while not re.search("spawn_main|dask worker", " ".join(process.cmdline())):
         parent = process.parent()
         assert parent is not None
         process = parent

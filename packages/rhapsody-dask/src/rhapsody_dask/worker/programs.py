@@ -26,7 +26,7 @@ from rhapsody_dask.worker import sandboxes
 from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Order, Reply, pack
 from rhapsody_dask.worker.running import failure
 from rhapsody_dask.worker.site import Running, Site
-from rhapsody_dask.worker.supervisor import supervisor
+from rhapsody_dask.worker.supervisor import announced, supervisor
 
 
 def run_program(
@@ -120,9 +120,7 @@ class _Guarded:
             errors = os.path.join(cwd, OUTPUT_FILES[1])
         options["stdout"] = subprocess.DEVNULL if stdout is None else stdout
         options["stderr"] = supervisor.pipe()
-        program = Program(supervisor.announced(command, errors), **options)
-        program.exited.add_done_callback(lambda _: supervisor.ended(program.pid))
-        return program
+        return Program(announced(command, errors), guardian=supervisor, **options)
 
 
 class _Executables(_Guarded, Executables):

@@ -22,6 +22,7 @@ from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
 from rhapsody.backends.local.capture import streams
 from rhapsody.backends.local.executables import Executables
 from rhapsody.backends.local.executors import ExecutorWorkers
+from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job, Runner
 from rhapsody.backends.local.machine import Machine, machine
 from rhapsody.backends.local.services import Services, parse_ready
@@ -114,8 +115,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._failed, self._canceled = states.FAILED, states.CANCELED
         put, gpus = mailbox.put, self.machine.gpus
         self._shared = SharedThread(put, "rhapsody-waiters")
-        self._executables = Executables(self._ended, self.own_sandbox, gpus, self.grace)
-        self._services = Services(self._ended, self._announce, self.own_sandbox, gpus, self.grace)
+        self._guardian = Guardian()
+        programs = self.own_sandbox, gpus, self.grace, self._guardian
+        self._executables = Executables(self._ended, *programs)
+        self._services = Services(self._ended, self._announce, *programs)
         self._mailbox = mailbox  # from here on there is something to stop
         self._functions: Runner
         if isinstance(self._executor, Executor):
@@ -157,6 +160,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         await self._wait_for_ends()
         await self._executables.stop()
         await self._services.stop()
+        await in_thread(self._guardian.stop)
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
             self._threads.stop(self.thread_grace)

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from rhapsody.backends.local import groups
 from rhapsody.backends.local.aside import in_thread, start_thread
+from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.data import OUTPUT_FILES, make_sandbox
 
@@ -43,6 +44,7 @@ class Program:
         stdin: Text for its standard input.
         stdout: A file or descriptor, as for `subprocess.Popen`.
         stderr: The same.
+        guardian: What ends the group where this process is killed.
 
     Attributes:
         exited: Done when the whole group has ended, with the exit code.
@@ -60,8 +62,12 @@ class Program:
         stdin: str | None,
         stdout: IO[bytes] | int | None,
         stderr: IO[bytes] | int | None,
+        guardian: Guardian | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._guardian = guardian
+        if guardian is not None:
+            guardian.pipe()  # where there can be none, nothing is started
         with ExitStack() as files:
             source: IO[bytes] | int = subprocess.DEVNULL
             if stdin:
@@ -77,7 +83,7 @@ class Program:
                 stderr=stderr,
                 start_new_session=True,
             )
-        groups.opened(self._process.pid)
+        self._opened()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
         self._killer: asyncio.TimerHandle | None = None
@@ -91,6 +97,16 @@ class Program:
     def pid(self) -> int:
         """The process id, which is the group's as well."""
         return self._process.pid
+
+    def _opened(self) -> None:
+        groups.opened(self.pid)
+        if self._guardian is not None:
+            self._guardian.began(self.pid)
+
+    def _closed(self) -> None:
+        groups.closed(self.pid)
+        if self._guardian is not None:
+            self._guardian.ended(self.pid)
 
     def terminate(self, grace: float) -> None:
         """Asks the group to end, and ends it by force after `grace` seconds."""
@@ -115,10 +131,13 @@ class Program:
         if self._deadline is None:
             # Before the leader is reaped its group's number cannot be anybody else's.
             groups.send(self.pid, signal.SIGKILL)
+            self._closed()
             self._over(self._process.wait())
             return
+        self._closed()
         code = self._process.wait()
         if groups.exists(self.pid):
+            self._opened()  # while it has members its number is nobody else's
             # A shell ends at once when it is told to; what it runs has its time to do so.
             wait = partial(self._wait_for_group, self._deadline, code)
             start_thread(wait, f"rhapsody-end-{self.pid}")
@@ -133,13 +152,13 @@ class Program:
         gone = time.monotonic() + KILLED
         while groups.alive(self.pid) and time.monotonic() < gone:
             time.sleep(CHECK)
+        self._closed()
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._over, code)
 
     def _over(self, code: int) -> None:
         if self._killer is not None:
             self._killer.cancel()
-        groups.closed(self.pid)
         if not self.exited.done():
             self.exited.set_result(code)
 
@@ -162,6 +181,7 @@ class Executables:
         sandbox: Gives a task's sandbox where the description names none.
         gpus: All the GPUs there are to give.
         grace: Seconds between asking a program to end and ending it by force.
+        guardian: What ends the programs where this process is killed.
     """
 
     announces = False
@@ -173,7 +193,9 @@ class Executables:
         sandbox: Callable[[str], str],
         gpus: tuple[str, ...],
         grace: float,
+        guardian: Guardian | None = None,
     ) -> None:
+        self._guardian = guardian
         self._deliver = deliver
         self._sandbox = sandbox
         self._gpus = gpus
@@ -235,7 +257,7 @@ class Executables:
 
     def launch(self, command: Sequence[str], **options: Any) -> Program:
         """Starts a program; takes what `Program` does. For those who have more to do then."""
-        return Program(command, **options)
+        return Program(command, guardian=self._guardian, **options)
 
     def directory(self, job: Job) -> str:
         """The job's sandbox, which exists from now on."""

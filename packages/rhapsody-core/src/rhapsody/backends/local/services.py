@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from rhapsody.backends.local.aside import call_ready, in_thread
 from rhapsody.backends.local.executables import Executables, Program
+from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job
 from rhapsody.data import OUTPUT_FILES, plain_name
 from rhapsody.errors import TaskFailedError
@@ -165,6 +166,7 @@ class Services(Executables):
         sandbox: Gives a task's sandbox where the description names none.
         gpus: All the GPUs there are to give.
         grace: Seconds between asking a program to end and ending it by force.
+        guardian: What ends the programs where this process is killed.
     """
 
     announces = True
@@ -176,8 +178,9 @@ class Services(Executables):
         sandbox: Callable[[str], str],
         gpus: tuple[str, ...],
         grace: float,
+        guardian: Guardian | None = None,
     ) -> None:
-        super().__init__(deliver, sandbox, gpus, grace)
+        super().__init__(deliver, sandbox, gpus, grace, guardian)
         self._serving = serving
 
     def run(self, job: Job) -> None:

@@ -1,0 +1,125 @@
+"""Ends the programs of a process that was killed before it could do so itself.
+
+One small process beside the one that runs programs. It reads a pipe on which it is
+told of each process group as it begins and ends. When the process that tells it is
+gone, however that came, it kills the groups that are left. Who starts programs, and
+how they are stopped otherwise, is not seen here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+
+# Others may hold the pipe, too: what the process forked without starting a program.
+WATCH = """
+import os, select, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+live, rest, poll = set(), b"", select.poll()
+poll.register(0, select.POLLIN)
+try:
+    poll.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
+except (AttributeError, OSError):
+    pass
+while 0 in dict(poll.poll()):
+    data = os.read(0, 65536)
+    if not data:
+        break
+    *lines, rest = (rest + data).split(b"\\n")
+    for line in lines:
+        (live.add if line[:1] == b"+" else live.discard)(int(line[1:]))
+for pid in live:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+class Guardian:
+    """The guardian of this process's programs, started when the first one is.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None
+        self._live: set[int] = set()
+
+    def pipe(self) -> int:
+        """Return the descriptor that it is told on, once it runs.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        with self._lock:
+            return self._opened()
+
+    def began(self, pid: int) -> None:
+        """Tell it that a process group has begun.
+
+        Raises:
+            OSError: It is not there any more, and no other can be started.
+        """
+        with self._lock:
+            self._live.add(pid)
+            self._opened()
+            self._tell(b"+", pid)
+
+    def ended(self, pid: int) -> None:
+        """Tell it that a process group has ended; to be called before its leader is reaped.
+
+        From then on its number may be anybody's.
+        """
+        with self._lock:
+            self._live.discard(pid)
+            self._tell(b"-", pid)
+
+    def stop(self) -> None:
+        """End it, and with it what it still watches over; blocks for a moment."""
+        with self._lock:
+            self._close()
+            self._live.clear()
+
+    def _opened(self) -> int:
+        if self._process is not None and self._process.poll() is not None:
+            self._close()  # somebody killed it: there must be another
+        if self._pipe is None:
+            reader, self._pipe = os.pipe()
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - our own program
+                    [sys.executable, "-I", "-S", "-c", WATCH, str(os.getpid())],
+                    stdin=reader,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    cwd="/",
+                )
+            except BaseException:
+                self._close()
+                raise
+            finally:
+                os.close(reader)
+            for pid in self._live:
+                self._tell(b"+", pid)
+        return self._pipe
+
+    def _tell(self, what: bytes, pid: int) -> None:
+        if self._pipe is not None:
+            with suppress(BrokenPipeError):  # it was killed; the next is told of all there is
+                os.write(self._pipe, b"%b%d\n" % (what, pid))
+
+    def _close(self) -> None:
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._process = None

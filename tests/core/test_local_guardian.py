@@ -1,0 +1,153 @@
+"""Programs do not outlive the process that started them, however that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.backends.local.guardian import Guardian
+from rhapsody.testing import Driver
+from tests.core.programs import Program
+from tests.machine import alive, gone
+
+pytestmark = pytest.mark.timeout(60)
+
+needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a pidfd")
+
+
+def guardians() -> list[psutil.Process]:
+    """The guardians among the children of this process."""
+    return [child for child in psutil.Process().children() if "-I" in child.cmdline()]
+
+
+@pytest.fixture
+def guardian() -> Iterator[Guardian]:
+    guardian = Guardian()
+    yield guardian
+    guardian.stop()
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Programs that sleep, each a process group."""
+    processes = [subprocess.Popen(["sleep", "600"], start_new_session=True) for _ in range(3)]
+    yield processes
+    for process in processes:
+        with suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+WORKFLOW = """
+async def main():
+    flow = await WorkflowEngine.create()
+
+    def family(name):
+        note = os.path.abspath(name)
+        return f"sleep 600 & echo $$ $! > {note}.part; mv {note}.part {note}; echo up; wait"
+
+    task = flow.executable_task(family)
+    server = flow.executable_task(service=True, ready="stdout:up")(family)
+
+    @flow.executable_task
+    def short():
+        return "true"
+
+    await short()
+    calls = [task("first"), task("second")]
+    await server("server")
+    while not (os.path.exists("first") and os.path.exists("second")):
+        await asyncio.sleep(0.01)
+    FORK
+    say("started")
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+FORK = """if os.fork() == 0:
+        time.sleep(600)"""
+
+
+@pytest.mark.parametrize(
+    "way", ["killed", "interrupted", pytest.param("forked", marks=needs_pidfd)]
+)
+def test_programs_and_services_end_with_a_program_that_is_killed(tmp_path: Path, way: str) -> None:
+    program = Program(
+        tmp_path / "program.py", WORKFLOW.replace("FORK", FORK if way == "forked" else "")
+    )
+    try:
+        program.until("started")
+        names = ("first", "second", "server")
+        pids = [int(pid) for name in names for pid in (tmp_path / name).read_text().split()]
+        assert len(pids) == 6
+        assert all(map(alive, pids))
+        if way == "interrupted":  # as the terminal does, for all in the foreground
+            program.process.send_signal(signal.SIGSTOP)
+            os.killpg(program.process.pid, signal.SIGINT)
+        program.send(signal.SIGKILL)
+        assert gone(pids)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(program.process.pid, signal.SIGKILL)
+        program.close()
+
+
+def test_it_kills_what_has_not_ended(
+    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    ended, open_, unknown = sleepers
+    guardian.began(ended.pid)
+    guardian.began(open_.pid)
+    guardian.ended(ended.pid)
+    guardian.stop()
+    assert open_.wait(20) == -signal.SIGKILL
+    assert ended.poll() is None
+    assert unknown.poll() is None
+
+
+def test_another_takes_its_place_where_it_was_killed(
+    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    first, second, third = sleepers
+    guardian.began(first.pid)
+    guardian.began(third.pid)
+    (process,) = guardians()
+    process.kill()
+    process.wait(20)
+    guardian.ended(third.pid)
+    guardian.began(second.pid)
+    guardian.stop()
+    assert first.wait(20) == second.wait(20) == -signal.SIGKILL
+    assert third.poll() is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_it_holds_nothing_of_the_program_open(guardian: Guardian) -> None:
+    guardian.pipe()
+    (process,) = guardians()
+    opened = {entry.name: os.readlink(entry) for entry in Path(f"/proc/{process.pid}/fd").iterdir()}
+    assert opened["1"] == opened["2"] == "/dev/null"
+    assert not set(opened.values()) & {os.readlink("/proc/self/fd/1")} - {"/dev/null"}
+    assert os.getsid(process.pid) == process.pid
+    assert process.cwd() == "/"
+
+
+@pytest.mark.asyncio
+async def test_a_backend_has_one_from_its_first_program_to_its_end() -> None:
+    async with LocalExecutionBackend() as backend, Driver(backend) as driver:
+        await driver.run(driver.call(int))
+        assert guardians() == []
+        await driver.run(driver.command("true"), driver.command("true"))
+        assert len(guardians()) == 1
+        await driver.run(driver.command("true"))
+        assert len(guardians()) == 1
+    assert guardians() == []
