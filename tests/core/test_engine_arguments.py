@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import weakref
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -190,3 +191,52 @@ def test_a_class_whose_instances_were_filled_is_not_kept(
     del Doubled, given, found
     gc.collect()
     assert kept() is None
+
+
+class Rows(list[Any]):
+    """A list of a class of its own, which keeps to itself what is in it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError("it was asked")
+
+
+class Pair(tuple[Any, ...]):
+    pass
+
+
+NOT_SEARCHED: list[Callable[[Any], Any]] = [
+    lambda x: deque([1, x]),
+    lambda x: OrderedDict(a=1, b=x),
+    lambda x: defaultdict(list, a=[1], b=[x]),
+    lambda x: Rows([x]),
+    lambda x: Pair([1, x]),
+    lambda x: frozenset([x]),
+    lambda x: {"a": x}.values(),
+    lambda x: deque([Pair([x])]),
+    lambda x: [{"a": deque([x])}],
+]
+
+
+@pytest.mark.parametrize("shape", NOT_SEARCHED)
+def test_a_future_where_none_is_looked_for_is_told(
+    loop: asyncio.AbstractEventLoop, shape: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(TypeError, match=r"lists, tuples, dicts and sets.*rhapsody\.literal"):
+        search((shape(loop.create_future()),), None)
+    for other in (1, [1], object(), asyncio.Future):
+        assert search((shape(other) if other != [1] else deque([[1]]),), None) is None
+
+
+def test_big_data_in_a_class_of_its_own_is_not_walked_through() -> None:
+    looks = 0
+
+    class Row(list[Any]):
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getattribute__(name)
+
+    rows = deque(Row([object()]) for _ in range(10_000))
+    rows.append(Row([rows]))
+    assert search((rows, OrderedDict(enumerate(rows))), None) is None
+    assert looks < 5000

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator
 from inspect import signature
+from itertools import islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,6 +28,12 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 
 
 EXACT = (list, tuple, dict, set)
+
+UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
+"""Of subclasses of these, and of the last three themselves, futures cannot be filled in."""
+
+LOOKED_AT = 1000
+"""How many containers inside an unsearched one are looked into, so that big data costs little."""
 
 
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
@@ -83,7 +91,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
     """Finds futures and files in a call's arguments; `None` where there are none.
 
     Raises:
-        TypeError: A future is a key of a dict.
+        TypeError: A future is a key of a dict, or in a container that is not searched.
         ValueError: A container holds itself, or they are nested too deeply.
     """
     for value in args:
@@ -174,9 +182,44 @@ def _children(value: Any) -> Any:
     elif hasattr(kind, "__dataclass_fields__") and not isinstance(value, type):
         children = [getattr(value, f.name) for f in dataclasses.fields(value) if f.init]
     else:
+        if isinstance(value, UNSEARCHED):
+            _require_no_future(value, value)
         return None
     # Big plain data is passed over at the speed of C.
     return None if PLAIN.issuperset(map(type, children)) else children
+
+
+def _require_no_future(value: Any, outer: Any) -> None:
+    """Raises where a future is in a container that is not searched, or one level below it.
+
+    Looks at types, at the speed of C, and at their objects only where that tells too little.
+    """
+    kinds = set(map(type, _items(value)))
+    if PLAIN.issuperset(kinds):
+        return
+    if any(hasattr(kind, "_asyncio_future_blocking") for kind in kinds):
+        for item in _items(value):
+            if asyncio.isfuture(item):
+                name = type(outer).__name__
+                raise TypeError(
+                    f"an argument holds a future in a {name}, {item!r}: futures are waited for in "
+                    "lists, tuples, dicts and sets (not in their subclasses), named tuples and "
+                    f"dataclasses; pass one of these, or wrap the {name} in "
+                    "rhapsody.literal(...) if the future itself is meant"
+                )
+    if value is outer and any(issubclass(kind, UNSEARCHED) for kind in kinds):
+        inner = (item for item in _items(value) if isinstance(item, UNSEARCHED))
+        for item in islice(inner, LOOKED_AT):
+            _require_no_future(item, outer)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """What is in a container, whatever a class of its own makes of that."""
+    if isinstance(value, dict):
+        return iter(dict.values(value))
+    kind: Any = next(kind for kind in UNSEARCHED if isinstance(value, kind))
+    items: Iterator[Any] = kind.__iter__(value)
+    return items
 
 
 def _check_keys(value: dict[Any, Any]) -> None:

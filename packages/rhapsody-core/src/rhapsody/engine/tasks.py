@@ -74,7 +74,8 @@ class Task(Generic[P, R]):
         `task_description` with settings in the backend's own words.
 
         Raises:
-            TypeError: The arguments do not fit the function, or a future is a dict's key.
+            TypeError: The arguments do not fit the function, or a future is a dict's key or
+                in a container that is not searched.
             ValueError: A container in the arguments holds itself.
             RuntimeError: The engine is shut down, or this is neither its loop's
                 thread nor the thread of one of its blocks.
