@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.testing import Driver
-from tests.core.local import CANCELED, DONE, FAILED, RUNNING
+from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
 from tests.machine import exists, until_gone
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -44,10 +45,20 @@ async def test_a_killed_worker_fails_only_its_own_task(driver: Driver) -> None:
     assert "was killed by SIGKILL (out of memory?)" in str(ends[3].error)
 
 
-async def test_a_worker_that_exits_tells_its_code(driver: Driver) -> None:
-    end = await driver.run_one(driver.call(os._exit, 5))
+def _c_exit(code: int) -> None:
+    ctypes.CDLL(None).exit(code)
+
+
+@pytest.mark.parametrize("gpus", [0, 1], ids=["workers", "gpu-workers"])
+@pytest.mark.parametrize("leave", [os._exit, _c_exit])
+@pytest.mark.parametrize("code", [0, 5])
+async def test_a_worker_that_exits_tells_its_code(
+    driver: Driver, leave: Callable[[int], None], code: int, gpus: int
+) -> None:
+    end = await driver.run_one(needing(driver.call(leave, code), gpus=gpus))
     assert isinstance(end.error, TaskLostError)
-    assert "exited with code 5" in str(end.error)
+    assert f"exited with code {code}" in str(end.error)
+    assert (await driver.run_one(needing(driver.call(int), gpus=gpus))).state is DONE
 
 
 async def test_an_idle_worker_that_is_killed_costs_nobody_a_task(driver: Driver) -> None:

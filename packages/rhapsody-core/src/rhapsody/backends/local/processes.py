@@ -27,7 +27,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from rhapsody.backends.local import groups, worker
 from rhapsody.backends.local.aside import in_thread, start_thread
-from rhapsody.backends.local.forks import WorkerContext
+from rhapsody.backends.local.forks import LEFT, WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 
@@ -312,7 +312,7 @@ class ProcessWorkers:
 def _end(exit_code: int | None) -> str:
     """How a process ended, for people."""
     if exit_code is None or exit_code >= 0:
-        return f"exited with code {exit_code}"
+        return f"exited with code {0 if exit_code == LEFT else exit_code}"
     try:
         name = signal.Signals(-exit_code).name
     except ValueError:
