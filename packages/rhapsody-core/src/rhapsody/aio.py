@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+from rhapsody.errors import is_a
+
 
 def asked_to_stop() -> bool:
     """Whether the running asyncio task has been cancelled itself.
@@ -43,7 +45,7 @@ async def end_of(future: asyncio.Future[None]) -> None:
 
 def settable(error: BaseException, who: str) -> BaseException:
     """The exception, or one that holds it where a future cannot: `StopIteration`."""
-    if not isinstance(error, StopIteration):
+    if not is_a(error, StopIteration):
         return error
     wrapped = RuntimeError(f"{who} raised StopIteration")
     wrapped.__cause__ = error

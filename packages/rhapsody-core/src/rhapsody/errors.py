@@ -11,7 +11,10 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeGuard, TypeVar, cast
+
+E = TypeVar("E", bound=BaseException)
 
 
 class RhapsodyError(Exception):
@@ -118,7 +121,7 @@ def text_of(error: BaseException | None) -> str:
     """The text of an exception, also of one whose text cannot be made."""
     try:
         return str(error)
-    except Exception as mistake:  # a user's `__str__` must not hide the user's exception
+    except BaseException as mistake:  # a user's `__str__` must not hide the user's exception
         return f"(its text cannot be made: {type(mistake).__name__})"
 
 
@@ -129,7 +132,35 @@ def describe_error(error: BaseException | None, *, with_module: bool = False) ->
     return f"{name}: {text_of(error)}"
 
 
-# Exceptions may be of a class that forbids setting attributes, a frozen dataclass say.
+# Exceptions may be of a class that forbids setting attributes, a frozen dataclass say, or that
+# raises when it is looked at in any other way. These ask nothing of the object itself.
+
+
+def is_a(error: BaseException | None, kinds: type[E] | tuple[type[E], ...]) -> TypeGuard[E]:
+    """Whether an exception is of a type; `isinstance` reads its `__class__`."""
+    return issubclass(type(error), kinds)
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return the traceback of whatever exception."""
+    slot: Any = BaseException.__traceback__
+    return cast("TracebackType | None", slot.__get__(error))
+
+
+def set_traceback(error: BaseException, trace: TracebackType | None) -> BaseException:
+    """Set the traceback of whatever exception, which is returned."""
+    return BaseException.with_traceback(error, trace)
+
+
+def args_of(error: BaseException) -> tuple[Any, ...]:
+    """Return the `args` of whatever exception."""
+    slot: Any = BaseException.args
+    return cast("tuple[Any, ...]", slot.__get__(error))
+
+
+def vars_of(error: BaseException) -> dict[str, Any]:
+    """Return the attributes of whatever exception."""
+    return cast("dict[str, Any]", BaseException.__getattribute__(error, "__dict__"))
 
 
 def set_cause(error: BaseException, cause: BaseException) -> None:
@@ -139,7 +170,8 @@ def set_cause(error: BaseException, cause: BaseException) -> None:
 
 def add_note(error: BaseException, note: str) -> None:
     """Adds a note to whatever exception."""
-    BaseException.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), note])
+    notes = vars_of(error).get("__notes__")
+    vars_of(error)["__notes__"] = [*notes, note] if type(notes) is list else [note]
 
 
 def rebuilt(
@@ -148,7 +180,7 @@ def rebuilt(
     """An exception made without calling its `__init__`."""
     error = cls.__new__(cls, *args)
     BaseException.__setattr__(error, "args", args)
-    error.__dict__.update(state)
+    vars_of(error).update(state)
     return error
 
 

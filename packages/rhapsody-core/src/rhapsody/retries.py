@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
+from rhapsody.errors import is_a
 from rhapsody.quantities import seconds
 
 
@@ -56,7 +57,7 @@ class RetryPolicy:
 
     def covers(self, error: BaseException) -> bool:
         """Whether an exception is worth another attempt."""
-        return isinstance(error, cast("type[BaseException]", self.on))
+        return is_a(error, cast("type[BaseException]", self.on))
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the given attempt failed."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
+from rhapsody.errors import set_traceback, traceback_of
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy
@@ -359,7 +360,7 @@ class TaskFuture(asyncio.Future[T]):
 
     def fail(self, error: BaseException) -> None:
         """Sets the exception, with its traceback as it is now. Called by the engine."""
-        self._traceback = error.__traceback__
+        self._traceback = traceback_of(error)
         self.set_exception(error)
         # A class of its own, so that futures that hold a value pay nothing for it.
         self.__class__ = _FailedFuture
@@ -374,7 +375,7 @@ class _FailedFuture(TaskFuture[T]):
         """Raises the exception."""
         error = self.exception()
         assert error is not None
-        raise error.with_traceback(self._traceback)
+        raise set_traceback(error, self._traceback)
 
     def __await__(self) -> Generator[Any, None, T]:
         return self.result()

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import threading
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rhapsody.engine.life import Event, Future, Work
+from rhapsody.errors import is_a
 from rhapsody.quantities import seconds
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
@@ -246,7 +247,7 @@ class Blocks:
             self._threads.pop(node, None)
 
     def _thread_ended(self, node: Node, value: Any, error: BaseException | None) -> None:
-        if inspect.iscoroutine(value):  # a plain wrapper around a coroutine function
+        if type(value) is CoroutineType:  # a plain wrapper around a coroutine function
             if node.life.work is Work.RUNNING:
                 self._threads.pop(node, None)
                 self._run(node, value, contextvars.copy_context())
@@ -259,14 +260,14 @@ class Blocks:
             self._ended(node, None, asyncio.CancelledError())
         else:
             error = task.exception()
-            self._ended(node, None if error else task.result(), error)
+            self._ended(node, None if error is not None else task.result(), error)
 
     def _ended(self, node: Node, value: Any, error: BaseException | None) -> None:
         self._threads.pop(node, None)
         runtime = self._runtime
         if node.life.work is Work.LOST:
             return
-        if isinstance(error, asyncio.CancelledError):
+        if is_a(error, asyncio.CancelledError):
             runtime.stopped(node)
         elif node.life.future is not Future.PENDING:
             runtime.stopped(node)  # cancelled before; what it says now is not seen

@@ -383,7 +383,7 @@ def leads_into(value: object, sandbox: str | None) -> bool:
         if isinstance(value, list | tuple | set | frozenset):
             return any(_is_path_into(item, sandbox) for item in value)
         return _is_path_into(value, sandbox)
-    except Exception:  # the result's own code; what cannot be looked into leads nowhere
+    except BaseException:  # the result's own code; what cannot be looked into leads nowhere
         return False
 
 

@@ -19,7 +19,7 @@ from rhapsody.engine.blocks import BlockFuture, enclosing_block
 from rhapsody.engine.held import HeldFuture
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.engine.node import Node
-from rhapsody.errors import DependencyFailureError, describe_error
+from rhapsody.errors import DependencyFailureError, describe_error, is_a
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 
@@ -341,7 +341,7 @@ class Graph:
 def _dependency_failure(node: Node, failed: list[asyncio.Future[Any]]) -> DependencyFailureError:
     names = [_future_name(future) for future in failed]
     cause = failed[0].exception()
-    root = cause.root_cause if isinstance(cause, DependencyFailureError) else cause
+    root = cause.root_cause if is_a(cause, DependencyFailureError) else cause
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     error = DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.errors import BackendUnavailableError, TaskLostError, is_a
 from rhapsody.states import TasksMainStates
 from rhapsody.task import HeldValue, Outcome, TaskFuture
 
@@ -151,7 +151,7 @@ class Held:
             error = task.get("exception")
         if error is None and "return_value" not in task:
             error = TaskLostError("nothing came")
-        if isinstance(error, TaskLostError):
+        if is_a(error, TaskLostError):
             error = self._lost_error(future, error)
         self._let_go(future)
         if asyncio.Future.done(future):

@@ -37,6 +37,7 @@ from rhapsody.errors import (
     TaskLostError,
     TaskTimeoutError,
     describe_error,
+    is_a,
     set_cause,
 )
 from rhapsody.plugins.manager import EngineHooks
@@ -311,7 +312,7 @@ class Runtime:
         policy = node.task.settings.retries or self.retries
         delay: float | None = None
         try:
-            if isinstance(error, _LOST):
+            if is_a(error, _LOST):
                 self.stats.lost += 1
                 extra.losses += 1
                 own = node.task.settings.lost_retries
@@ -362,7 +363,7 @@ class Runtime:
         """A task cannot be handed to a backend."""
         if node.life.work is not Work.READY:
             return  # cancelled meanwhile
-        if isinstance(error, asyncio.CancelledError):
+        if is_a(error, asyncio.CancelledError):
             self.graph.cancel(node)
         else:
             self.give_up(node, error)
@@ -437,7 +438,7 @@ class Runtime:
 
     def _let_go(self, node: Node, error: BaseException) -> None:
         assert node.lane is not None
-        if isinstance(error, TaskTimeoutError):
+        if is_a(error, TaskTimeoutError):
             error = TaskTimeoutError(
                 f"{error}; backend {node.lane.name!r} cannot stop it, so the work goes on and "
                 "keeps its slot until it ends. Run such functions in processes, which can be "

@@ -19,7 +19,7 @@ from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.mailbox import Mailbox
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
-from rhapsody.errors import TaskFailedError, describe_error
+from rhapsody.errors import TaskFailedError, describe_error, is_a
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
@@ -203,7 +203,7 @@ class Updates:
         if (
             node.pushed
             and main is FAILED
-            and isinstance(task.get("exception"), ReferenceLostError)
+            and is_a(task.get("exception"), ReferenceLostError)
             and runtime.pushdown.take_back(node)
         ):
             return
@@ -355,7 +355,7 @@ def _end_of_file(path: str) -> str:
 def _ending(task: Mapping[str, Any]) -> str:
     error = task.get("exception")
     if error is not None:
-        return describe_error(error) if isinstance(error, Exception) else str(error)
+        return describe_error(error) if is_a(error, BaseException) else str(error)
     if task.get("exit_code") is not None:
         return f"exit code {task['exit_code']}"
     return "no exit code"

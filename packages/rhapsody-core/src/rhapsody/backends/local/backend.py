@@ -31,7 +31,7 @@ from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.mailbox import TURN, Mailbox
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError, add_note
+from rhapsody.errors import CapabilityError, add_note, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.task import TaskDescription, is_async
@@ -366,7 +366,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._pump()
 
     def _outcome(self, job: Job) -> Any:
-        if job.cancelled or isinstance(job.error, asyncio.CancelledError):
+        if job.cancelled or is_a(job.error, asyncio.CancelledError):
             return self._canceled
         if job.error is not None or job.failed:
             return self._failed

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from rhapsody.backends.mailbox import Mailbox
+from rhapsody.errors import describe_error, set_traceback, traceback_of
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -36,11 +37,11 @@ _OWN_FILES = os.path.join(os.path.dirname(__file__), "")
 
 def without_own_frames(error: BaseException) -> BaseException:
     """The exception with a traceback that begins in the user's code."""
-    trace = error.__traceback__
+    trace = traceback_of(error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
         trace = trace.tb_next
     # A TypeError for wrong arguments has no frame of the user's at all.
-    return error.with_traceback(trace)
+    return set_traceback(error, trace)
 
 
 def _task_factory(
@@ -237,7 +238,7 @@ class SharedLoop:
             try:
                 loop.run_forever()
             except BaseException as error:  # a SystemExit out of a task that one started
-                log.warning("a task on the shared loop raised %r", error)
+                log.warning("a task on the shared loop raised %s", describe_error(error))
         loop.close()
 
 

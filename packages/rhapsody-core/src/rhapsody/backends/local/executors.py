@@ -19,7 +19,7 @@ from rhapsody.backends.local.capture import recording
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.backends.local.jobs import Job, refuse_environment, task_environment
 from rhapsody.context import task_context
-from rhapsody.errors import TaskLostError
+from rhapsody.errors import TaskLostError, is_a, set_traceback
 
 
 class ExecutorWorkers:
@@ -64,9 +64,9 @@ class ExecutorWorkers:
         try:
             reply = future.result()
         except BaseException as error:  # the executor's own trouble, or its cancellation
-            job.error = self._lost(job, error) if _broken(error) else error.with_traceback(None)
+            job.error = self._lost(job, error) if _broken(error) else set_traceback(error, None)
         else:
-            if isinstance(reply, worker.Reply):
+            if type(reply) is worker.Reply:
                 job.worker = f"process {reply.pid}"
                 worker.take(job, reply)
             elif reply is not None:
@@ -83,7 +83,7 @@ class ExecutorWorkers:
 def _broken(error: BaseException) -> bool:
     from concurrent.futures import BrokenExecutor
 
-    return isinstance(error, BrokenExecutor)
+    return is_a(error, BrokenExecutor)
 
 
 class Call:
@@ -110,7 +110,7 @@ class Call:
             refuse_environment(job)
             with task_context(context), recording(job.recorder):
                 value = function(*task["args"], **task["kwargs"])
-                if isinstance(value, CoroutineType):
+                if type(value) is CoroutineType:
                     value = _run(value)
             job.value = value
         except BaseException as error:  # whatever a task raises is its result

@@ -29,7 +29,7 @@ from rhapsody.backends.local import groups, worker
 from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.forks import LEFT, WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
-from rhapsody.errors import BackendUnavailableError, TaskLostError
+from rhapsody.errors import BackendUnavailableError, TaskLostError, set_traceback
 
 START_TIMEOUT = 60.0
 """Seconds until the first worker of a pool must have answered."""
@@ -252,7 +252,7 @@ class ProcessWorkers:
             )
             job.error.__cause__ = error
         except BaseException as error:  # the pool's own trouble with this call
-            job.error = error.with_traceback(None)
+            job.error = set_traceback(error, None)
         else:
             job.pid, job.worker = reply.pid, f"process {reply.pid}"
             worker.take(job, reply)

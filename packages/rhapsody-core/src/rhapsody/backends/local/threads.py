@@ -146,7 +146,7 @@ class _Worker:
         try:
             with task_context(context), recording(job.recorder):
                 value = function(*task["args"], **task["kwargs"])
-                if isinstance(value, CoroutineType):
+                if type(value) is CoroutineType:
                     value = self._loop.run(value, partial(self._started, job))
             job.value = value
         except BaseException as error:  # whatever a task raises is its result

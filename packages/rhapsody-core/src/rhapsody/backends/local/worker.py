@@ -27,7 +27,19 @@ import cloudpickle  # type: ignore[import-untyped]
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.context import TaskContext, task_context
-from rhapsody.errors import TaskFailedError, add_note, describe_error, rebuilt, set_cause, text_of
+from rhapsody.errors import (
+    TaskFailedError,
+    add_note,
+    args_of,
+    describe_error,
+    is_a,
+    rebuilt,
+    set_cause,
+    set_traceback,
+    text_of,
+    traceback_of,
+    vars_of,
+)
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -139,7 +151,7 @@ def pack_call(task: TaskDescription) -> bytes:
     function, args, kwargs = task["function"], task["args"], task["kwargs"]
     try:
         return _pack((function, args, kwargs))
-    except Exception as error:  # pickling runs the objects' own code
+    except BaseException as error:  # pickling runs the objects' own code
         part, value, reason = _culprit(task, error)
         raise TypeError(
             f"task {task['name']!r}: {part} ({type(value).__qualname__}) cannot be pickled for a "
@@ -166,7 +178,7 @@ def unpack(reply: Reply) -> Any:
     raise raised
 
 
-def _culprit(task: TaskDescription, error: Exception) -> tuple[str, Any, str]:
+def _culprit(task: TaskDescription, error: BaseException) -> tuple[str, Any, str]:
     """Which part of a call cannot be pickled: in words, itself, and why."""
     function, args, kwargs = task["function"], task["args"], task["kwargs"]
     parts: list[tuple[str, Any]] = [("the function", function)]
@@ -176,7 +188,7 @@ def _culprit(task: TaskDescription, error: Exception) -> tuple[str, Any, str]:
         reason = _why_not(value)
         if reason is not None:
             return part, value, reason
-    return "the call", function, f"{type(error).__name__}: {error}"
+    return "the call", function, describe_error(error)
 
 
 def _pack(value: Any) -> bytes:
@@ -187,8 +199,8 @@ def _pack(value: Any) -> bytes:
 def _why_not(value: Any) -> str | None:
     try:
         _pack(value)
-    except Exception as error:  # pickling runs the objects' own code
-        return f"{type(error).__name__}: {error}"
+    except BaseException as error:  # pickling runs the objects' own code
+        return describe_error(error)
     return None
 
 
@@ -199,7 +211,7 @@ def take(job: Job, reply: Reply) -> None:
     try:
         job.value = unpack(reply)
     except BaseException as error:  # whatever a task raises is its result
-        job.error = error.with_traceback(None)
+        job.error = set_traceback(error, None)
 
 
 # In the worker.
@@ -268,7 +280,7 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
         return False, pack_error(error)
     try:
         value = function(*args, **kwargs)
-        if isinstance(value, CoroutineType):
+        if type(value) is CoroutineType:
             value = _loop.run(value)
     except BaseException as error:  # whatever a task raises is its result
         return False, pack_error(error)
@@ -276,10 +288,10 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
         del function, args, kwargs
     try:
         return True, _pack(value)
-    except Exception as error:  # pickling runs the objects' own code
+    except BaseException as error:  # pickling runs the objects' own code
         problem = TypeError(
             f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back "
-            f"from the worker process: {type(error).__name__}: {error}; return data that can "
+            f"from the worker process: {describe_error(error)}; return data that can "
             "be, or run the task in threads: LocalExecutionBackend('thread')"
         )
         return False, pack_error(problem)
@@ -287,35 +299,42 @@ def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
 
 def pack_error(error: BaseException) -> bytes:
     """An exception as bytes, of its own type wherever that can be had."""
-    text = "".join(traceback.format_exception(without_own_frames(error)))
-    plain = {key: value for key, value in vars(error).items() if _why_not(value) is None}
-    candidates: list[Any] = [error, _Rebuilt(type(error), error.args, plain)]
+    text = _formatted(without_own_frames(error))
+    plain = {key: value for key, value in vars_of(error).items() if _why_not(value) is None}
+    candidates: list[Any] = [error, _Rebuilt(type(error), args_of(error), plain)]
     if type(error) is SystemExit:  # tblib, which Dask installs, loses the code
         candidates = [_Exit(error.code)]
-    if isinstance(error, BaseExceptionGroup):
-        members = [pack_error(member) for member in error.exceptions]
-        candidates = [_RebuiltGroup(type(error), error.message, members)]
+    if is_a(error, BaseExceptionGroup):
+        candidates = [_RebuiltGroup(error)]
     candidates.append(_Rebuilt(type(error), (text_of(error),), plain))
     for candidate in candidates:
         try:
             packed = _pack((candidate, text))
             if type(pickle.loads(packed)[0]) is type(error):  # noqa: S301 - made above
                 return packed
-        except Exception:  # noqa: S112 - an exception class may do anything; try the next way
+        except BaseException:  # noqa: S112 - an exception class may do anything; try the next way
             continue
     return _pack((TaskFailedError(describe_error(error, with_module=True)), text))
+
+
+def _formatted(error: BaseException) -> str:
+    """The text of an exception with its traceback."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:  # formatting runs the exception's own code
+        frames = traceback.format_tb(traceback_of(error))
+        return "".join([*frames, describe_error(error, with_module=True)])
 
 
 class _RebuiltGroup:
     """Pickles as an exception group, its members packed one by one."""
 
-    def __init__(
-        self, kind: type[BaseExceptionGroup[Any]], message: str, members: list[bytes]
-    ) -> None:
-        self._made_from = kind, message, members
+    def __init__(self, group: Any) -> None:
+        self._group = group
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_group, self._made_from
+        members = [pack_error(member) for member in self._group.exceptions]
+        return _rebuild_group, (type(self._group), self._group.message, members)
 
 
 def _rebuild_group(
