@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody.data import InputFile, OutputFile, link_all, link_into, make_sandbox
+from rhapsody.data import InputFile, OutputFile, end_of_file, link_all, link_into, make_sandbox
 from rhapsody.errors import DataError
 
 
@@ -376,3 +376,11 @@ def test_a_file_in_a_command_is_its_name(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("x")
     source, target = InputFile(tmp_path / "in.txt"), OutputFile("out.txt")
     assert f"cp {source} {target.bound_to(str(tmp_path))}" == "cp in.txt out.txt"
+
+
+def test_the_end_of_a_file_is_its_last_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("0123456789")
+    assert end_of_file(str(path), 3) == "789"
+    assert end_of_file(str(path), 30) == "0123456789"
+    assert end_of_file(str(tmp_path / "missing"), 3) == ""

@@ -54,7 +54,7 @@ async def test_a_shell_command_keeps_its_quoting(driver: Driver) -> None:
 async def test_a_sandbox_that_is_gone_is_not_made_again(driver: Driver) -> None:
     task = driver.command('rm -r "$PWD"')
     end = await driver.run_one(task)
-    assert isinstance(end.error, FileNotFoundError), str(end)
+    assert end.state is DONE
     assert task["uid"] not in os.listdir(driver.work_dir)
 
 

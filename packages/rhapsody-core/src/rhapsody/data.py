@@ -12,6 +12,7 @@ import filecmp
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -214,6 +215,23 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
             continue
         break
     return path
+
+
+def end_of_file(path: str, count: int) -> str:
+    """Return the last `count` bytes of an output file as text, without waiting for anything.
+
+    Empty for a file that is gone or on another machine, and for what is no file: the task
+    that wrote it may have put a link or a FIFO there.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ""
+        file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+        return file.read().decode(errors="replace")
 
 
 def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathLike[str]) -> None:

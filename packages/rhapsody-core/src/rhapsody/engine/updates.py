@@ -8,7 +8,6 @@ in `rhapsody.engine.runtime`.
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import shlex
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.mailbox import Mailbox
+from rhapsody.data import end_of_file
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.errors import TaskFailedError, describe_error, is_a
@@ -339,17 +339,8 @@ def _tail(task: Mapping[str, Any]) -> str:
     if not isinstance(stderr, str):
         return ""
     if task.get("capture") == "files":
-        stderr = _end_of_file(stderr)
+        stderr = end_of_file(stderr, STDERR_TAIL)
     return stderr[-STDERR_TAIL:]
-
-
-def _end_of_file(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - STDERR_TAIL))
-            return file.read().decode(errors="replace")
-    except OSError:  # it is on another machine, or gone
-        return ""
 
 
 def _ending(task: Mapping[str, Any]) -> str:

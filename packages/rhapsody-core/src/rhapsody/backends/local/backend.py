@@ -352,10 +352,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job.runner.ended(job)
         task = job.task
         if job.recorder is not None:
-            task["stdout"] = job.recorder.result("stdout")
-            task["stderr"] = job.recorder.result("stderr")
-            if job.recorder.in_files is not None:
-                task["sandbox"] = job.recorder.in_files
+            try:
+                job.recorder.report(task)
+            except OSError as error:  # its files cannot be written
+                job.error = error if job.error is None else job.error
         if job.worker is not None:
             task["worker"] = job.worker
         if job.pid is not None:

@@ -15,10 +15,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal, TextIO
 
 from rhapsody.context import Setting
 from rhapsody.data import OUTPUT_FILES
+from rhapsody.task import TaskDescription
 
 LIMIT = 1 << 20
 """Characters of one stream of one task that are kept in memory."""
@@ -93,7 +95,9 @@ class Record:
     def _spill(self, path: str) -> TextIO:
         if self._file is None:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            with suppress(FileNotFoundError):  # the task may have put anything there, a FIFO say
+                os.unlink(path)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             self._file = os.fdopen(
                 os.open(path, flags, 0o600), "w", encoding="utf-8", errors="replace", newline=""
             )
@@ -137,6 +141,16 @@ class Recorder:
                 return ""
             record = self._records.setdefault(name, self._record(name))
         return record.result()
+
+    def report(self, task: TaskDescription) -> None:
+        """Write what was printed into the task's description.
+
+        Raises:
+            OSError: Its files cannot be written.
+        """
+        task["stdout"], task["stderr"] = self.result("stdout"), self.result("stderr")
+        if self.in_files is not None:
+            task["sandbox"] = self.in_files
 
     def _record(self, name: Name) -> Record:
         if self._directory is None:

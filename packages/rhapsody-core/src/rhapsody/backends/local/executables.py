@@ -22,6 +22,7 @@ from rhapsody.backends.local import groups
 from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job, task_environment
+from rhapsody.backends.local.outputs import ProgramOutput
 from rhapsody.data import OUTPUT_FILES, make_sandbox
 
 SMALL = 1 << 20
@@ -232,20 +233,20 @@ class Executables:
         if job.port is not None:
             command = [word.replace("{port}", str(job.port)) for word in command]
         with ExitStack() as files:
-            output: list[IO[bytes] | int | None] = [None, None]
-            if task.get("capture", True) is not False:
-                output = [
-                    files.enter_context(_new_file(os.path.join(directory, name)))
-                    for name in OUTPUT_FILES
-                ]
+            capture, output = task.get("capture", True), None
+            own: tuple[int | None, int | None] = (None, None)
+            if capture is not False:
+                output = ProgramOutput(directory)
+                files.callback(output.close)
+                own = output.descriptors
             try:
-                return self.launch(
+                program = self.launch(
                     command,
                     cwd=directory,
                     environment=os.environ | task_environment(job, self._gpus),
                     stdin=task.get("stdin"),
-                    stdout=output[0] if stdout is None else stdout,
-                    stderr=output[1],
+                    stdout=own[0] if stdout is None else stdout,
+                    stderr=own[1],
                 )
             except OSError as error:  # its number makes it of the same type
                 reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
@@ -254,6 +255,10 @@ class Executables:
                 raise ValueError(
                     f"task {task['name']!r} cannot start {executable!r:.200}: {error}"
                 ) from error
+            if capture is True:
+                job.output = output
+                files.pop_all()
+            return program
 
     def launch(self, command: Sequence[str], **options: Any) -> Program:
         """Starts a program; takes what `Program` does. For those who have more to do then."""
@@ -268,16 +273,14 @@ class Executables:
     async def collect(self, job: Job, code: int) -> None:
         """Writes a program's exit code and output into the description."""
         task = job.task
-        paths = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
-        capture = task.get("capture", True)
-        if capture == "files":
-            stdout, stderr = paths
-        elif capture is False:
-            stdout = stderr = ""
-        else:
-            read = partial(_read, paths)
+        output, job.output = job.output, None
+        stdout = stderr = ""
+        if output is not None:
             # Little is read here, more beside the loop.
-            stdout, stderr = read() if _size(paths) <= SMALL else await in_thread(read)
+            small = output.size <= SMALL
+            stdout, stderr = output.take() if small else await in_thread(output.take)
+        elif task.get("capture", True) == "files":
+            stdout, stderr = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
         task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr
         job.failed = code != 0
 
@@ -300,20 +303,3 @@ class Executables:
         except Exception as error:  # its output cannot be read
             job.error = error
         self._deliver(job)
-
-
-def _new_file(path: str) -> IO[bytes]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    return os.fdopen(os.open(path, flags, 0o600), "wb")
-
-
-def _size(paths: list[str]) -> int:
-    return sum(os.path.getsize(path) for path in paths)
-
-
-def _read(paths: list[str]) -> list[str]:
-    texts = []
-    for path in paths:
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
-            texts.append(file.read())
-    return texts

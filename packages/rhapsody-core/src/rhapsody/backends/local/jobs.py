@@ -11,6 +11,7 @@ from time import time
 from typing import Any, Protocol
 
 from rhapsody.backends.local.capture import Recorder
+from rhapsody.backends.local.outputs import ProgramOutput
 from rhapsody.backends.local.slots import Request
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
@@ -38,6 +39,7 @@ class Job:
         value: What a function returned.
         error: What it raised, or why it could not be run.
         failed: An executable ran and failed: there is no exception.
+        output: What a program writes to, where that is read at its end.
         handle: Whatever its runner needs to get hold of it.
         pid: The process that runs it, where that is known.
         port: The free port that a service was given.
@@ -58,6 +60,7 @@ class Job:
         "gpus",
         "handle",
         "number",
+        "output",
         "over",
         "pid",
         "port",
@@ -90,6 +93,7 @@ class Job:
         self.value: Any = None
         self.error: BaseException | None = None
         self.failed: bool = False
+        self.output: ProgramOutput | None = None
         self.handle: Any = None
         self.pid: int | None = None
         self.port: int | None = None

@@ -24,7 +24,7 @@ from rhapsody.backends.local.aside import call_ready, in_thread
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job
-from rhapsody.data import OUTPUT_FILES, plain_name
+from rhapsody.data import OUTPUT_FILES, end_of_file, plain_name
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import TaskDescription
 
@@ -39,6 +39,9 @@ SEEN = 1 << 16
 
 QUIET = 0.1
 """Seconds without more output after which the end of an unfinished line is taken for its end."""
+
+STDERR_TAIL = 2000
+"""Characters of standard error that the error of a service holds."""
 
 HOST = "127.0.0.1"
 
@@ -268,9 +271,8 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
     """
     stderr = task.get("stderr", "")
     if task.get("capture") == "files":
-        with suppress(OSError), open(stderr, encoding="utf-8", errors="replace") as file:
-            stderr = file.read()
-    tail = stderr[-2000:]
+        stderr = end_of_file(stderr, STDERR_TAIL)
+    tail = stderr[-STDERR_TAIL:]
     said = f": {tail.strip()}" if tail.strip() else ""
     return TaskFailedError(
         f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
