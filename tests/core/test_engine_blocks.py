@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DependencyFailureError, WorkflowEngine, wait
-from tests.core.engine_fixtures import Machine, engine
+from rhapsody import DependencyFailureError, WorkflowEngine, literal, wait
+from tests.core.engine_fixtures import Machine, engine, local_processes, local_threads
 from tests.core.scripted import Scripted, outcome, turns, until
 
 pytestmark = pytest.mark.asyncio
@@ -280,8 +280,6 @@ async def test_wait_raises_what_the_task_raised_or_that_it_was_cancelled() -> No
             return "nothing"
 
         failing, cancelled = job(), job()
-        from rhapsody import literal
-
         blocks = [part(literal([failing])), part(literal([cancelled]))]
         await until(lambda: len(backend.tasks) == 2)
         backend.failed(backend.tasks[0], KeyError("x"))
@@ -294,7 +292,6 @@ async def test_wait_takes_any_future_of_the_loop() -> None:
     plain: asyncio.Future[int] = loop.create_future()
     loop.call_later(0.01, plain.set_result, 7)
     async with engine() as flow:
-        from rhapsody import literal
 
         @flow.block
         def part(held: Any) -> int:
@@ -317,6 +314,31 @@ async def test_wait_is_refused_on_the_loop() -> None:
         error = await outcome(part())
         assert isinstance(error, RuntimeError)
         assert "await" in str(error)
+
+
+@pytest.mark.parametrize("machine", [Machine, local_threads, local_processes])
+async def test_wait_is_refused_in_function_tasks(machine: Any) -> None:
+    async with engine(machine()) as flow:
+
+        @flow.function_task
+        def waits(held: Any) -> None:
+            wait(held[0])
+
+        @flow.function_task
+        async def waits_later(held: Any) -> None:
+            wait(held[0])
+
+        @flow.block
+        def part() -> int:
+            return wait(adder(flow)(1))
+
+        held = [None] if machine is local_processes else [adder(flow)(1)]
+        for task in (waits, waits_later):
+            error = await outcome(task(literal(held)))
+            assert isinstance(error, RuntimeError), error
+            assert repr(task.name) in str(error)
+            assert "as an argument" in str(error)
+        assert await part() == 2
 
 
 @pytest.mark.parametrize("thing", [None, 5, "task.000001", [1]])

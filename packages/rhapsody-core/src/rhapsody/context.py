@@ -53,6 +53,11 @@ _context: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar(
 )
 
 
+def running_task() -> TaskContext | None:
+    """Return the task that is running here, `None` where there is none."""
+    return _context.get()
+
+
 def current_task() -> TaskContext:
     """The task that is running here: its uid, name, attempt, sandbox, deadline and `cancelled`.
 

@@ -17,6 +17,7 @@ from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from rhapsody.context import running_task
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.errors import is_a
 from rhapsody.quantities import seconds
@@ -80,12 +81,19 @@ def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
         The future's result.
 
     Raises:
-        RuntimeError: Called on an event loop, whose thread it would block, or for
-            a block inside itself.
+        RuntimeError: Called on an event loop, whose thread it would block, in a function
+            task, or for a block inside itself.
         TimeoutError: The time is over.
         asyncio.CancelledError: The future was cancelled, or the block that waits.
         BaseException: The future's own exception.
     """
+    task = running_task()
+    if task is not None and enclosing_block.get() is None:
+        raise RuntimeError(
+            f"wait() was called in function task {task.name!r} ({task.uid}), which would keep its "
+            "worker from the very task that it waits for: pass the future to the task as an "
+            "argument, and it gets the value, or wait in a synchronous @flow.block"
+        )
     if not asyncio.isfuture(future):
         raise TypeError(f"wait() takes a future, got {future!r}")
     if timeout is not None:
