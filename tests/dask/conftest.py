@@ -36,6 +36,15 @@ async def backend(cluster: Any) -> AsyncIterator[DaskExecutionBackend]:
 
 
 @pytest_asyncio.fixture
+async def raw(cluster: Any) -> AsyncIterator[Any]:
+    """A client of Dask's own on that cluster, to see what Dask does without us."""
+    from distributed import Client
+
+    async with Client(cluster.scheduler_address, asynchronous=True, set_as_default=False) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
 async def flow(backend: DaskExecutionBackend) -> AsyncIterator[WorkflowEngine]:
     """An engine on that backend."""
     async with asyncio.timeout(60):

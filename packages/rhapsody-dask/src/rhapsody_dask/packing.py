@@ -1,7 +1,7 @@
 """From a task's description to the bytes that a worker gets.
 
-Functions are pickled once for each batch. An argument that is big is packed by
-itself, once for each batch as well, and goes to the cluster as data that all
+Functions are pickled once for each batch. One that is big, and an argument that is, is
+packed by itself, once for each batch as well, and goes to the cluster as data that all
 tasks share; see `shared`.
 """
 
@@ -32,11 +32,11 @@ STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFile, OutputFile}
 
 
 class Big(NamedTuple):
-    """An argument that travels by itself: packed, with its buffers.
+    """A function or an argument that travels by itself: packed, with its buffers.
 
     Attributes:
-        value: The argument, held so that its identity stays its own.
-        payload: The packed argument.
+        value: The object, held so that its identity stays its own.
+        payload: What it is packed into.
         buffers: Its big buffers, which are still the user's own memory.
     """
 
@@ -50,7 +50,7 @@ class Packed(NamedTuple):
 
     Attributes:
         order: The packed order.
-        bigs: The arguments that Dask has to hold for it, in the order of their places.
+        bigs: What Dask has to hold for it, in the order of their places.
     """
 
     order: bytes
@@ -62,13 +62,13 @@ class Packer:
 
     Args:
         session: The backend's session.
-        threshold: Bytes from which an argument is shared; `None` shares none.
+        threshold: Bytes from which a function or an argument is shared; `None` shares none.
     """
 
     def __init__(self, session: str, threshold: int | None = BIG) -> None:
         self._session = session
         self._threshold = threshold
-        self._functions: dict[int, tuple[Any, bytes]] = {}
+        self._functions: dict[int, Big] = {}
         self._bigs: dict[int, Big] = {}
 
     def pack(self, task: TaskDescription, more: Mapping[str, Any], held: int = 0) -> Packed:
@@ -77,20 +77,24 @@ class Packer:
         Args:
             task: The description.
             more: What the worker has to know besides.
-            held: How many values come with the task before its big arguments; the
+            held: How many values come with the task before what is big of it; the
                 last of them are those of its references.
 
         Raises:
             TypeError: Something cannot be pickled; it names the argument.
         """
-        function, packed, arguments = task["function"], None, b""
+        function, arguments = task["function"], b""
+        packed: bytes | int | None = None
         bigs: list[Big] = []
         if function is not None:
             known = self._functions.get(id(function))
             if known is None:
-                known = function, self._dumps(task, function)
+                known = Big(function, self._dumps(task, function), [])
                 self._functions[id(function)] = known
-            packed = known[1]
+            packed = known.payload
+            if self._threshold is not None and len(packed) >= self._threshold:
+                packed = held
+                bigs.append(known)
             first = held - len(task.get("references", ()))
             places = {uid: first + n for n, uid in enumerate(task.get("references", ()))}
             arguments = self._arguments(task, bigs, held, "sandbox" in more, places)

@@ -27,7 +27,8 @@ class Order(NamedTuple):
         uid: The attempt's uid.
         name: The task's name.
         attempt: Counted from 1.
-        function: The packed function, `None` for an executable.
+        function: The packed function, or its place among the values where it is big;
+            `None` for an executable.
         arguments: The packed arguments.
         more: What only some tasks have; empty for a plain function.
     """
@@ -36,7 +37,7 @@ class Order(NamedTuple):
     uid: str
     name: str
     attempt: int
-    function: bytes | None
+    function: bytes | int | None
     arguments: bytes
     more: Mapping[str, Any]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -42,9 +41,6 @@ from rhapsody_dask.worker.site import Running, Site, site_of
 _own = threading.local()
 
 _OWN_FILES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
-
-FUNCTIONS = 64
-"""Functions that a worker keeps unpacked, so that a fan does not unpack one for each task."""
 
 
 def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
@@ -202,25 +198,13 @@ def _stoppable(running: Running, loop: Any, task: Any) -> None:
         stop()
 
 
-_functions: OrderedDict[bytes, Callable[..., Any]] = OrderedDict()
-_functions_lock = threading.Lock()
-
-
 def _unpacked(
     order: Order, values: Sequence[Any], sandbox: str | None
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     packed = order.function
     assert packed is not None
-    with _functions_lock:
-        function = _functions.get(packed)
-    if function is None:
-        function = unpack(packed)
-        # What holds data of its own is unpacked anew for each task.
-        if type(function).__name__ == "function":
-            with _functions_lock:
-                _functions[packed] = function
-                if len(_functions) > FUNCTIONS:
-                    _functions.popitem(last=False)
+    # Anew for each task: what a call does to the function's own data is not the next one's.
+    function = unpack(packed if isinstance(packed, bytes) else values[packed].payload)
     if values or sandbox:
         args, kwargs = arguments.unpacked(order.arguments, values, sandbox)
     else:

@@ -1,0 +1,118 @@
+"""Functions reach each task as they were when it was called, whatever they hold."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+
+pytestmark = pytest.mark.asyncio
+
+MEGABYTE = 1 << 20
+
+
+def _closure() -> Callable[[int], list[int]]:
+    seen: list[int] = []
+
+    def note(x: int) -> list[int]:
+        seen.append(x)
+        return seen
+
+    return note
+
+
+def _default() -> Callable[[int], list[int]]:
+    def note(x: int, seen: list[int] = []) -> list[int]:  # noqa: B006 - what is tested
+        seen.append(x)
+        return seen
+
+    return note
+
+
+def _main_global() -> Callable[[int], list[int]]:
+    program: dict[str, Any] = {"__name__": "__main__", "seen": []}
+    exec("def note(x):\n    seen.append(x)\n    return seen", program)
+    note: Callable[[int], list[int]] = program["note"]
+    return note
+
+
+@pytest.mark.parametrize("make", [_closure, _default, _main_global])
+async def test_a_task_sees_nothing_of_what_others_did_to_the_function(
+    make: Callable[[], Callable[[int], list[int]]], flow: WorkflowEngine, raw: Any
+) -> None:
+    note = make()
+    task = flow.function_task(note)
+    for x in range(4):
+        assert await task(x) == await raw.submit(note, x, pure=False) == [x]
+    assert await asyncio.gather(*flow.map(task, range(4))) == [[0], [1], [2], [3]]
+
+
+async def test_a_module_that_is_uploaded_again_is_used_as_it_is_then(
+    backend: DaskExecutionBackend,
+    flow: WorkflowEngine,
+    raw: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "changing_module.py"
+    file.write_text("def version():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("changing_module")
+    monkeypatch.setitem(sys.modules, "changing_module", module)
+    for version in (1, 2):
+        file.write_text(f"def version():\n    return {version}\n")
+        await backend.client.upload_file(str(file))  # loads it anew here, too
+        task = flow.function_task(module.version)
+        assert await task() == await raw.submit(module.version, pure=False) == version
+
+
+def _memory() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _holding(number: int, size: int) -> Callable[[], int]:
+    data = bytearray(size)
+    return lambda: len(data) + number
+
+
+async def test_functions_with_much_data_are_not_kept_by_their_worker(
+    backend: DaskExecutionBackend, flow: WorkflowEngine
+) -> None:
+    worker, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+    here = {"workers": [worker]}
+    memory = flow.function_task(_memory)
+    size = 20 * MEGABYTE
+    assert await flow.function_task(_holding(0, size))(task_description=here) == size
+    before = await memory(task_description=here)
+    for number in range(10):
+        task = flow.function_task(_holding(number, size))
+        assert await task(task_description=here) == size + number
+    async with asyncio.timeout(30):
+        while await memory(task_description=here) - before > 4 * size:
+            continue
+
+
+async def test_a_function_with_much_data_is_sent_once_and_each_task_has_its_own(
+    backend: DaskExecutionBackend, flow: WorkflowEngine
+) -> None:
+    np = pytest.importorskip("numpy")
+    data = np.zeros(MEGABYTE)
+
+    @flow.function_task
+    def count(x: int, text: bytes) -> tuple[int, float]:
+        data[0] += 1
+        return x + len(text), float(data[0])
+
+    big = b"x" * MEGABYTE
+    results = await asyncio.gather(*(count(x, big) for x in range(20)))
+    assert [*results] == [(x + MEGABYTE, 1.0) for x in range(20)]
+    assert len(backend._shared) == 2
