@@ -126,7 +126,13 @@ class WorkerSetup(WorkerPlugin):
         if self.witnesses is not None:  # on a cluster of our own
             leave_ctrl_c(self.client)
 
-        open_site(worker, self.session, self.grace, self.witnesses)
+        site = open_site(worker, self.session, self.grace, self.witnesses)
+        self.seceded: Callable[[str], None] = site.seceded
+
+    def transition(self, key: Any, start: str, finish: str, **more: Any) -> None:
+        """Called by Dask when a task on the worker changes its state."""
+        if finish == "long-running":
+            self.seceded(str(key))
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker closes or the plugin is taken back."""

@@ -72,12 +72,12 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
                 site.gate.give_up(waiting)
             if not site.gate.wait(waiting):
                 return Reply(CANCELED)
+        running.cores = cores
         try:
             reply = _run(site, order, running, values)
             reply.worker = site.address
         finally:
-            if cores:
-                site.gate.leave(cores)
+            site.leave(running)
     finally:
         site.end(running)
     if reply.kind == FAILED and "raises" in more and not running.cancelled:

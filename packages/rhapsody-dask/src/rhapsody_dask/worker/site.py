@@ -41,9 +41,12 @@ class Running:
         cancelled: Somebody asked for its end.
         stop: Ends it, where that can be done; called on any thread.
         context: What the task can know of itself.
+        cores: How many it has of the gate's.
     """
 
-    __slots__ = ("cancelled", "context", "gpus", "place", "stop", "token", "uid", "waiting")
+    __slots__ = (
+        "cancelled", "context", "cores", "gpus", "place", "stop", "token", "uid", "waiting",
+    )  # fmt: skip
 
     def __init__(self, order: Order) -> None:
         self.uid: str = order.uid
@@ -52,6 +55,7 @@ class Running:
         self.stop: Callable[[], object] | None = None
         self.waiting: Waiting | None = None
         self.place: int | None = None
+        self.cores: int = 0
         self.gpus: tuple[str, ...] = ()
         timeout = order.more.get("timeout")
         self.context: TaskContext = TaskContext(
@@ -113,6 +117,13 @@ class Site:
             self._armed = True
             self.worker.loop.add_callback(self._arm)
 
+    def leave(self, running: Running) -> None:
+        """Gives back the cores of a task, once, that has ended or left Dask's thread pool."""
+        with self._lock:
+            cores, running.cores = running.cores, 0
+        if cores:
+            self.gate.leave(cores)
+
     def end(self, running: Running) -> None:
         """The task has ended."""
         with self._lock:
@@ -149,6 +160,17 @@ class Site:
             self.gate.give_up(running.waiting)
         if running.stop is not None:
             running.stop()
+
+    def seceded(self, key: str) -> None:
+        """A task has left Dask's thread pool, mostly to wait for tasks of Dask's own.
+
+        Its cores are for others from now on. Where it rejoins the pool, Dask sees to it
+        that there are no more threads than before.
+        """
+        with self._lock:
+            found = [one for one in self._running.values() if key.endswith(f"-{one.uid}")]
+        for running in found:
+            self.leave(running)
 
     def stop_all(self) -> None:
         """Stops all tasks, when the worker or the backend goes."""
@@ -189,10 +211,11 @@ def leave_ctrl_c(client: int) -> None:
         signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
-def open_site(worker: Worker, session: str, grace: float, witnesses: str | None = None) -> None:
+def open_site(worker: Worker, session: str, grace: float, witnesses: str | None = None) -> Site:
     """Opens a backend's site on a worker."""
     streams.acquire()
-    _sites[session, worker.address] = Site(worker, session, grace, witnesses)
+    site = _sites[session, worker.address] = Site(worker, session, grace, witnesses)
+    return site
 
 
 def close_site(worker: Worker, session: str) -> None:
