@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError
+from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.connection import skew
 from tests.dask.clusters import foreign
@@ -76,6 +79,38 @@ async def test_a_given_client_is_used_and_left_open(cluster: Any) -> None:
         assert client.status == "running"
     finally:
         await asyncio.to_thread(client.close)
+
+
+def _hold(path: str, *after: Any) -> None:
+    while not os.path.exists(path):
+        time.sleep(0.02)
+
+
+async def test_closing_the_client_fails_what_is_open_as_dask_does(
+    cluster: Any, raw: Any, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    backend = await DaskExecutionBackend(cluster=cluster)
+    async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+        hold = flow.function_task(_hold)
+        made = flow.function_task(int)(1)
+        futures = [hold(str(gate), made), hold(str(gate))]
+        while made.state is not TasksMainStates.DONE:  # noqa: ASYNC110 - its value stays there
+            await asyncio.sleep(0.01)
+        alone = raw.submit(_hold, str(gate))
+        await raw.close()
+        await backend.client.close()
+        gate.touch()
+        with pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+            await alone
+        for future in futures:
+            with pytest.raises(BackendUnavailableError, match="client was closed"):
+                await future
+        with pytest.raises(BackendUnavailableError, match="client was closed"):
+            await made
+        with pytest.raises(BackendUnavailableError, match="client was closed"):
+            await backend.submit_tasks([])
+    assert cluster.status.name == "running"
 
 
 async def test_a_foreign_scheduler_with_tls_by_its_file(tmp_path: Path) -> None:

@@ -236,8 +236,8 @@ class DaskExecutionBackend(ManagedBackend):
         """
         if self._loss is not None:
             raise BackendUnavailableError(
-                f"the Dask scheduler at {self._connection.address} is gone: {self._loss}; make and "
-                "start a new DaskExecutionBackend once there is one again"
+                f"the connection to the Dask scheduler at {self._connection.address} is gone: "
+                f"{self._loss}; make and start a new DaskExecutionBackend once it can be reached"
             )
         try:
             super().require_running()
@@ -334,7 +334,7 @@ class DaskExecutionBackend(ManagedBackend):
                 )
 
     def lost(self, reason: str) -> None:
-        """The scheduler is gone: all that was with it fails now."""
+        """The connection to the scheduler is gone: all that was with it fails now."""
         if self._loss is not None:
             return
         self._loss = reason
@@ -344,7 +344,7 @@ class DaskExecutionBackend(ManagedBackend):
                 call,
                 BackendUnavailableError(
                     f"{named(call)} was with the Dask scheduler at {self._connection.address}, "
-                    f"which is gone: {reason}"
+                    f"and the connection is gone: {reason}"
                 ),
             )
         self._outcomes.close()

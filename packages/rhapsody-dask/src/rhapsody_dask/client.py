@@ -27,7 +27,7 @@ class Listener(Protocol):
         """Dask forgot tasks that nobody here gave up."""
 
     def lost(self, reason: str) -> None:
-        """The scheduler is gone; nothing more will be told."""
+        """The connection to the scheduler is gone; nothing more will be told."""
 
     def told(self, event: tuple[Any, Any]) -> None:
         """Somebody logged an event in a topic that is listened to: when, and what."""
@@ -89,6 +89,13 @@ class TellingClient(Client):
             self.listener.lost("the connection was closed")
         self.status = "closing"
         await self._close(fast=True)
+
+    async def _close(self, fast: bool = False) -> None:
+        try:
+            await super()._close(fast=fast)
+        finally:
+            if self.listener is not None:  # not by the backend
+                self.listener.lost("backend.client was closed")
 
     async def fetch(self, keys: list[str], direct: bool) -> tuple[dict[str, Any], list[str]]:
         """The replies of finished tasks.
