@@ -18,7 +18,7 @@ import pytest_asyncio
 from rhapsody import WorkflowEngine
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.states import TasksMainStates
-from rhapsody_dask import DaskExecutionBackend, stopping
+from rhapsody_dask import DaskExecutionBackend, shared, stopping
 from tests.dask.clusters import foreign
 from tests.machine import alive
 
@@ -183,6 +183,26 @@ async def test_a_worker_over_its_memory_limit_loses_its_task(own: WorkflowEngine
 
     with pytest.raises(TaskLostError, match="went away"):
         await greedy.options(lost_retries=1)()
+
+
+async def test_a_big_argument_whose_only_copy_died_is_sent_again(
+    own: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "LINGER", 60.0)
+    backend: Any = own.backend
+
+    @own.function_task
+    def size(values: bytes) -> int:
+        return len(values)
+
+    big = b"x" * 2_000_000
+    assert await size(big) == len(big)
+    (entry,) = backend._shared._entries.values()
+    holders = list((await backend.client.who_has())[entry.future.key])
+    for pid in (await backend.client.run(os.getpid, workers=holders)).values():
+        os.kill(pid, signal.SIGKILL)
+    await _until(lambda: entry.future.status != "finished")
+    assert await asyncio.gather(*(size(big) for _ in range(3))) == [len(big)] * 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

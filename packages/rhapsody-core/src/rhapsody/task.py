@@ -105,6 +105,9 @@ class TaskDescription(_RequiredKeys, total=False):
         worker: Set by the backend where known: the worker or host that ran it.
         references: The uids of the tasks whose values stand as `Reference` in `args`
             and `kwargs`; only for backends with `unfinished_dependencies`.
+        lost_retries: How often the backend may make the values again that the task refers
+            to, and its own once it is held, where a worker is lost meanwhile; only for
+            backends with `unfinished_dependencies`.
         held: Set by the backend in place of `return_value`: the value stays there, for
             other tasks refer to this one; only by backends with `unfinished_dependencies`.
     """
@@ -126,6 +129,7 @@ class TaskDescription(_RequiredKeys, total=False):
     exception: BaseException
     worker: str
     references: list[str]
+    lost_retries: int
     held: HeldValue
 
 

@@ -40,6 +40,9 @@ class Call:
         watch: What waits for a callable `ready`.
         waiter: What waits for its value, once that was held and somebody has asked.
         waits: How many workers were killed that had it in their queue.
+        losses: By the keys of values that had been there and that it needs, its own
+            included: how many workers were killed while they made them again.
+        lost_retries: How many that may be for each.
     """
 
     __slots__ = (
@@ -54,6 +57,8 @@ class Call:
         "future",
         "key",
         "links",
+        "losses",
+        "lost_retries",
         "readiness",
         "ready",
         "references",
@@ -93,6 +98,8 @@ class Call:
         self.watch: Any = None
         self.waiter: asyncio.Future[None] | None = None
         self.waits: int = 0
+        self.losses: dict[str, int] = {}
+        self.lost_retries: int = task.get("lost_retries", 0)
 
     def __repr__(self) -> str:
         return f"<Call {self.uid}>"

@@ -90,6 +90,14 @@ class TellingClient(Client):
         self.status = "closing"
         await self._close(fast=True)
 
+    async def _retry(self, futures: Any) -> None:
+        # Dask's own fails where something has to be made again that this client let go of.
+        keys = [future.key for future in futures]
+        for key in await cast("Any", self.scheduler).retry(keys=keys, client=self.id):
+            state = self.futures.get(key)
+            if state is not None:
+                state.retry()
+
     async def _close(self, fast: bool = False) -> None:
         try:
             await super()._close(fast=fast)

@@ -46,6 +46,7 @@ class Losses:
         self._stop_rerun = stop_rerun
         self._witnesses = witnesses
         self._running: dict[str, frozenset[bytes]] = {}
+        self._given_up: set[str] = set()
         self._waited: list[Call] = []
         self._asking: asyncio.Task[None] | None = None
 
@@ -56,13 +57,41 @@ class Losses:
             call: The task.
             error: Dask's `KilledWorker`.
         """
+        if call.waiter is not None and self.makes_again(call, error):
+            return
         address: str = getattr(error.last_worker, "address", "somewhere")
         call.waits += 1
         if call.cancelled or call.waits > WAITS or self._was_running(call, address):
+            if call.referred_to:
+                self._given_up.add(call.key)
             self._gone(call, _lost(call, address))
             return
         # It waited, or had ended and its reply was lost: either way it is to begin anew.
         call.begun, call.worker, call.token = False, None, None
+        self._run_again(call)
+
+    def makes_again(self, call: Call, error: Any) -> bool:
+        """Has a value made again that a task needs, and that had been there before.
+
+        Args:
+            call: The task: one that refers to the value, or whose own value was held.
+            error: Dask's `KilledWorker`, for the worker that was to make the value again.
+
+        Returns:
+            `False` where the value had never been there, so that the engine tries again, or
+            where it was lost too often.
+        """
+        key = str(error.task)
+        maker = self._calls.get(key)
+        if key in self._given_up or (maker is not None and maker.waiter is None):
+            return False
+        losses = call.losses[key] = call.losses.get(key, 0) + 1
+        if call.cancelled or losses > call.lost_retries:
+            return False
+        self._run_again(call)
+        return True
+
+    def _run_again(self, call: Call) -> None:
         self._waited.append(call)
         if self._asking is None:
             self._asking = asyncio.ensure_future(self._ask())

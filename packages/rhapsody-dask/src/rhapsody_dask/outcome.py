@@ -202,14 +202,15 @@ class Outcomes:
 
     def erred(self, call: Call, error: BaseException) -> None:
         """Dask gave a task up."""
+        from distributed.scheduler import KilledWorker
+
         if call.references and self._is_anothers(call, error):
-            self._gone(call, reference_lost(call))
+            if not isinstance(error, KilledWorker) or not self._losses.makes_again(call, error):
+                self._gone(call, reference_lost(call))
             return
         if isinstance(error, TaskRaised):
             self.settle(call, error.reply)
             return
-        from distributed.scheduler import KilledWorker
-
         if isinstance(error, KilledWorker):
             self._losses.killed(call, error)
             return

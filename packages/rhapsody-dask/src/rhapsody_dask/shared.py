@@ -39,6 +39,11 @@ class Entry:
         self.users: int = 0
         self.timer: asyncio.TimerHandle | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether the workers that had it are gone."""
+        return getattr(self.future, "status", "finished") != "finished"
+
 
 class Shared:
     """The big arguments of one backend.
@@ -71,7 +76,9 @@ class Shared:
         entries: dict[int, Entry] = {}
         try:
             for identity, (digest, reply) in zip(distinct, snapshots, strict=True):
-                entry = self._entries.get(digest) or await self._send(digest, reply)
+                entry = self._entries.get(digest)
+                if entry is None or entry.lost:
+                    entry = await self._send(digest, reply)
                 self.use(entry)
                 entries[identity] = entry
         except BaseException:
@@ -85,7 +92,9 @@ class Shared:
             return Entry(digest, reply)  # Dask would wait for a worker, and then give up
         key = f"{self._prefix}{digest}"
         futures = await self._client.scatter({key: reply}, hash=False)
-        return self._entries.setdefault(digest, Entry(digest, futures[key]))
+        entry = self._entries.setdefault(digest, Entry(digest, None))
+        entry.future = futures[key]
+        return entry
 
     def use(self, entry: Entry) -> None:
         """Adds a user."""

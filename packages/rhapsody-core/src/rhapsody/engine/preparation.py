@@ -77,6 +77,10 @@ class Preparation:
             if task.accepted_by is not lane or runtime.hooks.prepare_task:
                 self._check_capabilities(node, lane)
             node.lane = lane
+            if lane.capabilities.unfinished_dependencies:
+                assert node.description is not None
+                own = task.settings.lost_retries
+                node.description["lost_retries"] = runtime.lost_retries if own is None else own
             node.stage = LOOKED_UP
             if runtime.hooks.lookup_results and self._may_be_recorded(node):
                 if not self._unlooked:

@@ -1,0 +1,86 @@
+"""Values that stayed on workers, and the workers that make them again, are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import WorkflowEngine
+from rhapsody.errors import DependencyFailureError, TaskLostError
+from rhapsody_dask import DaskExecutionBackend
+from tests.dask.clusters import ONE_EACH
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest_asyncio.fixture
+async def own() -> AsyncIterator[WorkflowEngine]:
+    """An engine on a cluster whose workers may be killed."""
+    async with asyncio.timeout(110):
+        async with WorkflowEngine.create(backend=DaskExecutionBackend(ONE_EACH)) as engine:
+            yield engine
+
+
+def _make(trace: str, well_again: int) -> int:
+    """Returns at first; kills its worker from then on up to a start."""
+    with open(trace, "a") as file:
+        file.write("x")
+    starts = os.path.getsize(trace)
+    if 1 < starts < well_again:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return starts
+
+
+def _use(value: int, more: int) -> int:
+    return value + more
+
+
+async def _lose(flow: WorkflowEngine, made: Any) -> None:
+    """Kills the worker that has a value, and the next one that makes it again."""
+    backend: Any = flow.backend
+    (key,) = [key for key in await backend.client.who_has() if made.uid in key]
+    (holder,) = (await backend.client.who_has())[key]
+    (pid,) = (await backend.client.run(os.getpid, workers=[holder])).values()
+    os.kill(pid, signal.SIGKILL)
+    while backend.client.futures[key].status != "error":  # noqa: ASYNC110 - Dask gave it up
+        await asyncio.sleep(0.01)
+
+
+async def test_a_value_whose_makers_die_is_made_again_within_the_budget(
+    own: WorkflowEngine, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    use = own.function_task(_use)
+    made = own.function_task(_make)(str(trace), 5)
+    middle = use(made, 10)
+    assert await use(middle, 100) == 111
+    await _lose(own, made)
+    assert await asyncio.gather(*(use(made, more) for more in range(3))) == [5, 6, 7]
+    assert await made == 5
+    assert trace.read_text() == "x" * 5
+
+    other = own.function_task(_make)(str(tmp_path / "other"), 5)
+    assert await use(other, 1) == 2
+    await _lose(own, other)
+    assert await other == 5  # asked for, not referred to
+
+
+async def test_a_value_whose_makers_die_too_often_is_lost(
+    own: WorkflowEngine, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    use = own.function_task(lost_retries=1)(_use)
+    made = own.function_task(lost_retries=1)(_make)(str(trace), 100)
+    assert await use(made, 1) == 2
+    await _lose(own, made)
+    with pytest.raises(DependencyFailureError) as caught:
+        await use(made, 2)
+    assert isinstance(caught.value.root_cause, TaskLostError)
+    assert 2 < len(trace.read_text()) < 8
