@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,39 @@ async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_pat
             assert str(tmp_path / ".rhapsody") not in await first
             with pytest.raises(DataError, match="promised and did not write 'never'"):
                 await forget(OutputFile("never"))
+
+
+async def test_what_cannot_travel_is_left_out_and_named(
+    cluster: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(60):
+        backend = DaskExecutionBackend(cluster=cluster, shared_file_system=False)
+        async with WorkflowEngine.create(
+            backend=backend, work_dir=tmp_path, keep_sandboxes="all"
+        ) as flow:
+
+            @flow.executable_task
+            async def leave() -> list[str]:
+                program = """
+import os, socket
+os.makedirs("sub/deeper")
+os.symlink("nowhere", "dangling")
+os.symlink("/etc/passwd", "sub/absolute")
+os.symlink("../../out", "sub/out")
+os.symlink("kept", "sub/link")
+os.mkfifo("sub/pipe")
+socket.socket(socket.AF_UNIX).bind("socket")
+open("sub/kept", "w").write("fine")
+"""
+                return [sys.executable, "-c", program]
+
+            future = leave()
+            assert await future == ""
+            assert future.sandbox is not None
+            sandbox = Path(future.sandbox)
+            assert (sandbox / "sub/link").read_text() == "fine"
+            assert (sandbox / "sub/deeper").is_dir()
+            assert set(os.listdir(sandbox)) - {"stdout", "stderr"} == {"sub"}
+            assert set(os.listdir(sandbox / "sub")) == {"kept", "link", "deeper"}
+    (record,) = [one for one in caplog.records if one.name == "rhapsody_dask.outcome"]
+    assert "dangling, socket, sub/absolute, sub/out, sub/pipe;" in record.getMessage()

@@ -6,6 +6,7 @@ the sandbox that this start of the task has.
 
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from rhapsody.data import OUTPUT_FILES, make_sandbox, plain_name
 from rhapsody.errors import DataError
 from rhapsody.task import TaskDescription
 from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
+
+log: logging.Logger = logging.getLogger(__name__)
 
 Link = tuple[str, ...]
 """`("link", name, path)` for one file, `("all", directory)` for all in a directory."""
@@ -116,7 +119,7 @@ class View:
 
 
 def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
-    """The files that were noted for a task, packed, and their names."""
+    """Packs the files that were noted for a task; gives their names, too."""
     found: dict[str, str] = {}
     for kind, *words in links:
         if kind == "link":
@@ -126,7 +129,10 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
             for name in sorted(os.listdir(words[0])):
                 if name not in OUTPUT_FILES:
                     found.setdefault(name, os.path.join(words[0], name))
-    return pack_files(found.items()), list(found)
+    packed, left_out = pack_files(found.items())
+    if left_out:
+        log.warning("left out of the files that go to a worker: %s", ", ".join(left_out))
+    return packed, list(found)
 
 
 def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[Link]) -> list[str]:

@@ -172,6 +172,13 @@ class Outcomes:
         more = dict(reply.more or {})
         files, sandbox = more.pop("files"), task["sandbox"]
         more.pop("sandbox", None)
+        left_out = more.pop("left_out", ())
+        if left_out:
+            log.warning(
+                "left out of the files that %s wrote on %s: %s; links that lead nowhere or out of "
+                "the sandbox, pipes and sockets do not travel",
+                named(call), reply.worker, ", ".join(left_out),
+            )  # fmt: skip
         task.update(more)
         missing: list[str] = []
         try:

@@ -47,22 +47,47 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
 
 
 def bring_back(order: Order, reply: Reply, sandbox: str) -> None:
-    """Puts all that is in a sandbox into the reply, and removes the sandbox."""
+    """Puts all that can travel of a sandbox into the reply, and removes the sandbox."""
     came = set(order.more.get("came", ()))
-    files = pack_files(
+    files, left_out = pack_files(
         (name, os.path.join(sandbox, name)) for name in os.listdir(sandbox) if name not in came
     )
     reply.more = {**(reply.more or {}), "files": files}
+    if left_out:
+        reply.more["left_out"] = left_out
     shutil.rmtree(sandbox, ignore_errors=True)
 
 
-def pack_files(files: Iterable[tuple[str, str]]) -> bytes:
-    """Files and directories, each under a name of its own, as bytes."""
+def pack_files(files: Iterable[tuple[str, str]]) -> tuple[bytes, list[str]]:
+    """Packs files and directories, each under a name of its own.
+
+    Returns:
+        The bytes, and the names of what cannot travel and is left out: dangling links,
+        links that lead out of a directory, pipes, sockets and devices.
+    """
     target = io.BytesIO()
+    left_out: list[str] = []
     with tarfile.open(fileobj=target, mode="w") as archive:
         for name, path in files:
-            archive.add(os.path.realpath(path) if os.path.islink(path) else path, name)
-    return target.getvalue()
+            _add(archive, name, os.path.realpath(path) if os.path.islink(path) else path, left_out)
+    return target.getvalue(), sorted(left_out)
+
+
+def _add(archive: tarfile.TarFile, name: str, path: str, left_out: list[str]) -> None:
+    try:
+        information: Any = archive.gettarinfo(path, name)
+        tarfile.data_filter(information, "/sandbox")  # as when it is unpacked
+    except (FileNotFoundError, tarfile.FilterError, AttributeError):  # a socket has none
+        left_out.append(name)
+        return
+    if not information.isreg():
+        archive.addfile(information)
+    else:
+        with open(path, "rb") as file:
+            archive.addfile(information, file)
+    if information.isdir():
+        for entry in sorted(os.listdir(path)):
+            _add(archive, f"{name}/{entry}", os.path.join(path, entry), left_out)
 
 
 def unpack_files(packed: Any, directory: str) -> None:
