@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
+from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import DataError
 from rhapsody_dask import DaskExecutionBackend
 
@@ -89,7 +90,7 @@ open("sub/kept", "w").write("fine")
             sandbox = Path(future.sandbox)
             assert (sandbox / "sub/link").read_text() == "fine"
             assert (sandbox / "sub/deeper").is_dir()
-            assert set(os.listdir(sandbox)) - {"stdout", "stderr"} == {"sub"}
+            assert set(os.listdir(sandbox)) - {*OUTPUT_FILES} == {"sub"}
             assert set(os.listdir(sandbox / "sub")) == {"kept", "link", "deeper"}
     (record,) = [one for one in caplog.records if one.name == "rhapsody_dask.outcome"]
     assert "dangling, socket, sub/absolute, sub/out, sub/pipe;" in record.getMessage()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rhapsody import WorkflowEngine, current_task
@@ -198,6 +201,39 @@ async def test_coroutines_without_cores_share_a_worker(flow: WorkflowEngine) -> 
 
     async with asyncio.timeout(5):
         assert sum(await asyncio.gather(*(wait() for _ in range(20)))) == 20
+
+
+def _descriptors() -> int:
+    return psutil.Process().num_fds()
+
+
+async def test_many_coroutines_without_cores_need_no_loop_each(
+    backend: DaskExecutionBackend, flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    worker, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+    here = {"workers": [worker]}
+
+    @flow.function_task(resources={"cores": 0}, task_description=here)
+    async def wait(path: str, number: int) -> int:
+        print(number)
+        while not os.path.exists(path):
+            await asyncio.sleep(0.05)
+        return number
+
+    before = await flow.function_task(_descriptors)(task_description=here)
+    futures = [wait(str(gate), number) for number in range(100)]
+    async with asyncio.timeout(30):
+        while any(f.state is not TasksMainStates.RUNNING for f in futures):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    after = await flow.function_task(_descriptors)(task_description=here)
+    assert after - before < 50
+    assert futures[7].cancel()
+    await futures[7].ended()
+    gate.touch()
+    del futures[7]
+    assert sum(await asyncio.gather(*futures)) == sum(range(100)) - 7
+    assert futures[0].stdout == "0\n"
 
 
 async def test_variables_are_set_where_a_worker_has_one_thread(flow: WorkflowEngine) -> None:

@@ -164,7 +164,8 @@ def _outcome(
     try:
         value = function(*args, **kwargs)
         if isinstance(value, CoroutineType):
-            value = worker_loop().run(value, partial(_stoppable, running))
+            loop = site.waiting if order.more.get("cores") == 0 else worker_loop()
+            value = loop.run(value, partial(_stoppable, running))
     except BaseException as error:  # whatever a task raises is its result
         return Reply(CANCELED) if running.cancelled else failure(error)
     finally:

@@ -21,6 +21,7 @@ from rhapsody.context import TaskContext
 from rhapsody_dask.worker.gate import Gate, Waiting
 from rhapsody_dask.worker.messages import Order
 from rhapsody_dask.worker.supervisor import supervisor
+from rhapsody_dask.worker.waiting import WaitingLoop
 from rhapsody_dask.worker.witness import Witness, path_of
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Site:
         self.threads: int = worker.state.nthreads
         cores = max(self.threads, int(resources.get("cores", 0)))
         self.gate: Gate = Gate(cores, _gpus(int(resources.get("gpus", 0))))
+        self.waiting: WaitingLoop = WaitingLoop()
         self._witness = Witness(path_of(witnesses, worker.address)) if witnesses else None
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
@@ -224,6 +226,7 @@ def close_site(worker: Worker, session: str) -> None:
     if site is None:
         return
     site.stop_all()
+    site.waiting.close()
     streams.release()
     if not _sites:
         supervisor.stop()
