@@ -148,16 +148,22 @@ async def test_dasks_own_retries_are_passed_on(flow: WorkflowEngine, tmp_path: A
         return count
 
     assert await third_time(task_description={"retries": 2}) == 3
+
+
+async def test_dasks_own_retries_log_the_users_error(
+    backend: DaskExecutionBackend, flow: WorkflowEngine, raw: Any
+) -> None:
+    def bad(who: str) -> None:
+        raise KeyError(f"always {who}")
+
     with pytest.raises(KeyError):
-        await _always_bad(flow)(task_description={"retries": 1})
-
-
-def _always_bad(flow: WorkflowEngine) -> Any:
-    @flow.function_task
-    def bad() -> None:
-        raise KeyError("always")
-
-    return bad
+        await raw.submit(bad, "alone", retries=1)
+    with pytest.raises(KeyError):
+        await flow.function_task(bad)("ours", task_description={"retries": 1})
+    logs = await backend.client.get_worker_logs()
+    text = "".join(line for lines in logs.values() for _, line in lines)
+    assert "KeyError('always alone')" in text
+    assert "TaskRaised(\"KeyError: 'always ours'\")" in text.replace("\\", "")
 
 
 async def test_tasks_have_their_names_in_dask(
@@ -217,7 +223,7 @@ async def test_many_coroutines_without_cores_need_no_loop_each(
     @flow.function_task(resources={"cores": 0}, task_description=here)
     async def wait(path: str, number: int) -> int:
         print(number)
-        while not os.path.exists(path):
+        while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - nobody tells of a file
             await asyncio.sleep(0.05)
         return number
 

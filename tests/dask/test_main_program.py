@@ -54,6 +54,27 @@ def test_a_program_with_a_guard_runs(tmp_path: Path) -> None:
     assert done.stdout.replace("read\n", "") == "42\n", done.stderr
 
 
+def test_a_package_that_is_run_needs_no_guard_as_with_dask(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    alone = """
+from distributed import Client
+with Client(n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    print(client.submit(lambda x: 2 * x, 21).result())
+"""
+    (package / "__main__.py").write_text(PLAIN + alone)
+    done = subprocess.run(
+        [sys.executable, "-m", "package"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.stdout == "read\n42\n42\n", done.stderr
+    done = subprocess.run(
+        [sys.executable, "package"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.stdout == "read\n42\n42\n", done.stderr
+
+
 BUSY = """
 import asyncio, time
 from rhapsody import WorkflowEngine

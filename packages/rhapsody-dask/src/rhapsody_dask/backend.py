@@ -48,7 +48,8 @@ class DaskExecutionBackend(ManagedBackend):
     Functions run on the threads of Dask's workers: one that runs cannot be stopped,
     it goes on, unless it looks at `current_task().cancelled`. Coroutines, executables
     and services can be stopped. Arguments of 1 MiB and more are sent once and shared
-    by the tasks that use them; arrays among them are read-only in the task.
+    by the tasks that use them; arrays among them are read-only in the task, and so are big
+    arrays in values that come to it by push-down.
 
     Args:
         resources: Keywords of `distributed.Client`, `distributed.LocalCluster` and its

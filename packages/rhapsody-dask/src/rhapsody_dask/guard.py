@@ -19,6 +19,9 @@ def unguarded() -> str | None:
     path = getattr(main, "__file__", None)
     if not isinstance(path, str):
         return None  # a notebook, a prompt or `python -c`: nothing is imported
+    name = getattr(getattr(main, "__spec__", None), "name", "")
+    if name == "__main__" or name.endswith(".__main__"):
+        return None  # `python -m package`, `python directory`: not imported either
     line = _line(vars(main))
     if line is None:
         return None

@@ -100,13 +100,13 @@ class Returned(Reply):
 class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
     """Raised instead of a reply where Dask itself is to try again."""
 
-    def __init__(self, reply: Reply, uid: str) -> None:
-        super().__init__("the task failed")
+    def __init__(self, reply: Reply, uid: str, error: str) -> None:
+        super().__init__(error)  # what Dask writes into its log
         self.reply = reply
         self.uid = uid
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TaskRaised, (self.reply, self.uid)
+        return TaskRaised, (self.reply, self.uid, *self.args)
 
 
 def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:

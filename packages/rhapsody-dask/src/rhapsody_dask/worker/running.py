@@ -22,7 +22,7 @@ from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop
 from rhapsody.backends.local.worker import pack_error
 from rhapsody.context import task_context
-from rhapsody.errors import BackendUnavailableError, CapabilityError
+from rhapsody.errors import BackendUnavailableError, CapabilityError, describe_error
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -81,7 +81,8 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     finally:
         site.end(running)
     if reply.kind == FAILED and "raises" in more and not running.cancelled:
-        raise TaskRaised(reply, order.uid)
+        raised, _ = unpack(reply.payload)
+        raise TaskRaised(reply, order.uid, describe_error(raised))
     return reply
 
 
