@@ -117,7 +117,6 @@ async def link(
     implicit: bool = False,
 ) -> Path:
     async with asyncio.timeout(20):
-        await stager.link(
-            task, backend, inputs or [], outputs or [], sources or [], implicit=implicit
-        )
+        resolved = await stager.resolve(task, backend, inputs or [], outputs or [], sources or [])
+        stager.link(task, backend, resolved, implicit=implicit)
     return Path(task["sandbox"])

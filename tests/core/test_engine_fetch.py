@@ -150,7 +150,8 @@ async def fetch(stager: Stager, *urls: str, uid: str = "e.task.000001.1") -> Pat
     """Links URLs into a task's sandbox, which is given back."""
     task = describe(stager, uid)
     async with asyncio.timeout(30):
-        await stager.link(task, Linking(), [InputFile(u) for u in urls], [], [], implicit=False)
+        resolved = await stager.resolve(task, Linking(), [InputFile(u) for u in urls], [], [])
+        stager.link(task, Linking(), resolved, implicit=False)
     return Path(task["sandbox"])
 
 

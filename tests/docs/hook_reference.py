@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 from rhapsody.engine.observe import Stats, Summary
 from rhapsody.plugins import specs
@@ -30,8 +30,9 @@ hook's arguments that it needs, by name. All are called synchronously, on the lo
 where there is one; what may be a coroutine is said below.
 
 For a task the order is fixed: its dependencies have values, `rhapsody_prepare_task`,
-`rhapsody_select_backend`, `rhapsody_lookup_results`, files are linked, it is submitted; then its
-states come in, `rhapsody_record_results`, its future is set, what depends on it becomes ready.
+`rhapsody_select_backend`, its input files are found, `rhapsody_lookup_results`, the files are
+linked, it is submitted; then its states come in, `rhapsody_record_results`, its future is set,
+what depends on it becomes ready.
 
 Observers given to an engine are called first, in their order, then plugins by the names of their
 distributions; `hookimpl(tryfirst=True)` and `hookimpl(trylast=True)` go before that. A hook that
@@ -45,6 +46,7 @@ that nobody implements costs nothing.
 VALUES: tuple[type, ...] = (
     specs.BackendSpec,
     specs.TaskEvent,
+    specs.LookupTask,
     specs.Recorded,
     specs.Record,
     Summary,
@@ -81,8 +83,9 @@ def _hook(name: str, hook: Callable[..., Any]) -> str:
 
 def _value(kind: type) -> str:
     text = inspect.getdoc(kind) or ""
-    if dataclasses.is_dataclass(kind):
-        parts = [_call(kind.__name__, kind), *_parts(text)]
+    if dataclasses.is_dataclass(kind) or is_typeddict(kind):
+        call = [] if is_typeddict(kind) else [_call(kind.__name__, kind)]
+        parts = [*call, *_parts(text)]
         return f"### {kind.__name__}\n\n" + "\n\n".join(parts) + "\n"
     methods = "\n\n".join(
         "\n\n".join([_call(name, method), *_parts(inspect.getdoc(method) or "")])

@@ -74,10 +74,8 @@ class Gate:
                 uid=node.future.uid,
                 task=node.description,
                 value=value,
-                settings={
-                    "cache": node.task.settings.cache,
-                    "version": node.task.settings.version,
-                },
+                settings=node.recording_settings(),
+                inputs=node.input_paths(),
             )
             for node, value in batch
             if node.description is not None

@@ -49,6 +49,37 @@ class _Origin(NamedTuple):
         return without_secrets(self.url) if self.url is not None else repr(self.path)
 
 
+class _Place(NamedTuple):
+    """Where an input is, for the backend that links it and for who wants to read it.
+
+    Attributes:
+        path: The file, `None` where it cannot be read from here.
+        producer: Whose sandbox on the same backend it is linked from, `None` for a path.
+    """
+
+    path: str | None
+    producer: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where the inputs of an attempt are; nothing is linked yet.
+
+    Attributes:
+        sources: What is left of its dependencies, each once.
+        places: The inputs by their names.
+        fetched: Whether an input was brought into the cache.
+    """
+
+    sources: tuple[Outcome, ...]
+    places: Mapping[str, _Place]
+    fetched: bool
+
+    def paths(self) -> dict[str, str | None]:
+        """The inputs' paths by their names, `None` for what cannot be read from here."""
+        return {name: place.path for name, place in self.places.items()}
+
+
 @dataclass(slots=True)
 class _Links:
     """What an attempt that runs needs to stay where it is."""
@@ -129,19 +160,15 @@ class Stager:
 
     # Before an attempt.
 
-    async def link(
+    async def resolve(
         self,
         task: TaskDescription,
         backend: BaseExecutionBackend,
         inputs: Sequence[InputFile],
         outputs: Sequence[OutputFile],
         sources: Sequence[Outcome],
-        *,
-        implicit: bool,
-    ) -> None:
-        """Makes the files an attempt reads available to it; called just before submission.
-
-        What the attempt reads stays on disk until `keep` is called for it.
+    ) -> Resolved:
+        """Finds the files an attempt reads, and brings those that are far away.
 
         Args:
             task: The attempt's description.
@@ -149,23 +176,64 @@ class Stager:
             inputs: The input files among its arguments.
             outputs: The output files among its arguments.
             sources: What is left of its dependencies, in argument order.
-            implicit: Whether dependencies without declared output files share all
-                that they left in their sandboxes.
 
         Raises:
             DataError: An input is missing, ambiguous or cannot be fetched.
             CapabilityError: The backend cannot link files, or a file cannot get
                 from one backend to the other.
         """
-        sources = list({source.uid: source for source in sources}.values())
+        sources = tuple({source.uid: source for source in sources}.values())
         self._require_capable(task, backend, inputs, outputs)
-        origins = self._origins(task, inputs, sources)
-        links = _Links(tuple(source.keeper for source in sources if source.keeper is not None))
-        self._links[task["uid"]] = links
+        places: dict[str, _Place] = {}
+        coming: dict[str, asyncio.Task[str]] = {}
+        for name, (producer, path, url) in self._origins(task, inputs, sources).items():
+            if url is not None:
+                coming[name] = self._fetcher.download(url, name)
+            elif producer is None:
+                places[name] = _Place(path)
+            elif self._is_on(backend, producer):
+                places[name] = _Place(_left_by(producer, name), producer)
+            else:
+                place = self._elsewhere(task, producer, name)
+                if isinstance(place, str):
+                    places[name] = _Place(place)
+                else:
+                    coming[name] = place
+        for name, fetch in coming.items():
+            places[name] = _Place(await asyncio.shield(fetch))
+        return Resolved(sources, places, fetched=bool(coming))
+
+    def link(
+        self,
+        task: TaskDescription,
+        backend: BaseExecutionBackend,
+        resolved: Resolved,
+        *,
+        implicit: bool,
+    ) -> None:
+        """Links the files an attempt reads into its sandbox; called just before submission.
+
+        What the attempt reads stays on disk until `keep` is called for it.
+
+        Args:
+            task: The attempt's description.
+            backend: The backend it is about to be submitted to.
+            resolved: Where its inputs are.
+            implicit: Whether dependencies without declared output files share all
+                that they left in their sandboxes.
+        """
+        keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
+        links = self._links[task["uid"]] = _Links(keepers, fetched=resolved.fetched)
         try:
-            await self._link_inputs(task, backend, origins, links)
+            for name, (path, producer) in resolved.places.items():
+                backend.link_explicit_data_deps(
+                    src_task=None if producer is None else _source(producer),
+                    dst_task=task,
+                    file_name=name,
+                    file_path=path if producer is None else None,
+                )
             if implicit:
-                self._link_implicitly(task, backend, sources, links)
+                self._link_implicitly(task, backend, resolved.sources, links)
         except BaseException:
             self._links.pop(task["uid"], None)
             raise
@@ -200,42 +268,12 @@ class Stager:
                 )
         return origins
 
-    async def _link_inputs(
-        self,
-        task: TaskDescription,
-        backend: BaseExecutionBackend,
-        origins: Mapping[str, _Origin],
-        links: _Links,
-    ) -> None:
-        coming: dict[str, asyncio.Task[str]] = {}
-        here: list[tuple[str, dict[str, Any] | None, str | None]] = []
-        for name, (producer, path, url) in origins.items():
-            if url is not None:
-                coming[name] = self._fetcher.download(url, name)
-            elif producer is None:
-                here.append((name, None, path))
-            elif self._is_on(backend, producer):
-                here.append((name, _source(producer), None))
-            else:
-                place = self._elsewhere(task, producer, name)
-                if isinstance(place, str):
-                    here.append((name, None, place))
-                else:
-                    coming[name] = place
-        links.fetched = bool(coming)
-        for name, fetch in coming.items():
-            here.append((name, None, await asyncio.shield(fetch)))
-        for name, source, path in here:
-            backend.link_explicit_data_deps(
-                src_task=source, dst_task=task, file_name=name, file_path=path
-            )
-
     def _elsewhere(
         self, task: TaskDescription, producer: Outcome, name: str
     ) -> str | asyncio.Task[str]:
         """A file in a sandbox of another backend: its path, or its copy that comes."""
-        path = os.path.join(producer.sandbox or "", name)
-        if producer.sandbox and os.path.exists(path):
+        path = _left_by(producer, name)
+        if path is not None:
             return path
         backend = self._backends.get(producer.backend or "")
         copy_file_out = getattr(backend, "copy_file_out", None)
@@ -244,7 +282,8 @@ class Stager:
             return self._fetcher.bring(f"{producer.backend}://{producer.uid}/{name}", name, write)
         if backend is not None and backend.capabilities.shared_file_system:
             raise DataError(
-                f"task {task['name']!r} needs {name!r} of {producer.uid}, and {path!r} is gone"
+                f"task {task['name']!r} needs {name!r} of {producer.uid}, which is gone from "
+                f"{producer.sandbox!r}"
             )
         raise CapabilityError(
             f"task {task['name']!r} needs {name!r}, which is in a sandbox of backend "
@@ -416,6 +455,12 @@ def _origin(task: TaskDescription, file: InputFile, sources: Sequence[Outcome]) 
         f"and there is no file {expected!r}; pass the future of the task that writes it, or "
         "correct the path"
     )
+
+
+def _left_by(producer: Outcome, name: str) -> str | None:
+    """The path of a file in the sandbox of an ended task, `None` where it cannot be read here."""
+    path = os.path.join(producer.sandbox or "", name)
+    return path if producer.sandbox and os.path.exists(path) else None
 
 
 def _source(producer: Outcome) -> dict[str, Any]:

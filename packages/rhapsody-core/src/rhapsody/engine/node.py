@@ -22,6 +22,7 @@ from rhapsody.task import Outcome, TaskDescription, TaskFuture
 
 if TYPE_CHECKING:
     from rhapsody.engine.dispatch import Lane
+    from rhapsody.engine.files import Resolved
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
 
@@ -57,6 +58,7 @@ class Extra:
         "found",
         "limits",
         "losses",
+        "resolved",
         "scope",
         "sources",
         "timer",
@@ -74,6 +76,7 @@ class Extra:
         self.found: Found | None = None  # futures and files in the arguments
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
+        self.resolved: Resolved | None = None  # where its input files are
         self.scope: str | None = None
         self.sources: list[Outcome] = []  # what its dependencies left behind
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
@@ -153,6 +156,15 @@ class Node:
             return False
         self.life = after
         return True
+
+    def recording_settings(self) -> dict[str, Any]:
+        """The task's settings for plugins that record results."""
+        return {"cache": self.task.settings.cache, "version": self.task.settings.version}
+
+    def input_paths(self) -> dict[str, str | None]:
+        """Where the input files are, by their names; `None` for what cannot be read here."""
+        resolved = self.extra.resolved if self.extra is not None else None
+        return {} if resolved is None else resolved.paths()
 
     def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
         """Done callback on futures that are not this engine's."""

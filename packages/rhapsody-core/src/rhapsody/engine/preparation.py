@@ -1,21 +1,23 @@
 """From a ready node to a description that a backend can have.
 
 The order is fixed: arguments and command, the prepare hooks, the choice of a
-backend, the look-up of recorded results, files. Most tasks go through in one
-call; a step that has to wait takes the node out of its lane and brings it back.
+backend, where input files are, the look-up of recorded results, links to the files.
+Most tasks go through in one call; a step that has to wait takes the node out of its
+lane and brings it back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from rhapsody.aio import asked_to_stop
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.engine.life import Event, Work
 from rhapsody.errors import CapabilityError, PluginError, describe_error
-from rhapsody.plugins.specs import Recorded
+from rhapsody.plugins.specs import LookupTask, Recorded
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.task import Outcome, TaskDescription, TaskFuture
@@ -25,11 +27,12 @@ if TYPE_CHECKING:
     from rhapsody.engine.node import Node
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
+    from rhapsody.plugins.manager import PluginHook
 
 Values = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
-NEW, BUILT, ROUTED, LOOKED_UP, PREPARED = range(5)
+NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
 """How far a node's preparation has come (`Node.stage`)."""
 
 _KEYS = TaskDescription.__required_keys__
@@ -41,6 +44,7 @@ class Preparation:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._unlooked: list[tuple[Node, Lane]] = []
+        self._looking: set[asyncio.Task[None]] = set()
 
     def advance(self, node: Node, lane: Lane) -> bool:
         """Takes a node as far as it goes; `True` when it can be submitted by this lane."""
@@ -53,6 +57,11 @@ class Preparation:
         except BaseException as error:  # whatever a builder raises: its task fails alone
             self._runtime.refuse(node, error)
             return False
+
+    def close(self) -> None:
+        """The engine ends: nobody waits for what plugins look up any more."""
+        for looking in tuple(self._looking):
+            looking.cancel()
 
     def _advance(self, node: Node, lane: Lane) -> bool:
         runtime, task = self._runtime, node.task
@@ -81,17 +90,29 @@ class Preparation:
                 assert node.description is not None
                 own = task.settings.lost_retries
                 node.description["lost_retries"] = runtime.lost_retries if own is None else own
+            node.stage = RESOLVED
+            if node.extra is not None:
+                node.extra.resolved = None  # that of an earlier attempt
+                if self._has_files(node, lane):
+                    runtime.spawn(self._resolve(node, lane), f"files of {node.uid}")
+                    return False
+        if node.stage == RESOLVED:
             node.stage = LOOKED_UP
             if runtime.hooks.lookup_results and self._may_be_recorded(node):
                 if not self._unlooked:
-                    runtime.soon(self._look_up)
+                    looking = runtime.spawn(self._look_up(), "look up results")
+                    self._looking.add(looking)
+                    looking.add_done_callback(self._looking.discard)
                 self._unlooked.append((node, lane))
                 return False
         if node.stage == LOOKED_UP:
             node.stage = PREPARED
-            if node.extra is not None and self._has_files(node, lane):
-                runtime.spawn(self._link(node, lane), f"files of {node.uid}")
-                return False
+            if node.extra is not None and node.extra.resolved is not None:
+                assert node.description is not None
+                implicit = self._implicit(node, lane)
+                runtime.stager.link(
+                    node.description, lane.backend, node.extra.resolved, implicit=implicit
+                )
         return True
 
     # Arguments and command.
@@ -251,15 +272,17 @@ class Preparation:
         settings = node.task.settings
         return settings.cache and not settings.service and node.attempt == 1
 
-    def _look_up(self) -> None:
+    async def _look_up(self) -> None:
         runtime = self._runtime
         waiting, self._unlooked = self._unlooked, []
-        waiting = [(node, lane) for node, lane in waiting if node.life.work is Work.READY]
         for hook in runtime.hooks.lookup_results:
+            waiting = [(node, lane) for node, lane in waiting if node.life.work is Work.READY]
             if not waiting:
                 return
-            tasks = [node.description for node, _ in waiting]
+            tasks = [_to_look_up(node) for node, _ in waiting]
             results = runtime.hooks.call(hook, engine=runtime.engine, tasks=tasks)
+            if inspect.isawaitable(results):
+                results = await self._looked_up(hook, results)
             if results is None:
                 continue
             if not _answers(results, len(waiting)):
@@ -268,6 +291,8 @@ class Preparation:
                 continue
             missing = []
             for (node, lane), result in zip(waiting, results, strict=True):
+                if node.life.work is not Work.READY:
+                    continue  # cancelled meanwhile
                 if isinstance(result, Recorded):
                     runtime.stats.recorded += 1
                     node.step(Event.DONE)
@@ -277,6 +302,15 @@ class Preparation:
             waiting = missing
         for node, lane in waiting:
             lane.resume(node)
+
+    async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
+        try:
+            return await results
+        except (Exception, asyncio.CancelledError) as error:  # the plugin's own: the tasks run
+            if asked_to_stop():
+                raise
+            self._runtime.hooks.report(hook, error)
+            return None
 
     # Capabilities and files.
 
@@ -312,24 +346,34 @@ class Preparation:
             and any(source.sandbox is not None for source in node.extra.sources)
         )
 
-    async def _link(self, node: Node, lane: Lane) -> None:
+    async def _resolve(self, node: Node, lane: Lane) -> None:
         extra, description = node.extra, node.description
         if extra is None or description is None:
             return  # cancelled before this began
         found = extra.found
         try:
-            await self._runtime.stager.link(
+            extra.resolved = await self._runtime.stager.resolve(
                 description,
                 lane.backend,
                 found.inputs if found else (),
                 found.outputs if found else (),
                 extra.sources,
-                implicit=self._implicit(node, lane),
             )
         except Exception as error:  # a task whose files cannot be had fails alone
             self._runtime.refuse(node, error)
         else:
             lane.resume(node)
+
+
+def _to_look_up(node: Node) -> LookupTask:
+    """What a plugin gets of a task to look for its result."""
+    assert node.description is not None
+    found: Any = {
+        **node.description,
+        "settings": node.recording_settings(),
+        "inputs": node.input_paths(),
+    }
+    return cast("LookupTask", found)
 
 
 def _answers(results: object, number: int) -> bool:

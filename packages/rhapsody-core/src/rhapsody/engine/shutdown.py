@@ -34,6 +34,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
         _tell_unfinished(runtime)
         runtime.cancel_all()
         runtime.pushdown.close()
+    runtime.preparation.close()
     lanes = list(runtime.lanes.values())
     await asyncio.gather(*(lane.close(GRACE) for lane in lanes))
     await runtime.settle_background(GRACE)

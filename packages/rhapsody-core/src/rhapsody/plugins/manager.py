@@ -34,7 +34,7 @@ _ENGINE_HOOKS = (
     "lookup_results",
     "record_results",
 )
-_AWAITABLE = frozenset({"rhapsody_record_results"})
+_AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 _loading = threading.local()
 _reported: set[tuple[str, str]] = set()
 

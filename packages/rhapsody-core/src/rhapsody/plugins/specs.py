@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rhapsody.backends.base import Capabilities
     from rhapsody.engine.observe import Summary
     from rhapsody.engine.workflow import WorkflowEngine
-    from rhapsody.task import TaskDescription
 
 PROJECT: str = "rhapsody"
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
@@ -104,12 +104,28 @@ class Record:
         task: The attempt's description, with what the backend left in it.
         value: What the future will hold.
         settings: The task's `cache` and `version` settings.
+        inputs: The paths of its input files by their names, as in `LookupTask`.
     """
 
     uid: str
     task: TaskDescription
     value: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str | None] = field(default_factory=dict)
+
+
+class LookupTask(TaskDescription):
+    """A task whose result is looked for: its description, as a mapping, and two keys more.
+
+    Attributes:
+        settings: The task's `cache` and `version` settings.
+        inputs: The paths of its input files by their names, those it reads from disk, from
+            other tasks and from URLs alike; they are not in its sandbox yet. `None` for
+            one that cannot be read from here. Not to be changed.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str | None]
 
 
 class CommandLine(Protocol):
@@ -227,20 +243,24 @@ def rhapsody_select_backend(
 
 @hookspec
 def rhapsody_lookup_results(
-    engine: WorkflowEngine, tasks: Sequence[TaskDescription]
-) -> Sequence[Recorded | None] | None:
+    engine: WorkflowEngine, tasks: Sequence[LookupTask]
+) -> Sequence[Recorded | None] | Awaitable[Sequence[Recorded | None] | None] | None:
     """Finds results of tasks that need not run again.
 
     Called on the engine's loop with a batch of tasks that are about to be
-    submitted. Plugins are asked in turn for the tasks that have no result yet.
+    submitted: their input files are found and not linked yet. Plugins are asked in
+    turn for the tasks that have no result yet. Services, tasks with `cache=False` and
+    attempts after the first are not looked up.
 
     Args:
         engine: The engine.
-        tasks: The descriptions.
+        tasks: Copies of the descriptions, each with the task's settings and inputs.
 
     Returns:
         For each task `Recorded(value)` where there is a result, which may be
         `None` itself, else `None`; or `None` alone where there is no result for any.
+        Or an awaitable of that, such as where files are read off the loop: these
+        tasks wait until it is done, while the loop and all other tasks go on.
     """
 
 
