@@ -1,4 +1,4 @@
-"""The interface between the engine and a backend, and what makes a backend short.
+"""What authors of backends import: the interface, and what makes a backend short.
 
 `BaseExecutionBackend` is what the engine calls. `ManagedBackend` implements all
 of it that is not specific to one system, so that a new backend can be one
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from rhapsody.backends.capabilities import CancelLevel, Capabilities
 from rhapsody.backends.descriptions import completed
+from rhapsody.backends.interface import BaseBackend, BaseExecutionBackend
 from rhapsody.backends.session import BackendState, Session
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
@@ -40,122 +40,6 @@ __all__ = [
 
 TaskCallback = Callable[..., Any]
 """`callback(task, state, service_callback=None)`, see `register_callback`."""
-
-
-class BaseExecutionBackend(ABC):
-    """What the engine needs of a backend. Subclass `ManagedBackend` to get most of it.
-
-    A backend object is also awaitable (which starts it and gives itself) and an
-    asynchronous context manager. All coroutines run on the engine's loop.
-
-    Attributes:
-        name: What users call it.
-        capabilities: What it declares it can do.
-        dry: It runs nothing and only says that tasks are done. Then no file that a task
-            declares is looked for, fetched, linked or missed.
-        session: What this object's life is known by.
-    """
-
-    name: str = ""
-    capabilities: Capabilities = Capabilities()
-    dry: bool = False
-    session: Session
-
-    @abstractmethod
-    async def submit_tasks(self, tasks: Any) -> Any:
-        """Starts tasks; returns when the backend has accepted them.
-
-        Called by the engine with a list of descriptions, never while an earlier
-        call is still running. States may be reported before this returns. A
-        problem with one task is a FAILED callback for it. Raising says that none
-        of the batch was accepted but the tasks already reported.
-
-        Args:
-            tasks: A list of `TaskDescription`. The backend owns them from now on.
-        """
-
-    @abstractmethod
-    async def cancel_task(self, uid: Any) -> Any:
-        """Asks for a task to be stopped; its terminal state arrives by the callback.
-
-        Called by the engine after the `submit_tasks` that held the task returned.
-
-        Returns:
-            `True` where the task was known and cancellation was attempted.
-        """
-
-    @abstractmethod
-    def build_task(self, *args: Any, **kwargs: Any) -> Any:
-        """Translates a description into the backend's own form.
-
-        For the backend's own use and for people who want to see the translation;
-        the engine does not call it.
-        """
-
-    @abstractmethod
-    def link_explicit_data_deps(
-        self,
-        src_task: Any = None,
-        dst_task: Any = None,
-        file_name: Any = None,
-        file_path: Any = None,
-    ) -> Any:
-        """Makes a declared file available to a task that is about to be submitted.
-
-        Called by the engine on its loop, once per file, before `submit_tasks`.
-
-        Args:
-            src_task: The description of the attempt that produced the file (`uid`,
-                `sandbox` and `metadata` at least), `None` for a file from outside.
-            dst_task: The description of the task that needs it. May be changed.
-            file_name: The name that the task sees the file under.
-            file_path: Where a file from outside is, an absolute path.
-
-        Returns:
-            Anything or `None`; not used by the engine.
-        """
-
-    @abstractmethod
-    def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
-        """Makes all that `src_task` left in its sandbox available to `dst_task`.
-
-        Called by the engine on its loop, once per dependency that declared no
-        output files, before `submit_tasks`.
-        """
-
-    @abstractmethod
-    def get_task_states_map(self) -> Any:
-        """The `StateMapper` for the states this backend reports. Called once per engine."""
-
-    @abstractmethod
-    def register_callback(self, func: Any) -> Any:
-        """Sets whom to tell about states; called by the engine before the first submission.
-
-        Args:
-            func: `func(task, state, service_callback=None)`. `task` is the
-                description with the results in it, or an object with
-                `as_dict()`; `state` a native state. It may be called from any
-                thread, and never raises. `service_callback(future, task, state)`,
-                given with a service's running state, gets a future whose
-                `set_result` and `set_exception` may be called from any thread
-                when the service is ready.
-        """
-
-    @abstractmethod
-    def state(self) -> Any:
-        """`"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`."""
-
-    @abstractmethod
-    def task_state_cb(self, task: Any, state: Any) -> Any:
-        """Reports a state to whom `register_callback` named. Any thread."""
-
-    @abstractmethod
-    async def shutdown(self) -> Any:
-        """Stops every task and gives back all that the backend holds. Twice is harmless."""
-
-
-BaseBackend = BaseExecutionBackend
-"""Another name that programs use for the interface."""
 
 
 class ReferenceLostError(BackendError):
@@ -183,13 +67,28 @@ class ManagedBackend(BaseExecutionBackend):
 
     Its states are the canonical ones unless the class registers others with
     `StateMapper` under its `name`.
+
+    Args:
+        max_running: How many `run_task` run at once; other tasks wait without being
+            reported as running, so that their time-outs do not count yet. Services run
+            besides. `None`: as many as there are.
+
+    Raises:
+        ValueError: `max_running` is no number from 1.
     """
 
     capabilities: Capabilities = Capabilities(reports_running=True)
     canonical_states = True  # for `StateMapper`, where nothing else is registered
 
-    def __init__(self) -> None:
+    def __init__(self, max_running: int | None = None) -> None:
+        if max_running is not None and (type(max_running) is not int or max_running < 1):
+            raise ValueError(
+                f"max_running must be how many tasks run at once, a number from 1, or None, "
+                f"got {max_running!r}"
+            )
         self.session: Session = Session()
+        self.__room = None if max_running is None else asyncio.Semaphore(max_running)
+        self.__begun: set[str] = set()
         self._state = "initialized"
         self._states: StateMapper | None = None
         self._lifecycle = asyncio.Lock()
@@ -209,7 +108,9 @@ class ManagedBackend(BaseExecutionBackend):
         """Runs one task to its end, on the loop; it must not block.
 
         Called once per task by `submit_tasks`, each call in an asyncio task of
-        its own, which is cancelled by `cancel_task` and `shutdown`.
+        its own, which is cancelled by `cancel_task` and `shutdown`. The task is
+        reported as running just before: work that waits in here runs into its
+        time-out. `max_running` is the place to wait.
 
         Returns:
             A function's return value, or a `CompletedExecutable`.
@@ -312,12 +213,14 @@ class ManagedBackend(BaseExecutionBackend):
 
         Returns:
             `False` for a task that is unknown or has ended, and where the
-            capabilities say that running tasks of its kind cannot be cancelled.
+            capabilities say that tasks of its kind cannot be cancelled, or not
+            once they run.
         """
         run, task = self._runs.get(uid), self._open.get(uid)
         if run is None or task is None:
             return False
-        if self.capabilities.cancellation(task_kind(task)) != "running":
+        level = self.capabilities.cancellation(task_kind(task))
+        if level == "none" or (level == "queued" and uid in self.__begun):
             return False
         run.cancel()
         return True
@@ -362,7 +265,15 @@ class ManagedBackend(BaseExecutionBackend):
         self._open[task["uid"]] = task
 
     async def _run(self, task: TaskDescription) -> None:
+        if self.__room is None or task["is_service"]:
+            await self._run_now(task)
+            return
+        async with self.__room:
+            await self._run_now(task)
+
+    async def _run_now(self, task: TaskDescription) -> None:
         states = self.get_task_states_map()
+        self.__begun.add(task["uid"])
         context = TaskContext(
             uid=task["uid"],
             name=task["name"],
@@ -371,7 +282,8 @@ class ManagedBackend(BaseExecutionBackend):
             deadline=time.time() + task["timeout"] if "timeout" in task else None,
         )
         try:
-            self.task_state_cb(task, states.RUNNING)
+            if self.capabilities.reports_running:
+                self.task_state_cb(task, states.RUNNING)
             with task_context(context):
                 result = await self.run_task(task)
             if isinstance(result, CompletedExecutable):
@@ -389,7 +301,8 @@ class ManagedBackend(BaseExecutionBackend):
 
     def _run_ended(self, task: TaskDescription, run: asyncio.Task[None]) -> None:
         self._runs.pop(task["uid"], None)
-        if task["uid"] in self._open:  # cancelled before its first step
+        self.__begun.discard(task["uid"])
+        if task["uid"] in self._open:  # cancelled before its first step, or while it waited
             self.task_state_cb(task, self.get_task_states_map().CANCELED)
 
     def register_callback(self, func: TaskCallback) -> None:
