@@ -58,6 +58,23 @@ class ReportsRunningAfterTheEnd(SmallBackend):
             super().task_state_cb(task, "RUNNING")
 
 
+class ReportsRunningWhileItWaits(SmallBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slot = asyncio.Semaphore(1)
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        async with self.slot:
+            return await super().run_task(task)
+
+
+class ReportsRunningAtTheEnd(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        if state != "RUNNING":
+            super().task_state_cb(task, "RUNNING")
+            super().task_state_cb(task, state)
+
+
 class ReportsTasksNobodySubmitted(SmallBackend):
     def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
         super().task_state_cb(task, state)

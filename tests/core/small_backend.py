@@ -25,6 +25,9 @@ class SmallBackend(ManagedBackend):
         reports_running=True,
     )
 
+    def __init__(self) -> None:
+        super().__init__(max_running=4)
+
     async def run_task(self, task: TaskDescription) -> Any:
         function = task["function"]
         if function is None:

@@ -13,6 +13,7 @@ from tests.core import faulty_backends as faulty
 from tests.core.kits import Patient, Quick, kit_on
 from tests.core.small_backend import SmallBackend
 
+WHEN_RUNNING = "RUNNING is reported when the work begins, not while it waits, not at its end"
 UNCHANGED = "C4: a backend changes nothing of the program that uses it: "
 FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
@@ -37,6 +38,18 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "test_it_runs_functions",
         "C4: nothing is reported after a task's terminal state: "
         "task 'add' was reported RUNNING after DONE",
+    ),
+    (
+        faulty.ReportsRunningWhileItWaits,
+        "test_running_is_reported_when_the_work_begins",
+        f"C4: {WHEN_RUNNING}: of 8 tasks 'ticking function' that were handed over at once, 4 were "
+        "reported RUNNING, and the work of 1 had begun",
+    ),
+    (
+        faulty.ReportsRunningAtTheEnd,
+        "test_running_is_reported_when_the_work_begins",
+        f"C4: {WHEN_RUNNING}: of 8 tasks 'ticking function' that were handed over at once, 0 were "
+        "reported RUNNING, and the work of ",
     ),
     (
         faulty.ReportsTasksNobodySubmitted,

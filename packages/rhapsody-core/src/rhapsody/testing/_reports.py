@@ -7,11 +7,14 @@ import asyncio
 from rhapsody.backends.base import Capabilities
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import TaskDescription
-from rhapsody.testing._driver import ONE_TERMINAL
+from rhapsody.testing._driver import ONE_TERMINAL, Driver
 from rhapsody.testing._rules import RUNNING, SHARED
 from rhapsody.testing._running import check
-from rhapsody.testing._tasks import CANCELED, DONE, FAILED, Ticking, failing, quick
+from rhapsody.testing._tasks import CANCELED, DONE, FAILED, Ticking, failing, quick, until
 from rhapsody.testing._trial import Trial
+
+
+WHEN_RUNNING = "RUNNING is reported when the work begins, not while it waits, not at its end"
 
 
 class Reports:
@@ -120,6 +123,32 @@ class Reports:
                 f"a {kind} was reported {[*map(str, states)]}",
             )
 
+    @check("C4", WHEN_RUNNING, RUNNING, SHARED, times=2)
+    async def test_running_is_reported_when_the_work_begins(self, trial: Trial) -> None:
+        """Hands over more tasks than are likely to run at once, none of which ends by itself.
+
+        Those that are reported as running must begin while the others go on; those that
+        have begun must be reported. Then they are let go, and the same holds of the next ones.
+        """
+        driver = await trial.driver()
+        count = min(32, max(8, 2 * (trial.kit.cores or 0)))
+        for kind in trial.kinds():
+            tasks = [Ticking(trial, driver, kind) for _ in range(count)]
+            waiting = list(tasks)
+            try:
+                await driver.submit(*(each.task for each in tasks))
+                for _ in range(2):
+                    running = await _running(trial, driver, waiting) if waiting else []
+                    for each in running:
+                        waiting.remove(each)
+                        each.release()
+                        await driver.finished(each.task)
+            finally:
+                for each in waiting:
+                    each.release()
+            for each in tasks:
+                await driver.finished(each.task)
+
     @check("C4", "one task's problem is its FAILED callback, not a raise of submit_tasks")
     async def test_one_bad_task_does_not_spoil_its_batch(self, trial: Trial) -> None:
         driver = await trial.driver()
@@ -164,3 +193,27 @@ class Reports:
             tasks += batch
         ends = [await driver.finished(task) for task in tasks]
         trial.require(all(end.state is DONE for end in ends), f"{[*map(str, ends[:3])]}")
+
+
+async def _running(trial: Trial, driver: Driver, tasks: list[Ticking]) -> list[Ticking]:
+    """Waits until some of the tasks run, and proves that the reports and the work agree."""
+    name = f"{len(tasks)} tasks {tasks[0].task['name']!r}"
+
+    def reported(each: Ticking) -> bool:
+        return TasksMainStates.RUNNING in driver.history(each.task)
+
+    trial.doing(f"waiting for the first of {name} to run")
+    await until(lambda: any(each.has_begun() or reported(each) for each in tasks))
+    found = [each for each in tasks if each.has_begun() or reported(each)]
+    try:
+        async with trial.clock.within(trial.kit.time_limit / 2):
+            for each in found:
+                await each.began()
+                await driver.running(each.task)
+    except TimeoutError:
+        both = sum(reported(each) for each in found), sum(each.has_begun() for each in found)
+        raise trial.check.error(
+            f"of {name} that were handed over at once, {both[0]} were reported RUNNING, and the "
+            f"work of {both[1]} had begun"
+        ) from None
+    return found
