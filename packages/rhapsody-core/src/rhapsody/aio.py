@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, TypeVar
 
-T = TypeVar("T")
-
 from rhapsody.errors import is_a
+
+T = TypeVar("T")
 
 
 def asked_to_stop() -> bool:

@@ -73,11 +73,6 @@ def current_task() -> TaskContext:
     return context
 
 
-def running_task() -> TaskContext | None:
-    """The same for code that may be outside of a task, which gets `None`."""
-    return _context.get()
-
-
 class Setting(Generic[T]):
     """Sets a context variable inside a block.
 

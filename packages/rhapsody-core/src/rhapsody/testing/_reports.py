@@ -13,7 +13,6 @@ from rhapsody.testing._running import check
 from rhapsody.testing._tasks import CANCELED, DONE, FAILED, Ticking, failing, quick, until
 from rhapsody.testing._trial import Trial
 
-
 WHEN_RUNNING = "RUNNING is reported when the work begins, not while it waits, not at its end"
 
 
