@@ -32,7 +32,7 @@ def test_a_class_is_registered_and_unregistered() -> None:
     assert BackendRegistry.describe("run_time").capabilities == Mine.capabilities
     BackendRegistry.unregister_backend("RUN-TIME")
     assert "run_time" not in BackendRegistry.list_backends()
-    with pytest.raises(ValueError, match="no backend is named 'run_time'"):
+    with pytest.raises(ValueError, match="Backend 'run_time' not found"):
         BackendRegistry.unregister_backend("run_time")
 
 

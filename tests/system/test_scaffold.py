@@ -128,4 +128,4 @@ def test_it_is_gone_once_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -
     assert "demo" not in listed
     done = run(scaffold.programs / "rhapsody", "run", DIGITS, "-b", "demo", cwd=tmp_path)
     assert done.returncode == 2
-    assert "no backend is named 'demo'" in done.stderr
+    assert "Backend 'demo' not found" in done.stderr

@@ -192,5 +192,5 @@ def test_once_uninstalled_both_are_gone(plugged_in: Path, program: Path) -> None
     assert sorted(one["name"] for one in listed) == ["local", "noop"]
     done = run(plugged_in / "rhapsody", "run", program, "-b", "mpi", cwd=program.parent)
     assert done.returncode == 2
-    assert "no backend is named 'mpi'" in done.stderr
+    assert "Backend 'mpi' not found" in done.stderr
     assert run(plugged_in / "rhapsody", "run", program, cwd=program.parent).stderr == ""

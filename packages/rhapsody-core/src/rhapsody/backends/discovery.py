@@ -397,7 +397,7 @@ def _origin(error: UnusableError) -> BaseException | None:
 
 def _unknown(name: str, key: str, known: Catalog) -> str:
     names = _names(known)
-    text = f"no backend is named {name!r}. There are: {', '.join(sorted(names.values()))}"
+    text = f"Backend {name!r} not found. There are: {', '.join(sorted(names.values()))}"
     left_out = known.left_out(key)
     if left_out is not None:
         return f"{text}. {left_out}"
