@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rhapsody import BackendRegistry, NoopExecutionBackend, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.engine.starting import Starting
 from tests.core.engine_fixtures import LIMIT, Machine, engine
-from tests.core.scripted import Scripted, outcome, until
+from tests.core.scripted import Scripted, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -396,72 +395,6 @@ async def test_a_profile_that_cannot_be_written_keeps_no_engine_from_closing(
     assert flow.summary is not None
     assert "no profile was written" in caplog.text
     await flow.shutdown()
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "kind"),
-    [
-        ("retries", -1, ValueError),
-        ("retries", "two", TypeError),
-        ("retries", 1.5, TypeError),
-        ("retries", True, TypeError),
-        ("lost_retries", -1, ValueError),
-        ("lost_retries", "x", TypeError),
-        ("timeout", 0, ValueError),
-        ("timeout", -1, ValueError),
-        ("timeout", math.nan, ValueError),
-        ("timeout", math.inf, ValueError),
-        ("timeout", "soon", TypeError),
-        ("submit_timeout", 0, ValueError),
-        ("submit_timeout", "soon", TypeError),
-        ("max_pending", 0, ValueError),
-        ("max_pending", -3, ValueError),
-        ("max_pending", 2.5, TypeError),
-        ("keep_sandboxes", "some", ValueError),
-        ("uid", "../up", ValueError),
-        ("uid", "a/b", ValueError),
-        ("uid", "..", ValueError),
-        ("dry_run", "no", TypeError),
-        ("fail_fast", 1, TypeError),
-        ("implicit_data", None, TypeError),
-        ("push_down", "yes", TypeError),
-        ("handle_signals", 0, TypeError),
-        ("profile", 7, TypeError),
-        ("profile", b"p.jsonl", TypeError),
-        ("profile", "", ValueError),
-        ("profile", "/", ValueError),
-        ("profile", "/no/such/place", ValueError),
-    ],
-)
-async def test_an_argument_out_of_range_is_refused_by_its_name(
-    name: str, value: object, kind: type[Exception]
-) -> None:
-    with pytest.raises(kind) as caught:
-        await create(NoopExecutionBackend(), **{name: value})
-    assert name in str(caught.value)
-    assert str(value) in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [42, b"mine"])
-async def test_a_uid_that_is_no_text_is_refused(value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="uid"):
-        await create(NoopExecutionBackend(), uid=value)
-
-
-async def test_an_unknown_argument_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="max_pendign"):
-        create(NoopExecutionBackend(), max_pendign=3)
-
-
-async def test_an_engine_that_was_refused_leaves_no_backend_running() -> None:
-    backend = Scripted()
-    error = await outcome(_refused(backend))
-    assert isinstance(error, ValueError)
-    assert backend.state() in ("initialized", "shutdown")
-
-
-async def _refused(backend: Scripted) -> None:
-    await create(backend, keep_sandboxes="some")
 
 
 async def test_a_task_names_its_backend_as_the_registry_compares_names() -> None:

@@ -9,6 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+def _current() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed, which matters where nobody chooses another
+        return os.curdir
+
+
 @dataclass(slots=True)
 class Session:
     """What one backend object's life is known by.
@@ -21,7 +28,7 @@ class Session:
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
-    path: str = field(default_factory=os.getcwd)
+    path: str = field(default_factory=_current)
     _made_in: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

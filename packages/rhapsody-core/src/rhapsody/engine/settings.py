@@ -20,6 +20,9 @@ from rhapsody.task import is_async
 NO_FALLBACK: Any = object()
 """Says that a task has no `fallback`, since `None` may be one."""
 
+LONGEST_UID = 200
+"""Bytes of an engine's uid: file systems allow 255 for a name, and tasks' uids begin with it."""
+
 _LIMIT = re.compile(r"\s*([^:\s][^:]*?)\s*:\s*(\d+)\s*")
 _READY = re.compile(r"(stdout|file|tcp):(.+)", re.DOTALL)
 
@@ -200,6 +203,53 @@ def profile_path(value: object) -> Path | None:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"profile: {str(path)!r} may not be written")
     return path
+
+
+def engine_uid(value: object) -> str:
+    """An engine's uid, which names directories.
+
+    Raises:
+        ValueError: It cannot be one.
+    """
+    if not isinstance(value, str) or not value or value.startswith(".") or set(value) & {"/", "\0"}:
+        raise ValueError(f"uid must be a plain name, without '/' and NUL, got {value!r}")
+    try:
+        size = len(os.fsencode(value))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"uid must be a name that files can have, got {value!r}") from error
+    if size > LONGEST_UID:
+        raise ValueError(
+            f"uid must be a name of at most {LONGEST_UID} bytes, as those of files are made of "
+            f"it, got {size}: {value!r}"
+        )
+    return value
+
+
+def work_directory(value: object, uid: str) -> Path:
+    """Where an engine makes sandboxes, wherever the program goes later.
+
+    Raises:
+        TypeError: No path.
+        ValueError: No directory can be there.
+        FileNotFoundError: It is relative, and the current directory was removed.
+    """
+    path = os.path.join(".rhapsody", uid) if value is None else value
+    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"work_dir must be a path, got {value!r}")
+    text = os.fspath(path)
+    if "\0" in text:
+        raise ValueError(f"work_dir must be a path that can exist, got {value!r}")
+    try:
+        directory = Path(os.path.abspath(text))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            f"work_dir={value!r} lies in the current directory, which was removed; give an "
+            "absolute one, or change to a directory that is there",
+        ) from error
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"work_dir must be a directory, and {str(directory)!r} is a file")
+    return directory
 
 
 def _timeout(value: object) -> float | None:

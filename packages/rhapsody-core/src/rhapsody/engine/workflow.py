@@ -28,7 +28,13 @@ from rhapsody.engine.life import Work
 from rhapsody.engine.node import Node
 from rhapsody.engine.observe import Profiler, Stats, Summary, accounts
 from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import flag, profile_path, whole_number
+from rhapsody.engine.settings import (
+    engine_uid,
+    flag,
+    profile_path,
+    whole_number,
+    work_directory,
+)
 from rhapsody.engine.shutdown import settle_everything, stop_everything
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
@@ -188,9 +194,7 @@ class WorkflowEngine(Decorators, KeptNames):
         clock: Clock | None,
         **limits: Any,
     ) -> None:
-        chosen, uid = uid, f"engine.{uuids.uuid4().hex[:8]}" if uid is None else uid
-        if not isinstance(uid, str) or not uid or os.sep in uid or uid.startswith("."):
-            raise ValueError(f"uid must be a plain name, got {uid!r}")
+        chosen, uid = uid, engine_uid(f"engine.{uuids.uuid4().hex[:8]}" if uid is None else uid)
         if clock is not None and not all(hasattr(clock, n) for n in ("monotonic", "call_at")):
             raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {clock!r}")
         if limits["fail_fast"] and limits["keep_going"]:
@@ -198,7 +202,7 @@ class WorkflowEngine(Decorators, KeptNames):
                 "fail_fast=True cancels all at the first failure, and keep_going=True does not: "
                 "choose one of them"
             )
-        self._work_dir = _absolute(Path(".rhapsody", uid) if work_dir is None else work_dir)
+        self._work_dir = work_directory(work_dir, uid)
         self._dry_run = dry_run
         self.prof.enabled = bool(profile)
         self._profile_path = None if isinstance(profile, bool) else profile
@@ -481,8 +485,3 @@ class WorkflowEngine(Decorators, KeptNames):
                 self._runtime.tally.quiet = True
         finally:
             await self.shutdown()
-
-
-def _absolute(path: str | os.PathLike[str]) -> Path:
-    """What a path means now, wherever the program goes later."""
-    return Path(os.path.abspath(path))
