@@ -212,7 +212,17 @@ async def test_a_fallback_takes_the_place_of_the_failure() -> None:
         def broken_too(error: BaseException) -> int:
             raise LookupError("no fallback either")
 
-        assert isinstance(await outcome(broken.options(fallback=broken_too)(1)), LookupError)
+        error = await outcome(broken.options(fallback=broken_too)(1))
+        assert isinstance(error, LookupError)
+        assert isinstance(error.__cause__, OwnError)
+        assert error.__notes__ == ["raised by the fallback of task 'broken' (task.000004)"]
+
+        def passes_on(error: BaseException) -> int:
+            raise error
+
+        error = await outcome(broken.options(fallback=passes_on)(1))
+        assert isinstance(error, OwnError)
+        assert error.__cause__ is None
 
 
 async def test_each_error_of_a_task_derives_from_what_a_caller_would_catch() -> None:

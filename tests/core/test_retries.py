@@ -164,7 +164,9 @@ async def test_a_wait_that_is_no_number_of_seconds_fails_the_task(nonsense: Any)
         future = part()
         backend.failed(await backend.next(), OSError("the reason"))
         await within(asyncio.wait([future]))
-        assert isinstance(future.exception(), OSError | ValueError | TypeError)
+        error = future.exception()
+        assert isinstance(error, ValueError | TypeError)
+        assert "of task 'part' (task.000001)" in error.__notes__[-1]
 
 
 async def test_a_wait_that_raises_fails_the_task() -> None:
@@ -177,9 +179,12 @@ async def test_a_wait_that_raises_fails_the_task() -> None:
         def part() -> Any: ...
 
         future = part()
-        backend.failed(await backend.next(), OSError("the reason"))
+        backend.failed(await backend.next(), reason := OSError("the reason"))
         await within(asyncio.wait([future]))
-        assert isinstance(future.exception(), OSError | LookupError)
+        error = future.exception()
+        assert isinstance(error, LookupError)
+        assert error.__cause__ is reason
+        assert "`wait` in the retries of task 'part' (task.000001)" in error.__notes__[-1]
 
 
 async def test_only_the_named_exceptions_are_worth_another_attempt() -> None:

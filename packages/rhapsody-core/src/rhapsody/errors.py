@@ -174,6 +174,13 @@ def add_note(error: BaseException, note: str) -> None:
     vars_of(error)["__notes__"] = [*notes, note] if type(notes) is list else [note]
 
 
+def blame(mistake: BaseException, error: BaseException, whose: str) -> None:
+    """Says in an exception whose it is, and which one was being dealt with."""
+    if mistake is not error:  # else that one was passed on
+        set_cause(mistake, error)
+        add_note(mistake, f"raised by {whose}")
+
+
 def rebuilt(
     cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
 ) -> BaseException:

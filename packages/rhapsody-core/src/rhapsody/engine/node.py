@@ -143,6 +143,10 @@ class Node:
         self.parent: Node | None = None
         self.extra: Extra | None = None
 
+    def named(self) -> str:
+        """Its task in messages."""
+        return f"{self.task.prefix} {self.task.name!r} ({self.future.uid})"
+
     def more(self) -> Extra:
         """The node's rare fields, made when first needed."""
         if self.extra is None:

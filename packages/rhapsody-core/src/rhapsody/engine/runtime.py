@@ -36,9 +36,9 @@ from rhapsody.errors import (
     BackendUnavailableError,
     TaskLostError,
     TaskTimeoutError,
+    blame,
     describe_error,
     is_a,
-    set_cause,
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.retries import RetryPolicy
@@ -323,7 +323,7 @@ class Runtime:
                 if extra.failures <= policy.attempts:
                     delay = policy.delay(node.attempt)
         except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
-            set_cause(mistake, error)
+            blame(mistake, error, f"`wait` in the retries of {node.named()}")
             error = mistake
         if delay is None or self.closing or not node.step(Event.RETRY):
             self.give_up(node, error)
@@ -356,7 +356,7 @@ class Runtime:
         try:
             return fallback(error) if callable(fallback) else fallback, error
         except (Exception, SystemExit) as mistake:  # the user's own fallback raised
-            set_cause(mistake, error)
+            blame(mistake, error, f"the fallback of {node.named()}")
             return NO_FALLBACK, mistake
 
     def refuse(self, node: Node, error: BaseException) -> None:
