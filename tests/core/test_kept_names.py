@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rhapsody
-from rhapsody import TasksMainStates, WorkflowEngine
+from rhapsody import NoopExecutionBackend, TasksMainStates, WorkflowEngine
 from tests.core.scripted import Inline, Scripted, in_thread, turns, until, within
 
 pytestmark = pytest.mark.asyncio
@@ -207,8 +207,9 @@ async def test_handle_task_failure_prefers_what_it_is_told() -> None:
 
 async def test_handle_task_cancellation_cancels() -> None:
     async with WorkflowEngine.create(Scripted()) as flow:
-        flow.handle_task_cancellation({"uid": "x"}, settled := future())
+        assert flow.handle_task_cancellation({"uid": "x"}, settled := future()) is True
         assert settled.cancelled()
+        assert flow.handle_task_cancellation({"uid": "x"}, settled) is False
 
 
 async def test_the_handlers_leave_a_settled_future_as_it_is() -> None:
@@ -220,6 +221,42 @@ async def test_the_handlers_leave_a_settled_future_as_it_is() -> None:
         flow.handle_task_cancellation(task, settled)
         flow.handle_task_success({"uid": "x", "return_value": 3}, settled)
         assert await settled == 2
+
+
+async def test_cancelling_a_task_by_its_handler_says_whether_it_was() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        result = part()
+        task = await backend.next()
+        assert flow.handle_task_cancellation(task, result) is True
+        await within(asyncio.wait([result]))
+        assert result.cancelled()
+        assert flow.handle_task_cancellation(task, result) is False
+
+
+async def test_the_profiler_takes_events_as_radical_utils_does() -> None:
+    async with WorkflowEngine.create(NoopExecutionBackend(), profile=True) as flow:
+        flow.prof.prof("start", "task.000001", msg="begins", ts=17.5)
+        flow.prof.prof(event="stop", uid="task.000001")
+        first, second = flow.prof.events[-2:]
+        assert first == (17.5, "start", "task.000001", {"msg": "begins"})
+        assert second[1:] == ("stop", "task.000001", {})
+
+
+async def test_a_callback_may_be_registered_by_either_name() -> None:
+    async with await NoopExecutionBackend() as backend:
+        told: list[str] = []
+        named: Any = backend
+        named.register_callback(callback=lambda task, state: told.append("callback"))
+        backend.register_callback(func=lambda task, state: told.append("func"))
+        backend.task_state_cb({"uid": "x"}, TasksMainStates.RUNNING)
+        assert told == ["callback", "func"]
+        for wrong in ({}, {"func": None}, {"callback": 5}):
+            with pytest.raises(TypeError, match="register_callback needs something to call"):
+                named.register_callback(**wrong)
 
 
 async def test_a_handler_may_settle_a_tasks_own_future() -> None:

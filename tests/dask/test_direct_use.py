@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from rhapsody_dask import DaskExecutionBackend
@@ -11,3 +13,17 @@ from tests.direct import check_direct_use
 @pytest.mark.asyncio
 async def test_it_is_driven_without_an_engine_too(backend: DaskExecutionBackend) -> None:
     await check_direct_use(backend)
+
+
+@pytest.mark.asyncio
+async def test_what_older_programs_await_may_be_awaited() -> None:
+    backend: Any = DaskExecutionBackend()
+    told: list[tuple[str, str]] = []
+    backend.register_callback(callback=lambda task, state: told.append((task["uid"], state)))
+    assert await backend.task_state_cb() is None
+    assert await backend.task_state_cb({"uid": "x"}, "RUNNING") is None
+    backend.task_state_cb({"uid": "y"}, "RUNNING")
+    assert [uid for uid, _ in told] == ["x", "y"]
+    assert await backend.build_task() is None
+    built = backend.build_task({"uid": "x"})
+    assert built == await built == {"uid": "x"}

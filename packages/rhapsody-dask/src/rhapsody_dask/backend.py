@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import Any
@@ -392,6 +392,23 @@ class DaskExecutionBackend(ManagedBackend):
         for entry in entries:
             self._shared.release(entry)
 
+    # What older programs await.
+
+    def build_task(self, task: Mapping[str, Any] | None = None, **keys: Any) -> Any:
+        """Gives the description back, since it needs no translation; it may be awaited."""
+        return _Answer({**(task or {}), **keys})
+
+    def task_state_cb(
+        self,
+        task: Any = None,
+        state: Any = None,
+        service_callback: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Reports a state at once, as on other backends; what it gives may be awaited."""
+        if task is not None:
+            super().task_state_cb(task, state, service_callback)
+        return _Answer()
+
     # Cancellation.
 
     async def cancel_task(self, uid: str) -> bool:
@@ -454,3 +471,11 @@ class DaskExecutionBackend(ManagedBackend):
 
     def _own(self) -> str:
         return os.path.join(self.session.path, self.session.uid)
+
+
+class _Answer(dict[str, Any]):
+    """What a plain method returns that older programs await; awaiting an empty one gives `None`."""
+
+    def __await__(self) -> Generator[Any, None, dict[str, Any] | None]:
+        return self or None
+        yield  # makes this a generator, which never suspends

@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from operator import itemgetter
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 from rhapsody.backends.capabilities import CancelLevel, Capabilities
 from rhapsody.backends.descriptions import completed
@@ -24,6 +24,8 @@ from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody.states import StateMapper
 from rhapsody.task import TaskDescription, task_kind
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = [
     "BackendState",
@@ -56,6 +58,16 @@ class CompletedExecutable(NamedTuple):
     exit_code: int
     stdout: str = ""
     stderr: str = ""
+
+
+def _also_as_callback(method: F) -> F:
+    """Lets a method's `func` be given as `callback`, without a change for those who override it."""
+
+    @wraps(method)
+    def either(self: Any, func: Any = None, *, callback: Any = None) -> Any:
+        return method(self, callback if func is None else func)
+
+    return cast("F", either)
 
 
 class ManagedBackend(BaseExecutionBackend):
@@ -305,8 +317,17 @@ class ManagedBackend(BaseExecutionBackend):
         if task["uid"] in self._open:  # cancelled before its first step, or while it waited
             self.task_state_cb(task, self.get_task_states_map().CANCELED)
 
+    @_also_as_callback
     def register_callback(self, func: TaskCallback) -> None:
-        """Adds whom to tell about states; several engines in turn may share a backend."""
+        """Adds whom to tell about states; several engines in turn may share a backend.
+
+        Takes the keyword `callback` in place of `func`, as older programs do.
+
+        Raises:
+            TypeError: It cannot be called.
+        """
+        if not callable(func):
+            raise TypeError(f"register_callback needs something to call, got {func!r}")
         if func not in self._callbacks:
             self._callbacks.append(func)
 

@@ -107,10 +107,11 @@ class KeptNames:
         if not self._reported({**report, "exception": error}, "FAILED", task_fut):
             task_fut.set_exception(settable(error, "the task"))
 
-    def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
-        """Settles a future as cancelled."""
-        if not self._reported(_as_mapping(task), "CANCELED", task_fut):
-            task_fut.cancel()
+    def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> bool:
+        """Settles a future as cancelled; `False` for one that was settled before."""
+        if task_fut.done():
+            return False
+        return self._reported(_as_mapping(task), "CANCELED", task_fut) or task_fut.cancel()
 
     def _reported(self, report: Mapping[str, Any], main: str, future: asyncio.Future[Any]) -> bool:
         """Whether the future is settled, or the engine has taken the report and will settle it."""

@@ -305,6 +305,30 @@ class Profiler:
         if self.enabled:
             self.events.append((time.time(), name, uid, details))
 
+    def prof(
+        self,
+        event: str,
+        uid: str | None = None,
+        state: str | None = None,
+        msg: str | None = None,
+        ts: float | None = None,
+        comp: str | None = None,
+    ) -> None:
+        """Notes that something happened, as `event` does, with the arguments of radical.utils.
+
+        Args:
+            event: What happened.
+            uid: The task it happened to.
+            state: Its state.
+            msg: More about it.
+            ts: When, in seconds since the epoch; now where it is not given.
+            comp: The component it happened in.
+        """
+        if self.enabled:
+            given = {"state": state, "msg": msg, "comp": comp}
+            details = {name: value for name, value in given.items() if value is not None}
+            self.events.append((time.time() if ts is None else ts, event, uid, details))
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the events as JSON lines into a new file private to the user."""
         descriptor = os.open(Path(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
