@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from typing import Any
 
 import pytest
@@ -38,6 +39,33 @@ async def test_along_a_chain_the_root_cause_stays_and_the_cause_is_the_neighbour
         assert error.failed_dependencies == ["second"]
         assert error.__cause__ is await outcome(second)
         assert error.root_cause is await outcome(first)
+
+
+@pytest.mark.parametrize("length", [8, 9, 40])
+async def test_of_a_long_chain_the_causes_are_the_neighbour_a_few_more_and_the_root(
+    length: int,
+) -> None:
+    async with WorkflowEngine.create(Inline()) as flow:
+        broken, use = broken_and_use(flow)
+        chain = [broken()]
+        for number in range(1, length + 1):
+            chain.append(use.options(name=f"link {number}")(chain[-1]))
+        errors = [await dependency_failure(future) for future in chain[1:]]
+        root = await outcome(chain[0])
+        for number, error in enumerate(errors, 1):
+            assert error.root_cause is root
+            assert error.failed_dependencies == [chain[number - 1].name]
+            if number > 1:
+                assert str(error.__cause__) == str(errors[number - 2])
+            causes = [error.__cause__]
+            while isinstance(causes[-1], DependencyFailureError):
+                causes.append(causes[-1].__cause__)
+            assert causes[-1] is root
+            assert len(causes) <= 8
+            text = "".join(traceback.format_exception(error))
+            missing = number - len(causes)
+            assert text.count("not shown") == (missing > 0)
+            assert missing == 0 or f"not shown: {missing} failures" in text
 
 
 async def test_failed_dependencies_are_in_argument_order_not_in_order_of_failure() -> None:

@@ -12,9 +12,13 @@ import pickle
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, TypeGuard, TypeVar, cast
+from typing import Any, Self, TypeGuard, TypeVar, cast
 
 E = TypeVar("E", bound=BaseException)
+
+
+LINKS = 8
+"""How many failures of dependencies the causes of an error lead through at most."""
 
 
 class RhapsodyError(Exception):
@@ -35,7 +39,9 @@ class RhapsodyError(Exception):
 class DependencyFailureError(RhapsodyError, RuntimeError):
     """A task did not run because something it depends on failed.
 
-    `__cause__` is the exception of the first failed direct dependency.
+    `__cause__` is the exception of the first failed direct dependency. Of a long chain of
+    such failures the causes lead through the last few, then to `root_cause`; a note says
+    how many are left out.
 
     Args:
         message: What happened, for people.
@@ -44,6 +50,8 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         root_cause: The exception of the task that failed first along the chain
             of the first failed dependency.
     """
+
+    _depth = 1  # how many failed one after the other because of the root
 
     def __init__(
         self,
@@ -54,6 +62,34 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         super().__init__(message)
         self.failed_dependencies: list[str] = list(failed_dependencies)
         self.root_cause = root_cause
+
+    def follows(self, cause: BaseException) -> Self:
+        """Set the exception of the direct dependency as the cause, and return this error.
+
+        Printing a chain of causes takes as much of the stack as it has links, so that of a
+        hundred thousand ends the interpreter.
+        """
+        if is_a(cause, DependencyFailureError):
+            self._depth = cause._depth + 1
+            if cause._links() >= LINKS:
+                cause = cause._shortened()
+        self.__cause__ = cause
+        return self
+
+    def _links(self) -> int:
+        """How many failures of dependencies the causes lead through, this one included."""
+        links, cause = 1, self.__cause__
+        while links < LINKS and is_a(cause, DependencyFailureError):
+            links, cause = links + 1, cause.__cause__
+        return links
+
+    def _shortened(self) -> DependencyFailureError:
+        """The same error, with the root as its cause."""
+        short = DependencyFailureError(str(self), self.failed_dependencies, self.root_cause)
+        short.__cause__ = self.root_cause
+        between = self._depth - 1
+        add_note(short, f"not shown: {between} failures between this one and the first one")
+        return short
 
 
 class TaskFailedError(RhapsodyError, RuntimeError):

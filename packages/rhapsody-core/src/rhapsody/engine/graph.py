@@ -343,14 +343,13 @@ def _dependency_failure(node: Node, failed: list[asyncio.Future[Any]]) -> Depend
     cause = failed[0].exception()
     root = cause.root_cause if is_a(cause, DependencyFailureError) else cause
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    error = DependencyFailureError(
+    assert cause is not None
+    return DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
         f"{names[0]!r} failed{others}: {describe_error(root)}",
         names,
         root,
-    )
-    error.__cause__ = cause
-    return error
+    ).follows(cause)
 
 
 def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
