@@ -362,6 +362,10 @@ class TaskFuture(asyncio.Future[T]):
     def __repr__(self) -> str:
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
 
+    def set_cancelled(self, msg: Any = None) -> bool:
+        """Cancel the future alone, whatever its work does. Called by the engine."""
+        return super().cancel(msg)
+
     def fail(self, error: BaseException) -> None:
         """Sets the exception, with its traceback as it is now. Called by the engine."""
         self._traceback = traceback_of(error)

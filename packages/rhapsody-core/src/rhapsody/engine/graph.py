@@ -288,7 +288,7 @@ class Graph:
             extra.timer = None
         self._runtime.stats.cancelled += 1
         if not node.future.done():
-            asyncio.Future.cancel(node.future, msg)
+            node.future.set_cancelled(msg)
         if node.life.work is Work.CANCELING and before.work is not Work.CANCELING:
             self._runtime.stop_work(node)
         if self._runtime.observed and node.life.work is Work.ENDED:
@@ -360,6 +360,5 @@ def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, .
 def _future_name(future: asyncio.Future[Any]) -> str:
     if isinstance(future, TaskFuture):
         return future.name
-    if isinstance(future, asyncio.Task):
-        return future.get_name()
-    return repr(future)
+    name = getattr(future, "get_name", None)  # of asyncio's tasks
+    return repr(future) if name is None else str(name())

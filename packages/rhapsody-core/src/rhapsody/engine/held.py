@@ -154,7 +154,7 @@ class Held:
         if is_a(error, TaskLostError):
             error = self._lost_error(future, error)
         self._let_go(future)
-        if asyncio.Future.done(future):
+        if future.done():
             return  # cancelled meanwhile
         if error is not None:
             self._lost(future, error)
@@ -188,7 +188,7 @@ class Held:
             return False
         self._let_go(future)
         bringing.cancel()
-        return asyncio.Future.cancel(future, msg)
+        return future.set_cancelled(msg)
 
     def _let_go(self, future: TaskFuture[Any]) -> None:
         _make_usual(future)

@@ -388,7 +388,7 @@ class Runtime:
         if pending:
             self.stats.cancelled += 1
             if not node.future.done():
-                asyncio.Future.cancel(node.future)
+                node.future.set_cancelled()
         told = node.life.future is Future.FAILED or (
             node.life.future is Future.DONE and not node.task.settings.service
         )
@@ -476,7 +476,7 @@ class Runtime:
             self.updates.inflight.pop(node.uid, None)
             if not node.future.done():
                 self.stats.cancelled += 1
-                asyncio.Future.cancel(node.future)
+                node.future.set_cancelled()
             if changed and self.observed and node.life.future is Future.CANCELLED:
                 self.observe(node, TasksMainStates.CANCELED)
             self.graph.settled(node)

@@ -205,10 +205,10 @@ def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
     and to end the loop with the error.
     """
     waits_for: Any = task
-    while isinstance(waits_for, asyncio.Task):
+    while hasattr(waits_for, "get_coro"):  # a task, of whatever class
         task = waits_for
         waits_for = getattr(task, "_fut_waiter", None)
-    if isinstance(waits_for, asyncio.Future) and not waits_for.done():
+    if asyncio.isfuture(waits_for) and not waits_for.done():
         waits_for.set_exception(error)
         return
 
