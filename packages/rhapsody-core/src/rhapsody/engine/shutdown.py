@@ -52,6 +52,8 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     if not runtime.interrupted:
         await runtime.blocks.drain(GRACE)
     await runtime.settle_background(GRACE)
+    if runtime.interrupted:
+        _leave_sandboxes(runtime)
     return tuple(problems)
 
 
@@ -82,6 +84,17 @@ def settle_everything(runtime: Runtime) -> tuple[str, ...]:
     runtime.pushdown.close()
     runtime.timers.close()
     return still_running
+
+
+def _leave_sandboxes(runtime: Runtime) -> None:
+    """Says of the attempts that a signal interrupted what becomes of their sandboxes.
+
+    They are as those of failed ones. When the futures are settled it is too late: by then
+    what does not stay has been removed.
+    """
+    for node in runtime.graph.live:
+        if node.description is not None and "sandbox" in node.description:
+            runtime.stager.keep(node.description, succeeded=False)
 
 
 async def _shut_down(lane: Lane) -> str | None:

@@ -1,0 +1,80 @@
+"""What a signal leaves of sandboxes (C7.14, C7.17)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rhapsody.data import OUTPUT_FILES
+from tests.core.programs import Program
+
+TEXT = """
+from rhapsody import OutputFile, current_task
+
+async def main():
+    async with WorkflowEngine.create(keep_sandboxes={keep!r}, work_dir="work", uid="e") as flow:
+        @flow.executable_task
+        async def quick(*files):
+            return "touch made out"
+
+        @flow.executable_task
+        async def sleeper(*earlier):
+            return "touch begun; exec sleep 1000"
+
+        @flow.function_task(capture="files")
+        def function():
+            open(os.path.join(current_task().sandbox, "begun"), "w").close()
+            while not current_task().cancelled:
+                time.sleep(0.01)
+
+        done = quick(OutputFile("out"))
+        await done
+        running = [sleeper(done), function()]
+        while not all(os.path.exists(f"work/e.task.00000{{n}}.1/begun") for n in (2, 3)):
+            await asyncio.sleep(0.01)
+        say("ready")
+        await asyncio.gather(*running)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[str], Program]]:
+    programs: list[Program] = []
+
+    def start_one(keep: str) -> Program:
+        programs.append(Program(tmp_path / "program.py", TEXT.format(keep=keep)))
+        return programs[-1]
+
+    yield start_one
+    for program in programs:
+        program.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_where_none_are_kept_a_signal_leaves_none(
+    start: Callable[[str], Program], tmp_path: Path, number: signal.Signals
+) -> None:
+    program = start("none")
+    program.until("ready")
+    program.send(number)
+    _, _, errors = program.end()
+    assert not (tmp_path / "work").exists(), (os.listdir(tmp_path / "work"), errors)
+
+
+def test_else_those_of_interrupted_tasks_stay_with_what_they_read(
+    start: Callable[[str], Program], tmp_path: Path
+) -> None:
+    program = start("failed")
+    program.until("ready")
+    program.send(signal.SIGINT)
+    _, _, errors = program.end()
+    left = {path.name: set(os.listdir(path)) for path in (tmp_path / "work").iterdir()}
+    assert left["e.task.000002.1"] == {"begun", *OUTPUT_FILES}, errors
+    assert left["e.task.000003.1"] >= {"begun"}
+    assert left["e.task.000001.1"] >= {"out", "made"}
