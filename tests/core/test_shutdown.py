@@ -11,14 +11,22 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rhapsody
-from rhapsody import NoopExecutionBackend, TasksMainStates, WorkflowEngine
+from rhapsody import (
+    LocalExecutionBackend,
+    NoopExecutionBackend,
+    TasksMainStates,
+    WorkflowEngine,
+)
 from rhapsody.testing import EventRecorder
+from tests.core.engine_fixtures import engine
 from tests.core.scripted import RUNS_ALL, Inline, ManualClock, Scripted, turns, until, within
 from tests.machine import alive
 
@@ -430,3 +438,24 @@ async def test_a_finished_future_keeps_its_result_after_the_end() -> None:
     assert await future == "Dummy Output"
     assert future.state is TasksMainStates.DONE
     assert future.cancel() is False
+
+
+async def test_tasks_of_an_engine_whose_backend_another_one_shut_down_say_so() -> None:
+    backend = await LocalExecutionBackend()
+    async with engine(backend) as flow:
+        other = await WorkflowEngine.create(backend, handle_signals=False)
+        begun = asyncio.Event()
+
+        @flow.function_task(resources={"cores": 0})
+        async def long(begun: Callable[[], object]) -> None:
+            begun()
+            await asyncio.Event().wait()
+
+        running = long(partial(flow.loop.call_soon_threadsafe, begun.set))
+        after = long(running)
+        await begun.wait()
+        await other.shutdown()
+        with pytest.raises(asyncio.CancelledError, match="another engine"):
+            await running
+        with pytest.raises(asyncio.CancelledError, match="'long' was cancelled"):
+            await after

@@ -225,7 +225,7 @@ class Graph:
     def _dependency_settled(self, node: Node, dependency: asyncio.Future[Any]) -> None:
         node.unfinished -= 1
         if dependency.cancelled():
-            self.cancel(node)
+            self.cancel(node, f"its dependency {_future_name(dependency)!r} was cancelled")
         elif node.unfinished == 0:
             self._resolve(node)
 

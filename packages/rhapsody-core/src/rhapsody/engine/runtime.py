@@ -373,6 +373,7 @@ class Runtime:
         node: Node,
         state: TasksMainStates = TasksMainStates.CANCELED,
         error: BaseException | None = None,
+        why: str | None = None,
     ) -> None:
         """The work of a settled future has ended, or was cancelled by whomever.
 
@@ -380,6 +381,7 @@ class Runtime:
             node: Whose work it was.
             state: What observers are told.
             error: Why it ended, where it failed.
+            why: What to tell who awaits the future, where that is still pending.
         """
         pending = node.life.future is Future.PENDING
         if not node.step(Event.STOPPED):
@@ -388,7 +390,7 @@ class Runtime:
         if pending:
             self.stats.cancelled += 1
             if not node.future.done():
-                node.future.set_cancelled()
+                node.future.set_cancelled(why)
         told = node.life.future is Future.FAILED or (
             node.life.future is Future.DONE and not node.task.settings.service
         )

@@ -223,7 +223,7 @@ class Updates:
             runtime.attempt_failed(node, _error(node, task))
         else:
             self._keep_outcome(node, task, succeeded=True)
-            runtime.stopped(node)
+            runtime.stopped(node, why=_cancelled_elsewhere(node))
 
     def _settled_before(self, node: Node, task: Mapping[str, Any], main: TasksMainStates) -> None:
         runtime = self._runtime
@@ -326,6 +326,17 @@ def _error(node: Node, task: Mapping[str, Any]) -> BaseException:
     if tail:
         message += f"\n{tail.rstrip()}"
     return TaskFailedError(message, exit_code=task.get("exit_code"), stderr=tail, command=command)
+
+
+def _cancelled_elsewhere(node: Node) -> str:
+    """Why a future is cancelled although nobody here asked for it."""
+    assert node.lane is not None
+    return (
+        f"backend {node.lane.name!r} ended task {node.task.name!r} ({node.future.uid}) as "
+        "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "
+        "somebody else shut the backend down, such as another engine that uses it "
+        "(shutdown(skip_execution_backend=True) leaves it running)"
+    )
 
 
 def _shown(command: str) -> str:
