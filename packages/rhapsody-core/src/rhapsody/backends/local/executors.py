@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import BrokenExecutor, Executor, Future
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -42,9 +42,16 @@ class ExecutorWorkers:
         self._gpus = gpus
 
     def run(self, job: Job) -> None:
-        """Submits a call."""
+        """Submits a call.
+
+        Raises:
+            TaskLostError: The executor is broken.
+        """
         job.enter()
-        job.handle = future = self._executor.submit(Call(job, self._gpus))
+        try:
+            job.handle = future = self._executor.submit(Call(job, self._gpus))
+        except BrokenExecutor as error:
+            raise self._lost(job, error) from error
         future.add_done_callback(partial(self._done, job))
 
     def cancel(self, job: Job) -> None:
@@ -64,7 +71,11 @@ class ExecutorWorkers:
         try:
             reply = future.result()
         except BaseException as error:  # the executor's own trouble, or its cancellation
-            job.error = self._lost(job, error) if _broken(error) else set_traceback(error, None)
+            job.error = (
+                self._lost(job, error)
+                if is_a(error, BrokenExecutor)
+                else set_traceback(error, None)
+            )
         else:
             if type(reply) is worker.Reply:
                 job.worker = f"process {reply.pid}"
@@ -75,15 +86,12 @@ class ExecutorWorkers:
 
     @staticmethod
     def _lost(job: Job, error: BaseException) -> TaskLostError:
-        lost = TaskLostError(f"the executor lost task {job.task['name']!r}: {error}")
+        lost = TaskLostError(
+            f"the executor lost task {job.task['name']!r}: {error} It stays broken: give the "
+            "backend a new one, or use LocalExecutionBackend('process'), which replaces workers"
+        )
         lost.__cause__ = error
         return lost
-
-
-def _broken(error: BaseException) -> bool:
-    from concurrent.futures import BrokenExecutor
-
-    return is_a(error, BrokenExecutor)
 
 
 class Call:
