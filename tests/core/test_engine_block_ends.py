@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody import WorkflowEngine, literal, wait
 from tests.core.engine_fixtures import engine
-from tests.core.scripted import Scripted, outcome, turns, until
+from tests.core.scripted import Scripted, outcome, turns, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -403,3 +403,35 @@ async def test_a_cycle_through_three_blocks_and_an_argument_is_found() -> None:
         held["third"] = third()
         errors = [await outcome(future) for future in held.values()]
         assert all(isinstance(error, RuntimeError) for error in errors)
+
+
+async def test_a_sync_block_in_wait_is_stopped_at_shutdown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flow = await WorkflowEngine.create(backend := Scripted(), handle_signals=False)
+    cleaned = []
+
+    @flow.function_task
+    def never() -> Any: ...
+
+    @flow.block
+    def inner() -> None:
+        try:
+            wait(never())
+        finally:
+            cleaned.append("inner")
+
+    @flow.block
+    def outer() -> None:
+        try:
+            wait(inner())
+        finally:
+            cleaned.append("outer")
+
+    outer()
+    await within(backend.next())
+    await within(flow.shutdown())
+    assert sorted(cleaned) == ["inner", "outer"]
+    assert flow.summary is not None
+    assert flow.summary.still_running == ()
+    assert "could not be stopped" not in caplog.text

@@ -126,8 +126,12 @@ def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
         one.get_loop().call_soon_threadsafe(follow, one)
     try:
         with _awaiting(me, node) if me is not None and node is not None else nullcontext():
+            if me is not None:
+                me.more().in_wait = True
             done.wait(timeout)
     finally:
+        if me is not None:
+            me.more().in_wait = False
         for one in watched:
             if not one.done():
                 one.get_loop().call_soon_threadsafe(leave, one)
@@ -185,6 +189,7 @@ class Blocks:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._threads: dict[Node, threading.Thread] = {}
+        self._woken: dict[Node, asyncio.Future[None]] = {}  # until their threads have ended
 
     def start(self, node: Node) -> None:
         """Starts a block whose dependencies have ended."""
@@ -227,18 +232,29 @@ class Blocks:
 
     def stop(self, node: Node) -> None:
         """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
-        if node.extra is not None and node.extra.block is not None:
+        if node.extra is None:
+            return
+        if node.extra.block is not None:
             node.extra.block.cancel()
+        elif node.extra.in_wait and node not in self._woken:
+            self._woken[node] = self._runtime.loop.create_future()
 
     @property
     def on_threads(self) -> tuple[str, ...]:
-        """The uids of synchronous blocks that have not returned."""
-        return tuple(node.future.uid for node in self._threads)
+        """The uids of synchronous blocks that go on, but for those that a cancellation wakes."""
+        return tuple(
+            node.future.uid
+            for node in self._threads
+            if node.extra is None or not node.extra.in_wait
+        )
 
     async def drain(self, grace: float) -> None:
-        """Gives asynchronous blocks that are being cancelled time to end. Used at shutdown."""
+        """Gives blocks that are being cancelled time to end. Used at shutdown.
+
+        Of the synchronous ones those that were in `wait`.
+        """
         running = [n.extra.block for n in self._runtime.graph.live if n.extra is not None]
-        blocks = [task for task in running if task is not None]
+        blocks = [*(task for task in running if task is not None), *self._woken.values()]
         if blocks:
             await asyncio.wait(blocks, timeout=grace)
 
@@ -272,6 +288,9 @@ class Blocks:
 
     def _ended(self, node: Node, value: Any, error: BaseException | None) -> None:
         self._threads.pop(node, None)
+        woken = self._woken.pop(node, None)
+        if woken is not None:
+            woken.set_result(None)
         runtime = self._runtime
         if node.life.work is Work.LOST:
             return

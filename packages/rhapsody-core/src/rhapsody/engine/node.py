@@ -56,6 +56,7 @@ class Extra:
         "context",
         "failures",
         "found",
+        "in_wait",
         "limits",
         "losses",
         "resolved",
@@ -74,6 +75,7 @@ class Extra:
         self.context: contextvars.Context | None = None  # the one a block was called in
         self.failures: int = 0  # attempts that failed
         self.found: Found | None = None  # futures and files in the arguments
+        self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
         self.resolved: Resolved | None = None  # where its input files are

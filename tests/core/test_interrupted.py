@@ -1,4 +1,4 @@
-"""What a signal leaves of sandboxes (C7.14, C7.17)."""
+"""What a signal leaves of sandboxes, and what is said of blocks then (C7.14, C7.17)."""
 
 from __future__ import annotations
 
@@ -78,3 +78,33 @@ def test_else_those_of_interrupted_tasks_stay_with_what_they_read(
     assert left["e.task.000002.1"] == {"begun", *OUTPUT_FILES}, errors
     assert left["e.task.000003.1"] >= {"begun"}
     assert left["e.task.000001.1"] >= {"out", "made"}
+
+
+def test_a_sync_block_in_wait_is_not_said_to_go_on_after_a_signal(tmp_path: Path) -> None:
+    program = Program(
+        tmp_path / "program.py",
+        """
+        async def main():
+            async with WorkflowEngine.create() as flow:
+                @flow.executable_task
+                def sleeper():
+                    asyncio.get_running_loop().call_later(0.2, say, "ready")
+                    return "sleep 1000"
+
+                @flow.block
+                def part():
+                    rhapsody.wait(sleeper())
+
+                await part()
+
+        asyncio.run(main())
+        """,
+    )
+    try:
+        program.until("ready")
+        program.send(signal.SIGTERM)
+        code, _, errors = program.end()
+        assert code == 143
+        assert "could not be stopped" not in errors
+    finally:
+        program.close()
