@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import signal
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
 from rhapsody import WorkflowEngine, current_task
 from rhapsody.errors import BackendUnavailableError
-from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask import DaskExecutionBackend, shipping
 from tests.dask.bare import bare_python
 from tests.dask.clusters import foreign
 
@@ -60,3 +66,89 @@ async def test_workers_with_another_version_are_named_with_the_cure(tmp_path: Pa
         ),
     ):
         await DaskExecutionBackend(scheduler_file=there["scheduler_file"])
+
+
+def _left(**_: Any) -> list[str]:
+    """What is there of shipped code, where this is called."""
+    import sys
+
+    names = [name for name in sys.modules if name.split(".")[0].startswith("rhapsody")]
+    return [*names, *(entry for entry in sys.path if "rhapsody" in entry)]
+
+
+def _upgraded() -> bool:
+    from rhapsody_dask.worker import entry
+
+    return hasattr(entry, "UPGRADED")
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend, shipping
+
+async def main():
+    backend = DaskExecutionBackend(scheduler_file=sys.argv[1])
+    async with WorkflowEngine.create(backend=backend) as flow:
+        assert await flow.function_task(lambda x: 2 * x)(21) == 42
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Mismatched versions")
+async def test_shipped_code_is_there_as_long_as_its_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    from distributed import Client
+
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    request.addfinalizer(lambda: cloudpickle.unregister_pickle_by_value(module))
+    python = bare_python(tmp_path / "bare")
+    current = shipping.archive()
+    with foreign(tmp_path, workers=1, tls=False, python=python) as there:
+        file = there["scheduler_file"]
+        async with (
+            asyncio.timeout(100),
+            Client(scheduler_file=file, asynchronous=True, set_as_default=False) as client,
+        ):
+
+            async def left() -> list[str]:
+                workers = await client.run(_left)
+                return [*await client.run_on_scheduler(_left), *next(iter(workers.values()))]
+
+            async def until_nothing_is_left() -> None:
+                while await left():  # noqa: ASYNC110 - Dask tells nobody
+                    await asyncio.sleep(0.05)
+
+            async with WorkflowEngine.create(
+                backend=DaskExecutionBackend(scheduler_file=file)
+            ) as flow:
+                assert await flow.function_task(_upgraded)() is False
+                assert await left()
+            await until_nothing_is_left()
+            killed = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", KILLED, file])
+            assert killed.returncode == -signal.SIGKILL
+            await until_nothing_is_left()
+
+            monkeypatch.setattr(shipping, "archive", lambda: _upgrade(current))
+            async with WorkflowEngine.create(
+                backend=DaskExecutionBackend(scheduler_file=file)
+            ) as flow:
+                assert await flow.function_task(_upgraded)() is True
+                monkeypatch.undo()
+                with pytest.raises(BackendUnavailableError, match="another version of Rhapsody"):
+                    await DaskExecutionBackend(scheduler_file=file)
+                assert await flow.function_task(_upgraded)() is True
+
+
+def _upgrade(sources: bytes) -> bytes:
+    """The sources of a later version."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(sources)) as before, zipfile.ZipFile(target, "w") as after:
+        for name in before.namelist():
+            more = b"\nUPGRADED = True\n" if name.endswith("/entry.py") else b""
+            after.writestr(name, before.read(name) + more)
+    return target.getvalue()

@@ -112,11 +112,11 @@ class Connection:
         client = self.client
         assert client is not None
         await self._check_versions()
-        foreign = self.cluster is None
+        foreign = client.id if self.cluster is None else None
         if self.in_processes:
             self.witnesses = tempfile.mkdtemp(prefix="rhapsody-witnesses-")
         self._plugins = await in_thread(
-            lambda: shipping.plugins(session, grace, ship=foreign, witnesses=self.witnesses)
+            lambda: shipping.plugins(session, grace, client=foreign, witnesses=self.witnesses)
         )
         try:
             for plugin in self._plugins:
@@ -232,13 +232,10 @@ class Connection:
             await in_thread(lambda: shutil.rmtree(witnesses, ignore_errors=True))
 
     async def _take_back(self, client: Any) -> None:
-        for plugin in reversed(self._plugins):
-            with suppress(Exception):  # the scheduler or a worker may be gone
-                async with asyncio.timeout(CLOSE / 3):
-                    if "Scheduler" in type(plugin).__name__:
-                        await client.scheduler.unregister_scheduler_plugin(name=plugin.name)
-                    else:
-                        await client.unregister_worker_plugin(plugin.name)
+        """Closes the sites on the workers; the scheduler's plugin goes with the client."""
+        with suppress(Exception):  # the scheduler or a worker may be gone
+            async with asyncio.timeout(CLOSE / 3):
+                await client.unregister_worker_plugin(self._plugins[-1].name)
 
 
 def skew(found: Mapping[str, Any]) -> list[str]:

@@ -1,12 +1,14 @@
 """Brings our worker-side code to a cluster that need not have it installed.
 
 A plugin of Dask carries it: by value, so that it can be unpickled anywhere, with
-the sources of the core and of this package as a zip file that Python imports
-from. Where both are installed, they are used, and must be of the same versions.
+the sources of the core and of this package, which Python imports from memory as long as
+an engine uses them. Where both are installed, they are used, and must be of the same
+versions.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import io
@@ -15,6 +17,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,56 @@ def look() -> Callable[..., dict[str, str]]:
     return installed
 
 
+class _Shipped:
+    """Finds and loads modules from sources in memory (`importlib.abc`). Travels by value.
+
+    Attributes:
+        shipped_by_rhapsody: Tells it from other finders, those of other plugins' pickles, too.
+        digest: Which sources these are.
+        users: The plugins that use them.
+    """
+
+    shipped_by_rhapsody = True
+
+    def __init__(self, sources: bytes, digest: str) -> None:
+        with zipfile.ZipFile(io.BytesIO(sources)) as packed:
+            self._sources = {name: packed.read(name).decode() for name in packed.namelist()}
+        self.digest = digest
+        self.users: set[str] = set()
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        base = name.replace(".", "/")
+        for file, is_package in ((f"{base}/__init__.py", True), (f"{base}.py", False)):
+            if file in self._sources:
+                origin = f"rhapsody-{self.digest[:8]}/{file}"
+                spec = ModuleSpec(name, self, origin=origin, is_package=is_package)  # type: ignore[arg-type]
+                spec.has_location = True
+                return spec
+        return None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Leaves that to Python."""
+
+    def exec_module(self, module: Any) -> None:
+        spec = module.__spec__
+        code = compile(self.get_source(spec.name), spec.origin, "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # noqa: S102 - our own sources
+
+    def get_source(self, name: str) -> str:
+        """The source of a module, for tracebacks, too."""
+        spec = self.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        return self._sources[spec.origin.partition("/")[2]]
+
+    def remove(self) -> None:
+        """Has the next import look elsewhere; what runs goes on."""
+        sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+        for name, module in list(sys.modules.items()):
+            if getattr(getattr(module, "__spec__", None), "loader", None) is self:
+                del sys.modules[name]
+
+
 class _Cargo:
     """What both plugins carry, and how they unpack it. Travels by value."""
 
@@ -80,14 +133,15 @@ class _Cargo:
         self.sources = sources
         self.wanted = wanted
 
-    def unpack(self, directory: str) -> None:
+    def unpack(self, user: str) -> None:
         """Makes our code importable here.
 
-        Raises:
-            RuntimeError: Other versions are installed here.
-        """
-        import importlib
+        Args:
+            user: Who uses it, until `discard`.
 
+        Raises:
+            RuntimeError: Other versions are installed or used here.
+        """
         found = look()()
         for name, there in found.items():
             if there != self.wanted[name]:
@@ -97,14 +151,30 @@ class _Cargo:
                 )
         if len(found) == 2 or self.sources is None:
             return
-        path = os.path.join(directory, f"rhapsody-{hashlib.sha256(self.sources).hexdigest()}.zip")
-        if path in sys.path:
-            return
-        with open(f"{path}.{os.getpid()}", "wb") as file:
-            file.write(self.sources)
-        os.replace(f"{path}.{os.getpid()}", path)
-        sys.path.append(path)
-        importlib.invalidate_caches()
+        digest = hashlib.sha256(self.sources).hexdigest()
+        shipped = self._shipped()
+        if shipped is None:
+            shipped = _Shipped(self.sources, digest)
+            sys.meta_path.append(shipped)
+        elif shipped.digest != digest:
+            raise RuntimeError(
+                "another program uses this side with another version of Rhapsody, and there can be "
+                "one at a time: wait until it has ended, or install the same version on both sides"
+            )
+        shipped.users.add(user)
+
+    def discard(self, user: str) -> None:
+        """Takes the code away where nobody else uses it, so that the next client brings its own."""
+        shipped = self._shipped()
+        if shipped is not None and user in shipped.users:
+            shipped.users.remove(user)
+            if not shipped.users:
+                shipped.remove()
+
+    @staticmethod
+    def _shipped() -> Any:
+        ours = (one for one in sys.meta_path if hasattr(one, "shipped_by_rhapsody"))
+        return next(ours, None)
 
 
 class WorkerSetup(WorkerPlugin):
@@ -120,7 +190,7 @@ class WorkerSetup(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Called by Dask on the worker."""
-        self.cargo.unpack(worker.local_directory)
+        self.cargo.unpack(f"{self.name} {worker.address}")
         from rhapsody_dask.worker.site import leave_ctrl_c, open_site
 
         if self.witnesses is not None:  # on a cluster of our own
@@ -136,27 +206,47 @@ class WorkerSetup(WorkerPlugin):
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker closes or the plugin is taken back."""
-        from rhapsody_dask.worker.site import close_site
+        try:
+            from rhapsody_dask.worker.site import close_site
 
-        close_site(worker, self.session)
+            close_site(worker, self.session)
+        finally:
+            self.cargo.discard(f"{self.name} {worker.address}")
 
 
 class SchedulerSetup(SchedulerPlugin):
-    """Lets the scheduler import the function that graphs call, and tells of lost workers."""
+    """Lets the scheduler import the function that graphs call, and tells of lost workers.
 
-    def __init__(self, cargo: _Cargo, session: str) -> None:
+    On a cluster that is not our own it takes back both plugins when their client has gone,
+    however that came.
+    """
+
+    def __init__(self, cargo: _Cargo, session: str, client: str | None) -> None:
+        self.client = client
         self.name: str = f"rhapsody-{session}"
         self.topic: str = f"rhapsody.{session}"
         self.cargo = cargo
 
     async def start(self, scheduler: Any) -> None:
         """Called by Dask on the scheduler."""
-        import tempfile
+        self.cargo.unpack(f"{self.name} scheduler")
+        import rhapsody_dask.worker.entry
+        import rhapsody_dask.worker.messages  # noqa: F401
 
-        with tempfile.TemporaryDirectory(prefix="rhapsody-") as directory:
-            self.cargo.unpack(directory)
-            import rhapsody_dask.worker.entry
-            import rhapsody_dask.worker.messages  # noqa: F401
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        """Called by Dask when a client has gone."""
+        if client == self.client:
+            self._taking_back = asyncio.ensure_future(self._take_back(scheduler))
+
+    async def _take_back(self, scheduler: Any) -> None:
+        if self.name in scheduler.worker_plugins:
+            await scheduler.unregister_worker_plugin(comm=None, name=self.name)
+        await scheduler.unregister_scheduler_plugin(name=self.name)
+        await self.close()
+
+    async def close(self) -> None:
+        """Called by Dask when the scheduler closes."""
+        self.cargo.discard(f"{self.name} scheduler")
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Called by Dask when a worker has gone, however that came."""
@@ -188,18 +278,19 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def plugins(
-    session: str, grace: float, *, ship: bool, witnesses: str | None
+    session: str, grace: float, *, client: str | None, witnesses: str | None
 ) -> tuple[PackedSchedulerSetup, PackedWorkerSetup]:
     """The plugins for one backend.
 
     Args:
         session: Its session.
         grace: Seconds between asking a program to end and ending it by force.
-        ship: Whether to carry our sources; not needed for processes that we started.
+        client: The id of the client on a cluster that is not our own, where our sources are
+            carried and taken back when the client has gone.
         witnesses: The directory where workers note what they have begun, if they are to.
     """
-    cargo = _Cargo(archive() if ship else None, versions())
+    cargo = _Cargo(archive() if client is not None else None, versions())
     return (
-        PackedSchedulerSetup(SchedulerSetup(cargo, session)),
+        PackedSchedulerSetup(SchedulerSetup(cargo, session, client)),
         PackedWorkerSetup(WorkerSetup(cargo, session, grace, witnesses)),
     )
