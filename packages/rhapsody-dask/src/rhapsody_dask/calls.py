@@ -26,6 +26,7 @@ class Call:
         references: The keys of the tasks whose values it gets where it runs.
         sources: Dask's futures of those, so that Dask keeps them until it has run.
         referred_to: Other tasks get its value there.
+        given: Futures of Dask's own are among its arguments.
         links: The files that it was given, where they go by content.
         asked_again: Its reply could not be fetched once, and was asked for again.
         cancelled: Somebody asked for its end.
@@ -55,6 +56,7 @@ class Call:
         "error",
         "finished",
         "future",
+        "given",
         "key",
         "links",
         "losses",
@@ -84,6 +86,7 @@ class Call:
         self.references: list[str] = []
         self.sources: list[Any] = []
         self.referred_to: bool = False
+        self.given: bool = False
         self.links: list[Link] = []
         self.cancelled: bool = False
         self.asked_again: bool = False

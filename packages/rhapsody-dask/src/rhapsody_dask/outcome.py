@@ -221,6 +221,9 @@ class Outcomes:
         if isinstance(error, KilledWorker):
             self._losses.killed(call, error)
             return
+        if call.given and isinstance(error, Exception):  # what one of Dask's own futures raised
+            self._gone(call, error)
+            return
         if call.future is not None and not isinstance(error, asyncio.CancelledError):
             problem = BackendError(f"{named(call)}: Dask could not run it: {error!r}")
             problem.__cause__ = error

@@ -18,6 +18,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.task import Reference, TaskDescription
+from rhapsody_dask.given import future_type, swapped
 from rhapsody_dask.worker.arguments import Value, file_here, value_here
 from rhapsody_dask.worker.messages import BIG, Order, pack
 
@@ -124,16 +125,13 @@ class Packer:
                     self._big(value)
         if self._bigs:
             args, kwargs = self._known_apart(args, kwargs, bigs, held)
-        dumps = cloudpickle.dumps
-        if files or task.get("references"):
-            dumps = partial(_dumps_with_stand_ins, places=places)
-        if self._threshold is None:
-            return self._dumps(task, (args, kwargs), dumps)
+        futures: list[Any] = []
+        dumps = partial(_dumps_with_stand_ins, places=places, futures=futures)
         buffers: list[pickle.PickleBuffer] = []
 
         def small(buffer: pickle.PickleBuffer) -> bool:
             try:
-                if buffer.raw().nbytes < BIG:
+                if self._threshold is None or buffer.raw().nbytes < BIG:
                     return True
             except BufferError:  # not contiguous
                 return True
@@ -141,11 +139,16 @@ class Packer:
             return False
 
         packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
-        if not buffers and len(packed) < self._threshold:
+        whole = {id(value) for value in (*args, *kwargs.values())}
+        if futures:
+            args, kwargs = self._futures_apart(futures, args, kwargs, bigs, held)
+            buffers.clear()
+            packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
+        if self._threshold is None or (not buffers and len(packed) < self._threshold):
             return packed
         # Rare: once for each batch and big argument.
         for value in (*args, *kwargs.values()):  # those with stand-ins in them stay
-            if type(value) in STAND_INS or id(value) in self._bigs:
+            if type(value) in STAND_INS or id(value) in self._bigs or id(value) not in whole:
                 continue
             payload, own = pack(value)
             if (own or len(payload) >= self._threshold) and not places:
@@ -174,6 +177,22 @@ class Packer:
             return places[id(value)]
 
         return tuple(map(apart, args)), {key: apart(value) for key, value in kwargs.items()}
+
+    def _futures_apart(
+        self,
+        futures: list[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        bigs: list[Big],
+        held: int,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with placeholders for futures of Dask's own."""
+        swaps: dict[int, Value] = {}
+        for future in futures:
+            if id(future) not in swaps:
+                swaps[id(future)] = Value(held + len(bigs))
+                bigs.append(Big(future, b"", []))
+        return swapped(args, swaps), swapped(kwargs, swaps)
 
     def _dumps(
         self,
@@ -212,13 +231,24 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
 
 
 class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Packs references as the values they stand for, and files as the worker's own."""
+    """Packs references as the values they stand for, and files as the worker's own.
 
-    def __init__(self, target: Any, places: Mapping[str, int], **options: Any) -> None:
+    Notes which futures of Dask's own it has met.
+    """
+
+    def __init__(
+        self, target: Any, places: Mapping[str, int], futures: list[Any], **options: Any
+    ) -> None:
+        def note(future: Any) -> tuple[Any, ...]:
+            futures.append(future)
+            reduced: tuple[Any, ...] = future.__reduce__()
+            return reduced
+
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
             InputFile: _reduce_file,
             OutputFile: _reduce_file,
             Reference: lambda reference: (value_here, (places[reference.uid],)),
+            future_type(): note,
         }
         # Read once, when the pickler is made.
         self.dispatch_table = ChainMap(stand_ins, cloudpickle.Pickler.dispatch_table)
@@ -226,9 +256,8 @@ class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _dumps_with_stand_ins(
-    value: Any, places: Mapping[str, int], protocol: int = 5, buffer_callback: Any = None
+    value: Any, places: Mapping[str, int], futures: list[Any], **options: Any
 ) -> bytes:
     target = io.BytesIO()
-    pickler = _StandInPickler(target, places, protocol=protocol, buffer_callback=buffer_callback)
-    pickler.dump(value)
+    _StandInPickler(target, places, futures, **options).dump(value)
     return target.getvalue()

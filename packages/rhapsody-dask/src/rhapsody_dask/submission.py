@@ -15,16 +15,25 @@ from rhapsody.errors import CapabilityError
 from rhapsody_dask.calls import Call, details
 from rhapsody_dask.demand import demand, problem
 from rhapsody_dask.files import Links, View, content_of
+from rhapsody_dask.given import entry_of, future_type
 from rhapsody_dask.packing import Big, Packer
-from rhapsody_dask.shared import Shared
+from rhapsody_dask.shared import Entry, Shared
 
 
 class Ready(NamedTuple):
-    """A task that can be sent."""
+    """A task that can be sent.
+
+    Attributes:
+        call: The task.
+        order: The packed order.
+        bigs: What Dask has to hold for it, besides the values that it refers to.
+        given: What stands for Dask's own futures among those, by their identity.
+    """
 
     call: Call
     order: bytes
     bigs: list[Big]
+    given: dict[int, Entry]
 
 
 class Submission:
@@ -88,17 +97,22 @@ class Submission:
             content = await self._files(call, more)
         held = len(content) + len(call.references)
         packed = packer.pack(task, more, held=held)
-        return Ready(call, packed.order, [*content, *packed.bigs])
+        given: dict[int, Entry] = {}
+        for big in packed.bigs:
+            if type(big.value) is future_type():
+                call.given = True
+                given[id(big.value)] = await entry_of(self._client, big.value)
+        return Ready(call, packed.order, [*content, *packed.bigs], given)
 
     async def share(self, ready: Sequence[Ready]) -> None:
         """Brings big arguments to the cluster, and notes them with the tasks."""
         bigs = [big for one in ready for big in one.bigs]
         if not bigs:
             return
-        entries = await self._shared.put(bigs)
+        entries = await self._shared.put(b for b in bigs if type(b.value) is not future_type())
         for one in ready:
             for big in one.bigs:
-                entry = entries[id(big.value)]
+                entry = one.given.get(id(big.value)) or entries[id(big.value)]
                 self._shared.use(entry)
                 one.call.entries.append(entry)
         for entry in entries.values():

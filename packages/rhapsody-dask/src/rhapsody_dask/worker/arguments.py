@@ -53,8 +53,10 @@ def unpacked(packed: bytes, values: Sequence[Any], sandbox: str | None = None) -
 def _value(place: int) -> Any:
     made = _now.made
     if place not in made:
-        reply: Reply = _now.values[place]
-        if reply.kept is None:
+        reply = _now.values[place]
+        if not isinstance(reply, Reply):  # the value of a future of Dask's own
+            value = reply
+        elif reply.kept is None:
             value = unpack(reply.payload, read_only(reply.buffers))
             if type(value) in UNCHANGEABLE:
                 reply.kept = (value,)

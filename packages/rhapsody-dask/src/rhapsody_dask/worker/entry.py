@@ -25,6 +25,11 @@ def run(order: bytes, values: Any = ()) -> Any:
     return run_order(order, values)
 
 
+def knows(key: Any, dask_scheduler: Any) -> bool:
+    """Whether a scheduler has a task. Called through `Client.run_on_scheduler`."""
+    return key in dask_scheduler.tasks
+
+
 def has_dashboard(dask_scheduler: Any) -> bool:
     """Whether a scheduler shows a dashboard; it has a port for one in any case.
 
