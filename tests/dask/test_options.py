@@ -97,6 +97,23 @@ def test_what_cannot_be_given_says_why(given: dict[str, Any], why: str) -> None:
         DaskExecutionBackend(given)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "why"),
+    [
+        ({"gpus": -1}, ValueError, "gpus must be a whole number of at least 0, got -1"),
+        ({"gpus": "2"}, ValueError, "gpus must be"),
+        ({"resources": {"FPGA": -1}}, ValueError, "numbers of at least 0.*got 'FPGA': -1"),
+        ({"resources": "FPGA=1"}, TypeError, "must be a dict"),
+        ({"n_workers": "2"}, ValueError, "n_workers must be a whole number"),
+    ],
+)
+def test_wrong_amounts_are_told_with_their_key(
+    given: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        DaskExecutionBackend(given)
+
+
 def test_keywords_of_a_cluster_are_refused_where_one_is_there() -> None:
     with pytest.raises(ValueError, match="blocked_handlers is for a cluster that is made here"):
         DaskExecutionBackend({"blocked_handlers": []}, address="tcp://h:1")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rhapsody.task import seconds
+from rhapsody_dask.demand import check_resources
 
 LOCAL = frozenset(
     {
@@ -231,4 +232,9 @@ def _local(given: Mapping[str, Any]) -> dict[str, Any]:
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
             raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+    gpus = local.get("gpus")
+    if gpus is not None and (isinstance(gpus, bool) or not isinstance(gpus, int) or gpus < 0):
+        raise ValueError(f"gpus must be a whole number of at least 0, got {gpus!r}")
+    if local.get("resources") is not None:
+        check_resources("resources of the workers", local["resources"])
     return local
