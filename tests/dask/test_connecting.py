@@ -17,7 +17,7 @@ from rhapsody.errors import BackendUnavailableError
 from rhapsody.states import TasksMainStates
 from rhapsody_dask import DaskExecutionBackend
 from rhapsody_dask.connection import skew
-from tests.dask.clusters import foreign
+from tests.dask.clusters import foreign, make_credentials
 from tests.machine import free_port
 
 pytestmark = pytest.mark.asyncio
@@ -134,6 +134,45 @@ async def test_nobody_at_the_address_is_an_error_in_time() -> None:
 async def test_no_scheduler_file_is_an_error_in_time() -> None:
     with pytest.raises(BackendUnavailableError, match=r"no scheduler file 'nowhere.json'"):
         await DaskExecutionBackend(scheduler_file="nowhere.json", timeout=0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "is empty"), ("{", "is none of Dask's"), ('{"a": 1}', "is none of Dask's")],
+)
+async def test_a_scheduler_file_that_is_none_is_named(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(text)
+    with pytest.raises(BackendUnavailableError, match=f"scheduler.json' {words} after 0.2 s"):
+        await DaskExecutionBackend(scheduler_file=file, timeout=0.2)
+
+
+async def test_an_address_that_answers_something_else_is_named() -> None:
+    async def answer(reader: Any, writer: Any) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        for protocol in ("tcp", "tls"):
+            address = f"{protocol}://{host}:{port}"
+            with pytest.raises(BackendUnavailableError, match=f"be reached at '{address}'"):
+                await DaskExecutionBackend(address=address, timeout=1)
+
+
+async def test_tls_files_that_are_not_there_and_tls_without_need_are_named(
+    cluster: Any, tmp_path: Path
+) -> None:
+    key, cert = make_credentials(tmp_path)
+    files = {"tls_ca_file": cert, "tls_client_cert": cert, "tls_client_key": key}
+    address = cluster.scheduler_address
+    missing = {**files, "tls_client_key": str(tmp_path / "nowhere.pem")}
+    with pytest.raises(BackendUnavailableError, match=r"tls_client_key .*no file '.*nowhere\.pem'"):
+        await DaskExecutionBackend(address=address, security=missing)
+    with pytest.raises(BackendUnavailableError, match=f"'{address}'.*tls:// with TLS"):
+        await DaskExecutionBackend({"address": address, **files}, timeout=2)
 
 
 async def test_several_ways_at_once_are_an_error() -> None:

@@ -7,6 +7,7 @@ beside the loop. What was given by the user is left as it was.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendUnavailableError
-from rhapsody_dask.options import Options
+from rhapsody_dask.options import TLS, Options
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -82,11 +83,12 @@ class Connection:
                 warnings.filterwarnings("ignore", message="(?s)Mismatched versions")
                 async with asyncio.timeout(options.timeout + 1.0):
                     await client
-        except (OSError, TimeoutError, ValueError, TypeError, ImportError) as error:
+        except Exception as error:  # whatever answers there
             raise BackendUnavailableError(
                 f"no Dask scheduler could be reached at {target!r} within {options.timeout:g} s: "
                 f"{error or type(error).__name__}; start one with `dask scheduler`, check the "
-                "address and the TLS settings, or leave it out for a cluster on this machine"
+                "address (tls:// with TLS, tcp:// without) and the TLS settings, or leave it out "
+                "for a cluster on this machine"
             ) from error
         self.address = client.scheduler.address
         return client
@@ -283,15 +285,36 @@ def _require_guard() -> None:
 
 
 async def _until_there(path: str, limit: float) -> None:
+    """Waits for a scheduler file; the scheduler may be writing it."""
+    problem = None
     try:
         async with asyncio.timeout(limit):
-            while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240 - nobody tells of a file
+            while True:  # nobody tells of a file
+                problem = await in_thread(lambda: _problem_with(path))
+                if problem is None:
+                    return
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise BackendUnavailableError(
-            f"there is no scheduler file {path!r} after {limit:g} s; "
+            f"{problem or f'the scheduler file {path!r} cannot be read'} after {limit:g} s; "
             f"`dask scheduler --scheduler-file {path}` writes it"
         ) from None
+
+
+def _problem_with(path: str) -> str | None:
+    """Why a scheduler file names no scheduler, `None` where it does."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        address = json.loads(text)["address"]
+    except FileNotFoundError:
+        return f"there is no scheduler file {path!r}"
+    except OSError as error:
+        return f"the scheduler file {path!r} cannot be read ({error.strerror})"
+    except (ValueError, TypeError, KeyError):
+        what = "is none of Dask's" if text.strip() else "is empty"
+        return f"the scheduler file {path!r} {what}"
+    return None if isinstance(address, str) else f"the scheduler file {path!r} is none of Dask's"
 
 
 def _security(given: Any) -> Any:
@@ -303,9 +326,25 @@ def _security(given: Any) -> Any:
             "security=True makes new credentials, which a cluster that is there cannot know; give "
             "its own: security={'tls_ca_file': ..., 'tls_client_cert': ..., 'tls_client_key': ...}"
         )
+    return _made(given)
+
+
+def _made(given: Any) -> Any:
+    """Dask's `Security` of what was given.
+
+    Raises:
+        BackendUnavailableError: A file that it names is not there.
+    """
     from distributed import Security
 
-    return Security(**given) if isinstance(given, Mapping) else given
+    security = Security(**given) if isinstance(given, Mapping) else given
+    for name in sorted(TLS):
+        path = getattr(security, name, None)
+        if not isinstance(path, str) or not name.endswith(("_file", "_cert", "_key")):
+            continue
+        if "\n" not in path and not os.path.isfile(path):  # else it is the text itself
+            raise BackendUnavailableError(f"{name} in security: there is no file {path!r}")
+    return security
 
 
 def _local_cluster(options: Options) -> Any:
@@ -338,8 +377,8 @@ def _local_cluster(options: Options) -> Any:
     security = options.security
     if security is None or security is True:
         security = Security.temporary()
-    elif isinstance(security, Mapping):
-        security = Security(**security)
+    elif security:
+        security = _made(security)
     local["security"] = security or None
     if not security and not processes and "protocol" not in options.local:
         local.pop("host", None)  # inproc: nothing listens at all
