@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -44,3 +45,38 @@ def test_places_are_used_again_and_more_than_there_are_go_unnoted(tmp_path: Path
     witness.release(None)
     witness.release(places[7])
     assert witness.note("again") == 7
+
+
+PROGRAM = """
+import asyncio, os, signal, sys
+from rhapsody import WorkflowEngine
+from rhapsody_dask import DaskExecutionBackend
+
+async def main(killed):
+    backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    async with WorkflowEngine.create(backend=backend) as flow:
+        assert await flow.function_task(lambda x: 2 * x)(21) == 42
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
+"""
+
+
+def test_the_notes_of_a_killed_program_are_gone_after_the_next_one(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+
+    def run(*arguments: str) -> int:
+        command = [sys.executable, str(file), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, timeout=60).returncode
+
+    assert run("killed") == -signal.SIGKILL
+    assert [path.name for path in temporary.glob("dask-scratch-space/*/witnesses")]
+    assert run() == 0
+    assert not list(temporary.rglob("*witness*"))
+    assert not list(temporary.glob("rhapsody*"))

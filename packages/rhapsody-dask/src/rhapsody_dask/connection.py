@@ -10,8 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -116,7 +114,10 @@ class Connection:
         await self._check_versions()
         foreign = client.id if self.cluster is None else None
         if self.in_processes:
-            self.witnesses = tempfile.mkdtemp(prefix="rhapsody-witnesses-")
+            # Dask removes it with the scheduler, or before the next one starts.
+            witnesses = os.path.join(self.cluster.scheduler.local_directory, "witnesses")
+            await in_thread(lambda: os.makedirs(witnesses, exist_ok=True))
+            self.witnesses = witnesses
         self._plugins = await in_thread(
             lambda: shipping.plugins(session, grace, client=foreign, witnesses=self.witnesses)
         )
@@ -229,9 +230,6 @@ class Connection:
         cluster, self.cluster = self.cluster, None
         if cluster is not None:
             await in_thread(lambda: _close_cluster(cluster))
-        witnesses, self.witnesses = self.witnesses, None
-        if witnesses is not None:
-            await in_thread(lambda: shutil.rmtree(witnesses, ignore_errors=True))
 
     async def _take_back(self, client: Any) -> None:
         """Closes the sites on the workers; the scheduler's plugin goes with the client."""
