@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine
 from rhapsody.errors import CapabilityError, DataError, SubmissionError
-from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask import DaskExecutionBackend, waits
 
 pytestmark = pytest.mark.asyncio
 
@@ -161,3 +161,45 @@ async def test_a_submission_that_is_stopped_has_its_tasks_cancelled(
             await size(b"x" * BIG)
         while backend.still_running:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def _told(caplog: pytest.LogCaptureFixture, words: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while sum(words in one.getMessage() for one in caplog.records) < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_what_tasks_wait_for_is_told_and_told_again(
+    empty: Any,
+    waiting: WorkflowEngine,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waits, "FIRST", 0.1)
+    monkeypatch.setattr(waits, "AGAIN", 0.1)
+    task = waiting.function_task(int)
+    first = task(1)
+    await _told(caplog, "1 tasks wait for a worker: the Dask scheduler at tcp://127.0.0.1:", 2)
+    lost = task(2, task_description={"workers": ["tcp://127.0.0.1:9"]})
+    await _scale(empty, 1)
+    assert await first == 1
+    await _told(caplog, "waits for a worker with tcp://127.0.0.1:9: the Dask scheduler at", 2)
+    lost.cancel()
+    await lost.ended()
+    caplog.clear()
+    assert await task(3) == 3
+    assert not [one for one in caplog.records if one.name == "rhapsody_dask.waits"]
+
+
+async def test_a_worker_that_nobody_knows_is_refused_on_a_cluster_of_our_own() -> None:
+    given = {"processes": False, "n_workers": 1, "threads": 1}
+    backend = DaskExecutionBackend(given, security=False)
+    async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+        task = flow.function_task(int)
+        address, *_ = (await backend.client.scheduler.identity(n_workers=-1))["workers"]
+        for known in (0, [address], ["nobody", address]):
+            assert await task(1, task_description={"workers": known}) == 1
+        with pytest.raises(CapabilityError, match=f"workers nobody, which .* has 0 at {address}"):
+            await task(1, task_description={"workers": "nobody"})
+        preferred = {"workers": "nobody", "allow_other_workers": True}
+        assert await task(1, task_description=preferred) == 1

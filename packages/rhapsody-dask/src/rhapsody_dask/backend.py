@@ -31,6 +31,7 @@ from rhapsody_dask.reports import Reports
 from rhapsody_dask.shared import Shared
 from rhapsody_dask.stopping import Stopping
 from rhapsody_dask.submission import Ready, Submission
+from rhapsody_dask.waits import Waits
 from rhapsody_dask.worker.messages import BIG, unpack
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -135,8 +136,9 @@ class DaskExecutionBackend(ManagedBackend):
             self._view,
             self._shared,
             self._share_over,
-            own_cluster=own,
+            cluster=self._connection.cluster,
         )
+        self._waits = Waits(client, self._keys, self._connection.address)
         self._reports = reports = Reports(
             self._open,
             self._keys,
@@ -196,6 +198,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._outcomes.close()
             self._stopping.close()
             self._losses.close()
+            self._waits.close()
             self._shared.close()
         client = self._connection.client
         if client is not None:
@@ -271,6 +274,7 @@ class DaskExecutionBackend(ManagedBackend):
         for one in live:
             self._keys[one.call.key] = one.call
         self._submission.send(live)
+        self._waits.watch()
 
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
         """Packs tasks, and brings what is big in them to the cluster."""
@@ -351,6 +355,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._outcomes.close()
         self._stopping.close()
         self._losses.close()
+        self._waits.close()
         self._closing = asyncio.ensure_future(self._connection.close())
 
     def told(self, event: tuple[Any, Any]) -> None:
@@ -359,6 +364,7 @@ class DaskExecutionBackend(ManagedBackend):
         worker = message["worker"]
         if "lost" in message:
             self._losses.left(worker)
+            self._waits.watch()
             return
         for uid, token in message.get("running", ()):
             call = self._open.get(uid)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rhapsody.errors import CapabilityError
@@ -180,6 +180,29 @@ def problem(
         f"{key}={_number(max(have.get(key, 0) for have in declared))}" for key in wanted
     )
     return f"task {name!r} asks for {text}; the most that one worker has is {most}: ask for less"
+
+
+def unknown(
+    name: str, demanded: Demand, workers: Mapping[str, Mapping[str, Any]], names: Sequence[Any]
+) -> str | None:
+    """Why the workers that a task names are none of a cluster's, `None` where one is.
+
+    Args:
+        name: The task's name.
+        demanded: What it asks for.
+        workers: What Dask's scheduler says of each worker.
+        names: The names of all workers, those that are starting, too.
+    """
+    wanted = [str(worker) for worker in demanded.workers]
+    if not wanted or demanded.allow_other_workers:
+        return None
+    known = {*workers, *map(str, names), *(str(one.get("host")) for one in workers.values())}
+    if not known.isdisjoint(wanted):
+        return None
+    return (
+        f"task {name!r} asks for the workers {', '.join(wanted)}, which this cluster does not "
+        f"have; it has {', '.join(map(str, names))} at {', '.join(workers) or 'no address yet'}"
+    )
 
 
 def _number(amount: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import CapabilityError
 from rhapsody_dask.calls import Call, details
-from rhapsody_dask.demand import demand, problem
+from rhapsody_dask.demand import demand, problem, unknown
 from rhapsody_dask.files import Links, View, content_of
 from rhapsody_dask.given import entry_of, future_type
 from rhapsody_dask.packing import Big, Packer
@@ -47,7 +47,7 @@ class Submission:
         view: Which directories the workers see.
         shared: The big arguments on the cluster.
         share_over: Bytes from which an argument is shared; `None` shares none.
-        own_cluster: Whether the cluster was made by the backend.
+        cluster: The cluster that was made by the backend, `None` where one was given.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Submission:
         shared: Shared,
         share_over: int | None,
         *,
-        own_cluster: bool,
+        cluster: Any,
     ) -> None:
         from dask._task_spec import TaskRef
 
@@ -73,7 +73,7 @@ class Submission:
         self._view = view
         self._shared = shared
         self._share_over = share_over
-        self._own_cluster = own_cluster
+        self._cluster = cluster
         self._entry = run
         self._reference: Callable[[str], Any] = TaskRef
 
@@ -90,7 +90,7 @@ class Submission:
         task = call.task
         call.demand = demanded = demand(task)
         more = details(task, demanded, self._own)
-        if demanded.resources:
+        if demanded.resources or (demanded.workers and self._cluster is not None):
             await self._require_fit(call)
         content: list[Big] = []
         if "sandbox" in more:
@@ -158,6 +158,9 @@ class Submission:
 
     async def _require_fit(self, call: Call) -> None:
         info = await self._client.scheduler.identity(n_workers=-1)
-        why = problem(call.task["name"], call.demand, info["workers"], own=self._own_cluster)
+        name, workers, cluster = call.task["name"], info["workers"], self._cluster
+        why = problem(name, call.demand, workers, own=cluster is not None)
+        if why is None and cluster is not None:  # elsewhere workers may come
+            why = unknown(name, call.demand, workers, [*cluster.workers])
         if why is not None:
             raise CapabilityError(why)

@@ -30,6 +30,15 @@ def knows(key: Any, dask_scheduler: Any) -> bool:
     return key in dask_scheduler.tasks
 
 
+def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
+    """Which workers there are, at most ten, and which tasks none of them can take.
+
+    Called through `Client.run_on_scheduler`.
+    """
+    tasks = list(dask_scheduler.unrunnable)
+    return list(dask_scheduler.workers)[:10], [str(task.key) for task in tasks[:1000]]
+
+
 def has_dashboard(dask_scheduler: Any) -> bool:
     """Whether a scheduler shows a dashboard; it has a port for one in any case.
 
