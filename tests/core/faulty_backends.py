@@ -82,6 +82,18 @@ class ReportsTasksNobodySubmitted(SmallBackend):
             callback({**task, "uid": "another"}, state)
 
 
+class ChangesUids(SmallBackend):
+    def _tell(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super()._tell({**task, "uid": task["uid"].lower()}, state)
+
+
+class ChangesSomeUids(SmallBackend):
+    def _tell(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super()._tell(task, state)
+        if state == "RUNNING":
+            super()._tell({**task, "uid": task["uid"].lower()}, state)
+
+
 class LosesResults(SmallBackend):
     def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
         task.pop("return_value", None)
@@ -260,6 +272,17 @@ class FailsUnseen(SmallBackend):
 class HangsAtShutdown(SmallBackend):
     async def stop(self) -> None:
         await asyncio.sleep(60)
+
+
+class ShutsDownSlowly(SmallBackend):
+    async def stop(self) -> None:
+        await asyncio.sleep(1.0)
+
+
+class WritesHereAtItsStart(SmallBackend):
+    async def start(self) -> None:
+        with open("started.log", "w") as file:  # noqa: ASYNC230 - the fault
+            file.write("here\n")
 
 
 class LeavesTasksAtShutdown(SmallBackend):

@@ -16,6 +16,7 @@ class TestRadicalPilot(BackendConformance):
     time_limit = 240.0
     settle = 0.3
     loop_gap = 0.25
+    shutdown_limit = 60.0
     big_bytes = 1_000_000
     output_bytes = 5_000_000
     fan = 200

@@ -93,7 +93,7 @@ class BackendConformance(
 
             def close() -> None:
                 del stages[kind]
-                stage.close()
+                stage.close(self.time_limit)
 
             parent = request.node.getparent(pytest.Class)
             assert parent is not None

@@ -172,7 +172,8 @@ class Driver:
         self.strangers: list[str] = []
         self._own_dir = work_dir is None
         self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
-        self._uid = f"driver.{uuid.uuid4().hex[:8]}"
+        # With what a program's own `uid` may have in it, so that one that is changed is seen.
+        self._uid = f"Driver-{uuid.uuid4().hex[:8]}_K"
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Followed] = {}
         self._submitting: set[str] = set()
@@ -322,6 +323,11 @@ class Driver:
         """What was reported of the task, in order."""
         with self._lock:
             return list(self._tasks[task["uid"]].reports)
+
+    def uids(self) -> set[str]:
+        """The uids of all tasks that were submitted."""
+        with self._lock:
+            return set(self._tasks)
 
     def unfinished(self) -> list[str]:
         """What was submitted and has not ended, for people."""

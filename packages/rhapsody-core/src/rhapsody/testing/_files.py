@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhapsody.testing._rules import EXECUTABLES, FILES, FUNCTIONS, SHARED, SYNC
+from rhapsody.testing._rules import EXECUTABLES, FILES, SHARED, SYNC
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE
 from rhapsody.testing._trial import Trial
@@ -148,16 +148,3 @@ class Files:
             trial.require("promised.txt" in str(error), f"the error does not name it: {error}")
         else:
             raise trial.check.error(f"it gave {value!r}")
-
-    @check("C7.17", "nothing is written into the current directory", FUNCTIONS, dry=True)
-    async def test_the_current_directory_is_left_alone(self, trial: Trial) -> None:
-        import os
-
-        here = Path.cwd()
-        before = set(os.listdir(here))
-        driver = await trial.driver()
-        from rhapsody.testing._tasks import quick
-
-        await driver.run(*(quick(driver, kind) for kind in trial.kinds()))
-        new = set(os.listdir(here)) - before
-        trial.require(not new, f"it left {sorted(new)} in {here}")

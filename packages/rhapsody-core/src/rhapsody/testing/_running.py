@@ -89,10 +89,23 @@ class Stage:
         self.runner = asyncio.Runner()
         self.shared = Shared()
 
-    def close(self) -> None:
-        """Shuts the backend down and closes the loop."""
+    def close(self, limit: float) -> None:
+        """Shuts the backend down and closes the loop.
+
+        Raises:
+            ConformanceError: That took longer than the limit in seconds.
+        """
+
+        async def end(clock: Clock) -> None:
+            async with clock.within(limit):
+                await self.shared.discard()
+
         try:
-            self.runner.run(self.shared.discard())
+            with Clock() as clock:
+                self.runner.run(end(clock))
+        except TimeoutError:
+            detail = f"not within {limit:g} s at the end of the class"
+            raise ConformanceError("C4", "shutdown() ends", detail) from None
         finally:
             self.runner.close()
 

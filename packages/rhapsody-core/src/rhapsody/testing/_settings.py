@@ -22,6 +22,8 @@ class Settings:
             and files are given ten times as long to go.
         loop_gap: Seconds that the loop may be held up at most. The best of three
             tries counts, and a machine that pauses is not mistaken for a fault.
+        shutdown_limit: Seconds that the shutdown of an idle backend may take; the better
+            of two tries counts.
         big_bytes: Size of the big argument and the big result.
         output_bytes: Size of an executable's big output.
         fan: Number of tasks in the big fan.
@@ -60,6 +62,7 @@ class Settings:
     time_limit: ClassVar[float] = 30.0
     settle: ClassVar[float] = 0.2
     loop_gap: ClassVar[float] = 0.25
+    shutdown_limit: ClassVar[float] = 5.0
     big_bytes: ClassVar[int] = 5_000_000
     output_bytes: ClassVar[int] = 10_000_000
     fan: ClassVar[int] = 1_000

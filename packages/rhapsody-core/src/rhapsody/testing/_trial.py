@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.backends.base import Capabilities
 from rhapsody.task import TaskKind
 from rhapsody.testing._clock import Clock
-from rhapsody.testing._driver import Driver, Fault, started
+from rhapsody.testing._driver import Driver, started
 from rhapsody.testing._ledger import ledger
 from rhapsody.testing._rules import Check, ConformanceError, skip
 
@@ -38,6 +38,7 @@ class Shared:
         spare: One that a trial started and left to a trial that stops one.
         ended: One that was started and shut down.
         lives: What was seen of whole lives of backends.
+        known: The uids of tasks that were submitted, and of engines that submit some.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class Shared:
         self.spare: Any = None
         self.ended: Any = None
         self.lives: list[Any] = []
+        self.known: set[str] = set()
 
     async def discard(self) -> None:
         """Shuts the backends down; the next trial makes others."""
@@ -83,6 +85,7 @@ class Trial:
         self._engines = 0
         self._ends = AsyncExitStack()
         self._lives: list[Any] = []
+        self._known: set[str] = set() if shared is None else shared.known
         self._unseen: list[str] = []
         self._doing = ""
 
@@ -179,6 +182,7 @@ class Trial:
         settings.setdefault("handle_signals", False)
         engine = await WorkflowEngine.create(backend, **settings)
         self._ends.push_async_callback(engine.shutdown, skip_execution_backend=True)
+        self._known.add(engine.uid)
         return engine
 
     def kinds(self, *, of: Sequence[TaskKind] = KINDS) -> list[TaskKind]:
@@ -204,7 +208,21 @@ class Trial:
         if open_tasks:
             more = f" and {len(open_tasks) - 5} more" if len(open_tasks) > 5 else ""
             words.append(f"no terminal state for {'; '.join(open_tasks[:5])}{more}")
+        strangers = self._strangers()
+        if strangers:
+            words.append(f"and the callback named {strangers[0]!r}, which was not submitted")
         return ", ".join(words) or "no task was open"
+
+    def _strangers(self) -> list[str]:
+        """Uids that the callback named, and that no driver or engine of the backend submitted."""
+        for driver in self._drivers:
+            self._known.update(driver.uids())
+        named = [uid for driver in self._drivers for uid in driver.strangers]
+        return [
+            uid
+            for uid in named
+            if uid not in self._known and uid.partition(".task.")[0] not in self._known
+        ]
 
     # The end.
 
@@ -219,17 +237,12 @@ class Trial:
     def judge(self) -> None:
         """Raises for what the backend did wrong along the way, whatever the check was about."""
         for driver in self._drivers:
-            faults = list(driver.faults)
-            if driver.strangers and self._shared is None and len(self._drivers) == 1:
-                faults.append(
-                    Fault(
-                        "C4",
-                        "the callback names tasks that were submitted",
-                        f"{driver.strangers[0]!r} was not",
-                    )
-                )
-            for fault in faults:
+            for fault in driver.faults:
                 raise ConformanceError(*fault)
+        for stranger in self._strangers():
+            raise ConformanceError(
+                "C4", "the callback names tasks that were submitted", f"{stranger!r} was not"
+            )
         if self._unseen:
             raise ConformanceError(
                 "C4", "nothing fails unseen on the loop", " | ".join(self._unseen[:3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -37,8 +38,26 @@ class Upkeep:
 
     @check("C4", "shutdown leaves no process, thread, task or file behind", dry=True, times=2)
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
-        left = [text for life in await _lives(trial, 2) for text in life.left]
-        trial.require(not left, f"left behind: {', '.join(left)}")
+        for count in (1, 2):
+            left = [text for life in await _lives(trial, count) for text in life.left]
+            trial.require(not left, f"left behind: {', '.join(left)}")
+
+    @check("C4", "an idle backend is shut down within `shutdown_limit`", dry=True, times=2)
+    async def test_shutdown_does_not_take_long(self, trial: Trial) -> None:
+        limit = trial.kit.shutdown_limit
+        for count in (1, 2):
+            took = [life.shutdown for life in await _lives(trial, count)]
+            if min(took) <= limit:
+                return
+        trial.require(
+            False,
+            f"it took {min(took):.2f} s, longer than {limit:g} s, in the better of two tries",
+        )
+
+    @check("C7.17", "nothing is written into the current directory", dry=True)
+    async def test_the_current_directory_is_left_alone(self, trial: Trial) -> None:
+        written = [name for life in await _lives(trial, 1) for name in life.written]
+        trial.require(not written, f"it left {sorted(written)} in {os.getcwd()}")
 
     @check("C4", "a backend changes nothing of the program that uses it", dry=True, times=3)
     async def test_it_changes_nothing_of_the_program(self, trial: Trial) -> None:
@@ -149,14 +168,18 @@ class Life:
     Attributes:
         backend: The backend, if it is still in memory.
         gap: For how long it held up the loop at most.
+        shutdown: How long its shutdown took, with nothing left to do.
         left: What it left behind, in words.
+        written: The files that it left in the current directory.
         held: What the process held afterwards.
         memory: The process's size afterwards.
     """
 
     backend: weakref.ref[Any]
     gap: Gap
+    shutdown: float
     left: tuple[str, ...]
+    written: tuple[str, ...]
     held: Holdings
     memory: int
 
@@ -173,29 +196,39 @@ async def _lives(trial: Trial, count: int) -> list[Life]:
 
 async def _seen(trial: Trial, *, files: bool) -> Life:
     with marked() as mark:
-        before = Holdings.now(mark)
+        before, files_before = Holdings.now(mark), set(os.listdir())
         with Heartbeat(trial.clock) as heartbeat:
-            backend = weakref.ref(await _life(trial))
+            backend, shutdown = await _life(trial)
+        written = tuple(set(os.listdir()) - files_before)
         gc.collect()
         within = 10 * trial.kit.settle
         left = await left_behind(
             before, trial.kit.leaves_behind, trial.clock, within=within, files=files, mark=mark
         )
         end_processes(left)
-    words = tuple(map(str, left))
-    return Life(backend, heartbeat.worst, words, Holdings.now(), memory_in_use())
+    return Life(
+        backend=backend,
+        gap=heartbeat.worst,
+        shutdown=shutdown,
+        left=tuple(map(str, left)),
+        written=written,
+        held=Holdings.now(),
+        memory=memory_in_use(),
+    )
 
 
-async def _life(trial: Trial) -> Any:
-    """One backend's whole life, with a task of each kind in it."""
+async def _life(trial: Trial) -> tuple[weakref.ref[Any], float]:
+    """One backend's whole life, with a task of each kind in it; how long its shutdown took."""
     backend = await trial.kit.make_backend()
     driver = Driver(backend, work_dir=trial.work_dir)
     try:
         async with driver:
             await driver.run(*(quick(driver, kind) for kind in trial.kinds()))
     finally:
+        trial.doing("waiting for the shutdown of an idle backend")
+        began = trial.clock.now()
         await backend.shutdown()
-    return backend
+    return weakref.ref(backend), trial.clock.now() - began
 
 
 async def _require_free_loop(
