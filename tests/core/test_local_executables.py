@@ -154,10 +154,10 @@ async def test_the_sandbox_is_private_and_the_working_directory(driver: Driver) 
 
 
 async def test_without_a_sandbox_it_gets_one_of_the_session(driver: Driver, tmp_path: Path) -> None:
-    driver.backend.session.path = str(tmp_path)
+    driver.backend.session.path = str(tmp_path / "chosen")
     task = driver.describe("pwd", executable="pwd")
     end = await driver.run_one(task)
-    expected = tmp_path / driver.backend.session.uid / task["uid"]
+    expected = tmp_path / "chosen" / task["uid"]
     assert end.stdout == f"{expected}\n"
     assert end.task["sandbox"] == str(expected)
 

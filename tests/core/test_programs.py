@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ class Short(LocalPrograms, ManagedBackend):
         shared_file_system=True,
         reports_running=True,
     )
+
+    def __init__(self) -> None:
+        super().__init__(max_running=4)
 
     async def run_task(self, task: TaskDescription) -> Any:
         function = task["function"]
@@ -106,12 +110,12 @@ def test_a_task_that_names_no_sandbox_has_one_of_the_backends_own(tmp_path: Path
                 return dict((await driver.run_one(task)).task)
 
     done = asyncio.run(run())
-    assert done["sandbox"].startswith(str(tmp_path))
+    assert done["sandbox"].startswith(tempfile.gettempdir())
     assert done["stdout"].strip() == os.path.realpath(done["sandbox"])
     assert done["worker"].startswith("process ")
 
 
-def test_a_cancelled_program_is_gone_when_that_is_reported() -> None:
+def test_a_cancelled_program_is_gone_when_that_is_reported(tmp_path: Path) -> None:
     async def run(backend: Short, printed: Path) -> None:
         task = description("x", function=None, executable="echo $$; sleep 60 & wait", args=())
         running = asyncio.ensure_future(backend.run_program(task))
@@ -124,6 +128,7 @@ def test_a_cancelled_program_is_gone_when_that_is_reported() -> None:
                 await running
 
     backend = Short()
+    backend.session.path = str(tmp_path / "chosen")
     printed = Path(backend.own_sandbox("x"), ".rhapsody.stdout")
     asyncio.run(run(backend, printed))
     assert not groups.alive(int(printed.read_text()))

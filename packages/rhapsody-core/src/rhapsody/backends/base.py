@@ -8,6 +8,8 @@ method. How tasks wait for each other is the engine's business, not a backend's.
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -167,6 +169,7 @@ class ManagedBackend(BaseExecutionBackend):
             except BaseException:
                 self._state = "error"
                 await self.stop()
+                await self._tidy()
                 raise
             self._state = "running"
             return self
@@ -192,7 +195,10 @@ class ManagedBackend(BaseExecutionBackend):
         raise BackendUnavailableError(f"{name} is {self._state}: make and start a new one")
 
     async def shutdown(self) -> None:
-        """Cancels every task, waits for them and closes the backend."""
+        """Cancels every task, waits for them and closes the backend.
+
+        Removes the session's temporary directory, where something is in it.
+        """
         async with self._lifecycle:
             if self._state in ("shutdown", "error"):
                 return
@@ -208,6 +214,11 @@ class ManagedBackend(BaseExecutionBackend):
                     await self.stop()
             finally:
                 self._state = "shutdown"
+                await self._tidy()
+
+    async def _tidy(self) -> None:
+        if os.path.isdir(self.session.temporary):  # noqa: ASYNC240 - one look
+            await asyncio.to_thread(shutil.rmtree, self.session.temporary, ignore_errors=True)
 
     # Tasks.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ class Session:
 
     Attributes:
         uid: Unique over backends and processes.
-        path: Where the backend keeps files of its own. Not created here. The current
-            directory, unless the backend says otherwise, or an engine starts the
-            backend: then the engine's `work_dir`.
+        path: Where the program's files are: the current directory, unless the backend
+            says otherwise, or an engine starts the backend: then the engine's `work_dir`.
+            Not made here. What the backend writes goes where `directory` says.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
@@ -39,11 +40,19 @@ class Session:
         """Whether somebody has changed `path` since this was made."""
         return self.path != self._made_in
 
+    @property
+    def temporary(self) -> str:
+        """Where `directory` is while nobody has chosen `path`; goes when the backend ends."""
+        return os.path.join(tempfile.gettempdir(), self.uid)
+
     def directory(self, name: str) -> str:
-        """Where something of this name goes: in `path`, below the uid where nobody chose it."""
-        if self.chosen:
-            return f"{self.path}{os.sep}{name}"
-        return f"{self.path}{os.sep}{self.uid}{os.sep}{name}"
+        """Where a file or directory of this name goes that the backend makes; not made here.
+
+        In `path` where an engine or the backend has chosen it, else in a directory of
+        this session's own in the system's place for temporary files, which
+        `ManagedBackend.shutdown` removes: never in the current directory.
+        """
+        return os.path.join(self.path if self.chosen else self.temporary, name)
 
 
 class BackendState(str):

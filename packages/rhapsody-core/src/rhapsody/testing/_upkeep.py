@@ -224,6 +224,8 @@ async def _life(trial: Trial) -> tuple[weakref.ref[Any], float]:
     try:
         async with driver:
             await driver.run(*(quick(driver, kind) for kind in trial.kinds()))
+            if trial.capabilities.executables:  # nobody says where; it is not to be here
+                await driver.run(driver.describe("nowhere", executable="echo 2"))
     finally:
         trial.doing("waiting for the shutdown of an idle backend")
         began = trial.clock.now()
