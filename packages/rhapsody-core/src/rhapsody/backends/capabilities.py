@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
@@ -38,6 +39,11 @@ class Capabilities:
         captures_output: What functions print is kept in `stdout` and `stderr`.
         reports_running: A running state is reported when a task starts.
         unfinished_dependencies: Accepts its own unfinished tasks as arguments.
+
+    Raises:
+        TypeError: A value is of another type than the field.
+        ValueError: A level or the name of a resource is unknown, or something is bound
+            that is not honoured.
     """
 
     functions: bool = True
@@ -57,6 +63,24 @@ class Capabilities:
     captures_output: bool = False
     reports_running: bool = False
     unfinished_dependencies: bool = False
+
+    def __post_init__(self) -> None:
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if isinstance(default, bool):
+                if not isinstance(value, bool):
+                    raise TypeError(f"Capabilities({name}={value!r}): True or False is needed")
+            elif isinstance(default, str):
+                if value not in _LEVELS:
+                    levels = ", ".join(map(repr, _LEVELS))
+                    raise ValueError(f"Capabilities({name}={value!r}): one of {levels} is needed")
+            else:
+                _check_resources(name, value)
+        if not self.binds <= self.resources:
+            raise ValueError(
+                f"Capabilities(binds={sorted(self.binds)!r}): what is bound must be among the "
+                f"resources, which are {sorted(self.resources)!r}"
+            )
 
     def runs(self, kind: TaskKind) -> bool:
         """Whether tasks of this kind can be run."""
@@ -88,3 +112,21 @@ class Capabilities:
         """The declaration in plain values, for tables and JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in values.items()}
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Capabilities)}
+_LEVELS = get_args(CancelLevel)
+_RESOURCES = frozenset(field.name for field in dataclasses.fields(Resources))
+
+
+def _check_resources(name: str, value: object) -> None:
+    if not isinstance(value, frozenset):
+        raise TypeError(
+            f"Capabilities({name}={value!r}): a frozenset is needed, such as frozenset({{'cores'}})"
+        )
+    unknown = value - _RESOURCES
+    if unknown:
+        raise ValueError(
+            f"Capabilities({name}=...): there is no resource {min(unknown, key=repr)!r}; there are "
+            f"{', '.join(sorted(_RESOURCES))}"
+        )

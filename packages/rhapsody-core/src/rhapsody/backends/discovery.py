@@ -22,7 +22,7 @@ from rhapsody.backends.catalog import (
     check_module,
     normalise,
 )
-from rhapsody.plugins.specs import API_VERSION, BackendSpec
+from rhapsody.plugins.specs import API_VERSION, BackendSpec, split_import_path
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend, Capabilities
@@ -166,7 +166,7 @@ class BackendRegistry:
             ValueError: The path is malformed, or the name is taken by something else.
             TypeError: Neither a string nor a backend class.
         """
-        from rhapsody.backends.checks import check_backend_class, split_import_path
+        from rhapsody.backends.checks import check_backend_class
 
         key = _key(name)
         if not key:
@@ -340,8 +340,6 @@ def _describe_registered(own: _Registered) -> BackendDescription:
 
 def _taken_by(key: str, new: _Registered) -> str | None:
     """Who has a name already: a distribution, `"itself"` for the same class, or nobody."""
-    from rhapsody.backends.checks import split_import_path
-
     known = catalog()
     if key not in known:
         owner = PUBLISHED.get(key)
@@ -356,7 +354,7 @@ def _taken_by(key: str, new: _Registered) -> str | None:
 
 
 def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBackend]:
-    from rhapsody.backends.checks import check_backend_class, split_import_path
+    from rhapsody.backends.checks import check_backend_class
 
     module, qualname = split_import_path(import_path)
     try:

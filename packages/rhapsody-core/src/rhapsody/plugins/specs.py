@@ -7,6 +7,7 @@ calls them, and what happens when one raises, is in `rhapsody.plugins.manager`.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +47,10 @@ class BackendSpec:
             installed for the backend to be usable; checked by metadata.
         capabilities: What the backend can do; `None` where only an object can say.
         install_hint: The command that installs what is missing.
+
+    Raises:
+        TypeError: A value is of another type than the field.
+        ValueError: The name is empty or the import path malformed.
     """
 
     name: str
@@ -55,6 +60,40 @@ class BackendSpec:
     requires: Sequence[str] = ()
     capabilities: Capabilities | None = None
     install_hint: str = ""
+
+    def __post_init__(self) -> None:
+        for field_name in ("name", "import_path", "summary", "install_hint"):
+            self._check(field_name, str, "a string")
+        if not self.name.strip():
+            raise ValueError("BackendSpec(name=''): a name is needed")
+        split_import_path(self.import_path)
+        self._check("api_version", int, "a number")
+        listed = isinstance(self.requires, Sequence) and not isinstance(self.requires, str)
+        if not listed or not all(isinstance(text, str) for text in self.requires):
+            raise TypeError(f"BackendSpec(requires={self.requires!r}): a list of strings is needed")
+
+    def _check(self, name: str, kind: type, words: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind):
+            raise TypeError(f"BackendSpec({name}={value!r}): {words} is needed")
+
+
+def split_import_path(path: str) -> tuple[str, str]:
+    """The module and the qualified class name of `"package.module:Class"`.
+
+    Args:
+        path: With a colon, or with dots only, where the last part is the class.
+
+    Raises:
+        ValueError: Malformed.
+    """
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    parts = [*module.split("."), *name.split(".")]
+    if all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+        return module, name
+    raise ValueError(
+        f"import path {path!r} is malformed: write 'package.module:Class' or 'package.module.Class'"
+    )
 
 
 @dataclass(frozen=True, slots=True)
