@@ -330,7 +330,8 @@ async def test_wait_is_refused_in_function_tasks(machine: Any) -> None:
 
         @flow.block
         def part() -> int:
-            return wait(adder(flow)(1))
+            result: int = wait(adder(flow)(1))
+            return result
 
         held = [None] if machine is local_processes else [adder(flow)(1)]
         for task in (waits, waits_later):

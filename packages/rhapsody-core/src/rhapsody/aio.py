@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, TypeVar
@@ -41,6 +42,29 @@ async def end_of(future: asyncio.Future[None]) -> None:
     finally:
         future.remove_done_callback(wake)
     future.result()
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
+    """Makes a call on a loop's thread and waits for what it returns. Any thread."""
+    if asyncio._get_running_loop() is loop or not loop.is_running():
+        return call()
+    done = threading.Event()
+    outcome: list[Any] = [None, None]
+
+    def run() -> None:
+        try:
+            outcome[0] = call()
+        except BaseException as error:  # handed to the thread that asked
+            outcome[1] = error
+        finally:
+            done.set()
+
+    loop.call_soon_threadsafe(run, context=contextvars.copy_context())
+    done.wait()
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
 
 
 def settable(error: BaseException, who: str) -> BaseException:

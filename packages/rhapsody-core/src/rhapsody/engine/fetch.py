@@ -25,10 +25,13 @@ from urllib.parse import unquote_to_bytes
 
 from rhapsody.data import is_data_url, make_sandbox, without_secrets
 from rhapsody.errors import DataError
+from rhapsody.quantities import memory_in_bytes, seconds
 
 INSTALL = "pip install 'rhapsody-core[files]'"
 _CHUNK = 1 << 20
 _AT_ONCE = 8
+_TIMEOUT = "600"
+_LIMIT = "10 GiB"
 _QUIET = 60.0  # seconds without any data after which an HTTP transfer is given up
 
 
@@ -45,14 +48,21 @@ class Fetcher:
 
     Args:
         directory: The cache directory.
-        timeout: Seconds that one file may take.
-        limit: Bytes that one download may have.
+        timeout: Seconds that one file may take; without it `RHAPSODY_FETCH_TIMEOUT`,
+            else 600.
+        limit: Bytes, or text such as `"2 GiB"`, that one download may have; without it
+            `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
+
+    Raises:
+        ValueError: An argument or a variable is not what it must be.
     """
 
-    def __init__(self, directory: Path, *, timeout: float, limit: int) -> None:
+    def __init__(
+        self, directory: Path, *, timeout: float | None = None, limit: int | str | None = None
+    ) -> None:
         self.directory = directory
-        self._timeout = timeout
-        self._limit = limit
+        self._timeout = _timeout(timeout)
+        self._limit = _limit(limit)
         self._fetches: dict[str, asyncio.Task[str]] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -206,3 +216,27 @@ def _opened(url: str, timeout: float) -> Any:
     }
     system, path = core.url_to_fs(url, client_kwargs=client, block_size=0)
     return system.open(path, "rb", block_size=0)
+
+
+def _timeout(given: float | None) -> float:
+    if given is not None:
+        return seconds("fetch_timeout", given)
+    text = os.environ.get("RHAPSODY_FETCH_TIMEOUT", _TIMEOUT)
+    try:
+        return seconds("RHAPSODY_FETCH_TIMEOUT", float(text))
+    except ValueError:
+        raise ValueError(
+            f"RHAPSODY_FETCH_TIMEOUT must be seconds, more than 0, got {text!r}"
+        ) from None
+
+
+def _limit(given: int | str | None) -> int:
+    if given is not None:
+        return memory_in_bytes(given)
+    text = os.environ.get("RHAPSODY_FETCH_LIMIT", _LIMIT)
+    try:
+        return memory_in_bytes(text)
+    except ValueError:
+        raise ValueError(
+            f"RHAPSODY_FETCH_LIMIT must look like '500 MB' or '2 GiB', got {text!r}"
+        ) from None

@@ -22,7 +22,6 @@ from rhapsody.engine.claims import Claim
 from rhapsody.engine.fetch import Fetcher
 from rhapsody.engine.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.task import Outcome, TaskDescription
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ AnyFile = TypeVar("AnyFile", bound=File)
 
 _CACHE = ".fetched"
 _MODES = ("failed", "all", "none")
-_TIMEOUT = "600"
-_LIMIT = "10 GiB"
 
 
 class _Origin(NamedTuple):
@@ -133,8 +130,8 @@ class Stager:
         self._cache_stays = keep == "all"
         self._fetcher = Fetcher(
             self.work_dir / _CACHE,
-            timeout=_timeout(fetch_timeout),
-            limit=_limit(fetch_limit),
+            timeout=fetch_timeout,
+            limit=fetch_limit,
         )
         self._claim = None if uid is None else Claim(uid, str(self.work_dir))
         self._taken: frozenset[str] = frozenset()
@@ -474,30 +471,6 @@ def _source(producer: Outcome) -> dict[str, Any]:
             "output_files": list(producer.output_files),
         },
     }
-
-
-def _timeout(given: float | None) -> float:
-    if given is not None:
-        return seconds("fetch_timeout", given)
-    text = os.environ.get("RHAPSODY_FETCH_TIMEOUT", _TIMEOUT)
-    try:
-        return seconds("RHAPSODY_FETCH_TIMEOUT", float(text))
-    except ValueError:
-        raise ValueError(
-            f"RHAPSODY_FETCH_TIMEOUT must be seconds, more than 0, got {text!r}"
-        ) from None
-
-
-def _limit(given: int | str | None) -> int:
-    if given is not None:
-        return memory_in_bytes(given)
-    text = os.environ.get("RHAPSODY_FETCH_LIMIT", _LIMIT)
-    try:
-        return memory_in_bytes(text)
-    except ValueError:
-        raise ValueError(
-            f"RHAPSODY_FETCH_LIMIT must look like '500 MB' or '2 GiB', got {text!r}"
-        ) from None
 
 
 def _remove_empty(work_dir: Path) -> None:

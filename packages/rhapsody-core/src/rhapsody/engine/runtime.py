@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rhapsody.aio import begun
+from rhapsody.aio import begun, on_loop
 from rhapsody.backends.catalog import normalise
 from rhapsody.data import OutputFile
 from rhapsody.engine.blocks import Blocks, enclosing_block
@@ -206,25 +206,7 @@ class Runtime:
 
     def on_loop(self, call: Callable[[], T]) -> T:
         """Makes a call on the loop's thread and waits for what it returns. Any thread."""
-        if running_loop() is self.loop or not self.loop.is_running():
-            return call()
-        done = threading.Event()
-        outcome: list[Any] = [None, None]
-
-        def run() -> None:
-            try:
-                outcome[0] = call()
-            except BaseException as error:  # handed to the thread that asked
-                outcome[1] = error
-            finally:
-                done.set()
-
-        self.loop.call_soon_threadsafe(run, context=contextvars.copy_context())
-        done.wait()
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: T = outcome[0]
-        return result
+        return on_loop(self.loop, call)
 
     def call_elsewhere(
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
