@@ -197,10 +197,32 @@ def test_environment_variables_that_say_nothing_useful_are_reported(
     assert code == 1
     assert "left out by RHAPSODY_DISABLE_PLUGINS" in findings(report, "toys")[0]["text"]
     assert "'nobody'" in findings(report, "RHAPSODY_DISABLE_PLUGINS")[0]["text"]
-    broken, note = findings(report, "RHAPSODY_BACKENDS")
-    assert broken["level"] == "broken"
-    assert "'nonsense'" in broken["text"]
-    assert "'unheard_of'" in note["text"]
+    malformed, unknown = findings(report, "RHAPSODY_BACKENDS")
+    assert (malformed["level"], unknown["level"]) == ("broken", "note")
+    assert "'nonsense'" in malformed["text"]
+    assert "'unheard_of'" in unknown["text"]
+
+
+def test_what_a_plugins_metadata_require_and_is_not_there_is_broken(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy(site)
+    with open(site / "toys-1.0.dist-info" / "METADATA", "a") as metadata:
+        for text in (
+            "no-such-library>=3",
+            "pytest>=1000; python_version >= '3'",
+            "pluggy",
+            "other-library; extra == 'all'",
+        ):
+            metadata.write(f"Requires-Dist: {text}\n")
+    code, report = doctor(capsys)
+    assert code == 1
+    broken = [one for one in findings(report, "toys") if one["level"] == "broken"]
+    assert [one["remedy"] for one in broken] == [
+        "pip install 'no-such-library>=3'",
+        "pip install 'pytest>=1000'",
+    ]
+    assert broken[0]["text"] == "no-such-library>=3 is not installed"
 
 
 def test_unreadable_metadata_are_broken(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import logging
+import threading
 from pathlib import Path
 
 import pytest
 
-from rhapsody import BackendRegistry, get_backend
+from rhapsody import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.noop import NoopExecutionBackend
+from rhapsody.plugins import manager
 from tests.core.distributions import install, install_backend
 from tests.core.registry import check_unusable
 
@@ -82,3 +86,56 @@ def test_entry_points_of_rhapsody_py_are_no_backends(site: Path) -> None:
     assert "old_one" not in BackendRegistry.list_backends()
     with pytest.raises(ValueError, match="Backend 'old_one' not found"):
         get_backend("old_one")
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("not-here:toy", "not-here declares no backend named 'toy'; toys does"),
+        ("toys:unheard-of", "no plugin declares a backend named 'unheard_of'"),
+        ("toy", "'toy' is not understood: write RHAPSODY_BACKENDS=distribution:name,..."),
+    ],
+)
+def test_a_choice_of_what_is_not_there_is_told_once(
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    choice: str,
+    said: str,
+) -> None:
+    install_backend(site, "toys", "toy")
+    monkeypatch.setenv("RHAPSODY_BACKENDS", choice)
+    for _ in range(2):
+        assert discover_backends()["toy"]
+    assert [record.getMessage() for record in caplog.records] == [f"RHAPSODY_BACKENDS: {said}"]
+
+
+@pytest.mark.parametrize("where", ["light", "heavy"])
+def test_an_import_that_does_not_come_back_is_named_with_what_leaves_it_out(
+    site: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(manager, "SLOW", 0.05)
+    told = threading.Event()
+    records: list[str] = []
+
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+            told.set()
+
+    # The module comes back when it has been named.
+    monkeypatch.setattr(builtins, "told", told, raising=False)
+    light, heavy = install_backend(site, "toys", "toy")
+    name = light if where == "light" else heavy
+    source = site / f"{name}.py"
+    source.write_text("assert told.wait(20)\n" + source.read_text())
+    handler = Waiting()
+    manager.logger.addHandler(handler)
+    try:
+        BackendRegistry.get_backend_class("toy")
+    finally:
+        manager.logger.removeHandler(handler)
+    (said,) = records
+    assert name in said
+    assert said.endswith("has not come back after 0.05 s; to leave it out: "
+                         "RHAPSODY_DISABLE_PLUGINS=toys")  # fmt: skip

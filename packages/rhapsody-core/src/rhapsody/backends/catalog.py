@@ -7,6 +7,7 @@ declaration is asked for.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ PUBLISHED = {
 """The names that belong to a distribution of ours."""
 
 CHOICE = "RHAPSODY_BACKENDS"
+
+logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
 
 def normalise(name: str) -> str:
@@ -91,6 +94,11 @@ class Catalog:
 
     def __contains__(self, key: str) -> bool:
         return key in self._claims
+
+    def claimants(self, key: str) -> tuple[str, ...]:
+        """The distributions that claim a name."""
+        claims = self._claims[key].claims if key in self._claims else ()
+        return tuple(dict.fromkeys(claim.distribution for claim in claims))
 
     def claim(self, key: str) -> Declared:
         """The claim that is in effect.
@@ -213,6 +221,8 @@ class Catalog:
 
 
 _catalog: tuple[Installed, Catalog] | None = None
+_told: set[str] = set()
+"""The values of `RHAPSODY_BACKENDS` whose problems were logged."""
 
 
 def catalog() -> Catalog:
@@ -221,6 +231,11 @@ def catalog() -> Catalog:
     found, known = installed(), _catalog
     if known is None or known[0] is not found:
         known = _catalog = (found, Catalog(found))
+    choice = os.environ.get(CHOICE, "")
+    if choice and choice not in _told:
+        _told.add(choice)
+        for problem in (*malformed_choices(), *idle_choices(known[1])):
+            logger.warning("%s: %s", CHOICE, problem)
     return known[1]
 
 
@@ -232,7 +247,7 @@ def choice_items() -> list[str]:
 def choices() -> dict[str, str]:
     """What `RHAPSODY_BACKENDS` says: the distribution that each name is given to.
 
-    Items without a colon are left out; `rhapsody doctor` reports them.
+    Items without a colon are left out, see `malformed_choices`.
     """
     pairs = (item.partition(":") for item in choice_items())
     return {
@@ -240,6 +255,30 @@ def choices() -> dict[str, str]:
         for distribution, colon, name in pairs
         if colon
     }
+
+
+def malformed_choices() -> list[str]:
+    """What in `RHAPSODY_BACKENDS` cannot be understood, in words."""
+    return [
+        f"{item!r} is not understood: write {CHOICE}=distribution:name,..."
+        for item in choice_items()
+        if ":" not in item
+    ]
+
+
+def idle_choices(known: Catalog) -> list[str]:
+    """What `RHAPSODY_BACKENDS` names and is not there, in words."""
+    problems = []
+    for name, distribution in choices().items():
+        who = known.claimants(name)
+        if not who:
+            problems.append(f"no plugin declares a backend named {name!r}")
+        elif distribution not in who:
+            problems.append(
+                f"{distribution} declares no backend named {name!r}; {' and '.join(who)} "
+                f"{'does' if len(who) == 1 else 'do'}"
+            )
+    return problems
 
 
 def check_module(top: str, remedy: str) -> None:

@@ -22,6 +22,7 @@ from rhapsody.backends.catalog import (
     check_module,
     normalise,
 )
+from rhapsody.plugins.manager import named_where_slow
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, split_import_path
 
 if TYPE_CHECKING:
@@ -147,7 +148,9 @@ class BackendRegistry:
             raise _unusable(backend_name, error) from _origin(error)
         claim = known.claim(key)
         remedy = spec.install_hint or f"pip install --force-reinstall {claim.distribution}"
-        return _import(spec.import_path, f"backend {spec.name!r} of {claim.distribution}", remedy)
+        source = f"backend {spec.name!r} of {claim.distribution}"
+        with named_where_slow(f"{source}: importing {spec.import_path}", claim.distribution):
+            return _import(spec.import_path, source, remedy)
 
     @classmethod
     def register_backend(cls, name: str, import_path: str | type[BaseExecutionBackend]) -> None:

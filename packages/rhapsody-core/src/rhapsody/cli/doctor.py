@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import rhapsody_guard
 from rhapsody.backends.catalog import (
@@ -26,8 +26,8 @@ from rhapsody.backends.catalog import (
     PUBLISHED,
     UnusableError,
     catalog,
-    choice_items,
-    choices,
+    idle_choices,
+    malformed_choices,
     normalise,
     unmet,
 )
@@ -42,6 +42,9 @@ from rhapsody.plugins.entry_points import (
     installed,
     left_out,
 )
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 HELP = "check the installation and every plugin"
 SLOW = 1.0
@@ -114,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
         *_conflict(),
         *_core(),
         *_environment(found),
+        *_requirements(found),
         *_plugins(found, arguments.timeout),
         *_not_installed(found),
         *_trial(arguments.backend, arguments.option),
@@ -148,23 +152,46 @@ def _conflict() -> list[Finding]:
 
 def _core() -> list[Finding]:
     from importlib_metadata import PackageNotFoundError, distribution, version
-    from packaging.requirements import Requirement
 
     try:
         core = distribution(CORE)
     except PackageNotFoundError:
         return [Finding("broken", CORE, "its metadata are missing", f"pip install {CORE}")]
     findings = [Finding("ok", CORE, core.version)]
-    for text in core.requires or ():
-        requirement = Requirement(text)
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        problem = unmet(requirement)
+    for requirement, problem in _required(core.requires):
         if problem is None:
             findings.append(Finding("ok", requirement.name, version(requirement.name)))
         else:
-            findings.append(Finding("broken", CORE, problem, f"pip install '{text}'"))
+            findings.append(Finding("broken", CORE, problem, f"pip install '{requirement}'"))
     return findings
+
+
+def _required(texts: Iterable[str] | None) -> Iterable[tuple[Requirement, str | None]]:
+    """What a distribution's metadata require here, each with what is wrong with it."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    for text in texts or ():
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:  # pip has said so
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            requirement.marker = None
+            yield requirement, unmet(requirement)
+
+
+def _requirements(found: Installed) -> Iterable[Finding]:
+    """What plugins' own metadata require, and is not there."""
+    from importlib_metadata import PackageNotFoundError, distribution
+
+    for name in dict.fromkeys(one.distribution for one in found.declared):
+        try:
+            texts = distribution(name).requires if name != CORE else ()
+        except PackageNotFoundError:  # its metadata are read elsewhere, and told of
+            continue
+        for requirement, problem in _required(texts):
+            if problem is not None:
+                yield Finding("broken", name, problem, f"pip install '{requirement}'")
 
 
 def _environment(found: Installed) -> list[Finding]:
@@ -186,22 +213,8 @@ def _environment(found: Installed) -> list[Finding]:
         Finding("note", DISABLE, f"no plugin is installed of the name {name!r}")
         for name in sorted(left_out() - present - {"all"})
     ]
-    names = catalog().names()
-    for item in choice_items():
-        if ":" not in item:
-            findings.append(
-                Finding(
-                    "broken",
-                    CHOICE,
-                    f"{item!r} is not understood",
-                    f"write {CHOICE}=distribution:name,...",
-                )
-            )
-    findings += [
-        Finding("note", CHOICE, f"no plugin declares a backend named {name!r}")
-        for name in choices()
-        if name not in names
-    ]
+    findings += [Finding("broken", CHOICE, problem) for problem in malformed_choices()]
+    findings += [Finding("note", CHOICE, problem) for problem in idle_choices(catalog())]
     return findings
 
 

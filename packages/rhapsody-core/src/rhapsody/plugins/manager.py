@@ -11,7 +11,8 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -20,7 +21,14 @@ import pluggy
 
 from rhapsody.errors import PluginError, describe_error
 from rhapsody.plugins import specs
-from rhapsody.plugins.entry_points import CORE, CORE_MODULE, Declared, Installed, installed
+from rhapsody.plugins.entry_points import (
+    CORE,
+    CORE_MODULE,
+    DISABLE,
+    Declared,
+    Installed,
+    installed,
+)
 from rhapsody_guard import ConflictError
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
@@ -35,6 +43,9 @@ _ENGINE_HOOKS = (
     "record_results",
 )
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
+SLOW = 5.0
+"""Seconds after which an import that has not come back is named."""
+
 _loading = threading.local()
 _reported: set[tuple[str, str]] = set()
 
@@ -219,9 +230,10 @@ def _load(declared: Declared) -> LoadedPlugin:
     module, _, path = declared.value.partition(":")
     start = time.perf_counter()
     try:
-        plugin: Any = import_module(module.strip())
-        for name in filter(None, path.strip().split(".")):
-            plugin = getattr(plugin, name)
+        with named_where_slow(f"{declared}: importing {declared.value!r}", declared.distribution):
+            plugin: Any = import_module(module.strip())
+            for name in filter(None, path.strip().split(".")):
+                plugin = getattr(plugin, name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin's import may raise anything, SystemExit included
@@ -230,6 +242,26 @@ def _load(declared: Declared) -> LoadedPlugin:
         ) from error
     seconds = time.perf_counter() - start
     return register(plugin, declared.distribution, str(declared), seconds)
+
+
+@contextmanager
+def named_where_slow(what: str, distribution: str) -> Iterator[None]:
+    """Says in the log what an import waits for, and how to leave it out, where it takes long."""
+
+    def say() -> None:
+        logger.warning(
+            "%s has not come back after %g s; to leave it out: %s=%s",
+            what, SLOW, DISABLE, distribution,
+            extra={"plugin": distribution},
+        )  # fmt: skip
+
+    timer = threading.Timer(SLOW, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> LoadedPlugin:
