@@ -13,10 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.testing import Driver
 from tests.core.programs import Program
+from tests.core.test_programs import Short
 from tests.machine import alive, gone
 
 pytestmark = pytest.mark.timeout(60)
@@ -141,9 +143,21 @@ def test_it_holds_nothing_of_the_program_open(guardian: Guardian) -> None:
     assert process.cwd() == "/"
 
 
+def test_it_ends_with_the_object_that_nobody_stopped(
+    sleepers: list[subprocess.Popen[bytes]],
+) -> None:
+    guardian = Guardian()
+    guardian.began(sleepers[0].pid)
+    del guardian
+    assert sleepers[0].wait(20) == -signal.SIGKILL
+
+
 @pytest.mark.asyncio
-async def test_a_backend_has_one_from_its_first_program_to_its_end() -> None:
-    async with LocalExecutionBackend() as backend, Driver(backend) as driver:
+@pytest.mark.parametrize("kind", [LocalExecutionBackend, Short])
+async def test_a_backend_has_one_from_its_first_program_to_its_end(
+    kind: type[ManagedBackend],
+) -> None:
+    async with kind() as backend, Driver(backend) as driver:
         await driver.run(driver.call(int))
         assert guardians() == []
         await driver.run(driver.command("true"), driver.command("true"))

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 
 from rhapsody.backends.base import CompletedExecutable
+from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.executables import Executables
+from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.slots import Request
 from rhapsody.backends.sandboxes import SharedSandboxes
@@ -25,11 +27,15 @@ class LocalPrograms(SharedSandboxes):
     `run_program`, it lets a backend declare `executables`, `sandboxes` and
     `cancel_executables="running"` as well.
 
+    Beside it runs, from the first executable to `shutdown`, a small process that ends
+    what still runs where this one is killed.
+
     Attributes:
         grace: Seconds between SIGTERM and SIGKILL for what is stopped.
     """
 
     grace: float = 5.0
+    _guardian: Guardian | None = None
 
     async def run_program(self, task: TaskDescription) -> CompletedExecutable:
         """Runs an executable task to its end, in a process group of its own.
@@ -42,7 +48,9 @@ class LocalPrograms(SharedSandboxes):
         Raises:
             OSError: The program cannot be started.
         """
-        programs = Executables(_nobody, self.own_sandbox, (), self.grace)
+        if self._guardian is None:
+            self._guardian = Guardian()
+        programs = Executables(_nobody, self.own_sandbox, (), self.grace, self._guardian)
         job = Job(task, Request(cores=0), programs)
         program = programs.start(job)
         task["worker"] = f"process {program.pid}"
@@ -57,6 +65,12 @@ class LocalPrograms(SharedSandboxes):
             raise cancelled
         await programs.collect(job, program.exited.result())
         return CompletedExecutable(task["exit_code"], task["stdout"], task["stderr"])
+
+    async def shutdown(self) -> None:
+        """Shuts the backend down, and ends what watches over its programs."""
+        await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
+        if self._guardian is not None:
+            await in_thread(self._guardian.stop)
 
 
 def _nobody(job: Job) -> None:

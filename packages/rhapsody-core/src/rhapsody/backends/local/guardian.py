@@ -62,14 +62,11 @@ class Guardian:
             return self._opened()
 
     def began(self, pid: int) -> None:
-        """Tell it that a process group has begun.
-
-        Raises:
-            OSError: It is not there any more, and no other can be started.
-        """
+        """Tell it that a process group has begun."""
         with self._lock:
             self._live.add(pid)
-            self._opened()
+            with suppress(OSError):  # the next program is not started then: see `pipe`
+                self._opened()
             self._tell(b"+", pid)
 
     def ended(self, pid: int) -> None:
@@ -86,6 +83,10 @@ class Guardian:
         with self._lock:
             self._close()
             self._live.clear()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # at the end of the process the system does it
+            self._close()
 
     def _opened(self) -> int:
         if self._process is not None and self._process.poll() is not None:
