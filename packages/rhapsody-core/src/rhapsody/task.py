@@ -383,10 +383,16 @@ class _FailedFuture(TaskFuture[T]):
         """Raises the exception."""
         error = self.exception()
         assert error is not None
-        raise set_traceback(error, self._traceback)
+        try:
+            raise set_traceback(error, self._traceback)
+        finally:
+            del self, error  # the traceback holds this frame
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self  # the traceback holds this frame
         yield  # makes this a generator, which never suspends
 
     __iter__ = __await__

@@ -264,11 +264,12 @@ class Blocks:
             value = node.task.function(*args, **kwargs)
         except BaseException as raised:  # whatever it is, it is the block's outcome
             error = raised
+        ended = partial(self._thread_ended, node, value, error)
         try:
-            ended = partial(self._thread_ended, node, value, error)
             self._runtime.loop.call_soon_threadsafe(self._runtime.guarded, ended)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._threads.pop(node, None)
+        del node, args, kwargs, error, ended  # the traceback of what it raised holds this frame
 
     def _thread_ended(self, node: Node, value: Any, error: BaseException | None) -> None:
         if type(value) is CoroutineType:  # a plain wrapper around a coroutine function

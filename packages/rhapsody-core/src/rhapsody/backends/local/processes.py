@@ -217,7 +217,7 @@ class ProcessWorkers:
         if job.cancelled:
             self._deliver(job)
             return
-        payload = worker.pack_call(job.task)
+        payload = worker.Parcel(worker.pack_call(job.task))
         order = worker.Order.of(
             job.task,
             job.call,
@@ -225,7 +225,7 @@ class ProcessWorkers:
             cores=job.request.cores,
             environment=task_environment(job, self._gpus),
         )
-        job.handle = future = self._pool_for(job).schedule(worker.execute, args=(order, payload))
+        job.handle = future = self._pool_for(job).schedule(worker.serve, args=(order, payload))
         # Not with the job itself: pebble holds the last future until the next call ends.
         future.add_done_callback(partial(self._done, job.call))
 
@@ -234,7 +234,7 @@ class ProcessWorkers:
         if job is None or future.cancelled():
             return  # told already, or when the worker is gone
         try:
-            reply: worker.Reply = future.result()
+            reply: worker.Reply = future.result().open()
         except ProcessExpired as error:
             if error.pid is not None:
                 self._ended_worker(error.pid)

@@ -151,6 +151,8 @@ class _Worker:
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
+        finally:
+            del job, task  # the traceback of what it raised holds this frame
 
     def _started(self, job: Job, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from time import time
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
@@ -44,6 +44,8 @@ from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.local.jobs import Job
+
+T = TypeVar("T")
 
 STARTED = struct.Struct("=QQ")
 """What a worker says when it begins with a call: the call's number and its own process id."""
@@ -126,6 +128,23 @@ class Reply(NamedTuple):
         output = {"stdout": self.stdout, "stderr": self.stderr, "sandbox": self.sandbox}
         kept = {name: text for name, text in output.items() if text is not None}
         return cast("TaskDescription", kept)
+
+
+class Parcel(Generic[T]):
+    """Something that crosses a border once: whoever packs or opens it has it no longer.
+
+    The pool, on either side, holds its last call and what came of it until the next one.
+    """
+
+    def __init__(self, content: T) -> None:
+        self._content: list[T] = [content]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Parcel, (self.open(),)
+
+    def open(self) -> T:
+        """Give the content away."""
+        return self._content.pop()
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
@@ -245,10 +264,15 @@ def begin(announcements: Any) -> None:
     _announce = announce
 
 
+def serve(order: Order, payload: Parcel[bytes]) -> Parcel[Reply]:
+    """Makes one call for our own pool, which is told that it has begun."""
+    assert _announce is not None
+    _announce(order.number)
+    return Parcel(execute(order, payload.open()))
+
+
 def execute(order: Order, payload: bytes) -> Reply:
     """Makes one call."""
-    if _announce is not None:
-        _announce(order.number)
     streams.ensure()  # an executor that the user brings has not called `begin`
     _limit_threads(order.cores)
     recorder = None
