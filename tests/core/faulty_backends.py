@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
+
+import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.base import CompletedExecutable, ManagedBackend
 from rhapsody.task import TaskDescription
@@ -215,6 +217,57 @@ class ChangesArguments(SmallBackend):
             if isinstance(argument, list):
                 argument.sort()
         return await super().run_task(task)
+
+
+class Copying(SmallBackend):
+    """No fault: functions and arguments are copies."""
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        keys = ("function", "args", "kwargs")
+        given: dict[str, Any] = {**task}
+        copied = cloudpickle.loads(cloudpickle.dumps({key: given[key] for key in keys}))
+        return await super().run_task(cast("TaskDescription", given | copied))
+
+
+class CachesFunctionsForGood(SmallBackend):
+    """Brings each function over once, whatever becomes of it there."""
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        function = task["function"]
+        if function is not None:
+            known = next((there for here, there in LEAKED if here is function), None)
+            if known is None:
+                known = cloudpickle.loads(cloudpickle.dumps(function))
+                LEAKED.append((function, known))
+            task["function"] = known
+        return await super().run_task(task)
+
+
+class HandsArgumentsOver(SmallBackend):
+    """Says that it copies, and does not."""
+
+
+class TakesOneAtATime(SmallBackend):
+    """What a task asks of the backend's library waits for the task."""
+
+    places = threading.Semaphore(1)
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        def alone() -> Any:
+            with self.places:
+                return function(*task["args"], **task["kwargs"])
+
+        function = task["function"]
+        task["function"] = alone
+        return await super().run_task(task)
+
+
+def use_library() -> bool:
+    """Needs a place, as a task that asks a scheduler for something does."""
+    if not TakesOneAtATime.places.acquire(timeout=0.1):
+        raise TimeoutError("no place for what it asked for")
+    TakesOneAtATime.places.release()
+    return True
 
 
 class HonoursNoCores(SmallBackend):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from rhapsody.testing import BackendConformance
 from rhapsody.testing._running import Stage, stages
+from tests.core.faulty_backends import use_library
 from tests.core.small_backend import SmallBackend
 
 
@@ -18,7 +19,10 @@ class Quick(BackendConformance):
     big_bytes = 100_000
     output_bytes = 200_000
     cycles = 4
+    closures = 16
+    closure_bytes = 4_000_000
     cores = 2
+    shares_memory = False
 
 
 class Hurried(Quick):
@@ -54,6 +58,9 @@ def kit_on(
 
         async def make_backend(self) -> SmallBackend:
             return backend()
+
+        def library_function(self) -> Any:
+            return use_library
 
         async def make_failing_backend(self) -> SmallBackend:
             return backend()

@@ -22,6 +22,8 @@ class TestLocalProcesses(BackendConformance):
     gpus = 2
     big_bytes = 50_000_000
     separate_processes = True
+    closures = 20
+    closure_bytes = 10_000_000
     adds = frozenset({"threads", "children", "descriptors"})
     create_args = ("process",)
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}

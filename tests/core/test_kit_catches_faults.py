@@ -169,6 +169,28 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C5: arguments are not changed by the backend: the caller's arguments were ",
     ),
     (
+        faulty.CachesFunctionsForGood,
+        "test_tasks_do_not_share_a_functions_state",
+        "C7.4: a function's own state is as it was when the function was called: call 2 of a "
+        "function with a closure gave [0, 1], not [1]",
+    ),
+    (
+        faulty.HandsArgumentsOver,
+        "test_tasks_do_not_share_arguments",
+        "C7.4: an argument is as it was in the program, whatever other tasks did: call 2 with one "
+        "list gave ",
+    ),
+    (
+        faulty.CachesFunctionsForGood,
+        "test_big_closures_do_not_pile_up",
+        "C7.4: big closures, one after the other, are held in bounded memory: after ",
+    ),
+    (
+        faulty.TakesOneAtATime,
+        "test_a_task_may_use_the_backends_library",
+        "C7.4: a function may use the library behind the backend inside a task: it gave ",
+    ),
+    (
         faulty.HonoursNoCores,
         "test_cores_bound_what_runs_at_once",
         "C10: no more tasks run at once than their cores allow: on 2 cores 4 tasks of one core",
@@ -374,7 +396,8 @@ def test_a_planted_fault_is_found_and_its_clause_named(
 @pytest.mark.parametrize("check", sorted({check for _, check, _ in FAULTS}))
 def test_without_the_fault_the_same_check_passes_or_is_skipped(check: str, scope: Scope) -> None:
     try:
-        prove(kit_on(SmallBackend, Patient, scope), check)
+        backend = faulty.Copying if "do_not_share" in check else SmallBackend
+        prove(kit_on(backend, Patient, scope), check)
     except pytest.skip.Exception as skipped:
         assert "declare" in str(skipped)  # noqa: PT017
     except ConformanceError as error:

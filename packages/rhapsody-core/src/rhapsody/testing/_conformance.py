@@ -17,6 +17,7 @@ from rhapsody.testing._executables import Executables, Sandboxes
 from rhapsody.testing._files import Files
 from rhapsody.testing._functions import Functions
 from rhapsody.testing._graphs import Graphs
+from rhapsody.testing._isolation import Isolation
 from rhapsody.testing._lifecycle import Lifecycle
 from rhapsody.testing._misfortunes import Misfortunes
 from rhapsody.testing._reports import Reports
@@ -39,6 +40,7 @@ class BackendConformance(
     Services,
     Sandboxes,
     Executables,
+    Isolation,
     Values,
     Functions,
     Reports,

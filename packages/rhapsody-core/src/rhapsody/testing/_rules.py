@@ -170,6 +170,15 @@ FILES = declares("files")
 SHARED = declares("shared_file_system")
 OUTPUT = declares("captures_output")
 RUNNING = declares("reports_running")
+COPIES = Need(
+    "",
+    "tasks share the program's memory (`shares_memory`)",
+    lambda _, settings: (
+        settings.separate_processes
+        if settings.shares_memory is None
+        else not settings.shares_memory
+    ),
+)
 ISOLATED = Need(
     "",
     "separate_processes = False: functions share a process",

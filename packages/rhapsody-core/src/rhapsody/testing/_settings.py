@@ -37,6 +37,12 @@ class Settings:
             task did are skipped.
         separate_processes: Functions run in processes of their own, so that one
             which kills its process fails alone.
+        shares_memory: Functions and arguments of a task are the program's own objects, so
+            that what one does to them others see. `None`: where `separate_processes` is
+            `False`.
+        closures: How many functions run one after the other that each hold
+            `closure_bytes`.
+        closure_bytes: Bytes that each of them holds.
         backend_scope: `"test"` makes a backend for each check, `"class"` one for
             all checks that do not stop it, for backends that are slow to start; one
             that a check has started is then left to a check that stops one.
@@ -73,6 +79,9 @@ class Settings:
     gpus: ClassVar[int | None] = None
     dry: ClassVar[bool] = False
     separate_processes: ClassVar[bool] = False
+    shares_memory: ClassVar[bool | None] = None
+    closures: ClassVar[int] = 100
+    closure_bytes: ClassVar[int] = 30_000_000
     backend_scope: ClassVar[Literal["test", "class"]] = "test"
     stands_alone: ClassVar[bool] = True
     leaves_behind: ClassVar[Sequence[str]] = ()
@@ -93,4 +102,16 @@ class Settings:
 
     async def make_failing_backend(self) -> Any:
         """Makes a backend whose start fails; `NotImplemented` where there is no way to."""
+        return NotImplemented
+
+    def library_function(self) -> Any:
+        """Gives a function for a task that uses the library behind the backend itself.
+
+        Such as one that opens a client of the same cluster, has it compute something and
+        gives something true. It takes no arguments, and runs several times at once.
+
+        Returns:
+            The function; `NotImplemented` where the backend has no library, or none that
+            can be used inside a task.
+        """
         return NotImplemented

@@ -59,6 +59,40 @@ class OddError(Exception):
         self.needed = needed
 
 
+def collect(number: int, held: list[Any]) -> list[Any]:
+    """Adds a number to a list, and gives a copy of the list."""
+    held.append(number)
+    return list(held)
+
+
+class Collector:
+    """Adds the numbers it is called with to a list of its own."""
+
+    def __init__(self, held: list[Any]) -> None:
+        self.held = held
+
+    def __call__(self, number: int) -> list[Any]:
+        return collect(number, self.held)
+
+
+def put_first(data: bytearray) -> int:
+    """Gives the first byte, and adds one to it."""
+    before = data[0]
+    data[0] += 1
+    return before
+
+
+def process_and_memory() -> tuple[int, int]:
+    """The process it runs in, and the bytes of memory that process holds."""
+    import resource
+
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[1])
+        return os.getpid(), pages * resource.getpagesize()
+    return os.getpid(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
 def fail(message: str) -> None:
     """Raises a `KitError`."""
     raise KitError(message, 7)
