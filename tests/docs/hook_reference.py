@@ -19,29 +19,21 @@ from rhapsody.plugins import specs
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "hooks.md"
 
-HEAD = """\
-# Hooks
+MARK = (
+    "<!-- From here on written by tests/docs/hook_reference.py from rhapsody/plugins/specs.py: "
+    "do not edit. -->\n"
+)
+"""What is before it in the page is written by hand, and stays."""
 
-<!-- Written by tests/docs/hook_reference.py from rhapsody/plugins/specs.py: do not edit. -->
-
-What a plugin can implement. A plugin is a module or an object; its functions or methods that
-have a hook's name and are marked with `rhapsody.hookimpl` are called. Each takes those of the
-hook's arguments that it needs, by name. All are called synchronously, on the loop of the engine
-where there is one; what may be a coroutine is said below.
-
-For a task the order is fixed: its dependencies have values, `rhapsody_prepare_task`,
-`rhapsody_select_backend`, its input files are found, `rhapsody_lookup_results`, the files are
-linked, it is submitted; then its states come in, `rhapsody_record_results`, its future is set,
-what depends on it becomes ready.
-
-Observers given to an engine are called first, in their order, then plugins by the names of their
-distributions; `hookimpl(tryfirst=True)` and `hookimpl(trylast=True)` go before that. A hook that
-raises is reported once with its plugin's name, and the others are called all the same. A hook
-that nobody implements costs nothing.
+HEAD = (
+    MARK
+    + """
+## Every hook
 
 | hook | what it is for |
 |---|---|
 """
+)
 
 VALUES: tuple[type, ...] = (
     specs.BackendSpec,
@@ -64,11 +56,12 @@ def hooks() -> dict[str, Callable[..., Any]]:
 
 def page() -> str:
     """The text of the page."""
+    by_hand = PAGE.read_text().partition(MARK)[0]
     found = hooks()
     rows = "".join(f"| [`{name}`](#{name}) | {summary(hook)} |\n" for name, hook in found.items())
     sections = [_hook(name, hook) for name, hook in found.items()]
     sections += ["## What they get and give\n", *map(_value, VALUES)]
-    return HEAD + rows + "\n" + "\n".join(sections)
+    return by_hand + HEAD + rows + "\n" + "\n".join(sections)
 
 
 def summary(thing: object) -> str:
