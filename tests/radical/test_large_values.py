@@ -317,6 +317,29 @@ def test_what_a_call_left_running_stays_when_its_process_is_let_go(
     assert _ended(held)
 
 
+def test_a_server_that_cannot_fork_once_loses_one_call_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = import_module("rhapsody_radical._raptor_worker")
+    forks, fork = [0], os.fork
+
+    def failing() -> int:
+        forks[0] += 1
+        if forks[0] == 2:  # the first one makes the server, which makes the second
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+        return fork()
+
+    monkeypatch.setattr(os, "fork", failing)
+    server = worker.Server()
+    try:
+        assert asked(server.start((1, 0)), tmp_path, os.getpid) is None
+        made = server.start((1, 0))
+        assert asked(made, tmp_path, os.getpid) is not None
+        made.close()
+    finally:
+        server.close()
+
+
 def _ended(held: int, patience: float = 20.0) -> bool:
     """Whether a pipe, into which nothing is written, ends."""
     return bool(select.select([held], [], [], patience)[0])

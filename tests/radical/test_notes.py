@@ -221,6 +221,18 @@ def test_a_forked_child_that_let_go_does_not_hold_the_lock(where: Path, director
         assert gone([child.pid])
 
 
+@pytest.mark.parametrize(("manager", "level"), [("PBSPRO", "WARNING"), ("FORK", "INFO")])
+def test_a_clients_death_is_loud_only_where_somebody_has_to_do_something(
+    where: Path, directory: Path, caplog: pytest.LogCaptureFixture, manager: str, level: str
+) -> None:
+    rewritten(left(where, directory), resource_manager=[manager])
+    with caplog.at_level("INFO", "rhapsody_radical"):
+        assert take_over(where, gone=MINE) == [MINE]
+    (said,) = caplog.records
+    assert said.levelname == level
+    assert ("`qdel JOBID`" in said.getMessage()) == (manager == "PBSPRO")
+
+
 def has_namespaces() -> bool:
     words = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
     try:

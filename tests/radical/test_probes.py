@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,6 +186,32 @@ def test_a_call_cancelled_before_its_pair_started_says_nothing_of_the_pair(askin
         tasks.end(entry, state)
         assert asking.pair.heard == 0.0
     assert [message[2] for message in said] == ["CANCELED", "LOST", "FAILED"]
+
+
+class AlwaysSet(threading.Event):
+    def is_set(self) -> bool:
+        return True
+
+
+def test_a_call_whose_pair_is_lost_while_it_is_submitted_is_lost(asking: Asking) -> None:
+    said: list[Any] = []
+
+    class Manager:
+        def submit_tasks(self, descriptions: list[Any]) -> list[Any]:
+            asking.pair.lost = "its master has ended"
+            nothing = dict.fromkeys(
+                ("exception", "exception_detail", "exit_code", "return_value", "stdout", "stderr")
+            )
+            return [SimpleNamespace(state="NEW", _info_evt=AlwaysSet(), **nothing)]
+
+    asking.pilot.manager = Manager()
+    raptors = Raptors([asking.pilot], lambda *_: None)
+    raptors.send = lambda *_: asking.pair  # type: ignore[method-assign]
+    tasks = Tasks("session", [asking.pilot], raptors, lambda *parts, within: said.append(parts))
+    packed = pickle.dumps(({"uid": "call", "mode": "task.executable", "executable": "true"}, b""))
+    tasks.submit(asking.pilot.number, [("call", packed)])
+    assert [message[:4] for message in said] == [("end", "call", "LOST", "its master has ended")]
+    assert not tasks.open()
 
 
 def test_former_words_for_a_workers_size_count() -> None:

@@ -203,6 +203,7 @@ def test_titles_are_grouped_by_pilot() -> None:
         running(*titled("rp.agent_x"), **pilot),
         running(**pilot),
         running(*titled("rp.agent_y"), RADICAL_RHAPSODY="theirs"),
+        running(*titled("rp.dispatch.task.000007"), RP_SESSION_ID=MINE, **pilot),
     ):
         until = time.monotonic() + 30
         while processes.titles(MINE) != expected:

@@ -35,6 +35,13 @@ def test_what_is_there_for_a_moment_is_no_component() -> None:
     assert not any(map(vitals.note, looks))
 
 
+def test_what_a_program_adds_to_the_client_may_end() -> None:
+    vitals, more = Vitals(grows=False), COMPONENT | {"rp.tmgr_of_the_programs_own"}
+    looks = [COMPONENT] * CONFIRMED + [more] * PATIENCE + [COMPONENT] * 2 * PATIENCE
+    assert not any(map(vitals.note, looks))
+    assert [vitals.note(NOTHING) for _ in range(PATIENCE)][-1] == "rp.agent_x"
+
+
 # Pilots.
 
 

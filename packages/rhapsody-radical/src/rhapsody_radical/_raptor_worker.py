@@ -317,8 +317,11 @@ class Server:
     def start(self, shape: tuple[int, int]) -> Process:
         """Makes a process."""
         ours, theirs = Pipe()
-        with self._lock:
-            socket.send_fds(self._socket, [b"+"], [theirs.fileno()])
+        try:
+            with self._lock:
+                socket.send_fds(self._socket, [b"+"], [theirs.fileno()])
+        except ConnectionError:  # it was killed: the worker makes no more calls, and is replaced
+            os._exit(1)
         theirs.close()
         return Process(ours, shape)
 
@@ -342,8 +345,14 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
         message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
         if not message:
             break
+        if not descriptors:  # there were no more to be had: the call is lost, and made again
+            continue
         channel: Connection[Any, Any] = Connection(descriptors[0])
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # the same
+            channel.close()
+            continue
         if pid == 0:
             status = 1
             try:

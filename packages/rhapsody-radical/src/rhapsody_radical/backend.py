@@ -175,7 +175,7 @@ class RadicalExecutionBackend(KeptNames):
         if not can_work_in(place):
             raise PilotException(
                 f"RADICAL-Pilot cannot work in {str(place.parent)!r}: its scripts do not quote "
-                "paths with spaces, quotes or dollar signs; give another directory of yours: "
+                "paths with spaces, quotes, wildcards or the like; give another directory: "
                 "RadicalExecutionBackend(..., work_dir=...), or `rhapsody run -o work_dir=...`"
             )
         settings = {

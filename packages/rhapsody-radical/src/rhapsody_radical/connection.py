@@ -256,7 +256,7 @@ class Connection:
         return self._ask(next(self._numbers), name, *parts)
 
     def _ask(self, number: int, name: str, *parts: Any) -> Future[Any]:
-        self._require_another_thread()
+        self.require_another_thread()
         future = Future[Any]()
         self._waiting[number] = future
         with suppress(InvalidStateError):  # who saw the client's end was quicker
@@ -269,7 +269,7 @@ class Connection:
                 future.set_exception(PilotException("RADICAL-Pilot's client has ended"))
         return future
 
-    def _require_another_thread(self) -> None:
+    def require_another_thread(self) -> None:
         """Raises on the thread that reads, which would wait for itself.
 
         Raises:

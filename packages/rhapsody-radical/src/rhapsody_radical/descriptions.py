@@ -113,7 +113,7 @@ def can_work_in(path: str | Path) -> bool:
     """Tell whether RADICAL-Pilot's scripts, which do not quote paths, work in a directory."""
     where, name = os.path.split(path)
     real = _real(where) + name
-    return encodable(real) and not set(real) & set(" \t\n'\"$`\\*?[")
+    return encodable(real) and not set(real) & set(" \t\n'\"$`\\*?[&;()<>|")
 
 
 @lru_cache(maxsize=16)  # sandboxes are beside each other

@@ -16,6 +16,7 @@ from rhapsody_radical.raptor_config import checked, has_other_workers
 from rhapsody_radical.schema import PMGR_ACTIVE
 
 if TYPE_CHECKING:
+    from rhapsody_radical.connection import Connection
     from rhapsody_radical.functions import Functions
     from rhapsody_radical.links import Links
     from rhapsody_radical.threads import Worker
@@ -30,6 +31,7 @@ class KeptNames(ManagedBackend):
     raptor_mode: bool
     resource_pilot: Any
     _commands: Worker | None
+    _connection: Connection | None
     _functions: Functions
     _links: Links
     _selector: Generator[str, None, None]
@@ -86,6 +88,8 @@ class KeptNames(ManagedBackend):
             raise ValueError("functions='executable' does without RAPTOR: leave one of them out")
         self.require_running()
         assert self._commands is not None
+        assert self._connection is not None
+        self._connection.require_another_thread()  # it would wait for itself elsewhere
         config = checked(raptor_config)
         self._commands.submit(partial(self._functions.configure, config)).result()
         self.raptor_mode = True

@@ -206,15 +206,15 @@ def _end(note: dict[str, Any], *, quietly: bool) -> bool:
     jobs = batch.look(session)  # first: a job whose processes are killed here ends by itself
     done = (jobs is not None or "SLURM" not in managers) and batch.cancel(jobs or [])
     count = processes.end(session, patience=0.0) if note["boot"] == _boot() else 0
-    others = [batch.hint(session, name) for name in managers if name != "SLURM"]
+    others = [hint for name in managers if name != "SLURM" and (hint := batch.hint(session, name))]
     others += [] if done else ["Slurm did not do it, and is asked again at the next start"]
     log.log(
-        logging.INFO if quietly and done else logging.WARNING,
+        logging.INFO if quietly and not others else logging.WARNING,
         "RADICAL-Pilot session %s was not closed, and its client is gone: what it left was ended "
         "(processes on this machine: %d, batch jobs: %d); its files are in %s, to be looked at or "
         "deleted%s",
         session, count, len(jobs or []) if done else 0, directory,
-        "".join(f"; {each}" for each in others if each), extra={"session": session},
+        "".join(f"; {each}" for each in others), extra={"session": session},
     )  # fmt: skip
     return done
 

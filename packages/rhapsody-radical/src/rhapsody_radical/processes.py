@@ -57,9 +57,15 @@ def of_tasks(session: str, uids: Collection[str]) -> dict[str, list[psutil.Proce
 
 
 def titles(session: str) -> dict[str, set[str]]:
-    """Return the titles of RADICAL-Pilot's own processes by pilot, under "" those of the client."""
+    """Return the titles of RADICAL-Pilot's own processes by pilot, under "" those of the client.
+
+    Tasks' processes are left out: RAPTOR's workers make some of such titles for each call, and
+    tasks may run sessions of their own.
+    """
     found: dict[str, set[str]] = {}
     for process, variables in _matching(f"{MARK}={session}"):
+        if SESSION in variables:
+            continue
         with suppress(psutil.Error):
             title = "".join(process.cmdline()[:1]).strip()
             if title.startswith("rp."):

@@ -287,7 +287,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> b
     if not can_work_in(sandbox):
         raise DataError(
             f"task {task['name']!r}: RADICAL-Pilot cannot run it in {sandbox!r}: its scripts do "
-            "not quote paths with spaces, quotes, wildcards or dollar signs; give the engine "
+            "not quote paths with spaces, quotes, wildcards or the like; give the engine "
             "another directory: WorkflowEngine.create(..., work_dir='/tmp/rhapsody')"
         )
     if sandbox != below:

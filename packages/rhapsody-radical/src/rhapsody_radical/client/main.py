@@ -135,6 +135,8 @@ class Client:
         try:
             place = notes.place(Path(settings["work_dir"]))
             notes.take_over(place)
+            if self._stopping.is_set():
+                return
             self._leave_note(place)
             self.session.open(self._on_task, self._on_pilot, self._stopping)
             if self._stopping.is_set():
@@ -175,11 +177,11 @@ class Client:
             alone: Whether the program is gone.
         """
         self._stopping.set()
-        with suppress(TimeoutError):  # what is half open cannot be closed, but by force
-            self._started.exception(STARTING)
         if alone and self._note is not None:
             with suppress(OSError):  # a later start leaves the session alone then
                 self._note.closing()
+        with suppress(TimeoutError):  # what is half open cannot be closed, but by force
+            self._started.exception(STARTING)
         if self._watch is not None:
             self._watch.stop()
         self.session.close()

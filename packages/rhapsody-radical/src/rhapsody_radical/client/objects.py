@@ -85,7 +85,10 @@ class Calls:
 
     def _aside(self, number: int, function: Callable[[], Any]) -> None:
         reply, name = partial(self.reply, number, function), f"rhapsody-radical-call-{number}"
-        threading.Thread(target=reply, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=reply, name=name, daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads to give
+            self._say("reply", number, False, _packed_error(error))
 
     def reply(self, number: int, function: Callable[[], Any]) -> None:
         """Replies to the program's request of this number with what a function returns."""
@@ -146,7 +149,8 @@ class Calls:
         for cls, kind in CLASSES.items():
             if isinstance(value, cls):
                 return self._ref(value, kind)
-        if isinstance(value, dict):  # RADICAL-Pilot's own kinds of it, too
+        own = type(value).__module__.startswith("radical.")
+        if type(value) is dict or (own and isinstance(value, dict)):
             return {key: self.encoded(each) for key, each in value.items()}
         if isinstance(value, ru.Url):
             return str(value)

@@ -119,6 +119,8 @@ class Tasks:
             return
         for (entry, _), handle in zip(ready, handles, strict=True):
             entry.handle = handle
+            if entry.pair is not None and entry.pair.lost is not None:  # meanwhile
+                self.end(entry, "LOST", entry.pair.lost)
         if pilot.ended:  # meanwhile: the program has ended them
             self.drop(pilot)
 

@@ -16,9 +16,16 @@ PATIENCE = 20
 
 
 class Vitals:
-    """The components of one pilot, or of the client."""
+    """The components of one pilot, or of the client.
 
-    def __init__(self) -> None:
+    Args:
+        grows: Whether there may be more than at the first looks. Those that a program adds to
+            the client's are its own to end.
+    """
+
+    def __init__(self, *, grows: bool = True) -> None:
+        self._grows = grows
+        self._looks = 0
         self._seen: dict[str, int] = {}
         self._missing = 0
 
@@ -31,6 +38,9 @@ class Vitals:
             The title that no process has had for a while, `None` where all are there.
         """
         gone = [title for title in self._seen if self.knows(title) and title not in found]
+        self._looks += 1
+        if not self._grows and self._looks > CONFIRMED:
+            found = found & self._seen.keys()
         for title in found:
             self._seen[title] = self._seen.get(title, 0) + 1
         for title in [one for one in self._seen if not self.knows(one) and one not in found]:

@@ -39,7 +39,10 @@ class Watch:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._vitals = {"": Vitals(), **{pilot.uid: Vitals() for pilot in client.session.pilots}}
+        self._vitals = {
+            "": Vitals(grows=False),
+            **{pilot.uid: Vitals() for pilot in client.session.pilots},
+        }
         self._began = time.monotonic()
         self._said: dict[str, float] = {}
         self._seen: dict[str, float] = {}
