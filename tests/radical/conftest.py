@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
-from tests.radical.pilots import backend
+from tests.radical.pilots import active, backend
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # files that its import leaves open
@@ -45,11 +45,8 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RadicalExecutionBackend]:
     """One pilot for all tests of a module that leave it alive."""
-    made = await backend(work_dir=tmp_path_factory.mktemp("work"))
-    async with Driver(made) as driver:  # until the pilot is active
-        assert (await driver.run_one(driver.command("true"))).state == "DONE"
-    yield made
-    await made.shutdown()
+    async with active(backend(work_dir=tmp_path_factory.mktemp("work"))) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend
 
 FUNCTION_CORES = 2
@@ -24,6 +27,19 @@ def backend(pilots: Any = None, **settings: Any) -> RadicalExecutionBackend:
     settings.setdefault("function_cores", FUNCTION_CORES)
     settings.setdefault("work_dir", os.path.join(tempfile.gettempdir(), "rhapsody-radical-tests"))
     return RadicalExecutionBackend(resources() if pilots is None else pilots, **settings)
+
+
+@asynccontextmanager
+async def active(made: RadicalExecutionBackend) -> AsyncIterator[RadicalExecutionBackend]:
+    """Has the backend's pilot active, which a first task has run on, and shuts it down."""
+    try:
+        async with Driver(await made) as driver:
+            end = await driver.run_one(driver.command("true"))
+        if end.error is not None:
+            raise end.error
+        yield made
+    finally:
+        await made.shutdown()
 
 
 def customise(directory: Path, patch: pytest.MonkeyPatch, text: str) -> None:

@@ -20,9 +20,9 @@ from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.library import rp
 from tests.direct import check_direct_use
-from tests.radical.pilots import backend
+from tests.radical.pilots import active, backend
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180), pytest.mark.long]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 
 TOLD: list[tuple[str, str]] = []
@@ -34,9 +34,8 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Radica
     """One pilot for all tests here."""
     made = backend(work_dir=tmp_path_factory.mktemp("work"))
     made.register_pilot_callback(lambda *state: TOLD.append(state))
-    await made
-    yield made
-    await made.shutdown()
+    async with active(made):
+        yield made
 
 
 def own(task: Any, **settings: Any) -> Any:

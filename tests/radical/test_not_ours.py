@@ -24,7 +24,7 @@ from rhapsody_radical import processes
 from tests.machine import alive, gone
 from tests.radical.pilots import backend
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.long]
+pytestmark = pytest.mark.timeout(300)
 on_the_pilot = pytest.mark.asyncio(loop_scope="module")
 
 BUSY = """
