@@ -85,17 +85,20 @@ def test_a_sync_block_in_wait_is_not_said_to_go_on_after_a_signal(tmp_path: Path
         tmp_path / "program.py",
         """
         async def main():
-            async with WorkflowEngine.create() as flow:
+            async with WorkflowEngine.create(work_dir="work") as flow:
                 @flow.executable_task
                 def sleeper():
-                    asyncio.get_running_loop().call_later(0.2, say, "ready")
-                    return "sleep 1000"
+                    return "touch ../../begun; exec sleep 1000"
 
                 @flow.block
                 def part():
                     rhapsody.wait(sleeper())
 
-                await part()
+                whole = part()
+                while not os.path.exists("begun"):
+                    await asyncio.sleep(0.01)
+                say("ready")
+                await whole
 
         asyncio.run(main())
         """,

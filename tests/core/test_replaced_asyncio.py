@@ -36,10 +36,14 @@ async def main():
         await future.ended()
         say("cancelled", future.cancelled(), dependent.cancelled())
         unfinished = long()
+        await flow.shutdown()
     say("closed", unfinished.cancelled())
     async with WorkflowEngine.create(LocalExecutionBackend({executor!r})) as flow:
-        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
-        await flow.function_task(asyncio.sleep)(100)
+        future = flow.function_task(asyncio.sleep)(100)
+        while not flow.running:
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await future
 
 asyncio.run(main())
 """

@@ -22,7 +22,13 @@ from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop
 from rhapsody.backends.local.worker import pack_error
 from rhapsody.context import task_context
-from rhapsody.errors import BackendUnavailableError, CapabilityError, describe_error
+from rhapsody.errors import (
+    BackendUnavailableError,
+    CapabilityError,
+    describe_error,
+    set_traceback,
+    traceback_of,
+)
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -249,7 +255,7 @@ def _environment(site: Site, order: Order) -> Iterator[None]:
 
 def failure(error: BaseException) -> Reply:
     """The reply for an exception, with the traceback from the user's code on."""
-    trace = error.__traceback__
+    trace = traceback_of(error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
         trace = trace.tb_next
-    return Reply(FAILED, pack_error(error.with_traceback(trace)))
+    return Reply(FAILED, pack_error(set_traceback(error, trace)))
