@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,3 +102,19 @@ def make_credentials(directory: Path) -> tuple[str, str]:
     cert.write_text(security.tls_client_cert)
     os.chmod(key, 0o600)
     return str(key), str(cert)
+
+
+def uses_dask() -> Callable[[], int]:
+    """A task that uses Dask itself: it has the cluster that runs it make a sum.
+
+    Made here so that it travels by value: not all clusters have this module.
+    """
+
+    def computes_on_dask() -> int:
+        from distributed import worker_client
+
+        with worker_client() as client:
+            total: int = client.submit(sum, [1, 2]).result()
+        return total
+
+    return computes_on_dask

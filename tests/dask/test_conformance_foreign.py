@@ -10,7 +10,7 @@ import pytest
 
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
-from tests.dask.clusters import CannotStart, foreign
+from tests.dask.clusters import CannotStart, foreign, uses_dask
 
 
 class TestDaskForeign(BackendConformance):
@@ -50,3 +50,6 @@ class TestDaskForeign(BackendConformance):
 
     async def make_failing_backend(self) -> DaskExecutionBackend:
         return CannotStart(**self.given)
+
+    def library_function(self) -> Any:
+        return uses_dask()

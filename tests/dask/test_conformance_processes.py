@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
-from tests.dask.clusters import CannotStart
+from tests.dask.clusters import CannotStart, uses_dask
 
 RESOURCES = {"n_workers": 2, "threads": 1, "gpus": 1, "memory_limit": "1 GiB"}
 
@@ -35,3 +35,6 @@ class TestDaskProcesses(BackendConformance):
 
     async def make_failing_backend(self) -> DaskExecutionBackend:
         return CannotStart({**RESOURCES, "n_workers": 1})
+
+    def library_function(self) -> Any:
+        return uses_dask()

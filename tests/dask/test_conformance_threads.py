@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rhapsody.testing import BackendConformance
 from rhapsody_dask import DaskExecutionBackend
-from tests.dask.clusters import CannotStart
+from tests.dask.clusters import CannotStart, uses_dask
 
 RESOURCES = {
     "processes": False,
@@ -21,6 +21,7 @@ RESOURCES = {
 class TestDaskThreads(BackendConformance):
     cores = 2
     gpus = 2
+    shares_memory = False  # each task unpacks its own
     backend_scope = "class"
     cycles = 4
     fan = 300
@@ -41,3 +42,6 @@ class TestDaskThreads(BackendConformance):
 
     async def make_failing_backend(self) -> DaskExecutionBackend:
         return CannotStart(RESOURCES)
+
+    def library_function(self) -> Any:
+        return uses_dask()

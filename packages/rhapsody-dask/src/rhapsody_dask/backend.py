@@ -476,7 +476,8 @@ class DaskExecutionBackend(ManagedBackend):
         self._links.implicit(self._own(), src_task, dst_task)
 
     def _own(self) -> str:
-        return os.path.join(self.session.path, self.session.uid)
+        session = self.session
+        return os.path.join(session.path, session.uid) if session.chosen else session.temporary
 
 
 class _Answer(dict[str, Any]):

@@ -76,4 +76,4 @@ async def entry_of(client: Any, future: Any) -> Entry:
             raise ValueError(
                 f"an argument is Dask's {future!r}, which its scheduler does not know: {cure}"
             ) from None
-    return Entry(future.key, future_type()(future.key, client))
+    return Entry(future.key, future_type()(future.key, client), 0)

@@ -20,6 +20,9 @@ from rhapsody_dask.worker.messages import DONE, Reply
 LINGER = 1.0
 """Seconds that an argument stays after its last task, for the next one of a chain."""
 
+IDLE = 64 << 20
+"""Bytes that stay so, at most; the last argument does in any case."""
+
 
 class Entry:
     """One argument on the cluster.
@@ -27,15 +30,17 @@ class Entry:
     Attributes:
         digest: What it is known by.
         future: Dask's future of it, or the argument itself where no worker could hold it.
+        size: Its bytes.
         users: How many tasks use it.
         timer: What gives it up after its last task.
     """
 
-    __slots__ = ("digest", "future", "timer", "users")
+    __slots__ = ("digest", "future", "size", "timer", "users")
 
-    def __init__(self, digest: str, future: Any) -> None:
+    def __init__(self, digest: str, future: Any, size: int) -> None:
         self.digest: str = digest
         self.future: Any = future
+        self.size: int = size
         self.users: int = 0
         self.timer: asyncio.TimerHandle | None = None
 
@@ -56,6 +61,7 @@ class Shared:
     def __init__(self, client: Any, prefix: str) -> None:
         self._client = client
         self._prefix = prefix
+        self._idle: dict[Entry, None] = {}  # without users, the oldest first
         self._entries: dict[str, Entry] = {}
 
     def __len__(self) -> int:
@@ -88,17 +94,19 @@ class Shared:
         return entries
 
     async def _send(self, digest: str, reply: Reply) -> Entry:
+        size = len(reply.payload) + sum(len(buffer.raw()) for buffer in reply.buffers)
         if not await self._client.scheduler.ncores_running():
-            return Entry(digest, reply)  # Dask would wait for a worker, and then give up
+            return Entry(digest, reply, size)  # Dask would wait for a worker, and then give up
         key = f"{self._prefix}{digest}"
         futures = await self._client.scatter({key: reply}, hash=False)
-        entry = self._entries.setdefault(digest, Entry(digest, None))
+        entry = self._entries.setdefault(digest, Entry(digest, None, size))
         entry.future = futures[key]
         return entry
 
     def use(self, entry: Entry) -> None:
         """Adds a user."""
         entry.users += 1
+        self._idle.pop(entry, None)
         if entry.timer is not None:
             entry.timer.cancel()
             entry.timer = None
@@ -109,9 +117,15 @@ class Shared:
         if entry.users == 0:
             loop = asyncio.get_running_loop()
             entry.timer = loop.call_later(LINGER, self._drop, entry)
+            self._idle[entry] = None
+            while len(self._idle) > 1 and sum(each.size for each in self._idle) > IDLE:
+                self._drop(next(iter(self._idle)))
 
     def _drop(self, entry: Entry) -> None:
         if entry.users == 0:
+            self._idle.pop(entry, None)
+            if entry.timer is not None:
+                entry.timer.cancel()
             if self._entries.get(entry.digest) is entry:
                 del self._entries[entry.digest]
             entry.future = None
@@ -123,6 +137,7 @@ class Shared:
                 entry.timer.cancel()
             entry.future = None
         self._entries.clear()
+        self._idle.clear()
 
 
 def _snapshot(big: Big) -> tuple[str, Reply]:
