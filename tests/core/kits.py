@@ -19,8 +19,7 @@ class Quick(BackendConformance):
     big_bytes = 100_000
     output_bytes = 200_000
     cycles = 4
-    closures = 16
-    closure_bytes = 4_000_000
+    closures = 11
     cores = 2
     shares_memory = False
 

@@ -322,7 +322,10 @@ async def test_a_uid_of_a_live_engine_is_refused(tmp_path: Path) -> None:
 
 async def test_an_engine_of_a_loop_that_is_gone_keeps_no_uid(tmp_path: Path) -> None:
     async def leave() -> WorkflowEngine:
-        return await WorkflowEngine.create(uid="left", work_dir=tmp_path, handle_signals=False)
+        backend = Scripted()  # which keeps nothing of the process
+        return await WorkflowEngine.create(
+            backend, uid="left", work_dir=tmp_path, handle_signals=False
+        )
 
     left = await asyncio.to_thread(asyncio.run, leave())
     async with WorkflowEngine.create(uid="left", work_dir=tmp_path):

@@ -144,7 +144,8 @@ class History:
     ) -> None:
         options: dict[str, Any] = {}
         if kind != "block":
-            options = {"retries": RetryPolicy(*retries), "timeout": timeout}
+            options = {"retries": RetryPolicy(*retries)}
+            options |= {"timeout": timeout} if kind == "part" else {}
             options |= {"limit": limit} if limit and kind == "part" else {}
         if self.closed:
             with pytest.raises(RuntimeError, match="shut down"):

@@ -42,7 +42,8 @@ class Settings:
             `False`.
         closures: How many functions run one after the other that each hold
             `closure_bytes`.
-        closure_bytes: Bytes that each of them holds.
+        closure_bytes: Bytes that each of them holds. More than 32 MiB, glibc's highest
+            `M_MMAP_THRESHOLD`, are seen to be given back as soon as they are.
         backend_scope: `"test"` makes a backend for each check, `"class"` one for
             all checks that do not stop it, for backends that are slow to start; one
             that a check has started is then left to a check that stops one.
@@ -81,7 +82,7 @@ class Settings:
     separate_processes: ClassVar[bool] = False
     shares_memory: ClassVar[bool | None] = None
     closures: ClassVar[int] = 100
-    closure_bytes: ClassVar[int] = 30_000_000
+    closure_bytes: ClassVar[int] = 34_000_000
     backend_scope: ClassVar[Literal["test", "class"]] = "test"
     stands_alone: ClassVar[bool] = True
     leaves_behind: ClassVar[Sequence[str]] = ()
