@@ -118,3 +118,17 @@ async def test_resources_may_be_a_dict(executor: str) -> None:
         )
     assert (fits[0], wrong[0]) == ("DONE", "FAILED")
     assert "'core'" in str(wrong[1]["exception"])
+
+
+async def test_a_backend_may_put_its_systems_session_in_the_place_of_ours() -> None:
+    class Own(SmallBackend):
+        async def start(self) -> None:
+            self.session = Theirs()  # type: ignore[assignment]
+
+    class Theirs:
+        uid = "theirs"
+        path = "/"
+
+    backend = await Own()
+    await backend.shutdown()
+    assert str(backend.state()) == "shutdown"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
 
+from rhapsody import LocalExecutionBackend
 from tests.core.engine_fixtures import Machine, engine, on_machines
-from tests.core.scripted import Scripted, outcome
+from tests.core.scripted import Scripted, outcome, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -228,3 +231,22 @@ async def test_a_builder_runs_again_for_each_attempt_or_keeps_its_command() -> N
         backend.done(second, "done\n")
         assert await future == "done\n"
         assert len(calls) in (1, 2)
+
+
+async def test_a_coroutine_that_gave_a_command_leaves_nothing_to_the_collector() -> None:
+    async with engine(LocalExecutionBackend()) as flow:
+
+        @flow.executable_task
+        async def command() -> str:
+            return "true"
+
+        gc.disable()
+        try:
+            future = command()
+            await future
+            await future.ended()
+            gone = weakref.ref(future)
+            del future
+            await until(lambda: gone() is None)
+        finally:
+            gc.enable()

@@ -328,6 +328,7 @@ async def test_a_service_is_known_to_radical_pilot(
     made: RadicalExecutionBackend, driver: Driver
 ) -> None:
     service = driver.service("echo 'at host:4711'; sleep 600", ready=r"stdout:at (\S+)")
+    service["uid"] = "known.service.1"  # which can be part of a variable's name
     await driver.submit(service)
     assert await driver.ready(service) == "host:4711"
     handle = await asyncio.to_thread(made.task_manager.get_tasks, service["uid"])

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from functools import partial
 from typing import Any, TypeVar
 
-from rhapsody.errors import is_a
+from rhapsody.errors import is_a, set_traceback, traceback_of
 
 T = TypeVar("T")
 
@@ -83,8 +81,8 @@ def begun(
     loop = asyncio.get_running_loop()
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=loop, name=name, context=context, eager_start=True)
-    first: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    rest = _rest(coroutine, first.result)
+    first: dict[str, Any] = {}
+    rest = _rest(coroutine, first)
     rest.send(None)
     task: asyncio.Task[T] = loop.create_task(rest, name=name, context=context)
     caller = asyncio.current_task()
@@ -92,9 +90,12 @@ def begun(
         asyncio._leave_task(loop, caller)
     asyncio._enter_task(loop, task)
     try:
-        first.set_result(context.run(coroutine.send, None))
+        first["waits for"] = context.run(coroutine.send, None)
+    except StopIteration as end:
+        first["value"] = end.value
     except BaseException as error:  # the coroutine's own, which is the task's
-        first.set_exception(error)
+        trace = traceback_of(error)  # this frame in it would hold the task
+        first["error"] = set_traceback(error, trace.tb_next if trace is not None else None)
     finally:
         asyncio._leave_task(loop, task)
         if caller is not None:
@@ -102,23 +103,29 @@ def begun(
     return task
 
 
-def _rest(coroutine: Coroutine[Any, Any, T], step: Callable[[], Any]) -> Generator[Any, None, T]:
+def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator[Any, None, T]:
     """What is left of a coroutine whose first step somebody else has taken."""
     try:
         try:
             yield  # until its task runs, or is cancelled before that
         except BaseException as error:
-            if coroutine.cr_frame is None:  # type: ignore[attr-defined]
+            if "waits for" not in first:
                 raise
-            step = partial(coroutine.throw, error)
+            waits_for = coroutine.throw(error)
+        else:
+            if "error" in first:
+                raise first.pop("error")
+            if "value" in first:
+                value: T = first["value"]
+                return value
+            waits_for = first["waits for"]
         while True:
-            waits_for = step()
             try:
                 yield waits_for
             except BaseException as error:
-                step = partial(coroutine.throw, error)
+                waits_for = coroutine.throw(error)
             else:
-                step = partial(coroutine.send, None)
+                waits_for = coroutine.send(None)
     except StopIteration as end:
-        value: T = end.value
-        return value
+        last: T = end.value
+        return last

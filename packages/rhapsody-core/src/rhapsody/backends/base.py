@@ -101,6 +101,7 @@ class ManagedBackend(BaseExecutionBackend):
                 f"got {max_running!r}"
             )
         self.session: Session = Session()
+        self._own_session = self.session  # a backend may put its system's in the place of this
         self.__room = None if max_running is None else asyncio.Semaphore(max_running)
         self.__begun: set[str] = set()
         self._state = "initialized"
@@ -217,8 +218,9 @@ class ManagedBackend(BaseExecutionBackend):
                 await self._tidy()
 
     async def _tidy(self) -> None:
-        if os.path.isdir(self.session.temporary):  # noqa: ASYNC240 - one look
-            await asyncio.to_thread(shutil.rmtree, self.session.temporary, ignore_errors=True)
+        temporary = self._own_session.temporary
+        if os.path.isdir(temporary):  # noqa: ASYNC240 - one look
+            await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
 
     # Tasks.
 
