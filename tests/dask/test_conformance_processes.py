@@ -17,6 +17,7 @@ class TestDaskProcesses(BackendConformance):
     gpus = 2
     separate_processes = True
     backend_scope = "class"
+    closures = 100
     cycles = 4
     fan = 300
     time_limit = 60

@@ -49,7 +49,7 @@ BREAKS = {
         "rhapsody.backends.base.ManagedBackend.require_running: Public object was removed",
     ),
     "every backend must have a new method": (
-        "backends/base.py",
+        "backends/interface.py",
         "    @abstractmethod\n    def state(self)",
         "    @abstractmethod\n    def pause(self) -> None: ...\n\n"
         "    @abstractmethod\n    def state(self)",

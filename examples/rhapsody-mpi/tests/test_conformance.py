@@ -19,6 +19,7 @@ class TestMPI(BackendConformance):
     """Some hundred checks; each says in its failure which rule was broken."""
 
     stands_alone = False
+    closures = 10  # which take a second each through MPI
 
     async def make_backend(self) -> MPIBackend:
         """Makes the backend that is proved."""

@@ -81,7 +81,7 @@ class Settings:
     dry: ClassVar[bool] = False
     separate_processes: ClassVar[bool] = False
     shares_memory: ClassVar[bool | None] = None
-    closures: ClassVar[int] = 100
+    closures: ClassVar[int] = 20
     closure_bytes: ClassVar[int] = 34_000_000
     backend_scope: ClassVar[Literal["test", "class"]] = "test"
     stands_alone: ClassVar[bool] = True
