@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import tracemalloc
 import weakref
 from collections.abc import Iterator
@@ -75,6 +76,8 @@ async def test_an_idle_thread_holds_nothing(kind: str, function: Any) -> None:
                 held.add(await task(data))
 
         await use()
+        if function is fail_later and sys.version_info >= (3, 13):
+            gc.collect()  # there what it raised is in a circle with its own frames
         await become(lambda: not held)
 
 
