@@ -73,7 +73,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
             self._depth = cause._depth + 1
             if cause._links() >= LINKS:
                 cause = cause._shortened()
-        self.__cause__ = cause
+        set_cause(self, cause)
         return self
 
     def _links(self) -> int:
