@@ -73,10 +73,11 @@ class Found:
 
         From then on `fill` is for the copies.
         """
-        done: dict[int, Any] = {}
-        args = tuple(_copied(value, self._touched, done) for value in args)
-        kwargs = {key: _copied(value, self._touched, done) for key, value in kwargs.items()}
-        self._touched = set(map(id, done.values()))
+        made: dict[int, Any] = {}
+        copied = _rebuilding(self._touched, made, lambda value: value, _changed)
+        args = tuple(map(copied, args))
+        kwargs = {key: copied(value) for key, value in kwargs.items()}
+        self._touched = set(map(id, made.values()))
         return args, kwargs
 
     def fill(self, value: Any, replace: Callable[[Any], Any]) -> Any:
@@ -84,7 +85,15 @@ class Found:
 
         Containers without any are handed on as they are; others are copied.
         """
-        return _fill(value, replace, self._touched, {})
+
+        def filled(leaf: Any) -> Any:
+            if type(leaf) is literal:
+                return leaf.value
+            if asyncio.isfuture(leaf) or isinstance(leaf, InputFile | OutputFile):
+                return replace(leaf)
+            return leaf
+
+        return _rebuilding(self._touched, {}, filled, _replaced)(value)
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None:
@@ -253,63 +262,50 @@ def _replaced(value: Any, changes: dict[str, Any]) -> Any:
     """A dataclass with other values in its `init` fields."""
     if _made_anew(type(value)):
         return dataclasses.replace(value, **changes)
-    new = copy.copy(value)  # with what `__init__` does not know, and without calling it
+    return _changed(value, changes)
+
+
+def _changed(value: Any, changes: dict[str, Any]) -> Any:
+    """A copy of a dataclass with other values, made without calling its `__init__`."""
+    new = copy.copy(value)  # with what `__init__` does not know
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # frozen ones too
     return new
 
 
-def _copied(value: Any, touched: set[int], done: dict[int, Any]) -> Any:
-    """The value with copies of those containers in it that are `touched`, by their ids."""
-    key = id(value)
-    if key not in touched:
-        return value
-    if key in done:
-        return done[key]
-    kind = type(value)
-    new: Any
-    if kind is dict:
-        new = {k: _copied(v, touched, done) for k, v in value.items()}
-    elif kind is list or kind is set or kind is tuple:
-        new = kind(_copied(v, touched, done) for v in value)
-    elif isinstance(value, tuple):
-        new = kind._make(_copied(v, touched, done) for v in value)
-    else:
-        new = copy.copy(value)
-        for field in dataclasses.fields(value):
-            if field.init:
-                inner = _copied(getattr(value, field.name), touched, done)
-                object.__setattr__(new, field.name, inner)  # frozen ones too
-    done[key] = new
-    return new
+def _rebuilding(
+    touched: set[int],
+    made: dict[int, Any],
+    leaf: Callable[[Any], Any],
+    dataclass: Callable[[Any, dict[str, Any]], Any],
+) -> Callable[[Any], Any]:
+    """Return what makes anew the containers in a value that are on the way to futures and files.
 
+    Args:
+        touched: The ids of these containers.
+        made: What was made in their places, by the same ids, as one may be in several values.
+        leaf: Gives what takes the place of a value that is none of them.
+        dataclass: Makes a dataclass with other values in its `init` fields.
+    """
 
-def _fill(
-    value: Any, replace: Callable[[Any], Any], touched: set[int], done: dict[int, Any]
-) -> Any:
-    kind = type(value)
-    if kind is literal:
-        return value.value
-    if asyncio.isfuture(value) or isinstance(value, InputFile | OutputFile):
-        return replace(value)
-    key = id(value)
-    if key not in touched:
-        return value
-    if key in done:
-        return done[key]
-    new: Any
-    if kind is dict:
-        new = {k: _fill(v, replace, touched, done) for k, v in value.items()}
-    elif kind is list or kind is set or kind is tuple:
-        new = kind(_fill(v, replace, touched, done) for v in value)
-    elif isinstance(value, tuple):
-        new = kind._make(_fill(v, replace, touched, done) for v in value)
-    else:
-        changes = {
-            field.name: _fill(getattr(value, field.name), replace, touched, done)
-            for field in dataclasses.fields(value)
-            if field.init
-        }
-        new = _replaced(value, changes)
-    done[key] = new
-    return new
+    def rebuild(value: Any) -> Any:
+        key = id(value)
+        if key not in touched:
+            return leaf(value)
+        if key in made:
+            return made[key]
+        kind = type(value)
+        new: Any
+        if kind is dict:
+            new = {k: rebuild(v) for k, v in value.items()}
+        elif kind is list or kind is set or kind is tuple:
+            new = kind(map(rebuild, value))
+        elif isinstance(value, tuple):
+            new = kind._make(map(rebuild, value))
+        else:
+            fields = [field.name for field in dataclasses.fields(value) if field.init]
+            new = dataclass(value, {name: rebuild(getattr(value, name)) for name in fields})
+        made[key] = new
+        return new
+
+    return rebuild
