@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,9 @@ RESERVED = ".rhapsody."
 
 OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
 """Where a sandbox holds what its task printed: hidden, and never linked to dependents."""
+
+STDERR_TAIL = 2000
+"""Characters of standard error that the error of a task holds."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -215,6 +218,16 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
             continue
         break
     return path
+
+
+def stderr_tail(task: Mapping[str, Any]) -> str:
+    """Return the end of what a task has written to standard error, which may be in a file."""
+    stderr = task.get("stderr")
+    if not isinstance(stderr, str):
+        return ""
+    if task.get("capture") == "files":
+        stderr = end_of_file(stderr, STDERR_TAIL)
+    return stderr[-STDERR_TAIL:]
 
 
 def end_of_file(path: str, count: int) -> str:

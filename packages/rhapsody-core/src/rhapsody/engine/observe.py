@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rhapsody.errors import DependencyFailureError, describe_error
+from rhapsody.errors import DependencyFailureError, describe_error, is_a, vars_of
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
 
@@ -191,9 +191,9 @@ class Failures:
 
     def add(self, node: Node, error: BaseException) -> None:
         """Notes a failure, and marks its exception as the engine's own."""
-        _attributes(error)[_MARK] = self._uid
+        vars_of(error)[_MARK] = self._uid
         name = f"{node.task.name!r} ({node.future.uid})"
-        skipped = isinstance(error, DependencyFailureError)
+        skipped = is_a(error, DependencyFailureError)
         self._counts[skipped] += 1
         if skipped and len(self._skipped) < _SHOWN:
             self._skipped.append(name)
@@ -202,9 +202,9 @@ class Failures:
 
     def include(self, error: BaseException) -> bool:
         """Whether an exception is that of one of the engine's tasks, or a group of such."""
-        if isinstance(error, BaseExceptionGroup):
+        if is_a(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
-        return bool(_attributes(error).get(_MARK) == self._uid)
+        return bool(vars_of(error).get(_MARK) == self._uid)
 
     def __str__(self) -> str:
         failed, skipped = self._counts
@@ -220,12 +220,6 @@ _SHOWN = 10
 
 def _listed(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
-
-
-def _attributes(error: BaseException) -> dict[str, Any]:
-    """An exception's attributes, past what its class makes of a look at them."""
-    found: dict[str, Any] = BaseException.__getattribute__(error, "__dict__")
-    return found
 
 
 class Tally:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.mailbox import Mailbox
-from rhapsody.data import end_of_file
+from rhapsody.data import stderr_tail
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.errors import TaskFailedError, describe_error, is_a
@@ -34,9 +34,6 @@ RUNNING = TasksMainStates.RUNNING
 
 STARTED = frozenset({Work.RUNNING, Work.SERVING, Work.CANCELING})
 """Where it is no news that a task runs. A backend may have several states that mean it."""
-
-STDERR_TAIL = 2000
-"""Characters of standard error that a `TaskFailedError` holds."""
 
 COMMAND_SHOWN = 500
 """Characters of a command that the message of a `TaskFailedError` shows."""
@@ -249,7 +246,7 @@ class Updates:
                     f"service {node.task.name!r} ({node.future.uid}) ended before it was "
                     f"ready: {_ending(task)}",
                     exit_code=task.get("exit_code"),
-                    stderr=_tail(task),
+                    stderr=stderr_tail(task),
                 ),
             )
             return
@@ -322,7 +319,7 @@ def _error(node: Node, task: Mapping[str, Any]) -> BaseException:
         message = f"{name} ended with exit code {task['exit_code']}"
         if command:
             message += f": {_shown(command)}"
-    tail = _tail(task)
+    tail = stderr_tail(task)
     if tail:
         message += f"\n{tail.rstrip()}"
     return TaskFailedError(message, exit_code=task.get("exit_code"), stderr=tail, command=command)
@@ -343,15 +340,6 @@ def _shown(command: str) -> str:
     """As much of a command as a message may hold; the error's `command` has all of it."""
     more = len(command) - COMMAND_SHOWN
     return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} characters more]"
-
-
-def _tail(task: Mapping[str, Any]) -> str:
-    stderr = task.get("stderr")
-    if not isinstance(stderr, str):
-        return ""
-    if task.get("capture") == "files":
-        stderr = end_of_file(stderr, STDERR_TAIL)
-    return stderr[-STDERR_TAIL:]
 
 
 def _ending(task: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from rhapsody.backends.local.aside import call_ready, in_thread
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job
-from rhapsody.data import OUTPUT_FILES, end_of_file, plain_name
+from rhapsody.data import OUTPUT_FILES, plain_name, stderr_tail
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import TaskDescription
 
@@ -39,9 +39,6 @@ SEEN = 1 << 16
 
 QUIET = 0.1
 """Seconds without more output after which the end of an unfinished line is taken for its end."""
-
-STDERR_TAIL = 2000
-"""Characters of standard error that the error of a service holds."""
 
 HOST = "127.0.0.1"
 
@@ -269,10 +266,7 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
         task: Its description, with its output.
         code: Its exit code, where that is known.
     """
-    stderr = task.get("stderr", "")
-    if task.get("capture") == "files":
-        stderr = end_of_file(stderr, STDERR_TAIL)
-    tail = stderr[-STDERR_TAIL:]
+    tail = stderr_tail(task)
     said = f": {tail.strip()}" if tail.strip() else ""
     return TaskFailedError(
         f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
