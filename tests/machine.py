@@ -21,6 +21,13 @@ def free_port() -> int:
         return port
 
 
+async def connect(host: str, port: int) -> None:
+    """Opens a connection, and closes it again; raises where nobody listens."""
+    _, writer = await asyncio.open_connection(host, port)
+    writer.close()
+    await writer.wait_closed()
+
+
 def alive(pid: int) -> bool:
     """Whether a process does anything still; a zombie that nobody reaps does not."""
     try:

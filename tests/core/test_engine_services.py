@@ -17,7 +17,7 @@ import pytest
 from rhapsody import CapabilityError, TaskFailedError, TaskTimeoutError
 from tests.core.engine_fixtures import engine, local_threads
 from tests.core.scripted import RUNS_ALL, ManualClock, Scripted, Stubborn, outcome, turns, until
-from tests.machine import alive, free_port
+from tests.machine import alive, connect, free_port
 
 pytestmark = pytest.mark.asyncio
 
@@ -355,9 +355,7 @@ async def test_ready_by_a_port() -> None:
         host, found = where
         assert found == port
         async with asyncio.timeout(10):
-            _, writer = await asyncio.open_connection(host, found)
-        writer.close()
-        await writer.wait_closed()
+            await connect(host, found)
 
 
 async def test_ready_on_a_free_port_of_its_host() -> None:
@@ -368,9 +366,7 @@ async def test_ready_on_a_free_port_of_its_host() -> None:
         where: list[Any] = [await first, await second]
         assert where[0] != where[1]
         for host, port in where:
-            _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-            await writer.wait_closed()
+            await connect(host, port)
 
 
 async def test_a_service_does_not_begin_beside_what_listens_on_its_port() -> None:

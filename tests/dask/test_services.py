@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
+from tests.machine import connect
 
 pytestmark = pytest.mark.asyncio
 
@@ -52,9 +53,7 @@ async def test_a_service_gets_a_free_port_of_its_workers_host(flow: WorkflowEngi
     where: list[Any] = [await first, await second]
     assert where[0] != where[1]
     for host, port in where:
-        _, writer = await asyncio.open_connection(host, port)
-        writer.close()
-        await writer.wait_closed()
+        await connect(host, port)
     for service in (first, second):
         service.cancel()
         await service.ended()

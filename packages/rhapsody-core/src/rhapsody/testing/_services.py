@@ -12,7 +12,7 @@ from typing import Any
 
 from rhapsody.errors import CapabilityError
 from rhapsody.task import TaskDescription
-from rhapsody.testing._driver import Driver
+from rhapsody.testing._driver import Driver, Finished
 from rhapsody.testing._executables import text_of
 from rhapsody.testing._rules import FUNCTION_SERVICES, SERVICES, SHARED, cancels
 from rhapsody.testing._running import check
@@ -85,14 +85,12 @@ class Services:
             service = driver.service("sleep 600", ready=f"tcp:{stranger.getsockname()[1]}")
             await driver.submit(service)
             trial.doing("waiting for a service whose port is in use")
-            try:
-                value = await driver.ready(service)
-            except Exception:  # whatever says so
-                end = await driver.finished(service)
-                trial.require(end.state is FAILED, f"{end}")
-                trial.require("ready='tcp'" in str(end.error), f"no cure in {end.error!r}")
-            else:
-                trial.require(False, f"its readiness is {value!r}, and it listens nowhere")
+            value, end = await _ready_or_ended(driver, service)
+        if end is None:
+            trial.require(False, f"its readiness is {value!r}, and it listens nowhere")
+        else:
+            trial.require(end.state is FAILED, f"{end}")
+            trial.require("ready='tcp'" in str(end.error), f"no cure in {end.error!r}")
 
     @check(
         "C7.6",
@@ -107,10 +105,8 @@ class Services:
         service = driver.service(f'test "$PORT" = "{{port}}" && {listen}', ready="tcp")
         await driver.submit(service)
         trial.doing("waiting for a service with ready='tcp'")
-        try:
-            value = await driver.ready(service)
-        except Exception:  # whatever says so
-            end = await driver.finished(service)
+        value, end = await _ready_or_ended(driver, service)
+        if end is not None:
             trial.require(isinstance(end.error, CapabilityError), f"{end}: {end.error!r}")
             return
         trial.require(
@@ -211,6 +207,14 @@ async def _serve(
     if expected is not None:
         trial.require(value == expected, f"its readiness is {value!r}, not {expected!r}")
     return value
+
+
+async def _ready_or_ended(driver: Driver, service: TaskDescription) -> tuple[Any, Finished | None]:
+    """The readiness of a service, or how it ended where it is not ready."""
+    try:
+        return await driver.ready(service), None
+    except Exception:  # whatever says so
+        return None, await driver.finished(service)
 
 
 async def _connect(address: Any) -> None:
