@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.base import CompletedExecutable, ManagedBackend
+from rhapsody.data import plain_name
+from rhapsody.errors import DataError
 from rhapsody.task import TaskDescription
 from tests.core.small_backend import SmallBackend
 
@@ -141,6 +145,28 @@ class SharesOneSandbox(SmallBackend):
     async def _execute(self, task: TaskDescription) -> CompletedExecutable:
         task["sandbox"] = os.path.dirname(task["sandbox"])
         return await super()._execute(task)
+
+
+class CopiesOut(SmallBackend):
+    """No fault: gives what is in its sandboxes."""
+
+    capabilities = dataclasses.replace(SMALL, copies_files_out=True)
+
+    async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
+        try:
+            shutil.copyfile(os.path.join(task["sandbox"], plain_name(name)), path)
+        except OSError as error:
+            raise DataError(f"no file {name!r}") from error
+
+
+class CopiesOutWhatIsOutside(CopiesOut):
+    async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
+        shutil.copyfile(os.path.join(task["sandbox"], name), path)
+
+
+class CopiesNothingOut(CopiesOut):
+    async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
+        shutil.copyfile(os.devnull, path)
 
 
 class MakesPublicSandboxes(SmallBackend):

@@ -261,6 +261,9 @@ class Distant(Linking):
 
     copies = 0
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name, Capabilities(files=True, sandboxes=True, copies_files_out=True))
+
     async def copy_file_out(self, task: Mapping[str, Any], name: str, path: Path) -> None:
         self.copies += 1
         path.write_text(f"{name} of {task['uid']}")
@@ -269,7 +272,7 @@ class Distant(Linking):
 async def test_a_file_of_a_distant_backend_is_copied_once_through_the_work_dir(
     work: Path,
 ) -> None:
-    far = Distant("far", Capabilities(files=True, sandboxes=True))
+    far = Distant("far")
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
     source = Outcome("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")

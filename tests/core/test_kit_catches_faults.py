@@ -105,6 +105,16 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C7.5: each executable runs in a directory of its own: ",
     ),
     (
+        faulty.CopiesNothingOut,
+        "test_a_file_is_copied_out",
+        "C8: a file that a task left can be copied out: the copy holds ''",
+    ),
+    (
+        faulty.CopiesOutWhatIsOutside,
+        "test_a_file_is_copied_out",
+        "C8: a file that a task left can be copied out: for 'never' it raised FileNotFoundError(2",
+    ),
+    (
         faulty.MakesPublicSandboxes,
         "test_a_sandbox_is_private",
         "C7.17: sandboxes are where the task says and private: the mode of ",
@@ -392,11 +402,19 @@ def test_a_planted_fault_is_found_and_its_clause_named(
     assert str(raised.value).startswith(message)
 
 
+RIGHT: dict[str, type[SmallBackend]] = {
+    "test_a_file_is_copied_out": faulty.CopiesOut,
+    "test_tasks_do_not_share_a_functions_state": faulty.Copying,
+    "test_tasks_do_not_share_arguments": faulty.Copying,
+}
+"""What is checked only of a backend that can do it."""
+
+
 @pytest.mark.parametrize("scope", get_args(Scope))
 @pytest.mark.parametrize("check", sorted({check for _, check, _ in FAULTS}))
 def test_without_the_fault_the_same_check_passes_or_is_skipped(check: str, scope: Scope) -> None:
     try:
-        backend = faulty.Copying if "do_not_share" in check else SmallBackend
+        backend = RIGHT.get(check, SmallBackend)
         prove(kit_on(backend, Patient, scope), check)
     except pytest.skip.Exception as skipped:
         assert "declare" in str(skipped)  # noqa: PT017

@@ -24,6 +24,7 @@ MEANINGS = {
     "sandboxes": "a directory for each task",
     "files": "input and output files",
     "shared_file_system": "sees the engine's file system",
+    "copies_files_out": "gives files out of sandboxes",
     "resources": "resources it honours",
     "binds": "of these, enforced",
     "captures_output": "what functions print is kept",

@@ -12,18 +12,21 @@ import logging
 import os
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from rhapsody.aio import asked_to_stop
 from rhapsody.backends.base import Capabilities, ManagedBackend
+from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.task import TaskDescription, seconds, task_kind
 from rhapsody_dask import options, states
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.capabilities import CLUSTER
 from rhapsody_dask.connection import Connection, NotStartedError
-from rhapsody_dask.files import Links, View
+from rhapsody_dask.files import Links, View, copy_out
 from rhapsody_dask.held import HeldValues
 from rhapsody_dask.losses import Losses
 from rhapsody_dask.outcome import Outcomes, reference_lost
@@ -474,6 +477,14 @@ class DaskExecutionBackend(ManagedBackend):
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Notes that a task needs all that another left in its sandbox, but what it printed."""
         self._links.implicit(self._own(), src_task, dst_task)
+
+    async def copy_file_out(self, task: Mapping[str, Any], name: str, path: Path) -> None:
+        """Copies a file that a task left, which has come back from where its worker was.
+
+        Raises:
+            DataError: It is not there, or its name could leave the sandbox.
+        """
+        await in_thread(partial(copy_out, task, self._own(), name, path))
 
     def _own(self) -> str:
         session = self.session

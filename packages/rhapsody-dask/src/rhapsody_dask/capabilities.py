@@ -13,6 +13,7 @@ CLUSTER = Capabilities(
     sandboxes=True,
     files=True,
     shared_file_system=True,
+    copies_files_out=True,
     resources=frozenset({"cores", "gpus", "memory", "walltime"}),
     captures_output=True,
     reports_running=True,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
@@ -155,6 +157,19 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     task["sandbox"] = directory
     promised = task["metadata"]["output_files"]
     return [name for name in promised if not os.path.exists(os.path.join(directory, name))]
+
+
+def copy_out(task: Mapping[str, Any], own: str, name: str, path: Path) -> None:
+    """Copies a file from a sandbox that is here: it always was, or has come back.
+
+    Raises:
+        DataError: It is not there, or its name could leave the sandbox.
+    """
+    source = os.path.join(source_of(task, own), plain_name(name))
+    try:
+        shutil.copyfile(source, path)
+    except OSError as error:
+        raise DataError(f"cannot copy {name!r} of {task['uid']}: {error}") from error
 
 
 def source_of(task: Mapping[str, Any], own: str) -> str:

@@ -34,6 +34,7 @@ class Capabilities:
         files: Files can be linked into a task's sandbox, and function tasks see
             theirs as absolute paths.
         shared_file_system: Tasks see the engine's file system under the same paths.
+        copies_files_out: `copy_file_out` gives what an ended task left in its sandbox.
         resources: The fields of `Resources` the backend can honour.
         binds: Those of them it enforces; it only counts the others.
         captures_output: What functions print is kept in `stdout` and `stderr`.
@@ -58,6 +59,7 @@ class Capabilities:
     sandboxes: bool = False
     files: bool = False
     shared_file_system: bool = False
+    copies_files_out: bool = False
     resources: frozenset[str] = frozenset()
     binds: frozenset[str] = frozenset()
     captures_output: bool = False

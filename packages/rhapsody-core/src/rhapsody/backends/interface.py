@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.capabilities import Capabilities
 from rhapsody.backends.session import Session
+from rhapsody.errors import CapabilityError
 
 
 class BaseExecutionBackend(ABC):
@@ -89,6 +91,25 @@ class BaseExecutionBackend(ABC):
         Called by the engine on its loop, once per dependency that declared no
         output files, before `submit_tasks`.
         """
+
+    async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
+        """Writes a file that a task left in its sandbox to the engine's file system.
+
+        Called by the engine on its loop when a task of another backend needs the file and
+        the sandbox cannot be seen from here, only with `capabilities.copies_files_out`.
+        What is at `path` after cancellation, or after an error, is removed by the engine.
+
+        Args:
+            task: The description of the attempt that has ended (`uid`, `sandbox` and
+                `metadata` at least).
+            name: The file's name in the sandbox.
+            path: Where to write it. Nothing is there yet; its directory is.
+
+        Raises:
+            DataError: It is not there, or its name could leave the sandbox.
+            CapabilityError: The backend does not copy files out.
+        """
+        raise CapabilityError(f"backend {self.name!r} does not copy files out of its sandboxes")
 
     @abstractmethod
     def get_task_states_map(self) -> Any:

@@ -273,9 +273,8 @@ class Stager:
         if path is not None:
             return path
         backend = self._backends.get(producer.backend or "")
-        copy_file_out = getattr(backend, "copy_file_out", None)
-        if copy_file_out is not None:
-            write = partial(copy_file_out, _source(producer), name)
+        if backend is not None and backend.capabilities.copies_files_out:
+            write = partial(backend.copy_file_out, _source(producer), name)
             return self._fetcher.bring(f"{producer.backend}://{producer.uid}/{name}", name, write)
         if backend is not None and backend.capabilities.shared_file_system:
             raise DataError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rhapsody.testing._rules import EXECUTABLES, FILES, SHARED, SYNC
+from rhapsody.errors import DataError
+from rhapsody.testing._rules import COPIES_OUT, EXECUTABLES, FILES, SHARED, SYNC
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE
 from rhapsody.testing._trial import Trial
@@ -70,6 +71,24 @@ class Files:
             await driver.run_one(task)
             trial.require(not escaped.exists(), f"the name {name!r} made {escaped}")
 
+    @check("C8", "a file that a task left can be copied out", EXECUTABLES, COPIES_OUT)
+    async def test_a_file_is_copied_out(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        end = await driver.run_one(driver.command("echo made > 'out file.txt'"))
+        trial.require(end.state is DONE, f"the source: {end}")
+        target = trial.work_dir / "copied"
+        await driver.backend.copy_file_out(end.task, "out file.txt", target)
+        trial.require(target.read_text() == "made\n", f"the copy holds {target.read_text()!r}")
+        for name in ("never", "../never", str(target)):
+            refused = trial.work_dir / "refused"
+            try:
+                await driver.backend.copy_file_out(end.task, name, refused)
+            except DataError:
+                continue
+            except Exception as error:  # what a caller does not expect
+                trial.require(False, f"for {name!r} it raised {error!r}, not DataError")
+            trial.require(False, f"it gave {name!r}, which is no file of the sandbox")
+
     @check("C7.16", "all that a task left can be linked into another", EXECUTABLES, FILES)
     async def test_all_that_a_task_left_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
@@ -134,7 +153,6 @@ class Files:
     @check("C8", "an output that was promised and not written fails the task", EXECUTABLES, FILES)
     async def test_a_missing_output_fails_its_task(self, trial: Trial) -> None:
         from rhapsody.data import OutputFile
-        from rhapsody.errors import DataError
 
         flow = await trial.engine()
 

@@ -109,6 +109,34 @@ class Graphs:
             result = await pick_async({"a": [plus(1)]}, more=(0, plus(2)))
         trial.require(result == 5, f"it gave {result!r}, not 5")
 
+    @check("C7.8", "a container on the way to a future is as it was at the call", FUNCTIONS)
+    async def test_containers_are_as_they_were_called(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        plus = adder(trial, flow)
+        given: list[Any] = [plus(1)]
+        by_name: dict[str, Any] = {"a": plus(2)}
+        if trial.capabilities.sync_functions:
+
+            @flow.function_task
+            def count(numbers: Any, named: Any) -> tuple[Any, Any]:
+                return numbers, named
+
+            counted = count(given, by_name)
+        else:
+
+            @flow.function_task
+            async def count_async(numbers: Any, named: Any) -> tuple[Any, Any]:
+                return numbers, named
+
+            counted = count_async(given, by_name)
+        given.append(plus(3))
+        by_name["b"] = plus(4)
+        result = await counted
+        trial.require(
+            result == ([2], {"a": 3}),
+            f"called with lists of one future that grew after the call, it got {result!r}",
+        )
+
     @check("C7.4", "functions and executables work on each other's values", SYNC, EXECUTABLES)
     async def test_kinds_of_task_can_be_mixed(self, trial: Trial) -> None:
         flow = await trial.engine()

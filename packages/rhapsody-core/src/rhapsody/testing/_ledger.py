@@ -29,6 +29,7 @@ _MEANINGS = {
     "sandboxes": "a directory for each executable",
     "files": "links files into sandboxes",
     "shared_file_system": "sees the engine's file system",
+    "copies_files_out": "gives files out of sandboxes",
     "resources": "resources it honours",
     "binds": "of these, enforced",
     "captures_output": "keeps what functions print",

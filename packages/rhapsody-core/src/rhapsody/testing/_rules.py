@@ -168,6 +168,7 @@ FUNCTIONS = runs("function", "async_function")
 SANDBOXES = declares("sandboxes")
 FILES = declares("files")
 SHARED = declares("shared_file_system")
+COPIES_OUT = declares("copies_files_out")
 OUTPUT = declares("captures_output")
 RUNNING = declares("reports_running")
 COPIES = Need(
