@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 import pytest_asyncio
@@ -61,6 +62,24 @@ def _worker_of(pid: int) -> int:
         assert parent is not None
         process = parent
     return process.pid
+
+
+async def test_a_lost_worker_whose_successor_is_late_is_not_given_up() -> None:
+    backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0s"}):
+        async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+
+            @flow.function_task(lost_retries=0)
+            def kill() -> None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            @flow.function_task
+            def fine() -> str:
+                return "fine"
+
+            with pytest.raises(TaskLostError):
+                await kill()
+            assert await fine() == "fine"
 
 
 async def test_a_killed_workers_program_dies_and_is_run_again(

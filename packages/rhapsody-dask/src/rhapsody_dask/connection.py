@@ -348,9 +348,11 @@ def _made(given: Any) -> Any:
 def _local_cluster(options: Options) -> Any:
     """Makes a LocalCluster. On a thread."""
     from dask.system import CPU_COUNT
-    from distributed import LocalCluster, Security
+    from distributed import Security
     from distributed.deploy.utils import nprocesses_nthreads
     from distributed.system import MEMORY_LIMIT
+
+    from rhapsody_dask.local_cluster import PatientCluster, TidyNanny
 
     local: dict[str, Any] = {"dashboard_address": None, "host": "127.0.0.1", **options.local}
     quiet = {}
@@ -360,8 +362,6 @@ def _local_cluster(options: Options) -> Any:
         del local["host"]
     processes = local["processes"] = _in_processes(local)
     if processes and local.get("worker_class") is None:
-        from rhapsody_dask.nanny import TidyNanny
-
         local["worker_class"] = TidyNanny
     n_workers: Any = local.get("n_workers")
     threads: Any = local.get("threads_per_worker")
@@ -389,7 +389,8 @@ def _local_cluster(options: Options) -> Any:
     resources |= local.pop("resources", None) or {}
     # The engine has the budget for lost tasks; see `rhapsody_dask.losses`.
     scheduler = {"allowed_failures": 0, **quiet, **local.pop("scheduler_kwargs", {})}
-    return LocalCluster(resources=resources, scheduler_kwargs=scheduler, **local)
+    cluster_class: Any = PatientCluster  # untyped in Dask
+    return cluster_class(resources=resources, scheduler_kwargs=scheduler, **local)
 
 
 def _in_processes(local: Mapping[str, Any]) -> bool:

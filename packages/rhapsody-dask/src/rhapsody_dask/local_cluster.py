@@ -1,8 +1,6 @@
-"""Nannies that leave the program's environment as it was.
+"""Dask's LocalCluster, but for two things that it does to programs.
 
-A nanny of Dask sets variables for its worker, such as `OMP_NUM_THREADS=1`, in the process
-it runs in, which is the user's program here, and leaves them there: everything else that
-the program starts would get them. Imported on first use: it needs `distributed`.
+Imported on first use: it needs `distributed`.
 """
 
 from __future__ import annotations
@@ -13,11 +11,29 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import Nanny
+from distributed import LocalCluster, Nanny
+from distributed.deploy.cluster import Cluster
+
+
+class PatientCluster(LocalCluster):
+    """Waits for the successor of a lost worker, however long that takes to start.
+
+    Dask gives the worker up for good after `distributed.deploy.lost-worker-timeout`, 15 s,
+    which is meant for batch systems' jobs: on a busy machine, or where Python starts from a
+    slow file system, a cluster that lost its workers would stay without any.
+    """
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        Cluster._update_worker_status(self, op, msg)
 
 
 class TidyNanny(Nanny):
-    """Takes the variables back once its worker has started; the worker keeps them."""
+    """Leaves the program's environment as it was.
+
+    A nanny of Dask sets variables for its worker, such as `OMP_NUM_THREADS=1`, in the process
+    it runs in, which is the user's program here, and leaves them there: everything else that
+    the program starts would get them. This one takes them back once its worker has started.
+    """
 
     async def instantiate(self) -> Any:
         """Starts the worker, the first one or another after a loss."""
