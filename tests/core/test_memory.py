@@ -68,6 +68,33 @@ async def test_arguments_go_when_a_task_has_finished_although_its_future_is_held
         assert all(future.task is None for future in futures)
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_what_tasks_were_given_in_containers_goes_without_the_collector() -> None:
+    async with WorkflowEngine.create(Inline()) as flow:
+
+        @flow.function_task
+        def make() -> Token:
+            return Token()
+
+        @flow.function_task
+        def use(tokens: list[Token], *, also: dict[str, Token]) -> None:
+            pass
+
+        made = make()
+        reference = weakref.ref(await made)
+        await use([made], also={"token": made})
+        del made
+        await until(lambda: reference() is None)
+
+
 @pytest.mark.parametrize("number", [0, 2], ids=["inline", "local"])
 async def test_a_result_goes_with_the_last_one_that_holds_its_future(number: int) -> None:
     async with WorkflowEngine.create(backends()[number]) as flow:

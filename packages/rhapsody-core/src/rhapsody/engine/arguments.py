@@ -74,7 +74,7 @@ class Found:
         From then on `fill` is for the copies.
         """
         made: dict[int, Any] = {}
-        copied = _rebuilding(self._touched, made, lambda value: value, _changed)
+        copied = _Rebuild(self._touched, made, lambda value: value, _changed)
         args = tuple(map(copied, args))
         kwargs = {key: copied(value) for key, value in kwargs.items()}
         self._touched = set(map(id, made.values()))
@@ -93,7 +93,7 @@ class Found:
                 return replace(leaf)
             return leaf
 
-        return _rebuilding(self._touched, {}, filled, _replaced)(value)
+        return _Rebuild(self._touched, {}, filled, _replaced)(value)
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None:
@@ -273,13 +273,8 @@ def _changed(value: Any, changes: dict[str, Any]) -> Any:
     return new
 
 
-def _rebuilding(
-    touched: set[int],
-    made: dict[int, Any],
-    leaf: Callable[[Any], Any],
-    dataclass: Callable[[Any, dict[str, Any]], Any],
-) -> Callable[[Any], Any]:
-    """Return what makes anew the containers in a value that are on the way to futures and files.
+class _Rebuild:
+    """Makes anew the containers in a value that are on the way to futures and files.
 
     Args:
         touched: The ids of these containers.
@@ -288,24 +283,34 @@ def _rebuilding(
         dataclass: Makes a dataclass with other values in its `init` fields.
     """
 
-    def rebuild(value: Any) -> Any:
+    def __init__(
+        self,
+        touched: set[int],
+        made: dict[int, Any],
+        leaf: Callable[[Any], Any],
+        dataclass: Callable[[Any, dict[str, Any]], Any],
+    ) -> None:
+        self._touched = touched
+        self._made = made
+        self._leaf = leaf
+        self._dataclass = dataclass
+
+    def __call__(self, value: Any) -> Any:
         key = id(value)
-        if key not in touched:
-            return leaf(value)
-        if key in made:
-            return made[key]
+        if key not in self._touched:
+            return self._leaf(value)
+        if key in self._made:
+            return self._made[key]
         kind = type(value)
         new: Any
         if kind is dict:
-            new = {k: rebuild(v) for k, v in value.items()}
+            new = {k: self(v) for k, v in value.items()}
         elif kind is list or kind is set or kind is tuple:
-            new = kind(map(rebuild, value))
+            new = kind(map(self, value))
         elif isinstance(value, tuple):
-            new = kind._make(map(rebuild, value))
+            new = kind._make(map(self, value))
         else:
             fields = [field.name for field in dataclasses.fields(value) if field.init]
-            new = dataclass(value, {name: rebuild(getattr(value, name)) for name in fields})
-        made[key] = new
+            new = self._dataclass(value, {name: self(getattr(value, name)) for name in fields})
+        self._made[key] = new
         return new
-
-    return rebuild
