@@ -364,17 +364,8 @@ class RadicalExecutionBackend(KeptNames):
 
     def receive(self, name: str, parts: tuple[Any, ...]) -> None:
         """Carries out a message of the client's."""
-        known: dict[str, Callable[..., None]] = {
-            "state": self._on_state,
-            "running": self._on_running,
-            "end": self._on_end,
-            "refused": self._on_refused,
-            "pilot": self._on_pilot,
-            "pilot_ended": lambda number, how: self.fleet.ended(self.pilots[number], how),
-            "pairs": self._on_pairs,
-        }
-        if (function := known.get(name)) is not None:
-            function(*parts)
+        if (function := _MESSAGES.get(name)) is not None:
+            function(self, *parts)
 
     def client_lost(self, reason: str) -> None:
         """Ends all tasks: the client has ended, and nobody had asked it to."""
@@ -424,6 +415,9 @@ class RadicalExecutionBackend(KeptNames):
         self.fleet.note(pilot, state, when)
         for callback in tuple(self._pilot_callbacks):
             self._connection.call_back(partial(callback, pilot.uid, state))
+
+    def _on_pilot_ended(self, number: int, how: str) -> None:
+        self.fleet.ended(self.pilots[number], how)
 
     def _on_pairs(self, number: int, pairs: Any) -> None:
         assert self._connection is not None
@@ -493,6 +487,11 @@ class RadicalExecutionBackend(KeptNames):
         for job in self.open_jobs():
             if job.pilot is pilot and job.sent:
                 self.end(job, "LOST")
+
+
+_NAMES = ("state", "running", "end", "refused", "pilot", "pilot_ended", "pairs")
+_MESSAGES = {name: getattr(RadicalExecutionBackend, f"_on_{name}") for name in _NAMES}
+"""What the client says, and who hears it."""
 
 
 def _attach(job: Job, future: Any, task: Any, state: Any) -> None:
