@@ -1,4 +1,7 @@
-"""The conformance kit on the small backend."""
+"""The conformance kit on the small backend, in both scopes: it finds no fault where there is none.
+
+What is planted in this backend, and found, is in `test_kit_catches_faults`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ class TestSmallBackend(BackendConformance):
 
     async def make_failing_backend(self) -> SmallBackend:
         return FailingBackend()
+
+
+class TestSmallBackendOfItsClass(TestSmallBackend):
+    backend_scope = "class"
 
 
 class FailingBackend(SmallBackend):

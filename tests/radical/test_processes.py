@@ -100,6 +100,18 @@ def test_ending_a_session_ends_all_that_it_started(tmp_path: Path) -> None:
         assert bystander.poll() is None
 
 
+def test_a_script_gives_back_its_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    script = f"trap 'rm {lock}' EXIT; touch {lock}; while :; do sleep 0.1; done"
+    with running("bash", "-c", script, RADICAL_RHAPSODY=MINE) as shell:
+        until = time.monotonic() + 30
+        while not lock.exists():
+            assert time.monotonic() < until
+        end(MINE, patience=0.0)
+        assert gone([shell.pid])
+        assert not lock.exists()
+
+
 def test_what_goes_by_itself_is_waited_for() -> None:
     with running("sleep", "0.3", RADICAL_RHAPSODY=MINE):
         assert end(MINE, patience=30.0) == 0

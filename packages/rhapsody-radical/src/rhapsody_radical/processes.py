@@ -24,6 +24,9 @@ SESSION = "RP_SESSION_ID"
 TASK = "RP_TASK_ID"
 PILOT = "RP_PILOT_ID"
 
+ASKED = 0.5
+"""Seconds in which processes may tidy up before they are killed."""
+
 ROUNDS = 3
 """How often to look again for processes that were started while others were ended."""
 
@@ -74,7 +77,7 @@ def titles(session: str) -> dict[str, set[str]]:
 
 
 def end(session: str, patience: float = 5.0) -> int:
-    """Wait for a session's processes to go, then kill those that stay.
+    """Wait for a session's processes to go, then ask those that stay, and kill them.
 
     Args:
         session: Its uid.
@@ -103,6 +106,7 @@ def _end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
     while left and (rest := deadline - time.monotonic()) > 0:
         _wait(left, rest)
         left = find()
+    _ask(left)
     ended: set[psutil.Process] = set()
     for _ in range(ROUNDS):
         if not left:
@@ -112,6 +116,14 @@ def _end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
         ended.update(left)
         left = find()
     return len(ended)
+
+
+def _ask(processes: Collection[psutil.Process]) -> None:
+    """Ask processes to end: a login shell's scripts give back locks that they have, as pyenv's."""
+    for process in processes:
+        with suppress(psutil.Error):
+            process.terminate()
+    _wait(processes, ASKED)
 
 
 def _kill(processes: Collection[psutil.Process]) -> None:
