@@ -18,6 +18,7 @@ class CannotStart(LocalExecutionBackend):
 
 
 class TestLocalProcesses(BackendConformance):
+    backend_scope = "class"
     cores = 2
     gpus = 2
     big_bytes = 50_000_000
