@@ -83,6 +83,24 @@ async def test_cancelling_a_block_cancels_what_it_started_on_another_engine() ->
         assert dict(inner.components) == {}
 
 
+async def test_cancelling_reaches_the_end_of_a_deep_chain_of_blocks() -> None:
+    async with engine(Scripted()) as flow:
+        deepest = asyncio.Event()
+
+        @flow.block
+        async def part(below: int) -> None:
+            if below:
+                await part(below - 1)
+            deepest.set()
+            await asyncio.Event().wait()
+
+        future = part(300)
+        await within(deepest.wait())
+        assert future.cancel() is True
+        await until(lambda: not flow.components)
+        assert flow.stats.cancelled == 301
+
+
 async def test_cancelling_a_block_that_waits_means_it_never_runs() -> None:
     backend, ran = Scripted(), []
     async with engine(backend) as flow:

@@ -40,6 +40,8 @@ class Graph:
         self._numbers = {"task": 0, "block": 0}
         self._settled: deque[Node] = deque()
         self._settling = False
+        self._cancelled: deque[tuple[Node, bool]] = deque()
+        self._stopping = False
         self._joins: list[tuple[set[Node], asyncio.Future[None]]] = []
         self.live: set[Node] = set()
         self.failed: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
@@ -289,15 +291,29 @@ class Graph:
         self._runtime.stats.cancelled += 1
         if not node.future.done():
             node.future.set_cancelled(msg)
-        if node.life.work is Work.CANCELING and before.work is not Work.CANCELING:
-            self._runtime.stop_work(node)
-        if self._runtime.observed and node.life.work is Work.ENDED:
-            self._runtime.observe(node, TasksMainStates.CANCELED)
-        if extra is not None:
-            for child in tuple(extra.children):
-                child.cancel(None)  # by the engine that it belongs to
-        self.settled(node)
+        stop = node.life.work is Work.CANCELING and before.work is not Work.CANCELING
+        self._cancelled.append((node, stop))
+        self._stop_cancelled()
         return True
+
+    def _stop_cancelled(self) -> None:
+        """Stops the work of cancelled nodes and what blocks have started, and tells dependents."""
+        if self._stopping:
+            return
+        self._stopping = True
+        try:
+            while self._cancelled:
+                node, stop = self._cancelled.popleft()
+                if stop:
+                    self._runtime.stop_work(node)
+                if self._runtime.observed and node.life.work is Work.ENDED:
+                    self._runtime.observe(node, TasksMainStates.CANCELED)
+                if node.extra is not None:
+                    for child in tuple(node.extra.children):
+                        child.cancel(None)  # by the engine that it belongs to
+                self.settled(node)
+        finally:
+            self._stopping = False
 
     def close(self, node: Node) -> None:
         """The future is settled and the work has ended: lets go of all that the node held."""
