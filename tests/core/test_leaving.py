@@ -320,6 +320,13 @@ async def test_a_uid_of_a_live_engine_is_refused(tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+async def test_a_uid_can_be_given_where_the_work_dir_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to("scratch")
+    async with WorkflowEngine.create(uid="mine", work_dir=tmp_path / "runs") as flow:
+        assert flow.work_dir == tmp_path / "runs"
+
+
 async def test_an_engine_of_a_loop_that_is_gone_keeps_no_uid(tmp_path: Path) -> None:
     async def leave() -> WorkflowEngine:
         backend = Scripted()  # which keeps nothing of the process

@@ -50,7 +50,7 @@ class Claim:
                 )
             if other is not None:
                 other._unlock()
-            make_sandbox(work_dir)
+            make_sandbox(os.path.realpath(work_dir))  # `work_dir` itself may be a link
             self._lock_file(work_dir)
             _claims[uid] = self
 
