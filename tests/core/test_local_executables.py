@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import stat
 import sys
 import time
@@ -309,3 +310,15 @@ async def test_a_program_that_cannot_be_started_is_named_with_its_task(
     assert type(end.error) is kind
     assert "task 'mine'" in str(end.error)
     assert program in str(end.error)
+
+
+async def test_a_program_whose_exit_code_is_lost_is_not_taken_for_done(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    former = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as some batch systems hand it down
+    try:
+        end = await driver.run_one(driver.command("exit 3"))
+    finally:
+        signal.signal(signal.SIGCHLD, former)
+    assert end.state == FAILED
+    assert "SIGCHLD" in caplog.text

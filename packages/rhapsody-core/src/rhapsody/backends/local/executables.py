@@ -8,6 +8,7 @@ Services add readiness to this, in `rhapsody.backends.local.services`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.backends.local.outputs import ProgramOutput
 from rhapsody.data import OUTPUT_FILES, make_sandbox
+
+log: logging.Logger = logging.getLogger(__name__)
 
 SMALL = 1 << 20
 """Bytes of output that are read on the loop; more is read on a thread."""
@@ -133,10 +136,10 @@ class Program:
             # Before the leader is reaped its group's number cannot be anybody else's.
             groups.send(self.pid, signal.SIGKILL)
             self._closed()
-            self._over(self._process.wait())
+            self._over(self._exit_code())
             return
         self._closed()
-        code = self._process.wait()
+        code = self._exit_code()
         if groups.exists(self.pid):
             self._opened()  # while it has members its number is nobody else's
             # A shell ends at once when it is told to; what it runs has its time to do so.
@@ -144,6 +147,20 @@ class Program:
             start_thread(wait, f"rhapsody-end-{self.pid}")
         else:
             self._over(code)
+
+    def _exit_code(self) -> int:
+        """Reaps the leader. Of one that somebody else has reaped the code is taken for 255."""
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # for which `Popen.wait` says 0
+            log.warning(
+                "how process %d ended is not known, and it is taken for failed: SIGCHLD is ignored "
+                "or has a handler that waits for every process. Leave it alone with "
+                "signal.signal(signal.SIGCHLD, signal.SIG_DFL)", self.pid,
+            )  # fmt: skip
+            self._process.wait()
+            return 255
+        return self._process.wait()
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Waits for the rest of the group, until it is time for force. On a thread."""
