@@ -440,9 +440,10 @@ class Runtime:
 
     def stop_all_after(self, failed: Node) -> None:
         """`fail_fast`: the first failure cancels all that is unfinished."""
+        why = f"fail_fast: task {failed.task.name!r} ({failed.future.uid}) failed"
         for node in tuple(self.graph.live):
             if node is not failed:
-                self.graph.cancel(node)
+                self.graph.cancel(node, why)
 
     def cancel_all(self) -> None:
         """Cancels every unfinished node, services that serve included."""
