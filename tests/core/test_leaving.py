@@ -307,6 +307,18 @@ async def test_an_exception_that_refuses_attributes_is_known_as_a_tasks() -> Non
     assert result == 1
 
 
+async def test_join_in_a_function_that_builds_a_command_is_refused() -> None:
+    async with WorkflowEngine.create(Scripted()) as flow:
+
+        @flow.executable_task
+        async def part() -> str:
+            await flow.join()
+            return "true"
+
+        with pytest.raises(RuntimeError, match="await the futures that you need"):
+            await within(part())
+
+
 # A uid that the program chose.
 
 

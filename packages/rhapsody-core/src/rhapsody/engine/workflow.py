@@ -368,7 +368,9 @@ class WorkflowEngine(Decorators, KeptNames):
             raise self._runtime.foreign_loop_error("join() was called on")
         block, task = enclosing_block.get(), running_task()
         in_block = block is not None and block.runtime is self._runtime and not block.future.done()
-        if in_block or (task is not None and task.uid.startswith(self._runtime.uid_prefix)):
+        own = asyncio.current_task()  # such as one that builds a task's command, and has its uid
+        uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
+        if in_block or any(uid.startswith(self._runtime.uid_prefix) for uid in uids):
             raise RuntimeError(
                 "join() waits for all that the engine does, and so would wait for the block or "
                 "task that calls it: await the futures that you need"
