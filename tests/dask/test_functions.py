@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,23 @@ async def test_an_exception_keeps_its_type_attributes_and_remote_traceback(
     remote = str(caught.value.__cause__)
     assert "in bad" in remote
     assert "rhapsody_dask" not in remote
+
+
+async def test_an_exception_that_takes_no_attributes_fails_its_task_alone(
+    flow: WorkflowEngine,
+) -> None:
+    @dataclass(frozen=True)
+    class FrozenError(Exception):
+        number: int
+
+    @flow.function_task
+    def bad() -> None:
+        raise FrozenError(3)
+
+    with pytest.raises(FrozenError) as caught:
+        await asyncio.wait_for(bad(), 20)
+    assert caught.value.number == 3
+    assert "in bad" in str(caught.value.__cause__)
 
 
 async def test_an_exit_keeps_its_code(flow: WorkflowEngine) -> None:

@@ -15,7 +15,14 @@ from typing import Any
 from rhapsody.backends.base import ReferenceLostError
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
-from rhapsody.errors import BackendError, DataError, TaskFailedError, TaskLostError
+from rhapsody.errors import (
+    BackendError,
+    DataError,
+    TaskFailedError,
+    TaskLostError,
+    add_note,
+    set_cause,
+)
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.losses import Losses
 from rhapsody_dask.worker.messages import (
@@ -154,7 +161,7 @@ class Outcomes:
             try:
                 call.task["return_value"] = unpack(reply.payload, writable(reply.buffers))
             except BaseException as error:  # loading runs the objects' own code
-                error.add_note(f"while unpacking the result of {named(call)}")
+                add_note(error, f"while unpacking the result of {named(call)}")
                 call.error = error
                 return "failed"
             return "done"
@@ -243,6 +250,6 @@ def _error(call: Call, reply: Reply) -> BaseException:
         raised, text = unpack(reply.payload)
     except BaseException as error:  # loading runs the objects' own code
         return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
-    raised.__cause__ = RemoteTraceback(text)
     assert isinstance(raised, BaseException)
+    set_cause(raised, RemoteTraceback(text))
     return raised

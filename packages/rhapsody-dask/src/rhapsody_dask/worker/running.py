@@ -25,6 +25,7 @@ from rhapsody.context import task_context
 from rhapsody.errors import (
     BackendUnavailableError,
     CapabilityError,
+    add_note,
     describe_error,
     set_traceback,
     traceback_of,
@@ -164,7 +165,7 @@ def _outcome(
     except ModuleNotFoundError as error:
         return failure(_missing(error, order, site))
     except BaseException as error:  # loading runs the objects' own code
-        error.add_note(f"while task {order.name!r} was unpacked on worker {site.address}")
+        add_note(error, f"while task {order.name!r} was unpacked on worker {site.address}")
         return failure(error)
     if running.cancelled:
         return Reply(CANCELED)
