@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from rhapsody.errors import TaskLostError
 from rhapsody_dask.calls import Call
 from rhapsody_dask.losses import WAITS, Losses
+from rhapsody_dask.shipping import SchedulerSetup
 from rhapsody_dask.worker.witness import Witness, path_of
 
 pytestmark = pytest.mark.asyncio
@@ -76,3 +78,44 @@ async def test_a_task_whose_workers_all_die_is_lost_in_the_end(tmp_path: Path) -
     losses.killed(call, Killed)
     assert lost == [call]
     losses.close()
+
+
+class Noting(SimpleNamespace):
+    """As much of Dask's scheduler as is looked at, and a note of what it was to do."""
+
+    def transitions(self, wanted: dict[str, str], *, stimulus_id: str) -> None:
+        self.ordered = wanted
+
+    def log_event(self, topic: str, message: Any) -> None:
+        pass
+
+
+class Task:
+    """As much of a task in Dask's scheduler as is looked at."""
+
+    exception_blame: Any = None
+
+    def __init__(self, key: str, state: str, *dependencies: Task, wanted: bool = False) -> None:
+        self.key = key
+        self.state = state
+        self.dependencies = {*dependencies}
+        self.who_wants = {"us"} if wanted else None
+
+
+@pytest.mark.parametrize("client", [None, "us"])
+async def test_what_dask_leaves_waiting_for_a_task_that_it_gave_up_fails(
+    client: str | None,
+) -> None:
+    killer = Task("killer", "erred")
+    killer.exception_blame = killer
+    lost = Task("lost", "released", killer)
+    waits = Task("waits", "waiting", lost, wanted=True)
+    well = Task("well", "waiting", Task("runs", "processing"), wanted=True)
+    unused = Task("unused", "released", killer)
+    tasks = {task.key: task for task in (killer, lost, waits, well, unused)}
+    clients = {"us": SimpleNamespace(wants_what={waits, well})}
+    scheduler = Noting(tasks=tasks, clients=clients, ordered=None)
+    cargo: Any = None
+    SchedulerSetup(cargo, "session", client).remove_worker(scheduler, ADDRESS)
+    assert scheduler.ordered == {"lost": "erred"}  # Dask goes on with those that wait for it
+    assert lost.exception_blame is killer

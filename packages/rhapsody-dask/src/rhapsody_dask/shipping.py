@@ -20,6 +20,7 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
+from time import time
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -250,7 +251,34 @@ class SchedulerSetup(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Any, worker: str, **options: Any) -> None:
         """Called by Dask when a worker has gone, however that came."""
+        self._fail_what_waits_in_vain(scheduler)
         scheduler.log_event(self.topic, {"worker": worker, "lost": True})
+
+    def _fail_what_waits_in_vain(self, scheduler: Any) -> None:
+        """Fails the tasks that Dask would leave waiting for one that it gave up.
+
+        It fails those that wait when it gives a task up, but not those whose values are
+        lost with a worker then or later.
+        """
+        if self.client is None:
+            todo = [task for task in scheduler.tasks.values() if task.who_wants]
+        else:
+            client = scheduler.clients.get(self.client)
+            todo = [] if client is None else [*client.wants_what]
+        seen, ends = set(), {}
+        while todo:
+            task = todo.pop()
+            if task in seen or task.state not in ("released", "waiting"):
+                continue
+            seen.add(task)
+            failed = next((one for one in task.dependencies if one.state == "erred"), None)
+            if failed is None:
+                todo += task.dependencies
+            else:
+                task.exception_blame = failed.exception_blame
+                ends[task.key] = "erred"
+        if ends:
+            scheduler.transitions(ends, stimulus_id=f"{self.name}-{time()}")
 
 
 class Packed:
