@@ -169,6 +169,21 @@ async def test_keeping_none_leaves_nothing_at_close_not_even_the_directories(
     assert path.keeper is None
 
 
+async def test_where_a_backend_had_begun_before_it_began_once_more_goes_at_close(
+    work: Path,
+) -> None:
+    stager = Stager(work)
+    task = describe(stager)
+    first, second = Path(task["sandbox"]), Path(f"{task['sandbox']}.again")
+    for directory in (first, second):
+        directory.mkdir(parents=True)
+    task["sandbox"] = str(second)
+    stager.keep(task, succeeded=True)
+    await stager.close()
+    assert not first.exists()
+    assert not second.exists()
+
+
 async def test_keeping_all_removes_nothing(work: Path) -> None:
     stager = Stager(work, "all")
     for number, succeeded in enumerate((True, False)):

@@ -379,6 +379,8 @@ class Stager:
         sandbox = task.get("sandbox")
         if self._keep == "all" or sandbox is None or not sandbox.startswith(self._root):
             return None
+        if sandbox != (own := self.sandbox_path(task["uid"])):
+            self._sandboxes.note(own, Fate.REMOVE)  # the backend began once more, elsewhere
         if not succeeded and self._keep == "failed":
             # To find out why it failed, what it read is needed as well.
             for source in links.sources:
