@@ -33,7 +33,6 @@ class Distribution(NamedTuple):
             dependencies. All of them on every Python is `nox -s release`.
         pythons: The Pythons that it supports, where those are not all.
         benchmark: Its own script in `benchmarks`, run with it installed.
-        options: More of pytest's.
     """
 
     folder: str
@@ -42,19 +41,12 @@ class Distribution(NamedTuple):
     ci: Literal["split", "once", "all"] = "once"
     pythons: tuple[str, ...] = ()
     benchmark: str = ""
-    options: tuple[str, ...] = ()
 
 
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
-    "core": Distribution(
-        "packages/rhapsody-core",
-        "tests/core",
-        "[files,testing]",
-        ci="all",
-        options=("--numprocesses=2", "--dist=worksteal"),
-    ),
+    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]", ci="all"),
     "dask": Distribution(
         "packages/rhapsody-dask",
         "tests/dask",
@@ -82,12 +74,7 @@ if RUNNING not in PYTHONS:
 RUFF = "ruff>=0.17.5,<0.18"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
-TEST_TOOLS = [
-    "hypothesis>=6.100",
-    "pytest-asyncio>=1.5",
-    "pytest-timeout>=2.3",
-    "pytest-xdist>=3.6",
-]
+TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
 # A test whose pilot or Slurm did not start runs once more, and is listed; nothing else is ever
 # repeated. They run one after the other: an idle pilot takes most of a core.
 RERUN = "pytest-rerunfailures>=16.0"
@@ -134,7 +121,7 @@ def run_tests(
         tools, options = [*TEST_TOOLS, RERUN], (*ONCE_MORE, *options)
     held = ["--constraint", str(constraints)] if constraints else []
     install_distribution(session, backend, *tools, *held)
-    session.run("pytest", *dist.options, *options, *(session.posargs or [dist.tests]))
+    session.run("pytest", *options, *(session.posargs or [dist.tests]))
 
 
 @nox.session
