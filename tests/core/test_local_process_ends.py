@@ -204,6 +204,7 @@ def _workers() -> list[psutil.Process]:
 
 
 async def test_shutdown_leaves_no_process_whatever_runs(tmp_path: Path) -> None:
+    await exists(tmp_path)  # on a thread of the loop's own, which stays
     before = set(_workers())
     threads = set(threading.enumerate())
     backend = await LocalExecutionBackend("process", resources={"cores": 2})
