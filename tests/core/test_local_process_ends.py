@@ -10,15 +10,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rhapsody.backends.local import LocalExecutionBackend, worker
+from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
@@ -69,26 +67,6 @@ async def test_an_idle_worker_that_is_killed_costs_nobody_a_task(driver: Driver)
         os.kill(ends[0].value, signal.SIGKILL)
         ends = await driver.run(*(driver.call(int) for _ in range(10)))
         assert [end.state for end in ends] == [DONE] * 10
-
-
-def _serve_or_die(killed: str, order: worker.Order, payload: Any) -> Any:
-    with suppress(FileExistsError):
-        Path(killed).touch(exist_ok=False)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return _serve(order, payload)
-
-
-_serve = worker.serve
-
-
-async def test_a_call_that_its_worker_had_not_begun_costs_no_attempt(
-    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker that ends between pebble's word and its own cannot be had by killing one."""
-    monkeypatch.setattr(worker, "serve", partial(_serve_or_die, str(tmp_path / "killed")))
-    end = await driver.run_one(driver.call(int))
-    assert (end.state, end.value) == (DONE, 0)
-    assert (tmp_path / "killed").exists()
 
 
 async def test_all_workers_killed_at_once_are_replaced(driver: Driver) -> None:

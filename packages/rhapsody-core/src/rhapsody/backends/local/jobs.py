@@ -45,7 +45,7 @@ class Job:
         port: The free port that a service was given.
         worker: The same in words, for people.
         call: Its number in the process pool.
-        attempts: How many workers or pools were lost with it.
+        attempts: How many pools broke before one had begun with it.
     """
 
     __slots__ = (

@@ -35,7 +35,7 @@ START_TIMEOUT = 60.0
 """Seconds until the first worker of a pool must have answered."""
 
 ATTEMPTS = 3
-"""How often a call that no worker has begun is given to one."""
+"""How often a call that no worker has begun with is given to a new pool."""
 
 
 class ProcessWorkers:
@@ -146,8 +146,7 @@ class ProcessWorkers:
 
     def _hear(self) -> None:
         """Reads which calls have begun."""
-        if self._reader is None:
-            return
+        assert self._reader is not None
         try:
             data = os.read(self._reader.fileno(), 4096 * worker.STARTED.size)
         except BlockingIOError:
@@ -162,25 +161,6 @@ class ProcessWorkers:
             self._announced(job)
             if job.cancelled:
                 self._kill(job)
-
-    def _lost(self, job: Job, error: Exception) -> None:
-        """Gives a call whose worker or pool is gone to another, unless a worker had begun it."""
-        if job.over or job.call not in self._running:
-            return
-        self._hear()  # what a worker that is gone has said is there
-        job.attempts += 1
-        if not (job.announced or job.cancelled or self._stopping) and job.attempts < ATTEMPTS:
-            self._inbox.put(job)
-            return
-        name = repr(job.task["name"])
-        if isinstance(error, ProcessExpired):
-            what = f"{_end(error.exitcode)} while it ran the task"
-            job.error = TaskLostError(f"the worker process of task {name} {what}")
-        else:
-            what = f"the pool of worker processes broke while it had task {name}"
-            job.error = TaskLostError(f"{what}: {error}")
-            job.error.__cause__ = error
-        self._deliver(job)
 
     def _kill(self, job: Job) -> None:
         self._stoppers = [thread for thread in self._stoppers if thread.is_alive()]
@@ -255,19 +235,33 @@ class ProcessWorkers:
             return  # told already, or when the worker is gone
         try:
             reply: worker.Reply = future.result().open()
-        except (ProcessExpired, BrokenProcessPool) as error:
-            if isinstance(error, ProcessExpired) and error.pid is not None:
+        except ProcessExpired as error:
+            if error.pid is not None:
                 self._ended_worker(error.pid)
-            assert self._loop is not None
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._lost, job, error)
-            return
+            job.error = TaskLostError(
+                f"the worker process of task {job.task['name']!r} {_end(error.exitcode)} "
+                "while it ran the task"
+            )
+        except BrokenProcessPool as error:
+            if self._may_repeat(job):
+                self._inbox.put(job)
+                return
+            job.error = TaskLostError(
+                f"the pool of worker processes broke while it had task {job.task['name']!r}: "
+                f"{error}"
+            )
+            job.error.__cause__ = error
         except BaseException as error:  # the pool's own trouble with this call
             job.error = set_traceback(error, None)
         else:
             job.pid, job.worker = reply.pid, f"process {reply.pid}"
             worker.take(job, reply)
         self._deliver(job)
+
+    def _may_repeat(self, job: Job) -> bool:
+        """Whether no worker has begun with a call of a broken pool, and others may."""
+        job.attempts += 1
+        return not job.announced and not self._stopping and job.attempts < ATTEMPTS
 
     def _pool_for(self, job: Job) -> ProcessPool:
         """The pool for a call: GPU tasks have workers that serve one call and no more.
