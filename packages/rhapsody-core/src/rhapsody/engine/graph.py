@@ -9,8 +9,8 @@ import asyncio
 import contextvars
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rhapsody.aio import settable
 from rhapsody.engine import life
@@ -27,9 +27,34 @@ if TYPE_CHECKING:
     from rhapsody.engine.runtime import Runtime
     from rhapsody.engine.tasks import Task
 
+T = TypeVar("T")
+
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "rhapsody_scope", default=None
 )
+
+
+class _InTurn(Generic[T]):
+    """Handles items one after the other, also those that are put meanwhile.
+
+    A queue instead of recursion: chains may be a hundred thousand long.
+    """
+
+    def __init__(self, handle: Callable[[T], object]) -> None:
+        self._handle = handle
+        self._items: deque[T] = deque()
+        self._handling = False
+
+    def put(self, item: T) -> None:
+        self._items.append(item)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._items:
+                self._handle(self._items.popleft())
+        finally:
+            self._handling = False
 
 
 class Graph:
@@ -38,10 +63,8 @@ class Graph:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._numbers = {"task": 0, "block": 0}
-        self._settled: deque[Node] = deque()
-        self._settling = False
-        self._cancelled: deque[tuple[Node, bool]] = deque()
-        self._stopping = False
+        self._settled = _InTurn(self._tell_dependents)
+        self._cancelled = _InTurn(self._stop_cancelled)
         self._joins: list[tuple[set[Node], asyncio.Future[None]]] = []
         self.live: set[Node] = set()
         self.failed: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
@@ -161,7 +184,6 @@ class Graph:
             self.cancel(node)
         elif node.unfinished == 0:
             self._resolve(node)
-            self._settle_all()
         else:
             pushdown.follow(node)
 
@@ -176,17 +198,15 @@ class Graph:
         """A future that is not ours, and that a node waits for, is done."""
         if node.life.work is Work.WAITING:
             self._dependency_settled(node, dependency)
-            self._settle_all()
         elif node.pushed:
             self._runtime.pushdown.dependency_settled(node, dependency)
 
-    # Settling. A queue instead of recursion: chains may be a hundred thousand long.
+    # Settling.
 
     def settled(self, node: Node) -> None:
         """The future of a node has been settled: tells its dependents, closes it if it ended."""
         if node.dependents is not None:
-            self._settled.append(node)
-            self._settle_all()
+            self._settled.put(node)
         for pending, done in self._joins:
             pending.discard(node)
             if not pending and not done.done():
@@ -208,21 +228,13 @@ class Graph:
             finally:
                 self._joins.remove(join)
 
-    def _settle_all(self) -> None:
-        if self._settling:
-            return
-        self._settling = True
-        try:
-            while self._settled:
-                node = self._settled.popleft()
-                dependents, node.dependents = node.dependents, None
-                for dependent in dependents or ():
-                    if dependent.life.work is Work.WAITING:
-                        self._dependency_settled(dependent, node.future)
-                    elif dependent.pushed:
-                        self._runtime.pushdown.dependency_settled(dependent, node.future)
-        finally:
-            self._settling = False
+    def _tell_dependents(self, node: Node) -> None:
+        dependents, node.dependents = node.dependents, None
+        for dependent in dependents or ():
+            if dependent.life.work is Work.WAITING:
+                self._dependency_settled(dependent, node.future)
+            elif dependent.pushed:
+                self._runtime.pushdown.dependency_settled(dependent, node.future)
 
     def _dependency_settled(self, node: Node, dependency: asyncio.Future[Any]) -> None:
         node.unfinished -= 1
@@ -292,28 +304,20 @@ class Graph:
         if not node.future.done():
             node.future.set_cancelled(msg)
         stop = node.life.work is Work.CANCELING and before.work is not Work.CANCELING
-        self._cancelled.append((node, stop))
-        self._stop_cancelled()
+        self._cancelled.put((node, stop))
         return True
 
-    def _stop_cancelled(self) -> None:
-        """Stops the work of cancelled nodes and what blocks have started, and tells dependents."""
-        if self._stopping:
-            return
-        self._stopping = True
-        try:
-            while self._cancelled:
-                node, stop = self._cancelled.popleft()
-                if stop:
-                    self._runtime.stop_work(node)
-                if self._runtime.observed and node.life.work is Work.ENDED:
-                    self._runtime.observe(node, TasksMainStates.CANCELED)
-                if node.extra is not None:
-                    for child in tuple(node.extra.children):
-                        child.cancel(None)  # by the engine that it belongs to
-                self.settled(node)
-        finally:
-            self._stopping = False
+    def _stop_cancelled(self, cancelled: tuple[Node, bool]) -> None:
+        """Stops the work of a cancelled node and what a block has started; tells dependents."""
+        node, stop = cancelled
+        if stop:
+            self._runtime.stop_work(node)
+        if self._runtime.observed and node.life.work is Work.ENDED:
+            self._runtime.observe(node, TasksMainStates.CANCELED)
+        if node.extra is not None:
+            for child in tuple(node.extra.children):
+                child.cancel(None)  # by the engine that it belongs to
+        self.settled(node)
 
     def close(self, node: Node) -> None:
         """The future is settled and the work has ended: lets go of all that the node held."""
