@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import math
 from collections.abc import Callable
@@ -84,7 +83,7 @@ class Functions:
 
     @check("C7.4", "`None` and falsy values are results like any other", FUNCTIONS)
     async def test_none_and_falsy_results_come_back(self, trial: Trial) -> None:
-        function = _form(trial, lambda value: value)
+        function = trial.form(lambda value: value)
         values: tuple[Any, ...] = (None, 0, "", [], False)
         await _require_values(trial, *((function, (value,), {}, value) for value in values))
 
@@ -106,7 +105,7 @@ class Functions:
         def divide() -> None:
             raise ZeroDivisionError("division by 0")
 
-        ends = await driver.run(*(driver.call(_form(trial, f)) for f in (missing, divide)))
+        ends = await driver.run(*(driver.call(trial.form(f)) for f in (missing, divide)))
         first, second = (end.error for end in ends)
         trial.require(
             isinstance(first, FileNotFoundError)
@@ -189,18 +188,6 @@ def most_at_once(intervals: list[tuple[float, float]]) -> int:
         now += change
         most = max(most, now)
     return most
-
-
-def _form(trial: Trial, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, or the same as a coroutine function where only those run."""
-    if trial.capabilities.sync_functions:
-        return function
-
-    async def form(*args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(0)
-        return function(*args, **kwargs)
-
-    return form
 
 
 async def _require_values(

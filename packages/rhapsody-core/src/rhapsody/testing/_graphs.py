@@ -93,20 +93,12 @@ class Graphs:
     async def test_values_are_found_in_containers(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
-        if trial.capabilities.sync_functions:
 
-            @flow.function_task
-            def pick(numbers: Any, *, more: Any) -> int:
-                return int(numbers["a"][0] + more[1])
+        def pick(numbers: Any, *, more: Any) -> int:
+            return int(numbers["a"][0] + more[1])
 
-            result = await pick({"a": [plus(1)]}, more=(0, plus(2)))
-        else:
-
-            @flow.function_task
-            async def pick_async(numbers: Any, *, more: Any) -> int:
-                return int(numbers["a"][0] + more[1])
-
-            result = await pick_async({"a": [plus(1)]}, more=(0, plus(2)))
+        picked = flow.function_task(trial.form(pick))
+        result = await picked({"a": [plus(1)]}, more=(0, plus(2)))
         trial.require(result == 5, f"it gave {result!r}, not 5")
 
     @check("C7.8", "a container on the way to a future is as it was at the call", FUNCTIONS)
@@ -115,23 +107,14 @@ class Graphs:
         plus = adder(trial, flow)
         given: list[Any] = [plus(1)]
         by_name: dict[str, Any] = {"a": plus(2)}
-        if trial.capabilities.sync_functions:
 
-            @flow.function_task
-            def count(numbers: Any, named: Any) -> tuple[Any, Any]:
-                return numbers, named
+        def both(numbers: Any, named: Any) -> tuple[Any, Any]:
+            return numbers, named
 
-            counted = count(given, by_name)
-        else:
-
-            @flow.function_task
-            async def count_async(numbers: Any, named: Any) -> tuple[Any, Any]:
-                return numbers, named
-
-            counted = count_async(given, by_name)
+        future = flow.function_task(trial.form(both))(given, by_name)
         given.append(plus(3))
         by_name["b"] = plus(4)
-        result = await counted
+        result = await future
         trial.require(
             result == ([2], {"a": 3}),
             f"called with lists of one future that grew after the call, it got {result!r}",

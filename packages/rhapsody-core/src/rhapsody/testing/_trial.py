@@ -189,6 +189,17 @@ class Trial:
         """The kinds of task that the backend runs, of those given."""
         return [kind for kind in of if self.capabilities.runs(kind)]
 
+    def form(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, or the same as a coroutine function where only those run."""
+        if self.capabilities.sync_functions:
+            return function
+
+        async def form(*args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(0)
+            return function(*args, **kwargs)
+
+        return form
+
     # What a check says.
 
     def require(self, condition: object, detail: str | Callable[[], str]) -> None:
