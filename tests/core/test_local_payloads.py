@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import sys
 import tracemalloc
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -41,15 +39,6 @@ def fail(data: Any) -> None:
 
 async def fail_later(data: Any) -> None:
     raise ValueError("on purpose")
-
-
-@pytest.fixture
-def no_collection() -> Iterator[None]:
-    """No garbage collection, which an idle program has no occasion for."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 async def become(condition: Any) -> None:

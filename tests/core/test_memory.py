@@ -68,15 +68,7 @@ async def test_arguments_go_when_a_task_has_finished_although_its_future_is_held
         assert all(future.task is None for future in futures)
 
 
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("no_collector")
+@pytest.mark.usefixtures("no_collection")
 async def test_what_tasks_were_given_in_containers_goes_without_the_collector() -> None:
     async with WorkflowEngine.create(Inline()) as flow:
 

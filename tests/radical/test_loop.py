@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +19,6 @@ OWN = 0.01
 
 HELD = 0.5
 """Seconds that it may come round later than a bare thread on the same, busy machine."""
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """No collections: the process's whole garbage is charged to the thread that they meet."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class Beats:
@@ -70,7 +59,7 @@ class Beats:
             self.held[self.phase] = max(self.held.get(self.phase, 0.0), now)
 
 
-@pytest.mark.usefixtures("uncollected")
+@pytest.mark.usefixtures("no_collection")  # all garbage is charged to the thread it meets
 async def test_the_loop_comes_round_in_start_submission_and_close(tmp_path: Path) -> None:
     made, beats = backend(work_dir=tmp_path / "work"), Beats()
     beats.phase = "start"
