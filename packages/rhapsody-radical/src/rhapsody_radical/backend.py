@@ -364,8 +364,9 @@ class RadicalExecutionBackend(KeptNames):
 
     def receive(self, name: str, parts: tuple[Any, ...]) -> None:
         """Carries out a message of the client's."""
-        if (function := _MESSAGES.get(name)) is not None:
-            function(self, *parts)
+        function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
+        if function is not None:
+            function(*parts)
 
     def client_lost(self, reason: str) -> None:
         """Ends all tasks: the client has ended, and nobody had asked it to."""
@@ -487,11 +488,6 @@ class RadicalExecutionBackend(KeptNames):
         for job in self.open_jobs():
             if job.pilot is pilot and job.sent:
                 self.end(job, "LOST")
-
-
-_NAMES = ("state", "running", "end", "refused", "pilot", "pilot_ended", "pairs")
-_MESSAGES = {name: getattr(RadicalExecutionBackend, f"_on_{name}") for name in _NAMES}
-"""What the client says, and who hears it."""
 
 
 def _attach(job: Job, future: Any, task: Any, state: Any) -> None:

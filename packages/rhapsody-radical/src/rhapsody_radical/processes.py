@@ -77,14 +77,14 @@ def titles(session: str) -> dict[str, set[str]]:
 
 
 def end(session: str, patience: float = 5.0) -> int:
-    """Wait for a session's processes to go, then ask those that stay, and kill them.
+    """Wait for a session's processes to go, then ask those that stay to end, and kill them.
 
     Args:
         session: Its uid.
         patience: Seconds to wait before killing.
 
     Returns:
-        How many had to be killed.
+        How many did not go by themselves.
     """
     return _end(lambda: of_session(session), patience)
 
