@@ -69,13 +69,20 @@ def own_path() -> list[str]:
 
     Modules there travel by name: a worker on the same file system imports them from there.
     """
-    return _own(tuple(entry for entry in sys.path if isinstance(entry, str)), os.getcwd())
+    entries = tuple(sys.path)
+    return _own(entries, os.getcwd() if _any_relative(entries) else "/")
 
 
 @lru_cache(maxsize=1)
-def _own(entries: tuple[str, ...], here: str) -> list[str]:
+def _any_relative(entries: tuple[Any, ...]) -> bool:
+    return any(isinstance(entry, str) and not os.path.isabs(entry) for entry in entries)
+
+
+@lru_cache(maxsize=1)
+def _own(entries: tuple[Any, ...], here: str) -> list[str]:
     installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
-    found = [os.path.normpath(os.path.join(here, entry)) for entry in entries]
+    paths = [entry for entry in entries if isinstance(entry, str)]  # Python ignores others
+    found = [os.path.normpath(os.path.join(here, path)) for path in paths]
     return [path for path in found if not path.startswith(installed)]
 
 

@@ -129,19 +129,20 @@ def task_settings(task: Mapping[str, Any]) -> dict[str, Any]:
             data, or that is not the user's to give.
     """
     specific = task["task_backend_specific_kwargs"]
-    if specific:
-        check_keys("task_description", specific, schema.TASK, "a task description")
-        check_plain("task_description", specific)
-        check_types("task_description", specific, schema.TASK)
-        for key, value in specific.items():
-            if schema.TASK[key] is int and isinstance(value, float) and not value.is_integer():
-                raise TypeError(f"task_description: {key!r} must be a whole number, got {value!r}")
-        for key in (*OURS, "mode"):
-            if key in specific and not (key == "mode" and specific[key] in _modes(task)):
-                raise TypeError(
-                    f"task_description: {key!r} is not yours to give, the task itself says it; "
-                    "the decorated function returns the command"
-                )
+    if not specific:
+        return {}
+    check_keys("task_description", specific, schema.TASK, "a task description")
+    check_plain("task_description", specific)
+    check_types("task_description", specific, schema.TASK)
+    for key, value in specific.items():
+        if schema.TASK[key] is int and isinstance(value, float) and not value.is_integer():
+            raise TypeError(f"task_description: {key!r} must be a whole number, got {value!r}")
+    for key in (*OURS, "mode"):
+        if key in specific and not (key == "mode" and specific[key] in _modes(task)):
+            raise TypeError(
+                f"task_description: {key!r} is not yours to give, the task itself says it; "
+                "the decorated function returns the command"
+            )
     return todays({key: value for key, value in specific.items() if key != "mode"})
 
 

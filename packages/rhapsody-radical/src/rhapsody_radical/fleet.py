@@ -115,8 +115,10 @@ class Fleet:
             tasks: The tasks to come.
             jobs: Those that have not ended.
         """
+        if len(self.pilots) == 1:
+            return self.pilots * len(tasks)
         usable = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
-        busy = Counter(job.pilot.number for job in jobs) if len(self.pilots) > 1 else Counter()
+        busy = Counter(job.pilot.number for job in jobs)
         chosen = []
         for task in tasks:
             wanted = task["task_backend_specific_kwargs"].get("pilot")

@@ -1,8 +1,8 @@
 """The engine's tasks in the client: handed to RADICAL-Pilot, cancelled, and their ends told.
 
-Of the fifteen states of a task the program is told three: that it is the agent's, that it runs,
-and how it ended. Its end is told once, and for one that was cancelled or timed out while it ran
-when nothing of it is left on this machine.
+Of the fifteen states of a task the program is told three: that it is the agent's (of a program, as
+a call goes to RAPTOR), that it runs, and how it ended. Its end is told once, and for one that was
+cancelled or timed out while it ran when nothing of it is left on this machine.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ log: logging.Logger = logging.getLogger(__name__)
 Say = Callable[..., None]
 """Sends a message to the program: its name, its parts, and `within` how many seconds."""
 
-SHARE, LONGEST = 0.0025, 0.2
-"""Seconds that a report may wait for each task that is open, and in all. What reports cost the
-program is mostly its being woken; a task alone is told of at once."""
+SHARE, LONGEST = 0.005, 0.5
+"""Seconds that a report may wait for each task that has not begun, and in all.
+
+What reports cost the program is mostly its being woken. While many wait for room, nobody misses a
+report; where all that is open runs, room stays empty until it is there, and each is sent at once.
+"""
 
 
 class Entry:
@@ -73,6 +76,7 @@ class Tasks:
         self._raptors = raptors
         self._say = say
         self._open: dict[str, Entry] = {}
+        self._queued: set[str] = set()
         self._lock = threading.Lock()
         self._ending: list[tuple[Entry, str]] = []
         self._reaper = Worker("rhapsody-radical-reaper")
@@ -110,6 +114,7 @@ class Tasks:
             return
         for entry, _ in ready:
             self._open[entry.uid] = entry
+            self._queued.add(entry.uid)
         try:
             handles = pilot.manager.submit_tasks([description for _, description in ready])
         except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
@@ -168,9 +173,10 @@ class Tasks:
             self.end(entry, state)
         elif state == AGENT_EXECUTING:
             entry.running = True
+            self._queued.discard(entry.uid)
             _hear(entry)
             self._report("running", entry.uid, _node(handle))
-        elif state == AGENT_STAGING_INPUT_PENDING:
+        elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
             self._report("state", entry.uid, state)
 
     def end(self, entry: Entry, state: str, reason: str = "") -> None:
@@ -183,6 +189,7 @@ class Tasks:
         """
         if self._open.pop(entry.uid, None) is None:
             return
+        self._queued.discard(entry.uid)
         if state == "DONE" or (entry.running and state != "LOST"):
             _hear(entry)  # else others than its pair may have said so
         # RADICAL-Pilot cancels by itself what exceeds its own `timeout`.
@@ -195,8 +202,8 @@ class Tasks:
             self._tell(entry, state, reason)
 
     def _report(self, *message: Any) -> None:
-        """Says what became of a task; with many of them a report is one of many, and may wait."""
-        self._say(*message, within=min(LONGEST, SHARE * len(self._open)))
+        """Says what became of a task; while many others have not begun it may wait for more."""
+        self._say(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
     def drop(self, pilot: Pilot) -> None:
         """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
