@@ -46,7 +46,7 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     for lane in lanes:
         unregister = getattr(lane.backend, "unregister_callback", None)
         if unregister is not None:
-            unregister(runtime.engine.task_callbacks)
+            unregister(runtime.updates.receive)
     runtime.updates.drain()
     await runtime.gate.drain(GRACE)
     if not runtime.interrupted:

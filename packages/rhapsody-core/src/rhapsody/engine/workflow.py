@@ -222,7 +222,7 @@ class WorkflowEngine(Decorators, KeptNames):
             attached.update(await (signal_registry.guard(starting) if handle_signals else starting))
             for name, one in attached.items():
                 runtime.lanes[name] = Lane(runtime, one, name)
-                one.register_callback(self.task_callbacks)
+                one.register_callback(self._runtime.updates.receive)
             runtime.default = next(iter(runtime.lanes.values()))
             self._began = runtime.clock.monotonic()
             if dry_run:
