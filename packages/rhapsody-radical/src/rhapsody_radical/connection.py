@@ -311,34 +311,35 @@ class Connection:
 
     def _carry_out(self, name: str, parts: tuple[Any, ...]) -> None:
         """Carries out one message; what anybody's code raises meanwhile is logged."""
+        function: Callable[..., None] | None = getattr(self, f"_on_{name}", None)
         try:
-            self._received(name, parts)
+            if function is None:
+                self._receiver.receive(name, parts)
+            else:
+                function(*parts)
         except Exception:  # of a callback or a logging handler; the next message is another's
             with suppress(Exception):
                 log.exception("what the client of RADICAL-Pilot sent could not be worked up")
 
-    def _received(self, name: str, parts: tuple[Any, ...]) -> None:
-        if name == "reply":
-            self._replied(*parts)
-        elif name == "callback":
-            self._called_back(*parts)
-        elif name == "values":
-            self.remotes.update(parts[0])
-        elif name == "log":
-            record = logging.makeLogRecord(parts[0])
-            logger = logging.getLogger(record.name)
-            if logger.isEnabledFor(record.levelno):
-                logger.handle(record)
-        elif name == "started":
-            self._started.set_result(parts)
-        elif name == "failed":
-            self._started.set_exception(PilotException(parts[0]))
-        elif name == "closed":
-            self._closed = True
-        else:
-            self._receiver.receive(name, parts)
+    def _on_values(self, ref: Ref) -> None:
+        self.remotes.update(ref)
 
-    def _replied(self, number: int, good: bool, packed: bytes) -> None:
+    def _on_log(self, values: dict[str, Any]) -> None:
+        record = logging.makeLogRecord(values)
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
+
+    def _on_started(self, *parts: Any) -> None:
+        self._started.set_result(parts)
+
+    def _on_failed(self, text: str) -> None:
+        self._started.set_exception(PilotException(text))
+
+    def _on_closed(self) -> None:
+        self._closed = True
+
+    def _on_reply(self, number: int, good: bool, packed: bytes) -> None:
         future = self._waiting.pop(number, None)
         if future is None:
             return
@@ -353,7 +354,7 @@ class Connection:
             else:
                 future.set_exception(settable(value, "the call"))
 
-    def _called_back(self, number: int, packed: bytes) -> None:
+    def _on_callback(self, number: int, packed: bytes) -> None:
         if (found := self._listeners.get(number)) is None:
             return
         _, cb, data = found
