@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -79,6 +79,18 @@ def packed(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> 
     return task, calls.pack(task, {}, capture=True, directory=where)
 
 
+def calls_of(function: Any, count: int) -> list[Any]:
+    """What calls of one function that are packed together return."""
+    once, values = calls.Packed(), []
+    for number in range(count):
+        words = {"function": function, "args": (number,), "kwargs": {}}
+        task = completed(f"task.{number}", words, None)
+        order = calls.pack(task, {}, capture=True, packed=once)
+        assert calls.unpack(call.run(order), task) is None
+        values.append(task["return_value"])
+    return values
+
+
 def made(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> Any:
     """What a call returns, or raises, there and back again."""
     task, order = packed(directory, function, *args, **kwargs)
@@ -93,6 +105,34 @@ def test_values_come_back_as_they_went(tmp_path: Path, kind: Any, size: int, sha
     value = [kind(os.urandom(size)), {"size": size}]
     assert made(tmp_path if shared else None, same, value) == value
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 2 * call.LARGE])
+def test_calls_that_are_packed_together_have_a_state_of_their_own(size: int) -> None:
+    seen: list[Any] = [bytes(size)]
+
+    def note(number: int) -> list[int]:
+        seen.append(number)
+        return seen[1:]
+
+    assert calls_of(note, 3) == [[0], [1], [2]]
+
+
+def test_a_function_is_pickled_once_for_the_calls_that_are_packed_together() -> None:
+    class Counted:
+        pickled = 0
+
+        def __reduce__(self) -> Any:
+            Counted.pickled += 1
+            return int, ()
+
+    counted = Counted()
+
+    def add(number: int) -> int:
+        return number + int(cast("int", counted))
+
+    assert calls_of(add, 3) == [0, 1, 2]
+    assert Counted.pickled == 1
 
 
 @pytest.mark.parametrize("size", [100, 5 * MIB])

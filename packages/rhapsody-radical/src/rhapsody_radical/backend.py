@@ -28,7 +28,7 @@ from rhapsody.backends.base import Capabilities, Session
 from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendError, CapabilityError, TaskLostError
 from rhapsody.task import TaskDescription
-from rhapsody_radical import capabilities, links, results, services, states, translate
+from rhapsody_radical import calls, capabilities, links, results, services, states, translate
 from rhapsody_radical.connection import Connection
 from rhapsody_radical.descriptions import can_work_in, check_flags, directory, pilot_descriptions
 from rhapsody_radical.fleet import Fleet, Pilot
@@ -137,7 +137,8 @@ class RadicalExecutionBackend(KeptNames):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._commands: Worker | None = None
         self._cancelling: list[Job] = []
-        self._change = threading.Condition()
+        self._lock = threading.Lock()
+        self._none_open = threading.Event()
         self._pilot_callbacks: list[PilotCallback] = []
 
     # Life.
@@ -206,8 +207,9 @@ class RadicalExecutionBackend(KeptNames):
         if self._commands is not None:
             self._commands.stop()
         if self._connection is not None:
-            with self._change:
-                self._change.wait_for(lambda: all(job.over for job in jobs), ENDING)
+            self._none_open.clear()
+            if self._open:
+                self._none_open.wait(ENDING)
             self._connection.close(keep=self._keep)
         self.fleet.close()
         for job in self.open_jobs():
@@ -263,21 +265,22 @@ class RadicalExecutionBackend(KeptNames):
     def _submit(self, jobs: list[Job]) -> None:
         """Translates and sends; on the thread of commands."""
         ready: dict[int, list[tuple[Job, bytes]]] = {}
+        packed = calls.Packed()
         # Functions first: RAPTOR takes cores that executables then cannot have.
         for job in sorted(jobs, key=lambda job: not job.is_function):
             try:
                 self._find_room(job)
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
-                packed = pickle.dumps(self._described(job))
-                ready.setdefault(job.pilot.number, []).append((job, packed))
+                data = pickle.dumps(self._described(job, packed))
+                ready.setdefault(job.pilot.number, []).append((job, data))
             except Exception as error:  # one task's problem
                 self.fail(job, error)
         for number, batch in ready.items():
             for job, _ in batch:
                 job.sent = True
             with suppress(PilotException):  # the pilots' end says so
-                self.send("submit", number, [(job.uid, packed) for job, packed in batch])
+                self.send("submit", number, [(job.uid, data) for job, data in batch])
                 if cancelled := [job.uid for job, _ in batch if job.cancelled]:
                     self.send("cancel", cancelled)
             for job, _ in batch:
@@ -295,13 +298,13 @@ class RadicalExecutionBackend(KeptNames):
                 job.pilot = pilot
                 return
 
-    def _described(self, job: Job) -> tuple[dict[str, Any], str | None]:
+    def _described(self, job: Job, packed: calls.Packed) -> tuple[dict[str, Any], str | None]:
         """RADICAL-Pilot's words for a job and its order for RAPTOR, with its sandbox made."""
         task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)
         if job.is_function:
-            words, order = self._functions.describe(job)
+            words, order = self._functions.describe(job, packed)
         else:
             words = translate.describe_executable(task, pilot)
             taken = self._functions.cores_taken(pilot)
@@ -346,14 +349,14 @@ class RadicalExecutionBackend(KeptNames):
 
     def ask_to_end(self, job: Job) -> None:
         """Has the client cancel a job, together with others that are asked for meanwhile."""
-        with self._change:
+        with self._lock:
             self._cancelling.append(job)
             first = len(self._cancelling) == 1
         if first and self._commands is not None:
             self._commands.post(self._send_cancellations)
 
     def _send_cancellations(self) -> None:
-        with self._change:
+        with self._lock:
             jobs, self._cancelling = self._cancelling, []
         uids = [job.uid for job in jobs if job.sent]
         if uids:
@@ -459,8 +462,8 @@ class RadicalExecutionBackend(KeptNames):
         if job.ready is not None:
             with suppress(InvalidStateError):  # it was ready
                 job.ready.set_exception(RuntimeError(f"service {job.uid} has ended"))
-        with self._change:
-            self._change.notify_all()
+        if not self._open:
+            self._none_open.set()
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache, lru_cache
+from types import FunctionType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -28,6 +29,7 @@ def pack(
     *,
     capture: Any,
     directory: str | None = None,
+    packed: Packed | None = None,
 ) -> str:
     """Makes an order for `rhapsody_radical.call.run`, as text.
 
@@ -37,6 +39,7 @@ def pack(
         capture: What to keep of its output.
         directory: Where large values of the call and its reply go, which both sides see;
             `None` where there is no such place. `forget` removes them.
+        packed: The functions of the calls that were made together with this one.
 
     Raises:
         TypeError: Something of the call cannot be pickled; it says what.
@@ -59,7 +62,7 @@ def pack(
         "path": own_path(),
         "pre_exec": as_list(settings.get("pre_exec")),
         "directory": directory,
-        "call": _packed_call(task, directory),
+        "call": _packed_call(task, directory, packed),
     }
     return base64.b64encode(pickle.dumps(order)).decode("ascii")
 
@@ -93,9 +96,47 @@ def forget(directory: str, uid: str) -> None:
             os.unlink(os.path.join(directory, f"{uid}.{kind}"))
 
 
-def _packed_call(task: TaskDescription, directory: str | None) -> bytes | str:
+class _Once:
+    """A function that was pickled already: what is unpickled is the function."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._data,)
+
+
+class Packed:
+    """The functions of calls that are packed together, each of them pickled once.
+
+    It is as it was at each of the calls, or newer: all were made before the first is packed.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[Any, Any]] = {}  # with the function, which keeps its number
+
+    def of(self, function: Any) -> Any:
+        """What is pickled in place of a function: itself where it may share its data, or is large.
+
+        Raises:
+            Exception: Whatever its data raise.
+        """
+        if type(function) is not FunctionType:
+            return function
+        found = self._found.get(id(function))
+        if found is None:
+            data = cloudpickle.dumps(function)
+            once = function if len(data) > call.LARGE else _Once(data)
+            found = self._found[id(function)] = (function, once)
+        return found[1]
+
+
+def _packed_call(
+    task: TaskDescription, directory: str | None, packed: Packed | None
+) -> bytes | str:
     try:
-        data, buffers = call.dump((task["function"], task["args"], task["kwargs"]), directory)
+        function = task["function"] if packed is None else packed.of(task["function"])
+        data, buffers = call.dump((function, task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
         culprit = next((what for what, size in _parts(task) if size is None), "the call")
         raise TypeError(

@@ -130,8 +130,12 @@ class Functions:
 
     # Descriptions.
 
-    def describe(self, job: Job) -> tuple[dict[str, Any], str | None]:
+    def describe(self, job: Job, packed: calls.Packed) -> tuple[dict[str, Any], str | None]:
         """RADICAL-Pilot's words for a function task, with all that it needs in place.
+
+        Args:
+            job: The task.
+            packed: The functions of those that are submitted with it.
 
         Returns:
             The words, and its order where RAPTOR makes the call.
@@ -157,23 +161,28 @@ class Functions:
             if task["sandbox"] != below:
                 os.symlink(task["sandbox"], below)
         directory = job.pilot.sandbox if job.pilot.shared else None
-        words, order = self.translate(task, directory)
+        words, order = self.translate(task, directory, packed)
         if task.get("sandbox"):
             words["sandbox"] = task["sandbox"]
         return words, order
 
     def translate(
-        self, task: TaskDescription, directory: str | None = None
+        self,
+        task: TaskDescription,
+        directory: str | None = None,
+        packed: calls.Packed | None = None,
     ) -> tuple[dict[str, Any], str]:
         """RADICAL-Pilot's words for a function task on RAPTOR, and its order.
 
         Args:
             task: The task.
             directory: Where large values go; `None` where both sides see no such place.
+            packed: The functions of those that are submitted with it.
         """
         self._refuse(task)
         settings = task_settings(task)
-        order = calls.pack(task, settings, capture=task.get("capture", True), directory=directory)
+        capture = task.get("capture", True)
+        order = calls.pack(task, settings, capture=capture, directory=directory, packed=packed)
         left_out = ("environment", "pre_exec", "named_env")
         words = {key: value for key, value in settings.items() if key not in left_out}
         words |= {"mode": schema.TASK_FUNCTION, "uid": task["uid"]}
