@@ -49,6 +49,17 @@ def test_a_program_without_a_guard_is_told_so_before_any_process_is_started(tmp_
     assert 'put `if __name__ == "__main__":` before' in last
 
 
+def test_a_program_from_standard_input_is_told_to_be_a_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable], input=GUARDED, cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    last = done.stderr.rstrip().rpartition("\n")[2]
+    assert last.startswith("rhapsody.errors.BackendUnavailableError: Dask's worker processes")
+    assert "put it into a file" in last
+
+
 def test_a_program_with_a_guard_runs(tmp_path: Path) -> None:
     done = _run(tmp_path, GUARDED)
     assert done.stdout.replace("read\n", "") == "42\n", done.stderr

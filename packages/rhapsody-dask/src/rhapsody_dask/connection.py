@@ -270,8 +270,14 @@ def _import_dask() -> None:
 
 
 def _require_guard() -> None:
-    from rhapsody_dask.guard import unguarded
+    from rhapsody_dask.guard import from_standard_input, unguarded
 
+    if from_standard_input():
+        raise BackendUnavailableError(
+            "Dask's worker processes import the main program, and this one comes from standard "
+            "input: put it into a file, or keep the workers in this process, "
+            'DaskExecutionBackend({"processes": False})'
+        )
     path = unguarded()
     if path is not None:
         raise BackendUnavailableError(

@@ -13,6 +13,11 @@ import threading
 from pathlib import Path
 
 
+def from_standard_input() -> bool:
+    """Whether the main program has no file that worker processes could import."""
+    return getattr(sys.modules.get("__main__"), "__file__", None) == "<stdin>"
+
+
 def unguarded() -> str | None:
     """The path of the main program where what it does now, its copies would do, too."""
     main = sys.modules.get("__main__")
