@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import subprocess
 import threading
@@ -21,6 +22,7 @@ from rhapsody.errors import BackendUnavailableError
 from rhapsody.resources import Resources
 from rhapsody_radical import calls, links, raptor_config, schema, services
 from rhapsody_radical.client import raptor
+from rhapsody_radical.client.tasks import Tasks
 from rhapsody_radical.functions import completed
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.library import rp
@@ -430,3 +432,38 @@ def test_a_thread_does_what_it_was_given_and_refuses_more_after_its_end() -> Non
         worker.submit(lambda: 3)
     worker.post(lambda: done.append(4))
     assert done == [2]
+
+
+class Refusing:
+    """A task manager that takes one batch, and refuses the next."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def submit_tasks(self, descriptions: list[Any]) -> list[Any]:
+        self.batches += 1
+        if self.batches == 2:
+            raise RuntimeError("no")
+        return [SimpleNamespace(uid=each.uid, slots=None) for each in descriptions]
+
+
+def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilot() -> None:
+    told: list[tuple[str, float]] = []
+
+    def say(name: str, *parts: Any, within: float = 0.0) -> None:
+        told.append((name, within))
+
+    def batch(name: str, count: int) -> list[tuple[str, bytes]]:
+        words = pickle.dumps(({"executable": "true"}, None))
+        return [(f"{name}.{number}", words) for number in range(count)]
+
+    pilot: Any = SimpleNamespace(manager=Refusing(), ended=False, number=0)
+    tasks = Tasks("session", [pilot], SimpleNamespace(), say)  # type: ignore[arg-type]
+    tasks.submit(0, batch("lost", 50))
+    tasks.drop(pilot)
+    tasks.submit(0, batch("refused", 50))
+    tasks.submit(0, batch("alone", 1))
+    entry = tasks.find("alone.0")
+    assert entry is not None
+    tasks.heard(entry, entry.handle, schema.AGENT_EXECUTING)
+    assert told[-1] == ("running", 0.0)

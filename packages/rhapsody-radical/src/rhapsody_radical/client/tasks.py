@@ -119,7 +119,7 @@ class Tasks:
             handles = pilot.manager.submit_tasks([description for _, description in ready])
         except Exception as error:  # whatever RADICAL-Pilot raises: it has none of them
             for entry, _ in ready:
-                self._open.pop(entry.uid, None)
+                self._forget(entry)
                 self._refuse(entry.uid, error)
             return
         for (entry, _), handle in zip(ready, handles, strict=True):
@@ -187,9 +187,8 @@ class Tasks:
             state: Its final state, or `"LOST"`.
             reason: Why it is lost.
         """
-        if self._open.pop(entry.uid, None) is None:
+        if not self._forget(entry):
             return
-        self._queued.discard(entry.uid)
         if state == "DONE" or (entry.running and state != "LOST"):
             _hear(entry)  # else others than its pair may have said so
         # RADICAL-Pilot cancels by itself what exceeds its own `timeout`.
@@ -205,11 +204,16 @@ class Tasks:
         """Says what became of a task; while many others have not begun it may wait for more."""
         self._say(*message, within=min(LONGEST, SHARE * len(self._queued)))
 
+    def _forget(self, entry: Entry) -> bool:
+        """Takes a task out; `False` where it was out already."""
+        self._queued.discard(entry.uid)
+        return self._open.pop(entry.uid, None) is not None
+
     def drop(self, pilot: Pilot) -> None:
         """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
         for entry in self.open():
             if entry.pilot is pilot:
-                self._open.pop(entry.uid, None)
+                self._forget(entry)
 
     def lose(self, pair: Pair, reason: str) -> None:
         """Ends the calls of a RAPTOR pair that is gone."""
