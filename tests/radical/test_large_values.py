@@ -81,11 +81,11 @@ def packed(directory: Path | None, function: Any, *args: Any, **kwargs: Any) -> 
 
 def calls_of(function: Any, count: int) -> list[Any]:
     """What calls of one function that are packed together return."""
-    once, values = calls.Packed(), []
+    batch, values = calls.Batch(), []
     for number in range(count):
         words = {"function": function, "args": (number,), "kwargs": {}}
         task = completed(f"task.{number}", words, None)
-        order = calls.pack(task, {}, capture=True, packed=once)
+        order = calls.pack(task, {}, capture=True, batch=batch)
         assert calls.unpack(call.run(order), task) is None
         values.append(task["return_value"])
     return values

@@ -265,25 +265,25 @@ class RadicalExecutionBackend(KeptNames):
     def _submit(self, jobs: list[Job]) -> None:
         """Translates and sends; on the thread of commands."""
         ready: dict[int, list[tuple[Job, bytes]]] = {}
-        packed = calls.Packed()
+        batch = calls.Batch()
         # Functions first: RAPTOR takes cores that executables then cannot have.
         for job in sorted(jobs, key=lambda job: not job.is_function):
             try:
                 self._find_room(job)
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
-                data = pickle.dumps(self._described(job, packed))
+                data = pickle.dumps(self._described(job, batch))
                 ready.setdefault(job.pilot.number, []).append((job, data))
             except Exception as error:  # one task's problem
                 self.fail(job, error)
-        for number, batch in ready.items():
-            for job, _ in batch:
+        for number, part in ready.items():
+            for job, _ in part:
                 job.sent = True
             with suppress(PilotException):  # the pilots' end says so
-                self.send("submit", number, [(job.uid, data) for job, data in batch])
-                if cancelled := [job.uid for job, _ in batch if job.cancelled]:
+                self.send("submit", number, [(job.uid, data) for job, data in part])
+                if cancelled := [job.uid for job, _ in part if job.cancelled]:
                     self.send("cancel", cancelled)
-            for job, _ in batch:
+            for job, _ in part:
                 if not job.pilot.usable:  # it ended meanwhile
                     self.end(job, "LOST")
 
@@ -298,13 +298,13 @@ class RadicalExecutionBackend(KeptNames):
                 job.pilot = pilot
                 return
 
-    def _described(self, job: Job, packed: calls.Packed) -> tuple[dict[str, Any], str | None]:
+    def _described(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], str | None]:
         """RADICAL-Pilot's words for a job and its order for RAPTOR, with its sandbox made."""
         task, pilot, order = job.task, job.pilot, None
         translate.check_pilot(task, pilot, self.pilots)
         directives = self._links.take(job)
         if job.is_function:
-            words, order = self._functions.describe(job, packed)
+            words, order = self._functions.describe(job, batch)
         else:
             words = translate.describe_executable(task, pilot)
             taken = self._functions.cores_taken(pilot)

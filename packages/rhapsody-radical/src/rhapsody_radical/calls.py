@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache, cached_property
 from types import FunctionType
 from typing import Any
 
@@ -29,7 +29,7 @@ def pack(
     *,
     capture: Any,
     directory: str | None = None,
-    packed: Packed | None = None,
+    batch: Batch | None = None,
 ) -> str:
     """Makes an order for `rhapsody_radical.call.run`, as text.
 
@@ -39,7 +39,7 @@ def pack(
         capture: What to keep of its output.
         directory: Where large values of the call and its reply go, which both sides see;
             `None` where there is no such place. `forget` removes them.
-        packed: The functions of the calls that were made together with this one.
+        batch: What the calls that are packed with this one share.
 
     Raises:
         TypeError: Something of the call cannot be pickled; it says what.
@@ -59,10 +59,10 @@ def pack(
         "timeout": task.get("timeout"),
         "environment": environment,
         "capture": capture,
-        "path": own_path(),
+        "path": own_path() if batch is None else batch.path,
         "pre_exec": as_list(settings.get("pre_exec")),
         "directory": directory,
-        "call": _packed_call(task, directory, packed),
+        "call": _packed_call(task, directory, batch),
     }
     return base64.b64encode(pickle.dumps(order)).decode("ascii")
 
@@ -72,19 +72,8 @@ def own_path() -> list[str]:
 
     Modules there travel by name: a worker on the same file system imports them from there.
     """
-    entries = tuple(sys.path)
-    return _own(entries, os.getcwd() if _any_relative(entries) else "/")
-
-
-@lru_cache(maxsize=1)
-def _any_relative(entries: tuple[Any, ...]) -> bool:
-    return any(isinstance(entry, str) and not os.path.isabs(entry) for entry in entries)
-
-
-@lru_cache(maxsize=1)
-def _own(entries: tuple[Any, ...], here: str) -> list[str]:
     installed = tuple({os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)})
-    paths = [entry for entry in entries if isinstance(entry, str)]  # Python ignores others
+    here, paths = os.getcwd(), [entry for entry in sys.path if isinstance(entry, str)]
     found = [os.path.normpath(os.path.join(here, path)) for path in paths]
     return [path for path in found if not path.startswith(installed)]
 
@@ -106,16 +95,22 @@ class _Once:
         return pickle.loads, (self._data,)
 
 
-class Packed:
-    """The functions of calls that are packed together, each of them pickled once.
+class Batch:
+    """What calls that are packed together share: each of their functions is pickled once.
 
-    It is as it was at each of the calls, or newer: all were made before the first is packed.
+    A function is as it was at each of the calls, or newer: all were made before the first is
+    packed.
     """
 
     def __init__(self) -> None:
         self._found: dict[int, tuple[Any, Any]] = {}  # with the function, which keeps its number
 
-    def of(self, function: Any) -> Any:
+    @cached_property
+    def path(self) -> list[str]:
+        """The program's own path, see `own_path`."""
+        return own_path()
+
+    def once(self, function: Any) -> Any:
         """What is pickled in place of a function: itself where it may share its data, or is large.
 
         Raises:
@@ -131,11 +126,9 @@ class Packed:
         return found[1]
 
 
-def _packed_call(
-    task: TaskDescription, directory: str | None, packed: Packed | None
-) -> bytes | str:
+def _packed_call(task: TaskDescription, directory: str | None, batch: Batch | None) -> bytes | str:
     try:
-        function = task["function"] if packed is None else packed.of(task["function"])
+        function = task["function"] if batch is None else batch.once(task["function"])
         data, buffers = call.dump((function, task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
         culprit = next((what for what, size in _parts(task) if size is None), "the call")

@@ -130,12 +130,12 @@ class Functions:
 
     # Descriptions.
 
-    def describe(self, job: Job, packed: calls.Packed) -> tuple[dict[str, Any], str | None]:
+    def describe(self, job: Job, batch: calls.Batch) -> tuple[dict[str, Any], str | None]:
         """RADICAL-Pilot's words for a function task, with all that it needs in place.
 
         Args:
             job: The task.
-            packed: The functions of those that are submitted with it.
+            batch: What those that are submitted with it share.
 
         Returns:
             The words, and its order where RAPTOR makes the call.
@@ -161,7 +161,7 @@ class Functions:
             if task["sandbox"] != below:
                 os.symlink(task["sandbox"], below)
         directory = job.pilot.sandbox if job.pilot.shared else None
-        words, order = self.translate(task, directory, packed)
+        words, order = self.translate(task, directory, batch)
         if task.get("sandbox"):
             words["sandbox"] = task["sandbox"]
         return words, order
@@ -170,19 +170,19 @@ class Functions:
         self,
         task: TaskDescription,
         directory: str | None = None,
-        packed: calls.Packed | None = None,
+        batch: calls.Batch | None = None,
     ) -> tuple[dict[str, Any], str]:
         """RADICAL-Pilot's words for a function task on RAPTOR, and its order.
 
         Args:
             task: The task.
             directory: Where large values go; `None` where both sides see no such place.
-            packed: The functions of those that are submitted with it.
+            batch: What those that are submitted with it share.
         """
         self._refuse(task)
         settings = task_settings(task)
         capture = task.get("capture", True)
-        order = calls.pack(task, settings, capture=capture, directory=directory, packed=packed)
+        order = calls.pack(task, settings, capture=capture, directory=directory, batch=batch)
         left_out = ("environment", "pre_exec", "named_env")
         words = {key: value for key, value in settings.items() if key not in left_out}
         words |= {"mode": schema.TASK_FUNCTION, "uid": task["uid"]}
