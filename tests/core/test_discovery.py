@@ -164,7 +164,7 @@ def test_nothing_heavy_is_imported_to_say_what_there_is() -> None:
         """
         from rhapsody import BackendRegistry, discover_backends
         discover_backends(), BackendRegistry.describe()
-        heavy = {"distributed", "dask", "radical", "pebble", "typeguard"} & set(sys.modules)
+        heavy = {"distributed", "dask", "radical", "typeguard"} & set(sys.modules)
         assert not heavy, heavy
         """,
         environment={"RHAPSODY_DISABLE_PLUGINS": "all"},

@@ -381,7 +381,6 @@ HEAVY = [
     "distributed",
     "importlib_metadata",
     "numpy",
-    "pebble",
     "pluggy",
     "radical",
     "rich",

@@ -314,7 +314,7 @@ def test_the_programs_own_start_method_is_left_alone(run: Run) -> None:
     assert (end.returncode, end.stdout, end.stderr) == (0, "mine\n", "")
 
 
-def test_threads_import_neither_pebble_nor_cloudpickle(run: Run) -> None:
+def test_threads_import_neither_multiprocessing_nor_cloudpickle(run: Run) -> None:
     end = run(
         """
         async def main():
@@ -322,7 +322,7 @@ def test_threads_import_neither_pebble_nor_cloudpickle(run: Run) -> None:
                 await driver.run(driver.call(int), driver.command("true"))
 
         asyncio.run(main())
-        print([name for name in ("pebble", "cloudpickle") if name in sys.modules])
+        print([name for name in ("multiprocessing", "cloudpickle") if name in sys.modules])
         """
     )
     assert (end.returncode, end.stdout) == (0, "[]\n")

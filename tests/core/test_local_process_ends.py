@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import operator
 import os
 import signal
 import subprocess
@@ -67,6 +68,51 @@ async def test_an_idle_worker_that_is_killed_costs_nobody_a_task(driver: Driver)
         os.kill(ends[0].value, signal.SIGKILL)
         ends = await driver.run(*(driver.call(int) for _ in range(10)))
         assert [end.state for end in ends] == [DONE] * 10
+
+
+async def test_a_worker_that_is_killed_with_a_call_it_has_not_begun_takes_none_along(
+    driver: Driver,
+) -> None:
+    ends = await driver.run(*(driver.call(_slow_pid) for _ in range(4)))
+    workers = [psutil.Process(pid) for pid in {end.value for end in ends}]
+    for worker in workers:
+        worker.suspend()
+    tasks = [driver.call(os.getpid) for _ in range(4)]
+    await driver.submit(*tasks)
+    for task in tasks[: len(workers)]:
+        assert await driver.running(task)
+    for worker in workers:
+        worker.kill()
+    for task in tasks:
+        end = await driver.finished(task)
+        assert end.state is DONE
+        assert end.value not in [worker.pid for worker in workers]
+
+
+async def test_a_killed_fork_server_is_replaced(driver: Driver) -> None:
+    pid = (await driver.run_one(driver.call(os.getpid))).value
+    server = psutil.Process(pid).parent()
+    assert server is not None
+    running = driver.call(time.sleep, 60)
+    await driver.submit(running)
+    assert await driver.running(running)
+    server.kill()
+    assert isinstance((await driver.finished(running)).error, TaskLostError)
+    ends = await driver.run(*(driver.call(int) for _ in range(10)))
+    assert [end.state for end in ends] == [DONE] * 10
+
+
+def _fork() -> str:
+    child = os.fork()
+    if child == 0:
+        return "child"
+    os.waitpid(child, 0)
+    return "parent"
+
+
+async def test_a_child_that_returns_from_a_call_answers_nobody(driver: Driver) -> None:
+    ends = await driver.run(*(driver.call(_fork) for _ in range(4)))
+    assert [end.value for end in ends] == ["parent"] * 4
 
 
 async def test_all_workers_killed_at_once_are_replaced(driver: Driver) -> None:
@@ -203,18 +249,31 @@ async def test_shutdown_leaves_no_process_whatever_runs(tmp_path: Path) -> None:
     assert set(threading.enumerate()) <= threads
 
 
-async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any) -> None:
-        raise RuntimeError("no worker today")
+WORK = "rhapsody.backends.local.workers.work"
+"""What a worker runs; `operator.is_` in its place ends at once."""
 
+
+async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(_workers())
-    monkeypatch.setattr("rhapsody.backends.local.worker.begin", broken)
+    monkeypatch.setattr(WORK, operator.is_)
     backend = LocalExecutionBackend("process", resources={"cores": 1})
-    with pytest.raises(BackendUnavailableError, match="no worker process could be started"):
+    with pytest.raises(BackendUnavailableError, match="could be started: EOFError: the process"):
         await backend
     assert backend.state() == "error"
     await backend.shutdown()
     assert set(_workers()) <= before
+
+
+async def test_workers_that_cannot_be_replaced_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = await LocalExecutionBackend("process", resources={"cores": 1})
+    async with backend, Driver(backend) as driver:
+        with monkeypatch.context() as patch:
+            patch.setattr(WORK, operator.is_)
+            ends = await driver.run(driver.call(os._exit, 3), driver.call(int))
+            assert "exited with code 3" in str(ends[0].error)
+            assert isinstance(ends[1].error, TaskLostError)
+            assert "no worker process could be started for task" in str(ends[1].error)
+        assert (await driver.run_one(driver.call(int))).state is DONE
 
 
 async def test_a_cancelled_start_leaves_nothing() -> None:

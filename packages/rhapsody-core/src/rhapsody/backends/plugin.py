@@ -22,7 +22,7 @@ def rhapsody_backends() -> list[BackendSpec]:
             name="local",
             import_path="rhapsody.backends.local:LocalExecutionBackend",
             summary="threads, processes and executables on this machine",
-            requires=("pebble>=5.2.0", "cloudpickle>=3.0"),
+            requires=("cloudpickle>=3.0",),
             capabilities=THREADS,
         ),
     ]

@@ -124,19 +124,19 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if isinstance(self._executor, Executor):
             self._functions = ExecutorWorkers(put, self._executor, gpus)
         elif self._executor == "process":
-            await self._start_processes(put)
+            await self._start_processes()
         else:
             self._functions = self._threads = ThreadWorkers(put, "rhapsody-worker")
         streams.acquire()
         self._capturing = True
 
-    async def _start_processes(self, put: Callable[[Job], None]) -> None:
+    async def _start_processes(self) -> None:
         from rhapsody.backends.local.processes import ProcessWorkers
 
         self._functions = self._processes = ProcessWorkers(
-            put, self._announce, self.machine.workers, self.machine.gpus
+            self._ended, self._announce, self.machine.gpus, self.grace
         )
-        opening = asyncio.ensure_future(in_thread(lambda: self._processes.open(self._loop)))
+        opening = asyncio.ensure_future(in_thread(self._processes.open))
         try:
             await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -156,7 +156,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 self._cancel(job)
         if self._processes is not None:
             await self._processes.close()
-            self._mailbox.drain()
         await self._wait_for_ends()
         await self._executables.stop()
         await self._services.stop()
@@ -358,8 +357,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.error = error if job.error is None else job.error
         if job.worker is not None:
             task["worker"] = job.worker
-        if job.pid is not None:
-            self._announce(job)  # where the end overtook the beginning
         self._slots.release(job.request, job.gpus)
         self._end(job, self._outcome(job))
         if self._queue:

@@ -132,7 +132,7 @@ class Call:
         # Whoever unpickles it makes the call and gets a `Reply`.
         environment = task_environment(job, self._gpus)
         order = worker.Order.of(
-            job.task, 0, spill=job.spill, cores=job.request.cores, environment=environment
+            job.task, spill=job.spill, cores=job.request.cores, environment=environment
         )
         return partial, (worker.execute, order, worker.pack_call(job.task))
 

@@ -14,16 +14,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from contextlib import suppress
 from multiprocessing import forkserver, popen_forkserver, process, reduction, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from typing import Any
 
-PRELOAD = ["rhapsody.backends.local.forked", "rhapsody.backends.local.worker", "pebble"]
+PRELOAD = ["rhapsody.backends.local.forked", "rhapsody.backends.local.worker"]
 """What the server imports, so that a new worker has it at once."""
-
-LEFT = 256
-"""Stands for an exit code of 0 in the middle of the work. No process ends with this number."""
 
 
 class WorkerContext(ForkServerContext):
@@ -63,46 +59,16 @@ class WorkerContext(ForkServerContext):
 
 
 class WorkerProcess(ForkServerProcess):
-    """A process started by the server of its context.
-
-    To pebble an exit code of 0 means that the worker has done all that it was to do, and a
-    call that it was in the middle of is waited for without end. A worker that really has
-    says so before it ends; of one that has not, the exit code is told as `LEFT`.
-    """
+    """A process started by the server of its context."""
 
     server: forkserver.ForkServer | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._hears, self._says = multiprocessing.Pipe(duplex=False)
-        self._done = False
-
-    def start(self) -> None:
-        """Starts the process."""
-        super().start()
-        self._says.close()
-
-    def run(self) -> None:
-        """Does the worker's work, in its own process."""
-        super().run()
-        self._says.send_bytes(b"done")
-
-    @property
-    def exitcode(self) -> int | None:
-        """The exit code, `None` for a process that lives."""
-        code = super().exitcode
-        if code == 0 and not self._done:
-            with suppress(EOFError):
-                self._done = self._hears.poll() and self._hears.recv_bytes() == b"done"
-        return LEFT if code == 0 and not self._done else code
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802
         return _Popen(process_obj)
 
     def __getstate__(self) -> dict[str, Any]:
-        here = ("server", "_hears")
-        return {key: value for key, value in self.__dict__.items() if key not in here}
+        return {key: value for key, value in self.__dict__.items() if key != "server"}
 
 
 class _Popen(popen_forkserver.Popen):

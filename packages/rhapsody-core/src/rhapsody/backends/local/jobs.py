@@ -44,14 +44,12 @@ class Job:
         pid: The process that runs it, where that is known.
         port: The free port that a service was given.
         worker: The same in words, for people.
-        call: Its number in the process pool.
-        attempts: How many pools broke before one had begun with it.
+        attempts: How many worker processes were gone before one had begun with it.
     """
 
     __slots__ = (
         "announced",
         "attempts",
-        "call",
         "cancelled",
         "context",
         "error",
@@ -98,7 +96,6 @@ class Job:
         self.pid: int | None = None
         self.port: int | None = None
         self.worker: str | None = None
-        self.call: int = 0
         self.attempts: int = 0
 
     def __repr__(self) -> str:

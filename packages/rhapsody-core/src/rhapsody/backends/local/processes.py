@@ -1,51 +1,52 @@
-"""Runs functions in worker processes: pebble's pool, fed and watched.
+"""Runs functions in worker processes: which worker gets which call, and what becomes of it.
 
-Pebble sees to the workers: it replaces those that die, and stops one without
-harm to the others. Here calls are packed off the engine's loop, the beginning and
-the end of each are told to it, and a pool that broke as a whole is replaced. What
-happens inside a worker is in `rhapsody.backends.local.worker`.
+Calls are packed, and what came of them is unpacked, on a thread beside the engine's loop,
+since both run code of the objects themselves; the workers' sockets are read by the loop.
+Workers are started when there is something to do, and replaced when they are gone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import itertools
-import os
+import atexit
 import signal
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextvars import Context
 from functools import partial
-from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
 
 from rhapsody.backends.local import groups, worker
-from rhapsody.backends.local.aside import in_thread, start_thread
-from rhapsody.backends.local.forks import LEFT, WorkerContext
+from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
-from rhapsody.errors import BackendUnavailableError, TaskLostError, set_traceback
+from rhapsody.backends.local.workers import Worker
+from rhapsody.backends.mailbox import Mailbox
+from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 
 START_TIMEOUT = 60.0
-"""Seconds until the first worker of a pool must have answered."""
+"""Seconds until a new worker must be ready."""
 
 ATTEMPTS = 3
-"""How often a call that no worker has begun with is given to a new pool."""
+"""How many workers may be gone before one has begun with a call."""
+
+SMALL = 1 << 16
+"""Bytes of a plain result that is unpacked on the loop."""
+
+# Before multiprocessing's own, which was registered first and waits for workers to end.
+atexit.register(groups.kill_all)
 
 
 class ProcessWorkers:
-    """A pool of worker processes.
+    """Worker processes.
+
+    All methods are for the loop's thread, but for `open`.
 
     Args:
-        deliver: Takes each job that has ended; called on any thread.
-        announced: Called on the loop with each job that a worker has begun with.
-        count: How many workers.
+        ended: Takes each job that has ended; called on the loop.
+        announced: Takes each job that a worker has got; called on the loop.
         gpus: All the GPUs there are to give.
+        grace: Seconds between SIGTERM and SIGKILL for a worker whose job is cancelled.
     """
 
     announces = True
@@ -53,279 +54,232 @@ class ProcessWorkers:
 
     def __init__(
         self,
-        deliver: Callable[[Job], object],
+        ended: Callable[[Job], object],
         announced: Callable[[Job], object],
-        count: int,
         gpus: tuple[str, ...],
+        grace: float,
     ) -> None:
-        self._deliver = deliver
+        self._end = ended
         self._announced = announced
-        self._count = count
         self._gpus = gpus
-        self._numbers = itertools.count(1)
-        self._running: dict[int, Job] = {}
-        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
-        self._feeder: threading.Thread | None = None
+        self._grace = grace
+        self._jobs: set[Job] = set()
+        self._waiting: dict[Job, bytes] = {}
+        self._workers: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._starts: set[asyncio.Task[None] | None] = set()
         self._context: WorkerContext | None = None
-        self._pools: dict[bool, ProcessPool] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pids: set[int] = set()
-        self._stoppers: list[threading.Thread] = []
-        self._reader: Connection | None = None
-        self._writer: Connection | None = None
+        self._first: Worker | None = None
+        self._packer: threading.Thread | None = None
+        self._to_packer: SimpleQueue[tuple[Job, worker.Reply | None] | None] = SimpleQueue()
         self._stopping = False
+        self._changed = asyncio.Event()
 
-    def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts the workers and waits for the first; blocks, so not on the loop's thread.
+    def open(self) -> None:
+        """Starts the first worker; blocks, and is called on a thread of its own.
 
         Raises:
-            BackendUnavailableError: No worker could be started.
+            BackendUnavailableError: It could not be started.
         """
-        self._loop = loop
         self._context = WorkerContext()
-        self._context.start()
-        self._reader, self._writer = self._context.Pipe(duplex=False)
-        os.set_blocking(self._reader.fileno(), False)
-        pool = self._pools[False] = self._new_pool(single=False)
         try:
-            pool.schedule(os.getpid).result(START_TIMEOUT)
-        except Exception as error:  # a pool that cannot start tells it in many ways
+            self._context.start()
+            self._first = Worker(self._context, START_TIMEOUT)
+        except Exception as error:
             raise BackendUnavailableError(
-                f"no worker process could be started: {error!r}; does `import rhapsody` work in "
-                "a new interpreter? LocalExecutionBackend('thread') needs no processes"
+                f"no worker process could be started: {describe_error(error)}; does `import "
+                "rhapsody` work in a new interpreter? LocalExecutionBackend('thread') needs no "
+                "processes"
             ) from error
 
     def listen(self) -> None:
-        """Begins to hear the workers. On the loop, after `open`."""
-        assert self._loop is not None
-        assert self._reader is not None
-        self._loop.add_reader(self._reader.fileno(), self._hear)
-        self._feeder = threading.Thread(target=self._feed, name="rhapsody-feeder", daemon=True)
-        self._feeder.start()
+        """Begins to hear the workers, after `open`."""
+        assert self._first is not None
+        self._loop = asyncio.get_running_loop()
+        self._from_packer: Mailbox[tuple[Job, bytes | None]] = Mailbox(self._loop, self._came_back)
+        self._packer = threading.Thread(target=self._pack, name="rhapsody-packer", daemon=True)
+        self._packer.start()
+        self._take_in(self._first)
 
     def run(self, job: Job) -> None:
         """Gives a job to the next worker that is free."""
-        job.call = next(self._numbers)
-        self._running[job.call] = job
-        self._inbox.put(job)
+        self._jobs.add(job)
+        self._to_packer.put((job, None))
 
     def cancel(self, job: Job) -> None:
-        """Stops the worker that runs the job; another takes its place.
-
-        Where no worker has said yet that it begins, it is stopped when it does.
-        """
+        """Stops the worker that has the job; another takes its place."""
         job.cancelled = True
-        if job.pid is not None:
-            self._kill(job)
+        if job.handle is not None:
+            job.handle.stop(self._grace)  # and when it is gone the job has ended
+        else:
+            self._waiting.pop(job, None)
+            self._end(job)
 
     def ended(self, job: Job) -> None:
-        """Notes that a job has come back. On the loop."""
-        self._running.pop(job.call, None)
-        if job.request.gpus and job.pid is not None:
-            self._forget(job.pid)  # its worker ends by itself
+        """Notes that a job has ended."""
+        self._jobs.discard(job)
 
     async def close(self) -> None:
         """Ends the workers, whatever they do."""
-        if self._context is None or self._loop is None:
+        if self._context is None:
             return
+        if self._packer is None and self._first is not None:
+            self.listen()  # to its end
         self._stopping = True
-        for job in self._running.values():
+        self._waiting.clear()
+        for each in self._workers:
+            each.kill()
+        while self._workers or self._starts:
+            self._changed.clear()
+            await self._changed.wait()
+        self._to_packer.put(None)
+        if self._packer is not None:
+            await in_thread(self._packer.join)
+        await in_thread(self._context.stop)
+        for job in tuple(self._jobs):
             job.cancelled = True
-        self._inbox.put(None)
-        await in_thread(self._close)
-        if self._reader is not None and self._writer is not None:
-            self._loop.remove_reader(self._reader.fileno())
-            self._reader.close()
-            self._writer.close()
-            self._reader = self._writer = None
-        running, self._running = self._running, {}
-        for job in running.values():
-            self._deliver(job)
+            self._end(job)
 
-    # On the loop.
+    # Calls.
 
-    def _hear(self) -> None:
-        """Reads which calls have begun."""
-        assert self._reader is not None
-        try:
-            data = os.read(self._reader.fileno(), 4096 * worker.STARTED.size)
-        except BlockingIOError:
-            return
-        for number, pid in worker.STARTED.iter_unpack(data):
-            self._note(pid)
-            job = self._running.get(number)
-            if job is None:
-                continue
-            job.pid = pid
-            job.worker = f"process {pid}"
-            self._announced(job)
-            if job.cancelled:
-                self._kill(job)
+    def _pack(self) -> None:
+        """Packs calls and unpacks replies, on a thread of its own."""
+        while (item := self._to_packer.get()) is not None:
+            job, reply = item
+            call = None
+            if reply is not None:
+                worker.take(job, reply)
+            else:
+                try:
+                    call = self._frame(job)
+                except BaseException as error:  # packing runs the objects' own code
+                    job.error = error
+            self._from_packer.put((job, call))
+            del item, job, reply, call  # not kept until the next one comes
 
-    def _kill(self, job: Job) -> None:
-        self._stoppers = [thread for thread in self._stoppers if thread.is_alive()]
-        stop = partial(self._stop_worker, job)
-        self._stoppers.append(start_thread(stop, f"rhapsody-stop-{job.pid}"))
-
-    # On threads of their own.
-
-    def _stop_worker(self, job: Job) -> None:
-        # The worker's word that it has begun may overtake pebble's own; a call that is
-        # cancelled before pebble knows would be told as ended while it still runs.
-        while True:
-            future: concurrent.futures.Future[Any] | None = job.handle
-            if job.over:
-                return
-            if future is not None and (future.running() or future.done()):
-                break
-            time.sleep(0.001)
-        if not future.cancel():
-            return  # it has just ended
-        # A cancelled future is done at once. When pebble has stopped the worker it tells
-        # those who wait.
-        concurrent.futures.wait([future])
-        if job.pid is not None and not _alive(job.pid):  # else the call had just ended
-            self._ended_worker(job.pid)
-        self._deliver(job)
-
-    def _ended_worker(self, pid: int) -> None:
-        """Ends what a worker that is gone had started."""
-        self._forget(pid)
-        groups.send(pid, signal.SIGKILL)
-
-    def _note(self, pid: int) -> None:
-        self._pids.add(pid)
-        groups.opened(pid)
-
-    def _forget(self, pid: int) -> None:
-        self._pids.discard(pid)
-        groups.closed(pid)
-
-    def _feed(self) -> None:
-        while True:
-            job = self._inbox.get()
-            if job is None:
-                return
-            try:
-                self._schedule(job)
-            except BaseException as error:  # one job's problem must not end the feeder
-                job.error = error
-                self._deliver(job)
-            del job  # not kept alive until the next one comes
-
-    def _schedule(self, job: Job) -> None:
-        if job.cancelled:
-            self._deliver(job)
-            return
-        payload = worker.Parcel(worker.pack_call(job.task))
+    def _frame(self, job: Job) -> bytes:
+        payload = worker.pack_call(job.task)
+        environment = task_environment(job, self._gpus)
         order = worker.Order.of(
-            job.task,
-            job.call,
-            spill=job.spill,
-            cores=job.request.cores,
-            environment=task_environment(job, self._gpus),
+            job.task, spill=job.spill, cores=job.request.cores, environment=environment
         )
-        job.handle = future = self._pool_for(job).schedule(worker.serve, args=(order, payload))
-        # Not with the job itself: pebble holds the last future until the next call ends.
-        future.add_done_callback(partial(self._done, job.call))
+        return worker.frame(order, payload)
 
-    def _done(self, call: int, future: concurrent.futures.Future[Any]) -> None:
-        job = self._running.get(call)
-        if job is None or future.cancelled():
-            return  # told already, or when the worker is gone
+    def _came_back(self, item: tuple[Job, bytes | None]) -> None:
+        """Takes from the packer a call that is to be made, or a job that has ended."""
+        job, call = item
+        if job.over or self._stopping:
+            return
+        if call is None:
+            self._end(job)
+        else:
+            self._waiting[job] = call
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Gives calls to idle workers, and starts one for each that is left."""
+        while self._idle and (job := self._next()) is not None:
+            self._give(job, self._idle.pop())
+        for _ in range(len(self._waiting) - len(self._starts)):
+            self._starts.add(self._loop.create_task(self._start(), context=Context()))
+
+    def _next(self) -> Job | None:
+        """The next job that a worker which has made calls may have.
+
+        One that has begun to use a GPU cannot be given another.
+        """
+        return next((job for job in self._waiting if not job.request.gpus), None)
+
+    def _give(self, job: Job, to: Worker) -> None:
+        to.send(job, self._waiting.pop(job))
+        job.handle, job.pid, job.worker = to, to.pid, f"process {to.pid}"
+        self._announced(job)
+
+    def _replied(self, by: Worker, reply: worker.Reply) -> None:
+        job = by.job
+        if job is None or job.cancelled:
+            return  # which ends with its worker
+        by.job = job.handle = None
+        if job.request.gpus:
+            by.finish()
+        elif not by.over:
+            self._idle.append(by)
+        if reply.plain and len(reply.payload) <= SMALL:
+            worker.take(job, reply)
+            self._end(job)
+        else:
+            self._to_packer.put((job, reply))
+        self._hand_out()
+
+    # Workers.
+
+    async def _start(self) -> None:
+        """Starts a worker, which then takes the call that has waited longest."""
+        assert self._context is not None
         try:
-            reply: worker.Reply = future.result().open()
-        except ProcessExpired as error:
-            if error.pid is not None:
-                self._ended_worker(error.pid)
+            new = await in_thread(partial(Worker, self._context, START_TIMEOUT))
+        except Exception as error:  # a process that cannot start tells it in many ways
+            self._starts.discard(asyncio.current_task())
+            self._not_started(error)
+        else:
+            self._starts.discard(asyncio.current_task())
+            self._take_in(new)
+        if not self._stopping:
+            self._hand_out()
+        self._changed.set()
+
+    def _take_in(self, new: Worker) -> None:
+        self._workers.add(new)
+        new.attend(self._loop, self._replied, self._gone)
+        if self._stopping:
+            new.kill()
+        elif self._waiting:
+            self._give(next(iter(self._waiting)), new)
+        else:
+            self._idle.append(new)
+
+    def _not_started(self, error: Exception) -> None:
+        if not self._waiting:
+            return
+        job = next(iter(self._waiting))
+        job.attempts += 1
+        if job.attempts < ATTEMPTS:
+            return
+        del self._waiting[job]
+        job.error = TaskLostError(
+            f"no worker process could be started for task {job.task['name']!r}: "
+            f"{describe_error(error)}"
+        )
+        self._end(job)
+
+    def _gone(self, former: Worker, code: int | None) -> None:
+        self._workers.discard(former)
+        if former in self._idle:
+            self._idle.remove(former)
+        self._changed.set()
+        job, former.job = former.job, None
+        if job is None or self._stopping:
+            return
+        job.handle = None
+        if not job.cancelled:
+            job.attempts += 1
+            if not former.begun and job.attempts < ATTEMPTS:
+                self._to_packer.put((job, None))
+                return
             job.error = TaskLostError(
-                f"the worker process of task {job.task['name']!r} {_end(error.exitcode)} "
+                f"the worker process of task {job.task['name']!r} {_end(code)} "
                 "while it ran the task"
             )
-        except BrokenProcessPool as error:
-            if self._may_repeat(job):
-                self._inbox.put(job)
-                return
-            job.error = TaskLostError(
-                f"the pool of worker processes broke while it had task {job.task['name']!r}: "
-                f"{error}"
-            )
-            job.error.__cause__ = error
-        except BaseException as error:  # the pool's own trouble with this call
-            job.error = set_traceback(error, None)
-        else:
-            job.pid, job.worker = reply.pid, f"process {reply.pid}"
-            worker.take(job, reply)
-        self._deliver(job)
-
-    def _may_repeat(self, job: Job) -> bool:
-        """Whether no worker has begun with a call of a broken pool, and others may."""
-        job.attempts += 1
-        return not job.announced and not self._stopping and job.attempts < ATTEMPTS
-
-    def _pool_for(self, job: Job) -> ProcessPool:
-        """The pool for a call: GPU tasks have workers that serve one call and no more.
-
-        A worker that has begun to use a GPU cannot be given another.
-        """
-        single = bool(job.request.gpus)
-        pool = self._pools.get(single)
-        if pool is not None and pool.active:
-            return pool
-        if pool is not None:  # it broke as a whole
-            pool.stop()  # type: ignore[no-untyped-call]
-            pool.join()
-        pool = self._pools[single] = self._new_pool(single)
-        return pool
-
-    def _new_pool(self, single: bool) -> ProcessPool:
-        assert self._context is not None
-        return ProcessPool(
-            max_workers=min(self._count, len(self._gpus)) if single else self._count,
-            max_tasks=1 if single else 0,
-            initializer=worker.begin,
-            initargs=(self._writer,),
-            context=self._context,
-        )
-
-    def _close(self) -> None:
-        if self._feeder is not None:
-            self._feeder.join()
-        for pool in self._pools.values():
-            pool.stop()  # type: ignore[no-untyped-call]
-        for pid in tuple(self._pids):
-            self._ended_worker(pid)
-        for pool in self._pools.values():
-            pool.join()
-        self._pools = {}
-        for job in self._running.values():  # pebble does not tell what it stopped with the pool
-            future: concurrent.futures.Future[Any] | None = job.handle
-            if future is not None and future.cancel():
-                with suppress(RuntimeError):  # told already
-                    future.set_running_or_notify_cancel()
-        for thread in self._stoppers:
-            thread.join()
-        if self._context is not None:
-            self._context.stop()
+        self._end(job)
 
 
 def _end(exit_code: int | None) -> str:
     """How a process ended, for people."""
     if exit_code is None or exit_code >= 0:
-        return f"exited with code {0 if exit_code == LEFT else exit_code}"
+        return f"exited with code {exit_code}"
     try:
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = f"signal {-exit_code}"
     hint = " (out of memory?)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's by now
-        return False
-    return True

@@ -11,16 +11,17 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import struct
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from time import time
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
@@ -43,12 +44,15 @@ from rhapsody.errors import (
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from rhapsody.backends.local.jobs import Job
 
-T = TypeVar("T")
+LENGTHS = struct.Struct("=QQ")
+"""How a frame begins: the lengths in bytes of its two parts, which follow."""
 
-STARTED = struct.Struct("=QQ")
-"""What a worker says when it begins with a call: the call's number and its own process id."""
+PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
+"""Types whose values run nobody's code when they are unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,6 @@ class Order:
     """What a worker has to know beside the call itself.
 
     Attributes:
-        number: Which call it is, for the announcement that it has begun.
         uid: The task's uid.
         name: The task's name.
         attempt: Counted from 1.
@@ -68,7 +71,6 @@ class Order:
         capture: As in the task's description.
     """
 
-    number: int
     uid: str
     name: str
     attempt: int
@@ -83,7 +85,6 @@ class Order:
     def of(
         cls,
         task: TaskDescription,
-        number: int,
         *,
         spill: str,
         cores: int,
@@ -91,7 +92,6 @@ class Order:
     ) -> Order:
         """What a worker has to know of a task."""
         return cls(
-            number=number,
             uid=task["uid"],
             name=task["name"],
             attempt=task.get("attempt", 1),
@@ -110,6 +110,7 @@ class Reply(NamedTuple):
     Attributes:
         done: Whether the call returned.
         payload: What it returned, or what it raised, packed.
+        plain: Whether that is of a type whose values run nobody's code when unpacked.
         stdout: What it printed, `None` where that is not kept.
         stderr: The same of standard error.
         pid: The worker's process id.
@@ -117,7 +118,8 @@ class Reply(NamedTuple):
     """
 
     done: bool
-    payload: bytes
+    payload: bytes | memoryview
+    plain: bool
     stdout: str | None
     stderr: str | None
     pid: int
@@ -128,23 +130,6 @@ class Reply(NamedTuple):
         output = {"stdout": self.stdout, "stderr": self.stderr, "sandbox": self.sandbox}
         kept = {name: text for name, text in output.items() if text is not None}
         return cast("TaskDescription", kept)
-
-
-class Parcel(Generic[T]):
-    """Something that crosses a border once: whoever packs or opens it has it no longer.
-
-    The pool, on either side, holds its last call and what came of it until the next one.
-    """
-
-    def __init__(self, content: T) -> None:
-        self._content: list[T] = [content]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Parcel, (self.open(),)
-
-    def open(self) -> T:
-        """Give the content away."""
-        return self._content.pop()
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
@@ -233,20 +218,42 @@ def take(job: Job, reply: Reply) -> None:
         job.error = set_traceback(error, None)
 
 
+def frame(head: Order | Reply, payload: bytes | memoryview) -> bytes:
+    """An order or a reply and the packed data that go with it, as they are sent."""
+    packed = pickle.dumps(head)
+    return b"".join((LENGTHS.pack(len(packed), len(payload)), packed, payload))
+
+
 # In the worker.
 
 _loop = WorkerLoop()
-_announce: Callable[[int], object] | None = None
 _threads: int | None = None
 
 
-def begin(announcements: Any) -> None:
-    """Prepares a new worker process. The pool calls it once in each.
+def work(connection: socket.socket, calls: Connection) -> None:
+    """Makes calls until there are no more to come. What a worker process runs.
 
     Args:
-        announcements: The connection to say on that a call has begun.
+        connection: Where calls come from and replies go to. One byte is sent at first.
+        calls: Holds a byte for each call that was sent; it is taken when the call begins.
     """
-    global _announce
+    begin()
+    pid = os.getpid()
+    connection.sendall(b".")
+    with connection.makefile("rb", buffering=1 << 16) as stream:
+        while len(lengths := stream.read(LENGTHS.size)) == LENGTHS.size:
+            first, second = LENGTHS.unpack(lengths)
+            order, payload = pickle.loads(stream.read(first)), stream.read(second)  # noqa: S301 - ours
+            os.read(calls.fileno(), 1)
+            reply = execute(order, payload)
+            if os.getpid() != pid:
+                os._exit(0)  # the call has forked, and its child came back
+            connection.sendall(frame(reply._replace(payload=b""), reply.payload))
+            del order, payload, reply  # not kept until the next call comes
+
+
+def begin() -> None:
+    """Prepares a new worker process."""
     # In a group of its own the terminal's Ctrl-C does not reach the worker, and what
     # a function leaves running can be ended with it.
     with suppress(OSError):
@@ -255,20 +262,6 @@ def begin(announcements: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
     streams.acquire()
-    descriptor = announcements.fileno()
-    pid = os.getpid()
-
-    def announce(number: int, _open: Any = announcements) -> None:
-        os.write(descriptor, STARTED.pack(number, pid))
-
-    _announce = announce
-
-
-def serve(order: Order, payload: Parcel[bytes]) -> Parcel[Reply]:
-    """Makes one call for our own pool, which is told that it has begun."""
-    assert _announce is not None
-    _announce(order.number)
-    return Parcel(execute(order, payload.open()))
 
 
 def execute(order: Order, payload: bytes) -> Reply:
@@ -286,39 +279,40 @@ def execute(order: Order, payload: bytes) -> Reply:
         deadline=None if order.timeout is None else time() + order.timeout,
     )
     with _Environment(order.environment), recording(recorder), task_context(context):
-        done, result = _call(payload, order.name)
+        done, result, plain = _call(payload, order.name)
     stdout = stderr = None
     if recorder is not None:
         stdout, stderr = recorder.result("stdout"), recorder.result("stderr")
         if stdout or stderr:
             _flush()
     sandbox = recorder.in_files if recorder is not None else None
-    return Reply(done, result, stdout, stderr, os.getpid(), sandbox)
+    return Reply(done, result, plain, stdout, stderr, os.getpid(), sandbox)
 
 
-def _call(payload: bytes, name: str) -> tuple[bool, bytes]:
+def _call(payload: bytes, name: str) -> tuple[bool, bytes, bool]:
+    """Whether the call returned, what came of it, and whether that is of a plain type."""
     try:
         function, args, kwargs = pickle.loads(payload)  # noqa: S301 - from our own process
     except BaseException as error:  # loading runs the objects' own code
         add_note(error, f"while task {name!r} was unpacked in a worker process")
-        return False, pack_error(error)
+        return False, pack_error(error), False
     try:
         value = function(*args, **kwargs)
         if type(value) is CoroutineType:
             value = _loop.run(value)
     except BaseException as error:  # whatever a task raises is its result
-        return False, pack_error(error)
+        return False, pack_error(error), False
     finally:
         del function, args, kwargs
     try:
-        return True, _pack(value)
+        return True, _pack(value), type(value) in PLAIN
     except BaseException as error:  # pickling runs the objects' own code
         problem = TypeError(
             f"task {name!r}: its result ({type(value).__qualname__}) cannot be pickled back "
             f"from the worker process: {describe_error(error)}; return data that can "
             "be, or run the task in threads: LocalExecutionBackend('thread')"
         )
-        return False, pack_error(problem)
+        return False, pack_error(problem), False
 
 
 def pack_error(error: BaseException) -> bytes:

@@ -1,0 +1,191 @@
+"""A worker process as the program that started it sees it: a socket, and an exit code.
+
+What goes through the socket is in frames (`worker.frame`). A worker has one call at a
+time. What it does with it is in `rhapsody.backends.local.worker`; which worker gets which
+call is decided in `rhapsody.backends.local.processes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from rhapsody.backends.local import groups
+from rhapsody.backends.local.forks import WorkerContext
+from rhapsody.backends.local.jobs import Job
+from rhapsody.backends.local.worker import LENGTHS, Reply, work
+
+AT_ONCE = 1 << 20
+"""Bytes that are read from a worker in one go."""
+
+NOTHING = memoryview(b"")
+
+
+class Worker:
+    """Starts a worker process and waits until it can take a call; blocks.
+
+    All else is for the loop's thread.
+
+    Args:
+        context: What starts it.
+        timeout: Seconds that it may take.
+
+    Attributes:
+        pid: Its process id, and the id of its process group.
+        job: What it runs, `None` where it has nothing to do.
+        over: It has been told to end, or has ended.
+        begun: Of one that has ended, whether it had begun with the last call it was sent.
+
+    Raises:
+        OSError: The process could not be started, or was not ready in time.
+        EOFError: It ended before it was ready.
+    """
+
+    def __init__(self, context: WorkerContext, timeout: float) -> None:
+        self.job: Job | None = None
+        self.over: bool = False
+        self.begun: bool = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._killing: asyncio.TimerHandle | None = None
+        self._unsent = NOTHING
+        self._received = bytearray()
+        # Holds a byte for a call that was sent, until the worker begins with it.
+        self._unbegun, self._sent = context.Pipe(duplex=False)
+        self._socket, theirs = socket.socketpair()
+        self._process = context.Process(target=work, args=(theirs, self._unbegun))
+        try:
+            with theirs:
+                self._process.start()
+            assert self._process.pid is not None
+            self.pid: int = self._process.pid
+            groups.opened(self.pid)
+            self._socket.settimeout(timeout)
+            if not self._socket.recv(1):
+                raise EOFError("the process ended before it could take a call")
+            self._socket.setblocking(False)
+        except BaseException:
+            if self._process.pid is not None:
+                self._process.kill()
+            self._discard()
+            raise
+
+    def attend(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        replied: Callable[[Worker, Reply], object],
+        gone: Callable[[Worker, int | None], object],
+    ) -> None:
+        """Begins to hear the worker.
+
+        Args:
+            loop: The loop of this thread.
+            replied: Called with what came of a call.
+            gone: Called once with the exit code, when the process and what it had started
+                are no more.
+        """
+        self._loop, self._replied, self._gone = loop, replied, gone
+        loop.add_reader(self._socket, self._read)
+        loop.add_reader(self._process.sentinel, self._ended)
+
+    def send(self, job: Job, call: bytes) -> None:
+        """Gives a call to the worker, which has none."""
+        self.job = job
+        os.write(self._sent.fileno(), b".")
+        self._unsent = memoryview(call)
+        self._push()
+        if self._unsent:
+            assert self._loop is not None
+            self._loop.add_writer(self._socket, self._write)
+
+    def finish(self) -> None:
+        """Lets the worker end, now that it has no call."""
+        self.over = True
+        with suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def stop(self, grace: float) -> None:
+        """Ends the worker, and by force if it is there after so many seconds."""
+        assert self._loop is not None
+        self.over = True
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        if self._killing is None:
+            self._killing = self._loop.call_later(grace, self.kill)
+
+    def kill(self) -> None:
+        """Ends the worker and what it has started by force."""
+        self.over = True
+        groups.send(self.pid, signal.SIGKILL)
+
+    def _write(self) -> None:
+        assert self._loop is not None
+        self._push()
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+
+    def _push(self) -> None:
+        """Sends as much as the socket takes."""
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads any more, as the exit code will say
+            sent = len(self._unsent)
+        # Even an empty view of the call would hold all of it.
+        self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
+
+    def _read(self) -> bool:
+        """Takes what the worker has sent; whether there was anything."""
+        assert self._loop is not None
+        try:
+            data = self._socket.recv(AT_ONCE)
+        except BlockingIOError:
+            return False
+        except OSError:  # its end was closed by force
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._socket)  # its exit code will come
+            return False
+        received = self._received
+        received += data
+        if len(received) >= LENGTHS.size:
+            first, second = LENGTHS.unpack_from(received)
+            end = LENGTHS.size + first
+            if len(received) == end + second:
+                self._received = bytearray()
+                frame = memoryview(received)
+                reply: Reply = pickle.loads(frame[LENGTHS.size : end])  # noqa: S301 - from our own worker
+                self._replied(self, reply._replace(payload=frame[end:]))
+        return True
+
+    def _ended(self) -> None:
+        """Tells of the worker's end, when all that it had sent is read."""
+        self.over = True
+        while self._read():
+            pass
+        self.begun = not self._unbegun.poll()
+        code = self._process.exitcode
+        self._discard()
+        self._gone(self, code)
+
+    def _discard(self) -> None:
+        """Ends what the worker had started, and gives back what it held here."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._loop.remove_reader(self._process.sentinel)
+        if self._killing is not None:
+            self._killing.cancel()
+        for held in (self._socket, self._unbegun, self._sent):
+            held.close()
+        if self._process.pid is None:
+            return
+        groups.send(self._process.pid, signal.SIGKILL)
+        groups.closed(self._process.pid)
+        self._process.join()
+        self._process.close()
