@@ -41,7 +41,7 @@ def unregistered() -> Iterator[None]:
 async def process_backend() -> AsyncIterator[LocalExecutionBackend]:
     """Two worker processes, for all tests of a module."""
     resources = {"cores": 2, "gpus": ["4", "5"]}
-    async with LocalExecutionBackend("process", resources=resources) as backend:
+    async with LocalExecutionBackend("process", resources=resources, grace=1.0) as backend:
         yield backend
 
 

@@ -245,7 +245,10 @@ def work(connection: socket.socket, calls: Connection) -> None:
             first, second = LENGTHS.unpack(lengths)
             order, payload = pickle.loads(stream.read(first)), stream.read(second)  # noqa: S301 - ours
             os.read(calls.fileno(), 1)
-            reply = execute(order, payload)
+            try:
+                reply = execute(order, payload)
+            except BaseException as error:  # such as that of output which cannot be written
+                reply = Reply(False, pack_error(error), False, None, None, pid, None)
             if os.getpid() != pid:
                 os._exit(0)  # the call has forked, and its child came back
             connection.sendall(frame(reply._replace(payload=b""), reply.payload))
