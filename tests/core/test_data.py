@@ -333,23 +333,23 @@ def test_where_there_are_no_links_files_and_directories_are_copied(
     assert (box / "mine").read_text() == "mine"
 
 
-def test_linking_all_takes_any_name_skips_some_and_overwrites_none(tmp_path: Path) -> None:
+def test_linking_all_takes_any_name_but_the_backends_own(tmp_path: Path) -> None:
     first, second = tmp_path / "first box", tmp_path / "second"
     first.mkdir()
-    for name in ("plain", "with space", "new\nline", "$(id)", "-rf", "stdout", "taken"):
+    for name in ("plain", "with space", "new\nline", "$(id)", "-rf", ".rhapsody.stdout", "taken"):
         (first / name).write_text(name)
     (first / "folder").mkdir()
     (first / "folder" / "inner").write_text("inner")
     second.mkdir()
     (second / "taken").write_text("mine")
-    linked = link_all(first, second, skip={"stdout"})
+    linked = link_all(first, second)
     assert linked == ["$(id)", "-rf", "folder", "new\nline", "plain", "with space"]
     for name in ("plain", "with space", "new\nline", "$(id)", "-rf"):
         assert (second / name).read_text() == name
     assert (second / "folder" / "inner").read_text() == "inner"
     assert (second / "taken").read_text() == "mine"
-    assert not (second / "stdout").exists()
-    assert link_all(first, second, skip={"stdout"}) == []
+    assert not (second / ".rhapsody.stdout").exists()
+    assert link_all(first, second) == []
 
 
 def test_linking_all_of_an_empty_or_missing_sandbox_makes_nothing(tmp_path: Path) -> None:

@@ -174,14 +174,23 @@ async def test_where_a_backend_had_begun_before_it_began_once_more_goes_at_close
 ) -> None:
     stager = Stager(work)
     task = describe(stager)
-    first, second = Path(task["sandbox"]), Path(f"{task['sandbox']}.again")
-    for directory in (first, second):
-        directory.mkdir(parents=True)
-    task["sandbox"] = str(second)
+    first = Path(task["sandbox"])
+    for again in ("second", "third"):
+        (first / f".rhapsody.{again}").mkdir(parents=True)
+    task["sandbox"] = str(first / ".rhapsody.second")
     stager.keep(task, succeeded=True)
     await stager.close()
     assert not first.exists()
-    assert not second.exists()
+
+
+async def test_of_a_failure_where_it_had_begun_before_stays_too(work: Path) -> None:
+    stager = Stager(work, "failed")
+    task = describe(stager)
+    task["sandbox"] += "/.rhapsody.second"
+    Path(task["sandbox"]).mkdir(parents=True)
+    stager.keep(task, succeeded=False)
+    await stager.close()
+    assert Path(task["sandbox"]).exists()
 
 
 async def test_keeping_all_removes_nothing(work: Path) -> None:

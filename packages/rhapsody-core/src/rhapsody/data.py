@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -273,17 +273,16 @@ def link_into(sandbox: str | os.PathLike[str], name: str, source: str | os.PathL
 def link_all(
     source: str | os.PathLike[str],
     sandbox: str | os.PathLike[str],
-    skip: Collection[str] = (),
 ) -> list[str]:
     """Makes all that is in one sandbox available in another, which is made where needed.
 
-    For backends' `link_implicit_data_deps`. Names that are taken are left alone. A
+    For backends' `link_implicit_data_deps`. Names that are taken are left alone, and so are
+    those that are the backends' own, such as the files the source's output went to. A
     source that is empty or was never made has nothing to link.
 
     Args:
         source: The sandbox to link from.
         sandbox: The sandbox to link into.
-        skip: Names to leave out, such as the files the source's output went to.
 
     Returns:
         The names that were linked.
@@ -293,7 +292,7 @@ def link_all(
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except FileNotFoundError:
         return []
-    entries = [entry for entry in entries if entry.name not in skip]
+    entries = [entry for entry in entries if not entry.name.startswith(RESERVED)]
     if not entries:
         return []
     target_root = make_sandbox(sandbox)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.local.aside import in_thread
-from rhapsody.data import OUTPUT_FILES, make_sandbox, plain_name
+from rhapsody.data import OUTPUT_FILES, RESERVED, make_sandbox, plain_name
 from rhapsody.errors import DataError
 from rhapsody.task import TaskDescription
 from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
@@ -129,7 +129,7 @@ def content_of(links: list[Link]) -> tuple[bytes, list[str]]:
             continue
         with suppress(FileNotFoundError):  # a task that left nothing
             for name in sorted(os.listdir(words[0])):
-                if name not in OUTPUT_FILES:
+                if not name.startswith(RESERVED):
                     found.setdefault(name, os.path.join(words[0], name))
     packed, left_out = pack_files(found.items())
     if left_out:
@@ -151,7 +151,7 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
         if kind == "link":
             link_into(directory, words[0], words[1])
         else:
-            link_all(words[0], directory, skip=OUTPUT_FILES)
+            link_all(words[0], directory)
     if task.get("capture") == "files":
         task["stdout"], task["stderr"] = (os.path.join(directory, name) for name in OUTPUT_FILES)
     task["sandbox"] = directory

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rhapsody.backends.base import Session
-from rhapsody.data import OUTPUT_FILES, link_all, link_into
+from rhapsody.data import link_all, link_into
 
 
 class SharedSandboxes:
@@ -46,7 +46,7 @@ class SharedSandboxes:
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
         """Links all that one task left in its sandbox into another's, but what it printed."""
-        link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task), skip=OUTPUT_FILES)
+        link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
         """The sandbox that a description names, or one of the backend's own."""

@@ -379,8 +379,8 @@ class Stager:
         sandbox = task.get("sandbox")
         if self._keep == "all" or sandbox is None or not sandbox.startswith(self._root):
             return None
-        if sandbox != (own := self.sandbox_path(task["uid"])):
-            self._sandboxes.note(own, Fate.REMOVE)  # the backend began once more, elsewhere
+        if sandbox.startswith((own := self.sandbox_path(task["uid"])) + os.sep):
+            sandbox = own  # the backend began once more, in a directory in that of the first start
         if not succeeded and self._keep == "failed":
             # To find out why it failed, what it read is needed as well.
             for source in links.sources:

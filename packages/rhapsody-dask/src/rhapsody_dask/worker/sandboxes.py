@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rhapsody.data import OUTPUT_FILES, link_all, link_into, make_sandbox
+from rhapsody.data import RESERVED, link_all, link_into, make_sandbox
 from rhapsody_dask.worker.messages import Order, Reply
 from rhapsody_dask.worker.site import Running, Site
 
@@ -24,7 +24,7 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
 
     Dask runs a task again whose worker went away. The worker may be there all the
     same, cut off from the others, with the first start still writing: each start
-    after the first has a directory of its own.
+    after the first has a directory of its own, in that of the first, and goes with it.
 
     Returns:
         The directory.
@@ -34,13 +34,13 @@ def prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) -
     if "ship" in more:
         path = os.path.join(site.worker.local_directory, "rhapsody", order.uid)
     if os.path.lexists(path):
-        path = f"{path}.{running.token}"
+        path = os.path.join(path, f"{RESERVED}{running.token}")
     path = make_sandbox(path)
     for kind, *words in more.get("links", ()):
         if kind == "link":
             link_into(path, words[0], words[1])
         elif kind == "all":
-            link_all(words[0], path, skip=OUTPUT_FILES)
+            link_all(words[0], path)
         else:
             unpack_files(values[words[0]].payload, path)
     return path
