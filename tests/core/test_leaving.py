@@ -400,6 +400,45 @@ async def test_a_uid_that_another_program_uses_there_is_refused_until_that_is_ki
     assert not (tmp_path / "v").exists()
 
 
+FORGETS = """
+import asyncio
+from rhapsody import WorkflowEngine
+
+async def main():
+    flow = await WorkflowEngine.create()
+
+    @flow.function_task
+    async def part(x):
+        await asyncio.sleep(3600)
+
+    for number in range(7):
+        part(number)
+    if {ends}:
+        await flow.shutdown()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_an_engine_that_is_never_shut_down_says_what_it_left_undone(
+    ends: bool, tmp_path: Path
+) -> None:
+    code = FORGETS.format(ends=ends)
+    program = [sys.executable, "-c", code]
+    end = await asyncio.to_thread(
+        subprocess.run, program, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert end.returncode == 0
+    lines = [line for line in end.stderr.splitlines() if "never shut down" in line]
+    if ends:
+        assert lines == []
+    else:
+        (line,) = lines
+        assert "7 tasks had not ended: 'part' (task.000001), " in line
+        assert "`async with WorkflowEngine.create()` waits for them" in line
+
+
 async def test_a_second_run_of_a_uid_reads_nothing_that_the_first_one_wrote(tmp_path: Path) -> None:
     for _ in range(3):
         async with WorkflowEngine.create(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from rhapsody.aio import asked_to_stop
@@ -61,14 +63,36 @@ def _tell_unfinished(runtime: Runtime) -> None:
     """Says what is cancelled although nobody asked for it."""
     pending = runtime.graph.pending()
     if pending:
-        first = sorted(pending, key=lambda node: (node.task.prefix, node.number))[:5]
-        names = ", ".join(f"{node.task.name!r} ({node.future.uid})" for node in first)
         runtime.log.warning(
-            "engine %s: %d unfinished task%s cancelled by the shutdown: %s%s; `await flow.join()` "
+            "engine %s: %d unfinished task%s cancelled by the shutdown: %s; `await flow.join()` "
             "waits for them",
-            runtime.uid, len(pending), " was" if len(pending) == 1 else "s were", names,
-            ", ..." if len(pending) > len(first) else "",
+            runtime.uid, len(pending), " was" if len(pending) == 1 else "s were", _names(pending),
         )  # fmt: skip
+
+
+def tell_forgotten(runtime: Runtime, process: int) -> None:
+    """Says what was left undone by an engine that was never shut down.
+
+    Called when the engine goes away, or at the program's end.
+
+    Args:
+        runtime: The engine's.
+        process: The id of the process that it belongs to; one forked from it has the engine, too.
+    """
+    pending = runtime.graph.pending()
+    if pending and os.getpid() == process:
+        runtime.log.error(
+            "engine %s was never shut down, and %d task%s not ended: %s; `async with "
+            "WorkflowEngine.create()` waits for them, `await flow.shutdown()` ends them",
+            runtime.uid, len(pending), " had" if len(pending) == 1 else "s had", _names(pending),
+        )  # fmt: skip
+
+
+def _names(nodes: Collection[Node]) -> str:
+    """The first of them, for people."""
+    first = sorted(nodes, key=lambda node: (node.task.prefix, node.number))[:5]
+    names = [f"{node.task.name!r} ({node.future.uid})" for node in first]
+    return ", ".join(names + ["..."] * (len(nodes) > len(first)))
 
 
 def settle_everything(runtime: Runtime) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid as uuids
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -35,7 +36,7 @@ from rhapsody.engine.settings import (
     whole_number,
     work_directory,
 )
-from rhapsody.engine.shutdown import settle_everything, stop_everything
+from rhapsody.engine.shutdown import settle_everything, stop_everything, tell_forgotten
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
@@ -234,6 +235,7 @@ class WorkflowEngine(Decorators, KeptNames):
         except BaseException:
             await self._undo(ours)
             raise
+        self._forgotten = weakref.finalize(self, tell_forgotten, runtime, os.getpid())
         self.prof.event("workflow_started", uid)
 
     async def _undo(self, ours: list[BaseExecutionBackend]) -> None:
@@ -457,6 +459,7 @@ class WorkflowEngine(Decorators, KeptNames):
             except Exception as error:  # a full disk, say, keeps no engine from closing
                 runtime.log.error("engine %s: no profile was written: %s", self.uid, error)
         signal_registry.remove(self)
+        self._forgotten.detach()
         self._closed.set_result(None)
 
     @property
