@@ -73,11 +73,12 @@ CASES: tuple[tuple[str, str, str, str, str], ...] = (
     ids=[f"{case[0]}-{case[1].removeprefix('test_')}" for case in CASES],
 )
 def test_a_machine_that_pauses_changes_no_verdict(
-    backend: str, check: str, method: str, when: str, verdict: str
+    backend: str, check: str, method: str, when: str, verdict: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "tests.core.pausing", backend, check, method, *when.split()]
     paths = [os.fspath(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    place = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": os.fspath(tmp_path)}
+    environment = {**os.environ, **place}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as kit:
         pauses = 0
         while _stops(kit.pid):
