@@ -102,6 +102,18 @@ async def test_a_killed_fork_server_is_replaced(driver: Driver) -> None:
     assert [end.state for end in ends] == [DONE] * 10
 
 
+def _close_everything_and_stay() -> None:
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    os.closerange(3, 1024)
+
+
+async def test_a_worker_that_closed_its_descriptors_is_replaced(driver: Driver) -> None:
+    end = await driver.run_one(driver.call(_close_everything_and_stay))
+    assert isinstance(end.error, TaskLostError)
+    ends = await driver.run(*(driver.call(int) for _ in range(4)))
+    assert [end.state for end in ends] == [DONE] * 4
+
+
 def _fork() -> str:
     child = os.fork()
     if child == 0:

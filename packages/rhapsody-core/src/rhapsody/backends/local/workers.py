@@ -149,7 +149,9 @@ class Worker:
         except OSError:  # its end was closed by force
             data = b""
         if not data:
-            self._loop.remove_reader(self._socket)  # its exit code will come
+            self._loop.remove_reader(self._socket)
+            if not self.over:  # one that lives has closed its descriptors, and cannot reply
+                self.kill()
             return False
         received = self._received
         received += data
