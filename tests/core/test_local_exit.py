@@ -203,6 +203,40 @@ def test_a_program_that_ends_without_shutdown_leaves_nothing(run: Run, tmp_path:
     wait_for(lambda: not (alive(group) or alive(worker) or alive(child)))
 
 
+def test_a_child_that_the_program_forks_ends_none_of_its_workers(run: Run) -> None:
+    end = run(
+        """
+        begun = threading.Event()
+
+        def wait_until_the_child_has_ended():
+            note("begun")
+            while not os.path.exists("over"):
+                time.sleep(0.01)
+
+        async def main():
+            async with LocalExecutionBackend("process", resources={"cores": 1}) as backend:
+                async with Driver(backend) as driver:
+                    running = asyncio.ensure_future(
+                        driver.run_one(driver.call(wait_until_the_child_has_ended))
+                    )
+                    await there("begun")
+                    begun.set()
+                    print((await running).state)
+
+        thread = threading.Thread(target=asyncio.run, args=(main(),))
+        thread.start()
+        begun.wait(30)
+        child = os.fork()
+        if child == 0:
+            sys.exit()
+        os.waitpid(child, 0)
+        note("over")
+        thread.join()
+        """
+    )
+    assert (end.returncode, end.stdout) == (0, "DONE\n")
+
+
 def test_a_program_without_a_main_guard_may_use_processes(run: Run) -> None:
     end = run(
         """

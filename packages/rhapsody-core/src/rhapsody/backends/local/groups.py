@@ -10,23 +10,27 @@ import os
 import signal
 from contextlib import suppress
 
-_open: set[int] = set()
+_open: dict[int, int] = {}  # and the process that opened each
 
 
 def opened(pid: int) -> None:
     """Notes a group that must not outlive this process."""
-    _open.add(pid)
+    _open[pid] = os.getpid()
 
 
 def closed(pid: int) -> None:
     """Forgets a group that has ended; its number may soon be somebody else's."""
-    _open.discard(pid)
+    _open.pop(pid, None)
 
 
 def kill_all() -> None:
-    """Ends every group that is open by force. For the end of the interpreter."""
-    for pid in tuple(_open):
-        send(pid, signal.SIGKILL)
+    """Ends every group that is open by force. For the end of the interpreter.
+
+    A child that the program has forked leaves the program's groups alone when it ends.
+    """
+    for pid, owner in tuple(_open.items()):
+        if owner == os.getpid():
+            send(pid, signal.SIGKILL)
 
 
 def send(pid: int, number: int) -> None:
