@@ -20,6 +20,7 @@ import pytest
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.testing import Driver
+from tests.core.engine_fixtures import engine
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
 from tests.machine import exists, until_gone
 
@@ -286,6 +287,17 @@ async def test_workers_that_cannot_be_replaced_are_told_of(monkeypatch: pytest.M
             assert isinstance(ends[1].error, TaskLostError)
             assert "no worker process could be started for task" in str(ends[1].error)
         assert (await driver.run_one(driver.call(int))).state is DONE
+
+
+async def test_cancelling_every_asyncio_task_while_workers_start_loses_nothing() -> None:
+    async with engine(LocalExecutionBackend("process", resources={"cores": 4})) as flow:
+        calls = [flow.function_task(operator.neg)(i) for i in range(8)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+            for each in asyncio.all_tasks() - {asyncio.current_task()}:
+                each.cancel()
+            await asyncio.sleep(0.001)
+        assert await asyncio.gather(*calls) == [-i for i in range(8)]
 
 
 async def test_a_cancelled_start_leaves_nothing() -> None:

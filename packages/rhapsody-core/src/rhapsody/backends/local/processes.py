@@ -12,12 +12,10 @@ import atexit
 import signal
 import threading
 from collections.abc import Callable
-from contextvars import Context
-from functools import partial
 from queue import SimpleQueue
 
 from rhapsody.backends.local import groups, worker
-from rhapsody.backends.local.aside import in_thread
+from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.backends.local.workers import Worker
@@ -67,7 +65,7 @@ class ProcessWorkers:
         self._waiting: dict[Job, bytes] = {}
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
-        self._starts: set[asyncio.Task[None] | None] = set()
+        self._starting = 0
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
         self._packer: threading.Thread | None = None
@@ -97,6 +95,7 @@ class ProcessWorkers:
         assert self._first is not None
         self._loop = asyncio.get_running_loop()
         self._from_packer: Mailbox[tuple[Job, bytes | None]] = Mailbox(self._loop, self._came_back)
+        self._new: Mailbox[Worker | Exception] = Mailbox(self._loop, self._started)
         self._packer = threading.Thread(target=self._pack, name="rhapsody-packer", daemon=True)
         self._packer.start()
         self._take_in(self._first)
@@ -129,7 +128,7 @@ class ProcessWorkers:
         self._waiting.clear()
         for each in self._workers:
             each.kill()
-        while self._workers or self._starts:
+        while self._workers or self._starting:
             self._changed.clear()
             await self._changed.wait()
         self._to_packer.put(None)
@@ -180,8 +179,12 @@ class ProcessWorkers:
         """Gives calls to idle workers, and starts one for each that is left."""
         while self._idle and (job := self._next()) is not None:
             self._give(job, self._idle.pop())
-        for _ in range(len(self._waiting) - len(self._starts)):
-            self._starts.add(self._loop.create_task(self._start(), context=Context()))
+        for _ in range(len(self._waiting) - self._starting):
+            self._starting += 1
+            try:
+                start_thread(self._start, "rhapsody-starter")
+            except RuntimeError as error:  # there are too many threads
+                self._new.put(error)
 
     def _next(self) -> Job | None:
         """The next job that a worker which has made calls may have.
@@ -213,17 +216,25 @@ class ProcessWorkers:
 
     # Workers.
 
-    async def _start(self) -> None:
-        """Starts a worker, which then takes the call that has waited longest."""
+    def _start(self) -> None:
+        """Starts a worker, on a thread of its own.
+
+        No asyncio task waits for it, since programs that end cancel every task there is.
+        """
         assert self._context is not None
         try:
-            new = await in_thread(partial(Worker, self._context, START_TIMEOUT))
+            new: Worker | Exception = Worker(self._context, START_TIMEOUT)
         except Exception as error:  # a process that cannot start tells it in many ways
-            self._starts.discard(asyncio.current_task())
-            self._not_started(error)
-        else:
-            self._starts.discard(asyncio.current_task())
+            new = error
+        self._new.put(new)
+
+    def _started(self, new: Worker | Exception) -> None:
+        """Has a new worker take the call that has waited longest."""
+        self._starting -= 1
+        if isinstance(new, Worker):
             self._take_in(new)
+        else:
+            self._not_started(new)
         if not self._stopping:
             self._hand_out()
         self._changed.set()
