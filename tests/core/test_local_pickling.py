@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import TaskFailedError
 from rhapsody.testing import Driver
+from tests.core.engine_fixtures import engine
 from tests.core.local import DONE, FAILED
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
@@ -112,6 +114,30 @@ async def test_a_result_that_cannot_be_unpickled_says_so(driver: Driver) -> None
     end = await driver.run_one(driver.call(lambda: Bad()))
     assert isinstance(end.error, ValueError)
     assert "came back from worker process" in end.error.__notes__[0]
+
+
+inside, released = threading.Event(), threading.Event()
+
+
+def _take_for_ever() -> None:
+    inside.set()
+    released.wait(30)
+
+
+async def test_a_result_that_takes_for_ever_to_unpickle_holds_up_nobody() -> None:
+    class Endless:
+        def __reduce__(self) -> Any:
+            return _take_for_ever, ()
+
+    async with engine(LocalExecutionBackend("process", resources={"cores": 1})) as flow:
+        for first in (True, False):  # the second time the engine ends meanwhile
+            endless = flow.function_task(lambda: Endless())()
+            assert await asyncio.to_thread(inside.wait, 30)
+            inside.clear()
+            if first:
+                endless.cancel()
+                assert await flow.function_task(list)("ab") == ["a", "b"]
+    released.set()
 
 
 async def test_an_exception_keeps_type_attributes_and_traceback(driver: Driver) -> None:

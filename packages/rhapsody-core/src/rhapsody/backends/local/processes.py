@@ -12,6 +12,7 @@ import atexit
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 
 from rhapsody.backends.local import groups, worker
@@ -24,6 +25,9 @@ from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_err
 
 START_TIMEOUT = 60.0
 """Seconds until a new worker must be ready."""
+
+PACKER_GRACE = 1.0
+"""Seconds that closing waits for objects that are being packed or unpacked."""
 
 ATTEMPTS = 3
 """How many workers may be gone before one has begun with a call."""
@@ -69,6 +73,7 @@ class ProcessWorkers:
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
         self._packer: threading.Thread | None = None
+        self._packing: Job | None = None
         self._to_packer: SimpleQueue[tuple[Job, worker.Reply | None] | None] = SimpleQueue()
         self._stopping = False
         self._changed = asyncio.Event()
@@ -96,8 +101,7 @@ class ProcessWorkers:
         self._loop = asyncio.get_running_loop()
         self._from_packer: Mailbox[tuple[Job, bytes | None]] = Mailbox(self._loop, self._came_back)
         self._new: Mailbox[Worker | Exception] = Mailbox(self._loop, self._started)
-        self._packer = threading.Thread(target=self._pack, name="rhapsody-packer", daemon=True)
-        self._packer.start()
+        self._start_packer()
         self._take_in(self._first)
 
     def run(self, job: Job) -> None:
@@ -112,6 +116,8 @@ class ProcessWorkers:
             job.handle.stop(self._grace)  # and when it is gone the job has ended
         else:
             self._waiting.pop(job, None)
+            if job is self._packing:  # which may take for ever, and others wait
+                self._start_packer()
             self._end(job)
 
     def ended(self, job: Job) -> None:
@@ -133,7 +139,7 @@ class ProcessWorkers:
             await self._changed.wait()
         self._to_packer.put(None)
         if self._packer is not None:
-            await in_thread(self._packer.join)
+            await in_thread(partial(self._packer.join, PACKER_GRACE))
         await in_thread(self._context.stop)
         for job in tuple(self._jobs):
             job.cancelled = True
@@ -141,10 +147,15 @@ class ProcessWorkers:
 
     # Calls.
 
+    def _start_packer(self) -> None:
+        self._packer = threading.Thread(target=self._pack, name="rhapsody-packer", daemon=True)
+        self._packer.start()
+
     def _pack(self) -> None:
-        """Packs calls and unpacks replies, on a thread of its own."""
+        """Packs calls and unpacks replies, on a thread of its own, until another takes its place."""
         while (item := self._to_packer.get()) is not None:
             job, reply = item
+            self._packing = job
             call = None
             if reply is not None:
                 worker.take(job, reply)
@@ -155,6 +166,10 @@ class ProcessWorkers:
                     job.error = error
             self._from_packer.put((job, call))
             del item, job, reply, call  # not kept until the next one comes
+            if self._packer is not threading.current_thread():
+                return
+            self._packing = None
+        self._to_packer.put(None)  # for another
 
     def _frame(self, job: Job) -> bytes:
         payload = worker.pack_call(job.task)
