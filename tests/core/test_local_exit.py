@@ -237,6 +237,47 @@ def test_a_child_that_the_program_forks_ends_none_of_its_workers(run: Run) -> No
     assert (end.returncode, end.stdout) == (0, "DONE\n")
 
 
+def test_a_program_may_ignore_what_becomes_of_its_children(run: Run) -> None:
+    end = run(
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+        async def main():
+            async with LocalExecutionBackend("process", resources={"cores": 1}) as backend:
+                async with Driver(backend) as driver:
+                    print((await driver.run_one(driver.call(int))).state)
+
+        asyncio.run(main())
+        """
+    )
+    assert (end.returncode, end.stdout, end.stderr) == (0, "DONE\n", "")
+
+
+def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) -> None:
+    end = run(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+
+        async def main():
+            async with LocalExecutionBackend("process", resources={"cores": 20}) as backend:
+                async with Driver(backend) as driver:
+                    ends = await driver.run(*(driver.call(os.getpid) for _ in range(200)))
+                    print({str(end.state) for end in ends}, {str(end.error) for end in ends})
+                    print(len({end.value for end in ends}) > 1)
+
+        counts = []
+        for _ in range(2):
+            asyncio.run(main())
+            counts.append(len(os.listdir("/dev/fd")))
+        print(counts[1] - counts[0])
+        """
+    )
+    assert (end.returncode, end.stdout) == (0, "{'DONE'} {'None'}\nTrue\n" * 2 + "0\n")
+    assert "can be started, calls wait for those there are: OSError: [Errno 24]" in end.stderr
+    assert "Traceback" not in end.stderr
+
+
 def test_a_program_without_a_main_guard_may_use_processes(run: Run) -> None:
     end = run(
         """

@@ -266,6 +266,21 @@ WORK = "rhapsody.backends.local.workers.work"
 """What a worker runs; `operator.is_` in its place ends at once."""
 
 
+def _daemon() -> int:
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        time.sleep(60)
+        os._exit(0)
+    return child
+
+
+async def test_shutdown_does_not_wait_for_what_a_call_has_sent_into_the_background() -> None:
+    async with engine(LocalExecutionBackend("process", resources={"cores": 1})) as flow:
+        daemon = await flow.function_task(_daemon)()
+    os.kill(daemon, signal.SIGKILL)
+
+
 async def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(_workers())
     monkeypatch.setattr(WORK, operator.is_)

@@ -14,12 +14,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, popen_forkserver, process, reduction, resource_tracker, util
 from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from typing import Any
 
 PRELOAD = ["rhapsody.backends.local.forked", "rhapsody.backends.local.worker"]
 """What the server imports, so that a new worker has it at once."""
+
+
+DESCRIPTORS = 16
+"""More than this process opens while it starts a worker."""
+
+_launching = threading.Lock()
 
 
 class WorkerContext(ForkServerContext):
@@ -53,9 +62,35 @@ class WorkerContext(ForkServerContext):
             if unset:  # starting a server settles the program's start method for good
                 multiprocessing.set_start_method(None, force=True)
 
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Holds off other starts; what opens descriptors for a worker happens in here.
+
+        Where they run out half way, the server gives up, and all workers end with it.
+
+        Raises:
+            OSError: There are too few descriptors.
+        """
+        with _launching:
+            opened: list[int] = []
+            try:
+                while len(opened) < DESCRIPTORS:
+                    opened.append(os.open(os.devnull, os.O_RDONLY))
+            finally:
+                for each in opened:
+                    os.close(each)
+            yield
+
     def stop(self) -> None:
-        """Ends the server, once its workers have ended."""
-        self.server._stop()  # type: ignore[attr-defined]
+        """Ends the server, once its workers have ended.
+
+        By itself it would wait for whatever they have left behind, such as a daemon.
+        """
+        server: Any = self.server
+        with suppress(ProcessLookupError, TypeError):  # it has ended, or there was none
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+        with suppress(ChildProcessError):  # SIGCHLD is ignored, or its handler took this one
+            server._stop()
 
 
 class WorkerProcess(ForkServerProcess):

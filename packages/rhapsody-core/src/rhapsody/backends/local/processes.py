@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import signal
 import threading
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.backends.local.workers import Worker
 from rhapsody.backends.mailbox import Mailbox
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
+
+log: logging.Logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
 """Seconds until a new worker must be ready."""
@@ -70,6 +73,7 @@ class ProcessWorkers:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._starting = 0
+        self._short = False  # of what another worker needs
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
         self._packer: threading.Thread | None = None
@@ -152,7 +156,7 @@ class ProcessWorkers:
         self._packer.start()
 
     def _pack(self) -> None:
-        """Packs calls and unpacks replies, on a thread of its own, until another takes its place."""
+        """Packs calls and unpacks replies on a thread, until another takes its place."""
         while (item := self._to_packer.get()) is not None:
             job, reply = item
             self._packing = job
@@ -194,12 +198,18 @@ class ProcessWorkers:
         """Gives calls to idle workers, and starts one for each that is left."""
         while self._idle and (job := self._next()) is not None:
             self._give(job, self._idle.pop())
+        if self._short and self._busy():
+            return
         for _ in range(len(self._waiting) - self._starting):
             self._starting += 1
             try:
                 start_thread(self._start, "rhapsody-starter")
             except RuntimeError as error:  # there are too many threads
                 self._new.put(error)
+
+    def _busy(self) -> bool:
+        """Whether there are workers that will be free or gone."""
+        return len(self._idle) < len(self._workers)
 
     def _next(self) -> Job | None:
         """The next job that a worker which has made calls may have.
@@ -267,6 +277,14 @@ class ProcessWorkers:
     def _not_started(self, error: Exception) -> None:
         if not self._waiting:
             return
+        if self._busy():
+            if not self._short:
+                log.warning(
+                    "no more worker processes can be started, calls wait for those there are: %s",
+                    describe_error(error),
+                )
+            self._short = True
+            return
         job = next(iter(self._waiting))
         job.attempts += 1
         if job.attempts < ATTEMPTS:
@@ -283,9 +301,16 @@ class ProcessWorkers:
         if former in self._idle:
             self._idle.remove(former)
         self._changed.set()
-        job, former.job = former.job, None
-        if job is None or self._stopping:
+        if self._stopping:
             return
+        self._short = False
+        if former.job is not None:
+            self._lost(former.job, former, code)
+            former.job = None
+        self._hand_out()
+
+    def _lost(self, job: Job, former: Worker, code: int | None) -> None:
+        """Sees to the job of a worker that is gone."""
         job.handle = None
         if not job.cancelled:
             job.attempts += 1

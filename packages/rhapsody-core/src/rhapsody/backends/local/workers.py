@@ -54,13 +54,18 @@ class Worker:
         self._killing: asyncio.TimerHandle | None = None
         self._unsent = NOTHING
         self._received = bytearray()
-        # Holds a byte for a call that was sent, until the worker begins with it.
-        self._unbegun, self._sent = context.Pipe(duplex=False)
-        self._socket, theirs = socket.socketpair()
-        self._process = context.Process(target=work, args=(theirs, self._unbegun))
+        with context.launching():
+            # Holds a byte for a call that was sent, until the worker begins with it.
+            self._unbegun, self._sent = context.Pipe(duplex=False)
+            self._socket, theirs = socket.socketpair()
+            self._process = context.Process(target=work, args=(theirs, self._unbegun))
+            try:
+                with theirs:
+                    self._process.start()
+            except BaseException:
+                self._discard()
+                raise
         try:
-            with theirs:
-                self._process.start()
             assert self._process.pid is not None
             self.pid: int = self._process.pid
             groups.opened(self.pid)
@@ -69,8 +74,7 @@ class Worker:
                 raise EOFError("the process ended before it could take a call")
             self._socket.setblocking(False)
         except BaseException:
-            if self._process.pid is not None:
-                self._process.kill()
+            self._process.kill()
             self._discard()
             raise
 
