@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.backends.local.machine import available_cores
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver
@@ -110,6 +111,15 @@ async def test_the_executors_size_is_taken_over() -> None:
     with ThreadPoolExecutor(3) as executor:
         assert LocalExecutionBackend(executor).machine.workers == 3
         assert LocalExecutionBackend(executor, resources={"workers": 1}).machine.workers == 1
+
+
+async def test_all_its_threads_are_used_at_once() -> None:
+    size = 2 * available_cores() + 1
+    together = threading.Barrier(size)
+    with ThreadPoolExecutor(size) as executor:
+        async with LocalExecutionBackend(executor) as backend, Driver(backend) as driver:
+            ends = await driver.run(*(driver.call(together.wait, 20) for _ in range(size)))
+            assert {end.state for end in ends} == {DONE}
 
 
 async def test_it_is_not_shut_down() -> None:

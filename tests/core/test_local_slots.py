@@ -207,6 +207,14 @@ def test_workers_follow_the_cores() -> None:
     assert machine({"cores": 5, "workers": 1}, workers=2).workers == 1
 
 
+def test_so_many_workers_can_be_used_at_once() -> None:
+    many = available_cores() + 3
+    assert machine({"workers": many}).cores == many
+    assert machine(None, workers=many).cores == many
+    assert machine({"workers": 1}).cores == available_cores()
+    assert machine({"cores": 1, "workers": many}).cores == 1
+
+
 def test_gpus_may_be_named() -> None:
     assert machine({"gpus": ["3", "GPU-1f"]}).gpus == ("3", "GPU-1f")
 

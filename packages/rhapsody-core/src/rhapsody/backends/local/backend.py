@@ -63,7 +63,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             `concurrent.futures`, which stays the caller's to shut down.
         resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
             devices), `memory` (bytes or text such as `"8 GiB"`), `workers` (function
-            tasks at once; as many as there are cores). What is not given is found out.
+            tasks at once; as many as there are cores). What is not given is found out;
+            there are at least as many cores as workers unless `cores` says otherwise.
         grace: Seconds between SIGTERM and SIGKILL for what is stopped.
 
     Attributes:

@@ -65,13 +65,17 @@ def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) 
                 f"resources: the local backend has no {key!r}{hint} (there are {', '.join(KEYS)})"
             )
     given = {key: value for key, value in resources.items() if value is not None}
-    cores = _number("cores", given.get("cores", available_cores()), least=1)
+    if "workers" in given:
+        workers = _number("workers", given["workers"], least=1)
+    # Who names no more than the workers wants as many tasks at once.
+    cores = given.get("cores", max(available_cores(), workers or 1))
+    cores = _number("cores", cores, least=1)
     memory = given.get("memory")
     return Machine(
         cores=cores,
         gpus=_gpus(given.get("gpus")),
         memory=available_memory() if memory is None else memory_in_bytes(memory),
-        workers=_number("workers", given.get("workers", workers or cores), least=1),
+        workers=workers or cores,
     )
 
 
