@@ -253,6 +253,16 @@ def test_a_program_may_ignore_what_becomes_of_its_children(run: Run) -> None:
     assert (end.returncode, end.stdout, end.stderr) == (0, "DONE\n", "")
 
 
+def test_a_path_for_imports_that_is_no_string_is_told(run: Run) -> None:
+    end = run(
+        """
+        sys.path.append(pathlib.Path("/somewhere"))
+        asyncio.run(LocalExecutionBackend("process")._started())
+        """
+    )
+    assert "could be started: TypeError: sys.path holds PosixPath('/somewhere')" in end.stderr
+
+
 def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) -> None:
     end = run(
         """

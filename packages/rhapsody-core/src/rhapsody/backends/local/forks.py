@@ -49,7 +49,15 @@ class WorkerContext(ForkServerContext):
         return worker
 
     def start(self) -> None:
-        """Starts the server. Not on the main thread: it changes the thread's signal mask."""
+        """Starts the server. Not on the main thread: it changes the thread's signal mask.
+
+        Raises:
+            TypeError: `sys.path` is not what the server could be told.
+            OSError: It could not be started.
+        """
+        odd = [entry for entry in sys.path if not isinstance(entry, str)]
+        if odd:
+            raise TypeError(f"sys.path holds {odd[0]!r}, and imports look at strings only")
         unset = multiprocessing.get_start_method(allow_none=True) is None
         # The server inherits the mask; `forked` lifts it once Ctrl-C is ignored. Starting
         # the tracker sets masks of its own, so that comes first.
