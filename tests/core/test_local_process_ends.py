@@ -266,6 +266,17 @@ WORK = "rhapsody.backends.local.workers.work"
 """What a worker runs; `operator.is_` in its place ends at once."""
 
 
+async def test_a_worker_that_had_a_gpu_ends_whatever_threads_it_has() -> None:
+    def leave_a_thread() -> int:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        return os.getpid()
+
+    backend = LocalExecutionBackend("process", resources={"gpus": 1}, grace=0.1)
+    async with backend, Driver(backend) as driver:
+        end = await driver.run_one(needing(driver.call(leave_a_thread), gpus=1))
+        await until_gone(end.value)
+
+
 def _daemon() -> int:
     child = os.fork()
     if child == 0:

@@ -229,7 +229,7 @@ class ProcessWorkers:
             return  # which ends with its worker
         by.job = job.handle = None
         if job.request.gpus:
-            by.finish()
+            by.finish(self._grace)
         elif not by.over:
             self._idle.append(by)
         if reply.plain and len(reply.payload) <= SMALL:

@@ -106,18 +106,22 @@ class Worker:
             assert self._loop is not None
             self._loop.add_writer(self._socket, self._write)
 
-    def finish(self) -> None:
-        """Lets the worker end, now that it has no call."""
+    def finish(self, grace: float) -> None:
+        """Lets the worker end, now that it has no call; threads of the call's may keep it."""
         self.over = True
         with suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_WR)
+        self._kill_after(grace)
 
     def stop(self, grace: float) -> None:
         """Ends the worker, and by force if it is there after so many seconds."""
-        assert self._loop is not None
         self.over = True
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGTERM)
+        self._kill_after(grace)
+
+    def _kill_after(self, grace: float) -> None:
+        assert self._loop is not None
         if self._killing is None:
             self._killing = self._loop.call_later(grace, self.kill)
 
