@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import logging
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -95,8 +96,8 @@ class ProcessWorkers:
         except Exception as error:
             raise BackendUnavailableError(
                 f"no worker process could be started: {describe_error(error)}; does `import "
-                "rhapsody` work in a new interpreter? LocalExecutionBackend('thread') needs no "
-                "processes"
+                f"rhapsody` work in a new interpreter, and is {tempfile.gettempdir()!r} (TMPDIR) a "
+                "directory with a short path? LocalExecutionBackend('thread') needs no processes"
             ) from error
 
     def listen(self) -> None:
