@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from rhapsody_dask import DaskExecutionBackend
-from tests.direct import check_direct_use
+from tests.direct import Direct, check_direct_use
 
 
 @pytest.mark.asyncio
 async def test_it_is_driven_without_an_engine_too(backend: DaskExecutionBackend) -> None:
     await check_direct_use(backend)
+
+
+@pytest.mark.asyncio
+async def test_the_same_uids_on_one_cluster_are_tasks_of_their_own(
+    cluster: Any, backend: DaskExecutionBackend
+) -> None:
+    async with DaskExecutionBackend(cluster=cluster) as other:
+        tasks = [{"uid": "task.1", "function": str, "args": [text]} for text in ("ours", "theirs")]
+        runs = [Direct(one).run(task) for one, task in zip((backend, other), tasks, strict=True)]
+        async with asyncio.timeout(20):
+            ended = await asyncio.gather(*runs)
+    assert [run[0][1]["return_value"] for run in ended] == ["ours", "theirs"]
 
 
 @pytest.mark.asyncio

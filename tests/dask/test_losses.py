@@ -39,7 +39,7 @@ class Retrying:
 
 def _call(uid: str) -> Call:
     task: Any = {"uid": uid, "name": uid, "function": print, "is_service": False}
-    call = Call(task)
+    call = Call(task, "session")
     call.future = uid
     return call
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 
 def _call(uid: str) -> Call:
     task: Any = {"uid": uid, "name": uid, "function": print, "is_service": False}
-    return Call(task)
+    return Call(task, "session")
 
 
 async def test_a_worker_that_does_not_answer_holds_up_its_own_replies_only() -> None:

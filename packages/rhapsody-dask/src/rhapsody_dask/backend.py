@@ -262,7 +262,7 @@ class DaskExecutionBackend(ManagedBackend):
             TypeError: Something in the batch is no description at all.
         """
         self.require_running()
-        calls = [Call(task) for task in self.admit(tasks)]
+        calls = [Call(task, self.session.uid) for task in self.admit(tasks)]
         for call in calls:
             self._open[call.uid] = call
         try:

@@ -11,6 +11,7 @@ from rhapsody.task import TaskDescription
 from rhapsody_dask.demand import NOTHING, Demand
 from rhapsody_dask.files import Link
 from rhapsody_dask.shared import Entry
+from rhapsody_dask.worker.messages import key_of
 
 
 class Call:
@@ -75,11 +76,10 @@ class Call:
         "worker",
     )
 
-    def __init__(self, task: TaskDescription) -> None:
+    def __init__(self, task: TaskDescription, session: str) -> None:
         self.task: TaskDescription = task
         self.uid: str = task["uid"]
-        # Dask's dashboard shows what is before the first dash that no word follows.
-        self.key: str = f"{task['name']}-{self.uid}"
+        self.key: str = key_of(task["name"], session, self.uid)
         self.demand: Demand = NOTHING
         self.future: Any = None
         self.entries: list[Entry] = []

@@ -109,6 +109,14 @@ class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
         return TaskRaised, (self.reply, self.uid, *self.args)
 
 
+def key_of(name: str, session: str, uid: str) -> str:
+    """A task's key in Dask: no other backend on the cluster has the same, whatever its uids.
+
+    Dask's dashboard shows what is before the first dash that no word follows.
+    """
+    return f"{name}-{session}-{uid}"
+
+
 def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
     """A value as bytes, and its big buffers."""
     buffers: list[pickle.PickleBuffer] = []

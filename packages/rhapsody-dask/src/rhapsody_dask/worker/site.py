@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.backends.local.capture import streams
 from rhapsody.context import TaskContext
 from rhapsody_dask.worker.gate import Gate, Waiting
-from rhapsody_dask.worker.messages import Order
+from rhapsody_dask.worker.messages import Order, key_of
 from rhapsody_dask.worker.supervisor import supervisor
 from rhapsody_dask.worker.waiting import WaitingLoop
 from rhapsody_dask.worker.witness import Witness, path_of
@@ -170,7 +170,8 @@ class Site:
         that there are no more threads than before.
         """
         with self._lock:
-            found = [one for one in self._running.values() if key.endswith(f"-{one.uid}")]
+            tasks = self._running.values()
+            found = [t for t in tasks if key == key_of(t.context.name, self.session, t.uid)]
         for running in found:
             self.leave(running)
 
