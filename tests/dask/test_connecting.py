@@ -67,6 +67,15 @@ async def test_an_address_is_connected_to(cluster: Any) -> None:
     assert cluster.status.name == "running"
 
 
+async def test_several_backends_may_start_at_once(cluster: Any) -> None:
+    backends = [DaskExecutionBackend(cluster=cluster) for _ in range(8)]
+    try:
+        started = await asyncio.gather(*(one.__aenter__() for one in backends))
+        assert [one.state() for one in started] == ["running"] * 8
+    finally:
+        await asyncio.gather(*(one.shutdown() for one in backends))
+
+
 async def test_a_given_client_is_used_and_left_open(cluster: Any) -> None:
     from distributed import Client
 

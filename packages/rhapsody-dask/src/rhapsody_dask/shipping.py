@@ -285,12 +285,9 @@ class Packed:
     """A plugin that has been pickled by value: unpickling it gives the plugin itself."""
 
     def __init__(self, plugin: Any) -> None:
-        module = sys.modules[__name__]
-        cloudpickle.register_pickle_by_value(module)
-        try:
-            self._packed: bytes = cloudpickle.dumps(plugin)
-        finally:
-            cloudpickle.unregister_pickle_by_value(module)
+        # For good: other backends may be starting at the same time.
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        self._packed: bytes = cloudpickle.dumps(plugin)
         self.name: str = plugin.name
 
     def __reduce__(self) -> tuple[Any, ...]:
