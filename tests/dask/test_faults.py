@@ -224,6 +224,24 @@ async def test_a_big_argument_whose_only_copy_died_is_sent_again(
     assert await asyncio.gather(*(size(big) for _ in range(3))) == [len(big)] * 3
 
 
+async def test_a_big_argument_whose_worker_dies_before_it_has_it_goes_with_its_task() -> None:
+    backend = DaskExecutionBackend({"n_workers": 1, "threads": 1})
+    async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
+
+        @flow.function_task
+        def size(values: bytes) -> int:
+            return len(values)
+
+        assert await size(b"x" * 2_000_000) == 2_000_000
+        (pid,) = (await backend.client.run(os.getpid)).values()
+        os.kill(pid, signal.SIGSTOP)
+        future = size(b"y" * 2_000_000)
+        rpc = backend._connection.cluster.scheduler.rpc
+        await _until(lambda: rpc.active)  # to the worker, which does not answer
+        os.kill(pid, signal.SIGKILL)
+        assert await future == 2_000_000
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: int) -> None:
     with foreign(tmp_path, tls=False) as there:

@@ -98,7 +98,10 @@ class Shared:
         if not await self._client.scheduler.ncores_running():
             return Entry(digest, reply, size)  # Dask would wait for a worker, and then give up
         key = f"{self._prefix}{digest}"
-        futures = await self._client.scatter({key: reply}, hash=False)
+        try:
+            futures = await self._client.scatter({key: reply}, hash=False)
+        except OSError:  # the worker that was to hold it has just gone
+            return Entry(digest, reply, size)
         entry = self._entries.setdefault(digest, Entry(digest, None, size))
         entry.future = futures[key]
         return entry
