@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,11 @@ def _add(x: Any, *more: Any, **named: Any) -> Any:
     numbers = [x, *more, *named.values()]
     return sum(_add(*n) if isinstance(n, list) else n["of"] if isinstance(n, dict) else n
                for n in numbers)  # fmt: skip
+
+
+def _kind(held: Any) -> tuple[str, str]:
+    one, other = held if isinstance(held, list) else (held, None)
+    return type(one.future).__name__, type(other).__name__
 
 
 @pytest.fixture
@@ -48,6 +54,21 @@ async def test_their_values_go_to_the_task(
     big = [0] * 400_000
     results = await asyncio.gather(add(first, future), add(future, [future, *big]))
     assert [*results] == [12, 16]
+
+
+async def test_those_in_other_objects_stay_futures_and_their_values_where_they_are(
+    flow: WorkflowEngine, raw: Any
+) -> None:
+    """As those of a persisted collection, whose parts together may not fit into one worker."""
+    await raw.wait_for_workers(2)
+    there, here = sorted(raw.scheduler_info()["workers"])
+    future = raw.submit(_twice, 4, pure=False, workers=[there])
+    await future
+    held = SimpleNamespace(future=future)
+    kind = flow.function_task(_kind)
+    assert await kind(held, task_description={"workers": [here]}) == ("Future", "NoneType")
+    assert await kind([held, future], task_description={"workers": [there]}) == ("Future", "int")
+    assert (await raw.who_has([future]))[future.key] == (there,)
 
 
 async def test_one_that_fails_gives_its_error(flow: WorkflowEngine, raw: Any) -> None:

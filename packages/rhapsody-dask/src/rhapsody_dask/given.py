@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,23 +27,23 @@ def future_type() -> Any:
     return Future
 
 
-def swapped(value: Any, swaps: Mapping[int, Any]) -> Any:
-    """The value with others in the place of some objects; the same object where there are none.
+def swapped(value: Any, swap: Callable[[Any], Any]) -> Any:
+    """The value with others in the place of Dask's futures; the same object where there are none.
 
     Args:
         value: What to look through.
-        swaps: By the identity of an object, what takes its place.
+        swap: Gives what takes the place of a future.
     """
-    if id(value) in swaps:
-        return swaps[id(value)]
     kind = type(value)
+    if kind is future_type():
+        return swap(value)
     if kind is dict:
-        pairs = {swapped(key, swaps): swapped(one, swaps) for key, one in value.items()}
+        pairs = {swapped(key, swap): swapped(one, swap) for key, one in value.items()}
         same = all(key in value and value[key] is one for key, one in pairs.items())
         return value if same else pairs
     if kind in (list, tuple, set, frozenset):
         before = list(value)
-        after = [swapped(one, swaps) for one in before]
+        after = [swapped(one, swap) for one in before]
         same = all(a is b for a, b in zip(before, after, strict=True))
         return value if same else kind(after)
     return value

@@ -52,10 +52,12 @@ class Packed(NamedTuple):
     Attributes:
         order: The packed order.
         bigs: What Dask has to hold for it, in the order of their places.
+        futures: Dask's own in objects that are not looked through: they stay futures.
     """
 
     order: bytes
     bigs: list[Big]
+    futures: list[Any]
 
 
 class Packer:
@@ -87,6 +89,7 @@ class Packer:
         function, arguments = task["function"], b""
         packed: bytes | int | None = None
         bigs: list[Big] = []
+        futures: list[Any] = []
         if function is not None:
             known = self._functions.get(id(function))
             if known is None:
@@ -98,7 +101,7 @@ class Packer:
                 bigs.append(known)
             first = held - len(task.get("references", ()))
             places = {uid: first + n for n, uid in enumerate(task.get("references", ()))}
-            arguments = self._arguments(task, bigs, held, "sandbox" in more, places)
+            arguments = self._arguments(task, bigs, held, futures, places)
         order = Order(
             self._session,
             task["uid"],
@@ -108,14 +111,14 @@ class Packer:
             arguments,
             more,
         )
-        return Packed(pickle.dumps(order, 5), bigs)
+        return Packed(pickle.dumps(order, 5), bigs, futures)
 
     def _arguments(
         self,
         task: TaskDescription,
         bigs: list[Big],
         held: int,
-        files: bool,
+        futures: list[Any],
         places: Mapping[str, int],
     ) -> bytes:
         args, kwargs = task["args"], task["kwargs"]
@@ -125,7 +128,6 @@ class Packer:
                     self._big(value)
         if self._bigs:
             args, kwargs = self._known_apart(args, kwargs, bigs, held)
-        futures: list[Any] = []
         dumps = partial(_dumps_with_stand_ins, places=places, futures=futures)
         buffers: list[pickle.PickleBuffer] = []
 
@@ -141,8 +143,9 @@ class Packer:
         packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
         whole = {id(value) for value in (*args, *kwargs.values())}
         if futures:
-            args, kwargs = self._futures_apart(futures, args, kwargs, bigs, held)
+            args, kwargs = self._futures_apart(args, kwargs, bigs, held)
             buffers.clear()
+            futures.clear()
             packed = self._dumps(task, (args, kwargs), dumps, buffer_callback=small)
         if self._threshold is None or (not buffers and len(packed) < self._threshold):
             return packed
@@ -180,19 +183,21 @@ class Packer:
 
     def _futures_apart(
         self,
-        futures: list[Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         bigs: list[Big],
         held: int,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with placeholders for futures of Dask's own."""
-        swaps: dict[int, Value] = {}
-        for future in futures:
-            if id(future) not in swaps:
-                swaps[id(future)] = Value(held + len(bigs))
+        places: dict[int, Value] = {}
+
+        def apart(future: Any) -> Value:
+            if id(future) not in places:
+                places[id(future)] = Value(held + len(bigs))
                 bigs.append(Big(future, b"", []))
-        return swapped(args, swaps), swapped(kwargs, swaps)
+            return places[id(future)]
+
+        return swapped(args, apart), swapped(kwargs, apart)
 
     def _dumps(
         self,

@@ -102,6 +102,8 @@ class Submission:
             if type(big.value) is future_type():
                 call.given = True
                 given[id(big.value)] = await entry_of(self._client, big.value)
+        for future in {one.key: one for one in packed.futures}.values():
+            call.sources.append((await entry_of(self._client, future)).future)
         return Ready(call, packed.order, [*content, *packed.bigs], given)
 
     async def share(self, ready: Sequence[Ready]) -> None:
