@@ -150,7 +150,7 @@ def backend_of(name: str) -> Any:
 async def end_of(made: Made) -> str | None:
     """Wait for a task's end, and return what is wrong about it."""
     _, late = await asyncio.wait([made.future], timeout=HANG)
-    expected = made.expected()
+    expected = made.outcome = made.expected()
     if late:
         return f"hangs: {made.future!r}"
     if made.future.cancelled():
@@ -161,7 +161,6 @@ async def end_of(made: Made) -> str | None:
             found = expected
     else:
         found = int(made.future.result())
-    made.outcome = expected
     made.dependencies.clear()
     return None if found == expected else f"{made.future!r} is {found!r}, not {expected!r}"
 

@@ -13,6 +13,7 @@ from rhapsody.errors import TaskLostError
 from rhapsody_dask.calls import Call
 from rhapsody_dask.losses import WAITS, Losses
 from rhapsody_dask.shipping import SchedulerSetup
+from rhapsody_dask.worker.entry import retry
 from rhapsody_dask.worker.witness import Witness, path_of
 
 pytestmark = pytest.mark.asyncio
@@ -80,6 +81,22 @@ async def test_a_task_whose_workers_all_die_is_lost_in_the_end(tmp_path: Path) -
     losses.close()
 
 
+async def test_what_was_given_up_with_others_runs_again_with_them() -> None:
+    first, second, well = Task("first", "erred"), Task("second", "erred"), Task("well", "memory")
+    both = Task("both", "erred", first, second, well)  # Dask has it wait for the other for ever
+    last = Task("last", "erred", first)
+    other = Task("other", "erred")
+    tasks = {task.key: task for task in (first, second, well, both, last, other)}
+    asked: list[Any] = []
+
+    def stimulus_retry(keys: list[str], client: str) -> None:
+        asked.append((sorted(keys), client))
+
+    scheduler = SimpleNamespace(tasks=tasks, stimulus_retry=stimulus_retry)
+    retry(["last", "unknown"], "us", scheduler)
+    assert asked == [(["both", "first", "last", "second"], "us")]
+
+
 class Noting(SimpleNamespace):
     """As much of Dask's scheduler as is looked at, and a note of what it was to do."""
 
@@ -99,6 +116,9 @@ class Task:
         self.key = key
         self.state = state
         self.dependencies = {*dependencies}
+        self.dependents: set[Task] = set()
+        for dependency in dependencies:
+            dependency.dependents.add(self)
         self.who_wants = {"us"} if wanted else None
 
 

@@ -321,7 +321,7 @@ class DaskExecutionBackend(ManagedBackend):
         else:
             self._outcomes.finished(key)
 
-    def erred(self, key: str, error: BaseException) -> None:
+    def erred(self, key: str, error: BaseException | None) -> None:
         """Dask gave a task up."""
         call = self._keys.get(key)
         if call is not None:

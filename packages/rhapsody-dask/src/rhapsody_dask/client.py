@@ -13,6 +13,8 @@ from typing import Any, Protocol, cast
 from distributed import Client
 from distributed.utils_comm import gather_from_workers
 
+from rhapsody_dask.worker.entry import retry
+
 
 class Listener(Protocol):
     """Who is told. All calls are on the client's loop, and must be quick."""
@@ -20,7 +22,7 @@ class Listener(Protocol):
     def finished(self, key: str, returned: bool) -> None:
         """A task's reply is in the memory of a worker, and known to be a `Returned` or not."""
 
-    def erred(self, key: str, error: BaseException) -> None:
+    def erred(self, key: str, error: BaseException | None) -> None:
         """Dask gave a task up."""
 
     def dropped(self, keys: Collection[str], reason: str) -> None:
@@ -93,7 +95,7 @@ class TellingClient(Client):
     async def _retry(self, futures: Any) -> None:
         # Dask's own fails where something has to be made again that this client let go of.
         keys = [future.key for future in futures]
-        for key in await cast("Any", self.scheduler).retry(keys=keys, client=self.id):
+        for key in await cast("Any", self).run_on_scheduler(retry, keys, self.id):
             state = self.futures.get(key)
             if state is not None:
                 state.retry()

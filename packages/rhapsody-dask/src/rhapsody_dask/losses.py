@@ -75,13 +75,14 @@ class Losses:
 
         Args:
             call: The task: one that refers to the value, or whose own value was held.
-            error: Dask's `KilledWorker`, for the worker that was to make the value again.
+            error: Dask's `KilledWorker`, for the worker that was to make the value again; `None`
+                where Dask is at making it again meanwhile.
 
         Returns:
             `False` where the value had never been there, so that the engine tries again, or
             where it was lost too often.
         """
-        key = str(error.task)
+        key = "" if error is None else str(error.task)
         maker = self._calls.get(key)
         if key in self._given_up or (maker is not None and maker.waiter is None):
             return False

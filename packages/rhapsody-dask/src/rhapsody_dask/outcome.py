@@ -208,18 +208,21 @@ class Outcomes:
         return task
 
     @staticmethod
-    def _is_anothers(call: Call, error: BaseException) -> bool:
+    def _is_anothers(call: Call, error: BaseException | None) -> bool:
         """Whether Dask gave a task up for one that it depends on."""
+        if error is None:
+            return True
         if isinstance(error, TaskRaised):
             return error.uid != call.uid
         return getattr(error, "task", call.key) != call.key
 
-    def erred(self, call: Call, error: BaseException) -> None:
-        """Dask gave a task up."""
+    def erred(self, call: Call, error: BaseException | None) -> None:
+        """Dask gave a task up, for another one that it makes again where it says no reason."""
         from distributed.scheduler import KilledWorker
 
         if call.references and self._is_anothers(call, error):
-            if not isinstance(error, KilledWorker) or not self._losses.makes_again(call, error):
+            again = error is None or isinstance(error, KilledWorker)
+            if not again or not self._losses.makes_again(call, error):
                 self._gone(call, reference_lost(call))
             return
         if isinstance(error, TaskRaised):

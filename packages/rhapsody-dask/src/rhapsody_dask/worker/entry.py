@@ -30,6 +30,25 @@ def knows(key: Any, dask_scheduler: Any) -> bool:
     return key in dask_scheduler.tasks
 
 
+def retry(keys: Any, client: str, dask_scheduler: Any) -> Any:
+    """Has tasks run again that were given up, and all that was given up with them.
+
+    Dask's own takes up what depends on a task that runs again as well, and leaves it waiting
+    for ever for another one that was given up. Called through `Client.run_on_scheduler`.
+
+    Returns:
+        The keys of all that is to run again.
+    """
+    found: dict[Any, None] = {}
+    tasks = [dask_scheduler.tasks[key] for key in keys if key in dask_scheduler.tasks]
+    while tasks:
+        task = tasks.pop()
+        if task.key not in found and task.state == "erred":
+            found[task.key] = None
+            tasks += [*task.dependencies, *task.dependents]
+    return dask_scheduler.stimulus_retry(keys=list(found), client=client)
+
+
 def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
     """Which workers there are, at most ten, and which tasks none of them can take.
 
