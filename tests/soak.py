@@ -2,7 +2,8 @@
 
 `python -m tests.soak [--tasks N] [--rounds N] [--seed S] [threads|processes|dask ...]` makes a
 random graph on each backend: functions, coroutines, programs and blocks, of which some fail, are
-cancelled, take too long or kill their worker. What becomes of each task is known beforehand.
+cancelled, take too long or kill their worker; now and then all workers are killed at once. What
+becomes of each task is known beforehand.
 It prints a line for each round, and exits with 1 where an outcome was wrong, something hung, or a
 process, descriptor, thread or file was left.
 """
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ WINDOW = 500
 
 HANG = 300.0
 """Seconds within which an open task must end."""
+
+KILL_ALL = 2000
+"""Tasks after which all workers are killed at once."""
 
 MODULUS = 1_000_003
 
@@ -165,6 +170,13 @@ async def end_of(made: Made) -> str | None:
     return None if found == expected else f"{made.future!r} is {found!r}, not {expected!r}"
 
 
+async def kill_workers(pid: Any) -> None:
+    """Kill all workers at once, or those that a few calls happened to run on."""
+    for worker in set(await asyncio.gather(*(pid() for _ in range(20)))):
+        with suppress(ProcessLookupError):  # another task was quicker
+            os.kill(worker, signal.SIGKILL)
+
+
 async def one_round(name: str, count: int, chance: random.Random, place: Path) -> Counter[str]:
     """Run one graph.
 
@@ -184,6 +196,7 @@ async def one_round(name: str, count: int, chance: random.Random, place: Path) -
     ) as flow:
         calls = tasks(flow, str(marks), kill=name != "threads")
         as_number: Any = flow.function_task(int)  # of what a program has printed
+        pid: Any = flow.function_task(os.getpid)
         recent: list[Made] = []
         waiting = 0
         for number, kind in enumerate(kinds):
@@ -202,6 +215,8 @@ async def one_round(name: str, count: int, chance: random.Random, place: Path) -
                 other.cancelled = other.future.cancel() or other.cancelled
             if number % 10 == 0:
                 await asyncio.sleep(0)
+            if number % KILL_ALL == KILL_ALL - 1 and name != "threads":
+                await kill_workers(pid)
             while len(recent) - waiting > WINDOW:
                 wrong += [problem] if (problem := await end_of(recent[waiting])) else []
                 ends[_named(recent[waiting].outcome)] += 1

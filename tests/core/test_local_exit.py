@@ -266,18 +266,30 @@ def test_a_path_for_imports_that_is_no_string_is_told(run: Run) -> None:
 def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) -> None:
     end = run(
         """
-        import resource
+        import logging, resource
         resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+
+        class Gate(logging.Handler):
+            def emit(self, record):
+                print(record.getMessage(), file=sys.stderr)
+                note(gate)
+
+        logging.getLogger("rhapsody").addHandler(Gate())
+
+        def wait(gate):
+            while not os.path.exists(gate):
+                time.sleep(0.01)
+            return os.getpid()
 
         async def main():
             async with LocalExecutionBackend("process", resources={"cores": 20}) as backend:
                 async with Driver(backend) as driver:
-                    ends = await driver.run(*(driver.call(os.getpid) for _ in range(200)))
+                    ends = await driver.run(*(driver.call(wait, gate) for _ in range(40)))
                     print({str(end.state) for end in ends}, {str(end.error) for end in ends})
                     print(len({end.value for end in ends}) > 1)
 
         counts = []
-        for _ in range(2):
+        for gate in ("first", "second"):
             asyncio.run(main())
             counts.append(len(os.listdir("/dev/fd")))
         print(counts[1] - counts[0])

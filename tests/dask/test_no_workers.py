@@ -126,7 +126,7 @@ async def test_a_batch_that_could_not_be_shared_is_forgotten(
     backend: DaskExecutionBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scatter(*args: Any, **kwargs: Any) -> Any:
-        raise TimeoutError("No valid workers found")
+        raise ValueError("no room")
 
     monkeypatch.setattr(backend.client, "scatter", scatter)
     async with asyncio.timeout(60), WorkflowEngine.create(backend=backend) as flow:
