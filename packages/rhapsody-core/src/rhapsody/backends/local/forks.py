@@ -95,7 +95,9 @@ class WorkerContext(ForkServerContext):
         By itself it would wait for whatever they have left behind, such as a daemon.
         """
         server: Any = self.server
-        with suppress(ProcessLookupError, TypeError):  # it has ended, or there was none
+        if server._forkserver_pid is None:  # it was never started
+            return
+        with suppress(ProcessLookupError):  # it has ended
             os.kill(server._forkserver_pid, signal.SIGKILL)
         with suppress(ChildProcessError):  # SIGCHLD is ignored, or its handler took this one
             server._stop()

@@ -319,13 +319,13 @@ class ProcessWorkers:
                 self._to_packer.put((job, None))
                 return
             job.error = TaskLostError(
-                f"the worker process of task {job.task['name']!r} {_end(code)} "
+                f"the worker process of task {job.task['name']!r} {_how(code)} "
                 "while it ran the task"
             )
         self._end(job)
 
 
-def _end(exit_code: int | None) -> str:
+def _how(exit_code: int | None) -> str:
     """How a process ended, for people."""
     if exit_code is None or exit_code >= 0:
         return f"exited with code {exit_code}"
