@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
+import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -16,6 +19,7 @@ import pytest_asyncio
 
 from rhapsody import StateMapper, WorkflowEngine
 from rhapsody.errors import CapabilityError, DataError, TaskTimeoutError
+from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
 from rhapsody_radical.library import rp
@@ -338,6 +342,22 @@ async def test_a_service_is_known_to_radical_pilot(
     assert (await driver.run_one(user)).stdout == "host:4711\n"
     await driver.cancel(service)
     await driver.finished(service)
+
+
+async def test_a_service_gets_a_free_port_of_its_node(driver: Driver) -> None:
+    listen = f"exec {shlex.quote(sys.executable)} -m http.server {{port}} --bind 127.0.0.1"
+    service = driver.service(f'test "$PORT" = "{{port}}" && {listen}', ready="tcp")
+    await driver.submit(service)
+    address = await driver.ready(service)
+    socket.create_connection(address, timeout=10).close()
+    await driver.cancel(service)
+    await driver.finished(service)
+
+
+async def test_a_program_may_leave_anything_where_its_output_was(driver: Driver) -> None:
+    swap = 'rm "$RP_TASK_ID.out" "$RP_TASK_ID.err"; mkfifo "$RP_TASK_ID.out"; '
+    done = await driver.run_one(driver.command(swap + 'ln -s /etc/passwd "$RP_TASK_ID.err"'))
+    assert (done.state, done.stdout, done.stderr) == (TasksMainStates.DONE, "", "")
 
 
 async def test_info_pattern_says_when_a_service_is_ready(driver: Driver) -> None:

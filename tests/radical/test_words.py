@@ -229,15 +229,20 @@ def test_workers_of_our_own_are_told_from_others(worker: dict[str, Any], own: bo
     assert raptor_config.has_other_workers(config) is not own
 
 
-def test_a_service_whose_port_cannot_be_picked_is_refused() -> None:
-    with pytest.raises(CapabilityError, match="free port"):
-        services.check(task(is_service=True, ready="tcp"), pilot())
+@pytest.mark.parametrize("ready", ["tcp", "stdout:up", "file:up"])
+def test_a_service_whose_files_cannot_be_seen_says_by_a_port_of_its_own_that_it_is_ready(
+    ready: str,
+) -> None:
+    with pytest.raises(CapabilityError, match="ready='tcp:PORT' or a callable"):
+        services.prepare(task(is_service=True, ready=ready), {}, pilot(shared=False))
+    own = task(is_service=True, ready="tcp:4711")
+    assert services.prepare(own, {}, pilot(shared=False, here=False))
 
 
 def test_a_service_is_refused_where_something_listens_on_its_port_of_this_machine() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         service = task(is_service=True, ready=f"tcp:{stranger.getsockname()[1]}")
         with pytest.raises(OSError, match="listens on port"):
-            services.check(service, pilot())
-        services.check(service, pilot(here=False))
-    services.check(service, pilot())
+            services.prepare(service, {}, pilot())
+        services.prepare(service, {}, pilot(here=False))
+    services.prepare(service, {}, pilot())

@@ -310,8 +310,7 @@ class RadicalExecutionBackend(KeptNames):
             taken = self._functions.cores_taken(pilot)
             translate.check_fits(task["name"], words, pilot, taken)
             if task["is_service"]:
-                services.check(task, pilot)
-                job.awaited = services.readiness(task) is not None
+                job.awaited = services.prepare(task, words, pilot)
             job.own_sandbox = translate.place(task, words, pilot)
         job.timeout = float(words.get("timeout") or 0)
         job.startup_timeout = float(words.get("startup_timeout") or 0)

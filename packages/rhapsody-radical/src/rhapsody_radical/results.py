@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.local.services import too_early
+from rhapsody.data import end_of_file
 from rhapsody.errors import (
     CapabilityError,
     DataError,
@@ -77,17 +79,9 @@ def collect_output(job: Job) -> None:
         return
     texts = []
     for path, cut in zip(paths, (ended.stdout, ended.stderr), strict=True):
-        whole = _text_in(path) if job.pilot.shared else None
-        texts.append(whole if whole is not None else (cut or ""))
+        whole = end_of_file(path, sys.maxsize) if job.pilot.shared else ""
+        texts.append(whole or cut or "")
     task["stdout"], task["stderr"] = texts
-
-
-def _text_in(path: str) -> str | None:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read().decode(errors="replace")
-    except OSError:
-        return None
 
 
 def outcome(job: Job, state: str) -> tuple[str, BaseException | None]:

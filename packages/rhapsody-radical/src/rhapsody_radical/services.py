@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
@@ -40,6 +42,17 @@ UP = "service is up"
 """What RADICAL-Pilot gives for a service that says nothing."""
 
 FIRST_LOOK = 0.02
+
+PORT_LINK = ".rhapsody.port"
+"""The link in a service's sandbox whose target is the number of the free port it was given."""
+
+ON_FREE_PORT = (
+    "import os, socket, sys; free = socket.socket(); free.bind(('', 0)); "
+    "port = str(free.getsockname()[1]); free.close(); "
+    f"os.environ['PORT'] = port; os.symlink(port, '{PORT_LINK}'); "
+    "words = [word.replace('{port}', port) for word in sys.argv[1:]]; os.execvp(words[0], words)"
+)
+"""Python, in one line for RADICAL-Pilot's script, which becomes the command that follows it."""
 
 
 def service_ready_callback(future: Any, task: Any, state: Any) -> None:
@@ -78,31 +91,38 @@ def readiness(task: TaskDescription) -> Ready | None:
     return parse_ready(pattern) if pattern else None
 
 
-def check(task: TaskDescription, pilot: Pilot) -> None:
-    """Raises for a service whose readiness cannot be found out.
+def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
+    """Checks how a service says that it is ready, and has its node pick the port it asks for.
+
+    Args:
+        task: The service.
+        words: RADICAL-Pilot's words for it.
+        pilot: The pilot it goes to.
+
+    Returns:
+        Whether it says that it is ready at all.
 
     Raises:
         ValueError: What says how is not well-formed.
-        CapabilityError: It would be found in a file that is not to be seen from here, or
-            a port would have to be picked on its node.
+        CapabilityError: It would be found in a file that is not to be seen from here.
         OSError: It is to run on this machine, where something listens on its port already.
     """
     ready = readiness(task)
-    if ready is not None and ready.kind == "tcp":
-        if ready.value == FREE:
-            raise CapabilityError(
-                f"service {task['name']!r}: RADICAL-Pilot picks no free port on the node of a "
-                "service; give ready='tcp:PORT', or ready='stdout:REGEX' for a service that picks "
-                "one itself and prints it"
-            )
-        if pilot.here:
-            require_unused(task, ready.value)
-    if ready is not None and ready.kind in ("stdout", "file") and not pilot.shared:
+    if ready is None:
+        return False
+    free = ready == ("tcp", FREE)
+    if ready.kind == "tcp" and not free and pilot.here:
+        require_unused(task, ready.value)
+    if (free or ready.kind in ("stdout", "file")) and not pilot.shared:
         raise CapabilityError(
             f"service {task['name']!r}: its readiness would be read from its files, which pilot "
             f"{pilot.uid} ({pilot.settings['resource']}) keeps elsewhere; give ready='tcp:PORT' or "
             "a callable"
         )
+    if free:
+        launcher = shlex.join([sys.executable, "-c", ON_FREE_PORT])
+        words["executable"] = f"{launcher} {words['executable']}"
+    return True
 
 
 def watch(
@@ -149,9 +169,16 @@ def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.Abstra
         return path
     if ready.kind == "tcp":
         host = _host(job)
-        _until(lambda: _accepts(host, ready.value), stopped)
-        return host, ready.value
+        port = _picked(job, stopped) if ready.value == FREE else ready.value
+        _until(lambda: _accepts(host, port), stopped)
+        return host, port
     return _search(output_paths(job)[0], ready.value, stopped)
+
+
+def _picked(job: Job, stopped: threading.Event) -> int:
+    link = os.path.join(job.task["sandbox"], PORT_LINK)
+    _until(lambda: os.path.islink(link), stopped)
+    return FREE if stopped.is_set() else int(os.readlink(link))
 
 
 def _until(condition: Callable[[], bool], stopped: threading.Event) -> None:
