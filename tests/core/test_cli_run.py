@@ -374,6 +374,22 @@ def test_a_failed_task_that_nobody_awaited_fails_the_workflow(run: Run) -> None:
     assert run(script.format(seen=True)).returncode == 0
 
 
+def test_tasks_that_the_program_itself_shuts_down_are_no_failure(run: Run) -> None:
+    done = run("""
+        import asyncio
+
+        async def main(flow):
+            @flow.function_task
+            async def endless():
+                await asyncio.sleep(3600)
+
+            endless()
+            await flow.shutdown()
+    """)
+    assert done.returncode == 0, done.stderr
+    assert "'endless'" in done.stderr
+
+
 def test_an_exit_code_of_the_user_s_own_is_kept(run: Run) -> None:
     assert run("import sys\nasync def main(flow): sys.exit(7)", "-b", "noop").returncode == 7
     assert run("import sys\nsys.exit(8)", "-b", "noop").returncode == 8

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -364,12 +366,15 @@ async def test_a_start_that_fails_gives_the_uid_back(tmp_path: Path) -> None:
 
 
 HOLDS = """
-import asyncio, sys
+import asyncio, subprocess, sys
 from rhapsody import WorkflowEngine
 
 async def main():
     async with WorkflowEngine.create(uid="shared", work_dir="w"):
-        print("holds", flush=True)
+        child = subprocess.Popen(
+            ["sleep", "60"], stdout=subprocess.DEVNULL, close_fds=False, start_new_session=True
+        )
+        print("holds, with child", child.pid, flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 asyncio.run(main())
@@ -385,19 +390,38 @@ async def test_a_uid_that_another_program_uses_there_is_refused_until_that_is_ki
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    child = 0
     try:
         assert program.stdout is not None
-        assert program.stdout.readline() == b"holds\n"
+        child = int(program.stdout.readline().removeprefix(b"holds, with child "))
         with pytest.raises(ValueError, match="'shared' is in use by another program"):
             await WorkflowEngine.create(uid="shared", work_dir=tmp_path / "w")
         async with WorkflowEngine.create(uid="shared", work_dir=tmp_path / "v"):
             pass
+        program.kill()
+        program.communicate()
+        async with WorkflowEngine.create(uid="shared", work_dir=tmp_path / "w"):
+            os.kill(child, 0)  # it holds nothing of the program that started it
     finally:
         program.kill()
         program.communicate()
+        if child:
+            os.kill(child, signal.SIGKILL)
+    assert not (tmp_path / "v").exists()
+
+
+async def test_where_files_cannot_be_locked_a_line_says_what_that_means(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_locks(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", without_locks)
     async with WorkflowEngine.create(uid="shared", work_dir=tmp_path / "w"):
         pass
-    assert not (tmp_path / "v").exists()
+    (line,) = lines(caplog, logging.WARNING)
+    assert "cannot be locked" in line
+    assert "two programs that use uid 'shared' there at the same time" in line
 
 
 FORGETS = """

@@ -38,6 +38,26 @@ async def test_a_change_between_two_calls_is_seen(flow: WorkflowEngine) -> None:
     assert await first(values) == 7.0
 
 
+async def test_big_arrays_are_read_only_in_a_task_however_they_come_there(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.function_task
+    def zeros(size: int) -> Any:
+        return np.zeros(size)
+
+    @flow.function_task
+    def may_write(values: Any) -> bool:
+        return bool(values.flags.writeable)
+
+    big, small = 200_000, 20
+    assert not await may_write(np.zeros(big))
+    assert await may_write(np.zeros(small))
+    pushed_down = zeros(big)
+    assert not await may_write(pushed_down)
+    assert await may_write(zeros(small))
+    assert (await pushed_down).flags.writeable
+
+
 @pytest.mark.parametrize("big", [b"x" * 2_000_000, "ü" * 2_000_000, list(range(400_000))])
 async def test_any_big_argument_arrives_as_it_was(flow: WorkflowEngine, big: Any) -> None:
     @flow.function_task

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, OutputFile, WorkflowEngine
+from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import DataError
 from rhapsody_dask import DaskExecutionBackend
@@ -38,7 +38,8 @@ async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_pat
     async with asyncio.timeout(60):
         backend = await DaskExecutionBackend(cluster=cluster, shared_file_system=False)
         assert not backend.capabilities.shared_file_system
-        async with WorkflowEngine.create(backend=backend) as flow:
+        backends = {"dask": backend, "here": LocalExecutionBackend()}
+        async with WorkflowEngine.create(backends=backends) as flow:
 
             @flow.executable_task
             async def copy(source: InputFile, target: OutputFile) -> str:
@@ -49,12 +50,17 @@ async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_pat
                 with open(source) as file:
                     return file.read()
 
+            @flow.executable_task(backend="here")
+            async def show(source: InputFile, after: object) -> str:
+                return f"cat {source.filename}"
+
             @flow.executable_task
             async def forget(target: OutputFile) -> str:
                 return "true"
 
             first = copy(InputFile(tmp_path / "in.txt"), OutputFile("out.txt"))
             assert await read(InputFile("out.txt"), first) == "from outside\n"
+            assert await show(InputFile("out.txt"), first) == "from outside\n"
             assert str(tmp_path / ".rhapsody") not in await first
             with pytest.raises(DataError, match="promised and did not write 'never'"):
                 await forget(OutputFile("never"))
