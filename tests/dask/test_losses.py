@@ -85,8 +85,11 @@ async def test_what_was_given_up_with_others_runs_again_with_them() -> None:
     first, second, well = Task("first", "erred"), Task("second", "erred"), Task("well", "memory")
     both = Task("both", "erred", first, second, well)  # Dask has it wait for the other for ever
     last = Task("last", "erred", first)
+    hidden = Task("hidden", "erred")
+    gone = Task("gone", "released", hidden)  # Dask has it wait, too
+    end = Task("end", "erred", first, gone)
     other = Task("other", "erred")
-    tasks = {task.key: task for task in (first, second, well, both, last, other)}
+    tasks = {t.key: t for t in (first, second, well, both, last, hidden, gone, end, other)}
     asked: list[Any] = []
 
     def stimulus_retry(keys: list[str], client: str) -> None:
@@ -94,7 +97,7 @@ async def test_what_was_given_up_with_others_runs_again_with_them() -> None:
 
     scheduler = SimpleNamespace(tasks=tasks, stimulus_retry=stimulus_retry)
     retry(["last", "unknown"], "us", scheduler)
-    assert asked == [(["both", "first", "last", "second"], "us")]
+    assert asked == [(["both", "end", "first", "hidden", "last", "second"], "us")]
 
 
 class Noting(SimpleNamespace):

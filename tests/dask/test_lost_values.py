@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import pytest
 import pytest_asyncio
+from distributed import LocalCluster
+from distributed import wait as wait_for_all
 
 from rhapsody import WorkflowEngine
 from rhapsody.errors import DependencyFailureError, TaskLostError
 from rhapsody_dask import DaskExecutionBackend
+from rhapsody_dask.client import TellingClient
 from tests.dask.clusters import ONE_EACH
 
 pytestmark = pytest.mark.asyncio
@@ -84,3 +90,39 @@ async def test_a_value_whose_makers_die_too_often_is_lost(
         await use(made, 2)
     assert isinstance(caught.value.root_cause, TaskLostError)
     assert 2 < len(trace.read_text()) < 8
+
+
+async def test_what_needs_two_values_of_one_killed_worker_is_made_again(tmp_path: Path) -> None:
+    well = tmp_path / "well"
+
+    def wait(value: int) -> int:
+        while not well.exists():
+            time.sleep(0.01)
+        return value
+
+    def same(value: int) -> int:
+        return value
+
+    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
+        async with (
+            asyncio.timeout(60),
+            LocalCluster(
+                n_workers=1, threads_per_worker=12, dashboard_address=None, asynchronous=True
+            ) as cluster,
+            TellingClient(cluster, asynchronous=True) as client,  # type: ignore[no-untyped-call]
+        ):
+            ends = []  # of these Dask forgets about half that what is in between was given up
+            for number in range(6):
+                first, second = (client.submit(wait, n, key=f"{n} of {number}") for n in (1, 2))
+                between = client.submit(same, first, key=f"between {number}")
+                ends.append(client.submit(operator.add, between, second, key=f"end {number}"))
+            del first, second, between
+            while sum(map(len, (await client.processing()).values())) < 12:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            (pid,) = (await client.run(os.getpid)).values()
+            os.kill(pid, signal.SIGKILL)
+            await wait_for_all(ends)
+            assert [end.status for end in ends] == ["error"] * 6
+            well.touch()
+            await client.retry(ends)
+            assert await client.gather(ends) == [3] * 6

@@ -34,18 +34,24 @@ def retry(keys: Any, client: str, dask_scheduler: Any) -> Any:
     """Has tasks run again that were given up, and all that was given up with them.
 
     Dask's own takes up what depends on a task that runs again as well, and leaves it waiting
-    for ever for another one that was given up. Called through `Client.run_on_scheduler`.
+    for ever for another one that was given up, or for a released one that needs such a one.
+    Called through `Client.run_on_scheduler`.
 
     Returns:
         The keys of all that is to run again.
     """
     found: dict[Any, None] = {}
+    seen: set[Any] = set()
     tasks = [dask_scheduler.tasks[key] for key in keys if key in dask_scheduler.tasks]
     while tasks:
         task = tasks.pop()
-        if task.key not in found and task.state == "erred":
+        if task.key in seen or task.state not in ("erred", "released"):
+            continue
+        seen.add(task.key)
+        tasks += task.dependencies
+        if task.state == "erred":
             found[task.key] = None
-            tasks += [*task.dependencies, *task.dependents]
+            tasks += [each for each in task.dependents if each.state == "erred"]
     return dask_scheduler.stimulus_retry(keys=list(found), client=client)
 
 
