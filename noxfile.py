@@ -31,6 +31,8 @@ class Distribution(NamedTuple):
             `"split"` ones without what is marked `long`, which is `nox -s long`. Of `"all"` ones
             CI adds what is not marked `long` on the newest other Python, and with the lowest
             dependencies. All of them on every Python is `nox -s release`.
+        at_once: How many of its tests run at once: more than there are processors, where most
+            of them wait.
         pythons: The Pythons that it supports, where those are not all.
         benchmark: Its own script in `benchmarks`, run with it installed.
     """
@@ -39,6 +41,7 @@ class Distribution(NamedTuple):
     tests: str
     extras: str = ""
     ci: Literal["split", "once", "all"] = "once"
+    at_once: int = 1
     pythons: tuple[str, ...] = ()
     benchmark: str = ""
 
@@ -46,7 +49,9 @@ class Distribution(NamedTuple):
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
-    "core": Distribution("packages/rhapsody-core", "tests/core", "[files,testing]", ci="all"),
+    "core": Distribution(
+        "packages/rhapsody-core", "tests/core", "[files,testing]", ci="all", at_once=4
+    ),
     "dask": Distribution(
         "packages/rhapsody-dask",
         "tests/dask",
@@ -75,6 +80,7 @@ RUFF = "ruff>=0.17.5,<0.18"
 MYPY = "mypy>=2.4,<2.5"
 PYRIGHT = "pyright[nodejs]>=1.1.414,<1.2"
 TEST_TOOLS = ["hypothesis>=6.100", "pytest-asyncio>=1.5", "pytest-timeout>=2.3"]
+XDIST = "pytest-xdist>=3.6"
 # A test whose pilot or Slurm did not start runs once more, and is listed; nothing else is ever
 # repeated. They run one after the other: an idle pilot takes most of a core.
 RERUN = "pytest-rerunfailures>=16.0"
@@ -119,6 +125,8 @@ def run_tests(
     tools = TEST_TOOLS
     if dist.ci == "split":
         tools, options = [*TEST_TOOLS, RERUN], (*ONCE_MORE, *options)
+    if dist.at_once > 1:
+        tools, options = [*tools, XDIST], (f"-n{dist.at_once}", "--dist=worksteal", *options)
     held = ["--constraint", str(constraints)] if constraints else []
     install_distribution(session, backend, *tools, *held)
     session.run("pytest", *options, *(session.posargs or [dist.tests]))
@@ -179,8 +187,9 @@ def long(session: nox.Session, backend: str) -> None:
 @nox.session
 def system(session: nox.Session) -> None:
     """What users get: wheels in clean environments, the README's commands, the examples."""
-    session.install(BUILD, GRIFFE, MYPY, RUFF, "nox", "pytest>=8.4", *TEST_TOOLS)
-    session.run("pytest", *(session.posargs or ["tests/system"]))
+    session.install(BUILD, GRIFFE, MYPY, RUFF, XDIST, "nox", "pytest>=8.4", *TEST_TOOLS)
+    files_at_once = ("-n2", "--dist=loadfile")  # as those of one file share environments
+    session.run("pytest", *files_at_once, *(session.posargs or ["tests/system"]))
 
 
 @nox.session

@@ -107,7 +107,10 @@ async def test_what_needs_two_values_of_one_killed_worker_is_made_again(tmp_path
         async with (
             asyncio.timeout(60),
             LocalCluster(
-                n_workers=1, threads_per_worker=12, dashboard_address=None, asynchronous=True
+                n_workers=1,
+                threads_per_worker=12,
+                dashboard_address="127.0.0.1:0",
+                asynchronous=True,
             ) as cluster,
             TellingClient(cluster, asynchronous=True) as client,  # type: ignore[no-untyped-call]
         ):

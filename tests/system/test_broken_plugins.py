@@ -219,7 +219,8 @@ def test_the_doctor_names_a_plugin_that_cannot_be_loaded(
 
 
 @pytest.mark.parametrize(
-    "name", [*(broken.BROKEN_BACKENDS.keys() - {"raising", "exiting"}), *broken.BROKEN_CLASSES]
+    "name",
+    [*sorted(broken.BROKEN_BACKENDS.keys() - {"raising", "exiting"}), *broken.BROKEN_CLASSES],
 )
 def test_the_doctor_says_why_a_backend_cannot_be_used(
     examined: list[dict[str, Any]], name: str
