@@ -12,7 +12,7 @@ import pytest
 
 from rhapsody_radical import raptor_config
 from rhapsody_radical.client import raptor
-from rhapsody_radical.client.raptor import PROBED, Pair, Raptor, Raptors
+from rhapsody_radical.client.raptor import COMING_UP, PROBED, Pair, Raptor, Raptors
 from rhapsody_radical.client.tasks import Entry, Tasks
 from rhapsody_radical.schema import RAPTOR_WORKER
 
@@ -103,6 +103,23 @@ def test_the_oldest_calls_are_asked_about_once_a_minute(asking: Asking) -> None:
 
 def test_a_pair_that_does_not_answer_is_given_up(asking: Asking) -> None:
     asking.ask(["a"], state="AGENT_SCHEDULING")
+    asking.look(["a"], later=PROBED)
+    assert not asking.given_up
+    asking.look(["a"], later=1)
+    assert asking.given_up == [asking.pair]
+
+
+def test_a_pair_that_hangs_before_anything_was_heard_of_it_is_given_up(asking: Asking) -> None:
+    asking.pair.heard = 0.0
+    asking.pair.master.state = "AGENT_SCHEDULING"  # it may wait for cores as long as it likes
+    asking.look(["a"])
+    asking.look(["a"], later=1000)
+    asking.pair.master.state = "AGENT_EXECUTING"
+    asking.look(["a"])
+    asking.look(["a"], later=COMING_UP)
+    assert not asking.sent
+    asking.look(["a"], later=1)
+    asking.sent[-1].state = "AGENT_SCHEDULING"
     asking.look(["a"], later=PROBED)
     assert not asking.given_up
     asking.look(["a"], later=1)

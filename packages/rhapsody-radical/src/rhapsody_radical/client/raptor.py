@@ -50,6 +50,9 @@ PROBED = 60.0
 """Seconds between two probes of a pair that has calls; as many for the answer, from when the
 agent has the probe, without which a pair that says nothing else either is lost."""
 
+COMING_UP = 180.0
+"""Seconds from when a pair began to run until it is probed although nothing was heard of it."""
+
 PACE = 20.0
 """Calls a second that go from a master to its worker even on a slow machine: a probe waits
 behind them, and is given the time (70 were measured on two busy cores)."""
@@ -67,6 +70,7 @@ class Pair:
         lost: Why it is lost, `None` while it is not.
         joined: Whether a program gave the master more workers.
         heard: When something was last heard of it, by the monotonic clock; 0 before.
+        began: When all of it was first seen to run; 0 before.
         probe: RADICAL-Pilot's task of a probe that was not answered yet.
         probed: When the last probe was sent, and seen on its way to the agent; before the
             first one, when the pair was started.
@@ -80,6 +84,7 @@ class Pair:
         self.lost: str | None = None
         self.joined: bool = False
         self.heard: float = 0.0
+        self.began: float = 0.0
         self.probe: Any = None
         self.probed: float = time.monotonic()
         self.missing: set[str] = set()
@@ -100,6 +105,15 @@ class Pair:
     def hear(self) -> None:
         """Takes note that something was heard of it."""
         self.heard = time.monotonic()
+
+    def is_up(self) -> bool:
+        """Whether it can be expected to answer: it was heard of, or has run for a while."""
+        if self.heard:
+            return True
+        if any(task.state != AGENT_EXECUTING for task in (self.master, *self.workers)):
+            return False
+        self.began = self.began or time.monotonic()
+        return time.monotonic() - self.began > COMING_UP
 
     @property
     def uid(self) -> str:
@@ -212,7 +226,7 @@ class Raptor:
         with self._lock:
             for pair in list(self.pairs):
                 problem, asked = pair.problem(), calls.get(pair)
-                if problem is None and asked is not None and pair.answers_probes and pair.heard:
+                if problem is None and asked is not None and pair.answers_probes and pair.is_up():
                     lost |= self._read_probe(pair) & set(asked)
                     problem = self._probe(pair, asked)
                 if problem is not None:
