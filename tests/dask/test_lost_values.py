@@ -114,7 +114,7 @@ async def test_what_needs_two_values_of_one_killed_worker_is_made_again(tmp_path
             ) as cluster,
             TellingClient(cluster, asynchronous=True) as client,  # type: ignore[no-untyped-call]
         ):
-            ends = []  # of these Dask forgets about half that what is in between was given up
+            ends = []  # for about half of them Dask releases what lies between, and waits for it
             for number in range(6):
                 first, second = (client.submit(wait, n, key=f"{n} of {number}") for n in (1, 2))
                 between = client.submit(same, first, key=f"between {number}")

@@ -40,7 +40,7 @@ def retry(keys: Any, client: str, dask_scheduler: Any) -> Any:
     Returns:
         The keys of all that is to run again.
     """
-    found: dict[Any, None] = {}
+    found: list[Any] = []
     seen: set[Any] = set()
     tasks = [dask_scheduler.tasks[key] for key in keys if key in dask_scheduler.tasks]
     while tasks:
@@ -50,9 +50,9 @@ def retry(keys: Any, client: str, dask_scheduler: Any) -> Any:
         seen.add(task.key)
         tasks += task.dependencies
         if task.state == "erred":
-            found[task.key] = None
+            found.append(task.key)
             tasks += [each for each in task.dependents if each.state == "erred"]
-    return dask_scheduler.stimulus_retry(keys=list(found), client=client)
+    return dask_scheduler.stimulus_retry(keys=found, client=client)
 
 
 def stuck(dask_scheduler: Any) -> tuple[list[str], list[str]]:
