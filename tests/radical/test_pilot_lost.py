@@ -169,6 +169,38 @@ async def test_a_pilot_that_does_not_come_up_is_lost(
         assert "pilot.0000 on local.localhost does not come up" in str(error)
 
 
+DEAF = """
+import sys
+if any("radical-pilot-component" in word for word in sys.orig_argv):
+    from radical.pilot.agent.scheduler.base import AgentSchedulingComponent
+    AgentSchedulingComponent.control_cb = lambda *_: None
+"""
+"""Has an agent's scheduler hear nothing, as happens where it was forked at the wrong moment."""
+
+
+def call_it_stuck_soon(_: Any) -> None:
+    """Shortens the time for which a master may wait for cores that are free; in the client."""
+    from rhapsody_radical.client import raptor
+
+    raptor.STUCK = 5.0
+
+
+async def test_a_pilot_whose_scheduler_hangs_from_its_start_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customise(tmp_path, monkeypatch, DEAF)
+    async with started(tmp_path) as (made, driver):
+        await made.run_in_client(call_it_stuck_soon)
+        program = driver.command("sleep 8")
+        await driver.submit(program)
+        assert await driver.running(program)
+        function = driver.call(os.getpid)
+        await driver.submit(function)
+        assert str((await driver.finished(program)).state) == "DONE"  # cores were in use
+        (error,) = await lost(driver, function)
+        assert "pilot.0000 on local.localhost starts nothing" in str(error)
+
+
 async def test_tasks_of_a_pilot_whose_walltime_is_over_go_to_another(tmp_path: Path) -> None:
     async with started(tmp_path, [resources(runtime=1), resources()]) as (made, driver):
         flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)

@@ -27,7 +27,7 @@ from rhapsody_radical.raptor_config import (
     THEIRS,
     is_own,
 )
-from rhapsody_radical.schema import AGENT_EXECUTING, FINAL
+from rhapsody_radical.schema import AGENT_EXECUTING, FINAL, PMGR_ACTIVE
 from rhapsody_radical.states import TASK_STATES, Generation
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
     for name in ("_raptor_master.py", "_raptor_worker.py", "call.py")
 )
 ORDER = TASK_STATES[Generation.CURRENT]
-BEFORE = ORDER[: ORDER.index("AGENT_SCHEDULING")]
+AGENT_SCHEDULING = "AGENT_SCHEDULING"
+BEFORE = ORDER[: ORDER.index(AGENT_SCHEDULING)]
 """States of a task that the pilot's agent does not yet have in its hands."""
 
 ANSWERED = ORDER[ORDER.index("AGENT_STAGING_OUTPUT_PENDING") :]
@@ -52,6 +53,10 @@ agent has the probe, without which a pair that says nothing else either is lost.
 
 COMING_UP = 180.0
 """Seconds from when a pair began to run until it is probed although nothing was heard of it."""
+
+STUCK = 120.0
+"""Seconds for which a master may wait for cores on an active pilot where nothing runs: now and
+then the agent's scheduler hangs from its start on, and never hears that masters may be started."""
 
 PACE = 20.0
 """Calls a second that go from a master to its worker even on a slow machine: a probe waits
@@ -158,6 +163,7 @@ class Raptor:
         self._count = 0
         self._turn = 0
         self._lock = threading.RLock()
+        self._idle = 0.0
         self.pairs: list[Pair] = []
         self.lost: set[str] = set()
 
@@ -232,6 +238,18 @@ class Raptor:
                 if problem is not None:
                     self.give_up(pair, problem)
         return lost
+
+    def waits_in_vain(self) -> bool:
+        """Whether a master has waited for too long on a pilot where nothing runs.
+
+        To be called about once a second.
+        """
+        waiting = any(pair.master.state == AGENT_SCHEDULING for pair in self.pairs)
+        if not waiting or self._pilot.state != PMGR_ACTIVE or self._pilot.runs_something():
+            self._idle = 0.0
+            return False
+        self._idle = self._idle or time.monotonic()
+        return time.monotonic() - self._idle > STUCK
 
     def _read_probe(self, pair: Pair) -> set[str]:
         """Takes note of a probe's answer; returns the calls that are missing once more."""

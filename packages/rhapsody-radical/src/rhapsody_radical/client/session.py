@@ -31,6 +31,9 @@ CLOSE_LIMIT = 60.0
 FULL = 1 << 20
 """Bytes that are free on a file system on which a pilot cannot start any more."""
 
+HOLDING_CORES = ("AGENT_EXECUTING_PENDING", "AGENT_EXECUTING")
+"""States of a task that has cores of its pilot."""
+
 KNOWN = ("resource_manager", "filesystem_endpoint", "job_manager_endpoint")
 """What a program is told of a resource's configuration, beside what a node has."""
 
@@ -81,6 +84,10 @@ class Pilot:
         self.config.update({key: int(config.get(key) or 0) for key in PER_NODE})
         endpoint = self.config["filesystem_endpoint"] or "file://"
         self.shared = self.config["shared"] = endpoint.startswith("file:")
+
+    def runs_something(self) -> bool:
+        """Whether one of its tasks has cores, or is about to be given some."""
+        return any(task.state in HOLDING_CORES for task in self.manager.get_tasks())
 
     def forget(self, uid: str) -> None:
         """Has the task manager let go of a task that has ended, or it keeps each for ever."""

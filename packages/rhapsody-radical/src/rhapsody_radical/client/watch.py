@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from rhapsody_radical import processes
-from rhapsody_radical.client.raptor import Pair
+from rhapsody_radical.client.raptor import STUCK, Pair
 from rhapsody_radical.client.session import Pilot
 from rhapsody_radical.client.vitals import Vitals
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
@@ -88,6 +88,10 @@ class Watch:
         for raptor in list(client.raptors.found.values()):
             for uid in raptor.check(calls):
                 client.tasks.lose_call(uid)
+        for number, raptor in list(client.raptors.found.items()):
+            if raptor.waits_in_vain():
+                how = f"starts nothing: for {STUCK:g} s its scheduler has let a RAPTOR master wait"
+                client.give_up(client.session.pilots[number], f"{how} with all cores free")
 
     def _look_at_components(self) -> None:
         """Gives up the pilots whose part of RADICAL-Pilot is incomplete."""
