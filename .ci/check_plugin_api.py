@@ -27,12 +27,13 @@ SPECS = "rhapsody.plugins.specs"
 
 MODULES = [
     "rhapsody.backends.base",
-    "rhapsody.backends.capabilities",
     "rhapsody.backends.programs",
     "rhapsody.backends.session",
+    "rhapsody.capabilities",
     "rhapsody.context",
     "rhapsody.data",
     "rhapsody.errors",
+    "rhapsody.plugins.reports",
     SPECS,
     "rhapsody.states",
     "rhapsody.task",

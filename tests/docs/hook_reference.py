@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, is_typeddict
 
-from rhapsody.engine.observe import Stats, Summary
 from rhapsody.plugins import specs
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins" / "hooks.md"
@@ -41,8 +40,9 @@ VALUES: tuple[type, ...] = (
     specs.LookupTask,
     specs.Recorded,
     specs.Record,
-    Summary,
-    Stats,
+    specs.Summary,
+    specs.Stats,
+    specs.ObservedEngine,
     specs.CommandLine,
 )
 """What hooks get and give, besides what every user knows."""
@@ -85,7 +85,12 @@ def _value(kind: type) -> str:
         for name, method in vars(kind).items()
         if inspect.isfunction(method) and not name.startswith("_")
     )
-    return f"### {kind.__name__}\n\n{text}\n\n{methods}\n"
+    views = "\n".join(
+        f"- `{name}`: {inspect.getdoc(view)}"
+        for name, view in vars(kind).items()
+        if isinstance(view, property)
+    )
+    return f"### {kind.__name__}\n\n{text}\n\n{views}{methods}\n"
 
 
 def _call(name: str, function: Callable[..., Any]) -> str:

@@ -26,8 +26,8 @@ BREAKS = {
     ),
     "a hook's argument is gone": (
         "plugins/specs.py",
-        "engine: WorkflowEngine, task: TaskDescription, candidates: Sequence[str]",
-        "engine: WorkflowEngine, task: TaskDescription",
+        "engine: ObservedEngine, task: TaskDescription, candidates: Sequence[str]",
+        "engine: ObservedEngine, task: TaskDescription",
         "rhapsody_select_backend(candidates): Parameter was removed",
     ),
     "a field must be given": (
@@ -37,10 +37,10 @@ BREAKS = {
         "BackendSpec.__init__(summary): Parameter is now required",
     ),
     "a capability has another name": (
-        "backends/capabilities.py",
+        "capabilities.py",
         "    sandboxes: bool = False\n",
         "    directories: bool = False\n",
-        "rhapsody.backends.capabilities.Capabilities.sandboxes: Public object was removed",
+        "rhapsody.capabilities.Capabilities.sandboxes: Public object was removed",
     ),
     "a method is gone": (
         "backends/base.py",
@@ -72,11 +72,11 @@ BREAKS = {
 HARMLESS = {
     "a hook has one more argument": (
         "plugins/specs.py",
-        "def rhapsody_task_events(engine: WorkflowEngine, ",
-        "def rhapsody_task_events(loop: object, engine: WorkflowEngine, ",
+        "def rhapsody_task_events(engine: ObservedEngine, ",
+        "def rhapsody_task_events(loop: object, engine: ObservedEngine, ",
     ),
     "there is another capability": (
-        "backends/capabilities.py",
+        "capabilities.py",
         "    sandboxes: bool = False\n",
         "    sandboxes: bool = False\n    containers: bool = False\n",
     ),

@@ -24,6 +24,11 @@ from rhapsody import (
     literal,
     wait,
 )
+from rhapsody.plugins.specs import ObservedEngine
+
+
+def what_plugins_read_of_an_engine(flow: WorkflowEngine) -> ObservedEngine:
+    return flow
 
 
 async def ways_to_make_an_engine() -> None:

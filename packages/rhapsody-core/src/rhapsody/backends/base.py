@@ -18,10 +18,10 @@ from operator import itemgetter
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
-from rhapsody.backends.capabilities import CancelLevel, Capabilities
 from rhapsody.backends.descriptions import completed
 from rhapsody.backends.interface import BaseBackend, BaseExecutionBackend
 from rhapsody.backends.session import BackendState, Session
+from rhapsody.capabilities import CancelLevel, Capabilities
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
 from rhapsody.states import StateMapper

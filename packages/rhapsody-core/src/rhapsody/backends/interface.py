@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from rhapsody.backends.capabilities import Capabilities
 from rhapsody.backends.session import Session
+from rhapsody.capabilities import Capabilities
 from rhapsody.errors import CapabilityError
 
 

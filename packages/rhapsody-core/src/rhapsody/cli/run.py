@@ -26,7 +26,7 @@ from rhapsody.errors import RhapsodyError
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
     from rhapsody.engine import WorkflowEngine
-    from rhapsody.engine.observe import Summary
+    from rhapsody.plugins.reports import Summary
 
 HELP = "run a workflow"
 SCRIPT_MODULE = "__rhapsody_script__"

@@ -2,8 +2,8 @@
 
 from rhapsody.engine.arguments import literal
 from rhapsody.engine.blocks import wait
-from rhapsody.engine.observe import Stats, Summary
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.workflow import WorkflowEngine
+from rhapsody.plugins.reports import Stats, Summary
 
 __all__ = ["Stats", "Summary", "Task", "WorkflowEngine", "literal", "wait"]

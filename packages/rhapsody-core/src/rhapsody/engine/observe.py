@@ -25,60 +25,6 @@ if TYPE_CHECKING:
     from rhapsody.task import TaskFuture
 
 
-@dataclass(slots=True)
-class Stats:
-    """Counters of one engine since it was made.
-
-    Attributes:
-        tasks: Calls of tasks and blocks.
-        done: Futures that got a result.
-        failed: Futures that got an exception.
-        cancelled: Futures that were cancelled.
-        recorded: Results that a plugin had recorded earlier; the tasks did not run.
-        retried: Attempts that failed and were followed by another.
-        lost: Attempts that the infrastructure lost.
-        late: Updates that came too late or out of order, and ends that came twice; none of
-            them was applied.
-        unknown: Updates of tasks or states that nobody knows.
-    """
-
-    tasks: int = 0
-    done: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    recorded: int = 0
-    retried: int = 0
-    lost: int = 0
-    late: int = 0
-    unknown: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """How a run ended; given to `rhapsody_workflow_finished`.
-
-    Attributes:
-        uid: The engine's uid.
-        stats: Its counters.
-        seconds: From its start to its end, by the wall clock.
-        still_running: Uids of tasks whose work could not be stopped.
-        problems: What went wrong while shutting down, in words.
-        graph: For a dry run: each call's uid, name and the uids it depends on.
-        unawaited: How many failed tasks and blocks nobody awaited.
-        backends: By each backend's name what it tells of its life, see `account` of
-            `ManagedBackend`; those that tell nothing are left out.
-    """
-
-    uid: str
-    stats: Stats
-    seconds: float
-    still_running: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
-    graph: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
-    unawaited: int = 0
-    backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
     """What backends tell of their lives."""
     told: dict[str, Mapping[str, Any]] = {}

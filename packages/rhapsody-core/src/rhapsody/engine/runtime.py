@@ -25,7 +25,7 @@ from rhapsody.engine.graph import Graph
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.node import Node
-from rhapsody.engine.observe import Failures, Observation, Stats, Tally
+from rhapsody.engine.observe import Failures, Observation, Tally
 from rhapsody.engine.preparation import NEW, Preparation, Values
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.settings import NO_FALLBACK
@@ -41,6 +41,7 @@ from rhapsody.errors import (
     is_a,
 )
 from rhapsody.plugins.manager import EngineHooks
+from rhapsody.plugins.reports import Stats
 from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture

@@ -27,7 +27,7 @@ from rhapsody.engine.graph import dependency_uids
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.life import Work
 from rhapsody.engine.node import Node
-from rhapsody.engine.observe import Profiler, Stats, Summary, accounts
+from rhapsody.engine.observe import Profiler, accounts
 from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import (
     engine_uid,
@@ -41,6 +41,7 @@ from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
 from rhapsody.plugins.manager import EngineHooks
+from rhapsody.plugins.reports import Stats, Summary
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
 from rhapsody.states import StateMapper

@@ -14,15 +14,39 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
+from rhapsody.capabilities import Capabilities
+from rhapsody.plugins.reports import ObservedEngine, Stats, Summary
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     import argparse
 
-    from rhapsody.backends.base import Capabilities
-    from rhapsody.engine.observe import Summary
-    from rhapsody.engine.workflow import WorkflowEngine
+__all__ = [
+    "API_VERSION",
+    "PROJECT",
+    "BackendSpec",
+    "CommandLine",
+    "LookupTask",
+    "ObservedEngine",
+    "Record",
+    "Recorded",
+    "Stats",
+    "Summary",
+    "TaskEvent",
+    "hookimpl",
+    "hookspec",
+    "rhapsody_backends",
+    "rhapsody_commands",
+    "rhapsody_lookup_results",
+    "rhapsody_prepare_task",
+    "rhapsody_record_results",
+    "rhapsody_select_backend",
+    "rhapsody_task_events",
+    "rhapsody_workflow_finished",
+    "rhapsody_workflow_started",
+    "split_import_path",
+]
 
 PROJECT: str = "rhapsody"
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
@@ -210,7 +234,7 @@ def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
 
 
 @hookspec
-def rhapsody_workflow_started(engine: WorkflowEngine) -> None:
+def rhapsody_workflow_started(engine: ObservedEngine) -> None:
     """Tells that an engine was made and its backends were started.
 
     Called once per engine, on its loop, before any task is made.
@@ -221,7 +245,7 @@ def rhapsody_workflow_started(engine: WorkflowEngine) -> None:
 
 
 @hookspec
-def rhapsody_workflow_finished(engine: WorkflowEngine, summary: Summary) -> None:
+def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None:
     """Tells that an engine was shut down: no event of it comes after this.
 
     Called once per engine, on its loop, also where the workflow failed.
@@ -233,7 +257,7 @@ def rhapsody_workflow_finished(engine: WorkflowEngine, summary: Summary) -> None
 
 
 @hookspec
-def rhapsody_task_events(engine: WorkflowEngine, events: Sequence[TaskEvent]) -> None:
+def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
     """Tells what happened to tasks and blocks.
 
     Called on the engine's loop with what happened since the last call, in order
@@ -246,7 +270,7 @@ def rhapsody_task_events(engine: WorkflowEngine, events: Sequence[TaskEvent]) ->
 
 
 @hookspec
-def rhapsody_prepare_task(engine: WorkflowEngine, task: TaskDescription) -> None:
+def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None:
     """May change a task's description before anything else looks at it.
 
     Called on the engine's loop, once per attempt, when the task's dependencies
@@ -261,7 +285,7 @@ def rhapsody_prepare_task(engine: WorkflowEngine, task: TaskDescription) -> None
 
 @hookspec
 def rhapsody_select_backend(
-    engine: WorkflowEngine, task: TaskDescription, candidates: Sequence[str]
+    engine: ObservedEngine, task: TaskDescription, candidates: Sequence[str]
 ) -> str | None:
     """Chooses the backend for a task that names none, where several are attached.
 
@@ -282,7 +306,7 @@ def rhapsody_select_backend(
 
 @hookspec
 def rhapsody_lookup_results(
-    engine: WorkflowEngine, tasks: Sequence[LookupTask]
+    engine: ObservedEngine, tasks: Sequence[LookupTask]
 ) -> Sequence[Recorded | None] | Awaitable[Sequence[Recorded | None] | None] | None:
     """Finds results of tasks that need not run again.
 
@@ -305,7 +329,7 @@ def rhapsody_lookup_results(
 
 @hookspec
 def rhapsody_record_results(
-    engine: WorkflowEngine, records: Sequence[Record]
+    engine: ObservedEngine, records: Sequence[Record]
 ) -> Awaitable[None] | None:
     """Keeps results, before anybody sees them.
 
