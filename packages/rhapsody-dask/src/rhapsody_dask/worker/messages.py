@@ -6,17 +6,23 @@ by cloudpickle, with big buffers beside, so that Dask moves them without copying
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
+from rhapsody.backends.local.worker import pack_error
+from rhapsody.errors import set_traceback, traceback_of
+
 BIG = 1 << 20
 """Bytes from which a buffer travels beside the pickle instead of in it."""
 
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
 """What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
+
+_OWN_FILES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 class Order(NamedTuple):
@@ -107,6 +113,14 @@ class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TaskRaised, (self.reply, self.uid, *self.args)
+
+
+def failure(error: BaseException) -> Reply:
+    """Return the reply for an exception, with the traceback from the user's code on."""
+    trace = traceback_of(error)
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
+        trace = trace.tb_next
+    return Reply(FAILED, pack_error(set_traceback(error, trace)))
 
 
 def key_of(name: str, session: str, uid: str) -> str:

@@ -23,8 +23,7 @@ from rhapsody.backends.local.slots import Request
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.task import TaskDescription
 from rhapsody_dask.worker import sandboxes
-from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Order, Reply, pack
-from rhapsody_dask.worker.running import failure
+from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Order, Reply, failure, pack
 from rhapsody_dask.worker.site import Running, Site
 from rhapsody_dask.worker.supervisor import announced, supervisor
 

@@ -20,15 +20,12 @@ from distributed import get_worker, secede
 
 from rhapsody.backends.local.capture import Recorder, recording, streams
 from rhapsody.backends.local.coroutines import WorkerLoop
-from rhapsody.backends.local.worker import pack_error
 from rhapsody.context import task_context
 from rhapsody.errors import (
     BackendUnavailableError,
     CapabilityError,
     add_note,
     describe_error,
-    set_traceback,
-    traceback_of,
 )
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
@@ -40,14 +37,13 @@ from rhapsody_dask.worker.messages import (
     Reply,
     Returned,
     TaskRaised,
+    failure,
     pack,
     unpack,
 )
 from rhapsody_dask.worker.site import Running, Site, site_of
 
 _own = threading.local()
-
-_OWN_FILES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
 def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
@@ -252,11 +248,3 @@ def _environment(site: Site, order: Order) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def failure(error: BaseException) -> Reply:
-    """The reply for an exception, with the traceback from the user's code on."""
-    trace = traceback_of(error)
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        trace = trace.tb_next
-    return Reply(FAILED, pack_error(set_traceback(error, trace)))
