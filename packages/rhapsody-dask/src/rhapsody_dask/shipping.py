@@ -19,12 +19,16 @@ import zipfile
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from time import time
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+
+PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
+"""What is carried: named, not imported, as the last of them has this module in it."""
 
 LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/", "rhapsody/wfformat/")
 """Parts of the core that no worker needs."""
@@ -33,15 +37,13 @@ LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/", "rhapso
 @functools.cache
 def archive() -> bytes:
     """The sources as a zip file."""
-    import rhapsody
-    import rhapsody_dask
-    import rhapsody_guard
-
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
-        for package in (rhapsody, rhapsody_guard, rhapsody_dask):
-            assert package.__file__ is not None
-            root = Path(package.__file__).parent
+        for package in PACKAGES:
+            spec = find_spec(package)
+            assert spec is not None
+            assert spec.origin is not None
+            root = Path(spec.origin).parent
             for path in sorted(root.rglob("*.py")):
                 name = path.relative_to(root.parent).as_posix()
                 if not name.startswith(LEFT_OUT):

@@ -15,9 +15,9 @@ from rhapsody.errors import CapabilityError
 from rhapsody_dask.calls import Call, details
 from rhapsody_dask.demand import demand, problem, unknown
 from rhapsody_dask.files import Links, View, content_of
-from rhapsody_dask.given import entry_of, future_type
+from rhapsody_dask.given import future_type
 from rhapsody_dask.packing import Big, Packer
-from rhapsody_dask.shared import Entry, Shared
+from rhapsody_dask.shared import Entry, Shared, entry_of
 
 
 class Ready(NamedTuple):
