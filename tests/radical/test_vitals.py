@@ -10,7 +10,6 @@ from rhapsody.task import TaskDescription
 from rhapsody_radical.client.vitals import CONFIRMED, PATIENCE, Vitals
 from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.functions import completed
-from rhapsody_radical.jobs import Job
 
 COMPONENT = frozenset({"rp.agent_x"})
 NOTHING: frozenset[str] = frozenset()
@@ -88,9 +87,8 @@ def test_tasks_go_where_there_is_the_least_to_do_for_the_cores() -> None:
     made, _ = fleet("local.one", "local.two", "local.three")
     first, second, third = made.pilots
     second.settings["cores"] = 8
-    open_job = Job(description(), first)
     named = description(pilot=first.uid)
-    assert made.spread([description() for _ in range(8)], [open_job]).count(second) == 4
+    assert made.spread([description() for _ in range(8)], [first]).count(second) == 4
     third.reason = "ended"
     given = made.spread([named, description(), description(), description()], [])
     assert given == [first, second, second, first]

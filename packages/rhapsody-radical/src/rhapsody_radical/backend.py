@@ -256,7 +256,7 @@ class RadicalExecutionBackend(KeptNames):
         """
         self.require_running()
         admitted = self.admit(tasks)
-        pilots = self.fleet.spread(admitted, self.open_jobs())
+        pilots = self.fleet.spread(admitted, (job.pilot for job in self.open_jobs()))
         jobs = [Job(task, pilot) for task, pilot in zip(admitted, pilots, strict=True)]
         self._open.update((job.uid, job) for job in jobs)
         assert self._commands is not None
@@ -435,7 +435,7 @@ class RadicalExecutionBackend(KeptNames):
         if job.running:
             job.pilot.core_seconds += job.cores * (time.monotonic() - job.began)
         try:
-            reported, error = results.of(job, state, self._functions)
+            reported, error = results.of(job, state, self._functions.outcome)
         except Exception as problem:  # a file that cannot be read, a reply that is none
             log.exception("task %s could not be worked up", job.uid)
             reported, error = "FAILED", problem

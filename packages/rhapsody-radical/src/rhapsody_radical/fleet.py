@@ -7,14 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rhapsody.task import TaskDescription
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
-
-if TYPE_CHECKING:
-    from rhapsody_radical.jobs import Job
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -106,26 +103,26 @@ class Fleet:
         self._on_end = on_end
         self._lock = threading.Lock()
 
-    def spread(self, tasks: Sequence[TaskDescription], jobs: Iterable[Job]) -> list[Pilot]:
+    def spread(self, tasks: Sequence[TaskDescription], busy: Iterable[Pilot]) -> list[Pilot]:
         """The pilots for some tasks, in their order.
 
         Each gets the pilot it names, or the one with the least to do for its cores.
 
         Args:
             tasks: The tasks to come.
-            jobs: Those that have not ended.
+            busy: The pilot of each task that has not ended.
         """
         if len(self.pilots) == 1:
             return self.pilots * len(tasks)
         usable = [pilot for pilot in self.pilots if pilot.usable] or self.pilots
-        busy = Counter(job.pilot.number for job in jobs)
+        load = Counter(pilot.number for pilot in busy)
         chosen = []
         for task in tasks:
             wanted = task["task_backend_specific_kwargs"].get("pilot")
             pilot = next((pilot for pilot in self.pilots if pilot.uid == wanted), None)
             if pilot is None:  # one that is named is not replaced, not even after its end
-                pilot = min(usable, key=lambda pilot: busy[pilot.number] / max(1, pilot.cores))
-            busy[pilot.number] += 1
+                pilot = min(usable, key=lambda pilot: load[pilot.number] / max(1, pilot.cores))
+            load[pilot.number] += 1
             chosen.append(pilot)
         return chosen
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, TaskFailedError, TaskLostError
@@ -15,11 +15,8 @@ from rhapsody.task import TaskDescription
 from rhapsody_radical import calls, raptor_config, schema, translate
 from rhapsody_radical.descriptions import as_list, task_settings
 from rhapsody_radical.fleet import Pilot
+from rhapsody_radical.jobs import Job
 from rhapsody_radical.results import CANCELED, DONE, FAILED, error_of, not_ours
-
-if TYPE_CHECKING:
-    from rhapsody_radical.backend import RadicalExecutionBackend
-    from rhapsody_radical.jobs import Job
 
 
 class ServiceFunctionError(CapabilityError):
@@ -46,6 +43,37 @@ def completed(
     return cast("TaskDescription", task)
 
 
+class Host(Protocol):
+    """What functions need of their backend, `RadicalExecutionBackend`.
+
+    Attributes:
+        functions: `"raptor"` or `"executable"`.
+        function_cores: Cores of each pilot for functions, `None` for the default.
+        pilots: Its pilots.
+        raptor_mode: Whether function tasks go to RAPTOR.
+    """
+
+    functions: str
+    function_cores: int | None
+    pilots: list[Pilot]
+    raptor_mode: bool
+
+    def send(self, name: str, *parts: Any) -> None:
+        """Send a message to the client."""
+
+    def start_raptor(self, pilot: Pilot, config: dict[str, Any]) -> None:
+        """Start RAPTOR's masters and workers on a pilot; blocks until they are submitted."""
+
+    def open_jobs(self) -> Iterable[Job]:
+        """Return the jobs that have not ended."""
+
+    def ask_to_end(self, job: Job) -> None:
+        """Have the client cancel a job."""
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """Fail a task with an exception, now."""
+
+
 class Functions:
     """How one backend runs function tasks.
 
@@ -53,7 +81,7 @@ class Functions:
         backend: The backend.
     """
 
-    def __init__(self, backend: RadicalExecutionBackend) -> None:
+    def __init__(self, backend: Host) -> None:
         self._backend = backend
         self._configs: dict[int, dict[str, Any]] = {}
         self._config: dict[str, Any] | None = None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rhapsody.task import TaskDescription
-
-if TYPE_CHECKING:
-    from rhapsody_radical.fleet import Pilot
+from rhapsody_radical.fleet import Pilot
 
 
 class Ended(NamedTuple):

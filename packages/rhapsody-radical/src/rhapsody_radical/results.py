@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from rhapsody.backends.local.services import too_early
 from rhapsody.data import end_of_file
@@ -24,19 +25,18 @@ from rhapsody.task import TaskDescription
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.translate import missing_outputs
 
-if TYPE_CHECKING:
-    from rhapsody_radical.functions import Functions
-
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
 
-def of(job: Job, state: str, functions: Functions) -> tuple[str, BaseException | None]:
-    """The state to report for a job's final one, and its error; its output is collected.
+def of(
+    job: Job, state: str, of_function: Callable[[Job, str], tuple[str, BaseException | None]]
+) -> tuple[str, BaseException | None]:
+    """Return the state to report for a job's final one, and its error; its output is collected.
 
     Args:
         job: The job.
         state: RADICAL-Pilot's final state, or `"LOST"`.
-        functions: What function tasks are read by.
+        of_function: Gives the same for a function task.
     """
     if state == "LOST" or not job.sent:
         if job.cancelled:
@@ -47,7 +47,7 @@ def of(job: Job, state: str, functions: Functions) -> tuple[str, BaseException |
         if job.program:
             collect_output(job)
             job.task.pop("exit_code", None)
-        return functions.outcome(job, state)
+        return of_function(job, state)
     collect_output(job)
     if job.awaited and not job.cancelled and job.info is None:
         return FAILED, too_early(job.task, job.task.get("exit_code"))

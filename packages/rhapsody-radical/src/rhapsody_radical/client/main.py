@@ -148,7 +148,9 @@ class Client:
             where = settings["work_dir"]
             self._say("failed", f"RADICAL-Pilot cannot start in {where}: {text_of(error)}")
         else:
-            self._watch = Watch(self)
+            self._watch = Watch(
+                self.session, self.tasks, self.raptors, self.pilot_heard, self.give_up
+            )
             objects = self.session.objects
             pilots = [
                 {"config": each.config, "sandbox": each.sandbox} for each in self.session.pilots

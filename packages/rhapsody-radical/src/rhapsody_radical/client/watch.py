@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from rhapsody_radical import processes
-from rhapsody_radical.client.raptor import STUCK, Pair
-from rhapsody_radical.client.session import Pilot
+from rhapsody_radical.client.raptor import STUCK, Pair, Raptors
+from rhapsody_radical.client.session import Pilot, Session
+from rhapsody_radical.client.tasks import Tasks
 from rhapsody_radical.client.vitals import Vitals
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
-
-if TYPE_CHECKING:
-    from rhapsody_radical.client.main import Client
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -34,14 +32,29 @@ class Watch:
     """The watch over one session.
 
     Args:
-        client: The client.
+        session: RADICAL-Pilot's objects.
+        tasks: The engine's tasks.
+        raptors: RAPTOR's masters and workers.
+        heard: Takes a pilot and its state.
+        give_up: Takes a pilot that is lost although RADICAL-Pilot does not say so, and how.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(
+        self,
+        session: Session,
+        tasks: Tasks,
+        raptors: Raptors,
+        heard: Callable[[Pilot, str], None],
+        give_up: Callable[[Pilot, str], None],
+    ) -> None:
+        self._session = session
+        self._tasks = tasks
+        self._raptors = raptors
+        self._heard = heard
+        self._give_up = give_up
         self._vitals = {
             "": Vitals(grows=False),
-            **{pilot.uid: Vitals() for pilot in client.session.pilots},
+            **{pilot.uid: Vitals() for pilot in session.pilots},
         }
         self._began = time.monotonic()
         self._said: dict[str, float] = {}
@@ -65,18 +78,17 @@ class Watch:
                 log.exception("RADICAL-Pilot could not be watched")
 
     def _look(self) -> None:
-        client = self._client
-        for pilot in client.session.pilots:
-            client.pilot_heard(pilot, pilot.state)
+        for pilot in self._session.pilots:
+            self._heard(pilot, pilot.state)
             self._say_that_it_waits(pilot)
         self._look_at_components()
         calls: dict[Pair, list[str]] = {}
         again = False
-        for entry in client.tasks.open():
+        for entry in self._tasks.open():
             if entry.handle is None:
                 continue
             if (state := entry.handle.state) in FINAL:
-                client.tasks.end(entry, state)
+                self._tasks.end(entry, state)
                 continue
             again = again or entry.cancelled
             if entry.pair is not None:
@@ -84,34 +96,33 @@ class Watch:
                 if not entry.staged:
                     calls[entry.pair].append(entry.uid)
         if again:
-            client.tasks.cancel_again()
-        for raptor in list(client.raptors.found.values()):
+            self._tasks.cancel_again()
+        for raptor in list(self._raptors.found.values()):
             for uid in raptor.check(calls):
-                client.tasks.lose_call(uid)
-        for number, raptor in list(client.raptors.found.items()):
+                self._tasks.lose_call(uid)
+        for number, raptor in list(self._raptors.found.items()):
             if raptor.waits_in_vain():
                 how = f"starts nothing: for {STUCK:g} s its scheduler has let a RAPTOR master wait"
-                client.give_up(client.session.pilots[number], f"{how} with all cores free")
+                self._give_up(self._session.pilots[number], f"{how} with all cores free")
 
     def _look_at_components(self) -> None:
         """Gives up the pilots whose part of RADICAL-Pilot is incomplete."""
-        client = self._client
-        titles = processes.titles(client.session.uid)
-        for pilot in client.session.pilots:
+        titles = processes.titles(self._session.uid)
+        for pilot in self._session.pilots:
             if titles.get(pilot.uid) and pilot.state != PMGR_ACTIVE and not pilot.ended:
                 self._give_up_what_does_not_come_up(pilot)
         for uid, vitals in self._vitals.items():
             if (name := vitals.note(titles.get(uid, set()))) is None:
                 continue
-            for pilot in client.session.pilots:
+            for pilot in self._session.pilots:
                 if uid in ("", pilot.uid) and not pilot.ended:
-                    client.give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
+                    self._give_up(pilot, f"is lost: RADICAL-Pilot's process {name} has ended")
 
     def _give_up_what_does_not_come_up(self, pilot: Pilot) -> None:
         now = time.monotonic()
         if now - self._seen.setdefault(pilot.uid, now) > COMING_UP:
             how = f"does not come up: its agent runs since {COMING_UP:g} s and is not active"
-            self._client.give_up(pilot, how)
+            self._give_up(pilot, how)
 
     def _say_that_it_waits(self, pilot: Pilot) -> None:
         """Says of a pilot that is not active yet for how long, and where."""
@@ -125,6 +136,6 @@ class Watch:
         log.warning(
             "pilot %s on %s is not active after %.0f s: %s%s; its tasks wait",
             pilot.uid, pilot.settings["resource"], now - self._began, pilot.state,
-            self._client.session.place_in_queue(pilot),
+            self._session.place_in_queue(pilot),
             extra={"pilot": pilot.uid, "resource": pilot.settings["resource"]},
         )  # fmt: skip
