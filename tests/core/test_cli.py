@@ -14,6 +14,7 @@ import pytest
 
 import rhapsody
 import rhapsody_guard
+import rhapsody_guard.command
 from rhapsody.cli import main
 from rhapsody.cli.output import table
 from tests.core.distributions import install, install_backend, python, unique
@@ -198,8 +199,8 @@ def test_other_distributions_are_no_clash(site: Path, info: str) -> None:
 def test_the_command_refuses_to_start_over_overwritten_files(site: Path) -> None:
     clash(site)
     code = """
-    import rhapsody_guard
-    code = rhapsody_guard.main()
+    from rhapsody_guard.command import main
+    code = main()
     assert "rhapsody" not in sys.modules, "its files may be another distribution's"
     sys.exit(code)
     """
@@ -231,4 +232,4 @@ def test_the_module_and_the_console_script_are_the_same_command() -> None:
     )
     assert done.stdout == f"rhapsody-core {rhapsody.__version__}\n"
     (script,) = [one for one in entry_points(group="console_scripts") if one.name == "rhapsody"]
-    assert script.load() is rhapsody_guard.main
+    assert script.load() is rhapsody_guard.command.main

@@ -438,7 +438,7 @@ def test_on_windows_it_says_that_it_is_not_supported() -> None:
         import rhapsody
     except ImportError as error:
         print(error)
-    from rhapsody_guard import main
+    from rhapsody_guard.command import main
     print(main())
     """
     text = run(code)

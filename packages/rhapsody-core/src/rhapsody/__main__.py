@@ -2,7 +2,7 @@
 
 import sys
 
-from rhapsody_guard import main
+from rhapsody_guard.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,10 +1,10 @@
-"""Checks that nothing has overwritten Rhapsody's files, and starts the command line.
+"""Checks that nothing has overwritten Rhapsody's files, before any of them is used.
 
 The distribution `rhapsody-py` installs files of its own under `rhapsody/`, the
 same directory as `rhapsody-core`: whichever comes last replaces files of the
 other. What tells people so must lie outside that directory. This package uses
-the standard library only and imports `rhapsody` after the check alone. Packages
-of backends call `check` when they are imported; the command `rhapsody` is `main`.
+the standard library only. Packages of backends call `check` when they are imported,
+and the command `rhapsody` before it starts: see `rhapsody_guard.command`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 
-__all__ = ["UNSUPPORTED", "ConflictError", "check", "conflict", "main"]
+__all__ = ["UNSUPPORTED", "ConflictError", "check", "conflict"]
 
 UNSUPPORTED = (
     "Rhapsody does not run on Windows, where processes, signals and file links work differently; "
@@ -93,19 +93,3 @@ def check() -> None:
     clash = _conflict()
     if clash is not None:
         raise clash
-
-
-def main() -> int:
-    """The command `rhapsody`.
-
-    Returns:
-        The exit code.
-    """
-    try:
-        check()
-    except ImportError as error:
-        sys.stderr.write(f"rhapsody: {error}\n")
-        return 1
-    from rhapsody.cli import main as command_line
-
-    return command_line()
