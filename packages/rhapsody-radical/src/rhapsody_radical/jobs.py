@@ -38,6 +38,8 @@ class Job:
 
     Attributes:
         task: Its description, written into at the end.
+        uid: The task's uid, which is RADICAL-Pilot's, too.
+        is_function: Whether it is a function task.
         pilot: The pilot it goes to.
         sent: Whether the client has it.
         on_raptor: Whether it is a call on RAPTOR.
@@ -67,6 +69,7 @@ class Job:
         "ended",
         "host",
         "info",
+        "is_function",
         "lock",
         "lost",
         "on_raptor",
@@ -81,10 +84,13 @@ class Job:
         "stopped",
         "task",
         "timeout",
+        "uid",
     )
 
     def __init__(self, task: TaskDescription, pilot: Pilot) -> None:
         self.task: TaskDescription = task
+        self.uid: str = task["uid"]
+        self.is_function: bool = task["function"] is not None
         self.pilot: Pilot = pilot
         self.sent: bool = False
         self.on_raptor: bool = False
@@ -105,16 +111,6 @@ class Job:
         self.timeout: float = 0.0
         self.startup_timeout: float = 0.0
         self.own_sandbox: bool = False
-
-    @property
-    def uid(self) -> str:
-        """The task's uid, which is RADICAL-Pilot's, too."""
-        return self.task["uid"]
-
-    @property
-    def is_function(self) -> bool:
-        """Whether it is a function task."""
-        return self.task["function"] is not None
 
     def claim_end(self) -> bool:
         """Whether the caller is the first to see the end: it reports it."""

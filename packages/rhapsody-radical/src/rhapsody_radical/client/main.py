@@ -18,7 +18,7 @@ from rhapsody_radical import notes
 from rhapsody_radical.client.objects import Calls
 from rhapsody_radical.client.raptor import Pair, Raptors
 from rhapsody_radical.client.session import Pilot, Session, StartError, text_of
-from rhapsody_radical.client.tasks import Tasks
+from rhapsody_radical.client.tasks import HEARD, Tasks
 from rhapsody_radical.client.watch import Watch
 from rhapsody_radical.schema import FINAL
 from rhapsody_radical.threads import Worker
@@ -202,12 +202,14 @@ class Client:
     # What RADICAL-Pilot calls back about, on its threads.
 
     def _on_task(self, handle: Any, state: str) -> None:
-        entry = self.tasks.find(handle.uid)
-        if entry is not None:
-            self.tasks.heard(entry, handle, state)
-        elif self.raptors.look_at(handle, state):
-            self._commands.post(self._look_at_pairs)
-        self._calls.changed(handle)
+        if state in HEARD:
+            entry = self.tasks.find(handle.uid)
+            if entry is not None:
+                self.tasks.heard(entry, handle, state)
+            elif self.raptors.look_at(handle, state):
+                self._commands.post(self._look_at_pairs)
+        if handle.uid in self._calls.shown:
+            self._calls.changed(handle)
 
     def _look_at_pairs(self) -> None:
         for raptor in list(self.raptors.found.values()):

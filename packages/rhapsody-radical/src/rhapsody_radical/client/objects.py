@@ -46,13 +46,16 @@ class Calls:
         objects: RADICAL-Pilot's own.
         handle_of: Finds RADICAL-Pilot's task for one of the engine's, `None` if it has ended.
         say: Sends a message to the program.
+
+    Attributes:
+        shown: The tasks that the program has seen and that have not ended, by uid.
     """
 
     def __init__(self, objects: Objects, handle_of: Callable[[str], Any], say: Say) -> None:
         self._objects = objects
         self._handle_of = handle_of
         self._say = say
-        self._shown: dict[str, Any] = {}
+        self.shown: dict[str, Any] = {}
         self._listeners: dict[int, tuple[Any, Any]] = {}
 
     # Calls.
@@ -134,11 +137,10 @@ class Calls:
     # Objects.
 
     def changed(self, handle: Any) -> None:
-        """Sends the values of a task that the program has seen, after a change."""
-        if handle.uid in self._shown:
-            self._say("values", self._ref(handle, "task"))
-            if handle.state in FINAL:  # what task managers keep is found there
-                self._shown.pop(handle.uid, None)
+        """Sends the values of one of the tasks in `shown`, after a change."""
+        self._say("values", self._ref(handle, "task"))
+        if handle.state in FINAL:  # what task managers keep is found there
+            self.shown.pop(handle.uid, None)
 
     def show(self, tasks: Iterable[Any]) -> list[Ref]:
         """References to tasks, whose changes the program is told from now on."""
@@ -161,7 +163,7 @@ class Calls:
     def _ref(self, thing: Any, kind: str) -> Ref:
         uid = str(thing.uid)
         if kind == "task" and thing.state not in FINAL:
-            self._shown[uid] = thing
+            self.shown[uid] = thing
         values = {name: self.encoded(_attribute(thing, name)) for name in KINDS[kind].attributes}
         return Ref(kind, uid, {name: each for name, each in values.items() if is_plain(each)})
 
@@ -176,7 +178,7 @@ class Calls:
         elif kind == "pilot":
             found = [each for each in objects.pilot_manager.get_pilots() if each.uid == uid]
         else:
-            found = [self._shown.get(uid) or self._handle_of(uid)]
+            found = [self.shown.get(uid) or self._handle_of(uid)]
             found += [each._tasks.get(uid) for each in objects.task_managers]
             found = [each for each in found if each is not None]
         if not found:

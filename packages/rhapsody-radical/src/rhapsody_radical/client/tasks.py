@@ -24,6 +24,9 @@ from rhapsody_radical.threads import Worker
 
 log: logging.Logger = logging.getLogger(__name__)
 
+HEARD = frozenset({AGENT_STAGING_INPUT_PENDING, AGENT_EXECUTING, *FINAL})
+"""The states that anything is done about, for whichever task; most tell nobody anything."""
+
 Say = Callable[..., None]
 """Sends a message to the program: its name, its parts, and `within` how many seconds."""
 
