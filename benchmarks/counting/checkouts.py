@@ -1,0 +1,68 @@
+"""Checkouts of revisions, and scripts of this one run against the packages of another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.counting import profiler
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextlib.contextmanager
+def checkout(revision: str | None) -> Iterator[Path]:
+    """Gives a directory with the files of a revision; `None` is what is here.
+
+    Raises:
+        SystemExit: Git knows no such revision.
+    """
+    if revision is None:
+        yield ROOT
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory, "checkout")
+        git = ["git", "-C", str(ROOT), "worktree"]
+        command = [*git, "add", "--quiet", "--detach", str(place), revision]
+        if subprocess.run(command, check=False).returncode:
+            raise SystemExit(f"{revision!r} cannot be checked out: give a revision that Git knows")
+        try:
+            yield place
+        finally:
+            subprocess.run([*git, "remove", "--force", str(place)], check=True)
+
+
+def measured(place: Path, module: str, *arguments: str, counted: bool = False) -> Any:
+    """Runs a module of ours with a checkout's packages, and returns the JSON that it prints.
+
+    What the packages depend on is what is installed where this runs.
+
+    Args:
+        place: The checkout.
+        module: The module.
+        arguments: For its command line.
+        counted: Whether calls are counted, see `benchmarks.counting.profiler`.
+
+    Raises:
+        SystemExit: It failed; it has said why.
+    """
+    folders = [str(folder) for folder in sorted(place.glob("packages/*/src"))]
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([directory, *folders])}
+        if counted:
+            Path(directory, "sitecustomize.py").write_text(Path(profiler.__file__).read_text())
+            environment[profiler.COUNTED] = os.pathsep.join(folders)
+        command = [sys.executable, "-m", module, *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
+        )
+    if done.returncode:
+        raise SystemExit(f"{module} {' '.join(arguments)} failed with the packages of {place}")
+    return json.loads(done.stdout.splitlines()[-1])
