@@ -32,6 +32,9 @@ CHAIN = 1000
 Contest = Callable[[int], Awaitable[float]]
 """Runs a number of no-ops and returns the seconds it took."""
 
+clock: Callable[[], float] = time.perf_counter
+"""What our own contests are timed by; `benchmarks/compare.py` counts the processor's time."""
+
 
 async def engine_fan(size: int) -> float:
     """Our engine on the noop backend; every future is held, as users hold them."""
@@ -42,10 +45,10 @@ async def engine_fan(size: int) -> float:
             return x
 
         await no_op(0)
-        start = time.perf_counter()
+        start = clock()
         futures = [no_op(i) for i in range(size)]
         await asyncio.gather(*futures)
-        return time.perf_counter() - start
+        return clock() - start
 
 
 async def chain_of(
@@ -56,11 +59,11 @@ async def chain_of(
         no_op = flow.function_task(function)
         future: Any = no_op(0)
         await future
-        start = time.perf_counter()
+        start = clock()
         for _ in range(size):
             future = no_op(future)
         await future
-        return time.perf_counter() - start
+        return clock() - start
 
 
 def same(x: Any) -> Any:

@@ -23,12 +23,10 @@ import json
 import sys
 from pathlib import Path
 
-# Beside this file one would stand for Dask itself, whose name it has.
 ROOT = Path(__file__).absolute().parents[1]
-sys.path[:] = [
-    str(ROOT),
-    *(each for each in sys.path if Path(each).absolute() != ROOT / "benchmarks"),
-]
+BESIDE = ROOT / "benchmarks"
+if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
+    sys.path[:] = [str(ROOT), *(each for each in sys.path if Path(each).absolute() != BESIDE)]
 
 from benchmarks.counting import imports  # noqa: E402
 from benchmarks.counting.checkouts import checkout, measured  # noqa: E402

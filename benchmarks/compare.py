@@ -1,0 +1,136 @@
+"""What two commits cost, by the processor: does the second take more than the first?
+
+Runs the work of `benchmarks/engine.py`, `dask.py` and the RAPTOR part of `radical_pilot.py`, as it
+is in this checkout, against the packages of either commit, each time in a process of its own, in
+pairs: A B, B A, A B, ... Counts processor time, of all processes that are ours, and not the
+clock's; a pair's ratio says how they compare in the same minute on the same machine. Prints for
+each measure the medians in microseconds per task, the median of the ratios B / A, and an interval
+that has the true median with at least 90 % probability, from the ratios in their order.
+
+    python benchmarks/compare.py 8f69be6 HEAD [--pairs 15] [--only engine dask raptor]
+
+Without the second commit it is what is here. RAPTOR starts a pilot on this machine each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+BESIDE = ROOT / "benchmarks"
+if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
+    sys.path[:] = [str(ROOT), *(each for each in sys.path if Path(each).absolute() != BESIDE)]
+
+from benchmarks.counting.checkouts import checkout, measured  # noqa: E402
+
+PARTS = ("engine", "dask", "raptor")
+LIMIT = 1.05
+"""The most that a measure may take, as a multiple of what it took."""
+
+LEVEL = 0.9
+
+Pair = tuple[dict[str, float], dict[str, float]]
+"""What both commits took, by the measure."""
+
+
+def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
+    """Returns the narrowest interval between two of the values that is as sure as asked for.
+
+    It has the median of what the values are drawn from, however that is distributed.
+
+    Args:
+        values: Some values.
+        level: How sure it is to be.
+
+    Returns:
+        Its ends, and how sure it is: less than asked for where there are too few values.
+    """
+    ordered, outside, rank = sorted(values), 2 * 0.5 ** len(values), 0
+    while rank + 1 < len(ordered) / 2:
+        more = outside + 2 * math.comb(len(ordered), rank + 1) * 0.5 ** len(ordered)
+        if more > 1 - level:
+            break
+        outside, rank = more, rank + 1
+    return ordered[rank], ordered[-1 - rank], max(0.0, 1 - outside)
+
+
+def verdict(low: float, high: float, sure: float) -> str:
+    """What an interval of the ratios says of the limit."""
+    if sure < LEVEL:
+        return "too few pairs"
+    if high <= LIMIT:
+        return "better" if high < 1 else "within the limit"
+    return f"OVER {LIMIT}" if low > LIMIT else "unclear: more pairs"
+
+
+def report(part: str, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
+    """Prints what was found for one part, and returns it."""
+    found = {}
+    for name in pairs[0][0]:
+        first, second = ([side[name] for side in sides] for sides in zip(*pairs, strict=True))
+        ratios = [b / a for a, b in zip(first, second, strict=True)]
+        low, high, sure = interval(ratios)
+        figures = {
+            "a": statistics.median(first),
+            "b": statistics.median(second),
+            "ratio": statistics.median(ratios),
+            "low": low,
+            "high": high,
+            "sure": sure,
+        }
+        print(
+            f"{part:6} {name:34} {figures['a']:9.1f} {figures['b']:9.1f} us"
+            f"  {figures['ratio']:.3f} [{low:.3f}, {high:.3f}]  {verdict(low, high, sure)}",
+            flush=True,
+        )
+        found[name] = figures
+    return found
+
+
+def main() -> None:
+    """Prints the comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("a", nargs="?", help="a revision; default: what is here")
+    parser.add_argument("b", nargs="?", help="another; default: what is here")
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds in each run, whose median")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--json", metavar="FILE", help="also write all figures there")
+    parser.add_argument("--smoke", action="store_true", help="one tiny pair of the engine")
+    options = parser.parse_args()
+    more = ["--rounds", str(options.rounds)]
+    if options.smoke:
+        options.pairs, options.only, more = 1, ["engine"], ["--smoke"]
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {options.pairs} pairs")
+    print(f"A: {options.a or 'here'}, B: {options.b or 'here'}; at least 90 % intervals")
+    reports, figures = {}, {}
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(checkout(each)) for each in (options.a, options.b)]
+        for part in options.only:
+            pairs: list[Pair] = []
+            for number in range(options.pairs):
+                turn = [0, 1] if number % 2 == 0 else [1, 0]
+                took = {
+                    side: measured(places[side], "benchmarks.counting.cpu", part, *more)
+                    for side in turn
+                }
+                pairs.append((took[0], took[1]))
+                print(f"{part}: pair {number + 1} of {options.pairs}", file=sys.stderr)
+            reports[part], figures[part] = report(part, pairs), pairs
+    _, _, sure = interval([0.0] * options.pairs)
+    print(f"the intervals are {100 * sure:.0f} % sure")
+    if options.json:
+        Path(options.json).write_text(json.dumps({"report": reports, "pairs": figures}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Measures the processor time of our part of a benchmark: `python -m benchmarks.counting.cpu PART`.
+
+The work is that of `benchmarks/engine.py`, `dask.py` and `radical_pilot.py`, without its other
+contestants. Prints JSON: for each measure microseconds per task, the median of some rounds,
+after one that warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any
+
+Measures = dict[str, float]
+
+
+def engine(smoke: bool, rounds: int) -> Measures:
+    """The engine on the noop backend, and chains on threads; of this process."""
+    from benchmarks import engine as work
+    from rhapsody import LocalExecutionBackend, NoopExecutionBackend
+
+    work.clock = time.process_time
+    fan, large, chain = (100, 200, 20) if smoke else (10_000, 100_000, work.CHAIN)
+    contests: dict[str, tuple[work.Contest, int]] = {
+        f"fan of {fan} no-ops": (work.engine_fan, fan),
+        f"fan of {large} no-ops": (work.engine_fan, large),
+        f"chain of {chain}, no-ops": (
+            partial(work.chain_of, work.same_async, NoopExecutionBackend),
+            chain,
+        ),
+        f"chain of {chain}, threads": (
+            partial(work.chain_of, work.same, LocalExecutionBackend),
+            chain,
+        ),
+        f"chain of {chain}, coroutines": (
+            partial(work.chain_of, work.same_async, LocalExecutionBackend),
+            chain,
+        ),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in contests}
+    for _ in range(rounds + 1):
+        for name, (contest, size) in contests.items():
+            gc.collect()
+            spent[name].append(1e6 / size * asyncio.run(contest(size)))  # type: ignore[arg-type]
+    return {name: statistics.median(each[1:]) for name, each in spent.items()}
+
+
+def dask(smoke: bool, rounds: int) -> Measures:
+    """Two workers of Dask; of this process, which has the scheduler, and of theirs."""
+    import psutil
+    from distributed import LocalCluster
+
+    from benchmarks import dask as work
+    from rhapsody import WorkflowEngine
+    from rhapsody_dask import DaskExecutionBackend
+
+    sizes = work.Sizes(smoke, 1, rounds)
+    counts: Measures = {}
+
+    async def measure(cluster: Any) -> dict[str, work.Spent]:
+        workers = [psutil.Process(nanny.pid) for nanny in cluster.workers.values()]
+        values = bytes(sizes.bytes)
+        runs: dict[str, work.Run] = {}
+        create = partial(WorkflowEngine.create, handle_signals=False)
+        async with (
+            create(DaskExecutionBackend(cluster=cluster)) as one,
+            create(DaskExecutionBackend(cluster=cluster), push_down=False) as two,
+        ):
+            for flow, more in ((one, ""), (two, ", push_down=False")):
+                ours = work.Ours(flow)
+                runs[f"fan of {sizes.fan}{more}"] = partial(ours.fan, sizes.fan)
+                runs[f"chain of {sizes.chain}{more}"] = partial(ours.chain, sizes.chain)
+                runs[f"tree of {sizes.leaves}{more}"] = partial(ours.tree, sizes.leaves)
+                name = f"{sizes.maps} over {sizes.bytes // 1_000_000} MB{more}"
+                runs[name] = partial(ours.shared, sizes.maps, values)
+                tasks = (sizes.fan, sizes.chain, 2 * sizes.leaves - 1, sizes.maps)
+                counts.update(zip(list(runs)[-4:], tasks, strict=True))
+            return await work.timed(runs, max(rounds, 2), workers)
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        found = asyncio.run(measure(cluster))
+    return {name: 1e6 * spent.processor / counts[name] for name, spent in found.items()}
+
+
+def raptor(smoke: bool, rounds: int) -> Measures:
+    """Calls on RAPTOR, on a pilot here; of this process and RADICAL-Pilot's client together.
+
+    Before there was a client, RADICAL-Pilot's objects were in this process.
+    """
+    import psutil
+
+    from benchmarks import radical_pilot as work
+    from rhapsody import WorkflowEngine
+    from rhapsody_radical import RadicalExecutionBackend
+
+    size = 10 if smoke else 500
+
+    def spent(client: Iterable[psutil.Process]) -> float:
+        times = [process.cpu_times() for process in client]
+        return time.process_time() + sum(each.user + each.system for each in times)
+
+    async def measure(directory: str) -> Measures:
+        backend: Any = RadicalExecutionBackend(
+            {"resource": "local.localhost", "cores": os.cpu_count() or 1, "runtime": 60},
+            work_dir=directory,
+            function_cores=work.FUNCTION_CORES,
+        )
+        async with WorkflowEngine.create(backend, handle_signals=False) as flow:
+            no_op: Callable[[], Awaitable[None]] = flow.function_task(work.no_op)
+            await no_op()
+            client = [
+                child
+                for child in psutil.Process().children(recursive=True)
+                if "rhapsody_radical.client" in child.cmdline()
+            ]
+            found = []
+            for _ in range(rounds + 1):
+                before = spent(client)
+                await asyncio.gather(*(no_op() for _ in range(size)))
+                found.append(1e6 / size * (spent(client) - before))
+        return {f"{size} calls on RAPTOR": statistics.median(found[1:])}
+
+    with tempfile.TemporaryDirectory() as directory:
+        return asyncio.run(measure(directory))
+
+
+PARTS = {"engine": engine, "dask": dask, "raptor": raptor}
+
+
+def main() -> None:
+    """Prints what was measured."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    found = PARTS[options.part](options.smoke, 1 if options.smoke else options.rounds)
+    json.dump(found, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
