@@ -45,10 +45,9 @@ def routes(place: Path, names: list[str], tasks: int, details: list[str]) -> Tab
         found = measured(
             place, "benchmarks.counting.routes", name, "--tasks", str(tasks), counted=True
         )
-        if len(found) > 1:
-            files = {file for each in found.values() for file in each["files"]}
-            calls = sum(each["calls"] for each in found.values())
-            table[f"{name}, all of these"] = f"{calls:.1f} calls, {len(files)} files"
+        files = {file for each in found.values() for file in each["files"]}
+        calls = sum(each["calls"] for each in found.values())
+        table[f"{name}, all processes"] = f"{calls:.1f} calls, {len(files)} files"
         for process, each in found.items():
             title = f"{name}, {process} process"
             table[title] = f"{each['calls']:.1f} calls, {len(each['files'])} files"

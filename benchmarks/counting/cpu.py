@@ -63,7 +63,7 @@ def dask(smoke: bool, rounds: int) -> Measures:
     from rhapsody import WorkflowEngine
     from rhapsody_dask import DaskExecutionBackend
 
-    sizes = work.Sizes(smoke, 1, rounds)
+    sizes = work.Sizes(smoke, 4, rounds)
     counts: Measures = {}
 
     async def measure(cluster: Any) -> dict[str, work.Spent]:
