@@ -6,7 +6,6 @@ uninstalled. `examples/rhapsody-timing` is an observer.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from pathlib import Path
@@ -48,21 +47,6 @@ async def main(flow):
     print("processes", len(pids), "here" if os.getpid() in pids else "elsewhere")
 """
 
-# What core offers to plugins: docs/plugins/versions.md says how long it stays.
-PUBLIC = {
-    "rhapsody",
-    "rhapsody.backends.base",
-    "rhapsody.backends.discovery",
-    "rhapsody.backends.programs",
-    "rhapsody.context",
-    "rhapsody.data",
-    "rhapsody.errors",
-    "rhapsody.plugins.specs",
-    "rhapsody.states",
-    "rhapsody.task",
-    "rhapsody.testing",
-}
-
 
 class Wheels(NamedTuple):
     """The wheels of the two examples."""
@@ -94,20 +78,6 @@ def under_mpi(programs: Path, *arguments: str | Path) -> tuple[str | Path, ...]:
     """A command in one process of an MPI job, which has two others for its tasks."""
     python = (programs / "python", "-m", "mpi4py.futures", "-m")
     return (programs / "mpiexec", "-n", "3", *python, *arguments)
-
-
-@pytest.mark.parametrize("source", sorted(ROOT.glob("examples/rhapsody-*/**/*.py")), ids=str)
-def test_the_examples_use_the_public_interface_alone(source: Path) -> None:
-    own = {"rhapsody_mpi", "rhapsody_timing"}
-    used = set()
-    for node in ast.walk(ast.parse(source.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            used.add(node.module or "")
-            assert not [alias.name for alias in node.names if alias.name.startswith("_")]
-        elif isinstance(node, ast.Import):
-            used |= {alias.name for alias in node.names}
-    ours = {name for name in used if name.startswith("rhapsody") and name.split(".")[0] not in own}
-    assert ours <= PUBLIC
 
 
 def test_the_backend_is_found_and_its_library_is_not_imported_for_that(

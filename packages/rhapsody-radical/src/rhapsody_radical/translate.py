@@ -18,8 +18,7 @@ from typing import Any, Protocol
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.resources import Resources
-from rhapsody.task import TaskDescription
+from rhapsody.task import Resources, TaskDescription
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rhapsody.errors import TaskLostError
-from rhapsody.resources import Resources
+from rhapsody.task import Resources
 from rhapsody.testing._rules import ASYNC, FUNCTIONS, ISOLATED, OUTPUT, SYNC, honours
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE, FAILED

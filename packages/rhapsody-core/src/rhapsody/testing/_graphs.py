@@ -11,7 +11,7 @@ from rhapsody.testing._running import check
 from rhapsody.testing._trial import Trial, state_of
 
 if TYPE_CHECKING:
-    from rhapsody.engine.workflow import WorkflowEngine
+    from rhapsody import WorkflowEngine
 
 
 def adder(trial: Trial, flow: WorkflowEngine) -> Any:

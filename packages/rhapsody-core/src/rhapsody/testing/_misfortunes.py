@@ -14,7 +14,7 @@ from rhapsody.testing._trial import Trial
 from rhapsody.testing._work import KitError, kill_own_process, tick_command
 
 if TYPE_CHECKING:
-    from rhapsody.engine.workflow import WorkflowEngine
+    from rhapsody import WorkflowEngine
 
 
 class Misfortunes:

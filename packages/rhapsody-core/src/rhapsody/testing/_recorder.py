@@ -12,7 +12,7 @@ from rhapsody.plugins.specs import TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
 
 if TYPE_CHECKING:
-    from rhapsody.engine.workflow import WorkflowEngine
+    from rhapsody import WorkflowEngine
 
 
 class EventRecorder:

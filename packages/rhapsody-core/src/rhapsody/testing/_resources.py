@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rhapsody.errors import CapabilityError
-from rhapsody.resources import Resources
-from rhapsody.task import TaskDescription
+from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._functions import most_at_once
 from rhapsody.testing._graphs import adder

@@ -23,7 +23,7 @@ from rhapsody.testing._ledger import ledger
 from rhapsody.testing._rules import Check, ConformanceError, skip
 
 if TYPE_CHECKING:
-    from rhapsody.engine.workflow import WorkflowEngine
+    from rhapsody import WorkflowEngine
     from rhapsody.testing._settings import Settings
 
 KINDS: tuple[TaskKind, ...] = ("function", "async_function", "executable")
@@ -173,7 +173,7 @@ class Trial:
 
     async def engine(self, backend: Any = None, **settings: Any) -> WorkflowEngine:
         """An engine on the trial's backend, or on another; it starts the backend."""
-        from rhapsody.engine.workflow import WorkflowEngine
+        from rhapsody import WorkflowEngine
 
         self._engines += 1
         if backend is None:
