@@ -24,6 +24,7 @@ ORDER = [
     "retries",
     "task",
     "capabilities",
+    "sdk",
     "plugins",
     "backends",
     "engine",

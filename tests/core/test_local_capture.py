@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.backends.local.capture import LIMIT
 from rhapsody.data import OUTPUT_FILES
+from rhapsody.sdk.capture import LIMIT
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Resources
 from rhapsody.testing import Driver

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody.backends.local import LocalExecutionBackend, coroutines
+from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.context import current_task
+from rhapsody.sdk import loops
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, RUNNING, in_each_way, needing
 
@@ -99,7 +100,7 @@ async def test_coroutines_side_by_side_do_not_end_each_others_tasks(driver: Driv
 async def test_a_loop_that_cannot_be_cleaned_is_replaced(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coroutines, "CLEANUP", 0.05)
+    monkeypatch.setattr(loops, "CLEANUP", 0.05)
     release = asyncio.Event()
 
     async def stubborn() -> None:

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.backends.local.capture import Recorder, Tee, recording, streams
+from rhapsody.sdk.capture import Recorder, Tee, recording, streams
 from rhapsody.testing import Driver
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

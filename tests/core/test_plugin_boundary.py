@@ -38,9 +38,6 @@ FOREIGN = {"each._tasks", "self.manager._tasks"}
 """Private names of RADICAL-Pilot's that happen to be core's, too."""
 
 KNOWN = {
-    "rhapsody.backends.local.aside",
-    "rhapsody.backends.local.capture",
-    "rhapsody.backends.local.coroutines",
     "rhapsody.backends.local.executables",
     "rhapsody.backends.local.guardian",
     "rhapsody.backends.local.jobs",

@@ -19,9 +19,9 @@ from typing import Any
 
 from rhapsody.aio import asked_to_stop
 from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.quantities import seconds
+from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription, task_kind
 from rhapsody_dask import options, states
 from rhapsody_dask.calls import Call, named

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody.backends.local.aside import in_thread
 from rhapsody.data import OUTPUT_FILES, RESERVED, make_sandbox, plain_name
 from rhapsody.errors import DataError
+from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
 

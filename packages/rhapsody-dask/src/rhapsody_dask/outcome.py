@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from rhapsody.backends.base import ReferenceLostError
-from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import (
     BackendError,
@@ -23,6 +22,7 @@ from rhapsody.errors import (
     add_note,
     set_cause,
 )
+from rhapsody.sdk.threads import in_thread
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.losses import Losses
 from rhapsody_dask.worker.messages import (

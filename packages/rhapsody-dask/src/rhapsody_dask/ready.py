@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rhapsody.backends.local.aside import call_ready
+from rhapsody.sdk.threads import call_ready
 from rhapsody_dask.calls import Call
 
 

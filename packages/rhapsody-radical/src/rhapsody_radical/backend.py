@@ -25,8 +25,8 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.base import Capabilities, Session
-from rhapsody.backends.local.aside import in_thread
 from rhapsody.errors import BackendError, CapabilityError, TaskLostError
+from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 from rhapsody_radical import calls, capabilities, links, results, services, states, translate
 from rhapsody_radical.connection import Connection

@@ -20,7 +20,6 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from rhapsody.backends.local.aside import call_ready
 from rhapsody.backends.local.services import (
     FREE,
     LONGEST_WAIT,
@@ -32,6 +31,7 @@ from rhapsody.backends.local.services import (
     settled,
 )
 from rhapsody.errors import CapabilityError
+from rhapsody.sdk.threads import call_ready
 from rhapsody.task import TaskDescription
 from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.jobs import Job

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 
 from rhapsody.backends.base import CompletedExecutable
-from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.executables import Executables
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.slots import Request
 from rhapsody.backends.sandboxes import SharedSandboxes
+from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
 __all__ = ["LocalPrograms", "SharedSandboxes"]

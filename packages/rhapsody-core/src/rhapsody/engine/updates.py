@@ -15,11 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.base import ReferenceLostError
-from rhapsody.backends.mailbox import Mailbox
 from rhapsody.data import stderr_tail
 from rhapsody.engine.files import leads_into
 from rhapsody.engine.life import Event, Future, Work
 from rhapsody.errors import TaskFailedError, describe_error, is_a
+from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from rhapsody.backends.local.coroutines import WorkerLoop
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.services import Services
 from rhapsody.backends.local.slots import Request
 from rhapsody.data import OUTPUT_FILES
+from rhapsody.sdk.loops import WorkerLoop
 from rhapsody.task import TaskDescription
 from rhapsody_dask.worker import sandboxes
 from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Order, Reply, failure, pack

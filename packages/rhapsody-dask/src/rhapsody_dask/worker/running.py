@@ -18,8 +18,6 @@ from typing import Any, cast
 
 from distributed import get_worker, secede
 
-from rhapsody.backends.local.capture import Recorder, recording, streams
-from rhapsody.backends.local.coroutines import WorkerLoop
 from rhapsody.context import task_context
 from rhapsody.errors import (
     BackendUnavailableError,
@@ -27,6 +25,8 @@ from rhapsody.errors import (
     add_note,
     describe_error,
 )
+from rhapsody.sdk.capture import Recorder, recording, streams
+from rhapsody.sdk.loops import WorkerLoop
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,

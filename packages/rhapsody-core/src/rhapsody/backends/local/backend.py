@@ -17,9 +17,7 @@ from typing import Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local import groups
-from rhapsody.backends.local.aside import in_thread
 from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
-from rhapsody.backends.local.capture import streams
 from rhapsody.backends.local.executables import Executables
 from rhapsody.backends.local.executors import ExecutorWorkers
 from rhapsody.backends.local.guardian import Guardian
@@ -28,12 +26,14 @@ from rhapsody.backends.local.machine import Machine, machine
 from rhapsody.backends.local.services import Services, parse_ready
 from rhapsody.backends.local.slots import Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
-from rhapsody.backends.mailbox import TURN, Mailbox
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, add_note, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
+from rhapsody.sdk.capture import streams
+from rhapsody.sdk.mailbox import TURN, Mailbox
+from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription, is_async
 
 EXECUTORS = ("thread", "process")

@@ -20,11 +20,11 @@ from functools import partial
 from typing import IO, Any
 
 from rhapsody.backends.local import groups
-from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.backends.local.outputs import ProgramOutput
 from rhapsody.data import OUTPUT_FILES, make_sandbox
+from rhapsody.sdk.threads import in_thread, start_thread
 
 log: logging.Logger = logging.getLogger(__name__)
 

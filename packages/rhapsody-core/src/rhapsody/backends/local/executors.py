@@ -15,11 +15,11 @@ from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.capture import recording
-from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.backends.local.jobs import Job, refuse_environment, task_environment
 from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError, is_a, set_traceback
+from rhapsody.sdk.capture import recording
+from rhapsody.sdk.loops import WorkerLoop, without_own_frames
 
 
 class ExecutorWorkers:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from time import time
 from typing import Any, Protocol
 
-from rhapsody.backends.local.capture import Recorder
 from rhapsody.backends.local.outputs import ProgramOutput
 from rhapsody.backends.local.slots import Request
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
+from rhapsody.sdk.capture import Recorder
 from rhapsody.task import TaskDescription
 
 

@@ -18,12 +18,12 @@ from functools import partial
 from queue import SimpleQueue
 
 from rhapsody.backends.local import groups, worker
-from rhapsody.backends.local.aside import in_thread, start_thread
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job, task_environment
 from rhapsody.backends.local.workers import Worker
-from rhapsody.backends.mailbox import Mailbox
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
+from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk.threads import in_thread, start_thread
 
 log: logging.Logger = logging.getLogger(__name__)
 

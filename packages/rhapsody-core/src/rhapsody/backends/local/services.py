@@ -20,12 +20,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from rhapsody.backends.local.aside import call_ready, in_thread
 from rhapsody.backends.local.executables import Executables, Program
 from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job
 from rhapsody.data import OUTPUT_FILES, plain_name, stderr_tail
 from rhapsody.errors import TaskFailedError
+from rhapsody.sdk.threads import call_ready, in_thread
 from rhapsody.task import TaskDescription
 
 FORMS = "'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or a callable"

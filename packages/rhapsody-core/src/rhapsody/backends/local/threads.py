@@ -19,11 +19,11 @@ from queue import Empty, SimpleQueue
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.aside import start_thread
-from rhapsody.backends.local.capture import recording
-from rhapsody.backends.local.coroutines import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.backends.local.jobs import Job, refuse_environment
 from rhapsody.context import task_context
+from rhapsody.sdk.capture import recording
+from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
+from rhapsody.sdk.threads import start_thread
 
 SPINS = 32 if hasattr(os, "sched_yield") else 0
 """How often an idle worker looks for the next job before it sleeps.

@@ -25,8 +25,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.backends.local.capture import Recorder, recording, streams
-from rhapsody.backends.local.coroutines import WorkerLoop, without_own_frames
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import (
     TaskFailedError,
@@ -41,6 +39,8 @@ from rhapsody.errors import (
     traceback_of,
     vars_of,
 )
+from rhapsody.sdk.capture import Recorder, recording, streams
+from rhapsody.sdk.loops import WorkerLoop, without_own_frames
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:

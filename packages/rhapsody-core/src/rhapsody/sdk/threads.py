@@ -1,4 +1,8 @@
-"""Blocking work beside the loop, on threads that nobody waits for at exit."""
+"""Does blocking work beside the loop, on threads that nobody waits for at exit.
+
+A library that blocks must not run on the engine's loop. `asyncio.to_thread` puts it on the
+loop's executor, whose threads Python joins at exit: a call that hangs would hold the program.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,13 @@ from rhapsody.aio import asked_to_stop, settable
 from rhapsody.errors import describe_error
 from rhapsody.task import is_async
 
+__all__ = ["call_ready", "in_thread", "start_thread"]
+
 T = TypeVar("T")
 
 
 def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
-    """Runs a function on a thread that nobody joins."""
+    """Start a thread that runs a function, and that does not keep the program from ending."""
     thread = threading.Thread(target=function, name=name, daemon=True)
     thread.start()
     return thread
@@ -45,10 +51,13 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
 
 
 async def in_thread(function: Callable[[], T]) -> T:
-    """What a blocking function returns, run on a thread of its own.
+    """Return what a blocking function returns, run on a thread of its own.
 
-    Unlike `asyncio.to_thread` it leaves the loop's executor alone, and its end is
-    nobody's business when the program ends.
+    Called on a loop, by a backend that has something to open, close, read or write. A
+    cancellation leaves the function running: nobody hears of its end.
+
+    Raises:
+        Exception: What the function raises; a `StopIteration` as the cause of a `RuntimeError`.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -22,6 +22,8 @@ from rhapsody.context import Setting
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.task import TaskDescription
 
+__all__ = ["Recorder", "recording", "streams"]
+
 LIMIT = 1 << 20
 """Characters of one stream of one task that are kept in memory."""
 
@@ -106,7 +108,7 @@ class Record:
 
 
 class Recorder:
-    """What one task prints, made when it first prints something.
+    """Keeps what one task prints; one for each attempt, for `recording`. Any thread.
 
     Args:
         directory: The task's sandbox, for large output; made when there is some.
@@ -134,7 +136,7 @@ class Recorder:
         return self._directory if written else None
 
     def result(self, name: Name) -> str:
-        """What was printed to a stream, or with `files` the path of its file."""
+        """Return what was printed to a stream, or with `files` the path of its file."""
         record = self._records.get(name)
         if record is None:
             if not self._files:
@@ -165,7 +167,11 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 
 
 def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
-    """Keeps what the block prints in `recorder`; with `None` it is only passed on."""
+    """Keep what a `with` block prints in `recorder`; with `None` it is only passed on.
+
+    In the block's context, so threads and coroutines side by side each have their own.
+    The standard streams must be wrapped: see `streams`.
+    """
     return Setting(_recorder, recorder)
 
 
@@ -239,7 +245,7 @@ class _Bytes:
 
 
 class Streams:
-    """The wrapped standard streams of this process, shared by its backends."""
+    """Wraps the standard streams of this process, for all who run tasks in it. Any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -248,13 +254,13 @@ class Streams:
         self.exiting: bool = False
 
     def acquire(self) -> None:
-        """Wraps the standard streams for one more user."""
+        """Wrap the standard streams for one more user, who calls `release` when it ends."""
         with self._lock:
             self._users += 1
         self.ensure()
 
     def ensure(self) -> None:
-        """Wraps them again where somebody put others in their place."""
+        """Wrap them again where somebody has put others in their place; before each task."""
         names: tuple[Name, Name] = ("stdout", "stderr")
         for name in names:
             stream = getattr(sys, name)
@@ -262,7 +268,7 @@ class Streams:
                 _replace(name, self._tee(name, stream))
 
     def release(self) -> None:
-        """Puts the real streams back after the last user."""
+        """Put the real streams back after the last user."""
         with self._lock:
             self._users -= 1
             if self._users:
@@ -281,7 +287,7 @@ class Streams:
         return tee
 
     def exit(self) -> None:
-        """Stops passing on what tasks print: the interpreter is about to close the streams."""
+        """Pass on no more of what tasks print: the interpreter is about to close the streams."""
         self.exiting = True
 
 
@@ -299,3 +305,4 @@ def _replace(name: Name, stream: Any) -> None:
 
 
 streams: Streams = Streams()
+"""The wrapped streams of this process."""

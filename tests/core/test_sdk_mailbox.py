@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.backends import mailbox
-from rhapsody.backends.mailbox import Mailbox
+from rhapsody.sdk import mailbox
+from rhapsody.sdk.mailbox import Mailbox
 
 pytestmark = pytest.mark.asyncio
 

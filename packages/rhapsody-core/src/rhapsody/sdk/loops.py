@@ -17,8 +17,10 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from rhapsody.backends.mailbox import Mailbox
 from rhapsody.errors import describe_error, set_traceback, traceback_of
+from rhapsody.sdk.mailbox import Mailbox
+
+__all__ = ["SharedLoop", "WorkerLoop", "without_own_frames"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -32,11 +34,15 @@ _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.Con
 
 _Outcome = tuple[Any, BaseException | None]
 
-_OWN_FILES = os.path.join(os.path.dirname(__file__), "")
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_OWN_FILES = tuple(os.path.join(_PACKAGE, part, "") for part in ("sdk", "backends"))
 
 
 def without_own_frames(error: BaseException) -> BaseException:
-    """The exception with a traceback that begins in the user's code."""
+    """Return an exception with a traceback that begins in the user's code.
+
+    The frames at its beginning that are a backend's of core or this package's are taken out.
+    """
     trace = traceback_of(error)
     while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
         trace = trace.tb_next
@@ -93,9 +99,10 @@ async def _end_family(family: set[asyncio.Task[Any]]) -> None:
 
 
 class WorkerLoop:
-    """The loop of one worker that runs one coroutine at a time, on the worker's own thread.
+    """Runs one coroutine at a time, on the thread that asks for it.
 
-    Between coroutines the loop does not run.
+    For a worker whose thread does one task after the other. Between coroutines the loop
+    does not run. Not for a thread on which a loop runs already.
     """
 
     def __init__(self) -> None:
@@ -106,18 +113,21 @@ class WorkerLoop:
         coroutine: Coroutine[Any, Any, Any],
         started: Callable[[asyncio.AbstractEventLoop, asyncio.Task[None]], object] | None = None,
     ) -> Any:
-        """Runs a coroutine to its end.
+        """Run a coroutine to its end; blocks the calling thread.
+
+        What the coroutine leaves behind on the loop is cancelled, and waited for a while.
 
         Args:
             coroutine: What to run.
             started: Called with the loop and the task that runs the coroutine, before
-                its first step.
+                its first step. With these another thread can cancel it:
+                `loop.call_soon_threadsafe(task.cancel)`.
 
         Returns:
             What the coroutine returned.
 
         Raises:
-            BaseException: What it raised.
+            BaseException: What it raised, `asyncio.CancelledError` where it was cancelled.
         """
         loop = self._loop
         if loop is None:
@@ -152,7 +162,7 @@ class WorkerLoop:
         return value
 
     def close(self) -> None:
-        """Closes the loop, on any thread once nothing runs."""
+        """Close the loop, on any thread once nothing runs; `run` makes another."""
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.close()
@@ -178,7 +188,9 @@ class WorkerLoop:
 
 
 class SharedLoop:
-    """One loop on a thread of its own, for coroutines that only wait.
+    """Runs many coroutines side by side, on one thread of its own.
+
+    For coroutines that only wait; `call` and `stop` may be called on any thread.
 
     Args:
         name: The thread's name.
@@ -192,7 +204,7 @@ class SharedLoop:
         self._stopping = False
 
     def call(self, function: Callable[[], object]) -> None:
-        """Calls a function on the loop's thread soon. Starts the thread the first time."""
+        """Call a function on the loop's thread soon; the first call starts the thread."""
         if self._inbox is None:
             self._loop = _new_loop(selectors.DefaultSelector())
             self._inbox = Mailbox(self._loop, lambda function: function())
@@ -206,13 +218,16 @@ class SharedLoop:
         ended: Callable[[Any, BaseException | None], object],
         context: contextvars.Context,
     ) -> asyncio.Task[_Outcome]:
-        """Starts a coroutine, on the loop's thread.
+        """Start a coroutine; to be called on the loop's thread, see `call`.
 
         Args:
             call: Makes the coroutine, called in `context`.
             ended: Called on the loop's thread with what the coroutine returned, or
                 with what it raised.
             context: The context to run it in.
+
+        Returns:
+            The task that runs it; cancelling it cancels the coroutine.
         """
         assert self._loop is not None
         family: set[asyncio.Task[Any]] = set()
@@ -222,7 +237,7 @@ class SharedLoop:
         return task
 
     def stop(self, timeout: float) -> None:
-        """Ends the thread; waits for it for `timeout` seconds."""
+        """End the thread, with whatever runs on it, and wait for that for `timeout` seconds."""
         thread, loop = self._thread, self._loop
         if thread is None or loop is None:
             return

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Generic, TypeVar
 
+__all__ = ["TURN", "Mailbox"]
+
 T = TypeVar("T")
 
 TURN = 0.005
