@@ -16,7 +16,9 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rhapsody.backends.local import LocalExecutionBackend, executables, groups
+from rhapsody.backends.local import LocalExecutionBackend
+from rhapsody.sdk import _groups as groups
+from rhapsody.sdk import processes
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
 from tests.machine import alive, exists, until_gone
@@ -29,7 +31,7 @@ async def driver(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Driver]:
     if request.param == "thread":  # as on a system that cannot tell the loop
-        monkeypatch.setattr(executables, "_watch", lambda pid: None)
+        monkeypatch.setattr(processes, "_watch", lambda pid: None)
     resources = {"cores": 2, "gpus": ["4", "5"]}
     backend = LocalExecutionBackend(resources=resources, grace=0.3)
     async with backend, Driver(backend) as driver:

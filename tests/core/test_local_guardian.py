@@ -15,7 +15,7 @@ import pytest
 
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.backends.local.guardian import Guardian
+from rhapsody.sdk.processes import Guardian
 from rhapsody.testing import Driver
 from tests.core.programs import Program
 from tests.core.test_programs import Short

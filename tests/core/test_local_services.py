@@ -18,10 +18,11 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from rhapsody.backends.local import LocalExecutionBackend, services
-from rhapsody.backends.local.services import Ready, parse_ready
+from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import TaskFailedError
+from rhapsody.sdk import readiness, services
+from rhapsody.sdk.readiness import Ready, parse_ready
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING
 from tests.core.scripted import until
@@ -52,7 +53,7 @@ async def test_well_formed(text: str, kind: str, value: Any) -> None:
     assert parse_ready(text) == Ready(kind, value)
     assert parse_ready("stdout:a:(b)").value.pattern == "a:(b)"
     assert parse_ready(len) == Ready("call", len)
-    assert parse_ready("tcp") == Ready("tcp", services.FREE)
+    assert parse_ready("tcp") == Ready("tcp", readiness.FREE)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ async def test_a_malformed_ready_fails_its_task_and_starts_nothing(driver: Drive
     end = await driver.run_one(task)
     assert isinstance(end.error, ValueError)
     assert "'port:80'" in str(end.error)
-    assert not os.path.exists(task["sandbox"])  # noqa: ASYNC240
+    assert not (Path(task["sandbox"]) / "started").exists()
 
 
 # Readiness.
@@ -195,7 +196,7 @@ async def test_a_port_that_somebody_listens_on_is_not_taken_for_the_service(
     assert isinstance(end.error, OSError)
     assert end.error.errno == errno.EADDRINUSE
     assert "ready='tcp'" in str(end.error)
-    assert not os.path.exists(task["sandbox"])  # noqa: ASYNC240
+    assert not (Path(task["sandbox"]) / "started").exists()
 
 
 LISTEN = """

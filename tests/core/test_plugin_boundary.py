@@ -38,11 +38,6 @@ FOREIGN = {"each._tasks", "self.manager._tasks"}
 """Private names of RADICAL-Pilot's that happen to be core's, too."""
 
 KNOWN = {
-    "rhapsody.backends.local.executables",
-    "rhapsody.backends.local.guardian",
-    "rhapsody.backends.local.jobs",
-    "rhapsody.backends.local.services",
-    "rhapsody.backends.local.slots",
     "rhapsody.backends.local.worker",
     "self._callbacks",
     "self._open",

@@ -12,9 +12,9 @@ import pytest
 
 from rhapsody import DataError
 from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.backends.local import groups
 from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
 from rhapsody.data import make_sandbox
+from rhapsody.sdk import _groups as groups
 from rhapsody.task import TaskDescription, is_async
 from rhapsody.testing import BackendConformance, Driver
 from rhapsody.testing._tasks import until

@@ -165,7 +165,7 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
     if callable(program.get("ready")):
         del program["ready"]  # it is called here
     elif "ready" in program:
-        from rhapsody.backends.local.services import parse_ready
+        from rhapsody.sdk.readiness import parse_ready
 
         parse_ready(program["ready"])
     more["program"] = program

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from rhapsody.backends.local.services import Readiness
+from rhapsody.sdk.readiness import Readiness
 from rhapsody.states import StateMapper
 from rhapsody_dask.calls import Call
 from rhapsody_dask.held import HeldValues

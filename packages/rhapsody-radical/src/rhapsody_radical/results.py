@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rhapsody.backends.local.services import too_early
 from rhapsody.data import end_of_file
 from rhapsody.errors import (
     CapabilityError,
@@ -21,6 +20,7 @@ from rhapsody.errors import (
     TaskLostError,
     TaskTimeoutError,
 )
+from rhapsody.sdk.readiness import too_early
 from rhapsody.task import TaskDescription
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.translate import missing_outputs

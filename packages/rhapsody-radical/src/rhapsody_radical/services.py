@@ -20,18 +20,18 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import Any
 
-from rhapsody.backends.local.services import (
+from rhapsody.errors import CapabilityError
+from rhapsody.sdk.readiness import (
     FREE,
-    LONGEST_WAIT,
     QUIET,
-    SEEN,
     Ready,
+    Search,
+    accepts,
+    call_ready,
     parse_ready,
     require_unused,
-    settled,
+    wait_until,
 )
-from rhapsody.errors import CapabilityError
-from rhapsody.sdk.threads import call_ready
 from rhapsody.task import TaskDescription
 from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.jobs import Job
@@ -42,6 +42,8 @@ UP = "service is up"
 """What RADICAL-Pilot gives for a service that says nothing."""
 
 FIRST_LOOK = 0.02
+LONGEST_WAIT = 0.25
+"""Seconds between two looks at a service's output: they double from the first to this."""
 
 PORT_LINK = ".rhapsody.port"
 """The link in a service's sandbox whose target is the number of the free port it was given."""
@@ -165,34 +167,20 @@ def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.Abstra
         return asyncio.run_coroutine_threadsafe(call_ready(ready.value, job.task), loop).result()
     if ready.kind == "file":
         path = os.path.join(job.task["sandbox"], ready.value)
-        _until(lambda: os.path.exists(path), stopped)
+        wait_until(lambda: os.path.exists(path), stopped)
         return path
     if ready.kind == "tcp":
         host = _host(job)
         port = _picked(job, stopped) if ready.value == FREE else ready.value
-        _until(lambda: _accepts(host, port), stopped)
+        wait_until(lambda: accepts(host, port), stopped)
         return host, port
     return _search(output_paths(job)[0], ready.value, stopped)
 
 
 def _picked(job: Job, stopped: threading.Event) -> int:
     link = os.path.join(job.task["sandbox"], PORT_LINK)
-    _until(lambda: os.path.islink(link), stopped)
+    wait_until(lambda: os.path.islink(link), stopped)
     return FREE if stopped.is_set() else int(os.readlink(link))
-
-
-def _until(condition: Callable[[], bool], stopped: threading.Event) -> None:
-    wait = FIRST_LOOK
-    while not condition() and not stopped.wait(wait):
-        wait = min(2 * wait, LONGEST_WAIT)
-
-
-def _accepts(host: str, port: int) -> bool:
-    try:
-        socket.create_connection((host, port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _host(job: Job) -> str:
@@ -205,18 +193,17 @@ def _search(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> An
 
     A match at the end of a line that may go on counts when a second look finds no more.
     """
-    wait, text, position, match = FIRST_LOOK, "", 0, None
+    wait, position, search = FIRST_LOOK, 0, Search(pattern)
     while not stopped.is_set():
         with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
             file.seek(position)
             more = file.read()
             position = file.tell()
             if more:
-                text = (text + more)[-2 * SEEN :]
-                match = pattern.search(text)
-                wait = FIRST_LOOK if match is None else QUIET
-            if match is not None and (not more or settled(match)):
-                return match[1] if pattern.groups else match[0]
+                search.feed(more)
+                wait = FIRST_LOOK if search.found is None else QUIET
+            if search.found is not None and (not more or search.settled):
+                return search.found
         stopped.wait(wait)
         wait = min(2 * wait, LONGEST_WAIT)
     return None

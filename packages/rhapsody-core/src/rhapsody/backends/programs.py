@@ -6,14 +6,13 @@ engine's file system. Functions, and when a task may start, are the backend's bu
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 from rhapsody.backends.base import CompletedExecutable
-from rhapsody.backends.local.executables import Executables
-from rhapsody.backends.local.guardian import Guardian
-from rhapsody.backends.local.jobs import Job
-from rhapsody.backends.local.slots import Request
 from rhapsody.backends.sandboxes import SharedSandboxes
+from rhapsody.data import make_sandbox
+from rhapsody.sdk.executables import TaskProgram, task_environment
+from rhapsody.sdk.processes import Guardian, Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
@@ -50,28 +49,15 @@ class LocalPrograms(SharedSandboxes):
         """
         if self._guardian is None:
             self._guardian = Guardian()
-        programs = Executables(_nobody, self.own_sandbox, (), self.grace, self._guardian)
-        job = Job(task, Request(cores=0), programs)
-        program = programs.start(job)
+        task["sandbox"] = make_sandbox(self.sandbox_of(task))
+        launch = partial(Program, guardian=self._guardian)
+        program = TaskProgram(task, task_environment(task), launch=launch)
         task["worker"] = f"process {program.pid}"
-        cancelled: asyncio.CancelledError | None = None
-        while not program.exited.done():
-            try:
-                await asyncio.wait([program.exited])
-            except asyncio.CancelledError as error:  # nobody is told before the group is gone
-                cancelled = error
-                program.terminate(self.grace)
-        if cancelled is not None:
-            raise cancelled
-        await programs.collect(job, program.exited.result())
-        return CompletedExecutable(task["exit_code"], task["stdout"], task["stderr"])
+        code = await program.wait(self.grace)
+        return CompletedExecutable(code, task["stdout"], task["stderr"])
 
     async def shutdown(self) -> None:
         """Shuts the backend down, and ends what watches over its programs."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
         if self._guardian is not None:
             await in_thread(self._guardian.stop)
-
-
-def _nobody(job: Job) -> None:
-    """Takes a job that has ended; `run_program` waits for it itself."""

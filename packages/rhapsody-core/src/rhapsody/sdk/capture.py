@@ -8,6 +8,7 @@ C code that writes past Python are not kept, only passed on.
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import logging
 import os
@@ -306,3 +307,5 @@ def _replace(name: Name, stream: Any) -> None:
 
 streams: Streams = Streams()
 """The wrapped streams of this process."""
+
+atexit.register(streams.exit)

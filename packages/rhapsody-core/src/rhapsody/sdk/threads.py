@@ -7,18 +7,14 @@ loop's executor, whose threads Python joins at exit: a call that hangs would hol
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from rhapsody.aio import asked_to_stop, settable
-from rhapsody.errors import describe_error
-from rhapsody.task import is_async
+from rhapsody.aio import settable
 
-__all__ = ["call_ready", "in_thread", "start_thread"]
+__all__ = ["in_thread", "start_thread"]
 
 T = TypeVar("T")
 
@@ -28,26 +24,6 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
     thread = threading.Thread(target=function, name=name, daemon=True)
     thread.start()
     return thread
-
-
-async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
-    """What a service's `ready` callable returns; a coroutine function is called on the loop.
-
-    Others are called on a thread, and what they give to be awaited is awaited on the loop.
-
-    Raises:
-        RuntimeError: It raised what would end more than its service.
-        Exception: The callable's own.
-    """
-    try:
-        if is_async(ready):
-            return await ready(task)
-        value = await in_thread(partial(ready, task))
-        return await value if inspect.isawaitable(value) else value
-    except (SystemExit, asyncio.CancelledError) as error:
-        if asked_to_stop():
-            raise
-        raise RuntimeError(f"ready raised {describe_error(error)}") from error
 
 
 async def in_thread(function: Callable[[], T]) -> T:

@@ -8,7 +8,6 @@ module, dependencies and retries to the engine.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -16,14 +15,11 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.backends.local import groups
 from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
-from rhapsody.backends.local.executables import Executables
+from rhapsody.backends.local.executables import Executables, Services
 from rhapsody.backends.local.executors import ExecutorWorkers
-from rhapsody.backends.local.guardian import Guardian
 from rhapsody.backends.local.jobs import Job, Runner
 from rhapsody.backends.local.machine import Machine, machine
-from rhapsody.backends.local.services import Services, parse_ready
 from rhapsody.backends.local.slots import Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.sandboxes import SharedSandboxes
@@ -33,6 +29,8 @@ from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
 from rhapsody.sdk.mailbox import TURN, Mailbox
+from rhapsody.sdk.processes import Guardian
+from rhapsody.sdk.readiness import parse_ready
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription, is_async
 
@@ -411,10 +409,3 @@ def _request(resources: Resources, *, workers: int = 0, endless: bool = False) -
         workers=workers,
         endless=endless,
     )
-
-
-@atexit.register
-def _at_exit() -> None:
-    """Leaves nothing running when the program ends without a shutdown."""
-    streams.exit()
-    groups.kill_all()

@@ -15,7 +15,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.jobs import Job, refuse_environment, task_environment
+from rhapsody.backends.local.jobs import Job, refuse_environment
 from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError, is_a, set_traceback
 from rhapsody.sdk.capture import recording
@@ -130,7 +130,7 @@ class Call:
 
         job = self._job
         # Whoever unpickles it makes the call and gets a `Reply`.
-        environment = task_environment(job, self._gpus)
+        environment = job.environment(self._gpus)
         order = worker.Order.of(
             job.task, spill=job.spill, cores=job.request.cores, environment=environment
         )

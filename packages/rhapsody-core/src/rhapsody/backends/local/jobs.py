@@ -10,11 +10,11 @@ from __future__ import annotations
 from time import time
 from typing import Any, Protocol
 
-from rhapsody.backends.local.outputs import ProgramOutput
 from rhapsody.backends.local.slots import Request
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
 from rhapsody.sdk.capture import Recorder
+from rhapsody.sdk.executables import task_environment
 from rhapsody.task import TaskDescription
 
 
@@ -39,10 +39,8 @@ class Job:
         value: What a function returned.
         error: What it raised, or why it could not be run.
         failed: An executable ran and failed: there is no exception.
-        output: What a program writes to, where that is read at its end.
         handle: Whatever its runner needs to get hold of it.
         pid: The process that runs it, where that is known.
-        port: The free port that a service was given.
         worker: The same in words, for people.
         attempts: How many worker processes were gone before one had begun with it.
     """
@@ -58,10 +56,8 @@ class Job:
         "gpus",
         "handle",
         "number",
-        "output",
         "over",
         "pid",
-        "port",
         "recorder",
         "request",
         "runner",
@@ -91,15 +87,21 @@ class Job:
         self.value: Any = None
         self.error: BaseException | None = None
         self.failed: bool = False
-        self.output: ProgramOutput | None = None
         self.handle: Any = None
         self.pid: int | None = None
-        self.port: int | None = None
         self.worker: str | None = None
         self.attempts: int = 0
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"
+
+    def environment(self, all_gpus: tuple[str, ...]) -> dict[str, str]:
+        """The variables that it gets in a process of its own.
+
+        Where the backend hands out GPUs, one that asked for none sees none.
+        """
+        gpus = self.gpus if all_gpus else None
+        return task_environment(self.task, cores=self.request.cores, gpus=gpus)
 
     def enter(self) -> TaskContext:
         """Makes the context and the recorder of a function that starts in this process now."""
@@ -153,31 +155,3 @@ def refuse_environment(job: Job) -> None:
             f"task {job.task['name']!r} sets environment variables, which threads share with the "
             "whole program; run it in processes: LocalExecutionBackend('process')"
         )
-
-
-def task_environment(job: Job, all_gpus: tuple[str, ...]) -> dict[str, str]:
-    """The variables that a task in a process of its own gets.
-
-    Thread counts for the number of cores; the GPUs it was given, and none at all
-    where the backend hands out GPUs and it asked for none; then its own, and the
-    port that a service was given.
-    """
-    environment: dict[str, str] = {}
-    if job.request.cores:
-        environment = dict.fromkeys(THREAD_COUNTS, str(job.request.cores))
-    if all_gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.gpus)
-    environment.update(job.task.get("environment", {}))
-    if job.port is not None:
-        environment["PORT"] = str(job.port)
-    return environment
-
-
-THREAD_COUNTS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-"""Variables that say how many threads numeric libraries use."""

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-from rhapsody.backends.local import groups, worker
+from rhapsody.backends.local import worker
 from rhapsody.backends.local.forks import WorkerContext
-from rhapsody.backends.local.jobs import Job, task_environment
+from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
+from rhapsody.sdk import _groups as groups
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.threads import in_thread, start_thread
 
@@ -178,7 +179,7 @@ class ProcessWorkers:
 
     def _frame(self, job: Job) -> bytes:
         payload = worker.pack_call(job.task)
-        environment = task_environment(job, self._gpus)
+        environment = job.environment(self._gpus)
         order = worker.Order.of(
             job.task, spill=job.spill, cores=job.request.cores, environment=environment
         )

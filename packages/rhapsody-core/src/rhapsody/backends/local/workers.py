@@ -15,10 +15,10 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from rhapsody.backends.local import groups
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.worker import LENGTHS, Reply, work
+from rhapsody.sdk import _groups as groups
 
 AT_ONCE = 1 << 20
 """Bytes that are read from a worker in one go."""

@@ -6,6 +6,7 @@ when it is to end, others know.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 from contextlib import suppress
@@ -23,6 +24,7 @@ def closed(pid: int) -> None:
     _open.pop(pid, None)
 
 
+@atexit.register
 def kill_all() -> None:
     """Ends every group that is open by force. For the end of the interpreter.
 
