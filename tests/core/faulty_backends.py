@@ -35,14 +35,13 @@ class CallsBackTwice(SmallBackend):
     def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
         super().task_state_cb(task, state)
         if state == "DONE":
-            for callback in tuple(self._callbacks):
-                callback(task, state)
+            self.report_state(task, state)
 
 
 class NeverCallsBack(SmallBackend):
     def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
         if state == "DONE":
-            self._open.pop(task["uid"], None)
+            self.open_tasks.pop(task["uid"], None)
         else:
             super().task_state_cb(task, state)
 
@@ -84,20 +83,21 @@ class ReportsRunningAtTheEnd(SmallBackend):
 class ReportsTasksNobodySubmitted(SmallBackend):
     def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
         super().task_state_cb(task, state)
-        for callback in tuple(self._callbacks):
-            callback({**task, "uid": "another"}, state)
+        self.report_state({**task, "uid": "another"}, state)
 
 
 class ChangesUids(SmallBackend):
-    def _tell(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        super()._tell({**task, "uid": task["uid"].lower()}, state)
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        if state != "RUNNING":
+            del self.open_tasks[task["uid"]]
+        self.report_state({**task, "uid": task["uid"].lower()}, state)
 
 
 class ChangesSomeUids(SmallBackend):
-    def _tell(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        super()._tell(task, state)
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super().task_state_cb(task, state)
         if state == "RUNNING":
-            super()._tell({**task, "uid": task["uid"].lower()}, state)
+            self.report_state({**task, "uid": task["uid"].lower()}, state)
 
 
 class LosesResults(SmallBackend):
@@ -177,7 +177,7 @@ class MakesPublicSandboxes(SmallBackend):
 
 class IgnoresCancel(SmallBackend):
     async def cancel_task(self, uid: str) -> bool:
-        return uid in self._open
+        return uid in self.open_tasks
 
 
 class CancelsInNameOnly(SmallBackend):
@@ -220,7 +220,8 @@ class BlocksTheLoopAtShutdown(SmallBackend):
 class WaitsForTheEnd(SmallBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         await super().submit_tasks(tasks)
-        await asyncio.wait(list(self._runs.values()))
+        uids = {task["uid"] for task in tasks}
+        await asyncio.wait([run for run in asyncio.all_tasks() if run.get_name() in uids])
 
 
 class RaisesForOneBadTask(SmallBackend):
@@ -365,21 +366,21 @@ class WritesHereAtItsStart(SmallBackend):
 
 
 class LeavesTasksAtShutdown(SmallBackend):
-    async def shutdown(self) -> None:
-        self._callbacks.clear()
-        await super().shutdown()
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        if self.state() != "shutting_down":
+            super().task_state_cb(task, state)
 
 
 class CannotBeShutDownTwice(SmallBackend):
     async def shutdown(self) -> None:
-        if self._state == "shutdown":
+        if self.state() == "shutdown":
             raise RuntimeError("already shut down")
         await super().shutdown()
 
 
 class SaysItIsIdle(SmallBackend):
     def state(self) -> Any:
-        return "IDLE" if self._state == "running" else super().state()
+        return "IDLE" if super().state() == "running" else super().state()
 
 
 class TakesTasksBeforeItsStart(SmallBackend):

@@ -52,6 +52,7 @@ class Keeping(ManagedBackend):
         self.kept: weakref.WeakValueDictionary[str, Kept] = weakref.WeakValueDictionary()
         self.references: set[str] = set()
         self.values: dict[str, asyncio.Future[Any]] = {}
+        self.runs: list[asyncio.Future[None]] = []
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         for task in tasks:
@@ -60,8 +61,11 @@ class Keeping(ManagedBackend):
             self.values[task["uid"]] = asyncio.get_running_loop().create_future()
             # What is referred to stays at least until it was used.
             kept = [self.kept.get(uid) for uid in task.get("references", ())]
-            run = asyncio.ensure_future(self._do(task, kept))
-            self._runs[task["uid"]] = run
+            self.runs.append(asyncio.ensure_future(self._do(task, kept)))
+
+    async def stop(self) -> None:
+        for run in self.runs:
+            run.cancel()
 
     async def cancel_task(self, uid: str) -> bool:
         return False

@@ -82,7 +82,7 @@ async def test_three_ways_to_start_it() -> None:
 
 async def test_starting_twice_is_one_start() -> None:
     backend = LocalExecutionBackend()
-    first, second = await asyncio.gather(backend._started(), backend._started())
+    first, second = await asyncio.gather(backend.__aenter__(), backend.__aenter__())
     assert first is second is backend
     assert await backend is backend
     await backend.shutdown()
@@ -364,7 +364,8 @@ async def test_a_backend_keeps_nothing_of_finished_tasks(driver: Driver) -> None
             references.append(weakref.ref(report.pop("return_value")))
             done.set()
 
-    driver.backend._callbacks[:] = [callback]
+    driver.backend.unregister_callback(driver._report)
+    driver.backend.register_callback(callback)
     await driver.backend.submit_tasks([task])
     await done.wait()
     del task, given

@@ -257,7 +257,7 @@ def test_a_path_for_imports_that_is_no_string_is_told(run: Run) -> None:
     end = run(
         """
         sys.path.append(pathlib.Path("/somewhere"))
-        asyncio.run(LocalExecutionBackend("process")._started())
+        asyncio.run(LocalExecutionBackend("process").__aenter__())
         """
     )
     assert "could be started: TypeError: sys.path holds PosixPath('/somewhere')" in end.stderr

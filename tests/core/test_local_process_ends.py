@@ -167,7 +167,7 @@ async def test_a_running_call_is_stopped_and_its_neighbours_go_on(
     assert await driver.running(task)
     if function is _deaf:
         await exists(tmp_path / "begun")
-    pid = driver.backend._open[task["uid"]].pid
+    pid = driver.backend.open_tasks[task["uid"]].pid
     assert await driver.cancel(task) is True
     assert await driver.cancel(task) is True  # asked already
     end = await driver.finished(task)
@@ -197,7 +197,7 @@ async def test_what_a_stopped_call_had_started_is_stopped_with_it(
         if how == "cancel":
             await driver.cancel(task)
         else:
-            os.kill(driver.backend._open[task["uid"]].pid, signal.SIGKILL)
+            os.kill(driver.backend.open_tasks[task["uid"]].pid, signal.SIGKILL)
         assert (await driver.finished(task)).state is (CANCELED if how == "cancel" else FAILED)
         await until_gone(child)
 
@@ -329,7 +329,7 @@ async def test_cancelling_every_asyncio_task_while_workers_start_loses_nothing()
 async def test_a_cancelled_start_leaves_nothing() -> None:
     before = set(_workers())
     backend = LocalExecutionBackend("process", resources={"cores": 1})
-    starting = asyncio.ensure_future(backend._started())
+    starting = asyncio.ensure_future(backend.__aenter__())
     await asyncio.sleep(0.05)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):

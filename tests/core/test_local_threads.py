@@ -297,10 +297,11 @@ async def nothing_async() -> None:
 class Chain:
     """Runs one task after the other, as directly as can be."""
 
-    def __init__(self, backend: LocalExecutionBackend) -> None:
-        self.backend = backend
+    def __init__(self, driver: Driver) -> None:
+        self.backend = driver.backend
         self.future: asyncio.Future[None]
-        backend._callbacks[:] = [self.callback]
+        self.backend.unregister_callback(driver._report)
+        self.backend.register_callback(self.callback)
 
     def callback(self, task: Any, state: Any, service_callback: Any = None) -> None:
         if state == DONE:
@@ -322,7 +323,7 @@ async def test_a_chain_takes_about_as_long_as_bare_threads(driver: Driver) -> No
 
     Pairs alternate, and the best one counts: a busy machine slows some, a fault all of them.
     """
-    chain, count = Chain(driver.backend), 300
+    chain, count = Chain(driver), 300
     loop = asyncio.get_running_loop()
     to_bare, to_sync = [], []
     for _ in range(9):

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from typing import Any
 
 import pytest
 
 from rhapsody import TasksMainStates, WorkflowEngine
-from rhapsody.backends.base import CancelLevel, Capabilities, ManagedBackend
+from rhapsody.backends.base import (
+    BaseExecutionBackend,
+    CancelLevel,
+    Capabilities,
+    ManagedBackend,
+)
+from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
 from rhapsody.task import TaskDescription
 from rhapsody.testing import Driver
 from tests.core.scripted import ManualClock, turns, until, within
@@ -136,3 +143,55 @@ async def test_no_running_state_comes_where_none_is_declared() -> None:
 async def test_a_number_of_slots_that_cannot_be_meant_is_refused(number: Any) -> None:
     with pytest.raises(ValueError, match=f"max_running must be .* got {number!r}"):
         Gated(number)
+
+
+class OwnNames(LocalPrograms, ManagedBackend):
+    """Has attributes and methods of its own under names that its base classes could have."""
+
+    name = "own-names"
+    capabilities = Capabilities(
+        cancel_executables="running",
+        reports_running=True,
+        sandboxes=True,
+        files=True,
+        shared_file_system=True,
+    )
+
+    def __init__(self) -> None:
+        self._set()
+        super().__init__(max_running=2)
+        self._set()
+
+    def _set(self) -> None:
+        names = "begun callbacks guardian lifecycle open own_session room run runs session state"
+        for name in [*names.split(), "states", "tasks"]:
+            setattr(self, f"_{name}", "my own")
+        self.open_tasks: Any = "my own"
+
+    def _started(self) -> str:
+        return "my own"
+
+    _run_now = _run_ended = _report = _tell = _tidy = _started
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        return await self.run_program(task)
+
+
+async def test_a_subclass_may_have_attributes_of_any_private_name() -> None:
+    async with OwnNames() as backend, Driver(backend) as driver:
+        done, slow = driver.command("echo out"), driver.command("sleep 60")
+        await driver.submit(done, slow)
+        assert (await within(driver.finished(done))).stdout == "out\n"
+        assert await within(driver.running(slow))
+        assert await driver.cancel(slow)
+        assert (await within(driver.finished(slow))).state is CANCELED
+        assert backend.state() == "running"
+    assert backend.state() == "shutdown"
+
+
+async def test_base_classes_have_no_name_of_one_underscore() -> None:
+    bases = (BaseExecutionBackend, ManagedBackend, SharedSandboxes, LocalPrograms)
+    found = {*vars(Gated()), *(name for base in bases for name in vars(base))}
+    mangled = tuple(f"_{base.__name__}__" for base in bases)
+    single = {name for name in found if re.match("_[a-zA-Z]", name)}
+    assert {name for name in single if not name.startswith((*mangled, "_abc_"))} == set()

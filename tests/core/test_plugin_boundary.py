@@ -39,10 +39,6 @@ FOREIGN = {"each._tasks", "self.manager._tasks"}
 
 KNOWN = {
     "rhapsody.backends.local.worker",
-    "self._callbacks",
-    "self._open",
-    "self._state",
-    "self._tell",
 }
 """Modules and names outside the interface that are still in use."""
 

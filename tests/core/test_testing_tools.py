@@ -34,7 +34,9 @@ async def test_a_driver_starts_the_backend_and_leaves_it_running() -> None:
         end = await driver.run_one(driver.call(divmod, 7, 3))
         assert (end.state, end.value, end.error) == (DONE, (2, 1), None)
     assert backend.state() == "running"
-    assert backend._callbacks == []
+    reported = len(driver.reports)
+    backend.report_state({"uid": "later"}, RUNNING)
+    assert len(driver.reports) == reported
     assert not driver.work_dir.exists()
     await backend.shutdown()
 

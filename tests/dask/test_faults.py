@@ -257,7 +257,8 @@ async def test_the_scheduler_gone_fails_all_within_seconds(tmp_path: Path, how: 
                 return "sleep 600"
 
             futures: list[Any] = [wait(), program(), *(wait() for _ in range(5))]
-            await _until(lambda: backend._open and any(c.begun for c in backend._open.values()))
+            calls = backend.open_tasks
+            await _until(lambda: any(call.begun for call in calls.values()))
             begin = time.monotonic()
             there["processes"][0].send_signal(how)
             results = await asyncio.gather(*futures, return_exceptions=True)
@@ -292,7 +293,8 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
                 pid = int(trace.read_text().split()[0])
                 os.kill(pid, signal.SIGSTOP)
                 try:
-                    address = next(iter({c.worker for c in backend._open.values() if c.worker}))
+                    calls = backend.open_tasks.values()
+                    address = next(iter({call.worker for call in calls if call.worker}))
                     await backend.client.retire_workers([address], close_workers=False, remove=True)
                     assert await future != pid
                 finally:

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from rhapsody.aio import asked_to_stop
-from rhapsody.backends.base import Capabilities, ManagedBackend
+from rhapsody.backends.base import BackendState, Capabilities, ManagedBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.quantities import seconds
 from rhapsody.sdk.threads import in_thread
@@ -144,10 +144,10 @@ class DaskExecutionBackend(ManagedBackend):
         )
         self._waits = Waits(client, self._keys, self._connection.address)
         self._reports = reports = Reports(
-            self._open,
+            self.open_tasks,
             self._keys,
             self.get_task_states_map(),
-            self._tell,
+            self.report_state,
             self._release,
             self._cancel,
         )
@@ -191,12 +191,12 @@ class DaskExecutionBackend(ManagedBackend):
     @property
     def still_running(self) -> list[str]:
         """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
-        return [*self._open]
+        return [*self.open_tasks]
 
     async def stop(self) -> None:
         """Stops every task, and gives back what was opened."""
         if self._started_up and self._loss is None:
-            for call in list(self._open.values()):
+            for call in list(self.open_tasks.values()):
                 self._cancel(call)
             await self._wait_for_ends()
             self._outcomes.close()
@@ -210,7 +210,7 @@ class DaskExecutionBackend(ManagedBackend):
         in_processes = self._connection.in_processes
         await self._connection.close()
         if in_processes:  # what ran there is gone with the processes
-            for call in list(self._open.values()):
+            for call in list(self.open_tasks.values()):
                 self._reports.end(call, "canceled")
 
     async def shutdown(self) -> None:
@@ -222,8 +222,8 @@ class DaskExecutionBackend(ManagedBackend):
     async def _wait_for_ends(self) -> None:
         """Waits for what was told to stop, as long as that can take."""
         begin = monotonic()
-        while self._open:
-            calls = self._open.values()
+        while self.open_tasks:
+            calls = self.open_tasks.values()
             stoppable = any(not call.begun or self._stoppable(call) for call in calls)
             limit = self.grace + 6.0 if stoppable else self.thread_grace
             self._reports.ended.clear()
@@ -235,6 +235,10 @@ class DaskExecutionBackend(ManagedBackend):
 
     def _stoppable(self, call: Call) -> bool:
         return self.capabilities.cancellation(task_kind(call.task)) == "running"
+
+    def state(self) -> BackendState:
+        """The backend's state, `"error"` once its scheduler is gone; may be awaited, too."""
+        return super().state() if self._loss is None else BackendState("error")
 
     def require_running(self) -> None:
         """Raises unless the backend was started, not shut down, and its scheduler is there.
@@ -265,7 +269,7 @@ class DaskExecutionBackend(ManagedBackend):
         self.require_running()
         calls = [Call(task, self.session.uid) for task in self.admit(tasks)]
         for call in calls:
-            self._open[call.uid] = call
+            self.open_tasks[call.uid] = call
         try:
             ready = await self._prepare(calls)
             self.require_running()
@@ -274,7 +278,7 @@ class DaskExecutionBackend(ManagedBackend):
                 for call in calls:
                     self._reports.withdraw(call)
             raise
-        live = [one for one in ready if one.call.uid in self._open]
+        live = [one for one in ready if one.call.uid in self.open_tasks]
         for one in live:
             self._keys[one.call.key] = one.call
         self._submission.send(live)
@@ -302,7 +306,7 @@ class DaskExecutionBackend(ManagedBackend):
             ReferenceLostError: One of them is not to be had any more.
         """
         for uid in call.task.get("references", ()):
-            other = self._open.get(uid) or self._held.get(uid)
+            other = self.open_tasks.get(uid) or self._held.get(uid)
             if other is None or other.cancelled:
                 raise reference_lost(call)
             other.referred_to = True
@@ -317,7 +321,7 @@ class DaskExecutionBackend(ManagedBackend):
         if call is None:
             return
         call.finished = True
-        if returned and call.referred_to and call.uid in self._open and not call.cancelled:
+        if returned and call.referred_to and call.uid in self.open_tasks and not call.cancelled:
             self._held.hold(call, lambda call: self._reports.settle(call, "done"))
         else:
             self._outcomes.finished(key)
@@ -334,7 +338,7 @@ class DaskExecutionBackend(ManagedBackend):
             call = self._keys.get(key)
             if call is None:
                 continue
-            if call.references and call.uid in self._open:
+            if call.references and call.uid in self.open_tasks:
                 # Most often one of those is gone, and this one with it.
                 self._reports.gone(call, reference_lost(call))
             else:
@@ -347,8 +351,7 @@ class DaskExecutionBackend(ManagedBackend):
         if self._loss is not None:
             return
         self._loss = reason
-        self._state = "error"
-        for call in [*self._open.values(), *(c for c in self._keys.values() if c.waiter)]:
+        for call in [*self.open_tasks.values(), *(c for c in self._keys.values() if c.waiter)]:
             self._reports.gone(
                 call,
                 BackendUnavailableError(
@@ -371,7 +374,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._waits.watch()
             return
         for uid, token in message.get("running", ()):
-            call = self._open.get(uid)
+            call = self.open_tasks.get(uid)
             if call is None:
                 continue
             if call.token not in (None, token):
@@ -384,7 +387,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._reports.announce(call)
         if "ready" in message:
             uid, payload = message["ready"]
-            call = self._open.get(uid)
+            call = self.open_tasks.get(uid)
             if call is not None:
                 call.task["worker"] = worker
                 self._reports.announce(call)
@@ -431,7 +434,7 @@ class DaskExecutionBackend(ManagedBackend):
             BackendUnavailableError: The backend has not been started.
         """
         self._require_started()
-        call: Call | None = self._open.get(uid)
+        call: Call | None = self.open_tasks.get(uid)
         if call is None:
             return False
         self._cancel(call)
@@ -444,13 +447,13 @@ class DaskExecutionBackend(ManagedBackend):
             BackendUnavailableError: The backend has not been started.
         """
         self._require_started()
-        calls = [call for call in self._open.values() if not call.cancelled]
+        calls = [call for call in self.open_tasks.values() if not call.cancelled]
         for call in calls:
             self._cancel(call)
         return len(calls)
 
     def _require_started(self) -> None:
-        if self._state == "initialized":
+        if self.state() == "initialized":
             self.require_running()
 
     def _cancel(self, call: Call) -> None:

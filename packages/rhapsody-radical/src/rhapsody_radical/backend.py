@@ -208,7 +208,7 @@ class RadicalExecutionBackend(KeptNames):
             self._commands.stop()
         if self._connection is not None:
             self._none_open.clear()
-            if self._open:
+            if self.open_tasks:
                 self._none_open.wait(ENDING)
             self._connection.close(keep=self._keep)
         self.fleet.close()
@@ -258,7 +258,7 @@ class RadicalExecutionBackend(KeptNames):
         admitted = self.admit(tasks)
         pilots = self.fleet.spread(admitted, (job.pilot for job in self.open_jobs()))
         jobs = [Job(task, pilot) for task, pilot in zip(admitted, pilots, strict=True)]
-        self._open.update((job.uid, job) for job in jobs)
+        self.open_tasks.update((job.uid, job) for job in jobs)
         assert self._commands is not None
         await asyncio.wrap_future(self._commands.submit(partial(self._submit, jobs)))
 
@@ -336,7 +336,7 @@ class RadicalExecutionBackend(KeptNames):
 
     async def cancel_task(self, uid: str) -> bool:
         """Cancels a task; `False` for one that is unknown or has ended."""
-        job: Job | None = self._open.get(uid)
+        job: Job | None = self.open_tasks.get(uid)
         if job is None or job.over:
             return False
         self._cancel(job)
@@ -376,20 +376,20 @@ class RadicalExecutionBackend(KeptNames):
             self.fleet.ended(pilot, f"is lost: {reason}")
 
     def _on_state(self, uid: str, state: str) -> None:
-        job: Job | None = self._open.get(uid)
+        job: Job | None = self.open_tasks.get(uid)
         if job is not None and not job.running:
-            self._tell(job.task, state)
+            self.report_state(job.task, state)
 
     def _on_running(self, uid: str, host: str) -> None:
-        job: Job | None = self._open.get(uid)
+        job: Job | None = self.open_tasks.get(uid)
         if job is None or job.running or job.over:
             return
         job.running, job.began, job.host = True, time.monotonic(), host
         if not job.task["is_service"]:
-            self._tell(job.task, AGENT_EXECUTING)
+            self.report_state(job.task, AGENT_EXECUTING)
             return
         assert self._loop is not None
-        self._tell(job.task, AGENT_EXECUTING, partial(_attach, job))
+        self.report_state(job.task, AGENT_EXECUTING, partial(_attach, job))
         services.watch(job, self._loop, self._service_ready, self.ask_to_end)
 
     def _service_ready(self, uid: str, info: Any) -> None:
@@ -397,7 +397,7 @@ class RadicalExecutionBackend(KeptNames):
             self.send("ready", uid, info)
 
     def _on_end(self, uid: str, state: str, reason: str, found: Any) -> None:
-        job: Job | None = self._open.get(uid)
+        job: Job | None = self.open_tasks.get(uid)
         if job is not None:
             if found is not None:
                 job.ended = Ended(*found)
@@ -405,7 +405,7 @@ class RadicalExecutionBackend(KeptNames):
             self.end(job, state)
 
     def _on_refused(self, uid: str, kind: str, text: str) -> None:
-        job: Job | None = self._open.get(uid)
+        job: Job | None = self.open_tasks.get(uid)
         if job is not None:
             cls = {"TypeError": TypeError, "ValueError": ValueError}.get(kind, BackendError)
             said = f"{kind}: {text}" if cls is BackendError else text
@@ -461,12 +461,12 @@ class RadicalExecutionBackend(KeptNames):
         if job.ready is not None:
             with suppress(InvalidStateError):  # it was ready
                 job.ready.set_exception(RuntimeError(f"service {job.uid} has ended"))
-        if not self._open:
+        if not self.open_tasks:
             self._none_open.set()
 
     def open_jobs(self) -> list[Job]:
         """The jobs that have not ended."""
-        return list(self._open.values())
+        return list(self.open_tasks.values())
 
     # Pilots.
 

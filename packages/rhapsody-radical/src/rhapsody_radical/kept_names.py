@@ -47,7 +47,7 @@ class KeptNames(ManagedBackend):
     @property
     def tasks(self) -> dict[str, TaskDescription]:
         """The descriptions of the tasks that have not ended, by uid."""
-        return {uid: job.task for uid, job in list(self._open.items())}
+        return {uid: job.task for uid, job in list(self.open_tasks.items())}
 
     @property
     def pilot_state(self) -> str:
@@ -147,8 +147,7 @@ class KeptNames(ManagedBackend):
             return library.build(words, task["name"])
         except Exception as error:  # reported, as for a task that is submitted
             task["exception"] = error
-            for callback in tuple(self._callbacks):
-                callback(task, "FAILED")
+            self.report_state(task, "FAILED")
             return None
 
     # Files.

@@ -80,12 +80,18 @@ class ManagedBackend(BaseExecutionBackend):
     its own replaces `submit_tasks` and `cancel_task` and calls `task_state_cb`.
 
     Its states are the canonical ones unless the class registers others with
-    `StateMapper` under its `name`.
+    `StateMapper` under its `name`. What it keeps for itself has names that those of a
+    subclass cannot meet.
 
     Args:
         max_running: How many `run_task` run at once; other tasks wait without being
             reported as running, so that their time-outs do not count yet. Services run
             besides. `None`: as many as there are.
+
+    Attributes:
+        open_tasks: The tasks that have not ended, by uid: `accept` puts the description in, a
+            terminal `task_state_cb` takes it out. A backend that keeps more of a task may put
+            its own record in the description's place.
 
     Raises:
         ValueError: `max_running` is no number from 1.
@@ -101,15 +107,16 @@ class ManagedBackend(BaseExecutionBackend):
                 f"got {max_running!r}"
             )
         self.session: Session = Session()
-        self._own_session = self.session  # a backend may put its system's in the place of this
+        self.__own_session = self.session  # a backend may put its system's in the place of this
         self.__room = None if max_running is None else asyncio.Semaphore(max_running)
         self.__begun: set[str] = set()
-        self._state = "initialized"
-        self._states: StateMapper | None = None
-        self._lifecycle = asyncio.Lock()
-        self._callbacks: list[TaskCallback] = []
-        self._open: dict[str, Any] = {}
-        self._runs: dict[str, asyncio.Task[None]] = {}
+        self.__state = "initialized"
+        self.__states: StateMapper | None = None
+        self.__lifecycle = asyncio.Lock()
+        self.__callbacks: tuple[TaskCallback, ...] = ()
+        self.__open: dict[str, Any] = {}
+        self.open_tasks: dict[str, Any] = self.__open
+        self.__runs: dict[str, asyncio.Task[None]] = {}
 
     # What an author writes.
 
@@ -138,7 +145,7 @@ class ManagedBackend(BaseExecutionBackend):
     # Life.
 
     def __await__(self) -> Generator[Any, None, Self]:
-        return self._started().__await__()
+        return self.__started().__await__()
 
     @classmethod
     async def create(cls, *args: Any, **kwargs: Any) -> Self:
@@ -156,28 +163,28 @@ class ManagedBackend(BaseExecutionBackend):
     ) -> None:
         await self.shutdown()
 
-    async def _started(self) -> Self:
-        async with self._lifecycle:
-            if self._state == "running":
+    async def __started(self) -> Self:
+        async with self.__lifecycle:
+            if self.__state == "running":
                 return self
-            if self._state != "initialized":
+            if self.__state != "initialized":
                 raise BackendUnavailableError(
-                    f"backend {self.name!r} is {self._state} and cannot be started again: "
+                    f"backend {self.name!r} is {self.__state} and cannot be started again: "
                     f"make a new {type(self).__name__}"
                 )
             try:
                 await self.start()
             except BaseException:
-                self._state = "error"
+                self.__state = "error"
                 await self.stop()
-                await self._tidy()
+                await self.__tidy()
                 raise
-            self._state = "running"
+            self.__state = "running"
             return self
 
     def state(self) -> BackendState:
         """The backend's state; may be awaited, too."""
-        return BackendState(self._state)
+        return BackendState(self.__state)
 
     def require_running(self) -> None:
         """Raises unless the backend was started and not shut down.
@@ -185,28 +192,28 @@ class ManagedBackend(BaseExecutionBackend):
         Raises:
             BackendUnavailableError: It says what to do.
         """
-        if self._state == "running":
+        if self.__state == "running":
             return
         name = type(self).__name__
-        if self._state == "initialized":
+        if self.__state == "initialized":
             raise BackendUnavailableError(
                 f"{name} has not been started: write `backend = await {name}(...)` "
                 f"or `async with {name}(...) as backend`"
             )
-        raise BackendUnavailableError(f"{name} is {self._state}: make and start a new one")
+        raise BackendUnavailableError(f"{name} is {self.__state}: make and start a new one")
 
     async def shutdown(self) -> None:
         """Cancels every task, waits for them and closes the backend.
 
         Removes the session's temporary directory, where something is in it.
         """
-        async with self._lifecycle:
-            if self._state in ("shutdown", "error"):
+        async with self.__lifecycle:
+            if self.__state in ("shutdown", "error"):
                 return
-            started = self._state == "running"
-            self._state = "shutting_down"
+            started = self.__state == "running"
+            self.__state = "shutting_down"
             try:
-                runs = list(self._runs.values())
+                runs = list(self.__runs.values())
                 for run in runs:
                     run.cancel()
                 if runs:
@@ -214,11 +221,11 @@ class ManagedBackend(BaseExecutionBackend):
                 if started:
                     await self.stop()
             finally:
-                self._state = "shutdown"
-                await self._tidy()
+                self.__state = "shutdown"
+                await self.__tidy()
 
-    async def _tidy(self) -> None:
-        temporary = self._own_session.temporary
+    async def __tidy(self) -> None:
+        temporary = self.__own_session.temporary
         if os.path.isdir(temporary):  # noqa: ASYNC240 - one look
             await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
 
@@ -229,9 +236,9 @@ class ManagedBackend(BaseExecutionBackend):
         self.require_running()
         for task in self.admit(tasks):
             self.accept(task)
-            run = asyncio.create_task(self._run(task), name=task["uid"])
-            self._runs[task["uid"]] = run
-            run.add_done_callback(partial(self._run_ended, task))
+            run = asyncio.create_task(self.__run(task), name=task["uid"])
+            self.__runs[task["uid"]] = run
+            run.add_done_callback(partial(self.__run_ended, task))
 
     async def cancel_task(self, uid: str) -> bool:
         """Cancels the asyncio task that runs `run_task`.
@@ -241,7 +248,7 @@ class ManagedBackend(BaseExecutionBackend):
             capabilities say that tasks of its kind cannot be cancelled, or not
             once they run.
         """
-        run, task = self._runs.get(uid), self._open.get(uid)
+        run, task = self.__runs.get(uid), self.__open.get(uid)
         if run is None or task is None:
             return False
         level = self.capabilities.cancellation(task_kind(task))
@@ -270,13 +277,13 @@ class ManagedBackend(BaseExecutionBackend):
         except (KeyError, TypeError):  # some are short; the engine's never are
             batch, problems = completed(batch)
             uids = {task["uid"] for task in batch}
-        if len(uids) < len(batch) or not self._open.keys().isdisjoint(uids):
-            taken = Counter([*uids.intersection(self._open), *(task["uid"] for task in batch)])
+        if len(uids) < len(batch) or not self.__open.keys().isdisjoint(uids):
+            taken = Counter([*uids.intersection(self.__open), *(task["uid"] for task in batch)])
             uid, _ = taken.most_common(1)[0]
             raise BackendError(f"backend {self.name!r} has a task {uid!r} already")
         for task, error in problems:
             task["exception"] = error
-            self._tell(task, self.get_task_states_map().FAILED)
+            self.__report(task, self.get_task_states_map().FAILED)
         return batch
 
     def accept(self, task: TaskDescription) -> None:
@@ -285,18 +292,18 @@ class ManagedBackend(BaseExecutionBackend):
         Raises:
             BackendError: A task of this uid is open already.
         """
-        if task["uid"] in self._open:
+        if task["uid"] in self.__open:
             raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
-        self._open[task["uid"]] = task
+        self.__open[task["uid"]] = task
 
-    async def _run(self, task: TaskDescription) -> None:
+    async def __run(self, task: TaskDescription) -> None:
         if self.__room is None or task["is_service"]:
-            await self._run_now(task)
+            await self.__run_now(task)
             return
         async with self.__room:
-            await self._run_now(task)
+            await self.__run_now(task)
 
-    async def _run_now(self, task: TaskDescription) -> None:
+    async def __run_now(self, task: TaskDescription) -> None:
         states = self.get_task_states_map()
         self.__begun.add(task["uid"])
         context = TaskContext(
@@ -324,10 +331,10 @@ class ManagedBackend(BaseExecutionBackend):
             state = states.FAILED
         self.task_state_cb(task, state)
 
-    def _run_ended(self, task: TaskDescription, run: asyncio.Task[None]) -> None:
-        self._runs.pop(task["uid"], None)
+    def __run_ended(self, task: TaskDescription, run: asyncio.Task[None]) -> None:
+        self.__runs.pop(task["uid"], None)
         self.__begun.discard(task["uid"])
-        if task["uid"] in self._open:  # cancelled before its first step, or while it waited
+        if task["uid"] in self.__open:  # cancelled before its first step, or while it waited
             self.task_state_cb(task, self.get_task_states_map().CANCELED)
 
     @_also_as_callback
@@ -341,13 +348,12 @@ class ManagedBackend(BaseExecutionBackend):
         """
         if not callable(func):
             raise TypeError(f"register_callback needs something to call, got {func!r}")
-        if func not in self._callbacks:
-            self._callbacks.append(func)
+        if func not in self.__callbacks:
+            self.__callbacks = (*self.__callbacks, func)
 
     def unregister_callback(self, func: TaskCallback) -> None:
         """Stops telling `func`; unknown ones are ignored. Called by the engine when it ends."""
-        if func in self._callbacks:
-            self._callbacks.remove(func)
+        self.__callbacks = tuple(one for one in self.__callbacks if one != func)
 
     def task_state_cb(
         self,
@@ -357,25 +363,30 @@ class ManagedBackend(BaseExecutionBackend):
     ) -> None:
         """Reports a state, a terminal one at most once per task. Any thread."""
         terminal = state in self.get_task_states_map().terminal_states
-        if terminal and self._open.pop(task["uid"], None) is None:
+        if terminal and self.__open.pop(task["uid"], None) is None:
             return
-        self._tell(task, state, service_callback)
+        self.__report(task, state, service_callback)
 
-    def _tell(
+    def report_state(
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
-        """Calls everybody who was registered; for those who keep account of ends themselves."""
-        for callback in tuple(self._callbacks):
+        """Tell everybody who was registered of a state, whatever was reported before. Any thread.
+
+        For a backend that takes tasks out of `open_tasks` itself; others call `task_state_cb`.
+        """
+        for callback in self.__callbacks:
             if service_callback is None:
                 callback(task, state)
             else:
                 callback(task, state, service_callback=service_callback)
 
+    __report = report_state
+
     def get_task_states_map(self) -> StateMapper:
         """The mapper registered for this backend, the canonical states where none was."""
-        if self._states is None:
-            self._states = StateMapper(self)
-        return self._states
+        if self.__states is None:
+            self.__states = StateMapper(self)
+        return self.__states
 
     # What few backends need.
 

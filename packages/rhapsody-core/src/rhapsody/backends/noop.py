@@ -45,7 +45,6 @@ class NoopExecutionBackend(ManagedBackend):
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Completes the tasks, before it returns."""
         self.require_running()
-        report = self._callbacks[0] if len(self._callbacks) == 1 else self._report
         for task in self.admit(tasks):
             if task["is_service"]:
                 self.accept(task)
@@ -55,11 +54,11 @@ class NoopExecutionBackend(ManagedBackend):
             if task["function"] is None:
                 task["stderr"] = ""
                 task["exit_code"] = 0
-            report(task, _DONE)
+            self.report_state(task, _DONE)
 
     async def cancel_task(self, uid: str) -> bool:
         """Ends a service; any other task has ended already."""
-        task = self._open.get(uid)
+        task = self.open_tasks.get(uid)
         if task is None:
             return False
         self.task_state_cb(task, TasksMainStates.CANCELED)
@@ -67,10 +66,6 @@ class NoopExecutionBackend(ManagedBackend):
 
     async def shutdown(self) -> None:
         """Ends the services."""
-        for uid in list(self._open):
+        for uid in list(self.open_tasks):
             await self.cancel_task(uid)
         await super().shutdown()
-
-    def _report(self, task: TaskDescription, state: TasksMainStates) -> None:
-        for callback in tuple(self._callbacks):
-            callback(task, state)

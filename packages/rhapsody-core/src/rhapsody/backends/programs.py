@@ -34,7 +34,7 @@ class LocalPrograms(SharedSandboxes):
     """
 
     grace: float = 5.0
-    _guardian: Guardian | None = None
+    __guardian: Guardian | None = None
 
     async def run_program(self, task: TaskDescription) -> CompletedExecutable:
         """Runs an executable task to its end, in a process group of its own.
@@ -47,10 +47,10 @@ class LocalPrograms(SharedSandboxes):
         Raises:
             OSError: The program cannot be started.
         """
-        if self._guardian is None:
-            self._guardian = Guardian()
+        if self.__guardian is None:
+            self.__guardian = Guardian()
         task["sandbox"] = make_sandbox(self.sandbox_of(task))
-        launch = partial(Program, guardian=self._guardian)
+        launch = partial(Program, guardian=self.__guardian)
         program = TaskProgram(task, task_environment(task), launch=launch)
         task["worker"] = f"process {program.pid}"
         code = await program.wait(self.grace)
@@ -59,5 +59,5 @@ class LocalPrograms(SharedSandboxes):
     async def shutdown(self) -> None:
         """Shuts the backend down, and ends what watches over its programs."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
-        if self._guardian is not None:
-            await in_thread(self._guardian.stop)
+        if self.__guardian is not None:
+            await in_thread(self.__guardian.stop)

@@ -150,7 +150,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._progress = asyncio.Event()
         for job in self._queue.clear():
             self._end(job, self._canceled)
-        for job in list(self._open.values()):
+        for job in list(self.open_tasks.values()):
             if job.runner is not self._processes:  # which are stopped as a whole
                 self._cancel(job)
         if self._processes is not None:
@@ -170,8 +170,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Waits for what was told to stop, as long as that can take."""
         assert self._progress is not None
         begin = monotonic()
-        while self._open:
-            stoppable = any(self._stoppable(job) for job in self._open.values())
+        while self.open_tasks:
+            stoppable = any(self._stoppable(job) for job in self.open_tasks.values())
             limit = self.grace + 1.0 if stoppable else self.thread_grace
             self._progress.clear()
             try:
@@ -188,7 +188,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     @property
     def still_running(self) -> list[str]:
         """The uids of tasks that have not ended; after `shutdown`, what could not be stopped."""
-        return list(self._open)
+        return list(self.open_tasks)
 
     # Tasks in.
 
@@ -219,7 +219,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         One that waits is cancelled at once. For one that runs the terminal state
         follows when it has ended.
         """
-        job: Job | None = self._open.get(uid)
+        job: Job | None = self.open_tasks.get(uid)
         if job is None:
             return False
         if job.started:
@@ -238,7 +238,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         runner, request = self._functions, ONE_FUNCTION
         resources = task.get("resources")
         job = Job(task, request, runner)
-        self._open[job.uid] = job
+        self.open_tasks[job.uid] = job
         if task["function"] is not None and resources is None and not task["is_service"]:
             return job
         try:
@@ -340,7 +340,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Reports that a job runs, once; for a service that will say when it is ready, how."""
         if not (job.announced or job.over):
             job.announced = True
-            self._tell(job.task, self._running, attach)
+            self.report_state(job.task, self._running, attach)
 
     def _ended(self, job: Job) -> None:
         """Reports a job that came back, and starts what its slots allow. On the loop."""
@@ -377,8 +377,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             task["exception"] = error
         job.over = True
         job.value = job.error = job.handle = job.recorder = None
-        self._open.pop(job.uid, None)
-        self._tell(task, state)
+        self.open_tasks.pop(job.uid, None)
+        self.report_state(task, state)
         if self._progress is not None:
             self._progress.set()
 
