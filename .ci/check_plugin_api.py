@@ -40,8 +40,25 @@ MODULES = [
 ]
 """Modules of which everything public belongs to the interface."""
 
-PACKAGES = ["rhapsody", "rhapsody.testing"]
-"""Packages of which that belongs to it which they export."""
+EXPORTING = [
+    "rhapsody",
+    "rhapsody.sdk.capture",
+    "rhapsody.sdk.executables",
+    "rhapsody.sdk.loops",
+    "rhapsody.sdk.mailbox",
+    "rhapsody.sdk.processes",
+    "rhapsody.sdk.readiness",
+    "rhapsody.sdk.services",
+    "rhapsody.sdk.threads",
+    "rhapsody.testing",
+]
+"""Modules of which that belongs to it which they export."""
+
+NAMES = {
+    "rhapsody.aio": ("asked_to_stop", "settable"),
+    "rhapsody.quantities": ("seconds",),
+}
+"""Modules of which only some names belong to it."""
 
 HARMLESS = {
     # The version itself, and numbers that nobody depends on.
@@ -89,11 +106,11 @@ def find(package: griffe.Object, path: str) -> griffe.Object | None:
     return found.final_target if isinstance(found, griffe.Alias) else found
 
 
-def exported(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
-    """What a package exports, by name."""
+def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
+    """What of a module belongs to the interface, by name."""
     module = find(package, path)
     found = {}
-    for name in module.exports or () if module is not None else ():
+    for name in NAMES.get(path) or (module.exports if module is not None else ()) or ():
         member = module.members.get(str(name)) if module is not None else None
         try:
             target = member.final_target if isinstance(member, griffe.Alias) else member
@@ -114,8 +131,8 @@ def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
             yield f"{path}: the module is gone"
             continue
         yield from compare(before, after, hooks=path == SPECS)
-    for path in PACKAGES:
-        before_names, after_names = exported(old, path), exported(new, path)
+    for path in (*EXPORTING, *NAMES):
+        before_names, after_names = offered(old, path), offered(new, path)
         for name, thing in before_names.items():
             if name not in after_names:
                 yield f"{path}.{name}: it is not exported any more"

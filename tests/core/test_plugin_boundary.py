@@ -227,6 +227,11 @@ def test_what_the_documents_name_is_there() -> None:
         assert [name for name in offered(module) if not hasattr(loaded, name)] == [], module
 
 
+def test_all_that_the_documents_name_is_compared_with_the_last_release() -> None:
+    check = (ROOT / ".ci/check_plugin_api.py").read_text()
+    assert [module for module in INTERFACE if f'"{module}"' not in check] == []
+
+
 def test_every_user_has_sources() -> None:
     assert [user for user, paths in USERS.items() if not paths] == []
 

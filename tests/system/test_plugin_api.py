@@ -61,6 +61,24 @@ BREAKS = {
         "class Programs(",
         "rhapsody.backends.programs.LocalPrograms: Public object was removed",
     ),
+    "a helper's method is gone": (
+        "sdk/processes.py",
+        "    def terminate(self, grace: float)",
+        "    def stop(self, grace: float)",
+        "rhapsody.sdk.processes.Program.terminate: Public object was removed",
+    ),
+    "a helper's argument is gone": (
+        "quantities.py",
+        "def seconds(argument: str, value: object, ",
+        "def seconds(value: object, ",
+        "rhapsody.quantities.seconds(argument): Parameter was removed",
+    ),
+    "a helper is not exported": (
+        "sdk/threads.py",
+        '__all__ = ["in_thread", "start_thread"]',
+        '__all__ = ["in_thread"]',
+        "rhapsody.sdk.threads.start_thread: it is not exported any more",
+    ),
     "a name is not exported": (
         "testing/__init__.py",
         '    "BackendConformance",\n',
@@ -80,6 +98,7 @@ HARMLESS = {
         "    sandboxes: bool = False\n",
         "    sandboxes: bool = False\n    containers: bool = False\n",
     ),
+    "a helper that is not exported is gone": ("sdk/readiness.py", "def _pattern(", "def _regex("),
     "a private module is gone": ("_version.py", '__version__ = version("rhapsody-core")', "x = 1"),
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Generic, TypeVar
 
-__all__ = ["TURN", "Mailbox"]
+__all__ = ["Mailbox"]
 
 T = TypeVar("T")
 
