@@ -26,6 +26,7 @@ ORDER = [
     "capabilities",
     "sdk",
     "plugins",
+    "sdk",
     "backends",
     "engine",
     "observers",

@@ -1,0 +1,218 @@
+"""Ships calls of functions to other processes, and reads what came of them.
+
+`pack` makes bytes of a task's call, `rhapsody.sdk.runner.Runner.run` makes the call where the
+bytes arrive, and `finish` writes what came of it into the task's description. How the bytes
+travel is the backend's business. A backend that ships the call in a form of its own uses the
+pieces: `order_of`, `pack_call` or `cannot_pack`, and `result`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rhapsody.errors import TaskFailedError, add_note, describe_error, set_cause, set_traceback
+from rhapsody.sdk.runner import (
+    PROTOCOL_VERSION,
+    Order,
+    Outcome,
+    dumps,
+    loads,
+    made,
+    require_version,
+)
+from rhapsody.task import TaskDescription
+
+WORKER = "a worker"
+CURE = "pass data that can be"
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one
+    """The traceback of an exception from another process, as its cause."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+def order_of(
+    task: TaskDescription,
+    *,
+    cores: int = 0,
+    environment: Mapping[str, str] | None = None,
+    directory: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Order:
+    """Return what a worker has to know of a task beside the call itself.
+
+    Args:
+        task: Its description.
+        cores: How many threads numeric libraries may use; 0 leaves them as they are.
+        environment: The variables to set. Default: the task's own.
+        directory: Where files of the call's go. Default: its sandbox.
+        more: What only the backend's own `Runner` reads; of Python's own types.
+    """
+    sandbox = task.get("sandbox")
+    return Order(
+        PROTOCOL_VERSION,
+        task["uid"],
+        task["name"],
+        task.get("attempt", 1),
+        sandbox,
+        task.get("timeout"),
+        cores,
+        task.get("environment", {}) if environment is None else environment,
+        task.get("capture", True),
+        sandbox if directory is None else directory,
+        {} if more is None else more,
+    )
+
+
+def pack(
+    task: TaskDescription, order: Order | None = None, *, worker: str = WORKER, cure: str = CURE
+) -> bytes:
+    """Make bytes of a task's call, for `Runner.run`.
+
+    Args:
+        task: Its description.
+        order: What the worker has to know beside the call. Default: `order_of(task)`.
+        worker: What the worker is called in messages.
+        cure: What a user can do about an object that cannot be pickled.
+
+    Raises:
+        TypeError: Something of the call cannot be pickled; it names the argument.
+    """
+    call = pack_call(task, worker=worker, cure=cure)
+    return pickle.dumps((*(order_of(task) if order is None else order), call), 5)
+
+
+def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) -> bytes:
+    """Make bytes of a task's function and arguments, for `Runner.load`.
+
+    Args:
+        task: Its description.
+        worker: What the worker is called in messages.
+        cure: What a user can do about an object that cannot be pickled.
+
+    Raises:
+        TypeError: Something of it cannot be pickled; it names the argument.
+    """
+    try:
+        return dumps((task["function"], task["args"], task["kwargs"]))
+    except BaseException as error:  # pickling runs the objects' own code
+        raise cannot_pack(task, error, worker=worker, cure=cure) from error
+
+
+def cannot_pack(
+    task: TaskDescription, error: BaseException, *, worker: str = WORKER, cure: str = CURE
+) -> TypeError:
+    """Return the error for a call that cannot be pickled: it names the culprit and the cure.
+
+    Args:
+        task: The task's description.
+        error: What pickling the call raised.
+        worker: What the worker is called.
+        cure: What a user can do about it.
+    """
+    part, culprit, reason = "the call", task["function"], describe_error(error)
+    for name, value in parts(task).items():
+        try:
+            dumps(value)
+        except BaseException as found:  # pickling runs the objects' own code
+            part, culprit, reason = name, value, describe_error(found)
+            break
+    return TypeError(
+        f"task {task['name']!r}: {part} ({type(culprit).__qualname__}) cannot be pickled for "
+        f"{worker}: {reason}; {cure}"
+    )
+
+
+def parts(task: TaskDescription) -> dict[str, Any]:
+    """Return the function and each argument of a call, by what a message calls them."""
+    found: dict[str, Any] = {"the function": task["function"]}
+    found |= {f"positional argument {n}": value for n, value in enumerate(task["args"])}
+    found |= {f"argument {name!r}": value for name, value in task["kwargs"].items()}
+    return found
+
+
+def unpack(packed: bytes) -> Outcome:
+    """Return the outcome that `Runner.run` made of a call.
+
+    Raises:
+        ProtocolVersionError: The worker speaks another version of the protocol.
+    """
+    fields = loads(packed)
+    require_version(fields[0], "the worker", "this program")
+    return Outcome(*fields)
+
+
+def finish(
+    task: TaskDescription, outcome: Outcome, unpack: Callable[[Any], Any] = loads
+) -> BaseException | None:
+    """Write what came of a call into its task's description: value or exception, and output.
+
+    Args:
+        task: The description.
+        outcome: What came of it.
+        unpack: Undoes the `pack` of the worker's `Runner`.
+
+    Returns:
+        The exception where the task failed, with the worker's traceback as its cause.
+    """
+    report(task, outcome)
+    task["worker"] = f"{outcome.host}:{outcome.pid}"
+    value, error = result(task, outcome, unpack)
+    if error is None:
+        task["return_value"] = value
+    else:
+        task["exception"] = error
+    return error
+
+
+def report(task: TaskDescription, outcome: Outcome) -> None:
+    """Write what a call printed into its task's description."""
+    if outcome.stdout is not None:
+        task["stdout"] = outcome.stdout
+    if outcome.stderr is not None:
+        task["stderr"] = outcome.stderr
+    if outcome.sandbox is not None:
+        task["sandbox"] = outcome.sandbox
+
+
+def result(
+    task: TaskDescription, outcome: Outcome, unpack: Callable[[Any], Any] = loads
+) -> tuple[Any, BaseException | None]:
+    """Return what a call returned, and what it raised, or unpacking its outcome did.
+
+    Args:
+        task: The task's description.
+        outcome: What came of it.
+        unpack: Undoes the `pack` of the worker's `Runner`.
+    """
+    try:
+        if outcome.done:
+            return unpack(outcome.payload), None
+        return None, unpack_error(outcome.payload, unpack)
+    except BaseException as error:  # loading runs the objects' own code
+        name, pid = task["name"], outcome.pid
+        add_note(
+            error, f"while unpacking what came back from worker process {pid} of task {name!r}"
+        )
+        return None, set_traceback(error, None)
+
+
+def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseException:
+    """Return the exception that a `Runner` packed, with its traceback there as the cause.
+
+    Args:
+        packed: What `rhapsody.sdk.runner.pack_error` made of it.
+        unpack: Undoes what that packed with.
+    """
+    way, data, text = unpack(packed)
+    error = TaskFailedError(data) if way == "words" else made(way, data)
+    set_cause(error, RemoteTraceback(text))
+    return error

@@ -1,0 +1,249 @@
+"""The call protocol: a call goes as bytes to where Rhapsody need not be, and comes back."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import cloudpickle  # type: ignore[import-untyped]
+import pytest
+
+from rhapsody import TaskDescription, current_task
+from rhapsody.errors import TaskFailedError
+from rhapsody.sdk import runner
+from rhapsody.sdk.calls import RemoteTraceback, finish, order_of, pack, unpack
+from rhapsody.sdk.runner import PROTOCOL_VERSION, Order, ProtocolVersionError, Runner
+
+SOURCE = Path(runner.__file__)
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def described(function: Callable[..., Any], *args: Any, **more: Any) -> TaskDescription:
+    task = {"uid": "task.1", "name": "one", "function": function, "args": args, "kwargs": {}}
+    return cast("TaskDescription", {**task, **more})
+
+
+def made(task: TaskDescription, by: Callable[[bytes], bytes] | None = None) -> Any:
+    """A task's description after its call went there and back."""
+    finish(task, unpack((by or Runner().run)(pack(task))))
+    return task
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Callable[[bytes], bytes]:
+    """Makes a call by the one file, in a Python that has nothing but cloudpickle."""
+    (tmp_path / "cloudpickle").symlink_to(Path(cloudpickle.__file__).parent)
+    (tmp_path / "sent.py").write_text(SOURCE.read_text())
+
+    def run(packed: bytes) -> bytes:
+        (tmp_path / "order").write_bytes(packed)
+        subprocess.run(
+            [sys.executable, "-S", "sent.py", "order", "outcome"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            check=True,
+            timeout=60,
+        )
+        return (tmp_path / "outcome").read_bytes()
+
+    return run
+
+
+def test_the_file_that_is_shipped_imports_nothing_but_pythons_own_and_cloudpickle() -> None:
+    tree = ast.parse(SOURCE.read_text())
+    at_once, later = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names]
+            found = at_once if node in tree.body else later
+            found.update([str(node.module)] if isinstance(node, ast.ImportFrom) else names)
+    assert {name.partition(".")[0] for name in at_once} <= sys.stdlib_module_names
+    assert later == {"cloudpickle", "rhapsody.context"}
+
+
+def test_a_call_is_made_where_rhapsody_is_not_installed(bare: Callable[[bytes], bytes]) -> None:
+    here = "closure"
+
+    async def look(word: str) -> Any:
+        await asyncio.sleep(0)
+        print("printed")
+        await (await asyncio.create_subprocess_shell("echo by a program")).wait()
+        return here, word, find_spec("rhapsody") is None, os.environ["COLOUR"]
+
+    task = made(described(look, "argument", environment={"COLOUR": "red"}), bare)
+    assert task["return_value"] == ("closure", "argument", True, "red")
+    assert task["stdout"] == "printed\nby a program\n"
+    assert task["worker"].partition(":")[0] == os.uname().nodename
+
+
+def test_exceptions_of_all_kinds_come_back_from_where_rhapsody_is_not_installed(
+    bare: Callable[[bytes], bytes],
+) -> None:
+    class OddError(Exception):
+        def __init__(self, code: int, *, more: str) -> None:
+            super().__init__(f"code {code}")
+            self.more = more
+            self.lock = threading.Lock()
+
+    class RefusingError(Exception):
+        def __new__(cls, *args: Any) -> RefusingError:
+            if args != ("one", "two"):
+                raise ValueError
+            return super().__new__(cls)
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(threading.Lock())
+
+    def fail() -> None:
+        leaves = [OddError(7, more="more"), SystemExit(3), RefusingError("one", "two")]
+        raise BaseExceptionGroup("all", leaves)
+
+    error = made(described(fail), bare)["exception"]
+    assert type(error) is BaseExceptionGroup
+    assert isinstance(error.__cause__, RemoteTraceback)
+    assert "in fail" in str(error.__cause__)
+    assert "sent.py" not in str(error.__cause__)
+    odd, left, told = cast("list[Any]", error.exceptions)
+    assert (type(odd), odd.args, vars(odd)) == (OddError, ("code 7",), {"more": "more"})
+    assert (type(left), left.code) == (SystemExit, 3)
+    assert isinstance(told, RuntimeError)
+    assert "RefusingError" in str(told)
+
+
+def test_an_exception_that_cannot_be_had_is_told_in_words() -> None:
+    class RefusingError(Exception):
+        def __new__(cls, *args: Any) -> RefusingError:
+            if args != ("one", "two"):
+                raise ValueError
+            return super().__new__(cls)
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(threading.Lock())
+
+    def fail() -> None:
+        raise RefusingError("one", "two")
+
+    error = made(described(fail))["exception"]
+    assert type(error) is TaskFailedError
+    assert "RefusingError" in str(error)
+
+
+def test_a_call_knows_its_task_where_rhapsody_is_installed() -> None:
+    def look() -> Any:
+        task = current_task()
+        return task.uid, task.name, task.attempt, task.sandbox, task.deadline
+
+    task = made(described(look, attempt=2, timeout=1e6, capture=False))
+    assert task["return_value"][:4] == ("task.1", "one", 2, None)
+    assert task["return_value"][4] > 1e6
+    assert "stdout" not in task
+    with pytest.raises(RuntimeError):
+        current_task()
+
+
+def test_a_call_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEPT", "before")
+    task = described(os.getenv, "KEPT", environment={"KEPT": "within", "ADDED": "too"})
+    assert made(task)["return_value"] == "within"
+    assert os.environ["KEPT"] == "before"
+    assert "ADDED" not in os.environ
+
+
+def test_what_cannot_be_packed_is_named_on_either_side() -> None:
+    with pytest.raises(TypeError, match=r"'one': positional argument 0 \(lock\).* for a node: "):
+        pack(described(len, threading.Lock()), worker="a node")
+    error = made(described(threading.Lock))["exception"]
+    assert "'one': its result (lock) cannot be pickled back from its worker" in str(error)
+
+
+class _NumberWhereItIsLoaded:
+    def __reduce__(self) -> Any:
+        return int, ("not a number",)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "said"),
+    [
+        (len, (_NumberWhereItIsLoaded(),), "while task 'one' was unpacked on its worker"),
+        (_NumberWhereItIsLoaded, (), f"came back from worker process {os.getpid()} of task 'one'"),
+    ],
+)
+def test_what_cannot_be_unpacked_says_where(function: Any, args: Any, said: str) -> None:
+    error = made(described(function, *args))["exception"]
+    assert type(error) is ValueError
+    assert said in error.__notes__[0]
+
+
+def test_output_that_is_to_be_kept_in_files_is_kept_there(tmp_path: Path) -> None:
+    task = made(described(print, "said", sandbox=str(tmp_path), capture="files"))
+    assert task["stdout"] == str(tmp_path / "task.1.out")
+    assert Path(task["stdout"]).read_text() == "said\n"
+
+
+def test_output_that_has_no_place_fails_its_task(tmp_path: Path) -> None:
+    task = made(described(print, "said", sandbox=str(tmp_path / "missing"), capture="files"))
+    assert type(task["exception"]) is FileNotFoundError
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"), [(1, "this worker"), (-1, "the program")], ids=["newer", "older"]
+)
+def test_an_order_of_another_version_is_refused_and_says_whom_to_upgrade(
+    newer: int, older: str
+) -> None:
+    version = PROTOCOL_VERSION + newer
+    order = pickle.dumps((version, "what a later version may send", b""))
+    _, error = _result(Runner().run(order))
+    assert type(error) is ProtocolVersionError
+    assert f"by version {version} " in str(error)
+    assert str(error).endswith(f"upgrade rhapsody-core at {older}")
+
+
+@pytest.mark.parametrize(
+    ("newer", "older"), [(1, "this program"), (-1, "the worker")], ids=["newer", "older"]
+)
+def test_an_outcome_of_another_version_is_refused_and_says_whom_to_upgrade(
+    newer: int, older: str
+) -> None:
+    with pytest.raises(ProtocolVersionError, match=f"upgrade rhapsody-core at {older}$"):
+        unpack(pickle.dumps((PROTOCOL_VERSION + newer, "what another version may send")))
+
+
+def test_a_backend_can_have_steps_of_its_own() -> None:
+    class Own(Runner):
+        worker = "the node"
+        cure = "return text"
+
+        def load(self, call: Any) -> Any:
+            function, args, kwargs = super().load(call)
+            return function, (*args, self.own), kwargs
+
+        def context(self, order: Order) -> Any:
+            self.own = order.more["own"]
+            return super().context(order)
+
+    task = described(max, 1, 2)
+    packed = pack(task, order_of(task, more={"own": 3}))
+    assert _result(Own().run(packed)) == (3, None)
+    task["function"] = threading.Condition
+    task["args"] = ()
+    packed = pack(task, order_of(task, more={"own": None}))
+    _, error = _result(Own().run(packed))
+    assert "cannot be pickled back from the node: " in str(error)
+    assert str(error).endswith("; return text")
+
+
+def _result(packed: bytes) -> Any:
+    task = described(int)
+    finish(task, unpack(packed))
+    return task.get("return_value"), task.get("exception")
