@@ -42,12 +42,14 @@ MODULES = [
 
 EXPORTING = [
     "rhapsody",
+    "rhapsody.sdk.calls",
     "rhapsody.sdk.capture",
     "rhapsody.sdk.executables",
     "rhapsody.sdk.loops",
     "rhapsody.sdk.mailbox",
     "rhapsody.sdk.processes",
     "rhapsody.sdk.readiness",
+    "rhapsody.sdk.runner",
     "rhapsody.sdk.services",
     "rhapsody.sdk.threads",
     "rhapsody.testing",

@@ -26,7 +26,6 @@ ORDER = [
     "capabilities",
     "sdk",
     "plugins",
-    "sdk",
     "backends",
     "engine",
     "observers",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import TaskFailedError
+from rhapsody.sdk.calls import RemoteTraceback
 from rhapsody.testing import Driver
 from tests.core.engine_fixtures import engine
 from tests.core.local import DONE, FAILED

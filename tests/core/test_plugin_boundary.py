@@ -37,11 +37,6 @@ SELF = ("self", "cls", "super()")
 FOREIGN = {"each._tasks", "self.manager._tasks"}
 """Private names of RADICAL-Pilot's that happen to be core's, too."""
 
-KNOWN = {
-    "rhapsody.backends.local.worker",
-}
-"""Modules and names outside the interface that are still in use."""
-
 
 class Interface(NamedTuple):
     """What one module offers to plugins; `names` is `None` where all that is public counts."""
@@ -180,10 +175,6 @@ def wrong_attributes(user: str, path: Path) -> Iterator[tuple[int, str]]:
                     yield part.lineno, ast.unparse(part)
 
 
-def all_wrong(user: str, path: Path) -> list[tuple[int, str]]:
-    return [*wrong_imports(parsed(path), OWN.get(user)), *wrong_attributes(user, path)]
-
-
 @cache
 def own_names(user: str) -> frozenset[str]:
     """All names that a user defines itself, which may be core's, too."""
@@ -201,7 +192,6 @@ def test_plugins_import_what_the_documents_name_alone(user: str) -> None:
         f"{path.name}:{line} imports {what}"
         for path in USERS[user]
         for line, what in wrong_imports(parsed(path), OWN.get(user))
-        if what not in KNOWN
     ] == []
 
 
@@ -211,13 +201,8 @@ def test_plugins_use_no_private_name_of_core(user: str) -> None:
         f"{path.name}:{line} uses {what}"
         for path in USERS[user]
         for line, what in wrong_attributes(user, path)
-        if what not in KNOWN | FOREIGN
+        if what not in FOREIGN
     ] == []
-
-
-def test_what_is_still_in_use_is_mended_in_the_end() -> None:
-    used = {what for user in USERS for path in USERS[user] for _, what in all_wrong(user, path)}
-    assert KNOWN - used == set()
 
 
 def test_what_the_documents_name_is_there() -> None:

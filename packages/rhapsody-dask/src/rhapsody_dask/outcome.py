@@ -13,15 +13,14 @@ from functools import partial
 from typing import Any
 
 from rhapsody.backends.base import ReferenceLostError
-from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import (
     BackendError,
     DataError,
     TaskFailedError,
     TaskLostError,
     add_note,
-    set_cause,
 )
+from rhapsody.sdk.calls import unpack_error
 from rhapsody.sdk.threads import in_thread
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.losses import Losses
@@ -250,9 +249,6 @@ def reference_lost(call: Call) -> ReferenceLostError:
 def _error(call: Call, reply: Reply) -> BaseException:
     """What the task raised, with the worker's traceback as its cause."""
     try:
-        raised, text = unpack(reply.payload)
+        return unpack_error(reply.payload)
     except BaseException as error:  # loading runs the objects' own code
         return TaskFailedError(f"{named(call)} failed with what cannot be unpacked: {error!r}")
-    assert isinstance(raised, BaseException)
-    set_cause(raised, RemoteTraceback(text))
-    return raised

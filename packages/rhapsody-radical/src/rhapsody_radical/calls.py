@@ -15,8 +15,8 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.backends.local.worker import RemoteTraceback
 from rhapsody.errors import CapabilityError, TaskFailedError, add_note, rebuilt, set_cause
+from rhapsody.sdk.calls import RemoteTraceback
 from rhapsody.task import TaskDescription
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list

@@ -21,9 +21,10 @@ from typing import Any, Literal, TextIO
 
 from rhapsody.context import Setting
 from rhapsody.data import OUTPUT_FILES
+from rhapsody.sdk.runner import Output
 from rhapsody.task import TaskDescription
 
-__all__ = ["Recorder", "recording", "streams"]
+__all__ = ["Recorded", "Recorder", "recording", "streams"]
 
 LIMIT = 1 << 20
 """Characters of one stream of one task that are kept in memory."""
@@ -174,6 +175,33 @@ def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
     The standard streams must be wrapped: see `streams`.
     """
     return Setting(_recorder, recorder)
+
+
+class Recorded(Output):
+    """Keeps what the call in a `with` prints, on whatever thread, while others print, too.
+
+    Args:
+        directory: The directory for large output; made when there is some.
+        capture: As in the task's description.
+    """
+
+    def __init__(self, directory: str | None, capture: bool | Literal["files"]) -> None:
+        streams.ensure()
+        self._recorder = None
+        if capture is not False:
+            self._recorder = Recorder(directory, files=capture == "files")
+        self._setting = recording(self._recorder)
+
+    def __enter__(self) -> Recorded:
+        self._setting.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._setting.__exit__(*error)
+        recorder = self._recorder
+        if recorder is not None:
+            self.stdout, self.stderr = recorder.result("stdout"), recorder.result("stderr")
+            self.directory = recorder.in_files
 
 
 class Tee:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from rhapsody.errors import describe_error, set_traceback, traceback_of
+from rhapsody.errors import describe_error
 from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk.runner import trimmed
 
-__all__ = ["SharedLoop", "WorkerLoop", "without_own_frames"]
+__all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ _family: contextvars.ContextVar[set[asyncio.Task[Any]] | None] = contextvars.Con
 _Outcome = tuple[Any, BaseException | None]
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_OWN_FILES = tuple(os.path.join(_PACKAGE, part, "") for part in ("sdk", "backends"))
+OWN_FILES = tuple(os.path.join(_PACKAGE, part, "") for part in ("sdk", "backends"))
+"""The beginnings of the paths of core's code that tracebacks of a task are not to begin in."""
 
 
 def without_own_frames(error: BaseException) -> BaseException:
@@ -43,11 +45,7 @@ def without_own_frames(error: BaseException) -> BaseException:
 
     The frames at its beginning that are a backend's of core or this package's are taken out.
     """
-    trace = traceback_of(error)
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        trace = trace.tb_next
-    # A TypeError for wrong arguments has no frame of the user's at all.
-    return set_traceback(error, trace)
+    return trimmed(error, OWN_FILES)
 
 
 def _task_factory(

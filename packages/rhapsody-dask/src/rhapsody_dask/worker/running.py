@@ -25,8 +25,10 @@ from rhapsody.errors import (
     add_note,
     describe_error,
 )
+from rhapsody.sdk.calls import unpack_error
 from rhapsody.sdk.capture import Recorder, recording, streams
 from rhapsody.sdk.loops import WorkerLoop
+from rhapsody.sdk.runner import pack_error
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -84,8 +86,7 @@ def run_order(packed: bytes, values: Sequence[Any]) -> Reply:
     finally:
         site.end(running)
     if reply.kind == FAILED and "raises" in more and not running.cancelled:
-        raised, _ = unpack(reply.payload)
-        raise TaskRaised(reply, order.uid, describe_error(raised))
+        raise TaskRaised(reply, order.uid, describe_error(unpack_error(reply.payload)))
     return reply
 
 

@@ -18,8 +18,10 @@ from typing import Any
 from rhapsody.backends.local.jobs import Job, refuse_environment
 from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError, is_a, set_traceback
+from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.capture import recording
 from rhapsody.sdk.loops import WorkerLoop, without_own_frames
+from rhapsody.sdk.runner import Outcome
 
 
 class ExecutorWorkers:
@@ -77,7 +79,7 @@ class ExecutorWorkers:
                 else set_traceback(error, None)
             )
         else:
-            if type(reply) is worker.Reply:
+            if type(reply) is Outcome:
                 job.worker = f"process {reply.pid}"
                 worker.take(job, reply)
             elif reply is not None:
@@ -129,10 +131,10 @@ class Call:
         from rhapsody.backends.local import worker
 
         job = self._job
-        # Whoever unpickles it makes the call and gets a `Reply`.
+        # Whoever unpickles it makes the call and gets an `Outcome`.
         environment = job.environment(self._gpus)
-        order = worker.Order.of(
-            job.task, spill=job.spill, cores=job.request.cores, environment=environment
+        order = order_of(
+            job.task, cores=job.request.cores, environment=environment, directory=job.spill
         )
         return partial, (worker.execute, order, worker.pack_call(job.task))
 

@@ -21,7 +21,7 @@ from multiprocessing import forkserver, popen_forkserver, process, reduction, re
 from multiprocessing.context import ForkServerContext, ForkServerProcess, set_spawning_popen
 from typing import Any
 
-PRELOAD = ["rhapsody.backends.local.forked", "rhapsody.backends.local.worker"]
+PRELOAD = ["rhapsody.backends.local.forked", "cloudpickle", "rhapsody.backends.local.worker"]
 """What the server imports, so that a new worker has it at once."""
 
 

@@ -23,7 +23,9 @@ from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk import _groups as groups
+from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk.runner import Outcome
 from rhapsody.sdk.threads import in_thread, start_thread
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -80,7 +82,7 @@ class ProcessWorkers:
         self._first: Worker | None = None
         self._packer: threading.Thread | None = None
         self._packing: Job | None = None
-        self._to_packer: SimpleQueue[tuple[Job, worker.Reply | None] | None] = SimpleQueue()
+        self._to_packer: SimpleQueue[tuple[Job, Outcome | None] | None] = SimpleQueue()
         self._stopping = False
         self._changed = asyncio.Event()
 
@@ -180,8 +182,8 @@ class ProcessWorkers:
     def _frame(self, job: Job) -> bytes:
         payload = worker.pack_call(job.task)
         environment = job.environment(self._gpus)
-        order = worker.Order.of(
-            job.task, spill=job.spill, cores=job.request.cores, environment=environment
+        order = order_of(
+            job.task, cores=job.request.cores, environment=environment, directory=job.spill
         )
         return worker.frame(order, payload)
 
@@ -225,7 +227,7 @@ class ProcessWorkers:
         job.handle, job.pid, job.worker = to, to.pid, f"process {to.pid}"
         self._announced(job)
 
-    def _replied(self, by: Worker, reply: worker.Reply) -> None:
+    def _replied(self, by: Worker, reply: Outcome) -> None:
         job = by.job
         if job is None or job.cancelled:
             return  # which ends with its worker

@@ -17,8 +17,9 @@ from contextlib import suppress
 
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
-from rhapsody.backends.local.worker import LENGTHS, Reply, work
+from rhapsody.backends.local.worker import LENGTHS, work
 from rhapsody.sdk import _groups as groups
+from rhapsody.sdk.runner import Outcome
 
 AT_ONCE = 1 << 20
 """Bytes that are read from a worker in one go."""
@@ -81,7 +82,7 @@ class Worker:
     def attend(
         self,
         loop: asyncio.AbstractEventLoop,
-        replied: Callable[[Worker, Reply], object],
+        replied: Callable[[Worker, Outcome], object],
         gone: Callable[[Worker, int | None], object],
     ) -> None:
         """Begins to hear the worker.
@@ -169,8 +170,8 @@ class Worker:
             if len(received) == end + second:
                 self._received = bytearray()
                 frame = memoryview(received)
-                reply: Reply = pickle.loads(frame[LENGTHS.size : end])  # noqa: S301 - from our own worker
-                self._replied(self, reply._replace(payload=frame[end:]))
+                outcome = Outcome(*pickle.loads(frame[LENGTHS.size : end]))  # noqa: S301 - from our own worker
+                self._replied(self, outcome._replace(payload=frame[end:]))
         return True
 
     def _ended(self) -> None:
