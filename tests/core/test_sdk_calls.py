@@ -185,14 +185,15 @@ def test_what_cannot_be_unpacked_says_where(function: Any, args: Any, said: str)
 
 
 def test_output_that_is_to_be_kept_in_files_is_kept_there(tmp_path: Path) -> None:
-    task = made(described(print, "said", sandbox=str(tmp_path), capture="files"))
-    assert task["stdout"] == str(tmp_path / "task.1.out")
+    task = made(described(print, "said", sandbox=str(tmp_path / "made"), capture="files"))
+    assert task["stdout"] == str(tmp_path / "made" / "task.1.out")
     assert Path(task["stdout"]).read_text() == "said\n"
 
 
 def test_output_that_has_no_place_fails_its_task(tmp_path: Path) -> None:
-    task = made(described(print, "said", sandbox=str(tmp_path / "missing"), capture="files"))
-    assert type(task["exception"]) is FileNotFoundError
+    (tmp_path / "file").touch()
+    task = made(described(print, "said", sandbox=str(tmp_path / "file" / "x"), capture="files"))
+    assert type(task["exception"]) is NotADirectoryError
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,16 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import cloudpickle  # type: ignore[import-untyped]
+from typing import Any, cast
 
 from rhapsody import BackendUnavailableError, TaskLostError
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.data import make_sandbox
+from rhapsody.sdk.calls import finish, order_of, pack, unpack
 from rhapsody.task import TaskDescription
 from rhapsody_mpi.plugin import CAPABILITIES
-from rhapsody_mpi.worker import work
+from rhapsody_mpi.worker import run_program, work
 
 
 class MPIBackend(SharedSandboxes, ManagedBackend):
@@ -110,10 +109,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         while self._free and self._waiting:
             uid, task = self._waiting.popitem(last=False)
             try:
-                if task["function"] is None:
-                    task["sandbox"] = make_sandbox(self.sandbox_of(task))
-                stop = str(self._stop_files / uid)
-                future = self._pool.submit(work, cloudpickle.dumps(task), stop)
+                future = self._pool.submit(work, self._packed(task))
             except Exception as error:  # an argument that cannot be pickled fails its task alone
                 task["exception"] = error
                 self.task_state_cb(task, states.FAILED)
@@ -125,18 +121,32 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
                 lambda done, uid=uid: self._loop.call_soon_threadsafe(self._ended, uid, done)
             )
 
+    def _packed(self, task: TaskDescription) -> bytes:
+        """What a worker is to do, packed. An executable is a call that runs it."""
+        if "sandbox" in task or task["function"] is None:
+            task["sandbox"] = make_sandbox(self.sandbox_of(task))
+        order = order_of(task, more={"stop": str(self._stop_files / task["uid"])})
+        if task["function"] is None:
+            call = {"function": run_program, "args": (task,), "kwargs": {}}
+            task = cast("TaskDescription", {**task, **call})
+            order = order._replace(capture=False)  # which running the program sees to
+        return pack(task, order, worker="an MPI worker")
+
     def _ended(self, uid: str, future: Any) -> None:
         states, task = self.get_task_states_map(), self._running.pop(uid)
         try:
-            task.update(cloudpickle.loads(future.result()))
-        except Exception as error:  # the pool broke, or the description could not be read
-            task["exception"] = TaskLostError(f"task {task['name']!r}: {error}")
-            task["exception"].__cause__ = error
-        if isinstance(task.get("exception"), asyncio.CancelledError):
+            error = finish(task, unpack(future.result()))
+        except Exception as problem:  # the pool broke, or the worker is of another version
+            error = task["exception"] = TaskLostError(f"task {task['name']!r}: {problem}")
+            error.__cause__ = problem
+        state = states.DONE if error is None else states.FAILED
+        if isinstance(error, asyncio.CancelledError):
             del task["exception"]
             state = states.CANCELED
-        else:
-            state = states.FAILED if "exception" in task or task.get("exit_code") else states.DONE
+        elif error is None and task["function"] is None:
+            ended = task.pop("return_value")
+            task["exit_code"], task["stdout"], task["stderr"] = ended
+            state = states.FAILED if ended.exit_code else states.DONE
         self._free += 1
         self.task_state_cb(task, state)
         if self._pool is not None:

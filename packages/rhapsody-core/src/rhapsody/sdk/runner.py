@@ -3,9 +3,9 @@
 The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend with a
 step of its own overrides that step of `Runner`.
 
-This file needs nothing but the standard library and cloudpickle, so that it can be sent to
-where Rhapsody is not installed, and run there as a program. Whatever travels is of Python's
-own types, apart from what is the user's, and begins with `PROTOCOL_VERSION`.
+This file needs the standard library and cloudpickle only, so that it can be sent to where
+Rhapsody is not installed, and run there. What travels is of Python's own types, but for what
+is the user's, and begins with `PROTOCOL_VERSION`.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Runner:
         """Return the outcome of a call that failed."""
         return _outcome(False, self.pack_error(error), False, output or _none)
 
-    # Steps that a backend may have ways of its own for.
+    # Steps to override:
 
     def load(self, call: Any) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
         """Unpack a call: its function and arguments."""
@@ -234,10 +234,7 @@ class Runner:
         return _none if order.capture is False else Captured(order)
 
     def context(self, order: Order) -> AbstractContextManager[Any]:
-        """Return what makes `rhapsody.current_task()` work. Does so where that is installed.
-
-        The one place here that asks for anything of Rhapsody's.
-        """
+        """Return what makes `rhapsody.current_task()` work, where that is installed."""
         try:
             from rhapsody.context import TaskContext, task_context
         except ImportError:
@@ -288,10 +285,11 @@ class Captured(Output):
 
     def __init__(self, order: Order) -> None:
         self._stem = os.path.join(order.directory or "", order.uid)
-        self._files = order.capture == "files"
-        self.directory = order.directory if self._files else None
+        self.directory = order.directory if order.capture == "files" else None
 
     def __enter__(self) -> Output:
+        if self.directory is not None:
+            os.makedirs(self.directory, mode=0o700, exist_ok=True)
         with ExitStack() as undo:
             undo.callback(self._redirect(1, "stdout"))
             undo.callback(self._redirect(2, "stderr"))
@@ -307,7 +305,7 @@ class Captured(Output):
         if former is not None:
             former.flush()
         path = f"{self._stem}.{name[3:]}"
-        file: Any = open(path, "w+b") if self._files else tempfile.TemporaryFile()  # noqa: SIM115
+        file: Any = open(path, "w+b") if self.directory else tempfile.TemporaryFile()  # noqa: SIM115
         kept = os.dup(number)
         os.dup2(file.fileno(), number)
         raw = os.fdopen(os.dup(number), "wb", 0)
@@ -324,8 +322,8 @@ class Captured(Output):
             with file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(0)
-                text = path if self._files else file.read(KEPT).decode("utf-8", "replace")
-            if size > KEPT and not self._files:
+                text = path if self.directory else file.read(KEPT).decode("utf-8", "replace")
+            if size > KEPT and not self.directory:
                 text += f"\n[cut: {size} bytes were printed]\n"
             setattr(self, name, text)
 
