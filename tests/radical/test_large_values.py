@@ -24,6 +24,7 @@ import pytest
 from rhapsody.errors import CapabilityError
 from rhapsody.testing import Driver
 from rhapsody_radical import call, calls
+from rhapsody_radical.client.raptor import OWN_CALL, OWN_WORKER, PROTOCOL
 from rhapsody_radical.functions import completed
 from tests.radical.pilots import backend
 
@@ -259,6 +260,44 @@ def test_workers_of_others_run_a_call_with_files(tmp_path: Path) -> None:
     encoded = pickle.loads(base64.b64decode(calls.python_task(order)))
     assert calls.unpack(pickle.loads(encoded["func"])(*encoded["args"]), task) is None
     assert task["return_value"] == MIB
+
+
+def test_our_own_worker_makes_a_call_where_nothing_of_ours_is_but_what_was_sent(
+    tmp_path: Path,
+) -> None:
+    for file in (OWN_WORKER, OWN_CALL, PROTOCOL):
+        (tmp_path / file.name).symlink_to(file)  # as RADICAL-Pilot puts them into a sandbox
+
+    def missing() -> Any:
+        found = []
+        for name in ("rhapsody", "rhapsody_radical"):
+            try:
+                import_module(name)
+            except ImportError as error:
+                found.append(str(error.name))
+        raise LookupError(*found)
+
+    task, order = packed(None, missing)
+    program = (
+        "import sys\n"
+        "sys.modules['rhapsody'] = sys.modules['rhapsody_radical'] = None\n"
+        "from _raptor_worker import Server\n"
+        "task = {'description': {'metadata': {'rhapsody': 'call'}, 'function': sys.argv[1]}}\n"
+        "server = Server()\n"
+        "print(server.start((1, 0)).call(task, []))\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, order],
+        cwd=tmp_path,
+        env={**os.environ, "RADICAL_BASE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    error = calls.unpack(said.split()[-1], task)
+    assert type(error) is LookupError
+    assert error.args == ("rhapsody", "rhapsody_radical")
 
 
 def test_what_a_call_starts_can_be_told_by_its_task(monkeypatch: pytest.MonkeyPatch) -> None:

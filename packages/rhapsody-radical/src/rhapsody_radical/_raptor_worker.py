@@ -4,8 +4,8 @@ RAPTOR's own worker never gives back the cores of a call that kills its process,
 cancel a call that runs and never says that one has begun. This one makes each call in a
 process of a pool, watches that process, ends it when the call is cancelled, and reports
 the call as running. What is not a call of ours it leaves to RAPTOR's own worker, which it
-derives from. It must import nothing of ours but `call.py`, which is beside it, also where
-both were copied to another file system.
+derives from. It must import nothing of ours but `call.py` and the core's `runner.py`, which are
+beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -371,15 +372,23 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
 
 
 def _runner() -> Callable[[str], str]:
-    """`call.run`, from its file: the package may not be installed here."""
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "call.py")
-    spec = importlib.util.spec_from_file_location("rhapsody_radical_call", path)
+    """`call.run`: its package, and the core that it needs, may not be installed here."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    protocol = os.path.join(here, "runner.py")
+    if os.path.exists(protocol):  # it was sent along, and is of the program's version
+        name = "rhapsody.sdk.runner"
+        sys.modules[name] = _module(name, protocol)
+    run: Callable[[str], str] = _module("rhapsody_radical_call", os.path.join(here, "call.py")).run
+    return run
+
+
+def _module(name: str, path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    run: Callable[[str], str] = module.run
-    return run
+    return module
 
 
 def _work(channel: Connection[Any, Any], run: Callable[[str], str]) -> None:

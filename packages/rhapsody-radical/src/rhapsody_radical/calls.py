@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache, cached_property
 from types import FunctionType
@@ -15,8 +15,9 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.errors import CapabilityError, TaskFailedError, add_note, rebuilt, set_cause
-from rhapsody.sdk.calls import RemoteTraceback
+from rhapsody.errors import CapabilityError
+from rhapsody.sdk import calls as protocol
+from rhapsody.sdk import runner
 from rhapsody.task import TaskDescription
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list
@@ -51,20 +52,15 @@ def pack(
         environment.update(dict.fromkeys(THREADS, str(resources.cores)))
     environment.update(task.get("environment", {}))
     environment.update(settings.get("environment") or {})
-    order = {
-        "uid": task["uid"],
-        "name": task["name"],
-        "attempt": task.get("attempt", 1),
-        "sandbox": task.get("sandbox"),
-        "timeout": task.get("timeout"),
-        "environment": environment,
-        "capture": capture,
+    environment["RP_TASK_ID"] = task["uid"]
+    more = {
         "path": own_path() if batch is None else batch.path,
         "pre_exec": as_list(settings.get("pre_exec")),
-        "directory": directory,
-        "call": _packed_call(task, directory, batch),
+        "values": directory,
     }
-    return base64.b64encode(pickle.dumps(order)).decode("ascii")
+    order = protocol.order_of(task, environment=environment, more=more)._replace(capture=capture)
+    packed = pickle.dumps((*order, _packed_call(task, directory, batch)), 5)
+    return base64.b64encode(packed).decode("ascii")
 
 
 def own_path() -> list[str]:
@@ -131,29 +127,15 @@ def _packed_call(task: TaskDescription, directory: str | None, batch: Batch | No
         function = task["function"] if batch is None else batch.once(task["function"])
         data, buffers = call.dump((function, task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
-        culprit = next((what for what, size in _parts(task) if size is None), "the call")
-        raise TypeError(
-            f"task {task['name']!r}: {culprit} cannot be pickled for a worker: "
-            f"{type(error).__name__}: {error}; pass data that can be"
-        ) from error
+        raise protocol.cannot_pack(task, error) from error
     if call.too_large(data, directory):
-        most, _ = max(_parts(task), key=lambda part: part[1] or 0)
+        part, value = max(
+            protocol.parts(task).items(), key=lambda each: len(cloudpickle.dumps(each[1]))
+        )
+        most = f"{part} ({type(value).__qualname__})"
         what = f"task {task['name']!r}: its call, whose largest part is {most},"
         raise CapabilityError(call.refusal(what, len(data)))
     return call.store(data, buffers, directory, f"{task['uid']}.arguments")
-
-
-def _parts(task: TaskDescription) -> Iterator[tuple[str, int | None]]:
-    """The parts of a call, in words, and their sizes: `None` for what cannot be pickled."""
-    parts: list[tuple[str, Any]] = [("the function", task["function"])]
-    parts += [(f"positional argument {i}", value) for i, value in enumerate(task["args"])]
-    parts += [(f"argument {name!r}", value) for name, value in task["kwargs"].items()]
-    for part, value in parts:
-        try:
-            size = len(cloudpickle.dumps(value))
-        except Exception:  # as above
-            size = None
-        yield f"{part} ({type(value).__qualname__})", size
 
 
 def _runner() -> bytes:
@@ -164,11 +146,14 @@ def _runner() -> bytes:
 
 @cache
 def _packed_runner() -> bytes:
-    cloudpickle.register_pickle_by_value(call)
+    shipped = (call, runner)
+    for module in shipped:
+        cloudpickle.register_pickle_by_value(module)
     try:
         packed: bytes = cloudpickle.dumps(call.run)
     finally:
-        cloudpickle.unregister_pickle_by_value(call)
+        for module in shipped:
+            cloudpickle.unregister_pickle_by_value(module)
     return packed
 
 
@@ -182,27 +167,13 @@ def python_task(order: str) -> str:
 
 
 def unpack(text: str, task: TaskDescription) -> BaseException | None:
-    """Puts a reply into a task's description.
+    """Puts an outcome into a task's description.
 
     Returns:
         The exception of a call that raised, with its traceback there as the cause.
     """
-    reply = pickle.loads(base64.b64decode(text))  # noqa: S301 - from our own worker
-    for name in ("stdout", "stderr"):
-        if name in reply:
-            task[name] = reply[name]
-    task["worker"] = f"{reply['host']}:{reply['pid']}"
     try:
-        payload = call.load(reply["payload"])
-    except BaseException as error:  # loading runs the objects' own code
-        add_note(error, f"while the result of task {task['name']!r} was unpacked")
+        outcome = protocol.unpack(base64.b64decode(text))
+    except runner.ProtocolVersionError as error:
         return error
-    if reply["done"]:
-        task["return_value"] = payload
-        return None
-    made = payload["error"]
-    if isinstance(made, tuple):
-        made = rebuilt(*made)
-    raised: BaseException = TaskFailedError(payload["kind"]) if made is None else made
-    set_cause(raised, RemoteTraceback(payload["text"]))
-    return raised
+    return protocol.finish(task, outcome, call.load)

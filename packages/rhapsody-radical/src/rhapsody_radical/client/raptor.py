@@ -18,6 +18,7 @@ from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
+from rhapsody.sdk import runner
 from rhapsody_radical import calls
 from rhapsody_radical.client.session import Pilot
 from rhapsody_radical.raptor_config import (
@@ -36,6 +37,7 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
     Path(__file__).parents[1] / name
     for name in ("_raptor_master.py", "_raptor_worker.py", "call.py")
 )
+PROTOCOL = Path(runner.__file__)
 ORDER = TASK_STATES[Generation.CURRENT]
 AGENT_SCHEDULING = "AGENT_SCHEDULING"
 BEFORE = ORDER[: ORDER.index(AGENT_SCHEDULING)]
@@ -199,7 +201,7 @@ class Raptor:
         for number, worker in enumerate(settings["workers"]):
             words = {key: value for key, value in worker.items() if key != "worker_type"}
             if is_own(worker):
-                self._make_own(words, OWN_CLASS, OWN_WORKER, OWN_CALL)
+                self._make_own(words, OWN_CLASS, OWN_WORKER, OWN_CALL, PROTOCOL)
             words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
             words.update(mode=rp.RAPTOR_WORKER, uid=f"{uid}.worker.{number:04d}")
             words.update(pilot=self._pilot.uid)
@@ -207,16 +209,17 @@ class Raptor:
         return Pair(master, master.submit_workers(descriptions), settings)
 
     def _make_own(self, words: dict[str, Any], name: str, *files: Path) -> None:
-        """Has a class of ours loaded from the first of some files, which are sent where needed."""
-        words.update(raptor_class=name, raptor_file=str(files[0]))
-        if self._pilot.shared:
-            return
+        """Has a class of ours loaded from the first of some files, which are sent along.
+
+        They are of two distributions, neither of which need be installed in the pilot.
+        """
+        action = rp.LINK if self._pilot.shared else rp.TRANSFER
         sent = [
-            {"source": str(file), "target": f"task:///{file.name}", "action": rp.TRANSFER}
+            {"source": str(file), "target": f"task:///{file.name}", "action": action}
             for file in files
         ]
         words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
-        words["raptor_file"] = files[0].name
+        words.update(raptor_class=name, raptor_file=files[0].name)
 
     def check(self, calls: Mapping[Pair, list[str]]) -> set[str]:
         """Gives up pairs whose master or worker has ended, or does not answer.
