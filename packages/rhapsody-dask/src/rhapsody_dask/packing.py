@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.data import InputFile, OutputFile
+from rhapsody.sdk.calls import cannot_pack
 from rhapsody.task import Reference, TaskDescription
 from rhapsody_dask.given import future_type, swapped
 from rhapsody_dask.worker.arguments import Value, file_here, value_here
@@ -27,6 +28,8 @@ PLAIN = frozenset({int, float, bool, type(None), complex})
 
 FLAT = (bytes, str, bytearray)
 """Types whose length tells how big they are, packed."""
+
+CURE = "pass data that can be, or run the task on the local backend's threads"
 
 STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFile, OutputFile}
 """Types that are never packed by themselves."""
@@ -209,25 +212,7 @@ class Packer:
         try:
             return dumps(value, protocol=5, **options)
         except Exception as error:  # pickling runs the objects' own code
-            part, culprit, reason = _culprit(task, error)
-            raise TypeError(
-                f"task {task['name']!r}: {part} ({type(culprit).__qualname__}) cannot be pickled "
-                f"for a Dask worker: {reason}; pass data that can be, or run the task on the local "
-                "backend's threads"
-            ) from error
-
-
-def _culprit(task: TaskDescription, error: Exception) -> tuple[str, Any, str]:
-    """Which part of a call cannot be pickled: in words, itself, and why."""
-    parts: list[tuple[str, Any]] = [("the function", task["function"])]
-    parts += [(f"positional argument {i}", value) for i, value in enumerate(task["args"])]
-    parts += [(f"argument {name!r}", value) for name, value in task["kwargs"].items()]
-    for part, value in parts:
-        try:
-            cloudpickle.dumps(value)
-        except Exception as found:  # pickling runs the objects' own code
-            return part, value, f"{type(found).__name__}: {found}"
-    return "the call", task["function"], f"{type(error).__name__}: {error}"
+            raise cannot_pack(task, error, worker="a Dask worker", cure=CURE) from error
 
 
 def _reduce_file(file: Any) -> tuple[Any, ...]:

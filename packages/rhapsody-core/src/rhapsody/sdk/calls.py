@@ -24,6 +24,20 @@ from rhapsody.sdk.runner import (
 )
 from rhapsody.task import TaskDescription
 
+__all__ = [
+    "RemoteTraceback",
+    "cannot_pack",
+    "finish",
+    "order_of",
+    "pack",
+    "pack_call",
+    "parts",
+    "report",
+    "result",
+    "unpack",
+    "unpack_error",
+]
+
 WORKER = "a worker"
 CURE = "pass data that can be"
 

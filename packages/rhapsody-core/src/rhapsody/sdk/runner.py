@@ -27,6 +27,11 @@ from pathlib import Path
 from types import CoroutineType
 from typing import Any, Literal, NamedTuple
 
+__all__ = [
+    "PROTOCOL_VERSION", "Captured", "Environment", "Order", "Outcome", "Output",
+    "ProtocolVersionError", "Runner", "known", "pack_error", "require_version", "trimmed",
+]  # fmt: skip
+
 PROTOCOL_VERSION = 1
 """Raised by each change after which one side of a call could not understand the other."""
 
@@ -147,13 +152,9 @@ class Runner:
     own_files: tuple[str, ...] = (__file__,)
 
     def run(self, packed: bytes) -> bytes:
-        """Make a call. Whatever goes wrong is its outcome: nothing is raised.
+        """Make a call that `rhapsody.sdk.calls.pack` packed, and return its outcome for `unpack`.
 
-        Args:
-            packed: What `rhapsody.sdk.calls.pack` made of it.
-
-        Returns:
-            The outcome, for `rhapsody.sdk.calls.unpack`.
+        Whatever goes wrong is the outcome: nothing is raised.
         """
         try:
             *fields, call = loads(packed)
@@ -207,8 +208,13 @@ class Runner:
         return function, args, kwargs
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run the coroutine of an asynchronous function to its end."""
-        return awaited(coroutine)
+        """Run the coroutine of an asynchronous function to its end, on a loop of its own."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(coroutine)
+        with ThreadPoolExecutor(1) as pool:  # another loop runs on this thread
+            return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
 
     def pack(self, value: Any) -> Any:
         """Pack what a call returned, or raised."""
@@ -346,16 +352,6 @@ def limit_threads(cores: int) -> None:
     if former is not None:
         with suppress(ImportError):
             importlib.import_module("threadpoolctl").threadpool_limits(cores)
-
-
-def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine on a loop of its own, on another thread where this one runs a loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(contextvars.copy_context().run, asyncio.run, coroutine).result()
 
 
 # Values and exceptions as bytes.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.backends.local.worker import pack_error
-from rhapsody.errors import set_traceback, traceback_of
+from rhapsody.sdk.loops import OWN_FILES
+from rhapsody.sdk.runner import pack_error, trimmed
 
 BIG = 1 << 20
 """Bytes from which a buffer travels beside the pickle instead of in it."""
@@ -22,7 +22,7 @@ BIG = 1 << 20
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
 """What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
 
-_OWN_FILES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+_OWN_FILES = (*OWN_FILES, os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
 
 
 class Order(NamedTuple):
@@ -115,12 +115,15 @@ class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
         return TaskRaised, (self.reply, self.uid, *self.args)
 
 
+def packed_error(error: BaseException) -> bytes:
+    """An exception as bytes, with the traceback from the user's code on."""
+    packed: bytes = pack_error(trimmed(error, _OWN_FILES))
+    return packed
+
+
 def failure(error: BaseException) -> Reply:
-    """Return the reply for an exception, with the traceback from the user's code on."""
-    trace = traceback_of(error)
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        trace = trace.tb_next
-    return Reply(FAILED, pack_error(set_traceback(error, trace)))
+    """Return the reply for an exception."""
+    return Reply(FAILED, packed_error(error))
 
 
 def key_of(name: str, session: str, uid: str) -> str:

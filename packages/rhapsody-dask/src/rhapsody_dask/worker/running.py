@@ -7,13 +7,12 @@ tries again by itself.
 
 from __future__ import annotations
 
-import os
+import asyncio
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from types import CoroutineType
 from typing import Any, cast
 
 from distributed import get_worker, secede
@@ -22,13 +21,12 @@ from rhapsody.context import task_context
 from rhapsody.errors import (
     BackendUnavailableError,
     CapabilityError,
-    add_note,
     describe_error,
 )
 from rhapsody.sdk.calls import unpack_error
-from rhapsody.sdk.capture import Recorder, recording, streams
+from rhapsody.sdk.capture import Recorded
 from rhapsody.sdk.loops import WorkerLoop
-from rhapsody.sdk.runner import pack_error
+from rhapsody.sdk.runner import Environment, Runner
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -41,6 +39,7 @@ from rhapsody_dask.worker.messages import (
     TaskRaised,
     failure,
     pack,
+    packed_error,
     unpack,
 )
 from rhapsody_dask.worker.site import Running, Site, site_of
@@ -122,19 +121,18 @@ def worker_loop() -> WorkerLoop:
 def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> Reply:
     more = order.more
     sandbox = _prepare(site, order, running, values) if more else None
-    capture = more.get("capture", True)
-    recorder = None if capture is False else Recorder(sandbox, files=capture == "files")
-    streams.ensure()
+    runner = _Runner(site, order, running, values, sandbox)
     with (
         _environment(site, order),
-        recording(recorder),
+        Recorded(sandbox, more.get("capture", True)) as output,
         task_context(running.context),
     ):
-        reply = _outcome(site, order, running, values, sandbox)
-    if recorder is not None:
-        out, err = recorder.result("stdout"), recorder.result("stderr")
-        if out or err:
-            reply.more = {"stdout": out, "stderr": err}
+        done, outcome, _ = runner.answer(order.name, order)
+    reply = Returned(DONE, *outcome) if done else Reply(FAILED, outcome)
+    if running.cancelled:
+        reply = Reply(CANCELED)
+    if output.stdout or output.stderr:
+        reply.more = {"stdout": output.stdout, "stderr": output.stderr}
     if sandbox is not None:
         reply.more = {**(reply.more or {}), "sandbox": sandbox}
         if "ship" in more:
@@ -154,39 +152,48 @@ def _prepare(site: Site, order: Order, running: Running, values: Sequence[Any]) 
     return sandbox
 
 
-def _outcome(
-    site: Site, order: Order, running: Running, values: Sequence[Any], sandbox: str | None
-) -> Reply:
-    try:
-        function, args, kwargs = _unpacked(order, values, sandbox)
-    except ModuleNotFoundError as error:
-        return failure(_missing(error, order, site))
-    except BaseException as error:  # loading runs the objects' own code
-        add_note(error, f"while task {order.name!r} was unpacked on worker {site.address}")
-        return failure(error)
-    if running.cancelled:
-        return Reply(CANCELED)
-    try:
-        value = function(*args, **kwargs)
-        if isinstance(value, CoroutineType):
-            loop = site.waiting if order.more.get("cores") == 0 else worker_loop()
-            value = loop.run(value, partial(_stoppable, running))
-    except BaseException as error:  # whatever a task raises is its result
-        return Reply(CANCELED) if running.cancelled else failure(error)
-    finally:
-        del function, args, kwargs
-        running.stop = None
-    if running.cancelled:
-        return Reply(CANCELED)
-    try:
-        payload, buffers = pack(value)
-    except Exception as error:  # pickling runs the objects' own code
-        problem = TypeError(
-            f"task {order.name!r}: its result ({type(value).__qualname__}) cannot be pickled back "
-            f"from the worker: {type(error).__name__}: {error}; return data that can be"
-        )
-        return failure(problem)
-    return Returned(DONE, payload, buffers)
+class _Runner(Runner):
+    """Makes one call, with values that Dask holds among its arguments."""
+
+    worker = "the worker"
+    own_files = _OWN_FILES
+
+    def __init__(
+        self,
+        site: Site,
+        order: Order,
+        running: Running,
+        values: Sequence[Any],
+        sandbox: str | None,
+    ) -> None:
+        self.place = f"on worker {site.address}"
+        self._site = site
+        self._order = order
+        self._running = running
+        self._values = values
+        self._sandbox = sandbox
+
+    def load(self, call: Order) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        try:
+            unpacked = _unpacked(call, self._values, self._sandbox)
+        except ModuleNotFoundError as error:
+            raise _missing(error, call, self._site) from None
+        if self._running.cancelled:
+            raise asyncio.CancelledError
+        return unpacked
+
+    def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        loop = self._site.waiting if self._order.more.get("cores") == 0 else worker_loop()
+        try:
+            return loop.run(coroutine, partial(_stoppable, self._running))
+        finally:
+            self._running.stop = None
+
+    def pack(self, value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
+        return pack(value)
+
+    def pack_error(self, error: BaseException) -> bytes:
+        return packed_error(error)
 
 
 def _stoppable(running: Running, loop: Any, task: Any) -> None:
@@ -227,25 +234,14 @@ def _missing(error: ModuleNotFoundError, order: Order, site: Site) -> ModuleNotF
     )
 
 
-@contextmanager
-def _environment(site: Site, order: Order) -> Iterator[None]:
+def _environment(site: Site, order: Order) -> AbstractContextManager[None]:
     variables: Mapping[str, str] | None = order.more.get("environment")
     if not variables:
-        yield
-        return
+        return nullcontext()
     if site.threads > 1:
         raise CapabilityError(
             f"task {order.name!r} sets environment variables, which the {site.threads} threads of "
             f"worker {site.address} share; start workers of one thread each: "
             "DaskExecutionBackend({'threads': 1}) or `dask worker --nthreads 1`"
         )
-    former = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return Environment(variables)
