@@ -177,6 +177,7 @@ class _NumberWhereItIsLoaded:
         (len, (_NumberWhereItIsLoaded(),), "while task 'one' was unpacked on its worker"),
         (_NumberWhereItIsLoaded, (), f"came back from worker process {os.getpid()} of task 'one'"),
     ],
+    ids=["arguments", "result"],
 )
 def test_what_cannot_be_unpacked_says_where(function: Any, args: Any, said: str) -> None:
     error = made(described(function, *args))["exception"]
