@@ -42,6 +42,7 @@ MODULES = [
 
 EXPORTING = [
     "rhapsody",
+    "rhapsody.backends.commands",
     "rhapsody.sdk.calls",
     "rhapsody.sdk.capture",
     "rhapsody.sdk.executables",

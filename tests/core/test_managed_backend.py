@@ -110,6 +110,20 @@ async def test_a_task_that_waits_for_a_slot_is_cancelled_where_that_is_declared(
         await within(driver.running(last if answers[1] else waits))
 
 
+async def test_a_backend_whose_tasks_wait_says_itself_when_one_runs() -> None:
+    backend = Gated(cancel_executables="running")
+    backend.running_when_called = False
+    async with backend, Driver(backend) as driver:
+        (task,) = tasks(driver, "a")
+        await driver.submit(task)
+        await until(lambda: backend.began)
+        assert driver.history(task) == []
+        backend.task_state_cb(task, RUNNING)
+        backend.gates["a"].set_result(1)
+        await within(driver.finished(task))
+        assert driver.history(task) == [RUNNING, TasksMainStates.DONE]
+
+
 async def test_services_need_no_slot() -> None:
     async with Gated(1) as backend, Driver(backend) as driver:
         service, task = *tasks(driver, "s", is_service=True), *tasks(driver, "t")

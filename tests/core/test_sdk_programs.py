@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import TaskFailedError
+from rhapsody.sdk._groups import alive
 from rhapsody.sdk.executables import TaskProgram, task_environment
 from rhapsody.sdk.services import TaskService
 from rhapsody.task import TaskDescription
@@ -28,14 +28,6 @@ def described(tmp_path: Path, command: str, **keys: Any) -> TaskDescription:
         **keys,
     }
     return task  # type: ignore[no-any-return]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.killpg(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def test_a_program_leaves_its_results_in_the_description(tmp_path: Path) -> None:

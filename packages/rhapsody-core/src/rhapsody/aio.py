@@ -42,6 +42,22 @@ async def end_of(future: asyncio.Future[None]) -> None:
     future.result()
 
 
+async def wait_through(future: asyncio.Future[Any], cancel: Callable[[], object]) -> bool:
+    """Waits until a future is done, whoever cancels the wait: then `cancel` is called.
+
+    Returns:
+        Whether that was so; the caller raises `CancelledError` where it is done.
+    """
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            cancelled = True
+            cancel()
+    return cancelled
+
+
 def on_loop(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
     """Makes a call on a loop's thread and waits for what it returns. Any thread."""
     if asyncio._get_running_loop() is loop or not loop.is_running():

@@ -89,6 +89,9 @@ class ManagedBackend(BaseExecutionBackend):
             besides. `None`: as many as there are.
 
     Attributes:
+        running_when_called: Tasks are reported as running just before `run_task` is called.
+            `False` where it hands them to a system that has them wait: then it reports
+            RUNNING itself, by `task_state_cb`, when the work begins.
         open_tasks: The tasks that have not ended, by uid: `accept` puts the description in, a
             terminal `task_state_cb` takes it out. A backend that keeps more of a task may put
             its own record in the description's place.
@@ -99,6 +102,7 @@ class ManagedBackend(BaseExecutionBackend):
 
     capabilities: Capabilities = Capabilities(reports_running=True)
     canonical_states = True  # for `StateMapper`, where nothing else is registered
+    running_when_called: bool = True
 
     def __init__(self, max_running: int | None = None) -> None:
         if max_running is not None and (type(max_running) is not int or max_running < 1):
@@ -132,7 +136,7 @@ class ManagedBackend(BaseExecutionBackend):
         Called once per task by `submit_tasks`, each call in an asyncio task of
         its own, which is cancelled by `cancel_task` and `shutdown`. The task is
         reported as running just before: work that waits in here runs into its
-        time-out. `max_running` is the place to wait.
+        time-out. `max_running` is the place to wait, or see `running_when_called`.
 
         Returns:
             A function's return value, or a `CompletedExecutable`.
@@ -314,7 +318,7 @@ class ManagedBackend(BaseExecutionBackend):
             deadline=time.time() + task["timeout"] if "timeout" in task else None,
         )
         try:
-            if self.capabilities.reports_running:
+            if self.running_when_called and self.capabilities.reports_running:
                 self.task_state_cb(task, states.RUNNING)
             with task_context(context):
                 result = await self.run_task(task)

@@ -11,7 +11,9 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
+from rhapsody.aio import wait_through
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.sdk._outputs import ProgramOutput
 from rhapsody.sdk.processes import Program
@@ -154,16 +156,9 @@ class TaskProgram:
             OSError: Its output cannot be read.
         """
         exited = self._program.exited
-        cancelled: asyncio.CancelledError | None = None
-        while not exited.done():
-            try:
-                await asyncio.wait([exited])
-            except asyncio.CancelledError as error:  # nobody is told before the group is gone
-                cancelled = error
-                self.terminate(grace)
-        if cancelled is not None:
+        if await wait_through(exited, partial(self.terminate, grace)):
             self._close()
-            raise cancelled
+            raise asyncio.CancelledError
         return await self._collect(exited.result())
 
     async def _collect(self, code: int) -> int:

@@ -1,0 +1,57 @@
+"""The shell script that runs an executable task as a job, and what it leaves in the sandbox.
+
+For systems that may forget a job when it has ended: output and exit code are in files.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file
+from rhapsody.task import TaskDescription
+
+SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
+
+
+def write_script(task: TaskDescription) -> str:
+    """Write the script that runs a task; its path."""
+    executable, arguments = str(task["executable"]), task.get("arguments")
+    command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
+    if variables := task.get("environment"):
+        command = ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
+    out, err = OUTPUT_FILES if task.get("capture", True) else (os.devnull, os.devnull)
+    place = task["sandbox"]
+    with open(os.path.join(place, STDIN), "w", encoding="utf-8") as file:
+        file.write(task.get("stdin") or "")
+    path = os.path.join(place, SCRIPT)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(
+            f"#!/bin/sh\ncd {shlex.quote(place)} && exec <{STDIN} || exit\n"
+            f"rm -f {SCRIPT} {STDIN}\n"  # they are open, and no files of the task's
+            f"{shlex.join(command)} >{out} 2>{err}\n"
+            f"code=$?\necho $code >{CODE}.new && mv {CODE}.new {CODE}\nexit $code\n"
+        )
+    os.chmod(path, 0o700)
+    return path
+
+
+def exit_code(task: TaskDescription) -> int | None:
+    """The exit code that a job has left, `None` where it has left none."""
+    try:
+        with open(os.path.join(task["sandbox"], CODE), encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None
+
+
+def output(task: TaskDescription) -> tuple[str, str]:
+    """What a job has printed, as its task's `capture` wants it; reads files."""
+    capture = task.get("capture", True)
+    if not capture:
+        return "", ""
+    out, err = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
+    if capture == "files":
+        return out, err
+    return end_of_file(out, sys.maxsize), end_of_file(err, sys.maxsize)

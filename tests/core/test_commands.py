@@ -1,0 +1,211 @@
+"""A backend on a system of commands: when it asks, what it reports, what it makes of silence."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import TasksMainStates, WorkflowEngine
+from rhapsody.backends.commands import CommandBackend, run_command
+from rhapsody.errors import BackendError, TaskLostError
+from rhapsody.sdk.threads import in_thread
+from rhapsody.testing import Driver
+from tests import slurm
+from tests.core.batch_system import documented, install
+from tests.core.scripted import within
+
+pytestmark = pytest.mark.asyncio
+
+DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
+
+
+@pytest.fixture
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return install(tmp_path, monkeypatch)
+
+
+@pytest_asyncio.fixture
+async def driver(spool: Path) -> AsyncIterator[Driver]:
+    backend = documented()
+    backend.ask_every = 0.2
+    async with backend, Driver(backend) as driver:
+        yield driver
+
+
+async def job_of(spool: Path) -> int:
+    """The first job in the queue, once there is one: the system tells nobody."""
+    return int(await in_thread(partial(look, lambda: sorted(spool.glob("[0-9]*"))[0].name)))
+
+
+async def asked(spool: Path, times: int) -> None:
+    """Waits until the system was asked so often."""
+
+    def enough() -> str:
+        return (spool / "asked").read_text().split()[times - 1]
+
+    await in_thread(partial(look, enough))
+
+
+def look(there: Callable[[], str]) -> str:
+    until = time.monotonic() + 20
+    while True:
+        try:
+            return there()
+        except (IndexError, FileNotFoundError):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
+async def test_a_job_has_its_arguments_variables_input_and_directory(driver: Driver) -> None:
+    command = ["sh", "-c", 'cat; echo "$X|$1"; pwd; ls -A; exit 3', "sh", "an 'odd' word"]
+    task = driver.command(command, environment={"X": "a b"}, stdin="in\n")
+    end = await within(driver.run_one(task))
+    assert (end.state, end.exit_code) == (FAILED, 3)
+    printed = f"in\na b|an 'odd' word\n{task['sandbox']}\n.rhapsody.stderr\n.rhapsody.stdout\n"
+    assert end.stdout == printed
+
+
+async def test_a_job_in_the_queue_is_not_reported_as_running(driver: Driver, spool: Path) -> None:
+    (spool / "waits").touch()
+    task = driver.command("sleep 60")
+    await driver.submit(task)
+    await asked(spool, 2)
+    assert driver.history(task) == []
+
+
+async def test_a_job_that_waits_is_cancelled(driver: Driver, spool: Path) -> None:
+    (spool / "waits").touch()
+    task = driver.command("sleep 60")
+    await driver.submit(task)
+    await job_of(spool)
+    assert await driver.cancel(task)
+    assert (await within(driver.finished(task))).state is CANCELED
+    assert driver.history(task) == [CANCELED]
+
+
+async def test_nothing_is_asked_while_there_are_no_jobs(driver: Driver, spool: Path) -> None:
+    await within(driver.run(*(driver.command("true") for _ in range(5))))
+    before = (spool / "asked").read_text()
+    await asyncio.sleep(0.6)
+    assert (spool / "asked").read_text() == before
+
+
+async def test_a_job_that_somebody_killed_is_lost(driver: Driver, spool: Path) -> None:
+    driver.backend.patience = 0.3
+    task = driver.command("sleep 60")
+    await driver.submit(task)
+    await within(driver.running(task))
+    job = await job_of(spool)
+    os.killpg(job, signal.SIGKILL)
+    (spool / str(job)).unlink()
+    end = await within(driver.finished(task))
+    assert isinstance(end.error, TaskLostError)
+    assert f"job {job} of task 'command' was lost: it is gone" in str(end.error)
+
+
+async def test_an_outage_is_lived_through(driver: Driver, spool: Path) -> None:
+    (spool / "down").touch()
+    task = driver.command("echo out")
+    await driver.submit(task)
+    await job_of(spool)
+    await asyncio.sleep(0.3)
+    (spool / "down").unlink()
+    assert (await within(driver.finished(task))).stdout == "out\n"
+
+
+async def test_tasks_are_lost_where_the_system_never_answers(
+    driver: Driver, spool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.backend.patience = 0.3
+    (spool / "down").touch()
+    end = await within(driver.run_one(driver.command("true")))
+    assert isinstance(end.error, TaskLostError)
+    assert "no controller" in str(end.error)
+    assert "no answer about its jobs" in caplog.text
+
+
+class Slow(CommandBackend):
+    """Its submission takes until a gate is opened."""
+
+    name = "slow-commands"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.there: dict[str, bool] = {}
+
+    async def submit_job(self, task: Any, script: str) -> str:
+        self.begun.set()
+        await self.gate.wait()
+        self.there["job"] = False
+        return "job"
+
+    async def ask_jobs(self, jobs: Sequence[str]) -> Mapping[str, bool]:
+        return dict(self.there)
+
+    async def cancel_jobs(self, jobs: Sequence[str]) -> None:
+        for job in jobs:
+            del self.there[job]
+
+
+async def test_a_job_that_is_cancelled_while_it_is_submitted_is_cancelled_there() -> None:
+    async with Slow() as backend, Driver(backend) as driver:
+        task = driver.command("true")
+        await driver.submit(task)
+        await within(backend.begun.wait())
+        assert await driver.cancel(task)
+        assert backend.there == {}
+        backend.gate.set()
+        assert (await within(driver.finished(task))).state is CANCELED
+        assert backend.there == {}
+
+
+async def test_a_command_that_fails_says_what_it_said() -> None:
+    assert await run_command("echo", "a  b") == "a  b\n"
+    with pytest.raises(BackendError, match=r"ls /nowhere ended with 2: .*No such file"):
+        await run_command("ls", "/nowhere")
+    with pytest.raises(BackendError, match="'no-such-command' cannot be started"):
+        await run_command("no-such-command")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(slurm.why_not() is not None, reason=str(slurm.why_not()))
+async def test_the_documented_backend_runs_a_workflow_on_slurm(tmp_path: Path) -> None:
+    directory = tmp_path / "slurm"
+    directory.mkdir()
+    with slurm.slurm(directory):
+        backend = documented({"partition": "debug"})
+        async with WorkflowEngine.create(backend, work_dir=tmp_path / "work") as flow:
+
+            @flow.executable_task
+            async def job(text: str) -> str:
+                return f'echo "$SLURM_JOB_ID:{text}"'
+
+            @flow.executable_task(resources={"memory": "900 GB"})
+            async def big() -> str:
+                return "true"
+
+            @flow.executable_task
+            async def long() -> str:
+                return "sleep 600"
+
+            running = long()
+            first = await asyncio.wait_for(job("first"), 60)
+            second = await asyncio.wait_for(job(first.partition(":")[2].strip()), 60)
+            assert second.partition(":")[2] == "first\n"
+            assert first.partition(":")[0].isdigit()
+            with pytest.raises(Exception, match="no node has its memory"):
+                await asyncio.wait_for(big(), 60)
+            assert running.cancel()
+            await asyncio.wait_for(running.ended(), 60)
+        slurm.until_no_jobs()
