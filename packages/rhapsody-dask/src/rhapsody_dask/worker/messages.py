@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.sdk.loops import OWN_FILES
+from rhapsody.sdk.loops import OWN_FILES as LOOPS_FILES
 from rhapsody.sdk.runner import pack_error, trimmed
 
 BIG = 1 << 20
@@ -22,7 +22,7 @@ BIG = 1 << 20
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
 """What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
 
-_OWN_FILES = (*OWN_FILES, os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
+OWN_FILES = (*LOOPS_FILES, os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
 
 
 class Order(NamedTuple):
@@ -117,7 +117,7 @@ class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
 
 def packed_error(error: BaseException) -> bytes:
     """An exception as bytes, with the traceback from the user's code on."""
-    packed: bytes = pack_error(trimmed(error, _OWN_FILES))
+    packed: bytes = pack_error(trimmed(error, OWN_FILES))
     return packed
 
 

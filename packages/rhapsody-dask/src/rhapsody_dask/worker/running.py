@@ -33,6 +33,7 @@ from rhapsody_dask.worker.messages import (
     DEPENDENCY,
     DONE,
     FAILED,
+    OWN_FILES,
     Order,
     Reply,
     Returned,
@@ -156,7 +157,7 @@ class _Runner(Runner):
     """Makes one call, with values that Dask holds among its arguments."""
 
     worker = "the worker"
-    own_files = _OWN_FILES
+    own_files = OWN_FILES
 
     def __init__(
         self,
