@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import InputFile, OutputFile, link_all, link_into
-from rhapsody.engine import files
+from rhapsody.staging import files
 from rhapsody.task import Outcome, TaskDescription
 
 FULL = Capabilities(files=True, sandboxes=True, shared_file_system=True)

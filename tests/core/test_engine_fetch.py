@@ -19,8 +19,8 @@ import pytest_asyncio
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import InputFile, link_into
-from rhapsody.engine.files import Stager
 from rhapsody.errors import DataError
+from rhapsody.staging.files import Stager
 from rhapsody.task import TaskDescription
 
 pytestmark = pytest.mark.asyncio

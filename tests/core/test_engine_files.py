@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from rhapsody.backends.base import Capabilities
 from rhapsody.data import InputFile, OutputFile
-from rhapsody.engine.files import leads_into
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.staging.files import leads_into
 from rhapsody.task import Outcome
 from tests.core.staging import Linking, Stager, describe, ended, link
 

@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.data import InputFile
-from rhapsody.engine.sandboxes import Fate, Sandbox
+from rhapsody.staging.sandboxes import Fate, Sandbox
 from tests.core.staging import Linking, Stager, describe, ended, link
 
 pytestmark = pytest.mark.asyncio
@@ -258,7 +258,7 @@ async def test_removals_that_fail_are_said_once_and_reach_nobody(
 
     stager = Stager(work, "none")
     outcomes = [ended(stager, f"u.{n}") for n in range(3)]
-    monkeypatch.setattr("rhapsody.engine.sandboxes.shutil.rmtree", refuse)
+    monkeypatch.setattr("rhapsody.staging.sandboxes.shutil.rmtree", refuse)
     with caplog.at_level(logging.WARNING):
         await stager.close()
     assert len(outcomes) == 3
@@ -279,7 +279,7 @@ async def test_the_loop_goes_on_while_a_sandbox_is_removed(
 
     stager = Stager(work, "none")
     outcome = ended(stager)
-    monkeypatch.setattr("rhapsody.engine.sandboxes.shutil.rmtree", slow)
+    monkeypatch.setattr("rhapsody.staging.sandboxes.shutil.rmtree", slow)
     closing = asyncio.create_task(stager.close())
     async with asyncio.timeout(10):
         assert await asyncio.to_thread(began.wait, 10)

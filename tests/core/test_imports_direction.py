@@ -27,6 +27,7 @@ ORDER = [
     "sdk",
     "plugins",
     "backends",
+    "staging",
     "engine",
     "observers",
     "wfformat",

@@ -175,7 +175,7 @@ async def test_an_error_in_the_engine_is_not_a_bare_cancelled_error(
         def broken(*_: Any, **__: Any) -> Any:
             raise ZeroDivisionError("a fault of ours")
 
-        from rhapsody.engine.dispatch import Lane
+        from rhapsody.engine.lanes import Lane
 
         monkeypatch.setattr(Lane, "_take", broken)
         last = part()

@@ -1,4 +1,4 @@
-"""Which backends an engine works with, from what its user gave, started."""
+"""Which backends an engine works with: what it knows of each, and how they are started."""
 
 from __future__ import annotations
 
@@ -12,12 +12,71 @@ from typing import Any
 from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.catalog import normalise
 from rhapsody.backends.discovery import get_backend
+from rhapsody.capabilities import Capabilities
 from rhapsody.errors import describe_error
+from rhapsody.states import TasksMainStates
 
 logger: logging.Logger = logging.getLogger("rhapsody.engine")
 
 DRY_RUN = "noop"
 EMBEDDED = "local"
+
+
+class Attached:
+    """A backend and what it is called in one engine.
+
+    Args:
+        backend: The backend, started.
+        name: What it is called.
+
+    Attributes:
+        capabilities: What it can do.
+        dry: Whether it runs nothing.
+        states: Its `StateMapper`.
+        occupied: How many tasks it has that count against `max_pending`.
+    """
+
+    __slots__ = ("_native", "backend", "capabilities", "dry", "name", "occupied", "states")
+
+    def __init__(self, backend: BaseExecutionBackend, name: str) -> None:
+        self.backend = backend
+        self.name = name
+        self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
+        self.dry: bool = getattr(backend, "dry", False) is True
+        self.states: Any = backend.get_task_states_map()
+        self._native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
+        self.occupied: int = 0
+
+    def main_state(self, native: Any) -> TasksMainStates | None:
+        """The canonical state for one of the backend's, `None` for one nobody registered."""
+        try:
+            return self._native[native]
+        except (KeyError, TypeError):
+            pass
+        try:
+            main = self.states.to_main_state(native)
+        except (ValueError, TypeError):
+            return None
+        return TasksMainStates(main)
+
+
+def find(backends: Mapping[str, Attached], name: str) -> Attached:
+    """The attached backend of a name; names are compared as the registry does.
+
+    Raises:
+        ValueError: No backend of that name is attached.
+    """
+    found = backends.get(name)
+    if found is None:
+        key = normalise(name)
+        found = next((one for own, one in backends.items() if normalise(own) == key), None)
+    if found is None:
+        raise ValueError(
+            f"no backend {name!r} is attached to this engine; there are: "
+            f"{', '.join(map(repr, backends))}. Attach it with "
+            "WorkflowEngine.create(backends=[...])"
+        )
+    return found
 
 
 async def attach(

@@ -15,18 +15,15 @@ from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from rhapsody.context import running_task
-from rhapsody.engine.life import Event, Future, Work
-from rhapsody.errors import is_a
+from rhapsody.engine.background import Background
+from rhapsody.engine.life import Work
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
 from rhapsody.quantities import seconds
-from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
-
-if TYPE_CHECKING:
-    from rhapsody.engine.node import Node
-    from rhapsody.engine.runtime import Runtime
 
 T = TypeVar("T")
 
@@ -184,28 +181,37 @@ def _check_cycle(me: Node, node: Node) -> None:
 
 
 class Blocks:
-    """Runs the blocks of one engine."""
+    """Runs the blocks of one engine.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    Args:
+        machine: Is told how they end.
+        background: Makes the calls on the loop.
+        values: Fills in a node's arguments.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        background: Background,
+        values: Callable[[Node], tuple[tuple[Any, ...], dict[str, Any]]],
+    ) -> None:
+        self._machine = machine
+        self._background = background
+        self._values = values
         self._threads: dict[Node, threading.Thread] = {}
         self._woken: dict[Node, asyncio.Future[None]] = {}  # until their threads have ended
 
     def start(self, node: Node) -> None:
         """Starts a block whose dependencies have ended."""
-        runtime = self._runtime
-        node.step(Event.RUN)
-        node.future._backend = None
-        if runtime.observed:
-            runtime.observe(node, TasksMainStates.RUNNING)
+        self._machine.run(node)
         extra = node.more()
         context = extra.context or contextvars.copy_context()
         context.run(enclosing_block.set, node)
         try:
-            args, kwargs = runtime.values(node)
+            args, kwargs = self._values(node)
             coroutine = node.task.function(*args, **kwargs) if node.task.is_async else None
         except (Exception, SystemExit) as error:  # of what the user gave: it fails alone
-            runtime.graph.fail(node, error)
+            self._machine.end_block(node, None, error)
             return
         if coroutine is not None:
             self._run(node, coroutine, context)
@@ -220,13 +226,13 @@ class Blocks:
         try:
             thread.start()
         except RuntimeError as error:  # the system has no more threads to give
-            runtime.loop.call_soon(self._ended, node, None, error)
+            self._background.soon(partial(self._ended, node, None, error))
 
     def _run(
         self, node: Node, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
     ) -> None:
-        block = self._runtime.loop.create_task(coroutine, name=node.future.uid, context=context)
-        guarded = self._runtime.guarded
+        block = self._background.loop.create_task(coroutine, name=node.future.uid, context=context)
+        guarded = self._background.guarded
         block.add_done_callback(lambda task: guarded(partial(self._async_ended, node, task)))
         node.more().block = block
 
@@ -237,7 +243,7 @@ class Blocks:
         if node.extra.block is not None:
             node.extra.block.cancel()
         elif node.extra.in_wait and node not in self._woken:
-            self._woken[node] = self._runtime.loop.create_future()
+            self._woken[node] = self._background.loop.create_future()
 
     @property
     def on_threads(self) -> tuple[str, ...]:
@@ -253,7 +259,7 @@ class Blocks:
 
         Of the synchronous ones those that were in `wait`.
         """
-        running = [n.extra.block for n in self._runtime.graph.live if n.extra is not None]
+        running = [n.extra.block for n in self._machine.graph.live if n.extra is not None]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]
         if blocks:
             await asyncio.wait(blocks, timeout=grace)
@@ -265,9 +271,7 @@ class Blocks:
         except BaseException as raised:  # whatever it is, it is the block's outcome
             error = raised
         ended = partial(self._thread_ended, node, value, error)
-        try:
-            self._runtime.loop.call_soon_threadsafe(self._runtime.guarded, ended)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        if not self._background.soon_from_anywhere(ended):
             self._threads.pop(node, None)
         del node, args, kwargs, error, ended  # the traceback of what it raised holds this frame
 
@@ -292,15 +296,4 @@ class Blocks:
         woken = self._woken.pop(node, None)
         if woken is not None:
             woken.set_result(None)
-        runtime = self._runtime
-        if node.life.work is Work.LOST:
-            return
-        if is_a(error, asyncio.CancelledError):
-            runtime.stopped(node)
-        elif node.life.future is not Future.PENDING:
-            runtime.stopped(node)  # cancelled before; what it says now is not seen
-        elif error is not None:
-            runtime.graph.fail(node, error)
-        else:
-            node.step(Event.DONE)
-            runtime.gate.reveal(node, value)
+        self._machine.end_block(node, value, error)

@@ -10,8 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from rhapsody.engine.graph import current_scope
-from rhapsody.engine.runtime import Runtime
+from rhapsody.engine.calls import Calls, current_scope
 from rhapsody.engine.settings import Settings, TaskSettings, whole_number
 from rhapsody.engine.tasks import CallKind, Task, definition_settings, make_task
 from rhapsody.task import TaskFuture
@@ -47,7 +46,7 @@ class ExecutableDecorator(Protocol):
 class Decorators:
     """How functions become tasks and blocks of an engine."""
 
-    _runtime: Runtime
+    _calls: Calls
 
     @overload
     def function_task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
@@ -126,7 +125,7 @@ class Decorators:
             base = Settings()
             if callable(function):
                 base = base.changed(definition_settings(function))
-            return make_task(self._runtime, kind, function, base, settings)
+            return make_task(self._calls, kind, function, base, settings)
 
         return decorate if function is _LATER else decorate(function)
 

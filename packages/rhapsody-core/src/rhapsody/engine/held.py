@@ -1,8 +1,12 @@
-"""Futures of tasks that are done and whose values stay with their backend until asked for.
+"""Values that stay with a backend, and tasks that go there before they have theirs.
 
-Such a future is pending for asyncio, since it has no result yet. Whoever waits for
-it, or looks whether it is done, has the value brought. Which tasks these are is
-decided in `rhapsody.engine.pushdown`.
+Where a backend can wait for dependencies itself, a task whose unfinished dependencies are all
+with it goes there at once, with references in place of their values, so that values need not
+come here and go back. Those values stay there until somebody else needs them. Only plain
+function tasks take part; all others wait in the graph.
+
+The future of a task whose value is held is pending for asyncio, since it has no result yet.
+Whoever waits for it, or looks whether it is done, has the value brought.
 """
 
 from __future__ import annotations
@@ -10,20 +14,26 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from rhapsody.aio import on_loop
+from rhapsody.backends.base import ReferenceLostError
+from rhapsody.engine.attach import Attached
+from rhapsody.engine.background import Background
+from rhapsody.engine.life import Future, Work
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
+from rhapsody.engine.settings import NO_FALLBACK
+from rhapsody.engine.tasks import Task
 from rhapsody.errors import BackendUnavailableError, TaskLostError, is_a
 from rhapsody.states import TasksMainStates
-from rhapsody.task import HeldValue, Outcome, TaskFuture
-
-if TYPE_CHECKING:
-    from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.node import Node
-    from rhapsody.engine.runtime import Runtime
+from rhapsody.task import HeldValue, Outcome, Reference, TaskFuture
 
 T = TypeVar("T")
+
+_WITH_BACKEND = (Work.READY, Work.SUBMITTING, Work.SUBMITTED, Work.RUNNING)
 
 
 class HeldFuture(TaskFuture[T]):
@@ -75,18 +85,18 @@ class Held:
     who holds the future.
 
     Args:
-        runtime: The engine's runtime.
+        values: Those that backends hold for the engine.
         node: The task's node.
         value: The value with the backend.
     """
 
-    __slots__ = ("__weakref__", "_bringing", "_future", "_value", "lane", "runtime", "uid")
+    __slots__ = ("__weakref__", "_bringing", "_future", "_value", "backend", "uid", "values")
 
-    def __init__(self, runtime: Runtime, node: Node, value: HeldValue) -> None:
-        assert node.lane is not None
-        self.lane: Lane = node.lane
+    def __init__(self, values: PushDown, node: Node, value: HeldValue) -> None:
+        assert node.backend is not None
+        self.backend: Attached = node.backend
         self.uid: str = node.uid
-        self.runtime: Runtime = runtime
+        self.values: PushDown = values
         self._value = value
         self._future = weakref.ref(node.future)
         self._bringing: asyncio.Task[None] | None = None
@@ -99,7 +109,7 @@ class Held:
 
     def cancel(self, msg: Any) -> bool:
         """Cancels the wait for the value; `False` where nobody waits, for the task is done."""
-        return self.runtime.on_loop(partial(self._cancel, msg))
+        return on_loop(self.values.background.loop, partial(self._cancel, msg))
 
     async def wait_ended(self) -> None:
         """The work has ended."""
@@ -111,13 +121,10 @@ class Held:
 
     def ask(self) -> None:
         """Somebody needs the value: has it brought, once. Any thread."""
-        if running_loop() is self.runtime.loop:
+        if running_loop() is self.values.background.loop:
             self._bring_once()
-            return
-        try:
-            self.runtime.loop.call_soon_threadsafe(self._bring_once)
-        except RuntimeError:  # the loop is closed: nothing comes any more
-            return
+        else:
+            self.values.background.soon_from_anywhere(self._bring_once)
 
     def close(self) -> None:
         """The engine ends: a value that is on its way is given up, and so is one that is not."""
@@ -126,9 +133,9 @@ class Held:
             self._cancel(None)
             return
         error = BackendUnavailableError(
-            f"the value of {future.uid} ({future.name!r}) stayed with backend {self.lane.name!r}, "
-            "and nobody had asked for it when the engine was shut down: await the future before, "
-            "or make the engine with push_down=False"
+            f"the value of {future.uid} ({future.name!r}) stayed with backend "
+            f"{self.backend.name!r}, and nobody had asked for it when the engine was shut down: "
+            "await the future before, or make the engine with push_down=False"
         )
         self._let_go(future)
         future.fail(error)
@@ -139,7 +146,7 @@ class Held:
         if future is None or self._bringing is not None or future._node is not self:
             return
         _make_usual(future)
-        self._bringing = self.runtime.spawn(self._bring(future), f"value of {self.uid}")
+        self._bringing = self.values.background.spawn(self._bring(future), f"value of {self.uid}")
 
     async def _bring(self, future: TaskFuture[Any]) -> None:
         error: BaseException | None
@@ -157,7 +164,7 @@ class Held:
         if future.done():
             return  # cancelled meanwhile
         if error is not None:
-            self._lost(future, error)
+            self.values.lost(future, error)
             return
         stdout, stderr = task.get("stdout"), task.get("stderr")
         if stdout is not None or stderr is not None:
@@ -169,18 +176,11 @@ class Held:
     def _lost_error(self, future: TaskFuture[Any], cause: TaskLostError) -> TaskLostError:
         error = TaskLostError(
             f"the value of {future.uid} ({future.name!r}) stayed with backend "
-            f"{self.lane.name!r} and was lost there: {cause}; with push_down=False each value "
+            f"{self.backend.name!r} and was lost there: {cause}; with push_down=False each value "
             "comes here when its task is done"
         )
         error.__cause__ = cause
         return error
-
-    def _lost(self, future: TaskFuture[Any], error: BaseException) -> None:
-        stats = self.runtime.stats
-        stats.done -= 1
-        stats.failed += 1
-        future.fail(error)
-        self.runtime.graph.failed.add(future)
 
     def _cancel(self, msg: Any) -> bool:
         future, bringing = self._future(), self._bringing
@@ -208,3 +208,240 @@ def held(future: asyncio.Future[Any]) -> Held | None:
         if type(node) is Held:
             return node
     return None
+
+
+class PushDown:
+    """What is pushed down in one engine.
+
+    Args:
+        machine: Moves the nodes.
+        background: Brings values.
+        backends: The attached backends, the default one first; may grow.
+        plain: Whether tasks that say nothing of their own may take part: a default time-out
+            or retries, or a plugin that looks at each task, keeps them all in the graph.
+        wanted: `False` pushes nothing down.
+        unseen: Called with a future whose value is lost, until somebody looks at it.
+
+    Attributes:
+        holds: A backend has held a value for this engine.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        background: Background,
+        backends: Mapping[str, Attached],
+        *,
+        plain: bool,
+        wanted: bool,
+        unseen: Callable[[TaskFuture[Any]], object],
+    ) -> None:
+        self.background: Background = background
+        self._machine = machine
+        self._backends = backends
+        self._plain = plain
+        self._wanted = wanted
+        self._unseen = unseen
+        self._held: weakref.WeakSet[Held] = weakref.WeakSet()
+        self.holds: bool = False
+
+    # Tasks to the backend.
+
+    def offer(self, node: Node, backend: Attached) -> None:
+        """A node is in the next batch for its backend: who waits for it may follow at once."""
+        dependents = node.dependents
+        if not dependents or not self._wanted or not backend.capabilities.unfinished_dependencies:
+            return
+        if node.attempt != 1 or not self._takes_part(node, backend):
+            return
+        for dependent in dependents:
+            if dependent.life.work is not Work.WAITING:
+                continue
+            dependent.unsent += 1
+            if dependent.unsent >= dependent.unfinished:
+                self._push(dependent, backend)
+
+    def follow(self, node: Node) -> None:
+        """A new node waits for others: it goes to its backend where that has them all."""
+        if not self._wanted:
+            return
+        backend = self._of(node.task)
+        if not backend.capabilities.unfinished_dependencies:
+            return
+        node.unsent = sum(self._is_there(d, backend, sent=True) for d in node.dependencies)
+        if node.unsent >= node.unfinished:
+            self._push(node, backend)
+
+    def _push(self, node: Node, backend: Attached) -> None:
+        if not self._takes_part(node, backend) or self._hopeless(node):
+            return
+        for dependency in node.dependencies:
+            holder = held(dependency)
+            if holder is not None:
+                if holder.backend is not backend:
+                    return
+            elif not (dependency.done() or self._is_there(dependency, backend)):
+                return
+        self._machine.push(node)
+
+    def reference(self, future: asyncio.Future[Any]) -> Reference | None:
+        """What stands for a dependency of a pushed node, `None` where its value is here.
+
+        One that has failed meanwhile has a reference that no backend knows, so that
+        the node comes back.
+        """
+        holder = held(future)
+        if holder is not None:
+            return Reference(holder.uid)
+        if future.done() and not future.cancelled() and future.exception() is None:
+            return None
+        node = future._node if isinstance(future, TaskFuture) else None
+        return Reference(getattr(node, "uid", None) or "a task that failed")
+
+    def references(self, node: Node) -> list[str]:
+        """The uids in the references of a pushed node's arguments."""
+        found = (self.reference(future) for future in node.dependencies)
+        return [reference.uid for reference in found if reference is not None]
+
+    def take_back(self, node: Node, report: Mapping[str, Any]) -> bool:
+        """The backend did not run a pushed node: a dependency has no value. Any attempt.
+
+        It fails or runs in the ordinary way once its dependencies have ended.
+        """
+        lost = is_a(report.get("exception"), ReferenceLostError)
+        if not lost or not self._machine.come_back(node):
+            return False
+        if node.unfinished == 0:
+            self._resume(node)
+        return True
+
+    def dependency_settled(self, node: Node, dependency: asyncio.Future[Any]) -> None:
+        """A dependency of a pushed node has ended."""
+        node.unfinished -= 1
+        if dependency.cancelled():
+            self._machine.cancel(node)
+        elif node.unfinished == 0 and node.life.work is Work.RETRY_WAIT:
+            self._resume(node)
+
+    def _resume(self, node: Node) -> None:
+        machine = self._machine
+        if any(dependency.cancelled() for dependency in node.dependencies):
+            machine.cancel(node)
+        elif machine.graph.fail_with_dependencies(node) or self._ask_for_values(node):
+            return
+        else:
+            machine.go_again(node)
+
+    def _hopeless(self, node: Node) -> bool:
+        """Whether a dependency has failed already."""
+        return any(
+            d.done() and (d.cancelled() or d.exception() is not None)
+            for d in self.with_values(node)
+        )
+
+    # Values that stay there.
+
+    def hold(self, node: Node, report: Mapping[str, Any]) -> bool:
+        """Whether a task that is done leaves its value with its backend until somebody asks."""
+        if node.task.kind != "function" or report.get("return_value") is not None:
+            return False
+        future, holder = node.future, Held(self, node, report["held"])
+        self.holds = True
+        self._held.add(holder)
+        future._node = holder
+        if type(future) is not TaskFuture or future._callbacks:
+            holder.ask()  # somebody waits already
+        else:
+            future.__class__ = HeldFuture
+        return True
+
+    def lost(self, future: TaskFuture[Any], error: BaseException) -> None:
+        """A value that was to be brought is lost."""
+        self._machine.value_lost()
+        future.fail(error)
+        self._unseen(future)
+
+    def is_held(self, dependency: asyncio.Future[Any]) -> bool:
+        """Whether a dependency has ended, and a backend of this engine holds its value."""
+        holder = held(dependency)
+        return holder is not None and holder.values is self
+
+    def with_values(self, node: Node) -> Sequence[asyncio.Future[Any]]:
+        """A node's dependencies without those whose values are held."""
+        if not self.holds:
+            return node.dependencies
+        return [dependency for dependency in node.dependencies if held(dependency) is None]
+
+    def needs_values(self, node: Node) -> bool:
+        """Whether a node whose dependencies have ended well has to wait for values to come.
+
+        Where its own backend holds them all, they stay: the node gets references.
+        """
+        if not self.holds:
+            return False
+        backends = {holder.backend for d in node.dependencies if (holder := held(d)) is not None}
+        if len(backends) == 1 and self._takes_part(node, backend := backends.pop()):
+            assert backend.capabilities.unfinished_dependencies
+            node.pushed = True
+            return False
+        return self._ask_for_values(node)
+
+    def _ask_for_values(self, node: Node) -> bool:
+        """Asks for the values that a node needs; `False` where all are here."""
+        for dependency in node.dependencies:
+            if held(dependency) is not None:
+                node.unfinished += 1
+                self._machine.actions.follow(node, dependency)
+        return node.unfinished > 0
+
+    def close(self) -> None:
+        """The engine ends: no value comes any more."""
+        for holder in tuple(self._held):
+            holder.close()
+
+    # Which tasks take part.
+
+    def _is_there(
+        self, dependency: asyncio.Future[Any], backend: Attached, *, sent: bool = False
+    ) -> bool:
+        if not isinstance(dependency, TaskFuture) or held(dependency) is not None:
+            return False
+        node = dependency._node
+        return (
+            isinstance(node, Node)
+            and node.machine is self._machine
+            and node.backend is backend
+            and node.life.future is Future.PENDING
+            and node.life.work in _WITH_BACKEND
+            and not (sent and node.life.work is Work.READY)
+            and self._takes_part(node, backend)
+        )
+
+    def _takes_part(self, node: Node, backend: Attached) -> bool:
+        task, extra = node.task, node.extra
+        if task.pushable is None or task.pushable[0] is not backend:
+            task.pushable = backend, self._is_plain(task, backend)
+        if not task.pushable[1] or type(node.future) is not TaskFuture:
+            return False
+        found = extra.found if extra is not None else None
+        return found is None or not (found.inputs or found.outputs or found.inexact)
+
+    def _is_plain(self, task: Task[Any, Any], backend: Attached) -> bool:
+        settings = task.settings
+        return (
+            self._plain
+            and task.kind == "function"
+            and not settings.service
+            and settings.retries is None
+            and settings.timeout is None
+            and not settings.after
+            and not settings.limit
+            and settings.fallback is NO_FALLBACK
+            and settings.capture != "files"
+            and self._of(task) is backend
+        )
+
+    def _of(self, task: Task[Any, Any]) -> Attached:
+        """The backend of a task."""
+        name = task.settings.backend
+        return next(iter(self._backends.values())) if name is None else self._backends[name]

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rhapsody.aio import end_of, settable
 from rhapsody.engine.node import Node
 from rhapsody.engine.settings import Settings
+from rhapsody.engine.shell import Shell
 from rhapsody.engine.tasks import Task
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import TaskFuture
-
-if TYPE_CHECKING:
-    from rhapsody.engine.runtime import Runtime
 
 
 class KeptNames:
     """The part of `WorkflowEngine` that is there for the sake of its names."""
 
-    _runtime: Runtime
+    _shell: Shell
     _closed: asyncio.Future[None]
 
     async def run(self) -> None:
@@ -30,7 +28,7 @@ class KeptNames:
     async def submit(self) -> None:
         """Returns when the backends have had all that is ready. The engine does so without it."""
         await asyncio.sleep(0)  # what ended in this turn makes others ready
-        await asyncio.gather(*(lane.flushed() for lane in self._runtime.lanes.values()))
+        await asyncio.gather(*(lane.flushed() for lane in self._shell.lanes.values()))
 
     async def execute_block(
         self,
@@ -59,8 +57,8 @@ class KeptNames:
             else:
                 block_fut.set_result(block.result())
 
-        task = Task[Any, Any](self._runtime, "block", func, Settings())
-        block = self._runtime.graph.add(task, args, kwargs, None)
+        task = Task[Any, Any](self._shell.calls, "block", func, Settings())
+        block = self._shell.calls.call(task, args, kwargs, None)
         block.add_done_callback(settle)
         block_fut.add_done_callback(lambda f: block.cancel() if f.cancelled() else None)
         try:
@@ -73,7 +71,7 @@ class KeptNames:
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
         """What backends report to, see `BaseExecutionBackend.register_callback`. Any thread."""
-        self._runtime.updates.receive(task, state, service_callback)
+        self._shell.updates.receive(task, state, service_callback)
 
     def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
         """Settles a future with a finished task's result: its return value or output."""
@@ -118,10 +116,10 @@ class KeptNames:
         if future.done():
             return True
         node = future._node if isinstance(future, TaskFuture) else None
-        if isinstance(node, Node) and self._runtime.updates.inflight.get(node.uid) is node:
-            assert node.lane is not None
+        if isinstance(node, Node) and self._shell.machine.inflight.get(node.uid) is node:
+            assert node.backend is not None
             if report.get("uid") in (node.uid, node.future.uid):
-                state = node.lane.states.get_backend_state(main)
+                state = node.backend.states.get_backend_state(main)
                 self.task_callbacks({**report, "uid": node.uid}, state)
                 return True
         return False

@@ -35,6 +35,10 @@ class Work(StrEnum):
     LOST = "lost"  # nobody knows any more
 
 
+OVER: Final = (Work.ENDED, Work.LOST)
+"""Work of which nothing more comes."""
+
+
 class Event(StrEnum):
     """What can happen to a task."""
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from rhapsody.engine.life import Work
-
-if TYPE_CHECKING:
-    from rhapsody.engine.node import Node
+from rhapsody.engine.node import Node
 
 Limit = tuple[tuple[str, int], ...]
 

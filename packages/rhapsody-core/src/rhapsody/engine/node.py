@@ -1,30 +1,28 @@
 """One call of a task or block, from the call until its work has ended.
 
 A node holds what is known of the call and answers its future's questions. What
-happens to it is decided elsewhere: in `graph`, `dispatch`, `updates`, `runtime`.
+happens to it is decided in `rhapsody.engine.machine`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from rhapsody.aio import on_loop
 from rhapsody.engine import life
 from rhapsody.engine.arguments import Found
+from rhapsody.engine.attach import Attached
 from rhapsody.engine.life import Event, Future, Life, Work
+from rhapsody.engine.tasks import Task
 from rhapsody.engine.timers import Timer
+from rhapsody.staging.files import Resolved
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome, TaskDescription, TaskFuture
-
-if TYPE_CHECKING:
-    from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.files import Resolved
-    from rhapsody.engine.runtime import Runtime
-    from rhapsody.engine.tasks import Task
 
 _FUTURE_STATES = {
     Future.DONE: TasksMainStates.DONE,
@@ -43,6 +41,13 @@ _WORK_STATES = {
     Work.ENDED: TasksMainStates.RUNNING,
     Work.LOST: TasksMainStates.RUNNING,
 }
+
+
+class Canceller(Protocol):
+    """Who a node belongs to: its engine's machine."""
+
+    def cancel(self, node: Node, msg: Any = None) -> bool:
+        """Cancels a node; on the loop."""
 
 
 class Extra:
@@ -83,7 +88,7 @@ class Extra:
         self.sources: list[Outcome] = []  # what its dependencies left behind
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
         self.verdict: BaseException | None = None  # why it is being stopped
-        self.waiters: list[asyncio.Future[None]] = []  # for the end of the work
+        self.waiters: list[Callable[[], object]] = []  # called at the end of the work
 
 
 class Node:
@@ -92,19 +97,19 @@ class Node:
     __slots__ = (
         "args",
         "attempt",
+        "backend",
         "dependencies",
         "dependents",
         "description",
         "extra",
         "future",
         "kwargs",
-        "lane",
         "life",
+        "machine",
         "native",
         "number",
         "parent",
         "pushed",
-        "runtime",
         "specific",
         "stage",
         "task",
@@ -115,7 +120,7 @@ class Node:
 
     def __init__(
         self,
-        runtime: Runtime,
+        machine: Canceller,
         task: Task[Any, Any],
         future: TaskFuture[Any],
         number: int,
@@ -123,7 +128,7 @@ class Node:
         kwargs: dict[str, Any] | None,
         specific: Mapping[str, Any] | None,
     ) -> None:
-        self.runtime: Runtime = runtime
+        self.machine: Canceller = machine
         self.task: Task[Any, Any] = task
         self.future: TaskFuture[Any] = future
         self.number: int = number
@@ -141,7 +146,7 @@ class Node:
         self.dependencies: tuple[asyncio.Future[Any], ...] = ()
         self.dependents: dict[Node, None] | None = None
         self.description: TaskDescription | None = None
-        self.lane: Lane | None = None
+        self.backend: Attached | None = None
         self.parent: Node | None = None
         self.extra: Extra | None = None
 
@@ -172,9 +177,10 @@ class Node:
         resolved = self.extra.resolved if self.extra is not None else None
         return {} if resolved is None else resolved.paths()
 
-    def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
-        """Done callback on futures that are not this engine's."""
-        self.runtime.guarded(partial(self.runtime.graph.foreign_done, self, dependency))
+    def start_anew(self) -> None:
+        """The next attempt is described from the beginning."""
+        self.stage = 0
+        self.description = None
 
     # What the future asks (`rhapsody.task.LiveNode`).
 
@@ -187,15 +193,15 @@ class Node:
 
     def cancel(self, msg: Any) -> bool:
         """Cancels from any thread; see `TaskFuture.cancel`."""
-        return self.runtime.on_loop(partial(self.runtime.graph.cancel, self, msg))
+        return on_loop(self.future.get_loop(), partial(self.machine.cancel, self, msg))
 
     async def wait_ended(self) -> None:
         """Waits until the node is closed."""
-        if self.life.work in (Work.ENDED, Work.LOST) and self.life.future is not Future.PENDING:
+        if self.life.work in life.OVER and self.life.future is not Future.PENDING:
             return
-        waiter = asyncio.get_running_loop().create_future()
-        self.more().waiters.append(waiter)
-        await waiter
+        ended = asyncio.get_running_loop().create_future()
+        self.more().waiters.append(lambda: None if ended.done() else ended.set_result(None))
+        await ended
 
     def describe(self) -> Mapping[str, Any]:
         """The description of the attempt, or of the call before the first one."""

@@ -10,19 +10,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from rhapsody.engine.node import Node
+from rhapsody.engine.timers import Clock
 from rhapsody.errors import DependencyFailureError, describe_error, is_a, vars_of
+from rhapsody.plugins.manager import EngineHooks
+from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
-
-if TYPE_CHECKING:
-    from rhapsody.engine.node import Node
-    from rhapsody.engine.runtime import Runtime
-    from rhapsody.task import TaskFuture
+from rhapsody.task import TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
@@ -41,18 +42,33 @@ class Observation:
 
     Until then an event is its values in a row of a flat list: a fan makes events by
     the ten thousand, and as many objects would have the collector look at all others.
+
+    Args:
+        hooks: The plugins' hooks.
+        engine: What they are told is the engine.
+        clock: Where the time is read.
+        soon: Makes a call in the loop's next turn.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(
+        self,
+        hooks: EngineHooks,
+        engine: ObservedEngine,
+        clock: Clock,
+        soon: Callable[[Callable[[], object]], object],
+    ) -> None:
+        self._hooks = hooks
+        self._engine = engine
+        self._clock = clock
+        self._soon = soon
         self._rows: list[Any] = []
-        self._monotonic = runtime.clock.monotonic
+        self._monotonic = clock.monotonic
 
     def add(self, node: Node, state: TasksMainStates, error: BaseException | None = None) -> None:
         """Notes that a task entered a state."""
         rows, task, description, extra = self._rows, node.task, node.description, node.extra
         if not rows:
-            self._runtime.soon(self.flush)
+            self._soon(self.flush)
         rows += (
             task.prefix, node.number, task.name, node.attempt or 1, state, node.native,
             node.future._backend, self._monotonic(),
@@ -66,12 +82,12 @@ class Observation:
         rows, self._rows = self._rows, []
         if not rows:
             return
-        runtime, hooks = self._runtime, self._runtime.hooks
-        epoch = runtime.clock.time() - self._monotonic()
+        hooks = self._hooks
+        epoch = self._clock.time() - self._monotonic()
         for first in range(0, len(rows), _COLUMNS * _BATCH):
             events = _events(rows[first : first + _COLUMNS * _BATCH], epoch)
             for hook in hooks.task_events:
-                hooks.call(hook, engine=runtime.engine, events=events)
+                hooks.call(hook, engine=self._engine, events=events)
 
 
 _COLUMNS = 11
@@ -181,6 +197,7 @@ class Tally:
         self._uid = uid
         # Text and memory that are made under it may free another future, which comes here, too.
         self._lock = threading.RLock()
+        self._held: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
         self.total: int = 0
         self.quiet: bool = False
         self._count = 0
@@ -199,9 +216,13 @@ class Tally:
         if report:
             self._report()
 
-    def close(self, futures: Sequence[TaskFuture[Any]] = ()) -> None:
+    def watch(self, future: TaskFuture[Any]) -> None:
+        """A future has failed; somebody may still look at it."""
+        self._held.add(future)
+
+    def close(self) -> None:
         """The engine ends: writes the line, with the failures that are still held."""
-        for future in futures:
+        for future in tuple(self._held):
             if future._log_traceback:
                 future._log_traceback = False
                 self.add(future)

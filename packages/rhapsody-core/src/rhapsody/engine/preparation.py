@@ -3,31 +3,32 @@
 The order is fixed: arguments and command, the prepare hooks, the choice of a
 backend, where input files are, the look-up of recorded results, links to the files.
 Most tasks go through in one call; a step that has to wait takes the node out of its
-lane and brings it back.
+backend and brings it back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, cast
 
-from rhapsody.aio import asked_to_stop
 from rhapsody.data import InputFile, OutputFile
-from rhapsody.engine.life import Event, Work
+from rhapsody.engine.attach import Attached, find
+from rhapsody.engine.background import Background
+from rhapsody.engine.held import PushDown
+from rhapsody.engine.life import Work
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
+from rhapsody.engine.recording import Recording
+from rhapsody.engine.tasks import Task
 from rhapsody.errors import CapabilityError, PluginError, describe_error
-from rhapsody.plugins.specs import LookupTask, Recorded
+from rhapsody.plugins.manager import EngineHooks
+from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
+from rhapsody.staging.files import Stager
 from rhapsody.task import Outcome, TaskDescription, TaskFuture
-
-if TYPE_CHECKING:
-    from rhapsody.engine.dispatch import Lane
-    from rhapsody.engine.node import Node
-    from rhapsody.engine.runtime import Runtime
-    from rhapsody.engine.tasks import Task
-    from rhapsody.plugins.manager import PluginHook
 
 Values = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -39,89 +40,120 @@ _KEYS = TaskDescription.__required_keys__
 
 
 class Preparation:
-    """Prepares the nodes of one engine."""
+    """Prepares the nodes of one engine.
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._unlooked: list[tuple[Node, Lane]] = []
-        self._looking: set[asyncio.Task[None]] = set()
+    Args:
+        uid: The engine's uid.
+        machine: Is told of nodes that cannot be submitted; has the named limits.
+        background: Runs what takes long.
+        recording: Looks up results.
+        pushdown: Gives references in place of values that stay with a backend.
+        stager: Finds and links files.
+        hooks: The plugins' hooks.
+        engine: What they are told is the engine.
+        backends: The attached backends; may grow.
+        resume: Called with a node that goes on, and the backend that it goes to.
+        timeout: Seconds for tasks that say nothing of their own.
+        lost_retries: Tries after losses of such, for backends that try themselves.
+        implicit_data: Whether tasks see what dependencies left in their sandboxes.
+    """
 
-    def advance(self, node: Node, lane: Lane) -> bool:
-        """Takes a node as far as it goes; `True` when it can be submitted by this lane."""
+    def __init__(
+        self,
+        uid: str,
+        machine: Machine,
+        background: Background,
+        recording: Recording,
+        pushdown: PushDown,
+        stager: Stager,
+        hooks: EngineHooks,
+        engine: ObservedEngine,
+        backends: Mapping[str, Attached],
+        resume: Callable[[Node, Attached], object],
+        *,
+        timeout: float | None,
+        lost_retries: int,
+        implicit_data: bool,
+    ) -> None:
+        self._uid = uid
+        self._machine = machine
+        self._background = background
+        self._recording = recording
+        self._pushdown = pushdown
+        self._stager = stager
+        self._hooks = hooks
+        self._engine = engine
+        self._backends = backends
+        self._resume = resume
+        self._timeout = timeout
+        self._lost_retries = lost_retries
+        self._implicit_data = implicit_data
+
+    def advance(self, node: Node, backend: Attached) -> bool:
+        """Takes a node as far as it goes; `True` when it can be submitted to this backend."""
         if node.stage == PREPARED:
             return True
         try:
-            return self._advance(node, lane)
+            return self._advance(node, backend)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a builder raises: its task fails alone
-            self._runtime.refuse(node, error)
+            self._machine.refuse(node, error)
             return False
 
-    def close(self) -> None:
-        """The engine ends: nobody waits for what plugins look up any more."""
-        for looking in tuple(self._looking):
-            looking.cancel()
-
-    def _advance(self, node: Node, lane: Lane) -> bool:
-        runtime, task = self._runtime, node.task
+    def _advance(self, node: Node, backend: Attached) -> bool:
+        task, hooks = node.task, self._hooks
         if node.stage == NEW:
-            if task.settings.limit and not runtime.limits.take(node, task.settings.limit):
+            if task.settings.limit and not self._machine.limits.take(node, task.settings.limit):
                 return False
             self._describe(node)
-            if task.kind == "executable" and not self._command_built(node, lane):
+            if task.kind == "executable" and not self._command_built(node, backend):
                 return False
             node.stage = BUILT
         if node.stage == BUILT:
-            hooks = runtime.hooks
             if hooks.prepare_task:
                 self._call_prepare(node)
             node.stage = ROUTED
-            if hooks.select_backend and len(runtime.lanes) > 1 and not task.settings.backend:
-                chosen = self._selected(node, lane)
-                if chosen is not lane:
-                    chosen.resume(node)
+            if hooks.select_backend and len(self._backends) > 1 and not task.settings.backend:
+                chosen = self._selected(node, backend)
+                if chosen is not backend:
+                    self._resume(node, chosen)
                     return False
         if node.stage == ROUTED:
-            if task.accepted_by is not lane or runtime.hooks.prepare_task:
-                self._check_capabilities(node, lane)
-            node.lane = lane
-            if lane.capabilities.unfinished_dependencies:
+            if task.accepted_by is not backend or hooks.prepare_task:
+                self._check_capabilities(node, backend)
+            node.backend = backend
+            if backend.capabilities.unfinished_dependencies:
                 assert node.description is not None
                 own = task.settings.lost_retries
-                node.description["lost_retries"] = runtime.lost_retries if own is None else own
+                node.description["lost_retries"] = self._lost_retries if own is None else own
             node.stage = RESOLVED
             if node.extra is not None:
                 node.extra.resolved = None  # that of an earlier attempt
-                if self._has_files(node, lane):
-                    runtime.spawn(self._resolve(node, lane), f"files of {node.uid}")
+                if self._has_files(node, backend):
+                    self._background.spawn(self._resolve(node, backend), f"files of {node.uid}")
                     return False
         if node.stage == RESOLVED:
             node.stage = LOOKED_UP
-            if runtime.hooks.lookup_results and self._may_be_recorded(node):
-                if not self._unlooked:
-                    looking = runtime.spawn(self._look_up(), "look up results")
-                    self._looking.add(looking)
-                    looking.add_done_callback(self._looking.discard)
-                self._unlooked.append((node, lane))
+            if hooks.lookup_results and self._recording.look_up(node):
                 return False
         if node.stage == LOOKED_UP:
             node.stage = PREPARED
             if node.extra is not None and node.extra.resolved is not None:
                 assert node.description is not None
-                implicit = self._implicit(node, lane)
-                runtime.stager.link(
-                    node.description, lane.backend, node.extra.resolved, implicit=implicit
+                implicit = self._implicit(node, backend)
+                self._stager.link(
+                    node.description, backend.backend, node.extra.resolved, implicit=implicit
                 )
         return True
 
     # Arguments and command.
 
     def _describe(self, node: Node) -> None:
-        runtime, task = self._runtime, node.task
+        task = node.task
         node.attempt += 1
         node.future._attempt = node.attempt
-        node.uid = uid = f"{runtime.uid}.task.{node.number:06d}.{node.attempt}"
+        node.uid = uid = f"{self._uid}.task.{node.number:06d}.{node.attempt}"
         settings, extra = task.settings, node.extra
         executable = task.kind == "executable"
         node.description = description = cast(
@@ -141,16 +173,16 @@ class Preparation:
         )
         if task.optional:
             description.update(task.optional)  # type: ignore[typeddict-item]
-        if runtime.timeout is not None and settings.timeout is None and not settings.service:
-            description["timeout"] = runtime.timeout
+        if self._timeout is not None and settings.timeout is None and not settings.service:
+            description["timeout"] = self._timeout
         if settings.environment:
             description["environment"] = dict(settings.environment)
         if executable or settings.capture == "files":
-            description["sandbox"] = runtime.stager.sandbox_path(uid)
+            description["sandbox"] = self._stager.sandbox_path(uid)
         if node.dependencies:
             self._describe_dependencies(node, description)
             if node.pushed:
-                description["references"] = runtime.pushdown.references(node)
+                description["references"] = self._pushdown.references(node)
         if extra is not None:
             if extra.scope is not None:
                 description["scope"] = extra.scope
@@ -167,7 +199,7 @@ class Preparation:
                 if future._outcome is not None:
                     sources.append(future._outcome)
                 if future._definition.prefix == "task":
-                    owner = cast("Task[Any, Any]", future._definition).runtime.uid
+                    owner = cast("Task[Any, Any]", future._definition).engine.uid
                     uids.append(f"{owner}.{future.uid}.{future.attempt}")
         if sources:
             node.more().sources = sources
@@ -179,7 +211,7 @@ class Preparation:
         if found.inputs or found.outputs:
             description["metadata"]["input_files"] = [f.filename for f in found.inputs]
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
-            description["sandbox"] = self._runtime.stager.sandbox_path(node.uid)
+            description["sandbox"] = self._stager.sandbox_path(node.uid)
 
     def values(self, node: Node) -> Values:
         """The node's arguments with futures replaced by their values and files bound."""
@@ -191,25 +223,25 @@ class Preparation:
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
                 if node.pushed:
-                    reference = self._runtime.pushdown.reference(leaf)
+                    reference = self._pushdown.reference(leaf)
                     if reference is not None:
                         return reference
                 return leaf.result()
             if sandbox is None:
                 return leaf
-            return self._runtime.stager.bind(cast("InputFile | OutputFile", leaf), sandbox)
+            return self._stager.bind(cast("InputFile | OutputFile", leaf), sandbox)
 
         args = tuple(found.fill(value, replace) for value in node.args)
         return args, {k: found.fill(v, replace) for k, v in (node.kwargs or {}).items()}
 
-    def _command_built(self, node: Node, lane: Lane) -> bool:
+    def _command_built(self, node: Node, backend: Attached) -> bool:
         extra = node.more()
         if extra.command is None:  # a retry runs the same command
             args, kwargs = self.values(node)
             command = node.task.function(*args, **kwargs)
             if inspect.iscoroutine(command):
-                waiting = self._await_command(node, lane, command)
-                builder = self._runtime.spawn(waiting, node.uid, at_once=True)
+                waiting = self._await_command(node, backend, command)
+                builder = self._background.spawn(waiting, node.uid, at_once=True)
                 node.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
             extra.command = _checked_command(node, command)
@@ -217,27 +249,27 @@ class Preparation:
         return True
 
     async def _await_command(
-        self, node: Node, lane: Lane, command: Coroutine[Any, Any, Any]
+        self, node: Node, backend: Attached, command: Coroutine[Any, Any, Any]
     ) -> None:
         try:
             built = _checked_command(node, await command)
         except BaseException as error:  # a builder's own error, whatever it is, fails its task
-            self._runtime.refuse(node, error)
+            self._machine.refuse(node, error)
             return
         if node.life.work is Work.READY:
             node.more().command = built
             _set_command(node, built)
             node.stage = BUILT
-            lane.resume(node)
+            self._resume(node, backend)
 
     # Hooks.
 
     def _call_prepare(self, node: Node) -> None:
-        runtime, description = self._runtime, node.description
+        description = node.description
         assert description is not None
-        for hook in runtime.hooks.prepare_task:
+        for hook in self._hooks.prepare_task:
             try:
-                hook.call(engine=runtime.engine, task=description)
+                hook.call(engine=self._engine, task=description)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # whatever a plugin raises fails this task alone
@@ -253,136 +285,71 @@ class Preparation:
                 )
             _check_prepared(hook.plugin, description)
 
-    def _selected(self, node: Node, default: Lane) -> Lane:
-        runtime = self._runtime
-        lanes = [lane for lane in runtime.lanes.values() if _lacking(node, lane) is None]
-        candidates = [lane.name for lane in lanes]
-        for hook in runtime.hooks.select_backend if lanes else ():
-            name = runtime.hooks.call(
-                hook, engine=runtime.engine, task=node.description, candidates=tuple(candidates)
+    def _selected(self, node: Node, default: Attached) -> Attached:
+        hooks = self._hooks
+        candidates = [one.name for one in self._backends.values() if _lacking(node, one) is None]
+        for hook in hooks.select_backend if candidates else ():
+            name = hooks.call(
+                hook, engine=self._engine, task=node.description, candidates=tuple(candidates)
             )
             if name in candidates:
-                return runtime.lane(name)
+                return find(self._backends, name)
             if name is not None:
                 answer = f"selected {name!r}, which is not used: there were {candidates}"
-                runtime.hooks.report(hook, PluginError(answer))
+                hooks.report(hook, PluginError(answer))
         return default
-
-    def _may_be_recorded(self, node: Node) -> bool:
-        settings = node.task.settings
-        return settings.cache and not settings.service and node.attempt == 1
-
-    async def _look_up(self) -> None:
-        runtime = self._runtime
-        waiting, self._unlooked = self._unlooked, []
-        for hook in runtime.hooks.lookup_results:
-            waiting = [(node, lane) for node, lane in waiting if node.life.work is Work.READY]
-            if not waiting:
-                return
-            tasks = [_to_look_up(node) for node, _ in waiting]
-            results = runtime.hooks.call(hook, engine=runtime.engine, tasks=tasks)
-            if inspect.isawaitable(results):
-                results = await self._looked_up(hook, results)
-            if results is None:
-                continue
-            if not _answers(results, len(waiting)):
-                answer = f"answered {len(waiting)} look-ups with {results!r:.200}; it is not used"
-                runtime.hooks.report(hook, PluginError(answer))
-                continue
-            missing = []
-            for (node, lane), result in zip(waiting, results, strict=True):
-                if node.life.work is not Work.READY:
-                    continue  # cancelled meanwhile
-                if isinstance(result, Recorded):
-                    runtime.stats.recorded += 1
-                    node.step(Event.DONE)
-                    runtime.gate.reveal(node, result.value)
-                else:
-                    missing.append((node, lane))
-            waiting = missing
-        for node, lane in waiting:
-            lane.resume(node)
-
-    async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
-        try:
-            return await results
-        except (Exception, asyncio.CancelledError) as error:  # the plugin's own: the tasks run
-            if asked_to_stop():
-                raise
-            self._runtime.hooks.report(hook, error)
-            return None
 
     # Capabilities and files.
 
-    def _check_capabilities(self, node: Node, lane: Lane) -> None:
-        task, lacking = node.task, _lacking(node, lane)
+    def _check_capabilities(self, node: Node, backend: Attached) -> None:
+        task, lacking = node.task, _lacking(node, backend)
         if lacking is not None:
-            able = [o.name for o in self._runtime.lanes.values() if _lacking(node, o) is None]
+            able = [o.name for o in self._backends.values() if _lacking(node, o) is None]
             where = f"attached backends that can: {', '.join(able)}" if able else (
                 "attach one that does: WorkflowEngine.create(backends=[...])"
             )  # fmt: skip
             raise CapabilityError(
-                f"task {task.name!r} needs {lacking}, which backend {lane.name!r}, as it is set "
+                f"task {task.name!r} needs {lacking}, which backend {backend.name!r}, as it is set "
                 f"up, does not offer; {where}"
             )
-        task.accepted_by = lane
+        task.accepted_by = backend
 
-    def _has_files(self, node: Node, lane: Lane) -> bool:
+    def _has_files(self, node: Node, backend: Attached) -> bool:
         assert node.extra is not None
-        if lane.dry:
+        if backend.dry:
             return False  # what runs nothing reads nothing
         found = node.extra.found
         if found is not None and (found.inputs or found.outputs):
             return True
-        return self._implicit(node, lane)
+        return self._implicit(node, backend)
 
-    def _implicit(self, node: Node, lane: Lane) -> bool:
+    def _implicit(self, node: Node, backend: Attached) -> bool:
         assert node.extra is not None
         assert node.description is not None
         return (
-            self._runtime.implicit_data
-            and lane.capabilities.sandboxes
+            self._implicit_data
+            and backend.capabilities.sandboxes
             and "sandbox" in node.description
             and any(source.sandbox is not None for source in node.extra.sources)
         )
 
-    async def _resolve(self, node: Node, lane: Lane) -> None:
+    async def _resolve(self, node: Node, backend: Attached) -> None:
         extra, description = node.extra, node.description
         if extra is None or description is None:
             return  # cancelled before this began
         found = extra.found
         try:
-            extra.resolved = await self._runtime.stager.resolve(
+            extra.resolved = await self._stager.resolve(
                 description,
-                lane.backend,
+                backend.backend,
                 found.inputs if found else (),
                 found.outputs if found else (),
                 extra.sources,
             )
         except Exception as error:  # a task whose files cannot be had fails alone
-            self._runtime.refuse(node, error)
+            self._machine.refuse(node, error)
         else:
-            lane.resume(node)
-
-
-def _to_look_up(node: Node) -> LookupTask:
-    """What a plugin gets of a task to look for its result."""
-    assert node.description is not None
-    found: Any = {
-        **node.description,
-        "settings": node.recording_settings(),
-        "inputs": node.input_paths(),
-    }
-    return cast("LookupTask", found)
-
-
-def _answers(results: object, number: int) -> bool:
-    """Whether a look-up was answered with one result or `None` for each task."""
-    return (
-        isinstance(results, Sequence)
-        and len(results) == number
-        and all(result is None or isinstance(result, Recorded) for result in results)
-    )
+            self._resume(node, backend)
 
 
 def _checked_command(node: Node, command: object) -> str | list[str]:
@@ -438,16 +405,16 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
         raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
 
 
-def _lacking(node: Node, lane: Lane) -> str | None:
+def _lacking(node: Node, backend: Attached) -> str | None:
     """What a task needs and a backend does not offer, in words."""
     task, description = node.task, node.description
-    if not lane.capabilities.runs(task.task_kind):
+    if not backend.capabilities.runs(task.task_kind):
         return _KINDS[task.task_kind]
     resources = description.get("resources") if description is not None else None
     if resources is None:
         return None
     for name in ("cores", "gpus", "memory", "ranks"):
         value = getattr(resources, name)
-        if value != getattr(_DEFAULTS, name) and name not in lane.capabilities.resources:
+        if value != getattr(_DEFAULTS, name) and name not in backend.capabilities.resources:
             return f"{name}={value!r}"
     return None

@@ -1,25 +1,22 @@
 """What the decorators make: callables that return futures instead of results.
 
-A definition knows its function, its settings and the engine's runtime. What
-happens to a call after it was checked is the graph's business.
+A definition knows its function, its settings and whose it is. What happens to a call
+after it was checked is the engine's business.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
 import functools
 import inspect
 import keyword
 import types
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, Unpack, overload
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from rhapsody.engine.settings import Settings, TaskSettings, specific_settings
 from rhapsody.task import TaskFuture, TaskKind, is_async
-
-if TYPE_CHECKING:
-    from rhapsody.engine.runtime import Runtime
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +24,38 @@ R = TypeVar("R")
 CallKind = Literal["function", "executable", "block"]
 
 _BLOCK_SETTINGS = frozenset({"name", "after", "service"})
+
+
+class Caller(Protocol):
+    """What a task asks of the engine that it belongs to.
+
+    Attributes:
+        uid: The engine's uid.
+        loop: Its event loop.
+    """
+
+    uid: str
+    loop: asyncio.AbstractEventLoop
+
+    def call(
+        self,
+        task: Task[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        specific: Mapping[str, Any] | None,
+    ) -> TaskFuture[Any]:
+        """Takes in a checked call, on the loop; see `Task.__call__` for what it raises."""
+
+    def call_elsewhere(
+        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> TaskFuture[Any]:
+        """A task was called off the loop's thread."""
+
+    def declare(self, settings: Settings) -> Settings:
+        """Checks settings against what the engine has: backends and named limits."""
+
+    def unawaited(self, future: TaskFuture[Any]) -> None:
+        """A failed future that nobody looked at went away; from any thread."""
 
 
 class Task(Generic[P, R]):
@@ -44,13 +73,13 @@ class Task(Generic[P, R]):
 
     def __init__(
         self,
-        runtime: Runtime,
+        engine: Caller,
         kind: CallKind,
         function: Callable[..., Any],
         settings: Settings,
     ) -> None:
         functools.update_wrapper(self, function)
-        self.runtime = runtime
+        self.engine = engine
         self.kind: CallKind = kind
         self.function = function
         self.settings = settings
@@ -59,8 +88,8 @@ class Task(Generic[P, R]):
         self.is_async: bool = is_async(function)
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
         self.optional: dict[str, Any] = _optional_keys(settings)
-        self.accepted_by: object = None  # the lane whose capabilities were checked last
-        self.pushable: tuple[object, bool] | None = None  # by which lane, see `pushdown`
+        self.accepted_by: object = None  # the backend whose capabilities were checked last
+        self.pushable: tuple[object, bool] | None = None  # to which backend, see `held`
         self._check = call_checker(function)
 
     @overload
@@ -80,9 +109,9 @@ class Task(Generic[P, R]):
             RuntimeError: The engine is shut down, or this is neither its loop's
                 thread nor the thread of one of its blocks.
         """
-        runtime = self.runtime
-        if running_loop() is not runtime.loop:
-            return runtime.call_elsewhere(self, args, kwargs)
+        engine = self.engine
+        if running_loop() is not engine.loop:
+            return engine.call_elsewhere(self, args, kwargs)
         specific = None
         if kwargs and "task_description" in kwargs:
             specific = {
@@ -90,7 +119,7 @@ class Task(Generic[P, R]):
                 **specific_settings(kwargs.pop("task_description")),
             }
         self._check(*args, **kwargs)
-        return runtime.graph.add(self, args, kwargs, specific)
+        return engine.call(self, args, kwargs, specific)
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else Method(self, instance)
@@ -102,11 +131,11 @@ class Task(Generic[P, R]):
             TypeError: An unknown setting, or a value of the wrong type.
             ValueError: A value out of range.
         """
-        return make_task(self.runtime, self.kind, self.function, self.settings, dict(settings))
+        return make_task(self.engine, self.kind, self.function, self.settings, dict(settings))
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
         """Called by a failed future that nobody looked at before it went away."""
-        self.runtime.tally.add(future)
+        self.engine.unawaited(future)
 
     def __repr__(self) -> str:
         return f"<{self.kind} task {self.name!r}>"
@@ -133,7 +162,7 @@ class Method:
 
 
 def make_task(
-    runtime: Runtime,
+    engine: Caller,
     kind: CallKind,
     function: Callable[..., Any],
     base: Settings,
@@ -159,10 +188,7 @@ def make_task(
             f"timeout={settings.timeout!r} is for tasks that end, and a service runs until it is "
             "cancelled; ready_timeout says how many seconds it may take to be ready"
         )
-    if settings.backend is not None:
-        settings = dataclasses.replace(settings, backend=runtime.lane(settings.backend).name)
-    runtime.limits.declare(settings.limit)
-    return Task(runtime, kind, function, settings)
+    return Task(engine, kind, function, engine.declare(settings))
 
 
 def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:

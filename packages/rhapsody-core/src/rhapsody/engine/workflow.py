@@ -7,6 +7,7 @@ task in the other modules of this package.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import uuid as uuids
 import weakref
@@ -20,15 +21,12 @@ from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.context import running_task
 from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
+from rhapsody.engine.calls import dependency_uids
 from rhapsody.engine.decorators import Decorators
-from rhapsody.engine.dispatch import Lane
-from rhapsody.engine.files import Stager
-from rhapsody.engine.graph import dependency_uids
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.life import Work
 from rhapsody.engine.node import Node
 from rhapsody.engine.observe import Profiler, accounts
-from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import (
     engine_uid,
     flag,
@@ -36,6 +34,7 @@ from rhapsody.engine.settings import (
     whole_number,
     work_directory,
 )
+from rhapsody.engine.shell import Shell
 from rhapsody.engine.shutdown import settle_everything, stop_everything, tell_forgotten
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
@@ -44,7 +43,10 @@ from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import Stats, Summary
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
+from rhapsody.staging.files import Stager
 from rhapsody.states import StateMapper
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 BackendLike = BaseExecutionBackend | str
 KeepSandboxes = Literal["failed", "all", "none"]
@@ -187,6 +189,7 @@ class WorkflowEngine(Decorators, KeptNames):
         backends: Any,
         *,
         dry_run: bool,
+        implicit_data: bool,
         work_dir: str | os.PathLike[str] | None,
         profile: bool | str | os.PathLike[str],
         observers: Iterable[object],
@@ -206,29 +209,29 @@ class WorkflowEngine(Decorators, KeptNames):
             )
         self._work_dir = work_directory(work_dir, uid)
         self._dry_run = dry_run
+        self._implicit_data = implicit_data
         self.prof.enabled = bool(profile)
         self._profile_path = None if isinstance(profile, bool) else profile
         hooks = EngineHooks(observers)
         attached: dict[str, BaseExecutionBackend] = {}
-        runtime = self._runtime = Runtime(
+        shell = self._shell = Shell(
             self,
             uid=uid,
             clock=clock or LoopClock(self._loop),
             hooks=hooks,
             stager=Stager(self.work_dir, keep_sandboxes, uid=chosen, backends=attached),
+            dry_run=dry_run,
+            implicit_data=implicit_data,
             **limits,
         )
+        self._calls = shell.calls
         ours: list[BaseExecutionBackend] = []
         starting = attach(backend, backends, dry_run=dry_run, work_dir=self.work_dir, ours=ours)
         try:
             attached.update(await (signal_registry.guard(starting) if handle_signals else starting))
             for name, one in attached.items():
-                runtime.lanes[name] = Lane(runtime, one, name)
-                one.register_callback(self._runtime.updates.receive)
-            runtime.default = next(iter(runtime.lanes.values()))
-            self._began = runtime.clock.monotonic()
-            if dry_run:
-                runtime.graph.calls = []
+                shell.attach(one, name)
+            self._began = shell.clock.monotonic()
             if handle_signals:
                 signal_registry.add(self, self._interrupt, self._settle)
             for hook in hooks.workflow_started:
@@ -236,25 +239,25 @@ class WorkflowEngine(Decorators, KeptNames):
         except BaseException:
             await self._undo(ours)
             raise
-        self._forgotten = weakref.finalize(self, tell_forgotten, runtime, os.getpid())
+        self._forgotten = weakref.finalize(self, tell_forgotten, shell, os.getpid())
         self.prof.event("workflow_started", uid)
 
     async def _undo(self, ours: list[BaseExecutionBackend]) -> None:
         """The start has failed: shuts `ours` down and leaves the other backends as they were."""
-        self._runtime.closing = True
+        self._shell.machine.closing = True
         signal_registry.remove(self)
         try:
-            await stop_everything(self._runtime, skip_backends=True)
+            await stop_everything(self._shell, skip_backends=True)
         finally:
             await shut_down(ours)
-            await self._runtime.stager.close()
+            await self._shell.stager.close()
 
     # What is going on: read-only views of what is unfinished.
 
     @property
     def uid(self) -> str:
         """The engine's uid, the beginning of every uid that its backends get."""
-        return self._runtime.uid
+        return self._shell.uid
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -277,39 +280,39 @@ class WorkflowEngine(Decorators, KeptNames):
         return self._profiler
 
     @property
-    def log(self) -> Any:
+    def log(self) -> logging.Logger:
         """The engine's logger."""
-        return self._runtime.log
+        return log
 
     @property
     def clock(self) -> Clock:
         """Where the engine reads the time."""
-        return self._runtime.clock
+        return self._shell.clock
 
     @property
     def stats(self) -> Stats:
         """Counters since the engine was made."""
-        return self._runtime.stats
+        return self._shell.machine.stats
 
     @property
     def backend(self) -> BaseExecutionBackend:
         """The default backend."""
-        return next(iter(self._runtime.lanes.values())).backend
+        return next(iter(self._shell.backends.values())).backend
 
     @property
     def backends(self) -> Mapping[str, BaseExecutionBackend]:
         """Every attached backend by its name, the default one first."""
-        return MappingProxyType({n: lane.backend for n, lane in self._runtime.lanes.items()})
+        return MappingProxyType({name: one.backend for name, one in self._shell.backends.items()})
 
     @property
     def implicit_data_mode(self) -> bool:
         """Whether dependents see the files of their dependencies' sandboxes."""
-        return self._runtime.implicit_data
+        return self._implicit_data
 
     @property
     def task_states_map(self) -> StateMapper:
         """The states of the default backend."""
-        states: StateMapper = next(iter(self._runtime.lanes.values())).states
+        states: StateMapper = next(iter(self._shell.backends.values())).states
         return states
 
     @property
@@ -352,7 +355,7 @@ class WorkflowEngine(Decorators, KeptNames):
         return tuple(n.future.uid for n in self._nodes() if n.life.work is Work.READY)
 
     def _nodes(self) -> list[Node]:
-        live = self._runtime.graph.live
+        live = self._shell.machine.graph.live
         return sorted(live, key=lambda node: (node.task.prefix, node.number))
 
     # The end.
@@ -368,17 +371,18 @@ class WorkflowEngine(Decorators, KeptNames):
                 on another event loop than the engine's.
         """
         if asyncio.get_running_loop() is not self._loop:
-            raise self._runtime.foreign_loop_error("join() was called on")
+            raise self._calls.foreign_loop_error("join() was called on")
         block, task = enclosing_block.get(), running_task()
-        in_block = block is not None and block.runtime is self._runtime and not block.future.done()
+        own_block = block is not None and block.machine is self._shell.machine
+        in_block = own_block and block is not None and not block.future.done()
         own = asyncio.current_task()  # such as one that builds a task's command, and has its uid
         uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
-        if in_block or any(uid.startswith(self._runtime.uid_prefix) for uid in uids):
+        if in_block or any(uid.startswith(f"{self.uid}.") for uid in uids):
             raise RuntimeError(
                 "join() waits for all that the engine does, and so would wait for the block or "
                 "task that calls it: await the futures that you need"
             )
-        await self._runtime.graph.all_settled()
+        await self._shell.all_settled()
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
         """Cancels what is unfinished, stops the work and shuts the backends down.
@@ -396,9 +400,9 @@ class WorkflowEngine(Decorators, KeptNames):
         if self._closed.done():
             return
         if asyncio.get_running_loop() is not self._loop:
-            raise self._runtime.foreign_loop_error("shutdown() was called on")
+            raise self._calls.foreign_loop_error("shutdown() was called on")
         if self._ending is None:
-            self._runtime.closing = True
+            self._shell.machine.closing = True
             self._ending = self._loop.create_task(
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"
             )
@@ -412,53 +416,53 @@ class WorkflowEngine(Decorators, KeptNames):
     async def _interrupt(self) -> None:
         """Stops all work because of a signal; the futures stay as they are for now."""
         if self._ending is None:
-            self._runtime.interrupted = True
+            self._shell.machine.interrupted = True
             self._ending = self._loop.create_task(self._stop(skip_backends=False))
         await end_of(self._ending)
 
     async def _stop(self, *, skip_backends: bool) -> None:
-        runtime = self._runtime
-        runtime.closing = True
-        self._problems = await stop_everything(runtime, skip_backends=skip_backends)
-        if not runtime.interrupted:
-            self._still_running = settle_everything(runtime)
-        await runtime.stager.close()
+        shell = self._shell
+        shell.machine.closing = True
+        self._problems = await stop_everything(shell, skip_backends=skip_backends)
+        if not shell.machine.interrupted:
+            self._still_running = settle_everything(shell)
+        await shell.stager.close()
 
     def _settle(self) -> None:
         """The last step: nothing of this engine is left pending, and everybody is told."""
         if self._closed.done():
             return
-        runtime = self._runtime
-        if runtime.interrupted:
-            self._still_running = settle_everything(runtime)
+        shell = self._shell
+        if shell.machine.interrupted:
+            self._still_running = settle_everything(shell)
         still_running = self._still_running
         for problem in self._problems:
-            runtime.log.error("engine %s: %s", self.uid, problem)
+            log.error("engine %s: %s", self.uid, problem)
         if still_running:
-            runtime.log.warning(
+            log.warning(
                 "engine %s: %d tasks could not be stopped and may still be running: %s",
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
-        runtime.observation.flush()
-        runtime.tally.close(tuple(runtime.graph.failed))
+        shell.observation.flush()
+        shell.tally.close()
         self._summary = Summary(
             uid=self.uid,
-            stats=runtime.stats,
-            seconds=runtime.clock.monotonic() - self._began,
+            stats=shell.machine.stats,
+            seconds=shell.clock.monotonic() - self._began,
             still_running=still_running,
             problems=self._problems,
-            graph=tuple(runtime.graph.calls or ()),
-            unawaited=runtime.tally.total,
-            backends=accounts(self.backends, runtime.log),
+            graph=tuple(shell.calls.made),
+            unawaited=shell.tally.total,
+            backends=accounts(self.backends, log),
         )
-        for hook in runtime.hooks.workflow_finished:
-            runtime.hooks.call(hook, engine=self, summary=self._summary)
+        for hook in shell.hooks.workflow_finished:
+            shell.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
         if self._profile_path is not None:
             try:
                 self.prof.write(self._profile_path)
             except Exception as error:  # a full disk, say, keeps no engine from closing
-                runtime.log.error("engine %s: no profile was written: %s", self.uid, error)
+                log.error("engine %s: no profile was written: %s", self.uid, error)
         signal_registry.remove(self)
         self._forgotten.detach()
         self._closed.set_result(None)
@@ -481,13 +485,13 @@ class WorkflowEngine(Decorators, KeptNames):
 
         Raises nothing for tasks that failed: what nobody awaited is logged in one line.
         """
-        failures = self._runtime.failures
+        failures = self._shell.failures
         own = error is not None and failures is not None and failures.include(error)
         try:
             if error is None or own:
                 await self.join()
             if own:
-                self._runtime.log.error("engine %s: %s", self.uid, failures)
-                self._runtime.tally.quiet = True
+                log.error("engine %s: %s", self.uid, failures)
+                self._shell.tally.quiet = True
         finally:
             await self.shutdown()

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 from collections import deque
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rhapsody.aio import asked_to_stop
-from rhapsody.backends.base import BaseExecutionBackend, Capabilities
-from rhapsody.engine.life import Event, Work
+from rhapsody.engine.attach import Attached
+from rhapsody.engine.background import Background
+from rhapsody.engine.held import PushDown
+from rhapsody.engine.life import Work
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
+from rhapsody.engine.preparation import Preparation
+from rhapsody.engine.updates import Updates
 from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_error
-from rhapsody.states import TasksMainStates
 
-if TYPE_CHECKING:
-    from rhapsody.engine.node import Node
-    from rhapsody.engine.runtime import Runtime
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 SLICE = 0.005
 """Seconds of work before the loop gets its turn."""
@@ -75,18 +78,40 @@ class ReadyQueue:
 
 
 class Lane:
-    """One attached backend and what is on its way to it."""
+    """One attached backend and what is on its way to it.
 
-    def __init__(self, runtime: Runtime, backend: BaseExecutionBackend, name: str) -> None:
-        self.backend = backend
-        self.name = name
-        self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
-        self.dry: bool = getattr(backend, "dry", False) is True
-        self.states: Any = backend.get_task_states_map()
-        self._native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
+    Args:
+        attached: The backend.
+        machine: Decides what becomes of tasks that are handed over, or are not.
+        preparation: Makes descriptions of nodes.
+        updates: Keeps what the backend reports while it is given a batch.
+        pushdown: Adds to a batch what may wait for it there.
+        background: Runs the lane.
+        max_pending: How many tasks the backend may have, services apart.
+        submit_timeout: Seconds that it may take to accept a batch.
+    """
+
+    def __init__(
+        self,
+        attached: Attached,
+        machine: Machine,
+        preparation: Preparation,
+        updates: Updates,
+        pushdown: PushDown,
+        background: Background,
+        *,
+        max_pending: int | None,
+        submit_timeout: float | None,
+    ) -> None:
+        self.attached: Attached = attached
         self.queue: ReadyQueue = ReadyQueue()
-        self.occupied: int = 0  # tasks that count against `max_pending`
-        self._runtime = runtime
+        self._machine = machine
+        self._advance = preparation.advance
+        self._updates = updates
+        self._offer = pushdown.offer
+        self._background = background
+        self._max_pending = max_pending
+        self._submit_timeout = submit_timeout
         self._resumed: deque[Node] = deque()
         self._services: deque[Node] = deque()  # where `max_pending` holds up the others
         self._waiter: asyncio.Future[None] | None = None
@@ -94,23 +119,11 @@ class Lane:
         self._deferred: list[Node] = []
         self._closing = False
         self._idle = asyncio.Event()
-        self._pump = runtime.spawn(self._run(), f"{runtime.uid} {name} lane")
-
-    def main_state(self, native: Any) -> TasksMainStates | None:
-        """The canonical state for one of the backend's, `None` for one nobody registered."""
-        try:
-            return self._native[native]
-        except (KeyError, TypeError):
-            pass
-        try:
-            main = self.states.to_main_state(native)
-        except (ValueError, TypeError):
-            return None
-        return TasksMainStates(main)
+        self._pump = background.spawn(self._run(), f"{attached.name} lane")
 
     def push(self, node: Node) -> None:
         """Queues a node that is ready or prepared."""
-        if node.task.settings.service and self._runtime.max_pending is not None:
+        if node.task.settings.service and self._max_pending is not None:
             self._services.append(node)
         else:
             self.queue.push(node, node.task.settings.priority)
@@ -118,7 +131,7 @@ class Lane:
 
     def resume(self, node: Node) -> None:
         """Queues a node whose preparation goes on, before those that have not begun."""
-        service = node.task.settings.service and self._runtime.max_pending is not None
+        service = node.task.settings.service and self._max_pending is not None
         (self._services if service else self._resumed).append(node)
         self.wake()
 
@@ -129,12 +142,10 @@ class Lane:
             waiter.set_result(None)
             self._idle.clear()
 
-    def freed(self, node: Node) -> None:
+    def room(self) -> None:
         """A task the backend had has ended."""
-        if not node.task.settings.service:
-            self.occupied -= 1
-            if self._runtime.max_pending is not None:
-                self.wake()
+        if self._max_pending is not None:
+            self.wake()
 
     async def flushed(self) -> None:
         """Waits until the backend has had all that can be handed over now."""
@@ -154,7 +165,7 @@ class Lane:
             await asyncio.wait([self._pump])
 
     async def _run(self) -> None:
-        loop = self._runtime.loop
+        loop = self._background.loop
         ends = time.perf_counter() + SLICE
         while not self._closing:
             batch = self._take(ends)
@@ -183,9 +194,8 @@ class Lane:
     def _take(self, ends: float) -> list[Node]:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""
         batch: list[Node] = []
-        queue, resumed, prepare = self.queue, self._resumed, self._runtime.preparation.advance
-        services, room = self._services, self._room()
-        offer = self._runtime.pushdown.offer
+        queue, resumed, attached = self.queue, self._resumed, self.attached
+        services, room, advance = self._services, self._room(), self._advance
         looked_at = 0
         while services or room > 0:
             looked_at += 1
@@ -193,52 +203,48 @@ class Lane:
                 break
             if services:
                 service = services.popleft()
-                if service.life.work is Work.READY and prepare(service, self):
+                if service.life.work is Work.READY and advance(service, attached):
                     batch.append(service)
                 continue
             node = resumed.popleft() if resumed else queue.pop()
             if node is None:
                 break
-            if node.life.work is Work.READY and prepare(node, self):
+            if node.life.work is Work.READY and advance(node, attached):
                 batch.append(node)
                 room -= 1
                 if node.dependents:
-                    offer(node, self)
+                    self._offer(node, attached)
         return batch
 
     def _room(self) -> float:
-        limit = self._runtime.max_pending
-        return float("inf") if limit is None else limit - self.occupied
+        limit = self._max_pending
+        return float("inf") if limit is None else limit - self.attached.occupied
 
     async def _submit(self, batch: list[Node]) -> None:
-        runtime = self._runtime
-        inflight, observed = runtime.updates.inflight, runtime.observed
-        descriptions = []
+        machine, updates, name = self._machine, self._updates, self.attached.name
+        batch = machine.submit(batch, self.attached)
+        if not batch:
+            return
+        descriptions: list[Any] = []
         for node in batch:
-            node.step(Event.SUBMIT)
-            inflight[node.uid] = node
-            node.future._backend = self.name
+            node.future._backend = name
             descriptions.append(node.description)
-            if not node.task.settings.service:
-                self.occupied += 1
-            if observed:
-                runtime.observe(node, TasksMainStates.SUBMITTED)
         self._batch = set(batch)
-        timeout = asyncio.timeout(runtime.submit_timeout)
+        timeout = asyncio.timeout(self._submit_timeout)
+        updates.queue()
         try:
             async with timeout:
-                await self.backend.submit_tasks(descriptions)
+                await self.attached.backend.submit_tasks(descriptions)
         except (Exception, asyncio.CancelledError) as error:  # it says: not accepted
             if asked_to_stop():
                 raise
+            updates.apply()
             self._rejected(batch, error, timeout.expired())
         else:
-            for node in batch:
-                if node.life.work is Work.SUBMITTING:
-                    node.step(Event.ACCEPT)
-                    if not self.capabilities.reports_running:
-                        runtime.started(node)
+            machine.accept(batch, self.attached)
+            updates.apply()
         finally:
+            updates.unqueue()
             self._batch = set()
             deferred, self._deferred = self._deferred, []
             for node in deferred:
@@ -246,24 +252,19 @@ class Lane:
 
     def _rejected(self, batch: list[Node], error: BaseException, timed_out: bool) -> None:
         if timed_out:
-            reason = f"did not accept {len(batch)} tasks within {self._runtime.submit_timeout} s"
+            reason = f"did not accept {len(batch)} tasks within {self._submit_timeout} s"
         else:
             reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
         for node in batch:
             if timed_out and node.life.work in (Work.SUBMITTING, Work.CANCELING):
                 # It may have been accepted all the same.
-                self._runtime.spawn(self._ask(node.uid), f"cancel {node.uid}")
-            if node.life.work is Work.SUBMITTING:
-                if isinstance(error, BackendUnavailableError):
-                    failure: Exception = BackendUnavailableError(str(error))
-                else:
-                    failure = SubmissionError(f"backend {self.name!r} {reason}")
-                failure.__cause__ = error
-                self._runtime.attempt_ended(node)
-                self._runtime.attempt_failed(node, failure)
-            elif node.life.work is Work.CANCELING:
-                self._runtime.attempt_ended(node)
-                self._runtime.stopped(node)
+                self._background.spawn(self._ask(node.uid), f"cancel {node.uid}")
+            if isinstance(error, BackendUnavailableError):
+                failure: Exception = BackendUnavailableError(str(error))
+            else:
+                failure = SubmissionError(f"backend {self.attached.name!r} {reason}")
+            failure.__cause__ = error
+            self._machine.reject(node, failure)
 
     # Cancellation.
 
@@ -272,21 +273,21 @@ class Lane:
         if node in self._batch:
             self._deferred.append(node)
         elif node.life.work is Work.CANCELING:
-            self._runtime.spawn(self._cancel(node, node.uid), f"cancel {node.uid}")
+            self._background.spawn(self._cancel(node, node.uid), f"cancel {node.uid}")
 
     async def _cancel(self, node: Node, uid: str) -> None:
         known = await self._ask(uid)
         if not known and node.uid == uid and node.life.work is Work.CANCELING:
-            self._runtime.cannot_stop(node)
+            self._machine.cannot_stop(node)
 
     async def _ask(self, uid: str) -> bool:
         try:
-            answer = self.backend.cancel_task(uid)
+            answer = self.attached.backend.cancel_task(uid)
             return bool(await answer if inspect.isawaitable(answer) else answer)
         except (Exception, asyncio.CancelledError) as error:  # must not hurt other tasks
             if asked_to_stop():
                 raise
-            self._runtime.log.error(
-                "backend %r failed to cancel %s: %r", self.name, uid, error, exc_info=error
+            log.error(
+                "backend %r failed to cancel %s: %r", self.attached.name, uid, error, exc_info=error
             )
             return False

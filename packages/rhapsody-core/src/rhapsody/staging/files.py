@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rhapsody.data import File, InputFile, OutputFile, plain_name, without_secrets
-from rhapsody.engine.claims import Claim
-from rhapsody.engine.fetch import Fetcher
-from rhapsody.engine.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.staging.claims import Claim
+from rhapsody.staging.fetch import Fetcher
+from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.task import Outcome, TaskDescription
 
 if TYPE_CHECKING:

@@ -1,0 +1,67 @@
+"""Whether a failed attempt is followed by another, and what stands in for a result where not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rhapsody.engine.node import Node
+from rhapsody.engine.settings import NO_FALLBACK
+from rhapsody.errors import BackendUnavailableError, TaskLostError, blame, is_a
+from rhapsody.retries import RetryPolicy
+
+LOST = (TaskLostError, BackendUnavailableError)
+"""Errors of an attempt that are the infrastructure's, which has tries of its own."""
+
+
+class Attempts:
+    """How often the tasks of one engine are tried that say nothing of their own.
+
+    Args:
+        retries: After failures of the task.
+        lost_retries: How many times after a loss.
+    """
+
+    def __init__(self, retries: RetryPolicy | None, lost_retries: int) -> None:
+        self._retries = retries
+        self._lost_retries = lost_retries
+
+    def next(self, node: Node, error: BaseException) -> tuple[float | None, BaseException]:
+        """Counts a failed attempt.
+
+        Returns:
+            The seconds until the next one, `None` where there is none; and the error to tell
+            then, which is another one where the user's own `wait` raised.
+        """
+        settings, extra = node.task.settings, node.more()
+        try:
+            if is_a(error, LOST):
+                extra.losses += 1
+                own = settings.lost_retries
+                left = (self._lost_retries if own is None else own) - extra.losses
+                return (0.0 if left >= 0 else None), error
+            policy = settings.retries or self._retries
+            if policy is not None and policy.covers(error):
+                extra.failures += 1
+                if extra.failures <= policy.attempts:
+                    return policy.delay(node.attempt), error
+        except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
+            blame(mistake, error, f"`wait` in the retries of {node.named()}")
+            return None, mistake
+        return None, error
+
+
+def fallback(node: Node, error: BaseException) -> tuple[Any, BaseException]:
+    """Asks for what stands in for the result of a task that has failed for good.
+
+    Returns:
+        It, `NO_FALLBACK` for nothing; and the error to tell then, which is another one where
+        the user's own fallback raised.
+    """
+    given = node.task.settings.fallback
+    if given is NO_FALLBACK:
+        return NO_FALLBACK, error
+    try:
+        return given(error) if callable(given) else given, error
+    except (Exception, SystemExit) as mistake:  # the user's own fallback raised
+        blame(mistake, error, f"the fallback of {node.named()}")
+        return NO_FALLBACK, mistake

@@ -1,0 +1,203 @@
+"""Calls in: what a task's user gave becomes a future, and a node in the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import dataclasses
+import threading
+from asyncio import _get_running_loop as running_loop
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from rhapsody.aio import on_loop
+from rhapsody.engine.arguments import search
+from rhapsody.engine.attach import Attached, find
+from rhapsody.engine.blocks import BlockFuture, enclosing_block
+from rhapsody.engine.life import Future
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
+from rhapsody.engine.observe import Tally
+from rhapsody.engine.settings import Settings
+from rhapsody.engine.tasks import Task
+from rhapsody.errors import describe_error
+from rhapsody.task import TaskFuture
+
+current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "rhapsody_scope", default=None
+)
+
+
+class Calls:
+    """What tasks ask of their engine (`rhapsody.engine.tasks.Caller`).
+
+    Args:
+        uid: The engine's uid.
+        loop: Its event loop.
+        machine: Gets the nodes.
+        backends: The attached backends; may grow.
+        tally: Counts failures that nobody looked at.
+        keep: Whether calls are kept, for a dry run's graph.
+
+    Attributes:
+        made: The calls: each one's uid, name and the uids that it depends on.
+        failure: Why the engine itself has failed.
+    """
+
+    def __init__(
+        self,
+        uid: str,
+        loop: asyncio.AbstractEventLoop,
+        machine: Machine,
+        backends: Mapping[str, Attached],
+        tally: Tally,
+        *,
+        keep: bool,
+    ) -> None:
+        self.uid: str = uid
+        self.loop: asyncio.AbstractEventLoop = loop
+        self._machine = machine
+        self._backends = backends
+        self._numbers = {"task": 0, "block": 0}
+        self._keep = keep
+        self.unawaited = tally.add
+        self.made: list[tuple[str, str, tuple[str, ...]]] = []
+        self.failure: BaseException | None = None
+
+    def call(
+        self,
+        task: Task[Any, Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        specific: Mapping[str, Any] | None,
+    ) -> TaskFuture[Any]:
+        """Takes in a call and returns its future.
+
+        Raises:
+            RuntimeError: The engine is shut down, or a future in the arguments
+                belongs to another loop or to a block around this call.
+            ValueError: A container in the arguments holds itself.
+        """
+        machine = self._machine
+        if machine.closing:
+            raise self.closed_error(task.name)
+        found = search(args, kwargs)
+        parent = enclosing_block.get()
+        if parent is not None and parent.life.future is Future.CANCELLED:
+            raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
+        if parent is not None and parent.life.future is not Future.PENDING:
+            parent = None  # it has ended, and left something behind that goes on
+        after = task.settings.after
+        dependencies: tuple[asyncio.Future[Any], ...] = ()
+        if found is not None or after:
+            dependencies = tuple(dict.fromkeys((*(found.futures if found else ()), *after)))
+            self._check_dependencies(task, dependencies, parent)
+        if found is not None:
+            args, kwargs = found.copy(args, kwargs)
+
+        number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
+        future: TaskFuture[Any]
+        guarded = bool(dependencies) and any(isinstance(d, BlockFuture) for d in dependencies)
+        if guarded or task.prefix == "block":
+            future = BlockFuture(loop=self.loop)
+        else:
+            future = TaskFuture(loop=self.loop)
+        node = Node(machine, task, future, number, args, kwargs or None, specific)
+        node.dependencies = dependencies
+        future._node = node
+        future._definition = task
+        future._number = number
+        future._attempt = 1
+        future._backend = None
+        future._outcome = None
+        scope = current_scope.get()
+        if found is not None or scope is not None:
+            extra = node.more()
+            extra.found = found
+            extra.scope = scope
+        if task.prefix == "block":
+            node.more().context = contextvars.copy_context()
+        if self._keep:
+            self.made.append((future.uid, task.name, dependency_uids(dependencies)))
+        machine.add(node, parent)
+        return future
+
+    def _check_dependencies(
+        self,
+        task: Task[Any, Any],
+        dependencies: tuple[asyncio.Future[Any], ...],
+        parent: Node | None,
+    ) -> None:
+        for dependency in dependencies:
+            if dependency.get_loop() is not self.loop:
+                raise RuntimeError(
+                    f"task {task.name!r} got a future of another event loop: {dependency!r}; "
+                    "await it there, and pass its result"
+                )
+            around = parent
+            while around is not None:
+                if around.future is dependency:
+                    raise RuntimeError(
+                        f"task {task.name!r} is called inside block {around.task.name!r} and got "
+                        "that block's own future: it would wait for ever"
+                    )
+                around = around.parent
+
+    def call_elsewhere(
+        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> TaskFuture[Any]:
+        """A task was called off the loop's thread: fine inside a block, an error elsewhere."""
+        if self._machine.closing:
+            raise self.closed_error(task.name)
+        if running_loop() is not None:
+            raise self.foreign_loop_error(f"task {task.name!r} was called on")
+        if not self.loop.is_running():
+            raise RuntimeError(
+                f"task {task.name!r} was called, but its engine's event loop is not running: "
+                "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
+            )
+        if enclosing_block.get() is None:
+            raise RuntimeError(
+                f"task {task.name!r} was called on thread {threading.current_thread().name!r}; "
+                "tasks are called on the thread of the engine's event loop, or inside a "
+                "synchronous @flow.block"
+            )
+        return on_loop(self.loop, partial(task, *args, **kwargs))
+
+    def declare(self, settings: Settings) -> Settings:
+        """Checks the settings of a definition against what the engine has.
+
+        Raises:
+            ValueError: No backend of that name is attached, or a limit is known with another
+                size.
+        """
+        if settings.backend is not None:
+            name = find(self._backends, settings.backend).name
+            settings = dataclasses.replace(settings, backend=name)
+        self._machine.limits.declare(settings.limit)
+        return settings
+
+    def foreign_loop_error(self, what: str) -> RuntimeError:
+        """The error for what happens on a loop that is not the engine's."""
+        return RuntimeError(
+            f"{what} another event loop than that of engine {self.uid}: an engine belongs to the "
+            "loop it was made on; make one here with `await WorkflowEngine.create(...)`"
+        )
+
+    def closed_error(self, name: str) -> RuntimeError:
+        """The error for a call after the end."""
+        if self.failure is not None:
+            return RuntimeError(
+                f"task {name!r} was called after engine {self.uid} had failed: "
+                f"{describe_error(self.failure)}"
+            )
+        return RuntimeError(
+            f"task {name!r} was called after engine {self.uid} was shut down: "
+            "make a new one with `await WorkflowEngine.create(...)`"
+        )
+
+
+def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
+    """The uids of those dependencies that are tasks or blocks."""
+    return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))

@@ -1,0 +1,125 @@
+"""The exceptions that tell users what became of their tasks, and the words in them."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rhapsody.data import stderr_tail
+from rhapsody.engine.node import Node
+from rhapsody.errors import (
+    DependencyFailureError,
+    TaskFailedError,
+    TaskTimeoutError,
+    describe_error,
+    is_a,
+)
+from rhapsody.task import TaskFuture
+
+COMMAND_SHOWN = 500
+"""Characters of a command that the message of a `TaskFailedError` shows."""
+
+
+def future_name(future: asyncio.Future[Any]) -> str:
+    """What a future is called in messages."""
+    if isinstance(future, TaskFuture):
+        return future.name
+    name = getattr(future, "get_name", None)  # of asyncio's tasks
+    return repr(future) if name is None else str(name())
+
+
+def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> DependencyFailureError:
+    """The error of a node that does not run because dependencies failed."""
+    names = [future_name(future) for future in failed]
+    cause = failed[0].exception()
+    root = cause.root_cause if is_a(cause, DependencyFailureError) else cause
+    others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    assert cause is not None
+    return DependencyFailureError(
+        f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
+        f"{names[0]!r} failed{others}: {describe_error(root)}",
+        names,
+        root,
+    ).follows(cause)
+
+
+def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
+    """The error of an attempt that a backend says has failed."""
+    error = report.get("exception")
+    if isinstance(error, BaseException):
+        return error
+    name = f"task {node.task.name!r} ({node.future.uid})"
+    command = None
+    if node.extra is not None and node.extra.command is not None:
+        given = node.extra.command
+        command = given if isinstance(given, str) else shlex.join(given)
+    message = f"{name} failed"
+    if error:
+        message += f": {error}"
+    elif report.get("exit_code") is not None:
+        message = f"{name} ended with exit code {report['exit_code']}"
+        if command:
+            message += f": {_shown(command)}"
+    tail = stderr_tail(report)
+    if tail:
+        message += f"\n{tail.rstrip()}"
+    return TaskFailedError(message, exit_code=report.get("exit_code"), stderr=tail, command=command)
+
+
+def of_service(node: Node, report: Mapping[str, Any]) -> TaskFailedError:
+    """The error of a service that has ended before it was ready."""
+    return TaskFailedError(
+        f"service {node.task.name!r} ({node.future.uid}) ended before it was ready: "
+        f"{ending(report)}",
+        exit_code=report.get("exit_code"),
+        stderr=stderr_tail(report),
+    )
+
+
+def over_time(node: Node, limit: float) -> TaskTimeoutError:
+    """The error of an attempt that has run, or a service that has started, for too long."""
+    what = f"{node.task.name!r} ({node.future.uid})"
+    if node.task.settings.service:
+        return TaskTimeoutError(f"service {what} was not ready within {limit:g} s")
+    return TaskTimeoutError(f"task {what} ran for longer than its time-out of {limit:g} s")
+
+
+def goes_on(node: Node, error: BaseException) -> BaseException:
+    """The error of a node whose work cannot be stopped, so that it says so of a time-out."""
+    if not is_a(error, TaskTimeoutError):
+        return error
+    assert node.backend is not None
+    return TaskTimeoutError(
+        f"{error}; backend {node.backend.name!r} cannot stop it, so the work goes on and "
+        "keeps its slot until it ends. Run such functions in processes, which can be "
+        'stopped: LocalExecutionBackend("process")'
+    )
+
+
+def cancelled_elsewhere(node: Node) -> str:
+    """Why a future is cancelled although nobody here asked for it."""
+    assert node.backend is not None
+    return (
+        f"backend {node.backend.name!r} ended task {node.task.name!r} ({node.future.uid}) as "
+        "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "
+        "somebody else shut the backend down, such as another engine that uses it "
+        "(shutdown(skip_execution_backend=True) leaves it running)"
+    )
+
+
+def ending(report: Mapping[str, Any]) -> str:
+    """How a task ended, in a few words."""
+    error = report.get("exception")
+    if error is not None:
+        return describe_error(error) if is_a(error, BaseException) else str(error)
+    if report.get("exit_code") is not None:
+        return f"exit code {report['exit_code']}"
+    return "no exit code"
+
+
+def _shown(command: str) -> str:
+    """As much of a command as a message may hold; the error's `command` has all of it."""
+    more = len(command) - COMMAND_SHOWN
+    return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} characters more]"

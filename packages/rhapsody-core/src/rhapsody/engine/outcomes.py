@@ -1,0 +1,118 @@
+"""What came of an attempt: its value or error, read from a backend's report, and what is kept.
+
+Files that a task promised are looked for here, before its result is recorded or seen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rhapsody.engine import failures
+from rhapsody.engine.node import Node
+from rhapsody.staging.files import Stager, leads_into
+from rhapsody.states import TasksMainStates
+from rhapsody.task import Outcome
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+
+class Outcomes:
+    """Reads reports of attempts that have ended.
+
+    Args:
+        stager: Keeps sandboxes, and knows the files in them.
+    """
+
+    def __init__(self, stager: Stager) -> None:
+        self._stager = stager
+
+    def read(
+        self, node: Node, main: TasksMainStates, report: Mapping[str, Any]
+    ) -> tuple[Any, BaseException | None]:
+        """Judges an attempt that a backend says is DONE or FAILED, and keeps what is left of it.
+
+        Returns:
+            Its value and `None`, or `None` and its error.
+        """
+        value: Any = None
+        error: BaseException | None = None
+        if main is not TasksMainStates.DONE:
+            error = failures.of_attempt(node, report)
+        elif node.task.settings.service:
+            error = failures.of_service(node, report)
+        elif node.task.kind != "executable":
+            value = report.get("return_value")
+        elif report.get("exit_code"):
+            error = failures.of_attempt(node, report)
+        else:
+            value = report.get("stdout")
+        extra = node.extra
+        if error is None and extra is not None and extra.found is not None and extra.found.outputs:
+            try:
+                self._check_outputs(node)
+            except Exception as mistake:  # a promised file is missing: the attempt failed
+                value, error = None, mistake
+        if "stdout" in report or "stderr" in report or "sandbox" in report:
+            self.keep(node, report, succeeded=error is None, value=value)
+        return value, error
+
+    def _check_outputs(self, node: Node) -> None:
+        """Raises where a file that a finished task promised is missing."""
+        assert node.backend is not None
+        assert node.description is not None
+        assert node.extra is not None
+        assert node.extra.found is not None
+        if node.backend.capabilities.shared_file_system and not node.backend.dry:
+            self._stager.check_outputs(node.description, node.extra.found.outputs)
+
+    def keep(
+        self, node: Node, report: Mapping[str, Any], *, succeeded: bool, value: Any = None
+    ) -> None:
+        """Puts onto the future what is left of the attempt besides its value."""
+        stdout, stderr = report.get("stdout"), report.get("stderr")
+        sandbox = report.get("sandbox")
+        if stdout is None and stderr is None and sandbox is None:
+            return
+        outcome = Outcome(
+            uid=node.uid,
+            stdout=stdout,
+            stderr=stderr,
+            exit_code=report.get("exit_code"),
+            sandbox=sandbox,
+            backend=node.future._backend,
+        )
+        if sandbox is not None:
+            found = node.extra.found if node.extra is not None else None
+            outputs = found.outputs if found is not None else ()
+            outcome.output_files = tuple(f.filename for f in outputs)
+            assert node.description is not None
+            outcome.keeper = self._stager.keep(
+                node.description,
+                succeeded=succeeded,
+                outputs=outputs,
+                result_is_path=node.task.settings.capture == "files" or leads_into(value, sandbox),
+            )
+        node.future._outcome = outcome
+
+    def leave(self, node: Node) -> None:
+        """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
+        outcome = node.future._outcome
+        if node.description is not None and (outcome is None or outcome.uid != node.uid):
+            self._stager.keep(node.description, succeeded=True)
+
+    def leave_interrupted(self, node: Node) -> None:
+        """Says of an attempt that a signal interrupted that its sandbox is as that of a failed one.
+
+        When the futures are settled it is too late: by then what does not stay has been removed.
+        """
+        if node.description is not None and "sandbox" in node.description:
+            self._stager.keep(node.description, succeeded=False)
+
+    def ended_by_itself(self, node: Node, report: Mapping[str, Any]) -> None:
+        """Says that a service that was ready has ended although nobody stopped it."""
+        log.warning(
+            "service %r (%s) ended by itself: %s",
+            node.task.name, node.future.uid, failures.ending(report),
+        )  # fmt: skip

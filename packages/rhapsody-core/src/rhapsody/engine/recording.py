@@ -1,0 +1,191 @@
+"""Results that plugins keep: looked up before a task runs, recorded before anybody sees them.
+
+Where no plugin does either, no task comes here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from rhapsody.aio import asked_to_stop
+from rhapsody.engine.background import Background
+from rhapsody.engine.life import Work
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
+from rhapsody.errors import PluginError
+from rhapsody.plugins.manager import EngineHooks, PluginHook
+from rhapsody.plugins.reports import ObservedEngine
+from rhapsody.plugins.specs import LookupTask, Record, Recorded
+
+
+class Recording:
+    """Looks results up, and holds those of tasks that have run until they are recorded.
+
+    Args:
+        machine: Is told of results that are found, and of those that may be seen.
+        hooks: The plugins' hooks.
+        engine: What they are told is the engine.
+        background: Runs what takes long.
+        missing: Called with each node for which no plugin has a result.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        hooks: EngineHooks,
+        engine: ObservedEngine,
+        background: Background,
+        missing: Callable[[Node], object],
+    ) -> None:
+        self._machine = machine
+        self._hooks = hooks
+        self._engine = engine
+        self._background = background
+        self._missing = missing
+        self._unlooked: list[Node] = []
+        self._looking: set[asyncio.Task[None]] = set()
+        self._unrecorded: list[tuple[Node, Any]] = []
+        self._holding: set[asyncio.Task[None]] = set()
+
+    # Before a task runs.
+
+    def look_up(self, node: Node) -> bool:
+        """Whether a node is being looked up; it goes on by `missing`, or is recorded."""
+        settings = node.task.settings
+        if not self._hooks.lookup_results or settings.service or not settings.cache:
+            return False
+        if node.attempt != 1:
+            return False
+        if not self._unlooked:
+            looking = self._background.spawn(self._look_up(), "look up results")
+            self._looking.add(looking)
+            looking.add_done_callback(self._looking.discard)
+        self._unlooked.append(node)
+        return True
+
+    def stop_looking(self) -> None:
+        """The engine ends: nobody waits for what plugins look up any more."""
+        for looking in tuple(self._looking):
+            looking.cancel()
+
+    async def _look_up(self) -> None:
+        waiting, self._unlooked = self._unlooked, []
+        for hook in self._hooks.lookup_results:
+            waiting = [node for node in waiting if node.life.work is Work.READY]
+            if not waiting:
+                return
+            tasks = [_to_look_up(node) for node in waiting]
+            results = self._hooks.call(hook, engine=self._engine, tasks=tasks)
+            if inspect.isawaitable(results):
+                results = await self._looked_up(hook, results)
+            if results is None:
+                continue
+            if not _answers(results, len(waiting)):
+                answer = f"answered {len(waiting)} look-ups with {results!r:.200}; it is not used"
+                self._hooks.report(hook, PluginError(answer))
+                continue
+            missing = []
+            for node, result in zip(waiting, results, strict=True):
+                if isinstance(result, Recorded):
+                    self._machine.recorded(node, result.value)
+                else:
+                    missing.append(node)
+            waiting = missing
+        for node in waiting:
+            self._missing(node)
+
+    async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
+        try:
+            return await results
+        except (Exception, asyncio.CancelledError) as error:  # the plugin's own: the tasks run
+            if asked_to_stop():
+                raise
+            self._hooks.report(hook, error)
+            return None
+
+    # After it has run.
+
+    def record(self, node: Node, value: Any) -> None:
+        """Has a result recorded with others of this turn of the loop, and then revealed."""
+        if not self._unrecorded:
+            self._background.soon(self._record)
+        self._unrecorded.append((node, value))
+
+    async def drain(self, grace: float) -> None:
+        """Waits until nothing is held any more, `grace` seconds at most. Used at shutdown."""
+        self._record()
+        loop = self._background.loop
+        end = loop.time() + grace
+        while self._holding and loop.time() < end:
+            await asyncio.wait(self._holding, timeout=end - loop.time())
+        late = tuple(self._holding)
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=grace)
+
+    def _record(self) -> None:
+        batch, self._unrecorded = self._unrecorded, []
+        records = [
+            Record(
+                uid=node.future.uid,
+                task=node.description,
+                value=value,
+                settings=node.recording_settings(),
+                inputs=node.input_paths(),
+            )
+            for node, value in batch
+            if node.description is not None
+        ]
+        hooks, pending = self._hooks, []
+        for hook in hooks.record_results if records else ():
+            result = hooks.call(hook, engine=self._engine, records=records)
+            if inspect.isawaitable(result):
+                pending.append((hook, result))
+        if not pending:
+            for node, value in batch:
+                self._machine.reveal(node, value)
+            return
+        task = self._background.spawn(self._hold(batch, pending), "record results")
+        self._holding.add(task)
+        task.add_done_callback(self._holding.discard)
+
+    async def _hold(
+        self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]
+    ) -> None:
+        try:
+            for hook, result in pending:
+                try:
+                    await result
+                except (Exception, asyncio.CancelledError) as error:
+                    if asked_to_stop():
+                        late = TimeoutError("the engine ends, and results are not recorded yet")
+                        self._hooks.report(hook, late)
+                        return
+                    self._hooks.report(hook, error)
+        finally:  # a plugin's fault takes no result away
+            for node, value in batch:
+                self._machine.reveal(node, value)
+
+
+def _to_look_up(node: Node) -> LookupTask:
+    """What a plugin gets of a task to look for its result."""
+    assert node.description is not None
+    found: Any = {
+        **node.description,
+        "settings": node.recording_settings(),
+        "inputs": node.input_paths(),
+    }
+    return cast("LookupTask", found)
+
+
+def _answers(results: object, number: int) -> bool:
+    """Whether a look-up was answered with one result or `None` for each task."""
+    return (
+        isinstance(results, Sequence)
+        and len(results) == number
+        and all(result is None or isinstance(result, Recorded) for result in results)
+    )

@@ -1,0 +1,267 @@
+"""Around the machine: the parts of one engine, made and connected, that do what it decides."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rhapsody.aio import settable
+from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.engine.attach import Attached
+from rhapsody.engine.background import Background
+from rhapsody.engine.blocks import Blocks, enclosing_block
+from rhapsody.engine.calls import Calls
+from rhapsody.engine.held import PushDown
+from rhapsody.engine.lanes import Lane
+from rhapsody.engine.machine import Machine
+from rhapsody.engine.node import Node
+from rhapsody.engine.observe import Failures, Observation, Tally
+from rhapsody.engine.outcomes import Outcomes
+from rhapsody.engine.preparation import Preparation
+from rhapsody.engine.recording import Recording
+from rhapsody.engine.timers import Clock, Timers
+from rhapsody.engine.updates import Updates
+from rhapsody.errors import BackendError, describe_error
+from rhapsody.plugins.manager import EngineHooks
+from rhapsody.plugins.reports import ObservedEngine
+from rhapsody.retries import RetryPolicy
+from rhapsody.staging.files import Stager
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+
+class Shell:
+    """The parts of one engine, and what the machine asks of them (`engine.actions.Actions`).
+
+    Made on the engine's loop, and used there.
+
+    Args:
+        engine: What plugins are told is the engine.
+        uid: Its uid.
+        clock: Where the time is read.
+        hooks: The plugins' hooks.
+        stager: Its files.
+        dry_run: Whether calls are kept for the summary.
+        implicit_data: See `WorkflowEngine.create`, as for the others.
+        retries: As there.
+        lost_retries: As there.
+        timeout: As there.
+        max_pending: As there.
+        submit_timeout: As there.
+        fail_fast: As there.
+        keep_going: As there.
+        push_down: As there.
+    """
+
+    def __init__(
+        self,
+        engine: ObservedEngine,
+        *,
+        uid: str,
+        clock: Clock,
+        hooks: EngineHooks,
+        stager: Stager,
+        dry_run: bool,
+        implicit_data: bool,
+        retries: RetryPolicy | None,
+        lost_retries: int,
+        timeout: float | None,
+        max_pending: int | None,
+        submit_timeout: float | None,
+        fail_fast: bool,
+        keep_going: bool,
+        push_down: bool,
+    ) -> None:
+        context = contextvars.copy_context()
+        context.run(enclosing_block.set, None)
+        self.uid = uid
+        self.clock = clock
+        self.hooks = hooks
+        self.stager = stager
+        self.backends: dict[str, Attached] = {}
+        self.lanes: dict[str, Lane] = {}
+        self._default: Lane
+        self._max_pending = max_pending
+        self._submit_timeout = submit_timeout
+
+        self.machine = machine = Machine(
+            retries=retries, lost_retries=lost_retries, fail_fast=fail_fast
+        )
+        machine.observed = bool(hooks.task_events)
+        machine.recording = bool(hooks.record_results)
+        machine.limited = max_pending is not None
+        self.background = background = Background(self.crashed, context)
+        self.timers = Timers(clock, background.guarded)
+        self.tally = Tally(log, uid)
+        self.failures = Failures(uid) if keep_going else None
+        self.observation = Observation(hooks, engine, clock, background.soon)
+        self.calls = Calls(uid, background.loop, machine, self.backends, self.tally, keep=dry_run)
+        looks = hooks.lookup_results or hooks.record_results
+        looks = looks or hooks.prepare_task or hooks.select_backend
+        self.pushdown = PushDown(
+            machine,
+            background,
+            self.backends,
+            plain=retries is None and timeout is None and not looks,
+            wanted=push_down,
+            unseen=self.tally.watch,
+        )
+        self.recording = Recording(machine, hooks, engine, background, self._resume_own)
+        self.preparation = Preparation(
+            uid,
+            machine,
+            background,
+            self.recording,
+            self.pushdown,
+            stager,
+            hooks,
+            engine,
+            self.backends,
+            self.resume,
+            timeout=timeout,
+            lost_retries=lost_retries,
+            implicit_data=implicit_data,
+        )
+        self.updates = Updates(uid, machine, background, self.crashed)
+        self.blocks = Blocks(machine, background, self.preparation.values)
+        self.outcomes = Outcomes(stager)
+
+        # What the machine asks for, of those who do it.
+        self.start_block = self.blocks.start
+        self.after = self.timers.after
+        self.outcome = self.outcomes.read
+        self.keep = self.outcomes.keep
+        self.leave = self.outcomes.leave
+        self.ended_by_itself = self.outcomes.ended_by_itself
+        self.record = self.recording.record
+        self.publish = self.observation.add
+        machine.connect(self, self.pushdown)
+
+    def attach(self, backend: BaseExecutionBackend, name: str) -> None:
+        """Takes in a started backend; the first one is the default."""
+        attached = self.backends[name] = Attached(backend, name)
+        lane = self.lanes[name] = Lane(
+            attached,
+            self.machine,
+            self.preparation,
+            self.updates,
+            self.pushdown,
+            self.background,
+            max_pending=self._max_pending,
+            submit_timeout=self._submit_timeout,
+        )
+        if len(self.lanes) == 1:
+            self._default = lane
+        backend.register_callback(self.updates.receive)
+
+    # What the machine asks for.
+
+    def route(self, node: Node) -> None:
+        """Puts a ready node into the lane that it names, or into the default one."""
+        name = node.task.settings.backend
+        (self._default if name is None else self.lanes[name]).push(node)
+
+    def resume(self, node: Node, backend: Attached) -> None:
+        """Puts a node whose preparation goes on into its lane, before those that have not begun."""
+        self.lanes[backend.name].resume(node)
+
+    def _resume_own(self, node: Node) -> None:
+        assert node.backend is not None
+        self.resume(node, node.backend)
+
+    def stop(self, node: Node) -> None:
+        """Asks for the work of a node to be stopped."""
+        if node.task.prefix == "block":
+            self.blocks.stop(node)
+        elif node.backend is not None:
+            self.lanes[node.backend.name].cancel(node)
+
+    def room(self, node: Node) -> None:
+        """The backend that had this node has room for another task."""
+        assert node.backend is not None
+        self.lanes[node.backend.name].room()
+
+    def follow(self, node: Node, dependency: asyncio.Future[Any]) -> None:
+        """Has the machine told when a future is done that is not the engine's."""
+        dependency.add_done_callback(_Follower(self, node))
+
+    def unfollow(self, node: Node, dependency: asyncio.Future[Any]) -> None:
+        """Takes `follow` back."""
+        dependency.remove_done_callback(_Follower(self, node))
+
+    def succeed(self, node: Node, value: Any) -> None:
+        """Gives a future its result."""
+        if not node.future.done():
+            node.future.set_result(value)
+
+    def fail(self, node: Node, error: BaseException) -> BaseException:
+        """Gives a future its exception, and keeps account of it."""
+        error = settable(error, f"task {node.task.name!r}")
+        if node.future.done():
+            return error
+        node.future.fail(error)
+        self.tally.watch(node.future)
+        if self.failures is not None:
+            self.failures.add(node, error)
+        return error
+
+    def cancel(self, node: Node, msg: Any) -> None:
+        """Cancels a future."""
+        if not node.future.done():
+            node.future.set_cancelled(msg)
+
+    # Faults of our own.
+
+    def crashed(self, where: str, error: BaseException) -> None:
+        """The engine's own machinery failed: every unfinished future says so."""
+        log.critical("engine %s failed in %s", self.uid, where, exc_info=error)
+        self.calls.failure = error
+
+        def failure(_: Node) -> BackendError:
+            made = BackendError(f"engine {self.uid} failed in {where}: {describe_error(error)}")
+            made.__cause__ = error
+            return made
+
+        self.machine.crash(failure)
+
+    async def all_settled(self) -> None:
+        """Waits until no future is pending; those of calls made meanwhile count."""
+        graph = self.machine.graph
+        while pending := graph.pending():
+            done = self.background.loop.create_future()
+            tell: Callable[[], object] = partial(_set, done)
+            join = graph.when_settled(pending, tell)
+            try:
+                await done
+            finally:
+                graph.forget(join)
+
+
+class _Follower:
+    """Tells the machine that a future is done that is not the engine's."""
+
+    __slots__ = ("_node", "_shell")
+
+    def __init__(self, shell: Shell, node: Node) -> None:
+        self._shell = shell
+        self._node = node
+
+    def __call__(self, dependency: asyncio.Future[Any]) -> None:
+        shell = self._shell
+        tell = partial(shell.machine.graph.foreign_done, self._node, dependency)
+        shell.background.guarded(tell)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Follower) and other._node is self._node
+
+    def __hash__(self) -> int:
+        return hash(self._node)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
