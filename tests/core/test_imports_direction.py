@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from importlib.util import resolve_name
 from pathlib import Path
@@ -92,6 +93,36 @@ def test_no_module_imports_from_a_lower_part(path: Path) -> None:
         pytest.skip("exports the others' names")
     assert own in ORDER, f"{own} is in no known place of the order"
     assert wrong_imports(path, (ROOT / path).read_text()) == []
+
+
+def engine_order() -> list[str]:
+    """The engine's modules from the inside out, as docs/architecture.md has them."""
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    table = text.partition("## Inside the engine")[2].partition("\n## ")[0]
+    first = [line.split("|")[1] for line in table.splitlines() if line.startswith("| ")]
+    return re.findall(r"`(\w+)`", " ".join(first))
+
+
+def test_every_module_of_the_engine_is_in_the_architecture_once() -> None:
+    there = sorted(path.stem for path in (ROOT / "engine").glob("*.py") if path.stem != "__init__")
+    assert sorted(engine_order()) == there
+
+
+@pytest.mark.parametrize("module", engine_order())
+def test_no_module_of_the_engine_imports_one_further_out(module: str) -> None:
+    order = engine_order()
+    tree = ast.parse((ROOT / "engine" / f"{module}.py").read_text())
+    found = {name for node in ast.walk(tree) for name in engine_imports(node)}
+    further_out = set(order[order.index(module) :])
+    assert not found & further_out
+
+
+def engine_imports(node: ast.AST) -> Iterator[str]:
+    """The engine's modules that a statement imports."""
+    if isinstance(node, ast.ImportFrom) and node.module == "rhapsody.engine":
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rhapsody.engine."):
+        yield str(node.module).split(".")[2]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Generator
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from rhapsody.engine.workflow import WorkflowEngine
+E = TypeVar("E", bound=AbstractAsyncContextManager[Any])
+"""The engine."""
 
 
-class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
+class Starting(Coroutine[Any, Any, E]):
     """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
 
     `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
     it with `async with`, see `WorkflowEngine.__aexit__`.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, E]) -> None:
         self._coroutine = coroutine
-        self._engine: WorkflowEngine | None = None
+        self._engine: E | None = None
 
-    def __await__(self) -> Generator[Any, None, WorkflowEngine]:
+    def __await__(self) -> Generator[Any, None, E]:
         return self._coroutine.__await__()
 
     def send(self, value: Any, /) -> Any:
@@ -36,7 +37,7 @@ class Starting(Coroutine[Any, Any, "WorkflowEngine"]):
         """Part of the coroutine protocol."""
         self._coroutine.close()
 
-    async def __aenter__(self) -> WorkflowEngine:
+    async def __aenter__(self) -> E:
         self._engine = await self._coroutine
         return self._engine
 

@@ -100,7 +100,7 @@ class WorkflowEngine(Decorators, KeptNames):
         keep_sandboxes: KeepSandboxes = "failed",
         uid: str | None = None,
         clock: Clock | None = None,
-    ) -> Starting:
+    ) -> Starting[WorkflowEngine]:
         """Makes an engine and starts its backends.
 
         Args:
