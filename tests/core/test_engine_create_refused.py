@@ -15,7 +15,7 @@ from tests.core.scripted import Scripted, outcome
 pytestmark = pytest.mark.asyncio
 
 
-def create(*args: Any, **settings: Any) -> Starting:
+def create(*args: Any, **settings: Any) -> Starting[WorkflowEngine]:
     settings.setdefault("handle_signals", False)
     return WorkflowEngine.create(*args, **settings)
 

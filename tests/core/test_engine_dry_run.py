@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 NOWHERE = "https://nowhere.invalid/data.bin"
 
 
-def create(*args: Any, **settings: Any) -> Starting:
+def create(*args: Any, **settings: Any) -> Starting[WorkflowEngine]:
     return WorkflowEngine.create(*args, handle_signals=False, **settings)
 
 
