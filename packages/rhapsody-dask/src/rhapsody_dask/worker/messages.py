@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.sdk.loops import OWN_FILES as LOOPS_FILES
+from rhapsody.sdk import loops
 from rhapsody.sdk.runner import pack_error, trimmed
 
 BIG = 1 << 20
@@ -22,7 +22,11 @@ BIG = 1 << 20
 DONE, FAILED, CANCELED, DEPENDENCY = range(4)
 """What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
 
-OWN_FILES = (*LOOPS_FILES, os.path.join(os.path.dirname(os.path.dirname(__file__)), ""))
+OWN_FILES: tuple[str, ...] = (
+    *loops.OWN_FILES,
+    os.path.join(os.path.dirname(os.path.dirname(__file__)), ""),
+)
+"""Where the code is that runs tasks: its frames are left out of their tracebacks."""
 
 
 class Order(NamedTuple):
@@ -115,15 +119,15 @@ class TaskRaised(Exception):  # noqa: N818 - carries a failure, is none
         return TaskRaised, (self.reply, self.uid, *self.args)
 
 
+def failure(error: BaseException) -> Reply:
+    """Return the reply for an exception, with the traceback from the user's code on."""
+    return Reply(FAILED, packed_error(error))
+
+
 def packed_error(error: BaseException) -> bytes:
-    """An exception as bytes, with the traceback from the user's code on."""
+    """Return an exception as bytes, with the traceback from the user's code on."""
     packed: bytes = pack_error(trimmed(error, OWN_FILES))
     return packed
-
-
-def failure(error: BaseException) -> Reply:
-    """Return the reply for an exception."""
-    return Reply(FAILED, packed_error(error))
 
 
 def key_of(name: str, session: str, uid: str) -> str:
