@@ -21,7 +21,7 @@ from rhapsody.sdk.threads import in_thread
 from rhapsody.testing import Driver
 from tests import slurm
 from tests.core.batch_system import documented, install
-from tests.core.scripted import within
+from tests.core.scripted import until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -56,12 +56,12 @@ async def asked(spool: Path, times: int) -> None:
 
 
 def look(there: Callable[[], str]) -> str:
-    until = time.monotonic() + 20
+    end = time.monotonic() + 20
     while True:
         try:
             return there()
         except (IndexError, FileNotFoundError):
-            assert time.monotonic() < until
+            assert time.monotonic() < end
             time.sleep(0.02)
 
 
@@ -112,12 +112,14 @@ async def test_a_job_that_somebody_killed_is_lost(driver: Driver, spool: Path) -
     assert f"job {job} of task 'command' was lost: it is gone" in str(end.error)
 
 
-async def test_an_outage_is_lived_through(driver: Driver, spool: Path) -> None:
+async def test_an_outage_is_lived_through(
+    driver: Driver, spool: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (spool / "down").touch()
-    task = driver.command("echo out")
+    task = driver.command(f"until [ -e {spool / 'go'} ]; do sleep 0.02; done; echo out")
     await driver.submit(task)
-    await job_of(spool)
-    await asyncio.sleep(0.3)
+    await until(lambda: "no answer about its jobs" in caplog.text)
+    (spool / "go").touch()
     (spool / "down").unlink()
     assert (await within(driver.finished(task))).stdout == "out\n"
 

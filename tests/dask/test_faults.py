@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ async def own() -> AsyncIterator[WorkflowEngine]:
 def _processes() -> set[int]:
     found = set()
     for process in psutil.Process().children(recursive=True):
-        if "resource_tracker" not in " ".join(process.cmdline()):
-            found.add(process.pid)
+        with suppress(psutil.NoSuchProcess):  # it has ended, a zombie included
+            if "resource_tracker" not in " ".join(process.cmdline()):
+                found.add(process.pid)
     return found
 
 

@@ -221,14 +221,11 @@ class Lane:
         return float("inf") if limit is None else limit - self.attached.occupied
 
     async def _submit(self, batch: list[Node]) -> None:
-        machine, updates, name = self._machine, self._updates, self.attached.name
+        machine, updates = self._machine, self._updates
         batch = machine.submit(batch, self.attached)
         if not batch:
             return
-        descriptions: list[Any] = []
-        for node in batch:
-            node.future._backend = name
-            descriptions.append(node.description)
+        descriptions: list[Any] = [node.description for node in batch]
         self._batch = set(batch)
         timeout = asyncio.timeout(self._submit_timeout)
         updates.queue()

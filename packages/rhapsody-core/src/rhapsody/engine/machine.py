@@ -120,6 +120,7 @@ class Machine:
             node.life = node.life.after[Event.SUBMIT]
             submitted.append(node)
             inflight[node.uid] = node
+            node.future._backend = backend.name
             if not node.task.settings.service:
                 backend.occupied += 1
             if self.observed:
