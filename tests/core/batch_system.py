@@ -20,7 +20,8 @@ for script; do
         exit 1
     esac
 done
-setsid sh -c 'until [ -e "$0/$$" ]; do sleep 0.01; done; "$1"; rm -f "$0/$$"' \\
+setsid sh -c 'for _ in $(seq 1000); do [ -e "$0/$$" ] && break; sleep 0.01; done
+    [ -e "$0/$$" ] && "$1"; rm -f "$0/$$"' \\
     "$SPOOL" "$script" </dev/null >/dev/null 2>&1 &
 echo >"$SPOOL/$!"
 echo "$!;here"

@@ -404,6 +404,13 @@ def test_a_planted_fault_is_found_and_its_clause_named(
     assert str(raised.value).startswith(message)
 
 
+def test_a_file_that_a_backend_writes_again_is_found_too(tmp_path: Path) -> None:
+    Path("started.log").touch()  # as the first try of a check leaves it, which is made again
+    kit = kit_on(faulty.WritesHereAtItsStart)
+    with pytest.raises(ConformanceError, match=r"started\.log"):
+        prove(kit, "test_the_current_directory_is_left_alone")
+
+
 RIGHT: dict[str, type[SmallBackend]] = {
     "test_a_file_is_copied_out": faulty.CopiesOut,
     "test_tasks_do_not_share_a_functions_state": faulty.Copying,

@@ -7,6 +7,7 @@ import gc
 import os
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,10 +197,10 @@ async def _lives(trial: Trial, count: int) -> list[Life]:
 
 async def _seen(trial: Trial, *, files: bool) -> Life:
     with marked() as mark:
-        before, files_before = Holdings.now(mark), set(os.listdir())
+        before, files_before = Holdings.now(mark), _files_here()
         with Heartbeat(trial.clock) as heartbeat:
             backend, shutdown = await _life(trial)
-        written = tuple(set(os.listdir()) - files_before)
+        written = tuple(name for name, _ in _files_here() - files_before)
         gc.collect()
         within = 10 * trial.kit.settle
         left = await left_behind(
@@ -215,6 +216,17 @@ async def _seen(trial: Trial, *, files: bool) -> Life:
         held=Holdings.now(),
         memory=memory_in_use(),
     )
+
+
+def _files_here() -> set[tuple[str, int]]:
+    """What is in the current directory, and when each file was written."""
+    found = set()
+    for entry in os.scandir():
+        with suppress(FileNotFoundError):  # it goes meanwhile
+            is_file = entry.is_file(follow_symlinks=False)
+            written = entry.stat(follow_symlinks=False).st_mtime_ns if is_file else 0
+            found.add((entry.name, written))
+    return found
 
 
 async def _life(trial: Trial) -> tuple[weakref.ref[Any], float]:
