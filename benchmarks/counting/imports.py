@@ -167,11 +167,15 @@ def order_of_parts(checkout: Path) -> list[str]:
 
 
 def order_inside_engine(checkout: Path) -> dict[str, int]:
-    """The row of each of the engine's modules in the table of docs/architecture.md."""
+    """How far in each of the engine's modules is, by the table of docs/architecture.md."""
     text = (checkout / "docs/architecture.md").read_text()
-    _, _, text = text.partition("from the outside in")
-    rows = re.findall(r"^\|(.*?)\|", text.partition("\n## ")[0], re.MULTILINE)
-    return {name: number for number, row in enumerate(rows) for name in re.findall(r"`(\w+)`", row)}
+    _, inside_out, inner_first = text.partition("From the inside out")
+    table = inner_first if inside_out else text.partition("from the outside in")[2]
+    rows = re.findall(r"^\|(.*?)\|", table.partition("\n## ")[0], re.MULTILINE)
+    names = [re.findall(r"`(\w+)`", row) for row in rows]
+    if inside_out:
+        return {name: -n for n, name in enumerate(one for row in names for one in row)}
+    return {name: n for n, row in enumerate(names) for name in row}
 
 
 def upward(modules: Mapping[str, Source], parts: list[str]) -> list[str]:
