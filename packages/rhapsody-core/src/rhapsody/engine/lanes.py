@@ -174,7 +174,7 @@ class Lane:
             del batch  # its tasks may be finished and forgotten long before the next ones
             if self._closing:
                 return
-            if not self._has_work():
+            if not (self._services or ((self._resumed or self.queue) and self._room() > 0)):
                 self._waiter = loop.create_future()
                 self._idle.set()
                 await self._waiter
@@ -184,12 +184,6 @@ class Lane:
             else:
                 continue
             ends = time.perf_counter() + SLICE
-
-    def _has_work(self) -> bool:
-        return bool(self._services or (self._has_room() and (self._resumed or self.queue)))
-
-    def _has_room(self) -> bool:
-        return self._room() > 0
 
     def _take(self, ends: float) -> list[Node]:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""
@@ -228,7 +222,7 @@ class Lane:
         descriptions: list[Any] = [node.description for node in batch]
         self._batch = set(batch)
         timeout = asyncio.timeout(self._submit_timeout)
-        updates.queue()
+        updates.handing_over += 1
         try:
             async with timeout:
                 await self.attached.backend.submit_tasks(descriptions)
@@ -241,7 +235,7 @@ class Lane:
             machine.accept(batch, self.attached)
             updates.apply()
         finally:
-            updates.unqueue()
+            updates.handing_over -= 1
             self._batch = set()
             deferred, self._deferred = self._deferred, []
             for node in deferred:

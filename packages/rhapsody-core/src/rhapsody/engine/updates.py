@@ -46,6 +46,11 @@ class Updates:
         machine: Is told of them.
         background: Makes the calls on the loop.
         crashed: Called with where the engine itself failed, and how.
+
+    Attributes:
+        handing_over: How many backends are being given tasks. What is reported meanwhile on the
+            loop waits for `apply`, or for the loop's next turn, so that nothing that comes of a
+            report runs inside a backend's own `submit_tasks`.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Updates:
         self._loop: asyncio.AbstractEventLoop = background.loop
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver)
         self._queued: deque[Report] = deque()
-        self._queueing = 0
+        self.handing_over: int = 0
         self._complained: set[tuple[str, object]] = set()
 
     def receive(
@@ -72,27 +77,15 @@ class Updates:
         if running_loop() is not self._loop:
             if not self._changes_nothing(task, state):
                 self._mailbox.put((task, state, service_callback))
-        elif not self._queueing and not self._queued:
+        elif not self.handing_over and not self._queued:
             self._deliver((task, state, service_callback))
         else:
             if not self._queued:
-                self._background.soon(self.apply)
+                self._loop.call_soon(self.apply)
             self._queued.append((task, state, service_callback))
 
-    def queue(self) -> None:
-        """A backend is given tasks: what it reports meanwhile waits until it has taken them.
-
-        What comes of a report so never runs inside the backend's own `submit_tasks`. For as
-        long as that takes, reports wait for the loop's next turn, and no longer.
-        """
-        self._queueing += 1
-
-    def unqueue(self) -> None:
-        """The backend has had them."""
-        self._queueing -= 1
-
     def apply(self) -> None:
-        """Applies what waits."""
+        """Applies what was reported while tasks were being handed over."""
         queued = self._queued
         try:
             while queued:

@@ -152,6 +152,9 @@ class Recorder:
         Raises:
             OSError: Its files cannot be written.
         """
+        if not self._records and not self._files:
+            task["stdout"] = task["stderr"] = ""
+            return
         task["stdout"], task["stderr"] = self.result("stdout"), self.result("stderr")
         if self.in_files is not None:
             task["sandbox"] = self.in_files
