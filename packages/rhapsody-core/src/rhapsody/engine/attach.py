@@ -39,8 +39,8 @@ class Attached:
     __slots__ = ("_native", "backend", "capabilities", "dry", "name", "occupied", "states")
 
     def __init__(self, backend: BaseExecutionBackend, name: str) -> None:
-        self.backend = backend
-        self.name = name
+        self.backend: BaseExecutionBackend = backend
+        self.name: str = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
         self.dry: bool = getattr(backend, "dry", False) is True
         self.states: Any = backend.get_task_states_map()

@@ -7,7 +7,7 @@ import contextvars
 import dataclasses
 import threading
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,7 @@ class Calls:
         self._backends = backends
         self._numbers = {"task": 0, "block": 0}
         self._keep = keep
-        self.unawaited = tally.add
+        self.unawaited: Callable[[TaskFuture[Any]], None] = tally.add
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.failure: BaseException | None = None
 

@@ -23,7 +23,7 @@ from rhapsody.engine.observe import Failures, Observation, Tally
 from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.preparation import Preparation
 from rhapsody.engine.recording import Recording
-from rhapsody.engine.timers import Clock, Timers
+from rhapsody.engine.timers import Clock, Timer, Timers
 from rhapsody.engine.updates import Updates
 from rhapsody.errors import BackendError, describe_error
 from rhapsody.plugins.manager import EngineHooks
@@ -88,21 +88,23 @@ class Shell:
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
 
-        self.machine = machine = Machine(
-            retries=retries, lost_retries=lost_retries, fail_fast=fail_fast
-        )
+        machine: Machine = Machine(retries=retries, lost_retries=lost_retries, fail_fast=fail_fast)
+        self.machine: Machine = machine
         machine.observed = bool(hooks.task_events)
         machine.recording = bool(hooks.record_results)
         machine.limited = max_pending is not None
-        self.background = background = Background(self.crashed, context)
-        self.timers = Timers(clock, background.guarded)
-        self.tally = Tally(log, uid)
-        self.failures = Failures(uid) if keep_going else None
-        self.observation = Observation(hooks, engine, clock, background.soon)
-        self.calls = Calls(uid, background.loop, machine, self.backends, self.tally, keep=dry_run)
+        background = Background(self.crashed, context)
+        self.background: Background = background
+        self.timers: Timers = Timers(clock, background.guarded)
+        self.tally: Tally = Tally(log, uid)
+        self.failures: Failures | None = Failures(uid) if keep_going else None
+        self.observation: Observation = Observation(hooks, engine, clock, background.soon)
+        self.calls: Calls = Calls(
+            uid, background.loop, machine, self.backends, self.tally, keep=dry_run
+        )
         looks = hooks.lookup_results or hooks.record_results
         looks = looks or hooks.prepare_task or hooks.select_backend
-        self.pushdown = PushDown(
+        self.pushdown: PushDown = PushDown(
             machine,
             background,
             self.backends,
@@ -110,8 +112,8 @@ class Shell:
             wanted=push_down,
             unseen=self.tally.watch,
         )
-        self.recording = Recording(machine, hooks, engine, background, self._resume_own)
-        self.preparation = Preparation(
+        self.recording: Recording = Recording(machine, hooks, engine, background, self._resume_own)
+        self.preparation: Preparation = Preparation(
             uid,
             machine,
             background,
@@ -126,19 +128,19 @@ class Shell:
             lost_retries=lost_retries,
             implicit_data=implicit_data,
         )
-        self.updates = Updates(uid, machine, background, self.crashed)
-        self.blocks = Blocks(machine, background, self.preparation.values)
-        self.outcomes = Outcomes(stager)
+        self.updates: Updates = Updates(uid, machine, background, self.crashed)
+        self.blocks: Blocks = Blocks(machine, background, self.preparation.values)
+        self.outcomes: Outcomes = Outcomes(stager)
 
         # What the machine asks for, of those who do it.
-        self.start_block = self.blocks.start
-        self.after = self.timers.after
-        self.outcome = self.outcomes.read
-        self.keep = self.outcomes.keep
-        self.leave = self.outcomes.leave
-        self.ended_by_itself = self.outcomes.ended_by_itself
-        self.record = self.recording.record
-        self.publish = self.observation.add
+        self.start_block: Callable[[Node], None] = self.blocks.start
+        self.after: Callable[[float, Callable[[], object]], Timer] = self.timers.after
+        self.outcome: Callable[..., tuple[Any, Any]] = self.outcomes.read
+        self.keep: Callable[..., None] = self.outcomes.keep
+        self.leave: Callable[[Node], None] = self.outcomes.leave
+        self.ended_by_itself: Callable[[Node, Any], None] = self.outcomes.ended_by_itself
+        self.record: Callable[[Node, Any], None] = self.recording.record
+        self.publish: Callable[..., None] = self.observation.add
         machine.connect(self, self.pushdown)
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:

@@ -188,6 +188,10 @@ class Recorded(Output):
         capture: As in the task's description.
     """
 
+    stdout: str | None
+    stderr: str | None
+    directory: str | None
+
     def __init__(self, directory: str | None, capture: bool | Literal["files"]) -> None:
         streams.ensure()
         self._recorder = None

@@ -289,6 +289,8 @@ class Captured(Output):
     With `capture="files"` that goes to `<uid>.out` and `<uid>.err` in the order's directory.
     """
 
+    directory: str | None
+
     def __init__(self, order: Order) -> None:
         self._stem = os.path.join(order.directory or "", order.uid)
         self.directory = order.directory if order.capture == "files" else None
