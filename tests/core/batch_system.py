@@ -29,7 +29,7 @@ echo "$!;here"
     "squeue": """
 [ ! -e "$SPOOL/down" ] || { echo no controller >&2; exit 1; }
 cd "$SPOOL" && for job in [0-9]*; do
-    [ -e "$job" ] && if [ -e waits ]; then echo "$job PD"; else echo "$job R"; fi
+    [ -e "$job" ] && [ ! -e lags ] && if [ -e waits ]; then echo "$job PD"; else echo "$job R"; fi
 done
 echo . >>"$SPOOL/asked"
 """,

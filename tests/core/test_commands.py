@@ -124,6 +124,44 @@ async def test_an_outage_is_lived_through(
     assert (await within(driver.finished(task))).stdout == "out\n"
 
 
+async def test_a_job_that_is_not_listed_yet_is_cancelled(driver: Driver, spool: Path) -> None:
+    (spool / "lags").touch()
+    task = driver.command("sleep 60")
+    await driver.submit(task)
+    job = await job_of(spool)
+    assert await driver.cancel(task)
+    assert (await within(driver.finished(task))).state is CANCELED
+    await until(lambda: not alive(job))
+
+
+async def test_a_job_that_is_listed_again_is_not_gone(driver: Driver, spool: Path) -> None:
+    driver.backend.patience = 0.5
+    task = driver.command(f"until [ -e {spool / 'go'} ]; do sleep 0.02; done; echo out")
+    await driver.submit(task)
+    await within(driver.running(task))
+    for _ in range(2):
+        (spool / "lags").touch()
+        await asked(spool, times(spool) + 2)
+        (spool / "lags").unlink()
+        await asked(spool, times(spool) + 5)  # longer than its patience
+    (spool / "go").touch()
+    assert (await within(driver.finished(task))).stdout == "out\n"
+
+
+def alive(group: int) -> bool:
+    """Whether a process group has a process."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def times(spool: Path) -> int:
+    """How often the system was asked so far."""
+    return len((spool / "asked").read_text().split())
+
+
 async def test_tasks_are_lost_where_the_system_never_answers(
     driver: Driver, spool: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

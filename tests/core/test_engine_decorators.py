@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import Resources, RetryPolicy, WorkflowEngine
+from rhapsody import Resources, RetryPolicy, TaskSettings, WorkflowEngine
 from tests.core.engine_fixtures import engine
 from tests.core.scripted import Scripted, outcome, until
 
@@ -107,6 +107,14 @@ async def test_an_unknown_setting_is_told_with_the_closest_one(kind: str) -> Non
     async with engine() as flow:
         with pytest.raises(TypeError, match=r"retires.*retries"):
             decorate(flow, kind, retires=2)(lambda: "x")
+
+
+async def test_the_settings_that_there_are_are_those_that_type_checkers_know() -> None:
+    async with engine() as flow:
+        with pytest.raises(TypeError) as told:
+            decorate(flow, "function_task", nothing_of_ours=2)(lambda: "x")
+    listed = str(told.value).partition("there are ")[2]
+    assert set(listed.split(", ")) == TaskSettings.__annotations__.keys()
 
 
 @pytest.mark.parametrize("setting", ["retries", "timeout", "backend", "retires"])

@@ -44,6 +44,7 @@ class _Job:
         self.task: TaskDescription = task
         self.running = False
         self.cancelled = False
+        self.seen = False  # the system may list it only some time after it has taken it
         self.gone: float | None = None  # since when, where it has left no exit code
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -160,8 +161,12 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
             try:
                 async with asyncio.timeout(self.patience):
                     seen = await self.ask_jobs(list(jobs))
-                    to_end = [name for name in seen if name in jobs and jobs[name].cancelled]
-                    if to_end := [name for name in to_end if name not in told]:
+                    to_end = [
+                        name
+                        for name, job in jobs.items()
+                        if job.cancelled and name not in told and (name in seen or not job.seen)
+                    ]
+                    if to_end:
                         await self.cancel_jobs(to_end)
                 told.update(to_end)
                 if any([self.__changed(name, jobs[name], seen.get(name)) for name in jobs]):  # noqa: C419 - each
@@ -181,6 +186,8 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
     def __changed(self, name: str, job: _Job, running: bool | None) -> bool:
         """Reports what is new of a job; whether anything is."""
         code = exit_code(job.task) if running is None else None
+        if running is not None:
+            job.seen, job.gone = True, None
         if running is False or (running and job.running):
             return False
         if not job.running and (running or code is not None):
