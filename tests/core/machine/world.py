@@ -75,6 +75,9 @@ class NothingHeld:
 
     holds = False
 
+    def is_at_rest(self, dependency: Any) -> bool:
+        return False
+
     def with_values(self, node: Node) -> Sequence[asyncio.Future[Any]]:
         return node.dependencies
 

@@ -83,6 +83,9 @@ class HeldValues(Protocol):
     def is_held(self, dependency: asyncio.Future[Any]) -> bool:
         """Whether a dependency has ended, and a backend of this engine holds its value."""
 
+    def is_at_rest(self, dependency: asyncio.Future[Any]) -> bool:
+        """Whether a value stays with a backend and nobody has asked for it: not to be looked at."""
+
     def with_values(self, node: Node) -> Sequence[asyncio.Future[Any]]:
         """A node's dependencies without those whose values are held."""
 

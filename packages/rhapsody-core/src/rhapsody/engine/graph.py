@@ -109,8 +109,8 @@ class Graph:
             held.follow(node)
 
     def _unlink(self, node: Node) -> None:
-        for dependency in self.held.with_values(node):
-            if dependency.done():
+        for dependency in node.dependencies:
+            if self.held.is_at_rest(dependency) or dependency.done():
                 continue
             other = self._own(dependency)
             if other is None:
@@ -153,9 +153,6 @@ class Graph:
             node.parent = None
         node.args = ()
         node.kwargs = node.description = node.specific = None
-        extra, node.extra = node.extra, None
-        for call in extra.waiters if extra is not None else ():
-            call()
 
     def _tell_dependents(self, node: Node) -> None:
         dependents, node.dependents = node.dependents, None

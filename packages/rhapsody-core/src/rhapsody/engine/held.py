@@ -343,7 +343,10 @@ class PushDown:
 
     def hold(self, node: Node, report: Mapping[str, Any]) -> bool:
         """Whether a task that is done leaves its value with its backend until somebody asks."""
-        if node.task.kind != "function" or report.get("return_value") is not None:
+        task = node.task
+        if task.kind != "function" or task.settings.service:
+            return False
+        if report.get("return_value") is not None:
             return False
         future, holder = node.future, Held(self, node, report["held"])
         self.holds = True
@@ -365,6 +368,10 @@ class PushDown:
         """Whether a dependency has ended, and a backend of this engine holds its value."""
         holder = held(dependency)
         return holder is not None and holder.values is self
+
+    def is_at_rest(self, dependency: asyncio.Future[Any]) -> bool:
+        """Whether a value stays with a backend and nobody has asked for it."""
+        return type(dependency) is HeldFuture
 
     def with_values(self, node: Node) -> Sequence[asyncio.Future[Any]]:
         """A node's dependencies without those whose values are held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -120,7 +121,10 @@ class KeptNames:
             assert node.backend is not None
             if report.get("uid") in (node.uid, node.future.uid):
                 state = node.backend.states.get_backend_state(main)
-                self.task_callbacks({**report, "uid": node.uid}, state)
+                updates = self._shell.updates
+                updates.receive({**report, "uid": node.uid}, state)
+                if running_loop() is self._shell.background.loop:
+                    updates.apply()  # at once, though a backend is being given tasks
                 return True
         return False
 

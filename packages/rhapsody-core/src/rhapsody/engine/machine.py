@@ -27,9 +27,7 @@ from rhapsody.plugins.reports import Stats
 from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 
-DONE = TasksMainStates.DONE
-FAILED = TasksMainStates.FAILED
-CANCELED = TasksMainStates.CANCELED
+DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 
 STOPPING = 30.0
 """Seconds for work over its time to stop, before its future no longer waits for it. Longer
@@ -77,8 +75,6 @@ class Machine:
         self.actions = self.graph.actions = actions
         self.held = self.graph.held = held
 
-    # Calls.
-
     def add(self, node: Node, parent: Node | None) -> None:
         """A task or block was called, with the dependencies it has, perhaps inside a block."""
         self.graph.live.add(node)
@@ -103,8 +99,6 @@ class Machine:
             self.actions.route(node)
         else:
             self.actions.start_block(node)
-
-    # To a backend.
 
     def push(self, node: Node) -> None:
         """A node goes to its backend before its dependencies have ended."""
@@ -216,6 +210,7 @@ class Machine:
             value, error = actions.outcome(node, main, report)
             if error is not None:
                 self._attempt_failed(node, error)
+                del error  # this frame is behind that of its traceback
                 return
             node.life = node.life.after[Event.DONE]
             if self.recording and node.task.settings.cache:
@@ -243,7 +238,7 @@ class Machine:
         self._settle(node)
 
     def value_lost(self) -> None:
-        """A value that had stayed with its backend is lost: its task has failed after all."""
+        """A value that stayed with its backend is lost: its task has failed after all."""
         self.stats.done -= 1
         self.stats.failed += 1
 
@@ -282,8 +277,6 @@ class Machine:
             node.extra.timer.cancel()
             node.extra.timer = None
 
-    # Good ends.
-
     def recorded(self, node: Node, value: Any) -> None:
         """A plugin had the result of a node that is ready: it does not run."""
         if node.life.work is Work.READY:
@@ -302,8 +295,6 @@ class Machine:
         if self.observed:
             self.actions.publish(node, DONE)
         self._settle(node)
-
-    # Bad ends.
 
     def _attempt_failed(self, node: Node, error: BaseException) -> None:
         """An attempt failed: another one, or the end."""
@@ -474,9 +465,8 @@ class Machine:
             known = node.uid in self.inflight
             self._free(node)
             events = (Event.ABANDON,) if known else (Event.STOPPED, Event.ABANDON, Event.CANCEL)
-            pending = node.life.future is Future.PENDING
             changed = any(node.step(event) for event in events)
-            if pending:
+            if not node.future.done():
                 self.stats.cancelled += 1
                 self.actions.cancel(node, None)
             if changed and self.observed and node.life.future is Future.CANCELLED:
@@ -487,17 +477,22 @@ class Machine:
         """The engine's own machinery failed: every unfinished future gets the error made for it."""
         self.closing = True
         for node in tuple(self.graph.live):
-            if node.life.future is not Future.PENDING:
-                self.actions.fail(node, failure(node))  # its life is ahead of it
-            elif node.step(Event.GIVE_UP):
+            if node.future.done():
+                continue
+            if node.step(Event.GIVE_UP):
                 self._failed(node, failure(node))
                 self._settle(node)
                 self.actions.stop(node)
             else:
                 self.fail(node, failure(node))
+            if not node.future.done():  # its life was ahead of it
+                self.actions.fail(node, failure(node))
 
     def _settle(self, node: Node) -> None:
         """The future of a node has been settled: what it held is free if its work has ended."""
+        self.graph.settle(node)
         if node.extra is not None and node.life.work in OVER:
             self._release(node)
-        self.graph.settle(node)
+            extra, node.extra = node.extra, None
+            for call in extra.waiters:
+                call()

@@ -53,7 +53,8 @@ class Outcomes:
             try:
                 self._check_outputs(node)
             except Exception as mistake:  # a promised file is missing: the attempt failed
-                value, error = None, mistake
+                self.keep(node, report, succeeded=False)
+                return None, mistake  # not by a name of this frame, which is in its traceback
         if "stdout" in report or "stderr" in report or "sandbox" in report:
             self.keep(node, report, succeeded=error is None, value=value)
         return value, error

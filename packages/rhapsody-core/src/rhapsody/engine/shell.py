@@ -203,10 +203,9 @@ class Shell:
     def fail(self, node: Node, error: BaseException) -> BaseException:
         """Gives a future its exception, and keeps account of it."""
         error = settable(error, f"task {node.task.name!r}")
-        if node.future.done():
-            return error
-        node.future.fail(error)
-        self.tally.watch(node.future)
+        if not node.future.done():
+            node.future.fail(error)
+            self.tally.watch(node.future)
         if self.failures is not None:
             self.failures.add(node, error)
         return error

@@ -65,7 +65,7 @@ class Updates:
         self._background = background
         self._crashed = crashed
         self._loop: asyncio.AbstractEventLoop = background.loop
-        self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver)
+        self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
         self._queued: deque[Report] = deque()
         self.handing_over: int = 0
         self._complained: set[tuple[str, object]] = set()
@@ -86,12 +86,8 @@ class Updates:
 
     def apply(self) -> None:
         """Applies what was reported while tasks were being handed over."""
-        queued = self._queued
-        try:
-            while queued:
-                self._apply(*queued.popleft())
-        except Exception as error:  # a mistake of ours must not vanish in a backend's thread
-            self._crashed("updates", error)
+        while self._queued:
+            self._deliver(self._queued.popleft())
 
     def _changes_nothing(self, task: Any, state: Any) -> bool:
         """Whether the loop need not be woken for a state: nobody would do anything. Any thread.
@@ -116,6 +112,12 @@ class Updates:
         """Applies what has been reported so far."""
         self.apply()
         self._mailbox.drain()
+
+    def _deliver_in_order(self, report: Report) -> None:
+        """Applies what a thread has reported, after what was reported on the loop before."""
+        if self._queued:
+            self.apply()
+        self._deliver(report)
 
     def _deliver(self, report: Report) -> None:
         try:
