@@ -56,7 +56,7 @@ class TooLargeError(ValueError):
 class RaptorRunner(Runner):
     """Makes one call, in its sandbox and after its `pre_exec` commands."""
 
-    own_files = (*Runner.own_files, __file__)
+    own_files: tuple[str, ...] = (*Runner.own_files, __file__)
 
     def __init__(self) -> None:
         self._directory: str | None = None
