@@ -86,14 +86,8 @@ def test_a_call_is_made_where_rhapsody_is_not_installed(bare: Callable[[bytes], 
     assert task["worker"].partition(":")[0] == os.uname().nodename
 
 
-def test_exceptions_of_all_kinds_come_back_from_where_rhapsody_is_not_installed(
-    bare: Callable[[bytes], bytes],
-) -> None:
-    class OddError(Exception):
-        def __init__(self, code: int, *, more: str) -> None:
-            super().__init__(f"code {code}")
-            self.more = more
-            self.lock = threading.Lock()
+def refusing() -> type[Exception]:
+    """A class that only this process has, of exceptions that cannot be made again."""
 
     class RefusingError(Exception):
         def __new__(cls, *args: Any) -> RefusingError:
@@ -104,8 +98,22 @@ def test_exceptions_of_all_kinds_come_back_from_where_rhapsody_is_not_installed(
         def __init__(self, *args: Any) -> None:
             super().__init__(threading.Lock())
 
+    return RefusingError
+
+
+def test_exceptions_of_all_kinds_come_back_from_where_rhapsody_is_not_installed(
+    bare: Callable[[bytes], bytes],
+) -> None:
+    class OddError(Exception):
+        def __init__(self, code: int, *, more: str) -> None:
+            super().__init__(f"code {code}")
+            self.more = more
+            self.lock = threading.Lock()
+
+    refused = refusing()
+
     def fail() -> None:
-        leaves = [OddError(7, more="more"), SystemExit(3), RefusingError("one", "two")]
+        leaves = [OddError(7, more="more"), SystemExit(3), refused("one", "two")]
         raise BaseExceptionGroup("all", leaves)
 
     error = made(described(fail), bare)["exception"]
@@ -121,17 +129,10 @@ def test_exceptions_of_all_kinds_come_back_from_where_rhapsody_is_not_installed(
 
 
 def test_an_exception_that_cannot_be_had_is_told_in_words() -> None:
-    class RefusingError(Exception):
-        def __new__(cls, *args: Any) -> RefusingError:
-            if args != ("one", "two"):
-                raise ValueError
-            return super().__new__(cls)
-
-        def __init__(self, *args: Any) -> None:
-            super().__init__(threading.Lock())
+    refused = refusing()
 
     def fail() -> None:
-        raise RefusingError("one", "two")
+        raise refused("one", "two")
 
     error = made(described(fail))["exception"]
     assert type(error) is TaskFailedError

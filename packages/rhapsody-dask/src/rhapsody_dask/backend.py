@@ -335,8 +335,7 @@ class DaskExecutionBackend(ManagedBackend):
     def dropped(self, keys: Collection[str], reason: str) -> None:
         """Dask forgot tasks."""
         for key in keys:
-            call = self._keys.get(key)
-            if call is None:
+            if (call := self._keys.get(key)) is None:
                 continue
             if call.references and call.uid in self.open_tasks:
                 # Most often one of those is gone, and this one with it.
@@ -374,8 +373,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._waits.watch()
             return
         for uid, token in message.get("running", ()):
-            call = self.open_tasks.get(uid)
-            if call is None:
+            if (call := self.open_tasks.get(uid)) is None:
                 continue
             if call.token not in (None, token):
                 log.warning(
@@ -387,8 +385,7 @@ class DaskExecutionBackend(ManagedBackend):
             self._reports.announce(call)
         if "ready" in message:
             uid, payload = message["ready"]
-            call = self.open_tasks.get(uid)
-            if call is not None:
+            if (call := self.open_tasks.get(uid)) is not None:
                 call.task["worker"] = worker
                 self._reports.announce(call)
                 if call.readiness is not None:

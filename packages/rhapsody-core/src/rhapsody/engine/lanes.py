@@ -72,10 +72,6 @@ class ReadyQueue:
     def __bool__(self) -> bool:
         return bool(self._first) or (bool(self._order) and len(self) > 0)
 
-    def nodes(self) -> list[Node]:
-        """What is in the queue, in no particular order."""
-        return [*self._first, *(node for queue in self._others.values() for node in queue)]
-
 
 class Lane:
     """One attached backend and what is on its way to it.
@@ -141,11 +137,6 @@ class Lane:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
             self._idle.clear()
-
-    def room(self) -> None:
-        """A task the backend had has ended."""
-        if self._max_pending is not None:
-            self.wake()
 
     async def flushed(self) -> None:
         """Waits until the backend has had all that can be handed over now."""

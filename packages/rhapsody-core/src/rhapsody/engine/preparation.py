@@ -3,7 +3,7 @@
 The order is fixed: arguments and command, the prepare hooks, the choice of a
 backend, where input files are, the look-up of recorded results, links to the files.
 Most tasks go through in one call; a step that has to wait takes the node out of its
-backend and brings it back.
+lane and brings it back.
 """
 
 from __future__ import annotations

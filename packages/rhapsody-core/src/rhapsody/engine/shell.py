@@ -185,7 +185,7 @@ class Shell:
     def room(self, node: Node) -> None:
         """The backend that had this node has room for another task."""
         assert node.backend is not None
-        self.lanes[node.backend.name].room()
+        self.lanes[node.backend.name].wake()
 
     def follow(self, node: Node, dependency: asyncio.Future[Any]) -> None:
         """Has the machine told when a future is done that is not the engine's."""
