@@ -97,3 +97,8 @@ class Setting(Generic[T]):
 def task_context(context: TaskContext) -> Setting[Any]:
     """Makes `current_task()` return `context` inside the block. Used by backends."""
     return Setting(_context, context)
+
+
+def enter_task(context: TaskContext) -> None:
+    """Makes `current_task()` return `context` for the rest of this `contextvars.Context`."""
+    _context.set(context)

@@ -52,7 +52,8 @@ class Session:
         this session's own in the system's place for temporary files, which
         `ManagedBackend.shutdown` removes: never in the current directory.
         """
-        return os.path.join(self.path if self.chosen else self.temporary, name)
+        chosen = self.path != self._made_in
+        return os.path.join(self.path if chosen else self.temporary, name)
 
 
 class BackendState(str):

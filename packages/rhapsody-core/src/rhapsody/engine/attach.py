@@ -33,10 +33,11 @@ class Attached:
         capabilities: What it can do.
         dry: Whether it runs nothing.
         states: Its `StateMapper`.
+        native: The canonical states by the backend's own, where `states` has such a table.
         occupied: How many tasks it has that count against `max_pending`.
     """
 
-    __slots__ = ("_native", "backend", "capabilities", "dry", "name", "occupied", "states")
+    __slots__ = ("backend", "capabilities", "dry", "name", "native", "occupied", "states")
 
     def __init__(self, backend: BaseExecutionBackend, name: str) -> None:
         self.backend: BaseExecutionBackend = backend
@@ -44,15 +45,11 @@ class Attached:
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
         self.dry: bool = getattr(backend, "dry", False) is True
         self.states: Any = backend.get_task_states_map()
-        self._native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
+        self.native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
         self.occupied: int = 0
 
     def main_state(self, native: Any) -> TasksMainStates | None:
-        """The canonical state for one of the backend's, `None` for one nobody registered."""
-        try:
-            return self._native[native]
-        except (KeyError, TypeError):
-            pass
+        """The canonical state for one that is not in `native`, `None` for one nobody registered."""
         try:
             main = self.states.to_main_state(native)
         except (ValueError, TypeError):

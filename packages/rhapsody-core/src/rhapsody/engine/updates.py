@@ -101,7 +101,7 @@ class Updates:
         if node is None or node.backend is None:
             return False
         try:
-            main = node.backend.main_state(state)
+            main = node.backend.native.get(state)
         except Exception:  # it is told where it is applied
             return False
         if main is RUNNING:
@@ -138,10 +138,14 @@ class Updates:
             self._stray(uid)
             return
         assert node.backend is not None
-        main = node.backend.main_state(state)
-        if main is None:
-            self._unknown_state(node, state)
-            return
+        try:
+            main = node.backend.native[state]
+        except (KeyError, TypeError):
+            named = node.backend.main_state(state)
+            if named is None:
+                self._unknown_state(node, state)
+                return
+            main = named
         machine = self._machine
         if machine.observed:
             node.native = str(state)

@@ -180,6 +180,11 @@ def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
     return Setting(_recorder, recorder)
 
 
+def record_in(recorder: Recorder | None) -> None:
+    """Keep what is printed in the rest of this `contextvars.Context`, see `recording`."""
+    _recorder.set(recorder)
+
+
 class Recorded(Output):
     """Keeps what the call in a `with` prints, on whatever thread, while others print, too.
 

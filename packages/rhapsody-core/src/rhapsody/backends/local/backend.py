@@ -201,10 +201,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             job = self._job(task)
             if job is None:
                 continue
-            if self._queue:
-                self._queue.push(job)
-                continue
-            gpus = self._slots.take(job.request)
+            gpus = None if self._queue else self._slots.take(job.request)
             if gpus is None:
                 self._queue.push(job)
             else:
@@ -295,9 +292,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         assert self._mailbox is not None
         job.started = True
         try:
-            if job.task["function"] is not None:
-                self._make_sandbox(job.task)
-                job.spill = self.sandbox_of(job.task)
+            task = job.task
+            if task["function"] is not None:
+                sandbox = task.get("sandbox")
+                if sandbox or task.get("capture") == "files":
+                    sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
+                job.spill = sandbox or self.session.directory(job.uid)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
             add_note(error, f"task {job.task['name']!r} ({job.uid}) could not be started")
@@ -307,14 +307,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job.given = True
         if not job.runner.announces:
             self._announce(job)
-
-    def _make_sandbox(self, task: TaskDescription) -> None:
-        """Makes the sandbox of a function that has one."""
-        sandbox = task.get("sandbox")
-        if not sandbox and task.get("capture") == "files":
-            sandbox = self.own_sandbox(task["uid"])
-        if sandbox:
-            task["sandbox"] = make_sandbox(sandbox)
 
     def _pump(self) -> None:
         """Starts what can start, for about 5 ms."""
@@ -362,9 +354,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._pump()
 
     def _outcome(self, job: Job) -> Any:
-        if job.cancelled or is_a(job.error, asyncio.CancelledError):
+        error = job.error
+        if job.cancelled or (error is not None and is_a(error, asyncio.CancelledError)):
             return self._canceled
-        if job.error is not None or job.failed:
+        if error is not None or job.failed:
             return self._failed
         if job.task["function"] is not None:
             job.task["return_value"] = job.value

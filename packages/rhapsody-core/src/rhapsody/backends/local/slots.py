@@ -104,14 +104,11 @@ class Slots:
             order = self.machine.gpus
             self._gpus = sorted([*self._gpus, *gpus], key=order.index)
 
-    def fits(self, request: Request) -> bool:
-        """Whether the request can be met now."""
-        return request.workers <= self._workers and self.fits_without_worker(request)
-
-    def fits_without_worker(self, request: Request) -> bool:
-        """Whether the request can be met now, but perhaps for the worker."""
+    def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
+        """Whether the request can be met now, or could if a worker were free."""
         return (
-            request.cores <= self._cores
+            (but_for_worker or request.workers <= self._workers)
+            and request.cores <= self._cores
             and request.gpus <= len(self._gpus)
             and (self._memory is None or request.memory <= self._memory)
         )
@@ -171,7 +168,7 @@ class Queue(Generic[W]):
                 return line.popleft()
             elif self._slots.waits_for_service(item.request):
                 self._passed.append(line.popleft())
-            elif item.request.workers and self._slots.fits_without_worker(item.request):
+            elif item.request.workers and self._slots.fits(item.request, but_for_worker=True):
                 lines = [self._programs]
             else:
                 return None

@@ -19,9 +19,9 @@ from queue import Empty, SimpleQueue
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.jobs import Job, refuse_environment
-from rhapsody.context import task_context
-from rhapsody.sdk.capture import recording
+from rhapsody.backends.local.jobs import Job, no_environment
+from rhapsody.context import enter_task
+from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.threads import start_thread
 
@@ -54,7 +54,8 @@ class ThreadWorkers:
 
     def run(self, job: Job) -> None:
         """Hands a job to a thread that is free, or to a new one."""
-        refuse_environment(job)
+        if job.task.get("environment"):
+            raise no_environment(job)
         job.enter()
         if self._busy == len(self._workers):
             name = f"{self._name}-{len(self._workers) + 1}"
@@ -144,10 +145,11 @@ class _Worker:
         assert function is not None
         assert context is not None
         try:
-            with task_context(context), recording(job.recorder):
-                value = function(*task["args"], **task["kwargs"])
-                if type(value) is CoroutineType:
-                    value = self._loop.run(value, partial(self._started, job))
+            enter_task(context)  # for good: each job has a context of its own
+            record_in(job.recorder)
+            value = function(*task["args"], **task["kwargs"])
+            if type(value) is CoroutineType:
+                value = self._loop.run(value, partial(self._started, job))
             job.value = value
         except BaseException as error:  # whatever a task raises is its result
             job.error = without_own_frames(error)
@@ -181,7 +183,8 @@ class SharedThread:
 
     def run(self, job: Job) -> None:
         """Starts a coroutine beside the others."""
-        refuse_environment(job)
+        if job.task.get("environment"):
+            raise no_environment(job)
         job.enter()
         self._open += 1
         self._loop.call(partial(self._start, job))
@@ -224,8 +227,9 @@ class SharedThread:
 
     async def _call(self, job: Job, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         assert job.context is not None
-        with task_context(job.context), recording(job.recorder):
-            return await function(*args, **kwargs)
+        enter_task(job.context)
+        record_in(job.recorder)
+        return await function(*args, **kwargs)
 
     def _ended(self, job: Job, value: Any, error: BaseException | None) -> None:
         job.handle = None
