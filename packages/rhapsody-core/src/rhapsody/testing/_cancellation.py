@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from rhapsody.context import current_task
 from rhapsody.task import TaskDescription, TaskKind
@@ -17,6 +18,9 @@ from rhapsody.testing._trial import Trial
 from rhapsody.testing._work import touch, touch_async
 
 MOST_AT_ONCE = 64
+
+DYING = 2.0
+"""Seconds that a process which was killed may take to be gone, on a machine that is busy."""
 
 COOPERATIVE = Need(
     "cancel_functions",
@@ -97,6 +101,9 @@ class Cancellation:
         await until(note.exists)
         pids = [int(word) for word in note.read_text().split()]
         await _require_canceled(trial, driver, task, "executable")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DYING):
+                await until(lambda: not any(map(alive, pids)))
         left = [pid for pid in pids if alive(pid)]
         trial.require(not left, f"of the processes {pids} there are still {left}")
 
