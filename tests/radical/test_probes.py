@@ -199,7 +199,7 @@ def test_a_call_cancelled_before_its_pair_started_says_nothing_of_the_pair(askin
     for state in ("CANCELED", "LOST", "FAILED"):
         entry = Entry("call", asking.pilot)
         entry.pair = asking.pair
-        tasks._open["call"] = entry
+        tasks.by_uid["call"] = entry
         tasks.end(entry, state)
         assert asking.pair.heard == 0.0
     assert [message[2] for message in said] == ["CANCELED", "LOST", "FAILED"]

@@ -332,7 +332,7 @@ def test_raptor_is_set_up_after_the_start() -> None:
 
 def test_a_lost_pair_says_why() -> None:
     master = SimpleNamespace(uid="m", state="FAILED", exception="OSError('disk')", stderr="full\n")
-    pair = raptor.Pair(master, [], raptor_config.default(2))
+    pair = raptor.Pair(master, [], raptor_config.default(2)["masters"][0])
     assert pair.problem() == "RAPTOR master m ended (FAILED): OSError('disk'): full"
 
 
@@ -463,7 +463,7 @@ def test_reports_do_not_wait_for_tasks_that_were_refused_or_lost_with_their_pilo
     tasks.drop(pilot)
     tasks.submit(0, batch("refused", 50))
     tasks.submit(0, batch("alone", 1))
-    entry = tasks.find("alone.0")
+    entry = tasks.by_uid.get("alone.0")
     assert entry is not None
     tasks.heard(entry, entry.handle, schema.AGENT_EXECUTING)
     assert told[-1] == ("running", 0.0)

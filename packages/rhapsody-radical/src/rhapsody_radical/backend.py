@@ -269,7 +269,8 @@ class RadicalExecutionBackend(KeptNames):
         # Functions first: RAPTOR takes cores that executables then cannot have.
         for job in sorted(jobs, key=lambda job: not job.is_function):
             try:
-                self._find_room(job)
+                if len(self.pilots) > 1:
+                    self._find_room(job)
                 if not job.pilot.usable:
                     raise TaskLostError(f"task {job.task['name']!r}: {job.pilot.reason}")
                 data = pickle.dumps(self._described(job, batch))
@@ -289,7 +290,7 @@ class RadicalExecutionBackend(KeptNames):
 
     def _find_room(self, job: Job) -> None:
         """Sends a task to another pilot where its own is too small and it names none."""
-        if len(self.pilots) == 1 or job.task["task_backend_specific_kwargs"].get("pilot"):
+        if job.task["task_backend_specific_kwargs"].get("pilot"):
             return
         others = [pilot for pilot in self.pilots if pilot.usable and pilot is not job.pilot]
         for pilot in (job.pilot, *others):
@@ -315,7 +316,8 @@ class RadicalExecutionBackend(KeptNames):
         job.timeout = float(words.get("timeout") or 0)
         job.startup_timeout = float(words.get("startup_timeout") or 0)
         job.cores = int(words.get("ranks") or 1) * max(1, int(words.get("cores_per_rank") or 1))
-        links.do(directives, task.get("sandbox", ""), pilot.sandbox)
+        if directives:
+            links.do(directives, task.get("sandbox", ""), pilot.sandbox)
         return words, order
 
     # What is asked of the client.

@@ -175,7 +175,7 @@ class Functions:
             CapabilityError: It can never run.
         """
         task = job.task
-        self._refuse(task)
+        self.check(task)
         if task.get("capture") == "files" and "sandbox" not in task:
             task["sandbox"] = os.path.join(job.pilot.sandbox, task["uid"])
         if self._backend.functions == "executable":
@@ -207,7 +207,6 @@ class Functions:
             directory: Where large values go; `None` where both sides see no such place.
             batch: What those that are submitted with it share.
         """
-        self._refuse(task)
         settings = task_settings(task)
         capture = task.get("capture", True)
         order = calls.pack(task, settings, capture=capture, directory=directory, batch=batch)
@@ -224,7 +223,13 @@ class Functions:
             words["cores_per_rank"] = resources.cores
         return words, order
 
-    def _refuse(self, task: TaskDescription) -> None:
+    def check(self, task: TaskDescription) -> None:
+        """Raises for a function task that cannot run, whatever there is.
+
+        Raises:
+            RuntimeError: RAPTOR is switched off.
+            ValueError: It is a service.
+        """
         if task["is_service"]:
             raise ServiceFunctionError(
                 f"task {task['name']!r}: RADICAL-Pilot runs executables as services, not "

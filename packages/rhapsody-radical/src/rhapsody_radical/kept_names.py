@@ -140,6 +140,7 @@ class KeptNames(ManagedBackend):
             if task["function"] is None:
                 words = translate.describe_executable(task, None)
             else:
+                self._functions.check(task)
                 words, order = self._functions.translate(task)
                 words["function"] = calls.python_task(order)
                 if self.masters:

@@ -96,7 +96,7 @@ class Client:
 
     def _on_ready(self, uid: str, info: Any) -> None:
         """A service is ready: RADICAL-Pilot is told, and then whoever waits for it."""
-        entry = self.tasks.find(uid)
+        entry = self.tasks.by_uid.get(uid)
         if entry is None or entry.handle is None:
             return
         handle, pilot = entry.handle, entry.pilot.pilot
@@ -203,7 +203,7 @@ class Client:
 
     def _on_task(self, handle: Any, state: str) -> None:
         if state in HEARD:
-            entry = self.tasks.find(handle.uid)
+            entry = self.tasks.by_uid.get(handle.uid)
             if entry is not None:
                 self.tasks.heard(entry, handle, state)
             elif self.raptors.look_at(handle, state):

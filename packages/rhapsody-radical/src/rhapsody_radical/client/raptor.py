@@ -72,6 +72,8 @@ class Pair:
     """A master and its workers.
 
     Attributes:
+        uid: The master's uid, which calls are sent to.
+        takes_orders: Whether calls reach workers of our own alone, by RAPTOR's own master.
         master: RADICAL-Pilot's task of the master.
         workers: Those of its workers.
         lost: Why it is lost, `None` while it is not.
@@ -85,6 +87,9 @@ class Pair:
     """
 
     def __init__(self, master: Any, workers: list[Any], settings: Mapping[str, Any]) -> None:
+        self.uid: str = str(master.uid)
+        theirs = any(settings.get(key) for key in THEIRS)
+        self.takes_orders: bool = not theirs and all(map(is_own, settings["workers"]))
         self.master = master
         self.workers = workers
         self.settings = settings
@@ -95,12 +100,6 @@ class Pair:
         self.probe: Any = None
         self.probed: float = time.monotonic()
         self.missing: set[str] = set()
-
-    @property
-    def takes_orders(self) -> bool:
-        """Whether calls reach workers of our own alone, by RAPTOR's own master."""
-        theirs = any(self.settings.get(key) for key in THEIRS)
-        return not theirs and all(map(is_own, self.settings["workers"]))
 
     @property
     def answers_probes(self) -> bool:
@@ -121,11 +120,6 @@ class Pair:
             return False
         self.began = self.began or time.monotonic()
         return time.monotonic() - self.began > COMING_UP
-
-    @property
-    def uid(self) -> str:
-        """The master's uid, which calls are sent to."""
-        return str(self.master.uid)
 
     def uids(self) -> list[str]:
         """The uids of the master and its workers."""

@@ -71,6 +71,10 @@ class Tasks:
         pilots: Its pilots.
         raptors: RAPTOR on them.
         say: Sends a message to the program.
+
+    Attributes:
+        by_uid: The same, by their uids. Threads take out what has ended, so that it is not
+            iterated over, see `open`.
     """
 
     def __init__(self, session: str, pilots: list[Pilot], raptors: Raptors, say: Say) -> None:
@@ -78,7 +82,7 @@ class Tasks:
         self._pilots = pilots
         self._raptors = raptors
         self._say = say
-        self._open: dict[str, Entry] = {}
+        self.by_uid: dict[str, Entry] = {}
         self._queued: set[str] = set()
         self._lock = threading.Lock()
         self._ending: list[tuple[Entry, str]] = []
@@ -86,15 +90,11 @@ class Tasks:
 
     def open(self) -> list[Entry]:
         """Those that have not ended, the oldest first."""
-        return list(self._open.values())
-
-    def find(self, uid: str) -> Entry | None:
-        """One that has not ended, `None` for another."""
-        return self._open.get(uid)
+        return list(self.by_uid.values())
 
     def handle_of(self, uid: str) -> Any:
         """RADICAL-Pilot's task for one that has not ended, `None` where there is none."""
-        entry = self._open.get(uid)
+        entry = self.by_uid.get(uid)
         return None if entry is None else entry.handle
 
     # In; on the thread of commands.
@@ -116,7 +116,7 @@ class Tasks:
         if not ready:
             return
         for entry, _ in ready:
-            self._open[entry.uid] = entry
+            self.by_uid[entry.uid] = entry
             self._queued.add(entry.uid)
         try:
             handles = pilot.manager.submit_tasks([description for _, description in ready])
@@ -153,7 +153,7 @@ class Tasks:
     def cancel(self, uids: Iterable[str]) -> None:
         """Asks RADICAL-Pilot to cancel tasks; it is asked again until they have ended."""
         for uid in uids:
-            if (entry := self._open.get(uid)) is not None:
+            if (entry := self.by_uid.get(uid)) is not None:
                 entry.cancelled = True
         self.cancel_again()
 
@@ -177,7 +177,8 @@ class Tasks:
         elif state == AGENT_EXECUTING:
             entry.running = True
             self._queued.discard(entry.uid)
-            _hear(entry)
+            if entry.pair is not None:
+                entry.pair.hear()
             self._report("running", entry.uid, _node(handle))
         elif state == AGENT_STAGING_INPUT_PENDING and entry.pair is None:
             self._report("state", entry.uid, state)
@@ -192,8 +193,8 @@ class Tasks:
         """
         if not self._forget(entry):
             return
-        if state == "DONE" or (entry.running and state != "LOST"):
-            _hear(entry)  # else others than its pair may have said so
+        if entry.pair is not None and (state == "DONE" or (entry.running and state != "LOST")):
+            entry.pair.hear()  # else others than its pair may have said so
         # RADICAL-Pilot cancels by itself what exceeds its own `timeout`.
         cut = entry.cancelled or state == "CANCELED"
         if cut and entry.running and entry.pair is None:
@@ -210,7 +211,7 @@ class Tasks:
     def _forget(self, entry: Entry) -> bool:
         """Takes a task out; `False` where it was out already."""
         self._queued.discard(entry.uid)
-        return self._open.pop(entry.uid, None) is not None
+        return self.by_uid.pop(entry.uid, None) is not None
 
     def drop(self, pilot: Pilot) -> None:
         """Lets go of the tasks of a pilot that has ended; the program ends them itself."""
@@ -226,7 +227,7 @@ class Tasks:
 
     def lose_call(self, uid: str) -> None:
         """Ends a call that its RAPTOR worker does not know, nor anybody what came of it."""
-        entry = self._open.get(uid)
+        entry = self.by_uid.get(uid)
         if entry is not None and entry.pair is not None:
             how = f"the call or its result was lost on the way to or from {entry.pair.uid}"
             self.end(entry, "LOST", how)
@@ -252,11 +253,6 @@ class Tasks:
         if handle is not None and not handle._info_evt.is_set():
             handle._set_info(None)  # `wait_info` raises
         entry.pilot.forget(entry.uid)
-
-
-def _hear(entry: Entry) -> None:
-    if entry.pair is not None:
-        entry.pair.hear()
 
 
 def _node(handle: Any) -> str:
