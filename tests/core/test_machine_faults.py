@@ -9,7 +9,7 @@ import pytest
 from rhapsody.engine.graph import Graph
 from rhapsody.engine.life import READY, Event, Future, Work
 from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.node import Extra, Node
 from rhapsody.states import TasksMainStates
 from tests.core.machine.world import history
 
@@ -92,11 +92,11 @@ class DeadlineNotDisarmed(Machine):
 class LimitNotGivenBack(Machine):
     """A cancelled task keeps its places under named limits."""
 
-    def _release(self, node: Node) -> None:
-        if node.life.future is Future.CANCELLED and node.extra is not None:
+    def _release(self, node: Node, extra: Extra) -> None:
+        if node.life.future is Future.CANCELLED:
             self._disarm(node)
         else:
-            super()._release(node)
+            super()._release(node, extra)
 
 
 class DependentsNotTold(Machine):

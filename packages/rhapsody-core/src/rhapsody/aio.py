@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import sys
 import threading
+import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -135,13 +136,35 @@ def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator
                 value: T = first["value"]
                 return value
             waits_for = first["waits for"]
+        return (yield from _steps(coroutine, waits_for))
+    except StopIteration as end:
+        last: T = end.value
+        return last
+
+
+@types.coroutine
+def resumed(steps: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """Await what is left of something whose first step was taken.
+
+    Args:
+        steps: Its `__await__()`, after one `next`.
+        waits_for: What that gave.
+    """
+    return (yield from _steps(steps, waits_for))
+
+
+def _steps(
+    steps: Generator[Any, Any, T] | Coroutine[Any, Any, T], waits_for: Any
+) -> Generator[Any, Any, T]:
+    """The steps of something that waits for the first time."""
+    try:
         while True:
             try:
                 yield waits_for
             except BaseException as error:
-                waits_for = coroutine.throw(error)
+                waits_for = steps.throw(error)
             else:
-                waits_for = coroutine.send(None)
+                waits_for = steps.send(None)
     except StopIteration as end:
         last: T = end.value
         return last

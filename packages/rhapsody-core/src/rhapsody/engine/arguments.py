@@ -73,6 +73,8 @@ class Found:
 
         From then on `fill` is for the copies.
         """
+        if not self._touched:
+            return args, kwargs
         made: dict[int, Any] = {}
         copied = _Rebuild(self._touched, made, lambda value: value, _changed)
         args = tuple(map(copied, args))
@@ -93,6 +95,8 @@ class Found:
                 return replace(leaf)
             return leaf
 
+        if id(value) not in self._touched:
+            return filled(value)
         return _Rebuild(self._touched, {}, filled, _replaced)(value)
 
 

@@ -86,7 +86,7 @@ class Calls:
         parent = enclosing_block.get()
         if parent is not None and parent.life.future is Future.CANCELLED:
             raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
-        if parent is not None and parent.life.future is not Future.PENDING:
+        elif parent is not None and parent.life.future is not Future.PENDING:
             parent = None  # it has ended, and left something behind that goes on
         after = task.settings.after
         dependencies: tuple[asyncio.Future[Any], ...] = ()

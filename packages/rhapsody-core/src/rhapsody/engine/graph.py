@@ -117,7 +117,6 @@ class Graph:
                 self.actions.unfollow(node, dependency)
             elif other.dependents is not None:
                 other.dependents.pop(node, None)
-        node.dependencies = ()
 
     def foreign_done(self, node: Node, dependency: asyncio.Future[Any]) -> None:
         """A future that a node waits for, and that is not ours, is done."""
@@ -145,8 +144,9 @@ class Graph:
             self.actions.leave(node)
         if node.future._node is node:
             node.future._node = None
-        if node.dependencies:
+        if node.unfinished:
             self._unlink(node)
+        node.dependencies = ()
         if node.parent is not None:
             if node.parent.extra is not None:
                 node.parent.extra.children.pop(node, None)

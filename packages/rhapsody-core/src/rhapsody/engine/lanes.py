@@ -14,11 +14,11 @@ import time
 from collections import deque
 from typing import Any
 
-from rhapsody.aio import asked_to_stop
+from rhapsody.aio import asked_to_stop, resumed
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.background import Background
 from rhapsody.engine.held import PushDown
-from rhapsody.engine.life import Work
+from rhapsody.engine.life import READY, Work
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.preparation import Preparation
@@ -188,13 +188,13 @@ class Lane:
                 break
             if services:
                 service = services.popleft()
-                if service.life.work is Work.READY and advance(service, attached):
+                if service.life is READY and advance(service, attached):
                     batch.append(service)
                 continue
             node = resumed.popleft() if resumed else queue.pop()
             if node is None:
                 break
-            if node.life.work is Work.READY and advance(node, attached):
+            if node.life is READY and advance(node, attached):
                 batch.append(node)
                 room -= 1
                 if node.dependents:
@@ -212,11 +212,19 @@ class Lane:
             return
         descriptions: list[Any] = [node.description for node in batch]
         self._batch = set(batch)
-        timeout = asyncio.timeout(self._submit_timeout)
+        timeout = asyncio.timeout(self._submit_timeout)  # from its first wait on
         updates.handing_over += 1
+        updates.applied_soon = True
         try:
-            async with timeout:
-                await self.attached.backend.submit_tasks(descriptions)
+            submission = self.attached.backend.submit_tasks(descriptions).__await__()
+            try:
+                waits_for = next(submission)
+            except StopIteration:  # it did not wait: nor need anybody see to it that it ends
+                pass
+            else:
+                updates.suspended()
+                async with timeout:
+                    await resumed(submission, waits_for)
         except (Exception, asyncio.CancelledError) as error:  # it says: not accepted
             if asked_to_stop():
                 raise
@@ -227,6 +235,7 @@ class Lane:
             updates.apply()
         finally:
             updates.handing_over -= 1
+            updates.applied_soon = False
             self._batch = set()
             deferred, self._deferred = self._deferred, []
             for node in deferred:

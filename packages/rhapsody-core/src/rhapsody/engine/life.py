@@ -165,7 +165,9 @@ def _situations() -> dict[tuple[Future, Work], Life]:
 
 SITUATIONS: Final = _situations()
 START: Final = SITUATIONS[Future.PENDING, Work.WAITING]
-READY: Final = SITUATIONS[Future.PENDING, Work.READY]
+READY: Final = START.after[Event.RESOLVE]
+SUBMITTING: Final = READY.after[Event.SUBMIT]
+SUBMITTED: Final = SUBMITTING.after[Event.ACCEPT]
 
 
 def diagram() -> str:

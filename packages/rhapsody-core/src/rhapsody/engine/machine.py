@@ -18,9 +18,9 @@ from rhapsody.engine.actions import Actions, HeldValues
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.attempts import LOST, Attempts, fallback
 from rhapsody.engine.graph import Graph, InTurn
-from rhapsody.engine.life import OVER, READY, Event, Future, Work
+from rhapsody.engine.life import OVER, READY, SUBMITTED, SUBMITTING, Event, Future, Work
 from rhapsody.engine.limits import Limits
-from rhapsody.engine.node import Node
+from rhapsody.engine.node import Extra, Node
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.errors import is_a
 from rhapsody.plugins.reports import Stats
@@ -28,10 +28,10 @@ from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
+PENDING, CANCELING, ENDED_WELL, REVEAL = Future.PENDING, Work.CANCELING, Event.DONE, Event.REVEAL
 
 STOPPING = 30.0
-"""Seconds for work over its time to stop, before its future no longer waits for it. Longer
-than backends give a program between SIGTERM and SIGKILL."""
+"""Seconds that a future waits for work over its time to stop: longer than a program's grace."""
 
 
 class Machine:
@@ -109,9 +109,9 @@ class Machine:
         """A batch is about to be handed to its backend; gives what was not cancelled meanwhile."""
         inflight, submitted = self.inflight, []
         for node in batch:
-            if node.life.work is not Work.READY:
+            if node.life is not READY:
                 continue
-            node.life = node.life.after[Event.SUBMIT]
+            node.life = SUBMITTING
             submitted.append(node)
             inflight[node.uid] = node
             node.future._backend = backend.name
@@ -125,8 +125,8 @@ class Machine:
         """The backend has taken a batch."""
         reports_running = backend.capabilities.reports_running
         for node in batch:
-            if node.life.work is Work.SUBMITTING:
-                node.life = node.life.after[Event.ACCEPT]
+            if node.life is SUBMITTING:
+                node.life = SUBMITTED
                 if not reports_running:
                     self._started(node)
 
@@ -164,7 +164,7 @@ class Machine:
 
     def _started(self, node: Node) -> None:
         """An attempt runs, as far as is known: its time counts from now."""
-        if node.extra is not None:
+        if node.extra is not None and node.extra.timer is not None:
             self._disarm(node)  # of one that was taken to run from its acceptance on
         limit: float | None
         if node.task.settings.service:
@@ -193,10 +193,10 @@ class Machine:
             return
         if self.interrupted:
             return  # its future is settled when everything has stopped
-        actions = self.actions
-        if node.life.future is not Future.PENDING:
+        actions, life = self.actions, node.life
+        if life.future is not PENDING:
             self._end_of_settled(node, main, report)
-        elif node.life.work is Work.CANCELING:
+        elif life.work is CANCELING:
             verdict = node.more().verdict
             assert verdict is not None
             actions.keep(node, report, succeeded=False)
@@ -212,11 +212,11 @@ class Machine:
                 self._attempt_failed(node, error)
                 del error  # this frame is behind that of its traceback
                 return
-            node.life = node.life.after[Event.DONE]
+            node.life = life.after[ENDED_WELL]
             if self.recording and node.task.settings.cache:
                 actions.record(node, value)
             else:
-                node.life = node.life.after[Event.REVEAL]
+                node.life = node.life.after[REVEAL]
                 self._show(node, value)
 
     def _end_of_settled(self, node: Node, main: TasksMainStates, report: Any) -> None:
@@ -264,13 +264,15 @@ class Machine:
             if self.limited:
                 self.actions.room(node)
         if node.extra is not None:
-            self._release(node)
+            self._release(node, node.extra)
 
-    def _release(self, node: Node) -> None:
+    def _release(self, node: Node, extra: Extra) -> None:
         """Takes back a deadline, and gives back places under named limits."""
-        self._disarm(node)
-        for other in self.limits.give_back(node):
-            self.actions.route(other)
+        if extra.timer is not None:
+            self._disarm(node)
+        if extra.limits:
+            for other in self.limits.give_back(node):
+                self.actions.route(other)
 
     def _disarm(self, node: Node) -> None:
         if node.extra is not None and node.extra.timer is not None:
@@ -279,7 +281,7 @@ class Machine:
 
     def recorded(self, node: Node, value: Any) -> None:
         """A plugin had the result of a node that is ready: it does not run."""
-        if node.life.work is Work.READY:
+        if node.life is READY:
             self.stats.recorded += 1
             node.step(Event.DONE)
             self.reveal(node, value)
@@ -492,7 +494,7 @@ class Machine:
         """The future of a node has been settled: what it held is free if its work has ended."""
         self.graph.settle(node)
         if node.extra is not None and node.life.work in OVER:
-            self._release(node)
+            self._release(node, node.extra)
             extra, node.extra = node.extra, None
             for call in extra.waiters:
                 call()

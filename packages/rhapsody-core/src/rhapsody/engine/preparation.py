@@ -156,21 +156,19 @@ class Preparation:
         node.uid = uid = f"{self._uid}.task.{node.number:06d}.{node.attempt}"
         settings, extra = task.settings, node.extra
         executable = task.kind == "executable"
-        node.description = description = cast(
-            "TaskDescription",
-            {
-                "uid": uid,
-                "name": task.name,
-                "function": None if executable else task.function,
-                "executable": None,
-                "args": () if executable else node.args,
-                "kwargs": {} if executable else (node.kwargs or {}),
-                "is_service": settings.service,
-                "task_backend_specific_kwargs": dict(node.specific or settings.specific),
-                "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-                "attempt": node.attempt,
-            },
-        )
+        description: TaskDescription = {
+            "uid": uid,
+            "name": task.name,
+            "function": None if executable else task.function,
+            "executable": None,
+            "args": () if executable else node.args,
+            "kwargs": {} if executable else (node.kwargs or {}),
+            "is_service": settings.service,
+            "task_backend_specific_kwargs": dict(node.specific or settings.specific),
+            "metadata": {"dependencies": [], "input_files": [], "output_files": []},
+            "attempt": node.attempt,
+        }
+        node.description = description
         if task.optional:
             description.update(task.optional)  # type: ignore[typeddict-item]
         if self._timeout is not None and settings.timeout is None and not settings.service:

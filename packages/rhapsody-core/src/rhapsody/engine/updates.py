@@ -51,6 +51,7 @@ class Updates:
         handing_over: How many backends are being given tasks. What is reported meanwhile on the
             loop waits for `apply`, or for the loop's next turn, so that nothing that comes of a
             report runs inside a backend's own `submit_tasks`.
+        applied_soon: Whoever hands tasks over calls `apply` before the loop has its next turn.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Updates:
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
         self._queued: deque[Report] = deque()
         self.handing_over: int = 0
+        self.applied_soon: bool = False
         self._complained: set[tuple[str, object]] = set()
 
     def receive(
@@ -80,9 +82,15 @@ class Updates:
         elif not self.handing_over and not self._queued:
             self._deliver((task, state, service_callback))
         else:
-            if not self._queued:
+            if not self._queued and not self.applied_soon:
                 self._loop.call_soon(self.apply)
             self._queued.append((task, state, service_callback))
+
+    def suspended(self) -> None:
+        """The backend that is given tasks waits for something: the loop goes on meanwhile."""
+        self.applied_soon = False
+        if self._queued:
+            self._loop.call_soon(self.apply)
 
     def apply(self) -> None:
         """Applies what was reported while tasks were being handed over."""
