@@ -70,6 +70,25 @@ def test_main_runs_on_the_local_backend_by_default(run: Run) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "result 4\n", "")
 
 
+def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
+    done = run("""
+        from rhapsody import OutputFile
+
+        async def main(flow):
+            @flow.executable_task
+            def write(out):
+                return f"echo made > {out}"
+
+            for number in range(21):
+                write(OutputFile(f"out/{number:02}.txt"))
+    """)
+    assert (done.returncode, done.stdout) == (0, "")
+    first, *listed, more = done.stderr.splitlines()
+    assert (first, len(listed), more) == ("results (21):", 20, "  ... and 1 more")
+    assert "  out/00.txt  (write, task.000001)" in listed
+    assert (tmp_path / "out/20.txt").read_text() == "made\n"
+
+
 def test_another_function_runs(run: Run) -> None:
     done = run("async def other(flow): print(type(flow).__name__)", function=":other")
     assert (done.returncode, done.stdout) == (0, "WorkflowEngine\n")

@@ -148,12 +148,22 @@ def test_a_file_that_is_neither_text_nor_path_is_a_type_error(spec: Any) -> None
 # OutputFile.
 
 
-@pytest.mark.parametrize("name", ["out.txt", "some/dir/out.txt", Path("dir/out.txt"), "./out.txt"])
-def test_an_output_has_the_base_name(name: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "save"),
+    [
+        ("out.txt", None),
+        ("some/dir/out.txt", "some/dir/"),
+        (Path("dir/out.txt"), "dir/"),
+        ("./out.txt", "./"),
+    ],
+)
+def test_an_output_has_the_base_name_and_a_place(name: Any, save: str | None) -> None:
     file = OutputFile(name)
+    assert file.save == save
     assert file.filename == "out.txt"
     assert file.filepath is None
-    assert repr(file) == "OutputFile('out.txt')"
+    assert repr(OutputFile("out.txt")) == "OutputFile('out.txt')"
+    assert eval(repr(file)) == file
     with pytest.raises(TypeError, match="has no path before a task runs"):
         os.fspath(file)
 

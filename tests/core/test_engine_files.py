@@ -16,7 +16,7 @@ import pytest_asyncio
 from rhapsody.backends.base import Capabilities
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.staging.files import leads_into
+from rhapsody.staging.outputs import check_outputs, leads_into
 from rhapsody.task import Outcome
 from tests.core.staging import Linking, Stager, describe, ended, link
 
@@ -344,15 +344,15 @@ async def test_written_outputs_pass_and_missing_ones_are_named(work: Path) -> No
     task = describe(stager)
     outputs = [OutputFile("a.txt"), OutputFile("b.txt"), OutputFile("c.txt"), OutputFile("c.txt")]
     with pytest.raises(DataError, match=r"did not write 'a\.txt', 'b\.txt', 'c\.txt' in"):
-        stager.check_outputs(task, outputs)
+        check_outputs(task, outputs)
     sandbox = Path(task["sandbox"])
     sandbox.mkdir(parents=True)
     (sandbox / "a.txt").write_text("")
     (sandbox / "b.txt").symlink_to("a.txt")
     with pytest.raises(DataError, match=r"'reader' promised and did not write 'c\.txt' in"):
-        stager.check_outputs(task, outputs)
-    stager.check_outputs(task, outputs[:2])
-    stager.check_outputs(describe(stager, "other.1"), [])
+        check_outputs(task, outputs)
+    check_outputs(task, outputs[:2])
+    check_outputs(describe(stager, "other.1"), [])
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../here/secret", "..", "/no/such"])
@@ -366,7 +366,7 @@ async def test_an_output_that_is_a_link_out_of_the_sandbox_is_refused(
     sandbox.mkdir(parents=True)
     (sandbox / "out.txt").symlink_to(target)
     with pytest.raises(DataError, match="link that leaves the sandbox"):
-        stager.check_outputs(task, [OutputFile("out.txt")])
+        check_outputs(task, [OutputFile("out.txt")])
 
 
 async def test_sandboxes_that_are_not_on_this_file_system_are_the_backends_to_check(
@@ -374,9 +374,9 @@ async def test_sandboxes_that_are_not_on_this_file_system_are_the_backends_to_ch
 ) -> None:
     stager = Stager(work)
     task = describe(stager)
-    stager.check_outputs(task, [OutputFile("x")], Linking("far", Capabilities(files=True)))
+    check_outputs(task, [OutputFile("x")], Linking("far", Capabilities(files=True)))
     with pytest.raises(DataError, match="did not write"):
-        stager.check_outputs(task, [OutputFile("x")], Linking("near"))
+        check_outputs(task, [OutputFile("x")], Linking("near"))
 
 
 # Results that lead into a sandbox.

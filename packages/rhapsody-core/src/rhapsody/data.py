@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 from rhapsody.errors import DataError
@@ -143,32 +143,63 @@ class InputFile(File):
 class OutputFile(File):
     """A file that a task promises to write into its sandbox; passed to it as an argument.
 
-    A task that succeeds without having written it fails.
+    A task that succeeds without having written it fails. With a place to save it to, it is put
+    there when the task is done and before anybody sees its result: as a copy, in one step, in
+    place of what has that name. A task whose file cannot be saved fails.
 
     Args:
-        name: The file's name; directories in front of it are left out.
+        name: The file's name. Directories in front of it say where it is saved, relative to the
+            engine's `results_dir`: the task writes `all.png` for `results/all.png`.
+        save: The place in other words: a directory to put it in, where it ends in `/` or is one;
+            otherwise the file itself. Relative to `results_dir`, which it cannot leave, or
+            absolute. `True`: in `results_dir` itself. `False`: it stays in the sandbox.
 
     Raises:
         DataError: A `ValueError`: the name is empty, is a directory, or leads out
-            of the sandbox (an absolute path, `..`).
+            of the sandbox (an absolute path, `..`); or `save` leads out of `results_dir`.
         TypeError: Neither a string nor a path.
 
     Attributes:
         filename: The base name.
         filepath: In a task, the absolute path to write to; `None` before that.
+        save: Where it is saved: a path that ends in `/` where it is put into a directory; `None`
+            where nobody said, `False` where it stays in the sandbox.
     """
 
-    def __init__(self, name: str | os.PathLike[str]) -> None:
-        filename = _base_name("OutputFile", _text("OutputFile", name), "the name of a")
+    save: str | Literal[False] | None
+
+    def __init__(
+        self, name: str | os.PathLike[str], *, save: str | os.PathLike[str] | bool | None = None
+    ) -> None:
+        given = _text("OutputFile", name)
+        filename = _base_name("OutputFile", given, "the name of a")
         if filename.startswith(RESERVED):
             raise DataError(
                 f"OutputFile: {filename!r} cannot be promised: names that begin with "
                 f"{RESERVED!r} are kept for what a task prints"
             )
-        _set(self, filename=filename, filepath=None)
+        if save is None and "/" in given:
+            save = given.removesuffix(filename)
+        _set(self, filename=filename, filepath=None, save=_place(save))
 
     def __repr__(self) -> str:
-        return f"OutputFile({self.filename!r})"
+        save = "" if self.save is None else f", save={self.save!r}"
+        return f"OutputFile({self.filename!r}{save})"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """A file that a task made, and that is there after the run.
+
+    Attributes:
+        path: Where it is, an absolute path.
+        task: The name of the task.
+        uid: The uid of the task's future.
+    """
+
+    path: Path
+    task: str
+    uid: str
 
 
 def is_data_url(text: str) -> bool:
@@ -371,6 +402,21 @@ def _text(kind: str, given: object) -> str:
         raise TypeError(f"{kind} takes a string or a path, got {given!r}")
     if not text:
         raise DataError(f"{kind} needs a file name, got an empty one")
+    return text
+
+
+def _place(save: object) -> str | Literal[False] | None:
+    """Where a file is saved, of what a user gave."""
+    if save is None or save is False:
+        return save
+    if save is True:
+        return "./"
+    text = _text("OutputFile: save", save)
+    if "\0" in text or (not os.path.isabs(text) and os.path.normpath(text).split("/")[0] == ".."):
+        raise DataError(
+            f"OutputFile: save={text!r} leads out of the engine's results_dir; give an absolute "
+            "path, or WorkflowEngine.create(results_dir=...)"
+        )
     return text
 
 

@@ -16,21 +16,25 @@ import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError
+from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, note
 from rhapsody.errors import RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.data import SavedFile
     from rhapsody.engine import WorkflowEngine
     from rhapsody.plugins.reports import Summary
 
 HELP = "run a workflow"
 SCRIPT_MODULE = "__rhapsody_script__"
 """What the script is imported as: not `__main__`, and nothing that can be installed."""
+
+LISTED = 20
+"""How many results are listed."""
 
 Main = Callable[["WorkflowEngine"], Awaitable[object]]
 
@@ -93,7 +97,20 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     except (Exception, asyncio.CancelledError) as error:  # as above
         return _show(error, path)
+    for line in results_of(summary.results):
+        note(line)
     return FAILED if summary.unawaited else DONE
+
+
+def results_of(results: Sequence[SavedFile]) -> list[str]:
+    """The lines that say which files a run has left, as paths from here; the first of many."""
+    if not results:
+        return []
+    lines = [f"results ({len(results)}):"]
+    for file in results[:LISTED]:
+        lines.append(f"  {os.path.relpath(file.path)}  ({file.task}, {file.uid})")
+    more = len(results) - LISTED
+    return lines + [f"  ... and {more} more"] * (more > 0)
 
 
 def split_target(target: str) -> tuple[str, str]:

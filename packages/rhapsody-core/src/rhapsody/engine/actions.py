@@ -48,7 +48,10 @@ class Actions(Protocol):
         """Keeps what is left of an attempt besides its value: output, sandbox, exit code."""
 
     def record(self, node: Node, value: Any) -> None:
-        """Has a result recorded; `reveal` is called for it when it is."""
+        """Has the files of a result saved, and the result recorded; then `reveal` is called.
+
+        Where they cannot be saved, `fail` is called instead.
+        """
 
     def succeed(self, node: Node, value: Any) -> None:
         """Gives the future its result."""

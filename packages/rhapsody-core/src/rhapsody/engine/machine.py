@@ -213,7 +213,8 @@ class Machine:
                 del error  # this frame is behind that of its traceback
                 return
             node.life = life.after[ENDED_WELL]
-            if self.recording and node.task.settings.cache:
+            saves = node.extra is not None and node.targets()
+            if saves or (self.recording and node.task.settings.cache):
                 actions.record(node, value)
             else:
                 node.life = node.life.after[REVEAL]
@@ -446,8 +447,7 @@ class Machine:
             self._let_go(node, verdict)
 
     def _let_go(self, node: Node, error: BaseException) -> None:
-        error = failures.goes_on(node, error)
-        value, error = self._fallback(node, error)
+        value, error = self._fallback(node, failures.goes_on(node, error))
         if value is not NO_FALLBACK and node.step(Event.LET_GO):
             self._show(node, value)
         elif node.step(Event.GIVE_UP):

@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -176,6 +177,11 @@ class Node:
         """Where the input files are, by their names; `None` for what cannot be read here."""
         resolved = self.extra.resolved if self.extra is not None else None
         return {} if resolved is None else resolved.paths()
+
+    def targets(self) -> Mapping[str, Path]:
+        """Where its output files are to be saved, by their names."""
+        resolved = self.extra.resolved if self.extra is not None else None
+        return {} if resolved is None else resolved.targets
 
     def start_anew(self) -> None:
         """The next attempt is described from the beginning."""

@@ -11,7 +11,8 @@ from typing import Any
 
 from rhapsody.engine import failures
 from rhapsody.engine.node import Node
-from rhapsody.staging.files import Stager, leads_into
+from rhapsody.staging.files import Stager
+from rhapsody.staging.outputs import check_outputs, leads_into
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
@@ -66,7 +67,7 @@ class Outcomes:
         assert node.extra is not None
         assert node.extra.found is not None
         if node.backend.capabilities.shared_file_system and not node.backend.dry:
-            self._stager.check_outputs(node.description, node.extra.found.outputs)
+            check_outputs(node.description, node.extra.found.outputs)
 
     def keep(
         self, node: Node, report: Mapping[str, Any], *, succeeded: bool, value: Any = None
@@ -100,6 +101,8 @@ class Outcomes:
     def leave(self, node: Node) -> None:
         """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
         outcome = node.future._outcome
+        if node.description is not None:
+            self._stager.release(node.description)
         if node.description is not None and (outcome is None or outcome.uid != node.uid):
             self._stager.keep(node.description, succeeded=True)
 

@@ -225,31 +225,31 @@ def engine_uid(value: object) -> str:
     return value
 
 
-def work_directory(value: object, uid: str) -> Path:
-    """Where an engine makes sandboxes, wherever the program goes later.
+def directory(argument: str, value: object, default: str) -> Path:
+    """A directory that an engine works with, wherever the program goes later.
 
     Raises:
         TypeError: No path.
         ValueError: No directory can be there.
         FileNotFoundError: It is relative, and the current directory was removed.
     """
-    path = os.path.join(".rhapsody", uid) if value is None else value
+    path = default if value is None else value
     if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"work_dir must be a path, got {value!r}")
+        raise TypeError(f"{argument} must be a path, got {value!r}")
     text = os.fspath(path)
     if "\0" in text:
-        raise ValueError(f"work_dir must be a path that can exist, got {value!r}")
+        raise ValueError(f"{argument} must be a path that can exist, got {value!r}")
     try:
-        directory = Path(os.path.abspath(text))
+        found = Path(os.path.abspath(text))
     except FileNotFoundError as error:
         raise FileNotFoundError(
             error.errno,
-            f"work_dir={value!r} lies in the current directory, which was removed; give an "
+            f"{argument}={value!r} lies in the current directory, which was removed; give an "
             "absolute one, or change to a directory that is there",
         ) from error
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"work_dir must be a directory, and {str(directory)!r} is a file")
-    return directory
+    if found.exists() and not found.is_dir():
+        raise ValueError(f"{argument} must be a directory, and {str(found)!r} is a file")
+    return found
 
 
 def _timeout(value: object) -> float | None:

@@ -23,6 +23,7 @@ from rhapsody.engine.observe import Failures, Observation, Tally
 from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.preparation import Preparation
 from rhapsody.engine.recording import Recording
+from rhapsody.engine.saving import Saving
 from rhapsody.engine.timers import Clock, Timer, Timers
 from rhapsody.engine.updates import Updates
 from rhapsody.errors import BackendError, describe_error
@@ -131,6 +132,7 @@ class Shell:
         self.updates: Updates = Updates(uid, machine, background, self.crashed)
         self.blocks: Blocks = Blocks(machine, background, self.preparation.values)
         self.outcomes: Outcomes = Outcomes(stager)
+        self.saving: Saving = Saving(machine, background, stager, self.recording.record)
 
         # What the machine asks for, of those who do it.
         self.start_block: Callable[[Node], None] = self.blocks.start
@@ -139,7 +141,7 @@ class Shell:
         self.keep: Callable[..., None] = self.outcomes.keep
         self.leave: Callable[[Node], None] = self.outcomes.leave
         self.ended_by_itself: Callable[[Node, Any], None] = self.outcomes.ended_by_itself
-        self.record: Callable[[Node, Any], None] = self.recording.record
+        self.record: Callable[[Node, Any], None] = self.saving.record
         self.publish: Callable[..., None] = self.observation.add
         machine.connect(self, self.pushdown)
 

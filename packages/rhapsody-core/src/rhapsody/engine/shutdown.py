@@ -32,6 +32,7 @@ async def stop_everything(shell: Shell, *, skip_backends: bool) -> tuple[str, ..
     """
     machine, problems = shell.machine, list[str]()
     if not machine.interrupted:
+        await shell.saving.drain(GRACE)
         await shell.recording.drain(GRACE)
         _tell_unfinished(shell)
         machine.cancel_all()
@@ -50,6 +51,7 @@ async def stop_everything(shell: Shell, *, skip_backends: bool) -> tuple[str, ..
         if unregister is not None:
             unregister(shell.updates.receive)
     shell.updates.drain()
+    await shell.saving.drain(GRACE)
     await shell.recording.drain(GRACE)
     if not machine.interrupted:
         await shell.blocks.drain(GRACE)

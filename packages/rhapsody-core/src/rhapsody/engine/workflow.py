@@ -13,46 +13,47 @@ import uuid as uuids
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self
 
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.context import running_task
+from rhapsody.data import OutputFile, SavedFile
 from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
-from rhapsody.engine.calls import dependency_uids
 from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.kept_names import KeptNames
-from rhapsody.engine.life import Work
-from rhapsody.engine.node import Node
 from rhapsody.engine.observe import Profiler, accounts
 from rhapsody.engine.settings import (
+    directory,
     engine_uid,
     flag,
     profile_path,
     whole_number,
-    work_directory,
 )
 from rhapsody.engine.shell import Shell
 from rhapsody.engine.shutdown import settle_everything, stop_everything, tell_forgotten
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
+from rhapsody.engine.views import Views
+from rhapsody.errors import DataError
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.reports import Stats, Summary
+from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
-from rhapsody.states import StateMapper
+from rhapsody.staging.outputs import check_outputs
+from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 BackendLike = BaseExecutionBackend | str
-KeepSandboxes = Literal["failed", "all", "none"]
+KeepSandboxes = Literal["results", "failed", "all", "none"]
 
 
-class WorkflowEngine(Decorators, KeptNames):
+class WorkflowEngine(Decorators, Views, KeptNames):
     """Runs a graph of function tasks, executables, services and blocks on backends.
 
     Made by `await WorkflowEngine.create(...)` or `async with
@@ -97,7 +98,8 @@ class WorkflowEngine(Decorators, KeptNames):
         handle_signals: bool = True,
         fail_fast: bool = False,
         keep_going: bool = False,
-        keep_sandboxes: KeepSandboxes = "failed",
+        keep_sandboxes: KeepSandboxes = "results",
+        results_dir: str | os.PathLike[str] | None = None,
         uid: str | None = None,
         clock: Clock | None = None,
     ) -> Starting[WorkflowEngine]:
@@ -134,7 +136,11 @@ class WorkflowEngine(Decorators, KeptNames):
             keep_going: Whether leaving the context with the exception of one of the
                 engine's own tasks waits for the others first, where they do not
                 depend on it, and then gives an account of what failed.
-            keep_sandboxes: Which sandboxes stay on disk.
+            keep_sandboxes: Which sandboxes stay on disk: `"results"`: those of failed tasks,
+                and of others the output files that nobody named a place for and no task read;
+                `"failed"`: those of failed tasks; `"all"`; or `"none"`.
+            results_dir: What the places of saved files are relative to, see `OutputFile`;
+                default: the current directory.
             uid: The engine's uid, which no other engine uses at the same time, in this
                 process or in `work_dir`; made up by default. What an earlier run of
                 the same uid left in sandboxes stays there, and is not used again.
@@ -172,6 +178,9 @@ class WorkflowEngine(Decorators, KeptNames):
                 keep_going=flag("keep_going")(keep_going),
                 push_down=flag("push_down")(push_down),
                 keep_sandboxes=keep_sandboxes,
+                results_dir=None
+                if results_dir is None
+                else directory("results_dir", results_dir, ""),
                 uid=uid,
                 clock=clock,
             )
@@ -195,6 +204,7 @@ class WorkflowEngine(Decorators, KeptNames):
         observers: Iterable[object],
         handle_signals: bool,
         keep_sandboxes: KeepSandboxes,
+        results_dir: Path | None,
         uid: str | None,
         clock: Clock | None,
         **limits: Any,
@@ -207,19 +217,22 @@ class WorkflowEngine(Decorators, KeptNames):
                 "fail_fast=True cancels all at the first failure, and keep_going=True does not: "
                 "choose one of them"
             )
-        self._work_dir = work_directory(work_dir, uid)
+        self._work_dir = directory("work_dir", work_dir, os.path.join(".rhapsody", uid))
         self._dry_run = dry_run
         self._implicit_data = implicit_data
         self.prof.enabled = bool(profile)
         self._profile_path = None if isinstance(profile, bool) else profile
         hooks = EngineHooks(observers)
         attached: dict[str, BaseExecutionBackend] = {}
+        stager = Stager(
+            self.work_dir, keep_sandboxes, uid=chosen, backends=attached, results_dir=results_dir
+        )
         shell = self._shell = Shell(
             self,
             uid=uid,
             clock=clock or LoopClock(self._loop),
             hooks=hooks,
-            stager=Stager(self.work_dir, keep_sandboxes, uid=chosen, backends=attached),
+            stager=stager,
             dry_run=dry_run,
             implicit_data=implicit_data,
             **limits,
@@ -252,111 +265,46 @@ class WorkflowEngine(Decorators, KeptNames):
             await shut_down(ours)
             await self._shell.stager.close()
 
-    # What is going on: read-only views of what is unfinished.
+    async def save(
+        self, future: TaskFuture[Any], place: str | os.PathLike[str], name: str | None = None
+    ) -> list[Path]:
+        """Puts files that a task left in its sandbox where you want them; waits for the task.
 
-    @property
-    def uid(self) -> str:
-        """The engine's uid, the beginning of every uid that its backends get."""
-        return self._shell.uid
+        For files whose place was not planned, see `OutputFile`. A cancellation leaves those that
+        were saved by then.
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop the engine lives on."""
-        return self._loop
+        Args:
+            future: The task's.
+            place: A directory to put them in, where it ends in `/` or is one; otherwise the file
+                itself. Relative to `results_dir`, or absolute.
+            name: A file's name in the sandbox; default: all that the task declares.
 
-    @property
-    def dry_run(self) -> bool:
-        """Whether nothing is really run."""
-        return self._dry_run
+        Returns:
+            Where they are.
 
-    @property
-    def work_dir(self) -> Path:
-        """Where sandboxes are made, an absolute path."""
-        return self._work_dir
-
-    @property
-    def prof(self) -> Profiler:
-        """Takes named, timestamped events; keeps them where `profile` was asked for."""
-        return self._profiler
-
-    @property
-    def log(self) -> logging.Logger:
-        """The engine's logger."""
-        return log
-
-    @property
-    def clock(self) -> Clock:
-        """Where the engine reads the time."""
-        return self._shell.clock
-
-    @property
-    def stats(self) -> Stats:
-        """Counters since the engine was made."""
-        return self._shell.machine.stats
-
-    @property
-    def backend(self) -> BaseExecutionBackend:
-        """The default backend."""
-        return next(iter(self._shell.backends.values())).backend
-
-    @property
-    def backends(self) -> Mapping[str, BaseExecutionBackend]:
-        """Every attached backend by its name, the default one first."""
-        return MappingProxyType({name: one.backend for name, one in self._shell.backends.items()})
-
-    @property
-    def implicit_data_mode(self) -> bool:
-        """Whether dependents see the files of their dependencies' sandboxes."""
-        return self._implicit_data
-
-    @property
-    def task_states_map(self) -> StateMapper:
-        """The states of the default backend."""
-        states: StateMapper = next(iter(self._shell.backends.values())).states
-        return states
-
-    @property
-    def components(self) -> Mapping[str, Mapping[str, Any]]:
-        """Each unfinished task and block by uid: its type, description and future."""
-        return MappingProxyType(
-            {
-                node.future.uid: MappingProxyType(
-                    {
-                        "type": node.task.prefix,
-                        "description": node.describe(),
-                        "future": node.future,
-                    }
-                )
-                for node in self._nodes()
-            }
-        )
-
-    @property
-    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
-        """Each unfinished task and block by uid: the uids of what it depends on."""
-        return MappingProxyType(
-            {n.future.uid: dependency_uids(n.dependencies) for n in self._nodes()}
-        )
-
-    @property
-    def resolved(self) -> frozenset[str]:
-        """Uids of unfinished tasks and blocks whose dependencies have all ended."""
-        return frozenset(n.future.uid for n in self._nodes() if n.life.work is not Work.WAITING)
-
-    @property
-    def running(self) -> tuple[str, ...]:
-        """Uids of tasks and blocks that are running now, services included."""
-        active = (Work.RUNNING, Work.SERVING, Work.CANCELING)
-        return tuple(n.future.uid for n in self._nodes() if n.life.work in active)
-
-    @property
-    def queue(self) -> tuple[str, ...]:
-        """Uids of tasks that are ready and not yet handed to a backend."""
-        return tuple(n.future.uid for n in self._nodes() if n.life.work is Work.READY)
-
-    def _nodes(self) -> list[Node]:
-        live = self._shell.machine.graph.live
-        return sorted(live, key=lambda node: (node.task.prefix, node.number))
+        Raises:
+            DataError: There is no such file, or it cannot be saved there.
+            Exception: What the task raised.
+        """
+        await future
+        outcome, stager = future._outcome, self._shell.stager
+        names = [name] if name is not None else list(outcome.output_files) if outcome else []
+        if outcome is None or outcome.sandbox is None or not names:
+            raise DataError(
+                f"save: task {future.name!r} ({future.uid}) declares no output files; pass it an "
+                "OutputFile, or say which of the files in its sandbox is meant: name='...'"
+            )
+        source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
+        outputs = [OutputFile(each, save=place) for each in names]
+        backend = self.backends[outcome.backend or self.backend.name]
+        check_outputs(source, outputs, backend)
+        targets = stager.results.claim(source, outputs)
+        try:
+            by = SavedFile(stager.work_dir, future.name, future.uid)
+            await stager.save(source, backend, targets, by)
+        finally:
+            stager.release(source)
+        return list(targets.values())
 
     # The end.
 
@@ -454,6 +402,7 @@ class WorkflowEngine(Decorators, KeptNames):
             graph=tuple(shell.calls.made),
             unawaited=shell.tally.total,
             backends=accounts(self.backends, log),
+            results=self.results,
         )
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)
@@ -466,11 +415,6 @@ class WorkflowEngine(Decorators, KeptNames):
         signal_registry.remove(self)
         self._forgotten.detach()
         self._closed.set_result(None)
-
-    @property
-    def summary(self) -> Summary | None:
-        """How the run ended, `None` before it has."""
-        return self._summary
 
     async def __aenter__(self) -> Self:
         return self

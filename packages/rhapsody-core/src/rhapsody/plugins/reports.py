@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rhapsody.data import SavedFile
+
 
 @dataclass(slots=True)
 class Stats:
@@ -52,6 +54,7 @@ class Summary:
         unawaited: How many failed tasks and blocks nobody awaited.
         backends: By each backend's name what it tells of its life, see `account` of
             `ManagedBackend`; those that tell nothing are left out.
+        results: Files that tasks made and that are there now.
     """
 
     uid: str
@@ -62,6 +65,7 @@ class Summary:
     graph: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
     unawaited: int = 0
     backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    results: tuple[SavedFile, ...] = ()
 
 
 class ObservedEngine(Protocol):

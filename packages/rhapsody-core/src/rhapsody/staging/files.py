@@ -17,10 +17,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from rhapsody.data import File, InputFile, OutputFile, plain_name, without_secrets
+from rhapsody.data import File, InputFile, OutputFile, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.claims import Claim
 from rhapsody.staging.fetch import Fetcher
+from rhapsody.staging.origins import Origin, origin_of
+from rhapsody.staging.outputs import without_place
+from rhapsody.staging.results import Copy, Results, copy_of
 from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.task import Outcome, TaskDescription
 
@@ -30,20 +33,7 @@ if TYPE_CHECKING:
 AnyFile = TypeVar("AnyFile", bound=File)
 
 _CACHE = ".fetched"
-_MODES = ("failed", "all", "none")
-
-
-class _Origin(NamedTuple):
-    """Where an input comes from; exactly one is set."""
-
-    producer: Outcome | None = None
-    path: str | None = None
-    url: str | None = None
-
-    def __str__(self) -> str:
-        if self.producer is not None:
-            return f"the file that {self.producer.uid} wrote"
-        return without_secrets(self.url) if self.url is not None else repr(self.path)
+_MODES = ("results", "failed", "all", "none")
 
 
 class _Place(NamedTuple):
@@ -66,11 +56,13 @@ class Resolved:
         sources: What is left of its dependencies, each once.
         places: The inputs by their names.
         fetched: Whether an input was brought into the cache.
+        targets: Where its outputs are to be saved, by their names.
     """
 
     sources: tuple[Outcome, ...]
     places: Mapping[str, _Place]
     fetched: bool
+    targets: Mapping[str, Path]
 
     def paths(self) -> dict[str, str | None]:
         """The inputs' paths by their names, `None` for what cannot be read from here."""
@@ -93,10 +85,13 @@ class Stager:
 
     Args:
         work_dir: Where sandboxes are; made when the first one is.
-        keep: Which sandboxes stay on disk: those of failed tasks, all, or none.
+        keep: Which sandboxes stay on disk: those of failed tasks, all, or none; with
+            `"results"` those of failed tasks, and of others the files that they declare,
+            nobody named a place for and no task read.
         uid: The engine's uid where the program chose it: no other engine may use it now, and
             none of the sandboxes that an earlier one left is used again.
         backends: The engine's backends by the names that outcomes bear; may grow.
+        results_dir: What places of saved files are relative to; default: the current directory.
         fetch_timeout: Seconds that fetching one file may take; without it
             `RHAPSODY_FETCH_TIMEOUT`, else 600.
         fetch_limit: Bytes, or text such as `"2 GiB"`, that a fetched file may
@@ -111,10 +106,11 @@ class Stager:
     def __init__(
         self,
         work_dir: str | os.PathLike[str],
-        keep: Keep = "failed",
+        keep: Keep = "results",
         *,
         uid: str | None = None,
         backends: Mapping[str, BaseExecutionBackend] | None = None,
+        results_dir: Path | None = None,
         fetch_timeout: float | None = None,
         fetch_limit: int | str | None = None,
     ) -> None:
@@ -125,7 +121,8 @@ class Stager:
         self._keep: Keep = keep
         self._existed = self.work_dir.exists()
         self._backends = {} if backends is None else backends
-        self._sandboxes = SandboxKeeper(keep)
+        self.results: Results = Results(results_dir or _current(self.work_dir))
+        self._sandboxes = SandboxKeeper(keep, self.results.add)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
         self._fetcher = Fetcher(
@@ -175,9 +172,10 @@ class Stager:
             sources: What is left of its dependencies, in argument order.
 
         Raises:
-            DataError: An input is missing, ambiguous or cannot be fetched.
-            CapabilityError: The backend cannot link files, or a file cannot get
-                from one backend to the other.
+            DataError: An input is missing, ambiguous or cannot be fetched; or a file cannot be
+                saved where it is to be, see `Results.claim`.
+            CapabilityError: The backend cannot link files or have them saved, or a file cannot
+                get from one backend to the other.
         """
         sources = tuple({source.uid: source for source in sources}.values())
         self._require_capable(task, backend, inputs, outputs)
@@ -187,6 +185,7 @@ class Stager:
             if url is not None:
                 coming[name] = self._fetcher.download(url, name)
             elif producer is None:
+                self.results.reads(task, str(path))
                 places[name] = _Place(path)
             elif self._is_on(backend, producer):
                 places[name] = _Place(_left_by(producer, name), producer)
@@ -196,9 +195,12 @@ class Stager:
                     places[name] = _Place(place)
                 else:
                     coming[name] = place
+            if producer is not None and producer.sandbox is not None:
+                self._sandboxes.read(producer.sandbox, name)
         for name, fetch in coming.items():
             places[name] = _Place(await asyncio.shield(fetch))
-        return Resolved(sources, places, fetched=bool(coming))
+        targets = self.results.claim(task, outputs)
+        return Resolved(sources, places, fetched=bool(coming), targets=targets)
 
     def link(
         self,
@@ -243,6 +245,13 @@ class Stager:
         outputs: Sequence[OutputFile],
     ) -> None:
         can = backend.capabilities
+        saved = [output.filename for output in outputs if output.save]
+        if saved and not (can.shared_file_system or can.copies_files_out):
+            raise CapabilityError(
+                f"task {task['name']!r} saves {', '.join(map(repr, saved))}, which would be in a "
+                f"sandbox of backend {backend.name!r} that cannot be reached from here; use "
+                "another backend, or return the file's content"
+            )
         if can.files or not (inputs or (outputs and not can.sandboxes)):
             return
         able = sorted(name for name, one in self._backends.items() if one.capabilities.files)
@@ -253,10 +262,10 @@ class Stager:
 
     def _origins(
         self, task: TaskDescription, inputs: Sequence[InputFile], sources: Sequence[Outcome]
-    ) -> dict[str, _Origin]:
-        origins: dict[str, _Origin] = {}
+    ) -> dict[str, Origin]:
+        origins: dict[str, Origin] = {}
         for file in inputs:
-            origin = _origin(task, file, sources)
+            origin = origin_of(task, file, sources)
             other = origins.setdefault(file.filename, origin)
             if other != origin:
                 raise DataError(
@@ -314,46 +323,43 @@ class Stager:
 
     # After an attempt.
 
-    def check_outputs(
+    async def save(
         self,
-        task: TaskDescription,
-        outputs: Sequence[OutputFile],
-        backend: BaseExecutionBackend | None = None,
+        source: Mapping[str, Any],
+        backend: BaseExecutionBackend,
+        targets: Mapping[str, Path],
+        by: SavedFile,
     ) -> None:
-        """Makes sure that a successful attempt wrote what it promised.
-
-        Sandboxes that are not on this file system are the backend's to check.
+        """Puts files of an attempt that has ended where they are to be.
 
         Args:
-            task: The attempt's description.
-            outputs: The output files among its arguments.
+            source: The attempt's description, or as much of it as `uid` and `sandbox`.
             backend: The backend that ran it.
+            targets: Where each file is to be, by its name.
+            by: The task; its path is not used.
 
         Raises:
-            DataError: Files are missing, or are links that lead out of the sandbox.
+            DataError: One could not be saved.
         """
-        if not outputs:
-            return
-        place = task.get("sandbox", "")
-        sandbox = os.path.realpath(place)
-        shared = backend is None or backend.capabilities.shared_file_system
-        if not shared and not os.path.isdir(sandbox):
-            return
-        missing = []
-        for name in dict.fromkeys(output.filename for output in outputs):
-            real = os.path.realpath(os.path.join(sandbox, name))
-            if not real.startswith(sandbox + os.sep):
-                raise DataError(
-                    f"task {task['name']!r}: its output file {name!r} is a link that leaves the "
-                    f"sandbox, to {real!r}; write the file itself"
-                )
-            if not os.path.exists(real):
-                missing.append(name)
-        if missing:
-            raise DataError(
-                f"task {task['name']!r} promised and did not write "
-                f"{', '.join(map(repr, missing))} in {place!r}"
-            )
+        sandbox = source.get("sandbox") or ""
+        copies: dict[str, Copy] = {}
+        for name in targets:
+            if backend.capabilities.shared_file_system:
+                copies[name] = copy_of(os.path.join(sandbox, name))
+            else:
+                copies[name] = partial(backend.copy_file_out, source, name)
+        await self.results.save(targets, copies, by)
+        for name in targets:
+            self._sandboxes.saved(sandbox, name)
+
+    def release(self, task: TaskDescription) -> None:
+        """Says that the work of an attempt has ended: others may save files where it was to."""
+        self.results.release(task)
+
+    def spare(self, outcome: Outcome | None) -> None:
+        """Lets the sandbox of an attempt stay although it has ended well."""
+        if outcome is not None and isinstance(outcome.keeper, Sandbox):
+            outcome.keeper.spare()
 
     def keep(
         self,
@@ -377,11 +383,15 @@ class Stager:
         """
         links = self._links.pop(task["uid"], None) or _Links()
         sandbox = task.get("sandbox")
-        if self._keep == "all" or sandbox is None or not sandbox.startswith(self._root):
+        if sandbox is None or not sandbox.startswith(self._root):
+            return None
+        files = without_place(task, sandbox, outputs) if succeeded else {}
+        if self._keep == "all":
+            self.results.add(files.values())
             return None
         if sandbox.startswith((own := self.sandbox_path(task["uid"])) + os.sep):
             sandbox = own  # the backend began once more, in a directory in that of the first start
-        if not succeeded and self._keep == "failed":
+        if not succeeded and self._keep != "none":
             # To find out why it failed, what it read is needed as well.
             for source in links.sources:
                 if isinstance(source, Sandbox):
@@ -389,11 +399,13 @@ class Stager:
             self._cache_stays |= links.fetched
             return None
         if result_is_path:
+            self.results.add(files.values())
             self._sandboxes.note(sandbox, Fate.STAY)
             for source in links.implicit:
                 source.spare()
             return None
         fate = Fate.PRODUCT if outputs else Fate.REMOVE
+        self._sandboxes.results(sandbox, files)
         return self._sandboxes.hold(sandbox, fate, links.implicit)
 
     async def close(self) -> None:
@@ -404,55 +416,19 @@ class Stager:
         self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)
         await self._sandboxes.close()
+        self.results.close()
         if self._claim is not None:
             self._claim.release()
         if not self._existed:
             await asyncio.to_thread(_remove_empty, self.work_dir)
 
 
-def leads_into(value: object, sandbox: str | None) -> bool:
-    """Whether a result is a path into a sandbox, or a collection with one in it."""
-    if sandbox is None:
-        return False
+def _current(other: Path) -> Path:
+    """The current directory, or another where it was removed."""
     try:
-        if isinstance(value, Mapping):
-            value = tuple(value.values())
-        if isinstance(value, list | tuple | set | frozenset):
-            return any(_is_path_into(item, sandbox) for item in value)
-        return _is_path_into(value, sandbox)
-    except BaseException:  # the result's own code; what cannot be looked into leads nowhere
-        return False
-
-
-def _is_path_into(value: object, sandbox: str) -> bool:
-    if isinstance(value, File):
-        value = value.filepath
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    return isinstance(value, str) and (value == sandbox or value.startswith(sandbox + os.sep))
-
-
-def _origin(task: TaskDescription, file: InputFile, sources: Sequence[Outcome]) -> _Origin:
-    name = file.filename
-    if file.remote_url is not None:
-        return _Origin(url=file.remote_url)
-    expected = str(file.expected_at)
-    if not os.path.isabs(file.local_file or ""):
-        producers = [source for source in sources if name in source.output_files]
-        if len(producers) > 1:
-            raise DataError(
-                f"task {task['name']!r}: input file {name!r} is written by two of its "
-                f"dependencies, {producers[0].uid} and {producers[1].uid}; rename one of the files"
-            )
-        if producers:
-            return _Origin(producer=producers[0])
-    if os.path.exists(expected):
-        return _Origin(path=expected)
-    raise DataError(
-        f"task {task['name']!r}: missing input file {name!r}: none of its dependencies writes it, "
-        f"and there is no file {expected!r}; pass the future of the task that writes it, or "
-        "correct the path"
-    )
+        return Path.cwd()
+    except FileNotFoundError:
+        return other
 
 
 def _left_by(producer: Outcome, name: str) -> str | None:

@@ -12,12 +12,16 @@ import logging
 import os
 import shutil
 import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from queue import SimpleQueue
 from typing import Literal
 
-Keep = Literal["failed", "all", "none"]
-"""Which sandboxes stay on disk: those of failed tasks, all, or none."""
+from rhapsody.data import SavedFile
+
+Keep = Literal["results", "failed", "all", "none"]
+"""Which sandboxes stay on disk: those of failed tasks, all, or none; `"results"`: those of failed
+tasks, and the results that are in others."""
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ class Fate(Enum):
     """What becomes of a sandbox."""
 
     REMOVE = "goes when nobody holds it, and at close"
-    PRODUCT = "goes when nobody holds it; at close only where none are kept"
+    PRODUCT = "goes, but for results, when nobody holds it; at close as `keep` says"
     STAY = "at close only where none are kept"
 
 
@@ -66,13 +70,17 @@ class SandboxKeeper:
 
     Args:
         keep: Which stay on disk in the end.
+        kept: Called with the results that are left of a sandbox, from any thread.
     """
 
-    def __init__(self, keep: Keep) -> None:
+    def __init__(self, keep: Keep, kept: Callable[[Iterable[SavedFile]], object]) -> None:
         self._keep = keep
+        self._kept = kept
         # Filled by the loop, emptied by the thread, read by destructors on any
         # thread: single operations on a dict, which are atomic.
         self._fates: dict[str, Fate] = {}
+        self._results: dict[str, dict[str, SavedFile]] = {}  # by sandbox and name
+        self._read: dict[str, set[str]] = {}  # names, by sandbox
         self._dropped: SimpleQueue[str | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -93,6 +101,20 @@ class SandboxKeeper:
                 target=self._run, name="rhapsody-sandboxes", daemon=True
             )
             self._thread.start()
+
+    def results(self, path: str, files: Mapping[str, SavedFile]) -> None:
+        """Says which files stay when the sandbox goes."""
+        if files and self._keep == "results":
+            self._results[path] = dict(files)
+
+    def read(self, path: str, name: str) -> None:
+        """A task has read a file: it does not stay, unless somebody holds it at the end."""
+        if path in self._results:
+            self._read.setdefault(path, set()).add(name)
+
+    def saved(self, path: str, name: str) -> None:
+        """A file is where it was to be: it does not stay."""
+        self._results.get(path, {}).pop(name, None)
 
     def spare(self, path: str) -> bool:
         """Lets a sandbox stay, see `Fate`; `False` where it did already."""
@@ -117,19 +139,25 @@ class SandboxKeeper:
         while (path := self._dropped.get()) is not None:
             if self._fates.get(path, Fate.STAY) is not Fate.STAY:
                 del self._fates[path]
+                for name in self._read.pop(path, ()):
+                    self.saved(path, name)
                 self._remove(path)
         for path, fate in self._fates.items():
-            if fate is Fate.REMOVE or self._keep == "none":
+            product = fate is Fate.PRODUCT and self._keep == "results"
+            if fate is Fate.REMOVE or product or self._keep == "none":
                 self._remove(path)
         self._fates.clear()
 
     def _remove(self, path: str) -> None:
+        """Removes a sandbox, or all but the results that are in it."""
+        results = self._results.pop(path, {})
+        self._kept(results.values())
         try:
             try:
-                shutil.rmtree(path)
+                _clear(path, results.keys())
             except PermissionError:
                 _make_writable(path)
-                shutil.rmtree(path)
+                _clear(path, results.keys())
         except FileNotFoundError:
             pass  # never made, or removed by the user
         except Exception as error:  # must not end the thread, nor reach the user's code
@@ -138,6 +166,20 @@ class SandboxKeeper:
                 log.warning(
                     "a sandbox could not be removed (said once): %s", error, extra={"path": path}
                 )
+
+
+def _clear(path: str, kept: Collection[str]) -> None:
+    """Removes a directory, or all that is in it but some names."""
+    if not kept:
+        shutil.rmtree(path)
+        return
+    with os.scandir(path) as entries:
+        others = [entry for entry in entries if entry.name not in kept]
+    for entry in others:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
 def _make_writable(path: str) -> None:

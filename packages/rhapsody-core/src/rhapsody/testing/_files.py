@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rhapsody.errors import DataError
-from rhapsody.testing._rules import COPIES_OUT, EXECUTABLES, FILES, SHARED, SYNC
+from rhapsody.testing._rules import COPIES_OUT, EXECUTABLES, FILES, SAVES, SHARED, SYNC
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE
 from rhapsody.testing._trial import Trial
@@ -119,6 +119,27 @@ class Files:
         first = copy(InputFile(str(outside)), OutputFile("copied.txt"))
         shown = await show(InputFile("copied.txt"), after=first)
         trial.require(shown == "from outside\n", f"the second task read {shown!r}")
+
+    @check(
+        "C8", "a file is saved where its task says, before its result is seen",
+        EXECUTABLES, FILES, SAVES,
+    )  # fmt: skip
+    async def test_a_file_is_saved_where_its_task_says(self, trial: Trial) -> None:
+        from rhapsody.data import OutputFile
+
+        results = trial.work_dir / "results"
+        flow = await trial.engine(results_dir=results)
+
+        @flow.executable_task
+        async def make(target: OutputFile) -> str:
+            return f"echo made > {target.filename}"
+
+        for place in ("in/made.txt", "in/made.txt"):  # the second in place of the first
+            await make(OutputFile(place))
+            text = (results / place).read_text()
+            trial.require(text == "made\n", f"the file holds {text!r}")
+        names = sorted(path.name for path in (results / "in").iterdir())
+        trial.require(names == ["made.txt"], f"beside the file there is {names}")
 
     @check("C8", "a function gets its files as absolute paths", SYNC, FILES, SHARED)
     async def test_a_function_gets_its_files_as_paths(self, trial: Trial) -> None:

@@ -169,6 +169,11 @@ SANDBOXES = declares("sandboxes")
 FILES = declares("files")
 SHARED = declares("shared_file_system")
 COPIES_OUT = declares("copies_files_out")
+SAVES = Need(
+    "",
+    "its sandboxes cannot be reached from here",
+    lambda capabilities, _: capabilities.shared_file_system or capabilities.copies_files_out,
+)
 OUTPUT = declares("captures_output")
 RUNNING = declares("reports_running")
 COPIES = Need(

@@ -1,0 +1,344 @@
+"""Files that tasks make are where the program said, before anybody sees their results (C8)."""
+
+# ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import (
+    CapabilityError,
+    DataError,
+    DependencyFailureError,
+    InputFile,
+    LocalExecutionBackend,
+    OutputFile,
+    WorkflowEngine,
+    hookimpl,
+)
+from tests.core.scripted import within
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, empty."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return place
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    async with WorkflowEngine.create() as flow:
+        yield flow
+
+
+def writer(flow: WorkflowEngine) -> Callable[..., Any]:
+    """A task that writes a word into its output file, and reads what else it gets."""
+
+    @flow.executable_task
+    def write(word: str, out: OutputFile, *others: Any) -> str:
+        return f"echo {word} > {out}; echo scratch > scratch"
+
+    return write
+
+
+def files(directory: Path) -> set[str]:
+    """All files below a directory, as paths from there."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("output", "place"),
+    [
+        (OutputFile("results/a.txt"), "results/a.txt"),
+        (OutputFile("./a.txt"), "a.txt"),
+        (OutputFile("a.txt", save="deep/er/"), "deep/er/a.txt"),
+        (OutputFile("a.txt", save="other name.txt"), "other name.txt"),
+        (OutputFile("a.txt", save="there"), "there/a.txt"),
+        (OutputFile("a.txt", save=True), "a.txt"),
+        (OutputFile("results/a.txt", save="b.txt"), "b.txt"),
+        (OutputFile("a.txt", save="down/../b.txt"), "b.txt"),
+    ],
+)
+async def test_a_file_is_put_where_the_program_says(
+    here: Path, flow: WorkflowEngine, output: OutputFile, place: str
+) -> None:
+    (here / "there").mkdir()
+    future = writer(flow)("word", output)
+    await within(future)
+    assert (here / place).read_text() == "word\n"
+    assert [(file.path, file.task, file.uid) for file in flow.results] == [
+        (here / place, "write", future.uid)
+    ]
+    assert not [name for name in files(here) if ".part" in name]
+
+
+async def test_a_place_may_be_absolute_where_that_is_asked_for(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    place = tmp_path / "elsewhere" / "a.txt"
+    await within(writer(flow)("word", OutputFile("a.txt", save=place)))
+    assert place.read_text() == "word\n"
+
+
+async def test_places_are_relative_to_the_results_directory_wherever_the_program_goes(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        WorkflowEngine.create(results_dir="made") as one,
+        WorkflowEngine.create() as two,
+    ):
+        monkeypatch.chdir(tmp_path)
+        await within(writer(one)("one", OutputFile("out/a.txt")))
+        await within(writer(two)("two", OutputFile("out/a.txt")))
+        assert one.results_dir == here / "made"
+    assert (here / "made/out/a.txt").read_text() == "one\n"
+    assert (here / "out/a.txt").read_text() == "two\n"
+
+
+@pytest.mark.parametrize("save", ["../a.txt", "down/../../a.txt", ".."])
+async def test_a_place_outside_is_refused(save: str) -> None:
+    with pytest.raises(DataError, match=r"leads out of the engine's results_dir; give an absolute"):
+        OutputFile("a.txt", save=save)
+
+
+async def test_a_place_is_a_path() -> None:
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="save takes a string or a path, got 3"):
+        OutputFile("a.txt", save=wrong)
+
+
+async def test_what_is_there_is_replaced_in_one_step_by_a_copy(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "a.txt").write_text("of an earlier run")
+    with (here / "a.txt").open() as reader:
+        future = writer(flow)("word", OutputFile("a.txt", save=True))
+        await within(future)
+        assert reader.read() == "of an earlier run"
+    assert future.sandbox is not None
+    (Path(future.sandbox) / "a.txt").write_text("changed")
+    assert (here / "a.txt").read_text() == "word\n"
+
+
+async def test_it_is_there_before_the_result_is_recorded_or_seen(here: Path) -> None:
+    seen: list[str] = []
+
+    class Recorder:
+        @hookimpl
+        def rhapsody_record_results(self, records: Any) -> None:
+            seen.append((here / "out/a.txt").read_text())
+
+    async with WorkflowEngine.create(observers=[Recorder()]) as flow:
+        await within(writer(flow)("word", OutputFile("out/a.txt")))
+        assert seen == ["word\n"]
+
+
+async def test_a_file_that_is_made_again_is_that_of_the_last(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    @flow.executable_task
+    def train(model: InputFile | None, out: OutputFile, after: Any = None) -> str:
+        return f"(cat {model or '/dev/null'}; echo more) > new; mv new {out}"
+
+    model = train(None, OutputFile("out/model"))
+    for _ in range(2):  # one after the other, by dependency
+        model = train(InputFile("model"), OutputFile("out/model"), model)
+    await within(model)
+    assert (here / "out/model").read_text() == "more\n" * 3
+    await within(train(InputFile("out/model"), OutputFile("out/model"), model))
+    await within(train(None, OutputFile("out/model")))  # or by time
+    assert (here / "out/model").read_text() == "more\n"
+    assert len(flow.results) == 1
+
+
+async def test_two_tasks_cannot_write_one_file_at_once(here: Path, flow: WorkflowEngine) -> None:
+    started, gate = here / "started", here / "gate"
+    os.mkfifo(started)
+    os.mkfifo(gate)
+
+    @flow.executable_task
+    def slow(out: OutputFile) -> str:
+        return f"echo > {started}; cat {gate} > {out}"
+
+    first = slow(OutputFile("out/a.txt"))
+    await within(asyncio.to_thread(started.read_text))
+    with pytest.raises(DataError, match=r"'write' cannot save 'b' as .*task 'slow' is about to"):
+        await within(writer(flow)("word", OutputFile("b", save="out/a.txt")))
+    gate.write_text("slowly")
+    await within(first)
+    assert (here / "out/a.txt").read_text() == "slowly"
+
+
+async def test_a_file_that_the_run_reads_is_not_written_over(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "data.csv").write_text("precious")
+    write = writer(flow)
+    await within(write("word", OutputFile("a.txt"), InputFile("data.csv")))
+    with pytest.raises(DataError, match=r"cannot save 'x' as .*data.csv': task 'write' reads"):
+        await within(write("word", OutputFile("x", save="data.csv")))
+    with pytest.raises(DataError, match="reads that file"):
+        await within(write("word", OutputFile("./data.csv"), InputFile("data.csv")))
+    assert (here / "data.csv").read_text() == "precious"
+
+
+async def test_a_second_run_works_with_what_the_first_one_left(here: Path) -> None:
+    for word in ("one", "two"):
+        async with WorkflowEngine.create() as flow:
+            write = writer(flow)
+            first = write(word, OutputFile("out/a.txt"))
+            await within(write(word, OutputFile("out/b.txt"), first, InputFile("out/a.txt")))
+        assert (here / "out/a.txt").read_text() == f"{word}\n"
+
+
+async def test_two_files_of_one_call_cannot_be_one(flow: WorkflowEngine) -> None:
+    write = writer(flow)
+    with pytest.raises(DataError, match=r"two output files called 'a'; rename one"):
+        await within(write("word", OutputFile("one/a"), OutputFile("two/a")))
+    with pytest.raises(DataError, match="saves two files in one place"):
+        await within(write("word", OutputFile("a", save="c"), OutputFile("b", save="c")))
+
+
+async def test_a_file_that_cannot_be_saved_fails_its_task_and_stays_in_the_sandbox(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "taken").write_text("no directory")
+    write = writer(flow)
+    future = write("word", OutputFile("taken/a.txt"))
+    dependent = write("word", OutputFile("b.txt"), future)
+    with pytest.raises(DataError, match=r"is done, and its file 'a.txt' could not be saved as"):
+        await within(future)
+    with pytest.raises(DependencyFailureError):
+        await within(dependent)
+    sandbox = future.sandbox
+    assert sandbox is not None
+    del future, dependent
+    gc.collect()
+    await flow.shutdown()
+    assert (Path(sandbox) / "a.txt").read_text() == "word\n"
+    assert flow.stats.failed == 2
+
+
+async def test_a_place_that_is_a_directory_is_refused_before_the_task_runs(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "out/a.txt").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"that is a directory"):
+        await within(writer(flow)(f"ran > {here}/ran", OutputFile("out/a.txt")))
+    assert not (here / "ran").exists()
+
+
+# Files that are not saved.
+
+
+async def test_an_output_that_nobody_read_stays_without_the_scratch_beside_it(here: Path) -> None:
+    async with WorkflowEngine.create() as flow:
+        write = writer(flow)
+        first = write("first", OutputFile("a.txt"))
+        held = write("held", OutputFile("b.txt"), first, InputFile("a.txt"))
+        write("alone", OutputFile("c.txt"))
+        write("left", OutputFile("d.txt", save=False))
+        write("saved", OutputFile("out/e.txt"))
+        del first
+        await within(held)
+    assert flow.summary is not None
+    assert flow.summary.results == flow.results
+    names = {Path(name).name for name in files(here)}
+    assert names == {"b.txt", "c.txt", "e.txt"}
+    assert {file.path.name for file in flow.results} == names
+    assert all(file.path.is_file() for file in flow.results)
+    assert {file.path.parent.parent for file in flow.results if file.path.name != "e.txt"} == {
+        flow.work_dir
+    }
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [("failed", set()), ("none", set()), ("all", {"a.txt", "scratch"})]
+)
+async def test_other_ways_of_keeping_are_as_they_say(here: Path, keep: Any, left: set[str]) -> None:
+    async with WorkflowEngine.create(keep_sandboxes=keep) as flow:
+        writer(flow)("word", OutputFile("a.txt"))
+        await flow.join()
+        gc.collect()
+    assert {Path(name).name for name in files(here)} - {".rhapsody.stdout", ".rhapsody.stderr"} == (
+        left
+    )
+    assert [file.path.name for file in flow.results] == [name for name in left if name == "a.txt"]
+
+
+async def test_a_file_that_was_not_planned_is_saved_later(here: Path, flow: WorkflowEngine) -> None:
+    future = writer(flow)("word", OutputFile("a.txt"))
+    assert await within(flow.save(future, "out/")) == [here / "out/a.txt"]
+    assert await within(flow.save(future, "b.txt", name="scratch")) == [here / "b.txt"]
+    assert (here / "out/a.txt").read_text() == "word\n"
+    assert (here / "b.txt").read_text() == "scratch\n"
+    assert [file.path for file in flow.results] == [here / "out/a.txt", here / "b.txt"]
+    with pytest.raises(DataError, match="promised and did not write 'nothing'"):
+        await within(flow.save(future, "out/", name="nothing"))
+
+
+async def test_there_must_be_a_file_to_save(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def plain() -> int:
+        return 1
+
+    with pytest.raises(DataError, match=r"'plain' \(task.000001\) declares no output files; pass"):
+        await within(flow.save(plain(), "out/"))
+
+
+async def test_two_runs_that_save_in_one_directory_are_both_warned(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with WorkflowEngine.create() as one, WorkflowEngine.create() as two:
+        for flow in (one, two, one, two):
+            await within(writer(flow)("word", OutputFile("./a.txt")))
+    warned = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warned) == 2
+    assert f"another run saves files in {here} at this time" in warned[0].getMessage()
+
+
+# Backends whose sandboxes are not to be seen from here.
+
+
+class Far(LocalExecutionBackend):
+    """One whose sandboxes only it can read."""
+
+    name = "far"
+
+    def __init__(self, *, copies: bool) -> None:
+        super().__init__()
+        self.capabilities = dataclasses.replace(
+            self.capabilities, shared_file_system=False, copies_files_out=copies
+        )
+
+    async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
+        path.write_text(f"copied {(Path(task['sandbox']) / name).read_text()}")
+
+
+async def test_a_file_comes_from_a_backend_that_copies_it_out(here: Path) -> None:
+    async with WorkflowEngine.create(Far(copies=True)) as flow:
+        await within(writer(flow)("word", OutputFile("out/a.txt")))
+    assert (here / "out/a.txt").read_text() == "copied word\n"
+
+
+async def test_a_backend_that_cannot_give_the_file_is_refused_before_the_task_runs(
+    here: Path,
+) -> None:
+    async with WorkflowEngine.create(Far(copies=False)) as flow:
+        with pytest.raises(CapabilityError, match=r"saves 'a.txt', which would be in a sandbox of"):
+            await within(writer(flow)(f"x > {here}/ran", OutputFile("out/a.txt")))
+    assert not (here / "ran").exists()
