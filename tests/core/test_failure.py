@@ -215,7 +215,7 @@ async def test_a_fallback_takes_the_place_of_the_failure() -> None:
         error = await outcome(broken.options(fallback=broken_too)(1))
         assert isinstance(error, LookupError)
         assert isinstance(error.__cause__, OwnError)
-        assert error.__notes__ == ["raised by the fallback of task 'broken' (task.000004)"]
+        assert error.__notes__[0] == "raised by the fallback of task 'broken' (task.000004)"
 
         def passes_on(error: BaseException) -> int:
             raise error

@@ -166,7 +166,7 @@ async def test_a_wait_that_is_no_number_of_seconds_fails_the_task(nonsense: Any)
         await within(asyncio.wait([future]))
         error = future.exception()
         assert isinstance(error, ValueError | TypeError)
-        assert "of task 'part' (task.000001)" in error.__notes__[-1]
+        assert "of task 'part' (task.000001)" in error.__notes__[0]
 
 
 async def test_a_wait_that_raises_fails_the_task() -> None:
@@ -184,7 +184,7 @@ async def test_a_wait_that_raises_fails_the_task() -> None:
         error = future.exception()
         assert isinstance(error, LookupError)
         assert error.__cause__ is reason
-        assert "`wait` in the retries of task 'part' (task.000001)" in error.__notes__[-1]
+        assert "`wait` in the retries of task 'part' (task.000001)" in error.__notes__[0]
 
 
 async def test_only_the_named_exceptions_are_worth_another_attempt() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhapsody.data import stderr_tail
 from rhapsody.engine.node import Node
+from rhapsody.engine.notes import first_call
 from rhapsody.errors import (
     DependencyFailureError,
     TaskFailedError,
@@ -17,6 +19,9 @@ from rhapsody.errors import (
     is_a,
 )
 from rhapsody.task import TaskFuture
+
+_MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
+_SIGNALS = {int(each): each for each in signal.Signals}
 
 COMMAND_SHOWN = 500
 """Characters of a command that the message of a `TaskFailedError` shows."""
@@ -37,9 +42,10 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
     root = cause.root_cause if is_a(cause, DependencyFailureError) else cause
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     assert cause is not None
+    what = first_call(root) or repr(names[0])
     return DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
-        f"{names[0]!r} failed{others}: {describe_error(root)}",
+        f"{what} failed{others}: {describe_error(root)}",
         names,
         root,
     ).follows(cause)
@@ -59,7 +65,7 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     if error:
         message += f": {error}"
     elif report.get("exit_code") is not None:
-        message = f"{name} ended with exit code {report['exit_code']}"
+        message = f"{name} ended with exit code {exit_code(report['exit_code'])}"
         if command:
             message += f": {_shown(command)}"
     tail = stderr_tail(report)
@@ -115,8 +121,25 @@ def ending(report: Mapping[str, Any]) -> str:
     if error is not None:
         return describe_error(error) if is_a(error, BaseException) else str(error)
     if report.get("exit_code") is not None:
-        return f"exit code {report['exit_code']}"
+        return f"exit code {exit_code(report['exit_code'])}"
     return "no exit code"
+
+
+def exit_code(code: Any) -> str:
+    """An exit code with what it means, where that is agreed upon.
+
+    A shell gives 127 and 126 for what it cannot start, and 128 and the signal's number for what a
+    signal ended (POSIX.1-2017, XCU 2.8.2).
+    """
+    if type(code) is not int:
+        return str(code)
+    meaning = _MEANINGS.get(code)
+    number = -code if code < 0 else code - 128
+    if meaning is None and number in _SIGNALS:
+        meaning = _SIGNALS[number].name
+        if number == signal.SIGKILL:
+            meaning += ", which the system sends where memory runs out"
+    return str(code) if meaning is None else f"{code} ({meaning})"
 
 
 def _shown(command: str) -> str:

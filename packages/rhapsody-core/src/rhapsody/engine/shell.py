@@ -19,6 +19,7 @@ from rhapsody.engine.held import PushDown
 from rhapsody.engine.lanes import Lane
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
+from rhapsody.engine.notes import annotate
 from rhapsody.engine.observe import Failures, Observation, Tally
 from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.preparation import Preparation
@@ -26,7 +27,7 @@ from rhapsody.engine.recording import Recording
 from rhapsody.engine.saving import Saving
 from rhapsody.engine.timers import Clock, Timer, Timers
 from rhapsody.engine.updates import Updates
-from rhapsody.errors import BackendError, describe_error
+from rhapsody.errors import BackendError, DependencyFailureError, describe_error, is_a
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.retries import RetryPolicy
@@ -205,6 +206,8 @@ class Shell:
     def fail(self, node: Node, error: BaseException) -> BaseException:
         """Gives a future its exception, and keeps account of it."""
         error = settable(error, f"task {node.task.name!r}")
+        if not is_a(error, DependencyFailureError):
+            annotate(node, error)
         if not node.future.done():
             node.future.fail(error)
             self.tally.watch(node.future)

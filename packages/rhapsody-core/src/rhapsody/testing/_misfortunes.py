@@ -44,6 +44,17 @@ class Misfortunes:
             raise trial.check.error("the failed task raised nothing")
         trial.require(value(await good) == 3, "an independent branch did not go on")
 
+    @check("C7.10", "an exception says which call raised it, and on which backend", FUNCTIONS)
+    async def test_an_exception_says_which_call_raised_it(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        bad = _broken(trial, flow)()
+        await asyncio.wait([bad])
+        notes = [str(each) for each in getattr(bad.exception(), "__notes__", [])]
+        told = [note for note in notes if f"raised in {bad.name}()" in note]
+        trial.require(len(told) == 1, f"its notes are {notes}")
+        where = f"{bad.uid}, attempt 1, on {flow.backend.name!r}"
+        trial.require(where in told[0], f"there is no {where!r} in {told[0]!r}")
+
     @check("C7.5", "a failed executable is a TaskFailedError with code and stderr", EXECUTABLES)
     async def test_a_failed_executable_says_why(self, trial: Trial) -> None:
         flow = await trial.engine()

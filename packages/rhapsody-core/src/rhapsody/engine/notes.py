@@ -1,0 +1,123 @@
+"""The note on a failed task's exception (PEP 678): which call it was, where, and what it printed.
+
+Nothing of the user's runs to make it: of an argument that is not of a built-in type it shows the
+type alone.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import PurePath
+from typing import Any
+
+from rhapsody.data import File, end_of_file
+from rhapsody.engine.node import Node
+from rhapsody.errors import vars_of
+from rhapsody.task import TaskFuture
+
+OURS = "rhapsody: "
+"""How every note of ours begins. It takes the place of another one on the same exception."""
+
+CALL = "_rhapsody_call"
+"""The attribute of an exception that holds the call that it was raised in."""
+
+LONGEST = 200
+"""Characters of a call that are shown."""
+
+PRINTED, LINES = 1000, 10
+"""Characters and lines that are shown of what a task printed."""
+
+
+class _Brief(reprlib.Repr):
+    """Shows values in few characters, without code of theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 40
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Shows what is of no built-in type."""
+        kind = type(x)
+        if issubclass(kind, TaskFuture):
+            return f"<{x.uid}>"
+        if issubclass(kind, PurePath | File):
+            return repr(x)
+        if kind in (float, bool, type(None), complex):
+            return repr(x)
+        return f"<{kind.__name__}>"
+
+
+_brief = _Brief()
+
+
+def call_of(node: Node) -> str:
+    """The call of a node as it stands in a program, shortened."""
+    try:
+        given = [_brief.repr(value) for value in node.args]
+        given += [f"{name}={_brief.repr(value)}" for name, value in (node.kwargs or {}).items()]
+        text = ", ".join(given)
+    except Exception:  # an object that forbids to be looked at must not hide the failure
+        text = "..."
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return f"{node.task.name}({text})"
+
+
+def annotate(node: Node, error: BaseException) -> None:
+    """Puts the note of a node that has failed for good onto its exception.
+
+    That of a block stays that of the task whose exception it passes on.
+    """
+    attributes = vars_of(error)
+    notes = attributes.get("__notes__")
+    notes = list(notes) if type(notes) is list else []
+    others = [each for each in notes if not (type(each) is str and each.startswith(OURS))]
+    if node.task.prefix == "block" and len(others) < len(notes):
+        return
+    call = call_of(node)
+    attributes[CALL] = f"{call} ({node.future.uid})"
+    attributes["__notes__"] = [*others, _note(node, call)]
+
+
+def _note(node: Node, call: str) -> str:
+    description, backend = node.description, node.future._backend
+    where = node.future.uid
+    if backend is not None:
+        worker = None if description is None else description.get("worker")
+        where += f", attempt {node.attempt}, on {backend!r}"
+        where += "" if worker is None else f" ({worker})"
+    elif node.task.prefix == "task":
+        where += ", not submitted"
+    lines = [f"{OURS}raised in {call}", f"  {where}"]
+    sandbox = None if description is None else description.get("sandbox")
+    if backend is not None and sandbox is not None:
+        lines.append(f"  sandbox: {sandbox}")
+    for name, text in _printed(node).items():
+        lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
+    return "\n".join(lines)
+
+
+def _printed(node: Node) -> dict[str, str]:
+    """The ends of what a task printed, by the stream; of a program's errors its message tells."""
+    outcome = node.future._outcome
+    if outcome is None:
+        return {}
+    streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}
+    if node.task.kind == "executable":
+        del streams["standard error"]
+    found: dict[str, str] = {}
+    for name, text in streams.items():
+        if not isinstance(text, str):
+            continue
+        if node.task.settings.capture == "files":
+            text = end_of_file(text, PRINTED)
+        tail = "\n".join(text[-PRINTED:].rstrip().splitlines()[-LINES:])
+        if tail:
+            found[name] = tail
+    return found
+
+
+def first_call(error: BaseException | None) -> str | None:
+    """The call that an exception was raised in, where that is known."""
+    found = None if error is None else vars_of(error).get(CALL)
+    return found if isinstance(found, str) else None

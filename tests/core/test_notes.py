@@ -1,0 +1,220 @@
+"""A failure says which call it was, where it ran, and what it printed (C7.10)."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import PurePath
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import (
+    CapabilityError,
+    DependencyFailureError,
+    TaskFailedError,
+    TaskTimeoutError,
+    WorkflowEngine,
+)
+from rhapsody.engine.failures import exit_code
+from tests.core.scripted import within
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    async with WorkflowEngine.create() as flow:
+        yield flow
+
+
+async def failure(future: asyncio.Future[Any]) -> BaseException:
+    """What a future raises."""
+    await within(asyncio.wait([future]))
+    error = future.exception()
+    assert error is not None
+    return error
+
+
+def notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))
+
+
+async def test_a_function_that_fails_says_which_call_it_was(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def crunch(n: int, path: str, *, table: Any) -> float:
+        print("reading", path)
+        print("oops", file=sys.stderr)
+        return 1 / n
+
+    @flow.function_task
+    def one() -> int:
+        return 1
+
+    first = one()
+    table = {"a": [first, object(), PurePath("data")]}
+    error = await failure(crunch(0, "x" * 100, table=table))
+    assert isinstance(error, ZeroDivisionError)
+    (note,) = notes(error)
+    assert note.splitlines()[:2] == [
+        "rhapsody: raised in crunch(0, 'xxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxx', "
+        "table={'a': [<task.000001>, <object>, PurePosixPath('data')]})",
+        "  task.000002, attempt 1, on 'local' (rhapsody-worker-1)",
+    ]
+
+
+async def test_what_it_printed_last_is_in_the_note(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def talk() -> None:
+        for number in range(100):
+            print("line", number)
+        print("oops", file=sys.stderr)
+        raise KeyError("gone")
+
+    (note,) = notes(await failure(talk()))
+    assert note.split("\n")[2:] == [
+        "  standard output ended with:",
+        *(f"    line {number}" for number in range(90, 100)),
+        "  standard error ended with:",
+        "    oops",
+    ]
+
+
+async def test_a_program_shows_both_streams_its_sandbox_and_its_exit_code_in_words(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.executable_task
+    def tool(name: str) -> str:
+        return f"echo said; echo went wrong >&2; {name}"
+
+    future = tool("no-such-command")
+    error = await failure(future)
+    assert isinstance(error, TaskFailedError)
+    assert "ended with exit code 127 (command not found): echo said;" in str(error)
+    assert "went wrong" in str(error)
+    (note,) = notes(error)
+    assert "raised in tool('no-such-command')" in note
+    assert f"sandbox: {future.sandbox}\n  standard output ended with:\n    said" in note
+    assert "went wrong" not in note
+    assert str(error).count("echo said") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "3"),
+        (126, "126 (the command cannot be executed)"),
+        (-15, "-15 (SIGTERM)"),
+        (139, "139 (SIGSEGV)"),
+        (-9, "-9 (SIGKILL, which the system sends where memory runs out)"),
+        (300, "300"),
+        (None, "None"),
+    ],
+)
+async def test_an_exit_code_in_words(code: Any, words: str) -> None:
+    assert exit_code(code) == words
+
+
+async def test_a_dependent_names_the_call_that_failed_first(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def load(path: str) -> str:
+        raise OSError("no such sample")
+
+    @flow.function_task
+    def use(*values: Any) -> Any:
+        return values
+
+    error = await failure(use(use(load("a.csv"))))
+    assert isinstance(error, DependencyFailureError)
+    assert str(error) == (
+        "task 'use' (task.000003) did not run because load('a.csv') (task.000001) failed: "
+        "OSError: no such sample"
+    )
+    assert notes(error) == []
+    assert len(notes(error.root_cause)) == 1  # type: ignore[arg-type]
+
+
+async def test_an_exception_that_several_tasks_raise_has_the_note_of_the_last(
+    flow: WorkflowEngine,
+) -> None:
+    shared = ValueError("shared")
+    shared.add_note("the author's own")
+
+    @flow.function_task
+    def fail(number: int) -> None:
+        raise shared
+
+    for number in range(3):
+        error = await failure(fail(number))
+        assert error is shared
+        own, ours = notes(shared)
+        assert own == "the author's own"
+        assert f"raised in fail({number})" in ours
+
+
+async def test_a_block_passes_on_the_note_of_the_task_that_failed(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def inner(x: int) -> None:
+        raise ValueError("inside")
+
+    @flow.block
+    async def outer(own: bool) -> None:
+        if own:
+            raise KeyError("its own")
+        await inner(7)
+
+    (note,) = notes(await failure(outer(False)))
+    assert "raised in inner(7)" in note
+    (note,) = notes(await failure(outer(True)))
+    assert note == "rhapsody: raised in outer(True)\n  block.000002"
+
+
+async def test_what_was_never_submitted_says_so(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def tool(word: str) -> str:
+        raise ValueError("no command")
+
+    @flow.function_task(resources={"ranks": 4})
+    def wide() -> None: ...
+
+    (note,) = notes(await failure(tool("x")))
+    assert note == "rhapsody: raised in tool('x')\n  task.000001, not submitted"
+    error = await failure(wide())
+    assert isinstance(error, CapabilityError)
+
+
+async def test_the_attempt_is_the_last_one(flow: WorkflowEngine) -> None:
+    @flow.function_task(retries=2)
+    def fail() -> None:
+        raise ValueError
+
+    (note,) = notes(await failure(fail()))
+    assert "task.000001, attempt 3, on 'local'" in note
+
+
+async def test_a_time_out_has_the_note_too(flow: WorkflowEngine) -> None:
+    @flow.executable_task(timeout=0.2)
+    def sleep() -> str:
+        return "echo begun; sleep 60"
+
+    error = await failure(sleep())
+    assert isinstance(error, TaskTimeoutError)
+    (note,) = notes(error)
+    assert "standard output ended with:\n    begun" in note
+
+
+async def test_arguments_that_forbid_to_be_looked_at_hide_nothing(flow: WorkflowEngine) -> None:
+    class Shy:
+        def __repr__(self) -> str:
+            raise AssertionError("somebody looked")
+
+    @flow.function_task
+    def fail(*values: Any) -> None:
+        raise ValueError("the failure")
+
+    (note,) = notes(await failure(fail(Shy(), 10**5000, [Shy()] * 3)))
+    assert note.startswith("rhapsody: raised in fail(")
+    long = await failure(fail(*range(1000)))
+    assert len(notes(long)[0]) < 400
