@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.errors import set_traceback, traceback_of
 from rhapsody.quantities import memory_in_bytes, seconds
@@ -359,6 +359,17 @@ class TaskFuture(asyncio.Future[T]):
             self._log_traceback = False
             self._definition.unawaited(self)
 
+    if not TYPE_CHECKING:  # which would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("_"):
+                raise AttributeError(name)
+            raise AttributeError(
+                f"the future of {self.name!r} ({self.uid}) has no attribute {name!r}; where that "
+                f"of its value is meant: (await future).{name}, or pass the future to a task, "
+                "which gets the value"
+            )
+
     def __repr__(self) -> str:
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
 
@@ -372,6 +383,29 @@ class TaskFuture(asyncio.Future[T]):
         self.set_exception(error)
         # A class of its own, so that futures that hold a value pay nothing for it.
         self.__class__ = _FailedFuture
+
+
+def _without_value(sign: str) -> Callable[..., Any]:
+    def refuse(self: TaskFuture[Any], *_: object) -> Any:
+        raise TypeError(
+            f"{sign} needs a value, and got the future of {self.name!r} ({self.uid}): write "
+            "`await` before it, or pass the future to a task, which gets the value"
+        )
+
+    return refuse
+
+
+_BINARY = {
+    "add": "+", "sub": "-", "mul": "*", "matmul": "@", "truediv": "/", "floordiv": "//",
+    "mod": "%", "pow": "**", "and": "&", "or": "|", "xor": "^", "lshift": "<<", "rshift": ">>",
+}  # fmt: skip
+_OTHERS = {
+    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "neg": "-", "abs": "abs()", "int": "int()",
+    "float": "float()", "index": "an index", "getitem": "[]", "contains": "in",
+}  # fmt: skip
+_REFLECTED = {f"r{name}": sign for name, sign in _BINARY.items()}
+for _name, _sign in {**_BINARY, **_REFLECTED, **_OTHERS}.items():
+    setattr(TaskFuture, f"__{_name}__", _without_value(_sign))
 
 
 class _FailedFuture(TaskFuture[T]):

@@ -396,6 +396,15 @@ def _origin(error: UnusableError) -> BaseException | None:
     return None if origin is error else origin
 
 
+FORMER = {
+    **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
+    **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
+    **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
+    **dict.fromkeys(("dry_run", "dummy"), "noop"),
+}
+"""What backends are called elsewhere, or by those who guess."""
+
+
 def _unknown(name: str, key: str, known: Catalog) -> str:
     names = _names(known)
     text = f"Backend {name!r} not found. There are: {', '.join(sorted(names.values()))}"
@@ -404,6 +413,9 @@ def _unknown(name: str, key: str, known: Catalog) -> str:
         return f"{text}. {left_out}"
     if key in PUBLISHED:
         return f"{text}. {key} comes with {PUBLISHED[key]}: pip install {PUBLISHED[key]}"
+    former = FORMER.get(key)
+    if former in names:
+        return f"{text}. Did you mean {names[former]!r}?"
     close = difflib.get_close_matches(key, {**PUBLISHED, **names}, n=1)
     if not close:
         return text

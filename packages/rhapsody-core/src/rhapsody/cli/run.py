@@ -252,7 +252,9 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
     try:
         return cls(**given)
     except (TypeError, ValueError, ImportError, RhapsodyError) as error:
-        raise UsageError(f"backend {name!r}: {error}") from None
+        meant = [difflib.get_close_matches(key, keywords, n=1) for key in resources]
+        hint = next((f"; did you mean -o {close[0]}=...?" for close in meant if close), "")
+        raise UsageError(f"backend {name!r}: {error}{hint}") from None
 
 
 async def _workflow(

@@ -6,7 +6,10 @@ type alone.
 
 from __future__ import annotations
 
+import os
 import reprlib
+import shlex
+from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
@@ -23,6 +26,9 @@ CALL = "_rhapsody_call"
 
 LONGEST = 200
 """Characters of a call that are shown."""
+
+WORDS = 100
+"""How many words of a failed command are looked at."""
 
 PRINTED, LINES = 1000, 10
 """Characters and lines that are shown of what a task printed."""
@@ -92,9 +98,33 @@ def _note(node: Node, call: str) -> str:
     sandbox = None if description is None else description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
+    beside = _beside(node)
+    if beside:
+        lines.append(
+            f"  {', '.join(map(repr, beside))} in {os.getcwd()} cannot be seen by that name: "
+            f"commands run in their sandbox; pass InputFile({beside[0]!r}), or the whole path"
+        )
     for name, text in _printed(node).items():
         lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
+
+
+def _beside(node: Node) -> list[str]:
+    """Words of a failed command that name files of the program's directory, and none it sees."""
+    description = node.description
+    if node.extra is None or node.extra.command is None or description is None:
+        return []
+    command, sandbox = node.extra.command, description.get("sandbox")
+    if sandbox is None or not os.path.isdir(sandbox):
+        return []
+    with suppress(ValueError, OSError):  # quotes that do not match; no directory any more
+        words = shlex.split(command) if isinstance(command, str) else command[1:]
+        return [
+            word
+            for word in dict.fromkeys(words[:WORDS])
+            if os.path.isfile(word) and not os.path.exists(os.path.join(sandbox, word))
+        ]
+    return []
 
 
 def _printed(node: Node) -> dict[str, str]:

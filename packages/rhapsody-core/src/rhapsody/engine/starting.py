@@ -25,6 +25,14 @@ class Starting(Coroutine[Any, Any, E]):
     def __await__(self) -> Generator[Any, None, E]:
         return self._coroutine.__await__()
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("_", "cr_")):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"the engine has not been started, and so has no {name!r}: write `flow = await "
+            "WorkflowEngine.create(...)`, or `async with WorkflowEngine.create(...) as flow:`"
+        )
+
     def send(self, value: Any, /) -> Any:
         """Part of the coroutine protocol."""
         return self._coroutine.send(value)

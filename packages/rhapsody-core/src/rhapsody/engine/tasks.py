@@ -10,11 +10,14 @@ import asyncio
 import functools
 import inspect
 import keyword
+import re
 import types
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
+from rhapsody.data import InputFile, OutputFile
 from rhapsody.engine.settings import Settings, TaskSettings, specific_settings
 from rhapsody.task import TaskFuture, TaskKind, is_async
 
@@ -90,7 +93,7 @@ class Task(Generic[P, R]):
         self.optional: dict[str, Any] = _optional_keys(settings)
         self.accepted_by: object = None  # the backend whose capabilities were checked last
         self.pushable: tuple[object, bool] | None = None  # to which backend, see `held`
-        self._check = call_checker(function)
+        self._check = file_checker(function, call_checker(function))
 
     @overload
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskFuture[R]: ...
@@ -258,6 +261,46 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     check.__qualname__ = getattr(function, "__qualname__", _name(function))
     check.__name__ = _name(function)
     return check
+
+
+FILES = {"InputFile": InputFile, "OutputFile": OutputFile}
+
+
+def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
+    """The check of a call that also sees text given for a file, where parameters are files.
+
+    Only annotations that name one of the two classes, and no text beside it, are read.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return check
+    wanted: dict[str, str] = {}
+    for name, parameter in signature.parameters.items():
+        words = set(re.findall(r"\w+", _spelled(parameter.annotation)))
+        kinds = words & FILES.keys()
+        if len(kinds) == 1 and not words & {"str", "Path", "PathLike", "PurePath", "Any"}:
+            wanted[name] = kinds.pop()
+    if not wanted:
+        return check
+
+    def checked(*args: Any, **kwargs: Any) -> None:
+        check(*args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        for name, kind in wanted.items():
+            value: Any = given.get(name)
+            for each in value if type(value) in (tuple, list) else (value,):
+                if isinstance(each, str | PurePath):
+                    raise TypeError(
+                        f"{_name(function)}() takes an {kind} for {name!r}, got {each!r}: write "
+                        f"{kind}({str(each)!r})"
+                    )
+
+    return checked
+
+
+def _spelled(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _name(function: Callable[..., Any]) -> str:

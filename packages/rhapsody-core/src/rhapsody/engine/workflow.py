@@ -61,15 +61,14 @@ class WorkflowEngine(Decorators, Views, KeptNames):
     on; tasks are called there, or in the threads of its synchronous blocks.
     """
 
-    def __init__(self, **settings: Any) -> None:
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:
+    def __init__(self, *_: Any, **settings: Any) -> None:
+        if not settings.pop("created", False):
             raise RuntimeError(
-                "a WorkflowEngine lives on a running event loop: write "
-                "`flow = await WorkflowEngine.create(...)` inside the coroutine that "
-                "asyncio.run() runs"
-            ) from None
+                "WorkflowEngine(...) starts nothing: write `async with WorkflowEngine.create(...) "
+                "as flow:`, or `flow = await WorkflowEngine.create(...)`, inside the coroutine "
+                "that asyncio.run() runs"
+            )
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._ending: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
@@ -188,7 +187,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
 
     @classmethod
     async def _create(cls, backend: Any, backends: Any, **settings: Any) -> WorkflowEngine:
-        engine = cls(**settings)
+        engine = cls(created=True, **settings)
         await engine._start(backend, backends, **settings)
         return engine
 

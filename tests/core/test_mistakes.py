@@ -1,0 +1,148 @@
+"""What people write at first, and the message that says what to write instead."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import InputFile, OutputFile, WorkflowEngine, get_backend
+from rhapsody.cli.output import UsageError
+from rhapsody.cli.run import make_backend
+from tests.core.scripted import within
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    async with WorkflowEngine.create() as flow:
+        yield flow
+
+
+async def test_an_engine_that_is_made_like_any_object() -> None:
+    makers: list[Any] = [WorkflowEngine, lambda: WorkflowEngine(backend="local")]
+    for make in makers:
+        with pytest.raises(RuntimeError, match=r"starts nothing: write `async with WorkflowEngine"):
+            make()
+
+
+async def test_an_engine_that_was_not_awaited() -> None:
+    flow: Any = WorkflowEngine.create()
+    with pytest.raises(AttributeError, match=r"no 'function_task': write `flow = await Workflow"):
+        _ = flow.function_task
+    assert not hasattr(flow, "cr_frame")
+    async with flow:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("use", "sign"),
+    [
+        (lambda future: future + 1, "+"),
+        (lambda future: 1 - future, "-"),
+        (lambda future: future < 1, "<"),
+        (lambda future: future < 3, "<"),
+        (lambda future: future[0], "[]"),
+        (lambda future: 1 in future, "in"),
+        (lambda future: -future, "-"),
+        (int, "int()"),
+        (lambda future: [1, 2][future], "an index"),
+        (lambda future: operator.matmul(future, future), "@"),
+    ],
+)
+async def test_a_future_that_is_taken_for_its_value(
+    flow: WorkflowEngine, use: Callable[[Any], Any], sign: str
+) -> None:
+    @flow.function_task
+    def one() -> int:
+        return 1
+
+    future = one()
+    said = (
+        f"{re.escape(sign)} needs a value, and got the future of 'one' .task.000001.: write `await`"
+    )
+    with pytest.raises(TypeError, match=said):
+        use(future)
+    assert bool(future)
+    assert future == future
+    assert await within(future) == 1
+    with pytest.raises(TypeError, match=said):
+        use(future)
+
+
+async def test_an_attribute_of_the_value(flow: WorkflowEngine) -> None:
+    @flow.function_task
+    def one() -> int:
+        return 1
+
+    future: Any = one()
+    with pytest.raises(
+        AttributeError, match=r"no attribute 'shape'; .* \(await future\).shape, or"
+    ):
+        _ = future.shape
+    assert not hasattr(future, "__array__")
+    assert getattr(future, "_anything", None) is None
+    await within(future)
+
+
+async def test_text_for_a_file(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def join(first: InputFile, *others: InputFile | None, out: OutputFile) -> str:
+        return f"cat {first} > {out}"
+
+    @flow.executable_task
+    def either(file: InputFile | str) -> str:
+        return f"echo {file}"
+
+    call: Any = join
+    there, made = InputFile("b"), OutputFile("b")
+    for args, out, kind, name in (
+        (["a.txt"], made, "InputFile", "first"),
+        ([there, Path("a.txt")], made, "InputFile", "others"),
+        ([there], "a.txt", "OutputFile", "out"),
+    ):
+        said = rf"join\(\) takes an {kind} for '{name}', got .*'a.txt'.*: write {kind}\('a.txt'\)"
+        with pytest.raises(TypeError, match=said):
+            call(*args, out=out)
+    assert await within(either("a.txt")) == "a.txt\n"
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'out'"):
+        call(there)
+
+
+async def test_a_program_that_looks_for_a_file_beside_the_script(
+    flow: WorkflowEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tool.py").write_text("")
+    (tmp_path / "made").write_text("")
+
+    @flow.executable_task
+    def run(command: Any) -> Any:
+        return command
+
+    said = f"  'tool.py' in {tmp_path} cannot be seen by that name: commands run in their sandbox; "
+    for command in ("touch made; cat tool.py made", ["cat", "tool.py", str(tmp_path / "made")]):
+        future = run(command)
+        with pytest.raises(RuntimeError) as raised:
+            await within(future)
+        assert f"{said}pass InputFile('tool.py'), or the whole path" in raised.value.__notes__[0]
+    with pytest.raises(RuntimeError) as raised:
+        await within(run("exit 1 'no end"))
+    assert "cannot be seen" not in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize("name", ["concurrent", "Thread", "process", "threads"])
+async def test_a_backend_by_another_name(name: str) -> None:
+    with pytest.raises(ValueError, match=r"There are: .* Did you mean 'local'"):
+        get_backend(name)
+
+
+async def test_a_misspelt_keyword_of_a_backend() -> None:
+    with pytest.raises(UsageError, match=r"'executer'.*; did you mean -o executor=\.\.\.\?"):
+        make_backend("local", {"executer": "process"})
