@@ -70,6 +70,52 @@ def test_main_runs_on_the_local_backend_by_default(run: Run) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "result 4\n", "")
 
 
+def test_a_script_gets_its_own_arguments(run: Run) -> None:
+    script = """
+        import sys
+        async def main(flow):
+            print(sys.argv)
+    """
+    done = run(script, "-b", "noop", "--", "--alpha", "3", "--", "-b")
+    assert done.stdout.endswith("script.py', '--alpha', '3', '--', '-b']\n"), done.stderr
+    assert run(script, "--alpha").returncode == 2
+
+
+def test_options_of_the_engine(run: Run, tmp_path: Path) -> None:
+    done = run(
+        """
+        async def main(flow):
+            @flow.function_task
+            def third_time():
+                from rhapsody import current_task
+                assert current_task().attempt == 3
+                return "done"
+            print(flow.work_dir.name, await third_time())
+        """,
+        *("-e", "retries=2", "--engine", "work_dir=here", "-e", "keep_sandboxes=all"),
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("retry=2", "-e retry: an engine has no such option; did you mean retries?"),
+        ("colour=red", "-e colour: an engine has no such option; there are "),
+        ("backend=dask", "-e backend: use -b NAME"),
+        ("fail_fast=true", "-e fail_fast: use --fail-fast"),
+        ("retries", "-e 'retries': write KEY=VALUE, such as -e retries=2"),
+        ("retries=[1", "-e 'retries=[1': the value is broken TOML"),
+        ("retries=many", "-e: retries must be"),
+        ("keep_sandboxes=some", "-e: keep_sandboxes must be one of results, failed, all, none"),
+    ],
+)
+def test_an_option_of_the_engine_that_is_wrong(run: Run, option: str, said: str) -> None:
+    done = run(SIMPLE, "-e", option)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"rhapsody: {said}"), done.stderr
+
+
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     done = run("""
         from rhapsody import OutputFile

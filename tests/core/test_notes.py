@@ -1,11 +1,16 @@
 """A failure says which call it was, where it ran, and what it printed (C7.10)."""
 
+# ruff: noqa: ASYNC221, ASYNC240 - nothing else is to run on the loop
 from __future__ import annotations
 
 import asyncio
+import os
+import shlex
+import stat
+import subprocess
 import sys
 from collections.abc import AsyncIterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -96,7 +101,8 @@ async def test_a_program_shows_both_streams_its_sandbox_and_its_exit_code_in_wor
     assert "went wrong" in str(error)
     (note,) = notes(error)
     assert "raised in tool('no-such-command')" in note
-    assert f"sandbox: {future.sandbox}\n  standard output ended with:\n    said" in note
+    assert f"  sandbox: {future.sandbox}\n" in note
+    assert note.endswith("\n  standard output ended with:\n    said")
     assert "went wrong" not in note
     assert str(error).count("echo said") == 1
 
@@ -218,3 +224,32 @@ async def test_arguments_that_forbid_to_be_looked_at_hide_nothing(flow: Workflow
     assert note.startswith("rhapsody: raised in fail(")
     long = await failure(fail(*range(1000)))
     assert len(notes(long)[0]) < 400
+
+
+async def test_a_failed_command_can_be_run_again_by_hand(
+    flow: WorkflowEngine, tmp_path: Path
+) -> None:
+    @flow.executable_task(environment={"WHO": "it's me"}, stdin="some text")
+    def tool(where: Any, *words: Any) -> Any:
+        return ["sh", "-c", 'echo "$WHO: $(cat)" "$@" >> "$0"; test -e fixed', str(where), *words]
+
+    error = await failure(tool(tmp_path / "said", "two words"))
+    (line,) = [line for line in notes(error)[0].splitlines() if "to run it again" in line]
+    command = line.partition(": ")[2]
+    script = Path(shlex.split(command)[1])
+    assert stat.S_IMODE(script.stat().st_mode) == 0o700
+    assert subprocess.run(command, shell=True, check=False).returncode == 1
+    (script.parent / "fixed").touch()
+    assert subprocess.run(command, shell=True, check=False).returncode == 0
+    assert (tmp_path / "said").read_text() == "it's me: some text two words\n" * 3
+
+
+async def test_a_command_that_ended_well_leaves_no_script(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def tool() -> str:
+        return "ls -A"
+
+    future = tool()
+    await within(future)
+    assert future.sandbox is not None
+    assert not [name for name in os.listdir(future.sandbox) if name.endswith("again")]

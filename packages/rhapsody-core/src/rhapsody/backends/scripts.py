@@ -1,4 +1,4 @@
-"""The shell script that runs an executable task as a job, and what it leaves in the sandbox.
+"""Shell scripts that run an executable task: as a job, with what it leaves, or again by hand.
 
 For systems that may forget a job when it has ended: output and exit code are in files.
 """
@@ -13,14 +13,13 @@ from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file
 from rhapsody.task import TaskDescription
 
 SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
+AGAIN = f"{RESERVED}again"
+END = "END OF STANDARD INPUT"
 
 
 def write_script(task: TaskDescription) -> str:
     """Write the script that runs a task; its path."""
-    executable, arguments = str(task["executable"]), task.get("arguments")
-    command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
-    if variables := task.get("environment"):
-        command = ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
+    command = _command(task)
     out, err = OUTPUT_FILES if task.get("capture", True) else (os.devnull, os.devnull)
     place = task["sandbox"]
     with open(os.path.join(place, STDIN), "w", encoding="utf-8") as file:
@@ -30,11 +29,39 @@ def write_script(task: TaskDescription) -> str:
         file.write(
             f"#!/bin/sh\ncd {shlex.quote(place)} && exec <{STDIN} || exit\n"
             f"rm -f {SCRIPT} {STDIN}\n"  # they are open, and no files of the task's
-            f"{shlex.join(command)} >{out} 2>{err}\n"
+            f"{command} >{out} 2>{err}\n"
             f"code=$?\necho $code >{CODE}.new && mv {CODE}.new {CODE}\nexit $code\n"
         )
     os.chmod(path, 0o700)
     return path
+
+
+def write_again(task: TaskDescription) -> str:
+    """Write a script with which a user runs a task once more, in its sandbox; its path.
+
+    Its environment is in it: only the user can read it.
+
+    Raises:
+        OSError: It cannot be written, or the task has left something of that name.
+    """
+    path = os.path.join(task["sandbox"], AGAIN)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
+    stdin = task.get("stdin")
+    given = "</dev/null" if stdin is None else f"<<'{END}'\n{stdin}\n{END}"
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(
+            f"#!/bin/sh\n# The command of task {task['name']!r} ({task['uid']}), as it was run.\n"
+            f"cd {shlex.quote(task['sandbox'])} || exit\n{_command(task)} {given}\n"
+        )
+    return path
+
+
+def _command(task: TaskDescription) -> str:
+    executable, arguments = str(task["executable"]), task.get("arguments")
+    command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
+    if variables := task.get("environment"):
+        command = ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
+    return shlex.join(command)
 
 
 def exit_code(task: TaskDescription) -> int | None:

@@ -26,6 +26,10 @@ Configure = Callable[[argparse.ArgumentParser], object]
 Run = Callable[[argparse.Namespace], int | None]
 
 
+HANDS_ON = ("run",)
+"""Commands that hand on what follows `--`, as `arguments`."""
+
+
 class _Command(NamedTuple):
     help: str
     configure: Configure | None
@@ -71,8 +75,11 @@ class Commands:
             hint = f"did you mean {close[0]!r}?" if close else ""
             hint = hint or f"there are: {', '.join(self._commands)}"
             raise UsageError(f"there is no command {name!r}; {hint}")
-        parser = self._parser(name)
-        parsed = parser.parse_args(arguments)
+        parser, parsed = self._parser(name), argparse.Namespace()
+        if name in HANDS_ON:
+            end = [*arguments, "--"].index("--")
+            parsed.arguments, arguments = list(arguments[end + 1 :]), arguments[:end]
+        parsed = parser.parse_args(arguments, parsed)
         if name is None:
             parser.print_help(sys.stderr)
             return USAGE

@@ -33,6 +33,16 @@ HELP = "run a workflow"
 SCRIPT_MODULE = "__rhapsody_script__"
 """What the script is imported as: not `__main__`, and nothing that can be installed."""
 
+OTHERS = {
+    "backend": "use -b NAME",
+    "backends": "use -b NAME, or make the engine in the script",
+    "observers": "objects are given in the script: WorkflowEngine.create(observers=[...])",
+    "clock": "objects are given in the script: WorkflowEngine.create(clock=...)",
+    "fail_fast": "use --fail-fast",
+    "keep_going": "it is the default; --fail-fast is the other",
+}
+"""Options of the engine that `-e` does not take, and what to do."""
+
 LISTED = 20
 """How many results are listed."""
 
@@ -57,6 +67,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting of the backend, its value as in TOML; may be given several times",
     )
+    parser.add_argument(
+        "-e",
+        "--engine",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of WorkflowEngine.create, such as retries=2, in the same way",
+    )
+    parser.epilog = "What follows -- are the script's own arguments: sys.argv[1:]."
     failing = parser.add_mutually_exclusive_group()
     failing.add_argument(
         "-k",
@@ -79,8 +98,10 @@ def run(arguments: argparse.Namespace) -> int:
     """
     path, name = split_target(arguments.script)
     options = parse_options(arguments.option)
+    engine = engine_options(parse_options(arguments.engine, "-e"))
+    engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
     try:
-        module = load_script(path)
+        module = load_script(path, arguments.arguments)
     except UsageError:
         raise
     except (SyntaxError, ImportError) as error:  # of the script, or of a module of the user's
@@ -92,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if backend is None and options:
         backend = "local"
     try:
-        summary = asyncio.run(_workflow(main, backend, options, fail_fast=arguments.fail_fast))
+        summary = asyncio.run(_workflow(main, backend, options, engine))
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # as above
@@ -131,7 +152,7 @@ def split_target(target: str) -> tuple[str, str]:
     return os.path.abspath(path), name
 
 
-def parse_options(options: Iterable[str]) -> dict[str, Any]:
+def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
     """The settings in `KEY=VALUE` texts; of a key given twice the last one counts.
 
     Raises:
@@ -142,8 +163,9 @@ def parse_options(options: Iterable[str]) -> dict[str, Any]:
         key, equals, text = option.partition("=")
         key = key.strip()
         if not equals or not key.isidentifier():
-            raise UsageError(f"-o {option!r}: write KEY=VALUE, such as -o cores=2")
-        parsed[key] = _value(text.strip(), option)
+            such = "cores=2" if flag == "-o" else "retries=2"
+            raise UsageError(f"{flag} {option!r}: write KEY=VALUE, such as {flag} {such}")
+        parsed[key] = _value(text.strip(), f"{flag} {option!r}")
     return parsed
 
 
@@ -153,13 +175,38 @@ def _value(text: str, option: str) -> Any:
     except tomllib.TOMLDecodeError as error:
         # A bare word is a string. What begins as something else was meant as that.
         if text and (text[0] in "\"'[{" or "\n" in text):
-            raise UsageError(f"-o {option!r}: the value is broken TOML: {error}") from None
+            raise UsageError(f"{option}: the value is broken TOML: {error}") from None
         return text
     return found["value"] if len(found) == 1 else text
 
 
-def load_script(path: str) -> ModuleType:
+def engine_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The same options, which are all known to `WorkflowEngine.create`.
+
+    Raises:
+        UsageError: One is not, or is for the command line to say in another way.
+    """
+    from rhapsody.engine import WorkflowEngine
+
+    known = [
+        name for name in inspect.signature(WorkflowEngine.create).parameters if name not in OTHERS
+    ]
+    for name in given:
+        if name in OTHERS:
+            raise UsageError(f"-e {name}: {OTHERS[name]}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise UsageError(f"-e {name}: an engine has no such option; {hint}")
+    return given
+
+
+def load_script(path: str, arguments: Iterable[str] = ()) -> ModuleType:
     """Runs a script as a module of its own.
+
+    Args:
+        path: The script.
+        arguments: What it finds in `sys.argv[1:]`.
 
     Raises:
         UsageError: The file cannot be read.
@@ -176,7 +223,7 @@ def load_script(path: str) -> ModuleType:
     module.__file__ = path
     sys.modules[SCRIPT_MODULE] = module
     sys.path.insert(0, os.path.dirname(path))
-    sys.argv = [path]
+    sys.argv = [path, *arguments]
     # No other process can import this module.
     cloudpickle.register_pickle_by_value(module)
     code = compile(source, path, "exec", dont_inherit=True)
@@ -258,16 +305,14 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
 
 
 async def _workflow(
-    main: Main, name: str | None, options: dict[str, Any], *, fail_fast: bool
+    main: Main, name: str | None, options: dict[str, Any], engine: dict[str, Any]
 ) -> Summary:
     from rhapsody.engine import WorkflowEngine
 
     backend = None if name is None else make_backend(name, options)
     started = False
     try:
-        async with WorkflowEngine.create(
-            backend=backend, fail_fast=fail_fast, keep_going=not fail_fast
-        ) as flow:
+        async with WorkflowEngine.create(backend=backend, **engine) as flow:
             started = True
             await main(flow)
         assert flow.summary is not None
@@ -275,7 +320,8 @@ async def _workflow(
     except (ValueError, TypeError) as error:
         if started:
             raise
-        raise UsageError(f"backend {name or 'local'!r}: {error}") from error
+        what = "-e: " if len(engine) > 2 else f"backend {name or 'local'!r}: "
+        raise UsageError(f"{what}{error}") from error
     except (RhapsodyError, OSError, ImportError) as error:
         if started:
             raise

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
+from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import File, end_of_file
 from rhapsody.engine.node import Node
 from rhapsody.errors import vars_of
@@ -98,6 +99,8 @@ def _note(node: Node, call: str) -> str:
     sandbox = None if description is None else description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
+        if node.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
+            lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
     beside = _beside(node)
     if beside:
         lines.append(

@@ -5,10 +5,12 @@ Files that a task promised are looked for here, before its result is recorded or
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
 
+from rhapsody.backends.scripts import write_again
 from rhapsody.engine import failures
 from rhapsody.engine.node import Node
 from rhapsody.staging.files import Stager
@@ -75,6 +77,9 @@ class Outcomes:
         """Puts onto the future what is left of the attempt besides its value."""
         stdout, stderr = report.get("stdout"), report.get("stderr")
         sandbox = report.get("sandbox")
+        if not succeeded and node.task.kind == "executable" and node.description is not None:
+            with contextlib.suppress(OSError):  # it is not on this file system
+                write_again(node.description)
         if stdout is None and stderr is None and sandbox is None:
             return
         outcome = Outcome(
