@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Generator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 E = TypeVar("E", bound=AbstractAsyncContextManager[Any])
 """The engine."""
@@ -25,13 +25,15 @@ class Starting(Coroutine[Any, Any, E]):
     def __await__(self) -> Generator[Any, None, E]:
         return self._coroutine.__await__()
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith(("_", "cr_")):
-            raise AttributeError(name)
-        raise AttributeError(
-            f"the engine has not been started, and so has no {name!r}: write `flow = await "
-            "WorkflowEngine.create(...)`, or `async with WorkflowEngine.create(...) as flow:`"
-        )
+    if not TYPE_CHECKING:  # which would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith(("_", "cr_")):
+                raise AttributeError(name)
+            raise AttributeError(
+                f"the engine has not been started, and so has no {name!r}: write `flow = await "
+                "WorkflowEngine.create(...)`, or `async with WorkflowEngine.create(...) as flow:`"
+            )
 
     def send(self, value: Any, /) -> Any:
         """Part of the coroutine protocol."""

@@ -62,13 +62,16 @@ class WorkflowEngine(Decorators, Views, KeptNames):
     """
 
     def __init__(self, *_: Any, **settings: Any) -> None:
+        write = (
+            "write `async with WorkflowEngine.create(...) as flow:`, or `flow = await "
+            "WorkflowEngine.create(...)`, inside the coroutine that asyncio.run() runs"
+        )
         if not settings.pop("created", False):
-            raise RuntimeError(
-                "WorkflowEngine(...) starts nothing: write `async with WorkflowEngine.create(...) "
-                "as flow:`, or `flow = await WorkflowEngine.create(...)`, inside the coroutine "
-                "that asyncio.run() runs"
-            )
-        self._loop = asyncio.get_running_loop()
+            raise RuntimeError(f"WorkflowEngine(...) starts nothing: {write}")
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(f"an engine lives on a running event loop: {write}") from None
         self._settings = settings
         self._ending: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
