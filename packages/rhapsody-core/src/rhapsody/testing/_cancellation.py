@@ -213,8 +213,9 @@ async def _cancel_waiting(trial: Trial, kind: TaskKind) -> None:
     try:
         if begun == MOST_AT_ONCE or any(trace.exists() for trace in traces):
             skip(f"nothing waits: the backend starts {MOST_AT_ONCE} tasks of this kind at once")
-        for victim in victims:
-            await _require_canceled(trial, driver, victim, kind)
+        # All at once: a backend that is slow to start what it has goes on with that meanwhile.
+        cancelling = (_require_canceled(trial, driver, victim, kind) for victim in victims)
+        await asyncio.gather(*cancelling)
     finally:
         for blocker in blockers:
             blocker.release()
