@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from rhapsody import TaskFailedError
+from rhapsody import TaskFailedError, WorkflowEngine
 from tests.core.engine_fixtures import engine, on_machines
-from tests.core.scripted import Scripted, outcome
+from tests.core.scripted import Scripted, outcome, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -302,3 +302,23 @@ async def test_the_sandbox_of_a_failed_one_stays_to_be_looked_at(machine: Any) -
         del good
     assert not os.path.exists(str(places[0]))
     assert Path(str(places[1]), "trace").exists()
+
+
+async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def talk() -> str:
+            return f"echo begun; echo > {tmp_path}/begun; cat {tmp_path}/gate; echo over"
+
+        for name in ("begun", "gate"):
+            os.mkfifo(tmp_path / name)
+        future = talk()
+        await within(asyncio.to_thread((tmp_path / "begun").read_text))
+        assert future.stdout_path is not None
+        assert future.sandbox == os.path.dirname(future.stdout_path)
+        path = Path(future.stdout_path)
+        assert path.read_text() == "begun\n"
+        (tmp_path / "gate").write_text("")
+        assert await within(future) == "begun\nover\n"
+        assert future.stdout_path == str(path)

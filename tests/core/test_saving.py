@@ -266,6 +266,24 @@ async def test_an_output_that_nobody_read_stays_without_the_scratch_beside_it(he
     }
 
 
+async def test_an_output_whose_reader_was_cancelled_stays(here: Path) -> None:
+    started = here / "started"
+    os.mkfifo(started)
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def read(_: Any, file: InputFile) -> str:
+            return f"cat {file} > {started}; sleep 60"
+
+        reading = read(writer(flow)("word", OutputFile("a.txt")), InputFile("a.txt"))
+        assert await within(asyncio.to_thread(started.read_text)) == "word\n"
+        reading.cancel()
+        await within(reading.ended())
+        del reading
+        gc.collect()
+    assert [file.path.read_text() for file in flow.results] == ["word\n"]
+
+
 @pytest.mark.parametrize(
     ("keep", "left"), [("failed", set()), ("none", set()), ("all", {"a.txt", "scratch"})]
 )

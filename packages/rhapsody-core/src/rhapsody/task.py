@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
 
+from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import set_traceback, traceback_of
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
@@ -200,6 +202,10 @@ class Definition(Protocol):
         """The task's name."""
 
     @property
+    def kind(self) -> str:
+        """`"function"`, `"executable"` or `"block"`."""
+
+    @property
     def prefix(self) -> str:
         """`"task"` or `"block"`."""
 
@@ -323,8 +329,26 @@ class TaskFuture(asyncio.Future[T]):
 
     @property
     def sandbox(self) -> str | None:
-        """The directory the task ran in, `None` where it had none."""
+        """The directory the task runs in or ran in, `None` where it has none.
+
+        Known once an attempt is described, and made when it begins, see `state`.
+        """
+        task = self.task
+        if task is not None and task.get("sandbox"):
+            return str(task["sandbox"])
         return None if self._outcome is None else self._outcome.sandbox
+
+    @property
+    def stdout_path(self) -> str | None:
+        """The file that holds what an executable has printed so far, for `tail -f`.
+
+        In its sandbox, from when it runs until the sandbox goes, unless `capture=False`; `None`
+        for functions.
+        """
+        sandbox = self.sandbox
+        if sandbox is None or self._definition.kind != "executable":
+            return None
+        return os.path.join(sandbox, OUTPUT_FILES[0])
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancels the task.

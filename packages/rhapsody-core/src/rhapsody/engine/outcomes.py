@@ -58,6 +58,8 @@ class Outcomes:
             except Exception as mistake:  # a promised file is missing: the attempt failed
                 self.keep(node, report, succeeded=False)
                 return None, mistake  # not by a name of this frame, which is in its traceback
+        if error is None and extra is not None and extra.resolved is not None:
+            self._stager.was_read(extra.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
             self.keep(node, report, succeeded=error is None, value=value)
         return value, error

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from rhapsody.data import InputFile, OutputFile
 from rhapsody.engine.settings import Settings, TaskSettings, specific_settings
 from rhapsody.task import TaskFuture, TaskKind, is_async
 
@@ -263,7 +262,7 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     return check
 
 
-FILES = {"InputFile": InputFile, "OutputFile": OutputFile}
+FILES: frozenset[str] = frozenset({"InputFile", "OutputFile"})
 
 
 def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
@@ -278,7 +277,7 @@ def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Ca
     wanted: dict[str, str] = {}
     for name, parameter in signature.parameters.items():
         words = set(re.findall(r"\w+", _spelled(parameter.annotation)))
-        kinds = words & FILES.keys()
+        kinds = words & FILES
         if len(kinds) == 1 and not words & {"str", "Path", "PathLike", "PurePath", "Any"}:
             wanted[name] = kinds.pop()
     if not wanted:

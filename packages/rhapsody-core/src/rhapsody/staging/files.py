@@ -57,12 +57,14 @@ class Resolved:
         places: The inputs by their names.
         fetched: Whether an input was brought into the cache.
         targets: Where its outputs are to be saved, by their names.
+        reads: Files of other tasks that it reads: their sandboxes and names.
     """
 
     sources: tuple[Outcome, ...]
     places: Mapping[str, _Place]
     fetched: bool
     targets: Mapping[str, Path]
+    reads: tuple[tuple[str, str], ...]
 
     def paths(self) -> dict[str, str | None]:
         """The inputs' paths by their names, `None` for what cannot be read from here."""
@@ -181,6 +183,7 @@ class Stager:
         self._require_capable(task, backend, inputs, outputs)
         places: dict[str, _Place] = {}
         coming: dict[str, asyncio.Task[str]] = {}
+        reads: list[tuple[str, str]] = []
         for name, (producer, path, url) in self._origins(task, inputs, sources).items():
             if url is not None:
                 coming[name] = self._fetcher.download(url, name)
@@ -196,11 +199,11 @@ class Stager:
                 else:
                     coming[name] = place
             if producer is not None and producer.sandbox is not None:
-                self._sandboxes.read(producer.sandbox, name)
+                reads.append((producer.sandbox, name))
         for name, fetch in coming.items():
             places[name] = _Place(await asyncio.shield(fetch))
         targets = self.results.claim(task, outputs)
-        return Resolved(sources, places, fetched=bool(coming), targets=targets)
+        return Resolved(sources, places, bool(coming), targets, tuple(reads))
 
     def link(
         self,
@@ -322,6 +325,11 @@ class Stager:
         return source.backend == backend.name if known is None else known is backend
 
     # After an attempt.
+
+    def was_read(self, resolved: Resolved) -> None:
+        """An attempt that read these files has ended well: they need not stay for themselves."""
+        for sandbox, name in resolved.reads:
+            self._sandboxes.read(sandbox, name)
 
     async def save(
         self,

@@ -157,7 +157,6 @@ class Results:
         Raises:
             DataError: One could not be saved; it says why.
         """
-        self._look_for_others()
         for name, path in places.items():
             async with self._slots:
                 try:
@@ -168,6 +167,7 @@ class Results:
                         f"saved as {str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, by.task, by.uid)
+        self._look_for_others()
 
     def _look_for_others(self) -> None:
         """Warns, once, where another run saves files below the same directory."""
@@ -189,6 +189,7 @@ class Results:
     def close(self) -> None:
         """Lets go of the directory; twice is harmless."""
         if self._own_directory is not None:
+            self._look_for_others()
             os.close(self._own_directory)
             self._own_directory = None
 
