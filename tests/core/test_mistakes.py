@@ -76,21 +76,6 @@ async def test_a_future_that_is_taken_for_its_value(
         use(future)
 
 
-async def test_an_attribute_of_the_value(flow: WorkflowEngine) -> None:
-    @flow.function_task
-    def one() -> int:
-        return 1
-
-    future: Any = one()
-    with pytest.raises(
-        AttributeError, match=r"no attribute 'shape'; .* \(await future\).shape, or"
-    ):
-        _ = future.shape
-    assert not hasattr(future, "__array__")
-    assert getattr(future, "_anything", None) is None
-    await within(future)
-
-
 async def test_text_for_a_file(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def join(first: InputFile, *others: InputFile | None, out: OutputFile) -> str:

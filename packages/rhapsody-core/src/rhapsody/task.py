@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, cast
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import set_traceback, traceback_of
@@ -382,17 +382,6 @@ class TaskFuture(asyncio.Future[T]):
         if self._log_traceback:
             self._log_traceback = False
             self._definition.unawaited(self)
-
-    if not TYPE_CHECKING:  # which would take every name for an attribute
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("_"):
-                raise AttributeError(name)
-            raise AttributeError(
-                f"the future of {self.name!r} ({self.uid}) has no attribute {name!r}; where that "
-                f"of its value is meant: (await future).{name}, or pass the future to a task, "
-                "which gets the value"
-            )
 
     def __repr__(self) -> str:
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"

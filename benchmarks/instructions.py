@@ -1,0 +1,106 @@
+"""How many instructions the engine takes for a task, at two commits, by Valgrind's callgrind.
+
+Processor time of the same work differs by a fifth from run to run on a machine that others use,
+too; the number of instructions differs by a thousandth, but for threads that look for work before
+they sleep. It is that of the interpreter, and says nothing of caches: fewer need not be quicker.
+Each figure is the difference of two runs, of many tasks and of few, for one task.
+
+    python benchmarks/instructions.py 8f69be6 HEAD [--only fan chain]
+
+Without the second commit it is what is here. Needs `valgrind`; takes two minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).absolute().parents[1]
+BESIDE = ROOT / "benchmarks"
+if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
+    sys.path[:] = [*(each for each in sys.path if Path(each).absolute() != BESIDE), str(ROOT)]
+
+FEW, MANY = 100, 600
+WORK = ("fan", "chain", "threads", "coroutines")
+
+
+async def work(name: str, size: int) -> None:
+    """Runs a fan or a chain of no-ops on the noop backend, or a chain on threads."""
+    from rhapsody import LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
+
+    backend = NoopExecutionBackend() if name in ("fan", "chain") else LocalExecutionBackend()
+    async with WorkflowEngine.create(backend, handle_signals=False) as flow:
+
+        async def same_async(x: object) -> object:
+            return x
+
+        def same(x: object) -> object:
+            return x
+
+        task = flow.function_task(same if name == "threads" else same_async)
+        if name == "fan":
+            await asyncio.gather(*(task(number) for number in range(size)))
+            return
+        last: object = 0
+        for _ in range(size):
+            last = task(last)
+        await last  # type: ignore[misc]
+
+
+def instructions(place: Path, name: str, size: int) -> int:
+    """Counts the instructions of a process that does the work with a checkout's packages.
+
+    Raises:
+        SystemExit: It failed; it has said why.
+    """
+    path = str(place / "packages/rhapsody-core/src")
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"}
+    command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable]
+    command += [__file__, "--work", name, str(size)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    found = re.search(r"Collected : (\d+)", done.stderr)
+    if done.returncode or found is None:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return int(found[1])
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("a", nargs="?", help="a revision; default: what is here")
+    parser.add_argument("b", nargs="?", help="another; default: what is here")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--work", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--smoke", action="store_true", help="little of the work, not counted")
+    options = parser.parse_args()
+    if options.smoke:
+        for name in options.only:
+            asyncio.run(work(name, 5))
+        return
+    if options.work:
+        gc.disable()  # it comes where it likes
+        asyncio.run(work(options.work[0], int(options.work[1])))
+        return
+    from benchmarks.counting.checkouts import checkout
+
+    titles = [options.a or "here", options.b or "here"]
+    print(f"{'instructions per task':24} {titles[0]:>12.12} {titles[1]:>12.12}  B / A")
+    with contextlib.ExitStack() as stack:
+        places = [stack.enter_context(checkout(each)) for each in (options.a, options.b)]
+        for name in options.only:
+            a, b = (
+                (instructions(place, name, MANY) - instructions(place, name, FEW)) / (MANY - FEW)
+                for place in places
+            )
+            print(f"{name:24} {a:12,.0f} {b:12,.0f}  {b / a:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
