@@ -87,7 +87,7 @@ async def test_a_sandbox_goes_when_nobody_holds_what_is_left_of_its_task(
 async def test_what_a_running_task_reads_stays_until_it_has_ended(
     work: Path, backend: Linking
 ) -> None:
-    stager = Stager(work)
+    stager = Stager(work, "failed")  # with "results" the file stays until it was read to the end
     source = ended(stager, writes={"x.txt": "1"})
     path = source.sandbox
     task = describe(stager)
