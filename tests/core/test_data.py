@@ -17,14 +17,7 @@ from hypothesis import strategies as st
 from rhapsody.data import InputFile, OutputFile, end_of_file, link_all, link_into, make_sandbox
 from rhapsody.errors import DataError
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, empty."""
-    place = tmp_path / "here"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    return place
+pytestmark = pytest.mark.usefixtures("here")
 
 
 # InputFile.

@@ -20,22 +20,13 @@ from rhapsody.staging.outputs import check_outputs, leads_into
 from rhapsody.task import Outcome
 from tests.core.staging import Linking, Stager, describe, ended, link
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
 
 
 @pytest_asyncio.fixture(autouse=True)
 async def _closed() -> AsyncIterator[None]:
     yield
     await Stager.close_all()
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, empty."""
-    place = tmp_path / "here"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    return place
 
 
 @pytest.fixture

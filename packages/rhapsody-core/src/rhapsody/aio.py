@@ -136,27 +136,22 @@ def _rest(coroutine: Coroutine[Any, Any, T], first: dict[str, Any]) -> Generator
                 value: T = first["value"]
                 return value
             waits_for = first["waits for"]
-        return (yield from _steps(coroutine, waits_for))
+        return (yield from resumed(coroutine, waits_for))
     except StopIteration as end:
         last: T = end.value
         return last
 
 
 @types.coroutine
-def resumed(steps: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+def resumed(
+    steps: Generator[Any, Any, T] | Coroutine[Any, Any, T], waits_for: Any
+) -> Generator[Any, Any, T]:
     """Await what is left of something whose first step was taken.
 
     Args:
-        steps: Its `__await__()`, after one `next`.
-        waits_for: What that gave.
+        steps: Its `__await__()`, or a coroutine, after that step.
+        waits_for: What the step gave.
     """
-    return (yield from _steps(steps, waits_for))
-
-
-def _steps(
-    steps: Generator[Any, Any, T] | Coroutine[Any, Any, T], waits_for: Any
-) -> Generator[Any, Any, T]:
-    """The steps of something that waits for the first time."""
     try:
         while True:
             try:

@@ -235,7 +235,7 @@ class Lane:
             updates.apply()
         finally:
             updates.handing_over -= 1
-            updates.applied_soon = False
+            updates.suspended()
             self._batch = set()
             deferred, self._deferred = self._deferred, []
             for node in deferred:

@@ -108,9 +108,10 @@ class Outcomes:
     def leave(self, node: Node) -> None:
         """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
         outcome = node.future._outcome
-        if node.description is not None:
-            self._stager.release(node.description)
-        if node.description is not None and (outcome is None or outcome.uid != node.uid):
+        if node.description is None:
+            return
+        self._stager.results.release(node.description)
+        if outcome is None or outcome.uid != node.uid:
             self._stager.keep(node.description, succeeded=True)
 
     def leave_interrupted(self, node: Node) -> None:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from rhapsody.data import SavedFile
 from rhapsody.engine.background import Background
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
@@ -48,10 +47,9 @@ class Saving:
     async def _save(self, node: Node, value: Any) -> None:
         assert node.backend is not None
         assert node.description is not None
-        by = SavedFile(self._stager.work_dir, node.task.name, node.future.uid)
         outcome = node.future._outcome
         try:
-            await self._stager.save(node.description, node.backend.backend, node.targets(), by)
+            await self._stager.save(node.description, node.backend.backend, node.targets())
         except Exception as error:  # a full disk, say: the task has failed
             self._stager.spare(outcome)
             self._machine.fail(node, error)

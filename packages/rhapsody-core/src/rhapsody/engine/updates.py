@@ -87,7 +87,7 @@ class Updates:
             self._queued.append((task, state, service_callback))
 
     def suspended(self) -> None:
-        """The backend that is given tasks waits for something: the loop goes on meanwhile."""
+        """The loop goes on: the backend that is given tasks waits for something, or has them."""
         self.applied_soon = False
         if self._queued:
             self._loop.call_soon(self.apply)

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.context import running_task
-from rhapsody.data import OutputFile, SavedFile
+from rhapsody.data import OutputFile
 from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
 from rhapsody.engine.decorators import Decorators
@@ -302,10 +302,9 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         check_outputs(source, outputs, backend)
         targets = stager.results.claim(source, outputs)
         try:
-            by = SavedFile(stager.work_dir, future.name, future.uid)
-            await stager.save(source, backend, targets, by)
+            await stager.save(source, backend, targets)
         finally:
-            stager.release(source)
+            stager.results.release(source)
         return list(targets.values())
 
     # The end.

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from rhapsody.data import File, InputFile, OutputFile, SavedFile, plain_name
+from rhapsody.data import File, InputFile, OutputFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.claims import Claim
 from rhapsody.staging.fetch import Fetcher
@@ -336,15 +336,13 @@ class Stager:
         source: Mapping[str, Any],
         backend: BaseExecutionBackend,
         targets: Mapping[str, Path],
-        by: SavedFile,
     ) -> None:
         """Puts files of an attempt that has ended where they are to be.
 
         Args:
-            source: The attempt's description, or as much of it as `uid` and `sandbox`.
+            source: The attempt's description, or its `uid`, `name` and `sandbox`.
             backend: The backend that ran it.
             targets: Where each file is to be, by its name.
-            by: The task; its path is not used.
 
         Raises:
             DataError: One could not be saved.
@@ -356,13 +354,9 @@ class Stager:
                 copies[name] = copy_of(os.path.join(sandbox, name))
             else:
                 copies[name] = partial(backend.copy_file_out, source, name)
-        await self.results.save(targets, copies, by)
+        await self.results.save(source, targets, copies)
         for name in targets:
             self._sandboxes.saved(sandbox, name)
-
-    def release(self, task: TaskDescription) -> None:
-        """Says that the work of an attempt has ended: others may save files where it was to."""
-        self.results.release(task)
 
     def spare(self, outcome: Outcome | None) -> None:
         """Lets the sandbox of an attempt stay although it has ended well."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.data import File, OutputFile, SavedFile
 from rhapsody.errors import DataError
@@ -60,12 +60,17 @@ def without_place(
     task: TaskDescription, sandbox: str, outputs: Sequence[OutputFile]
 ) -> dict[str, SavedFile]:
     """The files of an attempt for which nobody said a place, by their names."""
-    uid = ".".join(task["uid"].split(".")[-3:-1])
+    uid = future_uid(task)
     return {
         output.filename: SavedFile(Path(sandbox, output.filename), task["name"], uid)
         for output in outputs
         if output.save is None
     }
+
+
+def future_uid(task: Mapping[str, Any]) -> str:
+    """The uid of the future that an attempt is for, `task.000001`."""
+    return ".".join(task["uid"].split(".")[-3:-1])
 
 
 def leads_into(value: object, sandbox: str | None) -> bool:

@@ -17,10 +17,12 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rhapsody.data import OutputFile, SavedFile
 from rhapsody.errors import DataError
 from rhapsody.sdk.threads import in_thread
+from rhapsody.staging.outputs import future_uid
 from rhapsody.task import TaskDescription
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -145,28 +147,29 @@ class Results:
                 del self._writers[key]
 
     async def save(
-        self, places: Mapping[str, Path], copies: Mapping[str, Copy], by: SavedFile
+        self, task: Mapping[str, Any], places: Mapping[str, Path], copies: Mapping[str, Copy]
     ) -> None:
         """Puts files in their places.
 
         Args:
+            task: The description of the attempt that made them, or its `uid` and `name`.
             places: Where each is to be, by its name.
             copies: What writes each.
-            by: The task that made them; its path is not used.
 
         Raises:
             DataError: One could not be saved; it says why.
         """
+        title, uid = task["name"], future_uid(task)
         for name, path in places.items():
             async with self._slots:
                 try:
                     await _put(path, copies[name])
                 except Exception as error:  # a full disk, a directory that nobody may write to
                     raise DataError(
-                        f"task {by.task!r} ({by.uid}) is done, and its file {name!r} could not be "
+                        f"task {title!r} ({uid}) is done, and its file {name!r} could not be "
                         f"saved as {str(path)!r}: {error}"
                     ) from error
-            self._saved[str(path)] = SavedFile(path, by.task, by.uid)
+            self._saved[str(path)] = SavedFile(path, title, uid)
         self._look_for_others()
 
     def _look_for_others(self) -> None:

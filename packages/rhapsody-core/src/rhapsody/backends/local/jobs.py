@@ -144,9 +144,14 @@ class Runner(Protocol):
         """Notes that a job it was given has come back."""
 
 
-def no_environment(job: Job) -> CapabilityError:
-    """The error of a function on a thread that asks for variables of its own."""
-    return CapabilityError(
-        f"task {job.task['name']!r} sets environment variables, which threads share with the "
-        "whole program; run it in processes: LocalExecutionBackend('process')"
-    )
+def refuse_environment(job: Job) -> None:
+    """Raises for a function on a thread that asks for variables of its own.
+
+    Raises:
+        CapabilityError: It says where it can have them.
+    """
+    if job.task.get("environment"):
+        raise CapabilityError(
+            f"task {job.task['name']!r} sets environment variables, which threads share with the "
+            "whole program; run it in processes: LocalExecutionBackend('process')"
+        )
