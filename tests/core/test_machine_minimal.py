@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from rhapsody.engine.attempts import Attempts
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.errors import TaskTimeoutError
@@ -13,9 +14,9 @@ from tests.core.machine.world import NothingHeld, World, definition
 class Script(World):
     """A world in which nothing happens by itself."""
 
-    def __init__(self, *, fail_fast: bool = False) -> None:
+    def __init__(self, *, max_failures: int | None = None) -> None:
         super().__init__(Random(0))
-        self.machine = Machine(retries=None, lost_retries=0, fail_fast=fail_fast)
+        self.machine = Machine(Attempts(None, 0), max_failures)
         self.machine.connect(self, NothingHeld())  # type: ignore[arg-type]
         self.machine.limited = True
 
@@ -31,7 +32,7 @@ class Script(World):
 
 
 def test_what_is_cancelled_while_a_batch_is_put_together_is_not_in_it() -> None:
-    script = Script(fail_fast=True)
+    script = Script(max_failures=1)
     first, second = script.task(), script.task()
     script.prepare(first)
     script.machine.refuse(second, LookupError())

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from rhapsody.capabilities import Capabilities
 from rhapsody.engine.attach import Attached
+from rhapsody.engine.attempts import Attempts
 from rhapsody.engine.life import Future, Work
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
@@ -149,7 +150,7 @@ class World:
     def __init__(self, random: Random, machine: type[Machine] = Machine) -> None:
         self.random = random
         self.machine = machine(
-            retries=None, lost_retries=self.LOST_RETRIES, fail_fast=random.random() < 0.1
+            Attempts(None, self.LOST_RETRIES), max_failures=1 if random.random() < 0.1 else None
         )
         self.machine.connect(self, NothingHeld())  # type: ignore[arg-type]
         self.machine.observed = random.random() < 0.2

@@ -96,7 +96,8 @@ class TaskDescription(_RequiredKeys, total=False):
             Backends with sandboxes of their own replace the value.
         capture: `True` (the default where absent) keeps what the task prints,
             `False` does not, `"files"` leaves it in files in the sandbox and gives
-            their paths in `stdout` and `stderr`.
+            their paths in `stdout` and `stderr`. `"quiet"`, for functions alone: as `True`,
+            but what is printed is not shown by the worker, for the engine shows it.
         scope: The label of the scope the task was made in.
         ready: How a service says that it is ready, see `WorkflowEngine`.
         return_value: Set by the backend: a finished function's result.
@@ -121,7 +122,7 @@ class TaskDescription(_RequiredKeys, total=False):
     environment: dict[str, str]
     stdin: str
     sandbox: str
-    capture: bool | Literal["files"]
+    capture: bool | Literal["files", "quiet"]
     scope: str
     ready: str | Callable[..., Any]
     return_value: Any

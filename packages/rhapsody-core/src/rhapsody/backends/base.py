@@ -414,6 +414,13 @@ class ManagedBackend(BaseExecutionBackend):
         """
         return {}
 
+    def cores_in_use(self) -> tuple[int, int] | None:
+        """How many cores tasks use now, and how many there are; `None` where that is not known.
+
+        Called while a run is shown, about once a second and from any thread.
+        """
+        return None
+
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
         """Gives the description back: it needs no translation."""
         return args[0] if args else kwargs

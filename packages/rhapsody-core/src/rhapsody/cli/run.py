@@ -12,21 +12,22 @@ import asyncio
 import difflib
 import inspect
 import io
+import logging
 import os
 import sys
 import tomllib
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, note
+from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError
 from rhapsody.errors import RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.data import SavedFile
     from rhapsody.engine import WorkflowEngine
+    from rhapsody.observers.progress import Progress
     from rhapsody.plugins.reports import Summary
 
 HELP = "run a workflow"
@@ -40,11 +41,11 @@ OTHERS = {
     "clock": "objects are given in the script: WorkflowEngine.create(clock=...)",
     "fail_fast": "use --fail-fast",
     "keep_going": "it is the default; --fail-fast is the other",
+    "max_failures": "use --max-failures N",
+    "progress": "it is the default; -q shows nothing, and -v lines in place of a table",
+    "profile": "there are no profiles yet; the file of a run's events is -e trace=run.jsonl",
 }
 """Options of the engine that `-e` does not take, and what to do."""
-
-LISTED = 20
-"""How many results are listed."""
 
 Main = Callable[["WorkflowEngine"], Awaitable[object]]
 
@@ -86,6 +87,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     failing.add_argument(
         "--fail-fast", action="store_true", help="cancel everything when a task has failed"
     )
+    failing.add_argument(
+        "--max-failures", type=int, metavar="N", help="cancel everything when N tasks have failed"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="show neither progress nor the account at the end",
+    )
+    shown.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="show the begin and end of each task, and what functions print as it comes",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,6 +117,10 @@ def run(arguments: argparse.Namespace) -> int:
     options = parse_options(arguments.option)
     engine = engine_options(parse_options(arguments.engine, "-e"))
     engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
+    engine |= {"max_failures": arguments.max_failures}
+    if arguments.verbose:
+        logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger("rhapsody").setLevel(logging.INFO)
     try:
         module = load_script(path, arguments.arguments)
     except UsageError:
@@ -112,26 +133,24 @@ def run(arguments: argparse.Namespace) -> int:
     backend = arguments.backend
     if backend is None and options:
         backend = "local"
+    progress = None if arguments.quiet else _progress(lines=arguments.verbose)
+    engine["progress"] = progress or False
     try:
         summary = asyncio.run(_workflow(main, backend, options, engine))
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # as above
         return _show(error, path)
-    for line in results_of(summary.results):
-        note(line)
+    finally:
+        if progress is not None:
+            progress.print_account()
     return FAILED if summary.unawaited else DONE
 
 
-def results_of(results: Sequence[SavedFile]) -> list[str]:
-    """The lines that say which files a run has left, as paths from here; the first of many."""
-    if not results:
-        return []
-    lines = [f"results ({len(results)}):"]
-    for file in results[:LISTED]:
-        lines.append(f"  {os.path.relpath(file.path)}  ({file.task}, {file.uid})")
-    more = len(results) - LISTED
-    return lines + [f"  ... and {more} more"] * (more > 0)
+def _progress(*, lines: bool) -> Progress:
+    from rhapsody.observers.progress import Progress
+
+    return Progress(lines=lines, account=False)
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -320,7 +339,7 @@ async def _workflow(
     except (ValueError, TypeError) as error:
         if started:
             raise
-        what = "-e: " if len(engine) > 2 else f"backend {name or 'local'!r}: "
+        what = "-e: " if len(engine) > 4 else f"backend {name or 'local'!r}: "
         raise UsageError(f"{what}{error}") from error
     except (RhapsodyError, OSError, ImportError) as error:
         if started:

@@ -22,9 +22,8 @@ from rhapsody.engine.life import OVER, READY, SUBMITTED, SUBMITTING, Event, Futu
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.node import Extra, Node
 from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.errors import is_a
+from rhapsody.errors import DependencyFailureError, is_a
 from rhapsody.plugins.reports import Stats
-from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
@@ -38,9 +37,8 @@ class Machine:
     """All unfinished tasks and blocks of one engine, and what becomes of them.
 
     Args:
-        retries: What tasks get that say nothing of their own.
-        lost_retries: The same for attempts that the infrastructure lost.
-        fail_fast: Whether the first failure cancels all that is unfinished.
+        attempts: Says whether a failed one is followed by another.
+        max_failures: After how many failures all that is unfinished is cancelled.
 
     Attributes:
         actions: What it asks things of; set before the first event.
@@ -54,7 +52,7 @@ class Machine:
         inflight: What backends have, by the uids of the attempts.
     """
 
-    def __init__(self, *, retries: RetryPolicy | None, lost_retries: int, fail_fast: bool) -> None:
+    def __init__(self, attempts: Attempts, max_failures: int | None = None) -> None:
         self.actions: Actions
         self.held: HeldValues
         self.graph: Graph = Graph(self)
@@ -66,8 +64,8 @@ class Machine:
         self.stats: Stats = Stats()
         self.limits: Limits = Limits()
         self.inflight: dict[str, Node] = {}
-        self._attempts = Attempts(retries, lost_retries)
-        self._fail_fast = fail_fast
+        self._attempts = attempts
+        self._failures_left = max_failures
         self._cancelled = InTurn(self._stop_cancelled)
 
     def connect(self, actions: Actions, held: HeldValues) -> None:
@@ -357,8 +355,10 @@ class Machine:
         error = self.actions.fail(node, error)
         if self.observed:
             self.actions.publish(node, FAILED, error)
-        if self._fail_fast and not self.closing:
-            self.cancel_all(f"fail_fast: task {node.task.name!r} ({node.future.uid}) failed")
+        if self._failures_left is not None and not is_a(error, DependencyFailureError):
+            self._failures_left -= 1
+            if self._failures_left <= 0 and not self.closing:
+                self.cancel_all(f"enough failures: the last is {node.named()}")
 
     # Cancelling, and stopping what runs.
 

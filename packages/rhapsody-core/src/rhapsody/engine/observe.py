@@ -1,19 +1,15 @@
-"""What an engine tells about itself: counters, events for plugins, a small profiler.
+"""What an engine tells about itself: events for plugins, and failures that nobody saw.
 
 It reports; it decides nothing.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, cast
 
 from rhapsody.engine.node import Node
@@ -74,6 +70,8 @@ class Observation:
             node.future._backend, self._monotonic(),
             None if description is None else description.get("worker"),
             None if extra is None else extra.scope, error,
+            None if description is None else description.get("sandbox"),
+            node.future._outcome if state in _ENDS and task.settings.capture is True else None,
         )  # fmt: skip
         node.native = None
 
@@ -90,7 +88,8 @@ class Observation:
                 hooks.call(hook, engine=self._engine, events=events)
 
 
-_COLUMNS = 11
+_ENDS = frozenset({TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED})
+_COLUMNS = 13
 _BATCH = 500
 
 
@@ -98,15 +97,17 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
     """Makes events of the values that `Observation.add` has put in rows."""
     (
         prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
-        errors,
+        errors, sandboxes, outcomes,
     ) = (rows[column::_COLUMNS] for column in range(_COLUMNS))  # fmt: skip
     pairs = zip(prefixes, numbers, strict=True)
     uids = ["%s.%06d" % pair for pair in pairs]  # noqa: UP031 - a quarter less than an f-string
     epochs = [epoch + time for time in times]
+    outputs = [None if outcome is None else outcome.stdout for outcome in outcomes]
+    complaints = [None if outcome is None else outcome.stderr for outcome in outcomes]
     events: Any = tuple(
         map(
             _NewEvent, uids, names, attempts, states, natives, backends, epochs, times, workers,
-            scopes, errors,
+            scopes, errors, sandboxes, outputs, complaints,
         )
     )  # fmt: skip
     for event in events:
@@ -133,6 +134,9 @@ class _NewEvent:
     worker: str | None
     scope: str | None
     error: BaseException | None
+    sandbox: str | None
+    stdout: str | None
+    stderr: str | None
 
 
 _MARK = "_rhapsody_engine"
@@ -239,61 +243,3 @@ class Tally:
                 "engine %s: %d failed task%s nobody awaited; first: %s",
                 self._uid, count, "" if count == 1 else "s", first,
             )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Profiler:
-    """Named, timestamped events for people who look for time.
-
-    Collects nothing unless it is enabled. Thread-safe.
-
-    Attributes:
-        enabled: Whether events are kept.
-        events: `(seconds since the epoch, name, uid, details)` in order.
-    """
-
-    enabled: bool = False
-    events: list[tuple[float, str, str | None, dict[str, Any]]] = field(default_factory=list)
-
-    def event(self, name: str, uid: str | None = None, **details: Any) -> None:
-        """Notes that something happened now.
-
-        Args:
-            name: What happened.
-            uid: The task it happened to.
-            **details: Anything JSON can hold.
-        """
-        if self.enabled:
-            self.events.append((time.time(), name, uid, details))
-
-    def prof(
-        self,
-        event: str,
-        uid: str | None = None,
-        state: str | None = None,
-        msg: str | None = None,
-        ts: float | None = None,
-        comp: str | None = None,
-    ) -> None:
-        """Notes that something happened, as `event` does, with the arguments of radical.utils.
-
-        Args:
-            event: What happened.
-            uid: The task it happened to.
-            state: Its state.
-            msg: More about it.
-            ts: When, in seconds since the epoch; now where it is not given.
-            comp: The component it happened in.
-        """
-        if self.enabled:
-            given = {"state": state, "msg": msg, "comp": comp}
-            details = {name: value for name, value in given.items() if value is not None}
-            self.events.append((time.time() if ts is None else ts, event, uid, details))
-
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the events as JSON lines into a new file private to the user."""
-        descriptor = os.open(Path(path), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            for when, name, uid, details in self.events:
-                record = {"time": when, "name": name, "uid": uid, **details}
-                file.write(json.dumps(record, default=str) + "\n")

@@ -56,6 +56,7 @@ class Preparation:
         timeout: Seconds for tasks that say nothing of their own.
         lost_retries: Tries after losses of such, for backends that try themselves.
         implicit_data: Whether tasks see what dependencies left in their sandboxes.
+        quiet: Whether workers show nothing of what functions print.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Preparation:
         timeout: float | None,
         lost_retries: int,
         implicit_data: bool,
+        quiet: bool,
     ) -> None:
         self._uid = uid
         self._machine = machine
@@ -88,6 +90,7 @@ class Preparation:
         self._timeout = timeout
         self._lost_retries = lost_retries
         self._implicit_data = implicit_data
+        self._quiet = quiet
 
     def advance(self, node: Node, backend: Attached) -> bool:
         """Takes a node as far as it goes; `True` when it can be submitted to this backend."""
@@ -177,6 +180,8 @@ class Preparation:
             description["environment"] = dict(settings.environment)
         if executable or settings.capture == "files":
             description["sandbox"] = self._stager.sandbox_path(uid)
+        if self._quiet and not executable and settings.capture is True:
+            description["capture"] = "quiet"
         if node.dependencies:
             self._describe_dependencies(node, description)
             if node.pushed:

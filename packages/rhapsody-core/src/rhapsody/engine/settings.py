@@ -184,25 +184,39 @@ def whole_number(name: str, least: int | None) -> Callable[[object], int]:
     return check
 
 
-def profile_path(value: object) -> Path | None:
-    """Where an engine is to write its profile, `None` where nowhere.
+def new_file(argument: str, value: object) -> Path:
+    """A file that an engine is to write.
 
     Raises:
-        TypeError: Neither a bool nor a path.
+        TypeError: No path.
         ValueError: No file can be written there.
     """
-    if value is None or isinstance(value, bool):
-        return None
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"profile must be True, False or a path, got {value!r}")
+        raise TypeError(f"{argument} must be a path, got {value!r}")
     path = Path(value)
     if not path.name or path.is_dir():
-        raise ValueError(f"profile must be the path of a file, got {str(value)!r}")
+        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
     if not path.parent.is_dir():
-        raise ValueError(f"profile: there is no directory for {str(path)!r}")
+        raise ValueError(f"{argument}: there is no directory for {str(path)!r}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"profile: {str(path)!r} may not be written")
+        raise ValueError(f"{argument}: {str(path)!r} may not be written")
     return path
+
+
+def failures_taken(fail_fast: bool, most: int | None, keep_going: bool) -> int | None:
+    """After how many failures all that is unfinished is cancelled, `None` for never.
+
+    Raises:
+        ValueError: The options contradict each other.
+    """
+    if fail_fast and keep_going:
+        raise ValueError(
+            "fail_fast=True cancels all at the first failure, and keep_going=True does not: "
+            "choose one of them"
+        )
+    if fail_fast and most not in (None, 1):
+        raise ValueError(f"fail_fast=True is max_failures=1, got max_failures={most} as well")
+    return 1 if fail_fast else most
 
 
 def engine_uid(value: object) -> str:

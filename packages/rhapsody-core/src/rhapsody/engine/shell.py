@@ -12,6 +12,7 @@ from typing import Any
 from rhapsody.aio import settable
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.attach import Attached
+from rhapsody.engine.attempts import Attempts
 from rhapsody.engine.background import Background
 from rhapsody.engine.blocks import Blocks, enclosing_block
 from rhapsody.engine.calls import Calls
@@ -54,9 +55,10 @@ class Shell:
         timeout: As there.
         max_pending: As there.
         submit_timeout: As there.
-        fail_fast: As there.
+        max_failures: After how many failures all that is unfinished is cancelled.
         keep_going: As there.
         push_down: As there.
+        quiet: Whether workers show nothing of what functions print.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class Shell:
         timeout: float | None,
         max_pending: int | None,
         submit_timeout: float | None,
-        fail_fast: bool,
+        max_failures: int | None,
         keep_going: bool,
         push_down: bool,
+        quiet: bool,
     ) -> None:
         context = contextvars.copy_context()
         context.run(enclosing_block.set, None)
@@ -90,7 +93,7 @@ class Shell:
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
 
-        machine: Machine = Machine(retries=retries, lost_retries=lost_retries, fail_fast=fail_fast)
+        machine: Machine = Machine(Attempts(retries, lost_retries), max_failures)
         self.machine: Machine = machine
         machine.observed = bool(hooks.task_events)
         machine.recording = bool(hooks.record_results)
@@ -129,6 +132,7 @@ class Shell:
             timeout=timeout,
             lost_retries=lost_retries,
             implicit_data=implicit_data,
+            quiet=quiet,
         )
         self.updates: Updates = Updates(uid, machine, background, self.crashed)
         self.blocks: Blocks = Blocks(machine, background, self.preparation.values)

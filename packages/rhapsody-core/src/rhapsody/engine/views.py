@@ -14,9 +14,10 @@ from rhapsody.data import SavedFile
 from rhapsody.engine.calls import dependency_uids
 from rhapsody.engine.life import Work
 from rhapsody.engine.node import Node
-from rhapsody.engine.observe import Profiler
 from rhapsody.engine.shell import Shell
 from rhapsody.engine.timers import Clock
+from rhapsody.observers.builtin import BuiltIn
+from rhapsody.observers.trace import Profiler
 from rhapsody.plugins.reports import Stats, Summary
 from rhapsody.states import StateMapper
 
@@ -30,7 +31,7 @@ class Views:
     _loop: asyncio.AbstractEventLoop
     _dry_run: bool
     _work_dir: Path
-    _profiler: Profiler
+    _built_in: BuiltIn
     _implicit_data: bool
     _summary: Summary | None
 
@@ -69,8 +70,8 @@ class Views:
 
     @property
     def prof(self) -> Profiler:
-        """Takes named, timestamped events; keeps them where `profile` was asked for."""
-        return self._profiler
+        """Takes named, timestamped events; puts them into the `trace`."""
+        return self._built_in.prof
 
     @property
     def log(self) -> logging.Logger:

@@ -24,12 +24,13 @@ from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
 from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.kept_names import KeptNames
-from rhapsody.engine.observe import Profiler, accounts
+from rhapsody.engine.observe import accounts
 from rhapsody.engine.settings import (
     directory,
     engine_uid,
+    failures_taken,
     flag,
-    profile_path,
+    new_file,
     whole_number,
 )
 from rhapsody.engine.shell import Shell
@@ -39,6 +40,8 @@ from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
 from rhapsody.engine.views import Views
 from rhapsody.errors import DataError
+from rhapsody.observers.builtin import BuiltIn
+from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import seconds
@@ -78,7 +81,6 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._summary: Summary | None = None
         self._problems: tuple[str, ...] = ()
         self._still_running: tuple[str, ...] = ()
-        self._profiler = Profiler()
 
     @classmethod
     def create(
@@ -89,7 +91,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         *,
         backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = None,
         work_dir: str | os.PathLike[str] | None = None,
-        profile: bool | str | os.PathLike[str] | None = False,
+        trace: str | os.PathLike[str] | None = None,
+        progress: bool | Literal["lines"] | Progress = False,
         retries: RetryPolicy | int | None = None,
         lost_retries: int = 3,
         timeout: float | None = None,
@@ -99,11 +102,13 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         submit_timeout: float | None = 300.0,
         handle_signals: bool = True,
         fail_fast: bool = False,
+        max_failures: int | None = None,
         keep_going: bool = False,
         keep_sandboxes: KeepSandboxes = "results",
         results_dir: str | os.PathLike[str] | None = None,
         uid: str | None = None,
         clock: Clock | None = None,
+        profile: None = None,
     ) -> Starting[WorkflowEngine]:
         """Makes an engine and starts its backends.
 
@@ -118,8 +123,12 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             backends: Further backends, or all of them under names of your own.
             work_dir: Where sandboxes are made; default `.rhapsody/<engine uid>`
                 in the current directory.
-            profile: Keeps profiling events in `prof`. A path: writes them there at
-                the end, as JSON lines.
+            trace: A file for all that happens to tasks, and for the events that the program
+                gives to `prof`, as JSON lines; made anew, private to the user.
+            progress: Shows on standard error what runs: a table that is kept up to date on a
+                terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`;
+                at the end an account of the run. While there is a table, what tasks print is
+                shown above it when each ends.
             retries: How many more attempts a failed task gets, or a `RetryPolicy`.
             lost_retries: How many more attempts a task gets whose worker, pilot or
                 connection was lost.
@@ -135,6 +144,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
                 if this is the main thread.
             fail_fast: Whether the first failure cancels all that is unfinished.
+            max_failures: After how many failed tasks all that is unfinished is cancelled; those
+                that did not run because of another do not count. Default: never.
             keep_going: Whether leaving the context with the exception of one of the
                 engine's own tasks waits for the others first, where they do not
                 depend on it, and then gives an account of what failed.
@@ -147,6 +158,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 process or in `work_dir`; made up by default. What an earlier run of
                 the same uid left in sandboxes stays there, and is not used again.
             clock: Where to read the time, for tests and simulations.
+            profile: For named profiles, which do not exist yet.
 
         Returns:
             A coroutine that is an async context manager, too.
@@ -157,6 +169,11 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 nobody registered a backend.
             RuntimeError: A dry run with a backend that does work.
         """
+        if profile not in (None, False):
+            raise ValueError(
+                f"profile={profile!r}: there are no profiles yet; the file of a run's events is "
+                'trace="run.jsonl"'
+            )
         return Starting(
             cls._create(
                 backend,
@@ -164,7 +181,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 dry_run=flag("dry_run")(dry_run),
                 implicit_data=flag("implicit_data")(implicit_data),
                 work_dir=work_dir,
-                profile=profile_path(profile) or bool(profile),
+                trace=None if trace is None else new_file("trace", trace),
+                progress=progress,
                 retries=RetryPolicy.of(retries),
                 lost_retries=whole_number("lost_retries", 0)(lost_retries),
                 timeout=None if timeout is None else seconds("timeout", timeout),
@@ -177,6 +195,9 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 else seconds("submit_timeout", submit_timeout),
                 handle_signals=flag("handle_signals")(handle_signals),
                 fail_fast=flag("fail_fast")(fail_fast),
+                max_failures=None
+                if max_failures is None
+                else whole_number("max_failures", 1)(max_failures),
                 keep_going=flag("keep_going")(keep_going),
                 push_down=flag("push_down")(push_down),
                 keep_sandboxes=keep_sandboxes,
@@ -202,7 +223,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         dry_run: bool,
         implicit_data: bool,
         work_dir: str | os.PathLike[str] | None,
-        profile: bool | str | os.PathLike[str],
+        trace: Path | None,
+        progress: bool | Literal["lines"] | Progress,
         observers: Iterable[object],
         handle_signals: bool,
         keep_sandboxes: KeepSandboxes,
@@ -214,17 +236,14 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         chosen, uid = uid, engine_uid(f"engine.{uuids.uuid4().hex[:8]}" if uid is None else uid)
         if clock is not None and not all(hasattr(clock, n) for n in ("monotonic", "call_at")):
             raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {clock!r}")
-        if limits["fail_fast"] and limits["keep_going"]:
-            raise ValueError(
-                "fail_fast=True cancels all at the first failure, and keep_going=True does not: "
-                "choose one of them"
-            )
+        limits["max_failures"] = failures_taken(
+            limits.pop("fail_fast"), limits["max_failures"], limits["keep_going"]
+        )
         self._work_dir = directory("work_dir", work_dir, os.path.join(".rhapsody", uid))
         self._dry_run = dry_run
         self._implicit_data = implicit_data
-        self.prof.enabled = bool(profile)
-        self._profile_path = None if isinstance(profile, bool) else profile
-        hooks = EngineHooks(observers)
+        self._built_in = BuiltIn(trace, progress)
+        hooks = EngineHooks(observers, self._built_in.observers)
         attached: dict[str, BaseExecutionBackend] = {}
         stager = Stager(
             self.work_dir, keep_sandboxes, uid=chosen, backends=attached, results_dir=results_dir
@@ -237,6 +256,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             stager=stager,
             dry_run=dry_run,
             implicit_data=implicit_data,
+            quiet=self._built_in.shows_output,
             **limits,
         )
         self._calls = shell.calls
@@ -266,6 +286,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         finally:
             await shut_down(ours)
             await self._shell.stager.close()
+            self._built_in.close()
 
     async def save(
         self, future: TaskFuture[Any], place: str | os.PathLike[str], name: str | None = None
@@ -393,6 +414,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         shell.observation.flush()
+        shell.tally.quiet |= self._built_in.shows_failures
         shell.tally.close()
         self._summary = Summary(
             uid=self.uid,
@@ -408,11 +430,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
-        if self._profile_path is not None:
-            try:
-                self.prof.write(self._profile_path)
-            except Exception as error:  # a full disk, say, keeps no engine from closing
-                log.error("engine %s: no profile was written: %s", self.uid, error)
+        self._built_in.close()
         signal_registry.remove(self)
         self._forgotten.detach()
         self._closed.set_result(None)
@@ -435,7 +453,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         try:
             if error is None or own:
                 await self.join()
-            if own:
+            if own and not self._built_in.shows_failures:
                 log.error("engine %s: %s", self.uid, failures)
                 self._shell.tally.quiet = True
         finally:

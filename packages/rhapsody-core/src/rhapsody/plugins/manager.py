@@ -94,6 +94,7 @@ class EngineHooks:
 
     Args:
         observers: Objects whose methods are marked with `rhapsody.hookimpl`.
+        own: More of them, which come after.
 
     Raises:
         TypeError: An observer is a class, or `observers` no list.
@@ -119,9 +120,9 @@ class EngineHooks:
     lookup_results: tuple[PluginHook, ...]
     record_results: tuple[PluginHook, ...]
 
-    def __init__(self, observers: Iterable[object] = ()) -> None:
+    def __init__(self, observers: Iterable[object] = (), own: Iterable[object] = ()) -> None:
         self._reported: set[tuple[str, str]] = set()
-        plugins = _unique([*_observers(observers), *loaded_plugins()])
+        plugins = _unique([*_observers(observers), *_observers(own), *loaded_plugins()])
         for hook in _ENGINE_HOOKS:
             setattr(self, hook, implementations(f"rhapsody_{hook}", plugins) if plugins else ())
 

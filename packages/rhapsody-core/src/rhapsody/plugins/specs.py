@@ -135,7 +135,11 @@ class TaskEvent:
         monotonic: The engine clock's seconds, for durations.
         worker: The worker or host, where the backend says.
         scope: The scope the task was made in.
-        error: The exception of a failed task.
+        error: The exception of an attempt that failed; there may be another one after it.
+        sandbox: The directory the attempt runs in, where it has one.
+        stdout: What an attempt that has ended wrote to standard output; `None` where that was
+            not kept, or only in files.
+        stderr: The same of standard error.
     """
 
     uid: str
@@ -149,6 +153,9 @@ class TaskEvent:
     worker: str | None = None
     scope: str | None = None
     error: BaseException | None = None
+    sandbox: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

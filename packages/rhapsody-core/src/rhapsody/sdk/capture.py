@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Literal, TextIO
 
@@ -38,6 +38,9 @@ before April 2025: were the wrapper freed while a thread prints, the process wou
 """
 
 Name = Literal["stdout", "stderr"]
+
+Capture = bool | Literal["files", "quiet"]
+"""What a task's description says about its output."""
 
 
 class Record:
@@ -115,11 +118,18 @@ class Recorder:
     Args:
         directory: The task's sandbox, for large output; made when there is some.
         files: All output goes to files there.
+        quiet: It is kept only, and does not go where it always went.
+
+    Attributes:
+        quiet: As given.
     """
 
-    __slots__ = ("_directory", "_files", "_records")
+    __slots__ = ("_directory", "_files", "_records", "quiet")
 
-    def __init__(self, directory: str | None = None, *, files: bool = False) -> None:
+    def __init__(
+        self, directory: str | None = None, *, files: bool = False, quiet: bool = False
+    ) -> None:
+        self.quiet: bool = quiet
         self._directory = directory
         self._files = files
         self._records: dict[Name, Record] = {}
@@ -166,6 +176,13 @@ class Recorder:
         return Record(os.path.join(self._directory, file), whole=self._files)
 
 
+def recorder_for(capture: Capture, directory: str | None = None) -> Recorder | None:
+    """Return what keeps the output of a task whose description says so; `None` for nothing."""
+    if capture is False:
+        return None
+    return Recorder(directory, files=capture == "files", quiet=capture == "quiet")
+
+
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
     "rhapsody_recorder", default=None
 )
@@ -197,11 +214,11 @@ class Recorded(Output):
     stderr: str | None
     directory: str | None
 
-    def __init__(self, directory: str | None, capture: bool | Literal["files"]) -> None:
+    def __init__(self, directory: str | None, capture: Capture) -> None:
         streams.ensure()
         self._recorder = None
         if capture is not False:
-            self._recorder = Recorder(directory, files=capture == "files")
+            self._recorder = recorder_for(capture, directory)
         self._setting = recording(self._recorder)
 
     def __enter__(self) -> Recorded:
@@ -230,6 +247,7 @@ class Tee:
     def __init__(self, name: Name, stream: Any) -> None:
         self.rhapsody_stream: Any = stream
         self._name: Name = name
+        self._on_terminal = hasattr(stream, "isatty") and stream.isatty()
 
     def stands_for(self, name: Name, stream: Any) -> bool:
         """Whether it stands for that stream."""
@@ -240,9 +258,12 @@ class Tee:
         recorder = _recorder.get()
         if recorder is not None:
             recorder.write(self._name, text)
-            if streams.exiting:
+            if streams.exiting or recorder.quiet:
                 return len(text)
         if self.rhapsody_stream is None:
+            return len(text)
+        if streams.terminal is not None and self._on_terminal:
+            streams.terminal(text)
             return len(text)
         written: int = self.rhapsody_stream.write(text)
         return written
@@ -279,6 +300,8 @@ class _Bytes:
 
     def write(self, data: Any) -> Any:
         self._recorder.write(self._name, bytes(data).decode("utf-8", "replace"))
+        if self._recorder.quiet:
+            return len(data)
         return self._buffer.write(data)
 
     def __getattr__(self, name: str) -> Any:
@@ -286,12 +309,17 @@ class _Bytes:
 
 
 class Streams:
-    """Wraps the standard streams of this process, for all who run tasks in it. Any thread."""
+    """Wraps the standard streams of this process, for all who run tasks in it. Any thread.
+
+    Attributes:
+        terminal: Takes the text that would go to a terminal, while somebody draws on it.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
         self._tees: deque[Tee] = deque(maxlen=TEES)
+        self.terminal: Callable[[str], object] | None = None
         self.exiting: bool = False
 
     def acquire(self) -> None:
@@ -318,6 +346,13 @@ class Streams:
             for name in names:
                 while type(stream := getattr(sys, name)) is Tee:
                     _replace(name, stream.rhapsody_stream)
+
+    def real(self, name: Name) -> Any:
+        """Return the stream that is wrapped."""
+        stream = getattr(sys, name)
+        while type(stream) is Tee:
+            stream = stream.rhapsody_stream
+        return stream
 
     def _tee(self, name: Name, stream: Any) -> Tee:
         for tee in self._tees:

@@ -71,7 +71,7 @@ class Order(NamedTuple):
     timeout: float | None
     cores: int
     environment: Mapping[str, str]
-    capture: bool | Literal["files"]
+    capture: bool | Literal["files", "quiet"]
     directory: str | None
     more: Mapping[str, Any]
 

@@ -103,6 +103,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._threads: ThreadWorkers | None = None
         self._processes: Any = None
 
+    def cores_in_use(self) -> tuple[int, int]:
+        """How many cores tasks use now, and how many there are to give."""
+        return self._slots.cores_in_use, self.machine.cores
+
     # Life.
 
     async def start(self) -> None:

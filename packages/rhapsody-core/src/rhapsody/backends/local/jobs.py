@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from rhapsody.backends.local.slots import Request
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
-from rhapsody.sdk.capture import Recorder
+from rhapsody.sdk.capture import Recorder, recorder_for
 from rhapsody.sdk.executables import task_environment
 from rhapsody.task import TaskDescription
 
@@ -116,8 +116,7 @@ class Job:
             deadline=None if timeout is None else time() + timeout,
         )
         capture = task.get("capture", True)
-        if capture is not False:
-            self.recorder = Recorder(self.spill, files=capture == "files")
+        self.recorder = recorder_for(capture, self.spill)
         return self.context
 
 

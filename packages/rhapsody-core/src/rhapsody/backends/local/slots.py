@@ -104,6 +104,11 @@ class Slots:
             order = self.machine.gpus
             self._gpus = sorted([*self._gpus, *gpus], key=order.index)
 
+    @property
+    def cores_in_use(self) -> int:
+        """How many cores are taken."""
+        return self.machine.cores - self._cores
+
     def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
         """Whether the request can be met now, or could if a worker were free."""
         return (

@@ -1,0 +1,87 @@
+"""The account of a run: what became of its tasks, why, and where the results are, in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rhapsody.data import SavedFile
+from rhapsody.observers.counts import Counts, Failure
+from rhapsody.plugins.reports import Summary
+
+LISTED = 20
+"""How many results are listed."""
+
+
+def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
+    """The lines of the account.
+
+    Args:
+        summary: How the run ended.
+        counts: What was counted of its tasks.
+        directory: The run's; named where it is still there.
+    """
+    lines = [f"rhapsody: {numbers(counts, summary.stats.retried)} in {duration(summary.seconds)}"]
+    failures = counts.failures
+    if failures:
+        more = counts.all.failed - len(failures)
+        lines.append("failed:" if not more else f"failed (the last {len(failures)}):")
+        lines += [line for failure in failures for line in _failed(failure)]
+    lines += results_of(summary.results)
+    if directory.is_dir():
+        lines.append(f"the run's files: {shown(directory)}")
+    return lines
+
+
+def numbers(counts: Counts, retried: int) -> str:
+    """How many tasks ended in which way; what is zero is left out, but for those that are done."""
+    row = counts.all
+    others = {
+        "failed": row.failed,
+        "skipped": row.skipped,
+        "cancelled": row.cancelled,
+        "retried": retried,
+    }
+    return ", ".join([f"{row.done} done", *(f"{n} {word}" for word, n in others.items() if n)])
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds below a minute, and as `h:mm:ss` above."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def one_line(failure: Failure) -> str:
+    """A failure in a line."""
+    error = failure.error.strip().splitlines() or [""]
+    return f"{failure.name} ({failure.uid}): {error[0]}"
+
+
+def _failed(failure: Failure) -> list[str]:
+    lines = [f"  {one_line(failure)}"]
+    if failure.sandbox is not None and os.path.isdir(failure.sandbox):
+        lines.append(f"    sandbox: {shown(failure.sandbox)}")
+    return lines
+
+
+def results_of(results: Sequence[SavedFile]) -> list[str]:
+    """The lines that say which files a run has left; the first ones of many."""
+    if not results:
+        return []
+    lines = [f"results ({len(results)}):"]
+    for file in results[:LISTED]:
+        lines.append(f"  {shown(file.path)}  ({file.task}, {file.uid})")
+    more = len(results) - LISTED
+    return lines + [f"  ... and {more} more"] * (more > 0)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as it is shortest to type from here."""
+    try:
+        return min(os.path.relpath(path), os.fspath(path), key=len)
+    except OSError:  # the current directory was removed
+        return os.fspath(path)

@@ -1,0 +1,62 @@
+"""The observers that an engine's own options ask for."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from rhapsody.observers.progress import Progress
+from rhapsody.observers.tasklog import TaskLog
+from rhapsody.observers.tasklog import log as task_log
+from rhapsody.observers.trace import Profiler, Trace
+
+
+class BuiltIn:
+    """The observers of one engine that Rhapsody itself brings.
+
+    Args:
+        trace: The file of the trace, `None` for no trace.
+        progress: As in `WorkflowEngine.create`.
+
+    Attributes:
+        observers: Those that are asked for.
+        prof: Puts events of the program's into the trace.
+
+    Raises:
+        TypeError: `progress` is of another type.
+        OSError: The trace cannot be written.
+    """
+
+    def __init__(self, trace: Path | None, progress: bool | Literal["lines"] | Progress) -> None:
+        self._progress = _progress(progress)
+        self._trace = None if trace is None else Trace(trace)
+        self.prof: Profiler = Profiler(self._trace)
+        log = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
+        every = (log, self._trace, self._progress)
+        self.observers: list[object] = [each for each in every if each is not None]
+
+    @property
+    def shows_output(self) -> bool:
+        """Whether one of them shows what tasks print."""
+        return self._progress is not None and self._progress.shows_output
+
+    @property
+    def shows_failures(self) -> bool:
+        """Whether one of them says at the end what failed."""
+        return self._progress is not None
+
+    def close(self) -> None:
+        """Nothing happens any more."""
+        if self._progress is not None:
+            self._progress.close()
+        if self._trace is not None:
+            self._trace.close()
+
+
+def _progress(given: object) -> Progress | None:
+    if isinstance(given, Progress):
+        return given
+    if isinstance(given, bool) or given == "lines":
+        return Progress(lines=given == "lines") if given else None
+    raise TypeError(f'progress must be True, False or "lines", got {given!r}')

@@ -1,0 +1,133 @@
+"""Counts tasks by their names and states, from the events that observers get."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rhapsody.errors import DependencyFailureError, describe_error, is_a, text_of
+from rhapsody.plugins.specs import TaskEvent
+from rhapsody.states import TasksMainStates
+
+PENDING, RUNNING = TasksMainStates.PENDING, TasksMainStates.RUNNING
+DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
+CANCELED = TasksMainStates.CANCELED
+
+LAST = 20
+"""How many failures are kept, the newest ones."""
+
+
+@dataclass(slots=True)
+class Row:
+    """How many tasks of one name there are, and of them, how many in which state.
+
+    Attributes:
+        total: All that were called.
+        skipped: Those that did not run, because one that they depend on has failed.
+    """
+
+    total: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    cancelled: int = 0
+
+    @property
+    def ended(self) -> int:
+        """How many have ended, in whatever way."""
+        return self.done + self.failed + self.skipped + self.cancelled
+
+    @property
+    def waiting(self) -> int:
+        """How many have neither ended nor begun."""
+        return self.total - self.running - self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that has failed.
+
+    Attributes:
+        name: Its name.
+        uid: Its uid.
+        error: Its exception in words.
+        sandbox: The directory that it ran in, where it had one.
+    """
+
+    name: str
+    uid: str
+    error: str
+    sandbox: str | None
+
+
+class Counts:
+    """What has become of the tasks and blocks of a run so far.
+
+    Attributes:
+        rows: The counts by the tasks' names, in the order of their first calls.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self._running: set[str] = set()
+        self._failed: set[str] = set()
+        self._last: deque[Failure] = deque(maxlen=LAST)
+
+    @property
+    def all(self) -> Row:
+        """The counts of all tasks together."""
+        rows = list(self.rows.values())
+        return Row(*(sum(getattr(row, name) for row in rows) for name in Row.__slots__))
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The last tasks that have failed, oldest first."""
+        return [failure for failure in list(self._last) if failure.uid in self._failed]
+
+    def add(self, events: Iterable[TaskEvent]) -> None:
+        """Counts what happened."""
+        for event in events:
+            row = self.rows.get(event.name)
+            if row is None:
+                row = self.rows[event.name] = Row()
+            if event.state is PENDING:
+                row.total += 1
+                continue
+            uid = event.uid
+            if uid in self._failed:  # that was an attempt, and here is the next one
+                self._failed.discard(uid)
+                row.failed -= 1
+            if event.state is RUNNING:
+                row.running += 1
+                self._running.add(uid)
+            elif event.state in _ENDS:
+                if uid in self._running:
+                    self._running.discard(uid)
+                    row.running -= 1
+                self._end(row, event)
+
+    def _end(self, row: Row, event: TaskEvent) -> None:
+        if event.state is DONE:
+            row.done += 1
+        elif event.state is CANCELED:
+            row.cancelled += 1
+        elif is_a(event.error, DependencyFailureError):
+            row.skipped += 1
+        else:
+            row.failed += 1
+            self._failed.add(event.uid)
+            self._last.append(Failure(event.name, event.uid, _in_words(event), event.sandbox))
+
+
+def _in_words(event: TaskEvent) -> str:
+    """The error of a task, without the name of the task, which some of ours begin with."""
+    if event.error is None:
+        return ""
+    own = f"task {event.name!r} ({event.uid}) "
+    text = text_of(event.error)
+    return text.removeprefix(own) if text.startswith(own) else describe_error(event.error)
+
+
+_ENDS = frozenset({DONE, FAILED, CANCELED})

@@ -1,0 +1,245 @@
+"""The picture of a run that is kept up to date on a terminal or in a notebook."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from time import monotonic
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rhapsody.errors import describe_error
+from rhapsody.observers.account import duration, one_line
+from rhapsody.observers.counts import Counts, Row
+from rhapsody.sdk.capture import streams
+
+log: logging.Logger = logging.getLogger("rhapsody.progress")
+
+PAUSE = 0.25
+"""Seconds between two pictures, at least."""
+
+TICK = 1.0
+"""Seconds between two pictures while tasks run and nothing happens, for the clock in it."""
+
+PATIENCE = 5.0
+"""Seconds that the end of a run waits for a terminal that takes nothing."""
+
+NAMES, FAILURES = 12, 3
+"""How many names and failures are shown."""
+
+OVER = 10.0
+"""Seconds that the rate is measured over."""
+
+
+class Picture:
+    """What is seen of a run.
+
+    Args:
+        counts: What has become of its tasks.
+        usage: How many cores tasks use and how many there are, `None` where that is not known.
+    """
+
+    def __init__(self, counts: Counts, usage: Callable[[], tuple[int, int] | None]) -> None:
+        self._counts = counts
+        self._usage = usage
+        self._began = monotonic()
+        self._ended: deque[tuple[float, int]] = deque([(self._began, 0)])
+
+    def draw(self) -> RenderableType:
+        """The picture as it is now."""
+        every = self._counts.all
+        picture = Table.grid()
+        if not every.total:
+            return picture
+        picture.add_row(self._table(every))
+        picture.add_row(self._bar(every))
+        for failure in self._counts.failures[-FAILURES:]:
+            text = Text.assemble(("failed: ", "bold red"), one_line(failure))
+            text.no_wrap, text.overflow = True, "ellipsis"
+            picture.add_row(text)
+        return picture
+
+    def _table(self, every: Row) -> Table:
+        columns = ["waiting", "running", "done", "failed"]
+        columns += [name for name in ("skipped", "cancelled") if getattr(every, name)]
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("task", no_wrap=True, overflow="ellipsis")
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True, min_width=7)
+        rows = list(self._counts.rows.items())
+        for name, row in _most_telling(rows):
+            cells = [_cell(column, getattr(row, column)) for column in columns]
+            table.add_row(Text(name), *cells)
+        if len(rows) > NAMES:
+            table.add_row(Text(f"and {len(rows) - NAMES} more names", "dim"))
+        return table
+
+    def _bar(self, every: Row) -> Table:
+        words = [f"{every.ended} of {every.total}", f"{self._rate(every.ended):.3g} a second"]
+        usage = self._usage()
+        if usage is not None:
+            words.append(f"{usage[0]} of {usage[1]} cores in use")
+        words.append(duration(monotonic() - self._began))
+        line = Table.grid(padding=(0, 1))
+        line.add_row(
+            ProgressBar(total=max(every.total, 1), completed=every.ended, width=20, complete_style="green"),
+            Text(", ".join(words), no_wrap=True, overflow="ellipsis"),
+        )
+        return line
+
+    def _rate(self, ended: int) -> float:
+        """How many tasks ended in a second, of late."""
+        now, times = monotonic(), self._ended
+        times.append((now, ended))
+        while len(times) > 2 and times[0][0] < now - OVER:
+            times.popleft()
+        (first, before), (last, after) = times[0], times[-1]
+        return (after - before) / max(last - first, 0.1)
+
+
+def _most_telling(rows: list[tuple[str, Row]]) -> list[tuple[str, Row]]:
+    """The rows that are shown, in their order: where something happens, then the newest ones."""
+    if len(rows) <= NAMES:
+        return rows
+
+    def weight(number: int) -> tuple[bool, bool, int]:
+        row = rows[number][1]
+        return row.running > 0, row.ended < row.total, number
+
+    return [rows[number] for number in sorted(sorted(range(len(rows)), key=weight)[-NAMES:])]
+
+
+_STYLES = {"running": "bold", "done": "green", "failed": "bold red", "skipped": "red"}
+
+
+def _cell(column: str, count: int) -> Text:
+    return Text(str(count), _STYLES.get(column, "") if count else "dim")
+
+
+class Terminal:
+    """The terminal at standard error; the picture goes away in the end.
+
+    Args:
+        draw: Gives the picture.
+    """
+
+    def __init__(self, draw: Callable[[], RenderableType]) -> None:
+        self._console = Console(file=streams.real("stderr"))
+        self._live = Live(
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            get_renderable=draw,
+        )
+
+    def __enter__(self) -> None:
+        self._live.start()
+        self._console.show_cursor(True)  # nobody would show it again after `kill -9`
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def show(self, texts: Sequence[Text]) -> None:
+        """Draws the picture as it is now, with some text above it."""
+        for text in texts:
+            self._console.print(text, soft_wrap=True)
+        self._live.refresh()
+
+
+class Notebook:
+    """An output of the cell that runs; the last picture stays.
+
+    Args:
+        draw: Gives the picture.
+    """
+
+    def __init__(self, draw: Callable[[], RenderableType]) -> None:
+        self._draw = draw
+        self._output = import_module("IPython.display").display(draw(), display_id=True)
+
+    def __enter__(self) -> None:
+        """Does nothing: it is there from the beginning."""
+
+    def __exit__(self, *error: object) -> None:
+        """Does nothing: it stays."""
+
+    def show(self, texts: Sequence[Text]) -> None:
+        """Draws the picture as it is now. What tasks print is in the notebook already."""
+        self._output.update(self._draw())
+
+
+class Display:
+    """Keeps the picture up to date, on a thread of its own: a terminal may stop taking text.
+
+    What the program prints meanwhile is shown above the picture, too. Any thread.
+
+    Args:
+        screen: Where it is drawn.
+        busy: Whether the picture changes although nothing happens, as time passes.
+    """
+
+    def __init__(self, screen: Terminal | Notebook, busy: Callable[[], bool]) -> None:
+        self._screen = screen
+        self._busy = busy
+        self._lock = threading.Lock()
+        self._texts: list[Text] = []
+        self._begun = ""
+        self._news = threading.Event()
+        self._over = threading.Event()
+        if isinstance(screen, Terminal):
+            streams.acquire()
+            streams.terminal = self._write
+        self._thread = threading.Thread(target=self._run, name="rhapsody progress", daemon=True)
+        self._thread.start()
+
+    def changed(self, texts: Iterable[Text] = ()) -> None:
+        """Draws the picture anew, soon, with some text above it."""
+        with self._lock:
+            self._texts += texts
+        self._news.set()
+
+    def _write(self, text: str) -> None:
+        """Takes what the program prints; the line that it is in is shown when it is whole."""
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+            self._texts += map(Text.from_ansi, lines)
+        if lines:
+            self._news.set()
+
+    def close(self) -> None:
+        """Takes the picture away, after all that was printed; blocks for a moment."""
+        if isinstance(self._screen, Terminal):
+            streams.terminal = None
+            streams.release()
+        if self._begun:
+            self._write("\n")
+        self._over.set()
+        self._news.set()
+        self._thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        try:
+            with self._screen:
+                while not self._over.is_set():
+                    self._news.wait(TICK if self._busy() else None)
+                    self._news.clear()
+                    self._show()
+                    self._over.wait(PAUSE)
+                self._show()
+        except Exception as error:  # the terminal may be gone; nobody else's text goes with it
+            streams.terminal = None
+            log.warning("the progress of the run is not shown any more: %s", describe_error(error))
+
+    def _show(self) -> None:
+        with self._lock:
+            texts, self._texts = self._texts, []
+        self._screen.show(texts)

@@ -1,0 +1,143 @@
+"""Shows what a run is doing, and at its end what has become of it."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal
+
+from rhapsody.observers.account import account, duration, numbers, one_line
+from rhapsody.observers.counts import Counts
+from rhapsody.plugins.reports import ObservedEngine, Summary
+from rhapsody.plugins.specs import TaskEvent, hookimpl
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from rhapsody.observers.display import Display
+
+Place = Literal["terminal", "notebook"]
+
+EVERY = 10.0
+"""Seconds between two lines, at least."""
+
+_taken = threading.Lock()
+"""Held by the one whose table is on the terminal."""
+
+
+class Progress:
+    """Shows a run on standard error: by a table there, or by a line now and then.
+
+    Args:
+        lines: Lines, on a terminal and in a notebook, too.
+        account: Whether the account is printed when the engine ends; else by `print_account`.
+
+    Attributes:
+        shows_output: Whether what tasks print is shown above the table, whole, when they end.
+    """
+
+    def __init__(self, *, lines: bool = False, account: bool = True) -> None:
+        place = None if lines else _place()
+        self._place = place if place is not None and _taken.acquire(blocking=False) else None
+        self.shows_output: bool = self._place == "terminal"
+        self._counts = Counts()
+        self._prints = account
+        self._account: list[str] = []
+        self._display: Display | None = None
+        self._began = self._told = monotonic()
+
+    @hookimpl
+    def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
+        """Begins to draw the table, before any task prints."""
+        if self._place is not None:
+            self._display = self._open(engine, self._place)
+
+    @hookimpl
+    def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+        """Counts what happened, and shows it."""
+        self._counts.add(events)
+        if self._display is not None:
+            self._display.changed(_printed(events) if self.shows_output else ())
+        elif monotonic() - self._told >= EVERY:
+            self._told = monotonic()
+            _write([self._line()])
+
+    @hookimpl
+    def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
+        """Takes the table away, and gives the account."""
+        self.close()
+        self._account = account(summary, self._counts, engine.work_dir)
+        if self._prints:
+            self.print_account()
+
+    def print_account(self) -> None:
+        """Prints the account of a run that has ended, once."""
+        lines, self._account = self._account, []
+        _write(lines)
+
+    def close(self) -> None:
+        """Takes the table away."""
+        display, self._display = self._display, None
+        if display is not None:
+            display.close()
+        if self._place is not None:
+            self._place = None
+            _taken.release()
+
+    def _line(self) -> str:
+        row = self._counts.all
+        text = f"rhapsody: {numbers(self._counts, 0)}, {row.running} running, {row.waiting} waiting"
+        text += f" after {duration(monotonic() - self._began)}"
+        failures = self._counts.failures
+        return f"{text}; last failure: {one_line(failures[-1])}" if failures else text
+
+    def _open(self, engine: ObservedEngine, place: Place) -> Display:
+        from rhapsody.observers.display import Display, Notebook, Picture, Terminal
+
+        counts, backends = self._counts, list(engine.backends.values())
+        draw = Picture(counts, lambda: _usage(backends)).draw
+        screen = Terminal(draw) if place == "terminal" else Notebook(draw)
+        return Display(screen, lambda: counts.all.running > 0)
+
+
+def _printed(events: Sequence[TaskEvent]) -> Iterator[Text]:
+    """What tasks that have ended have printed, each line led by its task."""
+    from rich.text import Text
+
+    for event in events:
+        for printed in (event.stdout, event.stderr):
+            for line in (printed or "").splitlines():
+                lead = f"{event.name} {event.uid.partition('.')[2]} | "
+                yield Text.assemble((lead, "dim"), Text.from_ansi(line))
+
+
+def _usage(backends: Sequence[Any]) -> tuple[int, int] | None:
+    """How many cores tasks use and how many there are, on all backends together."""
+    known = [backend.cores_in_use() for backend in backends if hasattr(backend, "cores_in_use")]
+    known = [each for each in known if each is not None]
+    if len(known) < len(backends):
+        return None
+    return sum(used for used, _ in known), sum(there for _, there in known)
+
+
+def _place() -> Place | None:
+    """Where a table can be kept up to date, `None` for nowhere."""
+    if hasattr(builtins, "__IPYTHON__"):
+        shell: Any = sys.modules["IPython"].get_ipython()
+        if shell is not None and shell.has_trait("kernel"):
+            return "notebook"
+    stream = sys.stderr
+    if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return None
+    return "terminal"
+
+
+def _write(lines: Sequence[str]) -> None:
+    stream = sys.stderr
+    if stream is not None and lines:
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()

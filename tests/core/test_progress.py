@@ -1,0 +1,247 @@
+"""What a run shows while it goes, and the account at its end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rhapsody import LocalExecutionBackend, WorkflowEngine
+from rhapsody.observers import progress
+from tests.core.scripted import Inline, Scripted, within
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+PIPELINE = """
+import os
+async def main(flow):
+    @flow.function_task
+    def load(n):
+        print("loading", n)
+        return n
+
+    @flow.executable_task
+    def simulate(n):
+        return f"echo simulated {n}; test {n} != 2"
+
+    @flow.function_task
+    def summary(*texts):
+        return len(texts)
+
+    print("from main")
+    print("summary", await summary(*[simulate(load(n)) for n in range(int(os.environ["SIZE"]))]))
+"""
+
+
+class Terminal:
+    """A program on a terminal of our own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+        self.process = process
+        self._descriptor = descriptor
+        self.text = ""
+
+    def read_until(self, *words: str) -> str:
+        """Reads until all of the words were seen, or with none to the end."""
+        while not words or not all(word in self.text for word in words):
+            ready, _, _ = select.select([self._descriptor], [], [], 60)
+            assert ready, f"nothing came for a minute after: {self.text}"
+            try:
+                data = os.read(self._descriptor, 1 << 16)
+            except OSError:  # the other end is closed, as Linux says it
+                data = b""
+            if not data:
+                assert not words, f"no {words} in: {self.text}"
+                break
+            self.text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode()).replace("\r", "\n")
+        return self.text
+
+
+@contextmanager
+def on_terminal(directory: Path, script: str, *arguments: str, size: int = 2) -> Iterator[Terminal]:
+    """Runs a script on a terminal with 80 columns and 24 lines."""
+    (directory / "script.py").write_text(textwrap.dedent(script))
+    ours, theirs = pty.openpty()
+    environment = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "SIZE": str(size)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "script.py", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=directory,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_a_terminal_has_a_table_and_above_it_what_tasks_and_main_print(tmp_path: Path) -> None:
+    with on_terminal(tmp_path, PIPELINE) as terminal:
+        text = terminal.read_until()
+    assert terminal.process.returncode == 0
+    assert re.search(r"task +waiting +running +done +failed", text)
+    assert re.search(r"of 5, .* a second, . of .* cores in use", text)
+    for line in ("from main", "summary 2", "simulate 000002 | simulated 0"):
+        assert re.search(rf"^{re.escape(line)}$", text, re.MULTILINE), text
+    assert text.count("| loading 1\n") == text.count("loading 1") == 1
+    assert re.search(r"\nrhapsody: 5 done in .* s\n", text)
+
+
+def test_worker_processes_print_above_the_table_as_well(tmp_path: Path) -> None:
+    with on_terminal(tmp_path, PIPELINE, "-b", "local", "-o", "executor=process") as terminal:
+        text = terminal.read_until()
+    assert text.count("| loading 1\n") == text.count("loading 1") == 1
+
+
+def test_elsewhere_there_is_no_table_and_the_account_is_on_standard_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIZE", "2")
+    done = run(PIPELINE)
+    assert sorted(done.stdout.splitlines()) == ["from main", "loading 0", "loading 1", "summary 2"]
+    assert re.fullmatch(r"rhapsody: 5 done in .* s\n", done.stderr)
+
+
+def test_nothing_is_shown_where_that_is_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIZE", "2")
+    assert run(PIPELINE, "-q").stderr == ""
+
+
+def test_more_is_shown_where_that_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIZE", "1")
+    lines = run(PIPELINE, "-v").stderr.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines if "task.000001" in line] == [
+        "task.000001 load: begins on local",
+        "task.000001 load: done",
+    ]
+
+
+def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIZE", "3")
+    done = run(PIPELINE)
+    assert done.returncode == 1
+    _, account = done.stderr.split("\nrhapsody: ")
+    first, failed, error, sandbox, files = account.splitlines()
+    assert re.fullmatch(r"5 done, 1 failed, 1 skipped in .* s", first)
+    assert failed == "failed:"
+    assert error.startswith("  simulate (task.000006): ended with exit code 1: ")
+    assert (tmp_path / sandbox.removeprefix("    sandbox: ")).is_dir()
+    assert (tmp_path / files.removeprefix("the run's files: ")).is_dir()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_interrupted_gives_its_account(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    script = """
+    async def main(flow):
+        await flow.executable_task(lambda: "echo begun; sleep 1000", name="endless")()
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        terminal.read_until("cores in use", "endless")
+        terminal.process.send_signal(number)
+        text = terminal.read_until()
+    assert terminal.process.returncode == code
+    assert re.search(r"\nrhapsody: 0 done, 1 cancelled in .* s\n", text)
+
+
+def test_a_terminal_that_takes_nothing_holds_up_no_task(tmp_path: Path) -> None:
+    script = """
+    async def main(flow):
+        @flow.function_task
+        def talk(n):
+            print("x" * 1000)
+        for n in range(1000):
+            await talk(n)
+        open("done.txt", "w").close()
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        deadline = select.poll()
+        deadline.register(os.pidfd_open(terminal.process.pid), select.POLLIN)
+        while not (tmp_path / "done.txt").exists():
+            assert not deadline.poll(100), "it ended before it was done"
+        assert terminal.read_until().count("xxxx | ") == 0
+    assert terminal.process.returncode == 0
+
+
+@pytest.mark.asyncio
+async def test_a_program_may_ask_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    async with WorkflowEngine.create(backend := Scripted(), progress=True) as flow:
+
+        @flow.function_task
+        def part() -> None: ...
+
+        futures = [part(), part()]
+        for _ in futures:
+            backend.done(await backend.next())
+        await within(futures[0])
+        await within(futures[1])
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"rhapsody: 0 done, 0 running, 2 waiting after .* s", lines[0])
+    assert re.fullmatch(r"rhapsody: 2 done in .* s", lines[-1])
+
+
+@pytest.mark.asyncio
+async def test_an_attempt_that_is_followed_by_another_is_no_failure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    attempts = []
+    async with WorkflowEngine.create(Inline(), progress=True) as flow:
+
+        @flow.function_task(retries=1)
+        def flaky() -> str:
+            attempts.append(1)
+            if len(attempts) == 1:
+                raise OSError("once")
+            return "well"
+
+        assert await flaky() == "well"
+    assert re.fullmatch(r"rhapsody: 1 done, 1 retried in .* s\n", capsys.readouterr().err)
+
+
+@pytest.mark.asyncio
+async def test_what_nobody_awaited_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = LocalExecutionBackend(resources={"cores": 1})
+    async with WorkflowEngine.create(backend, work_dir=tmp_path, progress=True) as flow:
+
+        @flow.function_task
+        def broken() -> None:
+            raise LookupError("first line\nsecond line")
+
+        broken()
+    account = capsys.readouterr().err
+    assert "  broken (task.000001): LookupError: first line\n" in account
+    assert "nobody awaited" not in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_only_what_can_be_shown_is_taken() -> None:
+    wrong: object = "table"
+    with pytest.raises(TypeError, match='progress must be True, False or "lines", got'):
+        await WorkflowEngine.create(Inline(), progress=wrong)  # type: ignore[arg-type]
