@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from hypothesis import settings
 from rhapsody.backends import discovery
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
+from tests.core.command_line import Run, environment
 
 # How long one example takes says more about the machine than about the code: the time
 # limits of the tests themselves are what finds a hang.
@@ -44,6 +48,27 @@ def unregistered() -> Iterator[None]:
     yield
     discovery._registered.clear()
     discovery._registered.update(before)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a script's text by `rhapsody run`, as `script.py` in the test's directory."""
+    site = tmp_path / "site"
+    site.mkdir()
+
+    def start(script: str, *arguments: str, function: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(textwrap.dedent(script))
+        return subprocess.run(
+            [sys.executable, "-m", "rhapsody", "run", f"script.py{function}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=tmp_path,
+            env=environment(site),
+        )
+
+    return start
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -1,66 +1,18 @@
-"""`rhapsody run`: scripts, functions, backends, settings, and what ends with which exit code."""
+"""`rhapsody run`: scripts, functions, and what ends with which exit code."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from rhapsody.cli import run as command
 from rhapsody.cli.output import UsageError
-from tests.core.distributions import BACKEND, declaration, install, unique
-
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-SIMPLE = """
-async def main(flow):
-    @flow.function_task
-    async def double(x):
-        return 2 * x
-
-    print("result", await double(await double(1)))
-"""
-
-
-def environment(site: Path) -> dict[str, str]:
-    drop = {"RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"}
-    kept = {name: value for name, value in os.environ.items() if name not in drop}
-    return {**kept, "PYTHONPATH": str(site)}
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    site = tmp_path / "site"
-    site.mkdir()
-
-    def start(script: str, *arguments: str, function: str = "") -> subprocess.CompletedProcess[str]:
-        (tmp_path / "script.py").write_text(textwrap.dedent(script))
-        return subprocess.run(
-            [sys.executable, "-m", "rhapsody", "run", f"script.py{function}", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            cwd=tmp_path,
-            env=environment(site),
-        )
-
-    return start
-
-
-def install_toy(tmp_path: Path, source: str = "") -> None:
-    light, heavy = unique("light"), unique("heavy")
-    spec = f"name='toy', import_path='{heavy}:Backend'"
-    modules = {light: declaration(spec), heavy: source or BACKEND.format(name="toy")}
-    install(tmp_path / "site", "toys", backends={"toy": light}, modules=modules)
-
+from tests.core.command_line import SIMPLE, Run, check_mistake
 
 # What runs.
 
@@ -79,41 +31,6 @@ def test_a_script_gets_its_own_arguments(run: Run) -> None:
     done = run(script, "-b", "noop", "--", "--alpha", "3", "--", "-b")
     assert done.stdout.endswith("script.py', '--alpha', '3', '--', '-b']\n"), done.stderr
     assert run(script, "--alpha").returncode == 2
-
-
-def test_options_of_the_engine(run: Run, tmp_path: Path) -> None:
-    done = run(
-        """
-        async def main(flow):
-            @flow.function_task
-            def third_time():
-                from rhapsody import current_task
-                assert current_task().attempt == 3
-                return "done"
-            print(flow.work_dir.name, await third_time())
-        """,
-        *("-e", "retries=2", "--engine", "work_dir=here", "-e", "keep_sandboxes=all"),
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "here done\n", "")
-
-
-@pytest.mark.parametrize(
-    ("option", "said"),
-    [
-        ("retry=2", "-e retry: an engine has no such option; did you mean retries?"),
-        ("colour=red", "-e colour: an engine has no such option; there are "),
-        ("backend=dask", "-e backend: use -b NAME"),
-        ("fail_fast=true", "-e fail_fast: use --fail-fast"),
-        ("retries", "-e 'retries': write KEY=VALUE, such as -e retries=2"),
-        ("retries=[1", "-e 'retries=[1': the value is broken TOML"),
-        ("retries=many", "-e: retries must be"),
-        ("keep_sandboxes=some", "-e: keep_sandboxes must be one of results, failed, all, none"),
-    ],
-)
-def test_an_option_of_the_engine_that_is_wrong(run: Run, option: str, said: str) -> None:
-    done = run(SIMPLE, "-e", option)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"rhapsody: {said}"), done.stderr
 
 
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
@@ -138,11 +55,6 @@ def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
 def test_another_function_runs(run: Run) -> None:
     done = run("async def other(flow): print(type(flow).__name__)", function=":other")
     assert (done.returncode, done.stdout) == (0, "WorkflowEngine\n")
-
-
-def test_a_backend_is_chosen_by_name(run: Run) -> None:
-    done = run("async def main(flow): print(flow.backend.name)", "-b", "NOOP")
-    assert (done.returncode, done.stdout) == (0, "noop\n")
 
 
 def test_the_script_is_no_main_module_and_sees_itself_as_a_program_does(run: Run) -> None:
@@ -193,73 +105,7 @@ def test_functions_and_classes_of_the_script_travel_to_worker_processes_and_back
     assert (done.returncode, done.stdout) == (0, "loaded\nPoint(x=11)\n"), done.stderr
 
 
-def test_a_script_may_register_the_backend_it_runs_on(run: Run) -> None:
-    script = BACKEND.format(name="own") + (
-        "from rhapsody import BackendRegistry\n"
-        "BackendRegistry.register_backend('own', Backend)\n"
-        "async def main(flow): print(flow.backend.name)\n"
-    )
-    done = run(script, "-b", "own")
-    assert (done.returncode, done.stdout) == (0, "own\n"), done.stderr
-
-
-# Settings of the backend.
-
-
-def test_settings_become_keywords_or_resources(run: Run, tmp_path: Path) -> None:
-    install_toy(tmp_path)
-    done = run(
-        "async def main(flow): print(flow.backend.speed, sorted(flow.backend.resources.items()))",
-        *("-b", "toy", "-o", "speed=3", "-o", "cores=2", "-o", "resources={gpus = [0, 1]}"),
-        *("-o", "address=tcp://host:8786", "-o", "cores=4"),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "3 [('address', 'tcp://host:8786'), ('cores', 4), ('gpus', [0, 1])]\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("2", 2),
-        ("2.5", 2.5),
-        ("true", True),
-        ('"2"', "2"),
-        ("'a b'", "a b"),
-        ("[1, 2]", [1, 2]),
-        ("{a = 1}", {"a": 1}),
-        ("process", "process"),
-        ("2 GiB", "2 GiB"),
-        ("local.localhost", "local.localhost"),
-        ("a=b", "a=b"),
-        ("", ""),
-        ("1\nother = 2", "1\nother = 2"),
-    ],
-)
-def test_values_are_read_as_toml_and_bare_words_as_strings(text: str, value: Any) -> None:
-    assert command.parse_options([f"key={text}"]) == {"key": value}
-
-
-@pytest.mark.parametrize("option", ["cores", "=2", "a b=2", "1x=2", "", "a.b=1"])
-def test_a_setting_of_another_form_is_refused(option: str) -> None:
-    with pytest.raises(UsageError, match="write KEY=VALUE"):
-        command.parse_options([option])
-
-
-@pytest.mark.parametrize("text", ["[1", '"open', "{a = }", "'"])
-def test_a_value_that_is_broken_toml_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="broken TOML"):
-        command.parse_options([f"key={text}"])
-
-
 # The user's mistakes: no traceback, exit code 2.
-
-
-def check_mistake(done: subprocess.CompletedProcess[str], *expected: str) -> None:
-    assert done.returncode == 2, done
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("rhapsody: ")
-    for text in expected:
-        assert text in done.stderr
 
 
 @pytest.mark.parametrize("function", ["", ":main"])
@@ -313,62 +159,6 @@ def test_a_script_that_cannot_be_loaded_is_a_mistake(
     (tmp_path / "helper.py").write_text("x = 1\nimport no_such_library\n")
     (tmp_path / "wrong.py").write_text("def\n")
     check_mistake(run(script, "-b", "noop"), "script.py cannot be loaded", *expected)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["-b", "locl"], "Did you mean 'local'?"),
-        (["-b", "noop", "-o", "cores"], "write KEY=VALUE"),
-        (["-b", "toy", "-o", "resources=3"], "write resources={cores = 2}"),
-        (["-b", "plain", "-o", "cores=3"], "backend 'plain' has no setting 'cores'; it takes none"),
-        (["-b", "choosy", "-o", "speed=3"], "backend 'choosy': too fast"),
-        (["-b", "broken"], "no_such_library"),
-    ],
-)
-def test_a_backend_or_setting_that_cannot_be_is_a_mistake(
-    run: Run, tmp_path: Path, arguments: list[str], expected: str
-) -> None:
-    install_toy(tmp_path)
-    plain, choosy, light, broken = (unique(name) for name in ("plain", "choosy", "light", "broken"))
-    start = "from rhapsody.backends.base import ManagedBackend\nclass Backend(ManagedBackend):\n"
-    modules = {
-        plain: f"{start}    def __init__(self): super().__init__()\n",
-        choosy: f"{start}    def __init__(self, speed): raise ValueError('too fast')\n",
-        broken: "import no_such_library",
-        light: declaration(
-            *(
-                f"name={name!r}, import_path='{module}:Backend'"
-                for name, module in (("plain", plain), ("choosy", choosy), ("broken", broken))
-            )
-        ),
-    }
-    names = dict.fromkeys(("plain", "choosy", "broken"), light)
-    install(tmp_path / "site", "odd", backends=names, modules=modules)
-    check_mistake(run(SIMPLE, *arguments), expected)
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        ("ValueError('bad resources')", 2),
-        ("BackendUnavailableError('no scheduler')", 1),
-        ("ConnectionRefusedError('nobody there')", 1),
-    ],
-)
-def test_a_backend_that_cannot_be_started_says_why_without_a_traceback(
-    run: Run, tmp_path: Path, error: str, code: int
-) -> None:
-    source = (
-        BACKEND.format(name="toy")
-        + f"    async def start(self):\n        raise {error}\n"
-        + "from rhapsody.errors import BackendUnavailableError\n"
-    )
-    install_toy(tmp_path, source)
-    done = run(SIMPLE, "-b", "toy")
-    assert done.returncode == code
-    assert error.partition("'")[2].rstrip("')") in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 # The user's own errors: their traceback, exit code 1.
