@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.cli import run as command
+from rhapsody.cli import scripts
 from rhapsody.cli.output import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake
 
@@ -111,29 +111,29 @@ def test_functions_and_classes_of_the_script_travel_to_worker_processes_and_back
 @pytest.mark.parametrize("function", ["", ":main"])
 def test_a_missing_file_is_a_mistake(tmp_path: Path, function: str) -> None:
     with pytest.raises(UsageError, match=r"there is no file 'missing\.py'"):
-        command.split_target(f"missing.py{function}")
+        scripts.split_target(f"missing.py{function}")
     with pytest.raises(UsageError, match="is no file"):
-        command.split_target(f"{tmp_path}{function}")
+        scripts.split_target(f"{tmp_path}{function}")
 
 
 def test_a_file_name_may_have_a_colon(tmp_path: Path) -> None:
     path = tmp_path / "a:b.py"
     path.touch()
-    assert command.split_target(str(path)) == (str(path), "main")
-    assert command.split_target(f"{path}:other") == (str(path), "other")
+    assert scripts.split_target(str(path)) == (str(path), None)
+    assert scripts.split_target(f"{path}:other") == (str(path), "other")
     with pytest.raises(UsageError, match=r"'1x' .* is no function's name"):
-        command.split_target(f"{path}:1x")
+        scripts.split_target(f"{path}:1x")
 
 
 @pytest.mark.parametrize(
     ("script", "function", "expected"),
     [
         ("async def main(flow): ...", ":mian", "did you mean script.py:main?"),
-        ("async def work(flow): ...", "", "its asynchronous functions are work"),
-        ("x = 1", "", "write `async def main(flow): ...` in it"),
+        ("async def work(flow): ...", ":main", "its asynchronous functions are work"),
+        ("x = 1", ":main", "write `async def main(flow): ...` in it"),
         ("def main(flow): ...", "", "main in script.py is no asynchronous function"),
         ("main = 3", "", "main in script.py is no asynchronous function"),
-        ("async def main(): ...", "", "must take one argument, the workflow engine"),
+        ("async def main(): ...", ":main", "must take one argument, the workflow engine"),
         ("async def main(a, b): ...", "", "must take one argument, the workflow engine"),
     ],
 )
@@ -158,7 +158,8 @@ def test_a_script_that_cannot_be_loaded_is_a_mistake(
 ) -> None:
     (tmp_path / "helper.py").write_text("x = 1\nimport no_such_library\n")
     (tmp_path / "wrong.py").write_text("def\n")
-    check_mistake(run(script, "-b", "noop"), "script.py cannot be loaded", *expected)
+    done = run(f"{script}\nasync def main(flow): ...", "-b", "noop")
+    check_mistake(done, "script.py cannot be loaded", *expected)
 
 
 # The user's own errors: their traceback, exit code 1.

@@ -26,6 +26,11 @@ def say(text: str = "") -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def note(text: str) -> None:
+    """Writes a line that is no output of the workflow's to standard error."""
+    sys.stderr.write(f"{text}\n")
+
+
 def complain(text: str) -> None:
     """Writes an error to standard error."""
     sys.stderr.write(f"rhapsody: {text}\n")

@@ -1,8 +1,6 @@
-"""`rhapsody run`: runs an asynchronous function of a script as a workflow.
+"""`rhapsody run`: runs a script as a workflow, with the options of its engines.
 
-The script is not the program's main module: what stands under
-`if __name__ == "__main__"` does not run, and worker processes do not run the
-script again, because its functions and classes travel by value.
+What a script is, and how it is run, is in `rhapsody.cli.scripts`.
 """
 
 from __future__ import annotations
@@ -11,33 +9,28 @@ import argparse
 import asyncio
 import difflib
 import inspect
-import io
 import logging
-import os
-import sys
 import tomllib
-import traceback
-from collections.abc import Awaitable, Callable, Iterable
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError
+from rhapsody.cli import scripts
+from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, complain, note, say
 from rhapsody.errors import RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.engine import WorkflowEngine
-    from rhapsody.observers.progress import Progress
-    from rhapsody.plugins.reports import Summary
+    from rhapsody.cli.engines import Engines
 
 HELP = "run a workflow"
-SCRIPT_MODULE = "__rhapsody_script__"
-"""What the script is imported as: not `__main__`, and nothing that can be installed."""
 
 OTHERS = {
     "backend": "use -b NAME",
     "backends": "use -b NAME, or make the engine in the script",
     "observers": "objects are given in the script: WorkflowEngine.create(observers=[...])",
+    "dry_run": "use --dry-run",
     "clock": "objects are given in the script: WorkflowEngine.create(clock=...)",
     "fail_fast": "use --fail-fast",
     "keep_going": "it is the default; --fail-fast is the other",
@@ -47,15 +40,19 @@ OTHERS = {
 }
 """Options of the engine that `-e` does not take, and what to do."""
 
-Main = Callable[["WorkflowEngine"], Awaitable[object]]
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "script",
+        nargs="?",
         metavar="SCRIPT[:FUNC]",
-        help="a Python file, and the name of its `async def main(flow)` (default: main)",
+        help="a Python file, and the name of its `async def main(flow)` (default: main); one "
+        "without such a function is run as python runs it",
+    )
+    what.add_argument(
+        "-m", "--module", metavar="MODULE[:FUNC]", help="the same with a module, as for python -m"
     )
     parser.add_argument(
         "-b", "--backend", metavar="NAME", help="the backend's name (default: local)"
@@ -76,6 +73,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="an option of WorkflowEngine.create, such as retries=2, in the same way",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="run no task, and print what would be called"
+    )
     parser.epilog = "What follows -- are the script's own arguments: sys.argv[1:]."
     failing = parser.add_mutually_exclusive_group()
     failing.add_argument(
@@ -92,10 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
-        "-q",
-        "--quiet",
-        action="store_true",
-        help="show neither progress nor the account at the end",
+        "-q", "--quiet", action="store_true", help="show neither progress nor the account at the end"
     )
     shown.add_argument(
         "-v",
@@ -112,63 +109,104 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: The script, the function, the backend or an option is not right;
             or the script, or what it imports, has a syntax error or is not there.
         CommandError: The backend could not be started.
+        SystemExit: The script ends with an exit code of its own.
     """
-    path, name = split_target(arguments.script)
-    options = parse_options(arguments.option)
-    engine = engine_options(parse_options(arguments.engine, "-e"))
-    engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
-    engine |= {"max_failures": arguments.max_failures}
+    from rhapsody.cli.engines import Engines, stop
+
+    engines, program = Engines(), None
+    with ExitStack() as at_end:
+        try:
+            program = scripts.find(arguments.script, arguments.module, arguments.arguments)
+            options = parse_options(arguments.option)
+            engine = engine_options(parse_options(arguments.engine, "-e"))
+            engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
+            engine |= {"max_failures": arguments.max_failures, "progress": _progress(arguments)}
+            backend = arguments.backend or ("local" if options else None)
+            if arguments.dry_run:
+                backend, engine["dry_run"] = None, True
+            _run(program, backend, options, engine, engines, at_end)
+        except (UsageError, CommandError):
+            raise
+        except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
+            if program is None or not engines.dry:
+                scripts.show(error, program.path if program else None)
+                return FAILED
+            note(stop(error, program.path))
+        finally:
+            _show_graphs(engines)
+    unawaited = any(summary.unawaited for summary in engines.summaries)
+    return FAILED if unawaited and not engines.dry else DONE
+
+
+def _run(
+    program: scripts.Program,
+    backend: str | None,
+    options: dict[str, Any],
+    engine: dict[str, Any],
+    engines: Engines,
+    at_end: ExitStack,
+) -> None:
+    """Calls the program's function with an engine, or runs it as it is.
+
+    What is in `at_end` afterwards comes after the traceback of an error.
+    """
+    try:
+        tree = program.tree()
+        as_it_is = program.function is None and not scripts.takes_engine(tree)
+        main = None if as_it_is else program.workflow()
+    except (SyntaxError, ImportError) as error:  # of the script, or of a module of the user's
+        raise scripts.cannot_be_loaded(error, program.name) from None
+    if main is not None:
+        if engine["progress"]:
+            from rhapsody.observers.progress import Progress
+
+            progress = Progress(lines=engine["progress"] == "lines", account=False)
+            at_end.callback(progress.print_account)
+            engine["progress"] = progress
+        asyncio.run(_workflow(main, backend, options, {**engine, "observers": [engines]}))
+        return
+    from rhapsody.engine.defaults import Defaults, set_defaults
+
+    make = None if backend is None else partial(make_backend, backend, options)
+    set_defaults(Defaults(engine, make, (engines,)))
+    end = None
+    try:
+        program.run()
+    except SystemExit as error:
+        end = error
+    if not engines.started and (end is None or not end.code):
+        complain(_no_engine(program, scripts.workflows(tree)))
+    if end is not None:
+        raise end
+
+
+def _no_engine(program: scripts.Program, functions: Sequence[str]) -> str:
+    """Says of a program that it made no engine, and what could have been meant."""
+    if functions:
+        call = " or ".join(f"rhapsody run {program.target}:{name}" for name in functions)
+        hint = f"to call a function with one: {call}"
+    else:
+        hint = "write `async def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
+    return f"{program.name} has run, and has made no workflow engine; {hint}"
+
+
+def _show_graphs(engines: Engines) -> None:
+    from rhapsody.cli.engines import graph
+
+    for engine in engines.dry:
+        if len(engines.dry) > 1:
+            say(f"engine {engine.uid}")
+        for line in graph(engine):
+            say(line)
+
+
+def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
+    """What is shown of the run, see `WorkflowEngine.create`."""
     if arguments.verbose:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("rhapsody").setLevel(logging.INFO)
-    try:
-        module = load_script(path, arguments.arguments)
-    except UsageError:
-        raise
-    except (SyntaxError, ImportError) as error:  # of the script, or of a module of the user's
-        raise UsageError(_cannot_be_loaded(error, path)) from None
-    except Exception as error:  # the user's own code may raise anything
-        return _show(error, path)
-    main = find_main(module, name, path)
-    backend = arguments.backend
-    if backend is None and options:
-        backend = "local"
-    progress = None if arguments.quiet else _progress(lines=arguments.verbose)
-    engine["progress"] = progress or False
-    try:
-        summary = asyncio.run(_workflow(main, backend, options, engine))
-    except (UsageError, CommandError):
-        raise
-    except (Exception, asyncio.CancelledError) as error:  # as above
-        return _show(error, path)
-    finally:
-        if progress is not None:
-            progress.print_account()
-    return FAILED if summary.unawaited else DONE
-
-
-def _progress(*, lines: bool) -> Progress:
-    from rhapsody.observers.progress import Progress
-
-    return Progress(lines=lines, account=False)
-
-
-def split_target(target: str) -> tuple[str, str]:
-    """The absolute path and the function's name in `SCRIPT[:FUNC]`.
-
-    Raises:
-        UsageError: There is no such file.
-    """
-    path, name = target, "main"
-    if not os.path.exists(target) and ":" in target:  # a file's name may have a colon, too
-        path, _, name = target.rpartition(":")
-    if not os.path.exists(path):
-        raise UsageError(f"there is no file {path!r} (looked in {os.getcwd()})")
-    if not os.path.isfile(path):
-        raise UsageError(f"{path!r} is no file")
-    if not name.isidentifier():
-        raise UsageError(f"{name!r} in {target!r} is no function's name; write {path}:main")
-    return os.path.abspath(path), name
+        return "lines"
+    return not (arguments.quiet or arguments.dry_run)
 
 
 def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
@@ -203,7 +241,8 @@ def engine_options(given: dict[str, Any]) -> dict[str, Any]:
     """The same options, which are all known to `WorkflowEngine.create`.
 
     Raises:
-        UsageError: One is not, or is for the command line to say in another way.
+        UsageError: One is not, or is for the command line to say in another way; or a value
+            cannot be.
     """
     from rhapsody.engine import WorkflowEngine
 
@@ -217,70 +256,11 @@ def engine_options(given: dict[str, Any]) -> dict[str, Any]:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise UsageError(f"-e {name}: an engine has no such option; {hint}")
+    try:
+        WorkflowEngine.create(**given).close()  # which checks them, and makes no engine
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"-e: {error}") from None
     return given
-
-
-def load_script(path: str, arguments: Iterable[str] = ()) -> ModuleType:
-    """Runs a script as a module of its own.
-
-    Args:
-        path: The script.
-        arguments: What it finds in `sys.argv[1:]`.
-
-    Raises:
-        UsageError: The file cannot be read.
-        Exception: Whatever the script raises.
-    """
-    import cloudpickle  # type: ignore[import-untyped]
-
-    try:
-        with io.open_code(path) as file:
-            source = file.read()
-    except OSError as error:
-        raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
-    module = ModuleType(SCRIPT_MODULE)
-    module.__file__ = path
-    sys.modules[SCRIPT_MODULE] = module
-    sys.path.insert(0, os.path.dirname(path))
-    sys.argv = [path, *arguments]
-    # No other process can import this module.
-    cloudpickle.register_pickle_by_value(module)
-    code = compile(source, path, "exec", dont_inherit=True)
-    exec(code, module.__dict__)  # noqa: S102 - it is what the user asks for
-    return module
-
-
-def find_main(module: ModuleType, name: str, path: str) -> Main:
-    """The workflow's function in a script.
-
-    Raises:
-        UsageError: There is none, or it is not `async def name(flow)`.
-    """
-    function = getattr(module, name, None)
-    where = os.path.basename(path)
-    if function is None:
-        own = [key for key, value in vars(module).items() if inspect.iscoroutinefunction(value)]
-        close = difflib.get_close_matches(name, own, n=1)
-        if close:
-            hint = f"did you mean {where}:{close[0]}?"
-        elif own:
-            hint = f"its asynchronous functions are {', '.join(own)}"
-        else:
-            hint = f"write `async def {name}(flow): ...` in it"
-        raise UsageError(f"{where} has no function {name!r}; {hint}")
-    if not inspect.iscoroutinefunction(function):
-        raise UsageError(
-            f"{name} in {where} is no asynchronous function: write `async def {name}(flow): ...`"
-        )
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        raise UsageError(
-            f"{name} in {where} must take one argument, the workflow engine: "
-            f"write `async def {name}(flow): ...`"
-        ) from None
-    main: Main = function
-    return main
 
 
 def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
@@ -324,8 +304,8 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
 
 
 async def _workflow(
-    main: Main, name: str | None, options: dict[str, Any], engine: dict[str, Any]
-) -> Summary:
+    main: scripts.Main, name: str | None, options: dict[str, Any], engine: dict[str, Any]
+) -> None:
     from rhapsody.engine import WorkflowEngine
 
     backend = None if name is None else make_backend(name, options)
@@ -334,12 +314,10 @@ async def _workflow(
         async with WorkflowEngine.create(backend=backend, **engine) as flow:
             started = True
             await main(flow)
-        assert flow.summary is not None
-        return flow.summary
     except (ValueError, TypeError) as error:
         if started:
             raise
-        what = "-e: " if len(engine) > 4 else f"backend {name or 'local'!r}: "
+        what = "-e: " if engine.keys() - OTHERS.keys() else f"backend {name or 'local'!r}: "
         raise UsageError(f"{what}{error}") from error
     except (RhapsodyError, OSError, ImportError) as error:
         if started:
@@ -347,29 +325,3 @@ async def _workflow(
         raise CommandError(
             f"backend {name or 'local'!r} cannot be started: {type(error).__name__}: {error}"
         ) from error
-
-
-def _cannot_be_loaded(error: SyntaxError | ImportError, path: str) -> str:
-    """Where a script, or what it imports, has what keeps it from being loaded."""
-    what = f"{os.path.basename(path)} cannot be loaded: "
-    if isinstance(error, SyntaxError):
-        text = "".join(traceback.format_exception_only(error))
-        return f"{what}{type(error).__name__}\n{text.rstrip()}"
-    places = [
-        place
-        for place in traceback.extract_tb(error.__traceback__)
-        if not place.filename.startswith(("<", os.path.dirname(__file__)))
-    ]
-    where = f"{places[-1].filename}, line {places[-1].lineno}: " if places else ""
-    return f"{what}{where}{error}"
-
-
-def _show(error: BaseException, path: str) -> int:
-    """Prints the traceback of the user's own code, from the script on."""
-    start = error.__traceback__
-    while start is not None and start.tb_frame.f_code.co_filename != path:
-        start = start.tb_next
-    if start is not None:
-        error.with_traceback(start)
-    traceback.print_exception(error)
-    return FAILED

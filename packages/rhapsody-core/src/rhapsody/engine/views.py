@@ -153,6 +153,11 @@ class Views:
         return sorted(live, key=lambda node: (node.task.prefix, node.number))
 
     @property
+    def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Of a dry run, what was called so far: each call's uid, name and what it depends on."""
+        return tuple(self._shell.calls.made)
+
+    @property
     def summary(self) -> Summary | None:
         """How the run ended, `None` before it has."""
         return self._summary

@@ -23,6 +23,7 @@ from rhapsody.data import OutputFile
 from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
 from rhapsody.engine.decorators import Decorators
+from rhapsody.engine.defaults import with_defaults
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.observe import accounts
 from rhapsody.engine.settings import (
@@ -48,6 +49,7 @@ from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs
+from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -83,6 +85,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._still_running: tuple[str, ...] = ()
 
     @classmethod
+    @with_defaults
     def create(
         cls,
         backend: BackendLike | Sequence[BackendLike] | None = None,
@@ -200,7 +203,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 else whole_number("max_failures", 1)(max_failures),
                 keep_going=flag("keep_going")(keep_going),
                 push_down=flag("push_down")(push_down),
-                keep_sandboxes=keep_sandboxes,
+                keep_sandboxes=check_keep(keep_sandboxes),
                 results_dir=None
                 if results_dir is None
                 else directory("results_dir", results_dir, ""),
@@ -422,7 +425,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             seconds=shell.clock.monotonic() - self._began,
             still_running=still_running,
             problems=self._problems,
-            graph=tuple(shell.calls.made),
+            graph=self.graph,
             unawaited=shell.tally.total,
             backends=accounts(self.backends, log),
             results=self.results,

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 AnyFile = TypeVar("AnyFile", bound=File)
 
 _CACHE = ".fetched"
-_MODES = ("results", "failed", "all", "none")
 
 
 class _Place(NamedTuple):
@@ -116,8 +115,6 @@ class Stager:
         fetch_timeout: float | None = None,
         fetch_limit: int | str | None = None,
     ) -> None:
-        if keep not in _MODES:
-            raise ValueError(f"keep_sandboxes must be one of {', '.join(_MODES)}, got {keep!r}")
         self.work_dir: Path = Path(os.path.abspath(work_dir))
         self._root = f"{self.work_dir}{os.sep}"
         self._keep: Keep = keep

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from queue import SimpleQueue
-from typing import Literal
+from typing import Literal, get_args
 
 from rhapsody.data import SavedFile
 
@@ -24,6 +24,18 @@ Keep = Literal["results", "failed", "all", "none"]
 tasks, and the results that are in others."""
 
 log: logging.Logger = logging.getLogger(__name__)
+
+
+def check_keep(value: Keep) -> Keep:
+    """Gives a user's `keep_sandboxes` back where it is one.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in get_args(Keep):
+        known = ", ".join(get_args(Keep))
+        raise ValueError(f"keep_sandboxes must be one of {known}, got {value!r}")
+    return value
 
 
 class Fate(Enum):

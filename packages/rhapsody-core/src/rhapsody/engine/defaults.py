@@ -1,0 +1,75 @@
+"""What `WorkflowEngine.create` takes for arguments that a program does not give.
+
+`rhapsody run` says here once what its options ask of every engine that a script makes. In any
+other program there are no such defaults, and those in the signature of `create` count.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from rhapsody.backends.base import BaseExecutionBackend
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FAILING: frozenset[str] = frozenset({"fail_fast", "keep_going", "max_failures"})
+"""Arguments that are one choice: a program that gives one of them has made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Takes the place of the defaults in the signature of `create`.
+
+    What a program gives wins, with one exception: a dry run runs nothing.
+
+    Attributes:
+        settings: Arguments by their names.
+        backend: Makes a backend for an engine that is given none.
+        observers: Objects that are added to each engine's own observers.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    backend: Callable[[], BaseExecutionBackend] | None = None
+    observers: tuple[object, ...] = ()
+
+    def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call of `create`, with those that it does not give."""
+        chosen = FAILING if FAILING & given.keys() else frozenset[str]()
+        ours = {name: value for name, value in self.settings.items() if name not in chosen}
+        filled = {**ours, **given}
+        filled["observers"] = (*given.get("observers", ()), *self.observers)
+        if ours.get("dry_run"):
+            filled["dry_run"] = True
+        named = any(given.get(name) is not None for name in ("backend", "backends"))
+        if self.backend is not None and not named and not filled.get("dry_run"):
+            filled["backend"] = self.backend()
+        return filled
+
+
+_defaults: Defaults | None = None
+
+
+def set_defaults(defaults: Defaults | None) -> None:
+    """Has every engine made in this process from now on take these; `None`: no longer."""
+    global _defaults
+    _defaults = defaults
+
+
+def with_defaults(create: Callable[P, R]) -> Callable[P, R]:
+    """Has `create` take the process's defaults; its signature stays as it is written."""
+
+    @wraps(create)
+    def made(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _defaults is None:
+            return create(*args, **kwargs)
+        given = inspect.signature(create).bind(*args, **kwargs).arguments
+        call: Callable[..., R] = create
+        return call(**_defaults.fill_in(given))
+
+    return made

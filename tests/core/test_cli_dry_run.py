@@ -1,0 +1,176 @@
+"""`rhapsody run --dry-run`: nothing is run, and the graph is shown as far as it was reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.core.command_line import Run, check_mistake
+
+GRAPH = """\
+TASK         NAME  DEPENDS ON
+task.000001  load  -
+task.000002  load  -
+task.000003  join  task.000001, task.000002
+"""
+
+TASKS = """
+from pathlib import Path
+import asyncio
+from rhapsody import WorkflowEngine
+
+def define(flow):
+    @flow.function_task
+    def load(name):
+        Path("ran").touch()
+
+    @flow.function_task
+    def join(left, right):
+        Path("ran").touch()
+
+    return load, join
+"""
+
+MAIN = f"""{TASKS}
+async def main(flow):
+    load, join = define(flow)
+    joined = join(load("a"), load("b"))
+"""
+
+
+def program(given: str, *lines: str) -> str:
+    """A script that makes its engine, calls three tasks, and then has these lines."""
+    more = "\n".join(f"        {line}" for line in lines)
+    return f"""{TASKS}
+async def workflow():
+    async with WorkflowEngine.create({given}) as flow:
+        load, join = define(flow)
+        joined = join(load("a"), load("b"))
+{more}
+
+asyncio.run(workflow())
+"""
+
+
+@pytest.mark.parametrize(
+    "script",
+    [MAIN, program(""), program("dry_run=False"), program("None, False"), program("dry_run=True")],
+    ids=["main", "program", "dry_run=False", "positional", "dry_run=True"],
+)
+def test_the_graph_is_shown_and_nothing_is_run(run: Run, tmp_path: Path, script: str) -> None:
+    done = run(script, "--dry-run")
+    assert (done.returncode, done.stdout, done.stderr) == (0, GRAPH, "")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        MAIN + "    print(1 + await joined)\n    load('never')\n",
+        program("", "print(1 + await joined)", "load('never')"),
+    ],
+    ids=["main", "program"],
+)
+def test_a_value_that_is_looked_at_ends_the_graph(run: Run, script: str) -> None:
+    line = script[: script.index("1 + await")].count("\n") + 1
+    done = run(script, "--dry-run")
+    assert (done.returncode, done.stdout) == (0, GRAPH)
+    said, *more = done.stderr.splitlines()
+    assert more == []
+    assert said.startswith(
+        f"the dry run stopped at script.py, line {line}: TypeError: unsupported operand"
+    )
+    assert "'Dummy Output'" in said
+
+
+def test_where_it_stopped_is_in_the_user_s_files_and_said_in_one_line(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "helper.py").write_text(
+        "import json\n\ndef check(value):\n    try:\n        json.loads(value)\n"
+        "    except ValueError as error:\n        error.add_note('noted')\n        raise\n"
+    )
+    done = run(
+        "from helper import check\nasync def main(flow):\n    check('{')\n    check('\\n')",
+        "--dry-run",
+    )
+    assert done.stderr.startswith("the dry run stopped at helper.py, line 5: JSONDecodeError: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout.endswith("no task was called\n")
+
+
+def test_an_engine_that_was_not_ended_shows_its_graph(run: Run) -> None:
+    script = f"""{TASKS}
+async def workflow():
+    flow = await WorkflowEngine.create()
+    load, join = define(flow)
+    await join(load("a"), load("b"))
+    raise KeyError("mine")
+
+asyncio.run(workflow())
+"""
+    done = run(script, "--dry-run")
+    assert (done.returncode, done.stdout) == (0, GRAPH)
+    assert "KeyError: 'mine'" in done.stderr
+
+
+def test_each_of_several_engines_has_its_graph(run: Run) -> None:
+    given = """
+import asyncio
+from rhapsody import WorkflowEngine
+
+async def workflow():
+    for uid in ("one", "two"):
+        async with WorkflowEngine.create(uid=uid) as flow:
+            @flow.function_task
+            def load(): ...
+            load()
+
+asyncio.run(workflow())
+"""
+    task = "TASK         NAME  DEPENDS ON\ntask.000001  load  -\n"
+    assert run(given, "--dry-run").stdout == f"engine one\n{task}engine two\n{task}"
+
+
+def test_a_command_that_looks_at_a_value_does_not_fail_a_dry_run(run: Run) -> None:
+    script = """
+    async def main(flow):
+        @flow.executable_task
+        def count(number):
+            return f"seq {number + 1}"
+        count(count(1))
+    """
+    done = run(script, "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1:] == [
+        "task.000001  count  -",
+        "task.000002  count  task.000001",
+    ]
+
+
+def test_the_backend_that_is_named_beside_it_is_not_used(run: Run) -> None:
+    done = run(MAIN, "--dry-run", "-b", "local", "-o", "cores=2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, GRAPH, "")
+
+
+def test_a_backend_that_the_program_names_is_not_started(run: Run, tmp_path: Path) -> None:
+    done = run(program("'local'"), "--dry-run")
+    assert done.returncode == 1
+    assert "dry_run=True runs nothing, and backend 'local' would: leave `backend`" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_error_before_there_is_an_engine_is_the_program_s(run: Run) -> None:
+    done = run("raise KeyError('mine')", "--dry-run")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Traceback")
+
+
+def test_an_exit_code_of_the_program_s_is_kept(run: Run) -> None:
+    done = run(MAIN + "    raise SystemExit(3)\n", "--dry-run")
+    assert (done.returncode, done.stdout) == (3, GRAPH)
+
+
+def test_it_is_no_option_of_the_engine(run: Run) -> None:
+    check_mistake(run(MAIN, "-e", "dry_run=true"), "-e dry_run: use --dry-run")
