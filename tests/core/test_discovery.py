@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from rhapsody import BackendRegistry, StateMapper, discover_backends, get_backend
 from rhapsody.backends.base import Capabilities
 from rhapsody.backends.noop import NoopExecutionBackend
+from rhapsody.plugins.installing import install_command
 from tests.core.distributions import BACKEND, declaration, install, install_backend, python, unique
 from tests.core.registry import SPEC, Mine
 
@@ -87,7 +89,7 @@ def test_an_unknown_name_without_a_close_match_gives_all_names() -> None:
 def test_a_published_name_says_which_distribution_to_install(name: str, distribution: str) -> None:
     if {"dask", "radical_pilot"} & set(BackendRegistry.list_backends()):
         pytest.skip("a published plugin is installed")
-    with pytest.raises(ValueError, match=f"pip install {distribution}$"):
+    with pytest.raises(ValueError, match=f"{re.escape(install_command(distribution))}$"):
         get_backend(name)
 
 

@@ -12,6 +12,7 @@ import pytest
 from rhapsody import BackendRegistry, discover_backends, get_backend
 from rhapsody.backends.noop import NoopExecutionBackend
 from rhapsody.plugins import manager
+from rhapsody.plugins.installing import install_command
 from tests.core.distributions import install, install_backend
 from tests.core.registry import check_unusable
 
@@ -28,7 +29,7 @@ def test_a_reserved_name_claimed_by_another_distribution_is_unusable(
         pytest.skip("the owner is installed")
     install_backend(site, "impostor", name)
     owner = owner or "rhapsody-radical"
-    check_unusable(name, f"belongs to {owner}, but is claimed by impostor", f"pip install {owner}")
+    check_unusable(name, f"belongs to {owner}, but is claimed by impostor", install_command(owner))
 
 
 def test_the_owner_of_a_reserved_name_keeps_it_and_the_claim_is_reported(site: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import rhapsody
 import rhapsody.backends
 from rhapsody import errors
+from rhapsody.plugins.installing import install_command
 from tests.core.distributions import install, python
 
 PACKAGES = [rhapsody, rhapsody.backends]
@@ -208,7 +209,7 @@ def test_importing_a_missing_plugin_says_how_to_install_it(name: str, statement:
     """
     text = run(WITHOUT + inspect.cleandoc(code)).strip()
     assert name in text
-    assert text.endswith(f"pip install {distribution}")
+    assert text.endswith(install_command(distribution))
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -220,7 +221,7 @@ def test_the_attribute_of_a_missing_plugin_says_how_to_install_it(name: str) -> 
         print(error)
     """
     text = run(WITHOUT + inspect.cleandoc(code)).strip()
-    assert text.endswith(f"pip install {PLUGINS[name][2]}")
+    assert text.endswith(install_command(PLUGINS[name][2]))
 
 
 # Plugins that are installed, or half.
@@ -272,7 +273,7 @@ def test_a_plugin_without_its_library_is_not_listed(tmp_path: Path, name: str) -
         from rhapsody import {name}
     except ModuleNotFoundError as error:
         assert {needed.split(".")[0]!r} in str(error)
-        assert str(error).endswith("pip install {distribution}")
+        assert str(error).endswith({install_command(distribution)!r})
     """
     run(code, tmp_path)
 

@@ -118,26 +118,3 @@ def _found(source: FromPlugin) -> bool:
         return all(find_spec(module) is not None for module in source.needs)
     except (ImportError, ValueError):  # no parent package; a module without a spec
         return False
-
-
-def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNotFoundError:
-    """The error for a name whose plugin cannot be imported.
-
-    Args:
-        name: The name that was asked for.
-        distribution: The distribution that it comes with.
-        error: Why it cannot be imported.
-
-    Returns:
-        An error whose text ends with the command that installs the plugin, or with
-        those that remove what keeps it from being imported.
-    """
-    from rhapsody_guard import ConflictError
-
-    if isinstance(error, ConflictError):
-        return ModuleNotFoundError(f"{name} cannot be imported: {error}", name=error.name)
-    return ModuleNotFoundError(
-        f"{name} comes with {distribution}, which cannot be imported ({error}). "
-        f"To install it: pip install {distribution}",
-        name=error.name,
-    )

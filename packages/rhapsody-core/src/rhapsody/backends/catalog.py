@@ -24,6 +24,7 @@ from rhapsody.plugins.entry_points import (
     installed,
     normalise_distribution,
 )
+from rhapsody.plugins.installing import install_command
 from rhapsody.plugins.manager import load
 from rhapsody.plugins.specs import API_VERSION, BackendSpec
 from rhapsody_guard import ConflictError
@@ -113,7 +114,7 @@ class Catalog:
             if not right:
                 raise UnusableError(
                     f"the name {key!r} belongs to {owner}, but is claimed by {_who(claims)}",
-                    f"pip install {owner}",
+                    install_command(owner),
                 )
             claims = tuple(right)
         elif len({claim.distribution for claim in claims}) > 1:

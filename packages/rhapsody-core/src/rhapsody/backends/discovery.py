@@ -22,6 +22,7 @@ from rhapsody.backends.catalog import (
     check_module,
     normalise,
 )
+from rhapsody.plugins.installing import install_command
 from rhapsody.plugins.manager import named_where_slow
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, split_import_path
 
@@ -346,7 +347,7 @@ def _taken_by(key: str, new: _Registered) -> str | None:
     known = catalog()
     if key not in known:
         owner = PUBLISHED.get(key)
-        return None if owner is None else f"{owner}, to which it belongs: pip install {owner}"
+        return None if owner is None else f"{owner}, to which it belongs: {install_command(owner)}"
     try:
         module, qualname = split_import_path(known.spec(key).import_path)
         if _Registered(key, f"{module}:{qualname}").same_as(new):
@@ -412,7 +413,8 @@ def _unknown(name: str, key: str, known: Catalog) -> str:
     if left_out is not None:
         return f"{text}. {left_out}"
     if key in PUBLISHED:
-        return f"{text}. {key} comes with {PUBLISHED[key]}: pip install {PUBLISHED[key]}"
+        owner = PUBLISHED[key]
+        return f"{text}. {key} comes with {owner}: {install_command(owner)}"
     former = FORMER.get(key)
     if former in names:
         return f"{text}. Did you mean {names[former]!r}?"
@@ -421,5 +423,6 @@ def _unknown(name: str, key: str, known: Catalog) -> str:
         return text
     if close[0] not in names:
         owner = PUBLISHED[close[0]]
-        return f"{text}. Did you mean {close[0]!r}, which comes with {owner}: pip install {owner}"
+        install = install_command(owner)
+        return f"{text}. Did you mean {close[0]!r}, which comes with {owner}: {install}"
     return f"{text}. Did you mean {names[close[0]]!r}?"

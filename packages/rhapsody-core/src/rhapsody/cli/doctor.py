@@ -42,6 +42,7 @@ from rhapsody.plugins.entry_points import (
     installed,
     left_out,
 )
+from rhapsody.plugins.installing import install_command
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -221,7 +222,7 @@ def _environment(found: Installed) -> list[Finding]:
 def _not_installed(found: Installed) -> list[Finding]:
     present = {one.distribution for one in (*found.declared, *found.disabled)}
     return [
-        Finding("note", name, f"{owner} is not installed; to install it: pip install {owner}")
+        Finding("note", name, f"{owner} is not installed; to install it: {install_command(owner)}")
         for name, owner in PUBLISHED.items()
         if owner not in present and owner != CORE
     ]
