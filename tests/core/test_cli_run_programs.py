@@ -118,7 +118,7 @@ def test_a_script_without_main_is_run_once_as_the_main_module(run: Run) -> None:
         "--alpha",
     )
     assert done.stdout == "once True None ['--alpha']\nresult 4\n", done.stderr
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
 
 
 def test_options_are_for_each_engine_that_names_no_backend(run: Run) -> None:
@@ -310,7 +310,7 @@ def test_the_main_of_a_module_is_called_with_an_engine(tmp_path: Path) -> None:
             "package/names.py": "NAME = 'package'",
         },
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     assert done.stdout == "package package.flow\nresult 4\n"
 
 

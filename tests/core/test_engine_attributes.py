@@ -47,7 +47,7 @@ async def test_each_attribute_is_what_its_name_says() -> None:
         assert flow.dry_run is False
         assert flow.work_dir == Path.cwd() / "here"
         assert isinstance(flow.log, logging.Logger | logging.LoggerAdapter)
-        assert flow.prof.events == []
+        assert flow.prof.enabled is False
         assert flow.implicit_data_mode is True
         assert isinstance(flow.task_states_map, StateMapper)
         assert flow.task_states_map.terminal_states == ("DONE", "FAILED", "CANCELED")

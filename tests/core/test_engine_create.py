@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -363,38 +362,6 @@ async def test_engine_wide_retries_and_timeouts_hold_for_each_task() -> None:
         backend.failed(first, OSError("once"))
         backend.done(await backend.given("job", attempt=2), "twice")
         assert await future == "twice"
-
-
-async def test_profiling_events_are_kept_where_asked_for(tmp_path: Path) -> None:
-    async with engine(profile=True) as flow:
-        flow.prof.event("mine", "task.000001", size=3)
-        assert [(name, uid, more) for _, name, uid, more in flow.prof.events][-1] == (
-            "mine",
-            "task.000001",
-            {"size": 3},
-        )
-    target = tmp_path / "profile.jsonl"
-    async with engine(profile=target) as flow:
-        flow.prof.event("mine")
-    lines = [json.loads(line) for line in target.read_text().splitlines()]
-    assert "mine" in [line["name"] for line in lines]
-    async with engine() as flow:
-        flow.prof.event("mine")
-        assert flow.prof.events == []
-
-
-async def test_a_profile_that_cannot_be_written_keeps_no_engine_from_closing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    async with engine(profile=place / "p.jsonl") as flow:
-        waiter = asyncio.create_task(flow.run())
-        place.rmdir()
-    await waiter
-    assert flow.summary is not None
-    assert "no profile was written" in caplog.text
-    await flow.shutdown()
 
 
 async def test_a_task_names_its_backend_as_the_registry_compares_names() -> None:

@@ -256,6 +256,24 @@ async def test_with_fail_fast_the_first_failure_cancels_all_that_is_unfinished()
         assert backend.stops == [third["uid"]]
 
 
+async def test_max_failures_cancels_all_that_is_unfinished_after_so_many() -> None:
+    async with WorkflowEngine.create(backend := Scripted(), max_failures=2) as flow:
+
+        @flow.function_task
+        def part(x: Any = None) -> Any: ...
+
+        first, second, running = part(), part(), part()
+        dependent = part(first)
+        given = [await backend.next() for _ in range(3)]
+        backend.failed(given[0], OwnError(1))
+        assert isinstance(await outcome(dependent), DependencyFailureError)  # does not count
+        assert not running.done()
+        backend.failed(given[1], OwnError(2))
+        assert isinstance(await outcome(second), OwnError)
+        with pytest.raises(asyncio.CancelledError, match=r"'part' \(task.000002\)"):
+            await within(running)
+
+
 async def test_with_fail_fast_a_retry_is_not_a_failure() -> None:
     async with WorkflowEngine.create(backend := Scripted(), fail_fast=True) as flow:
 

@@ -237,15 +237,6 @@ async def test_cancelling_a_task_by_its_handler_says_whether_it_was() -> None:
         assert flow.handle_task_cancellation(task, result) is False
 
 
-async def test_the_profiler_takes_events_as_radical_utils_does() -> None:
-    async with WorkflowEngine.create(NoopExecutionBackend(), profile=True) as flow:
-        flow.prof.prof("start", "task.000001", msg="begins", ts=17.5)
-        flow.prof.prof(event="stop", uid="task.000001")
-        first, second = flow.prof.events[-2:]
-        assert first == (17.5, "start", "task.000001", {"msg": "begins"})
-        assert second[1:] == ("stop", "task.000001", {})
-
-
 async def test_a_callback_may_be_registered_by_either_name() -> None:
     async with await NoopExecutionBackend() as backend:
         told: list[str] = []

@@ -92,7 +92,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
-        "-q", "--quiet", action="store_true", help="show neither progress nor the account at the end"
+        "-q",
+        "--quiet",
+        action="store_true",
+        help="show neither progress nor the account at the end",
     )
     shown.add_argument(
         "-v",
@@ -127,7 +130,10 @@ def run(arguments: argparse.Namespace) -> int:
             _run(program, backend, options, engine, engines, at_end)
         except (UsageError, CommandError):
             raise
-        except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # the user's own code may raise anything
             if program is None or not engines.dry:
                 scripts.show(error, program.path if program else None)
                 return FAILED

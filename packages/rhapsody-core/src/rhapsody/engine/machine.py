@@ -358,7 +358,7 @@ class Machine:
         if self._failures_left is not None and not is_a(error, DependencyFailureError):
             self._failures_left -= 1
             if self._failures_left <= 0 and not self.closing:
-                self.cancel_all(f"enough failures: the last is {node.named()}")
+                self.cancel_all(f"{node.named()} failed, after which all is cancelled")
 
     # Cancelling, and stopping what runs.
 

@@ -15,13 +15,15 @@ LISTED = 20
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
-    """The lines of the account.
+    """The lines of the account, none where nothing was called.
 
     Args:
         summary: How the run ended.
         counts: What was counted of its tasks.
         directory: The run's; named where it is still there.
     """
+    if not counts.rows:
+        return []
     lines = [f"rhapsody: {numbers(counts, summary.stats.retried)} in {duration(summary.seconds)}"]
     failures = counts.failures
     if failures:

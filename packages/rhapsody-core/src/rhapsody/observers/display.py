@@ -89,7 +89,9 @@ class Picture:
         words.append(duration(monotonic() - self._began))
         line = Table.grid(padding=(0, 1))
         line.add_row(
-            ProgressBar(total=max(every.total, 1), completed=every.ended, width=20, complete_style="green"),
+            ProgressBar(
+                total=max(every.total, 1), completed=every.ended, width=20, complete_style="green"
+            ),
             Text(", ".join(words), no_wrap=True, overflow="ellipsis"),
         )
         return line
