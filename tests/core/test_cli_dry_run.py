@@ -100,6 +100,25 @@ def test_where_it_stopped_is_in_the_user_s_files_and_said_in_one_line(
     assert done.stdout.endswith("no task was called\n")
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["async with asyncio.TaskGroup() as group:", "    group.create_task(check(joined))"],
+        ["@flow.executable_task", "def show(x):", "    return x + 1", "await load(show(joined))"],
+    ],
+    ids=["group", "dependent"],
+)
+def test_what_failed_first_is_where_it_stopped(run: Run, lines: list[str]) -> None:
+    script = program("", *lines).replace(
+        "async def workflow", "async def check(future):\n    await future + 1\n\nasync def workflow"
+    )
+    done = run(script, "--dry-run")
+    place = script.index("future + 1" if "group" in lines[0] else "x + 1")
+    line = script[:place].count("\n") + 1
+    assert done.returncode == 0
+    assert f"the dry run stopped at script.py, line {line}: TypeError: " in done.stderr
+
+
 def test_an_engine_that_was_not_ended_shows_its_graph(run: Run) -> None:
     script = f"""{TASKS}
 async def workflow():
@@ -159,6 +178,12 @@ def test_a_backend_that_the_program_names_is_not_started(run: Run, tmp_path: Pat
     assert done.returncode == 1
     assert "dry_run=True runs nothing, and backend 'local' would: leave `backend`" in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_s_own_dry_run_is_its_own_business(run: Run) -> None:
+    done = run(program("dry_run=True", "raise KeyError('mine')"), "-b", "local")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "KeyError: 'mine'" in done.stderr
 
 
 def test_an_error_before_there_is_an_engine_is_the_program_s(run: Run) -> None:

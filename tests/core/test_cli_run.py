@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -280,20 +279,35 @@ def test_what_does_not_depend_on_a_failure_runs_unless_it_is_to_fail_fast(
 
 # Signals.
 
+WAITING = """
+import asyncio
 
+async def main(flow):
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+"""
+
+WAITING_PROGRAM = """
+import asyncio
+from rhapsody import WorkflowEngine
+
+async def main():
+    async with WorkflowEngine.create():
+        print("ready", flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("script", [WAITING, WAITING_PROGRAM], ids=["main", "program"])
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
 def test_a_signal_ends_the_workflow_with_its_exit_code(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, number: signal.Signals, code: int, script: str
 ) -> None:
-    script = """
-    import asyncio
-    async def main(flow):
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-    """
-    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    (tmp_path / "script.py").write_text(script)
     child = subprocess.Popen(
         [sys.executable, "-m", "rhapsody", "run", "script.py", "-b", "noop"],
         stdout=subprocess.PIPE,

@@ -8,6 +8,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import table
+from rhapsody.errors import DependencyFailureError
 from rhapsody.plugins.specs import hookimpl
 
 if TYPE_CHECKING:
@@ -20,13 +21,17 @@ OURS: str = os.path.dirname(os.path.dirname(__file__))
 class Engines:
     """Observes every engine of a program.
 
+    Args:
+        dry_run: They run nothing, and are kept for their graphs.
+
     Attributes:
-        started: How many have been.
-        dry: Those that run nothing.
+        started: How many there have been.
+        dry: Those of a dry run.
         summaries: Of those that have ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dry_run: bool) -> None:
+        self._dry_run = dry_run
         self.started: int = 0
         self.dry: list[WorkflowEngine] = []
         self.summaries: list[Summary] = []
@@ -35,7 +40,7 @@ class Engines:
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
         """Counts it."""
         self.started += 1
-        if engine.dry_run:
+        if self._dry_run:
             self.dry.append(engine)
 
     @hookimpl
@@ -54,6 +59,7 @@ def graph(engine: WorkflowEngine) -> list[str]:
 
 def stop(error: BaseException, path: str) -> str:
     """Says in a line where in the user's code a dry run has stopped, and by what."""
+    error = _origin(error)
     frames = traceback.extract_tb(error.__traceback__)
     place = next((one for one in reversed(frames) if _is_users(one.filename, path)), frames[-1])
     what = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
@@ -61,6 +67,17 @@ def stop(error: BaseException, path: str) -> str:
         f"the dry run stopped at {os.path.relpath(place.filename)}, line {place.lineno}: {what} "
         "(tasks give 'Dummy Output' in a dry run); this is the graph up to there"
     )
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What failed first, where an error tells of others."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif isinstance(error, DependencyFailureError) and error.root_cause is not None:
+            error = error.root_cause
+        else:
+            return error
 
 
 def _is_users(file: str, path: str) -> bool:

@@ -114,32 +114,33 @@ def run(arguments: argparse.Namespace) -> int:
         CommandError: The backend could not be started.
         SystemExit: The script ends with an exit code of its own.
     """
+    with ExitStack() as at_end:  # what comes after a traceback
+        return _code(arguments, at_end)
+
+
+def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
     from rhapsody.cli.engines import Engines, stop
 
-    engines, program = Engines(), None
-    with ExitStack() as at_end:
-        try:
-            program = scripts.find(arguments.script, arguments.module, arguments.arguments)
-            options = parse_options(arguments.option)
-            engine = engine_options(parse_options(arguments.engine, "-e"))
-            engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
-            engine |= {"max_failures": arguments.max_failures, "progress": _progress(arguments)}
-            backend = arguments.backend or ("local" if options else None)
-            if arguments.dry_run:
-                backend, engine["dry_run"] = None, True
-            _run(program, backend, options, engine, engines, at_end)
-        except (UsageError, CommandError):
-            raise
-        except (
-            Exception,
-            asyncio.CancelledError,
-        ) as error:  # the user's own code may raise anything
-            if program is None or not engines.dry:
-                scripts.show(error, program.path if program else None)
-                return FAILED
-            note(stop(error, program.path))
-        finally:
-            _show_graphs(engines)
+    engines, program = Engines(arguments.dry_run), None
+    try:
+        program = scripts.find(arguments.script, arguments.module, arguments.arguments)
+        options = parse_options(arguments.option)
+        engine = engine_options(parse_options(arguments.engine, "-e"))
+        engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
+        engine |= {"max_failures": arguments.max_failures, "progress": _progress(arguments)}
+        backend = arguments.backend or ("local" if options else None)
+        if arguments.dry_run:
+            backend, engine["dry_run"] = None, True
+        _run(program, backend, options, engine, engines, at_end)
+    except (UsageError, CommandError):
+        raise
+    except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
+        if program is None or not engines.dry:
+            scripts.show(error, program.path if program else None)
+            return FAILED
+        note(stop(error, program.path))
+    finally:
+        _show_graphs(engines)
     unawaited = any(summary.unawaited for summary in engines.summaries)
     return FAILED if unawaited and not engines.dry else DONE
 
@@ -152,10 +153,7 @@ def _run(
     engines: Engines,
     at_end: ExitStack,
 ) -> None:
-    """Calls the program's function with an engine, or runs it as it is.
-
-    What is in `at_end` afterwards comes after the traceback of an error.
-    """
+    """Calls the program's function with an engine, or runs it as it is."""
     try:
         tree = program.tree()
         as_it_is = program.function is None and not scripts.takes_engine(tree)
@@ -171,19 +169,24 @@ def _run(
             engine["progress"] = progress
         asyncio.run(_workflow(main, backend, options, {**engine, "observers": [engines]}))
         return
-    from rhapsody.engine.defaults import Defaults, set_defaults
+    from rhapsody.engine.defaults import Defaults, defaults_of_engines
 
     make = None if backend is None else partial(make_backend, backend, options)
-    set_defaults(Defaults(engine, make, (engines,)))
-    end = None
-    try:
-        program.run()
-    except SystemExit as error:
-        end = error
+    with defaults_of_engines(Defaults(engine, make, (engines,))):
+        end = _exit_of(program)
     if not engines.started and (end is None or not end.code):
         complain(_no_engine(program, scripts.workflows(tree)))
     if end is not None:
         raise end
+
+
+def _exit_of(program: scripts.Program) -> SystemExit | None:
+    """Runs a program as it is, and gives its own exit where it has one."""
+    try:
+        program.run()
+    except SystemExit as end:
+        return end
+    return None
 
 
 def _no_engine(program: scripts.Program, functions: Sequence[str]) -> str:

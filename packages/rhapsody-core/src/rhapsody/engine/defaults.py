@@ -1,13 +1,14 @@
 """What `WorkflowEngine.create` takes for arguments that a program does not give.
 
-`rhapsody run` says here once what its options ask of every engine that a script makes. In any
-other program there are no such defaults, and those in the signature of `create` count.
+`rhapsody run` says here what its options ask of every engine that a script makes. In any other
+program there are no such defaults, and those in the signature of `create` count.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -55,10 +56,15 @@ class Defaults:
 _defaults: Defaults | None = None
 
 
-def set_defaults(defaults: Defaults | None) -> None:
-    """Has every engine made in this process from now on take these; `None`: no longer."""
+@contextmanager
+def defaults_of_engines(defaults: Defaults) -> Iterator[None]:
+    """Has every engine that is made in this process meanwhile, in any thread, take these."""
     global _defaults
-    _defaults = defaults
+    before, _defaults = _defaults, defaults
+    try:
+        yield
+    finally:
+        _defaults = before
 
 
 def with_defaults(create: Callable[P, R]) -> Callable[P, R]:
