@@ -197,6 +197,13 @@ def recording(recorder: Recorder | None) -> Setting[Recorder | None]:
     return Setting(_recorder, recorder)
 
 
+def keep(name: Name, text: str) -> None:
+    """Keep text as if the task that runs here had printed it; without one it is nobody's."""
+    recorder = _recorder.get()
+    if recorder is not None:
+        recorder.write(name, text)
+
+
 def record_in(recorder: Recorder | None) -> None:
     """Keep what is printed in the rest of this `contextvars.Context`, see `recording`."""
     _recorder.set(recorder)

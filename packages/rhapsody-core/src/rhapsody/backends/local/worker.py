@@ -14,10 +14,12 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Coroutine
+import threading
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.backends.local import logs
 from rhapsody.context import Setting, TaskContext, task_context
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorded, streams
@@ -31,7 +33,11 @@ if TYPE_CHECKING:
     from rhapsody.backends.local.jobs import Job
 
 LENGTHS = struct.Struct("=QQ")
-"""How a frame begins: the lengths in bytes of its two parts, which follow."""
+"""How a frame begins: the lengths in bytes of its two parts, which follow.
+
+The first part is an order or an outcome, and the second the packed data that go with it. Where
+there is no first part, the second is a log record.
+"""
 
 THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
 
@@ -65,15 +71,22 @@ def frame(head: Order | Outcome, payload: bytes | memoryview) -> bytes:
 # In the worker.
 
 
-def work(connection: socket.socket, begun: Connection) -> None:
+def work(connection: socket.socket, begun: Connection, levels: Mapping[str, int]) -> None:
     """Makes calls until there are no more to come. What a worker process runs.
 
     Args:
         connection: Where calls come from and outcomes go to. One byte is sent at first.
         begun: Holds a byte for each call that was sent; it is taken when the call begins.
+        levels: What of log records goes to the program, see `logs.forward`.
     """
     begin()
-    pid = os.getpid()
+    pid, sending = os.getpid(), threading.Lock()
+
+    def send(data: bytes) -> None:
+        with sending:
+            connection.sendall(data)
+
+    logs.forward(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
     connection.sendall(b".")
     with connection.makefile("rb", buffering=1 << 16) as stream:
         while len(lengths := stream.read(LENGTHS.size)) == LENGTHS.size:
@@ -83,7 +96,7 @@ def work(connection: socket.socket, begun: Connection) -> None:
             outcome = _runner.make(order, call)
             if os.getpid() != pid:
                 os._exit(0)  # the call has forked, and its child came back
-            connection.sendall(frame(outcome._replace(payload=b""), outcome.payload))
+            send(frame(outcome._replace(payload=b""), outcome.payload))
             del order, call, outcome  # not kept until the next call comes
 
 

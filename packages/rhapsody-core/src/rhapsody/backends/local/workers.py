@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
+from rhapsody.backends.local import logs
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.worker import LENGTHS, work
@@ -59,7 +60,9 @@ class Worker:
             # Holds a byte for a call that was sent, until the worker begins with it.
             self._unbegun, self._sent = context.Pipe(duplex=False)
             self._socket, theirs = socket.socketpair()
-            self._process = context.Process(target=work, args=(theirs, self._unbegun))
+            self._process = context.Process(
+                target=work, args=(theirs, self._unbegun, logs.levels())
+            )
             try:
                 with theirs:
                     self._process.start()
@@ -162,17 +165,29 @@ class Worker:
             if not self.over:  # one that lives has closed its descriptors, and cannot reply
                 self.kill()
             return False
-        received = self._received
-        received += data
-        if len(received) >= LENGTHS.size:
-            first, second = LENGTHS.unpack_from(received)
-            end = LENGTHS.size + first
-            if len(received) == end + second:
-                self._received = bytearray()
-                frame = memoryview(received)
-                outcome = Outcome(*pickle.loads(frame[LENGTHS.size : end]))  # noqa: S301 - from our own worker
-                self._replied(self, outcome._replace(payload=frame[end:]))
+        self._received += data
+        while (frame := self._next()) is not None:
+            head, payload = frame
+            if head:
+                outcome = Outcome(*pickle.loads(head))  # noqa: S301 - from our own worker
+                self._replied(self, outcome._replace(payload=payload))
+            else:
+                logs.handle(payload)
         return True
+
+    def _next(self) -> tuple[memoryview, memoryview] | None:
+        """Takes the parts of the next frame that has come whole, without a copy of them."""
+        received = self._received
+        if len(received) < LENGTHS.size:
+            return None
+        first, second = LENGTHS.unpack_from(received)
+        middle = LENGTHS.size + first
+        end = middle + second
+        if len(received) < end:
+            return None
+        self._received = received[end:]
+        frame = memoryview(received)
+        return frame[LENGTHS.size : middle], frame[middle:end]
 
     def _ended(self) -> None:
         """Tells of the worker's end, when all that it had sent is read."""

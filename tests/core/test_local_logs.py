@@ -1,0 +1,145 @@
+"""Log records of worker processes are handled by the program, as it configured that."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import LocalExecutionBackend, WorkflowEngine
+
+
+class Handler(logging.Handler):
+    """Keeps records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture
+def handler() -> Any:
+    handler = Handler()
+    logger = logging.getLogger("mine")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(before)
+
+
+@pytest.mark.asyncio
+async def test_a_record_arrives_before_its_task_is_done_and_says_which_that_was(
+    handler: Handler,
+) -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+
+        @flow.function_task
+        def work(n: int) -> int:
+            logger = logging.getLogger("mine.part")
+            logger.debug("has %s", object, extra={"size": n, "odd": lambda: n})
+            logging.getLogger("other").info("nobody wants this")
+            try:
+                raise LookupError("own")
+            except LookupError:
+                logger.exception("it failed")
+            return os.getpid()
+
+        future = work(7)
+        pid = await future
+        assert "it failed" in (future.stderr or "")
+    first, second = handler.records
+    assert (first.name, first.levelno, first.getMessage()) == (
+        "mine.part",
+        logging.DEBUG,
+        "has <class 'object'>",
+    )
+    assert first.process == pid != os.getpid()
+    attributes = vars(first)
+    assert attributes["size"] == 7
+    assert attributes["task_uid"].startswith(f"{flow.uid}.task.000001")
+    assert attributes["task_name"] == "work"
+    assert "LookupError: own" in second.getMessage()
+
+
+@pytest.mark.asyncio
+async def test_records_of_threads_and_large_values_come_through_together(handler: Handler) -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+
+        @flow.function_task
+        def work() -> bytes:
+            import threading
+
+            def talk() -> None:
+                for number in range(200):
+                    logging.getLogger("mine").info("%d %s", number, "x" * 1000)
+
+            threads = [threading.Thread(target=talk) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            return bytes(1 << 22)
+
+        values = await asyncio.gather(*(work() for _ in range(4)))
+    assert [len(value) for value in values] == [1 << 22] * 4
+    assert len(handler.records) == 4 * 4 * 200
+
+
+@pytest.mark.asyncio
+async def test_what_a_task_has_forked_logs_for_itself(handler: Handler) -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+
+        @flow.function_task
+        def work() -> int:
+            pid = os.fork()
+            if not pid:
+                logging.getLogger("mine").error("from the child")
+                os._exit(0)
+            return os.waitpid(pid, 0)[1]
+
+        assert await work() == 0
+        assert await work() == 0
+    assert not handler.records
+
+
+def test_a_program_sees_records_of_its_tasks_as_its_own(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import asyncio, logging, sys
+        from rhapsody import LocalExecutionBackend, WorkflowEngine
+
+        def work(n):
+            logging.getLogger("lib").info("step %d", n)
+
+        async def main():
+            async with WorkflowEngine.create(LocalExecutionBackend(sys.argv[1])) as flow:
+                await flow.function_task(work)(3)
+
+        if __name__ == "__main__":
+            logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+            logging.getLogger("rhapsody").setLevel(logging.WARNING)
+            asyncio.run(main())
+        """)
+    )
+    for executor in ("thread", "process"):
+        done = subprocess.run(
+            [sys.executable, "program.py", executor],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stderr == "INFO lib: step 3\n"
