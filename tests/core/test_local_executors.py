@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -113,13 +114,25 @@ async def test_the_executors_size_is_taken_over() -> None:
         assert LocalExecutionBackend(executor, resources={"workers": 1}).machine.workers == 1
 
 
-async def test_all_its_threads_are_used_at_once() -> None:
-    size = 2 * available_cores() + 1
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_all_its_threads_are_used_at_once(asynchronous: bool) -> None:
+    size = 8 * available_cores()
     together = threading.Barrier(size)
+
+    async def meet() -> None:
+        together.wait(20)
+
+    call = meet if asynchronous else partial(together.wait, 20)
     with ThreadPoolExecutor(size) as executor:
         async with LocalExecutionBackend(executor) as backend, Driver(backend) as driver:
-            ends = await driver.run(*(driver.call(together.wait, 20) for _ in range(size)))
+            ends = await driver.run(*(driver.call(call) for _ in range(size)))
             assert {end.state for end in ends} == {DONE}
+
+
+async def test_a_size_that_is_no_number_is_not_taken_over() -> None:
+    with ThreadPoolExecutor(3) as executor:
+        executor._max_workers = "many"  # type: ignore[assignment]
+        assert LocalExecutionBackend(executor).machine.workers == available_cores()
 
 
 async def test_it_is_not_shut_down() -> None:

@@ -80,6 +80,20 @@ def test_a_backend_object_or_class_is_known_by_its_name_attribute() -> None:
     assert StateMapper(Queueing).DONE == StateMapper(Queueing()).DONE == "FINISHED"
 
 
+def test_an_object_that_was_given_its_name_is_known_by_its_class() -> None:
+    class Queueing:
+        name = "queueing"
+        name_is_given = False
+
+    register("queueing")
+    register("other", done_state="OTHER")
+    one = Queueing()
+    one.name = "other"
+    assert StateMapper(one).DONE == "OTHER"
+    one.name_is_given = True
+    assert StateMapper(one).DONE == "FINISHED"
+
+
 @pytest.mark.parametrize("name", ["", None, 7])
 def test_a_backend_without_a_usable_name_is_known_by_its_class(name: Any) -> None:
     class Queueing:

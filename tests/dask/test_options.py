@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import WorkflowEngine
+from rhapsody import LocalExecutionBackend, WorkflowEngine
 from rhapsody_dask import DaskExecutionBackend
 
 ONE: dict[str, Any] = {"n_workers": 1, "threads": 1}
@@ -44,6 +44,16 @@ async def test_a_client_takes_the_keywords_of_dasks_client(cluster: Any) -> None
                 assert await flow.function_task(os.getpid)() != os.getpid()
     with pytest.raises(ValueError, match="No client"):
         default_client()
+
+
+@pytest.mark.asyncio
+async def test_a_backend_of_another_name_is_called_that_in_the_engine(cluster: Any) -> None:
+    async with asyncio.timeout(60):
+        backend = DaskExecutionBackend({"address": cluster.scheduler_address}, name="big")
+        async with WorkflowEngine.create(backend=[LocalExecutionBackend(), backend]) as flow:
+            future = flow.function_task(backend="big")(os.getpid)()
+            assert await future != os.getpid()
+            assert future.backend == "big"
 
 
 @pytest.mark.asyncio

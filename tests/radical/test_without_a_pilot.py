@@ -122,6 +122,13 @@ def test_task_settings_that_cannot_be_meant_fail_the_task(
     assert words in str(task["exception"])
 
 
+def test_a_backend_of_another_name_has_radical_pilots_states() -> None:
+    backend = RadicalExecutionBackend(name="big")
+    assert backend.name == "big"
+    assert backend.get_task_states_map().RUNNING == "AGENT_EXECUTING"
+    assert RadicalExecutionBackend().name == "radical_pilot"
+
+
 def test_settings_of_every_kind_reach_radical_pilot() -> None:
     settings = {"ranks": 2, "timeout": 5, "pre_exec": ["a"], "tags": {"a": 1}, "named_env": "rp"}
     task = {"name": "t", "executable": "true"}

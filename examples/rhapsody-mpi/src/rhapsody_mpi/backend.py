@@ -28,6 +28,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
     Args:
         resources: `workers`, how many processes to start. Default: mpi4py's, which is what
             the environment variable `MPI4PY_FUTURES_MAX_WORKERS` says, or one.
+        name: What it is called in an engine; default `"mpi"`.
 
     Raises:
         ValueError: An unknown setting, or a number that is not positive.
@@ -36,8 +37,10 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
     name = "mpi"
     capabilities = CAPABILITIES
 
-    def __init__(self, resources: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, resources: Mapping[str, Any] | None = None, *, name: str | None = None
+    ) -> None:
+        super().__init__(name=name)
         settings = dict(resources or {})
         self._workers: int | None = settings.pop("workers", None)
         if settings:

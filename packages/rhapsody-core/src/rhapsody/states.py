@@ -78,12 +78,17 @@ def _words(value: Any) -> list[Any]:
 
 def _key(backend: Any) -> str:
     """What a backend is registered under, from its name, object or class."""
-    name = backend if isinstance(backend, str) else getattr(backend, "name", None)
-    if not isinstance(name, str) or not name:
-        name = (backend if isinstance(backend, type) else type(backend)).__name__
-    if isinstance(backend, str) and not backend.strip():
+    name = backend if isinstance(backend, str) else _own_name(backend)
+    if not name.strip():
         raise ValueError("backend must be a name, a backend object or a class, got an empty name")
     return name.strip().lower().replace("-", "_")
+
+
+def _own_name(backend: Any) -> str:
+    cls = backend if isinstance(backend, type) else type(backend)
+    given = getattr(backend, "name_is_given", False) is True
+    name = getattr(cls if given else backend, "name", None)
+    return name if isinstance(name, str) and name else cls.__name__
 
 
 def _none_registered(key: str) -> str:
@@ -128,6 +133,7 @@ class StateMapper:
     A backend is meant by its name, an object of it or its class. Names are
     compared without case, and `-` and `_` are the same. An object or class goes
     by its `name` attribute where that is a non-empty string, else by the name of
+    its class; an object that was given its name (`ManagedBackend.name_is_given`) goes by
     its class. Where nothing is registered under that and its `canonical_states`
     attribute is `True`, its native states are the canonical ones.
 

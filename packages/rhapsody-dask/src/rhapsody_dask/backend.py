@@ -72,6 +72,7 @@ class DaskExecutionBackend(ManagedBackend):
             shares none.
         shared_file_system: Whether workers see this machine's files under the same
             paths. Found out where it is not said.
+        name: What it is called in an engine; default `"dask"`.
 
     Attributes:
         thread_grace: Seconds that `shutdown` waits for functions that cannot be stopped.
@@ -98,8 +99,9 @@ class DaskExecutionBackend(ManagedBackend):
         grace: float = 5.0,
         share_over: int | None = BIG,
         shared_file_system: bool | None = None,
+        name: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(name=name)
         given = {
             "cluster": cluster,
             "address": address,

@@ -80,6 +80,7 @@ class RadicalExecutionBackend(KeptNames):
         keep_session: Whether the session's directory, with RADICAL-Pilot's logs, stays
             after the shutdown. Default: where a pilot failed.
         verbose: RADICAL-Pilot reports on standard error.
+        name: What it is called in an engine; default `"radical_pilot"`.
 
     Raises:
         TypeError: A value of the wrong type, or a parameter that RADICAL-Pilot lacks.
@@ -111,8 +112,9 @@ class RadicalExecutionBackend(KeptNames):
         work_dir: str | Path | None = None,
         keep_session: bool | None = None,
         verbose: bool = False,
+        name: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(name=name)
         check_flags(raptor=raptor, verbose=verbose, keep_session=keep_session or False)
         settings = pilot_descriptions(resources)
         self._config = checked_settings(functions, raptor_config, function_cores, raptor)

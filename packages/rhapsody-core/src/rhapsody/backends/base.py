@@ -87,8 +87,11 @@ class ManagedBackend(BaseExecutionBackend):
         max_running: How many `run_task` run at once; other tasks wait without being
             reported as running, so that their time-outs do not count yet. Services run
             besides. `None`: as many as there are.
+        name: What this one is called in an engine, where several of its class are attached.
+            Default: the class's `name`.
 
     Attributes:
+        name_is_given: `name` was given to this object: its states are its class's.
         running_when_called: Tasks are reported as running just before `run_task` is called.
             `False` where it hands them to a system that has them wait: then it reports
             RUNNING itself, by `task_state_cb`, when the work begins.
@@ -97,19 +100,24 @@ class ManagedBackend(BaseExecutionBackend):
             its own record in the description's place.
 
     Raises:
-        ValueError: `max_running` is no number from 1.
+        ValueError: `max_running` is no number from 1, or `name` is empty.
+        TypeError: `name` is no string.
     """
 
     capabilities: Capabilities = Capabilities(reports_running=True)
     canonical_states = True  # for `StateMapper`, where nothing else is registered
     running_when_called: bool = True
+    name_is_given: bool = False
 
-    def __init__(self, max_running: int | None = None) -> None:
+    def __init__(self, max_running: int | None = None, *, name: str | None = None) -> None:
         if max_running is not None and (type(max_running) is not int or max_running < 1):
             raise ValueError(
                 f"max_running must be how many tasks run at once, a number from 1, or None, "
                 f"got {max_running!r}"
             )
+        if name is not None:
+            self.name = _checked_name(name)
+            self.name_is_given = True
         self.session: Session = Session()
         self.__own_session = self.session  # a backend may put its system's in the place of this
         self.__room = None if max_running is None else asyncio.Semaphore(max_running)
@@ -438,6 +446,14 @@ class ManagedBackend(BaseExecutionBackend):
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> Any:
         """Does nothing: a backend with `capabilities.files` replaces it."""
         return None
+
+
+def _checked_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be what the backend is called in an engine, got {name!r}")
+    if not name.strip():
+        raise ValueError(f"name must not be empty, got {name!r}; leave it out for the class's own")
+    return name.strip()
 
 
 _always_there = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})

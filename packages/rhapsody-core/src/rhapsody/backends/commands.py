@@ -80,8 +80,8 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
     ask_every: float = 10.0
     patience: float = 30.0
 
-    def __init__(self, max_running: int | None = None) -> None:
-        super().__init__(max_running)
+    def __init__(self, max_running: int | None = None, *, name: str | None = None) -> None:
+        super().__init__(max_running, name=name)
         self.__jobs: dict[str, _Job] = {}
         self.__submitting = asyncio.Semaphore(AT_ONCE)
         self.__news = asyncio.Event()

@@ -26,6 +26,7 @@ class NoopExecutionBackend(ManagedBackend):
 
     Args:
         resources: Ignored; accepted so that the backend can stand in for another.
+        name: What it is called in an engine; default `"noop"`.
     """
 
     name = "noop"
@@ -39,8 +40,8 @@ class NoopExecutionBackend(ManagedBackend):
         resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
     )
 
-    def __init__(self, resources: object = None) -> None:
-        super().__init__()
+    def __init__(self, resources: object = None, *, name: str | None = None) -> None:
+        super().__init__(name=name)
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Completes the tasks, before it returns."""

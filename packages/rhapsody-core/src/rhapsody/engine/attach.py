@@ -118,15 +118,16 @@ async def attach(
             if not isinstance(made, BaseExecutionBackend):
                 raise _not_a_backend(made)
             label = name or _label(one, made)
-            if dry_run and made.name != DRY_RUN:
+            if dry_run and type(made).name != DRY_RUN:
                 raise RuntimeError(
                     f"dry_run=True runs nothing, and backend {label!r} would: leave `backend` "
                     "out, or give a NoopExecutionBackend"
                 )
             if label in started:
                 raise ValueError(
-                    f"two backends are called {label!r}; give them names of your own: "
-                    "backends={'one': ..., 'two': ...}"
+                    f"two backends are called {label!r}; give one a name of its own: "
+                    f"{type(made).__name__}(..., name='second'), or both: "
+                    "backends={'first': ..., 'second': ...}"
                 )
             state = made.state()
             if inspect.isawaitable(state):

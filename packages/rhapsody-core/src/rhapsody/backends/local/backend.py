@@ -61,9 +61,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             `concurrent.futures`, which stays the caller's to shut down.
         resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
             devices), `memory` (bytes or text such as `"8 GiB"`), `workers` (function
-            tasks at once; as many as there are cores). What is not given is found out;
-            there are at least as many cores as workers unless `cores` says otherwise.
+            tasks at once; as many as a given executor has, else as there are cores). What is
+            not given is found out; there are at least as many cores as workers unless `cores`
+            says otherwise.
         grace: Seconds between SIGTERM and SIGKILL for what is stopped.
+        name: What it is called in an engine; default `"local"`.
 
     Attributes:
         thread_grace: Seconds that `shutdown` waits for functions in threads.
@@ -83,12 +85,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         *,
         resources: Mapping[str, Any] | None = None,
         grace: float = 5.0,
+        name: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(name=name)
         self._executor = _checked(executor)
         # An executor that says how many workers it has says it so.
-        workers = getattr(self._executor, "_max_workers", None)
-        self.machine: Machine = machine(resources, workers=workers)
+        size = getattr(self._executor, "_max_workers", None)
+        self.machine: Machine = machine(resources, workers=size if isinstance(size, int) else None)
         self.grace: float = seconds("grace", grace, zero=True)
         if isinstance(self._executor, Executor):
             self.capabilities = EXECUTOR
