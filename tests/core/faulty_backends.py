@@ -310,6 +310,17 @@ class RefusesWithoutSayingWhat(SmallBackend):
         return await super().run_task(task)
 
 
+class KnowsSettings(SmallBackend):
+    """No fault: knows one setting."""
+
+    capabilities = dataclasses.replace(SMALL, task_settings=frozenset({"queue"}))
+
+
+class TakesAnySetting(KnowsSettings):
+    async def start(self) -> None:
+        self.capabilities = SMALL
+
+
 class BindsNoThreadCounts(SmallBackend):
     capabilities = dataclasses.replace(
         SMALL, resources=frozenset({"cores"}), binds=frozenset({"cores"})

@@ -23,6 +23,12 @@ SPEC = BackendSpec(name="toy", import_path="toys.backend:Toy")
         ({"cancel_services": True}, ValueError, "cancel_services=True"),
         ({"resources": ["cores"]}, TypeError, "frozenset({'cores'})"),
         ({"resources": frozenset({"cpus"})}, ValueError, "no resource 'cpus'; there are cores, "),
+        (
+            {"task_settings": {"queue"}},
+            TypeError,
+            "a frozenset of keys, such as frozenset({'",
+        ),
+        ({"task_settings": frozenset({1})}, TypeError, "task_settings=frozenset({1}"),
         ({"binds": frozenset({"gpus"})}, ValueError, "must be among the resources"),
     ],
 )

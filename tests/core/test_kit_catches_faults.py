@@ -216,6 +216,11 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C10: a task that needs more than there is fails with CapabilityError: Resources(",
     ),
     (
+        faulty.TakesAnySetting,
+        "test_an_undeclared_setting_is_refused",
+        "C5: a setting that is not declared is refused before the task is submitted: a task with",
+    ),
+    (
         faulty.BindsNoThreadCounts,
         "test_cores_set_the_thread_counts",
         "C10: an executable's thread-count variables follow its cores: with 2 cores",
@@ -413,6 +418,7 @@ def test_a_file_that_a_backend_writes_again_is_found_too(tmp_path: Path) -> None
 
 RIGHT: dict[str, type[SmallBackend]] = {
     "test_a_file_is_copied_out": faulty.CopiesOut,
+    "test_an_undeclared_setting_is_refused": faulty.KnowsSettings,
     "test_tasks_do_not_share_a_functions_state": faulty.Copying,
     "test_tasks_do_not_share_arguments": faulty.Copying,
     "test_a_task_may_use_the_backends_library": SmallBackend,

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rhapsody.backends.base import Capabilities
-from rhapsody_radical import capabilities
+from rhapsody_radical import capabilities, schema
 
 README = Path(__file__).parents[2] / "packages/rhapsody-radical/README.md"
 
@@ -25,6 +25,7 @@ MEANINGS = {
     "files": "input and output files",
     "shared_file_system": "sees the engine's file system",
     "copies_files_out": "gives files out of sandboxes",
+    "task_settings": "keys of `task_description`",
     "resources": "resources it honours",
     "binds": "of these, enforced",
     "captures_output": "what functions print is kept",
@@ -44,6 +45,8 @@ def shown(declared: Capabilities, field: str) -> str:
     value = declared.as_dict()[field]
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value == sorted(schema.TASK):
+        return "RADICAL-Pilot's"
     if isinstance(value, list):
         return ", ".join(value) or "none"
     return {"running": "running or queued", "queued": "queued", "none": "neither"}[value]

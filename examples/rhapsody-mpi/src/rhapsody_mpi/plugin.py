@@ -14,6 +14,7 @@ CAPABILITIES = Capabilities(
     sandboxes=True,
     files=True,
     shared_file_system=True,
+    task_settings=frozenset(),
     captures_output=True,
     reports_running=True,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -35,6 +36,8 @@ class Capabilities:
             theirs as absolute paths.
         shared_file_system: Tasks see the engine's file system under the same paths.
         copies_files_out: `copy_file_out` gives what an ended task left in its sandbox.
+        task_settings: The keys of `task_backend_specific_kwargs`, which users give as
+            `task_description`, that it knows; `None`: nobody checks them.
         resources: The fields of `Resources` the backend can honour.
         binds: Those of them it enforces; it only counts the others.
         captures_output: What functions print is kept in `stdout` and `stderr`.
@@ -60,6 +63,7 @@ class Capabilities:
     files: bool = False
     shared_file_system: bool = False
     copies_files_out: bool = False
+    task_settings: frozenset[str] | None = None
     resources: frozenset[str] = frozenset()
     binds: frozenset[str] = frozenset()
     captures_output: bool = False
@@ -76,6 +80,8 @@ class Capabilities:
                 if value not in _LEVELS:
                     levels = ", ".join(map(repr, _LEVELS))
                     raise ValueError(f"Capabilities({name}={value!r}): one of {levels} is needed")
+            elif default is None:
+                _check_settings(name, value)
             else:
                 _check_resources(name, value)
         if not self.binds <= self.resources:
@@ -110,6 +116,11 @@ class Capabilities:
             case "service" | "function_service":
                 return self.cancel_services
 
+    def unknown_settings(self, given: Iterable[Any]) -> list[Any]:
+        """The keys, of those of a task's `task_backend_specific_kwargs`, that it does not know."""
+        known = self.task_settings
+        return [] if known is None else [key for key in given if key not in known]
+
     def as_dict(self) -> dict[str, Any]:
         """The declaration in plain values, for tables and JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -119,6 +130,16 @@ class Capabilities:
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Capabilities)}
 _LEVELS = get_args(CancelLevel)
 _RESOURCES = frozenset(field.name for field in dataclasses.fields(Resources))
+
+
+def _check_settings(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, frozenset) or not all(isinstance(key, str) for key in value):
+        raise TypeError(
+            f"Capabilities({name}={value!r}): None is needed, or a frozenset of keys, such as "
+            "frozenset({'queue'})"
+        )
 
 
 def _check_resources(name: str, value: object) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from rhapsody.backends.base import Capabilities
 
+ANNOTATIONS = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources"})
+"""The keys of `task_description` that are handed on to Dask."""
+
 CLUSTER = Capabilities(
     services=True,
     cancel_functions="queued",
@@ -14,6 +17,7 @@ CLUSTER = Capabilities(
     files=True,
     shared_file_system=True,
     copies_files_out=True,
+    task_settings=ANNOTATIONS,
     resources=frozenset({"cores", "gpus", "memory", "walltime"}),
     captures_output=True,
     reports_running=True,

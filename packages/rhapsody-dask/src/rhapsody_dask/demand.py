@@ -9,9 +9,6 @@ from typing import Any, NamedTuple
 from rhapsody.errors import CapabilityError
 from rhapsody.task import Resources, TaskDescription
 
-ANNOTATIONS = ("priority", "retries", "workers", "allow_other_workers", "resources")
-"""The keys of `task_description` that are handed on to Dask."""
-
 
 class Demand(NamedTuple):
     """What Dask is told of a task besides the task; tasks with the same go in one graph.
@@ -52,19 +49,13 @@ def demand(task: TaskDescription) -> Demand:
     """What a task asks for.
 
     Raises:
-        ValueError: `task_description` has a key that Dask does not know, or a value out of range.
+        ValueError: `task_description` has a value out of range.
         TypeError: A value is of a type that Dask does not take there.
         CapabilityError: The task asks for several ranks.
     """
     specific, resources = task["task_backend_specific_kwargs"], task.get("resources")
     if not specific and resources is None:
         return NOTHING
-    unknown = [key for key in specific if key not in ANNOTATIONS]
-    if unknown:
-        raise ValueError(
-            f"task {task['name']!r}: task_description has the key {unknown[0]!r}, which the Dask "
-            f"backend does not know; there are {', '.join(ANNOTATIONS)}"
-        )
     for key, value in specific.items():
         _check(f"task {task['name']!r}: {key} in task_description", key, value)
     wanted = dict(specific.get("resources") or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rhapsody.backends.base import Capabilities
+from rhapsody_radical import schema
 
 RAPTOR = Capabilities(
     services=True,
@@ -15,6 +16,7 @@ RAPTOR = Capabilities(
     sandboxes=True,
     files=True,
     shared_file_system=True,
+    task_settings=frozenset(schema.TASK),
     resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),
     binds=frozenset({"cores"}),
     captures_output=True,

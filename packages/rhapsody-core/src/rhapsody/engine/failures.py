@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhapsody.data import stderr_tail
+from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
 from rhapsody.engine.notes import first_call
 from rhapsody.errors import (
+    CapabilityError,
     DependencyFailureError,
     TaskFailedError,
     TaskTimeoutError,
@@ -49,6 +52,28 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
         names,
         root,
     ).follows(cause)
+
+
+def unknown_setting(
+    node: Node, backend: Attached, key: object, able: Sequence[str]
+) -> CapabilityError:
+    """The error of a node with a setting that its backend does not know.
+
+    Args:
+        node: The node.
+        backend: The backend it was to go to.
+        key: The setting, a key of `task_description`.
+        able: The attached backends that know it.
+    """
+    known = sorted(backend.capabilities.task_settings or ())
+    close = difflib.get_close_matches(str(key), known, 1)
+    hint = f", did you mean {close[0]!r}?" if close else ""
+    there = f"there are {', '.join(known)}" if known else "it takes none"
+    where = f"; attached backends that know it: {', '.join(able)}" if able else ""
+    return CapabilityError(
+        f"task {node.task.name!r}: backend {backend.name!r} knows no {key!r} in "
+        f"task_description{hint} ({there}{where})"
+    )
 
 
 def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:

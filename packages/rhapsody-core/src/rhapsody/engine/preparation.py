@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, cast
 
 from rhapsody.data import InputFile, OutputFile
+from rhapsody.engine import failures
 from rhapsody.engine.attach import Attached, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.held import PushDown
@@ -123,7 +124,7 @@ class Preparation:
                     self._resume(node, chosen)
                     return False
         if node.stage == ROUTED:
-            if task.accepted_by is not backend or hooks.prepare_task:
+            if task.accepted_by is not backend or hooks.prepare_task or node.specific:
                 self._check_capabilities(node, backend)
             node.backend = backend
             if backend.capabilities.unfinished_dependencies:
@@ -290,7 +291,7 @@ class Preparation:
 
     def _selected(self, node: Node, default: Attached) -> Attached:
         hooks = self._hooks
-        candidates = [one.name for one in self._backends.values() if _lacking(node, one) is None]
+        candidates = self._able(node)
         for hook in hooks.select_backend if candidates else ():
             name = hooks.call(
                 hook, engine=self._engine, task=node.description, candidates=tuple(candidates)
@@ -307,7 +308,7 @@ class Preparation:
     def _check_capabilities(self, node: Node, backend: Attached) -> None:
         task, lacking = node.task, _lacking(node, backend)
         if lacking is not None:
-            able = [o.name for o in self._backends.values() if _lacking(node, o) is None]
+            able = self._able(node)
             where = f"attached backends that can: {', '.join(able)}" if able else (
                 "attach one that does: WorkflowEngine.create(backends=[...])"
             )  # fmt: skip
@@ -315,7 +316,18 @@ class Preparation:
                 f"task {task.name!r} needs {lacking}, which backend {backend.name!r}, as it is set "
                 f"up, does not offer; {where}"
             )
+        unknown = _unknown_settings(node, backend)
+        if unknown:
+            raise failures.unknown_setting(node, backend, unknown[0], self._able(node))
         task.accepted_by = backend
+
+    def _able(self, node: Node) -> list[str]:
+        """The attached backends that can run a task as it is described."""
+        return [
+            one.name
+            for one in self._backends.values()
+            if _lacking(node, one) is None and not _unknown_settings(node, one)
+        ]
 
     def _has_files(self, node: Node, backend: Attached) -> bool:
         assert node.extra is not None
@@ -406,6 +418,13 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
             raise PluginError(f"{what} a time-out that cannot be meant: {error}") from error
     if resources is not None and not isinstance(resources, Resources):
         raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
+
+
+def _unknown_settings(node: Node, backend: Attached) -> list[Any]:
+    """The keys of a task's settings in the backend's own words that the backend does not know."""
+    assert node.description is not None
+    given = node.description["task_backend_specific_kwargs"]
+    return backend.capabilities.unknown_settings(given) if given else []
 
 
 def _lacking(node: Node, backend: Attached) -> str | None:

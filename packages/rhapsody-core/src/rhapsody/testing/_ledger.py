@@ -30,6 +30,7 @@ _MEANINGS = {
     "files": "links files into sandboxes",
     "shared_file_system": "sees the engine's file system",
     "copies_files_out": "gives files out of sandboxes",
+    "task_settings": "keys of `task_description`",
     "resources": "resources it honours",
     "binds": "of these, enforced",
     "captures_output": "keeps what functions print",
@@ -97,7 +98,10 @@ def proof_tables(kit: type, *, as_markdown: bool = False) -> str:
     if capabilities is not None:
         proofs = _proofs(kit)
         rows = [
-            (*row, "" if row[2] in ("no", "none") else proofs.get(row[0].strip("`"), ""))
+            (
+                *row,
+                "" if row[2] in ("no", "none") else proofs.get(row[0].strip("`"), ""),
+            )
             for row in _declaration(capabilities)
         ]
         tables.append(make(("capability", "meaning", "declared", "checks passed"), rows))
@@ -168,4 +172,6 @@ def _word(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(value) or "none"
+    if value is None:
+        return "unchecked"
     return str(value)

@@ -7,7 +7,17 @@ from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._functions import most_at_once
 from rhapsody.testing._graphs import adder
-from rhapsody.testing._rules import EXECUTABLES, ISOLATED, SYNC, Need, binds, honours, runs, skip
+from rhapsody.testing._rules import (
+    EXECUTABLES,
+    ISOLATED,
+    SETTINGS,
+    SYNC,
+    Need,
+    binds,
+    honours,
+    runs,
+    skip,
+)
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE, FAILED, quick
 from rhapsody.testing._trial import Trial
@@ -153,6 +163,20 @@ class Resourcefulness:
                 trial.require(name in str(error), f"the error does not name {name}: {error}")
             else:
                 raise trial.check.error(f"a task with {given[name]} ran and gave {value!r}")
+
+    @check("C5", "a setting that is not declared is refused before the task is submitted", SETTINGS)
+    async def test_an_undeclared_setting_is_refused(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        task = adder(trial, flow)
+        future = task.options(task_description={"kit_4711": 1})(1)
+        try:
+            value = await future
+        except CapabilityError as error:
+            trial.require("kit_4711" in str(error), f"the error does not name it: {error}")
+        else:
+            raise trial.check.error(f"a task with 'kit_4711' ran and gave {value!r}")
+        trial.doing("waiting for a task without settings")
+        await task(1)
 
 
 def _owned(trial: Trial, name: str) -> int:

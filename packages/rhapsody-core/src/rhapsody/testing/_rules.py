@@ -174,6 +174,11 @@ SAVES = Need(
     "its sandboxes cannot be reached from here",
     lambda capabilities, _: capabilities.shared_file_system or capabilities.copies_files_out,
 )
+SETTINGS = Need(
+    "task_settings",
+    "the backend does not declare task_settings",
+    lambda capabilities, _: capabilities.task_settings is not None,
+)
 OUTPUT = declares("captures_output")
 RUNNING = declares("reports_running")
 COPIES = Need(

@@ -16,7 +16,7 @@ from typing import Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
-from rhapsody.backends.local.executables import Executables, Services
+from rhapsody.backends.local.executables import Executables, Services, check_shell
 from rhapsody.backends.local.executors import ExecutorWorkers
 from rhapsody.backends.local.jobs import Job, Runner
 from rhapsody.backends.local.machine import Machine, machine
@@ -264,11 +264,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
         Raises:
             CapabilityError: This backend cannot run it.
-            ValueError: `ready` or a resource is malformed.
+            ValueError: `ready` or a resource is malformed, or `shell` is not what its command says.
             TypeError: The same.
         """
         task, resources = job.task, Resources.of(resources)
         function, service = task["function"], task["is_service"]
+        if function is None and task["task_backend_specific_kwargs"]:
+            check_shell(task)
         if service and function is not None:
             raise CapabilityError(
                 f"task {task['name']!r}: the local backend runs executables as services, not "

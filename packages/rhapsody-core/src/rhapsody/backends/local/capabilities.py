@@ -15,6 +15,7 @@ THREADS = Capabilities(
     sandboxes=True,
     files=True,
     shared_file_system=True,
+    task_settings=frozenset({"shell"}),
     resources=frozenset({"cores", "gpus", "memory", "walltime"}),
     binds=frozenset({"cores", "gpus"}),
     captures_output=True,

@@ -12,6 +12,7 @@ from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Guardian, Program
 from rhapsody.sdk.readiness import Readiness
 from rhapsody.sdk.services import TaskService
+from rhapsody.task import TaskDescription
 
 
 class Executables:
@@ -77,6 +78,22 @@ class Executables:
         except Exception as error:  # its output cannot be read, or it was not ready
             job.error = error
         self._deliver(job)
+
+
+def check_shell(task: TaskDescription) -> None:
+    """Raise where a task's setting `shell` is not what its command says.
+
+    Raises:
+        ValueError: It says what to write instead.
+    """
+    wanted = task["task_backend_specific_kwargs"].get("shell")
+    by_shell = "arguments" not in task
+    if wanted not in (None, by_shell):
+        command = "a string, which a shell runs" if by_shell else "a list, which no shell sees"
+        raise ValueError(
+            f"task {task['name']!r}: task_description says shell={wanted!r}, and the command is "
+            f"{command}; return a {'list of words' if by_shell else 'string'} instead"
+        )
 
 
 class Services(Executables):
