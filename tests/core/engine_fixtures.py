@@ -32,6 +32,7 @@ class Machine(SmallBackend):
         cancel_async_functions="running",
         cancel_executables="running",
         sandboxes=True,
+        cwd=True,
         files=True,
         shared_file_system=True,
         reports_running=True,

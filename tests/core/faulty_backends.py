@@ -141,6 +141,26 @@ class LosesTheEnvironment(SmallBackend):
         return await super()._execute(task)
 
 
+class StaysInItsSandbox(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        task.pop("cwd", None)
+        return await super().run_task(task)
+
+
+class LeavesFilesBesideTheUsers(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        if "cwd" in task:
+            os.mkdir(f"{task['cwd']}/{task['uid']}")
+        return await super().run_task(task)
+
+
+class MakesWhatIsMissing(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        if "cwd" in task:
+            os.makedirs(task["cwd"], exist_ok=True)
+        return await super().run_task(task)
+
+
 class SharesOneSandbox(SmallBackend):
     async def _execute(self, task: TaskDescription) -> CompletedExecutable:
         task["sandbox"] = os.path.dirname(task["sandbox"])

@@ -21,6 +21,7 @@ class SmallBackend(ManagedBackend):
         cancel_async_functions="running",
         cancel_executables="running",
         sandboxes=True,
+        cwd=True,
         shared_file_system=True,
         reports_running=True,
     )
@@ -47,7 +48,7 @@ class SmallBackend(ManagedBackend):
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                cwd=sandbox,
+                cwd=task.get("cwd", sandbox),
                 env={**os.environ, **task.get("environment", {})},
                 start_new_session=True,
             )

@@ -74,6 +74,20 @@ async def test_a_job_has_its_arguments_variables_input_and_directory(driver: Dri
     assert end.stdout == printed
 
 
+async def test_a_job_runs_in_the_directory_of_the_users(driver: Driver, tmp_path: Path) -> None:
+    place = tmp_path / "it's a place"
+    place.mkdir()
+    for command in ("cat; pwd; exit 3", ["sh", "-c", "cat; pwd; exit 3"]):
+        task = driver.command(command, cwd=str(place), stdin="in\n", environment={"X": "a b"})
+        end = await within(driver.run_one(task))
+        assert (end.state, end.exit_code) == (FAILED, 3)
+        assert end.stdout == f"in\n{place}\n"
+    assert os.listdir(place) == []
+    end = await within(driver.run_one(driver.command("pwd", cwd=str(tmp_path / "none"))))
+    assert isinstance(end.error, FileNotFoundError)
+    assert "none', its cwd, which is not there" in str(end.error)
+
+
 async def test_a_job_in_the_queue_is_not_reported_as_running(driver: Driver, spool: Path) -> None:
     (spool / "waits").touch()
     task = driver.command("sleep 60")

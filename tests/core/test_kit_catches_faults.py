@@ -100,6 +100,21 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C7.5: the environment given is added",
     ),
     (
+        faulty.StaysInItsSandbox,
+        "test_it_runs_where_it_is_told",
+        "C7.3: an executable with `cwd` runs there, and its sandbox stays: 'pwd' with cwd=",
+    ),
+    (
+        faulty.LeavesFilesBesideTheUsers,
+        "test_it_runs_where_it_is_told",
+        "C7.3: an executable with `cwd` runs there, and its sandbox stays: beside the user's file ",
+    ),
+    (
+        faulty.MakesWhatIsMissing,
+        "test_a_missing_directory_fails",
+        "C7.3: a `cwd` that is not there fails the task, and is named: 'pwd' with cwd=",
+    ),
+    (
         faulty.SharesOneSandbox,
         "test_each_executable_has_its_own_directory",
         "C7.5: each executable runs in a directory of its own: ",

@@ -29,6 +29,7 @@ class Short(LocalPrograms, ManagedBackend):
         cancel_async_functions="running",
         cancel_executables="running",
         sandboxes=True,
+        cwd=True,
         files=True,
         shared_file_system=True,
         reports_running=True,

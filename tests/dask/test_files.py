@@ -13,6 +13,7 @@ import pytest
 from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import DataError
+from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
 
 pytestmark = pytest.mark.asyncio
@@ -64,6 +65,58 @@ async def test_files_go_by_content_where_nothing_is_shared(cluster: Any, tmp_pat
             assert str(tmp_path / ".rhapsody") not in await first
             with pytest.raises(DataError, match="promised and did not write 'never'"):
                 await forget(OutputFile("never"))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_a_program_elsewhere_finds_its_files(
+    cluster: Any, tmp_path: Path, shared: bool
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "in.txt").write_text("in\n")
+    async with asyncio.timeout(60):
+        backend = DaskExecutionBackend(cluster=cluster, shared_file_system=shared)
+        async with WorkflowEngine.create(backend=backend, results_dir=tmp_path) as flow:
+
+            @flow.executable_task(cwd=place)
+            def copy(source: InputFile, target: OutputFile) -> str:
+                return f"pwd; echo said >&2; cat {source} > {target}"
+
+            @flow.executable_task(cwd=place)
+            def copy_by_words(source: InputFile, target: OutputFile) -> list[str]:
+                return ["cp", f"{source}", f"{target}"]
+
+            one = copy(InputFile(tmp_path / "in.txt"), OutputFile("kept/one.txt"))
+            two = copy_by_words(InputFile(tmp_path / "in.txt"), OutputFile("kept/two.txt"))
+            assert await one == f"{place}\n"
+            assert one.stderr == "said\n"
+            await two
+            for name in ("one.txt", "two.txt"):
+                assert (tmp_path / "kept" / name).read_text() == "in\n"
+            with pytest.raises(FileNotFoundError, match="none', its cwd, which is not there"):
+                await copy.options(cwd=tmp_path / "none")(
+                    InputFile(tmp_path / "in.txt"), OutputFile("three.txt")
+                )
+    assert os.listdir(place) == []
+
+
+async def test_another_start_of_a_program_elsewhere_finds_the_files_of_its_own(
+    cluster: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("in\n")
+    async with asyncio.timeout(60):
+        backend = DaskExecutionBackend(cluster=cluster)
+        async with backend, Driver(backend, work_dir=tmp_path) as driver:
+            task = driver.command("", cwd="/")
+            first = task["sandbox"]
+            task["executable"] = f"cat {first}/in.txt > {first}/out.txt"
+            os.mkdir(first)  # as by a start on a worker that is cut off
+            backend.link_explicit_data_deps(None, task, "in.txt", str(tmp_path / "in.txt"))
+            end = await driver.run_one(task)
+            assert end.exit_code == 0
+            sandbox = Path(end.task["sandbox"])
+            assert sandbox.parent == Path(first)
+            assert (sandbox / "out.txt").read_text() == "in\n"
 
 
 async def test_what_cannot_travel_is_left_out_and_named(

@@ -22,6 +22,7 @@ MEANINGS = {
     "cancel_executables": "cancels executables that are",
     "cancel_services": "cancels services that are",
     "sandboxes": "a directory for each task",
+    "cwd": "runs executables in a given directory",
     "files": "input and output files",
     "shared_file_system": "sees the engine's file system",
     "copies_files_out": "gives files out of sandboxes",

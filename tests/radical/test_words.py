@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import socket
+import subprocess
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +180,59 @@ def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> N
 # RAPTOR's configuration.
 
 CONFIG = {"masters": [{"ranks": 1, "workers": [{"ranks": 1, "worker_type": "DefaultWorker"}]}]}
+
+
+def run_words(words: dict[str, Any], sandbox: Path) -> subprocess.CompletedProcess[str]:
+    """What RADICAL-Pilot's script does with them in a task's sandbox."""
+    line = " ".join([words["executable"], *(f'"{word}"' for word in words["arguments"])])
+    return subprocess.run(
+        line, shell=True, cwd=sandbox, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"executable": "pwd; cat; echo $((6 * 7))"},
+        {"executable": "sh", "arguments": ["-c", 'pwd; cat; echo "$1"', "sh", "42"]},
+    ],
+)
+def test_a_command_runs_in_the_directory_of_the_users(given: Any, tmp_path: Path) -> None:
+    place = tmp_path / "it's a place"
+    place.mkdir()
+    (tmp_path / "task.000001.in").write_text("in\n")
+    asked = task(cwd=str(place), stdin="in\n", **given)
+    ended = run_words(describe_executable(asked, pilot()), tmp_path)
+    assert ended.stdout == f"{place}\nin\n42\n"
+
+
+def test_a_directory_of_the_users_that_is_not_there_is_told_where_it_can_be(tmp_path: Path) -> None:
+    asked = task(cwd=str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match=r"is to run in '.*/none', its cwd, .* not there"):
+        describe_executable(asked, pilot())
+    words = describe_executable(asked, pilot(shared=False))
+    ended = run_words(words, tmp_path)
+    assert ended.returncode
+    assert str(tmp_path / "none") in ended.stderr
+
+
+@pytest.mark.parametrize("own", [{"shared": False}, {"settings": {"sandbox": "mine"}}])
+def test_a_command_names_its_files_where_its_sandbox_is(own: Any, tmp_path: Path) -> None:
+    (tmp_path / "sandboxes").mkdir()
+    there = pilot(sandbox=str(tmp_path / "sandboxes"), shared=own.get("shared", True))
+    former = f"{tmp_path}/engine.task.000001.1"
+    for arguments in (None, [f"{former}/a.txt", f"{former}0/a.txt"]):
+        given = task(own.get("settings"), cwd="/", sandbox=former)
+        given["executable"] = f"cat {former}/a.txt" if arguments is None else "cat"
+        if arguments is not None:
+            given["arguments"] = arguments
+        given["uid"] = f"task.00000{1 if arguments is None else 2}"
+        words = describe_executable(given, there)
+        place(given, words, there)
+        said = f"{words['executable']} {' '.join(words['arguments'])}"
+        assert f"{given['sandbox']}/a.txt" in said
+        assert f"{former}/" not in said
+        assert (f"{former}0/a.txt" in said) is (arguments is not None)
 
 
 def test_raptor_configurations_are_checked() -> None:

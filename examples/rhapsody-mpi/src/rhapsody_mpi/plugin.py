@@ -12,6 +12,7 @@ CAPABILITIES = Capabilities(
     cancel_async_functions="running",
     cancel_executables="running",
     sandboxes=True,
+    cwd=True,
     files=True,
     shared_file_system=True,
     task_settings=frozenset(),

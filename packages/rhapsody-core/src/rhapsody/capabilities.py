@@ -32,6 +32,7 @@ class Capabilities:
         cancel_executables: How far executables can be cancelled.
         cancel_services: How far services can be cancelled.
         sandboxes: Each executable has a directory of its own.
+        cwd: An executable can run in a directory that the user names.
         files: Files can be linked into a task's sandbox, and function tasks see
             theirs as absolute paths.
         shared_file_system: Tasks see the engine's file system under the same paths.
@@ -60,6 +61,7 @@ class Capabilities:
     cancel_executables: CancelLevel = "none"
     cancel_services: CancelLevel = "none"
     sandboxes: bool = False
+    cwd: bool = False
     files: bool = False
     shared_file_system: bool = False
     copies_files_out: bool = False

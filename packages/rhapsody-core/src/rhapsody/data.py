@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -47,18 +47,25 @@ class File:
 
     filename: str
     filepath: Path | None
+    _by_path: bool = field(compare=False)
 
-    def bound_to(self, sandbox: str | os.PathLike[str]) -> Self:
-        """The copy that a task gets: `filepath` is an absolute path in its sandbox."""
+    def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = False) -> Self:
+        """The copy that a task gets: `filepath` is an absolute path in its sandbox.
+
+        Args:
+            sandbox: The sandbox.
+            by_path: The task's command runs elsewhere: its text is that path.
+        """
         copy = object.__new__(type(self))
         for name in _field_names(self):
             object.__setattr__(copy, name, getattr(self, name))
-        object.__setattr__(copy, "filepath", Path(os.path.abspath(sandbox), self.filename))
+        path = Path(os.path.abspath(sandbox), self.filename)
+        _set(copy, filepath=path, _by_path=by_path)
         return copy
 
     def __str__(self) -> str:
-        """The file's name, for commands: they run in the sandbox, where it is."""
-        return self.filename
+        """The file's name, for commands: they run in the sandbox, where it is, or get its path."""
+        return str(self.filepath) if self._by_path else self.filename
 
     def __fspath__(self) -> str:
         if self.filepath is None:
@@ -128,6 +135,7 @@ class InputFile(File):
             self,
             filename=name,
             filepath=path,
+            _by_path=False,
             remote_url=url,
             local_file=local,
             other_task_file=other,
@@ -180,7 +188,7 @@ class OutputFile(File):
             )
         if save is None and "/" in given:
             save = given.removesuffix(filename)
-        _set(self, filename=filename, filepath=None, save=_place(save))
+        _set(self, filename=filename, filepath=None, _by_path=False, save=_place(save))
 
     def __repr__(self) -> str:
         save = "" if self.save is None else f", save={self.save!r}"
@@ -249,6 +257,12 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
             continue
         break
     return path
+
+
+def moved(text: str, former: str, sandbox: str) -> str:
+    """Return a text, such as a command, with one sandbox's path in it replaced by another's."""
+    # The uids that sandboxes are named for end in numbers.
+    return re.sub(re.escape(former) + r"(?![0-9~])", lambda _: sandbox, text)
 
 
 def stderr_tail(task: Mapping[str, Any]) -> str:

@@ -91,9 +91,11 @@ class TaskDescription(_RequiredKeys, total=False):
         attempt: Counted from 1.
         environment: Variables to add to the task's environment.
         stdin: Text for standard input; absent means an empty one.
-        sandbox: The directory, on the engine's file system, that the task runs in.
-            The backend creates it when it first needs it, private to the user.
-            Backends with sandboxes of their own replace the value.
+        sandbox: The directory, on the engine's file system, that the task runs in, or with
+            `cwd` that its files are in. The backend creates it when it first needs it, private to
+            the user. Backends with sandboxes of their own replace the value.
+        cwd: The directory, an absolute path, that an executable runs in instead. It stays as
+            it is; only backends that declare the capability get it.
         capture: `True` (the default where absent) keeps what the task prints,
             `False` does not, `"files"` leaves it in files in the sandbox and gives
             their paths in `stdout` and `stderr`. `"quiet"`, for functions alone: as `True`,
@@ -122,6 +124,7 @@ class TaskDescription(_RequiredKeys, total=False):
     environment: dict[str, str]
     stdin: str
     sandbox: str
+    cwd: str
     capture: bool | Literal["files", "quiet"]
     scope: str
     ready: str | Callable[..., Any]

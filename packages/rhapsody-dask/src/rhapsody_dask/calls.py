@@ -160,7 +160,7 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
     executable = task["executable"]
     if not isinstance(executable, str) or not executable:
         raise ValueError(f"task {task['name']!r} has neither a function nor an executable")
-    keys = ("executable", "arguments", "stdin", "environment", "capture", "ready")
+    keys = ("executable", "arguments", "stdin", "cwd", "environment", "capture", "ready")
     program = {key: task[key] for key in keys if key in task}  # type: ignore[literal-required]
     if callable(program.get("ready")):
         del program["ready"]  # it is called here

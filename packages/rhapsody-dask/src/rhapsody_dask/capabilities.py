@@ -14,6 +14,7 @@ CLUSTER = Capabilities(
     cancel_executables="running",
     cancel_services="running",
     sandboxes=True,
+    cwd=True,
     files=True,
     shared_file_system=True,
     copies_files_out=True,

@@ -14,6 +14,7 @@ RAPTOR = Capabilities(
     cancel_executables="running",
     cancel_services="running",
     sandboxes=True,
+    cwd=True,
     files=True,
     shared_file_system=True,
     task_settings=frozenset(schema.TASK),

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rhapsody.data import make_sandbox
+from rhapsody.data import make_sandbox, moved
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.sdk.executables import working_directory
 from rhapsody.task import Resources, TaskDescription
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
@@ -70,7 +71,10 @@ def in_double_quotes(text: str) -> str:
 
 
 def command(
-    executable: str, arguments: list[str] | None, stdin: str | None = None
+    executable: str,
+    arguments: list[str] | None,
+    stdin: str | None = None,
+    cwd: str | None = None,
 ) -> tuple[str, list[str]]:
     """The words for RADICAL-Pilot's `executable` and `arguments`.
 
@@ -82,8 +86,11 @@ def command(
         executable: A shell command where there are no arguments, else a program.
         arguments: The program's arguments, `None` for a shell command.
         stdin: The file for standard input.
+        cwd: The directory to run it in, where that is not the task's sandbox.
     """
     words = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
+    if cwd is not None:
+        words = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *words]
     if stdin is not None:
         return f"{shlex.join(words)} < {shlex.quote(stdin)}", []
     if any("$" in word or "`" in word for word in words[1:]):
@@ -102,6 +109,7 @@ def describe_executable(task: TaskDescription, pilot: TargetPilot | None) -> dic
         ValueError: There is nothing to run, or what no program can be given.
         TypeError: A setting that RADICAL-Pilot does not have.
         DataError: A file that is to be staged is not there.
+        OSError: The directory that it is to run in is not there.
     """
     executable = task["executable"]
     if not isinstance(executable, str) or not executable:
@@ -111,7 +119,9 @@ def describe_executable(task: TaskDescription, pilot: TargetPilot | None) -> dic
     stdin = None
     if task.get("stdin") and pilot is not None:
         stdin = f"{task['uid']}.in"
-    program, arguments = command(executable, task.get("arguments"), stdin)
+    if "cwd" in task and pilot is not None and pilot.shared:
+        working_directory(task)
+    program, arguments = command(executable, task.get("arguments"), stdin, task.get("cwd"))
     words = {
         "mode": schema.TASK_EXECUTABLE,
         "executable": program,
@@ -132,7 +142,7 @@ def _check_text(task: TaskDescription) -> None:
     """Raise for what no program can be given: shells leave out null bytes without a word."""
     environment = task.get("environment", {})
     words = [task["executable"] or "", *(task.get("arguments") or ())]
-    words += [*environment, *environment.values()]
+    words += [*environment, *environment.values(), task.get("cwd") or ""]
     if any("\0" in word for word in words):
         raise ValueError(f"task {task['name']!r}: an embedded null byte in its command")
     for word in words:
@@ -270,7 +280,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> b
     wanted = task.get("sandbox")
     own = not wanted and not words.get("sandbox")
     if not pilot.shared:
-        task["sandbox"] = below
+        _move(task, words, below)
         if task.get("stdin"):
             raise CapabilityError(
                 f"task {task['name']!r} has a standard input, which cannot be given on pilot "
@@ -291,12 +301,20 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> b
         )
     if sandbox != below:
         os.symlink(sandbox, below)
-    task["sandbox"] = sandbox
+    _move(task, words, sandbox)
     words["sandbox"] = sandbox
     text = task.get("stdin")
     if text and task["function"] is None:
         Path(sandbox, f"{task['uid']}.in").write_text(text)
     return own
+
+
+def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
+    """Gives a task another sandbox than the engine had for it, whose files its command may name."""
+    former, task["sandbox"] = task.get("sandbox"), sandbox
+    if former and former != sandbox and "executable" in words:
+        words["executable"] = moved(words["executable"], former, sandbox)
+        words["arguments"] = [moved(word, former, sandbox) for word in words["arguments"]]
 
 
 def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:

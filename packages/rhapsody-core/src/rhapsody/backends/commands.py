@@ -72,6 +72,7 @@ class CommandBackend(SharedSandboxes, ManagedBackend):
         sync_functions=False,
         cancel_executables="running",
         sandboxes=True,
+        cwd=True,
         files=True,
         shared_file_system=True,
         reports_running=True,

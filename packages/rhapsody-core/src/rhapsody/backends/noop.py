@@ -35,6 +35,7 @@ class NoopExecutionBackend(ManagedBackend):
         services=True,
         function_services=True,
         cancel_services="running",
+        cwd=True,
         files=True,
         shared_file_system=True,
         resources=frozenset({"cores", "gpus", "memory", "ranks", "walltime"}),

@@ -10,6 +10,7 @@ import shlex
 import sys
 
 from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file
+from rhapsody.sdk.executables import working_directory
 from rhapsody.task import TaskDescription
 
 SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
@@ -18,8 +19,14 @@ END = "END OF STANDARD INPUT"
 
 
 def write_script(task: TaskDescription) -> str:
-    """Write the script that runs a task; its path."""
-    command = _command(task)
+    """Write the script that runs a task; its path.
+
+    Raises:
+        OSError: It cannot be written, or the task's `cwd` is not there.
+    """
+    command, there = _command(task), working_directory(task)
+    if there != task["sandbox"]:
+        command = f"(cd {shlex.quote(there)} && exec {command})"
     out, err = OUTPUT_FILES if task.get("capture", True) else (os.devnull, os.devnull)
     place = task["sandbox"]
     with open(os.path.join(place, STDIN), "w", encoding="utf-8") as file:
@@ -37,7 +44,7 @@ def write_script(task: TaskDescription) -> str:
 
 
 def write_again(task: TaskDescription) -> str:
-    """Write a script with which a user runs a task once more, in its sandbox; its path.
+    """Write a script with which a user runs a task once more, where it ran; its path.
 
     Its environment is in it: only the user can read it.
 
@@ -51,7 +58,8 @@ def write_again(task: TaskDescription) -> str:
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(
             f"#!/bin/sh\n# The command of task {task['name']!r} ({task['uid']}), as it was run.\n"
-            f"cd {shlex.quote(task['sandbox'])} || exit\n{_command(task)} {given}\n"
+            f"cd {shlex.quote(task.get('cwd') or task['sandbox'])} || exit\n"
+            f"{_command(task)} {given}\n"
         )
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import dataclasses
+import os
 import threading
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Iterable, Mapping
@@ -38,6 +39,7 @@ class Calls:
         machine: Gets the nodes.
         backends: The attached backends; may grow.
         tally: Counts failures that nobody looked at.
+        here: The current directory when the engine was made, `None` where it was removed.
         keep: Whether calls are kept, for a dry run's graph.
 
     Attributes:
@@ -53,12 +55,14 @@ class Calls:
         backends: Mapping[str, Attached],
         tally: Tally,
         *,
+        here: str | None,
         keep: bool,
     ) -> None:
         self.uid: str = uid
         self.loop: asyncio.AbstractEventLoop = loop
         self._machine = machine
         self._backends = backends
+        self._here = here
         self._numbers = {"task": 0, "block": 0}
         self._keep = keep
         self.unawaited: Callable[[TaskFuture[Any]], None] = tally.add
@@ -169,14 +173,24 @@ class Calls:
         """Checks the settings of a definition against what the engine has.
 
         Raises:
-            ValueError: No backend of that name is attached, or a limit is known with another
-                size.
+            ValueError: No backend of that name is attached, a limit is known with another
+                size, or there is no directory that `cwd` could be relative to.
         """
         if settings.backend is not None:
             name = find(self._backends, settings.backend).name
             settings = dataclasses.replace(settings, backend=name)
+        if settings.cwd is not None:
+            settings = dataclasses.replace(settings, cwd=self._absolute(settings.cwd))
         self._machine.limits.declare(settings.limit)
         return settings
+
+    def _absolute(self, cwd: str) -> str:
+        if self._here is None and not os.path.isabs(cwd):
+            raise ValueError(
+                f"cwd={cwd!r} would be relative to the directory that the engine was made in, "
+                "which had been removed; give an absolute path"
+            )
+        return os.path.normpath(os.path.join(self._here or "/", cwd))
 
     def foreign_loop_error(self, what: str) -> RuntimeError:
         """The error for what happens on a loop that is not the engine's."""

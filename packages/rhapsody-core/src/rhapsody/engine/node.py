@@ -57,6 +57,7 @@ class Extra:
     __slots__ = (
         "awaiting",
         "block",
+        "built_for",
         "children",
         "command",
         "context",
@@ -76,6 +77,7 @@ class Extra:
     def __init__(self) -> None:
         self.awaiting: list[Node] = []  # the blocks that a block awaits now
         self.block: asyncio.Task[Any] | None = None  # what runs an asynchronous block
+        self.built_for: str = ""  # the sandbox that `command` was built for
         self.children: dict[Node, None] = {}  # what a block has started
         self.command: str | list[str] | None = None  # an executable's, once built
         self.context: contextvars.Context | None = None  # the one a block was called in

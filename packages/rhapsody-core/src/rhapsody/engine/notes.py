@@ -105,7 +105,8 @@ def _note(node: Node, call: str) -> str:
     if beside:
         lines.append(
             f"  {', '.join(map(repr, beside))} in {os.getcwd()} cannot be seen by that name: "
-            f"commands run in their sandbox; pass InputFile({beside[0]!r}), or the whole path"
+            f"commands run in their sandbox; pass InputFile({beside[0]!r}), or the whole path, or "
+            f"set cwd={os.getcwd()!r}"
         )
     for name, text in _printed(node).items():
         lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
@@ -118,7 +119,7 @@ def _beside(node: Node) -> list[str]:
     if node.extra is None or node.extra.command is None or description is None:
         return []
     command, sandbox = node.extra.command, description.get("sandbox")
-    if sandbox is None or not os.path.isdir(sandbox):
+    if sandbox is None or "cwd" in description or not os.path.isdir(sandbox):
         return []
     with suppress(ValueError, OSError):  # quotes that do not match; no directory any more
         words = shlex.split(command) if isinstance(command, str) else command[1:]

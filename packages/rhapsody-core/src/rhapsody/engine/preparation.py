@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, cast
 
-from rhapsody.data import InputFile, OutputFile
+from rhapsody.data import InputFile, OutputFile, moved
 from rhapsody.engine import failures
 from rhapsody.engine.attach import Attached, find
 from rhapsody.engine.background import Background
@@ -223,6 +224,7 @@ class Preparation:
         if found is None:
             return node.args, node.kwargs or {}
         sandbox = node.description.get("sandbox") if node.description is not None else None
+        elsewhere = node.task.settings.cwd is not None
 
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
@@ -233,13 +235,17 @@ class Preparation:
                 return leaf.result()
             if sandbox is None:
                 return leaf
-            return self._stager.bind(cast("InputFile | OutputFile", leaf), sandbox)
+            return self._stager.bind(
+                cast("InputFile | OutputFile", leaf), sandbox, by_path=elsewhere
+            )
 
         args = tuple(found.fill(value, replace) for value in node.args)
         return args, {k: found.fill(v, replace) for k, v in (node.kwargs or {}).items()}
 
     def _command_built(self, node: Node, backend: Attached) -> bool:
-        extra = node.more()
+        assert node.description is not None
+        extra, sandbox = node.more(), node.description["sandbox"]
+        former, extra.built_for = extra.built_for, sandbox
         if extra.command is None:  # a retry runs the same command
             args, kwargs = self.values(node)
             command = node.task.function(*args, **kwargs)
@@ -249,6 +255,8 @@ class Preparation:
                 node.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
             extra.command = _checked_command(node, command)
+        elif extra.found is not None and former != sandbox:  # which may name its files
+            extra.command = _moved(extra.command, former, sandbox)
         _set_command(node, extra.command)
         return True
 
@@ -383,6 +391,12 @@ def _checked_command(node: Node, command: object) -> str | list[str]:
     )
 
 
+def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[str]:
+    if isinstance(command, str):
+        return moved(command, former, sandbox)
+    return [moved(word, former, sandbox) for word in command]
+
+
 def _set_command(node: Node, command: str | list[str]) -> None:
     assert node.description is not None
     if isinstance(command, str):
@@ -416,6 +430,11 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
             description["timeout"] = seconds("timeout", limit)
         except (TypeError, ValueError) as error:
             raise PluginError(f"{what} a time-out that cannot be meant: {error}") from error
+    cwd = description.get("cwd")
+    if cwd is not None and description["function"] is not None:
+        raise PluginError(f"{what} a cwd, which only executables have: {cwd!r}")
+    if cwd is not None and (not isinstance(cwd, str) or not os.path.isabs(cwd)):
+        raise PluginError(f"{what} a cwd that is no absolute path: {cwd!r}")
     if resources is not None and not isinstance(resources, Resources):
         raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
 
@@ -432,7 +451,10 @@ def _lacking(node: Node, backend: Attached) -> str | None:
     task, description = node.task, node.description
     if not backend.capabilities.runs(task.task_kind):
         return _KINDS[task.task_kind]
-    resources = description.get("resources") if description is not None else None
+    assert description is not None
+    if "cwd" in description and not backend.capabilities.cwd:
+        return f"cwd={description['cwd']!r}"
+    resources = description.get("resources")
     if resources is None:
         return None
     for name in ("cores", "gpus", "memory", "ranks"):

@@ -47,6 +47,10 @@ class TaskSettings(TypedDict, total=False):
         version: Stands for the function's code wherever results are recorded.
         environment: Variables added to the task's environment.
         stdin: Text for an executable's standard input.
+        cwd: The directory that an executable runs in, in place of its sandbox; relative to the
+            current directory when the engine was made. It must be there. The sandbox is where it
+            was: files given as arguments stand in the command as whole paths, `f"{file}"`, and
+            promised files are looked for there. Not for functions.
         capture: `True` keeps what the task prints, `False` does not, `"files"`
             leaves it in files, whose paths take its place. Default `True`.
         ready: When a service is ready: `"stdout:REGEX"` (the result is the pattern's
@@ -78,6 +82,7 @@ class TaskSettings(TypedDict, total=False):
     version: str | None
     environment: Mapping[str, str] | None
     stdin: str | None
+    cwd: str | os.PathLike[str] | None
     capture: bool | Literal["files"]
     ready: str | Callable[..., Any] | None
     ready_timeout: float
@@ -106,6 +111,7 @@ class Settings:
     version: str | None = None
     environment: Mapping[str, str] | None = None
     stdin: str | None = None
+    cwd: str | None = None
     capture: bool | Literal["files"] = True
     ready: str | Callable[..., Any] | None = None
     ready_timeout: float = 60.0
@@ -239,6 +245,14 @@ def engine_uid(value: object) -> str:
     return value
 
 
+def current_directory() -> str | None:
+    """The current directory, `None` where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
 def directory(argument: str, value: object, default: str) -> Path:
     """A directory that an engine works with, wherever the program goes later.
 
@@ -285,6 +299,17 @@ def _environment(value: object) -> dict[str, str] | None:
         if not key or "=" in key or "\0" in key or "\0" in content:
             raise ValueError(f"environment: {key!r}={content!r} cannot be a variable")
     return dict(value)
+
+
+def _cwd(value: object) -> str | None:
+    if value is None:
+        return None
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise TypeError(f"cwd must be the path of a directory, got {value!r}")
+    if not path or "\0" in path:
+        raise ValueError(f"cwd must be the path of a directory, such as '.', got {value!r}")
+    return path
 
 
 def _capture(value: object) -> bool | Literal["files"]:
@@ -363,6 +388,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "version": _text("version"),
     "environment": _environment,
     "stdin": _text("stdin"),
+    "cwd": _cwd,
     "capture": _capture,
     "ready": _ready,
     "ready_timeout": _ready_timeout,

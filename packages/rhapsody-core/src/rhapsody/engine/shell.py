@@ -48,6 +48,7 @@ class Shell:
         clock: Where the time is read.
         hooks: The plugins' hooks.
         stager: Its files.
+        here: The current directory when it is made, `None` where that was removed.
         dry_run: Whether calls are kept for the summary.
         implicit_data: See `WorkflowEngine.create`, as for the others.
         retries: As there.
@@ -69,6 +70,7 @@ class Shell:
         clock: Clock,
         hooks: EngineHooks,
         stager: Stager,
+        here: str | None,
         dry_run: bool,
         implicit_data: bool,
         retries: RetryPolicy | None,
@@ -105,7 +107,7 @@ class Shell:
         self.failures: Failures | None = Failures(uid) if keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
         self.calls: Calls = Calls(
-            uid, background.loop, machine, self.backends, self.tally, keep=dry_run
+            uid, background.loop, machine, self.backends, self.tally, here=here, keep=dry_run
         )
         looks = hooks.lookup_results or hooks.record_results
         looks = looks or hooks.prepare_task or hooks.select_backend

@@ -185,6 +185,11 @@ def make_task(
     settings = base.changed(given)
     if kind == "block" and settings.service:
         raise TypeError("service=True is for tasks, not for blocks")
+    if kind == "function" and settings.cwd is not None:
+        raise TypeError(
+            f"cwd={settings.cwd!r} is for executable tasks: a function runs in a process that is "
+            "others', too, and has no current directory of its own; give it the path as an argument"
+        )
     if settings.service and settings.timeout is not None:
         raise ValueError(
             f"timeout={settings.timeout!r} is for tasks that end, and a service runs until it is "
@@ -323,6 +328,7 @@ def _optional_keys(settings: Settings) -> dict[str, Any]:
         "resources": settings.resources,
         "timeout": settings.timeout,
         "stdin": settings.stdin,
+        "cwd": settings.cwd,
         "ready": settings.ready,
     }
     if settings.capture is not True:

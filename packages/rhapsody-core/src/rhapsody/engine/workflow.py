@@ -27,6 +27,7 @@ from rhapsody.engine.defaults import with_defaults
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.observe import accounts
 from rhapsody.engine.settings import (
+    current_directory,
     directory,
     engine_uid,
     failures_taken,
@@ -257,6 +258,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             clock=clock or LoopClock(self._loop),
             hooks=hooks,
             stager=stager,
+            here=current_directory(),
             dry_run=dry_run,
             implicit_data=implicit_data,
             quiet=self._built_in.shows_output,

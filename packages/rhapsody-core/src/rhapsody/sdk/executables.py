@@ -1,4 +1,4 @@
-"""Runs executable tasks: a description in, a program in its sandbox, its results in again.
+"""Runs executable tasks: a description in, a program in its directory, its results in again.
 
 For backends that start programs themselves, on this machine or on their workers. Where the
 sandbox is, when a task may start and what it is given are the backend's to decide. Services
@@ -8,6 +8,7 @@ are in `rhapsody.sdk.services`.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
-__all__ = ["Launch", "TaskProgram", "task_environment"]
+__all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
 
 Launch = Callable[..., Program]
 """Starts a program: takes what `Program` takes, and gives one."""
@@ -59,6 +60,24 @@ def task_environment(
     return environment
 
 
+def working_directory(task: TaskDescription) -> str:
+    """Return where the program of a task is to run: its `cwd`, or its sandbox where it has none.
+
+    Raises:
+        FileNotFoundError: Its `cwd` is not there; the error names both.
+        NotADirectoryError: Its `cwd` is a file.
+    """
+    cwd = task.get("cwd")
+    if cwd is None:
+        return task["sandbox"]
+    if os.path.isdir(cwd):
+        return cwd
+    what = f"task {task['name']!r} is to run in {cwd!r}, its cwd, "
+    if os.path.exists(cwd):
+        raise NotADirectoryError(errno.ENOTDIR, f"{what}which is no directory")
+    raise FileNotFoundError(errno.ENOENT, f"{what}which is not there; make it first")
+
+
 class TaskProgram:
     """Starts the program of an executable task, and brings back what came of it.
 
@@ -74,7 +93,7 @@ class TaskProgram:
         port: What `{port}` in the command stands for.
 
     Raises:
-        OSError: The program cannot be started; the error names the task.
+        OSError: The program cannot be started, or its `cwd` is not there; the error names the task.
         ValueError: The description has no program, or one that no system can start.
     """
 
@@ -96,6 +115,7 @@ class TaskProgram:
         command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
         if port is not None:
             command = [word.replace("{port}", str(port)) for word in command]
+        place = working_directory(task)
         with ExitStack() as files:
             capture, output = task.get("capture", True), None
             own: tuple[int | None, int | None] = (None, None)
@@ -106,7 +126,7 @@ class TaskProgram:
             try:
                 self._program = launch(
                     command,
-                    cwd=task["sandbox"],
+                    cwd=place,
                     environment=os.environ | environment,
                     stdin=task.get("stdin"),
                     stdout=own[0] if stdout is None else stdout,

@@ -147,9 +147,9 @@ class Stager:
             name = next(n for i in count(2) if (n := f"{name}~{i}") not in self._taken)
         return self._root + name
 
-    def bind(self, file: AnyFile, sandbox: str) -> AnyFile:
-        """The copy of a file object that a task gets, with a path in its sandbox."""
-        return file.bound_to(sandbox)
+    def bind(self, file: AnyFile, sandbox: str, *, by_path: bool = False) -> AnyFile:
+        """The copy of a file object that a task gets, see `File.bound_to`."""
+        return file.bound_to(sandbox, by_path=by_path)
 
     # Before an attempt.
 

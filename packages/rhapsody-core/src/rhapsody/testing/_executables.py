@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from rhapsody.testing._driver import Finished
-from rhapsody.testing._rules import EXECUTABLES, SANDBOXES, SHARED
+from rhapsody.testing._rules import CWD, EXECUTABLES, SANDBOXES, SHARED
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE, FAILED
 from rhapsody.testing._trial import Trial
@@ -195,6 +195,40 @@ class Sandboxes:
                 path.is_absolute() and text_of(path) == expected,
                 f"`{key}` is {end.task.get(key)!r}, not the path of a file with {expected!r}",
             )
+
+    @check("C7.3", "an executable with `cwd` runs there, and its sandbox stays", EXECUTABLES, CWD)
+    async def test_it_runs_where_it_is_told(self, trial: Trial) -> None:
+        place = Path("/")  # which every machine has
+        if trial.capabilities.shared_file_system:
+            place = trial.work_dir / "the user's own"
+            place.mkdir()
+            (place / "here").write_text("")
+        driver = await trial.driver()
+        for command, rest in (("pwd", ""), (["sh", "-c", "pwd; cat; echo err >&2"], "in\n")):
+            task = driver.command(command, cwd=str(place), stdin="in\n")
+            sandbox = task.get("sandbox")
+            end = await driver.run_one(task)
+            where, _, more = (end.stdout or "").partition("\n")
+            trial.require(
+                end.state is DONE and _same_place(Path(where), place) and more == rest,
+                f"{command!r} with cwd={str(place)!r}: {end}",
+            )
+            if trial.capabilities.shared_file_system:
+                left = sorted(os.listdir(place))
+                trial.require(left == ["here"], f"beside the user's file there is {left}")
+                there = end.task.get("sandbox")
+                trial.require(there == sandbox, f"its sandbox is {there!r}, not {sandbox!r}")
+        trial.require(end.stderr == "err\n", f"it wrote 'err' to stderr: {end}")
+
+    @check("C7.3", "a `cwd` that is not there fails the task, and is named", EXECUTABLES, CWD)
+    async def test_a_missing_directory_fails(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        missing = str(trial.work_dir / "no-such-directory")
+        for command in ("pwd", ["pwd"]):
+            end = await driver.run_one(driver.command(command, cwd=missing))
+            trial.require(end.state is FAILED, f"{command!r} with cwd={missing!r}: {end}")
+            said = f"{end.error} {end.stderr or ''}"
+            trial.require(missing in said, f"nothing names the directory: {end}")
 
     @check("C5", "`capture=False` keeps no output", EXECUTABLES)
     async def test_output_need_not_be_kept(self, trial: Trial) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rhapsody.errors import DataError
-from rhapsody.testing._rules import COPIES_OUT, EXECUTABLES, FILES, SAVES, SHARED, SYNC
+from rhapsody.testing._rules import COPIES_OUT, CWD, EXECUTABLES, FILES, SAVES, SHARED, SYNC
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE
 from rhapsody.testing._trial import Trial
@@ -119,6 +119,26 @@ class Files:
         first = copy(InputFile(str(outside)), OutputFile("copied.txt"))
         shown = await show(InputFile("copied.txt"), after=first)
         trial.require(shown == "from outside\n", f"the second task read {shown!r}")
+
+    @check("C7.3", "an executable with `cwd` finds its files", EXECUTABLES, FILES, CWD)
+    async def test_a_program_elsewhere_finds_its_files(self, trial: Trial) -> None:
+        from rhapsody.data import InputFile, OutputFile
+
+        outside = trial.work_dir / "input.txt"
+        outside.write_text("from outside\n")
+        flow = await trial.engine()
+
+        @flow.executable_task(cwd="/")
+        async def copy(source: InputFile, target: OutputFile) -> list[str]:
+            return ["cp", f"{source}", str(target)]
+
+        @flow.executable_task(cwd="/")
+        async def show(source: InputFile, *, after: object) -> str:
+            return f"pwd; cat '{source}'"
+
+        first = copy(InputFile(str(outside)), OutputFile("copied.txt"))
+        shown = await show(InputFile("copied.txt"), after=first)
+        trial.require(shown == "/\nfrom outside\n", f"the second task gave {shown!r}")
 
     @check(
         "C8", "a file is saved where its task says, before its result is seen",

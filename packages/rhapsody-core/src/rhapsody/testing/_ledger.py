@@ -27,6 +27,7 @@ _MEANINGS = {
     "cancel_executables": "cancels executables",
     "cancel_services": "cancels services",
     "sandboxes": "a directory for each executable",
+    "cwd": "runs executables in a given directory",
     "files": "links files into sandboxes",
     "shared_file_system": "sees the engine's file system",
     "copies_files_out": "gives files out of sandboxes",

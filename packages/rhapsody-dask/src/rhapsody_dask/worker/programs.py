@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from rhapsody.data import OUTPUT_FILES
+from rhapsody.data import OUTPUT_FILES, moved
 from rhapsody.sdk.executables import TaskProgram, task_environment
 from rhapsody.sdk.loops import WorkerLoop
 from rhapsody.sdk.processes import Program
@@ -37,6 +37,8 @@ def run_program(
         "TaskDescription",
         {**order.more["program"], "uid": order.uid, "name": order.name, "sandbox": sandbox},
     )
+    if sandbox != order.more["sandbox"]:
+        _move(task, order.more["sandbox"])
     try:
         code = loop.run(_run(site, order, running, task))
     except Exception as error:  # it could not be started, or was not ready
@@ -52,6 +54,13 @@ def run_program(
     return reply
 
 
+def _move(task: TaskDescription, former: str) -> None:
+    """Has a command that names files in its sandbox name those that it has here."""
+    task["executable"] = moved(str(task["executable"]), former, task["sandbox"])
+    if "arguments" in task:
+        task["arguments"] = [moved(word, former, task["sandbox"]) for word in task["arguments"]]
+
+
 async def _run(site: Site, order: Order, running: Running, task: TaskDescription) -> int:
     """The exit code of a program, which another thread may stop."""
     loop = asyncio.get_running_loop()
@@ -60,11 +69,12 @@ async def _run(site: Site, order: Order, running: Running, task: TaskDescription
     if running.cancelled:
         return 0
     program: TaskProgram
+    launch = partial(_launch, os.path.join(task["sandbox"], OUTPUT_FILES[1]))
     if order.more.get("service"):
         ready = partial(_tell_ready, site, task)
-        program = TaskService(task, environment, ready=ready, launch=_launch)
+        program = TaskService(task, environment, ready=ready, launch=launch)
     else:
-        program = TaskProgram(task, environment, launch=_launch)
+        program = TaskProgram(task, environment, launch=launch)
 
     def stop() -> None:
         with suppress(RuntimeError):  # the loop is closed: it has ended
@@ -86,13 +96,18 @@ def _tell_ready(site: Site, task: TaskDescription, value: Any) -> None:
     site.tell({"ready": (task["uid"], pack(value)[0])})
 
 
-def _launch(command: Sequence[str], **options: Any) -> Program:
-    """Starts a program so that it ends with the worker, however that ends."""
-    cwd, stdout = options["cwd"], options["stdout"]
-    _require_program(command[0], cwd, options["environment"])
-    errors = os.devnull
-    if options["stderr"] is not None:
-        errors = os.path.join(cwd, OUTPUT_FILES[1])
+def _launch(errors: str, command: Sequence[str], **options: Any) -> Program:
+    """Starts a program so that it ends with the worker, however that ends.
+
+    Args:
+        errors: The file for its standard error, where that is kept.
+        command: As for `Program`.
+        **options: The same.
+    """
+    stdout = options["stdout"]
+    _require_program(command[0], options["cwd"], options["environment"])
+    if options["stderr"] is None:
+        errors = os.devnull
     options["stdout"] = subprocess.DEVNULL if stdout is None else stdout
     options["stderr"] = supervisor.pipe()
     return Program(announced(command, errors), guardian=supervisor, **options)

@@ -13,6 +13,7 @@ THREADS = Capabilities(
     cancel_executables="running",
     cancel_services="running",
     sandboxes=True,
+    cwd=True,
     files=True,
     shared_file_system=True,
     task_settings=frozenset({"shell"}),
