@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "aio",
     "states",
+    "_sandbox",
     "data",
     "context",
     "quantities",
