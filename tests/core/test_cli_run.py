@@ -34,20 +34,26 @@ def test_a_script_gets_its_own_arguments(run: Run) -> None:
 
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     done = run("""
-        from rhapsody import OutputFile
+        from rhapsody import OutputDir, OutputFile
 
         async def main(flow):
             @flow.executable_task
             def write(out):
                 return f"echo made > {out}"
 
-            for number in range(21):
+            @flow.executable_task
+            def draw(plots):
+                return f"mkdir {plots}; touch {plots}/one {plots}/two"
+
+            await draw(OutputDir("out/plots"))
+            for number in range(1, 21):
                 write(OutputFile(f"out/{number:02}.txt"))
     """)
     assert (done.returncode, done.stdout) == (0, "")
     _, first, *listed, more = done.stderr.splitlines()
     assert (first, len(listed), more) == ("results (21):", 20, "  ... and 1 more")
-    assert "  out/00.txt  (write, task.000001)" in listed
+    assert listed[0] == "  out/plots/  (draw, task.000001)"
+    assert "  out/01.txt  (write, task.000002)" in listed
     assert (tmp_path / "out/20.txt").read_text() == "made\n"
 
 

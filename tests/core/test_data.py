@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody.data import InputFile, OutputFile, end_of_file, link_all, link_into, make_sandbox
+from rhapsody.data import (
+    InputFile,
+    InputFiles,
+    Output,
+    OutputDir,
+    OutputFile,
+    end_of_file,
+    link_all,
+    link_into,
+    make_sandbox,
+)
 from rhapsody.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -114,7 +124,6 @@ def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
     ("spec", "complaint"),
     [
         ("", "empty"),
-        ("nowhere/", "names a directory"),
         ("/no/such/file.txt", "no such file.*must stay in its sandbox"),
         ("../file.txt", "no such file"),
         ("a/../../file.txt", "no such file"),
@@ -181,9 +190,89 @@ def test_an_output_that_is_empty_a_directory_or_leaves_the_sandbox_is_a_value_er
         OutputFile(name)
 
 
+def test_a_pattern_is_for_names_in_the_sandbox_itself() -> None:
+    file = OutputFile("results/*.csv", many=True)
+    assert (file.filename, file.save, file.many) == ("*.csv", "results/", True)
+    assert eval(repr(file)) == file
+    assert not OutputFile("*.csv").many
+    for name in ("**/*.csv", "part[12]/a", "part?/*"):
+        with pytest.raises(DataError, match=r"pattern is for names in the sandbox itself, and"):
+            OutputFile(name, many=True)
+        assert OutputFile(name).save == name.rpartition("/")[0] + "/"
+    wrong: Any = "yes"
+    with pytest.raises(TypeError, match="many must be True or False, got 'yes'"):
+        OutputFile("*.csv", many=wrong)
+
+
+# OutputDir.
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "save"),
+    [
+        ("plots", None, None),
+        ("plots/", None, None),
+        ("results/plots/", None, "results/"),
+        (Path("results/plots"), None, "results/"),
+        ("./plots//", None, "./"),
+        ("results/plots/", False, False),
+        ("plots", "figures", "figures/"),
+        ("plots", Path("/figures"), "/figures/"),
+        ("plots", True, "./"),
+    ],
+)
+def test_an_output_directory_has_the_base_name_and_a_place(
+    name: Any, given: Any, save: str | None
+) -> None:
+    directory = OutputDir(name, save=given)
+    assert directory.filename == "plots"
+    assert directory.filepath is None
+    assert directory.save == save
+    assert eval(repr(directory)) == directory
+    assert f"{directory.bound_to('/box')}" == "plots"
+    assert os.fspath(directory.bound_to("/box")) == "/box/plots"
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "complaint"),
+    [
+        ("", None, "empty"),
+        (".", None, "has no name of its own"),
+        ("./", None, "has no name of its own"),
+        ("..", None, "must stay in its sandbox"),
+        ("/", None, "must stay in its sandbox"),
+        ("/tmp/plots/", None, "must stay in its sandbox"),
+        ("a/../plots/", None, "must stay in its sandbox"),
+        (".rhapsody.x/", None, "cannot be promised"),
+        ("plots", "../x", "OutputDir: save='../x' leads out of the engine's results_dir"),
+    ],
+)
+def test_an_output_directory_that_cannot_be_is_an_error(
+    name: str, save: str | None, complaint: str
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        OutputDir(name, save=save)
+
+
+# InputFiles.
+
+
+def test_several_files_are_a_list_that_commands_can_use() -> None:
+    bound = InputFile("*.csv").bound_to("/box")
+    files = InputFiles(bound, ["b.csv", "a 1.csv"], directory=False)
+    assert files == [Path("/box/a 1.csv"), Path("/box/b.csv")]
+    assert f"cat {files}" == "cat 'a 1.csv' b.csv"
+    directory = InputFiles(InputFile("plots/").bound_to("/box"), ["plots/a"], directory=True)
+    assert f"ls {directory}" == "ls plots"
+    assert os.fspath(directory) == "/box/plots"
+    for each in (files, directory):
+        copy = pickle.loads(pickle.dumps(each))
+        assert (copy, copy.file, copy.directory) == (each, each.file, each.directory)
+
+
 @given(st.text(max_size=12))
 def test_no_name_that_is_accepted_leads_out_of_a_sandbox(name: str) -> None:
-    for kind in (InputFile, OutputFile):
+    for kind in (InputFile, OutputFile, OutputDir):
         try:
             bound = kind(name).bound_to("/data/box")
         except ValueError:
@@ -195,14 +284,16 @@ def test_no_name_that_is_accepted_leads_out_of_a_sandbox(name: str) -> None:
 # Values.
 
 
-def examples(here: Path) -> list[InputFile | OutputFile]:
+def examples(here: Path) -> list[InputFile | Output]:
     (here / "in.txt").write_text("x")
     return [
         InputFile("in.txt"),
         InputFile("other.txt"),
         InputFile("https://example.org/in.txt"),
         OutputFile("in.txt"),
+        OutputFile("in.txt", many=True),
         OutputFile("in.txt").bound_to(here),
+        OutputDir("in.txt"),
     ]
 
 

@@ -66,7 +66,8 @@ async def test_an_unknown_rule_for_keeping_is_an_error_that_names_the_known_ones
 async def test_a_task_gets_its_file_objects_with_paths_in_its_sandbox(work: Path) -> None:
     stager = Stager(work)
     sandbox = stager.sandbox_path("u")
-    assert stager.bind(InputFile("https://example.org/x.txt"), sandbox).filepath == work / "u/x.txt"
+    fetched = stager.bind(InputFile("https://example.org/x.txt"), sandbox)
+    assert os.fspath(fetched) == str(work / "u/x.txt")
     assert os.fspath(stager.bind(OutputFile("y.txt"), sandbox)) == str(work / "u" / "y.txt")
 
 

@@ -36,6 +36,8 @@ ANYWHERE = {
 }
 FROM_RHAPSODY = {
     "InputFile",
+    "InputFiles",
+    "OutputDir",
     "OutputFile",
     "Resources",
     "RetryPolicy",

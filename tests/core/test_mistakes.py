@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import InputFile, OutputFile, WorkflowEngine, get_backend
+from rhapsody import InputFile, OutputDir, OutputFile, WorkflowEngine, get_backend
 from rhapsody.cli.output import UsageError
 from rhapsody.cli.run import make_backend
 from tests.core.scripted import within
@@ -82,6 +82,10 @@ async def test_text_for_a_file(flow: WorkflowEngine) -> None:
         return f"cat {first} > {out}"
 
     @flow.executable_task
+    def draw(plots: OutputDir) -> str:
+        return f"mkdir {plots}"
+
+    @flow.executable_task
     def either(file: InputFile | str) -> str:
         return f"echo {file}"
 
@@ -95,6 +99,9 @@ async def test_text_for_a_file(flow: WorkflowEngine) -> None:
         said = rf"join\(\) takes an {kind} for '{name}', got .*'a.txt'.*: write {kind}\('a.txt'\)"
         with pytest.raises(TypeError, match=said):
             call(*args, out=out)
+    wrong: Any = "plots/"
+    with pytest.raises(TypeError, match=r"takes an OutputDir for 'plots', .*OutputDir\('plots/'\)"):
+        draw(wrong)
     assert await within(either("a.txt")) == "a.txt\n"
     with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'out'"):
         call(there)

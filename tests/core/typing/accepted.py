@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import assert_type
 
 from rhapsody import (
     InputFile,
+    InputFiles,
     LocalExecutionBackend,
     NoopExecutionBackend,
+    OutputDir,
     OutputFile,
     Resources,
     RetryPolicy,
@@ -132,6 +136,10 @@ async def executables(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
     async def words(x: int, out: OutputFile) -> list[str]:
         return ["echo", str(x), out.filename]
 
+    @flow.executable_task
+    def draw(plots: OutputDir, tables: InputFiles) -> str:
+        return f"draw {plots} {tables}"
+
     @flow.executable_task(service=True, ready="tcp:80", ready_timeout=5)
     def server() -> str:
         return "serve"
@@ -143,6 +151,8 @@ async def executables(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
     assert_type(text(1), TaskFuture[str])
     assert_type(await text(number), str)
     assert_type(await words(number, OutputFile("x")), str)
+    assert_type(await words(number, OutputFile("*.csv", many=True, save="results/")), str)
+    assert_type(await draw(OutputDir("plots/", save=False), InputFile("*.csv")), str)
     assert_type(server(), TaskFuture[str])
     assert_type(await either(True), str)
     assert_type(await text.options(stdin="x")(1), str)
@@ -211,3 +221,9 @@ def inside_a_task(given: InputFile) -> None:
     assert_type(here.cancelled, bool)
     with open(given) as file:
         assert_type(file.read(), str)
+
+
+def with_several(given: InputFiles) -> None:
+    assert_type(given[0], Path)
+    assert_type(given.file, InputFile)
+    assert_type(os.fspath(given), str)

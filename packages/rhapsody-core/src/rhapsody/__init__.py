@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.context import current_task
-    from rhapsody.data import InputFile, OutputFile
+    from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
     from rhapsody.engine import WorkflowEngine, literal, wait
     from rhapsody.engine.settings import TaskSettings
     from rhapsody.errors import (
@@ -58,9 +58,11 @@ if TYPE_CHECKING:
         "DataError",
         "DependencyFailureError",
         "InputFile",
+        "InputFiles",
         "JournalError",
         "LocalExecutionBackend",
         "NoopExecutionBackend",
+        "OutputDir",
         "OutputFile",
         "PluginError",
         "RadicalExecutionBackend",
@@ -108,8 +110,10 @@ else:
             "ConcurrentExecutionBackend": "rhapsody.backends.local",
             "DaskExecutionBackend": DASK,
             "InputFile": "rhapsody.data",
+            "InputFiles": "rhapsody.data",
             "LocalExecutionBackend": "rhapsody.backends.local",
             "NoopExecutionBackend": "rhapsody.backends.noop",
+            "OutputDir": "rhapsody.data",
             "OutputFile": "rhapsody.data",
             "RadicalExecutionBackend": RADICAL,
             "Resources": "rhapsody.resources",

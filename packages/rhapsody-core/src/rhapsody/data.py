@@ -1,7 +1,7 @@
-"""Files that tasks read and write: how a user names them.
+"""Files that tasks read and write: how a user names them, and what a task gets for the name.
 
-`InputFile` and `OutputFile` only say which file is meant; the functions that are
-imported here are for backends that link files into sandboxes. Which dependency a file
+`InputFile`, `OutputFile` and `OutputDir` only say which file is meant; the functions that
+are imported here are for backends that link files into sandboxes. Which dependency a file
 comes from, fetching, and how long a sandbox lives are the engine's business.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from rhapsody._sandbox import (
@@ -34,6 +36,9 @@ __all__ = [
     "STDERR_TAIL",
     "File",
     "InputFile",
+    "InputFiles",
+    "Output",
+    "OutputDir",
     "OutputFile",
     "SavedFile",
     "end_of_file",
@@ -48,12 +53,15 @@ __all__ = [
 ]
 
 _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
+_PATTERN = re.compile(r"[*?[]")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
+
+AnyFile = TypeVar("AnyFile", bound="File")
 
 
 @dataclass(frozen=True, slots=True, init=False)
 class File:
-    """What input and output files have in common. Immutable; made as one of the two.
+    """What input and output files have in common. Immutable; made as one of them.
 
     Attributes:
         filename: The file's name in the sandbox of a task that uses it.
@@ -71,12 +79,8 @@ class File:
             sandbox: The sandbox.
             by_path: The task's command runs elsewhere: its text is that path.
         """
-        copy = object.__new__(type(self))
-        for name in _field_names(self):
-            object.__setattr__(copy, name, getattr(self, name))
         path = Path(os.path.abspath(sandbox), self.filename)
-        _set(copy, filepath=path, _by_path=by_path)
-        return copy
+        return _changed(self, filepath=path, _by_path=by_path)
 
     def __str__(self) -> str:
         """The file's name, for commands: they run in the sandbox, where it is, or get its path."""
@@ -95,6 +99,9 @@ class File:
 class InputFile(File):
     """A file that a task reads; passed to the task as an argument.
 
+    For a directory that a dependency promised as `OutputDir`, or the pattern of an
+    `OutputFile(..., many=True)`, the task gets `InputFiles`.
+
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
     A relative `spec` is matched by its base name with the files that the task's
@@ -104,12 +111,11 @@ class InputFile(File):
 
     Args:
         spec: A URL (`data:` URLs, too), an existing local path (a directory is linked
-            as a whole), or the name of a file that a dependency writes.
+            as a whole), or the name of a file or directory that a dependency writes.
 
     Raises:
-        DataError: A `ValueError`: the name is empty or names a directory that is
-            not there, or it is an absolute path, or one with `..`, of a file that
-            is not there.
+        DataError: A `ValueError`: the name is empty, or it is an absolute path, or one
+            with `..`, of a file that is not there.
         TypeError: Neither a string nor a path.
 
     Attributes:
@@ -144,7 +150,8 @@ class InputFile(File):
                 if not name:
                     raise DataError(f"InputFile({given!r}) has no name to link it under")
             else:
-                name = _base_name("InputFile", given, "there is no such file, and the name of a")
+                why = "there is no such file, and the name of a"
+                name = _base_name("InputFile", given.rstrip("/") or given, why)
                 other, path = given, Path(given)
         _set(
             self,
@@ -173,20 +180,84 @@ class OutputFile(File):
     Args:
         name: The file's name. Directories in front of it say where it is saved, relative to the
             engine's `results_dir`: the task writes `all.png` for `results/all.png`.
+        many: The name is a pattern, such as `*.csv` (`fnmatch`), and stands for all files in the
+            sandbox itself that match, one at least. Not for hidden ones (unless the pattern
+            begins with a dot), links out of the sandbox, or what the task reads.
         save: The place in other words: a directory to put it in, where it ends in `/` or is one;
-            otherwise the file itself. Relative to `results_dir`, which it cannot leave, or
-            absolute. `True`: in `results_dir` itself. `False`: it stays in the sandbox.
+            otherwise the file itself, which is an error with `many`. Relative to `results_dir`,
+            which it cannot leave, or absolute. `True`: in `results_dir` itself. `False`: it
+            stays in the sandbox.
 
     Raises:
         DataError: A `ValueError`: the name is empty, is a directory, or leads out
-            of the sandbox (an absolute path, `..`); or `save` leads out of `results_dir`.
-        TypeError: Neither a string nor a path.
+            of the sandbox (an absolute path, `..`); `save` leads out of `results_dir`; or with
+            `many` there is a pattern in the directories.
+        TypeError: Neither a string nor a path; or `many` is no bool.
 
     Attributes:
         filename: The base name.
         filepath: In a task, the absolute path to write to; `None` before that.
         save: Where it is saved: a path that ends in `/` where it is put into a directory; `None`
             where nobody said, `False` where it stays in the sandbox.
+        many: Whether the name is a pattern.
+    """
+
+    save: str | Literal[False] | None
+    many: bool
+
+    def __init__(
+        self,
+        name: str | os.PathLike[str],
+        *,
+        many: bool = False,
+        save: str | os.PathLike[str] | bool | None = None,
+    ) -> None:
+        given = _text("OutputFile", name)
+        filename = _promised("OutputFile", given)
+        if not isinstance(many, bool):
+            raise TypeError(f"OutputFile: many must be True or False, got {many!r}")
+        directories = given.removesuffix(filename)
+        if many and _PATTERN.search(directories):
+            raise DataError(
+                f"OutputFile({given!r}, many=True): a pattern is for names in the sandbox itself, "
+                "and the directories in front of it say where the files are put; for files in "
+                "directories give OutputDir(...)"
+            )
+        place = _place("OutputFile", directories or None if save is None else save)
+        _set(self, filename=filename, filepath=None, _by_path=False, save=place, many=many)
+
+    def __repr__(self) -> str:
+        many = ", many=True" if self.many else ""
+        return f"OutputFile({self.filename!r}{many}{_said(self.save)})"
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class OutputDir(File):
+    """A directory that a task promises to write in its sandbox, with all that is in it.
+
+    Passed to the task as an argument; the task makes the directory. As with `OutputFile`, a task
+    that succeeds without it fails, and with a place it is put there, as a copy, when the task is
+    done: in place of the directory that has that name, which is removed with what is in it.
+    Whoever looks there sees the old directory, none for a moment, or the whole new one.
+
+    Args:
+        name: The directory's name; `/` at its end changes nothing. Directories in front of it say
+            where it is put, relative to the engine's `results_dir`: the task writes `plots` for
+            `results/plots/`.
+        save: The directory to put it in, in other words; made where it is not there. Relative to
+            `results_dir`, which it cannot leave, or absolute. `True`: in `results_dir` itself.
+            `False`: it stays in the sandbox.
+
+    Raises:
+        DataError: A `ValueError`: the name is empty or leads out of the sandbox (an absolute
+            path, `.`, `..`); or `save` leads out of `results_dir`.
+        TypeError: Neither a string nor a path.
+
+    Attributes:
+        filename: The base name.
+        filepath: In a task, the absolute path of the directory to make; `None` before that.
+        save: The directory it is put in, with `/` at its end; `None` where nobody said, `False`
+            where it stays in the sandbox.
     """
 
     save: str | Literal[False] | None
@@ -194,25 +265,74 @@ class OutputFile(File):
     def __init__(
         self, name: str | os.PathLike[str], *, save: str | os.PathLike[str] | bool | None = None
     ) -> None:
-        given = _text("OutputFile", name)
-        filename = _base_name("OutputFile", given, "the name of a")
-        if filename.startswith(RESERVED):
-            raise DataError(
-                f"OutputFile: {filename!r} cannot be promised: names that begin with "
-                f"{RESERVED!r} are kept for what a task prints"
-            )
-        if save is None and "/" in given:
-            save = given.removesuffix(filename)
-        _set(self, filename=filename, filepath=None, _by_path=False, save=_place(save))
+        given = _text("OutputDir", name)
+        given = given.rstrip("/") or given
+        filename = _promised("OutputDir", given)
+        place = _place("OutputDir", given.removesuffix(filename) or None if save is None else save)
+        if place and not place.endswith("/"):
+            place = f"{place}/"
+        _set(self, filename=filename, filepath=None, _by_path=False, save=place)
 
     def __repr__(self) -> str:
-        save = "" if self.save is None else f", save={self.save!r}"
-        return f"OutputFile({self.filename!r}{save})"
+        return f"OutputDir({self.filename!r}{_said(self.save)})"
+
+
+Output: TypeAlias = OutputFile | OutputDir
+"""What a task promises to write."""
+
+
+class InputFiles(list[Path]):
+    """What a task gets for an `InputFile` that stands for several files: their paths, sorted.
+
+    For a directory that a dependency promised these are the files in it, at any depth; for the
+    pattern of an `OutputFile(..., many=True)` those that match. All are in the task's sandbox.
+
+    In commands it is the directory's name, or the names of the files, quoted for a shell.
+    `os.fspath` gives the directory's path.
+
+    Attributes:
+        file: The input as it was given, with its path in the sandbox.
+        directory: Whether it is a directory.
+    """
+
+    __slots__ = ("directory", "file")
+
+    def __init__(self, file: InputFile, names: Iterable[str], *, directory: bool) -> None:
+        """Takes the names, relative to the sandbox, of the files that a bound input stands for."""
+        assert file.filepath is not None
+        sandbox = file.filepath.parent
+        super().__init__(sorted(sandbox / name for name in names))
+        self.file: InputFile = file
+        self.directory: bool = directory
+
+    def __str__(self) -> str:
+        """The directory's name, or those of the files, for commands."""
+        if self.directory:
+            return str(self.file)
+        return shlex.join(str(_changed(self.file, filename=p.name, filepath=p)) for p in self)
+
+    def __fspath__(self) -> str:
+        if not self.directory:
+            raise TypeError(
+                f"{self.file.filename!r} is a pattern, and stands for {len(self)} files: use the "
+                "path of each"
+            )
+        return os.fspath(self.file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The file is packed by itself, as backends may bind it to another sandbox on the way.
+        sandbox = os.path.dirname(str(self.file.filepath))
+        names = [os.path.relpath(path, sandbox) for path in self]
+        return _unpacked, (self.file, names, self.directory)
+
+
+def _unpacked(file: InputFile, names: list[str], directory: bool) -> InputFiles:
+    return InputFiles(file, names, directory=directory)
 
 
 @dataclass(frozen=True, slots=True)
 class SavedFile:
-    """A file that a task made, and that is there after the run.
+    """A file or directory that a task made, and that is there after the run.
 
     Attributes:
         path: Where it is, an absolute path.
@@ -241,6 +361,13 @@ def _field_names(file: File) -> list[str]:
     return list(type(file).__dataclass_fields__)
 
 
+def _changed(file: AnyFile, **values: Any) -> AnyFile:
+    """A copy with other values, made without calling its `__init__`."""
+    copy = object.__new__(type(file))
+    _set(copy, **{name: getattr(file, name) for name in _field_names(file)} | values)
+    return copy
+
+
 def _set(file: File, **values: Any) -> None:
     for name, value in values.items():
         object.__setattr__(file, name, value)
@@ -265,19 +392,41 @@ def _text(kind: str, given: object) -> str:
     return text
 
 
-def _place(save: object) -> str | Literal[False] | None:
+def _said(save: str | Literal[False] | None) -> str:
+    return "" if save is None else f", save={save!r}"
+
+
+def _place(kind: str, save: object) -> str | Literal[False] | None:
     """Where a file is saved, of what a user gave."""
     if save is None or save is False:
         return save
     if save is True:
         return "./"
-    text = _text("OutputFile: save", save)
+    text = _text(f"{kind}: save", save)
     if "\0" in text or (not os.path.isabs(text) and os.path.normpath(text).split("/")[0] == ".."):
         raise DataError(
-            f"OutputFile: save={text!r} leads out of the engine's results_dir; give an absolute "
+            f"{kind}: save={text!r} leads out of the engine's results_dir; give an absolute "
             "path, or WorkflowEngine.create(results_dir=...)"
         )
     return text
+
+
+def _promised(kind: str, given: str) -> str:
+    """The base name of what a task promises."""
+    name = _base_name(kind, given, "the name of a")
+    if name.startswith(RESERVED):
+        raise DataError(
+            f"{kind}: {name!r} cannot be promised: names that begin with "
+            f"{RESERVED!r} are kept for what a task prints"
+        )
+    return name
+
+
+_CURES = {
+    "InputFile": "names no file; give the name of one",
+    "OutputFile": "names a directory; give the name of a file in it, or OutputDir('plots/')",
+    "OutputDir": "has no name of its own; give one such as OutputDir('plots/')",
+}
 
 
 def _base_name(kind: str, given: str, why: str) -> str:
@@ -289,5 +438,5 @@ def _base_name(kind: str, given: str, why: str) -> str:
             "give a plain file name such as 'result.txt'"
         )
     if name in ("", "."):
-        raise DataError(f"{kind}({given!r}) names a directory; give the name of a file in it")
+        raise DataError(f"{kind}({given!r}) {_CURES[kind]}")
     return name

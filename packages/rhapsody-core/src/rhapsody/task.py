@@ -50,7 +50,8 @@ class TaskMetadata(TypedDict):
     """What a task is connected with.
 
     `dependencies` are the backend uids of the attempts whose values or files the
-    task uses, `input_files` and `output_files` the names of declared files.
+    task uses, `input_files` and `output_files` the names of declared files and directories,
+    or the patterns.
     """
 
     dependencies: list[str]
@@ -183,9 +184,10 @@ class Outcome:
         stderr: The same of standard error.
         exit_code: An executable's exit code.
         sandbox: The directory it ran in.
-        output_files: Names of the files it declared and wrote.
+        output_files: Names of the files and directories it declared and wrote.
         backend: The name of the backend that ran it.
         keeper: Whatever must stay alive while the sandbox is needed.
+        matches: Which of the files match each pattern that it declared.
     """
 
     uid: str
@@ -196,6 +198,7 @@ class Outcome:
     output_files: tuple[str, ...] = ()
     backend: str | None = None
     keeper: object = None
+    matches: Mapping[str, tuple[str, ...]] | None = None
 
 
 class Definition(Protocol):

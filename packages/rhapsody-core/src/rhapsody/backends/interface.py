@@ -69,9 +69,9 @@ class BaseExecutionBackend(ABC):
         file_name: Any = None,
         file_path: Any = None,
     ) -> Any:
-        """Makes a declared file available to a task that is about to be submitted.
+        """Makes a declared file or directory available to a task that is about to be submitted.
 
-        Called by the engine on its loop, once per file, before `submit_tasks`.
+        Called by the engine on its loop, once for each, before `submit_tasks`.
 
         Args:
             src_task: The description of the attempt that produced the file (`uid`,

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-from rhapsody.data import InputFile, OutputFile
+from rhapsody.data import File, InputFile, Output
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Found:
     Attributes:
         futures: Each future once, in the order of the arguments.
         inputs: The declared input files.
-        outputs: The declared output files.
+        outputs: The declared output files and directories.
         inexact: A future is in something else than an exact list, tuple, dict or set.
     """
 
@@ -64,7 +64,7 @@ class Found:
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[Any]] = []
         self.inputs: list[InputFile] = []
-        self.outputs: list[OutputFile] = []
+        self.outputs: list[Output] = []
         self.inexact: bool = False
         self._touched: set[int] = set()
 
@@ -91,7 +91,7 @@ class Found:
         def filled(leaf: Any) -> Any:
             if type(leaf) is literal:
                 return leaf.value
-            if asyncio.isfuture(leaf) or isinstance(leaf, InputFile | OutputFile):
+            if asyncio.isfuture(leaf) or isinstance(leaf, File):
                 return replace(leaf)
             return leaf
 
@@ -166,10 +166,8 @@ def _leaf(value: Any, found: Found, seen: set[int]) -> bool:
         return False
     if asyncio.isfuture(value):
         into: list[Any] = found.futures
-    elif isinstance(value, InputFile):
-        into = found.inputs
-    elif isinstance(value, OutputFile):
-        into = found.outputs
+    elif isinstance(value, File):
+        into = found.inputs if isinstance(value, InputFile) else found.outputs
     elif kind is literal:
         seen.add(_LITERAL_SEEN)
         return True

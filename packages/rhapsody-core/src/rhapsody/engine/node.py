@@ -10,7 +10,6 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from rhapsody.engine.life import Event, Future, Life, Work
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.timers import Timer
 from rhapsody.staging.files import Resolved
+from rhapsody.staging.places import Target
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome, TaskDescription, TaskFuture
 
@@ -180,10 +180,15 @@ class Node:
         resolved = self.extra.resolved if self.extra is not None else None
         return {} if resolved is None else resolved.paths()
 
-    def targets(self) -> Mapping[str, Path]:
+    def targets(self) -> Mapping[str, Target]:
         """Where its output files are to be saved, by their names."""
         resolved = self.extra.resolved if self.extra is not None else None
         return {} if resolved is None else resolved.targets
+
+    def matches(self) -> Mapping[str, tuple[str, ...]]:
+        """The files that match each pattern of its outputs, once an attempt has ended well."""
+        resolved = self.extra.resolved if self.extra is not None else None
+        return {} if resolved is None else resolved.matches
 
     def start_anew(self) -> None:
         """The next attempt is described from the beginning."""

@@ -14,7 +14,7 @@ from rhapsody.backends.scripts import write_again
 from rhapsody.engine import failures
 from rhapsody.engine.node import Node
 from rhapsody.staging.files import Stager
-from rhapsody.staging.outputs import check_outputs, leads_into
+from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
 
@@ -71,7 +71,12 @@ class Outcomes:
         assert node.extra is not None
         assert node.extra.found is not None
         if node.backend.capabilities.shared_file_system and not node.backend.dry:
-            check_outputs(node.description, node.extra.found.outputs)
+            resolved = node.extra.resolved
+            given = resolved.places.keys() if resolved is not None else ()
+            outputs = node.extra.found.outputs
+            matches = check_outputs(node.description, outputs, given=given)
+            if resolved is not None:
+                resolved.matches.update(matches)
 
     def keep(
         self, node: Node, report: Mapping[str, Any], *, succeeded: bool, value: Any = None
@@ -95,13 +100,16 @@ class Outcomes:
         if sandbox is not None:
             found = node.extra.found if node.extra is not None else None
             outputs = found.outputs if found is not None else ()
-            outcome.output_files = tuple(f.filename for f in outputs)
+            if outputs:
+                outcome.matches = node.matches()
+                outcome.output_files = names_of(outputs, outcome.matches)
             assert node.description is not None
             outcome.keeper = self._stager.keep(
                 node.description,
                 succeeded=succeeded,
                 outputs=outputs,
                 result_is_path=node.task.settings.capture == "files" or leads_into(value, sandbox),
+                matches=outcome.matches,
             )
         node.future._outcome = outcome
 
@@ -110,7 +118,7 @@ class Outcomes:
         outcome = node.future._outcome
         if node.description is None:
             return
-        self._stager.results.release(node.description)
+        self._stager.results.places.release(node.description)
         if outcome is None or outcome.uid != node.uid:
             self._stager.keep(node.description, succeeded=True)
 

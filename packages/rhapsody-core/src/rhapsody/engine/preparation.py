@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, cast
 
-from rhapsody.data import InputFile, OutputFile, moved
+from rhapsody.data import moved
 from rhapsody.engine import failures
 from rhapsody.engine.attach import Attached, find
 from rhapsody.engine.background import Background
@@ -225,6 +225,7 @@ class Preparation:
             return node.args, node.kwargs or {}
         sandbox = node.description.get("sandbox") if node.description is not None else None
         elsewhere = node.task.settings.cwd is not None
+        sources = node.extra.sources if node.extra is not None else ()
 
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
@@ -235,9 +236,7 @@ class Preparation:
                 return leaf.result()
             if sandbox is None:
                 return leaf
-            return self._stager.bind(
-                cast("InputFile | OutputFile", leaf), sandbox, by_path=elsewhere
-            )
+            return self._stager.bind(leaf, sandbox, sources, by_path=elsewhere)
 
         args = tuple(found.fill(value, replace) for value in node.args)
         return args, {k: found.fill(v, replace) for k, v in (node.kwargs or {}).items()}

@@ -49,7 +49,9 @@ class Saving:
         assert node.description is not None
         outcome = node.future._outcome
         try:
-            await self._stager.save(node.description, node.backend.backend, node.targets())
+            await self._stager.save(
+                node.description, node.backend.backend, node.targets(), node.matches()
+            )
         except Exception as error:  # a full disk, say: the task has failed
             self._stager.spare(outcome)
             self._machine.fail(node, error)

@@ -267,13 +267,13 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
     return check
 
 
-FILES: frozenset[str] = frozenset({"InputFile", "OutputFile"})
+FILES: frozenset[str] = frozenset({"InputFile", "OutputDir", "OutputFile"})
 
 
 def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
     """The check of a call that also sees text given for a file, where parameters are files.
 
-    Only annotations that name one of the two classes, and no text beside it, are read.
+    Only annotations that name one of these classes, and no text beside it, are read.
     """
     try:
         signature = inspect.signature(function)

@@ -19,7 +19,6 @@ from typing import Any, Literal, Self
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.context import running_task
-from rhapsody.data import OutputFile
 from rhapsody.engine.attach import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
 from rhapsody.engine.decorators import Decorators
@@ -49,7 +48,7 @@ from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
-from rhapsody.staging.outputs import check_outputs
+from rhapsody.staging.outputs import check_outputs, found_in
 from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import TaskFuture
 
@@ -298,14 +297,16 @@ class WorkflowEngine(Decorators, Views, KeptNames):
     ) -> list[Path]:
         """Puts files that a task left in its sandbox where you want them; waits for the task.
 
-        For files whose place was not planned, see `OutputFile`. A cancellation leaves those that
-        were saved by then.
+        For files and directories whose place was not planned, see `OutputFile`. A cancellation
+        leaves those that were saved by then.
 
         Args:
             future: The task's.
             place: A directory to put them in, where it ends in `/` or is one; otherwise the file
-                itself. Relative to `results_dir`, or absolute.
-            name: A file's name in the sandbox; default: all that the task declares.
+                itself. Directories are always put into it. Relative to `results_dir`, or
+                absolute.
+            name: The name of a file or directory in the sandbox; default: all that the task
+                declares.
 
         Returns:
             Where they are.
@@ -323,15 +324,14 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 "OutputFile, or say which of the files in its sandbox is meant: name='...'"
             )
         source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
-        outputs = [OutputFile(each, save=place) for each in names]
+        outputs = found_in(outcome.sandbox, names, place)
         backend = self.backends[outcome.backend or self.backend.name]
         check_outputs(source, outputs, backend)
-        targets = stager.results.claim(source, outputs)
+        targets = stager.results.places.claim(source, outputs)
         try:
-            await stager.save(source, backend, targets)
+            return await stager.save(source, backend, targets, {})
         finally:
-            stager.results.release(source)
-        return list(targets.values())
+            stager.results.places.release(source)
 
     # The end.
 

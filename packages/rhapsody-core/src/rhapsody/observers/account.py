@@ -76,7 +76,8 @@ def results_of(results: Sequence[SavedFile]) -> list[str]:
         return []
     lines = [f"results ({len(results)}):"]
     for file in results[:LISTED]:
-        lines.append(f"  {shown(file.path)}  ({file.task}, {file.uid})")
+        slash = "/" * file.path.is_dir()
+        lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
     more = len(results) - LISTED
     return lines + [f"  ... and {more} more"] * (more > 0)
 

@@ -11,26 +11,25 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rhapsody.data import File, InputFile, OutputFile, plain_name
+from rhapsody.data import File, InputFile, InputFiles, Output, OutputDir, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.claims import Claim
 from rhapsody.staging.fetch import Fetcher
-from rhapsody.staging.origins import Origin, origin_of
+from rhapsody.staging.origins import as_several, origins
 from rhapsody.staging.outputs import without_place
-from rhapsody.staging.results import Copy, Results, copy_of
+from rhapsody.staging.places import Target
+from rhapsody.staging.results import Put, Results, copy_of
 from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.task import Outcome, TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-
-AnyFile = TypeVar("AnyFile", bound=File)
 
 _CACHE = ".fetched"
 
@@ -57,13 +56,15 @@ class Resolved:
         fetched: Whether an input was brought into the cache.
         targets: Where its outputs are to be saved, by their names.
         reads: Files of other tasks that it reads: their sandboxes and names.
+        matches: The files that match each pattern of its outputs, once it has ended well.
     """
 
     sources: tuple[Outcome, ...]
     places: Mapping[str, _Place]
     fetched: bool
-    targets: Mapping[str, Path]
+    targets: Mapping[str, Target]
     reads: tuple[tuple[str, str], ...]
+    matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def paths(self) -> dict[str, str | None]:
         """The inputs' paths by their names, `None` for what cannot be read from here."""
@@ -120,7 +121,9 @@ class Stager:
         self._keep: Keep = keep
         self._existed = self.work_dir.exists()
         self._backends = {} if backends is None else backends
-        self.results: Results = Results(results_dir or _current(self.work_dir))
+        current = _current(self.work_dir)
+        needed = (self.work_dir, current, Path(os.path.expanduser("~")))
+        self.results: Results = Results(results_dir or current, needed)
         self._sandboxes = SandboxKeeper(keep, self.results.add)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
@@ -147,9 +150,26 @@ class Stager:
             name = next(n for i in count(2) if (n := f"{name}~{i}") not in self._taken)
         return self._root + name
 
-    def bind(self, file: AnyFile, sandbox: str, *, by_path: bool = False) -> AnyFile:
-        """The copy of a file object that a task gets, see `File.bound_to`."""
-        return file.bound_to(sandbox, by_path=by_path)
+    def bind(
+        self,
+        file: File,
+        sandbox: str,
+        sources: Sequence[Outcome] = (),
+        *,
+        by_path: bool = False,
+    ) -> File | InputFiles:
+        """What a task gets for a file object, with paths in its sandbox.
+
+        Args:
+            file: The file.
+            sandbox: The task's sandbox.
+            sources: What is left of its dependencies.
+            by_path: See `File.bound_to`.
+        """
+        bound = file.bound_to(sandbox, by_path=by_path)
+        if sources and isinstance(bound, InputFile):
+            return as_several(bound, sources)
+        return bound
 
     # Before an attempt.
 
@@ -158,7 +178,7 @@ class Stager:
         task: TaskDescription,
         backend: BaseExecutionBackend,
         inputs: Sequence[InputFile],
-        outputs: Sequence[OutputFile],
+        outputs: Sequence[Output],
         sources: Sequence[Outcome],
     ) -> Resolved:
         """Finds the files an attempt reads, and brings those that are far away.
@@ -181,11 +201,11 @@ class Stager:
         places: dict[str, _Place] = {}
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
-        for name, (producer, path, url) in self._origins(task, inputs, sources).items():
+        for name, (producer, path, url) in origins(task, inputs, sources).items():
             if url is not None:
                 coming[name] = self._fetcher.download(url, name)
             elif producer is None:
-                self.results.reads(task, str(path))
+                self.results.places.reads(task, str(path))
                 places[name] = _Place(path)
             elif self._is_on(backend, producer):
                 places[name] = _Place(_left_by(producer, name), producer)
@@ -199,7 +219,7 @@ class Stager:
                 reads.append((producer.sandbox, name))
         for name, fetch in coming.items():
             places[name] = _Place(await asyncio.shield(fetch))
-        targets = self.results.claim(task, outputs)
+        targets = self.results.places.claim(task, outputs)
         return Resolved(sources, places, bool(coming), targets, tuple(reads))
 
     def link(
@@ -242,9 +262,16 @@ class Stager:
         task: TaskDescription,
         backend: BaseExecutionBackend,
         inputs: Sequence[InputFile],
-        outputs: Sequence[OutputFile],
+        outputs: Sequence[Output],
     ) -> None:
         can = backend.capabilities
+        several = [o.filename for o in outputs if isinstance(o, OutputDir) or o.many]
+        if several and not can.shared_file_system:
+            raise CapabilityError(
+                f"task {task['name']!r} promises {', '.join(map(repr, several))}, and from the "
+                f"sandboxes of backend {backend.name!r} single files can be had at most, by their "
+                "names; use a backend that shares this file system, or pack the files into one"
+            )
         saved = [output.filename for output in outputs if output.save]
         if saved and not (can.shared_file_system or can.copies_files_out):
             raise CapabilityError(
@@ -259,20 +286,6 @@ class Stager:
             f"task {task['name']!r} declares files, and backend {backend.name!r} cannot link "
             f"files into a sandbox; use one that can, such as {', '.join(able) or 'local'}"
         )
-
-    def _origins(
-        self, task: TaskDescription, inputs: Sequence[InputFile], sources: Sequence[Outcome]
-    ) -> dict[str, Origin]:
-        origins: dict[str, Origin] = {}
-        for file in inputs:
-            origin = origin_of(task, file, sources)
-            other = origins.setdefault(file.filename, origin)
-            if other != origin:
-                raise DataError(
-                    f"task {task['name']!r} has two inputs called {file.filename!r}: "
-                    f"{other} and {origin}; rename one of them"
-                )
-        return origins
 
     def _elsewhere(
         self, task: TaskDescription, producer: Outcome, name: str
@@ -330,30 +343,39 @@ class Stager:
 
     async def save(
         self,
-        source: Mapping[str, Any],
+        source: TaskDescription,
         backend: BaseExecutionBackend,
-        targets: Mapping[str, Path],
-    ) -> None:
-        """Puts files of an attempt that has ended where they are to be.
+        targets: Mapping[str, Target],
+        matches: Mapping[str, tuple[str, ...]],
+    ) -> list[Path]:
+        """Puts what an attempt that has ended made where it is to be.
 
         Args:
             source: The attempt's description, or its `uid`, `name` and `sandbox`.
             backend: The backend that ran it.
-            targets: Where each file is to be, by its name.
+            targets: Where each output is to be, by its name.
+            matches: The files that match each pattern among the names.
+
+        Returns:
+            Where they are.
 
         Raises:
             DataError: One could not be saved.
         """
         sandbox = source.get("sandbox") or ""
-        copies: dict[str, Copy] = {}
-        for name in targets:
-            if backend.capabilities.shared_file_system:
-                copies[name] = copy_of(os.path.join(sandbox, name))
+        puts: dict[Path, Put] = {}
+        for name, (path, kind) in targets.items():
+            if kind == "matches":
+                for each in matches.get(name, ()):
+                    puts[path / each] = Put(each, copy_of(os.path.join(sandbox, each)), "file")
+            elif backend.capabilities.shared_file_system:
+                puts[path] = Put(name, copy_of(os.path.join(sandbox, name)), kind)
             else:
-                copies[name] = partial(backend.copy_file_out, source, name)
-        await self.results.save(source, targets, copies)
-        for name in targets:
-            self._sandboxes.saved(sandbox, name)
+                puts[path] = Put(name, partial(backend.copy_file_out, source, name), kind)
+        await self.results.save(source, puts)
+        for put in puts.values():
+            self._sandboxes.saved(sandbox, put.name)
+        return list(puts)
 
     def spare(self, outcome: Outcome | None) -> None:
         """Lets the sandbox of an attempt stay although it has ended well."""
@@ -364,8 +386,9 @@ class Stager:
         self,
         task: TaskDescription,
         succeeded: bool,
-        outputs: Sequence[OutputFile] = (),
+        outputs: Sequence[Output] = (),
         result_is_path: bool = False,
+        matches: Mapping[str, tuple[str, ...]] | None = None,
     ) -> object:
         """Decides what becomes of an attempt's sandbox; called once when its work has ended.
 
@@ -375,6 +398,7 @@ class Stager:
             outputs: The output files among its arguments.
             result_is_path: What the user gets is, or holds, a path into the
                 sandbox, see `leads_into`.
+            matches: The files that match each pattern among the outputs.
 
         Returns:
             What must be held while the sandbox is needed, for `Outcome.keeper`;
@@ -384,7 +408,9 @@ class Stager:
         sandbox = task.get("sandbox")
         if sandbox is None or not sandbox.startswith(self._root):
             return None
-        files = without_place(task, sandbox, outputs) if succeeded else {}
+        files: dict[str, SavedFile] = {}
+        if succeeded and outputs:
+            files = without_place(task, sandbox, outputs, matches or {})
         if self._keep == "all":
             self.results.add(files.values())
             return None

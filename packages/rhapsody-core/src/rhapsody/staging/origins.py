@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rhapsody.data import InputFile, without_secrets
+from rhapsody.data import InputFile, InputFiles, without_secrets
 from rhapsody.errors import DataError
+from rhapsody.staging.trees import files_in
 from rhapsody.task import Outcome, TaskDescription
 
 
@@ -22,6 +23,66 @@ class Origin(NamedTuple):
         if self.producer is not None:
             return f"the file that {self.producer.uid} wrote"
         return without_secrets(self.url) if self.url is not None else repr(self.path)
+
+
+def origins(
+    task: TaskDescription, inputs: Sequence[InputFile], sources: Sequence[Outcome]
+) -> dict[str, Origin]:
+    """Where each file comes from that a task reads, by its name in the sandbox.
+
+    Raises:
+        DataError: One comes from nowhere or is ambiguous, or two have one name.
+    """
+    found: dict[str, Origin] = {}
+    for file in inputs:
+        for name, origin in _each(task, file, sources):
+            other = found.setdefault(name, origin)
+            if other != origin:
+                raise DataError(
+                    f"task {task['name']!r} has two inputs called {name!r}: "
+                    f"{other} and {origin}; rename one of them"
+                )
+    return found
+
+
+def _each(
+    task: TaskDescription, file: InputFile, sources: Sequence[Outcome]
+) -> Iterator[tuple[str, Origin]]:
+    producers = _matched_by(file, sources)
+    for producer, names in producers:
+        for name in names:
+            yield name, Origin(producer=producer)
+    if not producers:
+        yield file.filename, origin_of(task, file, sources)
+
+
+def as_several(file: InputFile, sources: Sequence[Outcome]) -> InputFiles | InputFile:
+    """The object that a task gets for an input: several files, where it stands for these.
+
+    Args:
+        file: The input, bound to the task's sandbox.
+        sources: What is left of its dependencies.
+    """
+    if file.remote_url is not None or os.path.isabs(file.local_file or ""):
+        return file
+    producers = _matched_by(file, sources)
+    if producers:
+        return InputFiles(file, {n for _, names in producers for n in names}, directory=False)
+    name = file.filename
+    wrote = [source.sandbox for source in sources if name in source.output_files]
+    directory = os.path.join(wrote[0] or "", name) if len(wrote) == 1 else ""
+    if not os.path.isdir(directory):
+        return file
+    names = (os.path.join(name, each) for each in files_in(directory))
+    return InputFiles(file, names, directory=True)
+
+
+def _matched_by(
+    file: InputFile, sources: Sequence[Outcome]
+) -> list[tuple[Outcome, tuple[str, ...]]]:
+    """The dependencies that promised the same pattern, and what matched it."""
+    name = file.filename
+    return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
 
 
 def origin_of(task: TaskDescription, file: InputFile, sources: Sequence[Outcome]) -> Origin:

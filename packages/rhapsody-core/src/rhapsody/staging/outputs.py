@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.data import File, OutputFile, SavedFile
+from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
 from rhapsody.task import TaskDescription
 
@@ -15,32 +18,46 @@ if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
 
 
+_SHOWN = 5
+"""How many files a message names."""
+
+
 def check_outputs(
     task: TaskDescription,
-    outputs: Sequence[OutputFile],
+    outputs: Sequence[Output],
     backend: BaseExecutionBackend | None = None,
-) -> None:
+    given: Collection[str] = (),
+) -> dict[str, tuple[str, ...]]:
     """Makes sure that a successful attempt wrote what it promised.
 
     Sandboxes that are not on this file system are the backend's to check.
 
     Args:
         task: The attempt's description.
-        outputs: The output files among its arguments.
+        outputs: The outputs among its arguments.
         backend: The backend that ran it.
+        given: Names of what was put into the sandbox for it, and matches no pattern.
+
+    Returns:
+        The files that match each pattern.
 
     Raises:
-        DataError: Files are missing, or are links that lead out of the sandbox.
+        DataError: Some are missing, are links that lead out of the sandbox, or are files where
+            directories were promised, or the other way round.
     """
     if not outputs:
-        return
+        return {}
     place = task.get("sandbox", "")
     sandbox = os.path.realpath(place)
     shared = backend is None or backend.capabilities.shared_file_system
     if not shared and not os.path.isdir(sandbox):
-        return
-    missing = []
-    for name in dict.fromkeys(output.filename for output in outputs):
+        return {}
+    missing, matches = [], {}
+    for name, output in {output.filename: output for output in outputs}.items():
+        if isinstance(output, OutputFile) and output.many:
+            matches[name] = _matching(task, name, given)
+            continue
+        directory = isinstance(output, OutputDir)
         real = os.path.realpath(os.path.join(sandbox, name))
         if not real.startswith(sandbox + os.sep):
             raise DataError(
@@ -48,24 +65,91 @@ def check_outputs(
                 f"sandbox, to {real!r}; write the file itself"
             )
         if not os.path.exists(real):
-            missing.append(name)
+            missing.append(f"the directory {name!r}" if directory else repr(name))
+        elif os.path.isdir(real) is not directory:
+            promised, wrote, cure = ("directory", "file", "OutputFile") if directory else (
+                "file", "directory", "OutputDir",
+            )  # fmt: skip
+            raise DataError(
+                f"task {task['name']!r} promised a {promised} {name!r} and wrote a {wrote} of "
+                f"that name in {place!r}; declare {cure}({name!r}), or write a {promised}"
+            )
     if missing:
         raise DataError(
-            f"task {task['name']!r} promised and did not write "
-            f"{', '.join(map(repr, missing))} in {place!r}"
+            f"task {task['name']!r} promised and did not write {', '.join(missing)} in {place!r}"
         )
+    return matches
+
+
+def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tuple[str, ...]:
+    """The files that a task wrote into its sandbox itself and that match a pattern, sorted.
+
+    Raises:
+        DataError: There are none.
+    """
+    place = task.get("sandbox", "")
+    wrote, others = [], []
+    matches = re.compile(fnmatch.translate(pattern)).match
+    for entry in sorted(_made_in(place), key=lambda entry: entry.name):
+        hidden = entry.name.startswith(".") and not pattern.startswith(".")
+        if entry.name in given or hidden or _leaves(entry, place):
+            continue
+        if matches(entry.name) and entry.is_file():
+            wrote.append(entry.name)
+        else:
+            others.append(entry.name + "/" * entry.is_dir())
+    if wrote:
+        return tuple(wrote)
+    there = ", ".join(map(repr, others[:_SHOWN])) or "nothing else"
+    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+    raise DataError(
+        f"task {task['name']!r} promised files that match {pattern!r} and wrote none in "
+        f"{place!r}; it wrote {there}{more}"
+    )
+
+
+def _made_in(sandbox: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(sandbox) as entries:
+            return [entry for entry in entries if not entry.name.startswith(RESERVED)]
+    except FileNotFoundError:
+        return []
+
+
+def _leaves(entry: os.DirEntry[str], sandbox: str) -> bool:
+    """Whether something in a sandbox is a link that leads out of it, as what the task reads."""
+    own = os.path.realpath(sandbox) + os.sep
+    return entry.is_symlink() and not os.path.realpath(entry.path).startswith(own)
 
 
 def without_place(
-    task: TaskDescription, sandbox: str, outputs: Sequence[OutputFile]
+    task: TaskDescription,
+    sandbox: str,
+    outputs: Sequence[Output],
+    matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
-    """The files of an attempt for which nobody said a place, by their names."""
+    """What an attempt wrote of the outputs for which nobody said a place, by the names."""
     uid = future_uid(task)
     return {
-        output.filename: SavedFile(Path(sandbox, output.filename), task["name"], uid)
-        for output in outputs
-        if output.save is None
+        name: SavedFile(Path(sandbox, name), task["name"], uid)
+        for name in names_of([each for each in outputs if each.save is None], matches)
     }
+
+
+def names_of(outputs: Iterable[Output], matches: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The names of what is there of some outputs: for a pattern those that match it."""
+    names = (matches.get(output.filename, (output.filename,)) for output in outputs)
+    return tuple(dict.fromkeys(chain.from_iterable(names)))
+
+
+def found_in(sandbox: str, names: Iterable[str], save: str | os.PathLike[str]) -> list[Output]:
+    """Files and directories of a sandbox as outputs that are to be saved."""
+    return [
+        OutputDir(name, save=save)
+        if os.path.isdir(os.path.join(sandbox, name))
+        else OutputFile(name, save=save)
+        for name in names
+    ]
 
 
 def future_uid(task: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Literal, get_args
 
 from rhapsody.data import SavedFile
+from rhapsody.staging.trees import make_writable
 
 Keep = Literal["results", "failed", "all", "none"]
 """Which sandboxes stay on disk: those of failed tasks, all, or none; `"results"`: those of failed
@@ -168,7 +169,7 @@ class SandboxKeeper:
             try:
                 _clear(path, results.keys())
             except PermissionError:
-                _make_writable(path)
+                make_writable(path)
                 _clear(path, results.keys())
         except FileNotFoundError:
             pass  # never made, or removed by the user
@@ -192,13 +193,3 @@ def _clear(path: str, kept: Collection[str]) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
-
-
-def _make_writable(path: str) -> None:
-    """Programs leave directories that nobody may write to, and so cannot be emptied."""
-    os.chmod(path, 0o700)
-    for directory, names, _ in os.walk(path):
-        for name in names:
-            inner = os.path.join(directory, name)
-            if not os.path.islink(inner):
-                os.chmod(inner, 0o700)

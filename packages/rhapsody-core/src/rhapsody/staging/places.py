@@ -1,0 +1,286 @@
+"""Where what tasks make is put, and which of them may put something there.
+
+A call claims its places before it runs, so that two cannot write one file at once, and nothing
+is written over that the run reads. Files that match a pattern are known only when their task is
+done, and are claimed then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rhapsody.data import Output, OutputDir
+from rhapsody.errors import DataError
+from rhapsody.task import TaskDescription
+
+Kind = Literal["file", "directory", "matches"]
+"""What is put somewhere: one file, one directory, or the files that match a pattern."""
+
+
+class Target(NamedTuple):
+    """Where an output is to be put.
+
+    Attributes:
+        path: Its place; for files that match a pattern, the directory they are put in.
+        kind: What it is.
+    """
+
+    path: Path
+    kind: Kind = "file"
+
+
+@dataclass(slots=True)
+class _Claim:
+    """A call that is about to write somewhere.
+
+    Attributes:
+        call: What all attempts of the call have in common.
+        task: Its task's name.
+    """
+
+    call: str
+    task: str
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """What is written to a directory while calls are under way that save what matches there.
+
+    Attributes:
+        began: The number of the last file written when each of these calls began.
+        written: For each file: its number, the call, and its task.
+    """
+
+    began: dict[str, int] = field(default_factory=dict)
+    written: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+
+
+class Places:
+    """The places that the tasks of one engine write to, and read from.
+
+    All paths are compared as the file system does, with links followed.
+
+    Args:
+        directory: `results_dir`, which relative places are below.
+        needed: Other directories that nothing may take the place of.
+    """
+
+    def __init__(self, directory: Path, needed: Iterable[Path] = ()) -> None:
+        self._directory = directory
+        self._needed = (directory, *needed)
+        self._claims: dict[str, _Claim] = {}
+        self._below: Counter[str] = Counter()  # claims, by each directory that they are in
+        self._by_call: dict[str, list[str]] = {}
+        self._gathering: dict[str, _Gathering] = {}  # by the directory
+        self._number = 0  # of files written to these
+        self._readers: dict[str, str] = {}  # the task, by the file that is none of ours
+        self._readers_below: dict[str, str] = {}  # one of them, by each directory it is in
+        self._ours: set[str] = set()  # what was saved
+
+    def reads(self, task: TaskDescription, path: str) -> None:
+        """A task is about to read a file of this file system.
+
+        Raises:
+            DataError: Another task is about to write it.
+        """
+        key = os.path.realpath(path)
+        claim = self._claim_on(key, task_call(task))
+        if claim is not None:
+            raise DataError(
+                f"task {task['name']!r} reads {path!r} while task {claim.task!r} is about to "
+                "write it; pass the future of that task, too"
+            )
+        if key in self._ours or not self._ours.isdisjoint(_parents(key)):
+            return
+        self._readers[key] = task["name"]
+        for parent in _parents(key):
+            if parent in self._readers_below:
+                break  # and those above it
+            self._readers_below[parent] = task["name"]
+
+    def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
+        """Where the outputs of an attempt are to be put, by their names; no other call may then.
+
+        Raises:
+            DataError: A place is a file that the run reads, or that another call is about to
+                write; it cannot be written; or two of the outputs have one name or place.
+        """
+        names = [output.filename for output in outputs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(
+                f"task {task['name']!r} has two output files called {twice!r}; rename one of them"
+            )
+        targets = {each.filename: self._target(each) for each in outputs if each.save}
+        if not targets:
+            return targets
+        call = task_call(task)
+        keys = {_key(name, target, call): name for name, target in targets.items()}
+        if len(keys) < len(targets) or any(not keys.keys().isdisjoint(_parents(k)) for k in keys):
+            raise DataError(
+                f"task {task['name']!r} saves two files in one place: "
+                f"{', '.join(f'{name!r} as {str(t.path)!r}' for name, t in targets.items())}"
+            )
+        for key, name in keys.items():
+            self._check(task, key, name, targets[name])
+        for key, name in keys.items():
+            self._enter(key, _Claim(call, task["name"]))
+            if targets[name].kind == "matches":
+                gathering = self._gathering.setdefault(os.path.dirname(key), _Gathering())
+                gathering.began.setdefault(call, self._number)
+        return targets
+
+    def take(self, task: TaskDescription, files: Mapping[Path, str]) -> None:
+        """The files that a call is done with, by their places, are about to be put there.
+
+        Raises:
+            DataError: One is put where the run reads, or where another call writes; only files
+                that match a pattern can be.
+        """
+        call = task_call(task)
+        keys = {os.path.realpath(path): (path, name) for path, name in files.items()}
+        for key, (path, name) in keys.items():
+            claim = self._claims.get(key)
+            if claim is None or claim.call != call:
+                self._check(task, key, name, Target(path))
+            other = self._written_meanwhile(key, call)
+            if other is not None:
+                raise DataError(
+                    f"task {task['name']!r} cannot save {name!r} as {str(path)!r}: task "
+                    f"{other!r} has saved one there while it ran; save it elsewhere"
+                )
+        for key in keys:
+            self._enter(key, _Claim(call, task["name"]))
+            gathering = self._gathering.get(os.path.dirname(key))
+            if gathering is not None:
+                self._number += 1
+                gathering.written[key] = (self._number, call, task["name"])
+
+    def _written_meanwhile(self, key: str, call: str) -> str | None:
+        """The task that has written a file since a call began that saves what matches there."""
+        gathering = self._gathering.get(os.path.dirname(key))
+        if gathering is None or call not in gathering.began or key not in gathering.written:
+            return None
+        number, other, task = gathering.written[key]
+        return task if other != call and number > gathering.began[call] else None
+
+    def saved(self, path: Path) -> None:
+        """A file or directory of the run is there: it may be read, and written again."""
+        self._ours.add(os.path.realpath(path))
+
+    def release(self, task: TaskDescription) -> None:
+        """Lets others write where an attempt was to, as its work has ended; twice is harmless."""
+        if not self._by_call:
+            return
+        call = task_call(task)
+        for key in self._by_call.pop(call, ()):
+            del self._claims[key]
+            for parent in _parents(key):
+                self._below[parent] -= 1
+                if not self._below[parent]:
+                    del self._below[parent]
+            gathering = self._gathering.get(os.path.dirname(key))
+            if gathering is not None:
+                gathering.began.pop(call, None)
+                if not gathering.began:
+                    del self._gathering[os.path.dirname(key)]
+
+    def _enter(self, key: str, claim: _Claim) -> None:
+        if key not in self._claims:
+            self._claims[key] = claim
+            self._below.update(_parents(key))
+            self._by_call.setdefault(claim.call, []).append(key)
+
+    def _target(self, output: Output) -> Target:
+        path = os.path.join(self._directory, output.save or "")
+        if isinstance(output, OutputDir):
+            return self._directory_target(output, path)
+        if output.many:
+            bare = path.rstrip("/")
+            if os.path.lexists(bare) and not os.path.isdir(bare):
+                raise DataError(f"{output!r}: {bare!r} is no directory to put files in")
+            if not path.endswith("/") and not os.path.isdir(path):
+                raise DataError(
+                    f"{output!r}: save is the place of one file; give a directory, "
+                    f"save='{output.save}/'"
+                )
+            return Target(Path(os.path.normpath(path)), "matches")
+        if path.endswith("/") or os.path.isdir(path):
+            path = os.path.join(path, output.filename)
+        path = os.path.normpath(path)
+        if os.path.isdir(path):
+            raise DataError(f"{output.filename!r} cannot be saved as {path!r}: that is a directory")
+        return Target(Path(path))
+
+    def _directory_target(self, output: OutputDir, path: str) -> Target:
+        path = os.path.normpath(os.path.join(path, output.filename))
+        if os.path.lexists(path) and not os.path.isdir(path):
+            raise DataError(
+                f"directory {output.filename!r} cannot be saved as {path!r}: that is a file"
+            )
+        real = os.path.realpath(path)
+        for needed in self._needed:
+            if f"{os.path.realpath(needed)}/".startswith(f"{real}/"):
+                raise DataError(
+                    f"directory {output.filename!r} cannot be saved as {path!r}: it would take the "
+                    f"place of {os.path.realpath(needed)!r}; save it elsewhere, or rename it"
+                )
+        return Target(Path(path), "directory")
+
+    def _check(self, task: TaskDescription, key: str, name: str, target: Target) -> None:
+        what = f"task {task['name']!r} cannot save {name!r} as {str(target.path)!r}"
+        directory = target.kind == "directory"
+        reader = self._readers.get(key)
+        thing = "that directory" if directory else "that file"
+        if reader is None and directory:
+            reader, thing = self._readers_below.get(key), "a file in that directory"
+        if reader is not None:
+            raise DataError(
+                f"{what}: task {reader!r} reads {thing}, and this would change what the run "
+                "began with; save it elsewhere"
+            )
+        claim = self._claim_on(key, task_call(task), directory=directory)
+        if claim is not None:
+            raise DataError(
+                f"{what}: task {claim.task!r} is about to save one there, too; save it elsewhere, "
+                "or let one of them wait for the other"
+            )
+
+    def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
+        """What another call is about to write there: the same, what it is in, or what is in it."""
+        if not self._claims:
+            return None
+        claim = self._claims.get(key)
+        if claim is not None and claim.call != call:
+            return claim
+        for parent in _parents(key):
+            claim = self._claims.get(parent)
+            if claim is not None and claim.call != call:
+                return claim
+        if not directory or not self._below[key]:
+            return None
+        inside = ((k, claim) for k, claim in self._claims.items() if claim.call != call)
+        return next((claim for k, claim in inside if k.startswith(f"{key}/")), None)
+
+
+def task_call(task: TaskDescription) -> str:
+    """What all attempts of a call have in common."""
+    return task["uid"].rpartition(".")[0]
+
+
+def _key(name: str, target: Target, call: str) -> str:
+    """What is claimed: the place; for a pattern, a name in its directory that nothing else has."""
+    real = os.path.realpath(target.path)
+    return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
+
+
+def _parents(path: str) -> Iterator[str]:
+    """The directories that a path is in, the nearest first."""
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent

@@ -1,0 +1,134 @@
+"""Directories as a whole: copied, put in place of another, and removed."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from rhapsody.errors import DataError
+
+log: logging.Logger = logging.getLogger(__name__)
+
+_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
+
+
+def files_in(directory: str) -> Iterator[str]:
+    """The files in a directory and in those below it, as paths from there."""
+    for place, _, names in os.walk(directory):
+        for name in names:
+            yield os.path.relpath(os.path.join(place, name), directory)
+
+
+class _StoppedError(Exception):
+    """Nobody wants the copy any more."""
+
+
+def copy_directory(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    stop: threading.Event | None = None,
+) -> None:
+    """Copies a directory with all that is in it.
+
+    Args:
+        source: The directory.
+        target: Where the copy is made; nothing is there yet.
+        stop: Ends the copying once it is set; nothing is left of the copy then.
+
+    Raises:
+        DataError: A link in it leads out of it, or something in it cannot be copied.
+        OSError: The directory cannot be read, or the copy cannot be made.
+    """
+
+    def copy(each: str, place: str) -> str:
+        if stop is not None and stop.is_set():
+            raise _StoppedError
+        return shutil.copy(each, place)
+
+    root = os.path.realpath(source)
+    _require_own_links(root)
+    try:
+        shutil.copytree(root, target, symlinks=True, copy_function=copy)
+    except _StoppedError:
+        pass
+    except shutil.Error as error:
+        path, _, why = error.args[0][0]
+        raise DataError(f"{os.path.relpath(path, root)!r} in it: {why}") from error
+    finally:
+        if stop is not None and stop.is_set():
+            shutil.rmtree(target, ignore_errors=True)
+
+
+def _require_own_links(root: str) -> None:
+    """Raises for a link that would mean something else in a copy, or nothing."""
+    for place, directories, names in os.walk(root):
+        for path in (os.path.join(place, name) for name in (*directories, *names)):
+            if not os.path.islink(path):
+                continue
+            target = os.readlink(path)
+            if os.path.isabs(target) or not f"{os.path.realpath(path)}/".startswith(f"{root}/"):
+                raise DataError(
+                    f"{os.path.relpath(path, root)!r} in it is a link to {target!r}, and only "
+                    "relative links that stay in the directory can be saved; put the file "
+                    "itself there"
+                )
+
+
+def replace_directory(new: Path, path: Path) -> None:
+    """Renames a directory, in place of the one that is there.
+
+    The old one is moved aside before and removed after that: others see it, none for a moment,
+    or the new one, and never some of both.
+
+    Raises:
+        OSError: It cannot be renamed; what was there is there again.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "there is a file of that name", str(path))
+    try:
+        os.rename(new, path)
+    except OSError as error:
+        if error.errno not in _IN_THE_WAY:
+            raise
+    else:
+        return
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+    os.rename(path, old)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(old, path)
+        raise
+    try:
+        old.unlink() if old.is_symlink() else remove_directory(old)
+    except OSError as error:
+        log.warning("what was at %s before is at %s and cannot be removed: %s", path, old, error)
+
+
+def remove_directory(path: str | os.PathLike[str]) -> None:
+    """Removes a directory, also where nobody may write to what is in it.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        make_writable(path)
+        shutil.rmtree(path)
+
+
+def make_writable(path: str | os.PathLike[str]) -> None:
+    """Lets the user write to a directory and to those in it: programs leave others."""
+    os.chmod(path, 0o700)
+    for directory, names, _ in os.walk(path):
+        for name in names:
+            inner = os.path.join(directory, name)
+            if not os.path.islink(inner):
+                os.chmod(inner, 0o700)
