@@ -161,6 +161,54 @@ class Files:
         names = sorted(path.name for path in (results / "in").iterdir())
         trial.require(names == ["made.txt"], f"beside the file there is {names}")
 
+    @check(
+        "C8", "directories, and files that match a pattern, go from task to task and are saved",
+        EXECUTABLES, FILES, SHARED,
+    )  # fmt: skip
+    async def test_directories_and_matches_go_from_task_to_task(self, trial: Trial) -> None:
+        from rhapsody.data import InputFile, OutputDir, OutputFile
+
+        results = trial.work_dir / "results"
+        flow = await trial.engine(results_dir=results)
+
+        @flow.executable_task
+        async def make(plots: OutputDir, tables: OutputFile) -> str:
+            return (
+                f"mkdir -p {plots}/deep && echo 1 > {plots}/a && echo 2 > {plots}/deep/b && "
+                "echo 3 > c.csv && echo 4 > d.csv"
+            )
+
+        @flow.executable_task
+        async def show(plots: InputFile, tables: InputFile, *, after: object) -> str:
+            return f"cat {plots}/a {plots}/deep/b {tables}"
+
+        made = make(OutputDir("in/plots/"), OutputFile("in/*.csv", many=True))
+        shown = await show(InputFile("plots"), InputFile("*.csv"), after=made)
+        trial.require(shown == "1\n2\n3\n4\n", f"the second task read {shown!r}")
+        saved = results / "in"
+        names = sorted(str(p.relative_to(saved)) for p in saved.rglob("*") if p.is_file())
+        wanted = ["c.csv", "d.csv", "plots/a", "plots/deep/b"]
+        trial.require(names == wanted, f"saved are {names}, not {wanted}")
+
+    @check(
+        "C8", "a function gets the files of a directory as a list", SYNC, EXECUTABLES, FILES, SHARED
+    )
+    async def test_a_function_gets_a_directory_as_a_list(self, trial: Trial) -> None:
+        from rhapsody.data import InputFile, OutputDir
+
+        flow = await trial.engine()
+
+        @flow.executable_task
+        async def make(plots: OutputDir) -> str:
+            return f"mkdir {plots} && echo 1 > {plots}/a && echo 2 > {plots}/b"
+
+        @flow.function_task
+        def open_them(plots: list[Path], after: object) -> list[str]:
+            return [read(path) for path in plots]
+
+        value = await open_them(InputFile("plots"), make(OutputDir("plots")))
+        trial.require(value == ["1\n", "2\n"], f"the function gave {value!r}")
+
     @check("C8", "a function gets its files as absolute paths", SYNC, FILES, SHARED)
     async def test_a_function_gets_its_files_as_paths(self, trial: Trial) -> None:
         from rhapsody.data import InputFile
