@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, LocalExecutionBackend, OutputFile, WorkflowEngine
+from rhapsody import InputFile, LocalExecutionBackend, OutputDir, OutputFile, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import DataError
+from rhapsody.errors import CapabilityError, DataError
 from rhapsody.testing import Driver
 from rhapsody_dask import DaskExecutionBackend
 
@@ -117,6 +117,32 @@ async def test_another_start_of_a_program_elsewhere_finds_the_files_of_its_own(
             sandbox = Path(end.task["sandbox"])
             assert sandbox.parent == Path(first)
             assert (sandbox / "out.txt").read_text() == "in\n"
+
+
+async def test_several_files_go_where_their_reader_runs(cluster: Any, tmp_path: Path) -> None:
+    async with asyncio.timeout(60):
+        far = await DaskExecutionBackend(cluster=cluster, shared_file_system=False)
+        backends = {"here": LocalExecutionBackend(), "far": far}
+        async with WorkflowEngine.create(backends=backends) as flow:
+
+            @flow.executable_task(backend="here")
+            def make(plots: OutputDir, tables: OutputFile) -> str:
+                return f"mkdir {plots}; echo 1 > {plots}/a; echo 2 > {plots}/b; echo 3 > c.csv"
+
+            @flow.function_task(backend="far")
+            def read(plots: Any, tables: Any, after: object) -> tuple[list[str], list[str]]:
+                texts = [path.read_text() for path in [*plots, *tables]]
+                return texts, sorted(os.listdir(plots))
+
+            @flow.executable_task(backend="far")
+            def never(plots: OutputDir) -> str:
+                return f"mkdir {plots}"
+
+            made = make(OutputDir("plots"), OutputFile("*.csv", many=True))
+            texts, names = await read(InputFile("plots"), InputFile("*.csv"), made)
+            assert (texts, names) == (["1\n", "2\n", "3\n"], ["a", "b"])
+            with pytest.raises(CapabilityError, match="'dask' single files can be had"):
+                await never(OutputDir("results/plots"))
 
 
 async def test_what_cannot_travel_is_left_out_and_named(

@@ -357,6 +357,8 @@ def without_secrets(url: str) -> str:
         return f"{data[0]}..."
     bare, query, _ = re.sub(r"//[^/@]*@", "//", url).partition("#")[0].partition("?")
     return bare + ("?..." if query else "")
+
+
 def _field_names(file: File) -> list[str]:
     return list(type(file).__dataclass_fields__)
 

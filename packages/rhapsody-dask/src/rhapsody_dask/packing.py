@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.data import InputFile, OutputFile
+from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
 from rhapsody.sdk.calls import cannot_pack
 from rhapsody.task import Reference, TaskDescription
 from rhapsody_dask.given import future_type, swapped
@@ -31,7 +31,10 @@ FLAT = (bytes, str, bytearray)
 
 CURE = "pass data that can be, or run the task on the local backend's threads"
 
-STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFile, OutputFile}
+FILES = (InputFile, OutputFile, OutputDir)
+"""Types that are bound to the sandbox that a task has on its worker."""
+
+STAND_INS: frozenset[object] = PLAIN | {Value, Reference, InputFiles, *FILES}
 """Types that are never packed by themselves."""
 
 
@@ -235,8 +238,7 @@ class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return reduced
 
         stand_ins: dict[type, Callable[[Any], tuple[Any, ...]]] = {
-            InputFile: _reduce_file,
-            OutputFile: _reduce_file,
+            **dict.fromkeys(FILES, _reduce_file),
             Reference: lambda reference: (value_here, (places[reference.uid],)),
             future_type(): note,
         }
