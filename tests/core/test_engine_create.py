@@ -320,8 +320,10 @@ async def test_an_engine_has_a_uid_of_its_own_unless_one_is_given() -> None:
     async with engine() as one, engine() as two, engine(uid="mine") as mine:
         assert one.uid != two.uid
         assert mine.uid == "mine"
-        assert mine.work_dir == Path.cwd() / ".rhapsody" / "mine"
-        assert one.work_dir == Path.cwd() / ".rhapsody" / one.uid
+        run = mine.work_dir.parent
+        assert run.parent == Path.cwd() / ".rhapsody"
+        assert mine.work_dir == run / "mine"
+        assert one.work_dir == run / one.uid
     assert not os.path.exists(".rhapsody")  # nothing needed a directory
 
 

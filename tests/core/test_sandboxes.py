@@ -43,7 +43,8 @@ async def test_a_sandbox_is_named_after_the_attempt_in_the_default_work_director
 
         future = tool()
         printed = Path((await within(future)).strip())
-        expected = tmp_path / ".rhapsody" / flow.uid / f"{flow.uid}.task.000001.1"
+        run = (tmp_path / ".rhapsody" / "latest").resolve()
+        expected = run / flow.uid / f"{flow.uid}.task.000001.1"
         assert printed.resolve() == expected.resolve()
         assert future.sandbox is not None
         assert Path(future.sandbox).resolve() == expected.resolve()

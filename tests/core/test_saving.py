@@ -25,6 +25,7 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
+from rhapsody.staging.kept import LIST
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -47,8 +48,12 @@ def writer(flow: WorkflowEngine) -> Callable[..., Any]:
 
 
 def files(directory: Path) -> set[str]:
-    """All files below a directory, as paths from there."""
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    """All files below a directory, as paths from there, but for the lists of them."""
+    return {
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != LIST
+    }
 
 
 @pytest.mark.parametrize(

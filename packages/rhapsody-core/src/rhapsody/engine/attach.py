@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rhapsody.backends.base import BaseExecutionBackend, Session
@@ -14,6 +13,7 @@ from rhapsody.backends.catalog import normalise
 from rhapsody.backends.discovery import get_backend
 from rhapsody.capabilities import Capabilities
 from rhapsody.errors import describe_error
+from rhapsody.staging.files import Stager
 from rhapsody.states import TasksMainStates
 
 logger: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -81,7 +81,7 @@ async def attach(
     backends: Any,
     *,
     dry_run: bool,
-    work_dir: Path,
+    stager: Stager,
     ours: list[BaseExecutionBackend],
 ) -> dict[str, BaseExecutionBackend]:
     """Starts the backends of an engine; the first one is the default.
@@ -92,7 +92,7 @@ async def attach(
         backend: As in `WorkflowEngine.create`.
         backends: As there.
         dry_run: Takes no backend that does work.
-        work_dir: Where what a backend that is started here keeps in files goes.
+        stager: Knows where what a backend that is started here keeps in files goes.
         ours: Gets those that this call starts, for `shut_down`.
 
     Raises:
@@ -133,7 +133,7 @@ async def attach(
             if inspect.isawaitable(state):
                 state = await state
             if str(state) != "running":
-                _settle_in(made, work_dir)
+                _settle_in(made, stager)
                 ours.append(made)
             if inspect.isawaitable(made):
                 made = await made
@@ -178,11 +178,12 @@ def _label(given: Any, made: BaseExecutionBackend) -> str:
     return made.name or type(made).__name__
 
 
-def _settle_in(backend: BaseExecutionBackend, work_dir: Path) -> None:
+def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
     """Gives a backend that has chosen no place for its files the engine's."""
     session = getattr(backend, "session", None)
     if isinstance(session, Session) and not session.chosen:
-        session.path = os.path.abspath(work_dir)
+        alone = backend.name in (EMBEDDED, DRY_RUN)  # they keep no files but sandboxes
+        session.path = os.path.abspath(stager.work_dir if alone else stager.settle())
 
 
 def _not_a_backend(value: object) -> TypeError:

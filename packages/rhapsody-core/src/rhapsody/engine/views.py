@@ -30,7 +30,6 @@ class Views:
     _shell: Shell
     _loop: asyncio.AbstractEventLoop
     _dry_run: bool
-    _work_dir: Path
     _built_in: BuiltIn
     _implicit_data: bool
     _summary: Summary | None
@@ -53,7 +52,7 @@ class Views:
     @property
     def work_dir(self) -> Path:
         """Where sandboxes are made, an absolute path."""
-        return self._work_dir
+        return self._shell.stager.work_dir
 
     @property
     def results_dir(self) -> Path:

@@ -49,6 +49,7 @@ from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, found_in
+from rhapsody.staging.runs import BASE
 from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import TaskFuture
 
@@ -124,8 +125,9 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             implicit_data: Whether a task sees what its dependencies left in their
                 sandboxes, where they declare no output files.
             backends: Further backends, or all of them under names of your own.
-            work_dir: Where sandboxes are made; default `.rhapsody/<engine uid>`
-                in the current directory.
+            work_dir: Where sandboxes are made; default: a directory of the engine's in that of
+                the run, which is made when first needed, has the log, and is one for each
+                process: `.rhapsody/<UTC time>-<program>-<4 digits>/<engine uid>`.
             trace: A file for all that happens to tasks, and for the events that the program
                 gives to `prof`, as JSON lines; made anew, private to the user.
             progress: Shows on standard error what runs: a table that is kept up to date on a
@@ -242,14 +244,18 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         limits["max_failures"] = failures_taken(
             limits.pop("fail_fast"), limits["max_failures"], limits["keep_going"]
         )
-        self._work_dir = directory("work_dir", work_dir, os.path.join(".rhapsody", uid))
         self._dry_run = dry_run
         self._implicit_data = implicit_data
         self._built_in = BuiltIn(trace, progress)
         hooks = EngineHooks(observers, self._built_in.observers)
         attached: dict[str, BaseExecutionBackend] = {}
         stager = Stager(
-            self.work_dir, keep_sandboxes, uid=chosen, backends=attached, results_dir=results_dir
+            directory("work_dir", work_dir, BASE),
+            keep_sandboxes,
+            in_run=uid if work_dir is None else None,
+            uid=chosen,
+            backends=attached,
+            results_dir=results_dir,
         )
         shell = self._shell = Shell(
             self,
@@ -265,7 +271,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         )
         self._calls = shell.calls
         ours: list[BaseExecutionBackend] = []
-        starting = attach(backend, backends, dry_run=dry_run, work_dir=self.work_dir, ours=ours)
+        starting = attach(backend, backends, dry_run=dry_run, stager=stager, ours=ours)
         try:
             attached.update(await (signal_registry.guard(starting) if handle_signals else starting))
             for name, one in attached.items():
@@ -290,6 +296,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         finally:
             await shut_down(ours)
             await self._shell.stager.close()
+            self._shell.stager.leave()
             self._built_in.close()
 
     async def save(
@@ -438,6 +445,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._built_in.close()
         signal_registry.remove(self)
         self._forgotten.detach()
+        shell.stager.leave()
         self._closed.set_result(None)
 
     async def __aenter__(self) -> Self:

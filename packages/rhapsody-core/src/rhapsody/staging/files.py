@@ -8,7 +8,6 @@ sandbox by the backend.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from rhapsody.staging.outputs import without_place
 from rhapsody.staging.places import Target
 from rhapsody.staging.results import Put, Results, copy_of
 from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
+from rhapsody.staging.work_dir import WorkDir
 from rhapsody.task import Outcome, TaskDescription
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Stager:
         keep: Which sandboxes stay on disk: those of failed tasks, all, or none; with
             `"results"` those of failed tasks, and of others the files that they declare,
             nobody named a place for and no task read.
+        in_run: The engine's uid, where `work_dir` is a `.rhapsody` and it works in a directory of
+            that name in this process's run.
         uid: The engine's uid where the program chose it: no other engine may use it now, and
             none of the sandboxes that an earlier one left is used again.
         backends: The engine's backends by the names that outcomes bear; may grow.
@@ -110,41 +112,67 @@ class Stager:
         work_dir: str | os.PathLike[str],
         keep: Keep = "results",
         *,
+        in_run: str | None = None,
         uid: str | None = None,
         backends: Mapping[str, BaseExecutionBackend] | None = None,
         results_dir: Path | None = None,
         fetch_timeout: float | None = None,
         fetch_limit: int | str | None = None,
     ) -> None:
-        self.work_dir: Path = Path(os.path.abspath(work_dir))
-        self._root = f"{self.work_dir}{os.sep}"
         self._keep: Keep = keep
-        self._existed = self.work_dir.exists()
+        self._fetcher = Fetcher(
+            Path(work_dir, _CACHE),
+            timeout=fetch_timeout,
+            limit=fetch_limit,
+        )
+        self._place = WorkDir(work_dir, in_run)
+        self._settle_in()
         self._backends = {} if backends is None else backends
         current = _current(self.work_dir)
-        needed = (self.work_dir, current, Path(os.path.expanduser("~")))
+        needed = (Path(os.path.abspath(work_dir)), current, Path(os.path.expanduser("~")))
         self.results: Results = Results(results_dir or current, needed)
         self._sandboxes = SandboxKeeper(keep, self.results.add)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
-        self._fetcher = Fetcher(
-            self.work_dir / _CACHE,
-            timeout=fetch_timeout,
-            limit=fetch_limit,
-        )
-        self._claim = None if uid is None else Claim(uid, str(self.work_dir))
+        self._claim: Claim | None = None
         self._taken: frozenset[str] = frozenset()
         if uid is not None:
-            self._taken = frozenset(n for n in os.listdir(work_dir) if n.startswith(f"{uid}."))
+            self._claim_uid(uid)
+
+    def _claim_uid(self, uid: str) -> None:
+        try:
+            self._claim = Claim(uid, str(self.settle()))
+            names = os.listdir(self.work_dir)
+        except BaseException:
+            self.leave()
+            raise
+        self._taken = frozenset(name for name in names if name.startswith(f"{uid}."))
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the engine works; may change until `settle` is called."""
+        return self._place.path
+
+    def settle(self) -> Path:
+        """Makes the run's directory, where it is in one; see `WorkDir.settle`."""
+        self._place.settle()
+        self._settle_in()
+        return self.work_dir
+
+    def _settle_in(self) -> None:
+        self._root = f"{self.work_dir}{os.sep}"
+        self._fetcher.directory = self.work_dir / _CACHE
 
     def sandbox_path(self, uid: str) -> str:
-        """The sandbox of an attempt; nothing is made.
+        """The sandbox of an attempt, which is not made here.
 
         Raises:
             DataError: The uid cannot be the name of a directory in `work_dir`.
         """
         if uid == _CACHE:
             raise DataError(f"{uid!r} cannot be a task's uid")
+        if not self._place.settled:
+            self.settle()
         name = plain_name(uid)
         if name in self._taken:  # by an earlier run
             name = next(n for i in count(2) if (n := f"{name}~{i}") not in self._taken)
@@ -444,8 +472,11 @@ class Stager:
         self.results.close()
         if self._claim is not None:
             self._claim.release()
-        if not self._existed:
-            await asyncio.to_thread(_remove_empty, self.work_dir)
+        await asyncio.to_thread(self._place.close, self.results.saved)
+
+    def leave(self) -> None:
+        """Says that the engine has ended, see `WorkDir.leave`."""
+        self._place.leave()
 
 
 def _current(other: Path) -> Path:
@@ -473,11 +504,3 @@ def _source(producer: Outcome) -> dict[str, Any]:
             "output_files": list(producer.output_files),
         },
     }
-
-
-def _remove_empty(work_dir: Path) -> None:
-    with contextlib.suppress(OSError):  # not empty, or never made
-        work_dir.rmdir()
-    if work_dir.parent.name == ".rhapsody":
-        with contextlib.suppress(OSError):
-            work_dir.parent.rmdir()

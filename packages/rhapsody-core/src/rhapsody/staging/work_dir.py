@@ -1,0 +1,61 @@
+"""Where one engine works: in a directory that its user named, or in that of this process's run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from rhapsody.data import SavedFile
+from rhapsody.staging.kept import write_list
+from rhapsody.staging.runs import BASE, enter_run, leave_run
+
+
+class WorkDir:
+    """The directory of an engine, which is made when it is first needed.
+
+    Args:
+        place: The directory; with `in_run` the `.rhapsody` that the run's is in.
+        in_run: The engine's uid, where it works in a directory of that name in the run's.
+
+    Attributes:
+        path: Where it is; may change until `settle` is called.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
+        self.path: Path = Path(os.path.abspath(place))
+        self._run = None
+        if in_run is not None:
+            self._run = enter_run(self.path, in_run)
+            self.path = self._run.path / in_run
+        self._existed = self.path.exists()
+        self.settled: bool = self._run is None
+
+    def settle(self) -> Path:
+        """Makes the run's directory, so that `path` no longer changes, which it returns.
+
+        Where it cannot be made, what is put into it fails. Any thread.
+        """
+        if self._run is not None and not self.settled:
+            with contextlib.suppress(OSError):
+                self.path = self._run.make() / self.path.name
+                self.settled = True
+        return self.path
+
+    def close(self, results: Iterable[SavedFile]) -> None:
+        """Lists the results that stay in it; removes it where it is empty and was not there."""
+        if self._run is not None and self.settled:
+            write_list(results, self.path)
+        if self._existed:
+            return
+        with contextlib.suppress(OSError):  # not empty, or never made
+            self.path.rmdir()
+        if self.path.parent.name == BASE:
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
+    def leave(self) -> None:
+        """Says that the engine has ended: with the last one of a run its directory may go."""
+        if self._run is not None:
+            leave_run(self._run, self.path.name)
