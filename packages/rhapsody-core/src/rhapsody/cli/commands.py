@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.cli import backends, doctor, new_backend, run
+from rhapsody.cli import backends, clean, doctor, new_backend, run
 from rhapsody.cli.output import (
     DONE,
     FAILED,
@@ -127,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_command("run", run.HELP, run.configure, run.run)
     commands.add_command("backends", backends.HELP, backends.configure, backends.run)
     commands.add_command("doctor", doctor.HELP, doctor.configure, doctor.run)
+    commands.add_command("clean", clean.HELP, clean.configure, clean.run)
     commands.add_command("new-backend", new_backend.HELP, new_backend.configure, new_backend.run)
     try:
         if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only
