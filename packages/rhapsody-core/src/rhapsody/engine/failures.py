@@ -21,6 +21,7 @@ from rhapsody.errors import (
     describe_error,
     is_a,
 )
+from rhapsody.staging.space import full_disk
 from rhapsody.task import TaskFuture
 
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
@@ -91,6 +92,8 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
         message += f": {error}"
     elif report.get("exit_code") is not None:
         message = f"{name} ended with exit code {exit_code(report['exit_code'])}"
+        if full := full_disk(report.get("sandbox")):
+            message += f" ({full})"
         if command:
             message += f": {_shown(command)}"
     tail = stderr_tail(report)

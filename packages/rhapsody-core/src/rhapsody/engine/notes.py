@@ -16,7 +16,8 @@ from typing import Any
 from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import File, end_of_file
 from rhapsody.engine.node import Node
-from rhapsody.errors import vars_of
+from rhapsody.errors import TaskFailedError, is_a, vars_of
+from rhapsody.staging.space import full_disk
 from rhapsody.task import TaskFuture
 
 OURS = "rhapsody: "
@@ -83,10 +84,10 @@ def annotate(node: Node, error: BaseException) -> None:
         return
     call = call_of(node)
     attributes[CALL] = f"{call} ({node.future.uid})"
-    attributes["__notes__"] = [*others, _note(node, call)]
+    attributes["__notes__"] = [*others, _note(node, call, error)]
 
 
-def _note(node: Node, call: str) -> str:
+def _note(node: Node, call: str, error: BaseException) -> str:
     description, backend = node.description, node.future._backend
     where = node.future.uid
     if backend is not None:
@@ -101,6 +102,9 @@ def _note(node: Node, call: str) -> str:
         lines.append(f"  sandbox: {sandbox}")
         if node.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
             lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
+    full = None if is_a(error, TaskFailedError) else full_disk(sandbox, error)  # it says so itself
+    if full is not None:
+        lines.append(f"  {full}")
     beside = _beside(node)
     if beside:
         lines.append(

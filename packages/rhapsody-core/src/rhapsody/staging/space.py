@@ -1,0 +1,69 @@
+"""Whether a file system is full, for the words of a failure. Only looked at when a task failed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from rhapsody.errors import is_a
+
+LEFT = 65536
+"""A file system with fewer bytes left than these is full: programs write in blocks."""
+
+_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | None:
+    """Says that there is no space left for a task that failed, and where.
+
+    Args:
+        sandbox: The task's.
+        error: What it raised. Where that is about space, the file that it names, the current
+            directory and that for temporary files are looked at, too.
+
+    Returns:
+        A phrase with the mount point; `None` where there is space, or none can be looked at.
+    """
+    for path in _places(sandbox, error):
+        with contextlib.suppress(OSError, ValueError):
+            if _is_full(path):
+                return f"no space left on device: {mount_of(path)} is full"
+    return None
+
+
+def _places(sandbox: str | None, error: BaseException | None) -> Iterator[str]:
+    if sandbox is not None:
+        yield sandbox
+    if error is None or not is_a(error, OSError) or _slot(error, "errno") not in _ERRORS:
+        return
+    named = _slot(error, "filename")
+    if type(named) is str:
+        yield named if os.path.exists(named) else os.path.dirname(os.path.abspath(named))
+    yield os.curdir
+    yield tempfile.gettempdir()
+
+
+def _slot(error: BaseException, name: str) -> Any:
+    """An attribute of an `OSError`, without code of its class's."""
+    member: Any = vars(OSError)[name]
+    return member.__get__(error)
+
+
+def _is_full(path: str) -> bool:
+    system = os.statvfs(path)
+    if system.f_blocks == 0 or system.f_flag & os.ST_RDONLY:  # sizes mean nothing there
+        return False
+    no_files = system.f_files > 0 and system.f_favail == 0
+    return no_files or system.f_bavail * system.f_frsize < LEFT
+
+
+def mount_of(path: str) -> str:
+    """The mount point of the file system that a path is in."""
+    place = os.path.realpath(path)
+    while not os.path.ismount(place):
+        place = os.path.dirname(place)
+    return place
