@@ -102,7 +102,11 @@ def rewritten(note: Path, **changes: Any) -> None:
 def test_notes_are_beside_the_engines_directories(tmp_path: Path) -> None:
     own = f"radical.{os.geteuid()}"  # of several users who share the directory
     common = tmp_path / ".rhapsody" / own
-    assert place(tmp_path / ".rhapsody" / "engine.1") == common
+    run = tmp_path / ".rhapsody" / "20261121T041233-digits-7f3a"
+    assert place(run / "engine.1") == common
+    assert place(run / "engine.1" / "box" / ".rhapsody" / run.name / "engine.2") == (
+        run / "engine.1" / "box" / ".rhapsody" / own
+    )
     assert place(tmp_path / ".rhapsody") == common
     assert place(tmp_path / "work") == tmp_path / "work" / own
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,27 @@ async def test_an_engine_gives_its_directory_to_a_backend_that_has_none(tmp_path
     with pytest.raises(PilotException, match=r"the engine's.*give another directory"):
         await WorkflowEngine.create(RadicalExecutionBackend(), work_dir=strange)
     assert not strange.exists()
+
+
+@pytest.mark.asyncio
+async def test_the_engines_directory_is_in_that_of_the_run_and_goes_after_a_failed_start(
+    tmp_path: Path,
+) -> None:
+    places = []
+
+    class Seen(RadicalExecutionBackend):
+        def _place(self) -> Path:
+            places.append(super()._place())
+            return places[-1]
+
+    with pytest.raises(PilotException, match="Known resources"):
+        await WorkflowEngine.create(Seen({"resource": "local.nowhere"}))
+    (place,) = places
+    run, engine, session = place.relative_to(tmp_path / ".rhapsody").parts
+    assert re.fullmatch(r"\d{8}T\d{6}-.+-[0-9a-f]{4}", run)
+    assert engine.startswith("engine.")
+    assert session.startswith("rhapsody.")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.asyncio
