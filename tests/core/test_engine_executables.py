@@ -9,6 +9,7 @@ import os
 import pickle
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -313,12 +314,17 @@ async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -
 
         for name in ("begun", "gate"):
             os.mkfifo(tmp_path / name)
+        before = time.time()
         future = talk()
         await within(asyncio.to_thread((tmp_path / "begun").read_text))
         assert future.stdout_path is not None
         assert future.sandbox == os.path.dirname(future.stdout_path)
         path = Path(future.stdout_path)
+        assert str(future.host).startswith("process ")
+        assert future.started_at is not None
+        assert before <= future.started_at <= time.time()
         assert path.read_text() == "begun\n"
         (tmp_path / "gate").write_text("")
         assert await within(future) == "begun\nover\n"
         assert future.stdout_path == str(path)
+        assert (future.host, future.started_at) == (None, None)

@@ -253,3 +253,20 @@ async def test_a_command_that_ended_well_leaves_no_script(flow: WorkflowEngine) 
     await within(future)
     assert future.sandbox is not None
     assert not [name for name in os.listdir(future.sandbox) if name.endswith("again")]
+
+
+async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task(service=True, ready="stdout:serving on (.*)", ready_timeout=0.5)
+        def server() -> str:
+            return "echo loading; echo no licence >&2; sleep 1000"
+
+        with pytest.raises(TaskTimeoutError) as caught:
+            await server()
+    assert "was not ready within 0.5 s: nothing matched 'stdout:serving on (.*)'" in str(
+        caught.value
+    )
+    (note,) = caught.value.__notes__
+    assert "standard output ended with:\n    loading" in note
+    assert "standard error ended with:\n    no licence" in note

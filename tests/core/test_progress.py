@@ -63,7 +63,9 @@ class Terminal:
             if not data:
                 assert not words, f"no {words} in: {self.text}"
                 break
-            self.text += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode()).replace("\r", "\n")
+            self.text += re.sub(
+                r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace")
+            ).replace("\r", "\n")
         return self.text
 
 

@@ -235,6 +235,10 @@ class LiveNode(Protocol):
     def describe(self) -> Mapping[str, Any] | None:
         """Its description while its work is alive."""
 
+    @property
+    def started(self) -> float | None:
+        """When its attempt began to run, in seconds since the epoch."""
+
 
 class TaskFuture(asyncio.Future[T]):
     """The result of one call of a task or block; awaited like any asyncio future.
@@ -356,6 +360,19 @@ class TaskFuture(asyncio.Future[T]):
         if sandbox is None or self._definition.kind != "executable":
             return None
         return os.path.join(sandbox, OUTPUT_FILES[0])
+
+    @property
+    def host(self) -> str | None:
+        """The worker or host that runs the task, as its backend names it, while it runs."""
+        task = self.task
+        worker = None if task is None else task.get("worker")
+        return None if worker is None else str(worker)
+
+    @property
+    def started_at(self) -> float | None:
+        """When the attempt began that runs now, in seconds since the epoch; else `None`."""
+        node = self._node
+        return None if node is None else node.started
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancels the task.

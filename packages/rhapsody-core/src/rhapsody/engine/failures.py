@@ -116,7 +116,9 @@ def over_time(node: Node, limit: float) -> TaskTimeoutError:
     """The error of an attempt that has run, or a service that has started, for too long."""
     what = f"{node.task.name!r} ({node.future.uid})"
     if node.task.settings.service:
-        return TaskTimeoutError(f"service {what} was not ready within {limit:g} s")
+        ready = node.task.settings.ready
+        sign = f": nothing matched {ready!r}" if isinstance(ready, str) else ""
+        return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{sign}")
     return TaskTimeoutError(f"task {what} ran for longer than its time-out of {limit:g} s")
 
 

@@ -103,6 +103,10 @@ class Held:
 
     # What the future asks.
 
+    @property
+    def started(self) -> None:
+        """`None`: it does not run any more."""
+
     def state(self) -> TasksMainStates:
         """The task is done, wherever its value is."""
         return TasksMainStates.DONE

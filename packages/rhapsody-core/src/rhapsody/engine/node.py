@@ -115,6 +115,7 @@ class Node:
         "pushed",
         "specific",
         "stage",
+        "started",
         "task",
         "uid",
         "unfinished",
@@ -144,6 +145,7 @@ class Node:
         self.pushed: bool = False  # it is with a backend before they are finished
         self.attempt: int = 0
         self.stage: int = 0
+        self.started: float | None = None  # when it began to run, since the epoch
         self.uid: str = ""
         self.native: str | None = None  # the backend's word for the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = ()
@@ -193,6 +195,7 @@ class Node:
     def start_anew(self) -> None:
         """The next attempt is described from the beginning."""
         self.stage = 0
+        self.started = None
         self.description = None
 
     # What the future asks (`rhapsody.task.LiveNode`).

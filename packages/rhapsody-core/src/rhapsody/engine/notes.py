@@ -112,7 +112,7 @@ def _note(node: Node, call: str, error: BaseException) -> str:
             f"commands run in their sandbox; pass InputFile({beside[0]!r}), or the whole path, or "
             f"set cwd={os.getcwd()!r}"
         )
-    for name, text in _printed(node).items():
+    for name, text in _printed(node, error).items():
         lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
 
@@ -135,13 +135,13 @@ def _beside(node: Node) -> list[str]:
     return []
 
 
-def _printed(node: Node) -> dict[str, str]:
-    """The ends of what a task printed, by the stream; of a program's errors its message tells."""
+def _printed(node: Node, error: BaseException) -> dict[str, str]:
+    """The ends of what a task printed, by the stream, but for what the error's message tells."""
     outcome = node.future._outcome
     if outcome is None:
         return {}
     streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}
-    if node.task.kind == "executable":
+    if is_a(error, TaskFailedError):
         del streams["standard error"]
     found: dict[str, str] = {}
     for name, text in streams.items():

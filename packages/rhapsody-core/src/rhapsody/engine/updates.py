@@ -14,6 +14,7 @@ from asyncio import _get_running_loop as running_loop
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from time import time
 from typing import Any
 
 from rhapsody.engine.background import Background
@@ -203,6 +204,7 @@ class Updates:
             if node.life.work not in STARTED:
                 machine.stats.late += 1
             return
+        node.started = time()
         if not node.task.settings.service:
             return
         if service_callback is None:

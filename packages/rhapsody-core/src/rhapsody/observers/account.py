@@ -9,6 +9,7 @@ from pathlib import Path
 from rhapsody.data import SavedFile
 from rhapsody.observers.counts import Counts, Failure
 from rhapsody.plugins.reports import Summary
+from rhapsody.staging.runs import BASE
 
 LISTED = 20
 """How many results are listed."""
@@ -20,7 +21,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     Args:
         summary: How the run ended.
         counts: What was counted of its tasks.
-        directory: The run's; named where it is still there.
+        directory: Where its engine worked; the run's is named where it is still there.
     """
     if not counts.rows:
         return []
@@ -31,9 +32,18 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
         lines.append("failed:" if not more else f"failed (the last {len(failures)}):")
         lines += [line for failure in failures for line in _failed(failure)]
     lines += results_of(summary.results)
-    if directory.is_dir():
-        lines.append(f"the run's files: {shown(directory)}")
+    run = directory.parent if directory.parent.parent.name == BASE else directory
+    if _holds_files(run):
+        lines.append(f"the run's files: {shown(run)}")
     return lines
+
+
+def _holds_files(directory: Path) -> bool:
+    """Whether something is left in a run's directory beside its lock."""
+    try:
+        return any(not name.startswith(".") for name in os.listdir(directory))
+    except OSError:
+        return False
 
 
 def numbers(counts: Counts, retried: int) -> str:

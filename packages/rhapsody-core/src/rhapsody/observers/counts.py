@@ -125,9 +125,12 @@ def _in_words(event: TaskEvent) -> str:
     """The error of a task, without the name of the task, which some of ours begin with."""
     if event.error is None:
         return ""
-    own = f"task {event.name!r} ({event.uid}) "
     text = text_of(event.error)
-    return text.removeprefix(own) if text.startswith(own) else describe_error(event.error)
+    for kind in ("task", "service"):
+        own = f"{kind} {event.name!r} ({event.uid}) "
+        if text.startswith(own):
+            return text.removeprefix(own)
+    return describe_error(event.error)
 
 
 _ENDS = frozenset({DONE, FAILED, CANCELED})

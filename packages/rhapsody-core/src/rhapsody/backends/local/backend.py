@@ -341,6 +341,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Reports that a job runs, once; for a service that will say when it is ready, how."""
         if not (job.announced or job.over):
             job.announced = True
+            if job.worker is not None:
+                job.task["worker"] = job.worker
             self.report_state(job.task, self._running, attach)
 
     def _ended(self, job: Job) -> None:
