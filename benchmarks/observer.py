@@ -1,8 +1,9 @@
 """What an observer costs: per-task cost with nobody looking, and what each event adds.
 
 Fans of no-ops on a backend that ends each at once, in turns: without an observer, with one
-that does nothing, and with the example in examples/rhapsody-timing. The median of the
-rounds' differences counts, divided by the number of events. With `--against SRC`, the `src`
+that does nothing, with the example in examples/rhapsody-timing, and with what an engine's own
+options ask for: lines of progress, a table on a terminal, a trace. The median of the rounds'
+differences counts, divided by the number of events or tasks. With `--against SRC`, the `src`
 folder of another checkout, the cost without an observer is compared with its engine's.
 
     python benchmarks/observer.py [--size 10000] [--rounds 15] [--against SRC] [--smoke]
@@ -18,11 +19,12 @@ import importlib.util
 import io
 import os
 import platform
+import pty
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,6 +34,9 @@ from rhapsody import NoopExecutionBackend, TaskDescription, WorkflowEngine, hook
 EXAMPLE = Path(__file__).parents[1] / "examples/rhapsody-timing/src/rhapsody_timing.py"
 BUDGET = 1.5
 """Microseconds that an event may cost with the example."""
+
+SHOWN = 20
+"""Microseconds that a task may cost with progress."""
 
 
 class Announcing(NoopExecutionBackend):
@@ -66,11 +71,9 @@ def example() -> ModuleType:
     return module
 
 
-async def fan(size: int, observers: Sequence[object] = ()) -> float:
+async def fan(size: int, settings: dict[str, Any]) -> float:
     """Processor seconds for a fan of no-ops whose futures are all held."""
-    backend = Announcing()
-    settings: dict[str, Any] = {"observers": list(observers), "handle_signals": False}
-    async with WorkflowEngine.create(backend, **settings) as flow:
+    async with WorkflowEngine.create(Announcing(), handle_signals=False, **settings) as flow:
 
         @flow.function_task
         async def no_op(x: int) -> int:
@@ -83,10 +86,25 @@ async def fan(size: int, observers: Sequence[object] = ()) -> float:
         return time.process_time() - start
 
 
-def measure(size: int, observers: Sequence[object] = ()) -> float:
+def measure(size: int, **settings: Any) -> float:
     """Microseconds per task."""
     with contextlib.redirect_stderr(io.StringIO()):  # the example's table
-        return asyncio.run(fan(size, observers)) / size * 1e6
+        return asyncio.run(fan(size, settings)) / size * 1e6
+
+
+def measure_on_terminal(size: int) -> float:
+    """Microseconds per task with a table, on a terminal that another process reads."""
+    ours, theirs = pty.openpty()
+    quiet = subprocess.DEVNULL
+    reader = subprocess.Popen(["cat"], stdin=ours, stdout=quiet, stderr=quiet)
+    os.close(ours)
+    os.environ["TERM"] = "xterm"
+    try:
+        with open(theirs, "w") as stream, contextlib.redirect_stderr(stream):
+            return asyncio.run(fan(size, {"progress": True})) / size * 1e6
+    finally:
+        reader.kill()
+        reader.wait()
 
 
 def elsewhere(source: str, size: int, rounds: int) -> list[float]:
@@ -113,20 +131,27 @@ def main() -> None:
         return
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, fan of {size}")
     counter, timing = Nothing(), example()
-    measure(size, [counter])  # the first one is slower
+    measure(size, observers=[counter])  # the first one is slower
     per_task = counter.seen / (size + 1)
-    plain, idle, busy = [], [], []
+    contests: dict[str, Callable[[], float]] = {
+        "that does nothing": lambda: measure(size, observers=[Nothing()]),
+        "of the example": lambda: measure(size, observers=[timing]),
+        "progress, lines": lambda: measure(size, progress="lines"),
+        "progress, a table": lambda: measure_on_terminal(size),
+        "a trace": lambda: measure(size, trace=os.devnull),
+    }
+    plain: list[float] = []
+    costs: dict[str, list[float]] = {name: [] for name in contests}
     for _ in range(rounds):
         plain.append(measure(size))
-        idle.append(measure(size, [Nothing()]))
-        busy.append(measure(size, [timing]))
+        for name, contest in contests.items():
+            costs[name].append(contest())
     print(f"without an observer: {statistics.median(plain):.2f} µs per task")
     print(f"events per task: {per_task:.2f}")
-    for name, costs in (("that does nothing", idle), ("of the example", busy)):
-        more = [cost - before for cost, before in zip(costs, plain, strict=True)]
-        each = statistics.median(more) / per_task
-        print(f"with the observer {name}: {each:+.2f} µs per event")
-    print(f"budget with the example: {BUDGET} µs per event")
+    for name, each in costs.items():
+        more = statistics.median(cost - before for cost, before in zip(each, plain, strict=True))
+        print(f"with {name:20} {more / per_task:+6.2f} µs per event {more:+6.2f} per task")
+    print(f"budget with the example: {BUDGET} µs per event; with progress: {SHOWN} per task")
     if options.against:
         own = str(Path(sys.modules["rhapsody"].__path__[0]).parent)
         ratios, ours, theirs = [], [], []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib import import_module
 from time import monotonic
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +35,9 @@ PATIENCE = 5.0
 
 NAMES, FAILURES = 12, 3
 """How many names and failures are shown."""
+
+KEPT = 10_000
+"""Lines that wait for a terminal at most; of more, the last ones are shown."""
 
 OVER = 10.0
 """Seconds that the rate is measured over."""
@@ -150,11 +155,24 @@ class Terminal:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def show(self, texts: Sequence[Text]) -> None:
-        """Draws the picture as it is now, with some text above it."""
-        for text in texts:
-            self._console.print(text, soft_wrap=True)
+    def show(self, lines: Collection[str]) -> None:
+        """Draws the picture as it is now, with some lines above it."""
+        if lines:
+            self._console.print(_Lines(lines), crop=False)
         self._live.refresh()
+
+
+class _Lines:
+    """Lines as they are, but for what would move the cursor; colours stay."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, *_: object) -> Iterator[Segment]:
+        yield Segment("".join(f"{_MOVES.sub('', line)}\x1b[0m\n" for line in self._lines))
+
+
+_MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
 
 
 class Notebook:
@@ -174,7 +192,7 @@ class Notebook:
     def __exit__(self, *error: object) -> None:
         """Does nothing: it stays."""
 
-    def show(self, texts: Sequence[Text]) -> None:
+    def show(self, lines: Collection[str]) -> None:
         """Draws the picture as it is now. What tasks print is in the notebook already."""
         self._output.update(self._draw())
 
@@ -193,7 +211,8 @@ class Display:
         self._screen = screen
         self._busy = busy
         self._lock = threading.Lock()
-        self._texts: list[Text] = []
+        self._lines: deque[str] = deque()
+        self._left_out = 0
         self._begun = ""
         self._news = threading.Event()
         self._over = threading.Event()
@@ -203,17 +222,23 @@ class Display:
         self._thread = threading.Thread(target=self._run, name="rhapsody progress", daemon=True)
         self._thread.start()
 
-    def changed(self, texts: Iterable[Text] = ()) -> None:
-        """Draws the picture anew, soon, with some text above it."""
+    def changed(self, lines: Iterable[str] = ()) -> None:
+        """Draws the picture anew, soon, with some lines above it."""
         with self._lock:
-            self._texts += texts
+            self._add(lines)
         self._news.set()
+
+    def _add(self, lines: Iterable[str]) -> None:
+        self._lines += lines
+        while len(self._lines) > KEPT:  # the terminal takes them too slowly
+            self._lines.popleft()
+            self._left_out += 1
 
     def _write(self, text: str) -> None:
         """Takes what the program prints; the line that it is in is shown when it is whole."""
         with self._lock:
             *lines, self._begun = (self._begun + text).split("\n")
-            self._texts += map(Text.from_ansi, lines)
+            self._add(lines)
         if lines:
             self._news.set()
 
@@ -243,5 +268,8 @@ class Display:
 
     def _show(self) -> None:
         with self._lock:
-            texts, self._texts = self._texts, []
-        self._screen.show(texts)
+            lines, self._lines = self._lines, deque()
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            lines.appendleft(f"[{left_out} lines are not shown]")
+        self._screen.show(lines)

@@ -16,8 +16,6 @@ from rhapsody.plugins.reports import ObservedEngine, Summary
 from rhapsody.plugins.specs import TaskEvent, hookimpl
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from rhapsody.observers.display import Display
 
 Place = Literal["terminal", "notebook"]
@@ -104,15 +102,12 @@ class Progress:
         return Display(screen, lambda: counts.all.running > 0)
 
 
-def _printed(events: Sequence[TaskEvent]) -> Iterator[Text]:
+def _printed(events: Sequence[TaskEvent]) -> Iterator[str]:
     """What tasks that have ended have printed, each line led by its task."""
-    from rich.text import Text
-
     for event in events:
         for printed in (event.stdout, event.stderr):
             for line in (printed or "").splitlines():
-                lead = f"{event.name} {event.uid.partition('.')[2]} | "
-                yield Text.assemble((lead, "dim"), Text.from_ansi(line))
+                yield f"{event.name} {event.uid.partition('.')[2]} | {line}"
 
 
 def _usage(backends: Sequence[Any]) -> tuple[int, int] | None:
