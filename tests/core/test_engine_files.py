@@ -56,13 +56,6 @@ async def test_a_uid_that_leaves_the_work_dir_is_refused(work: Path, uid: str) -
         Stager(work).sandbox_path(uid)
 
 
-async def test_an_unknown_rule_for_keeping_is_an_error_that_names_the_known_ones(
-    work: Path,
-) -> None:
-    with pytest.raises(ValueError, match="failed, all, none, got 'some'"):
-        Stager(work, "some")
-
-
 async def test_a_task_gets_its_file_objects_with_paths_in_its_sandbox(work: Path) -> None:
     stager = Stager(work)
     sandbox = stager.sandbox_path("u")

@@ -20,8 +20,8 @@ SOON = 2000
 class LostDecrement(Machine):
     """One of two dependencies that end is not counted."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
         self.graph = ForgetfulGraph(self)
 
 
@@ -141,8 +141,8 @@ class FailureNotCounted(Machine):
 class RunsWithoutItsDependencies(Machine):
     """A task whose dependency failed runs."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        super().__init__(*given, **settings)
         self.graph = CarelessGraph(self)
 
 

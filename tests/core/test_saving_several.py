@@ -29,6 +29,7 @@ from rhapsody import (
 )
 from rhapsody.staging.trees import copy_directory
 from tests.core.scripted import within
+from tests.core.test_saving import files
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -60,11 +61,6 @@ def listing(flow: WorkflowEngine) -> Any:
         return files, [path.read_text() for path in files], where
 
     return look
-
-
-def files(directory: Path) -> set[str]:
-    """All files below a directory, as paths from there."""
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
 
 
 PLOTS = "mkdir -p plots/deep && echo 2 > plots/b.png && echo 1 > plots/a.png && "
