@@ -161,6 +161,16 @@ def text_of(error: BaseException | None) -> str:
         return f"(its text cannot be made: {type(mistake).__name__})"
 
 
+CALL: str = "_rhapsody_call"
+"""The attribute of an exception that holds the call that it was raised in."""
+
+
+def first_call(error: BaseException | None) -> str | None:
+    """The call that an exception was raised in, where that is known."""
+    found = None if error is None else vars_of(error).get(CALL)
+    return found if isinstance(found, str) else None
+
+
 def describe_error(error: BaseException | None, *, with_module: bool = False) -> str:
     """`Type: text` of an exception; with its module where the type itself is not at hand."""
     kind = type(error)

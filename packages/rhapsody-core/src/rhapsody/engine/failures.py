@@ -12,7 +12,7 @@ from typing import Any
 from rhapsody.data import stderr_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
-from rhapsody.engine.notes import first_call
+
 from rhapsody.errors import (
     CapabilityError,
     DependencyFailureError,

@@ -16,15 +16,12 @@ from typing import Any
 from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import File, end_of_file
 from rhapsody.engine.node import Node
-from rhapsody.errors import TaskFailedError, is_a, vars_of
+from rhapsody.errors import CALL, TaskFailedError, is_a, vars_of
 from rhapsody.staging.space import full_disk
 from rhapsody.task import TaskFuture
 
 OURS = "rhapsody: "
 """How every note of ours begins. It takes the place of another one on the same exception."""
-
-CALL = "_rhapsody_call"
-"""The attribute of an exception that holds the call that it was raised in."""
 
 LONGEST = 200
 """Characters of a call that are shown."""
@@ -154,8 +151,3 @@ def _printed(node: Node, error: BaseException) -> dict[str, str]:
             found[name] = tail
     return found
 
-
-def first_call(error: BaseException | None) -> str | None:
-    """The call that an exception was raised in, where that is known."""
-    found = None if error is None else vars_of(error).get(CALL)
-    return found if isinstance(found, str) else None

@@ -61,7 +61,7 @@ class Outcomes:
         if error is None and extra is not None and extra.resolved is not None:
             self._stager.was_read(extra.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
-            self.keep(node, report, succeeded=error is None, value=value)
+            self.keep(node, report, succeeded=error is None, done=error is None, value=value)
         return value, error
 
     def _check_outputs(self, node: Node) -> None:
@@ -79,9 +79,23 @@ class Outcomes:
                 resolved.matches.update(matches)
 
     def keep(
-        self, node: Node, report: Mapping[str, Any], *, succeeded: bool, value: Any = None
+        self,
+        node: Node,
+        report: Mapping[str, Any],
+        *,
+        succeeded: bool,
+        done: bool = False,
+        value: Any = None,
     ) -> None:
-        """Puts onto the future what is left of the attempt besides its value."""
+        """Puts onto the future what is left of the attempt besides its value.
+
+        Args:
+            node: The task.
+            report: What its backend says of the attempt.
+            succeeded: Whether it has not failed, as one that was cancelled.
+            done: Whether it has done its work, so that the files it promised are results.
+            value: Its value.
+        """
         stdout, stderr = report.get("stdout"), report.get("stderr")
         sandbox = report.get("sandbox")
         if not succeeded and node.task.kind == "executable" and node.description is not None:
@@ -107,7 +121,7 @@ class Outcomes:
             outcome.keeper = self._stager.keep(
                 node.description,
                 succeeded=succeeded,
-                outputs=outputs,
+                outputs=outputs if done else (),
                 result_is_path=node.task.settings.capture == "files" or leads_into(value, sandbox),
                 matches=outcome.matches,
             )
