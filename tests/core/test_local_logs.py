@@ -98,6 +98,27 @@ async def test_records_of_threads_and_large_values_come_through_together(handler
 
 
 @pytest.mark.asyncio
+async def test_a_handler_that_raises_holds_up_no_task(
+    handler: Handler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def emit(record: logging.LogRecord) -> None:
+        raise LookupError("of the handler")
+
+    monkeypatch.setattr(handler, "emit", emit)
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+
+        @flow.function_task
+        def work() -> str:
+            logging.getLogger("mine").error("from a task")
+            return "well"
+
+        assert await asyncio.wait_for(work(), 30) == "well"
+    said = capsys.readouterr().err
+    assert "LookupError: of the handler" in said
+    assert "'from a task'" in said
+
+
+@pytest.mark.asyncio
 async def test_what_a_task_has_forked_logs_for_itself(handler: Handler) -> None:
     async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
 

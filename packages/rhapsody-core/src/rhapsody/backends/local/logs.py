@@ -34,11 +34,22 @@ def forward(send: Callable[[bytes], object], program: Mapping[str, int]) -> None
 
 
 def handle(record: bytes | memoryview) -> None:
-    """In the program: handles a record that `forward` has sent."""
-    made = logging.makeLogRecord(pickle.loads(record))  # noqa: S301 - from our own worker
-    logger = logging.getLogger(made.name)
-    if logger.isEnabledFor(made.levelno):
-        logger.handle(made)
+    """In the program: handles a record that `forward` has sent.
+
+    What its handlers raise, or its own values when they are unpickled, is told as `logging` tells
+    of it, and harms nobody: the outcome of the task comes behind it.
+    """
+    made = logging.makeLogRecord({"msg": "a log record of a worker process"})
+    try:
+        made = logging.makeLogRecord(pickle.loads(record))  # noqa: S301 - from our own worker
+        logger = logging.getLogger(made.name)
+        if logger.isEnabledFor(made.levelno):
+            logger.handle(made)
+    except Exception:
+        _reporter.handleError(made)
+
+
+_reporter = logging.Handler()
 
 
 class _Forwarder(QueueHandler):
