@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -233,3 +234,10 @@ def test_the_module_and_the_console_script_are_the_same_command() -> None:
     assert done.stdout == f"rhapsody-core {rhapsody.__version__}\n"
     (script,) = [one for one in entry_points(group="console_scripts") if one.name == "rhapsody"]
     assert script.load() is rhapsody_guard.command.main
+
+
+@pytest.mark.parametrize(("command", "closed", "code"), [("backends", 1, 0), ("run none.py", 2, 2)])
+def test_standard_streams_may_be_closed(command: str, closed: int, code: int) -> None:
+    shell = f"{shlex.quote(sys.executable)} -m rhapsody {command} {closed}>&-"
+    done = subprocess.run(["/bin/sh", "-c", shell], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")

@@ -133,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only
             commands.add_from_plugins()
         code = commands.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before the start
+            sys.stdout.flush()
         return code
     except UsageError as error:
         complain(str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 DONE = 0
 FAILED = 1
@@ -23,17 +23,23 @@ class CommandError(Exception):
 
 def say(text: str = "") -> None:
     """Writes a line to standard output."""
-    sys.stdout.write(f"{text}\n")
+    _write(sys.stdout, text)
 
 
 def note(text: str) -> None:
     """Writes a line that is no output of the workflow's to standard error."""
-    sys.stderr.write(f"{text}\n")
+    _write(sys.stderr, text)
 
 
 def complain(text: str) -> None:
     """Writes an error to standard error."""
-    sys.stderr.write(f"rhapsody: {text}\n")
+    _write(sys.stderr, f"rhapsody: {text}")
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Writes a line, to nowhere where the stream was closed before the start."""
+    if stream is not None:
+        stream.write(f"{text}\n")
 
 
 def say_json(value: Any) -> None:
