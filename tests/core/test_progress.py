@@ -27,7 +27,7 @@ import os
 async def main(flow):
     @flow.function_task
     def load(n):
-        print("loading", n)
+        print(f"loading {n}\\n", end="")  # in one piece, as others print, too
         return n
 
     @flow.executable_task
@@ -49,6 +49,7 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self.process = process
         self._descriptor = descriptor
+        self._data = b""
         self.text = ""
 
     def read_until(self, *words: str) -> str:
@@ -63,9 +64,9 @@ class Terminal:
             if not data:
                 assert not words, f"no {words} in: {self.text}"
                 break
-            self.text += re.sub(
-                r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace")
-            ).replace("\r", "\n")
+            self._data += data  # and a character, or a sequence, may come in two parts
+            plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._data.decode(errors="replace"))
+            self.text = plain.replace("\r", "\n")
         return self.text
 
 
@@ -185,6 +186,129 @@ def test_a_terminal_that_takes_nothing_holds_up_no_task(tmp_path: Path) -> None:
             assert not deadline.poll(100), "it ended before it was done"
         assert terminal.read_until().count("xxxx | ") == 0
     assert terminal.process.returncode == 0
+
+
+def test_all_that_a_task_prints_is_shown_however_much_that_is(tmp_path: Path) -> None:
+    script = """
+    async def main(flow):
+        @flow.function_task
+        def talk():
+            for n in range(15000):
+                print("line", n, "of many")
+        await talk()
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        text = terminal.read_until()
+    assert text.count("talk 000001 | line ") == 15000
+
+
+def test_a_line_that_is_written_over_itself_is_shown_as_it_was_in_the_end(tmp_path: Path) -> None:
+    script = """
+    import sys
+    def count(word):
+        for n in range(20):
+            print(f"\\r{word} {n}", end="", file=sys.stderr)
+        print(file=sys.stderr)
+    async def main(flow):
+        await flow.function_task(count)("step")
+        count("part")
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        text = terminal.read_until()
+    assert sorted(re.findall(r"(?:step|part) \d+", text)) == ["part 19", "step 19"]
+
+
+def test_forked_processes_print_past_the_table(tmp_path: Path) -> None:
+    script = """
+    import os
+    def fork(whose):
+        child = os.fork()
+        if child == 0:
+            print("child of", whose, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    async def main(flow):
+        await flow.function_task(fork)("a task")
+        fork("main")
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        text = terminal.read_until()
+    assert text.count("child of a task") == text.count("child of main") == 1
+
+
+def test_what_is_printed_after_a_run_that_nobody_ended_is_shown(tmp_path: Path) -> None:
+    script = """
+    import asyncio
+    from rhapsody import WorkflowEngine
+    async def run():
+        flow = await WorkflowEngine.create()
+        await flow.function_task(lambda: print("from a task"))()
+        print("from the program")
+        return flow
+    flow = asyncio.run(run())
+    print("the end", end="")
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        text = terminal.read_until()
+    for printed in ("| from a task", "from the program", "the end"):
+        assert text.count(printed) == 1
+
+
+def test_a_picture_that_cannot_be_drawn_takes_no_text_with_it(tmp_path: Path) -> None:
+    script = """
+    import asyncio, threading
+    from rhapsody.observers import display
+    drawn = threading.Event()
+    def draw(self):
+        if made:
+            drawn.set()
+            raise LookupError("no picture")
+        made.append(self)
+        return ""
+    made = []
+    display.Picture.draw = draw
+    async def main(flow):
+        print("before")
+        await asyncio.to_thread(drawn.wait, 30)
+        await flow.function_task(lambda: print("from a task"), name="part")()
+        print("after")
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        text = terminal.read_until()
+    assert terminal.process.returncode == 0
+    for line in ("before", "part 000001 | from a task", "after"):
+        assert len(re.findall(rf"^{re.escape(line)}$", text, re.MULTILINE)) == 1, text
+    assert "the progress of the run is not shown any more: LookupError" in text
+
+
+def test_an_engine_that_cannot_be_made_leaves_the_terminal_to_the_next(tmp_path: Path) -> None:
+    script = """
+    import asyncio
+    from rhapsody import WorkflowEngine
+    async def run():
+        try:
+            await WorkflowEngine.create(observers=3)
+        except TypeError:
+            pass
+        async with WorkflowEngine.create() as flow:
+            await flow.function_task(lambda: None)()
+    asyncio.run(run())
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        assert "cores in use" in terminal.read_until()
+
+
+@pytest.mark.parametrize("place", ["full", "closed"])
+def test_an_account_that_cannot_be_written_fails_no_run(tmp_path: Path, place: str) -> None:
+    script = "async def main(flow):\n    await flow.function_task(lambda: None)()\n"
+    if place == "closed":
+        script = f"import sys\nsys.stderr.close()\n{script}"
+    (tmp_path / "script.py").write_text(script)
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "rhapsody", "run", "script.py"]
+        stderr = full if place == "full" else subprocess.PIPE
+        done = subprocess.run(command, cwd=tmp_path, stderr=stderr, timeout=60)
+    assert done.returncode == 0
 
 
 @pytest.mark.asyncio

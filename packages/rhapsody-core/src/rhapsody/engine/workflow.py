@@ -247,16 +247,20 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._dry_run = dry_run
         self._implicit_data = implicit_data
         self._built_in = BuiltIn(trace, progress)
-        hooks = EngineHooks(observers, self._built_in.observers)
         attached: dict[str, BaseExecutionBackend] = {}
-        stager = Stager(
-            directory("work_dir", work_dir, BASE),
-            keep_sandboxes,
-            in_run=uid if work_dir is None else None,
-            uid=chosen,
-            backends=attached,
-            results_dir=results_dir,
-        )
+        try:
+            hooks = EngineHooks(observers, self._built_in.observers)
+            stager = Stager(
+                directory("work_dir", work_dir, BASE),
+                keep_sandboxes,
+                in_run=uid if work_dir is None else None,
+                uid=chosen,
+                backends=attached,
+                results_dir=results_dir,
+            )
+        except BaseException:
+            self._built_in.close()
+            raise
         shell = self._shell = Shell(
             self,
             uid=uid,

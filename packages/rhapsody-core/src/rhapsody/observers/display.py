@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from time import monotonic
 
@@ -14,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -35,9 +39,6 @@ PATIENCE = 5.0
 
 NAMES, FAILURES = 12, 3
 """How many names and failures are shown."""
-
-KEPT = 10_000
-"""Lines that wait for a terminal at most; of more, the last ones are shown."""
 
 OVER = 10.0
 """Seconds that the rate is measured over."""
@@ -130,6 +131,33 @@ def _cell(column: str, count: int) -> Text:
     return Text(str(count), _STYLES.get(column, "") if count else "dim")
 
 
+Line = tuple[str, str]
+"""A line of what was printed: whose it is, and its text."""
+
+
+_MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
+"""What would move the cursor, or worse; colours are left."""
+
+
+class _Lines:
+    """Lines as they were printed, for rich: reading the colours in them costs more than all else.
+
+    Of a line that is written over itself, as progress bars are, the last.
+    """
+
+    def __init__(self, lines: Iterable[Line]) -> None:
+        self._lines = lines
+
+    def __rich_console__(self, *_: object) -> Iterator[Segment]:
+        for whose, text in self._lines:
+            yield Segment(_MOVES.sub("", whose), _DIM)
+            shown = _MOVES.sub("", text.rstrip("\r").rpartition("\r")[2])
+            yield Segment(f"{shown}\x1b[0m\n" if "\x1b" in shown else f"{shown}\n")
+
+
+_DIM = Style(dim=True)
+
+
 class Terminal:
     """The terminal at standard error; the picture goes away in the end.
 
@@ -155,24 +183,14 @@ class Terminal:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def show(self, lines: Collection[str]) -> None:
-        """Draws the picture as it is now, with some lines above it."""
+    def print(self, lines: Sequence[Line]) -> None:
+        """Shows lines above the picture, all at once: it is written again with each print."""
         if lines:
             self._console.print(_Lines(lines), crop=False)
+
+    def draw(self) -> None:
+        """Draws the picture as it is now."""
         self._live.refresh()
-
-
-class _Lines:
-    """Lines as they are, but for what would move the cursor; colours stay."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = lines
-
-    def __rich_console__(self, *_: object) -> Iterator[Segment]:
-        yield Segment("".join(f"{_MOVES.sub('', line)}\x1b[0m\n" for line in self._lines))
-
-
-_MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
 
 
 class Notebook:
@@ -192,8 +210,11 @@ class Notebook:
     def __exit__(self, *error: object) -> None:
         """Does nothing: it stays."""
 
-    def show(self, lines: Collection[str]) -> None:
-        """Draws the picture as it is now. What tasks print is in the notebook already."""
+    def print(self, lines: Sequence[Line]) -> None:
+        """Does nothing: what tasks print is in the notebook already."""
+
+    def draw(self) -> None:
+        """Draws the picture as it is now."""
         self._output.update(self._draw())
 
 
@@ -210,48 +231,65 @@ class Display:
     def __init__(self, screen: Terminal | Notebook, busy: Callable[[], bool]) -> None:
         self._screen = screen
         self._busy = busy
-        self._lock = threading.Lock()
-        self._lines: deque[str] = deque()
-        self._left_out = 0
+        # What runs under it may print: a destructor, or the handler of a signal.
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._lines: list[Line] = []
         self._begun = ""
+        self._gone = False
         self._news = threading.Event()
         self._over = threading.Event()
         if isinstance(screen, Terminal):
             streams.acquire()
             streams.terminal = self._write
+        atexit.register(self.close)  # for programs that leave their engine as it is
         self._thread = threading.Thread(target=self._run, name="rhapsody progress", daemon=True)
         self._thread.start()
 
-    def changed(self, lines: Iterable[str] = ()) -> None:
+    def changed(self, lines: Sequence[Line] = ()) -> None:
         """Draws the picture anew, soon, with some lines above it."""
         with self._lock:
-            self._add(lines)
+            self._lines += lines
+            gone = self._gone
+        if gone:
+            self._give_back()
         self._news.set()
 
-    def _add(self, lines: Iterable[str]) -> None:
-        self._lines += lines
-        while len(self._lines) > KEPT:  # the terminal takes them too slowly
-            self._lines.popleft()
-            self._left_out += 1
+    def _write(self, text: str) -> bool:
+        """Takes what the program prints; the line that it is in is shown when it is whole.
 
-    def _write(self, text: str) -> None:
-        """Takes what the program prints; the line that it is in is shown when it is whole."""
+        Returns:
+            `False` where there is no picture: it has gone, or this is a forked child.
+        """
+        if os.getpid() != self._pid:
+            return False
         with self._lock:
-            *lines, self._begun = (self._begun + text).split("\n")
-            self._add(lines)
+            if self._gone:
+                return False
+            *lines, begun = (self._begun + text).split("\n")
+            self._begun = begun[begun.rfind("\r", 0, -1) + 1 :]
+            self._lines += [("", line) for line in lines]
         if lines:
             self._news.set()
+        return True
 
     def close(self) -> None:
-        """Takes the picture away, after all that was printed; blocks for a moment."""
-        if isinstance(self._screen, Terminal):
-            streams.terminal = None
-            streams.release()
+        """Takes the picture away, after all that was printed; blocks for a moment.
+
+        Twice is harmless, and so is a call in a forked child.
+        """
+        atexit.unregister(self.close)
+        if self._over.is_set() or os.getpid() != self._pid:
+            return
         if self._begun:
             self._write("\n")
         self._over.set()
         self._news.set()
         self._thread.join(PATIENCE)
+        self._give_back()
+        if isinstance(self._screen, Terminal):
+            streams.terminal = None
+            streams.release()
 
     def _run(self) -> None:
         try:
@@ -263,13 +301,29 @@ class Display:
                     self._over.wait(PAUSE)
                 self._show()
         except Exception as error:  # the terminal may be gone; nobody else's text goes with it
-            streams.terminal = None
+            self._give_back()
             log.warning("the progress of the run is not shown any more: %s", describe_error(error))
 
     def _show(self) -> None:
         with self._lock:
-            lines, self._lines = self._lines, deque()
-            left_out, self._left_out = self._left_out, 0
-        if left_out:
-            lines.appendleft(f"[{left_out} lines are not shown]")
-        self._screen.show(lines)
+            lines, self._lines = self._lines, []
+        try:
+            self._screen.print(lines)
+        except BaseException:
+            with self._lock:
+                self._lines[:0] = lines
+            raise
+        self._screen.draw()
+
+    def _give_back(self) -> None:
+        """Takes no more text; what was not shown goes to the terminal as it is."""
+        with self._lock:
+            self._gone = True
+            lines, self._lines = self._lines, []
+            rest, self._begun = self._begun, ""
+        text = "".join(f"{whose}{line}\n" for whose, line in lines) + rest
+        stream = streams.real("stderr")
+        if text and stream is not None:
+            with suppress(OSError, ValueError):  # it is closed, or nobody reads
+                stream.write(text)
+                stream.flush()

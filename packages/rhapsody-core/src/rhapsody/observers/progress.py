@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ from rhapsody.plugins.reports import ObservedEngine, Summary
 from rhapsody.plugins.specs import TaskEvent, hookimpl
 
 if TYPE_CHECKING:
-    from rhapsody.observers.display import Display
+    from rhapsody.observers.display import Display, Line
 
 Place = Literal["terminal", "notebook"]
 
@@ -59,7 +60,7 @@ class Progress:
         """Counts what happened, and shows it."""
         self._counts.add(events)
         if self._display is not None:
-            self._display.changed(_printed(events) if self.shows_output else ())
+            self._display.changed(list(_printed(events)) if self.shows_output else ())
         elif monotonic() - self._told >= EVERY:
             self._told = monotonic()
             _write([self._line()])
@@ -102,12 +103,14 @@ class Progress:
         return Display(screen, lambda: counts.all.running > 0)
 
 
-def _printed(events: Sequence[TaskEvent]) -> Iterator[str]:
+def _printed(events: Sequence[TaskEvent]) -> Iterator[Line]:
     """What tasks that have ended have printed, each line led by its task."""
     for event in events:
         for printed in (event.stdout, event.stderr):
-            for line in (printed or "").splitlines():
-                yield f"{event.name} {event.uid.partition('.')[2]} | {line}"
+            if printed:
+                whose = f"{event.name} {event.uid.partition('.')[2]} | "
+                for line in printed.removesuffix("\n").split("\n"):
+                    yield whose, line
 
 
 def _usage(backends: Sequence[Any]) -> tuple[int, int] | None:
@@ -126,7 +129,12 @@ def _place() -> Place | None:
         if shell is not None and shell.has_trait("kernel"):
             return "notebook"
     stream = sys.stderr
-    if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+    if (
+        stream is None
+        or stream.closed
+        or not stream.isatty()
+        or os.environ.get("TERM", "dumb") == "dumb"
+    ):
         return None
     return "terminal"
 
@@ -134,5 +142,6 @@ def _place() -> Place | None:
 def _write(lines: Sequence[str]) -> None:
     stream = sys.stderr
     if stream is not None and lines:
-        stream.write("\n".join(lines) + "\n")
-        stream.flush()
+        with suppress(OSError, ValueError):  # a full disk, a pipe that nobody reads, or closed
+            stream.write("\n".join(lines) + "\n")
+            stream.flush()

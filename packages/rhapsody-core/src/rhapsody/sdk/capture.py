@@ -120,16 +120,14 @@ class Recorder:
         files: All output goes to files there.
         quiet: It is kept only, and does not go where it always went.
 
-    Attributes:
-        quiet: As given.
     """
 
-    __slots__ = ("_directory", "_files", "_records", "quiet")
+    __slots__ = ("_directory", "_files", "_quiet_in", "_records")
 
     def __init__(
         self, directory: str | None = None, *, files: bool = False, quiet: bool = False
     ) -> None:
-        self.quiet: bool = quiet
+        self._quiet_in = os.getpid() if quiet else None
         self._directory = directory
         self._files = files
         self._records: dict[Name, Record] = {}
@@ -140,6 +138,11 @@ class Recorder:
         if record is None:
             record = self._records.setdefault(name, self._record(name))
         record.write(text)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether text is kept only; not in processes that the task forks, which keep none."""
+        return self._quiet_in is not None and self._quiet_in == os.getpid()
 
     @property
     def in_files(self) -> str | None:
@@ -254,7 +257,9 @@ class Tee:
     def __init__(self, name: Name, stream: Any) -> None:
         self.rhapsody_stream: Any = stream
         self._name: Name = name
-        self._on_terminal = hasattr(stream, "isatty") and stream.isatty()
+        self._on_terminal = False
+        with suppress(ValueError):  # it is closed
+            self._on_terminal = hasattr(stream, "isatty") and stream.isatty()
 
     def stands_for(self, name: Name, stream: Any) -> bool:
         """Whether it stands for that stream."""
@@ -269,8 +274,8 @@ class Tee:
                 return len(text)
         if self.rhapsody_stream is None:
             return len(text)
-        if streams.terminal is not None and self._on_terminal:
-            streams.terminal(text)
+        terminal = streams.terminal
+        if terminal is not None and self._on_terminal and terminal(text):
             return len(text)
         written: int = self.rhapsody_stream.write(text)
         return written
@@ -319,14 +324,15 @@ class Streams:
     """Wraps the standard streams of this process, for all who run tasks in it. Any thread.
 
     Attributes:
-        terminal: Takes the text that would go to a terminal, while somebody draws on it.
+        terminal: Takes the text that would go to a terminal, while somebody draws on it; says
+            whether it did.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
         self._tees: deque[Tee] = deque(maxlen=TEES)
-        self.terminal: Callable[[str], object] | None = None
+        self.terminal: Callable[[str], bool] | None = None
         self.exiting: bool = False
 
     def acquire(self) -> None:
