@@ -350,6 +350,22 @@ async def test_an_attempt_that_is_followed_by_another_is_no_failure(
 
 
 @pytest.mark.asyncio
+async def test_a_task_whose_attempts_all_failed_is_named_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with WorkflowEngine.create(Inline(), progress=True) as flow:
+
+        @flow.function_task(retries=2)
+        def broken() -> None:
+            raise LookupError("each time")
+
+        broken()
+    first, *failed = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"rhapsody: 0 done, 1 failed, 2 retried in .* s", first)
+    assert failed == ["failed:", "  broken (task.000001): LookupError: each time"]
+
+
+@pytest.mark.asyncio
 async def test_what_nobody_awaited_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -73,7 +72,7 @@ class Counts:
         self.rows: dict[str, Row] = {}
         self._running: set[str] = set()
         self._failed: set[str] = set()
-        self._last: deque[Failure] = deque(maxlen=LAST)
+        self._last: dict[str, Failure] = {}
 
     @property
     def all(self) -> Row:
@@ -84,7 +83,7 @@ class Counts:
     @property
     def failures(self) -> list[Failure]:
         """The last tasks that have failed, oldest first."""
-        return [failure for failure in list(self._last) if failure.uid in self._failed]
+        return list(self._last.values())
 
     def add(self, events: Iterable[TaskEvent]) -> None:
         """Counts what happened."""
@@ -98,6 +97,7 @@ class Counts:
             uid = event.uid
             if uid in self._failed:  # that was an attempt, and here is the next one
                 self._failed.discard(uid)
+                self._last.pop(uid, None)
                 row.failed -= 1
             if event.state is RUNNING:
                 row.running += 1
@@ -118,7 +118,9 @@ class Counts:
         else:
             row.failed += 1
             self._failed.add(event.uid)
-            self._last.append(Failure(event.name, event.uid, _in_words(event), event.sandbox))
+            self._last[event.uid] = Failure(event.name, event.uid, _in_words(event), event.sandbox)
+            if len(self._last) > LAST:
+                del self._last[next(iter(self._last))]
 
 
 def _in_words(event: TaskEvent) -> str:
