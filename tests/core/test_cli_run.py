@@ -50,7 +50,7 @@ def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
                 write(OutputFile(f"out/{number:02}.txt"))
     """)
     assert (done.returncode, done.stdout) == (0, "")
-    _, first, *listed, more = done.stderr.splitlines()
+    first, *listed, more, _ = done.stderr.splitlines()
     assert (first, len(listed), more) == ("results (21):", 20, "  ... and 1 more")
     assert listed[0] == "  out/plots/  (draw, task.000001)"
     assert "  out/01.txt  (write, task.000002)" in listed
@@ -277,7 +277,7 @@ def test_what_does_not_depend_on_a_failure_runs_unless_it_is_to_fail_fast(
     assert kept.returncode == 1
     assert (tmp_path / "done.txt").exists()
     assert "\nrhapsody: 1 done, 1 failed, 1 skipped in " in kept.stderr
-    assert "\n  bad (task.000001): ValueError: bad sample\n" in kept.stderr
+    assert "\n  bad() (task.000001): ValueError: bad sample\n" in kept.stderr
     (tmp_path / "done.txt").unlink()
     assert run(script, "--fail-fast").returncode == 1
     assert not (tmp_path / "done.txt").exists()

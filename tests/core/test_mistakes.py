@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import re
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from rhapsody import InputFile, OutputDir, OutputFile, WorkflowEngine, get_backend
+from rhapsody import (
+    DataError,
+    InputFile,
+    LocalExecutionBackend,
+    OutputDir,
+    OutputFile,
+    WorkflowEngine,
+    get_backend,
+)
 from rhapsody.cli.output import UsageError
 from rhapsody.cli.run import make_backend
 from tests.core.scripted import within
@@ -138,3 +148,57 @@ async def test_a_backend_by_another_name(name: str) -> None:
 async def test_a_misspelt_keyword_of_a_backend() -> None:
     with pytest.raises(UsageError, match=r"'executer'.*; did you mean -o executor=\.\.\.\?"):
         make_backend("local", {"executer": "process"})
+
+
+async def test_a_result_that_is_asked_for_too_early_says_to_await_it() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def part() -> int:
+            return 1
+
+        future = part()
+        with pytest.raises(
+            asyncio.InvalidStateError, match=r"'part' \(task.000001\) is not done: write"
+        ):
+            future.result()
+        assert await future == future.result() == 1
+
+
+async def test_a_variable_that_cannot_travel_is_named() -> None:
+    lock = threading.Lock()
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+
+        @flow.function_task
+        def locked() -> None:
+            with lock:
+                pass
+
+        with pytest.raises(
+            TypeError, match="variable 'lock', which the function uses \\(lock\\) cannot"
+        ):
+            await locked()
+
+
+async def test_a_promise_that_was_not_kept_says_what_was_written() -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def write(out: OutputFile) -> str:
+            return "mkdir results; touch results/a.txt; touch b.txt"
+
+        with pytest.raises(
+            DataError, match=r"'a.txt' in '.*'; it wrote 'b.txt', 'results/a.txt'; files"
+        ):
+            await write(OutputFile("results/a.txt"))
+
+
+async def test_a_program_beside_the_script_is_found_in_a_list_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helper.sh").write_text("")
+    async with WorkflowEngine.create() as flow:
+        with pytest.raises(OSError, match="helper.sh") as caught:
+            await flow.executable_task(lambda: ["./helper.sh"], name="help")()
+    assert "'./helper.sh' in " in caught.value.__notes__[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import re
@@ -32,7 +33,7 @@ async def main(flow):
 
     @flow.executable_task
     def simulate(n):
-        return f"echo simulated {n}; test {n} != 2"
+        return f"echo simulated {n}; test {n} != 2 || {{ echo not two >&2; exit 1; }}"
 
     @flow.function_task
     def summary(*texts):
@@ -144,13 +145,15 @@ def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     monkeypatch.setenv("SIZE", "3")
     done = run(PIPELINE)
     assert done.returncode == 1
-    _, account = done.stderr.rsplit("\nrhapsody: ", 1)
-    first, failed, error, sandbox, files = account.splitlines()
-    assert re.fullmatch(r"5 done, 1 failed, 1 skipped in .* s", first)
+    *_, failed, error, said, sandbox, again, files, last = done.stderr.splitlines()
     assert failed == "failed:"
-    assert error.startswith("  simulate (task.000006): ended with exit code 1: ")
+    assert error.startswith("  simulate(<task.000005>) (task.000006): ended with exit code 1: ")
+    assert said == "    not two"
     assert (tmp_path / sandbox.removeprefix("    sandbox: ")).is_dir()
+    command = again.removeprefix("    to run it again: ")
+    assert subprocess.run(command, shell=True, cwd=tmp_path, check=False).returncode == 1
     assert (tmp_path / files.removeprefix("the run's files: ")).is_dir()
+    assert re.fullmatch(r"rhapsody: 5 done, 1 failed, 1 skipped in .* s", last)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -315,13 +318,17 @@ def test_an_account_that_cannot_be_written_fails_no_run(tmp_path: Path, place: s
 async def test_a_program_may_ask_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    told = asyncio.Event()
+    write = progress._write
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    monkeypatch.setattr(progress, "_write", lambda lines: (write(lines), told.set()))
     async with WorkflowEngine.create(backend := Scripted(), progress=True) as flow:
 
         @flow.function_task
         def part() -> None: ...
 
         futures = [part(), part()]
+        await within(told.wait())  # although nothing happens
         for _ in futures:
             backend.done(await backend.next())
         await within(futures[0])

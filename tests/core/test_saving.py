@@ -356,3 +356,19 @@ async def test_a_backend_that_cannot_give_the_file_is_refused_before_the_task_ru
         with pytest.raises(CapabilityError, match=r"saves 'a.txt', which would be in a sandbox of"):
             await within(writer(flow)(f"x > {here}/ran", OutputFile("out/a.txt")))
     assert not (here / "ran").exists()
+
+
+async def test_files_of_cancelled_tasks_are_no_results(here: Path) -> None:
+    async with WorkflowEngine.create(fail_fast=True) as flow:
+
+        @flow.executable_task
+        def write(out: OutputFile, then: str) -> str:
+            return f"echo begun > {out}; {then}"
+
+        done = write(OutputFile("done.txt"), "true")
+        await done
+        endless = write(OutputFile("endless.txt"), "sleep 1000")
+        bad = write(OutputFile("bad.txt"), "exit 1")
+        await asyncio.wait([endless, bad])
+        del done, endless
+    assert [file.path.name for file in flow.results] == ["done.txt"]

@@ -374,6 +374,20 @@ class TaskFuture(asyncio.Future[T]):
         node = self._node
         return None if node is None else node.started
 
+    def result(self) -> T:
+        """The task's value, once it is done; before that, `await` the future.
+
+        Raises:
+            asyncio.InvalidStateError: It is not done yet.
+            BaseException: What the task raised.
+        """
+        if not self.done():
+            raise asyncio.InvalidStateError(
+                f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()`, "
+                "or pass the future to a task, which gets the value"
+            )
+        return super().result()
+
     def cancel(self, msg: Any = None) -> bool:
         """Cancels the task.
 

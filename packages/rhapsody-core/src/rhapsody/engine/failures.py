@@ -12,13 +12,13 @@ from typing import Any
 from rhapsody.data import stderr_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
-
 from rhapsody.errors import (
     CapabilityError,
     DependencyFailureError,
     TaskFailedError,
     TaskTimeoutError,
     describe_error,
+    first_call,
     is_a,
 )
 from rhapsody.staging.space import full_disk

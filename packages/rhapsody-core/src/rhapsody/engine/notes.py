@@ -123,7 +123,7 @@ def _beside(node: Node) -> list[str]:
     if sandbox is None or "cwd" in description or not os.path.isdir(sandbox):
         return []
     with suppress(ValueError, OSError):  # quotes that do not match; no directory any more
-        words = shlex.split(command) if isinstance(command, str) else command[1:]
+        words = shlex.split(command) if isinstance(command, str) else command
         return [
             word
             for word in dict.fromkeys(words[:WORDS])
@@ -150,4 +150,3 @@ def _printed(node: Node, error: BaseException) -> dict[str, str]:
         if tail:
             found[name] = tail
     return found
-

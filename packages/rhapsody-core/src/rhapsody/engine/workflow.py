@@ -426,8 +426,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             log.error("engine %s: %s", self.uid, problem)
         if still_running:
             log.warning(
-                "engine %s: %d task%s could not be stopped and may still be running: %s",
-                self.uid, len(still_running), "s" * (len(still_running) > 1), ", ".join(still_running[:5]),
+                "engine %s: could not be stopped and may still be running (%d in all): %s",
+                self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         shell.observation.flush()
         shell.tally.quiet |= self._built_in.shows_failures

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import SavedFile
 from rhapsody.observers.counts import Counts, Failure
 from rhapsody.plugins.reports import Summary
@@ -14,28 +16,31 @@ from rhapsody.staging.runs import BASE
 LISTED = 20
 """How many results are listed."""
 
+PRINTED = 3
+"""How many lines of an error are shown after the first, the last ones."""
+
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
-    """The lines of the account, none where nothing was called.
+    """The lines of the account, none where nothing was called; what matters most comes last.
 
     Args:
         summary: How the run ended.
         counts: What was counted of its tasks.
-        directory: Where its engine worked; the run's is named where it is still there.
+        directory: Where its engine worked; the run's is named where something is left in it.
     """
     if not counts.rows:
         return []
-    lines = [f"rhapsody: {numbers(counts, summary.stats.retried)} in {duration(summary.seconds)}"]
+    lines = results_of(summary.results, directory)
     failures = counts.failures
     if failures:
         more = counts.all.failed - len(failures)
         lines.append("failed:" if not more else f"failed (the last {len(failures)}):")
         lines += [line for failure in failures for line in _failed(failure)]
-    lines += results_of(summary.results)
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
         lines.append(f"the run's files: {shown(run)}")
-    return lines
+    how = numbers(counts, summary.stats.retried)
+    return [*lines, f"rhapsody: {how} in {duration(summary.seconds)}"]
 
 
 def _holds_files(directory: Path) -> bool:
@@ -70,26 +75,38 @@ def duration(seconds: float) -> str:
 def one_line(failure: Failure) -> str:
     """A failure in a line."""
     error = failure.error.strip().splitlines() or [""]
-    return f"{failure.name} ({failure.uid}): {error[0]}"
+    return f"{failure.call}: {error[0]}"
 
 
 def _failed(failure: Failure) -> list[str]:
     lines = [f"  {one_line(failure)}"]
+    lines += [f"    {line}" for line in failure.error.strip().splitlines()[1:][-PRINTED:]]
     if failure.sandbox is not None and os.path.isdir(failure.sandbox):
         lines.append(f"    sandbox: {shown(failure.sandbox)}")
+        again = os.path.join(failure.sandbox, AGAIN)
+        if os.path.isfile(again):
+            lines.append(f"    to run it again: sh {shlex.quote(shown(again))}")
     return lines
 
 
-def results_of(results: Sequence[SavedFile]) -> list[str]:
-    """The lines that say which files a run has left; the first ones of many."""
+def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
+    """The lines that say which files a run has left; the first ones of many.
+
+    Of those that nobody named a place for, which are in the engine's directory, only how many there
+    are, where others are listed.
+    """
     if not results:
         return []
+    saved = [file for file in results if directory not in file.path.parents]
     lines = [f"results ({len(results)}):"]
-    for file in results[:LISTED]:
+    for file in (saved or results)[:LISTED]:
         slash = "/" * file.path.is_dir()
         lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
-    more = len(results) - LISTED
-    return lines + [f"  ... and {more} more"] * (more > 0)
+    more = len(saved or results) - LISTED
+    lines += [f"  ... and {more} more"] * (more > 0)
+    if saved and len(saved) < len(results):
+        lines.append(f"  and {len(results) - len(saved)} without a place, among the run's files")
+    return lines
 
 
 def shown(path: str | os.PathLike[str]) -> str:

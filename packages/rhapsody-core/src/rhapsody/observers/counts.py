@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rhapsody.errors import DependencyFailureError, describe_error, is_a, text_of
+from rhapsody.errors import DependencyFailureError, describe_error, first_call, is_a, text_of
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
 
@@ -51,12 +51,14 @@ class Failure:
     Attributes:
         name: Its name.
         uid: Its uid.
+        call: The call as it stands in the program, shortened, and the uid.
         error: Its exception in words.
         sandbox: The directory that it ran in, where it had one.
     """
 
     name: str
     uid: str
+    call: str
     error: str
     sandbox: str | None
 
@@ -118,7 +120,10 @@ class Counts:
         else:
             row.failed += 1
             self._failed.add(event.uid)
-            self._last[event.uid] = Failure(event.name, event.uid, _in_words(event), event.sandbox)
+            call = first_call(event.error) or f"{event.name} ({event.uid})"
+            self._last[event.uid] = Failure(
+                event.name, event.uid, call, _in_words(event), event.sandbox
+            )
             if len(self._last) > LAST:
                 del self._last[next(iter(self._last))]
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
+from shutil import get_terminal_size
 from time import monotonic
 
 from rich.console import Console, RenderableType
@@ -37,8 +38,11 @@ TICK = 1.0
 PATIENCE = 5.0
 """Seconds that the end of a run waits for a terminal that takes nothing."""
 
-NAMES, FAILURES = 12, 3
-"""How many names and failures are shown."""
+FAILURES = 3
+"""How many failures are shown."""
+
+BESIDE = 12
+"""Lines of the terminal that are left for all else than the names of tasks."""
 
 OVER = 10.0
 """Seconds that the rate is measured over."""
@@ -65,11 +69,11 @@ class Picture:
         if not every.total:
             return picture
         picture.add_row(self._table(every))
-        picture.add_row(self._bar(every))
         for failure in self._counts.failures[-FAILURES:]:
             text = Text.assemble(("failed: ", "bold red"), one_line(failure))
             text.no_wrap, text.overflow = True, "ellipsis"
             picture.add_row(text)
+        picture.add_row(self._bar(every))  # at the end, as a short line leaves room for Ctrl-C's ^C
         return picture
 
     def _table(self, every: Row) -> Table:
@@ -80,11 +84,12 @@ class Picture:
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True, min_width=7)
         rows = list(self._counts.rows.items())
-        for name, row in _most_telling(rows):
+        shown = _most_telling(rows, max(4, get_terminal_size().lines - BESIDE))
+        for name, row in shown:
             cells = [_cell(column, getattr(row, column)) for column in columns]
             table.add_row(Text(name), *cells)
-        if len(rows) > NAMES:
-            table.add_row(Text(f"and {len(rows) - NAMES} more names", "dim"))
+        if len(rows) > len(shown):
+            table.add_row(Text(f"and {len(rows) - len(shown)} more names", "dim"))
         return table
 
     def _bar(self, every: Row) -> Table:
@@ -112,16 +117,16 @@ class Picture:
         return (after - before) / max(last - first, 0.1)
 
 
-def _most_telling(rows: list[tuple[str, Row]]) -> list[tuple[str, Row]]:
-    """The rows that are shown, in their order: where something happens, then the newest ones."""
-    if len(rows) <= NAMES:
-        return rows
+def _most_telling(rows: list[tuple[str, Row]], room: int) -> list[tuple[str, Row]]:
+    """The rows that are shown, in their order: where something happens or failed, then others."""
 
-    def weight(number: int) -> tuple[bool, bool, int]:
+    def weight(number: int) -> tuple[bool, bool, bool, bool]:
         row = rows[number][1]
-        return row.running > 0, row.ended < row.total, number
+        begun = row.ended > 0
+        return row.running > 0, row.failed > 0, begun and row.waiting > 0, begun
 
-    return [rows[number] for number in sorted(sorted(range(len(rows)), key=weight)[-NAMES:])]
+    best = sorted(range(len(rows)), key=weight, reverse=True)[:room]
+    return [rows[number] for number in sorted(best)]
 
 
 _STYLES = {"running": "bold", "done": "green", "failed": "bold red", "skipped": "red"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import os
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Place = Literal["terminal", "notebook"]
 
 EVERY = 10.0
-"""Seconds between two lines, at least."""
+"""Seconds between two lines."""
 
 _taken = threading.Lock()
 """Held by the one whose table is on the terminal."""
@@ -47,7 +48,8 @@ class Progress:
         self._prints = account
         self._account: list[str] = []
         self._display: Display | None = None
-        self._began = self._told = monotonic()
+        self._began = monotonic()
+        self._timer: asyncio.TimerHandle | None = None  # while tasks are open and there is no table
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
@@ -56,14 +58,13 @@ class Progress:
             self._display = self._open(engine, self._place)
 
     @hookimpl
-    def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+    def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
         """Counts what happened, and shows it."""
         self._counts.add(events)
         if self._display is not None:
             self._display.changed(list(_printed(events)) if self.shows_output else ())
-        elif monotonic() - self._told >= EVERY:
-            self._told = monotonic()
-            _write([self._line()])
+        elif self._timer is None:
+            self._timer = engine.loop.call_later(EVERY, self._tell, engine.loop)
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
@@ -80,12 +81,21 @@ class Progress:
 
     def close(self) -> None:
         """Takes the table away."""
+        if self._timer is not None:
+            self._timer.cancel()
         display, self._display = self._display, None
         if display is not None:
             display.close()
         if self._place is not None:
             self._place = None
             _taken.release()
+
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Writes a line, and the next one later where tasks are open."""
+        every, self._timer = self._counts.all, None
+        if every.ended < every.total:
+            _write([self._line()])
+            self._timer = loop.call_later(EVERY, self._tell, loop)
 
     def _line(self) -> str:
         row = self._counts.all

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from rhapsody.errors import TaskFailedError, add_note, describe_error, set_cause, set_traceback
@@ -138,11 +139,33 @@ def cannot_pack(
             dumps(value)
         except BaseException as found:  # pickling runs the objects' own code
             part, culprit, reason = name, value, describe_error(found)
+            inner = _inside(value)
+            if inner is not None:
+                part, culprit = f"{inner[0]}, which {name} uses", inner[1]
             break
     return TypeError(
         f"task {task['name']!r}: {part} ({type(culprit).__qualname__}) cannot be pickled for "
         f"{worker}: {reason}; {cure}"
     )
+
+
+def _inside(function: object) -> tuple[str, Any] | None:
+    """Which variable that a function uses cannot be pickled, and its value."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    uses: dict[str, Any] = {}
+    cells = getattr(function, "__closure__", None) or ()
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        with suppress(ValueError):  # it is empty
+            uses[name] = cell.cell_contents
+    uses |= {n: v for n, v in getattr(function, "__globals__", {}).items() if n in code.co_names}
+    for name, value in uses.items():
+        try:
+            dumps(value)
+        except BaseException:  # pickling runs the objects' own code
+            return f"variable {name!r}", value
+    return None
 
 
 def parts(task: TaskDescription) -> dict[str, Any]:

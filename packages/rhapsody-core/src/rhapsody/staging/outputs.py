@@ -76,9 +76,27 @@ def check_outputs(
             )
     if missing:
         raise DataError(
-            f"task {task['name']!r} promised and did not write {', '.join(missing)} in {place!r}"
+            f"task {task['name']!r} promised and did not write {', '.join(missing)} in {place!r}; "
+            f"{_wrote_instead(place, given)}"
         )
     return matches
+
+
+def _wrote_instead(place: str, given: Collection[str]) -> str:
+    """What a task left in its sandbox, for the error about what it did not."""
+    wrote = [
+        os.path.relpath(os.path.join(directory, name), place)
+        for directory, _, names in os.walk(place)
+        for name in sorted(names)
+        if not name.startswith(RESERVED) and name not in given
+    ]
+    return f"it wrote {_some(wrote)}; files are promised and written by their names alone"
+
+
+def _some(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    there = ", ".join(map(repr, names[:_SHOWN])) or "nothing else"
+    return there + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tuple[str, ...]:
@@ -100,11 +118,9 @@ def _matching(task: TaskDescription, pattern: str, given: Collection[str]) -> tu
             others.append(entry.name + "/" * entry.is_dir())
     if wrote:
         return tuple(wrote)
-    there = ", ".join(map(repr, others[:_SHOWN])) or "nothing else"
-    more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
     raise DataError(
         f"task {task['name']!r} promised files that match {pattern!r} and wrote none in "
-        f"{place!r}; it wrote {there}{more}"
+        f"{place!r}; it wrote {_some(others)}"
     )
 
 
