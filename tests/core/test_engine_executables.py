@@ -327,4 +327,4 @@ async def test_the_output_of_a_running_program_can_be_followed(tmp_path: Path) -
         (tmp_path / "gate").write_text("")
         assert await within(future) == "begun\nover\n"
         assert future.stdout_path == str(path)
-        assert (future.host, future.started_at) == (None, None)
+        assert [future.host, future.started_at] == [None, None]

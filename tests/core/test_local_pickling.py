@@ -86,7 +86,7 @@ async def test_a_function_that_cannot_be_pickled_is_named(driver: Driver) -> Non
     lock = threading.Lock()
     end = await driver.run_one(driver.call(lambda: lock))
     assert isinstance(end.error, TypeError)
-    assert "the function (function)" in str(end.error)
+    assert "variable 'lock', which the function uses (lock)" in str(end.error)
 
 
 async def test_an_argument_that_cannot_be_unpickled_fails_its_task(driver: Driver) -> None:

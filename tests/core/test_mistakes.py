@@ -199,6 +199,11 @@ async def test_a_program_beside_the_script_is_found_in_a_list_as_well(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "helper.sh").write_text("")
     async with WorkflowEngine.create() as flow:
-        with pytest.raises(OSError, match="helper.sh") as caught:
-            await flow.executable_task(lambda: ["./helper.sh"], name="help")()
-    assert "'./helper.sh' in " in caught.value.__notes__[0]
+
+        @flow.executable_task
+        def helped() -> list[str]:
+            return ["./helper.sh"]
+
+        with pytest.raises(OSError, match=r"helper\.sh") as caught:
+            await helped()
+    assert "'./helper.sh' in " in caught.value.__notes__[-1]

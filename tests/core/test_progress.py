@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -321,7 +321,12 @@ async def test_a_program_may_ask_for_it(
     told = asyncio.Event()
     write = progress._write
     monkeypatch.setattr(progress, "EVERY", 0.01)
-    monkeypatch.setattr(progress, "_write", lambda lines: (write(lines), told.set()))
+
+    def tell(lines: Sequence[str]) -> None:
+        write(lines)
+        told.set()
+
+    monkeypatch.setattr(progress, "_write", tell)
     async with WorkflowEngine.create(backend := Scripted(), progress=True) as flow:
 
         @flow.function_task
@@ -367,9 +372,9 @@ async def test_a_task_whose_attempts_all_failed_is_named_once(
             raise LookupError("each time")
 
         broken()
-    first, *failed = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"rhapsody: 0 done, 1 failed, 2 retried in .* s", first)
-    assert failed == ["failed:", "  broken (task.000001): LookupError: each time"]
+    *failed, last = capsys.readouterr().err.splitlines()
+    assert failed == ["failed:", "  broken() (task.000001): LookupError: each time"]
+    assert re.fullmatch(r"rhapsody: 0 done, 1 failed, 2 retried in .* s", last)
 
 
 @pytest.mark.asyncio
@@ -385,5 +390,5 @@ async def test_what_nobody_awaited_is_said_once(
 
         broken()
     account = capsys.readouterr().err
-    assert "  broken (task.000001): LookupError: first line\n" in account
+    assert "  broken() (task.000001): LookupError: first line\n    second line\n" in account
     assert "nobody awaited" not in caplog.text
