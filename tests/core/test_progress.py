@@ -114,6 +114,28 @@ def test_worker_processes_print_above_the_table_as_well(tmp_path: Path) -> None:
     assert text.count("| loading 1\n") == text.count("loading 1") == 1
 
 
+def test_an_engine_in_a_task_of_another_process_draws_no_table_over_the_other(
+    tmp_path: Path,
+) -> None:
+    script = """
+    async def main(flow):
+        @flow.function_task
+        def outer():
+            import asyncio
+            from rhapsody import WorkflowEngine
+            async def run():
+                async with WorkflowEngine.create(progress=True) as flow:
+                    await flow.function_task(lambda: None, name="inner")()
+            asyncio.run(run())
+        await outer()
+    """
+    arguments = ("-b", "local", "-o", "executor=process")
+    with on_terminal(tmp_path, script, *arguments) as terminal:
+        text = terminal.read_until()
+    assert re.search(r"^outer 000001 \| rhapsody: 1 done in .* s$", text, re.MULTILINE)
+    assert not re.search(r"^inner +\d", text, re.MULTILINE)
+
+
 def test_elsewhere_there_is_no_table_and_the_account_is_on_standard_error(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

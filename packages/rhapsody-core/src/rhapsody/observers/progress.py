@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
+from rhapsody.context import running_task
 from rhapsody.observers.account import account, duration, numbers, one_line
 from rhapsody.observers.counts import Counts
 from rhapsody.plugins.reports import ObservedEngine, Summary
@@ -133,7 +134,9 @@ def _usage(backends: Sequence[Any]) -> tuple[int, int] | None:
 
 
 def _place() -> Place | None:
-    """Where a table can be kept up to date, `None` for nowhere."""
+    """Where a table can be kept up to date, `None` for nowhere: in a task there is one already."""
+    if running_task() is not None:
+        return None
     if hasattr(builtins, "__IPYTHON__"):
         shell: Any = sys.modules["IPython"].get_ipython()
         if shell is not None and shell.has_trait("kernel"):
