@@ -94,13 +94,15 @@ class _Cleaning:
         except (ValueError, OSError) as error:
             say(f"{run.path.name}  stays: {error}")
             return
-        goes = run.goes(kept)
-        if kept and not goes:
-            return
         try:
+            goes = run.goes(kept)
+            if kept and not goes:
+                return
             if not self._dry and not run.remove(iter(goes)):
                 self.alive += 1
                 return
+        except FileNotFoundError:  # another one removes it, too
+            return
         except OSError as error:
             self.failed = True
             complain(f"{run.path} cannot be removed: {error}")
