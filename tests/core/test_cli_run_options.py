@@ -50,6 +50,12 @@ def test_an_option_of_the_engine_that_is_wrong(run: Run, option: str, said: str)
     assert done.stderr.startswith(f"rhapsody: {said}"), done.stderr
 
 
+def test_a_number_of_failures_that_cannot_be(run: Run) -> None:
+    done = run(SIMPLE, "--max-failures", "0")
+    assert done.returncode == 2
+    assert done.stderr == "rhapsody: --max-failures must be 1 or more, got 0\n"
+
+
 # The backend and its settings.
 
 

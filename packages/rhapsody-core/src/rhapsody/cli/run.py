@@ -127,6 +127,8 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
         options = parse_options(arguments.option)
         engine = engine_options(parse_options(arguments.engine, "-e"))
         engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
+        if arguments.max_failures is not None and arguments.max_failures < 1:
+            raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
         engine |= {"max_failures": arguments.max_failures, "progress": _progress(arguments)}
         backend = arguments.backend or ("local" if options else None)
         if arguments.dry_run:
