@@ -375,12 +375,7 @@ class TaskFuture(asyncio.Future[T]):
         return None if node is None else node.started
 
     def result(self) -> T:
-        """The task's value, once it is done; before that, `await` the future.
-
-        Raises:
-            asyncio.InvalidStateError: It is not done yet.
-            BaseException: What the task raised.
-        """
+        """The task's value, or what it raised, once it is done; before that, `await` the future."""
         if not self.done():
             raise asyncio.InvalidStateError(
                 f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()`, "

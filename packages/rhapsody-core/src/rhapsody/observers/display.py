@@ -66,6 +66,7 @@ class Picture:
         """The picture as it is now."""
         every = self._counts.all
         picture = Table.grid()
+        picture.add_column(max_width=get_terminal_size().columns - 3)  # Ctrl-C's ^C has room
         if not every.total:
             return picture
         picture.add_row(self._table(every))
@@ -73,7 +74,7 @@ class Picture:
             text = Text.assemble(("failed: ", "bold red"), one_line(failure))
             text.no_wrap, text.overflow = True, "ellipsis"
             picture.add_row(text)
-        picture.add_row(self._bar(every))  # at the end, as a short line leaves room for Ctrl-C's ^C
+        picture.add_row(self._bar(every))
         return picture
 
     def _table(self, every: Row) -> Table:

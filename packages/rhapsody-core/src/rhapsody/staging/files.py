@@ -179,20 +179,11 @@ class Stager:
         return self._root + name
 
     def bind(
-        self,
-        file: File,
-        sandbox: str,
-        sources: Sequence[Outcome] = (),
-        *,
-        by_path: bool = False,
+        self, file: File, sandbox: str, sources: Sequence[Outcome] = (), *, by_path: bool = False
     ) -> File | InputFiles:
-        """What a task gets for a file object, with paths in its sandbox.
+        """What a task gets for a file object, see `File.bound_to`.
 
-        Args:
-            file: The file.
-            sandbox: The task's sandbox.
-            sources: What is left of its dependencies.
-            by_path: See `File.bound_to`.
+        Of several files that it stands for, a list: `sources` are what is left of dependencies.
         """
         bound = file.bound_to(sandbox, by_path=by_path)
         if sources and isinstance(bound, InputFile):
