@@ -249,7 +249,7 @@ def test_forked_processes_print_past_the_table(tmp_path: Path) -> None:
     def fork(whose):
         child = os.fork()
         if child == 0:
-            print("child of", whose, flush=True)
+            print(f"child of {whose}\\n", end="", flush=True)
             os._exit(0)
         os.waitpid(child, 0)
     async def main(flow):
