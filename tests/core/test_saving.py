@@ -21,6 +21,7 @@ from rhapsody import (
     DependencyFailureError,
     InputFile,
     LocalExecutionBackend,
+    OutputDir,
     OutputFile,
     WorkflowEngine,
     hookimpl,
@@ -372,3 +373,23 @@ async def test_files_of_cancelled_tasks_are_no_results(here: Path) -> None:
         await asyncio.wait([endless, bad])
         del done, endless
     assert [file.path.name for file in flow.results] == ["done.txt"]
+
+
+async def test_a_result_that_something_else_took_the_place_of_is_none(here: Path) -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def write(out: OutputFile) -> str:
+            return f"echo 1 > {out}"
+
+        @flow.executable_task
+        def draw(out: OutputDir) -> str:
+            return f"mkdir {out}; echo 2 > {out}/b.txt"
+
+        await write(OutputFile("plots/a.txt"))
+        await draw(OutputDir("plots"))
+        assert files(here / "plots") == {"a.txt"}
+        await draw(OutputDir("plots", save="."))
+        assert files(here / "plots") == {"b.txt"}
+    assert here / "plots" in [file.path for file in flow.results]
+    assert here / "plots/a.txt" not in [file.path for file in flow.results]

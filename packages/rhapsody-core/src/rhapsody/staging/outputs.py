@@ -77,7 +77,7 @@ def check_outputs(
     if missing:
         raise DataError(
             f"task {task['name']!r} promised and did not write {', '.join(missing)} in {place!r}; "
-            f"{_wrote_instead(place, given)}"
+            f"{_wrote_instead(place, {*given, *(output.filename for output in outputs)})}"
         )
     return matches
 

@@ -71,8 +71,8 @@ class Results:
 
     @property
     def saved(self) -> list[SavedFile]:
-        """What was saved, in the order of the first time; a file that was saved again, once."""
-        return list(self._saved.values())
+        """What was saved and is there, in the order of the first time, each once."""
+        return [file for file in self._saved.values() if os.path.lexists(file.path)]
 
     def add(self, files: Iterable[SavedFile]) -> None:
         """Takes in files that stay where the task wrote them. Any thread."""
