@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
+from rhapsody.staging.trees import files_in
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -84,12 +85,8 @@ def check_outputs(
 
 def _wrote_instead(place: str, given: Collection[str]) -> str:
     """What a task left in its sandbox, for the error about what it did not."""
-    wrote = [
-        os.path.relpath(os.path.join(directory, name), place)
-        for directory, _, names in os.walk(place)
-        for name in sorted(names)
-        if not name.startswith(RESERVED) and name not in given
-    ]
+    files = sorted(files_in(place))
+    wrote = [name for name in files if not name.startswith(RESERVED) and name not in given]
     return f"it wrote {_some(wrote)}; files are promised and written by their names alone"
 
 
