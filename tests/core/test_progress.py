@@ -301,8 +301,8 @@ def test_a_picture_that_cannot_be_drawn_takes_no_text_with_it(tmp_path: Path) ->
     with on_terminal(tmp_path, script) as terminal:
         text = terminal.read_until()
     assert terminal.process.returncode == 0
-    for line in ("before", "part 000001 | from a task", "after"):
-        assert len(re.findall(rf"^{re.escape(line)}$", text, re.MULTILINE)) == 1, text
+    for words in ("before", "part 000001 | from a task", "after"):
+        assert text.count(words) == 1, text  # a line may have the warning in it, from its thread
     assert "the progress of the run is not shown any more: LookupError" in text
 
 

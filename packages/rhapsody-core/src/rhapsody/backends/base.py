@@ -116,7 +116,7 @@ class ManagedBackend(BaseExecutionBackend):
                 f"got {max_running!r}"
             )
         if name is not None:
-            self.name = _checked_name(name)
+            self.name: str = _checked_name(name)
             self.name_is_given = True
         self.session: Session = Session()
         self.__own_session = self.session  # a backend may put its system's in the place of this
