@@ -192,7 +192,7 @@ def test_a_name_that_two_claim_can_be_given_to_one_of_them(zoo: Path, program: P
 def test_plugins_that_are_left_out_are_silent(zoo: Path, program: Path) -> None:
     names = ",".join(plugin.name for plugin in broken.ALL)
     left_out = ("env", f"RHAPSODY_DISABLE_PLUGINS={names}")
-    done = run(*left_out, zoo / "rhapsody", "run", program, cwd=program.parent)
+    done = run(*left_out, zoo / "rhapsody", "run", "-q", program, cwd=program.parent)
     assert done.returncode == 0
     assert done.stderr == ""
     assert "doomed PluginError" not in done.stdout

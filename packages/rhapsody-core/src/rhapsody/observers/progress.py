@@ -78,6 +78,9 @@ class Progress:
     def print_account(self) -> None:
         """Prints the account of a run that has ended, once."""
         lines, self._account = self._account, []
+        if lines and sys.stdout is not None:
+            with suppress(OSError, ValueError):  # who closes it in the end says so
+                sys.stdout.flush()  # what the program has printed comes first
         _write(lines)
 
     def close(self) -> None:
