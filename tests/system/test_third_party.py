@@ -152,7 +152,9 @@ def test_the_observer_has_less_than_forty_lines_and_says_where_the_time_went(
     for name, attempts in (("square", 8), ("add", 1), ("read", 1)):
         assert re.search(rf"^{name} +{attempts} attempts +\d+\.\d\d s$", done.stderr, re.MULTILINE)
     silent = ("env", "RHAPSODY_DISABLE_PLUGINS=rhapsody-timing")
-    assert run(*silent, plugged_in / "rhapsody", "run", "-q", program, cwd=program.parent).stderr == ""
+    assert (
+        run(*silent, plugged_in / "rhapsody", "run", "-q", program, cwd=program.parent).stderr == ""
+    )
 
 
 def test_once_uninstalled_both_are_gone(plugged_in: Path, program: Path) -> None:
