@@ -249,7 +249,7 @@ async def test_removals_that_fail_are_said_once_and_reach_nobody(
 
     stager = Stager(work, "none")
     outcomes = [ended(stager, f"u.{n}") for n in range(3)]
-    monkeypatch.setattr("rhapsody.staging.sandboxes.shutil.rmtree", refuse)
+    monkeypatch.setattr("rhapsody.staging.trees.shutil.rmtree", refuse)
     with caplog.at_level(logging.WARNING):
         await stager.close()
     assert len(outcomes) == 3
@@ -270,7 +270,7 @@ async def test_the_loop_goes_on_while_a_sandbox_is_removed(
 
     stager = Stager(work, "none")
     outcome = ended(stager)
-    monkeypatch.setattr("rhapsody.staging.sandboxes.shutil.rmtree", slow)
+    monkeypatch.setattr("rhapsody.staging.trees.shutil.rmtree", slow)
     closing = asyncio.create_task(stager.close())
     async with asyncio.timeout(10):
         assert await asyncio.to_thread(began.wait, 10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,11 +14,11 @@ LIST = "results.json"
 
 
 def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
-    """Writes which of these are below the engine's directory."""
+    """Writes which of these, which are all there, are below the engine's directory."""
     listed = [
         {"path": str(file.path.relative_to(work_dir)), "task": file.task, "uid": file.uid}
         for file in files
-        if file.path.is_relative_to(work_dir) and os.path.lexists(file.path)
+        if file.path.is_relative_to(work_dir)
     ]
     if listed:
         with contextlib.suppress(OSError):  # a full disk keeps no engine from closing

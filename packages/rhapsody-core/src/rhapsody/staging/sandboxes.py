@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from queue import SimpleQueue
 from typing import Literal, get_args
 
 from rhapsody.data import SavedFile
-from rhapsody.staging.trees import make_writable
+from rhapsody.staging.trees import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
 """Which sandboxes stay on disk: those of failed tasks, all, or none; `"results"`: those of failed
@@ -166,11 +164,7 @@ class SandboxKeeper:
         results = self._results.pop(path, {})
         self._kept(results.values())
         try:
-            try:
-                _clear(path, results.keys())
-            except PermissionError:
-                make_writable(path)
-                _clear(path, results.keys())
+            remove_directory(path, results.keys())
         except FileNotFoundError:
             pass  # never made, or removed by the user
         except Exception as error:  # must not end the thread, nor reach the user's code
@@ -179,17 +173,3 @@ class SandboxKeeper:
                 log.warning(
                     "a sandbox could not be removed (said once): %s", error, extra={"path": path}
                 )
-
-
-def _clear(path: str, kept: Collection[str]) -> None:
-    """Removes a directory, or all that is in it but some names."""
-    if not kept:
-        shutil.rmtree(path)
-        return
-    with os.scandir(path) as entries:
-        others = [entry for entry in entries if entry.name not in kept]
-    for entry in others:
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from rhapsody.errors import DataError
@@ -111,20 +111,33 @@ def replace_directory(new: Path, path: Path) -> None:
         log.warning("what was at %s before is at %s and cannot be removed: %s", path, old, error)
 
 
-def remove_directory(path: str | os.PathLike[str]) -> None:
-    """Removes a directory, also where nobody may write to what is in it.
+def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:
+    """Removes a directory, or all that is in it but some names; also where nobody may write to it.
 
     Raises:
         OSError: It cannot be removed.
     """
     try:
-        shutil.rmtree(path)
+        _clear(path, kept)
     except PermissionError:
-        make_writable(path)
+        _make_writable(path)
+        _clear(path, kept)
+
+
+def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
+    if not kept:
         shutil.rmtree(path)
+        return
+    with os.scandir(path) as entries:
+        others = [entry for entry in entries if entry.name not in kept]
+    for entry in others:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
 
 
-def make_writable(path: str | os.PathLike[str]) -> None:
+def _make_writable(path: str | os.PathLike[str]) -> None:
     """Lets the user write to a directory and to those in it: programs leave others."""
     os.chmod(path, 0o700)
     for directory, names, _ in os.walk(path):
