@@ -204,6 +204,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self.require_running()
         admitted = self.admit(tasks)
         streams.ensure()
+        queued = False
         for task in admitted:
             job = self._job(task)
             if job is None:
@@ -211,10 +212,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             gpus = None if self._queue else self._slots.take(job.request)
             if gpus is None:
                 self._queue.push(job)
+                queued = True
             else:
                 job.gpus = gpus
                 self._start_job(job)
-        if self._queue:
+        if queued:
             self._pump()
 
     async def cancel_task(self, uid: str) -> bool:

@@ -15,7 +15,7 @@ from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.jobs import Job, refuse_environment
+from rhapsody.backends.local.jobs import Job, no_environment
 from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError, is_a, set_traceback
 from rhapsody.sdk.calls import order_of
@@ -117,7 +117,8 @@ class Call:
         assert context is not None
         job.worker = threading.current_thread().name
         try:
-            refuse_environment(job)
+            if job.task.get("environment"):
+                raise no_environment(job)
             with task_context(context), recording(job.recorder):
                 value = function(*task["args"], **task["kwargs"])
                 if type(value) is CoroutineType:

@@ -143,14 +143,9 @@ class Runner(Protocol):
         """Notes that a job it was given has come back."""
 
 
-def refuse_environment(job: Job) -> None:
-    """Raises for a function on a thread that asks for variables of its own.
-
-    Raises:
-        CapabilityError: It says where it can have them.
-    """
-    if job.task.get("environment"):
-        raise CapabilityError(
-            f"task {job.task['name']!r} sets environment variables, which threads share with the "
-            "whole program; run it in processes: LocalExecutionBackend('process')"
-        )
+def no_environment(job: Job) -> CapabilityError:
+    """Returns the error for a function on a thread that asks for variables of its own."""
+    return CapabilityError(
+        f"task {job.task['name']!r} sets environment variables, which threads share with the "
+        "whole program; run it in processes: LocalExecutionBackend('process')"
+    )

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from types import CoroutineType
 from typing import Any
 
-from rhapsody.backends.local.jobs import Job, refuse_environment
+from rhapsody.backends.local.jobs import Job, no_environment
 from rhapsody.context import enter_task
 from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
@@ -54,7 +54,8 @@ class ThreadWorkers:
 
     def run(self, job: Job) -> None:
         """Hands a job to a thread that is free, or to a new one."""
-        refuse_environment(job)
+        if job.task.get("environment"):
+            raise no_environment(job)
         job.enter()
         if self._busy == len(self._workers):
             name = f"{self._name}-{len(self._workers) + 1}"
@@ -182,7 +183,8 @@ class SharedThread:
 
     def run(self, job: Job) -> None:
         """Starts a coroutine beside the others."""
-        refuse_environment(job)
+        if job.task.get("environment"):
+            raise no_environment(job)
         job.enter()
         self._open += 1
         self._loop.call(partial(self._start, job))
