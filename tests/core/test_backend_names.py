@@ -95,5 +95,6 @@ async def test_what_cannot_be_a_name_is_refused(cls: Any) -> None:
     assert cls().name == cls.name
     with pytest.raises(TypeError, match=r"name must be what the backend is called .*, got 3"):
         cls(name=3)
-    with pytest.raises(ValueError, match="name must not be empty"):
-        cls(name=" ")
+    for name in (" ", "two\nlines"):
+        with pytest.raises(ValueError, match="name must be text on one line"):
+            cls(name=name)

@@ -56,6 +56,23 @@ def test_a_number_of_failures_that_cannot_be(run: Run) -> None:
     assert done.stderr == "rhapsody: --max-failures must be 1 or more, got 0\n"
 
 
+def test_a_run_that_is_cut_short_has_failed_although_its_main_goes_on(run: Run) -> None:
+    done = run(
+        """
+        import asyncio
+
+        async def main(flow):
+            @flow.function_task
+            def half():
+                return 1 / 0
+            print(await asyncio.gather(half(), half(), return_exceptions=True))
+        """,
+        *("--max-failures", "2"),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "2 failed" in done.stderr
+
+
 # The backend and its settings.
 
 

@@ -306,6 +306,26 @@ def test_a_picture_that_cannot_be_drawn_takes_no_text_with_it(tmp_path: Path) ->
     assert "the progress of the run is not shown any more: LookupError" in text
 
 
+def test_a_picture_whose_thread_cannot_start_takes_no_text_with_it(tmp_path: Path) -> None:
+    script = """
+    import threading
+    start = threading.Thread.start
+    def no_more(self):
+        if "progress" in self.name:
+            raise RuntimeError("can't start new thread")
+        start(self)
+    threading.Thread.start = no_more
+    async def main(flow):
+        await flow.function_task(lambda: print("from a task"), name="part")()
+        print("from the program")
+    """
+    with on_terminal(tmp_path, script) as terminal:
+        text = terminal.read_until()
+    assert terminal.process.returncode == 0
+    for words in ("from a task", "from the program", "can't start new thread", "1 done"):
+        assert words in text
+
+
 def test_an_engine_that_cannot_be_made_leaves_the_terminal_to_the_next(tmp_path: Path) -> None:
     script = """
     import asyncio

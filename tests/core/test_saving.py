@@ -26,7 +26,7 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
-from rhapsody.staging.kept import LIST
+from tests.core.saving import files
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -48,13 +48,14 @@ def writer(flow: WorkflowEngine) -> Callable[..., Any]:
     return write
 
 
-def files(directory: Path) -> set[str]:
-    """All files below a directory, as paths from there, but for the lists of them."""
-    return {
-        str(path.relative_to(directory))
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != LIST
-    }
+async def test_a_name_may_be_as_long_as_a_file_system_takes(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    name = "ä" * 127
+    for word in ("first", "second"):
+        await within(writer(flow)(word, OutputFile(f"results/{name}")))
+    assert files(here / "results") == {name}
+    assert (here / "results" / name).read_text() == "second\n"
 
 
 @pytest.mark.parametrize(

@@ -451,8 +451,11 @@ class ManagedBackend(BaseExecutionBackend):
 def _checked_name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"name must be what the backend is called in an engine, got {name!r}")
-    if not name.strip():
-        raise ValueError(f"name must not be empty, got {name!r}; leave it out for the class's own")
+    if not name.strip() or not name.isprintable():
+        raise ValueError(
+            f"name must be text on one line that can be read, got {name!r}; leave it out for the "
+            "class's own"
+        )
     return name.strip()
 
 

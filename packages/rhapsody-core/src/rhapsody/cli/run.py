@@ -143,8 +143,8 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
         note(stop(error, program.path))
     finally:
         _show_graphs(engines)
-    unawaited = any(summary.unawaited for summary in engines.summaries)
-    return FAILED if unawaited and not engines.dry else DONE
+    failed = any(summary.unawaited or summary.cut_short for summary in engines.summaries)
+    return FAILED if failed and not engines.dry else DONE
 
 
 def _run(

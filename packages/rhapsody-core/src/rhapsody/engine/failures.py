@@ -47,9 +47,10 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     assert cause is not None
     what = first_call(root) or repr(names[0])
+    why = next(iter(describe_error(root).splitlines()), "")  # the cause has all of it
     return DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
-        f"{what} failed{others}: {describe_error(root)}",
+        f"{what} failed{others}: {why}",
         names,
         root,
     ).follows(cause)

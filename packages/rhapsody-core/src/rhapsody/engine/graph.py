@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 from rhapsody.engine import failures
@@ -44,6 +45,17 @@ class InTurn(Generic[T]):
                 self._handle(self._items.popleft())
         finally:
             self._handling = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Handles what is put meanwhile when all of it is there."""
+        outer, self._handling = self._handling, True
+        try:
+            yield
+        finally:
+            self._handling = outer
+            if self._items and not outer:
+                self.put(self._items.pop())
 
 
 class Decider(Protocol):

@@ -50,6 +50,7 @@ class Machine:
         interrupted: It ends by a signal: futures are left for `abandon`.
         graph: What has not ended, and what waits for what.
         inflight: What backends have, by the uids of the attempts.
+        failures_left: How many more failures there may be; `None` where they are not limited.
     """
 
     def __init__(self, attempts: Attempts, max_failures: int | None = None) -> None:
@@ -65,7 +66,7 @@ class Machine:
         self.limits: Limits = Limits()
         self.inflight: dict[str, Node] = {}
         self._attempts = attempts
-        self._failures_left = max_failures
+        self.failures_left: int | None = max_failures
         self._cancelled = InTurn(self._stop_cancelled)
 
     def connect(self, actions: Actions, held: HeldValues) -> None:
@@ -164,12 +165,9 @@ class Machine:
         """An attempt runs, as far as is known: its time counts from now."""
         if node.extra is not None and node.extra.timer is not None:
             self._disarm(node)  # of one that was taken to run from its acceptance on
-        limit: float | None
-        if node.task.settings.service:
-            limit = node.task.settings.ready_timeout
-        else:
-            assert node.description is not None
-            limit = node.description.get("timeout")
+        assert node.description is not None
+        settings = node.task.settings
+        limit = settings.ready_timeout if settings.service else node.description.get("timeout")
         if limit is not None:
             over = partial(self._over_time, node, limit)
             node.more().timer = self.actions.after(limit, over)
@@ -355,9 +353,9 @@ class Machine:
         error = self.actions.fail(node, error)
         if self.observed:
             self.actions.publish(node, FAILED, error)
-        if self._failures_left is not None and not is_a(error, DependencyFailureError):
-            self._failures_left -= 1
-            if self._failures_left <= 0 and not self.closing:
+        if self.failures_left is not None and not is_a(error, DependencyFailureError):
+            self.failures_left -= 1
+            if self.failures_left <= 0 and not self.closing:
                 self.cancel_all(f"{node.named()} failed, after which all is cancelled")
 
     # Cancelling, and stopping what runs.
@@ -391,9 +389,10 @@ class Machine:
         self._settle(node)
 
     def cancel_all(self, msg: Any = None) -> None:
-        """Cancels every unfinished node, services that serve included."""
-        for node in tuple(self.graph.live):
-            self.cancel(node, msg)
+        """Cancels every unfinished node, services that serve included, all for the same reason."""
+        with self._cancelled.together():
+            for node in tuple(self.graph.live):
+                self.cancel(node, msg)
 
     def _stopped(
         self,

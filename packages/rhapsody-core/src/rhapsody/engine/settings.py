@@ -170,8 +170,8 @@ def _text(name: str) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
         if value is not None and not isinstance(value, str):
             raise TypeError(f"{name} must be a string, got {value!r}")
-        if name == "name" and value == "":
-            raise ValueError("name must not be empty")
+        if name == "name" and value is not None and not (value.strip() and value.isprintable()):
+            raise ValueError(f"name must be text on one line that can be read, got {value!r}")
         return value
 
     return check

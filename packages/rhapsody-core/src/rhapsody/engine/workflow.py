@@ -442,6 +442,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             unawaited=shell.tally.total,
             backends=accounts(self.backends, log),
             results=self.results,
+            cut_short=shell.machine.failures_left is not None and shell.machine.failures_left <= 0,
         )
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)

@@ -245,12 +245,12 @@ class Display:
         self._gone = False
         self._news = threading.Event()
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rhapsody progress", daemon=True)
+        self._thread.start()
         if isinstance(screen, Terminal):
             streams.acquire()
             streams.terminal = self._write
         atexit.register(self.close)  # for programs that leave their engine as it is
-        self._thread = threading.Thread(target=self._run, name="rhapsody progress", daemon=True)
-        self._thread.start()
 
     def changed(self, lines: Sequence[Line] = ()) -> None:
         """Draws the picture anew, soon, with some lines above it."""

@@ -62,9 +62,13 @@ class Progress:
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
         """Counts what happened, and shows it."""
         self._counts.add(events)
+        lines = list(_printed(events)) if self.shows_output else []
         if self._display is not None:
-            self._display.changed(list(_printed(events)) if self.shows_output else ())
-        elif self._timer is None:
+            self._display.changed(lines)
+            return
+        if lines:  # the table could not be opened
+            _write([f"{whose}{line}" for whose, line in lines])
+        if self._timer is None:
             self._timer = engine.loop.call_later(EVERY, self._tell, engine.loop)
 
     @hookimpl

@@ -55,6 +55,8 @@ class Summary:
         backends: By each backend's name what it tells of its life, see `account` of
             `ManagedBackend`; those that tell nothing are left out.
         results: Files that tasks made and that are there now.
+        cut_short: Whether so many tasks failed that all others were cancelled, see `fail_fast` and
+            `max_failures` of `WorkflowEngine.create`.
     """
 
     uid: str
@@ -66,6 +68,7 @@ class Summary:
     unawaited: int = 0
     backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     results: tuple[SavedFile, ...] = ()
+    cut_short: bool = False
 
 
 class ObservedEngine(Protocol):

@@ -151,7 +151,7 @@ def _copy(path: str, part: Path, stop: threading.Event) -> None:
 
 
 async def _put(path: Path, copy: Copy) -> None:
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
     await in_thread(partial(path.parent.mkdir, parents=True, exist_ok=True))
     try:
         await copy(part)

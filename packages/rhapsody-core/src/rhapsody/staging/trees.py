@@ -98,7 +98,7 @@ def replace_directory(new: Path, path: Path) -> None:
             raise
     else:
         return
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+    old = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.old")
     os.rename(path, old)
     try:
         os.rename(new, path)

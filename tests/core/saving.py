@@ -1,0 +1,65 @@
+"""What the tests of saved files share: tasks that write some, and read them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from rhapsody import WorkflowEngine
+from rhapsody.staging.kept import LIST
+from tests.core.scripted import within
+
+
+def files(directory: Path) -> set[str]:
+    """All files below a directory, as paths from there, but for the lists of them."""
+    return {
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != LIST
+    }
+
+
+def shell(flow: WorkflowEngine) -> Any:
+    """A task that runs a command, with the files it names."""
+
+    @flow.executable_task
+    def run(command: str, *files: Any) -> str:
+        return command
+
+    return run
+
+
+def listing(flow: WorkflowEngine) -> Any:
+    """A task that returns what it gets for a file, and what can be read there."""
+
+    @flow.function_task
+    def look(files: Any, *after: Any) -> tuple[Any, list[str], str | None]:
+        inside = all(Path(path).is_absolute() and ".task." in str(path) for path in files)
+        assert inside
+        where = os.fspath(files) if files.directory else None
+        return files, [path.read_text() for path in files], where
+
+    return look
+
+
+PLOTS = "mkdir -p plots/deep && echo 2 > plots/b.png && echo 1 > plots/a.png && "
+PLOTS += "echo 3 > plots/deep/c.png"
+
+
+async def held_open(
+    here: Path, flow: WorkflowEngine, output: Any, command: str
+) -> tuple[asyncio.Future[Any], Path]:
+    """A task that runs until something is written to the pipe."""
+    started, gate = here / "started", here / "gate"
+    os.mkfifo(started)
+    os.mkfifo(gate)
+
+    @flow.executable_task
+    def slow(out: Any) -> str:
+        return f"echo > {started}; cat {gate} > /dev/null; {command}"
+
+    future = slow(output)
+    await within(asyncio.to_thread(started.read_text))
+    return future, gate
