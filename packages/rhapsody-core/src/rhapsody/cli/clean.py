@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-results",
         action="store_true",
-        help="leave the files that tasks promised and nobody named a place for, and the list of them",
+        help="leave the files that tasks promised and nobody named a place for, and a list of them",
     )
     parser.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
 
