@@ -1,8 +1,7 @@
 """The Dask backend: what is sent to the cluster, and what Dask tells of it.
 
-It knows every open task. Connecting, packing, big arguments, files and what is reported
-are in the modules named for them, what happens on the workers is in `worker`;
-dependencies, retries and time-outs are the engine's.
+Connecting, packing, big arguments, files and what is reported are in the modules named for them,
+what happens on the workers is in `worker`; dependencies, retries and time-outs are the engine's.
 """
 
 from __future__ import annotations
@@ -50,11 +49,10 @@ class DaskExecutionBackend(ManagedBackend):
     on loopback only, with TLS credentials made for it. A cluster that is given, in
     whatever form, is used and left running.
 
-    Functions run on the threads of Dask's workers: one that runs cannot be stopped,
-    it goes on, unless it looks at `current_task().cancelled`. Coroutines, executables
-    and services can be stopped. Arguments of 1 MiB and more are sent once and shared
-    by the tasks that use them; arrays among them are read-only in the task, and so are big
-    arrays in values that come to it by push-down.
+    Functions run on the threads of Dask's workers: one that runs cannot be stopped, it goes on,
+    unless it looks at `current_task().cancelled`. Coroutines, executables and services can be
+    stopped. Arguments of 1 MiB and more are sent once and shared by the tasks that use them; arrays
+    in them, and big ones in values that come by push-down, are read-only in the task.
 
     Args:
         resources: Keywords of `distributed.Client`, `distributed.LocalCluster` and its

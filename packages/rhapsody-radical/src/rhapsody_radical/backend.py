@@ -67,9 +67,8 @@ class RadicalExecutionBackend(KeptNames):
         resources: The parameters of a pilot's description (`resource`, `cores`,
             `nodes`, `runtime` in minutes, `queue`, `project`, ...), or a list of such for
             several pilots. Default: this machine, `local.localhost`, for an hour.
-        raptor_config: RAPTOR masters and their workers, instead of one pair sized to
-            the pilot: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}` in the
-            words of RADICAL-Pilot's task description.
+        raptor_config: RAPTOR masters and their workers, instead of one pair sized to the pilot, in
+            RADICAL-Pilot's words: `{"masters": [{..., "workers": [{..., "worker_type": ...}]}]}`.
         functions: `"raptor"` or `"executable"`.
         raptor: `False` switches RAPTOR off: function tasks fail.
         function_cores: Cores of each pilot that are RAPTOR's workers'; executables have
