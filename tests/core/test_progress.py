@@ -178,9 +178,12 @@ def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     assert re.fullmatch(r"rhapsody: 5 done, 1 failed, 1 skipped in .* s", last)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
+)
 def test_a_run_that_is_interrupted_gives_its_account(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, number: signal.Signals, code: int, said: str
 ) -> None:
     script = """
     async def main(flow):
@@ -192,6 +195,7 @@ def test_a_run_that_is_interrupted_gives_its_account(
         text = terminal.read_until()
     assert terminal.process.returncode == code
     assert re.search(r"\nrhapsody: 0 done, 1 cancelled in .* s\n", text)
+    assert f"\nrhapsody: {said}\n" in text
 
 
 def test_a_terminal_that_takes_nothing_holds_up_no_task(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -28,6 +29,9 @@ Run = Callable[[argparse.Namespace], int | None]
 
 HANDS_ON = ("run",)
 """Commands that hand on what follows `--`, as `arguments`."""
+
+ENDED: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
+"""What the exit codes of a run that an engine has ended for a signal mean."""
 
 
 class _Command(NamedTuple):
@@ -145,6 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         return INTERRUPTED
+    except SystemExit as end:
+        if end.code in ENDED:
+            complain(f"ended by {ENDED[end.code]}")
+        raise
     except BrokenPipeError:
         # Whoever read our output has gone. Python must not complain at exit, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
