@@ -19,6 +19,7 @@ import pytest_asyncio
 from rhapsody import (
     CapabilityError,
     DependencyFailureError,
+    OutputFile,
     TaskFailedError,
     TaskTimeoutError,
     WorkflowEngine,
@@ -121,6 +122,28 @@ async def test_a_program_shows_both_streams_its_sandbox_and_its_exit_code_in_wor
 )
 async def test_an_exit_code_in_words(code: Any, words: str) -> None:
     assert exit_code(code) == words
+
+
+async def test_a_command_that_writes_where_its_file_is_put_in_the_end_is_told(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.executable_task
+    def fit(out: OutputFile) -> str:
+        return "echo 1 > results/model.csv"
+
+    (note,) = notes(await failure(fit(OutputFile("results/model.csv"))))
+    assert "'results/model.csv' is where the file is put" in note
+    assert "the command writes 'model.csv'" in note
+
+
+async def test_a_function_that_did_not_write_its_file_is_told_of_the_path(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.function_task
+    def fit(out: OutputFile) -> None: ...
+
+    error = await failure(fit(OutputFile("model.csv")))
+    assert str(error).endswith("it is to be written to the path that the task gets for it")
 
 
 async def test_a_dependent_names_the_call_that_failed_first(flow: WorkflowEngine) -> None:

@@ -178,6 +178,40 @@ def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     assert re.fullmatch(r"rhapsody: 5 done, 1 failed, 1 skipped in .* s", last)
 
 
+def test_the_account_shows_standard_output_where_there_is_nothing_else_and_the_attempt(
+    run: Run,
+) -> None:
+    done = run(
+        """
+        async def main(flow):
+            @flow.executable_task(retries=1)
+            def solve():
+                return "echo no convergence; exit 3"
+            solve()
+        """
+    )
+    _, error, said, *_ = done.stderr.splitlines()
+    assert error.startswith("  solve() (task.000001), attempt 2: ended with exit code 3: ")
+    assert said == "    no convergence"
+
+
+def test_of_a_chain_that_fails_the_traceback_shows_the_failure_and_the_end(run: Run) -> None:
+    done = run(
+        """
+        async def main(flow):
+            @flow.function_task
+            def first():
+                raise ValueError("no data")
+            @flow.function_task
+            def then(x): ...
+            await then(then(then(first())))
+        """
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 2
+    assert done.stderr.count("did not run because first() (task.000001) failed") == 1
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")],
@@ -419,7 +453,7 @@ async def test_a_task_whose_attempts_all_failed_is_named_once(
 
         broken()
     *failed, last = capsys.readouterr().err.splitlines()
-    assert failed == ["failed:", "  broken() (task.000001): LookupError: each time"]
+    assert failed == ["failed:", "  broken() (task.000001), attempt 3: LookupError: each time"]
     assert re.fullmatch(r"rhapsody: 0 done, 1 failed, 2 retried in .* s", last)
 
 

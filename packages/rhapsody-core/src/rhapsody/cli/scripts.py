@@ -24,6 +24,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.output import UsageError
+from rhapsody.errors import DependencyFailureError
 
 if TYPE_CHECKING:
     from rhapsody.engine import WorkflowEngine
@@ -339,10 +340,15 @@ def cannot_be_loaded(error: SyntaxError | ImportError, name: str) -> UsageError:
 
 
 def show(error: BaseException, path: str | None) -> None:
-    """Prints the traceback of the user's own code, from the program's file on."""
+    """Prints the traceback of the user's own code, from the program's file on.
+
+    Of what did not run because something else failed: that, and none of those in between.
+    """
     start = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != path:
         start = start.tb_next
     if start is not None:
         error.with_traceback(start)
+    if isinstance(error, DependencyFailureError):
+        error.__cause__ = error.root_cause
     traceback.print_exception(error)

@@ -109,6 +109,10 @@ def _note(node: Node, call: str, error: BaseException) -> str:
             f"commands run in their sandbox; pass InputFile({beside[0]!r}), or the whole path, or "
             f"set cwd={os.getcwd()!r}"
         )
+    lines += [
+        f"  {place!r} is where the file is put when the task is done: the command writes {name!r}"
+        for place, name in _places(node).items()
+    ]
     for name, text in _printed(node, error).items():
         lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
@@ -130,6 +134,16 @@ def _beside(node: Node) -> list[str]:
             if os.path.isfile(word) and not os.path.exists(os.path.join(sandbox, word))
         ]
     return []
+
+
+def _places(node: Node) -> dict[str, str]:
+    """Places of promised files that a failed command names in place of the files."""
+    extra = node.extra
+    if extra is None or extra.command is None or extra.found is None:
+        return {}
+    text = extra.command if isinstance(extra.command, str) else " ".join(extra.command)
+    placed = {f"{out.save}{out.filename}": out.filename for out in extra.found.outputs if out.save}
+    return {place: name for place, name in placed.items() if place in text}
 
 
 def _printed(node: Node, error: BaseException) -> dict[str, str]:

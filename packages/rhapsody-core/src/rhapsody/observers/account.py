@@ -17,7 +17,7 @@ LISTED = 20
 """How many results are listed."""
 
 PRINTED = 3
-"""How many lines of an error are shown after the first, the last ones."""
+"""How many lines of an error are shown after the first, or else of standard output; the last."""
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
@@ -75,12 +75,14 @@ def duration(seconds: float) -> str:
 def one_line(failure: Failure) -> str:
     """A failure in a line."""
     error = failure.error.strip().splitlines() or [""]
-    return f"{failure.call}: {error[0]}"
+    attempt = f", attempt {failure.attempt}" if failure.attempt > 1 else ""
+    return f"{failure.call}{attempt}: {error[0]}"
 
 
 def _failed(failure: Failure) -> list[str]:
     lines = [f"  {one_line(failure)}"]
-    lines += [f"    {line}" for line in failure.error.strip().splitlines()[1:][-PRINTED:]]
+    printed = failure.error.strip().splitlines()[1:] or failure.stdout.strip().splitlines()
+    lines += [f"    {line}" for line in printed[-PRINTED:]]
     if failure.sandbox is not None and os.path.isdir(failure.sandbox):
         lines.append(f"    sandbox: {shown(failure.sandbox)}")
         again = os.path.join(failure.sandbox, AGAIN)

@@ -16,6 +16,9 @@ CANCELED = TasksMainStates.CANCELED
 LAST = 20
 """How many failures are kept, the newest ones."""
 
+KEPT = 1000
+"""Characters that are kept of what a failed task has printed, the last ones."""
+
 
 @dataclass(slots=True)
 class Row:
@@ -54,6 +57,8 @@ class Failure:
         call: The call as it stands in the program, shortened, and the uid.
         error: Its exception in words.
         sandbox: The directory that it ran in, where it had one.
+        attempt: Which attempt it was, from 1.
+        stdout: What it wrote to standard output, where that was kept.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Failure:
     call: str
     error: str
     sandbox: str | None
+    attempt: int
+    stdout: str
 
 
 class Counts:
@@ -122,7 +129,13 @@ class Counts:
             self._failed.add(event.uid)
             call = first_call(event.error) or f"{event.name} ({event.uid})"
             self._last[event.uid] = Failure(
-                event.name, event.uid, call, _in_words(event), event.sandbox
+                event.name,
+                event.uid,
+                call,
+                _in_words(event),
+                event.sandbox,
+                event.attempt,
+                (event.stdout or "")[-KEPT:],
             )
             if len(self._last) > LAST:
                 del self._last[next(iter(self._last))]

@@ -78,16 +78,19 @@ def check_outputs(
     if missing:
         raise DataError(
             f"task {task['name']!r} promised and did not write {', '.join(missing)} in {place!r}; "
-            f"{_wrote_instead(place, {*given, *(output.filename for output in outputs)})}"
+            f"{_wrote_instead(task, {*given, *(output.filename for output in outputs)})}"
         )
     return matches
 
 
-def _wrote_instead(place: str, given: Collection[str]) -> str:
+def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
     """What a task left in its sandbox, for the error about what it did not."""
-    files = sorted(files_in(place))
+    files = sorted(files_in(task.get("sandbox", "")))
     wrote = [name for name in files if not name.startswith(RESERVED) and name not in given]
-    return f"it wrote {_some(wrote)}; files are promised and written by their names alone"
+    how = "commands write files by their names alone"
+    if task["function"] is not None or "cwd" in task:
+        how = "it is to be written to the path that the task gets for it"
+    return f"it wrote {_some(wrote)}; {how}"
 
 
 def _some(names: Sequence[str]) -> str:
