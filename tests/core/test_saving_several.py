@@ -253,6 +253,61 @@ async def test_a_directory_with_a_file_that_the_run_reads_is_not_replaced(
     assert (here / "data/deep/in.csv").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    ("output", "command"),
+    [
+        (OutputFile("data/a.csv"), "echo new > a.csv"),
+        (OutputFile("data/new.csv"), "echo new > new.csv"),
+        (OutputFile("data/deep/*.csv", many=True), "echo new > in.csv"),
+        (OutputDir("data/deep"), "mkdir deep"),
+    ],
+)
+async def test_what_is_in_a_directory_that_the_run_reads_is_not_written_over(
+    here: Path, flow: WorkflowEngine, output: Any, command: str
+) -> None:
+    (here / "data/deep").mkdir(parents=True)
+    for name in ("a.csv", "deep/in.csv"):
+        (here / "data" / name).write_text("precious")
+    run = shell(flow)
+    await within(run("true", InputFile("data")))
+    with pytest.raises(DataError, match=r"'run' cannot save .*task 'run' reads '.*/data', which"):
+        await within(run(f"touch {here}/ran; {command}", output))
+    assert not (here / "ran").exists()
+    assert files(here / "data") == {"a.csv", "deep/in.csv"}
+    assert {path.read_text() for path in (here / "data").rglob("*.csv")} == {"precious"}
+
+
+@pytest.mark.parametrize("output", [OutputFile("data/b.csv"), OutputFile("data/*.csv", many=True)])
+async def test_a_directory_is_not_read_while_something_is_about_to_be_put_into_it(
+    here: Path, flow: WorkflowEngine, output: Any
+) -> None:
+    (here / "data").mkdir()
+    run = shell(flow)
+    first, gate = await held_open(here, flow, output, "echo 1 > b.csv")
+    with pytest.raises(DataError, match=r"reads '.*data' while task 'slow' is about to write"):
+        await within(run("ls data", InputFile("data")))
+    gate.write_text("go")
+    assert await within(run("ls data", InputFile("data"), first)) == "b.csv\n"
+
+
+@pytest.mark.parametrize("name", ["*.csv", "b.csv"])
+async def test_a_directory_that_the_run_puts_files_into_may_be_read_meanwhile(
+    here: Path, flow: WorkflowEngine, name: str
+) -> None:
+    (here / "data").mkdir()
+    (here / "data/a.csv").write_text("precious")
+    run, many = shell(flow), name == "*.csv"
+    for number in range(2):
+        await within(run(f"echo {number} > b.csv", OutputFile(f"data/{name}", many=many)))
+        assert await within(run("cat data/b.csv", InputFile("data"))) == f"{number}\n"
+    await within(run("touch c.csv", OutputFile("data/c.csv")))
+    with pytest.raises(DataError, match=r"cannot save 'a.csv' .*reads '.*/data', which it is in"):
+        await within(
+            run("touch a.csv", OutputFile(f"data/{'*.csv' if many else 'a.csv'}", many=many))
+        )
+    assert (here / "data/a.csv").read_text() == "precious"
+
+
 async def test_what_the_run_has_saved_itself_is_read_and_replaced(
     here: Path, flow: WorkflowEngine
 ) -> None:

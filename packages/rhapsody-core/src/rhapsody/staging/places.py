@@ -89,7 +89,7 @@ class Places:
             DataError: Another task is about to write it.
         """
         key = os.path.realpath(path)
-        claim = self._claim_on(key, task_call(task))
+        claim = self._claim_on(key, task_call(task), directory=True)
         if claim is not None:
             raise DataError(
                 f"task {task['name']!r} reads {path!r} while task {claim.task!r} is about to "
@@ -235,11 +235,9 @@ class Places:
     def _check(self, task: TaskDescription, key: str, name: str, target: Target) -> None:
         what = f"task {task['name']!r} cannot save {name!r} as {str(target.path)!r}"
         directory = target.kind == "directory"
-        reader = self._readers.get(key)
-        thing = "that directory" if directory else "that file"
-        if reader is None and directory:
-            reader, thing = self._readers_below.get(key), "a file in that directory"
-        if reader is not None:
+        read = self._read_there(key, directory=directory)
+        if read is not None:
+            reader, thing = read
             raise DataError(
                 f"{what}: task {reader!r} reads {thing}, and this would change what the run "
                 "began with; save it elsewhere"
@@ -250,6 +248,22 @@ class Places:
                 f"{what}: task {claim.task!r} is about to save one there, too; save it elsewhere, "
                 "or let one of them wait for the other"
             )
+
+    def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
+        """Which task reads what is there, what that is in, or what is in it; and which of these."""
+        if key in self._readers:
+            return self._readers[key], "that directory" if directory else "that file"
+        if directory and key in self._readers_below:
+            return self._readers_below[key], "a file in that directory"
+        for place in (key, *_parents(key)):
+            if place in self._ours:
+                return None
+            if place in self._readers:
+                # A directory that the run puts files into may get more of them.
+                growing = any(each.startswith(f"{place}/") for each in self._ours)
+                new = growing and not os.path.lexists(key)
+                return None if new else (self._readers[place], f"{place!r}, which it is in")
+        return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
         """What another call is about to write there: the same, what it is in, or what is in it."""
