@@ -214,9 +214,8 @@ async def test_two_files_of_one_call_cannot_be_one(flow: WorkflowEngine) -> None
 async def test_a_file_that_cannot_be_saved_fails_its_task_and_stays_in_the_sandbox(
     here: Path, flow: WorkflowEngine
 ) -> None:
-    (here / "taken").write_text("no directory")
     write = writer(flow)
-    future = write("word", OutputFile("taken/a.txt"))
+    future = write(f"$(mkdir -p '{here}/taken/a.txt')word", OutputFile("taken/a.txt"))
     dependent = write("word", OutputFile("b.txt"), future)
     with pytest.raises(DataError, match=r"is done, and its file 'a.txt' could not be saved as"):
         await within(future)
@@ -237,6 +236,41 @@ async def test_a_place_that_is_a_directory_is_refused_before_the_task_runs(
     (here / "out/a.txt").mkdir(parents=True)
     with pytest.raises(DataError, match=r"that is a directory"):
         await within(writer(flow)(f"ran > {here}/ran", OutputFile("out/a.txt")))
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        OutputFile("file/a.txt"),
+        OutputFile("a.txt", save="file/deep/er/"),
+        OutputFile("file/deep/*.txt", many=True),
+        OutputDir("file/a.txt"),
+    ],
+)
+async def test_a_place_in_a_file_is_refused_before_the_task_runs(
+    here: Path, flow: WorkflowEngine, output: Any
+) -> None:
+    (here / "file").write_text("precious")
+    told = r"'.*txt' cannot be saved .*: '.*/file' is a file, and cannot hold others"
+    with pytest.raises(DataError, match=told):
+        await within(writer(flow)(f"ran > {here}/ran", output))
+    (here / "file").unlink()
+    (here / "file").symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"'.*/file' is a link to a place that is not there"):
+        await within(writer(flow)(f"ran > {here}/ran", output))
+    assert not (here / "ran").exists()
+
+
+async def test_a_place_that_cannot_be_written_to_is_refused_before_the_task_runs(
+    here: Path, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = here / "closed"
+    closed.mkdir(mode=0o500)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: may(path, mode) and path != str(closed))
+    with pytest.raises(DataError, match=r"'.*/closed' is not writable for you"):
+        await within(writer(flow)(f"ran > {here}/ran", OutputFile("closed/deep/a.txt")))
     assert not (here / "ran").exists()
 
 

@@ -119,6 +119,8 @@ class Places:
         targets = {each.filename: self._target(each) for each in outputs if each.save}
         if not targets:
             return targets
+        for name, target in targets.items():
+            _require_room(name, target)
         call = task_call(task)
         keys = {_key(name, target, call): name for name, target in targets.items()}
         if len(keys) < len(targets) or any(not keys.keys().isdisjoint(_parents(k)) for k in keys):
@@ -280,6 +282,23 @@ class Places:
             return None
         inside = ((k, claim) for k, claim in self._claims.items() if claim.call != call)
         return next((claim for k, claim in inside if k.startswith(f"{key}/")), None)
+
+
+def _require_room(name: str, target: Target) -> None:
+    """Raises where nothing can be put at a place: its directory cannot be had, or written to."""
+    path, kind = target
+    nearest = str(path if kind == "matches" else path.parent)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.exists(nearest):
+        problem = "a link to a place that is not there; make that, or remove the link"
+    elif not os.path.isdir(nearest):
+        problem = "a file, and cannot hold others; save it elsewhere, or move that file"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "not writable for you; save it elsewhere, or change its mode"
+    else:
+        return
+    raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
 
 
 def task_call(task: TaskDescription) -> str:
