@@ -8,6 +8,7 @@ import dataclasses
 import gc
 import logging
 import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,19 @@ async def test_a_file_that_cannot_be_saved_fails_its_task_and_stays_in_the_sandb
     await flow.shutdown()
     assert (Path(sandbox) / "a.txt").read_text() == "word\n"
     assert flow.stats.failed == 2
+
+
+async def test_a_task_whose_file_cannot_be_saved_can_be_run_again(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    word = f"$(mkdir -p '{here}/taken/a.txt')$(echo ran >> '{here}/ran')word"
+    future = writer(flow)(word, OutputFile("taken/a.txt"))
+    with pytest.raises(DataError, match="could not be saved") as raised:
+        await within(future)
+    script = f"{future.sandbox}/.rhapsody.again"
+    assert f"to run it again: sh {script}" in raised.value.__notes__[0]
+    await within(asyncio.to_thread(subprocess.run, ["sh", script], check=True))
+    assert (here / "ran").read_text() == "ran\n" * 2
 
 
 async def test_a_place_that_is_a_directory_is_refused_before_the_task_runs(

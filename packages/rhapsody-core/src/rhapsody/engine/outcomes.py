@@ -98,9 +98,8 @@ class Outcomes:
         """
         stdout, stderr = report.get("stdout"), report.get("stderr")
         sandbox = report.get("sandbox")
-        if not succeeded and node.task.kind == "executable" and node.description is not None:
-            with contextlib.suppress(OSError):  # it is not on this file system
-                write_again(node.description)
+        if not succeeded:
+            leave_script(node)
         if stdout is None and stderr is None and sandbox is None:
             return
         outcome = Outcome(
@@ -150,3 +149,10 @@ class Outcomes:
             "service %r (%s) ended by itself: %s",
             node.task.name, node.future.uid, failures.ending(report),
         )  # fmt: skip
+
+
+def leave_script(node: Node) -> None:
+    """Leaves a script in the sandbox of an executable that has failed, which runs it again."""
+    if node.task.kind == "executable" and node.description is not None:
+        with contextlib.suppress(OSError):  # it is not on this file system
+            write_again(node.description)

@@ -9,6 +9,7 @@ from typing import Any
 from rhapsody.engine.background import Background
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
+from rhapsody.engine.outcomes import leave_script
 from rhapsody.staging.files import Stager
 
 
@@ -54,6 +55,7 @@ class Saving:
             )
         except Exception as error:  # a full disk, say: the task has failed
             self._stager.spare(outcome)
+            leave_script(node)
             self._machine.fail(node, error)
             return
         if self._machine.recording and node.task.settings.cache:
