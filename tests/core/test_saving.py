@@ -8,7 +8,9 @@ import dataclasses
 import gc
 import logging
 import os
+import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,29 @@ async def test_it_is_there_before_the_result_is_recorded_or_seen(here: Path) -> 
     async with WorkflowEngine.create(observers=[Recorder()]) as flow:
         await within(writer(flow)("word", OutputFile("out/a.txt")))
         assert seen == ["word\n"]
+
+
+async def test_the_loop_goes_on_while_a_file_is_copied(
+    here: Path, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copying, go_on, copy = asyncio.Event(), threading.Event(), shutil.copy
+    loop, waited = asyncio.get_running_loop(), []
+
+    def slowly(source: Any, target: Any) -> Any:
+        loop.call_soon_threadsafe(copying.set)
+        waited.append(go_on.wait(10))
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copy", slowly)
+    future = writer(flow)("slow", OutputFile("out/a.txt"))
+    await within(copying.wait())
+    await within(writer(flow)("quick", OutputFile("b.txt")))  # a whole task meanwhile
+    assert not future.done()
+    assert not (here / "out/a.txt").exists()
+    go_on.set()
+    await within(future)
+    assert waited == [True]
+    assert (here / "out/a.txt").read_text() == "slow\n"
 
 
 async def test_a_file_that_is_made_again_is_that_of_the_last(
