@@ -86,6 +86,48 @@ async def test_a_future_that_is_taken_for_its_value(
         use(future)
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "instead"),
+    [
+        (OutputFile, "/tmp/x.csv", "OutputFile('x.csv', save='/tmp/')"),
+        (OutputFile, Path("/x.csv"), "OutputFile('x.csv', save='/')"),
+        (OutputDir, "/tmp/plots/", "OutputDir('plots', save='/tmp/')"),
+    ],
+)
+async def test_an_absolute_path_for_the_name_of_an_output(
+    kind: Any, given: Any, instead: str
+) -> None:
+    with pytest.raises(DataError, match=rf"{re.escape(instead)} puts it there when the task"):
+        kind(given)
+    assert eval(instead).save == f"{Path(given).parent}/".replace("//", "/")
+
+
+@pytest.mark.parametrize(
+    ("make", "instead"),
+    [
+        (lambda: OutputFile("~/c.csv"), 'save=f"{Path.home()}/"'),
+        (lambda: OutputFile("c.csv", save="~"), 'save=f"{Path.home()}"'),
+        (lambda: OutputFile("c.csv", save=Path("~/d.csv")), 'save=f"{Path.home()}/d.csv"'),
+        (lambda: OutputFile("~/out/*.csv", many=True), 'save=f"{Path.home()}/out/"'),
+        (lambda: OutputDir("~/out/plots/"), 'save=f"{Path.home()}/out/"'),
+    ],
+)
+async def test_a_home_directory_as_shells_write_it(
+    make: Callable[[], object], instead: str
+) -> None:
+    with pytest.raises(DataError, match=rf"home for shells alone; write {re.escape(instead)}"):
+        make()
+    assert OutputFile("~c.csv", save="~d/").save == "~d/"
+
+
+async def test_something_else_for_the_future_whose_files_are_saved(flow: WorkflowEngine) -> None:
+    for wrong, kind in (("a.csv", "str"), ([], "list")):
+        given: Any = wrong
+        said = rf"save takes the future of a task and a place, .*; got an object of type {kind}"
+        with pytest.raises(TypeError, match=said):
+            await within(flow.save(given, "out/"))
+
+
 async def test_text_for_a_file(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def join(first: InputFile, *others: InputFile | None, out: OutputFile) -> str:

@@ -405,6 +405,11 @@ def _place(kind: str, save: object) -> str | Literal[False] | None:
     if save is True:
         return "./"
     text = _text(f"{kind}: save", save)
+    if text.split("/")[0] == "~":
+        raise DataError(
+            f"{kind}: {text!r} is in a directory called '~' here, and your home for shells alone; "
+            f'write save=f"{{Path.home()}}{text[1:]}"'
+        )
     if "\0" in text or (not os.path.isabs(text) and os.path.normpath(text).split("/")[0] == ".."):
         raise DataError(
             f"{kind}: save={text!r} leads out of the engine's results_dir; give an absolute "
@@ -435,10 +440,11 @@ def _base_name(kind: str, given: str, why: str) -> str:
     """The base name of a file in a sandbox, of the relative path a user gave."""
     *directories, name = given.split("/")
     if os.path.isabs(given) or ".." in directories or name == ".." or "\0" in given:
-        raise DataError(
-            f"{kind}({given!r}): {why} task's file must stay in its sandbox; "
-            "give a plain file name such as 'result.txt'"
-        )
+        cure = "give a plain file name such as 'result.txt'"
+        if kind != "InputFile" and os.path.isabs(given) and name not in ("", ".", ".."):
+            place = given.removesuffix(name)
+            cure = f"{kind}({name!r}, save={place!r}) puts it there when the task is done"
+        raise DataError(f"{kind}({given!r}): {why} task's file must stay in its sandbox; {cure}")
     if name in ("", "."):
         raise DataError(f"{kind}({given!r}) {_CURES[kind]}")
     return name

@@ -324,8 +324,14 @@ class WorkflowEngine(Decorators, Views, KeptNames):
 
         Raises:
             DataError: There is no such file, or it cannot be saved there.
+            TypeError: Not the future of a task.
             Exception: What the task raised.
         """
+        if not isinstance(future, TaskFuture):
+            raise TypeError(
+                "save takes the future of a task and a place, as in `await flow.save(future, "
+                f"'results/')`; got an object of type {type(future).__name__}"
+            )
         await future
         outcome, stager = future._outcome, self._shell.stager
         names = [name] if name is not None else list(outcome.output_files) if outcome else []
