@@ -88,7 +88,7 @@ def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
     files = sorted(files_in(task.get("sandbox", "")))
     wrote = [name for name in files if not name.startswith(RESERVED) and name not in given]
     how = "commands write files by their names alone"
-    if task["function"] is not None or "cwd" in task:
+    if task.get("function") is not None or "cwd" in task:
         how = "it is to be written to the path that the task gets for it"
     return f"it wrote {_some(wrote)}; {how}"
 

@@ -261,10 +261,9 @@ class Places:
             if place in self._ours:
                 return None
             if place in self._readers:
-                # A directory that the run puts files into may get more of them.
+                # A directory that the run puts files into may get more, as in the run before.
                 growing = any(each.startswith(f"{place}/") for each in self._ours)
-                new = growing and not os.path.lexists(key)
-                return None if new else (self._readers[place], f"{place!r}, which it is in")
+                return None if growing else (self._readers[place], f"{place!r}, which it is in")
         return None
 
     def _claim_on(self, key: str, call: str, *, directory: bool = False) -> _Claim | None:
