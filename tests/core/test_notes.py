@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -181,6 +182,31 @@ async def test_an_exception_that_several_tasks_raise_has_the_note_of_the_last(
         own, ours = notes(shared)
         assert own == "the author's own"
         assert f"raised in fail({number})" in ours
+
+
+async def test_a_dependent_names_its_own_dependency_where_others_raise_the_same_object(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shared = ValueError("shared")
+    async with WorkflowEngine.create(progress="lines") as flow:
+
+        @flow.function_task
+        def bad(number: int) -> None:
+            raise shared
+
+        @flow.function_task
+        def dep(value: Any) -> Any:
+            return value
+
+        first, second = bad(1), bad(2)
+        await within(asyncio.wait([first, second]))
+        for future, call in ((first, "bad(1) (task.000001)"), (second, "bad(2) (task.000002)")):
+            near = dep(future)
+            assert f"because {call} failed" in str(await failure(near))
+            assert f"because {call} failed" in str(await failure(dep(near)))
+    account = capsys.readouterr().err.partition("failed:\n")[2]
+    assert re.search(r"^  bad(\(1\))? \(task.000001\): ValueError: shared$", account, re.MULTILINE)
+    assert "  bad(2) (task.000002): ValueError: shared\n" in account
 
 
 async def test_a_block_passes_on_the_note_of_the_task_that_failed(flow: WorkflowEngine) -> None:

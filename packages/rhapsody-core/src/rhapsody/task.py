@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import set_traceback, traceback_of
+from rhapsody.errors import first_call, set_traceback, traceback_of
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy
@@ -250,6 +250,7 @@ class TaskFuture(asyncio.Future[T]):
     __slots__ = (
         "_attempt",
         "_backend",
+        "_call",
         "_definition",
         "_node",
         "_number",
@@ -259,6 +260,7 @@ class TaskFuture(asyncio.Future[T]):
 
     _attempt: int
     _backend: str | None
+    _call: str | None
     _definition: Definition
     _node: LiveNode | None
     _number: int
@@ -424,8 +426,8 @@ class TaskFuture(asyncio.Future[T]):
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
-        """Sets the exception, with its traceback as it is now. Called by the engine."""
-        self._traceback = traceback_of(error)
+        """Sets the exception, with its traceback and call as they are now. Called by the engine."""
+        self._traceback, self._call = traceback_of(error), first_call(error)
         self.set_exception(error)
         # A class of its own, so that futures that hold a value pay nothing for it.
         self.__class__ = _FailedFuture

@@ -13,6 +13,7 @@ from rhapsody.data import stderr_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
 from rhapsody.errors import (
+    CALL,
     CapabilityError,
     DependencyFailureError,
     TaskFailedError,
@@ -20,6 +21,7 @@ from rhapsody.errors import (
     describe_error,
     first_call,
     is_a,
+    vars_of,
 )
 from rhapsody.staging.space import full_disk
 from rhapsody.task import TaskFuture
@@ -46,14 +48,17 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
     root = cause.root_cause if is_a(cause, DependencyFailureError) else cause
     others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     assert cause is not None
-    what = first_call(root) or repr(names[0])
+    # The exception may be one object that others have raised meanwhile.
+    what = getattr(failed[0], "_call", None) or first_call(root)
     why = next(iter(describe_error(root).splitlines()), "")  # the cause has all of it
-    return DependencyFailureError(
+    error = DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
-        f"{what} failed{others}: {why}",
+        f"{what or repr(names[0])} failed{others}: {why}",
         names,
         root,
-    ).follows(cause)
+    )
+    vars_of(error)[CALL] = what
+    return error.follows(cause)
 
 
 def unknown_setting(

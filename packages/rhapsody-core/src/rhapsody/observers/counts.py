@@ -127,7 +127,9 @@ class Counts:
         else:
             row.failed += 1
             self._failed.add(event.uid)
-            call = first_call(event.error) or f"{event.name} ({event.uid})"
+            call, own = first_call(event.error), f"({event.uid})"
+            if call is None or not (event.uid.startswith("block.") or call.endswith(own)):
+                call = f"{event.name} {own}"  # others have raised that exception, too
             self._last[event.uid] = Failure(
                 event.name,
                 event.uid,
