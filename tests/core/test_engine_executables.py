@@ -235,6 +235,7 @@ async def test_a_non_zero_exit_is_an_error_that_tells_all(machine: Any, command:
         assert (future.exit_code, future.stdout, future.stderr) == (3, "out\n", "why\n")
         copy = pickle.loads(pickle.dumps(error))
         assert (copy.exit_code, copy.stderr, copy.command) == (3, "why\n", error.command)
+        assert (copy.stdout, copy.sandbox) == ("out\n", future.sandbox)
 
 
 @on_machines

@@ -127,13 +127,17 @@ def test_a_dependency_failure_can_be_made_from_a_message_alone() -> None:
     assert error.root_cause is None
 
 
-def test_a_failed_task_survives_pickling_with_exit_code_stderr_and_command() -> None:
-    error = TaskFailedError("it failed", exit_code=-9, stderr="tail", command="sort x")
+def test_a_failed_task_survives_pickling_with_all_that_it_holds() -> None:
+    error = TaskFailedError(
+        "it failed", exit_code=-9, stderr="tail", command="sort x", stdout="a\n", sandbox="/run/t"
+    )
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == "it failed"
     assert (again.exit_code, again.stderr, again.command) == (-9, "tail", "sort x")
+    assert (again.stdout, again.sandbox) == ("a\n", "/run/t")
     bare = TaskFailedError("it failed")
     assert (bare.exit_code, bare.stderr, bare.command) == (None, "", None)
+    assert (bare.stdout, bare.sandbox) == (None, None)
 
 
 def test_an_error_of_a_plugin_that_derives_from_ours_survives_pickling() -> None:

@@ -25,7 +25,7 @@ OUTPUT_FILES = (f"{RESERVED}stdout", f"{RESERVED}stderr")
 """Where a sandbox holds what its task printed: hidden, and never linked to dependents."""
 
 STDERR_TAIL = 2000
-"""Characters of standard error that the error of a task holds."""
+"""Characters of standard error, and of standard output, that the error of a task holds."""
 
 
 def plain_name(name: str) -> str:
@@ -71,12 +71,21 @@ def moved(text: str, former: str, sandbox: str) -> str:
 
 def stderr_tail(task: Mapping[str, Any]) -> str:
     """Return the end of what a task has written to standard error, which may be in a file."""
-    stderr = task.get("stderr")
-    if not isinstance(stderr, str):
+    return _tail(task, "stderr")
+
+
+def stdout_tail(task: Mapping[str, Any]) -> str:
+    """Return the end of what a task has written to standard output, which may be in a file."""
+    return _tail(task, "stdout")
+
+
+def _tail(task: Mapping[str, Any], stream: str) -> str:
+    text = task.get(stream)
+    if not isinstance(text, str):
         return ""
     if task.get("capture") == "files":
-        stderr = end_of_file(stderr, STDERR_TAIL)
-    return stderr[-STDERR_TAIL:]
+        text = end_of_file(text, STDERR_TAIL)
+    return text[-STDERR_TAIL:]
 
 
 def end_of_file(path: str, count: int) -> str:

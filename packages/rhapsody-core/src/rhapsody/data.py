@@ -27,6 +27,7 @@ from rhapsody._sandbox import (
     moved,
     plain_name,
     stderr_tail,
+    stdout_tail,
 )
 from rhapsody.errors import DataError
 
@@ -49,6 +50,7 @@ __all__ = [
     "moved",
     "plain_name",
     "stderr_tail",
+    "stdout_tail",
     "without_secrets",
 ]
 

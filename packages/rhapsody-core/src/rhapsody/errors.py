@@ -101,6 +101,9 @@ class TaskFailedError(RhapsodyError, RuntimeError):
             number of the signal that ended the process.
         stderr: The tail of standard error, empty where nothing was captured.
         command: The command that ran, `None` for a function task.
+        stdout: The tail of standard output, empty where nothing was captured and `None` where
+            nobody knows.
+        sandbox: The directory that the task ran in, `None` where it had none.
     """
 
     def __init__(
@@ -110,11 +113,15 @@ class TaskFailedError(RhapsodyError, RuntimeError):
         exit_code: int | None = None,
         stderr: str = "",
         command: str | None = None,
+        stdout: str | None = None,
+        sandbox: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
-        self.stderr = stderr
-        self.command = command
+        self.exit_code: int | None = exit_code
+        self.stderr: str = stderr
+        self.command: str | None = command
+        self.stdout: str | None = stdout
+        self.sandbox: str | None = sandbox
 
 
 class TaskTimeoutError(RhapsodyError, TimeoutError):

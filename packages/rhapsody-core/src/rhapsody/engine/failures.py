@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rhapsody.data import stderr_tail
+from rhapsody.data import stderr_tail, stdout_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
 from rhapsody.errors import (
@@ -87,6 +87,8 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     """The error of an attempt that a backend says has failed."""
     error = report.get("exception")
     if isinstance(error, BaseException):
+        if node.task.kind == "executable" and type(error) is TaskFailedError:
+            _complete(error, report)
         return error
     name = f"task {node.task.name!r} ({node.future.uid})"
     command = None
@@ -105,17 +107,26 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     tail = stderr_tail(report)
     if tail:
         message += f"\n{tail.rstrip()}"
-    return TaskFailedError(message, exit_code=report.get("exit_code"), stderr=tail, command=command)
+    return _complete(TaskFailedError(message, stderr=tail, command=command), report)
+
+
+def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedError:
+    """The same error, with what it does not hold yet of the report."""
+    if error.exit_code is None:
+        error.exit_code = report.get("exit_code")
+    error.stderr = error.stderr or stderr_tail(report)
+    error.stdout = error.stdout or stdout_tail(report)
+    error.sandbox = error.sandbox or report.get("sandbox")
+    return error
 
 
 def of_service(node: Node, report: Mapping[str, Any]) -> TaskFailedError:
     """The error of a service that has ended before it was ready."""
-    return TaskFailedError(
+    message = (
         f"service {node.task.name!r} ({node.future.uid}) ended before it was ready: "
-        f"{ending(report)}",
-        exit_code=report.get("exit_code"),
-        stderr=stderr_tail(report),
+        f"{ending(report)}"
     )
+    return _complete(TaskFailedError(message), report)
 
 
 def over_time(node: Node, limit: float) -> TaskTimeoutError:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from rhapsody.aio import asked_to_stop
-from rhapsody.data import plain_name, stderr_tail
+from rhapsody.data import plain_name, stderr_tail, stdout_tail
 from rhapsody.errors import TaskFailedError, describe_error
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription, is_async
@@ -238,6 +238,8 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
         exit_code=code,
         stderr=tail,
         command=task["executable"],
+        stdout=stdout_tail(task),
+        sandbox=task.get("sandbox"),
     )
 
 
