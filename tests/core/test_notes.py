@@ -20,6 +20,7 @@ import pytest_asyncio
 from rhapsody import (
     CapabilityError,
     DependencyFailureError,
+    LocalExecutionBackend,
     OutputFile,
     TaskFailedError,
     TaskTimeoutError,
@@ -291,6 +292,58 @@ async def test_a_failed_command_can_be_run_again_by_hand(
     (script.parent / "fixed").touch()
     assert subprocess.run(command, shell=True, check=False).returncode == 0
     assert (tmp_path / "said").read_text() == "it's me: some text two words\n" * 3
+
+
+@pytest.mark.parametrize("capture", [True, "files"])
+async def test_a_failed_command_shows_no_value_of_its_environment(
+    capture: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "s3cr3t-" * 30
+    async with WorkflowEngine.create(progress="lines") as flow:
+
+        @flow.executable_task(environment={"TOKEN": secret, "MODE": "fast"}, capture=capture)
+        def upload(token: str, mode: str) -> str:
+            return f"echo {token}; echo {mode} {token} >&2; printf '%1900s' >&2; exit 3"
+
+        error = await failure(upload(secret, "fast"))
+    told = capsys.readouterr().err + str(error) + "".join(notes(error))
+    assert "upload('<TOKEN>', 'fast')" in told
+    assert "exit code 3: echo <TOKEN>; echo fast <TOKEN> >&2" in str(error)
+    assert str(error).rstrip().endswith("\nfast <TOKEN>")
+    assert "standard output ended with:\n    <TOKEN>" in notes(error)[0]
+    assert "s3cr3t" not in told
+
+
+async def test_a_failed_function_shows_no_value_of_its_environment() -> None:
+    async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
+
+        @flow.function_task(environment={"KEY": "it's a key"})
+        def upload(path: PurePath, words: list[str], *, key: str) -> None:
+            print(os.environ["KEY"])
+            raise ValueError("refused")
+
+        @flow.function_task
+        def use(value: Any) -> None: ...
+
+        bad = upload(PurePath("it's a key"), ["it's a key"], key="it's a key")
+        (note,) = notes(await failure(bad))
+        call = "upload(PurePosixPath(\"<KEY>\"), ['<KEY>'], key='<KEY>')"
+        assert note.startswith(f"rhapsody: raised in {call}\n")
+        assert note.endswith("standard output ended with:\n    <KEY>")
+        assert f"because {call} (task.000001) failed" in str(await failure(use(bad)))
+
+
+async def test_a_service_that_ends_too_early_shows_no_value_of_its_environment(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.executable_task(service=True, ready="file:up", environment={"TOKEN": "s3cr3t-word"})
+    def server() -> str:
+        return "echo no access with $TOKEN >&2; exit 3"
+
+    error = await failure(server())
+    assert isinstance(error, TaskFailedError)
+    assert "no access with <TOKEN>" in str(error)
+    assert "s3cr3t" not in str(error) + "".join(notes(error))
 
 
 async def test_a_command_that_ended_well_leaves_no_script(flow: WorkflowEngine) -> None:

@@ -9,9 +9,10 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rhapsody.data import stderr_tail, stdout_tail
+from rhapsody.data import STDERR_TAIL, stderr_tail, stdout_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
+from rhapsody.engine.notes import hidden, printed_last
 from rhapsody.errors import (
     CALL,
     CapabilityError,
@@ -88,6 +89,7 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     error = report.get("exception")
     if isinstance(error, BaseException):
         if node.task.kind == "executable" and type(error) is TaskFailedError:
+            error.args = (hidden(node, str(error)),)
             _complete(error, report)
         return error
     name = f"task {node.task.name!r} ({node.future.uid})"
@@ -97,17 +99,17 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
         command = given if isinstance(given, str) else shlex.join(given)
     message = f"{name} failed"
     if error:
-        message += f": {error}"
+        message += f": {hidden(node, str(error))}"
     elif report.get("exit_code") is not None:
         message = f"{name} ended with exit code {exit_code(report['exit_code'])}"
         if full := full_disk(report.get("sandbox")):
             message += f" ({full})"
         if command:
-            message += f": {_shown(command)}"
-    tail = stderr_tail(report)
+            message += f": {_shown(hidden(node, command))}"
+    tail = printed_last(node, report.get("stderr"), STDERR_TAIL)
     if tail:
         message += f"\n{tail.rstrip()}"
-    return _complete(TaskFailedError(message, stderr=tail, command=command), report)
+    return _complete(TaskFailedError(message, command=command), report)
 
 
 def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedError:

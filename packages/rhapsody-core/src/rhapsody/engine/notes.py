@@ -1,7 +1,7 @@
 """The note on a failed task's exception (PEP 678): which call it was, where, and what it printed.
 
 Nothing of the user's runs to make it: of an argument that is not of a built-in type it shows the
-type alone.
+type alone. Of the values of `environment=` it shows the names.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import reprlib
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
@@ -33,13 +34,52 @@ PRINTED, LINES = 1000, 10
 """Characters and lines that are shown of what a task printed."""
 
 
-class _Brief(reprlib.Repr):
-    """Shows values in few characters, without code of theirs."""
+SECRET = 8
+"""From so many characters on, the value of a variable of a task's is shown nowhere."""
 
-    def __init__(self) -> None:
+
+def _values(node: Node) -> list[tuple[str, str]]:
+    """The values of a node's `environment=` that are not to be shown, longest first, and names."""
+    environment: Mapping[str, str] | None = node.task.settings.environment
+    if node.description is not None:
+        environment = node.description.get("environment")
+    pairs = [(value, name) for name, value in (environment or {}).items() if len(value) >= SECRET]
+    return sorted(pairs, key=lambda pair: -len(pair[0]))
+
+
+def hidden(node: Node, text: str) -> str:
+    """A text with `<NAME>` for each value of the node's `environment=`, which may be secret."""
+    for value, name in _values(node):
+        text = text.replace(value, f"<{name}>")
+    return text
+
+
+def printed_last(node: Node, text: object, count: int) -> str:
+    """The end of what a node's task printed, or of the file that holds it, without secrets."""
+    if not isinstance(text, str):
+        return ""
+    more = count + max((len(value) for value, _ in _values(node)), default=0)  # none is cut in two
+    if node.task.settings.capture == "files":
+        text = end_of_file(text, more)
+    return hidden(node, text[-more:])[-count:]
+
+
+class _Brief(reprlib.Repr):
+    """Shows values in few characters, without code of theirs.
+
+    Args:
+        node: The node whose values they are.
+    """
+
+    def __init__(self, node: Node) -> None:
         super().__init__()
         self.maxlevel = 2
         self.maxstring = self.maxother = 40
+        self._node = node
+
+    def repr_str(self, x: str, level: int) -> str:
+        """Shows text; what is not to be shown goes before it is shortened."""
+        return super().repr_str(hidden(self._node, x), level)
 
     def repr_instance(self, x: Any, level: int) -> str:
         """Shows what is of no built-in type."""
@@ -53,15 +93,13 @@ class _Brief(reprlib.Repr):
         return f"<{kind.__name__}>"
 
 
-_brief = _Brief()
-
-
 def call_of(node: Node) -> str:
     """The call of a node as it stands in a program, shortened."""
+    brief = _Brief(node)
     try:
-        given = [_brief.repr(value) for value in node.args]
-        given += [f"{name}={_brief.repr(value)}" for name, value in (node.kwargs or {}).items()]
-        text = ", ".join(given)
+        given = [brief.repr(value) for value in node.args]
+        given += [f"{name}={brief.repr(value)}" for name, value in (node.kwargs or {}).items()]
+        text = hidden(node, ", ".join(given))
     except Exception:  # an object that forbids to be looked at must not hide the failure
         text = "..."
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
@@ -156,11 +194,8 @@ def _printed(node: Node, error: BaseException) -> dict[str, str]:
         del streams["standard error"]
     found: dict[str, str] = {}
     for name, text in streams.items():
-        if not isinstance(text, str):
-            continue
-        if node.task.settings.capture == "files":
-            text = end_of_file(text, PRINTED)
-        tail = "\n".join(text[-PRINTED:].rstrip().splitlines()[-LINES:])
+        last = printed_last(node, text, PRINTED)
+        tail = "\n".join(last.rstrip().splitlines()[-LINES:])
         if tail:
             found[name] = tail
     return found
