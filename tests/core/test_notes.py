@@ -241,6 +241,17 @@ async def test_what_was_never_submitted_says_so(flow: WorkflowEngine) -> None:
     assert isinstance(error, CapabilityError)
 
 
+async def test_what_could_not_be_started_has_one_note(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def absent() -> list[str]:
+        return ["no-such-program"]
+
+    error = await failure(absent())
+    assert "task 'absent' cannot start 'no-such-program'" in str(error)
+    (note,) = notes(error)
+    assert note.startswith("rhapsody: raised in absent()\n  task.000001, attempt 1, on 'local'")
+
+
 async def test_the_attempt_is_the_last_one(flow: WorkflowEngine) -> None:
     @flow.function_task(retries=2)
     def fail() -> None:

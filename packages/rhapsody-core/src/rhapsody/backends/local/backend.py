@@ -24,7 +24,7 @@ from rhapsody.backends.local.slots import Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError, add_note, is_a
+from rhapsody.errors import CapabilityError, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
@@ -311,7 +311,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.spill = sandbox or self.session.directory(job.uid)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
-            add_note(error, f"task {job.task['name']!r} ({job.uid}) could not be started")
             job.error = error
             self._mailbox.put(job)
             return
