@@ -204,7 +204,20 @@ async def test_a_result_that_is_asked_for_too_early_says_to_await_it() -> None:
             asyncio.InvalidStateError, match=r"'part' \(task.000001\) is not done: write"
         ):
             future.result()
+        with pytest.raises(asyncio.InvalidStateError, match=r"write `await` .* `.exception\(\)`"):
+            future.exception()
         assert await future == future.result() == 1
+        assert future.exception() is None
+
+
+@pytest.mark.parametrize(
+    ("usual", "ours"), [("cpus", "cores"), ("GPU", "gpus"), ("mem", "memory"), ("rank", "ranks")]
+)
+async def test_a_resource_by_the_name_that_it_has_elsewhere(
+    flow: WorkflowEngine, usual: str, ours: str
+) -> None:
+    with pytest.raises(TypeError, match=f"unknown name '{usual}', did you mean '{ours}'"):
+        flow.function_task(resources={usual: 2})(lambda: None)
 
 
 async def test_a_variable_that_cannot_travel_is_named() -> None:

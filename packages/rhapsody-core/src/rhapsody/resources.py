@@ -5,6 +5,7 @@ How a backend finds room for it is the backend's business.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,18 @@ class Resources:
             )
         unknown = [key for key in value if key not in cls.__dataclass_fields__]
         if unknown:
+            close = difflib.get_close_matches(str(unknown[0]).lower(), _NAMES, 1)
+            hint = f", did you mean {_NAMES[close[0]]!r}?" if close else ""
             known = ", ".join(cls.__dataclass_fields__)
-            raise TypeError(f"resources: unknown name {unknown[0]!r}; there are {known}")
+            raise TypeError(f"resources: unknown name {unknown[0]!r}{hint}; there are {known}")
         return cls(**value)
+
+
+_NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__, strict=True)) | {
+    **dict.fromkeys(("cpu", "cpus", "ncpus", "num_cpus", "threads", "nthreads", "slots"), "cores"),
+    **dict.fromkeys(("gpu", "ngpus", "num_gpus"), "gpus"),
+    **dict.fromkeys(("mem", "ram", "memory_limit"), "memory"),
+    **dict.fromkeys(("ntasks", "nprocs", "processes", "mpi_ranks"), "ranks"),
+    **dict.fromkeys(("time", "time_limit", "wall_time"), "walltime"),
+}
+"""The resources by their own names, and by those that they have elsewhere."""
