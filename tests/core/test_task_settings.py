@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,7 @@ async def test_a_setting_that_the_backend_does_not_know_is_refused_before_submis
         await within(task(task_description={"queue": "long"}))
         said = (
             r"task 'nothing': backend 'cluster' knows no 'qeue' in task_description, "
-            r"did you mean 'queue'\? \(there are account, queue\)"
+            r"did you mean 'queue'\? \(it knows: account, queue\)"
         )
         for wrong in (task.options(task_description={"qeue": 1}), task):
             with pytest.raises(CapabilityError, match=said):
@@ -87,7 +88,7 @@ async def test_only_backends_that_know_a_tasks_settings_are_candidates() -> None
 async def test_without_a_choice_the_default_backend_says_which_one_knows_the_setting() -> None:
     async with WorkflowEngine.create([knowing("a", "queue"), knowing("b", "ranks")]) as flow:
         task = flow.function_task(task_description={"ranks": 2})(nothing)
-        with pytest.raises(CapabilityError, match=r"there are queue; .* that know it: b"):
+        with pytest.raises(CapabilityError, match=r"it knows: queue; .* that know it: b"):
             await within(task())
         await within(task.options(backend="b")())
 
@@ -124,6 +125,10 @@ async def test_the_local_backend_knows_how_commands_are_run() -> None:
                 await within(run(command, task_description={"shell": shell}))
         with pytest.raises(CapabilityError, match=r"'local' knows no 'shel' .*mean 'shell'\?"):
             await within(run("echo a", task_description={"shel": True}))
+        for key, instead in (("cwd", "cwd=..."), ("cores", "resources={'cores': ...}")):
+            said = f"write {instead} beside task_description (it knows: shell)"
+            with pytest.raises(CapabilityError, match=re.escape(said)):
+                await within(run("echo a", task_description={key: 1}))
 
 
 @pytest.mark.parametrize("executor", ["thread", "process"])

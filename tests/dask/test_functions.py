@@ -148,7 +148,7 @@ async def test_a_function_runs_where_the_worker_is_told(
     assert len(addresses) == 2
     for address in addresses:
         assert await where(task_description={"workers": [address]}) == address
-    said = r"'dask' knows no 'wrokers' .* did you mean 'workers'\? \(there are allow_other"
+    said = r"'dask' knows no 'wrokers' .* did you mean 'workers'\? \(it knows: allow_other"
     with pytest.raises(CapabilityError, match=said):
         await where(task_description={"wrokers": addresses})
 

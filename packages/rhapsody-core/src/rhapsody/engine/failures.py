@@ -13,6 +13,7 @@ from rhapsody.data import STDERR_TAIL, stderr_tail, stdout_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
 from rhapsody.engine.notes import hidden, printed_last
+from rhapsody.engine.settings import TaskSettings
 from rhapsody.errors import (
     CALL,
     CapabilityError,
@@ -24,6 +25,7 @@ from rhapsody.errors import (
     is_a,
     vars_of,
 )
+from rhapsody.resources import Resources
 from rhapsody.staging.space import full_disk
 from rhapsody.task import TaskFuture
 
@@ -76,7 +78,11 @@ def unknown_setting(
     known = sorted(backend.capabilities.task_settings or ())
     close = difflib.get_close_matches(str(key), known, 1)
     hint = f", did you mean {close[0]!r}?" if close else ""
-    there = f"there are {', '.join(known)}" if known else "it takes none"
+    own = f"{key}=..." if key in TaskSettings.__annotations__ else ""
+    own = f"resources={{{key!r}: ...}}" if key in Resources.__dataclass_fields__ else own
+    if own:
+        hint = f", which is a setting of its own: write {own} beside task_description"
+    there = f"it knows: {', '.join(known)}" if known else "it takes none"
     where = f"; attached backends that know it: {', '.join(able)}" if able else ""
     return CapabilityError(
         f"task {node.task.name!r}: backend {backend.name!r} knows no {key!r} in "
