@@ -383,3 +383,21 @@ async def test_a_service_that_is_not_ready_shows_what_it_printed_and_the_pattern
     (note,) = caught.value.__notes__
     assert "standard output ended with:\n    loading" in note
     assert "standard error ended with:\n    no licence" in note
+
+
+@pytest.mark.parametrize(
+    ("ready", "said"),
+    [
+        ("tcp", "nothing listened on its port"),
+        ("tcp:1", "nothing listened on port 1"),
+        ("file:up.txt", "there was no file 'up.txt'"),
+    ],
+)
+async def test_a_service_that_is_not_ready_says_what_was_not_there(
+    flow: WorkflowEngine, ready: str, said: str
+) -> None:
+    @flow.executable_task(service=True, ready=ready, ready_timeout=0.2)
+    def server() -> str:
+        return "sleep 1000"
+
+    assert str(await failure(server())).endswith(f"was not ready within 0.2 s: {said}")

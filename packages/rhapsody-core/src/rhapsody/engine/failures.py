@@ -141,10 +141,19 @@ def over_time(node: Node, limit: float) -> TaskTimeoutError:
     """The error of an attempt that has run, or a service that has started, for too long."""
     what = f"{node.task.name!r} ({node.future.uid})"
     if node.task.settings.service:
-        ready = node.task.settings.ready
-        sign = f": nothing matched {ready!r}" if isinstance(ready, str) else ""
-        return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{sign}")
+        missing = _missing_sign(node.task.settings.ready)
+        return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{missing}")
     return TaskTimeoutError(f"task {what} ran for longer than its time-out of {limit:g} s")
+
+
+def _missing_sign(ready: object) -> str:
+    """What was not there of a service that says with `ready` when it is ready."""
+    kind, _, sign = ready.partition(":") if isinstance(ready, str) else ("", "", "")
+    if kind == "tcp":
+        return f": nothing listened on {f'port {sign}' if sign else 'its port'}"
+    if kind == "file":
+        return f": there was no file {sign!r}"
+    return f": nothing matched {ready!r}" if kind else ""
 
 
 def goes_on(node: Node, error: BaseException) -> BaseException:
