@@ -203,6 +203,8 @@ def exit_code(code: Any) -> str:
         meaning = _SIGNALS[number].name
         if number == signal.SIGKILL:
             meaning += ", which the system sends where memory runs out"
+    elif code < 0:  # of those for a program's own use most have no name
+        meaning = f"signal {number}"
     return str(code) if meaning is None else f"{code} ({meaning})"
 
 
