@@ -192,7 +192,7 @@ async def test_a_misspelt_keyword_of_a_backend() -> None:
         make_backend("local", {"executer": "process"})
 
 
-async def test_a_result_that_is_asked_for_too_early_says_to_await_it() -> None:
+async def test_a_result_or_exception_that_is_asked_for_too_early_says_to_await_it() -> None:
     async with WorkflowEngine.create() as flow:
 
         @flow.function_task

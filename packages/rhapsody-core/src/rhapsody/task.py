@@ -313,17 +313,13 @@ class TaskFuture(asyncio.Future[T]):
     def task(self) -> Mapping[str, Any] | None:
         """The task's description while its work is alive, else `None`."""
         node = self._node
-        if node is None or self._definition.prefix != "task":
-            return None
-        return node.describe()
+        return None if node is None or self._definition.prefix != "task" else node.describe()
 
     @property
     def block(self) -> Mapping[str, Any] | None:
         """The block's description while it is alive, else `None`."""
         node = self._node
-        if node is None or self._definition.prefix != "block":
-            return None
-        return node.describe()
+        return None if node is None or self._definition.prefix != "block" else node.describe()
 
     @property
     def stdout(self) -> str | None:
@@ -380,10 +376,16 @@ class TaskFuture(asyncio.Future[T]):
         """The task's value, or what it raised, once it is done; before that, `await` the future."""
         if not self.done():
             raise asyncio.InvalidStateError(
-                f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()`, "
-                "or pass the future to a task, which gets the value"
+                f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()` or "
+                "before `.exception()`, or pass the future to a task, which gets the value"
             )
         return super().result()
+
+    def exception(self) -> BaseException | None:
+        """What the task raised, once it is done; before that, `await` the future."""
+        if not self.done():
+            self.result()  # says what to do
+        return super().exception()
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancels the task.
@@ -412,8 +414,7 @@ class TaskFuture(asyncio.Future[T]):
             await node.wait_ended()
 
     def __del__(self) -> None:
-        # asyncio writes a log record for every exception nobody looked at. The
-        # engine writes one for all of them.
+        # asyncio logs every exception that nobody looked at, the engine all of them in one line.
         if self._log_traceback:
             self._log_traceback = False
             self._definition.unawaited(self)

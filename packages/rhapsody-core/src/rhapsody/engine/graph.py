@@ -16,6 +16,7 @@ from rhapsody.engine import failures
 from rhapsody.engine.actions import Actions, HeldValues
 from rhapsody.engine.life import OVER, Future, Work
 from rhapsody.engine.node import Node
+from rhapsody.task import TaskFuture
 
 T = TypeVar("T")
 
@@ -190,7 +191,12 @@ class Graph:
     def fail_with_dependencies(self, node: Node) -> bool:
         """Fails a node whose dependencies have ended where one of them failed."""
         ended = self.held.with_values(node)
-        failed = [d for d in ended if not d.cancelled() and d.exception() is not None]
+        failed = [
+            d  # `exception` of ours takes a call more; one that has failed is of another class
+            for d in ended
+            if not d.cancelled()
+            and (d._exception if type(d) is TaskFuture else d.exception()) is not None
+        ]
         if failed:
             self._machine.fail(node, failures.of_dependencies(node, failed))
         return bool(failed)
