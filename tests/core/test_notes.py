@@ -358,6 +358,24 @@ async def test_a_service_that_ends_too_early_shows_no_value_of_its_environment(
     assert "s3cr3t" not in str(error) + "".join(notes(error))
 
 
+async def test_a_command_that_is_run_again_has_the_variables_of_its_cores() -> None:
+    backend = LocalExecutionBackend(resources={"cores": 2, "gpus": 1})
+    async with WorkflowEngine.create(backend) as flow:
+
+        @flow.executable_task
+        def tool() -> str:
+            return "echo $OMP_NUM_THREADS $MKL_NUM_THREADS; exit 1"
+
+        for resources, said in (({"cores": 2, "gpus": 1}, "2 2\n"), (None, "1 1\n")):
+            error = await failure(tool.options(resources=resources)())
+            assert isinstance(error, TaskFailedError)
+            assert error.stdout == said
+            script = Path(str(error.sandbox), ".rhapsody.again")
+            again = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
+            assert again.stdout == said
+            assert ("CUDA_VISIBLE_DEVICES" in script.read_text()) == (resources is not None)
+
+
 async def test_a_command_that_ended_well_leaves_no_script(flow: WorkflowEngine) -> None:
     @flow.executable_task
     def tool() -> str:

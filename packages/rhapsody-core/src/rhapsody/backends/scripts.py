@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 
 from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file
-from rhapsody.sdk.executables import working_directory
+from rhapsody.resources import Resources
+from rhapsody.sdk.executables import task_environment, working_directory
 from rhapsody.task import TaskDescription
 
 SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
@@ -24,7 +26,7 @@ def write_script(task: TaskDescription) -> str:
     Raises:
         OSError: It cannot be written, or the task's `cwd` is not there.
     """
-    command, there = _command(task), working_directory(task)
+    command, there = _command(task, task.get("environment")), working_directory(task)
     if there != task["sandbox"]:
         command = f"(cd {shlex.quote(there)} && exec {command})"
     out, err = OUTPUT_FILES if task.get("capture", True) else (os.devnull, os.devnull)
@@ -46,28 +48,32 @@ def write_script(task: TaskDescription) -> str:
 def write_again(task: TaskDescription) -> str:
     """Write a script with which a user runs a task once more, where it ran; its path.
 
-    Its environment is in it: only the user can read it.
+    Its environment is in it: only the user can read it. So are the variables that its cores
+    lead to; which GPUs it had nobody knows any more.
 
     Raises:
         OSError: It cannot be written, or the task has left something of that name.
     """
     path = os.path.join(task["sandbox"], AGAIN)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
+    resources = task.get("resources") or Resources(cores=0 if task["is_service"] else 1)
+    command = _command(task, task_environment(task, cores=resources.cores))
+    gpus = "# Set CUDA_VISIBLE_DEVICES: it had GPUs.\n" if resources.gpus else ""
     stdin = task.get("stdin")
     given = "</dev/null" if stdin is None else f"<<'{END}'\n{stdin}\n{END}"
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(
             f"#!/bin/sh\n# The command of task {task['name']!r} ({task['uid']}), as it was run.\n"
-            f"cd {shlex.quote(task.get('cwd') or task['sandbox'])} || exit\n"
-            f"{_command(task)} {given}\n"
+            f"{gpus}cd {shlex.quote(task.get('cwd') or task['sandbox'])} || exit\n"
+            f"{command} {given}\n"
         )
     return path
 
 
-def _command(task: TaskDescription) -> str:
+def _command(task: TaskDescription, variables: Mapping[str, str] | None) -> str:
     executable, arguments = str(task["executable"]), task.get("arguments")
     command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
-    if variables := task.get("environment"):
+    if variables:
         command = ["env", *(f"{name}={value}" for name, value in variables.items()), *command]
     return shlex.join(command)
 
