@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from logging.handlers import QueueHandler
 from typing import Any
 
 from rhapsody.context import running_task
 from rhapsody.sdk.capture import keep
+
+_ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
+"""The uid of an engine's attempt; the group is that of the future."""
 
 
 def levels() -> dict[str, int]:
@@ -69,7 +73,8 @@ class _Forwarder(QueueHandler):
         attributes: dict[str, Any] = dict(vars(record))
         task = running_task()
         if task is not None:
-            attributes.setdefault("task_uid", task.uid)
+            attempt = _ATTEMPT.fullmatch(task.uid)
+            attributes.setdefault("task_uid", attempt[1] if attempt else task.uid)
             attributes.setdefault("task_name", task.name)
         if record.levelno >= logging.WARNING:
             keep("stderr", f"{record.message}\n")
