@@ -74,6 +74,11 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     ),
     (faulty.LosesStdout, "test_a_string_is_run_by_a_shell", "C7.5: a string is run by a shell"),
     (
+        faulty.LosesStdout,
+        "test_a_failed_executable_says_why",
+        "C7.5: a failed executable is a TaskFailedError with code and stderr: its stdout is ''",
+    ),
+    (
         faulty.CutsOutput,
         "test_big_output_comes_whole",
         "C7.5: big output comes whole, on both streams at once: of 200003 characters to stdout "

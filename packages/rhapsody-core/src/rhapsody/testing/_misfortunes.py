@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.backends.scripts import AGAIN
 from rhapsody.errors import DependencyFailureError, TaskFailedError, TaskTimeoutError
 from rhapsody.testing._graphs import adder, value
-from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, ISOLATED, SHARED, SYNC, cancels
+from rhapsody.testing._rules import (
+    ASYNC,
+    EXECUTABLES,
+    FUNCTIONS,
+    ISOLATED,
+    SANDBOXES,
+    SHARED,
+    SYNC,
+    cancels,
+)
 from rhapsody.testing._running import check
 from rhapsody.testing._trial import Trial
 from rhapsody.testing._work import KitError, kill_own_process, tick_command
@@ -44,32 +55,54 @@ class Misfortunes:
             raise trial.check.error("the failed task raised nothing")
         trial.require(value(await good) == 3, "an independent branch did not go on")
 
-    @check("C7.10", "an exception says which call raised it, and on which backend", FUNCTIONS)
+    @check("C7.10", "an exception says which call raised it, where, and its last words", FUNCTIONS)
     async def test_an_exception_says_which_call_raised_it(self, trial: Trial) -> None:
         flow = await trial.engine()
-        bad = _broken(trial, flow)()
+        bad = _broken(trial, flow)("a word")
         await asyncio.wait([bad])
-        notes = [str(each) for each in getattr(bad.exception(), "__notes__", [])]
-        told = [note for note in notes if f"raised in {bad.name}()" in note]
-        trial.require(len(told) == 1, f"its notes are {notes}")
-        where = f"{bad.uid}, attempt 1, on {flow.backend.name!r}"
-        trial.require(where in told[0], f"there is no {where!r} in {told[0]!r}")
+        parts = [
+            f"raised in {bad.name}('a word')\n",
+            f"{bad.uid}, attempt 1, on {flow.backend.name!r}",
+        ]
+        if trial.capabilities.captures_output:
+            parts.append("standard output ended with:\n    printed: a word")
+        _require_note(trial, bad, parts)
 
     @check("C7.5", "a failed executable is a TaskFailedError with code and stderr", EXECUTABLES)
     async def test_a_failed_executable_says_why(self, trial: Trial) -> None:
         flow = await trial.engine()
-
-        @flow.executable_task
-        async def broken() -> str:
-            return "echo the reason >&2; exit 3"
-
+        future = _failing(flow)("a word")
         try:
-            given = await broken()
+            given = await future
         except TaskFailedError as error:
             trial.require(error.exit_code == 3, f"its exit code is {error.exit_code!r}")
             trial.require("the reason" in error.stderr, f"its stderr is {error.stderr!r}")
+            trial.require(error.stdout == "a word\n", f"its stdout is {error.stdout!r}")
         else:
             raise trial.check.error(f"it gave {given!r}")
+        parts = ["raised in failing('a word')\n", "standard output ended with:\n    a word"]
+        _require_note(trial, future, parts)
+
+    @check(
+        "C7.5",
+        "a failed executable can be run again in its sandbox",
+        EXECUTABLES,
+        SANDBOXES,
+        SHARED,
+    )
+    async def test_a_failed_executable_can_be_run_again(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        future = _failing(flow)("a word")
+        await asyncio.wait([future])
+        script = f"{future.sandbox}/{AGAIN}"
+        _require_note(trial, future, [f"  sandbox: {future.sandbox}\n", "to run it again: sh "])
+        again = await asyncio.to_thread(
+            subprocess.run, ["sh", script], capture_output=True, text=True, check=False
+        )
+        trial.require(
+            (again.returncode, again.stdout) == (3, "a word\n"),
+            f"run again, it ended with {again.returncode} and printed {again.stdout!r}",
+        )
 
     @check("C7.12", "a failed task is tried again, each attempt anew", SYNC, SHARED)
     async def test_a_failed_function_is_tried_again(self, trial: Trial) -> None:
@@ -244,16 +277,35 @@ def _broken(trial: Trial, flow: WorkflowEngine) -> Any:
     if trial.capabilities.sync_functions:
 
         @flow.function_task
-        def broken() -> None:
+        def broken(word: str = "") -> None:
+            print("printed:", word)  # noqa: T201 - a check looks for it
             raise KitError("on purpose", 7)
 
         return broken
 
     @flow.function_task
-    async def broken_async() -> None:
+    async def broken_async(word: str = "") -> None:
+        print("printed:", word)  # noqa: T201 - a check looks for it
         raise KitError("on purpose", 7)
 
     return broken_async
+
+
+def _failing(flow: WorkflowEngine) -> Any:
+    @flow.executable_task
+    async def failing(word: str) -> str:
+        return f"echo {word}; echo the reason >&2; exit 3"
+
+    return failing
+
+
+def _require_note(trial: Trial, future: Any, parts: list[str]) -> None:
+    """Requires that one note on the exception of a failed future has all of these in it."""
+    notes = [str(each) for each in getattr(future.exception(), "__notes__", [])]
+    told = [note for note in notes if "raised in " in note]
+    trial.require(len(told) == 1, f"its notes are {notes}")
+    for part in parts:
+        trial.require(part in told[0], f"there is no {part!r} in {told[0]!r}")
 
 
 def _long(trial: Trial, flow: WorkflowEngine) -> Any:
