@@ -94,9 +94,9 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     """The error of an attempt that a backend says has failed."""
     error = report.get("exception")
     if isinstance(error, BaseException):
-        if node.task.kind == "executable" and type(error) is TaskFailedError:
+        if type(error) is TaskFailedError:
             error.args = (hidden(node, str(error)),)
-            _complete(error, report)
+            return _complete(error, report) if node.task.kind == "executable" else error
         return error
     name = f"task {node.task.name!r} ({node.future.uid})"
     command = None

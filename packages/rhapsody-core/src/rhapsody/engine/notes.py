@@ -58,10 +58,14 @@ def printed_last(node: Node, text: object, count: int) -> str:
     """The end of what a node's task printed, or of the file that holds it, without secrets."""
     if not isinstance(text, str):
         return ""
-    more = count + max((len(value) for value, _ in _values(node)), default=0)  # none is cut in two
+    values = [value for value, _ in _values(node)]
     if node.task.settings.capture == "files":
-        text = end_of_file(text, more)
-    return hidden(node, text[-more:])[-count:]
+        text = end_of_file(text, count + max(map(len, values), default=0))
+    start = max(0, len(text) - count)
+    for value in values:  # none is cut in two
+        at = text.find(value, max(0, start - len(value) + 1), start + len(value) - 1)
+        start = at if 0 <= at < start else start
+    return hidden(node, text[start:])
 
 
 class _Brief(reprlib.Repr):
