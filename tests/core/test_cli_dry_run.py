@@ -15,6 +15,8 @@ task.000002  load  -
 task.000003  join  task.000001, task.000002
 """
 
+LOOKS = "the program looks at the value of a task, and a dry run has none"
+
 TASKS = """
 from pathlib import Path
 import asyncio
@@ -78,10 +80,78 @@ def test_a_value_that_is_looked_at_ends_the_graph(run: Run, script: str) -> None
     assert (done.returncode, done.stdout) == (0, GRAPH)
     said, *more = done.stderr.splitlines()
     assert more == []
-    assert said.startswith(
-        f"the dry run stopped at script.py, line {line}: TypeError: unsupported operand"
+    assert said == (
+        f"the dry run stopped at script.py, line {line}: {LOOKS}; this is the graph up to there"
     )
-    assert "'Dummy Output'" in said
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        '"x" not in value',
+        "for part in value: load(part)",
+        "if value: load('never')",
+        "assert value != 3",
+        "value[0]",
+        "len(value)",
+        "{value: 1}",
+        "sorted([value, value])",
+        "'a' + value",
+        "value % 3",
+        "2 * value",
+        "float(value)",
+        "value.split()",
+        "flow.map(load, value)",
+        "Path(f'{value}').exists(), json.loads(value)",
+    ],
+)
+def test_whatever_looks_at_a_value_ends_the_graph(run: Run, look: str) -> None:
+    script = f"import json\n{MAIN}    value = await joined\n    {look}\n    load('never')\n"
+    done = run(script, "--dry-run")
+    line = script[: script.index(look)].count("\n") + 1
+    assert (done.returncode, done.stdout) == (0, GRAPH)
+    assert f" script.py, line {line}: {LOOKS}; " in done.stderr
+
+
+def test_a_value_may_be_handed_on_printed_and_formatted(run: Run) -> None:
+    script = """
+    import asyncio, copy, pickle
+    async def main(flow):
+        @flow.function_task
+        def make(*given, **named): ...
+        @flow.executable_task
+        def show(tool, word):
+            return [tool, "--name", word]
+        @flow.executable_task
+        def call(command):
+            return command
+        @flow.block
+        async def inner(value):
+            return value
+        value = await inner(make())
+        await asyncio.gather(make(value, [value], {"a": value}, make()), show(value, make()))
+        await call(show(make(), value))
+        print(value, f"{value:>14}", "%s" % value, "{}".format(value), repr(value))
+        copied = pickle.loads(pickle.dumps(copy.deepcopy([value])))
+        print(copied, value is None, isinstance(value, str), (await call("true")))
+    """
+    done = run(script, "--dry-run", "-v")
+    shown = "Dummy Output   Dummy Output Dummy Output Dummy Output 'Dummy Output'"
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [shown, "['Dummy Output'] False True Dummy Output"], done.stderr
+    assert "stopped" not in done.stderr
+    assert done.returncode == 0
+
+
+def test_what_a_program_says_of_its_own_dry_runs_is_stopped_as_well(run: Run) -> None:
+    done = run(program("dry_run=True", "print(1 + await joined)"), "--dry-run")
+    assert f": {LOOKS}; " in done.stderr
+
+
+def test_another_error_is_shown_with_what_tasks_give(run: Run) -> None:
+    done = run(f"{MAIN}    (await joined).energy\n", "--dry-run")
+    assert "AttributeError: 'NoValue' object has no attribute 'energy'" in done.stderr
+    assert "(tasks give 'Dummy Output' in a dry run)" in done.stderr
 
 
 def test_where_it_stopped_is_in_the_user_s_files_and_said_in_one_line(
@@ -116,7 +186,7 @@ def test_what_failed_first_is_where_it_stopped(run: Run, lines: list[str]) -> No
     place = script.index("future + 1" if "group" in lines[0] else "x + 1")
     line = script[:place].count("\n") + 1
     assert done.returncode == 0
-    assert f"the dry run stopped at script.py, line {line}: TypeError: " in done.stderr
+    assert f"the dry run stopped at script.py, line {line}: {LOOKS}; " in done.stderr
 
 
 def test_an_engine_that_was_not_ended_shows_its_graph(run: Run) -> None:

@@ -27,10 +27,14 @@ class NoopExecutionBackend(ManagedBackend):
     Args:
         resources: Ignored; accepted so that the backend can stand in for another.
         name: What it is called in an engine; default `"noop"`.
+
+    Attributes:
+        output: What every task returns and prints.
     """
 
     name = "noop"
     dry = True
+    output: str = DUMMY_OUTPUT
     capabilities: Capabilities = Capabilities(
         services=True,
         function_services=True,
@@ -52,7 +56,7 @@ class NoopExecutionBackend(ManagedBackend):
                 self.accept(task)
                 self.task_state_cb(task, TasksMainStates.RUNNING)
                 continue
-            task["stdout"] = task["return_value"] = DUMMY_OUTPUT
+            task["stdout"] = task["return_value"] = self.output
             if task["function"] is None:
                 task["stderr"] = ""
                 task["exit_code"] = 0

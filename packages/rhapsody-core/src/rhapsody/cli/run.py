@@ -11,7 +11,7 @@ import difflib
 import inspect
 import logging
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
-    from rhapsody.cli.engines import Engines, stop
+    from rhapsody.cli.engines import Engines
 
     engines, program = Engines(arguments.dry_run), None
     try:
@@ -130,16 +130,23 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
         if arguments.max_failures is not None and arguments.max_failures < 1:
             raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
         engine |= {"max_failures": arguments.max_failures, "progress": _progress(arguments)}
-        backend = arguments.backend or ("local" if options else None)
+        name = arguments.backend or ("local" if options else None)
+        make: Callable[[], BaseExecutionBackend] | None = (
+            None if name is None else partial(make_backend, name, options)
+        )
         if arguments.dry_run:
-            backend, engine["dry_run"] = None, True
-        _run(program, backend, options, engine, engines, at_end)
+            from rhapsody.cli.dry_run import DryRunBackend
+
+            make, engine["dry_run"] = DryRunBackend, True
+        _run(program, make, engine, engines, at_end)
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
         if program is None or not engines.dry:
             scripts.show(error, program.path if program else None)
             return FAILED
+        from rhapsody.cli.dry_run import stop
+
         note(stop(error, program.path))
     finally:
         _show_graphs(engines)
@@ -149,8 +156,7 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
 
 def _run(
     program: scripts.Program,
-    backend: str | None,
-    options: dict[str, Any],
+    make: Callable[[], BaseExecutionBackend] | None,
     engine: dict[str, Any],
     engines: Engines,
     at_end: ExitStack,
@@ -169,11 +175,10 @@ def _run(
             progress = Progress(lines=engine["progress"] == "lines", account=False)
             at_end.callback(progress.print_account)
             engine["progress"] = progress
-        asyncio.run(_workflow(main, backend, options, {**engine, "observers": [engines]}))
+        asyncio.run(_workflow(main, make, {**engine, "observers": [engines]}))
         return
     from rhapsody.engine.defaults import Defaults, defaults_of_engines
 
-    make = None if backend is None else partial(make_backend, backend, options)
     with defaults_of_engines(Defaults(engine, make, (engines,))):
         end = _exit_of(program)
     if not engines.started and (end is None or not end.code):
@@ -202,7 +207,9 @@ def _no_engine(program: scripts.Program, functions: Sequence[str]) -> str:
 
 
 def _show_graphs(engines: Engines) -> None:
-    from rhapsody.cli.engines import graph
+    if not engines.dry:
+        return
+    from rhapsody.cli.dry_run import graph
 
     for engine in engines.dry:
         if len(engines.dry) > 1:
@@ -315,11 +322,14 @@ def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
 
 
 async def _workflow(
-    main: scripts.Main, name: str | None, options: dict[str, Any], engine: dict[str, Any]
+    main: scripts.Main,
+    make: Callable[[], BaseExecutionBackend] | None,
+    engine: dict[str, Any],
 ) -> None:
     from rhapsody.engine import WorkflowEngine
 
-    backend = None if name is None else make_backend(name, options)
+    backend = None if make is None else make()
+    name = "local" if backend is None else backend.name
     started = False
     try:
         async with WorkflowEngine.create(backend=backend, **engine) as flow:
@@ -328,11 +338,11 @@ async def _workflow(
     except (ValueError, TypeError) as error:
         if started:
             raise
-        what = "-e: " if engine.keys() - OTHERS.keys() else f"backend {name or 'local'!r}: "
+        what = "-e: " if engine.keys() - OTHERS.keys() else f"backend {name!r}: "
         raise UsageError(f"{what}{error}") from error
     except (RhapsodyError, OSError, ImportError) as error:
         if started:
             raise
         raise CommandError(
-            f"backend {name or 'local'!r} cannot be started: {type(error).__name__}: {error}"
+            f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
         ) from error

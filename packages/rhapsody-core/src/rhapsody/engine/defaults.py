@@ -45,10 +45,12 @@ class Defaults:
         ours = {name: value for name, value in self.settings.items() if name not in chosen}
         filled = {**ours, **given}
         filled["observers"] = (*given.get("observers", ()), *self.observers)
-        if ours.get("dry_run"):
+        overruled = ours.get("dry_run", False)
+        if overruled:
             filled["dry_run"] = True
         named = any(given.get(name) is not None for name in ("backend", "backends"))
-        if self.backend is not None and not named and not filled.get("dry_run"):
+        works = overruled or not filled.get("dry_run")
+        if self.backend is not None and not named and works:
             filled["backend"] = self.backend()
         return filled
 

@@ -375,13 +375,14 @@ class Preparation:
 
 
 def _checked_command(node: Node, command: object) -> str | list[str]:
-    if isinstance(command, str) and command.strip():
+    # By the methods of `str` itself: a dry run's values, which others hand on, have none.
+    if isinstance(command, str) and str.strip(command):
         return command
     if (
         isinstance(command, list)
         and command
-        and command[0]
         and all(isinstance(word, str) for word in command)
+        and str.__len__(command[0])
     ):
         return command
     raise ValueError(

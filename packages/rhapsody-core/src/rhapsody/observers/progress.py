@@ -62,7 +62,7 @@ class Progress:
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
         """Counts what happened, and shows it."""
         self._counts.add(events)
-        lines = list(_printed(events)) if self.shows_output else []
+        lines = list(_printed(events)) if self.shows_output and not engine.dry_run else []
         if self._display is not None:
             self._display.changed(lines)
             return

@@ -1,0 +1,97 @@
+"""`rhapsody run --dry-run`: the values that its tasks give, where it stops, and its graphs."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
+from rhapsody.cli.output import table
+from rhapsody.errors import DependencyFailureError
+
+if TYPE_CHECKING:
+    from rhapsody.engine import WorkflowEngine
+
+OURS: str = os.path.dirname(os.path.dirname(__file__))
+
+
+class NoValueError(Exception):
+    """A program looks at the value of a task that was not run."""
+
+
+class NoValue(str):
+    """The value of a task that was not run: it can be handed on, printed and formatted.
+
+    Whatever else a program does with it would go another way with the real one.
+    """
+
+    __slots__ = ()
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise NoValueError("the program looks at the value of a task, and a dry run has none")
+
+
+LOOKS: tuple[str, ...] = (
+    *("lt", "le", "eq", "ne", "ge", "gt", "hash", "bool", "len", "iter", "contains", "getitem"),
+    *("int", "float", "index", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
+    "mod",  # not `rmod`, which formats it
+)
+"""Operations that look at a value, beside all methods of a text."""
+
+for _name in (*(f"__{name}__" for name in LOOKS), *(n for n in dir(str) if n[0] != "_")):
+    setattr(NoValue, _name, _refuse)
+
+
+class DryRunBackend(NoopExecutionBackend):
+    """Runs nothing, and gives values that cannot be looked at."""
+
+    output: str = NoValue(DUMMY_OUTPUT)
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+def graph(engine: WorkflowEngine) -> list[str]:
+    """The lines that show what was called in a dry run, and what depends on what."""
+    rows = [(uid, name, ", ".join(needs) or "-") for uid, name, needs in engine.graph]
+    if not rows:
+        return ["no task was called"]
+    return table(("TASK", "NAME", "DEPENDS ON"), rows)
+
+
+def stop(error: BaseException, path: str) -> str:
+    """Says in a line where in the user's code a dry run has stopped, and by what."""
+    error = origin(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = next((one for one in reversed(frames) if _is_users(one.filename, path)), frames[-1])
+    what = str(error)
+    if not isinstance(error, NoValueError):
+        what = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+        what += f" (tasks give {DUMMY_OUTPUT!r} in a dry run)"
+    return (
+        f"the dry run stopped at {os.path.relpath(place.filename)}, line {place.lineno}: {what}; "
+        "this is the graph up to there"
+    )
+
+
+def origin(error: BaseException) -> BaseException:
+    """What failed first, where an error tells of others."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif isinstance(error, DependencyFailureError) and error.root_cause is not None:
+            error = error.root_cause
+        else:
+            return error
+
+
+def _is_users(file: str, path: str) -> bool:
+    """Whether a file is the program's, or another of the user's own."""
+    paths = sysconfig.get_paths()
+    others = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")} | {OURS}
+    return file == path or not (
+        file.startswith("<") or any(file.startswith(f"{other}{os.sep}") for other in others)
+    )
