@@ -245,8 +245,8 @@ def test_the_backend_that_is_named_beside_it_is_not_used(run: Run) -> None:
 
 def test_a_backend_that_the_program_names_is_not_started(run: Run, tmp_path: Path) -> None:
     done = run(program("'local'"), "--dry-run")
-    assert done.returncode == 1
-    assert "dry_run=True runs nothing, and backend 'local' would: leave `backend`" in done.stderr
+    check_mistake(done, "script.py names its backend, ", "leave it out of WorkflowEngine.create(")
+    assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
 

@@ -142,6 +142,8 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
+        if arguments.dry_run and program is not None:
+            _check_backend(error, program)
         if program is None or not engines.dry:
             scripts.show(error, program.path if program else None)
             return FAILED
@@ -152,6 +154,18 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
         _show_graphs(engines)
     failed = any(summary.unawaited or summary.cut_short for summary in engines.summaries)
     return FAILED if failed and not engines.dry else DONE
+
+
+def _check_backend(error: BaseException, program: scripts.Program) -> None:
+    """Raises where a dry run has ended because of the backend that the program names."""
+    from rhapsody.cli.dry_run import origin
+    from rhapsody.engine.attach import WouldRunError
+
+    if isinstance(origin(error), WouldRunError):
+        raise UsageError(
+            f"{program.name} names its backend, and --dry-run runs nothing: leave it out of "
+            "WorkflowEngine.create(...), and say it on the command line, -b NAME"
+        ) from None
 
 
 def _run(

@@ -22,6 +22,10 @@ DRY_RUN = "noop"
 EMBEDDED = "local"
 
 
+class WouldRunError(RuntimeError):
+    """A dry run was given a backend that does work."""
+
+
 class Attached:
     """A backend and what it is called in one engine.
 
@@ -98,7 +102,7 @@ async def attach(
     Raises:
         TypeError: Something is not a backend.
         ValueError: Nobody registered a name, or two backends have the same.
-        RuntimeError: A dry run with a backend that does work.
+        WouldRunError: A dry run with a backend that does work.
     """
     given = _given(backend, backends)
     if not given:
@@ -119,7 +123,7 @@ async def attach(
                 raise _not_a_backend(made)
             label = name or _label(one, made)
             if dry_run and type(made).name != DRY_RUN:
-                raise RuntimeError(
+                raise WouldRunError(
                     f"dry_run=True runs nothing, and backend {label!r} would: leave `backend` "
                     "out, or give a NoopExecutionBackend"
                 )
