@@ -48,6 +48,8 @@ def run_module(
 
 # What the syntax tree tells.
 
+GUARD = "if __name__ == '__main__':\n"
+
 
 @pytest.mark.parametrize(
     "source",
@@ -65,6 +67,10 @@ def run_module(
         "try:\n    from mine import main\nexcept ImportError:\n    async def main(flow): ...",
         "try:\n    import mine\nexcept ImportError:\n    async def main(flow): ...",
         "if debug:\n    pass\nelse:\n    async def main(flow): ...",
+        "async def main(flow=None): ...",
+        f"from mine import main\n{GUARD}    other()",
+        f"async def main(flow): ...\n{GUARD}    asyncio.run(main(engine()))",
+        "from mine import main\nasync def more(flow): await main(flow)",
     ],
 )
 def test_what_may_be_a_main_for_an_engine(source: str) -> None:
@@ -85,7 +91,15 @@ def test_what_may_be_a_main_for_an_engine(source: str) -> None:
         "from mine import main as other",
         "def f():\n    async def main(flow): ...",
         "class C:\n    async def main(self): ...",
-        "if __name__ == '__main__':\n    main = run()",
+        f"{GUARD}    main = run()",
+        f"from mine import main\n{GUARD}    sys.exit(main())",
+        f"from mine import main\n{GUARD}    typer.run(main)",
+        f"main = lambda: 3\n{GUARD}    main()",
+        f"def main(argv): ...\n{GUARD}    main(sys.argv)",
+        f"async def main(argv=None): ...\n{GUARD}    asyncio.run(main())",
+        "async def main(argv=None): ...\nasyncio.run(main())",
+        "from mine import main\nraise SystemExit(main())",
+        "@cli\nasync def main(count=1): ...",
     ],
 )
 def test_what_is_no_main_for_an_engine(source: str) -> None:
@@ -119,6 +133,33 @@ def test_a_script_without_main_is_run_once_as_the_main_module(run: Run) -> None:
     )
     assert done.stdout == "once True None ['--alpha']\nresult 4\n", done.stderr
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        "from lib import main",
+        "from lib import work\nmain = lambda argv: work(argv)",
+        "from lib import work\ndef main(argv):\n    return work(argv)",
+    ],
+    ids=["imported", "assigned", "plain"],
+)
+def test_a_main_that_the_program_calls_by_itself_is_left_to_it(
+    run: Run, tmp_path: Path, main: str
+) -> None:
+    (tmp_path / "lib.py").write_text(
+        f"{ENGINE.format(given='').replace('asyncio.run(workflow())', '')}\n"
+        "def work(argv):\n    asyncio.run(workflow())\n    return len(argv)\n"
+        "main = work\n"
+    )
+    guard = "if __name__ == '__main__':\n    sys.exit(main(sys.argv))\n"
+    done = run(f"import sys\n{main}\n{guard}", "-b", "noop", "-e", "work_dir=w", "--", "one", "two")
+    assert (done.returncode, done.stdout) == (3, "noop w\n"), done.stderr
+
+
+def test_a_main_whose_engine_may_be_left_out_gets_one_where_nothing_calls_it(run: Run) -> None:
+    done = run("async def main(flow=None): print(flow.backend.name)", "-b", "noop")
+    assert (done.returncode, done.stdout) == (0, "noop\n"), done.stderr
 
 
 def test_options_are_for_each_engine_that_names_no_backend(run: Run) -> None:

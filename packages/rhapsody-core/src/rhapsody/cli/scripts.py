@@ -234,8 +234,27 @@ def takes_engine(tree: ast.Module, name: str = "main") -> bool:
 
     A function has to take an argument for that, and a plain one must not be decorated, as for
     another tool's command line. Of a name that is imported or assigned the tree tells no more.
+    Where the program calls it by itself, only an asynchronous function that cannot be called
+    without an argument is meant.
     """
-    return any(_binds_workflow(one, name) for one in _statements(tree.body))
+    called = _calls(tree, name)
+    return any(_binds_workflow(one, name, called) for one in _statements(tree.body))
+
+
+def _calls(tree: ast.Module, name: str) -> bool:
+    """Whether a program calls what has this name when it is run, or hands it on in its guard."""
+    for one in tree.body:
+        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        for node in ast.walk(one):
+            used = node if _is_guard(one) else getattr(node, "func", None)
+            if isinstance(used, ast.Name) and (used.id, type(used.ctx)) == (name, ast.Load):
+                return True
+    return False
+
+
+def _is_guard(one: ast.stmt) -> bool:
+    return isinstance(one, ast.If) and "__name__" in ast.unparse(one.test)
 
 
 def workflows(tree: ast.Module) -> list[str]:
@@ -250,7 +269,7 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
         yield one
         if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
-        if not (isinstance(one, ast.If) and "__name__" in ast.unparse(one.test)):
+        if not _is_guard(one):
             yield from _statements(getattr(one, "body", ()))
         for part in ("orelse", "finalbody"):
             yield from _statements(getattr(one, part, ()))
@@ -259,9 +278,12 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(clause.body)
 
 
-def _binds_workflow(one: ast.stmt, name: str) -> bool:
+def _binds_workflow(one: ast.stmt, name: str, called: bool) -> bool:
     if isinstance(one, ast.AsyncFunctionDef):
-        return one.name == name and _requires(one.args)
+        optional = one.args.args and not (called or one.decorator_list)
+        return one.name == name and (_requires(one.args) or bool(optional))
+    if called:
+        return False
     if isinstance(one, ast.FunctionDef):
         return one.name == name and _requires(one.args) and not one.decorator_list
     if isinstance(one, ast.ImportFrom):
