@@ -161,6 +161,19 @@ def test_more_is_shown_where_that_is_asked_for(run: Run, monkeypatch: pytest.Mon
     ]
 
 
+def test_what_programs_print_is_among_the_lines_and_what_functions_print_comes_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIZE", "3")
+    done = run(PIPELINE, "-v")
+    lines = done.stderr.splitlines()
+    for number, uid in enumerate(("000002", "000004", "000006")):
+        assert lines.count(f"simulate {uid} | simulated {number}") == 1, done.stderr
+    assert lines.count("simulate 000006 | not two") == 1
+    assert (done.stdout + done.stderr).count("loading 1") == 1
+    assert " | " not in run(PIPELINE, "-v", "--dry-run").stderr
+
+
 def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

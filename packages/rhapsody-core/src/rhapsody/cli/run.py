@@ -101,7 +101,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-v",
         "--verbose",
         action="store_true",
-        help="show the begin and end of each task, and what functions print as it comes",
+        help="show the begin and end of each task, what functions print as it comes, and what "
+        "programs print when they end",
     )
 
 

@@ -72,6 +72,7 @@ class Observation:
             None if extra is None else extra.scope, error,
             None if description is None else description.get("sandbox"),
             node.future._outcome if state in _ENDS and task.settings.capture is True else None,
+            task.kind,
         )  # fmt: skip
         node.native = None
 
@@ -89,7 +90,7 @@ class Observation:
 
 
 _ENDS = frozenset({TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED})
-_COLUMNS = 13
+_COLUMNS = 14
 _BATCH = 500
 
 
@@ -97,7 +98,7 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
     """Makes events of the values that `Observation.add` has put in rows."""
     (
         prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
-        errors, sandboxes, outcomes,
+        errors, sandboxes, outcomes, kinds,
     ) = (rows[column::_COLUMNS] for column in range(_COLUMNS))  # fmt: skip
     pairs = zip(prefixes, numbers, strict=True)
     uids = ["%s.%06d" % pair for pair in pairs]  # noqa: UP031 - a quarter less than an f-string
@@ -107,7 +108,7 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
     events: Any = tuple(
         map(
             _NewEvent, uids, names, attempts, states, natives, backends, epochs, times, workers,
-            scopes, errors, sandboxes, outputs, complaints,
+            scopes, errors, sandboxes, outputs, complaints, kinds,
         )
     )  # fmt: skip
     for event in events:
@@ -137,6 +138,7 @@ class _NewEvent:
     sandbox: str | None
     stdout: str | None
     stderr: str | None
+    kind: str
 
 
 _MARK = "_rhapsody_engine"

@@ -133,7 +133,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             progress: Shows on standard error what runs: a table that is kept up to date on a
                 terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`;
                 at the end an account of the run. While there is a table, what tasks print is
-                shown above it when each ends.
+                shown above it when each ends; with `"lines"` what programs print is shown then.
             retries: How many more attempts a failed task gets, or a `RetryPolicy`.
             lost_retries: How many more attempts a task gets whose worker, pilot or
                 connection was lost.

@@ -43,6 +43,7 @@ class Progress:
 
     def __init__(self, *, lines: bool = False, account: bool = True) -> None:
         place = None if lines else _place()
+        self._shows_programs = lines or place == "notebook"  # what functions print is there already
         self._place = place if place is not None and _taken.acquire(blocking=False) else None
         self.shows_output: bool = self._place == "terminal"
         self._counts = Counts()
@@ -62,11 +63,13 @@ class Progress:
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
         """Counts what happened, and shows it."""
         self._counts.add(events)
-        lines = list(_printed(events)) if self.shows_output and not engine.dry_run else []
+        lines: list[Line] = []
+        if (self.shows_output or self._shows_programs) and not engine.dry_run:
+            lines = list(_printed(events, functions=self.shows_output))
         if self._display is not None:
             self._display.changed(lines)
             return
-        if lines:  # the table could not be opened
+        if lines:  # in place of a table, or it could not be opened
             _write([f"{whose}{line}" for whose, line in lines])
         if self._timer is None:
             self._timer = engine.loop.call_later(EVERY, self._tell, engine.loop)
@@ -121,11 +124,16 @@ class Progress:
         return Display(screen, lambda: counts.all.running > 0)
 
 
-def _printed(events: Sequence[TaskEvent]) -> Iterator[Line]:
-    """What tasks that have ended have printed, each line led by its task."""
+def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
+    """What tasks that have ended have printed, each line led by its task.
+
+    Args:
+        events: What happened.
+        functions: Whether to give what functions have printed as well.
+    """
     for event in events:
         for printed in (event.stdout, event.stderr):
-            if printed:
+            if printed and (functions or event.kind == "executable"):
                 whose = f"{event.name} {event.uid.partition('.')[2]} | "
                 for line in printed.removesuffix("\n").split("\n"):
                     yield whose, line

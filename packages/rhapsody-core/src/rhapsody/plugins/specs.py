@@ -10,7 +10,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pluggy
 
@@ -140,6 +140,7 @@ class TaskEvent:
         stdout: What an attempt that has ended wrote to standard output; `None` where that was
             not kept, or only in files.
         stderr: The same of standard error.
+        kind: What was called: `"function"`, `"executable"` or `"block"`.
     """
 
     uid: str
@@ -156,6 +157,7 @@ class TaskEvent:
     sandbox: str | None = None
     stdout: str | None = None
     stderr: str | None = None
+    kind: Literal["function", "executable", "block"] = "function"
 
 
 @dataclass(frozen=True, slots=True)
