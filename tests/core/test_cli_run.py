@@ -29,7 +29,23 @@ def test_a_script_gets_its_own_arguments(run: Run) -> None:
     """
     done = run(script, "-b", "noop", "--", "--alpha", "3", "--", "-b")
     assert done.stdout.endswith("script.py', '--alpha', '3', '--', '-b']\n"), done.stderr
-    assert run(script, "--alpha").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (("--alpha", "3"), "rhapsody run script.py -- --alpha 3"),
+        (("a file", "-b", "noop"), "rhapsody run script.py -b noop -- 'a file'"),
+        (("-e", "retries=3", "--n=3", "3", "--", "x"),
+         "rhapsody run script.py -e retries=3 -- --n=3 3 x"),
+    ],
+)  # fmt: skip
+def test_arguments_of_its_own_that_stand_in_the_wrong_place_are_told_the_right_one(
+    run: Run, given: tuple[str, ...], command: str
+) -> None:
+    done = run(SIMPLE, *given)
+    check_mistake(done, "unrecognized arguments: ")
+    assert done.stderr.endswith(f"; write -- before the script's own arguments: {command}\n")
 
 
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:

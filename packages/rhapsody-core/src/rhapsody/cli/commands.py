@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -83,7 +84,11 @@ class Commands:
         if name in HANDS_ON:
             end = [*arguments, "--"].index("--")
             parsed.arguments, arguments = list(arguments[end + 1 :]), arguments[:end]
-        parsed = parser.parse_args(arguments, parsed)
+        parsed, unknown = parser.parse_known_args(arguments, parsed)
+        if unknown and name in HANDS_ON:
+            raise UsageError(_misplaced(arguments, unknown, parsed.arguments))
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if name is None:
             parser.print_help(sys.stderr)
             return USAGE
@@ -101,6 +106,19 @@ class Commands:
             if name == chosen and command.configure is not None:
                 command.configure(own)
         return parser
+
+
+def _misplaced(given: Sequence[str], unknown: Sequence[str], after: Sequence[str]) -> str:
+    """Says of arguments that a command does not take where those of the script stand."""
+    known = list(given)
+    for one in reversed(unknown):
+        if one in known:  # all but a part of several options in one word
+            del known[len(known) - 1 - known[::-1].index(one)]
+    command = shlex.join(["rhapsody", *known, "--", *unknown, *after])
+    return (
+        f"unrecognized arguments: {shlex.join(unknown)}; write -- before the script's own "
+        f"arguments: {command}"
+    )
 
 
 class _Version(argparse.Action):
