@@ -217,7 +217,9 @@ class Notebook:
         """Does nothing: it stays."""
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Does nothing: what tasks print is in the notebook already."""
+        """Prints lines as the program does: what functions print is in the notebook already."""
+        if lines:
+            print("\n".join(f"{whose}{text}" for whose, text in lines), flush=True)  # noqa: T201
 
     def draw(self) -> None:
         """Draws the picture as it is now."""
