@@ -73,6 +73,36 @@ def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out/20.txt").read_text() == "made\n"
 
 
+@pytest.mark.parametrize(("saved", "more"), [(1, 0), (19, 1)])
+def test_files_without_a_place_are_listed_after_those_that_were_saved(
+    run: Run, tmp_path: Path, saved: int, more: int
+) -> None:
+    done = run(f"""
+        from rhapsody import OutputFile
+
+        async def main(flow):
+            @flow.executable_task
+            def write(out):
+                return f"echo made > {{out}}"
+
+            await write(OutputFile("one.csv"))
+            await write(OutputFile("two.csv"))
+            for number in range({saved}):
+                write(OutputFile(f"out/{{number}}.txt"))
+    """)
+    first, *lines = done.stderr.splitlines()
+    assert first == f"results ({saved + 2}):"
+    assert all(line.startswith("  out/") for line in lines[:saved])
+    path, task, uid = lines[saved].split()
+    assert path.endswith("/one.csv")
+    assert (task, uid) == ("(write,", "task.000001)")
+    assert (tmp_path / path).read_text() == "made\n"
+    if more:
+        assert lines[saved + 1] == "  ... and 1 more"
+    else:
+        assert lines[saved + 1].endswith("/two.csv  (write, task.000002)")
+
+
 def test_another_function_runs(run: Run) -> None:
     done = run("async def other(flow): print(type(flow).__name__)", function=":other")
     assert (done.returncode, done.stdout) == (0, "WorkflowEngine\n")

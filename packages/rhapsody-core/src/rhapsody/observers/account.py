@@ -94,21 +94,16 @@ def _failed(failure: Failure) -> list[str]:
 def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
     """The lines that say which files a run has left; the first ones of many.
 
-    Of those that nobody named a place for, which are in the engine's directory, only how many there
-    are, where others are listed.
+    Those that nobody named a place for, which are in the engine's directory, come last.
     """
     if not results:
         return []
-    saved = [file for file in results if directory not in file.path.parents]
     lines = [f"results ({len(results)}):"]
-    for file in (saved or results)[:LISTED]:
+    for file in sorted(results, key=lambda file: directory in file.path.parents)[:LISTED]:
         slash = "/" * file.path.is_dir()
         lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
-    more = len(saved or results) - LISTED
-    lines += [f"  ... and {more} more"] * (more > 0)
-    if saved and len(saved) < len(results):
-        lines.append(f"  and {len(results) - len(saved)} without a place, among the run's files")
-    return lines
+    more = len(results) - LISTED
+    return lines + [f"  ... and {more} more"] * (more > 0)
 
 
 def shown(path: str | os.PathLike[str]) -> str:
