@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody import StateMapper, WorkflowEngine
+from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import CapabilityError, DataError, TaskTimeoutError
 from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
@@ -355,9 +356,42 @@ async def test_a_service_gets_a_free_port_of_its_node(driver: Driver) -> None:
 
 
 async def test_a_program_may_leave_anything_where_its_output_was(driver: Driver) -> None:
-    swap = 'rm "$RP_TASK_ID.out" "$RP_TASK_ID.err"; mkfifo "$RP_TASK_ID.out"; '
-    done = await driver.run_one(driver.command(swap + 'ln -s /etc/passwd "$RP_TASK_ID.err"'))
+    out, err = OUTPUT_FILES
+    swap = f"rm {out} {err}; mkfifo {out}; ln -s /etc/passwd {err}"
+    done = await driver.run_one(driver.command(swap))
     assert (done.state, done.stdout, done.stderr) == (TasksMainStates.DONE, "", "")
+
+
+async def test_the_output_of_a_running_program_can_be_followed(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    @flow.executable_task
+    def talk() -> str:
+        return f"echo begun; echo > {tmp_path}/begun; cat {tmp_path}/gate; echo over"
+
+    for name in ("begun", "gate"):
+        os.mkfifo(tmp_path / name)
+    future = talk()
+    async with asyncio.timeout(60):
+        await asyncio.to_thread((tmp_path / "begun").read_text)
+        assert (tmp_path / str(future.stdout_path)).read_text() == "begun\n"
+        (tmp_path / "gate").write_text("")
+        assert await future == "begun\nover\n"
+    await flow.shutdown(skip_execution_backend=True)
+
+
+async def test_what_tasks_print_in_one_directory_stays_apart(
+    driver: Driver, tmp_path: Path
+) -> None:
+    ends = await driver.run(
+        *(own(driver.command(f"echo {n}"), sandbox=str(tmp_path / "one")) for n in range(3)),
+        own(driver.command("echo named"), stdout="printed"),
+    )
+    assert [end.stdout for end in ends] == ["0\n", "1\n", "2\n", "named\n"]
+    sandbox = str(ends[3].task.get("sandbox"))
+    assert (tmp_path / sandbox / "printed").read_text() == "named\n"
 
 
 async def test_info_pattern_says_when_a_service_is_ready(driver: Driver) -> None:

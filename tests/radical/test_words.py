@@ -174,7 +174,8 @@ def test_a_task_is_placed_where_the_engine_or_its_words_say(tmp_path: Path) -> N
         place(task(uid="four", sandbox=str(tmp_path / "a b")), {}, there)
     elsewhere, words = task(uid="five"), {}
     assert not place(elsewhere, words, pilot(shared=False, sandbox="/there"))
-    assert (elsewhere["sandbox"], words) == ("/there/five", {})
+    printed = {"stdout": "/there/five/.rhapsody.stdout", "stderr": "/there/five/.rhapsody.stderr"}
+    assert (elsewhere["sandbox"], words) == ("/there/five", printed)
 
 
 # RAPTOR's configuration.

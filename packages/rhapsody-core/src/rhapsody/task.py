@@ -351,8 +351,8 @@ class TaskFuture(asyncio.Future[T]):
     def stdout_path(self) -> str | None:
         """The file that holds what an executable has printed so far, for `tail -f`.
 
-        In its sandbox, from when it runs until the sandbox goes, unless `capture=False`; `None`
-        for functions.
+        In its sandbox, from when it runs until the sandbox goes, unless `capture=False` or its
+        settings in the backend's own words name another file; `None` for functions.
         """
         sandbox = self.sandbox
         if sandbox is None or self._definition.kind != "executable":

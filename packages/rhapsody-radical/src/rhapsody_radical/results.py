@@ -23,7 +23,7 @@ from rhapsody.errors import (
 from rhapsody.sdk.readiness import too_early
 from rhapsody.task import TaskDescription
 from rhapsody_radical.jobs import Job
-from rhapsody_radical.translate import missing_outputs
+from rhapsody_radical.translate import missing_outputs, output_names
 
 DONE, FAILED, CANCELED = "DONE", "FAILED", "CANCELED"
 
@@ -56,11 +56,8 @@ def of(
 
 def output_paths(job: Job) -> tuple[str, str]:
     """The files that hold what an executable wrote."""
-    sandbox, settings = job.task.get("sandbox", ""), job.task["task_backend_specific_kwargs"]
-    return (
-        os.path.join(sandbox, settings.get("stdout") or f"{job.uid}.out"),
-        os.path.join(sandbox, settings.get("stderr") or f"{job.uid}.err"),
-    )
+    sandbox, (out, err) = job.task.get("sandbox", ""), output_names(job.task)
+    return os.path.join(sandbox, out), os.path.join(sandbox, err)
 
 
 def collect_output(job: Job) -> None:

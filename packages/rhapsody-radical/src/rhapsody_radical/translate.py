@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rhapsody.data import make_sandbox, moved
+from rhapsody.data import OUTPUT_FILES, make_sandbox, moved
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.executables import working_directory
 from rhapsody.task import Resources, TaskDescription
@@ -281,6 +281,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> b
     own = not wanted and not words.get("sandbox")
     if not pilot.shared:
         _move(task, words, below)
+        _print_to(task, words, below)
         if task.get("stdin"):
             raise CapabilityError(
                 f"task {task['name']!r} has a standard input, which cannot be given on pilot "
@@ -302,6 +303,7 @@ def place(task: TaskDescription, words: dict[str, Any], pilot: TargetPilot) -> b
     if sandbox != below:
         os.symlink(sandbox, below)
     _move(task, words, sandbox)
+    _print_to(task, words, sandbox)
     words["sandbox"] = sandbox
     text = task.get("stdin")
     if text and task["function"] is None:
@@ -315,6 +317,21 @@ def _move(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
     if former and former != sandbox and "executable" in words:
         words["executable"] = moved(words["executable"], former, sandbox)
         words["arguments"] = [moved(word, former, sandbox) for word in words["arguments"]]
+
+
+def _print_to(task: TaskDescription, words: dict[str, Any], sandbox: str) -> None:
+    for key, name in zip(("stdout", "stderr"), output_names(task), strict=True):
+        words[key] = words.get(key) or os.path.join(sandbox, name)
+
+
+def output_names(task: TaskDescription) -> tuple[str, str]:
+    """The files in its sandbox that an executable prints to, or whole paths that the user names.
+
+    In a directory that the user names, which other tasks may have, too, they begin with its uid.
+    """
+    settings, uid = task["task_backend_specific_kwargs"], task["uid"]
+    out, err = (f"{uid}.out", f"{uid}.err") if settings.get("sandbox") else OUTPUT_FILES
+    return settings.get("stdout") or out, settings.get("stderr") or err
 
 
 def check_staging(task: TaskDescription, settings: Mapping[str, Any]) -> None:
