@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from rhapsody import StateMapper, WorkflowEngine
 from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import CapabilityError, DataError, TaskTimeoutError
+from rhapsody.errors import CapabilityError, DataError, TaskFailedError, TaskTimeoutError
 from rhapsody.states import TasksMainStates
 from rhapsody.testing import Driver
 from rhapsody_radical import RadicalExecutionBackend, service_ready_callback
@@ -362,7 +362,7 @@ async def test_a_program_may_leave_anything_where_its_output_was(driver: Driver)
     assert (done.state, done.stdout, done.stderr) == (TasksMainStates.DONE, "", "")
 
 
-async def test_the_output_of_a_running_program_can_be_followed(
+async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
     made: RadicalExecutionBackend, tmp_path: Path
 ) -> None:
     flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
@@ -377,8 +377,24 @@ async def test_the_output_of_a_running_program_can_be_followed(
     async with asyncio.timeout(60):
         await asyncio.to_thread((tmp_path / "begun").read_text)
         assert (tmp_path / str(future.stdout_path)).read_text() == "begun\n"
+        assert future.host == socket.gethostname()
         (tmp_path / "gate").write_text("")
         assert await future == "begun\nover\n"
+    await flow.shutdown(skip_execution_backend=True)
+
+
+async def test_the_host_of_a_program_that_failed_is_noted(
+    made: RadicalExecutionBackend, tmp_path: Path
+) -> None:
+    flow = await WorkflowEngine.create(made, work_dir=tmp_path / "flow", handle_signals=False)
+
+    @flow.executable_task
+    def fail() -> str:
+        return "false"
+
+    with pytest.raises(TaskFailedError) as error:
+        await fail()
+    assert f"on 'radical_pilot' ({socket.gethostname()})" in error.value.__notes__[-1]
     await flow.shutdown(skip_execution_backend=True)
 
 

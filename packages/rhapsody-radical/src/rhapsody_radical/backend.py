@@ -387,7 +387,7 @@ class RadicalExecutionBackend(KeptNames):
         job: Job | None = self.open_tasks.get(uid)
         if job is None or job.running or job.over:
             return
-        job.running, job.began, job.host = True, time.monotonic(), host
+        job.begin(host)
         if not job.task["is_service"]:
             self.report_state(job.task, AGENT_EXECUTING)
             return

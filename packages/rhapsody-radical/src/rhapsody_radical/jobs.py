@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
@@ -111,6 +113,12 @@ class Job:
         self.timeout: float = 0.0
         self.startup_timeout: float = 0.0
         self.own_sandbox: bool = False
+
+    def begin(self, host: str) -> None:
+        """Notes that it runs, and where: RADICAL-Pilot seldom tells the node before the end."""
+        self.running, self.began, self.host = True, time.monotonic(), host
+        here = socket.gethostname() if self.pilot.here else self.pilot.uid
+        self.task["worker"] = host or here
 
     def claim_end(self) -> bool:
         """Whether the caller is the first to see the end: it reports it."""
