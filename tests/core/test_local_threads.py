@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import os
 import threading
 import time
 import traceback
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from rhapsody import WorkflowEngine, hookimpl
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError
@@ -206,6 +208,31 @@ async def test_the_worker_is_named(driver: Driver) -> None:
     end = await driver.run_one(driver.call(lambda: threading.current_thread().name))
     assert end.task["worker"] == end.value
     assert end.value.startswith("rhapsody-worker-")
+
+
+async def test_where_a_function_runs_is_told_while_it_does() -> None:
+    begun, seen = threading.Event(), threading.Event()
+    told: list[str | None] = []
+
+    class Told:
+        @hookimpl
+        def rhapsody_task_events(self, events: Any) -> None:
+            told.extend(event.worker for event in events if event.state == "RUNNING")
+
+    async with WorkflowEngine.create(observers=[Told()]) as flow:
+
+        @flow.function_task
+        def work() -> str:
+            begun.set()
+            assert seen.wait(30)
+            return threading.current_thread().name
+
+        future = work()
+        assert await asyncio.to_thread(begun.wait, 30)
+        host = future.host
+        seen.set()
+        assert await future == host
+    assert told in ([os.uname().nodename], [host])  # where it was not taken yet, or was already
 
 
 # Cancelling.

@@ -32,6 +32,9 @@ Waking a sleeping thread takes longer than most of what happens between a job's 
 and the start of the one that waited for it. The looking lasts some 30 µs.
 """
 
+HERE: str = os.uname().nodename
+"""This machine's name."""
+
 
 class ThreadWorkers:
     """Worker threads, started as they are needed.
@@ -54,9 +57,11 @@ class ThreadWorkers:
 
     def run(self, job: Job) -> None:
         """Hands a job to a thread that is free, or to a new one."""
-        if job.task.get("environment"):
+        task = job.task
+        if task.get("environment"):
             raise no_environment(job)
         job.enter()
+        task["worker"] = HERE  # until a thread has taken it
         if self._busy == len(self._workers):
             name = f"{self._name}-{len(self._workers) + 1}"
             self._workers.append(_Worker(name, self._jobs, self._deliver, self._lock))
@@ -120,7 +125,7 @@ class _Worker:
                 job = self.job = self._next()
                 if job is None:
                     return
-                job.worker = self._name
+                job.worker = job.task["worker"] = self._name
                 contextvars.Context().run(self._call, job)
                 self.job = None
                 self._deliver(job)
@@ -186,6 +191,7 @@ class SharedThread:
         if job.task.get("environment"):
             raise no_environment(job)
         job.enter()
+        job.worker = self._name
         self._open += 1
         self._loop.call(partial(self._start, job))
 
@@ -212,7 +218,6 @@ class SharedThread:
             self._deliver(job)
             return
         task = job.task
-        job.worker = self._name
         function, args, kwargs = task["function"], task["args"], task["kwargs"]
         assert function is not None
         job.handle = self._loop.start(
