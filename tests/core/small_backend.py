@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from contextlib import suppress
 from typing import Any
 
 from rhapsody.backends.base import Capabilities, CompletedExecutable, ManagedBackend
+from rhapsody.data import OUTPUT_FILES, end_of_file
 from rhapsody.task import TaskDescription, task_kind
 
 
@@ -42,12 +44,14 @@ class SmallBackend(ManagedBackend):
         os.makedirs(sandbox, mode=0o700, exist_ok=True)
         command = task["executable"] or ""
         words = [command, *task["arguments"]] if "arguments" in task else ["sh", "-c", command]
+        paths = [os.path.join(sandbox, name) for name in OUTPUT_FILES]
+        out, err = (open(path, "wb") for path in paths)  # noqa: ASYNC230, SIM115 - small
         starting = asyncio.ensure_future(
             asyncio.create_subprocess_exec(
                 *words,
                 stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+                stdout=out,
+                stderr=err,
                 cwd=task.get("cwd", sandbox),
                 env={**os.environ, **task.get("environment", {})},
                 start_new_session=True,
@@ -55,18 +59,18 @@ class SmallBackend(ManagedBackend):
         )
         try:
             process = await asyncio.shield(starting)
-            streams = await process.communicate(task.get("stdin", "").encode())
+            await process.communicate(task.get("stdin", "").encode())
         except asyncio.CancelledError:
             process = await starting
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             raise
+        finally:
+            out.close()
+            err.close()
         keep = task.get("capture", True)
-        texts = [stream.decode(errors="replace") if keep else "" for stream in streams]
         if keep == "files":
-            for number, name in enumerate(("stdout", "stderr")):
-                texts[number] = os.path.join(sandbox, f".{name}")
-                with open(texts[number], "wb") as file:  # noqa: ASYNC230 - small
-                    file.write(streams[number])
+            return CompletedExecutable(process.returncode or 0, *paths)
+        texts = [end_of_file(path, sys.maxsize) if keep else "" for path in paths]
         return CompletedExecutable(process.returncode or 0, *texts)

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.testing._rules import ASYNC, EXECUTABLES, FUNCTIONS, SERVICES, SYNC, cancels
+from rhapsody.plugins.specs import TaskEvent, hookimpl
+from rhapsody.states import TasksMainStates
+from rhapsody.testing._executables import text_of
+from rhapsody.testing._rules import (
+    ASYNC,
+    EXECUTABLES,
+    FUNCTIONS,
+    RUNNING,
+    SERVICES,
+    SHARED,
+    SYNC,
+    cancels,
+)
 from rhapsody.testing._running import check
+from rhapsody.testing._tasks import until
 from rhapsody.testing._trial import Trial, state_of
 
 if TYPE_CHECKING:
@@ -157,6 +172,43 @@ class Graphs:
         second = await program(first)
         trial.require(second == "c  b\n|$HOME|", f"the list gave {second!r}")
 
+    @check(
+        "C7.3",
+        "a future says where a program runs, since when, and what it has printed",
+        EXECUTABLES,
+        RUNNING,
+        SHARED,
+    )
+    async def test_a_running_program_can_be_watched(self, trial: Trial) -> None:
+        events = Events()
+        flow = await trial.engine(observers=[events])
+        begun, gate = trial.work_dir / "begun", trial.work_dir / "going"
+        gate.touch()
+
+        @flow.executable_task
+        async def talk() -> list[str]:
+            wait = 'echo first; : > "$1"; while [ -e "$2" ]; do sleep 0.05; done; echo last'
+            return ["sh", "-c", wait, "talk", str(begun), str(gate)]
+
+        future = talk()
+        try:
+            trial.doing("waiting for a program to begin, and for RUNNING")
+            await until(lambda: begun.exists() and future.state is TasksMainStates.RUNNING)
+            host, since, path = future.host, future.started_at, future.stdout_path
+            if trial.capabilities.sandboxes:
+                trial.doing(f"waiting for 'first' in `stdout_path`, {path!r}")
+                await until(lambda: path is not None and text_of(Path(path)) == "first\n")
+        finally:
+            gate.unlink()
+        await future
+        await flow.shutdown(skip_execution_backend=True)  # all events are told by then
+        trial.require(since is not None, "while it runs `started_at` is None")
+        last = events.seen[-1].worker
+        trial.require(
+            host is not None or last is None,
+            f"while it runs `host` is None: `worker` is set at its end alone, to {last!r}",
+        )
+
     @check("C7.4", "current_task() says who is running", SYNC)
     async def test_a_function_knows_its_task(self, trial: Trial) -> None:
         await _require_context(trial, sync=True)
@@ -232,6 +284,18 @@ class Graphs:
         trial.doing("waiting for a cancelled service to end")
         await service.ended()
         trial.require(await service == "4711", "its readiness result is gone")
+
+
+class Events:
+    """Keeps what an engine tells of its tasks."""
+
+    def __init__(self) -> None:
+        self.seen: list[TaskEvent] = []
+
+    @hookimpl
+    def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+        """Keeps the events."""
+        self.seen += events
 
 
 Context = tuple[str, str, int, bool, float]
