@@ -378,9 +378,11 @@ async def test_where_a_program_runs_and_what_it_prints_can_be_seen(
         await asyncio.to_thread((tmp_path / "begun").read_text)
         assert (tmp_path / str(future.stdout_path)).read_text() == "begun\n"
         assert future.host == socket.gethostname()
+        assert made.cores_in_use() == (1, 8)
         (tmp_path / "gate").write_text("")
         assert await future == "begun\nover\n"
     await flow.shutdown(skip_execution_backend=True)
+    assert made.cores_in_use() == (0, 8)
 
 
 async def test_the_host_of_a_program_that_failed_is_noted(

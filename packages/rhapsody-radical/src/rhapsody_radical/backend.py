@@ -19,7 +19,6 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -392,7 +391,7 @@ class RadicalExecutionBackend(KeptNames):
             self.report_state(job.task, AGENT_EXECUTING)
             return
         assert self._loop is not None
-        self.report_state(job.task, AGENT_EXECUTING, partial(_attach, job))
+        self.report_state(job.task, AGENT_EXECUTING, partial(services.attach, job))
         services.watch(job, self._loop, self._service_ready, self.ask_to_end)
 
     def _service_ready(self, uid: str, info: Any) -> None:
@@ -488,13 +487,13 @@ class RadicalExecutionBackend(KeptNames):
         """What became of the pilots: states with their times, and utilisation."""
         return {"pilots": self.fleet.account()}
 
+    def cores_in_use(self) -> tuple[int, int]:
+        """How many cores tasks have that run, and how many the pilots have that have not ended."""
+        used = sum(job.cores for job in self.open_jobs() if job.running)
+        return used, sum(pilot.cores for pilot in self.pilots if pilot.usable)
+
     def _pilot_ended(self, pilot: Pilot) -> None:
         """The tasks of a pilot that ended are lost."""
         for job in self.open_jobs():
             if job.pilot is pilot and job.sent:
                 self.end(job, "LOST")
-
-
-def _attach(job: Job, future: Any, task: Any, state: Any) -> None:
-    assert job.ready is not None
-    services.service_ready_callback(future, SimpleNamespace(wait_info=job.ready.result), state)

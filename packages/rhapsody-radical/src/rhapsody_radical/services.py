@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 from rhapsody.errors import CapabilityError
@@ -77,6 +78,12 @@ def service_ready_callback(future: Any, task: Any, state: Any) -> None:
                 future.set_result(info)
 
     threading.Thread(target=wait, name="rhapsody-radical-service", daemon=True).start()
+
+
+def attach(job: Job, future: Any, task: Any, state: Any) -> None:
+    """Sets a future once a job's service is ready, as `service_ready_callback` does."""
+    assert job.ready is not None
+    service_ready_callback(future, SimpleNamespace(wait_info=job.ready.result), state)
 
 
 def readiness(task: TaskDescription) -> Ready | None:
