@@ -7,7 +7,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.backends.scripts import AGAIN
+from rhapsody.data import RESERVED
 from rhapsody.errors import DependencyFailureError, TaskFailedError, TaskTimeoutError
 from rhapsody.testing._graphs import adder, value
 from rhapsody.testing._rules import (
@@ -94,7 +94,7 @@ class Misfortunes:
         flow = await trial.engine()
         future = _failing(flow)("a word")
         await asyncio.wait([future])
-        script = f"{future.sandbox}/{AGAIN}"
+        script = f"{future.sandbox}/{RESERVED}again"
         _require_note(trial, future, [f"  sandbox: {future.sandbox}\n", "to run it again: sh "])
         again = await asyncio.to_thread(
             subprocess.run, ["sh", script], capture_output=True, text=True, check=False
