@@ -243,7 +243,7 @@ async def test_a_promise_that_was_not_kept_says_what_was_written() -> None:
             return "mkdir results; touch results/a.txt; touch b.txt"
 
         with pytest.raises(
-            DataError, match=r"'a.txt' in '.*'; it wrote 'b.txt', 'results/a.txt'; files"
+            DataError, match=r"'a.txt' in '.*'; it wrote 'b.txt', 'results/a.txt'; commands"
         ):
             await write(OutputFile("results/a.txt"))
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rhapsody.errors import DependencyFailureError, describe_error, first_call, is_a, text_of
+from rhapsody.errors import (
+    DependencyFailureError,
+    describe_error,
+    first_call,
+    is_a,
+    text_of,
+    vars_of,
+)
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
 
@@ -15,9 +22,6 @@ CANCELED = TasksMainStates.CANCELED
 
 LAST = 20
 """How many failures are kept, the newest ones."""
-
-KEPT = 1000
-"""Characters that are kept of what a failed task has printed, the last ones."""
 
 
 @dataclass(slots=True)
@@ -58,7 +62,7 @@ class Failure:
         error: Its exception in words.
         sandbox: The directory that it ran in, where it had one.
         attempt: Which attempt it was, from 1.
-        stdout: What it wrote to standard output, where that was kept.
+        stdout: The end of what it wrote to standard output, as its exception's note has it.
     """
 
     name: str
@@ -137,10 +141,20 @@ class Counts:
                 _in_words(event),
                 event.sandbox,
                 event.attempt,
-                (event.stdout or "")[-KEPT:],
+                _stdout(event.error),
             )
             if len(self._last) > LAST:
                 del self._last[next(iter(self._last))]
+
+
+def _stdout(error: BaseException | None) -> str:
+    """What the note on an exception says of standard output, in which secrets are hidden."""
+    notes = None if error is None else vars_of(error).get("__notes__")
+    for note in notes if type(notes) is list else ():
+        _, found, rest = str(note).partition("  standard output ended with:\n")
+        if found:
+            return rest.partition("\n  standard error ended with:\n")[0]
+    return ""
 
 
 def _in_words(event: TaskEvent) -> str:
