@@ -117,13 +117,6 @@ class CutsOutput(SmallBackend):
         return done._replace(stdout=done.stdout[:65536])
 
 
-class NamesItsWorkerAtTheEnd(SmallBackend):
-    async def _execute(self, task: TaskDescription) -> CompletedExecutable:
-        done = await super()._execute(task)
-        task["worker"] = "node17"
-        return done
-
-
 class PrintsElsewhere(SmallBackend):
     async def _execute(self, task: TaskDescription) -> CompletedExecutable:
         other = cast("TaskDescription", {**task, "sandbox": task["sandbox"] + ".2"})
