@@ -29,7 +29,7 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
-from tests.core.saving import files
+from tests.core.saving import files, held_open
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -190,19 +190,10 @@ async def test_a_file_that_is_made_again_is_that_of_the_last(
 
 
 async def test_two_tasks_cannot_write_one_file_at_once(here: Path, flow: WorkflowEngine) -> None:
-    started, gate = here / "started", here / "gate"
-    os.mkfifo(started)
-    os.mkfifo(gate)
-
-    @flow.executable_task
-    def slow(out: OutputFile) -> str:
-        return f"echo > {started}; cat {gate} > {out}"
-
-    first = slow(OutputFile("out/a.txt"))
-    await within(asyncio.to_thread(started.read_text))
+    first, gate = await held_open(here, flow, OutputFile("out/a.txt"), "printf slowly > a.txt")
     with pytest.raises(DataError, match=r"'write' cannot save 'b' as .*task 'slow' is about to"):
         await within(writer(flow)("word", OutputFile("b", save="out/a.txt")))
-    gate.write_text("slowly")
+    gate.write_text("go")
     await within(first)
     assert (here / "out/a.txt").read_text() == "slowly"
 
