@@ -1,0 +1,87 @@
+"""Digests of files, kept for as long as a file's size, time of change and inode stay the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rhapsody.journal.values import SIZE
+
+LONGEST = 4096
+"""Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
+
+LARGE = 1 << 20
+"""Bytes from which on a file's digest is kept for later runs; of smaller ones it is made again."""
+
+SETTLED = 2_000_000_000
+"""Nanoseconds since its last change after which a file's digest is kept for later runs: a change
+within the clock tick of the file system would not be seen (Git calls such an entry racy)."""
+
+
+class Stamp(NamedTuple):
+    """What of a file changes with its content."""
+
+    device: int
+    inode: int
+    size: int
+    changed: int
+
+
+class FileDigests:
+    """Makes digests of files, each once while it does not change. Used on one thread.
+
+    Args:
+        earlier: Gives the digest that an earlier run kept for a stamp.
+
+    Attributes:
+        new: Digests that are to be kept for later runs, by their stamps.
+    """
+
+    def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:
+        self.new: dict[Stamp, bytes] = {}
+        self._earlier = earlier
+        self._known: dict[Stamp, bytes] = {}
+
+    def of(self, path: str) -> bytes | None:
+        """The digest of a file's content; `None` where no file is there that can be read."""
+        if not path or len(path) > LONGEST or "\0" in path or "\n" in path:
+            return None
+        try:
+            found = os.stat(path)
+            return self._of(path, found) if stat.S_ISREG(found.st_mode) else None
+        except (OSError, ValueError):  # it is gone, or the name has characters that none can have
+            return None
+
+    def of_any(self, path: str) -> bytes | None:
+        """The same of a file or a directory, which has the digests of all files in it."""
+        if not os.path.isdir(path):
+            return self.of(path)
+        made = hashlib.blake2b(b"directory", digest_size=SIZE)
+        for place, directories, names in os.walk(path):
+            directories.sort()
+            for name in sorted(names):
+                inner = os.path.join(place, name)
+                digest = self.of(inner)
+                if digest is None:
+                    return None
+                relative = os.path.relpath(inner, path).encode("utf-8", "surrogateescape")
+                made.update(b"%d:%b" % (len(relative), relative) + digest)
+        return made.digest()
+
+    def _of(self, path: str, found: os.stat_result) -> bytes:
+        stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        digest = self._known.get(stamp)
+        if digest is None and stamp.size >= LARGE:
+            digest = self._earlier(stamp)
+        if digest is None:
+            with open(path, "rb") as file:
+                made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE))
+            digest = made.digest()
+            if stamp.size >= LARGE and time.time_ns() - stamp.changed > SETTLED:
+                self.new[stamp] = digest
+        self._known[stamp] = digest
+        return digest
