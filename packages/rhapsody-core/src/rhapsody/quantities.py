@@ -11,24 +11,25 @@ import re
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
 
 
-def memory_in_bytes(memory: int | str) -> int:
+def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
     """Bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
 
     `kB`, `MB`, ... are powers of 1000, `KiB`, `MiB`, ... of 1024 (IEC 80000-13).
+    `argument` is what errors call it.
 
     Raises:
         ValueError: The text is not a size, or the size is negative.
         TypeError: Neither a number nor a string.
     """
     if isinstance(memory, bool) or not isinstance(memory, int | str):
-        raise TypeError(f"memory must be bytes or text such as '2 GiB', not {memory!r}")
+        raise TypeError(f"{argument} must be bytes or text such as '2 GiB', not {memory!r}")
     if isinstance(memory, int):
         if memory < 0:
-            raise ValueError(f"memory must not be negative, got {memory}")
+            raise ValueError(f"{argument} must not be negative, got {memory}")
         return memory
     match = _MEMORY.fullmatch(memory)
     if match is None:
-        raise ValueError(f"memory must look like '500 MB' or '2 GiB', got {memory!r}")
+        raise ValueError(f"{argument} must look like '500 MB' or '2 GiB', got {memory!r}")
     number, prefix, binary = match.groups()
     base = 1024 if binary else 1000
     power: int = " kmgtp".index(prefix.lower() or " ")

@@ -188,6 +188,7 @@ class Outcome:
         backend: The name of the backend that ran it.
         keeper: Whatever must stay alive while the sandbox is needed.
         matches: Which of the files match each pattern that it declared.
+        paths: Where the files are that an earlier run left; those of others are in the sandbox.
     """
 
     uid: str
@@ -199,6 +200,13 @@ class Outcome:
     backend: str | None = None
     keeper: object = None
     matches: Mapping[str, tuple[str, ...]] | None = None
+    paths: Mapping[str, str] | None = None
+
+    def path_of(self, name: str) -> str:
+        """Where a file or directory is that the attempt made."""
+        if self.paths is not None and name in self.paths:
+            return self.paths[name]
+        return os.path.join(self.sandbox or "", name)
 
 
 class Definition(Protocol):

@@ -20,8 +20,8 @@ from rhapsody.engine.attach import Attached
 from rhapsody.engine.life import Event, Future, Life, Work
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.timers import Timer
-from rhapsody.staging.files import Resolved
 from rhapsody.staging.places import Target
+from rhapsody.staging.resolved import Resolved
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome, TaskDescription, TaskFuture
 

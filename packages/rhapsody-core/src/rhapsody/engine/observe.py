@@ -226,6 +226,10 @@ class Tally:
         """A future has failed; somebody may still look at it."""
         self._held.add(future)
 
+    def has_unseen(self) -> bool:
+        """Whether anything failed that nobody has looked at so far."""
+        return self.total > 0 or any(future._log_traceback for future in tuple(self._held))
+
     def close(self) -> None:
         """The engine ends: writes the line, with the failures that are still held."""
         for future in tuple(self._held):

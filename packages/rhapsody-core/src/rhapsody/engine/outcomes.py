@@ -26,10 +26,12 @@ class Outcomes:
 
     Args:
         stager: Keeps sandboxes, and knows the files in them.
+        recording: Whether results are recorded.
     """
 
-    def __init__(self, stager: Stager) -> None:
+    def __init__(self, stager: Stager, *, recording: bool) -> None:
         self._stager = stager
+        self._recording = recording
 
     def read(
         self, node: Node, main: TasksMainStates, report: Mapping[str, Any]
@@ -123,6 +125,7 @@ class Outcomes:
                 outputs=outputs if done else (),
                 result_is_path=node.task.settings.capture == "files" or leads_into(value, sandbox),
                 matches=outcome.matches,
+                recorded=self._recording and done and node.task.settings.cache,
             )
         node.future._outcome = outcome
 

@@ -18,7 +18,7 @@ from rhapsody.engine.node import Node
 from rhapsody.errors import PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.reports import ObservedEngine
-from rhapsody.plugins.specs import LookupTask, Record, Recorded
+from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
 
 
 class Recording:
@@ -30,6 +30,8 @@ class Recording:
         engine: What they are told is the engine.
         background: Runs what takes long.
         missing: Called with each node for which no plugin has a result.
+        found: Called with each for which one has.
+        implicit_data: Whether tasks see what dependencies left in their sandboxes.
     """
 
     def __init__(
@@ -39,12 +41,17 @@ class Recording:
         engine: ObservedEngine,
         background: Background,
         missing: Callable[[Node], object],
+        found: Callable[[Node, Recorded], object],
+        *,
+        implicit_data: bool,
     ) -> None:
         self._machine = machine
         self._hooks = hooks
         self._engine = engine
         self._background = background
         self._missing = missing
+        self._found = found
+        self._implicit_data = implicit_data
         self._unlooked: list[Node] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[Node, Any]] = []
@@ -57,7 +64,7 @@ class Recording:
         settings = node.task.settings
         if not self._hooks.lookup_results or settings.service or not settings.cache:
             return False
-        if node.attempt != 1:
+        if node.attempt != 1 or node.pushed:  # the values of its arguments are not here
             return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
@@ -77,7 +84,7 @@ class Recording:
             waiting = [node for node in waiting if node.life.work is Work.READY]
             if not waiting:
                 return
-            tasks = [_to_look_up(node) for node in waiting]
+            tasks = [self._to_look_up(node) for node in waiting]
             results = self._hooks.call(hook, engine=self._engine, tasks=tasks)
             if inspect.isawaitable(results):
                 results = await self._looked_up(hook, results)
@@ -90,7 +97,7 @@ class Recording:
             missing = []
             for node, result in zip(waiting, results, strict=True):
                 if isinstance(result, Recorded):
-                    self._machine.recorded(node, result.value)
+                    self._found(node, result)
                 else:
                     missing.append(node)
             waiting = missing
@@ -136,6 +143,7 @@ class Recording:
                 value=value,
                 settings=node.recording_settings(),
                 inputs=node.input_paths(),
+                files=self._files(node),
             )
             for node, value in batch
             if node.description is not None
@@ -153,6 +161,37 @@ class Recording:
         self._holding.add(task)
         task.add_done_callback(self._holding.discard)
 
+    def _files(self, node: Node) -> TaskFiles | None:
+        """What a task has made that is done."""
+        outcome = node.future._outcome
+        if outcome is None or outcome.sandbox is None:
+            return None
+        names, matches = outcome.output_files, outcome.matches or {}
+        places: dict[str, str] = {}
+        for name, (path, kind) in node.targets().items():
+            if kind == "matches":
+                places.update({each: str(path / each) for each in matches.get(name, ())})
+            else:
+                places[name] = str(path)
+        paths = {name: outcome.path_of(name) for name in names}
+        shared = self._implicit_data and not names
+        return TaskFiles(outcome.sandbox, paths, matches, places, shared)
+
+    def _to_look_up(self, node: Node) -> LookupTask:
+        """What a plugin gets of a task to look for its result."""
+        assert node.description is not None
+        sources = node.extra.sources if node.extra is not None else ()
+        implicit = self._implicit_data and "sandbox" in node.description
+        found: Any = {
+            **node.description,
+            "settings": node.recording_settings(),
+            "inputs": node.input_paths(),
+            "implicit": [each.sandbox for each in sources if each.sandbox and not each.output_files]
+            if implicit
+            else [],
+        }
+        return cast("LookupTask", found)
+
     async def _hold(
         self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
@@ -169,17 +208,6 @@ class Recording:
         finally:  # a plugin's fault takes no result away
             for node, value in batch:
                 self._machine.reveal(node, value)
-
-
-def _to_look_up(node: Node) -> LookupTask:
-    """What a plugin gets of a task to look for its result."""
-    assert node.description is not None
-    found: Any = {
-        **node.description,
-        "settings": node.recording_settings(),
-        "inputs": node.input_paths(),
-    }
-    return cast("LookupTask", found)
 
 
 def _answers(results: object, number: int) -> bool:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from rhapsody.engine.attach import Attached
 from rhapsody.engine.background import Background
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.outcomes import leave_script
+from rhapsody.errors import DataError
+from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager
+from rhapsody.staging.outputs import check_outputs, found_in
+from rhapsody.task import Outcome, TaskFuture
 
 
 class Saving:
@@ -63,7 +70,80 @@ class Saving:
         else:
             self._machine.reveal(node, value)
 
+    def restore(self, node: Node, recorded: Recorded) -> None:
+        """Gives a task the result that a plugin had, with its files."""
+        files = recorded.files
+        if node.extra is not None and node.extra.resolved is not None:
+            self._stager.was_read(node.extra.resolved)
+        if files is None:
+            self._machine.recorded(node, recorded.value)
+            return
+        assert node.description is not None
+        executable = node.task.kind == "executable"
+        found = node.extra.found if node.extra is not None else None
+        outputs = found.outputs if found is not None else ()
+        node.future._outcome = Outcome(
+            uid=node.uid,
+            stdout=recorded.value if executable else None,
+            exit_code=0 if executable else None,
+            sandbox=files.sandbox,
+            output_files=tuple(files.paths),
+            keeper=self._stager.take_up(node.description, outputs, files),
+            matches=files.matches,
+            paths=files.paths,
+        )
+        if not node.targets():
+            self._machine.recorded(node, recorded.value)
+            return
+        saving = self._background.spawn(
+            self._restore(node, recorded.value, files), f"save files of {node.uid}"
+        )
+        self._under_way.add(saving)
+        saving.add_done_callback(self._under_way.discard)
+
+    async def _restore(self, node: Node, value: Any, files: TaskFiles) -> None:
+        try:
+            assert node.description is not None
+            await self._stager.save_again(node.description, node.targets(), files)
+        except Exception as error:  # a full disk, say: the task has failed
+            self._machine.refuse(node, error)
+        else:
+            self._machine.recorded(node, value)
+
     async def drain(self, grace: float) -> None:
         """Waits until all is saved, `grace` seconds at most. Used at shutdown."""
         if self._under_way:
             await asyncio.wait(tuple(self._under_way), timeout=grace)
+
+
+async def save_files(
+    stager: Stager,
+    backends: Mapping[str, Attached],
+    future: TaskFuture[Any],
+    place: str | os.PathLike[str],
+    name: str | None,
+) -> list[Path]:
+    """Does what `WorkflowEngine.save` says, which has the same arguments."""
+    if not isinstance(future, TaskFuture):
+        raise TypeError(
+            "save takes the future of a task and a place, as in `await flow.save(future, "
+            f"'results/')`; got an object of type {type(future).__name__}"
+        )
+    await future
+    outcome = future._outcome
+    names = [name] if name is not None else list(outcome.output_files) if outcome else []
+    if outcome is None or outcome.sandbox is None or not names:
+        raise DataError(
+            f"save: task {future.name!r} ({future.uid}) declares no output files; pass it an "
+            "OutputFile, or say which of the files in its sandbox is meant: name='...'"
+        )
+    source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
+    outputs = found_in(outcome.sandbox, names, place)
+    attached = backends.get(outcome.backend or "") or next(iter(backends.values()))
+    backend = attached.backend
+    check_outputs(source, outputs, backend)
+    targets = stager.results.places.claim(source, outputs)
+    try:
+        return await stager.save(source, backend, targets, {})
+    finally:
+        stager.results.places.release(source)

@@ -31,6 +31,7 @@ from rhapsody.engine.updates import Updates
 from rhapsody.errors import BackendError, DependencyFailureError, describe_error, is_a
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import ObservedEngine
+from rhapsody.plugins.specs import Recorded
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
 
@@ -109,17 +110,23 @@ class Shell:
         self.calls: Calls = Calls(
             uid, background.loop, machine, self.backends, self.tally, here=here, keep=dry_run
         )
-        looks = hooks.lookup_results or hooks.record_results
-        looks = looks or hooks.prepare_task or hooks.select_backend
         self.pushdown: PushDown = PushDown(
             machine,
             background,
             self.backends,
-            plain=retries is None and timeout is None and not looks,
+            plain=retries is None and timeout is None and hooks.push_down,
             wanted=push_down,
             unseen=self.tally.watch,
         )
-        self.recording: Recording = Recording(machine, hooks, engine, background, self._resume_own)
+        self.recording: Recording = Recording(
+            machine,
+            hooks,
+            engine,
+            background,
+            self._resume_own,
+            self._found,
+            implicit_data=implicit_data,
+        )
         self.preparation: Preparation = Preparation(
             uid,
             machine,
@@ -138,7 +145,7 @@ class Shell:
         )
         self.updates: Updates = Updates(uid, machine, background, self.crashed)
         self.blocks: Blocks = Blocks(machine, background, self.preparation.values)
-        self.outcomes: Outcomes = Outcomes(stager)
+        self.outcomes: Outcomes = Outcomes(stager, recording=machine.recording)
         self.saving: Saving = Saving(machine, background, stager, self.recording.record)
 
         # What the machine asks for, of those who do it.
@@ -183,6 +190,9 @@ class Shell:
     def _resume_own(self, node: Node) -> None:
         assert node.backend is not None
         self.resume(node, node.backend)
+
+    def _found(self, node: Node, recorded: Recorded) -> None:
+        self.saving.restore(node, recorded)
 
     def stop(self, node: Node) -> None:
         """Asks for the work of a node to be stopped."""

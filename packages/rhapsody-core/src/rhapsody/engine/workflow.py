@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
@@ -25,6 +25,7 @@ from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.defaults import with_defaults
 from rhapsody.engine.kept_names import KeptNames
 from rhapsody.engine.observe import accounts
+from rhapsody.engine.saving import save_files
 from rhapsody.engine.settings import (
     current_directory,
     directory,
@@ -40,7 +41,7 @@ from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
 from rhapsody.engine.views import Views
-from rhapsody.errors import DataError
+from rhapsody.journal import opening
 from rhapsody.observers.builtin import BuiltIn
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
@@ -48,10 +49,12 @@ from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
-from rhapsody.staging.outputs import check_outputs, found_in
 from rhapsody.staging.runs import BASE
 from rhapsody.staging.sandboxes import check_keep
 from rhapsody.task import TaskFuture
+
+if TYPE_CHECKING:
+    from rhapsody.journal.plugin import Journal
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -83,6 +86,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._summary: Summary | None = None
         self._problems: tuple[str, ...] = ()
+        self._left_by_error = self._well = False
         self._still_running: tuple[str, ...] = ()
 
     @classmethod
@@ -110,6 +114,9 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         keep_going: bool = False,
         keep_sandboxes: KeepSandboxes = "results",
         results_dir: str | os.PathLike[str] | None = None,
+        journal: bool | str | os.PathLike[str] | Journal = False,
+        resume: bool | Literal["auto"] = "auto",
+        journal_max_value: int | str | None = None,
         uid: str | None = None,
         clock: Clock | None = None,
         profile: None = None,
@@ -159,6 +166,13 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 `"failed"`: those of failed tasks; `"all"`; or `"none"`.
             results_dir: What the places of saved files are relative to, see `OutputFile`;
                 default: the current directory.
+            journal: A file that keeps the results of tasks, see `resume`; `True`: that of this
+                program and its arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private
+                to the user; on a local file system several engines may use one at a time.
+            resume: Whether results that the last run with this journal has kept are used in place
+                of running the same tasks again; `"auto"`: where that run did not end well.
+            journal_max_value: Bytes, or text such as `"16 MiB"`, that a result may have in the
+                journal; a larger one is not kept. Default: any number.
             uid: The engine's uid, which no other engine uses at the same time, in this
                 process or in `work_dir`; made up by default. What an earlier run of
                 the same uid left in sandboxes stays there, and is not used again.
@@ -173,6 +187,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             ValueError: An argument is out of range, another engine uses the uid, or
                 nobody registered a backend.
             RuntimeError: A dry run with a backend that does work.
+            JournalError: The journal cannot be used: it is damaged, say, or others may write it.
         """
         if profile not in (None, False):
             raise ValueError(
@@ -209,6 +224,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 results_dir=None
                 if results_dir is None
                 else directory("results_dir", results_dir, ""),
+                journal=opening.checked(journal, resume, journal_max_value),
                 uid=uid,
                 clock=clock,
             )
@@ -234,6 +250,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         handle_signals: bool,
         keep_sandboxes: KeepSandboxes,
         results_dir: Path | None,
+        journal: opening.Given,
         uid: str | None,
         clock: Clock | None,
         **limits: Any,
@@ -246,7 +263,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         )
         self._dry_run = dry_run
         self._implicit_data = implicit_data
-        self._built_in = BuiltIn(trace, progress)
+        self._built_in = BuiltIn(trace, progress, None if dry_run else journal)
         attached: dict[str, BaseExecutionBackend] = {}
         try:
             hooks = EngineHooks(observers, self._built_in.observers)
@@ -327,28 +344,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             TypeError: Not the future of a task.
             Exception: What the task raised.
         """
-        if not isinstance(future, TaskFuture):
-            raise TypeError(
-                "save takes the future of a task and a place, as in `await flow.save(future, "
-                f"'results/')`; got an object of type {type(future).__name__}"
-            )
-        await future
-        outcome, stager = future._outcome, self._shell.stager
-        names = [name] if name is not None else list(outcome.output_files) if outcome else []
-        if outcome is None or outcome.sandbox is None or not names:
-            raise DataError(
-                f"save: task {future.name!r} ({future.uid}) declares no output files; pass it an "
-                "OutputFile, or say which of the files in its sandbox is meant: name='...'"
-            )
-        source: Any = {"uid": outcome.uid, "name": future.name, "sandbox": outcome.sandbox}
-        outputs = found_in(outcome.sandbox, names, place)
-        backend = self.backends[outcome.backend or self.backend.name]
-        check_outputs(source, outputs, backend)
-        targets = stager.results.places.claim(source, outputs)
-        try:
-            return await stager.save(source, backend, targets, {})
-        finally:
-            stager.results.places.release(source)
+        return await save_files(self._shell.stager, self._shell.backends, future, place, name)
 
     # The end.
 
@@ -418,7 +414,10 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._problems = await stop_everything(shell, skip_backends=skip_backends)
         if not shell.machine.interrupted:
             self._still_running = settle_everything(shell)
-        await shell.stager.close()
+        cut_short = shell.machine.failures_left is not None and shell.machine.failures_left <= 0
+        unseen = shell.tally.has_unseen() or cut_short or self._left_by_error
+        self._well = not (unseen or shell.machine.interrupted)
+        await shell.stager.close(well=self._well)
 
     def _settle(self) -> None:
         """The last step: nothing of this engine is left pending, and everybody is told."""
@@ -453,7 +452,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
-        self._built_in.close()
+        interrupted = shell.machine.interrupted
+        self._built_in.close("interrupted" if interrupted else "done" if self._well else "failed")
         signal_registry.remove(self)
         self._forgotten.detach()
         shell.stager.leave()
@@ -473,6 +473,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         Raises nothing for tasks that failed: what nobody awaited is logged in one line.
         """
         failures = self._shell.failures
+        self._left_by_error = error is not None
         own = error is not None and failures is not None and failures.include(error)
         try:
             if error is None or own:

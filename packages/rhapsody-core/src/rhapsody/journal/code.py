@@ -89,6 +89,7 @@ class Ingredients:
         self._program = program
         self._values = Values(self)
         self._todo: list[Any] = []
+        self._collecting = False
         self._seen: dict[int, Any] = {}
 
     # What the digests of values ask.
@@ -105,6 +106,8 @@ class Ingredients:
 
     def path(self, text: str) -> tuple[str, bytes] | None:
         """The portable form of a path and its file's digest; `None` where there is no file."""
+        if self._collecting:  # a constant of the program's; a function may write there, too
+            return None
         if self._sandbox and text.startswith(self._sandbox):
             return text.removeprefix(self._sandbox), b""  # its content is that of an input file
         digest = self.paths[text] = self._program.file(text)
@@ -124,10 +127,12 @@ class Ingredients:
 
     def function(self, function: object) -> None:
         """Collects a function, or whatever else can be called."""
+        self._collecting = True
         self._used("the function", function)
         self._collect()
 
     def _collect(self) -> None:
+        self._collecting = True
         while self._todo:
             thing = self._todo.pop()
             if isinstance(thing, types.FunctionType):
@@ -138,6 +143,7 @@ class Ingredients:
                 self._module(thing.__name__, getattr(thing, "__file__", None), vars(thing))
             else:
                 self._named(getattr(thing, "__module__", None) or "")
+        self._collecting = False
 
     def _function(self, function: types.FunctionType) -> None:
         program, code = self._program, function.__code__

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-import cloudpickle  # type: ignore[import-untyped]
-
-from rhapsody.errors import describe_error
+from rhapsody.errors import JournalError, describe_error
 from rhapsody.journal.code import Program
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.keys import Key, Keys
-from rhapsody.journal.store import Recording, Store
+from rhapsody.journal.outputs import Outputs, has_files
+from rhapsody.journal.store import How, Recording, Store
 from rhapsody.journal.values import NoDigestError
-from rhapsody.plugins.reports import Summary
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
+from rhapsody.staging.outputs import leads_into
+
+T = TypeVar("T")
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Call:
     key: Key
     number: int
@@ -34,16 +37,28 @@ class _Call:
 class Journal:
     """Keeps the results of a run, so that the next one need not make them again.
 
+    One run of a program, whose engines may be several. Its hooks are called on the engines' loop;
+    the work is done on a thread of the journal's own, and waited for.
+
     Args:
-        path: The journal's file; made where it is not there.
-        program: The directory of the program: modules below it are its own.
-        resume: Whether recordings are taken up; `None`: where the last run did not end well.
-        largest: Bytes of a packed value above which it is not kept.
+        path: The journal's file; made where it is not there, for its user alone.
+        program: The directory of the program: paths below it are told relative to it.
+        resume: Whether recordings of the last run are taken up; `None`: where that one did not
+            end well.
+        shared: Whether another run may use the journal at the same time.
+        largest: Bytes of a packed value above which it is not kept; `None` for no limit.
+        again: Names of tasks whose recordings are not used.
+        push_down: Whether tasks may be given to backends that wait for their dependencies and
+            keep their values; those are not recorded.
 
     Attributes:
+        path: The same.
+        push_down: The same.
         taken: How many results of an earlier run were used.
+        names: The names in `again` that tasks had.
 
     Raises:
+        JournalInUseError: Another run uses it, and it is not shared.
         JournalError: The file cannot be used.
     """
 
@@ -53,16 +68,48 @@ class Journal:
         program: Path,
         *,
         resume: bool | None = None,
+        shared: bool = True,
         largest: int | None = None,
+        again: Collection[str] = (),
+        push_down: bool = False,
     ) -> None:
+        self.path: Path = path
+        self.push_down: bool = push_down
         self.taken: int = 0
-        self._store = Store(path)
-        self._store.begin(resume)
-        self._keys = Keys(Program(program, FileDigests()))
+        self.names: set[str] = set()
+        self._store = Store(path, shared=shared)
+        try:
+            self._store.begin(resume)
+        except BaseException:
+            self._store.end("failed")
+            raise
+        self._files = FileDigests(self._store.digest)
+        self._keys = Keys(Program(program, self._files))
+        self._outputs = Outputs(path.parent, self._files)
         self._largest = largest
+        self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
         self._numbers: Counter[bytes] = Counter()
         self._told: set[str] = set()
+        self._failed = False
+
+    @property
+    def reused(self) -> int:
+        """How many recordings there were to take up when this run began."""
+        return self._store.reused
+
+    @property
+    def before(self) -> str:
+        """How the run ended that is taken up."""
+        return self._store.before or "killed"
+
+    def end(self, how: How) -> None:
+        """Ends the run; twice is harmless.
+
+        Raises:
+            JournalError: The file cannot be written.
+        """
+        self._store.end(how)
 
     # On the loop.
 
@@ -71,79 +118,140 @@ class Journal:
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None]:
         """Finds what an earlier run has kept of the same calls."""
-        return await self._store.do(partial(self._find, tasks))
+        return await self._on_thread(partial(self._find, tasks)) or [None] * len(tasks)
 
     @hookimpl
     async def rhapsody_record_results(self, records: Sequence[Record]) -> None:
         """Keeps results; they are seen when they are in the file."""
-        await self._store.do(partial(self._keep, records))
+        await self._on_thread(partial(self._keep, records))
 
-    @hookimpl
-    def rhapsody_workflow_finished(self, summary: Summary) -> None:
-        """Says how the run ended."""
-        stats = summary.stats
-        well = not (stats.failed or stats.cancelled or summary.cut_short)
-        self._store.close("done" if well else "failed")
+    async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
+        """Does something on the journal's thread, unless the journal has failed."""
+        if self._failed:
+            return None
+        try:
+            return await self._store.do(work)
+        except (sqlite3.Error, OSError) as error:  # a full disk, say: the run goes on
+            if not self._failed:
+                self._failed = True
+                log.error(
+                    "journal %s cannot be used any more: %s; what is done from now on is not "
+                    "recorded, and runs again when the run is", self.path, error,
+                )  # fmt: skip
+            return None
 
     # On the journal's thread.
 
     def _find(
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
     ) -> list[Recorded | None]:
-        return [self._look_up(task, database) for task in tasks]
+        used: list[int] = []
+        found = [self._look_up(task, database, used) for task in tasks]
+        if used:
+            self._store.used(database, used)
+            self.taken += len(used)
+        return found
 
-    def _look_up(self, task: LookupTask, database: sqlite3.Connection) -> Recorded | None:
+    def _look_up(
+        self, task: LookupTask, database: sqlite3.Connection, used: list[int]
+    ) -> Recorded | None:
+        name = task["name"]
         try:
-            key = self._keys.of(task)
+            if any(map(has_files, task["implicit"])):
+                raise NoDigestError(
+                    "it sees what its dependencies left in their sandboxes; pass it an InputFile "
+                    "for each that it reads, and them an OutputFile"
+                )
+            key = self._keys.of(task, task["settings"], task["inputs"])
         except NoDigestError as error:
-            self._say(task["name"], f"an argument has no digest: {error}")
+            self._say(name, str(error))
             return None
         self._numbers[key.digest] += 1
         number = self._numbers[key.digest]
-        if self._store.reused:
-            packed = self._store.find(database, key.digest, number)
-            if packed is not None:
-                try:
-                    found = Recorded(pickle.loads(packed))  # noqa: S301 - private, see `store`
-                except Exception as error:  # whatever a class of the user's raises
-                    self._say(task["name"], f"its result cannot be read: {describe_error(error)}")
-                else:
-                    self.taken += 1
-                    return found
+        if name in self._again:
+            self.names.add(name)
+        elif self._store.reused:
+            found = self._found(name, key, number, database, used)
+            if found is not None:
+                return found
         self._calls[_call(task["uid"])] = _Call(key, number)
         return None
 
+    def _found(
+        self,
+        name: str,
+        key: Key,
+        number: int,
+        database: sqlite3.Connection,
+        used: list[int],
+    ) -> Recorded | None:
+        try:
+            row = self._store.find(database, key.digest, number)
+            if row is None:
+                return None
+            files = None if row[2] is None else self._outputs.found(row[2])
+            if row[2] is not None and files is None:
+                return None
+            value = pickle.loads(row[1])  # noqa: S301 - the user's own, see `require_private`
+        except JournalError as error:
+            log.warning("%s, and is not used", error)
+            return None
+        except Exception as error:  # whatever a class of the user's raises
+            self._say(name, f"its recorded result cannot be read: {describe_error(error)}")
+            return None
+        used.append(row[0])
+        return Recorded(value, files)
+
     def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
-        kept, codes = [], {}
+        kept: list[Recording] = []
+        codes: dict[bytes, str] = {}
         for record in records:
             call = self._calls.pop(_call(record.task["uid"]), None)
-            packed = None if call is None else self._packed(record)
-            if call is None or packed is None:
-                continue
-            key = call.key
-            kept.append(
-                Recording(
-                    key.digest, call.number, record.task["name"], record.uid, key.parts, key.code,
-                    packed,
-                )
-            )  # fmt: skip
-            if key.code is not None and key.code in self._keys.codes:
-                codes[key.code] = self._keys.codes.pop(key.code)
+            recording = None if call is None else self._recording(record, call)
+            if recording is not None:
+                kept.append(recording)
+                if recording.code is not None and recording.code in self._keys.codes:
+                    codes[recording.code] = json.dumps(self._keys.codes.pop(recording.code))
         if kept:
-            self._store.write(database, kept, codes)
+            self._store.write(database, kept, codes, self._files.new)
+            self._files.new.clear()
+
+    def _recording(self, record: Record, call: _Call) -> Recording | None:
+        """What is written of a result, `None` where it is not kept."""
+        task, key = record.task, call.key
+        packed = self._packed(record)
+        if packed is None:
+            return None
+        try:
+            named = record.files is not None and leads_into(record.value, record.files.sandbox)
+            files = self._outputs.noted(record.files, named=named)
+            if not self._keys.is_current(key):  # it has written a file that an argument names
+                key = self._keys.of(task, record.settings, record.inputs)
+        except NoDigestError as error:
+            self._say(task["name"], str(error))
+            return None
+        return Recording(
+            key.digest, call.number, task["name"], record.uid, key.parts, key.code, files, packed
+        )
 
     def _packed(self, record: Record) -> bytes | None:
-        name = record.task["name"]
+        import cloudpickle  # type: ignore[import-untyped]
+
+        name, value, packed = record.task["name"], record.value, b""
         try:
-            packed = pickle.dumps(record.value, protocol=pickle.HIGHEST_PROTOCOL)
+            packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:  # of what pickle cannot name cloudpickle keeps the code
             try:
-                packed = cloudpickle.dumps(record.value)
+                packed = cloudpickle.dumps(value)
             except Exception as error:
                 self._say(name, f"its result cannot be pickled: {describe_error(error)}")
                 return None
         if self._largest is not None and len(packed) > self._largest:
-            self._say(name, f"its result has {len(packed)} bytes, more than {self._largest}")
+            self._say(
+                name,
+                f"its result has {len(packed)} bytes, and {self._largest} are kept at most "
+                "(journal_max_value)",
+            )
             return None
         return packed
 

@@ -7,35 +7,60 @@ recording of a key belongs to the n-th call with that key.
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import hashlib
 import os
 import sqlite3
-import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from rhapsody.errors import JournalError
+from rhapsody.journal.files import Stamp
+from rhapsody.journal.places import on_network, require_private
+from rhapsody.journal.values import SIZE
+from rhapsody.staging.locks import FileLock, state_of
 
 T = TypeVar("T")
 
 SCHEMA = 1
 """The version of the tables, the database's `user_version`."""
 
+PATIENCE = 30.0
+"""Seconds to wait for another process that writes into the same journal."""
+
+How = Literal["done", "failed", "interrupted"]
+"""How a run has ended; one that was killed has not said so."""
+
 _TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT
-) STRICT;
+);
 CREATE TABLE recordings (
-    lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL, run INTEGER NOT NULL,
-    name TEXT NOT NULL, uid TEXT NOT NULL, parts TEXT NOT NULL, code BLOB, value BLOB NOT NULL,
-    PRIMARY KEY (lineage, key, number)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL,
+    run INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
+    parts TEXT NOT NULL, code BLOB, files TEXT, value BLOB NOT NULL, intact BLOB NOT NULL
+);
+CREATE UNIQUE INDEX calls ON recordings (lineage, key, number);
+CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE digests (
+    device INTEGER, inode INTEGER, size INTEGER, changed INTEGER, digest BLOB NOT NULL,
+    PRIMARY KEY (device, inode, size, changed)
+) WITHOUT ROWID;
 """
+
+
+class JournalInUseError(JournalError):
+    """Another run uses the journal at this time."""
+
+
+class _Run(NamedTuple):
+    id: int
+    lineage: int
+    how: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +72,9 @@ class Recording:
         number: Which call with that key it was in its run, from 1.
         name: The task's name.
         uid: Its uid in its engine.
-        parts: What the key was made of.
+        parts: What the key was made of, as JSON.
         code: The digest of its code's part.
+        files: The files that it made, as JSON, where there are any.
         value: The packed value.
     """
 
@@ -56,9 +82,18 @@ class Recording:
     number: int
     name: str
     uid: str
-    parts: Mapping[str, str]
+    parts: str
     code: bytes | None
+    files: str | None
     value: bytes
+
+    @property
+    def intact(self) -> bytes:
+        """What says later that nothing of it has changed."""
+        made = hashlib.blake2b(self.key, digest_size=SIZE)
+        made.update(b"%d %d " % (self.number, len(self.value)) + self.value)
+        made.update((self.files or "").encode("utf-8", "surrogateescape"))
+        return made.digest()
 
 
 class Store:
@@ -66,47 +101,81 @@ class Store:
 
     Args:
         path: Where it is, or is made: for its user alone.
+        shared: Whether another run may use it at the same time.
 
     Attributes:
-        run: The number of this run.
+        path: The same.
+        run: The number of this run, 0 before `begin`.
         reused: How many recordings there were to take up when this run began.
+        before: How the run ended that is taken up; `None` where it was killed, or there is none.
 
     Raises:
+        JournalInUseError: Another run uses it.
         JournalError: It cannot be used; the text says why and what to do.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool) -> None:
         self.path: Path = path
         self.run: int = 0
         self.reused: int = 0
+        self.before: str | None = None
         self._lineage = 0
+        self._taken_up = 0  # the run whose recordings are reused
+        self._lock: FileLock | None = None
+        self._shared = shared
+        require_private(path)
+        self._alone = on_network(path.parent)  # where SQLite's shared memory is not safe
         self._executor = ThreadPoolExecutor(1, "rhapsody-journal")
-        _require_private(path)
         try:
-            self._database: sqlite3.Connection = self._executor.submit(self._open).result()
-        except (sqlite3.Error, OSError) as error:
-            self._executor.shutdown()
-            raise JournalError(f"journal {path}: {error}; move it away to begin another") from error
+            self._database: sqlite3.Connection = self._wait(self._open)
+        except BaseException:
+            self._release()
+            raise
 
     def _open(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        database = sqlite3.connect(self.path, isolation_level=None)
+        if self._alone:
+            self._lock = self._locked(f"{self.path}.lock")
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            if not self._alone:
+                database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
-            database.execute("BEGIN IMMEDIATE")
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in _TABLES.strip().split(";\n"):
-                    database.execute(statement)
-                database.execute(f"PRAGMA user_version = {SCHEMA}")
-            elif version != SCHEMA:
-                raise sqlite3.DatabaseError(f"its tables have version {version}, not {SCHEMA}")
-            database.execute("COMMIT")
+            with _transaction(database):
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    for statement in _TABLES.strip().split(";\n"):
+                        database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {SCHEMA}")
+                elif version != SCHEMA:
+                    raise JournalError(
+                        f"journal {self.path} was written by another version of Rhapsody (its "
+                        f"tables have version {version}, and this one writes {SCHEMA}); move it "
+                        "away to begin another"
+                    )
         except BaseException:
             database.close()
             raise
         return database
+
+    def _locked(self, path: str) -> FileLock:
+        try:
+            return FileLock(path)
+        except BlockingIOError:
+            raise JournalInUseError(
+                f"journal {self.path} is used by another run at this time, and is on a network "
+                "file system, where only one can; give each its own: journal='NAME.sqlite'"
+            ) from None
+
+    # Called from any thread.
+
+    def _wait(self, work: Callable[[], T]) -> T:
+        try:
+            return self._executor.submit(work).result()
+        except (sqlite3.Error, OSError) as error:
+            raise JournalError(
+                f"journal {self.path} cannot be used: {error}; move it away to begin another"
+            ) from error
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Calls something with the database on its thread, after what came before."""
@@ -117,107 +186,172 @@ class Store:
         """Begins a run.
 
         Args:
-            resume: Whether it takes up the recordings of the one before; `None`: where that one has
-                not ended well.
+            resume: Whether it takes up the recordings of the last run that has ended; `None`:
+                where that one has not ended well.
+
+        Raises:
+            JournalError: The journal cannot be read or written.
         """
-        self._executor.submit(self._begin, resume).result()
+        self._wait(lambda: self._begin(resume))
+
+    def end(self, how: How) -> None:
+        """Ends the run; what is under way is done before. Twice is harmless.
+
+        Raises:
+            JournalError: The journal cannot be written.
+        """
+        try:
+            self._wait(lambda: self._end(how))
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        self._executor.shutdown()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # Called on the journal's thread.
 
     def _begin(self, resume: bool | None) -> None:
         database = self._database
-        database.execute("BEGIN IMMEDIATE")
-        last = database.execute("SELECT lineage, how FROM runs ORDER BY id DESC LIMIT 1").fetchone()
-        lineage, how = last if last is not None else (0, "done")
-        if not (how != "done" if resume is None else resume and last is not None):
-            lineage += 1
-        found = database.execute(
-            "INSERT INTO runs (lineage, began) VALUES (?, ?) RETURNING id", (lineage, time.time())
-        ).fetchone()
-        self.run, self._lineage = found[0], lineage
-        (self.reused,) = database.execute(
-            "SELECT count(*) FROM recordings WHERE lineage = ?", (lineage,)
-        ).fetchone()
-        database.execute("COMMIT")
+        with _transaction(database):
+            ended, living = self._earlier(database)
+            if living and not self._shared:
+                raise JournalInUseError(f"journal {self.path} is used by another run at this time")
+            taken = {run.lineage for run in living}
+            ended = [run for run in ended if run.lineage not in taken]
+            number, lineage, how = ended[-1] if ended else (0, 0, "done")
+            (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
+            takes_up = how != "done" if resume is None else resume and bool(ended)
+            self._lineage = lineage if takes_up else newest + 1
+            row = "INSERT INTO runs (lineage, began) VALUES (?, ?)"
+            run = database.execute(row, (self._lineage, time.time())).lastrowid
+            assert run is not None
+            if not self._alone:
+                self._lock = self._locked(self._lock_of(run))
+            self.run = run
+            if takes_up:
+                self.before, self._taken_up = how, number
+                count = "SELECT count(*) FROM recordings WHERE lineage = ?"
+                (self.reused,) = database.execute(count, (lineage,)).fetchone()
 
-    def find(self, database: sqlite3.Connection, key: bytes, number: int) -> bytes | None:
-        """The packed value of an earlier run; on the journal's thread."""
+    def _lock_of(self, run: int) -> str:
+        return f"{self.path}.{run}.lock"
+
+    def _earlier(self, database: sqlite3.Connection) -> tuple[list[_Run], list[_Run]]:
+        """The runs that have ended or were killed, the oldest first, and those that live."""
+        ended, living = list[_Run](), list[_Run]()
+        for row in database.execute("SELECT id, lineage, how FROM runs ORDER BY id").fetchall():
+            run = _Run(*row)
+            lock = self._lock_of(run.id)
+            lives = run.how is None and run.id != self.run and state_of(lock) == "held"
+            (living if lives else ended).append(run)
+            if run.how is None and not lives and run.id != self.run:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(lock)
+        return ended, living
+
+    def find(
+        self, database: sqlite3.Connection, key: bytes, number: int
+    ) -> tuple[int, bytes, str | None] | None:
+        """The id, packed value and files of an earlier recording, `None` where there is none.
+
+        Raises:
+            JournalError: What is there was damaged.
+        """
         row = database.execute(
-            "SELECT value FROM recordings WHERE lineage = ? AND key = ? AND number = ? AND run < ?",
+            "SELECT id, name, uid, parts, code, files, value, intact FROM recordings "
+            "WHERE lineage = ? AND key = ? AND number = ? AND run < ?",
             (self._lineage, key, number, self.run),
         ).fetchone()
+        if row is None:
+            return None
+        id_, *fields, value, intact = row
+        name, uid, parts, code, files = fields
+        if Recording(key, number, name, uid, parts, code, files, value).intact != intact:
+            raise JournalError(f"the recording of {name!r} ({uid}) was damaged")
+        return id_, value, files
+
+    def digest(self, stamp: Stamp) -> bytes | None:
+        """The digest of a large file that an earlier run has made."""
+        row = self._database.execute(
+            "SELECT digest FROM digests "
+            "WHERE device = ? AND inode = ? AND size = ? AND changed = ?",
+            stamp,
+        ).fetchone()
         return None if row is None else row[0]
+
+    def used(self, database: sqlite3.Connection, ids: Iterable[int]) -> None:
+        """Notes that recordings were used in this run."""
+        with _transaction(database):
+            database.executemany(
+                "UPDATE recordings SET used = ? WHERE id = ?", [(self.run, id_) for id_ in ids]
+            )
 
     def write(
         self,
         database: sqlite3.Connection,
         recordings: Iterable[Recording],
-        codes: Mapping[bytes, Mapping[str, str]],
+        codes: Mapping[bytes, str],
+        digests: Mapping[Stamp, bytes],
     ) -> None:
-        """Keeps results, and what the codes in them were made of; on the journal's thread."""
-        database.execute("BEGIN IMMEDIATE")
-        try:
+        """Keeps results, what the codes in them were made of, and digests of large files."""
+        with _transaction(database):
+            if codes:
+                database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
+            if digests:
+                database.executemany(
+                    "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)",
+                    [(*stamp, digest) for stamp, digest in digests.items()],
+                )
             database.executemany(
-                "INSERT OR IGNORE INTO codes VALUES (?, ?)",
-                [(digest, json.dumps(parts)) for digest, parts in codes.items()],
-            )
-            database.executemany(
-                "INSERT OR REPLACE INTO recordings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO recordings (lineage, key, number, run, used, name, uid, "
+                "parts, code, files, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
-                        self._lineage,
-                        one.key,
-                        one.number,
-                        self.run,
-                        one.name,
-                        one.uid,
-                        json.dumps(one.parts),
-                        one.code,
-                        one.value,
+                        self._lineage, each.key, each.number, self.run, self.run, each.name,
+                        each.uid, each.parts, each.code, each.files, each.value, each.intact,
                     )
-                    for one in recordings
+                    for each in recordings
                 ],
-            )
-            database.execute("COMMIT")
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
+            )  # fmt: skip
 
-    def close(self, how: str) -> None:
-        """Ends the run; what is under way is done before.
-
-        Args:
-            how: `"done"`, or how it ended otherwise.
-        """
-        self._executor.submit(self._close, how).result()
-        self._executor.shutdown()
-
-    def _close(self, how: str) -> None:
+    def _end(self, how: How) -> None:
         database = self._database
         if self.run:
-            now = time.time()
-            database.execute(
-                "UPDATE runs SET ended = ?, how = ? WHERE id = ?", (now, how, self.run)
-            )
-            if how == "done":
-                database.execute("DELETE FROM recordings WHERE lineage < ?", (self._lineage,))
+            with _transaction(database):
+                database.execute(
+                    "UPDATE runs SET ended = ?, how = ? WHERE id = ?", (time.time(), how, self.run)
+                )
+                if how == "done":
+                    self._forget_others(database)
         database.close()
 
-
-def _require_private(path: Path) -> None:
-    """Raises where somebody else could write into a journal: it holds pickles.
-
-    Raises:
-        JournalError: It says what to do.
-    """
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise JournalError(f"journal {path} cannot be read: {error}") from error
-    if found.st_uid != os.getuid():
-        raise JournalError(f"journal {path} is another user's, and what is in it could be code")
-    if stat.S_IMODE(found.st_mode) & 0o022:
-        raise JournalError(
-            f"journal {path} can be written by others, and what is in it could be code; if it is "
-            f"yours alone: chmod 600 {path}"
+    def _forget_others(self, database: sqlite3.Connection) -> None:
+        """After a run that ended well: what neither it nor the one before it could use."""
+        ended, living = self._earlier(database)
+        needed = {self._lineage, *(run.lineage for run in living)}
+        database.execute(
+            "DELETE FROM recordings WHERE lineage = ? AND used < ?",
+            (self._lineage, self._taken_up),
         )
+        for lineage in {run.lineage for run in ended} - needed:
+            database.execute("DELETE FROM recordings WHERE lineage = ?", (lineage,))
+            database.execute("DELETE FROM runs WHERE lineage = ?", (lineage,))
+        database.execute(
+            "DELETE FROM codes WHERE digest NOT IN "
+            "(SELECT code FROM recordings WHERE code IS NOT NULL)"
+        )
+
+
+@contextlib.contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        database.execute("COMMIT")
+    except BaseException:
+        if database.in_transaction:
+            database.execute("ROLLBACK")
+        raise

@@ -6,10 +6,14 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+from rhapsody.errors import JournalError
+from rhapsody.journal.opening import Given
 from rhapsody.observers.progress import Progress
 from rhapsody.observers.tasklog import TaskLog
 from rhapsody.observers.tasklog import log as task_log
 from rhapsody.observers.trace import Profiler, Trace
+
+log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
 class BuiltIn:
@@ -18,6 +22,7 @@ class BuiltIn:
     Args:
         trace: The file of the trace, `None` for no trace.
         progress: As in `WorkflowEngine.create`.
+        journal: See `rhapsody.journal.opening`.
 
     Attributes:
         observers: Those that are asked for.
@@ -26,14 +31,22 @@ class BuiltIn:
     Raises:
         TypeError: `progress` is of another type.
         OSError: The trace cannot be written.
+        JournalError: The journal cannot be used.
     """
 
-    def __init__(self, trace: Path | None, progress: bool | Literal["lines"] | Progress) -> None:
+    def __init__(
+        self,
+        trace: Path | None,
+        progress: bool | Literal["lines"] | Progress,
+        journal: Given,
+    ) -> None:
         self._progress = _progress(progress)
+        self._ends_journal = callable(journal)
+        self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
         self.prof: Profiler = Profiler(self._trace)
-        log = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
-        every = (log, self._trace, self._progress)
+        tasks = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
+        every = (tasks, self._journal, self._trace, self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property
@@ -46,8 +59,13 @@ class BuiltIn:
         """Whether one of them says at the end what failed."""
         return self._progress is not None
 
-    def close(self) -> None:
-        """Nothing happens any more."""
+    def close(self, how: Literal["done", "failed", "interrupted"] = "failed") -> None:
+        """Nothing happens any more; the run has ended in this way."""
+        if self._journal is not None and self._ends_journal:
+            try:
+                self._journal.end(how)
+            except JournalError as error:  # the results are there, and in it
+                log.error("%s", error)
         if self._progress is not None:
             self._progress.close()
         if self._trace is not None:

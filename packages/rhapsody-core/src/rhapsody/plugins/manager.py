@@ -42,6 +42,16 @@ _ENGINE_HOOKS = (
     "lookup_results",
     "record_results",
 )
+_LOOKING = frozenset(
+    {
+        "rhapsody_prepare_task",
+        "rhapsody_select_backend",
+        "rhapsody_lookup_results",
+        "rhapsody_record_results",
+    }
+)
+"""Hooks that are called for each task before it is with its backend, or with its value."""
+
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 SLOW = 5.0
 """Seconds after which an import that has not come back is named."""
@@ -96,6 +106,10 @@ class EngineHooks:
         observers: Objects whose methods are marked with `rhapsody.hookimpl`.
         own: More of them, which come after.
 
+    Attributes:
+        push_down: Whether tasks may go to their backend before their dependencies have ended:
+            nobody looks at each task, or those who do have an attribute of this name that is true.
+
     Raises:
         TypeError: An observer is a class, or `observers` no list.
         PluginError: An observer implements no hook, or one that does not fit.
@@ -105,6 +119,7 @@ class EngineHooks:
         "_reported",
         "lookup_results",
         "prepare_task",
+        "push_down",
         "record_results",
         "select_backend",
         "task_events",
@@ -119,12 +134,15 @@ class EngineHooks:
     select_backend: tuple[PluginHook, ...]
     lookup_results: tuple[PluginHook, ...]
     record_results: tuple[PluginHook, ...]
+    push_down: bool
 
     def __init__(self, observers: Iterable[object] = (), own: Iterable[object] = ()) -> None:
         self._reported: set[tuple[str, str]] = set()
         plugins = _unique([*_observers(observers), *_observers(own), *loaded_plugins()])
         for hook in _ENGINE_HOOKS:
             setattr(self, hook, implementations(f"rhapsody_{hook}", plugins) if plugins else ())
+        looking = (one for one in plugins if not _LOOKING.isdisjoint(one.hooks))
+        self.push_down = all(getattr(one.plugin, "push_down", False) for one in looking)
 
     def call(self, hook: PluginHook, **arguments: Any) -> Any:
         """Calls one plugin's implementation, and reports it where it raises.

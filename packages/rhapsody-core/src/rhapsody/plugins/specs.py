@@ -34,6 +34,7 @@ __all__ = [
     "Stats",
     "Summary",
     "TaskEvent",
+    "TaskFiles",
     "hookimpl",
     "hookspec",
     "rhapsody_backends",
@@ -161,10 +162,36 @@ class TaskEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """The files and directories that a task made.
+
+    Attributes:
+        sandbox: The directory it ran in, on the file system of the backend that ran it.
+        paths: Where each is that it declared, by its name.
+        matches: Which of the names match each pattern that it declared.
+        places: Where files were saved, by the name: see `OutputFile`.
+        shared: Whether it declared none, and dependents see all that is in the sandbox.
+    """
+
+    sandbox: str
+    paths: Mapping[str, str]
+    matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Recorded:
-    """A result that a plugin found for a task: the task is not run. `value` may be `None`."""
+    """A result that a plugin found for a task: the task is not run.
+
+    Attributes:
+        value: The result, which may be `None`.
+        files: What the task made, all of it there: its dependents read it from `paths`, and
+            what is not at its place of this run yet, by `places`, is copied there.
+    """
 
     value: Any
+    files: TaskFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +204,8 @@ class Record:
         value: What the future will hold.
         settings: The task's `cache` and `version` settings.
         inputs: The paths of its input files by their names, as in `LookupTask`.
+        files: What it made, where it had a sandbox. The files that it declared are there until
+            the engine ends, and after that where the run did not end well.
     """
 
     uid: str
@@ -184,20 +213,24 @@ class Record:
     value: Any
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | None] = field(default_factory=dict)
+    files: TaskFiles | None = None
 
 
 class LookupTask(TaskDescription):
-    """A task whose result is looked for: its description, as a mapping, and two keys more.
+    """A task whose result is looked for: its description, as a mapping, and three keys more.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
         inputs: The paths of its input files by their names, those it reads from disk, from
             other tasks and from URLs alike; they are not in its sandbox yet. `None` for
             one that cannot be read from here. Not to be changed.
+        implicit: The sandboxes of dependencies that declare no output files, all of which it
+            sees, see `implicit_data` of `WorkflowEngine.create`.
     """
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, str | None]
+    implicit: Sequence[str]
 
 
 class CommandLine(Protocol):

@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from rhapsody.data import File, InputFile, InputFiles, Output, OutputDir, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.claims import Claim
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.origins import as_several, origins
-from rhapsody.staging.outputs import without_place
+from rhapsody.staging.outputs import names_of, without_place
 from rhapsody.staging.places import Target
+from rhapsody.staging.resolved import InputPlace, Resolved, as_source, left_by
 from rhapsody.staging.results import Put, Results, copy_of
 from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
 from rhapsody.staging.work_dir import WorkDir
@@ -30,45 +31,9 @@ from rhapsody.task import Outcome, TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.plugins.specs import TaskFiles
 
 _CACHE = ".fetched"
-
-
-class _Place(NamedTuple):
-    """Where an input is, for the backend that links it and for who wants to read it.
-
-    Attributes:
-        path: The file, `None` where it cannot be read from here.
-        producer: Whose sandbox on the same backend it is linked from, `None` for a path.
-    """
-
-    path: str | None
-    producer: Outcome | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Where the inputs of an attempt are; nothing is linked yet.
-
-    Attributes:
-        sources: What is left of its dependencies, each once.
-        places: The inputs by their names.
-        fetched: Whether an input was brought into the cache.
-        targets: Where its outputs are to be saved, by their names.
-        reads: Files of other tasks that it reads: their sandboxes and names.
-        matches: The files that match each pattern of its outputs, once it has ended well.
-    """
-
-    sources: tuple[Outcome, ...]
-    places: Mapping[str, _Place]
-    fetched: bool
-    targets: Mapping[str, Target]
-    reads: tuple[tuple[str, str], ...]
-    matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def paths(self) -> dict[str, str | None]:
-        """The inputs' paths by their names, `None` for what cannot be read from here."""
-        return {name: place.path for name, place in self.places.items()}
 
 
 @dataclass(slots=True)
@@ -217,7 +182,7 @@ class Stager:
         """
         sources = tuple({source.uid: source for source in sources}.values())
         self._require_capable(task, backend, inputs, outputs)
-        places: dict[str, _Place] = {}
+        places: dict[str, InputPlace] = {}
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
         for name, (producer, path, url) in origins(task, inputs, sources).items():
@@ -225,19 +190,21 @@ class Stager:
                 coming[name] = self._fetcher.download(url, name)
             elif producer is None:
                 self.results.places.reads(task, str(path))
-                places[name] = _Place(path)
+                places[name] = InputPlace(path)
+            elif producer.paths is not None:  # of an earlier run
+                places[name] = InputPlace(producer.path_of(name))
             elif self._is_on(backend, producer):
-                places[name] = _Place(_left_by(producer, name), producer)
+                places[name] = InputPlace(left_by(producer, name), producer)
             else:
                 place = self._elsewhere(task, producer, name)
                 if isinstance(place, str):
-                    places[name] = _Place(place)
+                    places[name] = InputPlace(place)
                 else:
                     coming[name] = place
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
         for name, fetch in coming.items():
-            places[name] = _Place(await asyncio.shield(fetch))
+            places[name] = InputPlace(await asyncio.shield(fetch))
         targets = self.results.places.claim(task, outputs)
         return Resolved(sources, places, bool(coming), targets, tuple(reads))
 
@@ -265,7 +232,7 @@ class Stager:
         try:
             for name, (path, producer) in resolved.places.items():
                 backend.link_explicit_data_deps(
-                    src_task=None if producer is None else _source(producer),
+                    src_task=None if producer is None else as_source(producer),
                     dst_task=task,
                     file_name=name,
                     file_path=path if producer is None else None,
@@ -310,12 +277,12 @@ class Stager:
         self, task: TaskDescription, producer: Outcome, name: str
     ) -> str | asyncio.Task[str]:
         """A file in a sandbox of another backend: its path, or its copy that comes."""
-        path = _left_by(producer, name)
+        path = left_by(producer, name)
         if path is not None:
             return path
         backend = self._backends.get(producer.backend or "")
         if backend is not None and backend.capabilities.copies_files_out:
-            write = partial(backend.copy_file_out, _source(producer), name)
+            write = partial(backend.copy_file_out, as_source(producer), name)
             return self._fetcher.bring(f"{producer.backend}://{producer.uid}/{name}", name, write)
         if backend is not None and backend.capabilities.shared_file_system:
             raise DataError(
@@ -344,7 +311,7 @@ class Stager:
                 continue
             reachable = can.shared_file_system and os.path.isdir(source.sandbox)
             if reachable or self._is_on(backend, source):
-                backend.link_implicit_data_deps(_source(source), task)
+                backend.link_implicit_data_deps(as_source(source), task)
                 if isinstance(source.keeper, Sandbox):
                     linked.append(source.keeper)
         links.implicit = tuple(linked)
@@ -408,6 +375,7 @@ class Stager:
         outputs: Sequence[Output] = (),
         result_is_path: bool = False,
         matches: Mapping[str, tuple[str, ...]] | None = None,
+        recorded: bool = False,
     ) -> object:
         """Decides what becomes of an attempt's sandbox; called once when its work has ended.
 
@@ -418,6 +386,7 @@ class Stager:
             result_is_path: What the user gets is, or holds, a path into the
                 sandbox, see `leads_into`.
             matches: The files that match each pattern among the outputs.
+            recorded: Whether its result is recorded: the outputs stay until the run ends well.
 
         Returns:
             What must be held while the sandbox is needed, for `Outcome.keeper`;
@@ -450,16 +419,64 @@ class Stager:
             return None
         fate = Fate.PRODUCT if outputs else Fate.REMOVE
         self._sandboxes.results(sandbox, files)
+        if recorded:
+            self._sandboxes.recorded(sandbox, names_of(outputs, matches or {}))
         return self._sandboxes.hold(sandbox, fate, links.implicit)
 
-    async def close(self) -> None:
+    def take_up(self, task: TaskDescription, outputs: Sequence[Output], files: TaskFiles) -> object:
+        """Decides what becomes of what an earlier run left of a task, as `keep` does of an attempt.
+
+        Args:
+            task: The description of the task, which does not run.
+            outputs: The output files among its arguments.
+            files: What there is.
+
+        Returns:
+            What must be held while the files are needed, `None` where nothing need be.
+        """
+        sandbox = files.sandbox
+        unsaved = {
+            name: SavedFile(Path(files.paths[name]), file.task, file.uid)
+            for name, file in without_place(task, sandbox, outputs, files.matches).items()
+        }
+        if self._keep == "all" or not os.path.isdir(sandbox):
+            self.results.add(unsaved.values())
+            return None
+        self._sandboxes.results(sandbox, unsaved)
+        self._sandboxes.recorded(sandbox, files.paths)
+        return self._sandboxes.hold(sandbox, Fate.PRODUCT)
+
+    async def save_again(
+        self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles
+    ) -> None:
+        """Puts what an earlier run left of a task where it is to be, unless it is there.
+
+        Raises:
+            DataError: Something could not be saved.
+        """
+        puts: dict[Path, Put] = {}
+        for name, (path, kind) in targets.items():
+            if kind == "matches":
+                for each in files.matches.get(name, ()):
+                    puts[path / each] = Put(each, copy_of(files.paths[each]), "file")
+            else:
+                puts[path] = Put(name, copy_of(files.paths[name]), kind)
+        there = {Path(place) for place in files.places.values()}
+        await self.results.save(task, puts, there)
+        for put in puts.values():
+            self._sandboxes.saved(files.sandbox, put.name)
+
+    async def close(self, *, well: bool = True) -> None:
         """Removes what does not stay: sandboxes, fetched files and empty directories.
 
         Waits until it is done, without blocking the loop. Twice is harmless.
+
+        Args:
+            well: Whether the run has ended well; else the outputs of recorded tasks stay.
         """
         self._links.clear()
         await self._fetcher.close(remove=not self._cache_stays)
-        await self._sandboxes.close()
+        await self._sandboxes.close(well=well)
         self.results.close()
         if self._claim is not None:
             self._claim.release()
@@ -476,22 +493,3 @@ def _current(other: Path) -> Path:
         return Path.cwd()
     except FileNotFoundError:
         return other
-
-
-def _left_by(producer: Outcome, name: str) -> str | None:
-    """The path of a file in the sandbox of an ended task, `None` where it cannot be read here."""
-    path = os.path.join(producer.sandbox or "", name)
-    return path if producer.sandbox and os.path.exists(path) else None
-
-
-def _source(producer: Outcome) -> dict[str, Any]:
-    """As much of a description as backends need to link from."""
-    return {
-        "uid": producer.uid,
-        "sandbox": producer.sandbox,
-        "metadata": {
-            "dependencies": [],
-            "input_files": [],
-            "output_files": list(producer.output_files),
-        },
-    }

@@ -69,8 +69,8 @@ def as_several(file: InputFile, sources: Sequence[Outcome]) -> InputFiles | Inpu
     if producers:
         return InputFiles(file, {n for _, names in producers for n in names}, directory=False)
     name = file.filename
-    wrote = [source.sandbox for source in sources if name in source.output_files]
-    directory = os.path.join(wrote[0] or "", name) if len(wrote) == 1 else ""
+    wrote = [source.path_of(name) for source in sources if name in source.output_files]
+    directory = wrote[0] if len(wrote) == 1 else ""
     if not os.path.isdir(directory):
         return file
     names = (os.path.join(name, each) for each in files_in(directory))

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -79,12 +79,15 @@ class Results:
         for file in files:
             self._saved.setdefault(str(file.path), file)
 
-    async def save(self, task: TaskDescription, puts: Mapping[Path, Put]) -> None:
+    async def save(
+        self, task: TaskDescription, puts: Mapping[Path, Put], there: Collection[Path] = ()
+    ) -> None:
         """Puts files and directories in their places.
 
         Args:
             task: The description of the attempt that made them, or its `uid` and `name`.
             puts: What each is, by its place.
+            there: Places where it is already.
 
         Raises:
             DataError: One could not be saved; it says why.
@@ -94,7 +97,8 @@ class Results:
         for path, (name, copy, kind) in puts.items():
             async with self._slots:
                 try:
-                    await _put(path, copy)
+                    if path not in there:
+                        await _put(path, copy)
                 except Exception as error:  # a full disk, a directory that nobody may write to
                     raise DataError(
                         f"task {title!r} ({uid}) is done, and its {kind} {name!r} could not "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from queue import SimpleQueue
 from typing import Literal, get_args
@@ -92,9 +92,11 @@ class SandboxKeeper:
         self._fates: dict[str, Fate] = {}
         self._results: dict[str, dict[str, SavedFile]] = {}  # by sandbox and name
         self._read: dict[str, set[str]] = {}  # names, by sandbox
+        self._recorded: dict[str, frozenset[str]] = {}  # the same
+        self._left: dict[str, frozenset[str]] = {}  # results in what was removed but for these
         self._dropped: SimpleQueue[str | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._ended_well = False
         self._complained = False
 
     def hold(self, path: str, fate: Fate, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
@@ -118,6 +120,10 @@ class SandboxKeeper:
         if files and self._keep == "results":
             self._results[path] = dict(files)
 
+    def recorded(self, path: str, names: Iterable[str]) -> None:
+        """Says which files stay until a run ends well, as their task is recorded."""
+        self._recorded[path] = frozenset(names)
+
     def read(self, path: str, name: str) -> None:
         """A task has read a file: it does not stay, unless somebody holds it at the end."""
         if path in self._results:
@@ -138,9 +144,14 @@ class SandboxKeeper:
         """Nobody holds the sandbox any more. Called by destructors: takes no lock."""
         self._dropped.put(path)
 
-    async def close(self) -> None:
-        """Removes what does not stay, and waits until all removals are done."""
+    async def close(self, *, well: bool) -> None:
+        """Removes what does not stay, and waits until all removals are done.
+
+        Args:
+            well: Whether the run has ended well.
+        """
         self._closed = True
+        self._ended_well = well
         thread, self._thread = self._thread, None
         if thread is not None:
             self._dropped.put(None)
@@ -157,14 +168,22 @@ class SandboxKeeper:
             product = fate is Fate.PRODUCT and self._keep == "results"
             if fate is Fate.REMOVE or product or self._keep == "none":
                 self._remove(path)
+        for path, results in self._left.items() if self._ended_well else ():
+            self._remove_but(path, results)
         self._fates.clear()
 
     def _remove(self, path: str) -> None:
-        """Removes a sandbox, or all but the results that are in it."""
+        """Removes a sandbox, or all but the results and recorded files that are in it."""
         results = self._results.pop(path, {})
         self._kept(results.values())
+        stays = self._recorded.pop(path, frozenset())
+        if stays:
+            self._left[path] = frozenset(results)
+        self._remove_but(path, stays | results.keys())
+
+    def _remove_but(self, path: str, names: Collection[str]) -> None:
         try:
-            remove_directory(path, results.keys())
+            remove_directory(path, names)
         except FileNotFoundError:
             pass  # never made, or removed by the user
         except Exception as error:  # must not end the thread, nor reach the user's code

@@ -1,0 +1,67 @@
+"""Where the files of an attempt are: what it reads, before it begins, and what it is to make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rhapsody.staging.places import Target
+from rhapsody.task import Outcome
+
+
+class InputPlace(NamedTuple):
+    """Where an input is, for the backend that links it and for who wants to read it.
+
+    Attributes:
+        path: The file, `None` where it cannot be read from here.
+        producer: Whose sandbox on the same backend it is linked from, `None` for a path.
+    """
+
+    path: str | None
+    producer: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where the inputs of an attempt are; nothing is linked yet.
+
+    Attributes:
+        sources: What is left of its dependencies, each once.
+        places: The inputs by their names.
+        fetched: Whether an input was brought into the cache.
+        targets: Where its outputs are to be saved, by their names.
+        reads: Files of other tasks that it reads: their sandboxes and names.
+        matches: The files that match each pattern of its outputs, once it has ended well.
+    """
+
+    sources: tuple[Outcome, ...]
+    places: Mapping[str, InputPlace]
+    fetched: bool
+    targets: Mapping[str, Target]
+    reads: tuple[tuple[str, str], ...]
+    matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def paths(self) -> dict[str, str | None]:
+        """The inputs' paths by their names, `None` for what cannot be read from here."""
+        return {name: place.path for name, place in self.places.items()}
+
+
+def left_by(producer: Outcome, name: str) -> str | None:
+    """The path of a file in the sandbox of an ended task, `None` where it cannot be read here."""
+    path = producer.path_of(name)
+    return path if producer.sandbox and os.path.exists(path) else None
+
+
+def as_source(producer: Outcome) -> dict[str, Any]:
+    """As much of a description as backends need to link from."""
+    return {
+        "uid": producer.uid,
+        "sandbox": producer.sandbox,
+        "metadata": {
+            "dependencies": [],
+            "input_files": [],
+            "output_files": list(producer.output_files),
+        },
+    }

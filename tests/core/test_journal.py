@@ -1,0 +1,388 @@
+"""Results that are kept from one run to the next, and what of them is used."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import JournalError, WorkflowEngine
+from rhapsody.journal import store
+
+pytestmark = pytest.mark.asyncio
+
+LOG = "ran.txt"
+
+
+class BrokenOffError(Exception):
+    """Ends a run that has not ended well."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(here: Path) -> None:
+    (here / LOG).touch()
+
+
+def note(word: str) -> None:
+    """Writes down what has run, outside the program: what it is made of counts."""
+    with open(LOG, "a") as log:
+        log.write(f"{word}\n")
+
+
+def ran() -> Counter[str]:
+    """What has run so far, and how often."""
+    return Counter(Path(LOG).read_text().splitlines())
+
+
+@contextlib.asynccontextmanager
+async def engine(**options: Any) -> AsyncIterator[WorkflowEngine]:
+    async with WorkflowEngine.create(journal="run.sqlite", **options) as flow:
+        yield flow
+
+
+async def broken_off(program: Callable[[WorkflowEngine], Any], **options: Any) -> None:
+    """Runs a program up to its end, and leaves the engine with an error."""
+    with contextlib.suppress(BrokenOffError):
+        async with engine(**options) as flow:
+            await program(flow)
+            raise BrokenOffError
+
+
+def tasks(flow: WorkflowEngine) -> tuple[Any, Any]:
+    @flow.function_task
+    def double(number: int) -> int:
+        note("double")
+        return 2 * number
+
+    @flow.function_task
+    def sample() -> int:
+        note("sample")
+        return ran()["sample"]
+
+    return double, sample
+
+
+async def chain(flow: WorkflowEngine) -> int:
+    double, _ = tasks(flow)
+    found: int = await double(double(double(1)))
+    return found
+
+
+async def test_a_run_that_broke_off_is_taken_up() -> None:
+    await broken_off(chain)
+    assert ran()["double"] == 3
+    async with engine() as flow:
+        assert await chain(flow) == 8
+        assert flow.stats.recorded == 3
+    assert ran()["double"] == 3
+
+
+async def test_after_a_run_that_ended_well_all_runs_again() -> None:
+    for run in (1, 2):
+        async with engine() as flow:
+            assert await chain(flow) == 8
+        assert ran()["double"] == 3 * run
+
+
+@pytest.mark.parametrize(("resume", "times"), [(True, 3), (False, 6)])
+async def test_resume_is_said(resume: bool, times: int) -> None:
+    async with engine() as flow:
+        await chain(flow)
+    async with engine(resume=resume) as flow:
+        assert await chain(flow) == 8
+    assert ran()["double"] == times
+
+
+async def test_resume_false_starts_over_after_a_run_that_broke_off() -> None:
+    await broken_off(chain)
+    async with engine(resume=False) as flow:
+        assert await chain(flow) == 8
+    assert ran()["double"] == 6
+
+
+async def test_calls_with_one_key_stay_as_many_samples() -> None:
+    async def draw(flow: WorkflowEngine) -> list[int]:
+        _, sample = tasks(flow)
+        return [await sample() for _ in range(3)]
+
+    await broken_off(draw)
+    async with engine() as flow:
+        assert await draw(flow) == [1, 2, 3]
+        _, sample = tasks(flow)
+        assert await sample() == 4
+
+
+async def test_what_failed_runs_again_and_its_branch_alone() -> None:
+    healed = threading.Event()
+
+    async def program(flow: WorkflowEngine) -> list[Any]:
+        @flow.function_task
+        def step(number: int) -> int:
+            note(f"step {number}")
+            if number == 3 and not healed.is_set():
+                raise ValueError("a bad sample")
+            return number
+
+        double, _ = tasks(flow)
+        return [double(step(number)) for number in range(5)]
+
+    async with engine() as flow:
+        await program(flow)
+    assert ran()["double"] == 4
+    healed.set()
+    async with engine() as flow:
+        assert await asyncio.gather(*await program(flow)) == [0, 2, 4, 6, 8]
+    assert ran() == {**{f"step {n}": 1 for n in range(5)}, "step 3": 2, "double": 5}
+
+
+async def test_a_task_opts_out() -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        double, sample = tasks(flow)
+        await double(1)
+        await sample.options(cache=False)()
+
+    await broken_off(program)
+    async with engine() as flow:
+        await program(flow)
+    assert ran() == {"double": 1, "sample": 2}
+
+
+async def test_a_version_stands_for_the_code() -> None:
+    async def program(flow: WorkflowEngine, text: str, version: str) -> str:
+        @flow.function_task(version=version)
+        def say() -> str:
+            note("say")
+            return text
+
+        found: str = await say()
+        return found
+
+    await broken_off(lambda flow: program(flow, "one", "1"))
+    await broken_off(lambda flow: program(flow, "two", "1"))
+    assert ran()["say"] == 1
+    async with engine() as flow:
+        assert await program(flow, "two", "2") == "two"
+
+
+async def test_commands_and_blocks_are_taken_up(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.executable_task
+        def note(word: str) -> str:
+            return f"echo {word} >> {here / 'log'}; echo {word}"
+
+        @flow.block
+        async def both() -> str:
+            first: str = await note("one")
+            return first + await note("two")
+
+        found: str = await both()
+        return found
+
+    await broken_off(program)
+    async with engine() as flow:
+        assert await program(flow) == "one\ntwo\n"
+    assert (here / "log").read_text() == "one\ntwo\n"
+
+
+async def test_the_environment_and_standard_input_count(here: Path) -> None:
+    async def program(flow: WorkflowEngine, number: str, text: str) -> str:
+        @flow.executable_task(environment={"NUMBER": number}, stdin=text)
+        def show() -> str:
+            return "echo $NUMBER; cat"
+
+        found: str = await show()
+        return found
+
+    for number, text in (("1", "a"), ("2", "a"), ("2", "b")):
+        await broken_off(partial(program, number=number, text=text))
+        async with engine() as flow:
+            assert await program(flow, number, text) == f"{number}\n{text}"
+            assert flow.stats.recorded == 1
+
+
+async def test_a_file_that_a_function_is_told_to_write_is_no_change(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        @flow.function_task
+        def write(text: str, place: str) -> None:
+            note("write")
+            Path(place).write_text(text)
+
+        await write("text", str(here / "out.txt"))
+
+    await broken_off(program)
+    await broken_off(program)
+    assert ran()["write"] == 1
+    (here / "out.txt").unlink()
+    await broken_off(program)
+    assert ran()["write"] == 2
+
+
+async def test_a_file_that_an_argument_names_counts(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.function_task
+        def read(place: Path) -> str:
+            return place.read_text()
+
+        found: str = await read(here / "in.txt")
+        return found
+
+    (here / "in.txt").write_text("one")
+    await broken_off(program)
+    (here / "in.txt").write_text("two")
+    async with engine() as flow:
+        assert await program(flow) == "two"
+
+
+async def test_what_is_not_kept_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        @flow.function_task
+        def lock(_: int) -> Any:
+            return threading.Lock()
+
+        @flow.function_task
+        def take(_: Any) -> bytes:
+            return bytes(5000)
+
+        @flow.function_task
+        def large() -> bytes:
+            return bytes(5000)
+
+        first, second = await lock(1), await lock(2)
+        await asyncio.gather(take(first), take(second), large(), large())
+
+    with caplog.at_level(logging.WARNING):
+        await broken_off(program, journal_max_value="4 kB")
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    assert "task 'lock' is not recorded, and runs again when the run is: its result" in said[0]
+    assert "cannot pickle" in said[0]
+    assert any("task 'take' is not recorded" in line and "lock" in line for line in said)
+    assert any("has 5" in line and "journal_max_value" in line for line in said)
+    async with engine() as flow:
+        await program(flow)
+        assert flow.stats.recorded == 0
+
+
+async def test_engines_may_use_one_journal_at_a_time() -> None:
+    await broken_off(chain)
+    async with engine() as first, engine() as second:
+        assert await chain(first) == 8
+        assert await chain(second) == 8
+        assert first.stats.recorded == 3
+    assert ran()["double"] == 6  # a run that lives has not broken off
+
+
+async def test_on_a_network_file_system_one_engine_may_use_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "on_network", lambda _: True)
+    await broken_off(chain)
+    async with engine() as first:
+        with pytest.raises(JournalError, match=r"used by another run at this time.*network"):
+            await WorkflowEngine.create(journal="run.sqlite")
+        assert await chain(first) == 8
+    assert ran()["double"] == 3
+
+
+async def test_a_dry_run_keeps_nothing(here: Path) -> None:
+    async with engine(dry_run=True) as flow:
+        await chain(flow)
+    assert os.listdir(here) == [LOG]
+
+
+# What cannot be used.
+
+
+async def test_one_that_others_may_write_is_refused(here: Path) -> None:
+    async with engine():
+        pass
+    assert (here / "run.sqlite").stat().st_mode & 0o777 == 0o600
+    (here / "run.sqlite").chmod(0o620)
+    with pytest.raises(JournalError, match=rf"by others.*chmod 600 {here}/run\.sqlite"):
+        await WorkflowEngine.create(journal="run.sqlite")
+
+
+async def test_one_of_another_user_is_refused(here: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    async with engine():
+        pass
+    os.chown(here / "run.sqlite", 12345, 12345)
+    with pytest.raises(JournalError, match="another user's"):
+        await WorkflowEngine.create(journal="run.sqlite")
+
+
+async def test_a_link_is_refused(here: Path) -> None:
+    (here / "run.sqlite").symlink_to(here / "elsewhere")
+    with pytest.raises(JournalError, match="is no file, or is a link"):
+        await WorkflowEngine.create(journal="run.sqlite")
+    assert not (here / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("damage", ["text", "half", "version"])
+async def test_a_damaged_one_is_refused(here: Path, damage: str) -> None:
+    path = here / "run.sqlite"
+    await broken_off(chain)
+    if damage == "text":
+        path.write_text("no database" * 1000)
+    elif damage == "half":
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA user_version = 77")
+    with pytest.raises(JournalError, match="move it away to begin another"):
+        await WorkflowEngine.create(journal="run.sqlite")
+    path.unlink()
+    async with engine() as flow:
+        assert await chain(flow) == 8
+
+
+async def test_a_result_that_was_changed_in_the_file_is_not_used(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await broken_off(chain)
+    with contextlib.closing(sqlite3.connect(here / "run.sqlite")) as database:
+        database.execute("UPDATE recordings SET value = ? WHERE uid = 'task.000002'", (b"x",))
+        database.commit()
+    async with engine() as flow:
+        assert await chain(flow) == 8
+    assert ran()["double"] == 4
+    assert "the recording of 'double' (task.000002) was damaged" in caplog.text
+
+
+async def test_a_journal_that_cannot_be_written_any_more_is_said(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with engine() as flow:
+        double, _ = tasks(flow)
+        await double(1)
+        with contextlib.closing(sqlite3.connect(here / "run.sqlite")) as database:
+            database.execute("DROP TABLE recordings")
+        assert await double(2) == 4
+        assert await double(3) == 6
+    assert caplog.text.count("cannot be used any more") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"journal": 3}, TypeError, "journal must be True, False or the path of a file, got 3"),
+        ({"journal": True, "resume": "yes"}, ValueError, 'resume must be "auto", True or False'),
+        ({"resume": True}, ValueError, "give journal=True, too"),
+        ({"journal": True, "journal_max_value": "big"}, ValueError, "journal_max_value must look"),
+    ],
+)
+async def test_bad_options(options: Any, kind: type[Exception], text: str) -> None:
+    with pytest.raises(kind, match=text):
+        await WorkflowEngine.create(**options)

@@ -1,0 +1,224 @@
+"""Files as part of results that are kept from one run to the next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import InputFile, OutputDir, OutputFile, WorkflowEngine
+from tests.core.saving import files
+
+pytestmark = pytest.mark.asyncio
+
+Program = Callable[[WorkflowEngine], Awaitable[Any]]
+
+
+class BrokenOffError(Exception):
+    """Ends a run that has not ended well."""
+
+
+async def broken_off(program: Program, **options: Any) -> Any:
+    """Runs a program, and leaves the engine with an error."""
+    found = None
+    try:
+        async with WorkflowEngine.create(journal="run.sqlite", **options) as flow:
+            found = await program(flow)
+            raise BrokenOffError
+    except BrokenOffError:
+        return found
+
+
+def ran(here: Path) -> list[str]:
+    """The commands that have run so far, by the words that they log."""
+    log = here / "log"
+    return sorted(log.read_text().split()) if log.exists() else []
+
+
+def command(flow: WorkflowEngine, here: Path) -> Any:
+    """A task that notes that it runs, and runs a command with the files it names."""
+
+    @flow.executable_task
+    def run(word: str, what: str, *_: Any) -> str:
+        return f"echo {word} >> {here / 'log'}; {what}"
+
+    return run
+
+
+def pipeline(here: Path, *, save: str | None = None) -> Program:
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+        both = run(
+            "double", "cat made.txt made.txt > both.txt", made, InputFile("made.txt"),
+            OutputFile("both.txt", save=save),
+        )  # fmt: skip
+        found: str = await run("show", "cat both.txt", both, InputFile("both.txt"))
+        return found
+
+    return program
+
+
+async def test_files_stay_until_a_run_ends_well_and_are_read_then(here: Path) -> None:
+    await broken_off(pipeline(here))
+
+    async def longer(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        found: str = await pipeline(here)(flow)
+        made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+        more: str = await run("more", "cat made.txt", made, InputFile("made.txt"))
+        return found + more
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        assert await longer(flow) == "content\n" * 3
+        assert flow.stats.recorded == 3
+    assert flow.summary is not None
+    assert ran(here) == ["double", "make", "make", "more", "show"]
+    assert {file.path.name for file in flow.summary.results} == set()
+    assert not [name for name in files(here / ".rhapsody") if name.endswith(".txt")]
+
+
+async def test_results_without_a_place_stay_where_the_first_run_made_them(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> None:
+        run = command(flow, here)
+        await run("make", "echo content > made.txt; echo x > scratch", OutputFile("made.txt"))
+
+    await broken_off(program)
+    assert {Path(name).name for name in files(here / ".rhapsody")} == {"made.txt"}
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(flow)
+    assert flow.summary is not None
+    (result,) = flow.summary.results
+    assert result.path.read_text() == "content\n"
+
+
+async def test_a_saved_result_is_saved_again(here: Path) -> None:
+    program = pipeline(here, save="results/")
+    saved = here / "results/both.txt"
+    await broken_off(program)
+    saved.write_text("changed")
+    await broken_off(program)
+    assert saved.read_text() == "content\n" * 2
+    saved.unlink()
+    await broken_off(program)
+    assert saved.read_text() == "content\n" * 2
+    assert ran(here) == ["double", "make", "show"]
+    await broken_off(pipeline(here, save="elsewhere/"))
+    assert (here / "elsewhere/both.txt").read_text() == "content\n" * 2
+    assert ran(here) == ["double", "make", "show"]
+
+
+async def test_after_a_run_that_ended_well_saved_results_are_read_from_their_places(
+    here: Path,
+) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> str:
+        run = command(flow, here)
+        made = run("make", "echo content > made.txt", OutputFile("results/made.txt"))
+        found: str = await run(word, "cat made.txt", made, InputFile("made.txt"))
+        return found
+
+    for word in ("one", "two"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await program(flow, word) == "content\n"
+    assert ran(here) == ["make", "one", "two"]
+
+
+async def test_one_that_is_gone_is_made_again_and_its_readers_only_if_it_differs(
+    here: Path,
+) -> None:
+    await broken_off(pipeline(here))
+    for made in (here / ".rhapsody").rglob("made.txt"):
+        made.unlink()
+    await broken_off(pipeline(here))
+    assert ran(here) == ["double", "make", "make", "show"]
+
+
+async def test_a_changed_input_runs_what_reads_it(here: Path) -> None:
+    (here / "in.txt").write_text("one\n")
+    (here / "other.txt").write_text("other\n")
+
+    async def program(flow: WorkflowEngine) -> list[str]:
+        run = command(flow, here)
+        return [
+            await run("first", "cat in.txt", InputFile("in.txt")),
+            await run("second", "cat other.txt", InputFile("other.txt")),
+        ]
+
+    await broken_off(program)
+    (here / "in.txt").write_text("two\n")
+    assert await broken_off(program) == ["two\n", "other\n"]
+    assert ran(here) == ["first", "first", "second"]
+
+
+async def test_directories_and_patterns(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> list[str]:
+        run = command(flow, here)
+        made = run(
+            "make", "mkdir plots; echo a > plots/a; echo 1 > 1.csv; echo 2 > 2.csv",
+            OutputDir("plots/"), OutputFile("*.csv", many=True),
+        )  # fmt: skip
+
+        @flow.function_task(cache=False)
+        def read(_: Any, directory: Any, table: Any) -> list[str]:
+            return [path.read_text() for path in [*directory, *table]]
+
+        found: list[str] = await read(made, InputFile("plots"), InputFile("*.csv"))
+        return found
+
+    for _ in range(2):
+        assert await broken_off(program) == ["a\n", "1\n", "2\n"]
+    assert ran(here) == ["make"]
+
+
+async def test_a_path_into_a_sandbox_is_good_as_long_as_that_is_there(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> Path:
+        @flow.function_task
+        def make(file: Any) -> Path:
+            with (here / "log").open("a") as log:
+                log.write("make ")
+            place = Path(file.filepath)
+            place.write_text("content")
+            return place
+
+        found: Path = await make(OutputFile("made.txt"))
+        return found
+
+    first = await broken_off(program)
+    assert await broken_off(program) == first
+    first.unlink()
+    assert (await broken_off(program)).read_text() == "content"
+    assert ran(here) == ["make", "make"]
+
+
+async def test_files_that_nobody_declares_are_not_kept_and_that_is_said(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        plain = run("plain", "echo only this")
+        made = run("make", "echo content > made.txt")
+        seen = run("see", "cat made.txt", made)
+        found: str = await run("show", "true", plain, seen)
+        return found
+
+    with caplog.at_level(logging.WARNING):
+        await broken_off(program)
+    assert caplog.text.count("is not recorded") == 1
+    assert "left files in its sandbox and declares none" in caplog.text
+    assert await broken_off(program) == ""
+    assert ran(here) == ["make", "make", "plain", "see", "see", "show"]
+
+
+async def test_save_takes_files_of_an_earlier_run(here: Path) -> None:
+    async def program(flow: WorkflowEngine) -> Any:
+        made = command(flow, here)("make", "echo content > made.txt", OutputFile("made.txt"))
+        return await flow.save(made, "results/")
+
+    for _ in range(2):
+        (saved,) = await broken_off(program)
+        assert saved.read_text() == "content\n"
+        saved.unlink()
+    assert ran(here) == ["make"]
