@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, OutputDir, OutputFile, WorkflowEngine
+from rhapsody import InputFile, OutputDir, OutputFile, TaskFailedError, WorkflowEngine
 from tests.core.saving import files
 
 pytestmark = pytest.mark.asyncio
@@ -126,14 +126,71 @@ async def test_after_a_run_that_ended_well_saved_results_are_read_from_their_pla
     assert ran(here) == ["make", "one", "two"]
 
 
-async def test_one_that_is_gone_is_made_again_and_its_readers_only_if_it_differs(
-    here: Path,
-) -> None:
-    await broken_off(pipeline(here))
-    for made in (here / ".rhapsody").rglob("made.txt"):
-        made.unlink()
-    await broken_off(pipeline(here))
-    assert ran(here) == ["double", "make", "make", "show"]
+def chain(here: Path, word: str) -> Program:
+    """Two tasks that each read what the one before wrote; the content of the first is random."""
+
+    async def program(flow: WorkflowEngine) -> str:
+        run = command(flow, here)
+        made = run(
+            "make", "head -c 9 /dev/urandom | od -A n -t x1 > made.txt", OutputFile("made.txt")
+        )
+        copied = run(
+            "copy",
+            "wc -c < made.txt > copy.txt",
+            made,
+            InputFile("made.txt"),
+            OutputFile("copy.txt"),
+        )
+        found: str = await run(word, "cat copy.txt", copied, InputFile("copy.txt"))
+        return found
+
+    return program
+
+
+async def test_one_that_is_gone_is_made_again_when_it_is_read(here: Path) -> None:
+    await broken_off(chain(here, "one"))
+    for name in ("made.txt", "copy.txt"):
+        for path in (here / ".rhapsody").rglob(name):
+            path.unlink()
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await chain(here, "one")(flow)
+        assert flow.stats.recorded == 3
+    assert ran(here) == ["copy", "make", "one"]
+    for word in ("two", "two"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await chain(here, word)(flow) == "28\n"
+    assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
+
+
+async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:
+    async def program(flow: WorkflowEngine, readers: int) -> list[str]:
+        run = command(flow, here)
+        made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+        reads = [
+            run("read", f"cat made.txt; # {n}", made, InputFile("made.txt")) for n in range(readers)
+        ]
+        return [await read for read in reads]
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(flow, 1)
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        assert await program(flow, 5) == ["content\n"] * 5
+    assert ran(here) == ["make"] * 2 + ["read"] * 5
+
+
+async def test_a_failure_while_a_file_is_made_again_is_that_of_its_reader(here: Path) -> None:
+    async def program(flow: WorkflowEngine, word: str) -> str:
+        run = command(flow, here)
+        made = run("make", f"test ! -e {here}/bad && echo x > made.txt", OutputFile("made.txt"))
+        found: str = await run(word, "cat made.txt", made, InputFile("made.txt"))
+        return found
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(flow, "one")
+    (here / "bad").touch()
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        with pytest.raises(TaskFailedError, match="task 'run'"):
+            await program(flow, "two")
 
 
 async def test_a_changed_input_runs_what_reads_it(here: Path) -> None:

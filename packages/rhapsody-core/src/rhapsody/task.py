@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
@@ -189,6 +189,7 @@ class Outcome:
         keeper: Whatever must stay alive while the sandbox is needed.
         matches: Which of the files match each pattern that it declared.
         paths: Where the files are that an earlier run left; those of others are in the sandbox.
+        make_again: Makes those of an earlier run that are gone.
     """
 
     uid: str
@@ -201,6 +202,7 @@ class Outcome:
     keeper: object = None
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
+    make_again: Callable[[], Awaitable[None]] | None = None
 
     def path_of(self, name: str) -> str:
         """Where a file or directory is that the attempt made."""

@@ -10,13 +10,14 @@ import asyncio
 import difflib
 import inspect
 import logging
+import signal
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from rhapsody.cli import scripts
+from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, complain, note, say
 from rhapsody.errors import RhapsodyError
 
@@ -36,9 +37,12 @@ OTHERS = {
     "keep_going": "it is the default; --fail-fast is the other",
     "max_failures": "use --max-failures N",
     "progress": "it is the default; -q shows nothing, and -v lines in place of a table",
+    "resume": "use --resume, or --fresh",
     "profile": "there are no profiles yet; the file of a run's events is -e trace=run.jsonl",
 }
 """Options of the engine that `-e` does not take, and what to do."""
+
+_SIGNALLED = (128 + signal.SIGHUP, 128 + signal.SIGTERM)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +94,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     failing.add_argument(
         "--max-failures", type=int, metavar="N", help="cancel everything when N tasks have failed"
     )
+    recording.configure(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
         "-q",
@@ -116,10 +121,22 @@ def run(arguments: argparse.Namespace) -> int:
         SystemExit: The script ends with an exit code of its own.
     """
     with ExitStack() as at_end:  # what comes after a traceback
-        return _code(arguments, at_end)
+        recorded = recording.Recording(arguments)
+        at_end.callback(recorded.end)
+        try:
+            code = _code(arguments, recorded, at_end)
+        except SystemExit as end:
+            if end.code not in _SIGNALLED:
+                recorded.how = "failed" if end.code else "done"
+            raise
+        except (UsageError, CommandError):
+            recorded.how = "failed"
+            raise
+        recorded.how = "failed" if code else "done"
+        return code
 
 
-def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
+def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: ExitStack) -> int:
     from rhapsody.cli.engines import Engines
 
     engines, program = Engines(arguments.dry_run), None
@@ -139,6 +156,11 @@ def _code(arguments: argparse.Namespace, at_end: ExitStack) -> int:
             from rhapsody.cli.dry_run import DryRunBackend
 
             make, engine["dry_run"] = DryRunBackend, True
+        if "journal" in engine:
+            engine["resume"] = recording.resume_of(arguments)
+        else:
+            recorded.begin(arguments, program)
+            engine["journal"] = recorded.journal
         _run(program, make, engine, engines, at_end)
     except (UsageError, CommandError):
         raise

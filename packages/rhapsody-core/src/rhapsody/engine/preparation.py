@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, cast
 
 from rhapsody.data import moved
@@ -143,6 +143,11 @@ class Preparation:
             if hooks.lookup_results and self._recording.look_up(node):
                 return False
         if node.stage == LOOKED_UP:
+            gone = node.gone()
+            if gone:
+                again = self._make_again(node, backend, gone)
+                self._background.spawn(again, f"files for {node.uid}")
+                return False
             node.stage = PREPARED
             if node.extra is not None and node.extra.resolved is not None:
                 assert node.description is not None
@@ -371,6 +376,16 @@ class Preparation:
         except Exception as error:  # a task whose files cannot be had fails alone
             self._machine.refuse(node, error)
         else:
+            self._resume(node, backend)
+
+    async def _make_again(self, node: Node, backend: Attached, gone: Sequence[Outcome]) -> None:
+        """Has files made that the node reads, and that an earlier run made and are gone."""
+        try:
+            await asyncio.gather(*(each.make_again() for each in gone if each.make_again))
+        except Exception as error:  # of the tasks that make them: this one fails alone
+            self._machine.refuse(node, error)
+        else:
+            node.stage = ROUTED  # they are elsewhere, and may differ
             self._resume(node, backend)
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.background import Background
+from rhapsody.engine.calls import Calls
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.outcomes import leave_script
+from rhapsody.engine.remaking import MakingAgain
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager
@@ -28,6 +30,8 @@ class Saving:
         background: Runs what takes long.
         stager: Puts the files in their places.
         record: Called with each result that is to be recorded.
+        missing: Called with each node whose recorded files are to be saved and are gone.
+        calls: Takes calls that make files again.
     """
 
     def __init__(
@@ -36,11 +40,15 @@ class Saving:
         background: Background,
         stager: Stager,
         record: Callable[[Node, Any], object],
+        missing: Callable[[Node], object],
+        calls: Calls,
     ) -> None:
         self._machine = machine
         self._background = background
         self._stager = stager
         self._record = record
+        self._missing = missing
+        self._calls = calls
         self._under_way: set[asyncio.Task[None]] = set()
 
     def record(self, node: Node, value: Any) -> None:
@@ -78,11 +86,14 @@ class Saving:
         if files is None:
             self._machine.recorded(node, recorded.value)
             return
+        if not files.gone.isdisjoint(node.targets()):
+            self._missing(node)  # it is to be saved
+            return
         assert node.description is not None
         executable = node.task.kind == "executable"
         found = node.extra.found if node.extra is not None else None
         outputs = found.outputs if found is not None else ()
-        node.future._outcome = Outcome(
+        outcome = node.future._outcome = Outcome(
             uid=node.uid,
             stdout=recorded.value if executable else None,
             exit_code=0 if executable else None,
@@ -92,6 +103,8 @@ class Saving:
             matches=files.matches,
             paths=files.paths,
         )
+        if files.gone:
+            outcome.make_again = MakingAgain(self._calls, node, outcome)
         if not node.targets():
             self._machine.recorded(node, recorded.value)
             return

@@ -146,7 +146,14 @@ class Shell:
         self.updates: Updates = Updates(uid, machine, background, self.crashed)
         self.blocks: Blocks = Blocks(machine, background, self.preparation.values)
         self.outcomes: Outcomes = Outcomes(stager, recording=machine.recording)
-        self.saving: Saving = Saving(machine, background, stager, self.recording.record)
+        self.saving: Saving = Saving(
+            machine,
+            background,
+            stager,
+            self.recording.record,
+            self._resume_own,
+            self.calls,
+        )
 
         # What the machine asks for, of those who do it.
         self.start_block: Callable[[Node], None] = self.blocks.start

@@ -39,10 +39,12 @@ class FileDigests:
 
     Attributes:
         new: Digests that are to be kept for later runs, by their stamps.
+        gone: Those of files that recorded tasks made and that are gone, by their paths.
     """
 
     def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:
         self.new: dict[Stamp, bytes] = {}
+        self.gone: dict[str, bytes] = {}
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
 
@@ -57,9 +59,12 @@ class FileDigests:
             return None
 
     def of_any(self, path: str) -> bytes | None:
-        """The same of a file or a directory, which has the digests of all files in it."""
+        """The same of a file or a directory, which has the digests of all files in it.
+
+        Of a file that is gone and known by `gone` it is what its content was.
+        """
         if not os.path.isdir(path):
-            return self.of(path)
+            return self.of(path) or self.gone.get(path)
         made = hashlib.blake2b(b"directory", digest_size=SIZE)
         for place, directories, names in os.walk(path):
             directories.sort()

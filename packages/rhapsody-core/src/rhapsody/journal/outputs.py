@@ -50,7 +50,12 @@ class Outputs:
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
             if digest is None:
                 raise NoDigestError(f"its output {name!r} cannot be read from here")
-            kept[name] = {"path": self._told(path), "digest": digest.hex()}
+            directory = os.path.isdir(path) or os.path.isdir(files.places.get(name, ""))
+            kept[name] = {
+                "path": self._told(path),
+                "digest": digest.hex(),
+                "directory": directory,
+            }
             if name in files.places:
                 kept[name]["place"] = self._told(files.places[name])
         noted = {
@@ -62,9 +67,14 @@ class Outputs:
         return json.dumps(noted)
 
     def found(self, noted: str) -> TaskFiles | None:
-        """What is there of a task's files; `None` where one is gone or has changed."""
+        """What is there of a task's files.
+
+        Returns:
+            The files, which may be gone; `None` where one has changed, a directory is gone, or
+            something of what the task's result names.
+        """
         read = json.loads(noted)
-        paths, places = {}, {}
+        paths, places, gone = {}, {}, set()
         sandbox = self._path(read["sandbox"])
         if read["named"] and not os.path.isdir(sandbox):
             return None
@@ -72,16 +82,22 @@ class Outputs:
             digest = bytes.fromhex(file["digest"])
             path, place = self._path(file["path"]), self._path(file.get("place", file["path"]))
             in_place = "place" in file and self._digests.of_any(place) == digest
-            if self._digests.of_any(path) == digest:
+            if os.path.lexists(path) and self._digests.of_any(path) == digest:
                 paths[name] = path
-            elif in_place and not read["named"]:
-                paths[name] = place
-            else:
+            elif read["named"]:
                 return None
+            elif in_place:
+                paths[name] = place
+            elif file["directory"] or os.path.lexists(path):
+                return None
+            else:
+                paths[name] = path
+                gone.add(name)
+                self._digests.gone[path] = digest
             if in_place:
                 places[name] = place
         matches = {pattern: tuple(names) for pattern, names in read["matches"].items()}
-        return TaskFiles(sandbox, paths, matches, places)
+        return TaskFiles(sandbox, paths, matches, places, gone=frozenset(gone))
 
     def _told(self, path: str) -> str:
         return os.path.relpath(path, self._directory)

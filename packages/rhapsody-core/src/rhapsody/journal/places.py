@@ -47,13 +47,16 @@ _NETWORK = frozenset(
 """Types of file systems that other hosts may change, as in Linux's list of mounts."""
 
 
-def journal_of_program(arguments: Sequence[str] | None = None) -> Path:
+def journal_of_program(
+    arguments: Sequence[str] | None = None, *, function: str | None = None
+) -> Path:
     """The journal of what this process runs, for `journal=True` and for `rhapsody run`.
 
     The same program with the same arguments has the same one, wherever its directory is moved to.
 
     Args:
         arguments: The program, and what it was started with; default: `sys.argv`.
+        function: The function that is called of it, where it is not `main`.
 
     Raises:
         FileNotFoundError: The current directory was removed.
@@ -63,7 +66,7 @@ def journal_of_program(arguments: Sequence[str] | None = None) -> Path:
     path = os.path.realpath(started) if started else ""
     words = [os.path.relpath(path, here) if path.startswith(here + os.sep) else path, *others]
     made = hashlib.blake2b(digest_size=4)
-    for word in words:
+    for word in [*words, *([f":{function}"] if function not in (None, "main") else [])]:
         data = os.fsencode(word)
         made.update(b"%d:%b" % (len(data), data))
     return Path(here, BASE, DIRECTORY, f"{program()}-{made.hexdigest()}.sqlite")

@@ -55,6 +55,7 @@ class Journal:
         path: The same.
         push_down: The same.
         taken: How many results of an earlier run were used.
+        kept: How many results of this run are in the file.
         names: The names in `again` that tasks had.
 
     Raises:
@@ -76,6 +77,7 @@ class Journal:
         self.path: Path = path
         self.push_down: bool = push_down
         self.taken: int = 0
+        self.kept: int = 0
         self.names: set[str] = set()
         self._store = Store(path, shared=shared)
         try:
@@ -166,16 +168,20 @@ class Journal:
         except NoDigestError as error:
             self._say(name, str(error))
             return None
+        former = self._calls.pop(_call(task["uid"]), None)
+        if former is not None:  # it was looked up before files that it reads were made again
+            self._numbers[former.key.digest] -= 1
         self._numbers[key.digest] += 1
         number = self._numbers[key.digest]
+        found = None
         if name in self._again:
             self.names.add(name)
         elif self._store.reused:
             found = self._found(name, key, number, database, used)
-            if found is not None:
+            if found is not None and not (found.files and found.files.gone):
                 return found
         self._calls[_call(task["uid"])] = _Call(key, number)
-        return None
+        return found
 
     def _found(
         self,
@@ -215,6 +221,7 @@ class Journal:
         if kept:
             self._store.write(database, kept, codes, self._files.new)
             self._files.new.clear()
+            self.kept += len(kept)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """What is written of a result, `None` where it is not kept."""

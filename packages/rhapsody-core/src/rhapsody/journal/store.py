@@ -220,7 +220,7 @@ class Store:
             if living and not self._shared:
                 raise JournalInUseError(f"journal {self.path} is used by another run at this time")
             taken = {run.lineage for run in living}
-            ended = [run for run in ended if run.lineage not in taken]
+            ended = [run for run in ended if run.lineage not in taken and self._holds(run)]
             number, lineage, how = ended[-1] if ended else (0, 0, "done")
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
             takes_up = how != "done" if resume is None else resume and bool(ended)
@@ -251,6 +251,12 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(lock)
         return ended, living
+
+    def _holds(self, run: _Run) -> bool:
+        """Whether there is something to take up of a run, or it has ended well without."""
+        exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
+        (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
+        return run.how == "done" or bool(found)
 
     def find(
         self, database: sqlite3.Connection, key: bytes, number: int

@@ -39,7 +39,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
         lines.append(f"the run's files: {shown(run)}")
-    how = numbers(counts, summary.stats.retried)
+    how = numbers(counts, summary.stats.retried, summary.stats.recorded)
     return [*lines, f"rhapsody: {how} in {duration(summary.seconds)}"]
 
 
@@ -51,7 +51,7 @@ def _holds_files(directory: Path) -> bool:
         return False
 
 
-def numbers(counts: Counts, retried: int) -> str:
+def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
     """How many tasks ended in which way; what is zero is left out, but for those that are done."""
     row = counts.all
     others = {
@@ -60,7 +60,8 @@ def numbers(counts: Counts, retried: int) -> str:
         "cancelled": row.cancelled,
         "retried": retried,
     }
-    return ", ".join([f"{row.done} done", *(f"{n} {word}" for word, n in others.items() if n)])
+    done = f"{row.done} done ({reused} of them reused)" if reused else f"{row.done} done"
+    return ", ".join([done, *(f"{n} {word}" for word, n in others.items() if n)])
 
 
 def duration(seconds: float) -> str:

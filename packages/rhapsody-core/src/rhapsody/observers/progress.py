@@ -110,7 +110,7 @@ class Progress:
 
     def _line(self) -> str:
         row = self._counts.all
-        text = f"rhapsody: {numbers(self._counts, 0)}, {row.running} running, {row.waiting} waiting"
+        text = f"rhapsody: {numbers(self._counts)}, {row.running} running, {row.waiting} waiting"
         text += f" after {duration(monotonic() - self._began)}"
         failures = self._counts.failures
         return f"{text}; last failure: {one_line(failures[-1])}" if failures else text

@@ -171,6 +171,8 @@ class TaskFiles:
         matches: Which of the names match each pattern that it declared.
         places: Where files were saved, by the name: see `OutputFile`.
         shared: Whether it declared none, and dependents see all that is in the sandbox.
+        gone: Of a recorded task: names of files that are not there. It runs again when a task
+            that runs reads one, or one is to be saved.
     """
 
     sandbox: str
@@ -178,6 +180,7 @@ class TaskFiles:
     matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
+    gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +189,8 @@ class Recorded:
 
     Attributes:
         value: The result, which may be `None`.
-        files: What the task made, all of it there: its dependents read it from `paths`, and
-            what is not at its place of this run yet, by `places`, is copied there.
+        files: What the task made: its dependents read it from `paths`, and what is not at its
+            place of this run yet, by `places`, is copied there.
     """
 
     value: Any

@@ -192,7 +192,9 @@ class Stager:
                 self.results.places.reads(task, str(path))
                 places[name] = InputPlace(path)
             elif producer.paths is not None:  # of an earlier run
-                places[name] = InputPlace(producer.path_of(name))
+                path = producer.path_of(name)
+                gone = producer.make_again is not None and left_by(producer, name) is None
+                places[name] = InputPlace(path, gone=producer if gone else None)
             elif self._is_on(backend, producer):
                 places[name] = InputPlace(left_by(producer, name), producer)
             else:
@@ -230,7 +232,7 @@ class Stager:
         keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
         links = self._links[task["uid"]] = _Links(keepers, fetched=resolved.fetched)
         try:
-            for name, (path, producer) in resolved.places.items():
+            for name, (path, producer, _) in resolved.places.items():
                 backend.link_explicit_data_deps(
                     src_task=None if producer is None else as_source(producer),
                     dst_task=task,

@@ -17,10 +17,12 @@ class InputPlace(NamedTuple):
     Attributes:
         path: The file, `None` where it cannot be read from here.
         producer: Whose sandbox on the same backend it is linked from, `None` for a path.
+        gone: What is left of the task of an earlier run that made it, where it is gone.
     """
 
     path: str | None
     producer: Outcome | None = None
+    gone: Outcome | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,11 @@ class Resolved:
     targets: Mapping[str, Target]
     reads: tuple[tuple[str, str], ...]
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def gone(self) -> list[Outcome]:
+        """What is left of tasks of an earlier run whose files it reads, and which are gone."""
+        found = {place.gone.uid: place.gone for place in self.places.values() if place.gone}
+        return list(found.values())
 
     def paths(self) -> dict[str, str | None]:
         """The inputs' paths by their names, `None` for what cannot be read from here."""

@@ -1,0 +1,48 @@
+"""Files of recorded tasks that are gone: made again when the first task that runs reads one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable
+
+from rhapsody.engine.calls import Calls
+from rhapsody.engine.node import Node
+from rhapsody.task import Outcome, TaskFuture
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+
+class MakingAgain:
+    """Calls a task once more that an earlier run has recorded, once, for the sake of its files.
+
+    Args:
+        calls: Takes the call.
+        node: The call whose result was recorded.
+        outcome: What is left of it; brought up to date when the files are there.
+    """
+
+    def __init__(self, calls: Calls, node: Node, outcome: Outcome) -> None:
+        task = node.task.options(cache=False)  # what is recorded of it stays as it is
+        args, kwargs, specific = node.args, node.kwargs or {}, node.specific
+        self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
+            task, args, kwargs, specific
+        )
+        self._name = node.named()
+        self._outcome = outcome
+        self._made: TaskFuture[object] | None = None
+
+    async def __call__(self) -> None:
+        """Makes the files, or waits until they are made.
+
+        Raises:
+            Exception: What the task raises.
+        """
+        if self._made is None:
+            log.info("%s runs again: files of it are gone, and are read", self._name)
+            self._made = self._call()
+        await asyncio.shield(self._made)
+        if self._outcome.make_again is self and self._made._outcome is not None:
+            for field in dataclasses.fields(Outcome):
+                setattr(self._outcome, field.name, getattr(self._made._outcome, field.name))
