@@ -1,0 +1,289 @@
+"""`rhapsody run` after a run that did not end well, and what is reused on request."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.core.command_line import check_mistake
+from tests.core.programs import PATIENCE
+
+PROGRAM = """
+import os, signal, sys
+from helpers import scale
+
+async def main(flow):
+    @flow.function_task
+    def work(number):
+        with open("ran.txt", "a") as log:
+            log.write(f"work {number}\\n")
+        if number == 3 and os.path.exists("bad"):
+            raise ValueError("a bad sample")
+        return scale(number)
+
+    @flow.executable_task
+    def show(value):
+        return ["sh", "-c", f"echo show {value} >> {os.getcwd()}/ran.txt; echo {value}"]
+
+    values = [work(number) for number in range(5)]
+    if os.path.exists("kill"):
+        await values[4]
+        number = int(open("kill").read())
+        os.remove("kill")
+        os.kill(os.getpid(), number)
+        await work(77)
+    print([(await show(await value)).strip() for value in values])
+"""
+
+OWN_ENGINE = """
+import asyncio, os
+from rhapsody import WorkflowEngine
+
+async def program():
+    for word in ("one", "two"):
+        async with WorkflowEngine.create() as flow:
+            @flow.function_task
+            def work(word):
+                with open("ran.txt", "a") as log:
+                    log.write(f"work {word}\\n")
+                return word
+
+            print(await work(word))
+    if os.path.exists("bad"):
+        raise ValueError("after all engines")
+
+asyncio.run(program())
+"""
+
+
+class Place:
+    """A directory with a program in it, which is run there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.write("wf.py", PROGRAM)
+        self.write("helpers.py", "def scale(number):\n    return 10 * number\n")
+
+    def write(self, name: str, text: str = "") -> None:
+        (self.path / name).write_text(text)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "rhapsody", "run", "wf.py", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            cwd=self.path,
+        )
+
+    def ran(self) -> Counter[str]:
+        """What has run since the last time, and how often."""
+        log = self.path / "ran.txt"
+        found = Counter(log.read_text().splitlines() if log.exists() else ())
+        log.unlink(missing_ok=True)
+        return found
+
+
+WORK = {f"work {number}": 1 for number in range(5)}
+SHOW = {f"show {10 * number}": 1 for number in range(5)}
+RESULT = "['0', '10', '20', '30', '40']\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGKILL, -9, "was killed"),
+        (signal.SIGTERM, 143, "was interrupted"),
+        (signal.SIGINT, 130, "was interrupted"),
+        (signal.SIGHUP, 129, "was interrupted"),
+    ],
+)
+def test_the_same_command_goes_on(place: Place, number: int, code: int, said: str) -> None:
+    place.write("kill", str(int(number)))
+    ended = place.run()
+    assert ended.returncode == code
+    assert place.ran() == WORK
+    if number != signal.SIGKILL:
+        assert "what is done is kept; the same command goes on from there" in ended.stderr
+    done = place.run()
+    assert (done.returncode, done.stdout) == (0, RESULT), done.stderr
+    assert f"the last run {said}, and what it has done is not done again (5 results)" in done.stderr
+    assert "--fresh starts over" in done.stderr
+    assert "10 done (5 of them reused)" in done.stderr
+    assert place.ran() == SHOW
+
+
+def test_of_a_bad_sample_only_its_branch_runs_again(place: Place) -> None:
+    place.write("bad")
+    failed = place.run()
+    assert failed.returncode == 1
+    assert "ValueError: a bad sample" in failed.stderr
+    assert failed.stderr.endswith("what is done is kept; the same command goes on from there\n")
+    before = place.ran()
+    (place.path / "bad").unlink()
+    assert place.run().stdout == RESULT
+    assert place.ran() == {"work 3": 1, **{k: v for k, v in SHOW.items() if k not in before}}
+
+
+def test_a_run_that_ended_well_is_reused_only_when_asked(place: Place) -> None:
+    for _ in range(2):
+        done = place.run()
+        assert place.ran() == {**WORK, **SHOW}
+        assert "last run" not in done.stderr
+    done = place.run("--resume")
+    assert done.stdout == RESULT
+    assert "reusing what has not changed since the last run (10 results)" in done.stderr
+    assert place.ran() == {}
+    place.write("helpers.py", "def scale(number):\n    # a remark\n    return number * 10\n")
+    assert place.run("--resume").stdout == RESULT
+    assert place.ran() == WORK
+
+
+def test_options_of_the_backend_and_the_engine_do_not_count(place: Place) -> None:
+    place.write("bad")
+    place.run("-b", "local", "-o", "cores=1")
+    before = place.ran()
+    (place.path / "bad").unlink()
+    done = place.run("-o", "cores=2", "-e", "retries=1", "-e", "timeout=100", "-v")
+    assert done.stdout == RESULT, done.stderr
+    assert before.keys() - {"work 3"} & place.ran().keys() == set()
+
+
+def test_other_arguments_are_another_run(place: Place) -> None:
+    place.write("bad")
+    place.run("--", "one")
+    place.ran()
+    (place.path / "bad").unlink()
+    assert place.run("--", "two").stdout == RESULT
+    assert place.ran() == {**WORK, **SHOW}
+
+
+@pytest.mark.parametrize("option", ["--fresh", "--no-journal"])
+def test_nothing_is_reused(place: Place, option: str) -> None:
+    place.write("bad")
+    place.run()
+    place.ran()
+    (place.path / "bad").unlink()
+    assert place.run(option).stdout == RESULT
+    assert place.ran() == {**WORK, **SHOW}
+
+
+def test_without_a_journal_nothing_is_left(place: Place) -> None:
+    place.run("--no-journal")
+    assert not (place.path / ".rhapsody").exists()
+
+
+def test_tasks_of_a_name_run_again(place: Place) -> None:
+    place.run()
+    place.ran()
+    done = place.run("--resume", "--rerun", "show", "--rerun", "shaw")
+    assert place.ran() == SHOW
+    assert "--rerun shaw: no task of that name was called" in done.stderr
+    assert "--rerun show" not in done.stderr
+
+
+def test_a_run_that_lives_has_not_ended(place: Place) -> None:
+    place.write("bad")
+    place.run()
+    place.ran()
+    (place.path / "bad").unlink()
+    fifo = place.path / "fifo"
+    os.mkfifo(fifo)
+    place.write("wf.py", PROGRAM.replace("    values =", "    open('fifo').read()\n    values ="))
+    with subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "wf.py"],
+        cwd=place.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as first:
+        with fifo.open("w") as there:
+            fcntl.flock(there, fcntl.LOCK_SH)  # the first has opened it, and so its journal
+            place.write("wf.py", PROGRAM)
+            second = place.run()
+        assert first.communicate(timeout=PATIENCE)[0] == RESULT
+    assert second.stdout == RESULT
+    assert "this run is not recorded, and cannot be resumed: journal" in second.stderr
+    assert "is used by another run at this time" in second.stderr
+
+
+def test_programs_with_engines_of_their_own_are_recorded(place: Place) -> None:
+    place.write("wf.py", OWN_ENGINE)
+    place.write("bad")
+    assert place.run().returncode == 1
+    assert place.ran() == {"work one": 1, "work two": 1}
+    (place.path / "bad").unlink()
+    done = place.run()
+    assert (done.returncode, done.stdout) == (0, "one\ntwo\n"), done.stderr
+    assert place.ran() == {}
+
+
+def test_a_directory_that_moves_takes_its_journal_along(place: Place, tmp_path: Path) -> None:
+    place.write("bad")
+    place.run()
+    place.ran()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for each in [*tmp_path.iterdir()]:
+        if each != moved:
+            each.rename(moved / each.name)
+    (moved / "bad").unlink()
+    place.path = moved
+    assert place.run().stdout == RESULT
+    # Their command names the directory; the functions do not.
+    assert {name for name in place.ran() if name.startswith("work")} == {"work 3"}
+
+
+# What cannot be used.
+
+
+def journal(place: Place) -> Path:
+    (found,) = (place.path / ".rhapsody" / "journals").glob("*.sqlite")
+    return found
+
+
+def test_one_that_others_may_write_is_refused(place: Place) -> None:
+    place.run()
+    journal(place).chmod(0o666)
+    refused = place.run()
+    check_mistake(refused, "can be written by others", "chmod 600", "or run without: --no-journal")
+    assert place.run("--no-journal").returncode == 0
+
+
+def test_a_damaged_one_is_refused(place: Place) -> None:
+    place.run()
+    journal(place).write_text("no database" * 1000)
+    check_mistake(place.run(), "move it away to begin another", "or run without: --no-journal")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_one_of_another_user_is_left_alone(place: Place) -> None:
+    place.run()
+    os.chown(journal(place), 12345, 12345)
+    before = journal(place).read_bytes()
+    done = place.run()
+    assert (done.returncode, done.stdout) == (0, RESULT)
+    assert "this run is not recorded, and cannot be resumed" in done.stderr
+    assert "another user's" in done.stderr
+    assert journal(place).read_bytes() == before
+
+
+def test_where_no_journal_can_be_the_run_is_not_recorded(place: Place) -> None:
+    (place.path / ".rhapsody").mkdir()
+    place.write(".rhapsody/journals")
+    done = place.run()
+    assert (done.returncode, done.stdout) == (0, RESULT)
+    assert "this run is not recorded, and cannot be resumed" in done.stderr
