@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import first_call, set_traceback, traceback_of
+from rhapsody.outcome import Outcome
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy
@@ -172,43 +172,6 @@ class HeldValue(Protocol):
 
         Awaited by the engine on its loop, once at most.
         """
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What is left of the attempt that ended a task, where it is more than a value.
-
-    Attributes:
-        uid: The attempt's backend uid.
-        stdout: What it wrote to standard output, or the file that holds it.
-        stderr: The same of standard error.
-        exit_code: An executable's exit code.
-        sandbox: The directory it ran in.
-        output_files: Names of the files and directories it declared and wrote.
-        backend: The name of the backend that ran it.
-        keeper: Whatever must stay alive while the sandbox is needed.
-        matches: Which of the files match each pattern that it declared.
-        paths: Where the files are that an earlier run left; those of others are in the sandbox.
-        make_again: Makes those of an earlier run that are gone.
-    """
-
-    uid: str
-    stdout: str | None = None
-    stderr: str | None = None
-    exit_code: int | None = None
-    sandbox: str | None = None
-    output_files: tuple[str, ...] = ()
-    backend: str | None = None
-    keeper: object = None
-    matches: Mapping[str, tuple[str, ...]] | None = None
-    paths: Mapping[str, str] | None = None
-    make_again: Callable[[], Awaitable[None]] | None = None
-
-    def path_of(self, name: str) -> str:
-        """Where a file or directory is that the attempt made."""
-        if self.paths is not None and name in self.paths:
-            return self.paths[name]
-        return os.path.join(self.sandbox or "", name)
 
 
 class Definition(Protocol):

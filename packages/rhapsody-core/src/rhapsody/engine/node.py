@@ -173,10 +173,6 @@ class Node:
         self.life = after
         return True
 
-    def recording_settings(self) -> dict[str, Any]:
-        """The task's settings for plugins that record results."""
-        return {"cache": self.task.settings.cache, "version": self.task.settings.version}
-
     def input_paths(self) -> dict[str, str | None]:
         """Where the input files are, by their names; `None` for what cannot be read here."""
         resolved = self.extra.resolved if self.extra is not None else None

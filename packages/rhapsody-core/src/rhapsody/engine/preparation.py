@@ -381,7 +381,7 @@ class Preparation:
     async def _make_again(self, node: Node, backend: Attached, gone: Sequence[Outcome]) -> None:
         """Has files made that the node reads, and that an earlier run made and are gone."""
         try:
-            await asyncio.gather(*(each.make_again() for each in gone if each.make_again))
+            await asyncio.gather(*(each.make_again(each) for each in gone if each.make_again))
         except Exception as error:  # of the tasks that make them: this one fails alone
             self._machine.refuse(node, error)
         else:

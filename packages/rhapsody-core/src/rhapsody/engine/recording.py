@@ -141,7 +141,7 @@ class Recording:
                 uid=node.future.uid,
                 task=node.description,
                 value=value,
-                settings=node.recording_settings(),
+                settings=node.task.recording_settings,
                 inputs=node.input_paths(),
                 files=self._files(node),
             )
@@ -180,16 +180,15 @@ class Recording:
     def _to_look_up(self, node: Node) -> LookupTask:
         """What a plugin gets of a task to look for its result."""
         assert node.description is not None
-        sources = node.extra.sources if node.extra is not None else ()
-        implicit = self._implicit_data and "sandbox" in node.description
-        found: Any = {
-            **node.description,
-            "settings": node.recording_settings(),
-            "inputs": node.input_paths(),
-            "implicit": [each.sandbox for each in sources if each.sandbox and not each.output_files]
-            if implicit
-            else [],
-        }
+        found: Any = node.description.copy()
+        found["settings"] = node.task.recording_settings
+        found["inputs"] = node.input_paths()
+        found["implicit"] = ()
+        if node.extra is not None and self._implicit_data and "sandbox" in found:
+            sources = node.extra.sources
+            found["implicit"] = tuple(
+                each.sandbox for each in sources if each.sandbox and not each.output_files
+            )
         return cast("LookupTask", found)
 
     async def _hold(

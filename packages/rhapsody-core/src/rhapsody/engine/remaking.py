@@ -20,21 +20,22 @@ class MakingAgain:
     Args:
         calls: Takes the call.
         node: The call whose result was recorded.
-        outcome: What is left of it; brought up to date when the files are there.
     """
 
-    def __init__(self, calls: Calls, node: Node, outcome: Outcome) -> None:
+    def __init__(self, calls: Calls, node: Node) -> None:
         task = node.task.options(cache=False)  # what is recorded of it stays as it is
         args, kwargs, specific = node.args, node.kwargs or {}, node.specific
         self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
             task, args, kwargs, specific
         )
         self._name = node.named()
-        self._outcome = outcome
         self._made: TaskFuture[object] | None = None
 
-    async def __call__(self) -> None:
+    async def __call__(self, outcome: Outcome) -> None:
         """Makes the files, or waits until they are made.
+
+        Args:
+            outcome: What is left of the call, which holds this; says then where the files are.
 
         Raises:
             Exception: What the task raises.
@@ -43,6 +44,6 @@ class MakingAgain:
             log.info("%s runs again: files of it are gone, and are read", self._name)
             self._made = self._call()
         await asyncio.shield(self._made)
-        if self._outcome.make_again is self and self._made._outcome is not None:
+        if outcome.make_again is self and self._made._outcome is not None:
             for field in dataclasses.fields(Outcome):
-                setattr(self._outcome, field.name, getattr(self._made._outcome, field.name))
+                setattr(outcome, field.name, getattr(self._made._outcome, field.name))

@@ -104,7 +104,7 @@ class Saving:
             paths=files.paths,
         )
         if files.gone:
-            outcome.make_again = MakingAgain(self._calls, node, outcome)
+            outcome.make_again = MakingAgain(self._calls, node)
         if not node.targets():
             self._machine.recorded(node, recorded.value)
             return

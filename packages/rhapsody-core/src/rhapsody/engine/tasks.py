@@ -90,6 +90,8 @@ class Task(Generic[P, R]):
         self.is_async: bool = is_async(function)
         self.task_kind: TaskKind = _task_kind(kind, self.is_async, settings.service)
         self.optional: dict[str, Any] = _optional_keys(settings)
+        recording = {"cache": settings.cache, "version": settings.version}
+        self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
         self.accepted_by: object = None  # the backend whose capabilities were checked last
         self.pushable: tuple[object, bool] | None = None  # to which backend, see `held`
         self._check = file_checker(function, call_checker(function))

@@ -80,12 +80,14 @@ class Ingredients:
     Attributes:
         parts: The digest or version of each ingredient.
         paths: The strings that may name files, each with the digest of its file.
+        lines: Where functions among the ingredients begin.
     """
 
     def __init__(self, program: Program, sandbox: str = "") -> None:
         self._sandbox = sandbox
         self.parts: dict[str, str] = {}
         self.paths: dict[str, bytes | None] = {}
+        self.lines: dict[str, int] = {}
         self._program = program
         self._values = Values(self)
         self._todo: list[Any] = []
@@ -151,6 +153,7 @@ class Ingredients:
             return
         name = f"{function.__qualname__} in {program.place(code.co_filename)}"
         self.parts[name] = program.sources.of_function(function)
+        self.lines[name] = code.co_firstlineno
         for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
             try:
                 self._used(f"{variable} around {name}", cell.cell_contents)

@@ -48,11 +48,11 @@ class Keys:
         program: What is the same for all functions of a run.
 
     Attributes:
-        codes: What functions' code uses, by its digest.
+        codes: What functions' code uses, as JSON, by its digest.
     """
 
     program: Program
-    codes: dict[bytes, Mapping[str, str]] = field(default_factory=dict)
+    codes: dict[bytes, str] = field(default_factory=dict)
     _functions: dict[int, tuple[Any, bytes]] = field(default_factory=dict)
 
     def of(
@@ -120,5 +120,5 @@ class Keys:
             text = json.dumps(found.parts, sort_keys=True).encode()
             digest = hashlib.blake2b(text, digest_size=SIZE).digest()
             known = self._functions[id(function)] = function, digest
-            self.codes[digest] = found.parts
+            self.codes[digest] = json.dumps({"parts": found.parts, "lines": found.lines})
         return known[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import sqlite3
@@ -32,6 +31,7 @@ log: logging.Logger = logging.getLogger("rhapsody.journal")
 class _Call:
     key: Key
     number: int
+    why: str | None
 
 
 class Journal:
@@ -54,7 +54,6 @@ class Journal:
     Attributes:
         path: The same.
         push_down: The same.
-        taken: How many results of an earlier run were used.
         kept: How many results of this run are in the file.
         names: The names in `again` that tasks had.
 
@@ -76,7 +75,6 @@ class Journal:
     ) -> None:
         self.path: Path = path
         self.push_down: bool = push_down
-        self.taken: int = 0
         self.kept: int = 0
         self.names: set[str] = set()
         self._store = Store(path, shared=shared)
@@ -94,6 +92,11 @@ class Journal:
         self._numbers: Counter[bytes] = Counter()
         self._told: set[str] = set()
         self._failed = False
+
+    @property
+    def taken(self) -> int:
+        """How many results of an earlier run were used so far."""
+        return len(self._store.used)
 
     @property
     def reused(self) -> int:
@@ -147,16 +150,9 @@ class Journal:
     def _find(
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
     ) -> list[Recorded | None]:
-        used: list[int] = []
-        found = [self._look_up(task, database, used) for task in tasks]
-        if used:
-            self._store.used(database, used)
-            self.taken += len(used)
-        return found
+        return [self._look_up(task, database) for task in tasks]
 
-    def _look_up(
-        self, task: LookupTask, database: sqlite3.Connection, used: list[int]
-    ) -> Recorded | None:
+    def _look_up(self, task: LookupTask, database: sqlite3.Connection) -> Recorded | None:
         name = task["name"]
         try:
             if any(map(has_files, task["implicit"])):
@@ -173,14 +169,15 @@ class Journal:
             self._numbers[former.key.digest] -= 1
         self._numbers[key.digest] += 1
         number = self._numbers[key.digest]
-        found = None
+        found = why = None
         if name in self._again:
+            why = "--rerun asked for it"
             self.names.add(name)
         elif self._store.reused:
-            found = self._found(name, key, number, database, used)
+            found, why = self._found(name, key, number, database)
             if found is not None and not (found.files and found.files.gone):
                 return found
-        self._calls[_call(task["uid"])] = _Call(key, number)
+        self._calls[_call(task["uid"])] = _Call(key, number, why)
         return found
 
     def _found(
@@ -189,24 +186,25 @@ class Journal:
         key: Key,
         number: int,
         database: sqlite3.Connection,
-        used: list[int],
-    ) -> Recorded | None:
+    ) -> tuple[Recorded | None, str | None]:
+        """What is recorded of a call, or why that is not used, where there is something."""
         try:
             row = self._store.find(database, key.digest, number)
             if row is None:
-                return None
+                return None, None
             files = None if row[2] is None else self._outputs.found(row[2])
             if row[2] is not None and files is None:
-                return None
+                return None, "a file that it made is gone, or was changed"
             value = pickle.loads(row[1])  # noqa: S301 - the user's own, see `require_private`
         except JournalError as error:
             log.warning("%s, and is not used", error)
-            return None
+            return None, str(error)
         except Exception as error:  # whatever a class of the user's raises
-            self._say(name, f"its recorded result cannot be read: {describe_error(error)}")
-            return None
-        used.append(row[0])
-        return Recorded(value, files)
+            why = f"its recorded result cannot be read: {describe_error(error)}"
+            log.warning("task %r runs again: %s", name, why)
+            return None, why
+        self._store.used.append(row[0])
+        return Recorded(value, files), None
 
     def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
         kept: list[Recording] = []
@@ -217,7 +215,7 @@ class Journal:
             if recording is not None:
                 kept.append(recording)
                 if recording.code is not None and recording.code in self._keys.codes:
-                    codes[recording.code] = json.dumps(self._keys.codes.pop(recording.code))
+                    codes[recording.code] = self._keys.codes.pop(recording.code)
         if kept:
             self._store.write(database, kept, codes, self._files.new)
             self._files.new.clear()
@@ -238,7 +236,15 @@ class Journal:
             self._say(task["name"], str(error))
             return None
         return Recording(
-            key.digest, call.number, task["name"], record.uid, key.parts, key.code, files, packed
+            key.digest,
+            call.number,
+            task["name"],
+            record.uid,
+            key.parts,
+            key.code,
+            files,
+            call.why,
+            packed,
         )
 
     def _packed(self, record: Record) -> bytes | None:

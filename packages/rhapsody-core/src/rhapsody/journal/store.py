@@ -42,7 +42,8 @@ CREATE TABLE runs (
 CREATE TABLE recordings (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL,
     run INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
-    parts TEXT NOT NULL, code BLOB, files TEXT, value BLOB NOT NULL, intact BLOB NOT NULL
+    parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT, value BLOB NOT NULL,
+    intact BLOB NOT NULL
 );
 CREATE UNIQUE INDEX calls ON recordings (lineage, key, number);
 CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
@@ -75,6 +76,7 @@ class Recording:
         parts: What the key was made of, as JSON.
         code: The digest of its code's part.
         files: The files that it made, as JSON, where there are any.
+        why: Why an earlier recording with the same key was not used, in words.
         value: The packed value.
     """
 
@@ -85,15 +87,8 @@ class Recording:
     parts: str
     code: bytes | None
     files: str | None
+    why: str | None
     value: bytes
-
-    @property
-    def intact(self) -> bytes:
-        """What says later that nothing of it has changed."""
-        made = hashlib.blake2b(self.key, digest_size=SIZE)
-        made.update(b"%d %d " % (self.number, len(self.value)) + self.value)
-        made.update((self.files or "").encode("utf-8", "surrogateescape"))
-        return made.digest()
 
 
 class Store:
@@ -108,6 +103,7 @@ class Store:
         run: The number of this run, 0 before `begin`.
         reused: How many recordings there were to take up when this run began.
         before: How the run ended that is taken up; `None` where it was killed, or there is none.
+        used: The ids of recordings that this run has used.
 
     Raises:
         JournalInUseError: Another run uses it.
@@ -119,6 +115,7 @@ class Store:
         self.run: int = 0
         self.reused: int = 0
         self.before: str | None = None
+        self.used: list[int] = []
         self._lineage = 0
         self._taken_up = 0  # the run whose recordings are reused
         self._lock: FileLock | None = None
@@ -205,6 +202,34 @@ class Store:
         finally:
             self._release()
 
+    def prune(self) -> None:
+        """Removes what no run can take up any more, gives its room back, and closes the journal.
+
+        Raises:
+            JournalError: The journal cannot be written.
+        """
+        try:
+            self._wait(self._prune)
+        finally:
+            self._release()
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Removes a journal that nobody uses.
+
+        Raises:
+            JournalInUseError: Somebody does.
+            JournalError: It cannot be read.
+        """
+        store = Store(path, shared=False)
+        try:
+            store._wait(store._require_unused)
+            store._wait(store._database.close)
+        finally:
+            store._release()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+
     def _release(self) -> None:
         self._executor.shutdown()
         if self._lock is not None:
@@ -235,6 +260,24 @@ class Store:
                 self.before, self._taken_up = how, number
                 count = "SELECT count(*) FROM recordings WHERE lineage = ?"
                 (self.reused,) = database.execute(count, (lineage,)).fetchone()
+
+    def _require_unused(self) -> None:
+        if self._earlier(self._database)[1]:
+            raise JournalInUseError(f"journal {self.path} is used by a run at this time")
+
+    def _prune(self) -> None:
+        database = self._database
+        self._require_unused()
+        with _transaction(database):
+            ended, _ = self._earlier(database)
+            for run in reversed(ended):
+                if self._holds(run):
+                    self._lineage = run.lineage
+                    self._taken_up = run.id if run.how == "done" else 0
+                    self._forget_others(database)
+                    break
+        database.execute("VACUUM")
+        database.close()
 
     def _lock_of(self, run: int) -> str:
         return f"{self.path}.{run}.lock"
@@ -267,15 +310,14 @@ class Store:
             JournalError: What is there was damaged.
         """
         row = database.execute(
-            "SELECT id, name, uid, parts, code, files, value, intact FROM recordings "
+            "SELECT id, value, files, intact, name, uid FROM recordings "
             "WHERE lineage = ? AND key = ? AND number = ? AND run < ?",
             (self._lineage, key, number, self.run),
         ).fetchone()
         if row is None:
             return None
-        id_, *fields, value, intact = row
-        name, uid, parts, code, files = fields
-        if Recording(key, number, name, uid, parts, code, files, value).intact != intact:
+        id_, value, files, intact, name, uid = row
+        if intact_mark(key, number, value, files) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) was damaged")
         return id_, value, files
 
@@ -287,13 +329,6 @@ class Store:
             stamp,
         ).fetchone()
         return None if row is None else row[0]
-
-    def used(self, database: sqlite3.Connection, ids: Iterable[int]) -> None:
-        """Notes that recordings were used in this run."""
-        with _transaction(database):
-            database.executemany(
-                "UPDATE recordings SET used = ? WHERE id = ?", [(self.run, id_) for id_ in ids]
-            )
 
     def write(
         self,
@@ -313,11 +348,14 @@ class Store:
                 )
             database.executemany(
                 "INSERT OR REPLACE INTO recordings (lineage, key, number, run, used, name, uid, "
-                "parts, code, files, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "parts, code, files, why, value, intact) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (
                         self._lineage, each.key, each.number, self.run, self.run, each.name,
-                        each.uid, each.parts, each.code, each.files, each.value, each.intact,
+                        each.uid, each.parts, each.code, each.files, each.why,
+                        each.value,
+                        intact_mark(each.key, each.number, each.value, each.files),
                     )
                     for each in recordings
                 ],
@@ -327,6 +365,10 @@ class Store:
         database = self._database
         if self.run:
             with _transaction(database):
+                database.executemany(
+                    "UPDATE recordings SET used = ? WHERE id = ?",
+                    [(self.run, each) for each in self.used],
+                )
                 database.execute(
                     "UPDATE runs SET ended = ?, how = ? WHERE id = ?", (time.time(), how, self.run)
                 )
@@ -349,6 +391,16 @@ class Store:
             "DELETE FROM codes WHERE digest NOT IN "
             "(SELECT code FROM recordings WHERE code IS NOT NULL)"
         )
+
+
+def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
+    """What says later that nothing of a recording has changed."""
+    head = b"%b%d %d " % (key, number, len(value))
+    made = hashlib.blake2b(head, digest_size=SIZE)
+    made.update(value)
+    if files is not None:
+        made.update(files.encode("utf-8", "surrogateescape"))
+    return made.digest()
 
 
 @contextlib.contextmanager

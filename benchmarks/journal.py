@@ -1,0 +1,75 @@
+"""What a journal costs per task, and what reusing results costs beside making them.
+
+Fans of no-ops without a journal, with one, and with one whose results are all reused, take turns in
+one run; prints the medians, what the journal adds, and how many times the plain fan a reused one
+takes.
+
+    python benchmarks/journal.py [--sizes 1000 10000 100000] [--rounds 5] [--smoke]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+from rhapsody import NoopExecutionBackend, WorkflowEngine
+
+Kind = Literal["without", "recording", "reusing"]
+
+
+async def fan(size: int, kind: Kind, directory: Path) -> float:
+    """Microseconds per task of a fan of no-ops with two small arguments."""
+    async with WorkflowEngine.create(
+        backend=NoopExecutionBackend(),
+        work_dir=directory / "work",
+        journal=False if kind == "without" else directory / "journal.sqlite",
+        resume="auto" if kind == "without" else kind == "reusing",
+    ) as flow:
+
+        @flow.function_task
+        def nothing(number: int, name: str) -> None: ...
+
+        start = time.perf_counter()
+        futures = [nothing(number, "name") for number in range(size)]
+        await flow.join()
+        took = time.perf_counter() - start
+        assert flow.stats.recorded == (size if kind == "reusing" else 0)
+        del futures
+    return took / size * 1e6
+
+
+def main() -> None:
+    """Runs the contests and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--smoke", action="store_true", help="one small round, for the tests")
+    arguments = parser.parse_args()
+    sizes, rounds = ([100], 1) if arguments.smoke else (arguments.sizes, arguments.rounds)
+    kinds: tuple[Kind, ...] = ("without", "recording", "reusing")
+    print(
+        f"{'us per task':>12}  {'without':>8} {'recording':>10} {'reusing':>8}  added  reused/plain"
+    )
+    for size in sizes:
+        taken: dict[Kind, list[float]] = {kind: [] for kind in kinds}
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as directory:
+                for kind in kinds:
+                    taken[kind].append(asyncio.run(fan(size, kind, Path(directory))))
+        plain, recording, reusing = (statistics.median(taken[kind]) for kind in kinds)
+        added = statistics.median(
+            more - less for more, less in zip(taken["recording"], taken["without"], strict=True)
+        )
+        print(
+            f"{size:>12}  {plain:>8.1f} {recording:>10.1f} {reusing:>8.1f}  {added:>5.1f}  "
+            f"{reusing / plain:>6.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

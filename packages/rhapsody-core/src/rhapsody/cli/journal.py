@@ -1,0 +1,139 @@
+"""`rhapsody journal`: what is kept of runs, why a task ran again, and what can go."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from rhapsody.cli.clean import age, base_of, size_text
+from rhapsody.cli.output import DONE, FAILED, UsageError, complain, say, table
+from rhapsody.errors import JournalError
+
+HELP = "show what is kept of runs to be taken up"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "what",
+        choices=("show", "explain", "prune", "verify"),
+        help="show: the journals, and their runs; explain: why a task of the last run ran or was "
+        "reused; prune: remove what no run can take up any more; verify: whether it is whole",
+    )
+    parser.add_argument("task", nargs="?", metavar="TASK", help="for explain: its name or uid")
+    parser.add_argument(
+        "-j",
+        "--journal",
+        metavar="FILE",
+        help="the journal (default: those in .rhapsody/journals; to explain, the one used last)",
+    )
+    parser.add_argument(
+        "--older",
+        metavar="AGE",
+        help="for prune: whole journals that were not used for as long as this, such as 30d",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does what is asked for.
+
+    Raises:
+        UsageError: There is no journal, or an argument is missing or not right.
+    """
+    if (arguments.what == "explain") != (arguments.task is not None):
+        given = "explain which task? write rhapsody journal explain TASK"
+        raise UsageError(
+            given if arguments.task is None else f"only explain takes {arguments.task!r}"
+        )
+    found = _journals(arguments.journal)
+    if not found:
+        say(f"no journals in {_directory()}")
+        return DONE
+    try:
+        if arguments.what == "explain":
+            _explain(found[-1], arguments.task)
+        elif arguments.what == "prune":
+            _prune(found, arguments.older)
+        else:
+            look = _show if arguments.what == "show" else _verify
+            return max(look(path) for path in found)
+    except JournalError as error:
+        raise UsageError(str(error)) from None
+    return DONE
+
+
+def _directory() -> Path:
+    from rhapsody.journal.places import DIRECTORY
+
+    return base_of(".") / DIRECTORY
+
+
+def _journals(given: str | None) -> list[Path]:
+    """The journals that are meant, the one that was used last at the end."""
+    if given is not None:
+        return [Path(os.path.abspath(given))]
+    return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)
+
+
+def _show(path: Path) -> int:
+    from rhapsody.journal.reading import opened, runs
+
+    with opened(path) as database:
+        known = runs(database)
+    say(f"{os.path.relpath(path)}  {size_text(path.stat().st_size)}")
+    rows = [
+        (
+            str(each.number),
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.began)),
+            each.how or "running or killed",
+            str(each.made),
+            str(each.used),
+        )
+        for each in known
+    ]
+    for line in table(("RUN", "BEGAN", "ENDED", "KEPT", "REUSED"), rows):
+        say(f"  {line}")
+    return DONE
+
+
+def _explain(path: Path, task: str) -> None:
+    from rhapsody.journal.reading import explain, opened
+
+    with opened(path) as database:
+        found = explain(database, task)
+    for each in found:
+        if each.reused:
+            why = "reused"
+        else:
+            why = "ran: " + ("; ".join(each.why) or "nothing of it was kept before")
+        say(f"{each.name} ({each.uid})  {why}")
+
+
+def _prune(found: list[Path], older: str | None) -> None:
+    from rhapsody.journal.store import Store
+
+    before = None if older is None else time.time() - age(older)
+    freed = removed = 0
+    for path in found:
+        size = path.stat().st_size
+        if before is not None and path.stat().st_mtime < before:
+            Store.remove(path)
+            freed, removed = freed + size, removed + 1
+            continue
+        Store(path, shared=False).prune()
+        freed += size - path.stat().st_size
+    say(f"removed {removed} journal{'s' * (removed != 1)}, {size_text(max(0, freed))}")
+
+
+def _verify(path: Path) -> int:
+    from rhapsody.journal.reading import damage, opened
+
+    with opened(path) as database:
+        found = damage(database)
+    for each in found:
+        complain(f"{os.path.relpath(path)}: damaged: {each}")
+    if not found:
+        say(f"{os.path.relpath(path)}  whole")
+    return FAILED if found else DONE

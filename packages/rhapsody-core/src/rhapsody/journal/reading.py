@@ -1,0 +1,179 @@
+"""What a journal tells people: which runs it knows, why a task ran again, whether it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rhapsody.errors import JournalError
+from rhapsody.journal.places import require_private
+from rhapsody.journal.store import PATIENCE, SCHEMA, intact_mark
+
+
+@dataclass(frozen=True, slots=True)
+class RunOf:
+    """A run that a journal knows.
+
+    Attributes:
+        number: Its number in the journal.
+        began: When it began, in seconds since the epoch.
+        how: How it ended; `None` where it lives, or was killed.
+        made: How many results that it made are kept.
+        used: How many of earlier runs it used.
+    """
+
+    number: int
+    began: float
+    how: str | None
+    made: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Why a task of the last run ran, or did not.
+
+    Attributes:
+        name: The task's name.
+        uid: Its uid.
+        reused: Whether its result was reused.
+        why: What had changed, one for each; empty where nothing of it was kept before.
+    """
+
+    name: str
+    uid: str
+    reused: bool
+    why: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Opens a journal for reading.
+
+    Raises:
+        JournalError: There is none, or it cannot be read.
+    """
+    require_private(path)
+    if not path.is_file():
+        raise JournalError(f"there is no journal {path}")
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA:
+                raise JournalError(
+                    f"journal {path} was written by another version of Rhapsody (its tables have "
+                    f"version {version}, and this one reads {SCHEMA})"
+                )
+            yield database
+    except sqlite3.Error as error:
+        raise JournalError(f"journal {path} cannot be read: {error}") from error
+
+
+def runs(database: sqlite3.Connection) -> list[RunOf]:
+    """The runs that are known, the oldest first."""
+    rows = database.execute(
+        "SELECT id, began, how, (SELECT count(*) FROM recordings WHERE run = runs.id), "
+        "(SELECT count(*) FROM recordings WHERE used = runs.id AND run < runs.id) "
+        "FROM runs ORDER BY id"
+    )
+    return [RunOf(*row) for row in rows]
+
+
+def explain(database: sqlite3.Connection, task: str) -> list[Explained]:
+    """What became of the tasks of a name, or of a uid, in the last run that has ended.
+
+    Raises:
+        JournalError: The last run had none such.
+    """
+    row = database.execute("SELECT id, lineage FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+    if row is None:
+        raise JournalError("no run is recorded there")
+    run, lineage = row
+    columns = "SELECT name, uid, run, parts, code, why FROM recordings WHERE lineage = ? AND "
+    found = database.execute(
+        f"{columns} (name = ? OR uid = ?) AND (run = ? OR used = ?) ORDER BY id",
+        (lineage, task, task, run, run),
+    ).fetchall()
+    if not found:
+        names = database.execute(
+            "SELECT DISTINCT name FROM recordings WHERE run = ? OR used = ? ORDER BY name LIMIT 20",
+            (run, run),
+        ).fetchall()
+        there = ", ".join(name for (name,) in names) or "none"
+        raise JournalError(
+            f"the last run recorded no task {task!r}; there are {there}; what failed, and what "
+            "cannot be recorded, is not kept"
+        )
+    explained = []
+    for name, uid, made, parts, code, why in found:
+        if made != run:
+            explained.append(Explained(name, uid, True, ()))
+            continue
+        reasons: tuple[str, ...] = (why,) if why is not None else ()
+        if why is None:
+            before = database.execute(
+                f"{columns} name = ? AND run < ?",
+                (lineage, name, run),
+            ).fetchall()
+            now = _ingredients(database, parts, code)
+            changes = [_changes(_ingredients(database, row[3], row[4]), now) for row in before]
+            reasons = min(changes, key=len, default=())
+        explained.append(Explained(name, uid, False, reasons))
+    return explained
+
+
+def _ingredients(
+    database: sqlite3.Connection, parts: str, code: bytes | None
+) -> dict[str, tuple[str, int | None]]:
+    """What a key was made of: for each ingredient its digest or version, and its line."""
+    found: dict[str, tuple[str, int | None]] = {
+        name: (value, None) for name, value in json.loads(parts).items()
+    }
+    row = database.execute("SELECT parts FROM codes WHERE digest = ?", (code,)).fetchone()
+    if row is not None:
+        used = json.loads(row[0])
+        for name, value in used["parts"].items():
+            found[name] = value, used["lines"].get(name)
+    return found
+
+
+def _changes(
+    before: Mapping[str, tuple[str, int | None]], now: Mapping[str, tuple[str, int | None]]
+) -> tuple[str, ...]:
+    changes = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if old is None and new is not None:
+            changes.append(f"{name} is new")
+        elif new is None and old is not None:
+            changes.append(f"{name} is gone")
+        elif old is not None and new is not None and old[0] != new[0]:
+            if _is_digest(old[0]) and _is_digest(new[0]):
+                line = f", line {new[1]}" if new[1] is not None else ""
+                changes.append(f"{name}{line} changed")
+            else:
+                changes.append(f"{name} {new[0]} was {old[0]}")
+    return tuple(changes)
+
+
+def _is_digest(value: str) -> bool:
+    return len(value) == 32 and set(value) <= set("0123456789abcdef")
+
+
+def damage(database: sqlite3.Connection) -> list[str]:
+    """What is not as it was written, in words; nothing where all is whole."""
+    found = [
+        f"the file: {text}"
+        for (text,) in database.execute("PRAGMA integrity_check")
+        if text != "ok"
+    ]
+    for name, uid, key, number, value, files, mark in database.execute(
+        "SELECT name, uid, key, number, value, files, intact FROM recordings"
+    ):
+        if intact_mark(key, number, value, files) != mark:
+            found.append(f"the result of {name!r} ({uid})")
+    return found
