@@ -7,40 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.core.command_line import check_mistake
 from tests.core.programs import PATIENCE
-
-PROGRAM = """
-import os, signal, sys
-from helpers import scale
-
-async def main(flow):
-    @flow.function_task
-    def work(number):
-        with open("ran.txt", "a") as log:
-            log.write(f"work {number}\\n")
-        if number == 3 and os.path.exists("bad"):
-            raise ValueError("a bad sample")
-        return scale(number)
-
-    @flow.executable_task
-    def show(value):
-        return ["sh", "-c", f"echo show {value} >> {os.getcwd()}/ran.txt; echo {value}"]
-
-    values = [work(number) for number in range(5)]
-    if os.path.exists("kill"):
-        await values[4]
-        number = int(open("kill").read())
-        os.remove("kill")
-        os.kill(os.getpid(), number)
-        await work(77)
-    print([(await show(await value)).strip() for value in values])
-"""
+from tests.core.resumed import PROGRAM, RESULT, SHOW, WORK, Place
 
 OWN_ENGINE = """
 import asyncio, os
@@ -61,40 +34,6 @@ async def program():
 
 asyncio.run(program())
 """
-
-
-class Place:
-    """A directory with a program in it, which is run there."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.write("wf.py", PROGRAM)
-        self.write("helpers.py", "def scale(number):\n    return 10 * number\n")
-
-    def write(self, name: str, text: str = "") -> None:
-        (self.path / name).write_text(text)
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "rhapsody", "run", "wf.py", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            cwd=self.path,
-        )
-
-    def ran(self) -> Counter[str]:
-        """What has run since the last time, and how often."""
-        log = self.path / "ran.txt"
-        found = Counter(log.read_text().splitlines() if log.exists() else ())
-        log.unlink(missing_ok=True)
-        return found
-
-
-WORK = {f"work {number}": 1 for number in range(5)}
-SHOW = {f"show {10 * number}": 1 for number in range(5)}
-RESULT = "['0', '10', '20', '30', '40']\n"
 
 
 @pytest.fixture

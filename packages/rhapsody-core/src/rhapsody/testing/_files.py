@@ -162,6 +162,33 @@ class Files:
         trial.require(names == ["made.txt"], f"beside the file there is {names}")
 
     @check(
+        "C8", "what an earlier run recorded is not run again, and its files are read",
+        EXECUTABLES, FILES, SAVES,
+    )  # fmt: skip
+    async def test_what_an_earlier_run_recorded_is_read(self, trial: Trial) -> None:
+        from rhapsody.data import InputFile, OutputFile
+
+        options = {"journal": trial.work_dir / "run.sqlite", "results_dir": trial.work_dir}
+        for words, recorded in (["one"], 0), (["one", "two"], 2):
+            flow = await trial.engine(**options, resume=True)
+
+            @flow.executable_task
+            async def make(target: OutputFile) -> str:
+                return f"echo made > {target.filename}"
+
+            @flow.executable_task
+            async def show(word: str, source: InputFile, *, after: object) -> str:
+                return f"echo {word}; cat {source.filename}"
+
+            first = make(OutputFile("in/made.txt"))
+            for word in words:
+                shown = await show(word, InputFile("made.txt"), after=first)
+                trial.require(shown == f"{word}\nmade\n", f"the task of {word!r} read {shown!r}")
+            count = flow.stats.recorded
+            trial.require(count == recorded, f"{count} tasks did not run again, not {recorded}")
+            await flow.shutdown(skip_execution_backend=True)
+
+    @check(
         "C8", "directories, and files that match a pattern, go from task to task and are saved",
         EXECUTABLES, FILES, SHARED,
     )  # fmt: skip

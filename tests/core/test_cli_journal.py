@@ -1,0 +1,139 @@
+"""`rhapsody journal`: what is kept, why a task ran again, what can go, and whether it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.core.command_line import check_mistake
+from tests.core.resumed import RESULT, SHOW, WORK, Place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def journal(place: Place) -> Path:
+    (found,) = (place.path / ".rhapsody" / "journals").glob("*.sqlite")
+    return found
+
+
+def explained(place: Place, task: str) -> str:
+    done = place.command("journal", "explain", task)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_journals_it_says_so(place: Place) -> None:
+    done = place.command("journal", "show")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"no journals in {place.path}/.rhapsody/journals\n",
+    )
+
+
+def test_show_lists_the_runs(place: Place) -> None:
+    place.write("bad")
+    place.run()
+    (place.path / "bad").unlink()
+    place.run()
+    shown = place.command("journal", "show").stdout
+    assert re.search(r"\.rhapsody/journals/wf-\w{8}\.sqlite  \d+\.\d kB\n", shown)
+    rows = [line.split() for line in shown.splitlines()[2:]]
+    assert [(row[0], row[3]) for row in rows] == [("1", "failed"), ("2", "done")]
+    assert sum(int(row[4]) for row in rows) == 10
+
+
+def test_explain_names_what_has_changed(place: Place) -> None:
+    place.run()
+    assert "work (task.000001)  ran: nothing of it was kept before" in explained(place, "work")
+    place.write("helpers.py", "\n\n\ndef scale(number):\n    return 100 * number\n")
+    place.run("--resume")
+    assert explained(place, "task.000002") == (
+        "work (task.000002)  ran: scale in helpers.py, line 4 changed\n"
+    )
+    assert "show (task.000007)  ran: command changed\n" in explained(place, "show")
+    assert "show (task.000006)  reused\n" in explained(place, "show")
+    place.run("--resume", "--rerun", "show")
+    assert "work (task.000005)  reused\n" in explained(place, "work")
+    assert "show (task.000010)  ran: --rerun asked for it\n" in explained(place, "show")
+    check_mistake(
+        place.command("journal", "explain", "shaw"), "recorded no task 'shaw'", "show, work"
+    )
+
+
+def test_explain_names_arguments_files_versions_and_globals(place: Place) -> None:
+    program = """
+from rhapsody import InputFile
+LIMIT = {limit}
+
+async def main(flow):
+    @flow.function_task(version={version!r})
+    def first(number, *, key):
+        return number
+
+    @flow.function_task
+    def second(file: InputFile):
+        return LIMIT
+
+    await first({number}, key={key})
+    await second(InputFile("in.txt"))
+"""
+    place.write("in.txt", "one")
+    settings = {"limit": 1, "version": "1", "number": 1, "key": 1}
+    place.write("wf.py", program.format(**settings))
+    place.run()
+    place.write("wf.py", program.format(**{**settings, "number": 2, "key": 2}))
+    place.write("in.txt", "two")
+    place.run("--resume")
+    assert "ran: argument 1 changed; argument key changed\n" in explained(place, "first")
+    assert "ran: input file in.txt changed\n" in explained(place, "second")
+    place.write("wf.py", program.format(**{**settings, "version": "2", "limit": 2}))
+    place.run("--resume")
+    assert "version 2 was 1" in explained(place, "first")
+    assert "LIMIT used by main.<locals>.second in wf.py changed" in explained(place, "second")
+
+
+def test_verify_finds_what_was_changed(place: Place) -> None:
+    place.run()
+    assert place.command("journal", "verify").stdout.endswith("  whole\n")
+    with contextlib.closing(sqlite3.connect(journal(place))) as database:
+        database.execute("UPDATE recordings SET value = x'00' WHERE uid = 'task.000002'")
+        database.commit()
+    damaged = place.command("journal", "verify")
+    assert damaged.returncode == 1
+    assert "damaged: the result of 'work' (task.000002)" in damaged.stderr
+    journal(place).write_text("no database" * 1000)
+    check_mistake(place.command("journal", "verify"), "cannot be read: file is not a database")
+    check_mistake(place.command("journal", "show"), "cannot be read: file is not a database")
+
+
+def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
+    place.run()
+    place.write("helpers.py", "def scale(number):\n    return 100 * number\n")
+    place.run("--resume")
+    assert place.command("journal", "prune").returncode == 0
+    kept = place.command("journal", "show").stdout
+    assert sum(int(line.split()[4]) for line in kept.splitlines()[2:]) == 10
+    place.ran()
+    place.run("--resume")
+    assert place.ran() == {}
+    os.utime(journal(place), (0, 0))
+    done = place.command("journal", "prune", "--older", "30d")
+    assert done.stdout.startswith("removed 1 journal, ")
+    assert os.listdir(place.path / ".rhapsody" / "journals") == []
+    place.write("helpers.py", "def scale(number):\n    return 10 * number\n")
+    assert place.run("--resume").stdout == RESULT
+    assert place.ran() == {**WORK, **SHOW}
+
+
+def test_bad_usage(place: Place) -> None:
+    check_mistake(place.command("journal", "explain"), "write rhapsody journal explain TASK")
+    check_mistake(place.command("journal", "show", "work"), "only explain takes 'work'")
+    check_mistake(place.command("journal", "show", "-j", "no.sqlite"), "there is no journal")
