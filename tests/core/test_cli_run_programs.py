@@ -244,7 +244,7 @@ def test_failures_are_treated_as_the_command_line_says_and_the_program_first(
         ("fail_fast=True", ("-k",), False),
         ("keep_going=True", ("--fail-fast",), True),
     ]:
-        done = run(script.replace("GIVEN", given), *option)
+        done = run(script.replace("GIVEN", given), "--fresh", *option)
         assert done.returncode == 1
         assert "ValueError: bad sample" in done.stderr
         assert made.exists() is kept, (given, option)

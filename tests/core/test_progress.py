@@ -179,7 +179,7 @@ def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     monkeypatch.setenv("SIZE", "3")
     done = run(PIPELINE)
     assert done.returncode == 1
-    *_, failed, error, said, sandbox, again, files, last = done.stderr.splitlines()
+    *_, failed, error, said, sandbox, again, files, last, kept = done.stderr.splitlines()
     assert failed == "failed:"
     assert error.startswith("  simulate(<task.000005>) (task.000006): ended with exit code 1: ")
     assert said == "    not two"
@@ -188,6 +188,7 @@ def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     assert subprocess.run(command, shell=True, cwd=tmp_path, check=False).returncode == 1
     assert (tmp_path / files.removeprefix("the run's files: ")).is_dir()
     assert re.fullmatch(r"rhapsody: 5 done, 1 failed, 1 skipped in .* s", last)
+    assert kept == "rhapsody: what is done is kept; the same command goes on from there"
 
 
 def test_the_account_shows_standard_output_where_there_is_nothing_else_and_the_attempt(

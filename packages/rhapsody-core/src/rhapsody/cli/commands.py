@@ -102,7 +102,9 @@ class Commands:
         parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
         commands = parser.add_subparsers(title="commands", metavar="COMMAND")
         for name, command in self._commands.items():
-            own = commands.add_parser(name, help=command.help, description=command.help)
+            own = commands.add_parser(
+                name, help=command.help, description=command.help, allow_abbrev=False
+            )
             if name == chosen and command.configure is not None:
                 command.configure(own)
         return parser

@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import rhapsody
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.syntax import Names, Sources, names_in
 from rhapsody.journal.values import NoDigestError, Values
@@ -37,7 +36,7 @@ class Origins:
         places = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
         self._installed = _below([*places, site.getusersitepackages()])
         self._standard = _below([paths["stdlib"], paths["platstdlib"]])
-        self._ours = _below([os.path.dirname(rhapsody.__file__)])
+        self._ours = _below([os.path.dirname(os.path.dirname(__file__))])
         self._versions: dict[str, tuple[str, str] | None] = {}
 
     def own(self, module: str, file: object) -> bool:
