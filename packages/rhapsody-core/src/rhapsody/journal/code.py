@@ -2,7 +2,13 @@
 
 Its own code and, through all that they use, that of functions and classes of its module and of the
 program's own; the values in its closure, its defaults and the globals it reads; the versions of
-installed distributions that other names come from. What it does beside that cannot be known.
+installed distributions that other names come from.
+
+What it does beside that cannot be known: modules and names that it makes up as it runs
+(`importlib.import_module`, `globals()`, `eval`), files and variables of the environment that it
+reads without being given their names, random numbers, the time. A global that is no plain value
+counts by what of it has a digest. What is changed in place (a list, say) counts as it is when the
+function is first submitted.
 """
 
 from __future__ import annotations
@@ -10,63 +16,24 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import site
 import sys
-import sysconfig
 import types
-from collections.abc import Iterable, Mapping
-from importlib import metadata
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
-from rhapsody.journal.files import FileDigests
-from rhapsody.journal.syntax import Names, Sources, names_in
+from rhapsody.journal.program import Program, file_of, spec_of
+from rhapsody.journal.syntax import names_in
 from rhapsody.journal.values import NoDigestError, Values
 
-_MISSING = object()
+MISSING: object = object()
+"""Stands for the value of a global that is not set."""
 
-_real = functools.lru_cache(maxsize=None)(os.path.realpath)
-
-
-class Origins:
-    """Tells where modules come from."""
-
-    def __init__(self) -> None:
-        paths = sysconfig.get_paths()
-        places = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
-        self._installed = _below([*places, site.getusersitepackages()])
-        self._standard = _below([paths["stdlib"], paths["platstdlib"]])
-        self._ours = _below([os.path.dirname(os.path.dirname(__file__))])
-        self._versions: dict[str, tuple[str, str] | None] = {}
-
-    def own(self, module: str, file: object) -> bool:
-        """Whether a module is the user's own: its source counts, and not its version."""
-        if not isinstance(file, str) or file.startswith("<frozen"):
-            return False
-        path = _real(file) + os.sep
-        return not path.startswith((*self._installed, *self._standard, *self._ours))
-
-    def version(self, module: str, file: object) -> tuple[str, str] | None:
-        """The distribution that an installed module is from, and its version; none for others."""
-        if not isinstance(file, str) or not _real(file).startswith(self._installed):
-            return None
-        name = module.partition(".")[0]
-        if name not in self._versions:
-            self._versions[name] = _version(name)
-        return self._versions[name]
-
-
-def _below(places: Iterable[str]) -> tuple[str, ...]:
-    return tuple({_real(place) + os.sep for place in places})
-
-
-def _version(name: str) -> tuple[str, str] | None:
-    try:
-        return name, metadata.version(name)
-    except metadata.PackageNotFoundError:
-        for distribution in metadata.packages_distributions().get(name, ()):
-            return distribution, metadata.version(distribution)
-    return None
+_OF_MODULES = frozenset(
+    ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
+)
+"""Names that the import system sets; they differ between a program that runs and one imported."""
 
 
 class Ingredients:
@@ -80,6 +47,7 @@ class Ingredients:
         parts: The digest or version of each ingredient.
         paths: The strings that may name files, each with the digest of its file.
         lines: Where functions among the ingredients begin.
+        read: The globals that were read: the variables of a module, a name, and the value.
     """
 
     def __init__(self, program: Program, sandbox: str = "") -> None:
@@ -87,32 +55,59 @@ class Ingredients:
         self.parts: dict[str, str] = {}
         self.paths: dict[str, bytes | None] = {}
         self.lines: dict[str, int] = {}
+        self.read: list[tuple[Mapping[str, Any], str, object]] = []
+        self._stored: set[tuple[int, str]] = set()
         self._program = program
         self._values = Values(self)
-        self._todo: list[Any] = []
+        self._todo: list[tuple[Any, str]] = []
+        self._seen: dict[int, tuple[Any, str]] = {}
+        self._called: Counter[str] = Counter()
         self._collecting = False
-        self._seen: dict[int, Any] = {}
 
     # What the digests of values ask.
 
     def code(self, thing: Any) -> str:
-        """Notes a function, class or module; returns what it is called."""
-        if id(thing) not in self._seen:
-            self._seen[id(thing)] = thing
-            self._todo.append(thing)
-        name = str(getattr(thing, "__qualname__", None) or thing.__name__)
-        module = getattr(thing, "__module__", None) or ""
-        file = getattr(sys.modules.get(module), "__file__", None)
-        return name if self._program.origins.own(module, file) else f"{module}.{name}"
+        """Notes a function, class or module; returns what it is called, and nothing else is."""
+        known = self._seen.get(id(thing))
+        if known is None:
+            name = self._name(thing)
+            self._called[name] += 1
+            if self._called[name] > 1:  # closures of one function, say
+                name = f"{name} ({self._called[name]})"
+            known = self._seen[id(thing)] = thing, name
+            self._todo.append(known)
+        return known[1]
+
+    def own(self, kind: type) -> bool:
+        """Whether a class is of the program itself, and of no library."""
+        return self._program.origins.own(file_of(kind.__module__))
 
     def path(self, text: str) -> tuple[str, bytes] | None:
         """The portable form of a path and its file's digest; `None` where there is no file."""
         if self._collecting:  # a constant of the program's; a function may write there, too
             return None
-        if self._sandbox and text.startswith(self._sandbox):
-            return text.removeprefix(self._sandbox), b""  # its content is that of an input file
+        sandbox = self._sandbox
+        if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
+            return text.removeprefix(sandbox), b"sandbox"  # its content is that of an input file
         digest = self.paths[text] = self._program.file(text)
-        return None if digest is None else (self._program.place(text), digest)
+        place = self._program.portable(text)
+        return None if digest is None and place == text else (place, digest or b"")
+
+    def _name(self, thing: Any) -> str:
+        program = self._program
+        if isinstance(thing, types.ModuleType):
+            path = thing.__dict__.get("__file__")
+            return f"module {program.place(path)}" if program.origins.own(path) else thing.__name__
+        if isinstance(thing, types.FunctionType):
+            code, module = thing.__code__, thing.__globals__.get("__name__")
+            name, file = code.co_qualname, code.co_filename
+        else:
+            name, module = thing.__qualname__, thing.__module__
+            file = file_of(module) or "<frozen>"
+        if not program.origins.own(file):
+            return f"{module}.{name}"
+        kind = "class " if isinstance(thing, type) else ""
+        return f"{kind}{name} in {program.place(file)}"
 
     # What is collected.
 
@@ -123,124 +118,171 @@ class Ingredients:
             NoDigestError: It has none.
         """
         digest = self._values.digest(value)
-        self._collect()
+        if self._todo:
+            self._collect()
         return digest
 
     def function(self, function: object) -> None:
-        """Collects a function, or whatever else can be called."""
+        """Collects a function, or whatever else wraps one.
+
+        Raises:
+            NoDigestError: What is in its closure or its defaults has no digest.
+        """
         self._collecting = True
         self._used("the function", function)
         self._collect()
+        self.read = [each for each in self.read if (id(each[0]), each[1]) not in self._stored]
 
     def _collect(self) -> None:
         self._collecting = True
         while self._todo:
-            thing = self._todo.pop()
+            thing, name = self._todo.pop()
             if isinstance(thing, types.FunctionType):
-                self._function(thing)
+                self._function(thing, name)
             elif isinstance(thing, type):
-                self._class(thing)
+                self._class(thing, name)
             elif isinstance(thing, types.ModuleType):
-                self._module(thing.__name__, getattr(thing, "__file__", None), vars(thing))
+                self._module(thing.__name__, spec_of(thing.__name__, None))
             else:
-                self._named(getattr(thing, "__module__", None) or "")
+                self._own(thing.__module__, file_of(thing.__module__))
         self._collecting = False
 
-    def _function(self, function: types.FunctionType) -> None:
-        program, code = self._program, function.__code__
-        if not self._own(function.__module__ or "", code.co_filename):
+    def _function(self, function: types.FunctionType, name: str) -> None:
+        code, variables = function.__code__, function.__globals__
+        own = self._own(variables.get("__name__"), code.co_filename)
+        if own:
+            self.parts[name] = self._program.sources.of_function(function)
+            self.lines[name] = code.co_firstlineno
+        elif not self._wraps(function):
             return
-        name = f"{function.__qualname__} in {program.place(code.co_filename)}"
-        self.parts[name] = program.sources.of_function(function)
-        self.lines[name] = code.co_firstlineno
-        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
-            try:
-                self._used(f"{variable} around {name}", cell.cell_contents)
-            except ValueError:  # nothing is in it yet
-                self.parts[f"{variable} around {name}"] = "empty"
-        defaults = {"": function.__defaults__ or (), **(function.__kwdefaults__ or {})}
-        for argument, default in defaults.items():
-            if default != ():
-                self._used(f"the default {argument} of {name}", default)
-        names = program.names(code)
-        for chain in names.chains:
-            self._global(function.__globals__, chain, name)
-        package = function.__globals__.get("__package__") or ""
-        for level, module in names.modules:
-            self._imported("." * level + module, package)
+        for variable, value in _closed_over(function):
+            self._used(f"{variable} around {name}", value, whole=own)
+        if function.__defaults__:
+            self._used(f"the defaults of {name}", function.__defaults__, whole=own)
+        for argument, default in (function.__kwdefaults__ or {}).items():
+            self._used(f"the default {argument} of {name}", default, whole=own)
+        for attribute, value in vars(function).items():
+            self._used(f"{attribute} of {name}", value)
+        if own:
+            names = self._program.names(code)
+            self._stored.update((id(variables), each) for each in names.stored)
+            for chain in names.chains:
+                self._global(variables, chain, name)
+            for module, taken in names.modules:
+                self._imported(module, taken, variables.get("__package__") or "")
 
-    def _class(self, cls: type) -> None:
-        module = sys.modules.get(cls.__module__)
-        if not self._own(cls.__module__, getattr(module, "__file__", None)):
+    def _wraps(self, function: types.FunctionType) -> bool:
+        """Whether a function of a library is one of the program's own, decorated."""
+        own = self._program.origins.own
+        if own(file_of(function.__module__)):
+            return True  # so `functools.wraps` has it
+        held = [value for _, value in _closed_over(function)]
+        return any(
+            isinstance(each, types.FunctionType) and own(each.__code__.co_filename) for each in held
+        )
+
+    def _class(self, cls: type, name: str) -> None:
+        file = file_of(cls.__module__)
+        if not self._own(cls.__module__, file):
             return
-        place = self._program.place(getattr(module, "__file__", None) or cls.__module__)
-        name = f"class {cls.__qualname__} in {place}"
-        body = self._program.sources.of_class(cls)
+        variables = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+        body = self._program.sources.of_class(cls, file or "", variables)
         if body is not None:
-            self.parts[name] = body
-        for base in (*cls.__bases__, type(cls)):
-            self.code(base)
+            self.parts[name] = body[0]
+            for chain in body[1]:
+                self._global(variables, chain, name)
+        for number, base in enumerate((*cls.__bases__, type(cls))):
+            self._used(f"base {number} of {name}", base)
         for attribute, value in list(vars(cls).items()):
-            for inner in _functions_of(value):
-                if body is None or not inner.__code__.co_filename.startswith("<"):  # as `__init__`
-                    self.code(inner)
-            if not (attribute.startswith("__") or callable(value) or hasattr(value, "__get__")):
+            functions = _functions_of(value)
+            if body is not None and any(each.__code__.co_filename[0] == "<" for each in functions):
+                continue  # a `__init__` that was made of the body
+            if functions:
+                self.parts[f"{attribute} of {name}"] = ", ".join(map(self.code, functions))
+            elif callable(value) or not attribute.startswith("__"):
                 self._used(f"{attribute} of {name}", value)
 
-    def _used(self, name: str, value: object) -> None:
-        """A value that code uses: its digest, or that of its class where it has none."""
-        if isinstance(value, types.FunctionType | types.ModuleType | type):
-            self.code(value)
-            return
+    def _used(self, name: str, value: object, *, whole: bool = False) -> None:
+        """A value that code uses."""
         try:
-            if type(value).__module__.partition(".")[0] == "rhapsody":
-                raise NoDigestError("engines and tasks are not looked into")
-            self.parts[name] = self._values.digest(value).hex()
-        except NoDigestError:
-            self.parts[name] = f"a {type(value).__qualname__}"
-            self.code(type(value))
+            if issubclass(type(value), types.FunctionType | types.ModuleType | type):
+                self.parts[name] = self.code(value)
+            else:
+                self.parts[name] = self._values.digest(value, whole=whole).hex()
+        except NoDigestError as error:
+            if whole:
+                raise NoDigestError(f"{name}: {error}") from error
+            self.parts[name] = self.code(type(value))
 
     def _global(self, variables: Mapping[str, Any], chain: tuple[str, ...], user: str) -> None:
-        value: Any = variables.get(chain[0], _MISSING)
-        depth = 1
-        while isinstance(value, types.ModuleType) and depth < len(chain):
-            if not self._program.origins.own(value.__name__, getattr(value, "__file__", None)):
-                break  # its version, whatever is used of it
-            value, depth = vars(value).get(chain[depth], value), depth + 1
-        if value is not _MISSING:
+        value, depth = variables.get(chain[0], MISSING), 1
+        while issubclass(type(value), types.ModuleType) and depth < len(chain):
+            inner = vars(value)
+            space = "__path__" in inner and inner.get("__file__") is None
+            own = space or self._program.origins.own(inner.get("__file__"))
+            if not own or chain[depth] not in inner:
+                break  # its version, or all of it, whatever is used
+            value, variables, depth = inner[chain[depth]], inner, depth + 1
+        if value is not MISSING and chain[depth - 1] not in _OF_MODULES:
             self._used(f"{'.'.join(chain[:depth])} used by {user}", value)
+            self.read.append((variables, chain[depth - 1], value))
 
-    def _imported(self, name: str, package: str) -> None:
+    def _imported(self, name: str, taken: tuple[str, ...], package: str) -> None:
+        """What an import takes, with the packages it is in."""
         try:
             name = importlib.util.resolve_name(name, package)
-            module = sys.modules.get(name)
-            file = getattr(module, "__file__", None)
-            if module is None:
-                spec = importlib.util.find_spec(name)
-                file = None if spec is None else spec.origin
-        except (ImportError, ValueError, AttributeError):  # it fails in the task, too
+        except ImportError:  # it fails in the task, too
             return
-        self._module(name, file, {} if module is None else vars(module))
+        names = name.split(".")
+        path = None
+        for number in range(1, len(names) + 1):
+            full = ".".join(names[:number])
+            spec = spec_of(full, path)
+            self._module(full, spec)
+            path = None if spec is None else spec.submodule_search_locations
+            if path is None:
+                return
+        for each in taken:
+            self._module(f"{name}.{each}", spec_of(f"{name}.{each}", path))
 
-    def _module(self, name: str, file: Any, variables: dict[str, Any]) -> None:
-        """A module of which it is not known what is used."""
-        if not self._own(name, file):
+    def _module(self, name: str, spec: ModuleSpec | None) -> None:
+        """A module of which it is not known what is used, and those that it imports."""
+        variables = getattr(sys.modules.get(name), "__dict__", {})
+        file = variables.get("__file__") or (None if spec is None else spec.origin)
+        if not self._own(name, file) or file is None:
             return
-        whole = self._program.sources.of_module(file, variables)
-        self.parts[f"module {self._program.place(file)}"] = whole or "no source"
+        part = f"module {self._program.place(file)}"
+        source = self._program.sources.of_module(file, variables)
+        if source is None or part in self.parts:
+            self.parts.setdefault(part, "no source")
+            return
+        self.parts[part], code = source
+        package = None if spec is None else spec.parent
+        for module, taken in names_in(code).modules:
+            self._imported(module, taken, package or "")
 
-    def _own(self, module: str, file: object) -> bool:
+    def _own(self, module: Any, file: Any) -> bool:
         """Whether a module's own code counts; the version of its distribution is noted."""
-        if self._program.origins.own(module, file):
+        program = self._program
+        if program.origins.own(file):
+            if file.endswith(tuple(EXTENSION_SUFFIXES)):
+                self.parts[f"module {program.place(file)}"] = (program.file(file) or b"").hex()
             return True
-        self._named(module)
-        return False
-
-    def _named(self, module: str) -> None:
-        file = getattr(sys.modules.get(module), "__file__", None)
-        found = self._program.origins.version(module, file)
+        found = program.origins.version(str(module), file or file_of(module))
         if found is not None:
             self.parts[found[0]] = found[1]
+        return False
+
+
+def _closed_over(function: types.FunctionType) -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    names = function.__code__.co_freevars
+    for name, cell in zip(names, function.__closure__ or (), strict=True):
+        try:
+            found.append((name, cell.cell_contents))
+        except ValueError:  # nothing is in it yet
+            found.append((name, MISSING))
+    return found
 
 
 def _functions_of(value: object) -> list[types.FunctionType]:
@@ -251,45 +293,3 @@ def _functions_of(value: object) -> list[types.FunctionType]:
         value = value.func
     parts = (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value,)
     return [part for part in parts if isinstance(part, types.FunctionType)]
-
-
-class Program:
-    """What is the same for all functions of a run.
-
-    Args:
-        directory: The program's: paths below it are told relative to it.
-        files: Makes digests of files.
-    """
-
-    def __init__(self, directory: Path, files: FileDigests) -> None:
-        self.sources: Sources = Sources()
-        self.origins: Origins = Origins()
-        self._directory = _real(directory) + os.sep
-        self._files = files
-        self._names: dict[types.CodeType, Names] = {}
-
-    def names(self, code: types.CodeType) -> Names:
-        """What code takes from outside itself."""
-        found = self._names.get(code)
-        if found is None:
-            found = self._names[code] = names_in(code)
-        return found
-
-    def place(self, file: str) -> str:
-        """A file's path as it is told: from the program's directory, where it is below that."""
-        return str(_real(file)).removeprefix(self._directory)
-
-    def file(self, path: str) -> bytes | None:
-        """The digest of a file's content; `None` where no file is there that can be read."""
-        return self._files.of(path)
-
-    def content(self, name: str, path: str | None) -> bytes:
-        """The digest of an input file or directory.
-
-        Raises:
-            NoDigestError: It cannot be read from here.
-        """
-        digest = None if path is None else self._files.of_any(path)
-        if digest is None:
-            raise NoDigestError(f"its input file {name!r} cannot be read from here")
-        return digest

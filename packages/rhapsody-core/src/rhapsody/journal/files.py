@@ -14,12 +14,15 @@ from rhapsody.journal.values import SIZE
 LONGEST = 4096
 """Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
 
+KERNEL: tuple[str, ...] = ("/proc/", "/sys/")
+"""Where files are none: some have no end, and reading some waits for news."""
+
 LARGE = 1 << 20
 """Bytes from which on a file's digest is kept for later runs; of smaller ones it is made again."""
 
 SETTLED = 2_000_000_000
-"""Nanoseconds since its last change after which a file's digest is kept for later runs: a change
-within the clock tick of the file system would not be seen (Git calls such an entry racy)."""
+"""Nanoseconds since its last change after which a file's digest is kept: a change within the clock
+tick of the file system would not be seen (Git calls such an entry racy)."""
 
 
 class Stamp(NamedTuple):
@@ -50,9 +53,11 @@ class FileDigests:
 
     def of(self, path: str) -> bytes | None:
         """The digest of a file's content; `None` where no file is there that can be read."""
-        if not path or len(path) > LONGEST or "\0" in path or "\n" in path:
+        if not path or len(path) > LONGEST or path.startswith(KERNEL):
             return None
         try:
+            if not os.access(path, os.F_OK):  # which costs less than an exception
+                return None
             found = os.stat(path)
             return self._of(path, found) if stat.S_ISREG(found.st_mode) else None
         except (OSError, ValueError):  # it is gone, or the name has characters that none can have
@@ -61,21 +66,24 @@ class FileDigests:
     def of_any(self, path: str) -> bytes | None:
         """The same of a file or a directory, which has the digests of all files in it.
 
-        Of a file that is gone and known by `gone` it is what its content was.
+        It has none where one of them cannot be read, or is a link to a directory. Of a file that
+        is gone and known by `gone` it is what its content was.
         """
         if not os.path.isdir(path):
             return self.of(path) or self.gone.get(path)
         made = hashlib.blake2b(b"directory", digest_size=SIZE)
-        for place, directories, names in os.walk(path):
+        unread: list[OSError] = []
+        for place, directories, names in os.walk(path, onerror=unread.append):
             directories.sort()
-            for name in sorted(names):
+            links = [each for each in directories if os.path.islink(os.path.join(place, each))]
+            for name in sorted([*names, *links]):  # a link to a directory has no digest
                 inner = os.path.join(place, name)
                 digest = self.of(inner)
                 if digest is None:
                     return None
                 relative = os.path.relpath(inner, path).encode("utf-8", "surrogateescape")
                 made.update(b"%d:%b" % (len(relative), relative) + digest)
-        return made.digest()
+        return None if unread else made.digest()
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
         stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
@@ -86,7 +94,9 @@ class FileDigests:
             with open(path, "rb") as file:
                 made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE))
             digest = made.digest()
-            if stamp.size >= LARGE and time.time_ns() - stamp.changed > SETTLED:
+            if time.time_ns() - stamp.changed <= SETTLED:
+                return digest
+            if stamp.size >= LARGE:
                 self.new[stamp] = digest
         self._known[stamp] = digest
         return digest

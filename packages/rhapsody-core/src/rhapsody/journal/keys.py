@@ -6,14 +6,24 @@ it is tried.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from rhapsody.journal.code import Ingredients, Program
-from rhapsody.journal.values import SIZE
+from rhapsody.journal.code import MISSING, Ingredients
+from rhapsody.journal.program import Program
+from rhapsody.journal.values import SIZE, NoDigestError
+
+_as_text = json.JSONEncoder(sort_keys=True).encode
+
+Read = list[tuple[Mapping[str, Any], str, object]]
+"""Globals that a function's code read: the variables of a module, a name, and the value."""
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Settings in backends' own words that say what programs find around them: RADICAL-Pilot's, and
@@ -53,7 +63,9 @@ class Keys:
 
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
-    _functions: dict[int, tuple[Any, bytes]] = field(default_factory=dict)
+    _functions: WeakKeyDictionary[Any, tuple[bytes, Read]] = field(
+        default_factory=WeakKeyDictionary
+    )
 
     def of(
         self,
@@ -69,13 +81,29 @@ class Keys:
             inputs: Where its input files are, by their names.
 
         Raises:
-            NoDigestError: An argument has no digest, or an input file cannot be read.
+            NoDigestError: An argument or what a function closes over has no digest, or an input
+                file cannot be read.
         """
+        try:
+            return self._of(task, settings, inputs)
+        except NoDigestError:
+            raise
+        except Exception as error:  # whatever an object raises when it is looked at
+            raise NoDigestError(f"its function cannot be read: {error!r}") from error
+
+    def _of(
+        self,
+        task: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str | None],
+    ) -> Key:
         found = Ingredients(self.program, task.get("sandbox") or "")
         parts = {"name": task["name"]}
+        function = None
         if task["function"] is None:
             self._command(task, found, parts)
         else:
+            function = _taken_apart(task["function"], found, parts)
             for number, value in enumerate(task["args"], 1):
                 parts[f"argument {number}"] = found.value(value).hex()
             for name, value in task["kwargs"].items():
@@ -83,8 +111,10 @@ class Keys:
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
-        elif task["function"] is not None:
-            code = self._code(task["function"])
+        elif isinstance(function, types.FunctionType | type):
+            code = self._code(function)
+        elif function is not None:
+            parts["function"] = found.value(function).hex()
         for name, path in inputs.items():
             parts[f"input file {name}"] = self.program.content(name, path).hex()
         for name in ("environment", "cwd", "stdin"):
@@ -95,30 +125,53 @@ class Keys:
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name]).hex()
         parts |= found.parts
-        text = json.dumps(parts, sort_keys=True)
+        text = _as_text(parts)
         made = hashlib.blake2b(code or b"", digest_size=SIZE)
         made.update(text.encode())
         return Key(made.digest(), text, code, found.paths)
 
     def _command(self, task: Mapping[str, Any], found: Ingredients, parts: dict[str, str]) -> None:
         """A command, in which the sandbox is told by its name there."""
-        sandbox = task.get("sandbox") or "\0"
-        words = [task.get("executable"), *task.get("arguments", ())]
-        plain = [str(word).replace(sandbox, ".") for word in words]
-        parts["command"] = found.value((plain, "arguments" in task)).hex()
+        words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
+        sandbox = task.get("sandbox")
+        if sandbox:  # told by a name that no file in the current directory has
+            inside = re.compile(re.escape(sandbox) + r"(?![\w.-])")
+            words = [inside.sub("\0", word) for word in words]
+        parts["command"] = found.value((words, "arguments" in task)).hex()
 
     def is_current(self, key: Key) -> bool:
         """Whether the files that arguments name are as they were when the key was made."""
         return all(self.program.file(path) == digest for path, digest in key.paths.items())
 
     def _code(self, function: Any) -> bytes:
-        """What a function's code uses, looked at once in a run."""
-        known = self._functions.get(id(function))
-        if known is None:
-            found = Ingredients(self.program)
-            found.function(function)
-            text = json.dumps(found.parts, sort_keys=True).encode()
-            digest = hashlib.blake2b(text, digest_size=SIZE).digest()
-            known = self._functions[id(function)] = function, digest
-            self.codes[digest] = json.dumps({"parts": found.parts, "lines": found.lines})
-        return known[1]
+        """What a function's code uses: looked at once, and again when a global is set anew."""
+        known = self._functions.get(function)
+        if known is not None and all(
+            variables.get(name, MISSING) is value for variables, name, value in known[1]
+        ):
+            return known[0]
+        found = Ingredients(self.program)
+        found.function(function)
+        digest = hashlib.blake2b(_as_text(found.parts).encode(), digest_size=SIZE).digest()
+        self._functions[function] = digest, found.read
+        self.codes[digest] = json.dumps({"parts": found.parts, "lines": found.lines})
+        return digest
+
+
+def _taken_apart(function: Any, found: Ingredients, parts: dict[str, str]) -> Any:
+    """The function in a method, a `partial` or a library's wrapper, which are noted."""
+    while not isinstance(function, types.FunctionType | type):
+        part = f"around {len(parts)}"
+        if isinstance(function, functools.partial):
+            parts[part] = found.value((function.args, function.keywords)).hex()
+            function = function.func
+        elif isinstance(function, types.MethodType):
+            parts[part] = found.value(function.__self__).hex()
+            function = function.__func__
+        else:
+            wrapped = getattr(function, "__wrapped__", None)
+            if found.own(type(function)) or not isinstance(wrapped, types.FunctionType):
+                break  # an object with a state
+            parts[part] = type(function).__qualname__
+            function = wrapped
+    return function

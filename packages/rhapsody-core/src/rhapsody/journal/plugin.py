@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from rhapsody.errors import JournalError, describe_error
-from rhapsody.journal.code import Program
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.keys import Key, Keys
 from rhapsody.journal.outputs import Outputs, has_files
+from rhapsody.journal.program import Program
 from rhapsody.journal.store import How, Recording, Store
 from rhapsody.journal.values import NoDigestError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl

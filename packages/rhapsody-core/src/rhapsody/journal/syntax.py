@@ -13,6 +13,7 @@ import hashlib
 import linecache
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -21,6 +22,11 @@ from typing import Any
 from rhapsody.journal.values import SIZE
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+
+_LONG = "EXTENDED_ARG"
+"""Stands before an instruction with a large argument, and means nothing by itself."""
 
 _SKIPPED = frozenset({"ctx", "kind", "type_comment", "type_ignores", "returns", "annotation"})
 
@@ -31,27 +37,34 @@ class Names:
 
     Attributes:
         chains: Names of globals, each with the attributes that are read of it at once.
-        modules: Modules that it imports itself: the level of the import, and the name.
+        modules: Modules that it imports itself: the name, with a dot for each level, and what is
+            taken from there.
+        stored: Names of globals that it sets.
     """
 
     chains: tuple[tuple[str, ...], ...]
-    modules: tuple[tuple[int, str], ...]
+    modules: tuple[tuple[str, tuple[str, ...]], ...]
+    stored: frozenset[str]
 
 
 def names_in(code: types.CodeType) -> Names:
     """What a function and those inside it take from outside."""
     chains: dict[tuple[str, ...], None] = {}
-    modules: dict[tuple[int, str], None] = {}
+    modules: dict[tuple[str, tuple[str, ...]], None] = {}
+    stored: set[str] = set()
     for one in _with_inner(code):
-        instructions = list(dis.get_instructions(one))
+        instructions = [each for each in dis.get_instructions(one) if each.opname != _LONG]
         for number, instruction in enumerate(instructions):
-            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            name = instruction.argval
+            if instruction.opname in _LOADS:
                 rest = takewhile(_reads_attribute, instructions[number + 1 :])
-                chains[(instruction.argval, *(each.argval for each in rest))] = None
+                chains[(name, *(each.argval for each in rest))] = None
+            elif instruction.opname == "STORE_GLOBAL":
+                stored.add(name)
             elif instruction.opname == "IMPORT_NAME":
-                level = instructions[number - 2].argval
-                modules[level if isinstance(level, int) else 0, instruction.argval] = None
-    return Names(tuple(chains), tuple(modules))
+                level, taken = (each.argval for each in instructions[number - 2 : number])
+                modules["." * level + name, taken or ()] = None
+    return Names(tuple(chains), tuple(modules), frozenset(stored))
 
 
 def _reads_attribute(instruction: dis.Instruction) -> bool:
@@ -72,7 +85,8 @@ class _File:
     functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
     codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
-    whole: str = ""
+    tree: ast.Module | None = None
+    code: types.CodeType | None = None
 
 
 class Sources:
@@ -86,23 +100,34 @@ class Sources:
         code = function.__code__
         file = self._file(code.co_filename, function.__globals__)
         place = code.co_name, code.co_firstlineno
-        nodes = file.functions.get(place, ())
+        nodes = file.functions.get(place, [])
         if len(nodes) == 1 and file.codes.get(place) == [code]:
-            return _digest(nodes[0])
+            return _digest(nodes[0]) or of_code(code)
         return of_code(code)
 
-    def of_class(self, cls: type) -> str | None:
-        """The digest of a class's own body without its methods, `None` where it is not found."""
-        module = sys.modules.get(cls.__module__)
-        name = getattr(module, "__file__", None)
-        if not isinstance(name, str):
-            return None
-        nodes = self._file(name, vars(module)).classes.get(cls.__qualname__, ())
-        return _digest(nodes[0]) if len(nodes) == 1 else None
+    def of_class(
+        self, cls: type, name: str, variables: dict[str, Any]
+    ) -> tuple[str, tuple[tuple[str, ...], ...]] | None:
+        """The digest of a class's own body without its methods, and the globals in it.
 
-    def of_module(self, file: str, variables: dict[str, Any] | None = None) -> str | None:
-        """The digest of a whole module, `None` where its source is not found."""
-        return self._file(file, variables or {}).whole or None
+        Returns:
+            Both, or `None` where the body is not found, or its methods are not what is loaded.
+        """
+        file = self._file(name, variables)
+        nodes = file.classes.get(cls.__qualname__, [])
+        for method in vars(cls).values():
+            if isinstance(method, types.FunctionType) and method.__code__.co_filename == name:
+                code = method.__code__
+                if code not in file.codes.get((code.co_name, code.co_firstlineno), []):
+                    return None
+        digest = _digest(nodes[0]) if len(nodes) == 1 else ""
+        return (digest, _chains(nodes[0])) if digest else None
+
+    def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
+        """The digest of a whole module and its code, `None` where its source is not found."""
+        file = self._file(name, variables)
+        digest = "" if file.tree is None else _digest(file.tree)
+        return (digest, file.code) if digest and file.code is not None else None
 
     def _file(self, name: str, variables: dict[str, Any]) -> _File:
         found = self._files.get(name)
@@ -115,13 +140,15 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     file = _File()
     source = "".join(linecache.getlines(name, variables))
     try:
-        tree = ast.parse(source)
-        compiled = compile(source, name, "exec", dont_inherit=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program has had them
+            tree = ast.parse(source)
+            compiled = compile(source, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):  # it is no Python, or was changed
         return file
     if not source:
         return file
-    file.whole = _digest(tree)
+    file.tree, file.code = tree, compiled
     for path, node in _definitions(tree, ""):
         if isinstance(node, ast.ClassDef):
             file.classes.setdefault(path, []).append(node)
@@ -135,9 +162,11 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     return file
 
 
-def _definitions(node: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef | Function]]:
+def _definitions(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef | Function]]:
     """Every class and function in a tree, with the class's qualified name."""
-    for child in ast.iter_child_nodes(node):
+    todo = [(child, path) for child in ast.iter_child_nodes(tree)]
+    while todo:
+        child, path = todo.pop()
         inner = path
         if isinstance(child, ast.ClassDef):
             yield f"{path}{child.name}", child
@@ -146,26 +175,47 @@ def _definitions(node: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef |
             yield path, child
             if not isinstance(child, ast.Lambda):
                 inner = f"{path}{child.name}.<locals>."
-        yield from _definitions(child, inner)
+        todo += [(each, inner) for each in ast.iter_child_nodes(child)]
+
+
+def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
+    """The names in a class's body, each with the attributes that are read of it at once."""
+    chains: dict[tuple[str, ...], None] = {}
+    for each in ast.walk(node):
+        chain: list[str] = []
+        while isinstance(each, ast.Attribute):
+            chain.insert(0, each.attr)
+            each = each.value
+        if isinstance(each, ast.Name):
+            chains[(each.id, *chain)] = None
+    return tuple(chains)
 
 
 def _digest(node: ast.AST) -> str:
+    """The digest of a tree; empty where that is nested too deep."""
     made = hashlib.blake2b(digest_size=SIZE)
 
     def feed(text: str) -> None:
         made.update(text.encode("utf-8", "surrogatepass"))
 
-    if isinstance(node, ast.ClassDef):
-        methods = [each for each in node.body if isinstance(each, Function)]
-        _write_items([each for each in node.body if each not in methods], feed)
-        _write_items([*node.bases, *node.keywords, *node.decorator_list], feed)
-        for method in methods:  # which have digests of their own, but for what decorates them
-            _write_items([ast.Name(method.name), *method.decorator_list], feed)
-    elif isinstance(node, Function):
-        _write(node, feed, outermost=True)
-    else:
-        _write(node, feed)
+    try:
+        if isinstance(node, ast.ClassDef):
+            _write_class(node, feed)
+        else:
+            _write(node, feed, outermost=isinstance(node, Function))
+    except RecursionError:
+        return ""
     return made.hexdigest()
+
+
+def _write_class(node: ast.ClassDef, feed: Callable[[str], None]) -> None:
+    methods = [each for each in node.body if isinstance(each, Function)]
+    others = [each for each in node.body if not isinstance(each, Function)]
+    _write_items(_without_docstring(node, others), feed)
+    _write_items([*node.bases, *node.keywords, *node.decorator_list], feed)
+    for method in sorted(methods, key=lambda each: each.name):
+        # Methods have digests of their own, but for what decorates them.
+        _write_items([ast.Name(method.name), *method.decorator_list], feed)
 
 
 def _write(value: Any, feed: Callable[[str], None], *, outermost: bool = False) -> None:
@@ -174,7 +224,7 @@ def _write(value: Any, feed: Callable[[str], None], *, outermost: bool = False) 
         _write_items(value, feed)
         return
     if not isinstance(value, ast.AST):
-        feed(f"{type(value).__name__}:{value!r};")
+        feed(f"{type(value).__name__}:{_constant(value)};")
         return
     feed(f"({type(value).__name__}")
     annotated = isinstance(value, ast.AnnAssign)  # which makes the fields of a dataclass
@@ -199,9 +249,9 @@ def _write_items(items: list[Any], feed: Callable[[str], None]) -> None:
 def _without_docstring(owner: ast.AST, body: list[Any]) -> list[Any]:
     if not isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
         return body
-    first = body[0]
-    text = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
-    return body[1:] if text and isinstance(first.value.value, str) else body
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    text = isinstance(first, ast.Constant) and isinstance(first.value, str)
+    return body[1:] if text else body
 
 
 def of_code(code: types.CodeType) -> str:
@@ -209,11 +259,18 @@ def of_code(code: types.CodeType) -> str:
     made = hashlib.blake2b(digest_size=SIZE)
     made.update(repr(sys.version_info[:2]).encode())
     for one in _with_inner(code):
-        constants = [
-            sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each)
-            for each in one.co_consts
-            if not isinstance(each, types.CodeType)
-        ]
-        names = one.co_names, one.co_varnames, one.co_freevars, one.co_flags
-        made.update(one.co_code + repr((constants, names)).encode("utf-8", "surrogatepass"))
+        constants = [each for each in one.co_consts if not isinstance(each, types.CodeType)]
+        counts = one.co_argcount, one.co_posonlyargcount, one.co_kwonlyargcount, one.co_flags
+        names = one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars
+        text = f"{_constant(tuple(constants))} {names} {counts} {one.co_exceptiontable!r}"
+        made.update(one.co_code + text.encode("utf-8", "surrogatepass"))
     return made.hexdigest()
+
+
+def _constant(value: Any) -> str:
+    """A constant of a program, a set in an order that does not change."""
+    if isinstance(value, tuple):
+        return f"({','.join(map(_constant, value))})"
+    if isinstance(value, frozenset):
+        return f"{{{','.join(sorted(map(_constant, value)))}}}"
+    return hex(value) if type(value) is int else repr(value)  # `repr` has a limit of digits

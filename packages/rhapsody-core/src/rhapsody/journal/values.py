@@ -1,28 +1,44 @@
 """Digests of values that are the same in every run and on every machine.
 
 Never of pickles: a comment above a function of `__main__` changes those, and the order of a set
-changes with the seed of hashes.
+changes with the seed of hashes. Objects count by what pickle would make them of again. Not seen
+is whether two parts of a value are one object, the order of a `dict`, and a number that is an
+address of something else. A set of several functions of the same name (lambdas, say) has another
+digest in each run.
 """
 
 from __future__ import annotations
 
 import copyreg
 import hashlib
+import logging
+import pickle
+import re
 import struct
-import sys
 import types
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
 
 from rhapsody.data import File, InputFiles
+from rhapsody.journal.arrays import parts_of
 
 SIZE = 16
 """Bytes of a digest: two different values of 2^64 have the same one with even odds."""
 
+MOST = 5_000_000
+"""Objects in a value, each counted as often as it is reached, above which it has no digest: ways
+through a net of objects that refer to each other may be more than can ever be gone."""
+
 Feed = Callable[[Any], object]
 """Takes bytes, or a buffer of them."""
+
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque, types.SimpleNamespace)
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
 class NoDigestError(TypeError):
@@ -33,7 +49,10 @@ class Surroundings(Protocol):
     """What is known of values beside themselves."""
 
     def code(self, thing: Any) -> str:
-        """Notes a function, method or class; returns what it is called."""
+        """Notes a function, module or class; returns what it is called."""
+
+    def own(self, kind: type) -> bool:
+        """Whether a class is of the program itself, and of no library."""
 
     def path(self, text: str) -> tuple[str, bytes] | None:
         """The portable form of a path and its file's digest; `None` where there is no file."""
@@ -49,23 +68,34 @@ class Values:
     def __init__(self, surroundings: Surroundings) -> None:
         self._around = surroundings
         self._open: dict[int, int] = {}  # how deep each container is that is being read
+        self._whole: bool = True
+        self._entries: int = 0
 
-    def digest(self, value: object) -> bytes:
+    def digest(self, value: object, *, whole: bool = True) -> bytes:
         """Returns a value's digest.
+
+        Args:
+            value: The value.
+            whole: All of it has to have one. Otherwise objects of libraries that have none, such
+                as open files, count by their class and the functions in them.
 
         Raises:
             NoDigestError: It has none.
         """
-        made = hashlib.blake2b(digest_size=SIZE)
+        known = _PLAIN.get(type(value))
+        if known is not None:
+            return hashlib.blake2b(known(value), digest_size=SIZE).digest()
+        self._whole, self._entries = whole, 0
         try:
-            self._feed(value, made.update)
+            return self._inner(value)
+        except NoDigestError:
+            raise
         except RecursionError:
             raise NoDigestError("it is nested too deep") from None
-        except RuntimeError as error:  # somebody changes it meanwhile
-            raise NoDigestError(str(error)) from None
+        except Exception as error:  # whatever an object raises when it is looked at
+            raise NoDigestError(f"{type(error).__name__}: {error}") from error
         finally:
             self._open.clear()
-        return made.digest()
 
     def _inner(self, value: object) -> bytes:
         made = hashlib.blake2b(digest_size=SIZE)
@@ -73,23 +103,34 @@ class Values:
         return made.digest()
 
     def _feed(self, value: Any, feed: Feed) -> None:
-        known = _PLAIN.get(type(value))
+        kind = type(value)
+        known = _PLAIN.get(kind)
         if known is not None:
+            if kind is int and value in self._open:
+                raise NoDigestError("an object in it holds its own address")
             feed(known(value))
-        elif type(value) is str:
+        elif kind is str:
             self._text(value, feed)
+        elif kind is memoryview:
+            feed(_framed(b"M", repr((value.format, value.shape))))
+            feed(value)
         else:
             self._entered(value, feed)
 
     def _text(self, value: str, feed: Feed) -> None:
+        if " at 0x" in value and _ADDRESS.search(value):
+            raise NoDigestError("a text in it holds an object's address")
         found = self._around.path(value)
         if found is None:
-            feed(_framed(b"s", value.encode("utf-8", "surrogatepass")))
+            feed(_framed(b"s", value))
         else:
-            feed(_framed(b"p", found[0].encode("utf-8", "surrogatepass")) + found[1])
+            feed(_framed(b"p", found[0]) + _framed(b"", found[1]))
 
     def _entered(self, value: Any, feed: Feed) -> None:
         """What may hold itself."""
+        self._entries += 1
+        if self._entries > MOST:
+            raise NoDigestError("it has too many parts")
         if id(value) in self._open:
             feed(b"^%d;" % (len(self._open) - self._open[id(value)]))
             return
@@ -106,28 +147,24 @@ class Values:
         elif kind is dict:
             self._sorted(b"d", value.items(), feed)
         elif kind is set or kind is frozenset:
-            self._sorted(b"S", value, feed)
-        elif isinstance(value, set | frozenset):
-            self._feed(kind, feed)
-            self._sorted(b"S", value, feed)
-            self._feed(getattr(value, "__dict__", None), feed)
+            self._sorted(b"S" if kind is set else b"Z", value, feed)
+        elif kind is types.MappingProxyType:
+            self._sorted(b"X", value.items(), feed)
         elif isinstance(value, types.FunctionType | types.ModuleType | type) or _is_free(value):
-            feed(_framed(b"c", self._around.code(value).encode()))
+            feed(_framed(b"c", self._around.code(value)))
         elif isinstance(value, types.MethodType):
             self._items(b"m", (value.__func__, value.__self__), feed)
         elif isinstance(value, partial):
-            self._items(b"P", (value.func, value.args, value.keywords), feed)
+            self._items(b"P", (kind, value.func, value.args, value.keywords), feed)
         elif isinstance(value, InputFiles):
-            names = [path.name for path in value]
-            self._items(b"F", (str(value.file), value.directory, names), feed)
+            names = [path.name for path in value]  # the content is that of an input file
+            feed(_framed(b"F", repr((value.file.filename, value.directory, names))))
         elif isinstance(value, File):
-            feed(_framed(b"f", f"{kind.__name__} {value.filename}".encode()))
+            feed(_framed(b"f", f"{kind.__name__} {value.filename}"))
         elif isinstance(value, PurePath):
-            self._text(str(value), feed)
-        elif kind.__module__.partition(".")[0] in ("numpy", "pandas"):
-            self._array(value, feed)
+            self._items(b"/", (kind, str(value)), feed)
         else:
-            self._reduced(value, feed)
+            self._object(value, feed)
 
     def _items(self, tag: bytes, items: Iterable[Any], feed: Feed) -> None:
         feed(tag)
@@ -137,33 +174,50 @@ class Values:
         feed(b".")
 
     def _sorted(self, tag: bytes, items: Iterable[Any], feed: Feed) -> None:
-        feed(tag)
-        for digest in sorted([self._inner(item) for item in items]):
-            feed(digest)
-        feed(b".")
+        digests = sorted([self._inner(item) for item in items])
+        feed(b"%b%d:" % (tag, len(digests)) + b"".join(digests))
 
-    def _array(self, value: Any, feed: Feed) -> None:
-        """Arrays and scalars of NumPy, tables and columns of pandas."""
-        numpy, pandas = sys.modules["numpy"], sys.modules.get("pandas")
-        if pandas is not None and isinstance(
-            value, pandas.DataFrame | pandas.Series | pandas.Index
-        ):
+    def _object(self, value: Any, feed: Feed) -> None:
+        """An object; of a library's, all of it or nothing."""
+        kind = type(value)
+        if self._whole:
+            self._apart(value, feed)
+        elif _is_machinery(value):
+            self._roughly(value, feed)
+        elif isinstance(value, _CONTAINERS) or self._around.own(kind):
+            self._apart(value, feed)
+        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
+            self._roughly(value, feed)
+        else:
+            made = hashlib.blake2b(digest_size=SIZE)
+            self._whole = True
             try:
-                rows = pandas.util.hash_pandas_object(value).to_numpy()
-            except TypeError as error:  # of lists in a column, say
-                raise NoDigestError(f"a {type(value).__qualname__}: {error}") from error
-            if isinstance(value, pandas.DataFrame):
-                about = list(value.columns), [str(each) for each in value.dtypes]
+                self._apart(value, made.update)
+            except NoDigestError:
+                self._whole = False
+                self._roughly(value, feed)
             else:
-                about = [value.name], [str(value.dtype)]
-            self._items(b"T", (*about, rows), feed)
-        elif type(value) is numpy.ndarray or isinstance(value, numpy.generic):
-            array = numpy.asarray(value)
-            self._items(b"a", (str(array.dtype.descr), array.shape), feed)
-            if array.dtype.hasobject:
-                self._items(b"o", array.ravel().tolist(), feed)
-            else:
-                feed(numpy.ascontiguousarray(array).reshape(-1).view("u1").data)
+                feed(b"x" + made.digest())
+            self._whole = False
+
+    def _roughly(self, value: Any, feed: Feed) -> None:
+        """An object by its class and the functions that it holds."""
+        kind = type(value)
+        held = [*getattr(value, "__dict__", {}).values(), getattr(value, "__wrapped__", None)]
+        functions = [each for each in held if isinstance(each, types.FunctionType)]
+        feed(_framed(b"k", f"{kind.__module__}.{kind.__qualname__}"))
+        self._items(b"l", functions, feed)
+
+    def _apart(self, value: Any, feed: Feed) -> None:
+        kind = type(value)
+        parts = parts_of(value)
+        if parts is not None:
+            feed(_framed(b"A", kind.__qualname__))
+            self._items(b"A", parts, feed)
+        elif isinstance(value, AbstractSet):  # their own order changes with the seed of hashes
+            self._feed(kind, feed)
+            self._sorted(b"S", value, feed)
+            self._feed(value.__getstate__(), feed)
         else:
             self._reduced(value, feed)
 
@@ -173,20 +227,30 @@ class Values:
         try:
             reduce = copyreg.dispatch_table.get(kind)
             made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
+            if isinstance(made, str) and not hasattr(value, "__wrapped__"):
+                pickle.dumps(value)  # fails where that is not its name
         except Exception as error:  # whatever the object raises
-            raise NoDigestError(f"a {kind.__qualname__} cannot be taken apart: {error}") from error
+            if self._whole:
+                raise NoDigestError(
+                    f"a {kind.__qualname__} cannot be taken apart: {error}"
+                ) from error
+            made = kind, (), getattr(value, "__dict__", None)
         if isinstance(made, str):
-            feed(_framed(b"g", f"{self._around.code(kind)} {made}".encode()))
-            if hasattr(value, "__wrapped__"):  # of `functools.lru_cache`, say
-                self._feed(value.__wrapped__, feed)
+            feed(_framed(b"g", f"{self._around.code(kind)} {made}"))
+            self._feed(getattr(value, "__wrapped__", None), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         self._items(b"r", (function, arguments, state), feed)
         self._items(b"l", items or (), feed)
-        self._sorted(b"d", pairs or (), feed)
+        if isinstance(value, OrderedDict):
+            self._items(b"O", pairs or (), feed)
+        else:
+            self._sorted(b"d", pairs or (), feed)
 
 
-def _framed(tag: bytes, data: bytes) -> bytes:
+def _framed(tag: bytes, data: bytes | str) -> bytes:
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
     return b"%b%d:%b" % (tag, len(data), data)
 
 
@@ -207,3 +271,9 @@ def _is_free(value: object) -> bool:
     return isinstance(value, types.BuiltinFunctionType) and (
         value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     )
+
+
+def _is_machinery(value: object) -> bool:
+    """Whether what tasks return does not depend on an object: on engines, tasks and loggers."""
+    library = str(type(value).__module__).partition(".")[0]
+    return library == "rhapsody" or isinstance(value, logging.Logger)

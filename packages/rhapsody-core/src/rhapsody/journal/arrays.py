@@ -1,0 +1,55 @@
+"""Arrays of NumPy and tables of pandas in parts that do not change with how they are kept."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def parts_of(value: Any) -> tuple[Any, ...] | None:
+    """What an array or a table consists of, `None` for anything else."""
+    library = str(type(value).__module__).partition(".")[0]
+    if library == "pandas":
+        return _table(value)
+    return _array(value) if library == "numpy" else None
+
+
+def _array(value: Any) -> tuple[Any, ...] | None:
+    numpy: Any = sys.modules["numpy"]
+    if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
+        return None
+    array = numpy.asarray(value)
+    about = repr((array.dtype.str, array.dtype.names, array.shape)).encode()
+    if array.dtype.names is not None:  # there may be rubbish between its fields
+        return about, [array[name] for name in array.dtype.names]
+    if array.dtype.hasobject:
+        return about, array.ravel().tolist()
+    if array.dtype.char in "gG":  # there is rubbish in long doubles
+        return about, repr(array.astype(str).tolist()).encode()
+    if not array.nbytes:
+        return (about,)
+    return about, numpy.ascontiguousarray(array).reshape(-1).view("u1").data
+
+
+def _table(value: Any) -> tuple[Any, ...] | None:
+    pandas: Any = sys.modules["pandas"]
+    if isinstance(value, pandas.DataFrame):
+        columns = [value.iloc[:, number].array for number in range(value.shape[1])]
+        return value.columns, value.index, columns, value.attrs
+    if isinstance(value, pandas.Series):
+        return value.name, value.index, value.array, value.attrs
+    if isinstance(value, pandas.MultiIndex):
+        levels = [value.get_level_values(number).array for number in range(value.nlevels)]
+        return list(value.names), levels
+    if isinstance(value, pandas.Index):
+        return value.name, value.array
+    if isinstance(value, pandas.Categorical):
+        return value.categories, value.codes, value.ordered
+    if not isinstance(value, pandas.api.extensions.ExtensionArray):
+        return None
+    about = str(value.dtype).encode()
+    if isinstance(value, pandas.arrays.NumpyExtensionArray):
+        return about, value.to_numpy()
+    if value.dtype.kind == "O" and not isinstance(value.dtype, pandas.StringDtype):
+        return about, value.to_numpy(object)
+    return about, pandas.util.hash_array(value).data

@@ -1,0 +1,134 @@
+"""What functions find around them while the program runs, in the keys of tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rhapsody
+from rhapsody import WorkflowEngine
+from rhapsody.journal.keys import Keys
+from rhapsody.journal.values import NoDigestError
+from tests.core.journal_keys import key_of, keys_in
+from tests.core.journal_values import WITHOUT, Color, Hostile, Odd, Point
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return keys_in(tmp_path)
+
+
+def test_a_closure_without_a_digest_is_told(keys: Keys) -> None:
+    numbers = (n for n in range(3))
+    with pytest.raises(NoDigestError, match="numbers around"):
+        key_of(keys, lambda: next(numbers))
+    with pytest.raises(NoDigestError, match="defaults of"):
+        key_of(keys, lambda numbers=numbers: next(numbers))
+
+
+def test_odd_defaults_are_looked_at_and_not_compared(keys: Keys) -> None:
+    def one(*, a: Any = np.zeros(2), b: Any = Hostile()) -> None: ...  # noqa: B008
+    def other(*, a: Any = np.ones(2), b: Any = Hostile()) -> None: ...  # noqa: B008
+
+    assert key_of(keys, one).code != key_of(keys, other).code
+
+
+MODE: Any = 1
+COUNT = 0
+HELD: dict[str, Any] = {}
+
+
+def by_mode() -> Any:
+    return MODE
+
+
+def counting() -> int:
+    global COUNT
+    COUNT += 1
+    HELD["a"] = COUNT
+    return COUNT
+
+
+def test_a_global_that_is_set_between_two_tasks_counts(keys: Keys, monkeypatch: Any) -> None:
+    first = key_of(keys, by_mode).digest
+    monkeypatch.setitem(globals(), "MODE", 2)
+    assert key_of(keys, by_mode).digest != first
+    monkeypatch.setitem(globals(), "MODE", 1)
+    assert key_of(keys, by_mode).digest == first
+
+
+def test_a_global_that_the_function_sets_itself_does_not_count_again(keys: Keys) -> None:
+    first = key_of(keys, counting).digest
+    counting()
+    assert key_of(keys, counting).digest == first
+
+
+def test_an_engine_in_a_global_is_not_looked_into(keys: Keys, monkeypatch: Any) -> None:
+    found: set[bytes] = set()
+    for engine in (object.__new__(WorkflowEngine), object.__new__(WorkflowEngine)):
+        engine.__dict__["opened"] = len(found)
+        monkeypatch.setitem(globals(), "MODE", engine)
+        found.add(key_of(keys, by_mode).digest)
+        monkeypatch.setitem(globals(), "MODE", {"engine": engine})
+        found.add(key_of(keys, by_mode).digest)
+    assert len(found) == 2
+
+
+ODD: dict[str, Any] = {"class": Odd, "hostile": Hostile(), "module": types.ModuleType("odd")}
+
+
+@pytest.mark.parametrize("what", [*WITHOUT, *ODD])
+def test_a_global_may_be_anything(what: str, keys: Keys, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+    monkeypatch.setitem(globals(), "MODE", (WITHOUT | ODD)[what])
+    first = key_of(keys, by_mode).digest
+    assert key_of(keys_in(Path()), by_mode).digest == first
+
+
+@pytest.mark.parametrize("function", [len, np.add, np.sum, "a".count, Point, Color, math.sqrt,
+                                      operator.itemgetter(1), np.vectorize(by_mode), dict.fromkeys,
+                                      re.compile("a").match, rhapsody.InputFile])  # fmt: skip
+def test_whatever_can_be_called_has_a_key(function: Any, keys: Keys) -> None:
+    first = key_of(keys, function, 1).digest
+    assert key_of(keys_in(Path()), function, 1).digest == first
+
+
+def test_a_function_whose_file_has_changed_is_known_by_what_is_loaded(
+    keys: Keys, tmp_path: Path
+) -> None:
+    source = tmp_path / "late.py"
+    text = "def f(x):\n    return 1\nclass A:\n    n: int = 1\n    def g(self): return 1\n"
+    source.write_text(text)
+    spaces: list[dict[str, Any]] = []
+    for now in ("return 1", "return 2"):
+        spaces.append({"__name__": "late"})
+        exec(compile(text.replace("return 1", now), str(source), "exec"), spaces[-1])
+    assert len({key_of(keys, space["f"]).digest for space in spaces}) == 2
+    assert len({key_of(keys, space["A"]).digest for space in spaces}) == 2
+
+
+def test_the_version_of_a_distribution_counts(keys: Keys, tmp_path: Path, monkeypatch: Any) -> None:
+    def calls() -> Any:
+        return np.sum
+
+    def calls_inside() -> Any:
+        import numpy.linalg as found
+
+        return found
+
+    for function in (calls, calls_inside, np.sum):
+        key = key_of(keys, function)
+        assert (
+            key.code is None or json.loads(keys.codes[key.code])["parts"]["numpy"] == np.__version__
+        )
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "0.1")
+        assert key_of(keys_in(tmp_path), function).digest != key.digest
+        monkeypatch.undo()

@@ -1,0 +1,247 @@
+"""Which files, commands and surroundings are in the key of a task."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rhapsody import InputFile, OutputFile
+from rhapsody.data import InputFiles
+from rhapsody.journal.keys import Keys
+from rhapsody.journal.values import NoDigestError
+from tests.core.journal_keys import described, key_of, keys_in, twice, work
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return keys_in(tmp_path)
+
+
+def test_a_text_or_path_that_names_a_file_counts_with_its_content(
+    keys: Keys, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("one")
+    for name in (str(data), data, "data.txt", [{"at": data}], np.array(["data.txt"], object)):
+        data.write_text("one")
+        first = key_of(keys, work, name)
+        data.write_text("two")
+        assert key_of(keys, work, name).digest != first.digest
+        assert not keys.is_current(first)
+        data.write_text("one")
+        assert key_of(keys, work, name).digest == first.digest
+        assert keys.is_current(first)
+
+
+def test_files_with_the_same_content_are_told_apart(keys: Keys, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("same")
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    names = ["a.txt", "b.txt", "./a.txt", "link.txt", str(tmp_path / "a.txt"), Path("a.txt")]
+    assert len({key_of(keys, work, name).digest for name in names}) == len(names)
+
+
+def test_the_target_of_a_link_counts(keys: Keys, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "link").symlink_to("a.txt")
+    first = key_of(keys, work, "link").digest
+    (tmp_path / "a.txt").write_text("b")
+    assert key_of(keys, work, "link").digest != first
+
+
+def test_a_file_that_comes_or_goes_is_seen(keys: Keys, tmp_path: Path) -> None:
+    before = key_of(keys, work, "data.txt")
+    (tmp_path / "data.txt").touch()
+    assert not keys.is_current(before)
+    assert key_of(keys, work, "data.txt").digest != before.digest
+
+
+def test_where_the_program_is_does_not_count(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "two"):
+        place = tmp_path / name
+        (place / "data").mkdir(parents=True)
+        (place / "data" / "a.txt").write_text("same")
+        paths = [place, place / "data", str(place / "data" / "a.txt"), str(place / "new.txt")]
+        found.append(key_of(keys_in(place), work, paths).digest)
+    assert found[0] == found[1]
+
+
+def test_what_begins_like_the_program_s_directory_is_no_part_of_it(tmp_path: Path) -> None:
+    keys = keys_in(tmp_path / "one")
+    assert len(set(twice(keys, str(tmp_path / "one/x"), str(tmp_path / "one_x")))) == 2
+
+
+def test_nothing_but_regular_files_is_read(keys: Keys, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    names = ["fifo", "loop", "gone", "/dev/zero", "/dev/stdin", "/proc/kmsg", "/proc/kcore", ".",
+             "", "a" * 5000, "a\0b", "a\nb", "\ud800", "/" * 4096, "x/" * 2000]  # fmt: skip
+    for name in names:
+        key = key_of(keys, work, name)
+        assert key.paths == {name: None}
+        assert keys.is_current(key)
+
+
+def test_a_file_that_cannot_be_read_is_none(keys: Keys, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "data.txt").write_text("one")
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError("no")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert key_of(keys, work, "data.txt").paths == {"data.txt": None}
+
+
+def test_a_file_with_an_odd_name_is_found(keys: Keys, tmp_path: Path) -> None:
+    for name in ("a\nb", os.fsdecode(b"\xff\xfe"), "a" * 255):
+        (tmp_path / name).write_text("one")
+        assert key_of(keys, work, name).paths[name] is not None
+
+
+def test_a_file_that_is_written_again_at_once_is_read_again(keys: Keys, tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    seen = set()
+    for text in ("one", "two", "six"):
+        data.write_text(text)
+        os.utime(data, ns=(stamp := data.stat().st_mtime_ns // 10**9 * 10**9, stamp))
+        seen.add(key_of(keys, work, "data.txt").digest)
+    assert len(seen) == 3
+
+
+def test_a_file_that_does_not_change_is_read_once(keys: Keys, tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("one")
+    os.utime(data, (1, 1))
+    first = key_of(keys, work, "data.txt").digest
+    data.write_text("two")
+    os.utime(data, (1, 1))  # which nothing but a look into it tells
+    assert key_of(keys, work, "data.txt").digest == first
+    os.utime(data, (2, 2))
+    assert key_of(keys, work, "data.txt").digest != first
+
+
+def test_input_files_count_by_their_content(keys: Keys, tmp_path: Path) -> None:
+    inner = tmp_path / "in" / "deep"
+    inner.mkdir(parents=True)
+    (inner / "a.txt").write_text("one")
+
+    def digest(path: str | None) -> bytes:
+        return keys.of(described(work), {}, {"in": path}).digest
+
+    first, alone = digest(str(tmp_path / "in")), digest(str(inner / "a.txt"))
+    assert first != alone
+    (inner / "a.txt").write_text("two")
+    changed = digest(str(tmp_path / "in"))
+    assert changed != first
+    assert digest(str(inner / "a.txt")) != alone
+    (inner / "a.txt").rename(inner / "b.txt")
+    assert digest(str(tmp_path / "in")) != changed
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    for path in (str(tmp_path / "in"), None, str(tmp_path / "nowhere"), "/dev/null"):
+        with pytest.raises(NoDigestError, match="input file 'in' cannot be read"):
+            digest(path)
+
+
+def test_files_as_arguments_count_by_their_names(keys: Keys, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    one = InputFile("a.txt")
+    first, bound = twice(keys, one, one.bound_to("/somewhere", by_path=True))
+    assert first == bound
+    assert len({first, *twice(keys, InputFile("b.txt"), OutputFile("a.txt"))}) == 3
+    places = ("/one", "/two")
+    many = [InputFiles(one.bound_to(at, by_path=True), ["a", "b"], directory=True) for at in places]
+    assert len(set(twice(keys, *many))) == 1
+
+
+# Commands and what is around them.
+
+
+def command(keys: Keys, executable: str, *arguments: Any, **more: Any) -> bytes:
+    task = described(None, executable=executable, **more)
+    if arguments:
+        task["arguments"] = arguments
+    key = keys.of(task, {}, {})
+    assert key.code is None
+    return key.digest
+
+
+def test_a_command_counts_word_by_word(keys: Keys, tmp_path: Path) -> None:
+    (tmp_path / "tool.sh").write_text("one")
+    found = {
+        command(keys, "tool a b"),
+        command(keys, "tool", "a b"),
+        command(keys, "tool", "a", "b"),
+        command(keys, "tool", "b", "a"),
+        command(keys, "./tool.sh", "a"),
+        command(keys, "tool", Path("tool.sh")),
+    }
+    assert len(found) == 6
+    before = command(keys, "./tool.sh", "a")
+    (tmp_path / "tool.sh").write_text("two")
+    assert command(keys, "./tool.sh", "a") != before
+
+
+def test_the_sandbox_is_not_in_a_key(keys: Keys, tmp_path: Path) -> None:
+    found = set()
+    for name in ("task.1", "task.2"):
+        at = tmp_path / name
+        at.mkdir()
+        (at / "a.txt").write_text(name)  # the content is that of an input file
+        words = f"--in={at}/a.txt", f"cd {at}; ls {at}/b"
+        inside = command(keys, "tool", *words, sandbox=str(at))
+        found.add((inside, key_of(keys, work, f"{at}/a.txt", sandbox=str(at)).digest))
+    assert len(found) == 1
+
+
+def test_the_sandbox_of_another_task_is_in_a_key(keys: Keys, tmp_path: Path) -> None:
+    for name in ("task.1", "task.10"):
+        (tmp_path / name).mkdir()
+    other = tmp_path / "task.10" / "a.txt"
+    found = set()
+    for text in ("one", "two"):
+        other.write_text(text)
+        at = str(tmp_path / "task.1")
+        found.add(command(keys, "tool", str(other), sandbox=at))
+        found.add(key_of(keys, work, str(other), sandbox=at).digest)
+    assert len(found) == 4
+
+
+def test_the_name_and_surroundings_count(keys: Keys) -> None:
+    specific = [{"environment": {"A": "1"}}, {"named_env": "a"}, {"container": "a"},
+                {"pre_exec": ["a"]}, {"pre_launch": ["a"]}]  # fmt: skip
+    more: list[dict[str, Any]] = [
+        {},
+        {"name": "other"},
+        {"environment": {"A": "1"}},
+        {"environment": {"A": "2"}},
+        {"cwd": "/tmp"},
+        {"stdin": "a"},
+        *({"task_backend_specific_kwargs": each} for each in specific),
+    ]
+    assert len({command(keys, "tool", "a", **each) for each in more}) == len(more)
+    same: list[dict[str, Any]] = [
+        {"uid": "e.task.000002.1"},
+        {"environment": {}},
+        {"timeout": 3.0, "attempt": 2, "resources": object(), "capture": "files"},
+        {"task_backend_specific_kwargs": {"queue": "long", "container": ""}},
+        {"metadata": {"a": 1}, "scope": "s"},
+    ]
+    assert {command(keys, "tool", "a", **each) for each in [{}, *same]} == {
+        command(keys, "tool", "a")
+    }
+
+
+def test_a_version_stands_for_the_code(keys: Keys) -> None:
+    one = keys.of(described(lambda x: x + 1, 1), {"version": "1"}, {})
+    other = keys.of(described(lambda x: x + 2, 1), {"version": "1"}, {})
+    assert one.digest == other.digest
+    assert one.code is None
+    later = keys.of(described(lambda x: x + 2, 1), {"version": "2"}, {})
+    assert later.digest != one.digest
+    assert keys.of(described(lambda x: x + 2, 2), {"version": "2"}, {}).digest != later.digest
