@@ -123,7 +123,7 @@ async def test_calls_with_one_key_stay_as_many_samples() -> None:
 
 
 async def test_what_failed_runs_again_and_its_branch_alone() -> None:
-    Path("bad").touch()
+    os.mkdir("bad")
 
     async def program(flow: WorkflowEngine) -> list[Any]:
         @flow.function_task
@@ -139,7 +139,7 @@ async def test_what_failed_runs_again_and_its_branch_alone() -> None:
     async with engine() as flow:
         await program(flow)
     assert ran()["double"] == 4
-    os.unlink("bad")
+    os.rmdir("bad")
     async with engine() as flow:
         assert await asyncio.gather(*await program(flow)) == [0, 2, 4, 6, 8]
     assert ran() == {**{f"step {n}": 1 for n in range(5)}, "step 3": 2, "double": 5}

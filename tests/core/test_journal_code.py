@@ -181,7 +181,8 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
         "def f(x): return A.n()\n", "return 1", "return 2"),
     "a descriptor": (
         "class D:\n    def __init__(self, n): self.n = n\n"
-        "    def __get__(self, *_): return self.n\nclass A:\n    n = D(1)\ndef f(x): return A().n\n", "D(1)", "D(2)"),
+        "    def __get__(self, *_): return self.n\nclass A:\n    n = D(1)\n"
+        "def f(x): return A().n\n", "D(1)", "D(2)"),
     "what a nested class uses": (
         "def g(): return 1\nclass A:\n    class B:\n        def n(self): return g()\n"
         "def f(x): return A.B().n()\n", "return 1", "return 2"),
