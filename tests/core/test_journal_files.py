@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -267,6 +270,22 @@ async def test_files_that_nobody_declares_are_not_kept_and_that_is_said(
     assert "left files in its sandbox and declares none" in caplog.text
     assert await broken_off(program) == ""
     assert ran(here) == ["make", "make", "plain", "see", "see", "show"]
+
+
+async def test_clean_leaves_what_a_run_has_taken_up_and_still_needs(here: Path) -> None:
+    await broken_off(pipeline(here))
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await pipeline(here)(flow)
+        cleaned = await asyncio.to_thread(clean)
+        assert "; 1 still runs" in cleaned, cleaned
+    assert "removed 1 run" in clean()
+
+
+def clean() -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "rhapsody", "clean"], capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 async def test_save_takes_files_of_an_earlier_run(here: Path) -> None:

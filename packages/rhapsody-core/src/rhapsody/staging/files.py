@@ -437,6 +437,7 @@ class Stager:
             What must be held while the files are needed, `None` where nothing need be.
         """
         sandbox = files.sandbox
+        self._place.use(sandbox)
         unsaved = {
             name: SavedFile(Path(files.paths[name]), file.task, file.uid)
             for name, file in without_place(task, sandbox, outputs, files.matches).items()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rhapsody.data import SavedFile
 from rhapsody.staging.kept import write_list
-from rhapsody.staging.runs import BASE, enter_run, leave_run
+from rhapsody.staging.locks import FileLock
+from rhapsody.staging.runs import BASE, LOCK, NAME, enter_run, leave_run
 
 
 class WorkDir:
@@ -26,6 +27,7 @@ class WorkDir:
     def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
         self.path: Path = Path(os.path.abspath(place))
         self._run = None
+        self._used: dict[Path, Callable[[], object]] = {}
         if in_run is not None:
             self._run = enter_run(self.path, in_run)
             self.path = self._run.path / in_run
@@ -43,6 +45,16 @@ class WorkDir:
                 self.settled = True
         return self.path
 
+    def use(self, sandbox: str) -> None:
+        """Keeps the directory of the run that a sandbox is in from being cleaned, until `leave`."""
+        run = Path(sandbox).parent.parent
+        if run in self._used or run.parent.name != BASE or NAME.fullmatch(run.name) is None:
+            return
+        with contextlib.suppress(OSError):  # another run uses it as well, or this one
+            there = os.path.exists(run / LOCK)
+            lock = FileLock(run / LOCK)
+            self._used[run] = lock.let_go if there else lock.release
+
     def close(self, results: Iterable[SavedFile]) -> None:
         """Lists the results that stay in it; removes it where it is empty and was not there."""
         if self._run is not None and self.settled:
@@ -57,5 +69,8 @@ class WorkDir:
 
     def leave(self) -> None:
         """Says that the engine has ended: with the last one of a run its directory may go."""
+        for let_go in self._used.values():
+            let_go()
+        self._used.clear()
         if self._run is not None:
             leave_run(self._run, self.path.name)
