@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import JournalError, WorkflowEngine
+from rhapsody import JournalError, NoopExecutionBackend, WorkflowEngine
 from rhapsody.journal import store
 
 pytestmark = pytest.mark.asyncio
@@ -298,6 +298,22 @@ async def test_a_dry_run_keeps_nothing(here: Path) -> None:
     async with engine(dry_run=True) as flow:
         await chain(flow)
     assert os.listdir(here) == [LOG]
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_the_loop_goes_on_while_a_large_argument_is_hashed(kind: Any) -> None:
+    turns = 0
+    async with engine(backend=NoopExecutionBackend()) as flow:
+
+        @flow.function_task
+        def size(data: bytes) -> int:
+            return len(data)
+
+        future = size(kind(100 << 20))
+        while not future.done():
+            await asyncio.sleep(0)
+            turns += 1
+    assert turns > 100  # it takes long enough for thousands
 
 
 # What cannot be used.

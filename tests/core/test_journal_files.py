@@ -165,6 +165,13 @@ async def test_one_that_is_gone_is_made_again_when_it_is_read(here: Path) -> Non
     assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
 
 
+async def test_where_no_sandboxes_are_kept_files_are_made_again(here: Path) -> None:
+    await broken_off(chain(here, "one"), keep_sandboxes="none")
+    assert files(here) == {"log", "run.sqlite"}
+    assert await broken_off(chain(here, "two")) == "28\n"
+    assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
+
+
 async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:
     async def program(flow: WorkflowEngine, readers: int) -> list[str]:
         run = command(flow, here)

@@ -122,7 +122,8 @@ class SandboxKeeper:
 
     def recorded(self, path: str, names: Iterable[str]) -> None:
         """Says which files stay until a run ends well, as their task is recorded."""
-        self._recorded[path] = frozenset(names)
+        if self._keep != "none":
+            self._recorded[path] = frozenset(names)
 
     def read(self, path: str, name: str) -> None:
         """A task has read a file: it does not stay, unless somebody holds it at the end."""
