@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -199,6 +200,8 @@ class Journal:
         except JournalError as error:
             log.warning("%s, and is not used", error)
             return None, str(error)
+        except sqlite3.Error:
+            raise
         except Exception as error:  # whatever a class of the user's raises
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
@@ -251,20 +254,20 @@ class Journal:
         import cloudpickle  # type: ignore[import-untyped]
 
         name, value, packed = record.task["name"], record.value, b""
+        largest = self._largest
         try:
-            packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+            if largest is None or sys.getsizeof(value) <= largest:  # else packing it is in vain
+                packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:  # of what pickle cannot name cloudpickle keeps the code
             try:
                 packed = cloudpickle.dumps(value)
             except Exception as error:
                 self._say(name, f"its result cannot be pickled: {describe_error(error)}")
                 return None
-        if self._largest is not None and len(packed) > self._largest:
-            self._say(
-                name,
-                f"its result has {len(packed)} bytes, and {self._largest} are kept at most "
-                "(journal_max_value)",
-            )
+        size = len(packed) or sys.getsizeof(value)
+        if largest is not None and size > largest:
+            kept = f"{largest} are kept at most (journal_max_value)"
+            self._say(name, f"its result has {size} bytes, and {kept}")
             return None
         return packed
 
