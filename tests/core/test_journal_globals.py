@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import linecache
 import math
 import operator
 import re
+import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import pytest
 
 import rhapsody
 from rhapsody import WorkflowEngine
+from rhapsody.engine.tasks import Task
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import NoDigestError
 from tests.core.journal_keys import key_of, keys_in
@@ -79,7 +84,13 @@ def test_an_engine_in_a_global_is_not_looked_into(keys: Keys, monkeypatch: Any) 
         found.add(key_of(keys, by_mode).digest)
         monkeypatch.setitem(globals(), "MODE", {"engine": engine})
         found.add(key_of(keys, by_mode).digest)
-    assert len(found) == 2
+        found.add(key_of(keys, lambda engine=engine: engine).digest)
+        found.add(key_of(keys, _closing_over(engine)).digest)
+    assert len(found) == 4
+
+
+def _closing_over(engine: Any) -> Any:
+    return lambda: engine
 
 
 ODD: dict[str, Any] = {"class": Odd, "hostile": Hostile(), "module": types.ModuleType("odd")}
@@ -126,9 +137,55 @@ def test_the_version_of_a_distribution_counts(keys: Keys, tmp_path: Path, monkey
 
     for function in (calls, calls_inside, np.sum):
         key = key_of(keys, function)
-        assert (
-            key.code is None or json.loads(keys.codes[key.code])["parts"]["numpy"] == np.__version__
-        )
+        parts = {} if key.code is None else json.loads(keys.codes[key.code])["parts"]
+        assert parts.get("numpy", np.__version__) == np.__version__
         monkeypatch.setattr("importlib.metadata.version", lambda _: "0.1")
         assert key_of(keys_in(tmp_path), function).digest != key.digest
         monkeypatch.undo()
+
+
+def in_notebook(number: int, text: str, directory: Path, monkeypatch: Any) -> bytes:
+    """The key of a function from a cell, whose file has a name of its own and is not there."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    name = f"/tmp/ipykernel_{number}/{number}.py"
+    lines = text.splitlines(keepends=True)
+    monkeypatch.setitem(linecache.cache, name, (len(text), None, lines, name))
+    exec(compile(text, name, "exec"), vars(main))
+    return key_of(keys_in(directory), main.f).digest
+
+
+def test_a_cell_of_a_notebook_has_the_same_key_in_each_run(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    text = """
+from dataclasses import dataclass
+class A:
+    def get(self):
+        return 1
+@dataclass
+class B:
+    n: int = 2
+def f():
+    return A().get() + B().n
+"""
+    texts = [text, f"# again\n{text}", text.replace("return 1", "return 3"), text.replace("2", "4")]
+    one, same, *others = [
+        in_notebook(number, each, tmp_path, monkeypatch) for number, each in enumerate(texts)
+    ]
+    assert one == same
+    assert len({one, *others}) == 3
+
+
+def test_the_code_of_another_task_counts_where_a_task_calls_it(
+    keys: Keys, monkeypatch: Any
+) -> None:
+    digests: set[bytes] = set()
+    for function in (lambda: 1, lambda: 2, lambda: 1):
+        task = object.__new__(Task)
+        vars(task)["engine"] = threading.Lock()
+        vars(task)["check"] = eval(f"lambda: {len(digests)}")  # of the engine's own making
+        functools.update_wrapper(task, function)
+        monkeypatch.setitem(globals(), "MODE", task)
+        digests.add(key_of(keys, by_mode).digest)
+    assert len(digests) == 2

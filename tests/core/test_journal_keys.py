@@ -80,7 +80,8 @@ def test_nothing_but_regular_files_is_read(keys: Keys, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("nowhere")
-    names = ["fifo", "loop", "gone", "/dev/zero", "/dev/stdin", "/proc/kmsg", "/proc/kcore", ".",
+    (tmp_path / "core").symlink_to("/proc/kcore")
+    names = ["fifo", "loop", "gone", "core", "/dev/zero", "/proc/kmsg", "/proc/kcore", ".",
              "", "a" * 5000, "a\0b", "a\nb", "\ud800", "/" * 4096, "x/" * 2000]  # fmt: skip
     for name in names:
         key = key_of(keys, work, name)

@@ -146,6 +146,8 @@ def test_a_place_in_the_arguments_counts(keys: Keys) -> None:
     assert key_of(keys, work, 2, 1).digest != given
     assert key_of(keys, work, (1, 2)).digest != given
     assert key_of(keys, work, 1, kwargs={"b": 2}).digest != given
+    odd = {"kwargs": {"1": 3}}
+    assert key_of(keys, work, 1, **odd).digest != key_of(keys, work, 2, **odd).digest
     named = key_of(keys, work, kwargs={"a": 1, "b": 2}).digest
     assert key_of(keys, work, kwargs={"b": 2, "a": 1}).digest == named
 

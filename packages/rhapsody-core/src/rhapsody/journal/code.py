@@ -6,9 +6,9 @@ installed distributions that other names come from.
 
 What it does beside that cannot be known: modules and names that it makes up as it runs
 (`importlib.import_module`, `globals()`, `eval`), files and variables of the environment that it
-reads without being given their names, random numbers, the time. A global that is no plain value
-counts by what of it has a digest. What is changed in place (a list, say) counts as it is when the
-function is first submitted.
+reads without being given their names, random numbers, the time. Objects of libraries that no
+process could send to another (a `struct.Struct`, say) count by their class where they are globals.
+What is changed in place (a list, say) counts as it is when the function is first submitted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import importlib.util
 import os
 import sys
 import types
-from collections import Counter
 from collections.abc import Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
@@ -61,7 +60,7 @@ class Ingredients:
         self._values = Values(self)
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
-        self._called: Counter[str] = Counter()
+        self._called: dict[str, int] = {}
         self._collecting = False
 
     # What the digests of values ask.
@@ -71,9 +70,9 @@ class Ingredients:
         known = self._seen.get(id(thing))
         if known is None:
             name = self._name(thing)
-            self._called[name] += 1
-            if self._called[name] > 1:  # closures of one function, say
-                name = f"{name} ({self._called[name]})"
+            number = self._called[name] = self._called.get(name, 0) + 1
+            if number > 1:  # closures of one function, say
+                name = f"{name} ({number})"
             known = self._seen[id(thing)] = thing, name
             self._todo.append(known)
         return known[1]

@@ -14,7 +14,7 @@ from rhapsody.journal.values import SIZE
 LONGEST = 4096
 """Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
 
-KERNEL: tuple[str, ...] = ("/proc/", "/sys/")
+KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """Where files are none: some have no end, and reading some waits for news."""
 
 LARGE = 1 << 20
@@ -50,16 +50,19 @@ class FileDigests:
         self.gone: dict[str, bytes] = {}
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
+        self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
 
     def of(self, path: str) -> bytes | None:
         """The digest of a file's content; `None` where no file is there that can be read."""
-        if not path or len(path) > LONGEST or path.startswith(KERNEL):
+        if not path or len(path) > LONGEST:
             return None
         try:
             if not os.access(path, os.F_OK):  # which costs less than an exception
                 return None
             found = os.stat(path)
-            return self._of(path, found) if stat.S_ISREG(found.st_mode) else None
+            if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:
+                return None
+            return self._of(path, found)
         except (OSError, ValueError):  # it is gone, or the name has characters that none can have
             return None
 
@@ -87,6 +90,8 @@ class FileDigests:
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
         stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if not stamp.size:  # also those in other parts of the kernel, which wait to be read
+            return hashlib.blake2b(digest_size=SIZE).digest()
         digest = self._known.get(stamp)
         if digest is None and stamp.size >= LARGE:
             digest = self._earlier(stamp)

@@ -13,7 +13,7 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.journal.code import MISSING, Ingredients
@@ -30,8 +30,7 @@ SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_e
 `container` of whoever has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What a task's result depends on.
 
     Attributes:
@@ -107,7 +106,8 @@ class Keys:
             for number, value in enumerate(task["args"], 1):
                 parts[f"argument {number}"] = found.value(value).hex()
             for name, value in task["kwargs"].items():
-                parts[f"argument {name}"] = found.value(value).hex()
+                shown = name if name.isidentifier() else repr(name)  # no number
+                parts[f"argument {shown}"] = found.value(value).hex()
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
@@ -124,8 +124,7 @@ class Keys:
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name]).hex()
-        parts |= found.parts
-        text = _as_text(parts)
+        text = _as_text(found.parts | parts)
         made = hashlib.blake2b(code or b"", digest_size=SIZE)
         made.update(text.encode())
         return Key(made.digest(), text, code, found.paths)

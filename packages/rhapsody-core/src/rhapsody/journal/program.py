@@ -18,6 +18,8 @@ from rhapsody.journal.files import FileDigests
 from rhapsody.journal.syntax import Names, Sources, names_in
 from rhapsody.journal.values import NoDigestError
 
+_distributions = functools.cache(metadata.packages_distributions)
+
 _real = functools.lru_cache(maxsize=None)(os.path.realpath)
 
 
@@ -63,7 +65,7 @@ def _version(name: str) -> tuple[str, str] | None:
     try:
         return name, metadata.version(name)
     except metadata.PackageNotFoundError:  # several may share a name, as `google`
-        found = sorted(set(metadata.packages_distributions().get(name, ())))
+        found = sorted(set(_distributions().get(name, ())))
         versions = [f"{each} {metadata.version(each)}" for each in found]
         return (name, ", ".join(versions)) if found else None
 

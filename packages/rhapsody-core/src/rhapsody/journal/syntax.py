@@ -146,8 +146,6 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
             compiled = compile(source, name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError):  # it is no Python, or was changed
         return file
-    if not source:
-        return file
     file.tree, file.code = tree, compiled
     for path, node in _definitions(tree, ""):
         if isinstance(node, ast.ClassDef):

@@ -2,9 +2,8 @@
 
 Never of pickles: a comment above a function of `__main__` changes those, and the order of a set
 changes with the seed of hashes. Objects count by what pickle would make them of again. Not seen
-is whether two parts of a value are one object, the order of a `dict`, and a number that is an
-address of something else. A set of several functions of the same name (lambdas, say) has another
-digest in each run.
+are whether two parts of a value are one object, and the order of a `dict`. A set of functions of
+one name (lambdas, say), and an object that keeps another's address, differ in each run.
 """
 
 from __future__ import annotations
@@ -12,9 +11,12 @@ from __future__ import annotations
 import copyreg
 import hashlib
 import logging
+import os
 import pickle
+import random
 import re
 import struct
+import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -35,6 +37,8 @@ through a net of objects that refer to each other may be more than can ever be g
 
 Feed = Callable[[Any], object]
 """Takes bytes, or a buffer of them."""
+
+_random = random.seed.__self__  # type: ignore[attr-defined]
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque, types.SimpleNamespace)
 
@@ -85,6 +89,8 @@ class Values:
         known = _PLAIN.get(type(value))
         if known is not None:
             return hashlib.blake2b(known(value), digest_size=SIZE).digest()
+        if type(value) is str:
+            return hashlib.blake2b(self._text(value), digest_size=SIZE).digest()
         self._whole, self._entries = whole, 0
         try:
             return self._inner(value)
@@ -110,21 +116,20 @@ class Values:
                 raise NoDigestError("an object in it holds its own address")
             feed(known(value))
         elif kind is str:
-            self._text(value, feed)
+            feed(self._text(value))
         elif kind is memoryview:
             feed(_framed(b"M", repr((value.format, value.shape))))
             feed(value)
         else:
             self._entered(value, feed)
 
-    def _text(self, value: str, feed: Feed) -> None:
+    def _text(self, value: str) -> bytes:
         if " at 0x" in value and _ADDRESS.search(value):
             raise NoDigestError("a text in it holds an object's address")
         found = self._around.path(value)
         if found is None:
-            feed(_framed(b"s", value))
-        else:
-            feed(_framed(b"p", found[0]) + _framed(b"", found[1]))
+            return _framed(b"s", value)
+        return _framed(b"p", found[0]) + _framed(b"", found[1])
 
     def _entered(self, value: Any, feed: Feed) -> None:
         """What may hold itself."""
@@ -154,6 +159,9 @@ class Values:
             feed(_framed(b"c", self._around.code(value)))
         elif isinstance(value, types.MethodType):
             self._items(b"m", (value.__func__, value.__self__), feed)
+        elif isinstance(value, types.BuiltinMethodType):
+            feed(_framed(b"M", value.__name__))
+            self._feed(value.__self__, feed)
         elif isinstance(value, partial):
             self._items(b"P", (kind, value.func, value.args, value.keywords), feed)
         elif isinstance(value, InputFiles):
@@ -179,12 +187,9 @@ class Values:
 
     def _object(self, value: Any, feed: Feed) -> None:
         """An object; of a library's, all of it or nothing."""
-        kind = type(value)
-        if self._whole:
-            self._apart(value, feed)
-        elif _is_machinery(value):
+        if _is_machinery(value) or (not self._whole and _is_local(value)):
             self._roughly(value, feed)
-        elif isinstance(value, _CONTAINERS) or self._around.own(kind):
+        elif self._whole or isinstance(value, _CONTAINERS) or self._around.own(type(value)):
             self._apart(value, feed)
         elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
             self._roughly(value, feed)
@@ -201,9 +206,10 @@ class Values:
             self._whole = False
 
     def _roughly(self, value: Any, feed: Feed) -> None:
-        """An object by its class and the functions that it holds."""
+        """An object by its class and the function that it wraps, or those that it holds."""
         kind = type(value)
-        held = [*getattr(value, "__dict__", {}).values(), getattr(value, "__wrapped__", None)]
+        wrapped = getattr(value, "__wrapped__", None)
+        held = getattr(value, "__dict__", {}).values() if wrapped is None else [wrapped]
         functions = [each for each in held if isinstance(each, types.FunctionType)]
         feed(_framed(b"k", f"{kind.__module__}.{kind.__qualname__}"))
         self._items(b"l", functions, feed)
@@ -231,13 +237,14 @@ class Values:
                 pickle.dumps(value)  # fails where that is not its name
         except Exception as error:  # whatever the object raises
             if self._whole:
-                raise NoDigestError(
-                    f"a {kind.__qualname__} cannot be taken apart: {error}"
-                ) from error
+                text = f"a {kind.__qualname__} cannot be taken apart: {error}"
+                raise NoDigestError(text) from error
             made = kind, (), getattr(value, "__dict__", None)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._around.code(kind)} {made}"))
             self._feed(getattr(value, "__wrapped__", None), feed)
+            if self._around.own(kind):
+                self._feed(getattr(value, "__dict__", None), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         self._items(b"r", (function, arguments, state), feed)
@@ -274,6 +281,19 @@ def _is_free(value: object) -> bool:
 
 
 def _is_machinery(value: object) -> bool:
-    """Whether what tasks return does not depend on an object: on engines, tasks and loggers."""
-    library = str(type(value).__module__).partition(".")[0]
-    return library == "rhapsody" or isinstance(value, logging.Logger)
+    """Whether what tasks return does not depend on an object's state, as far as can be known.
+
+    That is so of engines and their tasks, and of what functions of modules draw random numbers
+    from.
+    """
+    numpy = sys.modules.get("numpy.random.mtrand")
+    return (
+        type(value).__module__ in ("rhapsody.engine.workflow", "rhapsody.engine.tasks")
+        or value is _random
+        or (numpy is not None and value is numpy._rand)
+    )
+
+
+def _is_local(value: object) -> bool:
+    """Whether an object is not the same in each run, as some variables of the environment."""
+    return isinstance(value, logging.Logger) or value is os.environ

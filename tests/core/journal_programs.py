@@ -1,0 +1,424 @@
+"""Small programs, what changes their keys, and what does not."""
+
+from __future__ import annotations
+
+Files = dict[str, str]
+
+PLAIN = """
+import functools
+def helper(x):
+    return x + 1
+def f(x):
+    return helper(x)
+"""
+
+METHODS = """
+class Base:
+    def base(self):
+        return 1
+class Model(Base):
+    rate = 2
+    def run(self, x):
+        return x * self.rate
+    def other(self):
+        return 3
+def f(x):
+    return Model().run(x)
+"""
+
+SAME: dict[str, tuple[str | Files, str | Files]] = {
+    "comments and formatting": (
+        PLAIN,
+        "# what\nimport functools\n\n\ndef helper(x,):\n  # why\n  return (x+1)\n\n"
+        "def f( x ):\n    return helper(\n        x\n    )  # so\n",
+    ),
+    "docstrings": (
+        PLAIN,
+        '"""What."""\nimport functools\ndef helper(x):\n    "Adds."\n    return x + 1\n'
+        'def f(x):\n    """Calls."""\n    return helper(x)\n',
+    ),
+    "annotations of arguments": (PLAIN, PLAIN.replace("f(x):", "f(x: int) -> int:")),
+    "order of definition": (
+        PLAIN,
+        "def f(x):\n    return helper(x)\n\ndef helper(x):\n    return x + 1\n",
+    ),
+    "a function that is not used": (PLAIN, PLAIN + "def g(x):\n    return f(x) + 7\n"),
+    "a global that is not used": (PLAIN, "N = 3\n" + PLAIN),
+    "docstrings and comments of a class": (
+        METHODS,
+        METHODS.replace("class Model(Base):", 'class Model(Base):\n    """What."""\n    # why'),
+    ),
+    "order of methods": (
+        METHODS,
+        METHODS.replace("    def other(self):\n        return 3\n", "").replace(
+            "    def run", "    def other(self):\n        return 3\n    def run"
+        ),
+    ),
+    "lines above a lambda": ("f = lambda x: x + 1\n", "# a\n\nf = lambda x: x + 1\n"),
+    "the name of the module in a logger": (
+        "import logging\nlog = logging.getLogger('a')\ndef f(x):\n    log.info(x)\n    return x\n",
+        "import logging\nlog = logging.getLogger('b')\ndef f(x):\n    log.info(x)\n    return x\n",
+    ),
+    "comments in a file that finds itself": (
+        "import os\ndef f(x):\n    return os.path.dirname(__file__), __name__\n",
+        "# a\nimport os\ndef f(x):\n    return os.path.dirname(__file__), __name__\n",
+    ),
+    "comments in a module that is imported in a function": (
+        {"main.py": "def f(x):\n    import m\n    return m.g(x)\n", "m.py": "def g(x): return x\n"},
+        {
+            "main.py": "def f(x):\n    import m\n    return m.g(x)\n",
+            "m.py": '"""M."""\n# g\ndef g(x):\n    return x\n',
+        },
+    ),
+    "what else a module has": (
+        {"main.py": "import m\ndef f(x):\n    return m.g(x)\n", "m.py": "def g(x): return x\n"},
+        {
+            "main.py": "import m\ndef f(x):\n    return m.g(x)\n",
+            "m.py": "N = 1\ndef h(x): return 2\ndef g(x): return x\n",
+        },
+    ),
+}
+
+CHANGED: dict[str, tuple[str | Files, str, str]] = {
+    # What: the program, what is replaced in all its files, and what by.
+    "the function": (PLAIN, "helper(x)\n", "helper(x) + 1\n"),
+    "a helper": (PLAIN, "x + 1", "x + 2"),
+    "the type of a constant": (PLAIN, "x + 1", "x + 1.0"),
+    "a helper's helper": ("def h(x): return 1\ndef g(x): return h(x)\ndef f(x): return g(x)\n",
+                          "return 1", "return 2"),
+    "mutual recursion": ("def g(x): return x and f(x - 1)\ndef f(x): return x and g(x - 1)\n",
+                         "f(x - 1)", "f(x - 2)"),
+    "a global": ("N = 3\ndef f(x): return x + N\n", "N = 3", "N = 4"),
+    "a global's type": ("N = 3\ndef f(x): return x + N\n", "N = 3", "N = 3.0"),
+    "a global list": ("N = [1, {2: {3}}]\ndef f(x): return N\n", "{3}", "{4}"),
+    "a global only read in a comprehension": (
+        "N = 3\ndef f(x): return [y + N for y in range(x)]\n", "N = 3", "N = 4"),
+    "a global only read in a lambda": (
+        "N = 3\ndef f(x): return (lambda y: y + N)(x)\n", "N = 3", "N = 4"),
+    "a global only read in a nested class": (
+        "N = 3\ndef f(x):\n    class A:\n        n = N\n    return A.n\n", "N = 3", "N = 4"),
+    "a default": ("def f(x, y=3): return x + y\n", "y=3", "y=4"),
+    "a default that is a value": ("N = 3\ndef f(x, y=N): return x + y\n", "N = 3", "N = 4"),
+    "a default of a keyword": ("N = 3\ndef f(x, *, y=N): return x + y\n", "N = 3", "N = 4"),
+    "a keyword in place of an argument": ("f = lambda x, y=1: y; g = 0\n", "x, y", "x, *, y"),
+    "a closure": ("def make(n):\n    def g(x): return x + n\n    return g\nf = make(3)\n",
+                  "make(3)", "make(4)"),
+    "one of two closures of a function": (
+        "def make(n):\n    def g(x): return x + n\n    return g\na = make(1)\nb = make(2)\n"
+        "def f(x): return a(b(x))\n", "a = make(1)", "a = make(3)"),
+    "the order of two closures": (
+        "def make(n):\n    def g(x): return x + n\n    return g\na, b = make(1), make(2)\n"
+        "def f(x): return a(b(x) * 2)\n", "a, b =", "b, a ="),
+    "a decorator of one's own": (
+        "import functools\ndef twice(g):\n    @functools.wraps(g)\n    def inner(*a):\n"
+        "        return g(*a) * 2\n    return inner\n@twice\ndef f(x): return x\n", "* 2", "* 3"),
+    "a function below a decorator": (
+        "import functools\ndef twice(g):\n    @functools.wraps(g)\n    def inner(*a):\n"
+        "        return g(*a) * 2\n    return inner\n@twice\ndef f(x): return x + 1\n",
+        "x + 1", "x + 2"),
+    "an argument of a decorator": (
+        "def by(n):\n    def deco(g):\n        def inner(x): return g(x) * n\n"
+        "        return inner\n    return deco\n@by(2)\ndef f(x): return x\n", "@by(2)", "@by(3)"),
+    "a function in a cache": (
+        "import functools\n@functools.lru_cache\ndef g(x): return x\ndef f(x): return g(x)\n",
+        "return x\n", "return x + 1\n"),
+    "the function in a cache itself": (
+        "import functools\n@functools.cache\ndef f(x): return x\n", "return x", "return -x"),
+    "a function below a library's decorator": (
+        "import contextlib\n@contextlib.contextmanager\ndef g(x): yield x\n"
+        "def f(x):\n    with g(x) as y: return y\n", "yield x", "yield -x"),
+    "a function that is dispatched by type": (
+        "import functools\n@functools.singledispatch\ndef g(x): return x\n@g.register\n"
+        "def _(x: int): return 1\ndef f(x): return g(x)\n", "return 1", "return 2"),
+    "a function below singledispatch": (
+        "import functools\n@functools.singledispatch\ndef g(x): return x\n@g.register\n"
+        "def _(x: int): return 1\ndef f(x): return g(x)\n", "return x\n", "return -x\n"),
+    "an attribute of a function": (
+        "def g(x): return g.n\ng.n = 1\ndef f(x): return g(x)\n", "g.n = 1", "g.n = 2"),
+    "a method": (METHODS, "x * self", "x + self"),
+    "another method": (METHODS, "return 3", "return 4"),
+    "an inherited method": (METHODS, "return 1", "return 5"),
+    "an attribute of a class": (METHODS, "rate = 2", "rate = 3"),
+    "a property": (
+        "class A:\n    @property\n    def n(self): return 1\ndef f(x): return A().n\n",
+        "return 1", "return 2"),
+    "a cached property": (
+        "import functools\nclass A:\n    @functools.cached_property\n    def n(self): return 1\n"
+        "def f(x): return A().n\n", "return 1", "return 2"),
+    "a static method": (
+        "class A:\n    @staticmethod\n    def n(): return 1\ndef f(x): return A.n()\n",
+        "return 1", "return 2"),
+    "a class method": (
+        "class A:\n    @classmethod\n    def n(cls): return 1\ndef f(x): return A.n()\n",
+        "return 1", "return 2"),
+    "a cached method": (
+        "import functools\nclass A:\n    @functools.lru_cache\n    def n(self): return 1\n"
+        "def f(x): return A().n()\n", "return 1", "return 2"),
+    "a method by type": (
+        "import functools\nclass A:\n    @functools.singledispatchmethod\n    def n(self, x):\n"
+        "        return 1\ndef f(x): return A().n(x)\n", "return 1", "return 2"),
+    "a part of a method": (
+        "import functools\nclass A:\n    def n(self, x): return x\n"
+        "    two = functools.partialmethod(n, 2)\ndef f(x): return A().two()\n",
+        "(n, 2)", "(n, 3)"),
+    "a partial in a class": (
+        "import functools\ndef g(x): return 1\nclass A:\n    n = functools.partial(g, 2)\n"
+        "def f(x): return A.n()\n", "return 1", "return 2"),
+    "a descriptor": (
+        "class D:\n    def __init__(self, n): self.n = n\n"
+        "    def __get__(self, *_): return self.n\nclass A:\n    n = D(1)\n"
+        "def f(x): return A().n\n",
+        "D(1)", "D(2)"),
+    "what a nested class uses": (
+        "def g(): return 1\nclass A:\n    class B:\n        def n(self): return g()\n"
+        "def f(x): return A.B().n()\n", "return 1", "return 2"),
+    "a metaclass": (
+        "class M(type):\n    def n(cls): return 1\nclass A(metaclass=M): pass\n"
+        "def f(x): return A.n()\n", "return 1", "return 2"),
+    "a field of a dataclass": (
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    n: int = 1\n"
+        "def f(x): return A().n\n", "int = 1", "int = 2"),
+    "a factory of a dataclass": (
+        "from dataclasses import dataclass, field\ndef g(): return 1\n@dataclass\nclass A:\n"
+        "    n: int = field(default_factory=g)\ndef f(x): return A().n\n", "return 1", "return 2"),
+    "how a dataclass is made": (
+        "from dataclasses import dataclass\n@dataclass(order=False)\nclass A:\n    n: int = 1\n"
+        "def f(x): return A() < A()\n", "order=False", "order=True"),
+    "the order of a dataclass's fields": (
+        "from dataclasses import dataclass\n@dataclass\nclass A:\n    n: int\n    m: int\n"
+        "def f(x): return A(1, 2).n\n", "n: int\n    m: int", "m: int\n    n: int"),
+    "a dataclass in a function": (
+        "from dataclasses import dataclass, field\ndef make():\n    @dataclass\n    class A:\n"
+        "        n: int = 1\n    return A\nA = make()\ndef f(x): return A().n\n",
+        "int = 1", "int = 2"),
+    "a class made in a function": (
+        "def make(n):\n    class A:\n        def get(self): return n\n    return A\nA = make(1)\n"
+        "def f(x): return A().get()\n", "make(1)", "make(2)"),
+    "one of two classes made in a function": (
+        "def make(n):\n    class A:\n        def get(self): return n\n    return A\nA = make(1)\n"
+        "B = make(2)\ndef f(x): return A().get() - B().get()\n",
+        "A = make(1)\nB = make(2)", "B = make(1)\nA = make(2)"),
+    "a named tuple": (
+        "from typing import NamedTuple\nclass A(NamedTuple):\n    n: int = 1\n"
+        "def f(x): return A().n\n", "int = 1", "int = 2"),
+    "the names in a named tuple": (
+        "from collections import namedtuple\nA = namedtuple('A', 'n m')\n"
+        "def f(x): return A(1, 2).n\n", "'n m'", "'m n'"),
+    "a member of an enum": (
+        "import enum\nclass A(enum.Enum):\n    N = 1\ndef f(x): return A.N.value\n", "= 1", "= 2"),
+    "a class that is defined twice": (
+        "class A:\n    n = 1\nclass A:\n    n = 2\n    def g(self): return 3\n"
+        "def f(x): return A().g()\n", "return 3", "return 4"),
+    "a function that is defined twice": (
+        "def g(x): return 1\ndef g(x): return 2\ndef f(x): return g(x)\n", "return 2", "return 3"),
+    "a function by condition": (
+        "import sys\nif sys.maxsize > 3:\n    def g(x): return 1\nelse:\n    def g(x): return 2\n"
+        "def f(x): return g(x)\n", "> 3", "< 3"),
+    "one of two lambdas in a line": (
+        "a, b = (lambda x: x + 1), (lambda x: x + 2)\ndef f(x): return a(x)\n", "x + 1", "x + 3"),
+    "which of two lambdas in a line": (
+        "a, b = (lambda x: x + 1), (lambda x: x + 2)\ndef f(x): return a(x)\n", "a, b", "b, a"),
+    "the span of a try in lambdas of a line": (
+        "exec('def g(x):\\n try:\\n  len(x)\\n except TypeError: return 1\\n return 2')\n"
+        "def f(x): return g(x)\n", "return 1", "return 3"),
+    "a partial of a function": (
+        "import functools\ndef g(n, x): return n + x\nf = functools.partial(g, 1)\n",
+        "(g, 1)", "(g, 2)"),
+    "a function in a partial": (
+        "import functools\ndef g(n, x): return n + x\nf = functools.partial(g, 1)\n",
+        "n + x", "n - x"),
+    "the object of a method": (
+        "class A:\n    def __init__(self, n): self.n = n\n    def g(self, x): return self.n\n"
+        "f = A(1).g\n", "A(1)", "A(2)"),
+    "the method of an object": (
+        "class A:\n    def __init__(self, n): self.n = n\n    def g(self, x): return self.n\n"
+        "f = A(1).g\n", "return self.n", "return -self.n"),
+    "an object that is called": (
+        "class A:\n    def __init__(self, n): self.n = n\n"
+        "    def __call__(self, x): return self.n\n"
+        "f = A(1)\n", "A(1)", "A(2)"),
+    "how an object is called": (
+        "class A:\n    def __call__(self, x): return 1\nf = A()\n", "return 1", "return 2"),
+    "a class that is called": ("class f:\n    def __init__(self, x): self.n = 1\n", "= 1", "= 2"),
+    "a method of a built-in": ("f = 'a1'.count\n", "a1", "a11"),
+    "an asynchronous function": (
+        "async def g(x): return 1\nasync def f(x): return await g(x)\n", "return 1", "return 2"),
+    "a generator": ("def g(x): yield 1\ndef f(x): return list(g(x))\n", "yield 1", "yield 2"),
+    "a function in a dict": (
+        "def g(x): return 1\nBY = {'g': g}\ndef f(x): return BY['g'](x)\n", "return 1", "return 2"),
+    "a function in a dict with a lock": (
+        "import threading, collections\ndef g(x): return 1\n"
+        "BY = collections.OrderedDict(lock=threading.Lock(), g=g)\n"
+        "def f(x): return BY['g'](x)\n", "return 1", "return 2"),
+    "a function in a global object": (
+        "import threading\ndef g(x): return 1\nclass A: pass\na = A()\na.lock = threading.Lock()\n"
+        "a.g = g\ndef f(x): return a.g(x)\n", "return 1", "return 2"),
+    "a number in a global object": (
+        "import threading\nclass A: pass\na = A()\na.lock = threading.Lock()\na.n = 1\n"
+        "def f(x): return a.n\n", "a.n = 1", "a.n = 2"),
+    "code without a file": (
+        "exec('def g(x):\\n  return 1')\ndef f(x): return g(x)\n", "return 1", "return 2"),
+    "a global of code without a file": (
+        "N = 1\nexec('def g(x):\\n  return N')\ndef f(x): return g(x)\n", "N = 1", "N = 2"),
+    "a place in a mapping of one's own": (
+        "import types\nN = types.MappingProxyType({'a': 1})\ndef f(x): return N['a']\n",
+        "'a': 1", "'a': 2"),
+    "a decorator of a class": (
+        "def deco(c):\n    c.n = 1\n    return c\n@deco\nclass A: pass\n"
+        "def f(x): return A().n\n",
+        "c.n = 1", "c.n = 2"),
+    "what a base does with its classes": (
+        "class B:\n    def __init_subclass__(cls): cls.n = 1\nclass A(B): pass\n"
+        "def f(x): return A().n\n",
+        "cls.n = 1", "cls.n = 2"),
+    "a function in an object": (
+        "class deco:\n    def __init__(self, g): self.g = g\n"
+        "    def __call__(self, x): return self.g(x)\n@deco\ndef g(x): return 1\n"
+        "def f(x): return g(x)\n",
+        "return 1", "return 2"),
+    "an object around a function": (
+        "class deco:\n    def __init__(self, g): self.g = g\n"
+        "    def __call__(self, x): return self.g(x)\n@deco\ndef g(x): return 1\n"
+        "def f(x): return g(x)\n",
+        "self.g(x)", "-self.g(x)"),
+    "the object of a method in a global": (
+        "class A:\n    def __init__(s, n): s.n = n\n    def g(s): return s.n\ng = A(1).g\n"
+        "def f(x): return g()\n",
+        "A(1)", "A(2)"),
+    "a method of a class made by a call": (
+        "def g(s): return 1\nA = type('A', (), {'g': g})\ndef f(x): return A().g()\n",
+        "return 1", "return 2"),
+    "an attribute of a class made by a call": (
+        "A = type('A', (), {'g': 1})\ndef f(x): return A().g\n",
+        "'g': 1", "'g': 2"),
+    "a method that is set later": (
+        "class A: pass\nA.g = lambda s: 1\ndef f(x): return A().g()\n",
+        "lambda s: 1", "lambda s: 2"),
+    "an enum made by a call": (
+        "import enum\nA = enum.Enum('A', {'N': 1})\ndef f(x): return A.N.value\n",
+        "'N': 1", "'N': 2"),
+    "a method of an abstract class": (
+        "import abc\nclass B(abc.ABC):\n    @abc.abstractmethod\n    def g(self): ...\n"
+        "class A(B):\n    def g(self): return 1\ndef f(x): return A().g()\n",
+        "return 1", "return 2"),
+    "a method of a generic class": (
+        "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass A(Generic[T]):\n"
+        "    def g(self): return 1\ndef f(x): return A[int]().g()\n",
+        "return 1", "return 2"),
+    "a class in a type": (
+        "class A:\n    def g(self): return 1\nB = list[A]\n"
+        "def f(x): return B.__args__[0]().g()\n",
+        "return 1", "return 2"),
+    "a class whose metaclass raises": (
+        "class Meta(type):\n    def __getattr__(c, n): raise ValueError(n)\n"
+        "class A(metaclass=Meta):\n    n = 1\ndef f(x): return A.n\n",
+        "n = 1", "n = 2"),
+    "the state of an object with a name": (
+        "class A:\n    def __init__(self, n): self.n = n\n"
+        "    def __reduce__(self): return 'a'\na = A(1)\ndef f(x): return a.n\n",
+        "A(1)", "A(2)"),
+    "the state of an object that cannot be pickled": (
+        "class A:\n    def __init__(self, n): self.n = n\n"
+        "    def __reduce__(self): raise TypeError\na = A(1)\ndef f(x): return a.n\n",
+        "A(1)", "A(2)"),
+    "slots beside a lock": (
+        "import threading\nclass A:\n    __slots__ = 'n', 'l'\n"
+        "    def __init__(self, n): self.n = n; self.l = threading.Lock()\na = A(1)\n"
+        "def f(x): return a.n\n",
+        "A(1)", "A(2)"),
+    "a value beside a lock": (
+        "import threading, collections\n"
+        "d = collections.defaultdict(list, n=1, l=threading.Lock())\ndef f(x): return d['n']\n",
+        "n=1", "n=2"),
+    "how a property is set": (
+        "class A:\n    @property\n    def n(self): return 1\n    @n.setter\n"
+        "    def n(self, v): self.v = 1\ndef f(x): return A()\n",
+        "self.v = 1", "self.v = 2"),
+    "a keyword of a class": (
+        "class B:\n    def __init_subclass__(cls, n): cls.n = n\nclass A(B, n=1): pass\n"
+        "def f(x): return A.n\n",
+        "n=1", "n=2"),
+    "which of two functions of a name": (
+        "def a():\n    def g(x): return 1\n    return g\ndef b():\n    def g(x): return 3\n"
+        "    return g\ng = a()\ndef f(x): return g(x)\n",
+        "g = a()", "g = b()"),
+    "a closure of code without a file": (
+        "ns = {}\nexec('def make(n):\\n  def g(x): return n\\n  return g', ns)\n"
+        "f = ns['make'](1)\n",
+        "(1)", "(2)"),
+    "how deep code is": (
+        "def f(x):\n    return " + "+".join(["x"] * 900) + " + 1\n", " + 1\n", " + 2\n"),
+    "a branch of very many": (
+        "def f(x):\n    if x == -1: return 0\n"
+        + "".join(f"    elif x == {n}: return {n}\n" for n in range(400)),
+        "return 399", "return 0"),
+}  # fmt: skip
+
+USED = "def g(x):\n    return 1\n"
+IMPORTS: dict[str, Files] = {
+    "import m": {"main.py": "import m\ndef f(x): return m.g(x)\n", "m.py": USED},
+    "import m as n": {"main.py": "import m as n\ndef f(x): return n.g(x)\n", "m.py": USED},
+    "from m import g": {"main.py": "from m import g\ndef f(x): return g(x)\n", "m.py": USED},
+    "from m import g as h": {"main.py": "from m import g as h\ndef f(x): return h(x)\n",
+                             "m.py": USED},
+    "from m import *": {"main.py": "from m import *\ndef f(x): return g(x)\n", "m.py": USED},
+    "import p.m": {"main.py": "import p.m\ndef f(x): return p.m.g(x)\n", "p/__init__.py": "",
+                   "p/m.py": USED},
+    "a namespace": {"main.py": "import p.m\ndef f(x): return p.m.g(x)\n", "p/m.py": USED},
+    "from p import m": {"main.py": "from p import m\ndef f(x): return m.g(x)\n",
+                        "p/__init__.py": "", "p/m.py": USED},
+    "from . import m": {"main.py": "from p.n import h\ndef f(x): return h(x)\n",
+                        "p/__init__.py": "", "p/n.py": "from . import m\ndef h(x): return m.g(x)\n",
+                        "p/m.py": USED},
+    "from .m import g": {"main.py": "from p.n import h\ndef f(x): return h(x)\n",
+                         "p/__init__.py": "", "p/n.py": "from .m import g\ndef h(x): return g(x)\n",
+                         "p/m.py": USED},
+    "a package's own": {"main.py": "import p\ndef f(x): return p.g(x)\n",
+                        "p/__init__.py": "from .m import g\n", "p/m.py": USED},
+    "import m inside": {"main.py": "def f(x):\n    import m\n    return m.g(x)\n", "m.py": USED},
+    "import p.m inside": {"main.py": "def f(x):\n    import p.m\n    return p.m.g(x)\n",
+                          "p/__init__.py": "", "p/m.py": USED},
+    "from m import g inside": {"main.py": "def f(x):\n    from m import g\n    return g(x)\n",
+                               "m.py": USED},
+    "from p import m inside": {"main.py": "def f(x):\n    from p import m\n    return m.g(x)\n",
+                               "p/__init__.py": "", "p/m.py": USED},
+    "from . import m inside": {
+        "main.py": "from p.n import h\ndef f(x): return h(x)\n", "p/__init__.py": "",
+        "p/n.py": "def h(x):\n    from . import m\n    return m.g(x)\n", "p/m.py": USED},
+    "from .m import g inside": {
+        "main.py": "from p.n import h\ndef f(x): return h(x)\n", "p/__init__.py": "",
+        "p/n.py": "def h(x):\n    from .m import g\n    return g(x)\n", "p/m.py": USED},
+    "an import in a module imported inside": {
+        "main.py": "def f(x):\n    import n\n    return n.h(x)\n",
+        "n.py": "import m\ndef h(x): return m.g(x)\n", "m.py": USED},
+    "a relative import in a package imported inside": {
+        "main.py": "def f(x):\n    import p\n    return p.g(x)\n",
+        "p/__init__.py": "from .n import g\n", "p/n.py": "from .m import g\n", "p/m.py": USED},
+    "after many constants": {
+        "main.py": "def f(x):\n    y = [" + ", ".join(f"x + {n}.5" for n in range(300))
+        + "]\n    from p import m\n    return m.g(y)\n", "p/__init__.py": "", "p/m.py": USED},
+    "after many names": {
+        "main.py": "import m\ndef f(x):\n    y = [" + ", ".join(f"x.a{n}" for n in range(300))
+        + "]\n    return m.g(y)\n", "m.py": USED},
+    "by condition": {"main.py": "try:\n    import m\nexcept ImportError:\n    m = None\n"
+                     "def f(x): return m.g(x)\n", "m.py": USED},
+    "getattr": {"main.py": "import m\ndef f(x): return getattr(m, 'g')(x)\n", "m.py": USED},
+    "getattr of what a module imports": {
+        "main.py": "import n\ndef f(x): return getattr(n, 'h')(x)\n",
+        "n.py": "import m\ndef h(x): return m.g(x)\n", "m.py": USED},
+    "a decorator elsewhere": {
+        "main.py": "from m import deco\n@deco\ndef f(x): return x\n",
+        "m.py": "def deco(g):\n    def inner(x): return g(x), 1\n    return inner\n"
+                "# return 1\n".replace("# return 1\n", "")
+                .replace("return g(x), 1", "return 1")},
+    "a class's method": {"main.py": "from m import A\ndef f(x): return A().g()\n",
+                         "m.py": "class A:\n    def g(self): return 1\n"},
+    "a base elsewhere": {
+        "main.py": "import m\nclass B(m.A): pass\ndef f(x): return B().g()\n",
+        "m.py": "class A:\n    def g(self): return 1\n"},
+    "a function in a closure": {
+        "main.py": "import m\ndef make(g):\n    def inner(x): return g(x)\n    return inner\n"
+                   "f = make(m.g)\n", "m.py": USED},
+    "a function as a default": {"main.py": "import m\ndef f(x, g=m.g): return g(x)\n",
+                                "m.py": USED},
+}  # fmt: skip
