@@ -57,7 +57,6 @@ class Ingredients:
         self.read: list[tuple[Mapping[str, Any], str, object]] = []
         self._stored: set[tuple[int, str]] = set()
         self._program = program
-        self._values = Values(self)
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
@@ -116,7 +115,7 @@ class Ingredients:
         Raises:
             NoDigestError: It has none.
         """
-        digest = self._values.digest(value)
+        digest = Values(self).digest(value)
         if self._todo:
             self._collect()
         return digest
@@ -207,7 +206,7 @@ class Ingredients:
             if issubclass(type(value), types.FunctionType | types.ModuleType | type):
                 self.parts[name] = self.code(value)
             else:
-                self.parts[name] = self._values.digest(value, whole=whole).hex()
+                self.parts[name] = Values(self).digest(value, whole=whole).hex()
         except NoDigestError as error:
             if whole:
                 raise NoDigestError(f"{name}: {error}") from error

@@ -7,8 +7,7 @@ import pickle
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -28,11 +27,9 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    key: Key
-    number: int
-    why: str | None
+_Call = tuple[bytes, int, str | None, str, bytes | None, Mapping[str, bytes | None]]
+"""A call that may be recorded: its key's digest, its number, why an earlier recording is not used,
+and the rest of the key. A plain tuple: many are held, and those the collector of cycles leaves."""
 
 
 class Journal:
@@ -167,7 +164,7 @@ class Journal:
             return None
         former = self._calls.pop(_call(task["uid"]), None)
         if former is not None:  # it was looked up before files that it reads were made again
-            self._numbers[former.key.digest] -= 1
+            self._numbers[former[0]] -= 1
         self._numbers[key.digest] += 1
         number = self._numbers[key.digest]
         found = why = None
@@ -178,7 +175,7 @@ class Journal:
             found, why = self._found(name, key, number, database)
             if found is not None and not (found.files and found.files.gone):
                 return found
-        self._calls[_call(task["uid"])] = _Call(key, number, why)
+        self._calls[_call(task["uid"])] = (*key[:1], number, why, *key[1:])
         return found
 
     def _found(
@@ -226,7 +223,7 @@ class Journal:
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """What is written of a result, `None` where it is not kept."""
-        task, key = record.task, call.key
+        task, key = record.task, Key(call[0], *call[3:])
         packed = self._packed(record)
         if packed is None:
             return None
@@ -240,13 +237,13 @@ class Journal:
             return None
         return Recording(
             key.digest,
-            call.number,
+            call[1],
             task["name"],
             record.uid,
             key.parts,
             key.code,
             files,
-            call.why,
+            call[2],
             packed,
         )
 

@@ -69,6 +69,8 @@ class Values:
         surroundings: Where functions, classes and paths are looked for.
     """
 
+    __slots__ = ("_around", "_entries", "_open", "_whole")
+
     def __init__(self, surroundings: Surroundings) -> None:
         self._around = surroundings
         self._open: dict[int, int] = {}  # how deep each container is that is being read
