@@ -35,6 +35,7 @@ class Distribution(NamedTuple):
             of them wait.
         pythons: The Pythons that it supports, where those are not all.
         benchmark: Its own script in `benchmarks`, run with it installed.
+        tools: What else its tests use.
     """
 
     folder: str
@@ -44,13 +45,19 @@ class Distribution(NamedTuple):
     at_once: int = 1
     pythons: tuple[str, ...] = ()
     benchmark: str = ""
+    tools: tuple[str, ...] = ()
 
 
 # One line for each backend: the only place to add another distribution. Its tests run in
 # an environment that holds core and that distribution alone.
 DISTRIBUTIONS = {
     "core": Distribution(
-        "packages/rhapsody-core", "tests/core", "[files,testing]", ci="all", at_once=4
+        "packages/rhapsody-core",
+        "tests/core",
+        "[files,testing]",
+        ci="all",
+        at_once=4,
+        tools=("numpy>=1.26", "pandas>=2.1"),  # whose values have keys of their own
     ),
     "dask": Distribution(
         "packages/rhapsody-dask",
@@ -122,9 +129,9 @@ def run_tests(
     python = str(session.python or RUNNING)
     if dist.pythons and python not in dist.pythons:
         session.skip(f"{backend} supports Python {', '.join(dist.pythons)}")
-    tools = TEST_TOOLS
+    tools = [*TEST_TOOLS, *dist.tools]
     if dist.ci == "split":
-        tools, options = [*TEST_TOOLS, RERUN], (*ONCE_MORE, *options)
+        tools, options = [*tools, RERUN], (*ONCE_MORE, *options)
     if dist.at_once > 1:
         tools, options = [*tools, XDIST], (f"-n{dist.at_once}", "--dist=worksteal", *options)
     held = ["--constraint", str(constraints)] if constraints else []

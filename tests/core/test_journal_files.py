@@ -172,6 +172,14 @@ async def test_where_no_sandboxes_are_kept_files_are_made_again(here: Path) -> N
     assert ran(here) == ["copy", "copy", "make", "make", "one", "two"]
 
 
+async def test_sandboxes_that_were_to_stay_do(here: Path) -> None:
+    await broken_off(pipeline(here), keep_sandboxes="all")
+    kept = {name for name in files(here / ".rhapsody") if "engine" in name}
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await pipeline(here)(flow)
+    assert kept <= files(here / ".rhapsody")
+
+
 async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:
     async def program(flow: WorkflowEngine, readers: int) -> list[str]:
         run = command(flow, here)

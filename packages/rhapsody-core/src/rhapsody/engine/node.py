@@ -178,11 +178,6 @@ class Node:
         resolved = self.extra.resolved if self.extra is not None else None
         return {} if resolved is None else resolved.paths()
 
-    def gone(self) -> list[Outcome]:
-        """What is left of tasks of an earlier run that made its input files, which are gone."""
-        resolved = self.extra.resolved if self.extra is not None else None
-        return [] if resolved is None else resolved.gone()
-
     def targets(self) -> Mapping[str, Target]:
         """Where its output files are to be saved, by their names."""
         resolved = self.extra.resolved if self.extra is not None else None

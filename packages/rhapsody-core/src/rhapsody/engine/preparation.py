@@ -143,18 +143,16 @@ class Preparation:
             if hooks.lookup_results and self._recording.look_up(node):
                 return False
         if node.stage == LOOKED_UP:
-            gone = node.gone()
-            if gone:
+            resolved = node.extra.resolved if node.extra is not None else None
+            if resolved is not None and (gone := resolved.gone()):
                 again = self._make_again(node, backend, gone)
                 self._background.spawn(again, f"files for {node.uid}")
                 return False
             node.stage = PREPARED
-            if node.extra is not None and node.extra.resolved is not None:
+            if resolved is not None:
                 assert node.description is not None
                 implicit = self._implicit(node, backend)
-                self._stager.link(
-                    node.description, backend.backend, node.extra.resolved, implicit=implicit
-                )
+                self._stager.link(node.description, backend.backend, resolved, implicit=implicit)
         return True
 
     # Arguments and command.

@@ -175,7 +175,8 @@ class Recording:
                 places[name] = str(path)
         paths = {name: outcome.path_of(name) for name in names}
         shared = self._implicit_data and not names
-        return TaskFiles(outcome.sandbox, paths, matches, places, shared)
+        stays = outcome.keeper is None
+        return TaskFiles(outcome.sandbox, paths, matches, places, shared, stays)
 
     def _to_look_up(self, node: Node) -> LookupTask:
         """What a plugin gets of a task to look for its result."""

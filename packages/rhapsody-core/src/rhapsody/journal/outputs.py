@@ -61,6 +61,7 @@ class Outputs:
         noted = {
             "sandbox": self._told(files.sandbox),
             "named": named,
+            "stays": files.stays,
             "matches": dict(files.matches),
             "files": kept,
         }
@@ -97,7 +98,7 @@ class Outputs:
             if in_place:
                 places[name] = place
         matches = {pattern: tuple(names) for pattern, names in read["matches"].items()}
-        return TaskFiles(sandbox, paths, matches, places, gone=frozenset(gone))
+        return TaskFiles(sandbox, paths, matches, places, stays=read["stays"], gone=frozenset(gone))
 
     def _told(self, path: str) -> str:
         return os.path.relpath(path, self._directory)

@@ -171,6 +171,7 @@ class TaskFiles:
         matches: Which of the names match each pattern that it declared.
         places: Where files were saved, by the name: see `OutputFile`.
         shared: Whether it declared none, and dependents see all that is in the sandbox.
+        stays: Whether the sandbox stays on disk, as `keep_sandboxes` or the result says.
         gone: Of a recorded task: names of files that are not there. It runs again when a task
             that runs reads one, or one is to be saved.
     """
@@ -180,6 +181,7 @@ class TaskFiles:
     matches: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
+    stays: bool = False
     gone: frozenset[str] = frozenset()
 
 

@@ -442,7 +442,7 @@ class Stager:
             name: SavedFile(Path(files.paths[name]), file.task, file.uid)
             for name, file in without_place(task, sandbox, outputs, files.matches).items()
         }
-        if self._keep == "all" or not os.path.isdir(sandbox):
+        if self._keep == "all" or files.stays or not os.path.isdir(sandbox):
             self.results.add(unsaved.values())
             return None
         self._sandboxes.results(sandbox, unsaved)
