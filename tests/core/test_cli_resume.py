@@ -170,6 +170,15 @@ def test_programs_with_engines_of_their_own_are_recorded(place: Place) -> None:
     assert place.ran() == {}
 
 
+def test_the_journal_that_a_program_asks_for_is_that_of_the_command(place: Place) -> None:
+    place.write("wf.py", OWN_ENGINE.replace("create()", "create(journal=True)"))
+    place.write("bad")
+    place.run()
+    (place.path / "bad").unlink()
+    assert place.run().stdout == "one\ntwo\n"
+    assert place.ran() == {"work one": 1, "work two": 1}
+
+
 def test_a_directory_that_moves_takes_its_journal_along(place: Place, tmp_path: Path) -> None:
     place.write("bad")
     place.run()

@@ -243,6 +243,44 @@ async def test_a_file_that_an_argument_names_counts(here: Path) -> None:
         assert await program(flow) == "two"
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+async def test_a_file_that_an_argument_of_a_command_names_counts(here: Path, kind: Any) -> None:
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.executable_task
+        def show(places: list[Any]) -> str:
+            return f"cat {' '.join(map(str, places))}"
+
+        found: str = await show([kind(here / "in.txt")])
+        return found
+
+    for text in ("one", "two"):
+        (here / "in.txt").write_text(text)
+        await broken_off(program)
+        async with engine() as flow:
+            assert await program(flow) == text
+            assert flow.stats.recorded == 1
+
+
+async def test_what_a_task_printed_and_its_exit_code_are_there_again() -> None:
+    async def program(flow: WorkflowEngine) -> list[Any]:
+        @flow.executable_task
+        def command() -> str:
+            return "echo out; echo err >&2"
+
+        @flow.function_task
+        def function() -> None:
+            print("printed")
+
+        futures: list[Any] = [command(), function()]
+        await asyncio.gather(*futures)
+        return [(each.stdout, each.stderr, each.exit_code) for each in futures]
+
+    await broken_off(program)
+    async with engine() as flow:
+        assert await program(flow) == [("out\n", "err\n", 0), ("printed\n", "", None)]
+        assert flow.stats.recorded == 2
+
+
 async def test_what_is_not_kept_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async def program(flow: WorkflowEngine) -> None:
         @flow.function_task

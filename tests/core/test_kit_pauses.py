@@ -129,4 +129,5 @@ def test_a_loop_that_gets_no_processor_is_not_held_up() -> None:
         busy.kill()
         busy.wait()
     counted, seen = map(float, shown.split())
-    assert counted < 0.2 < seen
+    assert seen > 0.2
+    assert counted < seen / 2

@@ -10,10 +10,11 @@ import asyncio
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from inspect import signature
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from pathlib import PurePath
+from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFile, Output
@@ -316,3 +317,18 @@ class _Rebuild:
             new = self._dataclass(value, {name: self(getattr(value, name)) for name in fields})
         self._made[key] = new
         return new
+
+
+def texts_in(value: object) -> tuple[str, ...]:
+    """The strings and paths in a value, and in lists, tuples, dicts and sets of it."""
+    found: dict[str, None] = {}
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str | PurePath):
+            found[str(one)] = None
+        elif type(one) in (list, tuple, set, frozenset):
+            waiting.extend(cast("Iterable[object]", one))
+        elif type(one) is dict:
+            waiting.extend(one.values())
+    return tuple(found)

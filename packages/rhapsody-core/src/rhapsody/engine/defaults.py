@@ -44,6 +44,8 @@ class Defaults:
         chosen = FAILING if FAILING & given.keys() else frozenset[str]()
         ours = {name: value for name, value in self.settings.items() if name not in chosen}
         filled = {**ours, **given}
+        if filled.get("journal") is True and ours.get("journal") is not None:
+            filled["journal"] = ours["journal"]  # the same file, and open already
         filled["observers"] = (*given.get("observers", ()), *self.observers)
         overruled = ours.get("dry_run", False)
         if overruled:

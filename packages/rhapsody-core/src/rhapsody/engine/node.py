@@ -69,6 +69,7 @@ class Extra:
         "resolved",
         "scope",
         "sources",
+        "texts",
         "timer",
         "verdict",
         "waiters",
@@ -89,6 +90,7 @@ class Extra:
         self.resolved: Resolved | None = None  # where its input files are
         self.scope: str | None = None
         self.sources: list[Outcome] = []  # what its dependencies left behind
+        self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
         self.verdict: BaseException | None = None  # why it is being stopped
         self.waiters: list[Callable[[], object]] = []  # called at the end of the work
@@ -172,6 +174,10 @@ class Node:
             return False
         self.life = after
         return True
+
+    def texts(self) -> tuple[str, ...]:
+        """The strings and paths in the arguments of an executable, where results are recorded."""
+        return () if self.extra is None else self.extra.texts
 
     def input_paths(self) -> dict[str, str | None]:
         """Where the input files are, by their names; `None` for what cannot be read here."""

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from rhapsody.data import moved
 from rhapsody.engine import failures
+from rhapsody.engine.arguments import texts_in
 from rhapsody.engine.attach import Attached, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.held import PushDown
@@ -250,6 +251,8 @@ class Preparation:
         former, extra.built_for = extra.built_for, sandbox
         if extra.command is None:  # a retry runs the same command
             args, kwargs = self.values(node)
+            if self._hooks.lookup_results or self._hooks.record_results:
+                extra.texts = texts_in([args, kwargs])
             command = node.task.function(*args, **kwargs)
             if inspect.iscoroutine(command):
                 waiting = self._await_command(node, backend, command)

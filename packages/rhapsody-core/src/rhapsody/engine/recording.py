@@ -137,16 +137,7 @@ class Recording:
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
         records = [
-            Record(
-                uid=node.future.uid,
-                task=node.description,
-                value=value,
-                settings=node.task.recording_settings,
-                inputs=node.input_paths(),
-                files=self._files(node),
-            )
-            for node, value in batch
-            if node.description is not None
+            self._to_record(node, value) for node, value in batch if node.description is not None
         ]
         hooks, pending = self._hooks, []
         for hook in hooks.record_results if records else ():
@@ -160,6 +151,26 @@ class Recording:
         task = self._background.spawn(self._hold(batch, pending), "record results")
         self._holding.add(task)
         task.add_done_callback(self._holding.discard)
+
+    def _to_record(self, node: Node, value: Any) -> Record:
+        """What a plugin gets of a result."""
+        assert node.description is not None
+        uid, settings = node.future.uid, node.task.recording_settings
+        outcome = node.future._outcome
+        if outcome is None:  # of a function that printed nothing
+            return Record(uid, node.description, value, settings, node.input_paths())
+        return Record(
+            uid=uid,
+            task=node.description,
+            value=value,
+            settings=settings,
+            inputs=node.input_paths(),
+            files=self._files(node),
+            stdout=outcome.stdout,
+            stderr=outcome.stderr,
+            exit_code=outcome.exit_code,
+            texts=node.texts(),
+        )
 
     def _files(self, node: Node) -> TaskFiles | None:
         """What a task has made that is done."""
@@ -184,7 +195,7 @@ class Recording:
         found: Any = node.description.copy()
         found["settings"] = node.task.recording_settings
         found["inputs"] = node.input_paths()
-        found["implicit"] = ()
+        found["implicit"], found["texts"] = (), node.texts()
         if node.extra is not None and self._implicit_data and "sandbox" in found:
             sources = node.extra.sources
             found["implicit"] = tuple(

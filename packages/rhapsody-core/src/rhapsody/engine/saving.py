@@ -83,28 +83,29 @@ class Saving:
         files = recorded.files
         if node.extra is not None and node.extra.resolved is not None:
             self._stager.was_read(node.extra.resolved)
+        left = Outcome(
+            uid=node.uid,
+            stdout=recorded.stdout,
+            stderr=recorded.stderr,
+            exit_code=recorded.exit_code,
+        )
         if files is None:
+            if (left.stdout, left.stderr, left.exit_code) != (None, None, None):
+                node.future._outcome = left
             self._machine.recorded(node, recorded.value)
             return
         if not files.gone.isdisjoint(node.targets()):
             self._missing(node)  # it is to be saved
             return
         assert node.description is not None
-        executable = node.task.kind == "executable"
         found = node.extra.found if node.extra is not None else None
         outputs = found.outputs if found is not None else ()
-        outcome = node.future._outcome = Outcome(
-            uid=node.uid,
-            stdout=recorded.value if executable else None,
-            exit_code=0 if executable else None,
-            sandbox=files.sandbox,
-            output_files=tuple(files.paths),
-            keeper=self._stager.take_up(node.description, outputs, files),
-            matches=files.matches,
-            paths=files.paths,
-        )
+        left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
+        left.matches, left.paths = files.matches, files.paths
+        left.keeper = self._stager.take_up(node.description, outputs, files)
+        node.future._outcome = left
         if files.gone:
-            outcome.make_again = MakingAgain(self._calls, node)
+            left.make_again = MakingAgain(self._calls, node)
         if not node.targets():
             self._machine.recorded(node, recorded.value)
             return

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -71,6 +71,7 @@ class Keys:
         task: Mapping[str, Any],
         settings: Mapping[str, Any],
         inputs: Mapping[str, str | None],
+        texts: Sequence[str] = (),
     ) -> Key:
         """The key of a task.
 
@@ -78,13 +79,14 @@ class Keys:
             task: Its description.
             settings: Its `version`.
             inputs: Where its input files are, by their names.
+            texts: The strings and paths in the arguments of a command, which may name files.
 
         Raises:
             NoDigestError: An argument or what a function closes over has no digest, or an input
                 file cannot be read.
         """
         try:
-            return self._of(task, settings, inputs)
+            return self._of(task, settings, inputs, texts)
         except NoDigestError:
             raise
         except Exception as error:  # whatever an object raises when it is looked at
@@ -95,12 +97,17 @@ class Keys:
         task: Mapping[str, Any],
         settings: Mapping[str, Any],
         inputs: Mapping[str, str | None],
+        texts: Sequence[str] = (),
     ) -> Key:
         found = Ingredients(self.program, task.get("sandbox") or "")
         parts = {"name": task["name"]}
         function = None
         if task["function"] is None:
             self._command(task, found, parts)
+            for text in texts:
+                file = found.path(text)
+                if file is not None and file[1]:
+                    parts[f"file {text}"] = file[1].hex()
         else:
             function = _taken_apart(task["function"], found, parts)
             for number, value in enumerate(task["args"], 1):

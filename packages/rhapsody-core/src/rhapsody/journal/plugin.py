@@ -158,7 +158,7 @@ class Journal:
                     "it sees what its dependencies left in their sandboxes; pass it an InputFile "
                     "for each that it reads, and them an OutputFile"
                 )
-            key = self._keys.of(task, task["settings"], task["inputs"])
+            key = self._keys.of(task, task["settings"], task["inputs"], task["texts"])
         except NoDigestError as error:
             self._say(name, str(error))
             return None
@@ -193,7 +193,8 @@ class Journal:
             files = None if row[2] is None else self._outputs.found(row[2])
             if row[2] is not None and files is None:
                 return None, "a file that it made is gone, or was changed"
-            value = pickle.loads(row[1])  # noqa: S301 - the user's own, see `require_private`
+            packed = pickle.loads(row[1])  # noqa: S301 - the user's own, see `require_private`
+            value, stdout, stderr, exit_code = packed
         except JournalError as error:
             log.warning("%s, and is not used", error)
             return None, str(error)
@@ -204,7 +205,8 @@ class Journal:
             log.warning("task %r runs again: %s", name, why)
             return None, why
         self._store.used.append(row[0])
-        return Recorded(value, files), None
+        found = Recorded(value, files, stdout, stderr, exit_code)
+        return found, "a file that it made is gone" if files is not None and files.gone else None
 
     def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
         kept: list[Recording] = []
@@ -231,7 +233,7 @@ class Journal:
             named = record.files is not None and leads_into(record.value, record.files.sandbox)
             files = self._outputs.noted(record.files, named=named)
             if not self._keys.is_current(key):  # it has written a file that an argument names
-                key = self._keys.of(task, record.settings, record.inputs)
+                key = self._keys.of(task, record.settings, record.inputs, record.texts)
         except NoDigestError as error:
             self._say(task["name"], str(error))
             return None
@@ -250,10 +252,11 @@ class Journal:
     def _packed(self, record: Record) -> bytes | None:
         import cloudpickle  # type: ignore[import-untyped]
 
-        name, value, packed = record.task["name"], record.value, b""
+        name, packed = record.task["name"], b""
+        value = record.value, record.stdout, record.stderr, record.exit_code
         largest = self._largest
         try:
-            if largest is None or sys.getsizeof(value) <= largest:  # else packing it is in vain
+            if largest is None or sys.getsizeof(record.value) <= largest:  # else in vain
                 packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:  # of what pickle cannot name cloudpickle keeps the code
             try:
@@ -261,7 +264,7 @@ class Journal:
             except Exception as error:
                 self._say(name, f"its result cannot be pickled: {describe_error(error)}")
                 return None
-        size = len(packed) or sys.getsizeof(value)
+        size = len(packed) or sys.getsizeof(record.value)
         if largest is not None and size > largest:
             kept = f"{largest} are kept at most (journal_max_value)"
             self._say(name, f"its result has {size} bytes, and {kept}")

@@ -193,10 +193,16 @@ class Recorded:
         value: The result, which may be `None`.
         files: What the task made: its dependents read it from `paths`, and what is not at its
             place of this run yet, by `places`, is copied there.
+        stdout: What it wrote to standard output, or the file that holds it, for its future.
+        stderr: The same of standard error.
+        exit_code: An executable's exit code.
     """
 
     value: Any
     files: TaskFiles | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,10 @@ class Record:
         inputs: The paths of its input files by their names, as in `LookupTask`.
         files: What it made, where it had a sandbox. The files that it declared are there until
             the engine ends, and after that where the run did not end well.
+        stdout: What it wrote to standard output, or the file that holds it.
+        stderr: The same of standard error.
+        exit_code: An executable's exit code.
+        texts: As in `LookupTask`.
     """
 
     uid: str
@@ -219,10 +229,14 @@ class Record:
     settings: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, str | None] = field(default_factory=dict)
     files: TaskFiles | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    exit_code: int | None = None
+    texts: Sequence[str] = ()
 
 
 class LookupTask(TaskDescription):
-    """A task whose result is looked for: its description, as a mapping, and three keys more.
+    """A task whose result is looked for: its description, as a mapping, and four keys more.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
@@ -231,11 +245,13 @@ class LookupTask(TaskDescription):
             one that cannot be read from here. Not to be changed.
         implicit: The sandboxes of dependencies that declare no output files, all of which it
             sees, see `implicit_data` of `WorkflowEngine.create`.
+        texts: The strings and paths among the arguments of an executable, which may name files.
     """
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, str | None]
     implicit: Sequence[str]
+    texts: Sequence[str]
 
 
 class CommandLine(Protocol):
