@@ -110,7 +110,7 @@ async def main():
         await asyncio.sleep(0.01)
     print(*held.worst)
 
-os.nice(19)
+os.nice(15)
 asyncio.run(main())
 """
 
