@@ -81,15 +81,13 @@ async def main(flow):
 '''
 
 
-def run(
-    place: Path, size: int, kill_after: int | None, backend: str, python: str | Path
-) -> str | None:
+def run(place: Path, size: int, kill_after: int | None, backend: str) -> str | None:
     """Runs the program in a directory; kills it when it has seen so many results.
 
     Returns:
         Its result, `None` where it was killed.
     """
-    command = [str(python), "-m", "rhapsody", "run", "-q", "-b", backend, "workflow.py"]
+    command = [sys.executable, "-m", "rhapsody", "run", "-q", "-b", backend, "workflow.py"]
     with subprocess.Popen(
         [*command, "--", str(size)], cwd=place, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -117,14 +115,7 @@ def run_again(place: Path) -> list[str]:
     return wrong
 
 
-def trial(
-    place: Path,
-    size: int,
-    kills: int,
-    seed: int,
-    backend: str = "local",
-    python: str | Path = sys.executable,
-) -> str:
+def trial(place: Path, size: int, kills: int, seed: int, backend: str = "local") -> str:
     """Runs the program to its end with as many kills before, and says what was counted.
 
     Raises:
@@ -135,18 +126,18 @@ def trial(
     for directory in (killed, plain):
         directory.mkdir()
         (directory / "workflow.py").write_text(PROGRAM)
-    wanted = run(plain, size, None, backend, python)
+    wanted = run(plain, size, None, backend)
     done = 0
     for _ in range(kills):
         # Of eight numbers seven are seen; those that were seen before are seen again at once.
         last = size // 8 * 7 - 1
-        if run(killed, size, chance.randrange(last), backend, python) is not None:
+        if run(killed, size, chance.randrange(last), backend) is not None:
             (killed / "log.txt").unlink()  # it was too quick, and has ended well
             continue
         done += 1
         wrong = run_again(killed)
         assert not wrong, f"seed {seed}: ran after they were seen: {wrong[:5]}"
-    found = run(killed, size, None, backend, python)
+    found = run(killed, size, None, backend)
     assert found == wanted, f"seed {seed}: the result differs"
     assert not run_again(killed)
     lines = Counter(line.split()[0] for line in (killed / "log.txt").read_text().splitlines())
