@@ -119,6 +119,7 @@ class Store:
         self._lineage = 0
         self._taken_up = 0  # the run whose recordings are reused
         self._lock: FileLock | None = None
+        self._ended = False
         self._shared = shared
         require_private(path)
         self._alone = on_network(path.parent)  # where SQLite's shared memory is not safe
@@ -197,6 +198,9 @@ class Store:
         Raises:
             JournalError: The journal cannot be written.
         """
+        if self._ended:
+            return
+        self._ended = True
         try:
             self._wait(lambda: self._end(how))
         finally:
@@ -224,9 +228,8 @@ class Store:
         store = Store(path, shared=False)
         try:
             store._wait(store._require_unused)
-            store._wait(store._database.close)
         finally:
-            store._release()
+            store.end("failed")
         for suffix in ("", "-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
 
@@ -266,18 +269,17 @@ class Store:
             raise JournalInUseError(f"journal {self.path} is used by a run at this time")
 
     def _prune(self) -> None:
-        database = self._database
-        self._require_unused()
-        with _transaction(database):
-            ended, _ = self._earlier(database)
-            for run in reversed(ended):
-                if self._holds(run):
-                    self._lineage = run.lineage
-                    self._taken_up = run.id if run.how == "done" else 0
-                    self._forget_others(database)
-                    break
-        database.execute("VACUUM")
-        database.close()
+        with contextlib.closing(self._database) as database:
+            self._require_unused()
+            with _transaction(database):
+                ended, _ = self._earlier(database)
+                for run in reversed(ended):
+                    if self._holds(run):
+                        self._lineage = run.lineage
+                        self._taken_up = run.id if run.how == "done" else 0
+                        self._forget_others(database)
+                        break
+            database.execute("VACUUM")
 
     def _lock_of(self, run: int) -> str:
         return f"{self.path}.{run}.lock"
@@ -362,8 +364,9 @@ class Store:
             )  # fmt: skip
 
     def _end(self, how: How) -> None:
-        database = self._database
-        if self.run:
+        with contextlib.closing(self._database) as database:
+            if not self.run:
+                return
             with _transaction(database):
                 database.executemany(
                     "UPDATE recordings SET used = ? WHERE id = ?",
@@ -374,7 +377,6 @@ class Store:
                 )
                 if how == "done":
                     self._forget_others(database)
-        database.close()
 
     def _forget_others(self, database: sqlite3.Connection) -> None:
         """After a run that ended well: what neither it nor the one before it could use."""
