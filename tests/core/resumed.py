@@ -28,7 +28,8 @@ async def main(flow):
 
     values = [work(number) for number in range(5)]
     if os.path.exists("kill"):
-        await values[4]
+        for value in values:
+            await value
         number = int(open("kill").read())
         os.remove("kill")
         os.kill(os.getpid(), number)
