@@ -79,7 +79,7 @@ class Recording:
         if not (arguments.no_journal or arguments.dry_run):
             self.journal = self._open(arguments, program)
         if arguments.resume and self.journal is not None and not self.journal.reused:
-            note("rhapsody: nothing is kept of an earlier run with these arguments; everything runs")
+            note("rhapsody: no earlier run with these arguments is kept; everything runs")
         if self.journal is not None and self.journal.reused and not arguments.quiet:
             before, count = self.journal.before, self.journal.reused
             results = "1 result" if count == 1 else f"{count} results"
