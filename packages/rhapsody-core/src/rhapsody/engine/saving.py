@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,7 @@ class Saving:
         if not node.targets():
             self._record(node, value)
             return
-        saving = self._background.spawn(self._save(node, value), f"save files of {node.uid}")
-        self._under_way.add(saving)
-        saving.add_done_callback(self._under_way.discard)
+        self._begin(node, self._save(node, value))
 
     async def _save(self, node: Node, value: Any) -> None:
         assert node.backend is not None
@@ -109,9 +107,11 @@ class Saving:
         if not node.targets():
             self._machine.recorded(node, recorded.value)
             return
-        saving = self._background.spawn(
-            self._restore(node, recorded.value, files), f"save files of {node.uid}"
-        )
+        self._begin(node, self._restore(node, recorded.value, files))
+
+    def _begin(self, node: Node, work: Coroutine[Any, Any, None]) -> None:
+        """Has files of a node saved, which `drain` waits for."""
+        saving = self._background.spawn(work, f"save files of {node.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)
 

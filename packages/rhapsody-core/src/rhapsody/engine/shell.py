@@ -183,6 +183,12 @@ class Shell:
             self._default = lane
         backend.register_callback(self.updates.receive)
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether so many tasks failed that all others were cancelled."""
+        left = self.machine.failures_left
+        return left is not None and left <= 0
+
     # What the machine asks for.
 
     def route(self, node: Node) -> None:

@@ -414,9 +414,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         self._problems = await stop_everything(shell, skip_backends=skip_backends)
         if not shell.machine.interrupted:
             self._still_running = settle_everything(shell)
-        cut_short = shell.machine.failures_left is not None and shell.machine.failures_left <= 0
-        unseen = shell.tally.has_unseen() or cut_short or self._left_by_error
-        self._well = not (unseen or shell.machine.interrupted)
+        failed = shell.tally.has_unseen() or shell.cut_short or self._left_by_error
+        self._well = not (failed or shell.machine.interrupted)
         await shell.stager.close(well=self._well)
 
     def _settle(self) -> None:
@@ -447,7 +446,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             unawaited=shell.tally.total,
             backends=accounts(self.backends, log),
             results=self.results,
-            cut_short=shell.machine.failures_left is not None and shell.machine.failures_left <= 0,
+            cut_short=shell.cut_short,
         )
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)

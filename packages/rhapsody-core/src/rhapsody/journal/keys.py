@@ -97,7 +97,7 @@ class Keys:
         task: Mapping[str, Any],
         settings: Mapping[str, Any],
         inputs: Mapping[str, str | None],
-        texts: Sequence[str] = (),
+        texts: Sequence[str],
     ) -> Key:
         found = Ingredients(self.program, task.get("sandbox") or "")
         parts = {"name": task["name"]}
