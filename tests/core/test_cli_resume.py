@@ -179,6 +179,29 @@ def test_the_journal_that_a_program_asks_for_is_that_of_the_command(place: Place
     assert place.ran() == {"work one": 1, "work two": 1}
 
 
+def test_options_count_for_the_journal_that_a_program_names(place: Place) -> None:
+    place.write("wf.py", OWN_ENGINE.replace("create()", "create(journal=f'{word}.sqlite')"))
+    assert place.run().stdout == "one\ntwo\n"
+    assert place.ran() == {"work one": 1, "work two": 1}
+    done = place.run("--resume", "--rerun", "work")
+    assert done.stdout == "one\ntwo\n"
+    assert place.ran() == {}
+    assert done.stderr.count("--rerun: not for the journal that the program names, one.sqlite") == 1
+    place.run("--fresh")
+    assert place.ran() == {"work one": 1, "work two": 1}
+    assert not (place.path / ".rhapsody" / "journals").exists()
+
+
+def test_what_the_program_says_of_resuming_wins(place: Place) -> None:
+    place.write("wf.py", OWN_ENGINE.replace("create()", "create(resume=True)"))
+    place.run()
+    place.ran()
+    assert place.run("--no-journal").stdout == "one\ntwo\n"
+    assert place.ran() == {"work one": 1, "work two": 1}
+    place.run()
+    assert place.ran() == {}
+
+
 def test_a_directory_that_moves_takes_its_journal_along(place: Place, tmp_path: Path) -> None:
     place.write("bad")
     place.run()

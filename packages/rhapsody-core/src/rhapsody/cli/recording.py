@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.cli.output import UsageError, complain, note
 from rhapsody.cli.scripts import Program
@@ -55,48 +55,79 @@ def resume_of(arguments: argparse.Namespace) -> bool | Literal["auto"]:
 
 
 class Recording:
-    """The journal of one run.
+    """The journal of one run, which is opened for the first engine that names no other.
 
     Args:
         arguments: The command's.
 
     Attributes:
-        journal: The journal, `None` where nothing is recorded.
         how: How the run has ended, to be set where no signal ended it.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.journal: Journal | None = None
         self.how: Literal["done", "failed", "interrupted"] = "interrupted"
-        self._rerun: Sequence[str] = arguments.rerun
+        self._arguments = arguments
+        self._journal: Journal | None = None
+        self._opened = self._told = False
 
-    def begin(self, arguments: argparse.Namespace, program: Program) -> None:
-        """Opens the journal of a program, and says what of the last run is reused.
+    def settings(self, program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of an engine that say what it records and reuses.
+
+        Args:
+            program: What runs.
+            given: The engine's settings.
 
         Raises:
             UsageError: The journal may not be used; the text says what to do.
         """
-        if not (arguments.no_journal or arguments.dry_run):
-            self.journal = self._open(arguments, program)
-        if arguments.resume and self.journal is not None and not self.journal.reused:
+        arguments, journal = self._arguments, given.get("journal", True)
+        if arguments.dry_run or journal is None or journal is False:
+            return {}
+        if journal is True:
+            if arguments.no_journal:
+                return {"journal": None, "resume": "auto"}
+            if not self._opened:
+                self._opened = True
+                self._journal = self._open(program, given.get("resume", resume_of(arguments)))
+                self._announce()
+            asked = "journal" in given and self._journal is None  # tells why it cannot be
+            return {} if asked else {"journal": self._journal, "resume": "auto"}
+        named = "resume" in given
+        useless = {
+            "--no-journal": arguments.no_journal,
+            "--rerun": arguments.rerun,
+            "--resume": arguments.resume and named,
+            "--fresh": arguments.fresh and named,
+        }
+        if any(useless.values()) and not self._told:
+            self._told = True
+            options = " and ".join(name for name, asked in useless.items() if asked)
+            complain(f"{options}: not for the journal that the program names, {journal}")
+        return {} if named else {"resume": resume_of(arguments)}
+
+    def _announce(self) -> None:
+        """Says what of the last run is reused."""
+        arguments, journal = self._arguments, self._journal
+        if journal is None:
+            return
+        if arguments.resume and not journal.reused:
             note("rhapsody: no earlier run with these arguments is kept; everything runs")
-        if self.journal is not None and self.journal.reused and not arguments.quiet:
-            before, count = self.journal.before, self.journal.reused
-            results = "1 result" if count == 1 else f"{count} results"
-            if before in HOW:
+        if journal.reused and not arguments.quiet:
+            results = "1 result" if journal.reused == 1 else f"{journal.reused} results"
+            if journal.before in HOW:
                 note(
-                    f"rhapsody: the last run {HOW[before]}, and what it has done is not done again "
-                    f"({results}); --fresh starts over"
+                    f"rhapsody: the last run {HOW[journal.before]}, and what it has done is not "
+                    f"done again ({results}); --fresh starts over"
                 )
             else:
                 note(f"rhapsody: reusing what has not changed since the last run ({results})")
 
-    def _open(self, arguments: argparse.Namespace, program: Program) -> Journal | None:
+    def _open(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
         from rhapsody.journal.places import NotYoursError, journal_of_program
         from rhapsody.journal.plugin import Journal
         from rhapsody.journal.store import JournalInUseError
 
-        resume = resume_of(arguments)
+        arguments = self._arguments
         module = program.spec is not None
         try:
             path = journal_of_program(
@@ -109,7 +140,7 @@ class Recording:
                 resume=None if resume == "auto" else resume,
                 shared=False,
                 largest=LARGEST,
-                again=self._rerun,
+                again=arguments.rerun,
                 push_down=True,
             )
         except (NotYoursError, JournalInUseError, OSError) as error:
@@ -120,10 +151,10 @@ class Recording:
 
     def end(self) -> None:
         """Ends the run in the journal, and says how to go on where it has not ended well."""
-        journal = self.journal
+        journal = self._journal
         if journal is None:
             return
-        unknown = [name for name in self._rerun if name not in journal.names]
+        unknown = [name for name in self._arguments.rerun if name not in journal.names]
         try:
             journal.end(self.how)
         except JournalError as error:

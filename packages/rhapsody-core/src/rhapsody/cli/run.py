@@ -12,7 +12,7 @@ import inspect
 import logging
 import signal
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,12 +156,7 @@ def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: 
             from rhapsody.cli.dry_run import DryRunBackend
 
             make, engine["dry_run"] = DryRunBackend, True
-        if "journal" in engine:
-            engine["resume"] = recording.resume_of(arguments)
-        else:
-            recorded.begin(arguments, program)
-            engine["journal"] = recorded.journal
-        _run(program, make, engine, engines, at_end)
+        _run(program, make, engine, partial(recorded.settings, program), engines, at_end)
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
@@ -195,6 +190,7 @@ def _run(
     program: scripts.Program,
     make: Callable[[], BaseExecutionBackend] | None,
     engine: dict[str, Any],
+    recording: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     engines: Engines,
     at_end: ExitStack,
 ) -> None:
@@ -212,11 +208,11 @@ def _run(
             progress = Progress(lines=engine["progress"] == "lines", account=False)
             at_end.callback(progress.print_account)
             engine["progress"] = progress
-        asyncio.run(_workflow(main, make, {**engine, "observers": [engines]}))
+        asyncio.run(_workflow(main, make, {**engine, **recording(engine), "observers": [engines]}))
         return
     from rhapsody.engine.defaults import Defaults, defaults_of_engines
 
-    with defaults_of_engines(Defaults(engine, make, (engines,))):
+    with defaults_of_engines(Defaults(engine, make, (engines,), recording)):
         end = _exit_of(program)
     if not engines.started and (end is None or not end.code):
         complain(_no_engine(program, scripts.workflows(tree)))

@@ -33,19 +33,21 @@ class Defaults:
         settings: Arguments by their names.
         backend: Makes a backend for an engine that is given none.
         observers: Objects that are added to each engine's own observers.
+        recording: What an engine with such arguments records and reuses: gives `journal` and
+            `resume` in place of its own, where it gives them.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     backend: Callable[[], BaseExecutionBackend] | None = None
     observers: tuple[object, ...] = ()
+    recording: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}
 
     def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of a call of `create`, with those that it does not give."""
         chosen = FAILING if FAILING & given.keys() else frozenset[str]()
         ours = {name: value for name, value in self.settings.items() if name not in chosen}
         filled = {**ours, **given}
-        if filled.get("journal") is True and ours.get("journal") is not None:
-            filled["journal"] = ours["journal"]  # the same file, and open already
+        filled |= self.recording(filled)
         filled["observers"] = (*given.get("observers", ()), *self.observers)
         overruled = ours.get("dry_run", False)
         if overruled:
