@@ -100,6 +100,63 @@ async def main(flow):
     assert "LIMIT used by main.<locals>.second in wf.py changed" in explained(place, "second")
 
 
+def test_explain_compares_with_the_same_call(place: Place) -> None:
+    place.write("bad")
+    place.run()
+    (place.path / "bad").unlink()
+    place.run()
+    assert explained(place, "task.000004") == (
+        "work (task.000004)  ran: nothing of it was kept before\n"
+    )
+    assert "work (task.000003)  reused\n" in explained(place, "work")
+    place.run()
+    assert explained(place, "task.000004") == "work (task.000004)  ran: the run started over\n"
+
+
+def test_explain_names_files_and_what_is_not_recorded(place: Place) -> None:
+    place.write(
+        "wf.py",
+        """
+import threading
+
+async def main(flow):
+    @flow.function_task
+    def read(path):
+        return len(open(path).read())
+
+    @flow.function_task
+    def lock():
+        return threading.Lock()
+
+    await read("in.txt")
+    await lock()
+""",
+    )
+    place.write("in.txt", "one")
+    place.run()
+    place.write("in.txt", "three")
+    place.run("--resume")
+    assert explained(place, "read") == (
+        "read (task.000001)  ran: argument 1 changed; file in.txt changed\n"
+    )
+    assert explained(place, "lock").startswith(
+        "lock  ran: it is not recorded: its result cannot be pickled: "
+    )
+
+
+def test_prune_goes_on_after_one_that_is_broken(place: Place) -> None:
+    place.run()
+    place.run("--", "other")
+    first, second = sorted((place.path / ".rhapsody" / "journals").glob("*.sqlite"))
+    first.write_text("no database" * 1000)
+    os.utime(first, (0, 0))
+    os.utime(second, (1, 1))
+    done = place.command("journal", "prune", "--older", "30d")
+    assert (done.returncode, second.exists()) == (1, False)
+    assert "file is not a database" in done.stderr
+    assert done.stdout.startswith("removed 1 journal, ")
+
+
 def test_verify_finds_what_was_changed(place: Place) -> None:
     place.run()
     assert place.command("journal", "verify").stdout.endswith("  whole\n")
@@ -120,7 +177,10 @@ def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
     place.run("--resume")
     assert place.command("journal", "prune").returncode == 0
     kept = place.command("journal", "show").stdout
-    assert sum(int(line.split()[4]) for line in kept.splitlines()[2:]) == 10
+    assert [line.split()[3:] for line in kept.splitlines()[2:]] == [
+        ["done", "10", "0"],
+        ["done", "9", "1"],
+    ]
     place.ran()
     place.run("--resume")
     assert place.ran() == {}

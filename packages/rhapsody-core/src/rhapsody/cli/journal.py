@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.what == "explain":
             _explain(found[-1], arguments.task)
         elif arguments.what == "prune":
-            _prune(found, arguments.older)
+            return _prune(found, arguments.older)
         else:
             look = _show if arguments.what == "show" else _verify
             return max(look(path) for path in found)
@@ -88,8 +88,8 @@ def _show(path: Path) -> int:
             str(each.number),
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.began)),
             each.how or "running or killed",
-            str(each.made),
-            str(each.used),
+            str(each.kept),
+            str(each.reused),
         )
         for each in known
     ]
@@ -104,27 +104,29 @@ def _explain(path: Path, task: str) -> None:
     with opened(path) as database:
         found = explain(database, task)
     for each in found:
-        if each.reused:
-            why = "reused"
-        else:
-            why = "ran: " + ("; ".join(each.why) or "nothing of it was kept before")
-        say(f"{each.name} ({each.uid})  {why}")
+        call = f"{each.name} ({each.uid})" if each.uid else each.name
+        say(f"{call}  {each.what}")
 
 
-def _prune(found: list[Path], older: str | None) -> None:
+def _prune(found: list[Path], older: str | None) -> int:
     from rhapsody.journal.store import Store
 
     before = None if older is None else time.time() - age(older)
-    freed = removed = 0
+    code, freed, removed = DONE, 0, 0
     for path in found:
         size = path.stat().st_size
-        if before is not None and path.stat().st_mtime < before:
-            Store.remove(path)
-            freed, removed = freed + size, removed + 1
-            continue
-        Store(path, shared=False).prune()
-        freed += size - path.stat().st_size
+        try:
+            if before is not None and path.stat().st_mtime < before:
+                Store.remove(path)
+                freed, removed = freed + size, removed + 1
+            else:
+                Store(path, shared=False).prune()
+                freed += size - path.stat().st_size
+        except JournalError as error:
+            complain(str(error))
+            code = FAILED
     say(f"removed {removed} journal{'s' * (removed != 1)}, {size_text(max(0, freed))}")
+    return code
 
 
 def _verify(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import sqlite3
@@ -52,7 +53,6 @@ class Journal:
     Attributes:
         path: The same.
         push_down: The same.
-        kept: How many results of this run are in the file.
         names: The names in `again` that tasks had.
 
     Raises:
@@ -73,7 +73,6 @@ class Journal:
     ) -> None:
         self.path: Path = path
         self.push_down: bool = push_down
-        self.kept: int = 0
         self.names: set[str] = set()
         self._store = Store(path, shared=shared)
         try:
@@ -90,6 +89,11 @@ class Journal:
         self._numbers: Counter[bytes] = Counter()
         self._told: set[str] = set()
         self._failed = False
+
+    @property
+    def kept(self) -> int:
+        """How many results of this run are in the file."""
+        return self._store.kept
 
     @property
     def taken(self) -> int:
@@ -204,9 +208,10 @@ class Journal:
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
             return None, why
-        self._store.used.append(row[0])
+        gone = files is not None and bool(files.gone)
+        self._store.used[row[0]] = gone
         found = Recorded(value, files, stdout, stderr, exit_code)
-        return found, "a file that it made is gone" if files is not None and files.gone else None
+        return found, "a file that it made is gone" if gone else None
 
     def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
         kept: list[Recording] = []
@@ -221,7 +226,6 @@ class Journal:
         if kept:
             self._store.write(database, kept, codes, self._files.new)
             self._files.new.clear()
-            self.kept += len(kept)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """What is written of a result, `None` where it is not kept."""
@@ -237,12 +241,13 @@ class Journal:
         except NoDigestError as error:
             self._say(task["name"], str(error))
             return None
+        read = {f"file {path}": made.hex() for path, made in key.paths.items() if made}
         return Recording(
             key.digest,
             call[1],
             task["name"],
             record.uid,
-            key.parts,
+            json.dumps({**json.loads(key.parts), **read}) if read else key.parts,
             key.code,
             files,
             call[2],
@@ -275,6 +280,7 @@ class Journal:
         """Says, once for a task's name, that a result is not kept."""
         if name not in self._told:
             self._told.add(name)
+            self._store.refuse(name, why)
             log.warning("task %r is not recorded, and runs again when the run is: %s", name, why)
 
 

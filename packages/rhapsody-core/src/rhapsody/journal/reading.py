@@ -22,15 +22,15 @@ class RunOf:
         number: Its number in the journal.
         began: When it began, in seconds since the epoch.
         how: How it ended; `None` where it lives, or was killed.
-        made: How many results that it made are kept.
-        used: How many of earlier runs it used.
+        kept: How many results it kept.
+        reused: How many of earlier runs it used.
     """
 
     number: int
     began: float
     how: str | None
-    made: int
-    used: int
+    kept: int
+    reused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,13 @@ class Explained:
 
     Attributes:
         name: The task's name.
-        uid: Its uid.
-        reused: Whether its result was reused.
-        why: What had changed, one for each; empty where nothing of it was kept before.
+        uid: Its uid, where one call is meant.
+        what: What became of it, and why, in words.
     """
 
     name: str
     uid: str
-    reused: bool
-    why: tuple[str, ...]
+    what: str
 
 
 @contextlib.contextmanager
@@ -75,16 +73,12 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 def runs(database: sqlite3.Connection) -> list[RunOf]:
     """The runs that are known, the oldest first."""
-    rows = database.execute(
-        "SELECT id, began, how, (SELECT count(*) FROM recordings WHERE run = runs.id), "
-        "(SELECT count(*) FROM recordings WHERE used = runs.id AND run < runs.id) "
-        "FROM runs ORDER BY id"
-    )
+    rows = database.execute("SELECT id, began, how, kept, reused FROM runs ORDER BY id")
     return [RunOf(*row) for row in rows]
 
 
 def explain(database: sqlite3.Connection, task: str) -> list[Explained]:
-    """What became of the tasks of a name, or of a uid, in the last run that has ended.
+    """What became of the tasks of a name, or of a uid, in the last run.
 
     Raises:
         JournalError: The last run had none such.
@@ -93,37 +87,57 @@ def explain(database: sqlite3.Connection, task: str) -> list[Explained]:
     if row is None:
         raise JournalError("no run is recorded there")
     run, lineage = row
-    columns = "SELECT name, uid, run, parts, code, why FROM recordings WHERE lineage = ? AND "
     found = database.execute(
-        f"{columns} (name = ? OR uid = ?) AND (run = ? OR used = ?) ORDER BY id",
+        "SELECT name, uid, run, gone, parts, code, why FROM recordings "
+        "WHERE lineage = ? AND (name = ? OR uid = ?) AND (run = ? OR used = ?) ORDER BY id",
         (lineage, task, task, run, run),
     ).fetchall()
-    if not found:
-        names = database.execute(
-            "SELECT DISTINCT name FROM recordings WHERE run = ? OR used = ? ORDER BY name LIMIT 20",
-            (run, run),
-        ).fetchall()
-        there = ", ".join(name for (name,) in names) or "none"
-        raise JournalError(
-            f"the last run recorded no task {task!r}; there are {there}; what failed, and what "
-            "cannot be recorded, is not kept"
-        )
     explained = []
-    for name, uid, made, parts, code, why in found:
-        if made != run:
-            explained.append(Explained(name, uid, True, ()))
-            continue
-        reasons: tuple[str, ...] = (why,) if why is not None else ()
-        if why is None:
-            before = database.execute(
-                f"{columns} name = ? AND run < ?",
-                (lineage, name, run),
-            ).fetchall()
-            now = _ingredients(database, parts, code)
-            changes = [_changes(_ingredients(database, row[3], row[4]), now) for row in before]
-            reasons = min(changes, key=len, default=())
-        explained.append(Explained(name, uid, False, reasons))
+    for name, uid, made, gone, parts, code, why in found:
+        if made == run:
+            changed = why or _what_changed(database, (run, lineage), (name, uid, parts, code))
+            explained.append(Explained(name, uid, f"ran: {changed}"))
+        else:
+            again = ", but files of it are gone: it ran again if one was read" if gone else ""
+            explained.append(Explained(name, uid, f"reused{again}"))
+    refused = "SELECT name, why FROM refused WHERE run = ? AND name = ?"
+    for name, why in database.execute(refused, (run, task)):
+        explained.append(Explained(name, "", f"ran: it is not recorded: {why}"))
+    if not explained:
+        raise JournalError(_not_there(database, run, task))
     return explained
+
+
+def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
+    names = database.execute(
+        "SELECT name FROM recordings WHERE run = ? OR used = ? "
+        "UNION SELECT name FROM refused WHERE run = ? ORDER BY name LIMIT 20",
+        (run, run, run),
+    )
+    there = ", ".join(name for (name,) in names) or "none"
+    return f"the last run recorded no task {task!r}; there are {there}; what failed is not kept"
+
+
+def _what_changed(
+    database: sqlite3.Connection, run: tuple[int, int], task: tuple[str, str, str, bytes | None]
+) -> str:
+    """What made a task run: the least that it differs in from one whose result was not reused."""
+    (number, lineage), (name, uid, parts, code) = run, task
+    taken_up = "SELECT EXISTS (SELECT 1 FROM runs WHERE lineage = ? AND id < ?)"
+    if number > 1 and not database.execute(taken_up, (lineage, number)).fetchone()[0]:
+        return "the run started over"
+    rows = database.execute(
+        "SELECT parts, code, uid = ? FROM recordings "
+        "WHERE lineage = ? AND name = ? AND run < ? AND used < ?",
+        (uid, lineage, name, number, number),
+    ).fetchall()
+    now = _ingredients(database, parts, code)
+    changes = [
+        (not same, len(changed), changed)
+        for their_parts, their_code, same in rows
+        if (changed := _changes(_ingredients(database, their_parts, their_code), now))
+    ]
+    return "; ".join(min(changes)[2]) if changes else "nothing of it was kept before"
 
 
 def _ingredients(

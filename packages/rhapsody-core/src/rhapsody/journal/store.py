@@ -12,7 +12,7 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from rhapsody.staging.locks import FileLock, state_of
 
 T = TypeVar("T")
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of the tables, the database's `user_version`."""
 
 PATIENCE = 30.0
@@ -37,13 +37,15 @@ How = Literal["done", "failed", "interrupted"]
 
 _TABLES = """
 CREATE TABLE runs (
-    id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT
+    id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
+    kept INTEGER NOT NULL DEFAULT 0, reused INTEGER NOT NULL DEFAULT 0
 );
+CREATE TABLE refused (run INTEGER, name TEXT, why TEXT NOT NULL, PRIMARY KEY (run, name));
 CREATE TABLE recordings (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL,
     run INTEGER NOT NULL, used INTEGER NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL,
-    parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT, value BLOB NOT NULL,
-    intact BLOB NOT NULL
+    gone INTEGER NOT NULL DEFAULT 0, parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT,
+    value BLOB NOT NULL, intact BLOB NOT NULL
 );
 CREATE UNIQUE INDEX calls ON recordings (lineage, key, number);
 CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
@@ -103,7 +105,8 @@ class Store:
         run: The number of this run, 0 before `begin`.
         reused: How many recordings there were to take up when this run began.
         before: How the run ended that is taken up; `None` where it was killed, or there is none.
-        used: The ids of recordings that this run has used.
+        kept: How many results of this run are in the file.
+        used: The recordings that this run has used: for each id whether files of it are gone.
 
     Raises:
         JournalInUseError: Another run uses it.
@@ -115,7 +118,8 @@ class Store:
         self.run: int = 0
         self.reused: int = 0
         self.before: str | None = None
-        self.used: list[int] = []
+        self.used: dict[int, bool] = {}
+        self.kept: int = 0
         self._lineage = 0
         self._taken_up = 0  # the run whose recordings are reused
         self._lock: FileLock | None = None
@@ -332,10 +336,15 @@ class Store:
         ).fetchone()
         return None if row is None else row[0]
 
+    def refuse(self, name: str, why: str) -> None:
+        """Notes why tasks of a name are not kept."""
+        row = "INSERT OR REPLACE INTO refused VALUES (?, ?, ?)"
+        self._database.execute(row, (self.run, name, why))
+
     def write(
         self,
         database: sqlite3.Connection,
-        recordings: Iterable[Recording],
+        recordings: Collection[Recording],
         codes: Mapping[bytes, str],
         digests: Mapping[Stamp, bytes],
     ) -> None:
@@ -362,6 +371,9 @@ class Store:
                     for each in recordings
                 ],
             )  # fmt: skip
+            kept = self.kept + len(recordings)
+            database.execute("UPDATE runs SET kept = ? WHERE id = ?", (kept, self.run))
+        self.kept = kept
 
     def _end(self, how: How) -> None:
         with contextlib.closing(self._database) as database:
@@ -369,11 +381,12 @@ class Store:
                 return
             with _transaction(database):
                 database.executemany(
-                    "UPDATE recordings SET used = ? WHERE id = ?",
-                    [(self.run, each) for each in self.used],
+                    "UPDATE recordings SET used = ?, gone = ? WHERE id = ?",
+                    [(self.run, gone, each) for each, gone in self.used.items()],
                 )
                 database.execute(
-                    "UPDATE runs SET ended = ?, how = ? WHERE id = ?", (time.time(), how, self.run)
+                    "UPDATE runs SET ended = ?, how = ?, reused = ? WHERE id = ?",
+                    (time.time(), how, len(self.used), self.run),
                 )
                 if how == "done":
                     self._forget_others(database)
@@ -389,6 +402,7 @@ class Store:
         for lineage in {run.lineage for run in ended} - needed:
             database.execute("DELETE FROM recordings WHERE lineage = ?", (lineage,))
             database.execute("DELETE FROM runs WHERE lineage = ?", (lineage,))
+        database.execute("DELETE FROM refused WHERE run NOT IN (SELECT id FROM runs)")
         database.execute(
             "DELETE FROM codes WHERE digest NOT IN "
             "(SELECT code FROM recordings WHERE code IS NOT NULL)"
