@@ -73,6 +73,31 @@ def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out/20.txt").read_text() == "made\n"
 
 
+def test_after_a_failure_only_what_no_task_has_read_is_a_result(run: Run) -> None:
+    done = run("""
+        from rhapsody import InputFile, OutputFile
+
+        async def main(flow):
+            @flow.executable_task
+            def write(out, *files):
+                return f"echo made > {out}"
+
+            @flow.executable_task
+            def fail(_):
+                return "echo one; echo two; exit 3"
+
+            first = write(OutputFile("first.txt"))
+            second = write.options(after=[first])(OutputFile("second.txt"), InputFile("first.txt"))
+            await second
+            await fail(1)
+    """)
+    assert done.returncode == 1
+    account = done.stderr[done.stderr.index("results (") :]
+    assert account.startswith("results (1):\n")
+    assert "second.txt  (write, task.000002)\nfailed:\n" in account
+    assert "\n    one\n    two\n    sandbox: " in account
+
+
 @pytest.mark.parametrize(("saved", "more"), [(1, 0), (19, 1)])
 def test_files_without_a_place_are_listed_after_those_that_were_saved(
     run: Run, tmp_path: Path, saved: int, more: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from textwrap import dedent
 
 from rhapsody.errors import (
     DependencyFailureError,
@@ -153,7 +154,7 @@ def _stdout(error: BaseException | None) -> str:
     for note in notes if type(notes) is list else ():
         _, found, rest = str(note).partition("  standard output ended with:\n")
         if found:
-            return rest.partition("\n  standard error ended with:\n")[0]
+            return dedent(rest.partition("\n  standard error ended with:\n")[0])
     return ""
 
 

@@ -126,7 +126,7 @@ class SandboxKeeper:
             self._recorded[path] = frozenset(names)
 
     def read(self, path: str, name: str) -> None:
-        """A task has read a file: it does not stay, unless somebody holds it at the end."""
+        """A task has read a file: it does not stay, unless somebody holds it at a good end."""
         if path in self._results:
             self._read.setdefault(path, set()).add(name)
 
@@ -162,16 +162,21 @@ class SandboxKeeper:
         while (path := self._dropped.get()) is not None:
             if self._fates.get(path, Fate.STAY) is not Fate.STAY:
                 del self._fates[path]
-                for name in self._read.pop(path, ()):
-                    self.saved(path, name)
+                self._leave_out_what_was_read(path)
                 self._remove(path)
         for path, fate in self._fates.items():
+            if not self._ended_well:  # the traceback holds every future of the program's
+                self._leave_out_what_was_read(path)
             product = fate is Fate.PRODUCT and self._keep == "results"
             if fate is Fate.REMOVE or product or self._keep == "none":
                 self._remove(path)
         for path, results in self._left.items() if self._ended_well else ():
             self._remove_but(path, results)
         self._fates.clear()
+
+    def _leave_out_what_was_read(self, path: str) -> None:
+        for name in self._read.pop(path, ()):
+            self.saved(path, name)
 
     def _remove(self, path: str) -> None:
         """Removes a sandbox, or all but the results and recorded files that are in it."""
