@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -85,7 +85,9 @@ def key_in(
     with loaded(directory) as main:
         keys = keys_in(directory)
         key = key_of(keys, call(main), 1)
-        return key.digest, {} if key.code is None else json.loads(keys.codes[key.code])["parts"]
+        return key.digest, {} if key.code is None else ast.literal_eval(keys.codes[key.code])[
+            "parts"
+        ]
 
 
 def work(*args: Any, **more: Any) -> Any:

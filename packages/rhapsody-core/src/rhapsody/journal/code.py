@@ -61,6 +61,7 @@ class Ingredients:
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
         self._collecting = False
+        self._values = Values(self)
 
     # What the digests of values ask.
 
@@ -84,11 +85,11 @@ class Ingredients:
         """The portable form of a path and its file's digest; `None` where there is no file."""
         if self._collecting:  # a constant of the program's; a function may write there, too
             return None
-        sandbox = self._sandbox
+        sandbox, program = self._sandbox, self._program
         if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
             return text.removeprefix(sandbox), b"sandbox"  # its content is that of an input file
-        digest = self.paths[text] = self._program.file(text)
-        place = self._program.portable(text)
+        digest = self.paths[text] = program.file(text)
+        place = program.portable(text)
         return None if digest is None and place == text else (place, digest or b"")
 
     def _name(self, thing: Any) -> str:
@@ -115,7 +116,7 @@ class Ingredients:
         Raises:
             NoDigestError: It has none.
         """
-        digest = Values(self).digest(value)
+        digest = self._values.digest(value)
         if self._todo:
             self._collect()
         return digest

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -20,10 +19,10 @@ from rhapsody.journal.code import MISSING, Ingredients
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import SIZE, NoDigestError
 
-_as_text = json.JSONEncoder(sort_keys=True).encode
-
 Read = list[tuple[Mapping[str, Any], str, object]]
 """Globals that a function's code read: the variables of a module, a name, and the value."""
+
+_CODE = (types.FunctionType, type)
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Settings in backends' own words that say what programs find around them: RADICAL-Pilot's, and
@@ -35,8 +34,8 @@ class Key(NamedTuple):
 
     Attributes:
         digest: Of all of it.
-        parts: The digests of all but what a function's code uses, by what people call them, as
-            JSON.
+        parts: The digests of all but what a function's code uses, by what people call them, see
+            `as_text`.
         code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
             a command, and for a task with a `version`.
         paths: The strings and paths in the arguments that may name files: each with the digest
@@ -49,6 +48,14 @@ class Key(NamedTuple):
     paths: Mapping[str, bytes | None]
 
 
+def as_text(parts: Mapping[str, object]) -> str:
+    """Ingredients as text, the same in each run: what `ast.literal_eval` makes a `dict` of.
+
+    It takes half the time of JSON with sorted keys.
+    """
+    return ascii(parts)
+
+
 @dataclass(slots=True)
 class Keys:
     """Makes keys of tasks.
@@ -57,7 +64,7 @@ class Keys:
         program: What is the same for all functions of a run.
 
     Attributes:
-        codes: What functions' code uses, as JSON, by its digest.
+        codes: What functions' code uses, and where, by its digest, see `as_text`.
     """
 
     program: Program
@@ -112,13 +119,13 @@ class Keys:
             function = _taken_apart(task["function"], found, parts)
             for number, value in enumerate(task["args"], 1):
                 parts[f"argument {number}"] = found.value(value).hex()
-            for name, value in task["kwargs"].items():
+            for name, value in sorted(task["kwargs"].items()):
                 shown = name if name.isidentifier() else repr(name)  # no number
                 parts[f"argument {shown}"] = found.value(value).hex()
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
-        elif isinstance(function, types.FunctionType | type):
+        elif isinstance(function, _CODE):
             code = self._code(function)
         elif function is not None:
             parts["function"] = found.value(function).hex()
@@ -131,7 +138,9 @@ class Keys:
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name]).hex()
-        text = _as_text(found.parts | parts)
+        if found.parts:
+            parts = dict(sorted(found.parts.items())) | parts
+        text = as_text(parts)
         made = hashlib.blake2b(code or b"", digest_size=SIZE)
         made.update(text.encode())
         return Key(made.digest(), text, code, found.paths)
@@ -147,7 +156,7 @@ class Keys:
 
     def is_current(self, key: Key) -> bool:
         """Whether the files that arguments name are as they were when the key was made."""
-        return all(self.program.file(path) == digest for path, digest in key.paths.items())
+        return [*map(self.program.file, key.paths)] == [*key.paths.values()]
 
     def _code(self, function: Any) -> bytes:
         """What a function's code uses: looked at once, and again when a global is set anew."""
@@ -158,15 +167,16 @@ class Keys:
             return known[0]
         found = Ingredients(self.program)
         found.function(function)
-        digest = hashlib.blake2b(_as_text(found.parts).encode(), digest_size=SIZE).digest()
+        text = as_text(dict(sorted(found.parts.items())))
+        digest = hashlib.blake2b(text.encode(), digest_size=SIZE).digest()
         self._functions[function] = digest, found.read
-        self.codes[digest] = json.dumps({"parts": found.parts, "lines": found.lines})
+        self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return digest
 
 
 def _taken_apart(function: Any, found: Ingredients, parts: dict[str, str]) -> Any:
     """The function in a method, a `partial` or a library's wrapper, which are noted."""
-    while not isinstance(function, types.FunctionType | type):
+    while not isinstance(function, _CODE):
         part = f"around {len(parts)}"
         if isinstance(function, functools.partial):
             parts[part] = found.value((function.args, function.keywords)).hex()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import logging
 import pickle
 import sqlite3
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TypeVar
 
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.journal.files import FileDigests
-from rhapsody.journal.keys import Key, Keys
+from rhapsody.journal.keys import Key, Keys, as_text
 from rhapsody.journal.outputs import Outputs, has_files
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import How, Recording, Store
@@ -86,7 +85,7 @@ class Journal:
         self._largest = largest
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
-        self._numbers: Counter[bytes] = Counter()
+        self._numbers: dict[bytes, int] = {}
         self._told: set[str] = set()
         self._failed = False
 
@@ -155,9 +154,9 @@ class Journal:
         return [self._look_up(task, database) for task in tasks]
 
     def _look_up(self, task: LookupTask, database: sqlite3.Connection) -> Recorded | None:
-        name = task["name"]
+        name, call = task["name"], _call(task["uid"])
         try:
-            if any(map(has_files, task["implicit"])):
+            if task["implicit"] and any(map(has_files, task["implicit"])):
                 raise NoDigestError(
                     "it sees what its dependencies left in their sandboxes; pass it an InputFile "
                     "for each that it reads, and them an OutputFile"
@@ -166,11 +165,10 @@ class Journal:
         except NoDigestError as error:
             self._say(name, str(error))
             return None
-        former = self._calls.pop(_call(task["uid"]), None)
+        former = self._calls.pop(call, None)
         if former is not None:  # it was looked up before files that it reads were made again
             self._numbers[former[0]] -= 1
-        self._numbers[key.digest] += 1
-        number = self._numbers[key.digest]
+        number = self._numbers[key.digest] = self._numbers.get(key.digest, 0) + 1
         found = why = None
         if name in self._again:
             why = "--rerun asked for it"
@@ -179,7 +177,7 @@ class Journal:
             found, why = self._found(name, key, number, database)
             if found is not None and not (found.files and found.files.gone):
                 return found
-        self._calls[_call(task["uid"])] = (*key[:1], number, why, *key[1:])
+        self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
         return found
 
     def _found(
@@ -236,18 +234,21 @@ class Journal:
         try:
             named = record.files is not None and leads_into(record.value, record.files.sandbox)
             files = self._outputs.noted(record.files, named=named)
-            if not self._keys.is_current(key):  # it has written a file that an argument names
+            # It may have written a file that an argument names.
+            if key.paths and not self._keys.is_current(key):
                 key = self._keys.of(task, record.settings, record.inputs, record.texts)
         except NoDigestError as error:
             self._say(task["name"], str(error))
             return None
-        read = {f"file {path}": made.hex() for path, made in key.paths.items() if made}
+        read = {}
+        if any(key.paths.values()):
+            read = {f"file {path}": made.hex() for path, made in key.paths.items() if made}
         return Recording(
             key.digest,
             call[1],
             task["name"],
             record.uid,
-            json.dumps({**json.loads(key.parts), **read}) if read else key.parts,
+            as_text(ast.literal_eval(key.parts) | read) if read else key.parts,
             key.code,
             files,
             call[2],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -145,11 +145,11 @@ def _ingredients(
 ) -> dict[str, tuple[str, int | None]]:
     """What a key was made of: for each ingredient its digest or version, and its line."""
     found: dict[str, tuple[str, int | None]] = {
-        name: (value, None) for name, value in json.loads(parts).items()
+        name: (value, None) for name, value in ast.literal_eval(parts).items()
     }
     row = database.execute("SELECT parts FROM codes WHERE digest = ?", (code,)).fetchone()
     if row is not None:
-        used = json.loads(row[0])
+        used = ast.literal_eval(row[0])
         for name, value in used["parts"].items():
             found[name] = value, used["lines"].get(name)
     return found

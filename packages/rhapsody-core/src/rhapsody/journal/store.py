@@ -14,7 +14,6 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -66,8 +65,7 @@ class _Run(NamedTuple):
     how: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
+class Recording(NamedTuple):
     """A result, as it is written.
 
     Attributes:
@@ -75,7 +73,7 @@ class Recording:
         number: Which call with that key it was in its run, from 1.
         name: The task's name.
         uid: Its uid in its engine.
-        parts: What the key was made of, as JSON.
+        parts: What the key was made of, see `rhapsody.journal.keys.as_text`.
         code: The digest of its code's part.
         files: The files that it made, as JSON, where there are any.
         why: Why an earlier recording with the same key was not used, in words.

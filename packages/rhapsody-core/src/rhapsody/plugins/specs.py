@@ -10,7 +10,8 @@ from __future__ import annotations
 import keyword
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import pluggy
 
@@ -205,8 +206,7 @@ class Recorded:
     exit_code: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A completed task, given to `rhapsody_record_results` before its future is set.
 
     Attributes:
@@ -226,8 +226,8 @@ class Record:
     uid: str
     task: TaskDescription
     value: Any
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, str | None] = field(default_factory=dict)
+    settings: Mapping[str, Any] = MappingProxyType({})
+    inputs: Mapping[str, str | None] = MappingProxyType({})
     files: TaskFiles | None = None
     stdout: str | None = None
     stderr: str | None = None
