@@ -295,6 +295,23 @@ async def test_shutdown_waits_for_what_is_being_recorded() -> None:
     assert await held == 1
 
 
+async def test_a_recorder_that_hangs_keeps_no_other_from_recording() -> None:
+    first, second = Memory(), Memory()
+    hangs, recorded = asyncio.get_running_loop().create_future(), asyncio.Event()
+    first.answer = lambda records: hangs
+
+    async def keep() -> None:
+        recorded.set()
+
+    second.answer = lambda records: keep()
+    async with WorkflowEngine.create(Inline(), observers=[first, second]) as flow:
+        held = flow.function_task(lambda: 1)()
+        await within(recorded.wait())
+        assert not held.done()
+        hangs.set_result(None)
+        assert await within(held) == 1
+
+
 async def test_completions_come_to_the_recorder_in_batches() -> None:
     memory = Memory()
     async with WorkflowEngine.create(Inline(), observers=[memory]) as flow:

@@ -206,16 +206,19 @@ class Recording:
     async def _hold(
         self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
+        # None waits for another plugin's, which may hang.
+        others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:
-            for hook, result in pending:
+            for hook, result in [*pending[:1], *others]:
                 try:
                     await result
                 except (Exception, asyncio.CancelledError) as error:
+                    fault: BaseException = error
                     if asked_to_stop():
-                        late = TimeoutError("the engine ends, and results are not recorded yet")
-                        self._hooks.report(hook, late)
-                        return
-                    self._hooks.report(hook, error)
+                        for _, other in others:
+                            other.cancel()
+                        fault = TimeoutError("the engine ends, and results are not recorded yet")
+                    self._hooks.report(hook, fault)
         finally:  # a plugin's fault takes no result away
             for node, value in batch:
                 self._machine.reveal(node, value)
