@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 30.0
@@ -36,13 +38,22 @@ class Inline(ManagedBackend):
 
 
 class Program:
-    """A Python program that runs."""
+    """A Python program that runs.
 
-    def __init__(self, path: Path, text: str) -> None:
+    Args:
+        path: Where it is put.
+        text: What comes after `HEAD`.
+        command: What stands after `python` and before its path, such as `-m rhapsody run`.
+        arguments: What stands after its path.
+    """
+
+    def __init__(
+        self, path: Path, text: str, command: Sequence[str] = (), arguments: Sequence[str] = ()
+    ) -> None:
         path.write_text(HEAD + textwrap.dedent(text))
         self.errors = path.with_suffix(".err").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, str(path)],
+            [sys.executable, *command, str(path), *arguments],
             stdout=subprocess.PIPE,
             stderr=self.errors,
             cwd=path.parent,
@@ -61,17 +72,25 @@ class Program:
             self._coming.put(line.strip())
         self._coming.put(None)
 
+    def line(self) -> str:
+        """The next line that the program prints."""
+        try:
+            got = self._coming.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise AssertionError(f"nothing more came; there were {self.lines}") from None
+        assert got is not None, f"it has ended: {self.end()}"
+        self.lines.append(got)
+        return got
+
     def until(self, line: str) -> None:
         """Reads until the program prints a line."""
-        while True:
-            try:
-                got = self._coming.get(timeout=PATIENCE)
-            except queue.Empty:
-                raise AssertionError(f"{line!r} did not come; there were {self.lines}") from None
-            assert got is not None, f"it ended before {line!r}: {self.end()}"
-            self.lines.append(got)
-            if got == line:
-                return
+        while self.line() != line:
+            pass
+
+    def goes_on(self) -> None:
+        """Holds that it does not end for as long as signals count as one."""
+        with suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"it has ended with {self.process.wait(0.4)}")
 
     def send(self, number: signal.Signals) -> None:
         """Sends the program, and no child of it, a signal."""

@@ -84,10 +84,18 @@ def tell_forgotten(shell: Shell, process: int) -> None:
     """
     pending = shell.machine.graph.pending()
     if pending and os.getpid() == process:
+        what, hint = (
+            "was never shut down",
+            (
+                "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` ends "
+                "them"
+            ),
+        )
+        if shell.machine.closing:  # a second signal, say
+            what, hint = "was not shut down to the end", ""
         log.error(
-            "engine %s was never shut down, and %d task%s not ended: %s; `async with "
-            "WorkflowEngine.create()` waits for them, `await flow.shutdown()` ends them",
-            shell.uid, len(pending), " had" if len(pending) == 1 else "s had", _names(pending),
+            "engine %s %s, and %d task%s not ended: %s%s", shell.uid, what, len(pending),
+            " had" if len(pending) == 1 else "s had", _names(pending), hint,
         )  # fmt: skip
 
 

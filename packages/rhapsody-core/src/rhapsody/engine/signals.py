@@ -1,5 +1,8 @@
 """SIGINT, SIGTERM and SIGHUP: the first one shuts every engine down, the second ends at once.
 
+The second one kills the programs and worker processes, and its exception is raised by the loop.
+Only where the loop is blocked it is raised in what blocks it, be that in the middle of a step.
+
 One registry for the process serves all engines and puts back the handlers it
 found when the last one is gone. A signal that is ignored stays ignored, as `nohup`
 expects. After the graceful end SIGINT appears in the main coroutine as
@@ -12,11 +15,17 @@ import asyncio
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, TypeVar
 
+from rhapsody.sdk import _groups as groups
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+ONE = 0.1
+"""Seconds in which several count as one: `timeout`, and a terminal that is closed, send two."""
 
 T = TypeVar("T")
 
@@ -31,7 +40,8 @@ class _Registry:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
         self._found: dict[int, Any] = {}
-        self._received: int | None = None
+        self._received: float | None = None  # when the last signal came
+        self._forced = False  # by the second
         self._ending: asyncio.Task[None] | None = None
         self._alarm: _Alarm | None = None
 
@@ -111,7 +121,7 @@ class _Registry:
 
     def remove(self, engine: object) -> None:
         """Forgets an engine; the last one takes the handlers with it."""
-        if self._stops.pop(engine, None) is not None and not self._stops and not self._received:
+        if self._stops.pop(engine, None) is not None and not self._stops and self._received is None:
             self._forget()
 
     def _forget(self) -> None:
@@ -125,17 +135,38 @@ class _Registry:
         self._alarm = None
         self._loop = self._main = self._ending = None
         self._received = None
+        self._forced = False
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        loop = self._loop
-        if self._received is not None or loop is None or not loop.is_running():
+        loop, now = self._loop, time.monotonic()
+        if loop is None or not loop.is_running():
             self._forget()
             raise _exception(number)
-        self._received = number
-        loop.call_soon_threadsafe(self._start, number)
+        if self._received is None:
+            self._received = now
+            loop.call_soon_threadsafe(self._start, number)
+        elif now - self._received < ONE:
+            return
+        elif self._ending is None or self._forced:  # the loop is blocked
+            main = self._main
+            self._forget()
+            groups.kill_all()
+            loop.call_soon_threadsafe(_insist, main, number)
+            raise _exception(number)
+        else:
+            self._received, self._forced = now, True
+            groups.kill_all()  # what was told to end takes its time
+            loop.call_soon_threadsafe(self._force, number)
+
+    def _force(self, number: int) -> None:
+        """Ends the loop between two steps, of which none is left half done."""
+        if self._forced:
+            self._forget()
+            raise _exception(number)
 
     def _start(self, number: int) -> None:
-        assert self._loop is not None
+        if self._loop is None:  # it was blocked, and another signal has come before this
+            return
         self._ending = self._loop.create_task(self._end(number), name="rhapsody interrupted")
 
     async def _end(self, number: int) -> None:
@@ -182,6 +213,12 @@ class _Alarm:
 
 def _exception(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+def _insist(main: asyncio.Task[Any] | None, number: int) -> None:
+    """Ends a loop that goes on, since what ran when a signal came has caught its exception."""
+    if main is not None and not main.done() and not main.cancelling():
+        raise _exception(number)
 
 
 def _outermost(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
