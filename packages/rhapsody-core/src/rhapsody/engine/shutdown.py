@@ -84,12 +84,10 @@ def tell_forgotten(shell: Shell, process: int) -> None:
     """
     pending = shell.machine.graph.pending()
     if pending and os.getpid() == process:
-        what, hint = (
-            "was never shut down",
-            (
-                "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` ends "
-                "them"
-            ),
+        what = "was never shut down"
+        hint = (
+            "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` ends "
+            "them"
         )
         if shell.machine.closing:  # a second signal, say
             what, hint = "was not shut down to the end", ""
