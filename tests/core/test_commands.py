@@ -1,10 +1,13 @@
 """A backend on a system of commands: when it asks, what it reports, what it makes of silence."""
 
+# ruff: noqa: ASYNC240 - nothing else is to run on the loop
 from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +19,8 @@ import pytest_asyncio
 
 from rhapsody import TasksMainStates, WorkflowEngine
 from rhapsody.backends.commands import CommandBackend, run_command
+from rhapsody.backends.scripts import write_script
+from rhapsody.data import make_sandbox
 from rhapsody.errors import BackendError, TaskLostError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.testing import Driver
@@ -72,6 +77,20 @@ async def test_a_job_has_its_arguments_variables_input_and_directory(driver: Dri
     assert (end.state, end.exit_code) == (FAILED, 3)
     printed = f"in\na b|an 'odd' word\n{task['sandbox']}\n.rhapsody.stderr\n.rhapsody.stdout\n"
     assert end.stdout == printed
+
+
+async def test_a_jobs_secrets_are_on_no_command_line(driver: Driver) -> None:
+    secret = "it's a s3cr3t"
+    task = driver.command("echo $API_TOKEN", environment={"API_TOKEN": secret, "MODE": "fast"})
+    task["sandbox"] = make_sandbox(driver.backend.sandbox_of(task))
+    script = Path(write_script(task))
+    assert stat.S_IMODE(script.stat().st_mode) == 0o700
+    lines = [line for line in script.read_text().splitlines() if "s3cr3t" in line]
+    assert lines == [f"export API_TOKEN={shlex.quote(secret)}"]  # the shell's own command
+    end = await within(driver.run_one(driver.command(
+        "echo $API_TOKEN $MODE", environment={"API_TOKEN": secret, "MODE": "fast"}
+    )))  # fmt: skip
+    assert end.stdout == f"{secret} fast\n"
 
 
 async def test_a_job_runs_in_the_directory_of_the_users(driver: Driver, tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ async def test_a_block_has_no_settings_for_work_it_does_not_do(setting: str) -> 
         ("version", 1.0, TypeError),
         ("environment", ["A=b"], TypeError),
         ("environment", {"A": 1}, TypeError),
+        ("environment", {"A": "b\0"}, ValueError),
         ("stdin", b"bytes", TypeError),
         ("capture", "file", ValueError),
         ("capture", 3, TypeError),
@@ -181,6 +182,16 @@ async def test_a_wrong_setting_is_an_error_where_it_is_written(
             if name not in ("capture", "limit"):  # a wrong value or a wrong type: both are fair
                 assert isinstance(caught.value, kind)
             assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", [{"A": "s3cr3t\0"}, {"A=s3cr3t": ""}, {"A": b"s3cr3t"}, ["s3cr3t"]]
+)
+async def test_no_value_of_a_wrong_environment_is_shown(value: Any) -> None:
+    async with engine() as flow:
+        with pytest.raises((TypeError, ValueError)) as caught:
+            flow.function_task(environment=value)(abs)
+        assert "s3cr3t" not in str(caught.value)
 
 
 async def test_an_unknown_backend_is_an_error_that_names_those_there_are() -> None:

@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "aio",
     "states",
+    "_secrets",
     "_sandbox",
     "data",
     "context",

@@ -328,6 +328,39 @@ async def test_a_failed_command_shows_no_value_of_its_environment(
     assert "s3cr3t" not in told
 
 
+async def test_a_secret_of_the_program_is_not_shown(
+    flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SITE_API_TOKEN", "s3cr3t-word")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "sometimes")
+
+    @flow.executable_task
+    def upload(*words: str) -> list[str]:
+        return ["sh", "-c", "echo $SITE_API_TOKEN >&2; exit 3", *words]
+
+    error = await failure(upload("s3cr3t-word", "sometimes"))
+    told = "\n".join([str(error), *notes(error)])
+    assert "upload('<SITE_API_TOKEN>', 'sometimes')" in told
+    assert "s3cr3t" not in told
+
+
+async def test_a_failed_command_asks_for_its_secrets_when_it_is_run_again(
+    flow: WorkflowEngine,
+) -> None:
+    @flow.executable_task(environment={"API_TOKEN": "s3cr3t-word", "MODE": "fast"})
+    def upload() -> str:
+        return 'echo "$MODE $API_TOKEN"; exit 3'
+
+    error = await failure(upload())
+    script = Path(str(getattr(error, "sandbox", "")), ".rhapsody.again")
+    assert "s3cr3t" not in script.read_text()
+    asked = subprocess.run(["sh", script], capture_output=True, text=True, check=False)
+    assert "API_TOKEN: set it first: secrets are not kept" in asked.stderr
+    given = {**os.environ, "API_TOKEN": "another"}
+    again = subprocess.run(["sh", script], capture_output=True, text=True, check=False, env=given)
+    assert (again.returncode, again.stdout) == (3, "fast another\n")
+
+
 async def test_a_failed_function_shows_no_value_of_its_environment() -> None:
     async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
 

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 
+from rhapsody._secrets import looks_secret
 from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file
 from rhapsody.resources import Resources
 from rhapsody.sdk.executables import task_environment, working_directory
@@ -26,19 +27,21 @@ def write_script(task: TaskDescription) -> str:
     Raises:
         OSError: It cannot be written, or the task's `cwd` is not there.
     """
-    command, there = _command(task, task.get("environment")), working_directory(task)
+    secret, variables = _parted(task.get("environment", {}))
+    command, there = _command(task, variables), working_directory(task)
     if there != task["sandbox"]:
         command = f"(cd {shlex.quote(there)} && exec {command})"
     out, err = OUTPUT_FILES if task.get("capture", True) else (os.devnull, os.devnull)
     place = task["sandbox"]
-    with open(os.path.join(place, STDIN), "w", encoding="utf-8") as file:
+    with open(os.path.join(place, STDIN), "w", encoding="utf-8", opener=_private) as file:
         file.write(task.get("stdin") or "")
     path = os.path.join(place, SCRIPT)
-    with open(path, "w", encoding="utf-8") as file:
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in secret.items())
+    with open(path, "w", encoding="utf-8", opener=_private) as file:
         file.write(
             f"#!/bin/sh\ncd {shlex.quote(place)} && exec <{STDIN} || exit\n"
             f"rm -f {SCRIPT} {STDIN}\n"  # they are open, and no files of the task's
-            f"{command} >{out} 2>{err}\n"
+            f"{exports}{command} >{out} 2>{err}\n"
             f"code=$?\necho $code >{CODE}.new && mv {CODE}.new {CODE}\nexit $code\n"
         )
     os.chmod(path, 0o700)
@@ -48,8 +51,9 @@ def write_script(task: TaskDescription) -> str:
 def write_again(task: TaskDescription) -> str:
     """Write a script with which a user runs a task once more, where it ran; its path.
 
-    Its environment is in it: only the user can read it. So are the variables that its cores
-    lead to; which GPUs it had nobody knows any more.
+    Its environment is in it, and only the user can read it; it asks for variables with the names
+    of secrets instead. So are the variables that its cores lead to; which GPUs it had nobody knows
+    any more.
 
     Raises:
         OSError: It cannot be written, or the task has left something of that name.
@@ -57,20 +61,37 @@ def write_again(task: TaskDescription) -> str:
     path = os.path.join(task["sandbox"], AGAIN)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     resources = task.get("resources") or Resources(cores=0 if task["is_service"] else 1)
-    command = _command(task, task_environment(task, cores=resources.cores))
+    secret, variables = _parted(task_environment(task, cores=resources.cores))
+    command = _command(task, variables)
+    asked = "".join(f': "${{{name}:?set it first: secrets are not kept}}"\n' for name in secret)
+    asked += f"export {' '.join(secret)}\n" if secret else ""
     gpus = "# Set CUDA_VISIBLE_DEVICES: it had GPUs.\n" if resources.gpus else ""
     stdin = task.get("stdin")
     given = "</dev/null" if stdin is None else f"<<'{END}'\n{stdin}\n{END}"
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(
             f"#!/bin/sh\n# The command of task {task['name']!r} ({task['uid']}), as it was run.\n"
-            f"{gpus}cd {shlex.quote(task.get('cwd') or task['sandbox'])} || exit\n"
+            f"{asked}{gpus}cd {shlex.quote(task.get('cwd') or task['sandbox'])} || exit\n"
             f"{command} {given}\n"
         )
     return path
 
 
-def _command(task: TaskDescription, variables: Mapping[str, str] | None) -> str:
+def _parted(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Those that look secret, which no command line shows to others, and the rest."""
+    secret = {
+        name: value
+        for name, value in variables.items()
+        if looks_secret(name) and name.isascii() and name.isidentifier()  # else no shell knows it
+    }
+    return secret, {name: value for name, value in variables.items() if name not in secret}
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _command(task: TaskDescription, variables: Mapping[str, str]) -> str:
     executable, arguments = str(task["executable"]), task.get("arguments")
     command = ["/bin/sh", "-c", executable] if arguments is None else [executable, *arguments]
     if variables:

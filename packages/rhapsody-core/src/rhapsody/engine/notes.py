@@ -1,7 +1,8 @@
 """The note on a failed task's exception (PEP 678): which call it was, where, and what it printed.
 
 Nothing of the user's runs to make it: of an argument that is not of a built-in type it shows the
-type alone. Of the values of `environment=` it shows the names.
+type alone. Of the values of `environment=`, and of variables of this process that look secret,
+it shows the names.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
+from rhapsody._secrets import looks_secret
 from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import File, end_of_file
 from rhapsody.engine.node import Node
@@ -39,16 +41,18 @@ SECRET = 8
 
 
 def _values(node: Node) -> list[tuple[str, str]]:
-    """The values of a node's `environment=` that are not to be shown, longest first, and names."""
+    """The values of variables that are not to be shown, longest first, and their names."""
     environment: Mapping[str, str] | None = node.task.settings.environment
     if node.description is not None:
         environment = node.description.get("environment")
-    pairs = [(value, name) for name, value in (environment or {}).items() if len(value) >= SECRET]
+    variables = {name: os.environ.get(name, "") for name in os.environ if looks_secret(name)}
+    variables |= environment or {}
+    pairs = [(value, name) for name, value in variables.items() if len(value) >= SECRET]
     return sorted(pairs, key=lambda pair: -len(pair[0]))
 
 
 def hidden(node: Node, text: str) -> str:
-    """A text with `<NAME>` for each value of the node's `environment=`, which may be secret."""
+    """A text with `<NAME>` for each value of a variable that may be secret, see `_values`."""
     for value, name in _values(node):
         text = text.replace(value, f"<{name}>")
     return text

@@ -292,12 +292,16 @@ def _environment(value: object) -> dict[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise TypeError(f"environment must be a dict of strings, got {value!r}")
+        raise TypeError(f"environment must be a dict of strings, got {type(value).__name__}")
     for key, content in value.items():
         if not (isinstance(key, str) and isinstance(content, str)):
-            raise TypeError(f"environment must map strings to strings, got {key!r}: {content!r}")
-        if not key or "=" in key or "\0" in key or "\0" in content:
-            raise ValueError(f"environment: {key!r}={content!r} cannot be a variable")
+            got = f"{type(content).__name__} for {key!r}"  # no values: they may be secret
+            raise TypeError(f"environment must map strings to strings, got {got}")
+        if not key or "=" in key or "\0" in key:
+            shown = re.sub("=.*", "=...", key, flags=re.S)
+            raise ValueError(f"environment: {shown!r} cannot name a variable")
+        if "\0" in content:
+            raise ValueError(f"environment: the value of {key!r} has a null character in it")
     return dict(value)
 
 
