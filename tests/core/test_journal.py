@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ import pytest
 
 from rhapsody import JournalError, NoopExecutionBackend, WorkflowEngine
 from rhapsody.journal import store
+from rhapsody.journal.places import NotYoursError, require_private
 
 pytestmark = pytest.mark.asyncio
 
@@ -374,6 +376,46 @@ async def test_one_of_another_user_is_refused(here: Path) -> None:
     os.chown(here / "run.sqlite", 12345, 12345)
     with pytest.raises(JournalError, match="another user's"):
         await WorkflowEngine.create(journal="run.sqlite")
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-journal", "-shm"])
+async def test_one_that_another_user_has_added_to_is_refused(here: Path, suffix: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    async with engine():
+        pass
+    added = here / f"run.sqlite{suffix}"
+    added.touch()
+    os.chown(added, 12345, 12345)
+    with pytest.raises(JournalError, match=f"run.sqlite{suffix} is another user's"):
+        await WorkflowEngine.create(journal="run.sqlite")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+async def test_none_is_made_where_everybody_may_put_files(here: Path, mode: int) -> None:
+    os.chmod(here, mode)
+    with pytest.raises(JournalError, match=rf"name another.*chmod o-w {here}"):
+        await WorkflowEngine.create(journal="run.sqlite")
+    assert not (here / "run.sqlite").exists()
+
+
+async def test_none_is_made_in_a_directory_of_another_users() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else for a while")
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        os.setresuid(12345, 12345, 0)
+        try:
+            with pytest.raises(NotYoursError, match="in a directory of another user's"):
+                require_private(Path(directory, "run.sqlite"))
+        finally:
+            os.setresuid(0, 0, 0)
+
+
+async def test_that_of_the_program_is_where_nobody_else_may_look(here: Path) -> None:
+    async with WorkflowEngine.create(journal=True):
+        pass
+    assert (here / ".rhapsody" / "journals").stat().st_mode & 0o777 == 0o700
 
 
 async def test_a_link_is_refused(here: Path) -> None:

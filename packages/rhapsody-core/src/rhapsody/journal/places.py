@@ -15,6 +15,9 @@ from rhapsody.staging.runs import BASE, program
 DIRECTORY = "journals"
 """Where they are in a `.rhapsody`."""
 
+SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""What SQLite adds to a database's name for the files that it takes into account beside it."""
+
 _NETWORK = frozenset(
     {
         "9p",
@@ -73,14 +76,31 @@ def journal_of_program(
 
 
 def require_private(path: Path) -> None:
-    """Raises where somebody else could write into a journal: it holds pickles.
+    """Raises where somebody else could write into a journal, or beside it: it holds pickles.
 
     Raises:
         JournalError: It says what to do.
     """
     try:
-        found = os.lstat(path)
         above = os.stat(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
+    if stat.S_IMODE(above.st_mode) & 0o002:
+        raise JournalError(
+            f"journal {path} is in a directory where everybody may put files, and what is in them "
+            f"could be code; name another, or if nobody has: chmod o-w {path.parent}"
+        )
+    if above.st_uid != os.geteuid() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise NotYoursError(f"journal {path} would be in a directory of another user's")
+    for suffix in SUFFIXES:
+        _require_own(Path(f"{path}{suffix}"))
+
+
+def _require_own(path: Path) -> None:
+    try:
+        found = os.lstat(path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -95,11 +115,6 @@ def require_private(path: Path) -> None:
         raise JournalError(
             f"journal {path} can be written by others, and what is in it could be code; if nobody "
             f"has: chmod 600 {path}"
-        )
-    if stat.S_IMODE(above.st_mode) & 0o002 and not above.st_mode & stat.S_ISVTX:
-        raise JournalError(
-            f"journal {path} is in a directory where everybody may put another in its place; if "
-            f"nobody has: chmod o-w {path.parent}"
         )
 
 

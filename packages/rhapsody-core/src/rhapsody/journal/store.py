@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.files import Stamp
-from rhapsody.journal.places import on_network, require_private
+from rhapsody.journal.places import SUFFIXES, on_network, require_private
 from rhapsody.journal.values import SIZE
 from rhapsody.staging.locks import FileLock, state_of
 
@@ -232,7 +232,7 @@ class Store:
             store._wait(store._require_unused)
         finally:
             store.end("failed")
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in SUFFIXES:
             Path(f"{path}{suffix}").unlink(missing_ok=True)
 
     def _release(self) -> None:
