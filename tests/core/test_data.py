@@ -87,6 +87,7 @@ def test_a_name_that_is_not_on_disk_is_another_tasks_file(here: Path) -> None:
         ("https://example.org/a%2F..%2Fb", "b"),
         ("https://example.org/", "downloaded_file"),
         ("https://example.org", "downloaded_file"),
+        ("https://example.org/.rhapsody.code", "downloaded_file"),
         ("https://example.org/a/..", "downloaded_file"),
         ("data:text/plain,hi", "downloaded_file"),
         ("data:,hi/there", "downloaded_file"),
@@ -117,6 +118,7 @@ def test_a_malformed_url_is_an_error_that_names_it() -> None:
 def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
     text = repr(InputFile("https://me:secret@example.org/b.txt?token=secret"))
     assert text == "InputFile('https://example.org/b.txt?...')"
+    assert repr(InputFile("s3://me:sec@ret@host/b")) == "InputFile('s3://host/b')"
     assert repr(InputFile("data:text/plain,secret")) == "InputFile('data:text/plain,...')"
 
 
@@ -340,6 +342,18 @@ def test_a_sandbox_is_not_made_over_a_link_or_a_file(tmp_path: Path) -> None:
     for name in ("link", "file"):
         with pytest.raises(DataError, match="is not a directory"):
             make_sandbox(tmp_path / name)
+
+
+def test_a_directory_of_another_users_that_others_may_write_to_is_no_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = tmp_path / "box"
+    box.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    make_sandbox(box)  # some file systems show other owners than there are
+    box.chmod(0o777)
+    with pytest.raises(DataError, match=r"another user's.*name another work_dir"):
+        make_sandbox(box)
 
 
 def test_a_sandbox_is_made_although_another_engine_removes_the_parent_it_emptied(

@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -29,6 +30,7 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
+from rhapsody.staging.trees import copy_file
 from tests.core.saving import files, held_open
 from tests.core.scripted import within
 
@@ -135,6 +137,41 @@ async def test_what_is_there_is_replaced_in_one_step_by_a_copy(
     assert (here / "a.txt").read_text() == "word\n"
 
 
+async def test_nobody_else_may_read_a_copy_while_it_is_made(
+    here: Path, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, copy = [], shutil.copyfileobj
+
+    def looked_at(source: Any, target: Any, *more: Any) -> None:
+        modes.append(stat.S_IMODE(os.fstat(target.fileno()).st_mode))
+        copy(source, target, *more)
+
+    monkeypatch.setattr(shutil, "copyfileobj", looked_at)
+
+    @flow.executable_task
+    def write(out: OutputFile) -> str:
+        return f"echo word > {out}; chmod 640 {out}"
+
+    await within(write(OutputFile("a.txt", save=True)))
+    assert modes == [0o600]
+    assert stat.S_IMODE((here / "a.txt").stat().st_mode) == 0o640
+
+
+async def test_a_link_that_was_made_after_the_check_is_not_followed(here: Path) -> None:
+    box = here / "box"
+    box.mkdir()
+    (box / "own").write_text("own")
+    (box / "inside").symlink_to("own")
+    (box / "outside").symlink_to("/etc/passwd")
+    os.mkfifo(box / "fifo")
+    copy_file(box / "inside", here / "copy", str(box))
+    assert (here / "copy").read_text() == "own"
+    for name, reason in {"outside": "a link that leaves the sandbox", "fifo": "no file"}.items():
+        with pytest.raises(DataError, match=reason):
+            copy_file(box / name, here / name, str(box))
+        assert not (here / name).exists()
+
+
 async def test_it_is_there_before_the_result_is_recorded_or_seen(here: Path) -> None:
     seen: list[str] = []
 
@@ -151,15 +188,15 @@ async def test_it_is_there_before_the_result_is_recorded_or_seen(here: Path) -> 
 async def test_the_loop_goes_on_while_a_file_is_copied(
     here: Path, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copying, go_on, copy = asyncio.Event(), threading.Event(), shutil.copy
+    copying, go_on, copy = asyncio.Event(), threading.Event(), shutil.copyfileobj
     loop, waited = asyncio.get_running_loop(), []
 
-    def slowly(source: Any, target: Any) -> Any:
+    def slowly(source: Any, target: Any, *more: Any) -> Any:
         loop.call_soon_threadsafe(copying.set)
         waited.append(go_on.wait(10))
-        return copy(source, target)
+        return copy(source, target, *more)
 
-    monkeypatch.setattr(shutil, "copy", slowly)
+    monkeypatch.setattr(shutil, "copyfileobj", slowly)
     future = writer(flow)("slow", OutputFile("out/a.txt"))
     await within(copying.wait())
     await within(writer(flow)("quick", OutputFile("b.txt")))  # a whole task meanwhile

@@ -43,7 +43,8 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
     """Makes a sandbox directory, private to the user, where it is not there yet.
 
     Raises:
-        DataError: Something else has its name, such as a link to elsewhere.
+        DataError: Something else has its name, such as a link to elsewhere, or a directory of
+            another user's that others may write to.
         OSError: It cannot be made.
     """
     path = os.path.abspath(sandbox)
@@ -51,8 +52,7 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
-            if os.path.islink(path) or not os.path.isdir(path):
-                raise DataError(f"sandbox {path!r} is not a directory") from None
+            _require_sandbox(path)
         except FileNotFoundError:
             # Again and again, as another engine may remove a parent that it emptied.
             if not tries_left:
@@ -61,6 +61,17 @@ def make_sandbox(sandbox: str | os.PathLike[str]) -> str:
             continue
         break
     return path
+
+
+def _require_sandbox(path: str) -> None:
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        raise DataError(f"sandbox {path!r} is not a directory")
+    if found.st_uid != os.geteuid() and stat.S_IMODE(found.st_mode) & 0o022:
+        raise DataError(
+            f"sandbox {path!r} is another user's, who can change what is in it; name another "
+            "work_dir, where nobody else may write"
+        )
 
 
 def moved(text: str, former: str, sandbox: str) -> str:

@@ -357,7 +357,7 @@ def without_secrets(url: str) -> str:
     data = _DATA_URL.match(url)
     if data is not None:
         return f"{data[0]}..."
-    bare, query, _ = re.sub(r"//[^/@]*@", "//", url).partition("#")[0].partition("?")
+    bare, query, _ = re.sub(r"//[^/?#]*@", "//", url).partition("#")[0].partition("?")
     return bare + ("?..." if query else "")
 
 
@@ -382,7 +382,8 @@ def _name_in_url(url: str) -> str:
         name = "" if is_data_url(url) else os.path.basename(unquote(urlsplit(url).path))
     except ValueError as error:
         raise DataError(f"InputFile({without_secrets(url)!r}) is not a URL: {error}") from None
-    return "downloaded_file" if name in ("", ".", "..") or "\0" in name else name
+    unusable = name in ("", ".", "..") or "\0" in name or name.startswith(RESERVED)
+    return "downloaded_file" if unusable else name
 
 
 def _text(kind: str, given: object) -> str:

@@ -47,7 +47,8 @@ class Claim:
                 )
             if other is not None:
                 other._file.release()
-            make_sandbox(os.path.realpath(work_dir))  # `work_dir` itself may be a link
+            if not os.path.isdir(work_dir):  # which others may share
+                make_sandbox(os.path.realpath(work_dir))  # `work_dir` itself may be a link
             self._file: FileLock = self._locked(work_dir)
             _claims[uid] = self
 

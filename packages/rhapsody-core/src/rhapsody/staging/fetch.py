@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import io
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -28,6 +29,7 @@ from rhapsody.errors import DataError
 from rhapsody.quantities import memory_in_bytes, seconds
 
 INSTALL = "pip install 'rhapsody-core[files]'"
+_URL = re.compile(r"[A-Za-z][\w.+-]*://[^\s'\"<>]+")
 _CHUNK = 1 << 20
 _AT_ONCE = 8
 _TIMEOUT = "600"
@@ -130,8 +132,10 @@ class Fetcher:
                 ) from None
             except Exception as error:
                 # A protocol's library raises what it likes, and repeats the URL with
-                # the password in it: only its scrubbed text goes on.
+                # the password in it, that of a redirection, or in other words: only its
+                # scrubbed text goes on.
                 text = f"{type(error).__name__}: {error}".replace(origin, shown)
+                text = _URL.sub(lambda url: without_secrets(url[0]), text)
                 raise DataError(f"{shown} cannot be fetched: {text}") from None
             finally:
                 part.unlink(missing_ok=True)

@@ -355,9 +355,10 @@ class Stager:
         for name, (path, kind) in targets.items():
             if kind == "matches":
                 for each in matches.get(name, ()):
-                    puts[path / each] = Put(each, copy_of(os.path.join(sandbox, each)), "file")
+                    copy = copy_of(os.path.join(sandbox, each), sandbox)
+                    puts[path / each] = Put(each, copy, "file")
             elif backend.capabilities.shared_file_system:
-                puts[path] = Put(name, copy_of(os.path.join(sandbox, name)), kind)
+                puts[path] = Put(name, copy_of(os.path.join(sandbox, name), sandbox), kind)
             else:
                 puts[path] = Put(name, partial(backend.copy_file_out, source, name), kind)
         await self.results.save(source, puts)

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -25,7 +24,7 @@ from rhapsody.errors import DataError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.outputs import future_uid
 from rhapsody.staging.places import Kind, Places
-from rhapsody.staging.trees import copy_directory, remove_directory, replace_directory
+from rhapsody.staging.trees import copy_directory, copy_file, remove_directory, replace_directory
 from rhapsody.task import TaskDescription
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -133,13 +132,13 @@ class Results:
             self._own_directory = None
 
 
-def copy_of(path: str) -> Copy:
-    """What copies a file or directory of this file system."""
+def copy_of(path: str, sandbox: str | None = None) -> Copy:
+    """What copies a file or directory of this file system, or of a sandbox alone."""
 
     async def copy(part: Path) -> None:
         stop = threading.Event()
         try:
-            await in_thread(partial(_copy, path, part, stop))
+            await in_thread(partial(_copy, path, part, stop, sandbox))
         except asyncio.CancelledError:
             stop.set()
             raise
@@ -147,11 +146,11 @@ def copy_of(path: str) -> Copy:
     return copy
 
 
-def _copy(path: str, part: Path, stop: threading.Event) -> None:
+def _copy(path: str, part: Path, stop: threading.Event, sandbox: str | None) -> None:
     if os.path.isdir(path):
         copy_directory(path, part, stop)
     else:
-        shutil.copy(path, part)
+        copy_file(path, part, sandbox)
 
 
 async def _put(path: Path, copy: Copy) -> None:

@@ -1,4 +1,4 @@
-"""Directories as a whole: copied, put in place of another, and removed."""
+"""Files and directories as a whole: copied, put in place of another, and removed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import shutil
+import stat
 import threading
 import uuid
 from collections.abc import Collection, Iterator
@@ -15,6 +16,8 @@ from rhapsody.errors import DataError
 
 log: logging.Logger = logging.getLogger(__name__)
 
+_CHUNK = 1 << 20
+
 _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
 
@@ -23,6 +26,48 @@ def files_in(directory: str) -> Iterator[str]:
     for place, _, names in os.walk(directory):
         for name in names:
             yield os.path.relpath(os.path.join(place, name), directory)
+
+
+def copy_file(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], root: str | None = None
+) -> None:
+    """Copies a file with its mode; others see the copy only when that is set.
+
+    Args:
+        source: The file.
+        target: Where the copy is made; nothing is there yet.
+        root: The directory that it must be in, also where somebody changes links meanwhile.
+
+    Raises:
+        DataError: It is in no such directory, or is no file.
+        OSError: It cannot be read, or the copy cannot be made.
+    """
+    with open(source, "rb", opener=_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise DataError("it is no file")
+        if root is not None and not _is_in(file.fileno(), source, root):
+            raise DataError("it is a link that leaves the sandbox; write the file itself")
+        with open(target, "xb", opener=_private) as copy:
+            shutil.copyfileobj(file, copy, _CHUNK)
+            os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode))
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # of a FIFO as well
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _is_in(opened: int, path: str | os.PathLike[str], root: str) -> bool:
+    """Whether an open file is in a directory, wherever links lead by now."""
+    try:
+        real = os.readlink(f"/proc/self/fd/{opened}")
+    except OSError:  # no Linux: where it is now
+        real = os.path.realpath(path)
+    return real.startswith(os.path.realpath(root) + os.sep)
 
 
 class _StoppedError(Exception):
@@ -54,7 +99,8 @@ def copy_directory(
     root = os.path.realpath(source)
     _require_own_links(root)
     try:
-        shutil.copytree(root, target, symlinks=True, copy_function=copy)
+        os.mkdir(target, 0o700)  # until it has the mode of the other
+        shutil.copytree(root, target, symlinks=True, copy_function=copy, dirs_exist_ok=True)
     except _StoppedError:
         pass
     except shutil.Error as error:
