@@ -89,6 +89,8 @@ def test_a_name_that_is_not_on_disk_is_another_tasks_file(here: Path) -> None:
         ("https://example.org", "downloaded_file"),
         ("https://example.org/.rhapsody.code", "downloaded_file"),
         ("https://example.org/a/..", "downloaded_file"),
+        ("https://example.org/a%3B%20echo%20%60b%60%0A%24c.txt", "a_ echo _b___c.txt"),
+        ("https://example.org/-rf", "_rf"),
         ("data:text/plain,hi", "downloaded_file"),
         ("data:,hi/there", "downloaded_file"),
         ("DATA:image/svg+xml;charset=utf-8;base64,aGk=", "downloaded_file"),

@@ -138,7 +138,8 @@ def test_bytes_that_are_no_text_fail_their_task_alone(part: str) -> None:
         "argument": {"arguments": [text]},
         "variable": {"environment": {"A": text}},
     }
-    with pytest.raises(ValueError, match=r"task 't': RADICAL-Pilot cannot be given '\\udcff'"):
+    shown = r"a value in environment=" if part == "variable" else r"'\\udcff'"
+    with pytest.raises(ValueError, match=rf"task 't': RADICAL-Pilot cannot be given {shown}"):
         describe_executable(task(**given[part]), None)
 
 

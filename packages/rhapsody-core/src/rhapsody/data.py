@@ -57,6 +57,8 @@ __all__ = [
 _URL = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
 _PATTERN = re.compile(r"[*?[]")
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[^;,/]+)*,", re.IGNORECASE)
+_NO_NAME = re.compile(r"^[-~]|[\x00-\x1f\x7f;&|<>(){}\[\]$`\\\"'*?!#]")
+"""What a name from afar must not do in a command: be an option, or mean something to a shell."""
 
 AnyFile = TypeVar("AnyFile", bound="File")
 
@@ -383,7 +385,7 @@ def _name_in_url(url: str) -> str:
     except ValueError as error:
         raise DataError(f"InputFile({without_secrets(url)!r}) is not a URL: {error}") from None
     unusable = name in ("", ".", "..") or "\0" in name or name.startswith(RESERVED)
-    return "downloaded_file" if unusable else name
+    return "downloaded_file" if unusable else _NO_NAME.sub("_", name)
 
 
 def _text(kind: str, given: object) -> str:

@@ -129,7 +129,7 @@ def prepare(task: TaskDescription, words: dict[str, Any], pilot: Pilot) -> bool:
             "a callable"
         )
     if free:
-        launcher = shlex.join([sys.executable, "-c", ON_FREE_PORT])
+        launcher = shlex.join([sys.executable, "-P", "-c", ON_FREE_PORT])
         words["executable"] = f"{launcher} {words['executable']}"
     return True
 

@@ -147,8 +147,9 @@ def _check_text(task: TaskDescription) -> None:
         raise ValueError(f"task {task['name']!r}: an embedded null byte in its command")
     for word in words:
         if not encodable(word):
+            what = "a value in environment=" if word in environment.values() else repr(word)
             raise ValueError(
-                f"task {task['name']!r}: RADICAL-Pilot cannot be given {word!r}, which UTF-8 "
+                f"task {task['name']!r}: RADICAL-Pilot cannot be given {what}, which UTF-8 "
                 "cannot hold; give the file another name"
             )
 
