@@ -45,8 +45,9 @@ def _values(node: Node) -> list[tuple[str, str]]:
     environment: Mapping[str, str] | None = node.task.settings.environment
     if node.description is not None:
         environment = node.description.get("environment")
-    variables = {name: os.environ.get(name, "") for name in os.environ if looks_secret(name)}
-    variables |= environment or {}
+    variables = dict(environment or {})
+    for name in filter(looks_secret, os.environ):
+        variables.setdefault(name, os.environ.get(name, ""))
     pairs = [(value, name) for name, value in variables.items() if len(value) >= SECRET]
     return sorted(pairs, key=lambda pair: -len(pair[0]))
 
