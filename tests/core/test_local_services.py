@@ -166,6 +166,19 @@ async def test_output_goes_on_to_be_kept_after_it_was_ready(driver: Driver) -> N
     assert end.stdout == "ready\n" + "x" * 300000 + "\nlast\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+async def test_a_service_whose_output_finds_no_space_is_ready_all_the_same(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(services, "OUTPUT_FILES", ["/dev/full"])
+    task = driver.service("echo port 80; echo more; exec sleep 60", ready=r"stdout:port (\d+)")
+    await driver.submit(task)
+    assert await driver.ready(task) == "80"
+    assert [record.getMessage() for record in caplog.records] == [
+        "what a service prints is no longer kept in /dev/full: [Errno 28] No space left on device"
+    ]
+
+
 async def test_ready_by_a_file(driver: Driver) -> None:
     task = driver.service("sleep 0.1; touch 'a file'; sleep 60", ready="file:a file")
     await driver.submit(task)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import logging
 import os
 import re
 import socket
@@ -36,6 +37,8 @@ from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
 __all__ = ["TaskService"]
+
+log: logging.Logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 
@@ -209,7 +212,8 @@ class Output:
         self._file: int | None = None
         if capture is not False:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_APPEND
-            self._file = os.open(os.path.join(directory, OUTPUT_FILES[0]), flags, 0o600)
+            self._path = os.path.join(directory, OUTPUT_FILES[0])
+            self._file = os.open(self._path, flags, 0o600)
         self._reader: int | None
         self.writer: int
         self._reader, self.writer = os.pipe()
@@ -252,9 +256,17 @@ class Output:
             self._look("", whole=True)
             return False
         if self._file is not None:
-            os.write(self._file, data)
+            self._keep(self._file, data)
         self._look(self._decoder.decode(data))
         return True
+
+    def _keep(self, file: int, data: bytes) -> None:
+        try:
+            os.write(file, data)
+        except OSError as error:  # the disk is full, say: the service goes on
+            log.warning("what a service prints is no longer kept in %s: %s", self._path, error)
+            os.close(file)
+            self._file = None
 
     def _look(self, text: str, whole: bool = False) -> None:
         """Looks at what there is with more `text`, and whether that is the whole of it."""
