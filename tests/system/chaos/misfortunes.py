@@ -162,9 +162,10 @@ def _report(
     if chance.random() < 0.2:
         times.append(chance.expovariate(50))
     if state in TERMINAL and chance.random() < 0.1:
-        loop.call_soon_threadsafe(
-            loop.call_later, 0.02, partial(told, task, TasksMainStates.RUNNING)
-        )
+        # Once it has ended, it runs, or has ended otherwise.
+        other = chance.choice((TasksMainStates.RUNNING, TasksMainStates.CANCELED))
+        if other is TasksMainStates.RUNNING or not times[0]:
+            loop.call_soon_threadsafe(loop.call_later, 0.02, partial(told, task, other))
     for seconds in times:
         if seconds:
             again = partial(told, task, state, **more)

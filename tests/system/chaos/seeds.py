@@ -255,7 +255,7 @@ def _killed(seed: Seed, place: Path, environment: dict[str, str]) -> str:
     chance = random.Random(f"kills of {seed.number}")
     graph = make_graph(seed.number, seed.tasks)
     kills = 0
-    for _ in range(chance.randint(1, 6)):
+    for _ in range(chance.randint(1, 2 if seed.backend == "dask" else 6)):
         if _run_program(seed, place, environment, chance.randrange(seed.tasks // 2)):
             (place / "log.txt").unlink()  # it was too quick, and has ended well or not
             shutil.rmtree(place / "marks")
