@@ -6,16 +6,29 @@ from typing import Any
 
 import pytest
 
-from rhapsody.retries import RetryPolicy
+from rhapsody.retries import RetryPolicy, as_policies
 
 
 def test_a_number_of_retries_is_a_policy_that_waits_for_nothing() -> None:
-    policy = RetryPolicy.of(3)
-    assert policy == RetryPolicy(attempts=3, wait=0.0, on=Exception)
-    assert policy is not None
+    policy = RetryPolicy(attempts=3, wait=0.0, on=Exception)
+    assert as_policies(3) == (policy,)
     assert policy.delay(1) == 0.0
-    assert RetryPolicy.of(policy) is policy
-    assert RetryPolicy.of(None) is None
+
+
+def test_several_policies_stay_in_their_order() -> None:
+    policies = [RetryPolicy(3, on=MemoryError), RetryPolicy(1)]
+    assert as_policies(policies) == tuple(policies)
+    assert as_policies(policies[0]) == (policies[0],)
+    assert as_policies(()) == ()
+    assert as_policies(None) is None
+
+
+@pytest.mark.parametrize("given", [[2], [RetryPolicy(), "one"], [[RetryPolicy()]]])
+def test_what_is_no_policy_among_several_is_an_error_that_shows_how_it_is_written(
+    given: Any,
+) -> None:
+    with pytest.raises(TypeError, match=r"retries must be .* such as \[RetryPolicy\(3, on=Mem"):
+        as_policies(given)
 
 
 def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:

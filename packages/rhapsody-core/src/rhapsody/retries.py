@@ -5,7 +5,7 @@ The engine counts the attempts and waits between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -48,13 +48,6 @@ class RetryPolicy:
             if not (isinstance(kind, type) and issubclass(kind, BaseException)):
                 raise TypeError(f"on must be exception types, got {kind!r}")
 
-    @classmethod
-    def of(cls, value: RetryPolicy | int | None) -> RetryPolicy | None:
-        """The policy given as itself or as a number of further attempts."""
-        if value is None or isinstance(value, RetryPolicy):
-            return value
-        return cls(attempts=value)
-
     def covers(self, error: BaseException) -> bool:
         """Whether an exception is worth another attempt."""
         return is_a(error, cast("type[BaseException]", self.on))
@@ -63,3 +56,27 @@ class RetryPolicy:
         """Seconds to wait after the given attempt failed."""
         wait = self.wait(attempt) if callable(self.wait) else self.wait
         return seconds("wait", wait, zero=True)
+
+
+def as_policies(
+    value: RetryPolicy | int | Sequence[RetryPolicy] | None,
+) -> tuple[RetryPolicy, ...] | None:
+    """The policies given as one, as several or as a number of further attempts.
+
+    Raises:
+        TypeError: Something else, or among several.
+        ValueError: The number is negative.
+    """
+    if value is None:
+        return None
+    if isinstance(value, RetryPolicy):
+        return (value,)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return (RetryPolicy(attempts=value),)
+    for each in value:
+        if not isinstance(each, RetryPolicy):
+            raise TypeError(
+                "retries must be a whole number, a RetryPolicy or a list of these such as "
+                f"[RetryPolicy(3, on=MemoryError), RetryPolicy(1, on=OSError)], got {each!r} in it"
+            )
+    return tuple(value)

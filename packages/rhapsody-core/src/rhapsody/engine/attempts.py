@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rhapsody.engine.node import Node
@@ -17,11 +18,11 @@ class Attempts:
     """How often the tasks of one engine are tried that say nothing of their own.
 
     Args:
-        retries: After failures of the task.
+        retries: After failures of the task: the first that covers one counts it.
         lost_retries: How many times after a loss.
     """
 
-    def __init__(self, retries: RetryPolicy | None, lost_retries: int) -> None:
+    def __init__(self, retries: Sequence[RetryPolicy] | None, lost_retries: int) -> None:
         self._retries = retries
         self._lost_retries = lost_retries
 
@@ -39,11 +40,11 @@ class Attempts:
                 own = settings.lost_retries
                 left = (self._lost_retries if own is None else own) - extra.losses
                 return (0.0 if left >= 0 else None), error
-            policy = settings.retries or self._retries
-            if policy is not None and policy.covers(error):
-                extra.failures += 1
-                if extra.failures <= policy.attempts:
-                    return policy.delay(node.attempt), error
+            policies = self._retries if settings.retries is None else settings.retries
+            for place, policy in enumerate(policies or ()):
+                if policy.covers(error):
+                    spent = extra.failures[place] = extra.failures.get(place, 0) + 1
+                    return policy.delay(node.attempt) if spent <= policy.attempts else None, error
         except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
             blame(mistake, error, f"`wait` in the retries of {node.named()}")
             return None, mistake

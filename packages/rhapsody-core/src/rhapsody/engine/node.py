@@ -82,7 +82,7 @@ class Extra:
         self.children: dict[Node, None] = {}  # what a block has started
         self.command: str | list[str] | None = None  # an executable's, once built
         self.context: contextvars.Context | None = None  # the one a block was called in
-        self.failures: int = 0  # attempts that failed
+        self.failures: dict[int, int] = {}  # attempts that failed, by the place of their policy
         self.found: Found | None = None  # futures and files in the arguments
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds

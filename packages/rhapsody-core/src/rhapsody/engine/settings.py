@@ -7,14 +7,14 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
-from rhapsody.retries import RetryPolicy
+from rhapsody.retries import RetryPolicy, as_policies
 from rhapsody.task import is_async
 
 NO_FALLBACK: Any = object()
@@ -37,8 +37,8 @@ class TaskSettings(TypedDict, total=False):
         backend: The attached backend to run on. Default: what a plugin selects, else
             the engine's first one.
         resources: A `Resources`, or a dict of its fields. Default: one core.
-        retries: How many more attempts a failed task gets, or a `RetryPolicy`.
-            Default: the engine's.
+        retries: How many more attempts a failed task gets, or a `RetryPolicy`, or several,
+            of which the first that covers a failure counts it. Default: the engine's.
         lost_retries: How many more attempts it gets after its worker, pilot or
             connection was lost. Default: the engine's.
         timeout: Seconds each attempt may run, from the moment it starts. Default:
@@ -75,7 +75,7 @@ class TaskSettings(TypedDict, total=False):
     name: str | None
     backend: str | None
     resources: Resources | Mapping[str, Any] | None
-    retries: RetryPolicy | int | None
+    retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
     timeout: float | None
     cache: bool
@@ -104,7 +104,7 @@ class Settings:
     name: str | None = None
     backend: str | None = None
     resources: Resources | None = None
-    retries: RetryPolicy | None = None
+    retries: tuple[RetryPolicy, ...] | None = None
     lost_retries: int | None = None
     timeout: float | None = None
     cache: bool = True
@@ -385,7 +385,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": _text("name"),
     "backend": _text("backend"),
     "resources": Resources.of,
-    "retries": RetryPolicy.of,
+    "retries": as_policies,
     "lost_retries": whole_number("lost_retries", 0),
     "timeout": _timeout,
     "cache": flag("cache"),

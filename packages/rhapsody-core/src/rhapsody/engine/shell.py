@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,7 @@ class Shell:
         here: str | None,
         dry_run: bool,
         implicit_data: bool,
-        retries: RetryPolicy | None,
+        retries: Sequence[RetryPolicy] | None,
         lost_retries: int,
         timeout: float | None,
         max_pending: int | None,

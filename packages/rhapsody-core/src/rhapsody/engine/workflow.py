@@ -47,7 +47,7 @@ from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import seconds
-from rhapsody.retries import RetryPolicy
+from rhapsody.retries import RetryPolicy, as_policies
 from rhapsody.staging.files import Stager
 from rhapsody.staging.runs import BASE
 from rhapsody.staging.sandboxes import check_keep
@@ -101,7 +101,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         work_dir: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
         progress: bool | Literal["lines"] | Progress = False,
-        retries: RetryPolicy | int | None = None,
+        retries: RetryPolicy | int | Sequence[RetryPolicy] | None = None,
         lost_retries: int = 3,
         timeout: float | None = None,
         observers: Iterable[object] = (),
@@ -141,7 +141,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`;
                 at the end an account of the run. While there is a table, what tasks print is
                 shown above it when each ends; with `"lines"` what programs print is shown then.
-            retries: How many more attempts a failed task gets, or a `RetryPolicy`.
+            retries: How many more attempts a failed task gets, or a `RetryPolicy`, or several,
+                of which the first that covers a failure counts it.
             lost_retries: How many more attempts a task gets whose worker, pilot or
                 connection was lost.
             timeout: Seconds each attempt of a task may run; services run until they
@@ -203,7 +204,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 work_dir=work_dir,
                 trace=None if trace is None else new_file("trace", trace),
                 progress=progress,
-                retries=RetryPolicy.of(retries),
+                retries=as_policies(retries),
                 lost_retries=whole_number("lost_retries", 0)(lost_retries),
                 timeout=None if timeout is None else seconds("timeout", timeout),
                 observers=observers,
