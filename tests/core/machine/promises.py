@@ -38,8 +38,8 @@ class Promises:
         for one in world.calls[node]:
             good = one.done() and not one.cancelled() and one.exception() is None
             self.hold(good, f"{future.uid} runs without the value of {one.uid}")
-        policy = node.task.settings.retries
-        most = 1 + world.LOST_RETRIES + (policy.attempts if policy else 0)
+        policies = node.task.settings.retries or ()
+        most = 1 + world.LOST_RETRIES + sum(policy.attempts for policy in policies)
         self.hold(world.submitted[node] <= most, f"{future.uid} is tried too often")
 
     def succeeded(self, node: Node, value: Any) -> None:

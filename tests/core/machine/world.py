@@ -119,7 +119,7 @@ def _tasks() -> list[Task[Any, Any]]:
             "function", **dict(zip(("retries", "timeout", "limit", "fallback"), given, strict=True))
         )
         for given in product(
-            (0, RetryPolicy(1, wait=5.0)),
+            (0, (RetryPolicy(0, on=KeyError), RetryPolicy(1, wait=5.0))),
             (None, 10.0),
             ((), "licence:1", ["licence:1", "disk:2"]),
             (NO_FALLBACK, "fallback"),
