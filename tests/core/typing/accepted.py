@@ -108,6 +108,10 @@ async def functions_with_settings(flow: WorkflowEngine, before: TaskFuture[str])
     assert_type(await text(add(1)), str)
     assert_type(await empty(), bytes)
     assert_type(await add.options(retries=1, after=[before])(1), int)
+    several = [RetryPolicy(3, on=MemoryError), RetryPolicy(1, on=OSError)]
+    growing = add.options(retries=several, resources=lambda attempt: {"cores": 2 * attempt})
+    assert_type(await growing(1), int)
+    assert_type(await add.options(resources=lambda attempt: Resources(attempt))(1), int)
     assert_type(await text.options(name="x").options(backend="noop")(add(1)), str)
 
 

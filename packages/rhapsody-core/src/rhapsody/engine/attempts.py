@@ -1,13 +1,14 @@
-"""Whether a failed attempt is followed by another, and what stands in for a result where not."""
+"""What an attempt gets, whether another follows a failed one, and what stands in for a result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rhapsody.engine.node import Node
 from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.errors import BackendUnavailableError, TaskLostError, blame, is_a
+from rhapsody.errors import BackendUnavailableError, TaskLostError, add_note, blame, is_a
+from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy
 
 LOST = (TaskLostError, BackendUnavailableError)
@@ -49,6 +50,29 @@ class Attempts:
             blame(mistake, error, f"`wait` in the retries of {node.named()}")
             return None, mistake
         return None, error
+
+
+def resources_for(node: Node, given: Callable[[int], Any]) -> Resources:
+    """Asks for what an attempt gets of a task whose resources depend on the attempt's number.
+
+    Raises:
+        TypeError: The answer is not a `Resources` or a dict of its fields.
+        ValueError: A number in it is out of range.
+    """
+    whose = f"the resources of {node.named()} for attempt {node.attempt}"
+    try:
+        answer = given(node.attempt)
+    except (Exception, SystemExit) as mistake:  # the user's own callable raised
+        add_note(mistake, f"raised by {whose}")
+        raise
+    try:
+        found = Resources.of(answer)
+        if found is None:
+            raise TypeError("a Resources or a dict such as {'cores': 2} is needed, got None")
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{whose}: {error} (in {answer!r})") from None
+    return found
 
 
 def fallback(node: Node, error: BaseException) -> tuple[Any, BaseException]:

@@ -18,6 +18,7 @@ from rhapsody.data import moved
 from rhapsody.engine import failures
 from rhapsody.engine.arguments import texts_in
 from rhapsody.engine.attach import Attached, find
+from rhapsody.engine.attempts import resources_for
 from rhapsody.engine.background import Background
 from rhapsody.engine.held import PushDown
 from rhapsody.engine.life import Work
@@ -180,6 +181,8 @@ class Preparation:
         node.description = description
         if task.optional:
             description.update(task.optional)  # type: ignore[typeddict-item]
+            if callable(settings.resources):
+                description["resources"] = resources_for(node, settings.resources)
         if self._timeout is not None and settings.timeout is None and not settings.service:
             description["timeout"] = self._timeout
         if settings.environment:
@@ -332,7 +335,7 @@ class Preparation:
         unknown = _unknown_settings(node, backend)
         if unknown:
             raise failures.unknown_setting(node, backend, unknown[0], self._able(node))
-        task.accepted_by = backend
+        task.accepted_by = None if callable(task.settings.resources) else backend
 
     def _able(self, node: Node) -> list[str]:
         """The attached backends that can run a task as it is described."""

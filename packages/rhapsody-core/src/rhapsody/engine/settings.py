@@ -36,7 +36,8 @@ class TaskSettings(TypedDict, total=False):
         name: Shown in errors, events and reports. Default: the function's name.
         backend: The attached backend to run on. Default: what a plugin selects, else
             the engine's first one.
-        resources: A `Resources`, or a dict of its fields. Default: one core.
+        resources: A `Resources`, or a dict of its fields; or a callable that gets the attempt's
+            number (from 1), on the loop, and returns one of them. Default: one core.
         retries: How many more attempts a failed task gets, or a `RetryPolicy`, or several,
             of which the first that covers a failure counts it. Default: the engine's.
         lost_retries: How many more attempts it gets after its worker, pilot or
@@ -74,7 +75,7 @@ class TaskSettings(TypedDict, total=False):
     service: bool
     name: str | None
     backend: str | None
-    resources: Resources | Mapping[str, Any] | None
+    resources: Resources | Mapping[str, Any] | Callable[[int], Resources | Mapping[str, Any]] | None
     retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
     timeout: float | None
@@ -103,7 +104,7 @@ class Settings:
     service: bool = False
     name: str | None = None
     backend: str | None = None
-    resources: Resources | None = None
+    resources: Resources | Callable[[int], Any] | None = None
     retries: tuple[RetryPolicy, ...] | None = None
     lost_retries: int | None = None
     timeout: float | None = None
@@ -280,6 +281,18 @@ def directory(argument: str, value: object, default: str) -> Path:
     return found
 
 
+def _resources(value: Any) -> Resources | Callable[[int], Any] | None:
+    if not callable(value) or isinstance(value, type):
+        return Resources.of(value)
+    if is_async(value):
+        raise TypeError(
+            "resources must be a Resources, a dict or an ordinary function that returns one, "
+            f"got {value!r}"
+        )
+    given: Callable[[int], Any] = value
+    return given
+
+
 def _timeout(value: object) -> float | None:
     return None if value is None else seconds("timeout", value)
 
@@ -384,7 +397,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "service": flag("service"),
     "name": _text("name"),
     "backend": _text("backend"),
-    "resources": Resources.of,
+    "resources": _resources,
     "retries": as_policies,
     "lost_retries": whole_number("lost_retries", 0),
     "timeout": _timeout,
