@@ -23,6 +23,7 @@ BUILTINS = {
     "PluginError": RuntimeError,
     "DataError": ValueError,
     "JournalError": RuntimeError,
+    "OutOfMemoryError": MemoryError,
 }
 
 

@@ -124,6 +124,14 @@ class TaskFailedError(RhapsodyError, RuntimeError):
         self.sandbox: str | None = sandbox
 
 
+class OutOfMemoryError(TaskFailedError, MemoryError):
+    """The kernel killed a task's program or worker process because memory ran out.
+
+    Args and attributes are those of `TaskFailedError`. Who counts it as a failure of the task
+    writes `RetryPolicy(2, on=MemoryError)`, which covers a function's own `MemoryError` as well.
+    """
+
+
 class TaskTimeoutError(RhapsodyError, TimeoutError):
     """A task ran for longer than its time-out, or a service was not ready in time."""
 

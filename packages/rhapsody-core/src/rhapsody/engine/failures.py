@@ -18,6 +18,7 @@ from rhapsody.errors import (
     CALL,
     CapabilityError,
     DependencyFailureError,
+    OutOfMemoryError,
     TaskFailedError,
     TaskTimeoutError,
     describe_error,
@@ -93,16 +94,17 @@ def unknown_setting(
 def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     """The error of an attempt that a backend says has failed."""
     error = report.get("exception")
-    if isinstance(error, BaseException):
-        if type(error) is TaskFailedError:
-            error.args = (hidden(node, str(error)),)
-            return _complete(error, report) if node.task.kind == "executable" else error
-        return error
-    name = f"task {node.task.name!r} ({node.future.uid})"
     command = None
     if node.extra is not None and node.extra.command is not None:
         given = node.extra.command
         command = given if isinstance(given, str) else shlex.join(given)
+    if isinstance(error, BaseException):
+        if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
+            error.args = (hidden(node, str(error)),)
+            error.command = error.command or command
+            return _complete(error, report) if node.task.kind == "executable" else error
+        return error
+    name = f"task {node.task.name!r} ({node.future.uid})"
     message = f"{name} failed"
     if error:
         message += f": {hidden(node, str(error))}"

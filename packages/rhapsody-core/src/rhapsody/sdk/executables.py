@@ -16,6 +16,7 @@ from functools import partial
 
 from rhapsody.aio import wait_through
 from rhapsody.data import OUTPUT_FILES
+from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk._outputs import ProgramOutput
 from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
@@ -106,7 +107,9 @@ class TaskProgram:
         stdout: int | None = None,
         port: int | None = None,
     ) -> None:
+        memory_group()  # what was killed before does not count
         self._task = task
+        self._terminated = False
         self._output: ProgramOutput | None = None
         executable = task["executable"]
         if not isinstance(executable, str) or not executable:
@@ -158,6 +161,7 @@ class TaskProgram:
 
         Returns at once; `wait` returns when it has ended.
         """
+        self._terminated = True
         self._program.terminate(grace)
 
     async def wait(self, grace: float) -> int:
@@ -173,13 +177,17 @@ class TaskProgram:
             The exit code, which is minus the signal's number where a signal ended it.
 
         Raises:
+            OutOfMemoryError: The kernel killed it because memory ran out; all is written.
             OSError: Its output cannot be read.
         """
         exited = self._program.exited
         if await wait_through(exited, partial(self.terminate, grace)):
             self._close()
             raise asyncio.CancelledError
-        return await self._collect(exited.result())
+        code = await self._collect(exited.result())
+        if not self._terminated and (error := memory_error(self._task, code)) is not None:
+            raise error
+        return code
 
     async def _collect(self, code: int) -> int:
         task = self._task

@@ -23,6 +23,7 @@ from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk import _groups as groups
+from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.runner import Outcome
@@ -93,6 +94,7 @@ class ProcessWorkers:
             BackendUnavailableError: It could not be started.
         """
         self._context = WorkerContext()
+        memory_group()  # what was killed before does not count
         try:
             self._context.start()
             self._first = Worker(self._context, START_TIMEOUT)
@@ -321,7 +323,7 @@ class ProcessWorkers:
             if not former.begun and job.attempts < ATTEMPTS:
                 self._to_packer.put((job, None))
                 return
-            job.error = TaskLostError(
+            job.error = memory_error(job.task, code) or TaskLostError(
                 f"the worker process of task {job.task['name']!r} {_how(code)} "
                 "while it ran the task"
             )
