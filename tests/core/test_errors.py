@@ -15,6 +15,7 @@ BUILTINS = {
     "DependencyFailureError": RuntimeError,
     "TaskFailedError": RuntimeError,
     "TaskTimeoutError": TimeoutError,
+    "TaskHeldBackError": RuntimeError,
     "TaskLostError": RuntimeError,
     "SubmissionError": RuntimeError,
     "BackendUnavailableError": ConnectionError,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         RhapsodyError,
         SubmissionError,
         TaskFailedError,
+        TaskHeldBackError,
         TaskLostError,
         TaskTimeoutError,
     )
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
         "TaskDescription",
         "TaskFailedError",
         "TaskFuture",
+        "TaskHeldBackError",
         "TaskLostError",
         "TaskSettings",
         "TaskTimeoutError",
@@ -102,6 +104,7 @@ else:
         "RhapsodyError",
         "SubmissionError",
         "TaskFailedError",
+        "TaskHeldBackError",
         "TaskLostError",
         "TaskTimeoutError",
     )

@@ -144,6 +144,25 @@ class SubmissionError(RhapsodyError, RuntimeError):
     """A backend did not accept a batch of tasks."""
 
 
+class TaskHeldBackError(SubmissionError):
+    """A task was not started, as the backend ends before it would.
+
+    Args:
+        message: What happened, for people.
+        backend: What the backend is called.
+        needs: Seconds that the task needs: its hint `walltime`, else its time-out.
+        left: Seconds that the backend had left.
+    """
+
+    def __init__(
+        self, message: str, *, backend: str = "", needs: float = 0.0, left: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.backend: str = backend
+        self.needs: float = needs
+        self.left: float = left
+
+
 class BackendUnavailableError(RhapsodyError, ConnectionError):
     """A backend cannot be reached, has not been started or has been shut down."""
 

@@ -26,7 +26,7 @@ class Resources:
             `None` asks for nothing in particular. Held as bytes.
         ranks: Number of processes (MPI ranks) of an executable.
         walltime: Seconds the task is expected to need at most, a hint for
-            schedulers; `None` is unknown.
+            schedulers; `None` is unknown. A backend that ends before does not get the task.
 
     Raises:
         ValueError: A number is negative, or `ranks` is less than 1.

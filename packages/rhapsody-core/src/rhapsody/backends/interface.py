@@ -111,6 +111,23 @@ class BaseExecutionBackend(ABC):
         """
         raise CapabilityError(f"backend {self.name!r} does not copy files out of its sandboxes")
 
+    def seconds_left(self, task: Any = None) -> float | None:
+        """How long a task could run if it were started now, before the backend ends.
+
+        Called by the engine on its loop: once when it attaches the backend, and, unless that
+        gave `None`, for each task with a time-out or the hint `walltime` that it is about to
+        hand over. What does not fit goes to another backend, or is held back. A backend that
+        has tasks wait may fail one that does not fit any more with `TaskHeldBackError`.
+
+        Args:
+            task: Its description, not to be changed; `None`: any task.
+
+        Returns:
+            Seconds, 0 or more; infinity where the end is not known yet, and `None` where
+            there is none.
+        """
+        return None
+
     @abstractmethod
     def get_task_states_map(self) -> Any:
         """The `StateMapper` for the states this backend reports. Called once per engine."""

@@ -36,18 +36,29 @@ class Attached:
     Attributes:
         capabilities: What it can do.
         dry: Whether it runs nothing.
+        may_end: Whether it ends by itself, see its `seconds_left`.
         states: Its `StateMapper`.
         native: The canonical states by the backend's own, where `states` has such a table.
         occupied: How many tasks it has that count against `max_pending`.
     """
 
-    __slots__ = ("backend", "capabilities", "dry", "name", "native", "occupied", "states")
+    __slots__ = (
+        "backend",
+        "capabilities",
+        "dry",
+        "may_end",
+        "name",
+        "native",
+        "occupied",
+        "states",
+    )
 
     def __init__(self, backend: BaseExecutionBackend, name: str) -> None:
         self.backend: BaseExecutionBackend = backend
         self.name: str = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
         self.dry: bool = getattr(backend, "dry", False) is True
+        self.may_end: bool = backend.seconds_left() is not None
         self.states: Any = backend.get_task_states_map()
         self.native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
         self.occupied: int = 0

@@ -7,12 +7,23 @@ from typing import Any
 
 from rhapsody.engine.node import Node
 from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.errors import BackendUnavailableError, TaskLostError, add_note, blame, is_a
+from rhapsody.errors import (
+    BackendUnavailableError,
+    DependencyFailureError,
+    TaskHeldBackError,
+    TaskLostError,
+    add_note,
+    blame,
+    is_a,
+)
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy
 
 LOST = (TaskLostError, BackendUnavailableError)
 """Errors of an attempt that are the infrastructure's, which has tries of its own."""
+
+NOT_COUNTED = (DependencyFailureError, TaskHeldBackError)
+"""Errors of tasks that did not run: `max_failures` does not count them."""
 
 
 class Attempts:
@@ -36,7 +47,7 @@ class Attempts:
         """
         settings, extra = node.task.settings, node.more()
         try:
-            if is_a(error, LOST):
+            if is_a(error, (*LOST, TaskHeldBackError)):  # the latter by a backend with a queue
                 extra.losses += 1
                 own = settings.lost_retries
                 left = (self._lost_retries if own is None else own) - extra.losses

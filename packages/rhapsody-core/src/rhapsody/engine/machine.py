@@ -16,13 +16,13 @@ from typing import Any
 from rhapsody.engine import failures
 from rhapsody.engine.actions import Actions, HeldValues
 from rhapsody.engine.attach import Attached
-from rhapsody.engine.attempts import LOST, Attempts, fallback
+from rhapsody.engine.attempts import LOST, NOT_COUNTED, Attempts, fallback
 from rhapsody.engine.graph import Graph, InTurn
 from rhapsody.engine.life import OVER, READY, SUBMITTED, SUBMITTING, Event, Future, Work
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.node import Extra, Node
 from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.errors import DependencyFailureError, is_a
+from rhapsody.errors import is_a
 from rhapsody.plugins.reports import Stats
 from rhapsody.states import TasksMainStates
 
@@ -353,7 +353,7 @@ class Machine:
         error = self.actions.fail(node, error)
         if self.observed:
             self.actions.publish(node, FAILED, error)
-        if self.failures_left is not None and not is_a(error, DependencyFailureError):
+        if self.failures_left is not None and not is_a(error, NOT_COUNTED):
             self.failures_left -= 1
             if self.failures_left <= 0 and not self.closing:
                 self.cancel_all(f"{node.named()} failed, after which all is cancelled")

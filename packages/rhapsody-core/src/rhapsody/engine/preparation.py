@@ -26,6 +26,7 @@ from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.recording import Recording
 from rhapsody.engine.tasks import Task
+from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
 from rhapsody.errors import CapabilityError, PluginError, describe_error
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import ObservedEngine
@@ -95,6 +96,7 @@ class Preparation:
         self._lost_retries = lost_retries
         self._implicit_data = implicit_data
         self._quiet = quiet
+        self._holding_back = HoldingBack(uid, machine)
 
     def advance(self, node: Node, backend: Attached) -> bool:
         """Takes a node as far as it goes; `True` when it can be submitted to this backend."""
@@ -127,6 +129,9 @@ class Preparation:
                     self._resume(node, chosen)
                     return False
         if node.stage == ROUTED:
+            if backend.may_end and (other := elsewhere(node, backend, self._able)) is not None:
+                self._resume(node, self._backends[other])
+                return False
             if task.accepted_by is not backend or hooks.prepare_task or node.specific:
                 self._check_capabilities(node, backend)
             node.backend = backend
@@ -145,6 +150,9 @@ class Preparation:
             if hooks.lookup_results and self._recording.look_up(node):
                 return False
         if node.stage == LOOKED_UP:
+            if backend.may_end and (short := shortage(node, backend)) is not None:
+                self._holding_back.hold_back(node, backend, short)
+                return False
             resolved = node.extra.resolved if node.extra is not None else None
             if resolved is not None and (gone := resolved.gone()):
                 again = self._make_again(node, backend, gone)
@@ -338,11 +346,13 @@ class Preparation:
         task.accepted_by = None if callable(task.settings.resources) else backend
 
     def _able(self, node: Node) -> list[str]:
-        """The attached backends that can run a task as it is described."""
+        """The attached backends that can run a task as it is described, and have time for it."""
         return [
             one.name
             for one in self._backends.values()
-            if _lacking(node, one) is None and not _unknown_settings(node, one)
+            if _lacking(node, one) is None
+            and not _unknown_settings(node, one)
+            and shortage(node, one) is None
         ]
 
     def _has_files(self, node: Node, backend: Attached) -> bool:

@@ -36,6 +36,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
         more = counts.all.failed - len(failures)
         lines.append("failed:" if not more else f"failed (the last {len(failures)}):")
         lines += [line for failure in failures for line in _failed(failure)]
+    lines += _held_back(counts)
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
         lines.append(f"the run's files: {shown(run)}")
@@ -56,6 +57,7 @@ def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
     row = counts.all
     others = {
         "failed": row.failed,
+        "held back": row.held,
         "skipped": row.skipped,
         "cancelled": row.cancelled,
         "retried": retried,
@@ -89,6 +91,20 @@ def _failed(failure: Failure) -> list[str]:
         again = os.path.join(failure.sandbox, AGAIN)
         if os.path.isfile(again):
             lines.append(f"    to run it again: sh {shlex.quote(shown(again))}")
+    return lines
+
+
+def _held_back(counts: Counts) -> list[str]:
+    """A line for each backend that tasks were held back from."""
+    lines = []
+    for backend in dict.fromkeys(each.backend for each in counts.held.values()):
+        held = [each for each in counts.held.values() if each.backend == backend]
+        one, first = len(held) == 1, held[0]
+        which = first.name if one else f"the first of them, {first.name},"
+        lines.append(
+            f"{len(held)} {'task was' if one else 'tasks were'} held back: {backend!r} had "
+            f"{duration(first.left)} left, and {which} needs {duration(first.needs)}"
+        )
     return lines
 
 

@@ -8,6 +8,7 @@ from textwrap import dedent
 
 from rhapsody.errors import (
     DependencyFailureError,
+    TaskHeldBackError,
     describe_error,
     first_call,
     is_a,
@@ -31,6 +32,7 @@ class Row:
 
     Attributes:
         total: All that were called.
+        held: Those that were held back, as their backend ends before they would.
         skipped: Those that did not run, because one that they depend on has failed.
     """
 
@@ -38,13 +40,14 @@ class Row:
     running: int = 0
     done: int = 0
     failed: int = 0
+    held: int = 0
     skipped: int = 0
     cancelled: int = 0
 
     @property
     def ended(self) -> int:
         """How many have ended, in whatever way."""
-        return self.done + self.failed + self.skipped + self.cancelled
+        return self.done + self.failed + self.held + self.skipped + self.cancelled
 
     @property
     def waiting(self) -> int:
@@ -75,15 +78,34 @@ class Failure:
     stdout: str
 
 
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A task that was held back, in seconds.
+
+    Attributes:
+        name: The task's name and uid.
+        backend: The backend that ends too soon.
+        needs: How long it takes.
+        left: How long the backend had left.
+    """
+
+    name: str
+    backend: str
+    needs: float
+    left: float
+
+
 class Counts:
     """What has become of the tasks and blocks of a run so far.
 
     Attributes:
         rows: The counts by the tasks' names, in the order of their first calls.
+        held: The tasks that were held back, by their uids.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.held: dict[str, HeldBack] = {}
         self._running: set[str] = set()
         self._failed: set[str] = set()
         self._last: dict[str, Failure] = {}
@@ -113,6 +135,8 @@ class Counts:
                 self._failed.discard(uid)
                 self._last.pop(uid, None)
                 row.failed -= 1
+            elif self.held.pop(uid, None) is not None:  # it waits for another backend after all
+                row.held -= 1
             if event.state is RUNNING:
                 row.running += 1
                 self._running.add(uid)
@@ -129,6 +153,10 @@ class Counts:
             row.cancelled += 1
         elif is_a(event.error, DependencyFailureError):
             row.skipped += 1
+        elif is_a(event.error, TaskHeldBackError):
+            row.held += 1
+            name, error = f"{event.name} ({event.uid})", event.error
+            self.held[event.uid] = HeldBack(name, error.backend, error.needs, error.left)
         else:
             row.failed += 1
             self._failed.add(event.uid)

@@ -79,7 +79,7 @@ class Picture:
 
     def _table(self, every: Row) -> Table:
         columns = ["waiting", "running", "done", "failed"]
-        columns += [name for name in ("skipped", "cancelled") if getattr(every, name)]
+        columns += [name for name in ("held", "skipped", "cancelled") if getattr(every, name)]
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("task", no_wrap=True, overflow="ellipsis")
         for name in columns:

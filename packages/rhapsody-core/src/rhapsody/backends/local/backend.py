@@ -24,7 +24,7 @@ from rhapsody.backends.local.slots import Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError, is_a
+from rhapsody.errors import CapabilityError, TaskHeldBackError, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
@@ -32,6 +32,7 @@ from rhapsody.sdk.mailbox import TURN, Mailbox
 from rhapsody.sdk.processes import Guardian
 from rhapsody.sdk.readiness import parse_ready
 from rhapsody.sdk.threads import in_thread
+from rhapsody.sdk.walltime import seconds_of_job, time_needed
 from rhapsody.task import TaskDescription, is_async
 
 EXECUTORS = ("thread", "process")
@@ -61,9 +62,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             `concurrent.futures`, which stays the caller's to shut down.
         resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
             devices), `memory` (bytes or text such as `"8 GiB"`), `workers` (function
-            tasks at once; as many as a given executor has, else as there are cores). What is
-            not given is found out; there are at least as many cores as workers unless `cores`
-            says otherwise.
+            tasks at once; as many as a given executor has, else as there are cores) and
+            `walltime` (seconds until it ends, from its start; else that of the batch job this
+            runs in, see `rhapsody.sdk.walltime`). What is not given is found out; there are at
+            least as many cores as workers unless `cores` says otherwise.
         grace: Seconds between SIGTERM and SIGKILL for what is stopped.
         name: What it is called in an engine; default `"local"`.
 
@@ -99,12 +101,17 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self.capabilities = PROCESSES
         self._slots = Slots(self.machine)
         self._queue: Queue[Job] = Queue(self._slots)
+        self._ends: float | None = None  # by `monotonic`
         self._pumping = False
         self._mailbox: Mailbox[Job] | None = None
         self._progress: asyncio.Event | None = None
         self._capturing = False
         self._threads: ThreadWorkers | None = None
         self._processes: Any = None
+
+    def seconds_left(self, task: Any = None) -> float | None:
+        """How long a task could run before the walltime is over, `None` where there is none."""
+        return None if self._ends is None else max(0.0, self._ends - monotonic())
 
     def cores_in_use(self) -> tuple[int, int]:
         """How many cores tasks use now, and how many there are to give."""
@@ -115,6 +122,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     async def start(self) -> None:
         """Starts what tasks run on."""
         self._loop = asyncio.get_running_loop()
+        walltime = self.machine.walltime
+        walltime = seconds_of_job() if walltime is None else walltime
+        self._ends = None if walltime is None else monotonic() + walltime
         mailbox = Mailbox(self._loop, self._ended)
         states = self.get_task_states_map()
         self._running, self._done = states.RUNNING, states.DONE
@@ -304,6 +314,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job.started = True
         try:
             task = job.task
+            if self._ends is not None:
+                self._require_time(task)
             if task["function"] is not None:
                 sandbox = task.get("sandbox")
                 if sandbox or task.get("capture") == "files":
@@ -317,6 +329,20 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job.given = True
         if not job.runner.announces:
             self._announce(job)
+
+    def _require_time(self, task: TaskDescription) -> None:
+        """Raises where a task that has waited for its slots would not end in time.
+
+        Raises:
+            TaskHeldBackError: The engine may have another backend for it.
+        """
+        needs, left = time_needed(task), self.seconds_left()
+        if needs is not None and left is not None and needs > left:
+            raise TaskHeldBackError(
+                f"task {task['name']!r} was held back: it needs {needs:g} s, and the walltime is "
+                f"over in {left:.0f} s; the next run takes it up",
+                backend=self.name, needs=needs, left=left,
+            )  # fmt: skip
 
     def _pump(self) -> None:
         """Starts what can start, for about 5 ms."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rhapsody.quantities import memory_in_bytes
+from rhapsody.quantities import memory_in_bytes, seconds
 
 DEVICES = Path("/dev")
-KEYS = ("cores", "gpus", "memory", "workers")
+KEYS = ("cores", "gpus", "memory", "workers", "walltime")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,15 @@ class Machine:
         gpus: The GPUs, in the words of `CUDA_VISIBLE_DEVICES`.
         memory: Main memory in bytes, `None` where it is unknown: then it is not counted.
         workers: Function tasks at once.
+        walltime: Seconds until it ends, counted from when it is first used; `None` where it is
+            not known to end.
     """
 
     cores: int
     gpus: tuple[str, ...]
     memory: int | None
     workers: int
+    walltime: float | None = None
 
 
 def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) -> Machine:
@@ -43,7 +46,7 @@ def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) 
 
     Args:
         resources: Values for `cores`, `gpus` (a number, or a list of devices),
-            `memory` and `workers`.
+            `memory`, `workers` and `walltime` (seconds).
         workers: How many workers there are where the user does not say.
 
     Raises:
@@ -76,6 +79,7 @@ def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) 
         gpus=_gpus(given.get("gpus")),
         memory=available_memory() if memory is None else memory_in_bytes(memory),
         workers=workers or cores,
+        walltime=seconds("walltime", given["walltime"]) if "walltime" in given else None,
     )
 
 
