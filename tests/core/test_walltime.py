@@ -60,13 +60,13 @@ async def test_a_task_that_does_not_fit_is_held_back_and_others_run(tmp_path: Pa
             await within(long)
         error = caught.value
         assert str(error).startswith(
-            "task 'simulate' (task.000001) was held back: it needs 600 s, and backend 'local' ends "
-            "in "
+            "task 'simulate' (task.000001) was held back: it needs 600 s by its walltime, and "
+            "backend 'local' ends in "
         )
         assert str(error).endswith(" s; the next run takes it up")
         assert (error.backend, error.needs) == ("local", 600)
         assert 0 < error.left <= 60
-        with pytest.raises(TaskHeldBackError, match="it needs 3600 s"):
+        with pytest.raises(TaskHeldBackError, match="it needs 3600 s by its time-out, and backend"):
             await within(late)
         assert await within(fits) == 3
         assert await within(simulate(4)) == 4
@@ -180,7 +180,7 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
         await within(running)
         assert await within(queued) == "ran"
         assert (queued.backend, queued.attempt) == ("staying", 2)
-        with pytest.raises(TaskHeldBackError, match="it needs 30 s, and backend 'local' ends in"):
+        with pytest.raises(TaskHeldBackError, match="it needs 30 s by its walltime, and backend"):
             await within(named)
         with pytest.raises(TaskHeldBackError, match="needs 30 s, and the walltime is over in"):
             await within(last)

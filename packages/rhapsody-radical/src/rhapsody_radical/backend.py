@@ -33,7 +33,7 @@ from rhapsody_radical.descriptions import can_work_in, check_flags, directory, p
 from rhapsody_radical.fleet import Fleet, Pilot
 from rhapsody_radical.functions import Functions
 from rhapsody_radical.jobs import Ended, Job
-from rhapsody_radical.kept_names import KeptNames
+from rhapsody_radical.kept_names import KeptNames, PilotCallback
 from rhapsody_radical.links import Links
 from rhapsody_radical.notes import HERE
 from rhapsody_radical.pilot import PilotException
@@ -48,9 +48,6 @@ states.register()
 
 ENDING = 10.0
 """Seconds that `shutdown` waits for tasks to end before their pilots are ended."""
-
-PilotCallback = Callable[[str, str], Any]
-"""`callback(uid, state)` with a pilot's uid and its native state."""
 
 
 class RadicalExecutionBackend(KeptNames):
@@ -472,10 +469,6 @@ class RadicalExecutionBackend(KeptNames):
 
     # Pilots.
 
-    def register_pilot_callback(self, func: PilotCallback) -> None:
-        """Adds whom to tell about pilots: `func(uid, state)`, on a thread for users' callbacks."""
-        self._pilot_callbacks.append(func)
-
     @classmethod
     def diagnose(cls) -> Iterable[tuple[str, str, str]]:
         """What `rhapsody doctor` says of RADICAL-Pilot's installation."""
@@ -486,6 +479,10 @@ class RadicalExecutionBackend(KeptNames):
     def account(self) -> dict[str, Any]:
         """What became of the pilots: states with their times, and utilisation."""
         return {"pilots": self.fleet.account()}
+
+    def seconds_left(self, task: TaskDescription | None = None) -> float:
+        """How long a task could run before the pilots end that it may go to."""
+        return self.fleet.seconds_left(task)
 
     def cores_in_use(self) -> tuple[int, int]:
         """How many cores tasks have that run, and how many the pilots have that have not ended."""

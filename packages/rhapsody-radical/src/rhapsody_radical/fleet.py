@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rhapsody.sdk.walltime import seconds_of_job, time_needed
 from rhapsody.task import TaskDescription
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
@@ -62,6 +64,12 @@ class Pilot:
         self._config = config
         self.shared = config.get("shared", True)
 
+    def seconds_left(self) -> float:
+        """How long a task could run that begins now, or, where it is still queued, then."""
+        begun = self.times.get(PMGR_ACTIVE)
+        whole = 60.0 * (self.settings.get("runtime") or math.inf)
+        return whole if begun is None else max(0.0, begun + whole - time.time())
+
     @property
     def here(self) -> bool:
         """Whether it runs on this machine, without a batch system."""
@@ -101,12 +109,15 @@ class Fleet:
     def __init__(self, settings: list[dict[str, Any]], on_end: Callable[[Pilot], None]) -> None:
         self.pilots: list[Pilot] = [Pilot(number, one) for number, one in enumerate(settings)]
         self._on_end = on_end
+        job = seconds_of_job()
+        self._ends = math.inf if job is None else time.time() + job
         self._lock = threading.Lock()
 
     def spread(self, tasks: Sequence[TaskDescription], busy: Iterable[Pilot]) -> list[Pilot]:
         """The pilots for some tasks, in their order.
 
-        Each gets the pilot it names, or the one with the least to do for its cores.
+        Each gets the pilot it names, or of those that have time for it the one with the least to do
+        for its cores.
 
         Args:
             tasks: The tasks to come.
@@ -121,10 +132,25 @@ class Fleet:
             wanted = task["task_backend_specific_kwargs"].get("pilot")
             pilot = next((pilot for pilot in self.pilots if pilot.uid == wanted), None)
             if pilot is None:  # one that is named is not replaced, not even after its end
-                pilot = min(usable, key=lambda pilot: load[pilot.number] / max(1, pilot.cores))
+                needs = time_needed(task) or 0.0
+                fit = [pilot for pilot in usable if pilot.seconds_left() >= needs]
+                pilot = min(
+                    fit or usable, key=lambda pilot: load[pilot.number] / max(1, pilot.cores)
+                )
             load[pilot.number] += 1
             chosen.append(pilot)
         return chosen
+
+    def seconds_left(self, task: TaskDescription | None) -> float:
+        """How long a task could run on the pilot it names, or on the one that ends last.
+
+        The end of the batch job that the program itself runs in is everybody's.
+        """
+        wanted = None if task is None else task["task_backend_specific_kwargs"].get("pilot")
+        usable = [pilot for pilot in self.pilots if pilot.usable]
+        pilots = [pilot for pilot in usable if pilot.uid == wanted] or usable
+        longest = max((pilot.seconds_left() for pilot in pilots), default=math.inf)
+        return max(0.0, min(longest, self._ends - time.time()))
 
     def note(self, pilot: Pilot, state: str, when: float) -> None:
         """Takes note of a pilot's state; each comes once. On the thread that reads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rhapsody_radical.threads import Worker
 
 
+PilotCallback = Callable[[str, str], Any]
+"""`callback(uid, state)` with a pilot's uid and its native state."""
+
+
 class KeptNames(ManagedBackend):
     """The part of `RadicalExecutionBackend` that is there for the sake of its names."""
 
@@ -34,6 +38,7 @@ class KeptNames(ManagedBackend):
     _connection: Connection | None
     _functions: Functions
     _links: Links
+    _pilot_callbacks: list[PilotCallback]
     _selector: Generator[str, None, None]
 
     def _able(self, config: dict[str, Any] | None) -> Capabilities:
@@ -53,6 +58,10 @@ class KeptNames(ManagedBackend):
     def pilot_state(self) -> str:
         """The native state of the first pilot, `NEW` before the start."""
         return self.pilots[0].state
+
+    def register_pilot_callback(self, func: PilotCallback) -> None:
+        """Adds whom to tell about pilots: `func(uid, state)`, on a thread for users' callbacks."""
+        self._pilot_callbacks.append(func)
 
     def get_nodelist(self) -> Any:
         """The nodes of the first pilot, `None` unless it is active."""

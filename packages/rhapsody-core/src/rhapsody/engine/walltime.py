@@ -68,10 +68,12 @@ class HoldingBack:
         Nothing stands in for its result: it has not failed, and the next run is to make it.
         """
         needs, left = short
+        assert node.description is not None
+        said = "time-out" if needs == node.description.get("timeout") else "walltime"
         self._machine.fail(
             node,
             TaskHeldBackError(
-                f"{node.named()} was held back: it needs {needs:g} s, and backend "
+                f"{node.named()} was held back: it needs {needs:g} s by its {said}, and backend "
                 f"{backend.name!r} ends in {left:.0f} s; the next run takes it up",
                 backend=backend.name,
                 needs=needs,

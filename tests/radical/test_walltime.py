@@ -1,0 +1,102 @@
+"""Pilots that are about to end get no task that would not end in time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import TaskHeldBackError, WorkflowEngine
+from rhapsody.resources import Resources
+from rhapsody.task import TaskDescription
+from rhapsody_radical.fleet import Fleet
+from tests.radical.pilots import backend, resources
+
+NOW = 1000.0
+
+
+def fleet(*runtimes: int | None) -> Fleet:
+    """Pilots of so many minutes."""
+    return Fleet([resources(runtime=each) for each in runtimes], lambda pilot: None)
+
+
+def task(walltime: float | None = None, **settings: Any) -> TaskDescription:
+    """A description with a hint, and settings in RADICAL-Pilot's words."""
+    made: Any = {"uid": "a", "name": "a", "task_backend_specific_kwargs": settings}
+    if walltime is not None:
+        made["resources"] = Resources(walltime=walltime)
+    found: TaskDescription = made
+    return found
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the time stand still, outside of batch jobs."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr(time, "time", lambda: NOW)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_pilot_has_its_runtime_from_when_it_is_active() -> None:
+    made = fleet(10)
+    assert made.seconds_left(None) == 600  # queued: tasks begin with it
+    made.note(made.pilots[0], "PMGR_ACTIVE", NOW - 200)
+    assert made.seconds_left(None) == 400
+    assert fleet(None).seconds_left(task()) == math.inf
+
+
+@pytest.mark.usefixtures("clock")
+def test_of_several_pilots_the_last_one_counts_or_the_one_that_is_named() -> None:
+    made = fleet(10, 20)
+    for pilot in made.pilots:
+        made.note(pilot, "PMGR_ACTIVE", NOW - 500)
+    assert made.seconds_left(task()) == 700
+    assert made.seconds_left(task(pilot="pilot.0000")) == 100
+    made.ended(made.pilots[1], "ended")
+    assert made.seconds_left(task()) == 100
+    made.ended(made.pilots[0], "ended")
+    assert made.seconds_left(task()) == math.inf  # it is told why, when it is submitted
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_task_goes_to_a_pilot_that_has_the_time() -> None:
+    made = fleet(10, 20)
+    first, second = made.pilots
+    busy = [second] * 8
+    assert made.spread([task(), task(600), task(700), task(5000)], busy) == [
+        first, first, second, first,
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("clock")
+def test_no_pilot_goes_on_after_the_job_that_its_program_runs_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1300")
+    assert fleet(10, 20).seconds_left(None) == 300
+
+
+@pytest.mark.asyncio
+@pytest.mark.timeout(300)
+async def test_a_pilot_gets_no_task_that_would_not_end_in_time(tmp_path: Path) -> None:
+    made = backend(resources(runtime=3), work_dir=tmp_path / "pilots")
+    async with WorkflowEngine.create(made, work_dir=tmp_path / "work") as flow:
+
+        @flow.executable_task
+        def say(what: str) -> str:
+            return f"echo {what}"
+
+        long = say.options(resources={"walltime": 1800})("too late")
+        quick = say.options(resources={"walltime": 10}, timeout=1800)("in time")
+        async with asyncio.timeout(150):
+            with pytest.raises(TaskHeldBackError, match="needs 1800 s by its walltime"):
+                await long
+            assert await quick == "in time\n"
+            with pytest.raises(TaskHeldBackError, match="needs 180 s by its time-out") as caught:
+                await say.options(timeout=180)("for one that is active")
+        assert caught.value.left < 180
