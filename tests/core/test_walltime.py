@@ -16,6 +16,7 @@ import pytest
 from rhapsody import (
     DependencyFailureError,
     LocalExecutionBackend,
+    NoopExecutionBackend,
     TaskHeldBackError,
     WorkflowEngine,
     hookimpl,
@@ -258,11 +259,27 @@ async def test_a_batch_job_says_when_it_ends(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     assert seconds_of_job() == seconds
-    async with LocalExecutionBackend() as backend:
-        left = backend.seconds_left()
+    for backend in (LocalExecutionBackend(), Scripted()):
+        async with backend:
+            left = backend.seconds_left()
         assert left is None if seconds is None else left is not None and 0 < left <= seconds
     async with LocalExecutionBackend(resources={"walltime": 50}) as backend:
         assert (backend.seconds_left() or 0) <= 50
+
+
+async def test_a_dry_run_in_a_batch_job_needs_no_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(round(time.time()) + 60))
+    for how in ({"dry_run": True}, {"backend": NoopExecutionBackend()}):
+        async with WorkflowEngine.create(work_dir=tmp_path, **how) as flow:
+
+            @flow.function_task(timeout=600)
+            def simulate() -> None:
+                """Does nothing."""
+
+            await within(simulate())
 
 
 RUN = """

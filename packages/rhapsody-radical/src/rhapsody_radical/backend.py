@@ -481,8 +481,9 @@ class RadicalExecutionBackend(KeptNames):
         return {"pilots": self.fleet.account()}
 
     def seconds_left(self, task: TaskDescription | None = None) -> float:
-        """How long a task could run before the pilots end that it may go to."""
-        return self.fleet.seconds_left(task)
+        """How long a task could run before the pilots end that it may go to, or this job."""
+        job, pilots = super().seconds_left(), self.fleet.seconds_left(task)
+        return pilots if job is None else min(job, pilots)
 
     def cores_in_use(self) -> tuple[int, int]:
         """How many cores tasks have that run, and how many the pilots have that have not ended."""

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rhapsody.sdk.walltime import seconds_of_job, time_needed
+from rhapsody.sdk.walltime import time_needed
 from rhapsody.task import TaskDescription
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
@@ -109,8 +109,6 @@ class Fleet:
     def __init__(self, settings: list[dict[str, Any]], on_end: Callable[[Pilot], None]) -> None:
         self.pilots: list[Pilot] = [Pilot(number, one) for number, one in enumerate(settings)]
         self._on_end = on_end
-        job = seconds_of_job()
-        self._ends = math.inf if job is None else time.time() + job
         self._lock = threading.Lock()
 
     def spread(self, tasks: Sequence[TaskDescription], busy: Iterable[Pilot]) -> list[Pilot]:
@@ -142,15 +140,11 @@ class Fleet:
         return chosen
 
     def seconds_left(self, task: TaskDescription | None) -> float:
-        """How long a task could run on the pilot it names, or on the one that ends last.
-
-        The end of the batch job that the program itself runs in is everybody's.
-        """
+        """How long a task could run on the pilot it names, or on the one that ends last."""
         wanted = None if task is None else task["task_backend_specific_kwargs"].get("pilot")
         usable = [pilot for pilot in self.pilots if pilot.usable]
         pilots = [pilot for pilot in usable if pilot.uid == wanted] or usable
-        longest = max((pilot.seconds_left() for pilot in pilots), default=math.inf)
-        return max(0.0, min(longest, self._ends - time.time()))
+        return max((pilot.seconds_left() for pilot in pilots), default=math.inf)
 
     def note(self, pilot: Pilot, state: str, when: float) -> None:
         """Takes note of a pilot's state; each comes once. On the thread that reads."""

@@ -24,6 +24,7 @@ from rhapsody.backends.session import BackendState, Session
 from rhapsody.capabilities import CancelLevel, Capabilities
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
+from rhapsody.sdk.walltime import seconds_of_job
 from rhapsody.states import StateMapper
 from rhapsody.task import TaskDescription, task_kind
 
@@ -122,6 +123,8 @@ class ManagedBackend(BaseExecutionBackend):
         self.__own_session = self.session  # a backend may put its system's in the place of this
         self.__room = None if max_running is None else asyncio.Semaphore(max_running)
         self.__begun: set[str] = set()
+        job = seconds_of_job()
+        self.__job_ends = None if job is None else time.monotonic() + job
         self.__state = "initialized"
         self.__states: StateMapper | None = None
         self.__lifecycle = asyncio.Lock()
@@ -421,6 +424,13 @@ class ManagedBackend(BaseExecutionBackend):
         backend goes on.
         """
         return {}
+
+    def seconds_left(self, task: Any = None) -> float | None:
+        """How long the batch job of this process goes on, which no backend outlives.
+
+        A backend that ends by itself replaces it, and gives the smaller of the two.
+        """
+        return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
 
     def cores_in_use(self) -> tuple[int, int] | None:
         """How many cores tasks use now, and how many there are; `None` where that is not known.

@@ -58,7 +58,7 @@ class Attached:
         self.name: str = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
         self.dry: bool = getattr(backend, "dry", False) is True
-        self.may_end: bool = backend.seconds_left() is not None
+        self.may_end: bool = not self.dry and backend.seconds_left() is not None
         self.states: Any = backend.get_task_states_map()
         self.native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
         self.occupied: int = 0

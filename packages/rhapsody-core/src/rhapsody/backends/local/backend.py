@@ -32,7 +32,7 @@ from rhapsody.sdk.mailbox import TURN, Mailbox
 from rhapsody.sdk.processes import Guardian
 from rhapsody.sdk.readiness import parse_ready
 from rhapsody.sdk.threads import in_thread
-from rhapsody.sdk.walltime import seconds_of_job, time_needed
+from rhapsody.sdk.walltime import time_needed
 from rhapsody.task import TaskDescription, is_async
 
 EXECUTORS = ("thread", "process")
@@ -63,9 +63,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
             devices), `memory` (bytes or text such as `"8 GiB"`), `workers` (function
             tasks at once; as many as a given executor has, else as there are cores) and
-            `walltime` (seconds until it ends, from its start; else that of the batch job this
-            runs in, see `rhapsody.sdk.walltime`). What is not given is found out; there are at
-            least as many cores as workers unless `cores` says otherwise.
+            `walltime` (seconds until it ends, from its start, in place of those of the batch job
+            that this runs in). What is not given is found out; there are at least as many
+            cores as workers unless `cores` says otherwise.
         grace: Seconds between SIGTERM and SIGKILL for what is stopped.
         name: What it is called in an engine; default `"local"`.
 
@@ -123,7 +123,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Starts what tasks run on."""
         self._loop = asyncio.get_running_loop()
         walltime = self.machine.walltime
-        walltime = seconds_of_job() if walltime is None else walltime
+        walltime = super().seconds_left() if walltime is None else walltime
         self._ends = None if walltime is None else monotonic() + walltime
         mailbox = Mailbox(self._loop, self._ended)
         states = self.get_task_states_map()

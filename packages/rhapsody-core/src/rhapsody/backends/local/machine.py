@@ -30,8 +30,7 @@ class Machine:
         gpus: The GPUs, in the words of `CUDA_VISIBLE_DEVICES`.
         memory: Main memory in bytes, `None` where it is unknown: then it is not counted.
         workers: Function tasks at once.
-        walltime: Seconds until it ends, counted from when it is first used; `None` where it is
-            not known to end.
+        walltime: Seconds that it has, from the backend's start; `None` where nobody said so.
     """
 
     cores: int
