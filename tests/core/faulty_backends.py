@@ -38,6 +38,11 @@ class CallsBackTwice(SmallBackend):
             self.report_state(task, state)
 
 
+class SaysItsEndInWords(SmallBackend):
+    def seconds_left(self, task: Any = None) -> Any:
+        return "10 min"
+
+
 class NeverCallsBack(SmallBackend):
     def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
         if state == "DONE":

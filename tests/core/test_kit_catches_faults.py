@@ -24,6 +24,11 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "C4: exactly one terminal callback per task: task 'add",
     ),
     (
+        faulty.SaysItsEndInWords,
+        "test_its_end_is_seconds_or_none",
+        "C4: what it says of its end is seconds, 0 or more, or None: seconds_left gave '10 min'",
+    ),
+    (
         faulty.NeverCallsBack,
         "test_each_task_is_reported_terminal_exactly_once",
         "C4: exactly one terminal callback per task: not done within",

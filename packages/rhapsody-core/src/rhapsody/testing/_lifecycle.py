@@ -64,6 +64,14 @@ class Lifecycle:
             f"over its life it said {' -> '.join(seen)}",
         )
 
+    @check("C4", "what it says of its end is seconds, 0 or more, or None", dry=True)
+    async def test_its_end_is_seconds_or_none(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        task = driver.command("true")
+        for left in (driver.backend.seconds_left(), driver.backend.seconds_left(task)):
+            number = isinstance(left, int | float) and not isinstance(left, bool)
+            trial.require(left is None or (number and left >= 0), f"seconds_left gave {left!r}")
+
     @check("C4", "a task handed over after shutdown is an error", dry=True)
     async def test_a_task_after_shutdown_is_an_error(self, trial: Trial) -> None:
         from rhapsody.testing._driver import Driver
