@@ -113,7 +113,16 @@ class TriedForEver(Machine):
     def _attempt_failed(self, node: Node, error: BaseException) -> None:
         super()._attempt_failed(node, error)
         if node.extra is not None:
-            node.extra.failures = node.extra.losses = 0
+            node.extra.failures, node.extra.losses = {}, 0
+
+
+class BackAndForth(Machine):
+    """A task comes back to a backend that it has left."""
+
+    def _attempt_failed(self, node: Node, error: BaseException) -> None:
+        super()._attempt_failed(node, error)
+        if node.extra is not None:
+            node.extra.elsewhere = None
 
 
 class WorkNotStopped(Machine):
@@ -156,7 +165,8 @@ class CarelessGraph(Graph):
 FAULTS = [
     LostDecrement, DoubleSettle, LateUpdateApplied, RetryAfterCancel, SeenBeforeRecorded,
     SlotNotFreed, DeadlineNotDisarmed, LimitNotGivenBack, DependentsNotTold, TriedForEver,
-    WorkNotStopped, AnotherAttemptServes, FailureNotCounted, RunsWithoutItsDependencies,
+    BackAndForth, WorkNotStopped, AnotherAttemptServes, FailureNotCounted,
+    RunsWithoutItsDependencies,
 ]  # fmt: skip
 
 

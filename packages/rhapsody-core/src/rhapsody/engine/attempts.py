@@ -35,32 +35,52 @@ class Attempts:
     """
 
     def __init__(self, retries: Sequence[RetryPolicy] | None, lost_retries: int) -> None:
-        self._retries = retries
+        self._retries: Sequence[RetryPolicy] = retries or (RetryPolicy(attempts=0),)
         self._lost_retries = lost_retries
 
     def next(self, node: Node, error: BaseException) -> tuple[float | None, BaseException]:
-        """Counts a failed attempt.
+        """Counts a failed attempt, and says so in the node where the next one is elsewhere.
 
         Returns:
             The seconds until the next one, `None` where there is none; and the error to tell
             then, which is another one where the user's own `wait` raised.
         """
-        settings, extra = node.task.settings, node.more()
         try:
-            if is_a(error, (*LOST, TaskHeldBackError)):  # the latter by a backend with a queue
-                extra.losses += 1
-                own = settings.lost_retries
-                left = (self._lost_retries if own is None else own) - extra.losses
-                return (0.0 if left >= 0 else None), error
-            policies = self._retries if settings.retries is None else settings.retries
-            for place, policy in enumerate(policies or ()):
-                if policy.covers(error):
-                    spent = extra.failures[place] = extra.failures.get(place, 0) + 1
-                    return policy.delay(node.attempt) if spent <= policy.attempts else None, error
+            return self._delay(node, error), error
         except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
             blame(mistake, error, f"`wait` in the retries of {node.named()}")
             return None, mistake
-        return None, error
+
+    def _delay(self, node: Node, error: BaseException) -> float | None:
+        settings, extra = node.task.settings, node.more()
+        other = _next_backend(node) if settings.other_backends else None
+        if is_a(error, (*LOST, TaskHeldBackError)):  # the latter by a backend with a queue
+            extra.losses += 1
+            most = self._lost_retries if settings.lost_retries is None else settings.lost_retries
+            leaves = other is not None and is_a(error, (BackendUnavailableError, TaskHeldBackError))
+            if extra.losses <= most and not leaves:
+                return 0.0
+        else:
+            policies = settings.retries or self._retries
+            covering = (place for place, each in enumerate(policies) if each.covers(error))
+            place = next(covering, None)
+            if place is None:
+                return None
+            spent = extra.failures[place] = extra.failures.get(place, 0) + 1
+            if spent <= policies[place].attempts:
+                return policies[place].delay(node.attempt)
+        if other is None:
+            return None
+        extra.elsewhere, extra.failures, extra.losses = other, {}, 0
+        return 0.0
+
+
+def _next_backend(node: Node) -> str | None:
+    """Notes where an attempt has failed; the next of the node's other backends, if there is one."""
+    assert node.backend is not None
+    tried, name = node.more().tried, node.backend.name
+    tried[name] = tried.get(name, 0) + 1
+    return next((other for other in node.task.settings.other_backends if other not in tried), None)
 
 
 def resources_for(node: Node, given: Callable[[int], Any]) -> Resources:

@@ -179,6 +179,9 @@ class Calls:
         if settings.backend is not None:
             name = find(self._backends, settings.backend).name
             settings = dataclasses.replace(settings, backend=name)
+        if settings.other_backends:
+            names = tuple(find(self._backends, name).name for name in settings.other_backends)
+            settings = dataclasses.replace(settings, other_backends=names)
         if settings.cwd is not None:
             settings = dataclasses.replace(settings, cwd=self._absolute(settings.cwd))
         self._machine.limits.declare(settings.limit)

@@ -444,6 +444,7 @@ class PushDown:
             and task.kind == "function"
             and not settings.service
             and settings.retries is None
+            and not settings.other_backends
             and settings.timeout is None
             and not settings.after
             and not settings.limit

@@ -300,8 +300,8 @@ class Machine:
         node.more().verdict = None
         if is_a(error, LOST):
             self.stats.lost += 1
-        delay, error = self._attempts.next(node, error)
-        if delay is None or self.closing or not node.step(Event.RETRY):
+        delay, error = (None, error) if self.closing else self._attempts.next(node, error)
+        if delay is None or not node.step(Event.RETRY):
             self._give_up(node, error)
             return
         self.stats.retried += 1

@@ -61,6 +61,7 @@ class Extra:
         "children",
         "command",
         "context",
+        "elsewhere",
         "failures",
         "found",
         "in_wait",
@@ -71,6 +72,7 @@ class Extra:
         "sources",
         "texts",
         "timer",
+        "tried",
         "verdict",
         "waiters",
     )
@@ -82,6 +84,7 @@ class Extra:
         self.children: dict[Node, None] = {}  # what a block has started
         self.command: str | list[str] | None = None  # an executable's, once built
         self.context: contextvars.Context | None = None  # the one a block was called in
+        self.elsewhere: str | None = None  # the one of its `other_backends` that it has gone on to
         self.failures: dict[int, int] = {}  # attempts that failed, by the place of their policy
         self.found: Found | None = None  # futures and files in the arguments
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
@@ -92,6 +95,7 @@ class Extra:
         self.sources: list[Outcome] = []  # what its dependencies left behind
         self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
+        self.tried: dict[str, int] = {}  # failed attempts by backend, where it has `other_backends`
         self.verdict: BaseException | None = None  # why it is being stopped
         self.waiters: list[Callable[[], object]] = []  # called at the end of the work
 
@@ -199,6 +203,8 @@ class Node:
         self.stage = 0
         self.started = None
         self.description = None
+        if self.extra is not None and self.extra.elsewhere is not None:
+            self.future._outcome = None  # this backend may keep less than the one before
 
     # What the future asks (`rhapsody.task.LiveNode`).
 

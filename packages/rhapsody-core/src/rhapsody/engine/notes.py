@@ -132,7 +132,9 @@ def annotate(node: Node, error: BaseException) -> None:
 
 
 def _note(node: Node, call: str, error: BaseException) -> str:
-    description, backend = node.description, node.future._backend
+    description, backend, extra = node.description, node.future._backend, node.extra
+    if extra is not None and extra.elsewhere is not None:
+        backend = extra.elsewhere
     where = node.future.uid
     if backend is not None:
         worker = None if description is None else description.get("worker")
@@ -141,6 +143,10 @@ def _note(node: Node, call: str, error: BaseException) -> str:
     elif node.task.prefix == "task":
         where += ", not submitted"
     lines = [f"{OURS}raised in {call}", f"  {where}"]
+    if extra is not None and extra.elsewhere is not None:
+        lines.append(
+            f"  attempts: {', '.join(f'{n} on {name!r}' for name, n in extra.tried.items())}"
+        )
     sandbox = None if description is None else description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")

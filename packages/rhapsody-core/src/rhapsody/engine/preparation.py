@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from rhapsody.data import moved
@@ -314,6 +314,8 @@ class Preparation:
             _check_prepared(hook.plugin, description)
 
     def _selected(self, node: Node, default: Attached) -> Attached:
+        if node.extra is not None and node.extra.elsewhere is not None:
+            return default  # it has left the one that was selected
         hooks = self._hooks
         candidates = self._able(node)
         for hook in hooks.select_backend if candidates else ():
@@ -329,7 +331,18 @@ class Preparation:
 
     # Capabilities and files.
 
+    def _others(self, node: Node) -> Iterator[Attached]:
+        """The backends that a task may go on to, before its first attempt."""
+        names = node.task.settings.other_backends if node.attempt == 1 else ()
+        return map(self._backends.__getitem__, names)
+
     def _check_capabilities(self, node: Node, backend: Attached) -> None:
+        for each in (backend, *self._others(node)):
+            self._check_capable(node, each)
+        dynamic = callable(node.task.settings.resources)  # they may be others next time
+        node.task.accepted_by = None if dynamic else backend
+
+    def _check_capable(self, node: Node, backend: Attached) -> None:
         task, lacking = node.task, _lacking(node, backend)
         if lacking is not None:
             able = self._able(node)
@@ -343,7 +356,6 @@ class Preparation:
         unknown = _unknown_settings(node, backend)
         if unknown:
             raise failures.unknown_setting(node, backend, unknown[0], self._able(node))
-        task.accepted_by = None if callable(task.settings.resources) else backend
 
     def _able(self, node: Node) -> list[str]:
         """The attached backends that can run a task as it is described, and have time for it."""
@@ -378,14 +390,13 @@ class Preparation:
         extra, description = node.extra, node.description
         if extra is None or description is None:
             return  # cancelled before this began
-        found = extra.found
+        inputs = extra.found.inputs if extra.found else ()
+        outputs = extra.found.outputs if extra.found else ()
         try:
+            for each in self._others(node):
+                self._stager.require_capable(description, each.backend, inputs, outputs)
             extra.resolved = await self._stager.resolve(
-                description,
-                backend.backend,
-                found.inputs if found else (),
-                found.outputs if found else (),
-                extra.sources,
+                description, backend.backend, inputs, outputs, extra.sources
             )
         except Exception as error:  # a task whose files cannot be had fails alone
             self._machine.refuse(node, error)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
@@ -36,6 +36,9 @@ class TaskSettings(TypedDict, total=False):
         name: Shown in errors, events and reports. Default: the function's name.
         backend: The attached backend to run on. Default: what a plugin selects, else
             the engine's first one.
+        other_backends: Attached backends to go on to, in this order, when the attempts on one
+            are used up; on each they are counted anew. One that has gone away is left at once,
+            and a failure that `retries` does not cover is not tried elsewhere. Default: none.
         resources: A `Resources`, or a dict of its fields; or a callable that gets the attempt's
             number (from 1), on the loop, and returns one of them. Default: one core.
         retries: How many more attempts a failed task gets, or a `RetryPolicy`, or several,
@@ -75,6 +78,7 @@ class TaskSettings(TypedDict, total=False):
     service: bool
     name: str | None
     backend: str | None
+    other_backends: str | Iterable[str]
     resources: Resources | Mapping[str, Any] | Callable[[int], Resources | Mapping[str, Any]] | None
     retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
@@ -104,6 +108,7 @@ class Settings:
     service: bool = False
     name: str | None = None
     backend: str | None = None
+    other_backends: tuple[str, ...] = ()
     resources: Resources | Callable[[int], Any] | None = None
     retries: tuple[RetryPolicy, ...] | None = None
     lost_retries: int | None = None
@@ -281,6 +286,16 @@ def directory(argument: str, value: object, default: str) -> Path:
     return found
 
 
+def _other_backends(value: object) -> tuple[str, ...]:
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    names: tuple[Any, ...] = tuple(cast("Iterable[Any]", value)) if several else (value,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f'other_backends must be names of attached backends such as ("local",), got {value!r}'
+        )
+    return tuple(dict.fromkeys(names))
+
+
 def _resources(value: Any) -> Resources | Callable[[int], Any] | None:
     if not callable(value) or isinstance(value, type):
         return Resources.of(value)
@@ -397,6 +412,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "service": flag("service"),
     "name": _text("name"),
     "backend": _text("backend"),
+    "other_backends": _other_backends,
     "resources": _resources,
     "retries": as_policies,
     "lost_retries": whole_number("lost_retries", 0),

@@ -193,7 +193,9 @@ class Shell:
 
     def route(self, node: Node) -> None:
         """Puts a ready node into the lane that it names, or into the default one."""
-        name = node.task.settings.backend
+        extra, name = node.extra, node.task.settings.backend
+        if extra is not None and extra.elsewhere is not None:
+            name = extra.elsewhere
         (self._default if name is None else self.lanes[name]).push(node)
 
     def resume(self, node: Node, backend: Attached) -> None:

@@ -353,7 +353,7 @@ def rhapsody_select_backend(
     """Chooses the backend for a task that names none, where several are attached.
 
     Called on the engine's loop after `rhapsody_prepare_task`. Plugins are asked in
-    turn until one answers.
+    turn until one answers; not for a task that has gone on to one of its `other_backends`.
 
     Args:
         engine: The engine.

@@ -181,7 +181,7 @@ class Stager:
                 get from one backend to the other.
         """
         sources = tuple({source.uid: source for source in sources}.values())
-        self._require_capable(task, backend, inputs, outputs)
+        self.require_capable(task, backend, inputs, outputs)
         places: dict[str, InputPlace] = {}
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
@@ -245,13 +245,14 @@ class Stager:
             self._links.pop(task["uid"], None)
             raise
 
-    def _require_capable(
+    def require_capable(
         self,
         task: TaskDescription,
         backend: BaseExecutionBackend,
         inputs: Sequence[InputFile],
         outputs: Sequence[Output],
     ) -> None:
+        """Raises a `CapabilityError` where a backend cannot have the files of a task."""
         can = backend.capabilities
         several = [o.filename for o in outputs if isinstance(o, OutputDir) or o.many]
         if several and not can.shared_file_system:

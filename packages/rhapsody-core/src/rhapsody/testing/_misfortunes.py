@@ -7,8 +7,10 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import RESERVED
 from rhapsody.errors import DependencyFailureError, TaskFailedError, TaskTimeoutError
+from rhapsody.task import TaskDescription
 from rhapsody.testing._graphs import adder, value
 from rhapsody.testing._rules import (
     ASYNC,
@@ -26,6 +28,25 @@ from rhapsody.testing._work import KitError, kill_own_process, tick_command
 
 if TYPE_CHECKING:
     from rhapsody import WorkflowEngine
+
+
+class _Failing(ManagedBackend):
+    """Fails every task.
+
+    Args:
+        capabilities: What it says that it can do.
+    """
+
+    name = "failing"
+    canonical_states = True
+
+    def __init__(self, capabilities: Capabilities) -> None:
+        super().__init__()
+        self.capabilities = capabilities
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        """Fails it."""
+        raise KitError("elsewhere")
 
 
 class Misfortunes:
@@ -141,6 +162,24 @@ class Misfortunes:
 
         result = await third_time()
         trial.require(result == "fine\n", f"it gave {result!r}")
+
+    @check("C7.12", "a task that another backend has failed goes on here", SYNC)
+    async def test_what_another_backend_has_failed_goes_on_here(self, trial: Trial) -> None:
+        backend = await trial.backend()
+        flow = await trial.engine([_Failing(trial.capabilities), backend])
+
+        @flow.function_task(retries=1, other_backends=(backend.name,))
+        def attempt() -> int:
+            from rhapsody.context import current_task
+
+            return current_task().attempt
+
+        future = attempt()
+        result = await future
+        trial.require(
+            (result, future.backend) == (3, backend.name),
+            f"its third attempt gave {result!r} on {future.backend!r}",
+        )
 
     @check("C7.12", "a task whose worker was lost is tried again", SYNC, ISOLATED, SHARED)
     async def test_a_lost_task_is_tried_again(self, trial: Trial) -> None:
