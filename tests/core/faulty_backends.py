@@ -68,6 +68,19 @@ class ReportsRunningAfterTheEnd(SmallBackend):
             super().task_state_cb(task, "RUNNING")
 
 
+class NeedsTheFirstAttempt(SmallBackend):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        call = task["uid"].rpartition(".")[0]
+        if task["attempt"] > 1 and call not in self.seen:
+            raise KeyError(call)
+        self.seen.add(call)
+        return await super().run_task(task)
+
+
 class ReportsRunningWhileItWaits(SmallBackend):
     def __init__(self) -> None:
         super().__init__()

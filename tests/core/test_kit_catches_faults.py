@@ -46,6 +46,11 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "task 'add' was reported RUNNING after DONE",
     ),
     (
+        faulty.NeedsTheFirstAttempt,
+        "test_what_another_backend_has_failed_goes_on_here",
+        "C7.12: a task that another backend has failed goes on here: ",
+    ),
+    (
         faulty.ReportsRunningWhileItWaits,
         "test_running_is_reported_when_the_work_begins",
         f"C4: {WHEN_RUNNING}: of 8 tasks 'ticking function' that were handed over at once, 4 were "
