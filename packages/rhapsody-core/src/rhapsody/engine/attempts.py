@@ -66,7 +66,8 @@ class Attempts:
             place = next(covering, None)
             if place is None:
                 return None
-            spent = extra.failures[place] = extra.failures.get(place, 0) + 1
+            spent = extra.failures.get(place, 0) + 1
+            extra.failures = {**extra.failures, place: spent}
             if spent <= policies[place].attempts:
                 return policies[place].delay(node.attempt)
         if other is None:
@@ -78,8 +79,8 @@ class Attempts:
 def _next_backend(node: Node) -> str | None:
     """Notes where an attempt has failed; the next of the node's other backends, if there is one."""
     assert node.backend is not None
-    tried, name = node.more().tried, node.backend.name
-    tried[name] = tried.get(name, 0) + 1
+    extra, name = node.more(), node.backend.name
+    tried = extra.tried = {**extra.tried, name: extra.tried.get(name, 0) + 1}
     return next((other for other in node.task.settings.other_backends if other not in tried), None)
 
 

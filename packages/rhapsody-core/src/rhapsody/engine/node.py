@@ -44,6 +44,9 @@ _WORK_STATES = {
 }
 
 
+_NONE: Mapping[Any, int] = MappingProxyType({})
+
+
 class Canceller(Protocol):
     """Who a node belongs to: its engine's machine."""
 
@@ -85,7 +88,9 @@ class Extra:
         self.command: str | list[str] | None = None  # an executable's, once built
         self.context: contextvars.Context | None = None  # the one a block was called in
         self.elsewhere: str | None = None  # the one of its `other_backends` that it has gone on to
-        self.failures: dict[int, int] = {}  # attempts that failed, by the place of their policy
+        self.failures: Mapping[int, int] = (
+            _NONE  # attempts that failed, by the place of their policy
+        )
         self.found: Found | None = None  # futures and files in the arguments
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
@@ -95,7 +100,9 @@ class Extra:
         self.sources: list[Outcome] = []  # what its dependencies left behind
         self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
-        self.tried: dict[str, int] = {}  # failed attempts by backend, where it has `other_backends`
+        self.tried: Mapping[str, int] = (
+            _NONE  # failed attempts by backend, where it has `other_backends`
+        )
         self.verdict: BaseException | None = None  # why it is being stopped
         self.waiters: list[Callable[[], object]] = []  # called at the end of the work
 
