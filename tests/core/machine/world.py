@@ -225,7 +225,8 @@ class World:
     def publish(self, node: Node, state: TasksMainStates, error: Any = None) -> None:
         self.promises.published(node, state)
 
-    def ended_by_itself(self, node: Node, report: Any) -> None: ...
+    def ended_by_itself(self, node: Node, main: Any, report: Any) -> tuple[Any, Any]:
+        return main, report.get("exception")
 
     def record(self, node: Node, value: Any) -> None:
         self.recorded[node] = value

@@ -67,8 +67,13 @@ class Actions(Protocol):
     ) -> None:
         """Tells observers of a state."""
 
-    def ended_by_itself(self, node: Node, report: Any) -> None:
-        """Says that a service that was ready has ended although nobody stopped it."""
+    def ended_by_itself(
+        self, node: Node, main: TasksMainStates, report: Any
+    ) -> tuple[TasksMainStates, BaseException | None]:
+        """Sees to a service that was ready and has ended although nobody stopped it.
+
+        Returns the state and the error that observers are told.
+        """
 
     def leave(self, node: Node) -> None:
         """Nobody needs the sandbox of a node's last attempt, unless something was kept of it."""

@@ -53,6 +53,9 @@ class Attempts:
 
     def _delay(self, node: Node, error: BaseException) -> float | None:
         settings, extra = node.task.settings, node.more()
+        if extra.restarts:  # a service that was ready before
+            extra.restarts += 1
+            return 0.0 if extra.restarts <= settings.restarts else None
         other = _next_backend(node) if settings.other_backends else None
         if is_a(error, (*LOST, TaskHeldBackError)):  # the latter by a backend with a queue
             extra.losses += 1

@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import shlex
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -137,6 +138,39 @@ def of_service(node: Node, report: Mapping[str, Any]) -> TaskFailedError:
         f"{ending(report)}"
     )
     return _complete(TaskFailedError(message), report)
+
+
+def of_ended_service(node: Node, report: Mapping[str, Any]) -> BaseException:
+    """The error of a service that has ended by itself after it was ready."""
+    error = report.get("exception")
+    if isinstance(error, BaseException):
+        return error
+    message = f"service {node.task.name!r} ({node.future.uid}) ended by itself: {ending(report)}"
+    return _complete(TaskFailedError(message), report)
+
+
+def of_gone_service(
+    node: Node, service: asyncio.Future[Any], cause: BaseException
+) -> DependencyFailureError:
+    """The error of a node that does not run because a service has ended for good."""
+    name = future_name(service)
+    why = next(iter(describe_error(cause).splitlines()), "")
+    return DependencyFailureError(
+        f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because service "
+        f"{name!r} is there no more: {why}",
+        [name],
+        cause,
+    ).follows(cause)
+
+
+def service_ended(
+    service: asyncio.Future[Any], at: float, error: BaseException, again: bool
+) -> str:
+    """The note on the error of a node that ran when a service that it depends on ended."""
+    why = next(iter(describe_error(error).splitlines()), "")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+    further = "started again" if again else "not started again"
+    return f"its service {future_name(service)!r} ended at {when} and was {further}: {why}"
 
 
 def over_time(node: Node, limit: float) -> TaskTimeoutError:

@@ -99,6 +99,12 @@ class Machine:
         else:
             self.actions.start_block(node)
 
+    def start_again(self, node: Node) -> None:
+        """A service has ended by itself, and a node takes its place that nobody has called."""
+        self.graph.live.add(node)
+        self.stats.retried += 1
+        self.begin(node)
+
     def push(self, node: Node) -> None:
         """A node goes to its backend before its dependencies have ended."""
         node.pushed = True
@@ -169,8 +175,7 @@ class Machine:
         settings = node.task.settings
         limit = settings.ready_timeout if settings.service else node.description.get("timeout")
         if limit is not None:
-            over = partial(self._over_time, node, limit)
-            node.more().timer = self.actions.after(limit, over)
+            node.more().timer = self.actions.after(limit, partial(self._over_time, node, limit))
 
     def serve(self, node: Node, uid: str, information: Any) -> None:
         """A service is ready, in the attempt of this uid."""
@@ -219,8 +224,7 @@ class Machine:
     def _end_of_settled(self, node: Node, main: TasksMainStates, report: Any) -> None:
         state, error = CANCELED, None
         if node.life.work is Work.SERVING and main is not CANCELED:
-            state, error = main, report.get("exception")
-            self.actions.ended_by_itself(node, report)
+            state, error = self.actions.ended_by_itself(node, main, report)
         elif main is DONE and node.life.future is not Future.DONE:
             self.stats.late += 1  # the result of a cancelled task
         self.actions.keep(node, report, succeeded=node.life.future is not Future.FAILED)
@@ -412,9 +416,8 @@ class Machine:
         if pending:
             self.stats.cancelled += 1
             self.actions.cancel(node, why)
-        told = node.life.future is Future.FAILED or (
-            node.life.future is Future.DONE and not node.task.settings.service
-        )
+        future, service = node.life.future, node.task.settings.service
+        told = future is Future.FAILED or (future is Future.DONE and not service)
         if self.observed and not told:
             self.actions.publish(node, state, error)
         self._settle(node)
@@ -433,11 +436,8 @@ class Machine:
         """A time-out is over: stops the work, or lets go of it where that is impossible."""
         assert node.backend is not None
         node.more().timer = None
-        error = failures.over_time(node, limit)
-        if node.backend.capabilities.cancellation(node.task.task_kind) == "running":
-            self.stop_with(node, error)
-        else:
-            self._let_go(node, error)
+        stops = node.backend.capabilities.cancellation(node.task.task_kind) == "running"
+        (self.stop_with if stops else self._let_go)(node, failures.over_time(node, limit))
 
     def cannot_stop(self, node: Node) -> None:
         """The backend refused to stop a node that is CANCELING, or has not for too long."""

@@ -71,6 +71,7 @@ class Extra:
         "limits",
         "losses",
         "resolved",
+        "restarts",
         "scope",
         "sources",
         "texts",
@@ -96,6 +97,7 @@ class Extra:
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
         self.resolved: Resolved | None = None  # where its input files are
+        self.restarts: int = 0  # how often a service was started again after it was ready
         self.scope: str | None = None
         self.sources: list[Outcome] = []  # what its dependencies left behind
         self.texts: tuple[str, ...] = ()  # strings in an executable's arguments

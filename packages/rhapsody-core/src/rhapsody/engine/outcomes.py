@@ -6,7 +6,6 @@ Files that a task promised are looked for here, before its result is recorded or
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +16,6 @@ from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import Outcome
-
-log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
 class Outcomes:
@@ -145,13 +142,6 @@ class Outcomes:
         """
         if node.description is not None and "sandbox" in node.description:
             self._stager.keep(node.description, succeeded=False)
-
-    def ended_by_itself(self, node: Node, report: Mapping[str, Any]) -> None:
-        """Says that a service that was ready has ended although nobody stopped it."""
-        log.warning(
-            "service %r (%s) ended by itself: %s",
-            node.task.name, node.future.uid, failures.ending(report),
-        )  # fmt: skip
 
 
 def leave_script(node: Node) -> None:

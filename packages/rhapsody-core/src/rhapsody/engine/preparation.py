@@ -25,6 +25,7 @@ from rhapsody.engine.life import Work
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.recording import Recording
+from rhapsody.engine.services import Services
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
 from rhapsody.errors import CapabilityError, PluginError, describe_error
@@ -53,6 +54,7 @@ class Preparation:
         background: Runs what takes long.
         recording: Looks up results.
         pushdown: Gives references in place of values that stay with a backend.
+        services: Holds back what waits for a service that is started again.
         stager: Finds and links files.
         hooks: The plugins' hooks.
         engine: What they are told is the engine.
@@ -71,6 +73,7 @@ class Preparation:
         background: Background,
         recording: Recording,
         pushdown: PushDown,
+        services: Services,
         stager: Stager,
         hooks: EngineHooks,
         engine: ObservedEngine,
@@ -87,6 +90,7 @@ class Preparation:
         self._background = background
         self._recording = recording
         self._pushdown = pushdown
+        self._services = services
         self._stager = stager
         self._hooks = hooks
         self._engine = engine
@@ -111,8 +115,10 @@ class Preparation:
             return False
 
     def _advance(self, node: Node, backend: Attached) -> bool:
-        task, hooks = node.task, self._hooks
+        task, hooks, services = node.task, self._hooks, self._services
         if node.stage == NEW:
+            if services.any and services.hold_back(node):
+                return False
             if task.settings.limit and not self._machine.limits.take(node, task.settings.limit):
                 return False
             self._describe(node)
@@ -248,7 +254,7 @@ class Preparation:
                     reference = self._pushdown.reference(leaf)
                     if reference is not None:
                         return reference
-                return leaf.result()
+                return self._services.value(leaf) if self._services.any else leaf.result()
             if sandbox is None:
                 return leaf
             return self._stager.bind(leaf, sandbox, sources, by_path=elsewhere)

@@ -65,6 +65,9 @@ class TaskSettings(TypedDict, total=False):
             callable, plain or asynchronous, that gets the task's description and waits
             by itself (its value). Default: as soon as it runs.
         ready_timeout: Seconds a service may take to be ready. Default 60.
+        restarts: How many times a service is started again that ends by itself after it was
+            ready, or is lost; each is another attempt. Tasks that have not begun wait until it
+            is ready again, and get what it says then. Default 0.
         after: Futures to wait for without taking their values.
         limit: Named limits such as `"licence:2"`, or a list of them: how many tasks
             under that name run at once in this engine.
@@ -91,6 +94,7 @@ class TaskSettings(TypedDict, total=False):
     capture: bool | Literal["files"]
     ready: str | Callable[..., Any] | None
     ready_timeout: float
+    restarts: int
     after: Iterable[asyncio.Future[Any]]
     limit: str | Iterable[str] | None
     fallback: Any
@@ -121,6 +125,7 @@ class Settings:
     capture: bool | Literal["files"] = True
     ready: str | Callable[..., Any] | None = None
     ready_timeout: float = 60.0
+    restarts: int = 0
     after: tuple[asyncio.Future[Any], ...] = ()
     limit: tuple[tuple[str, int], ...] = ()
     fallback: Any = NO_FALLBACK
@@ -425,6 +430,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "capture": _capture,
     "ready": _ready,
     "ready_timeout": _ready_timeout,
+    "restarts": whole_number("restarts", 0),
     "after": _after,
     "limit": _limit,
     "fallback": _fallback,

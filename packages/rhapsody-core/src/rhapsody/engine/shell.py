@@ -26,6 +26,7 @@ from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.preparation import Preparation
 from rhapsody.engine.recording import Recording
 from rhapsody.engine.saving import Saving
+from rhapsody.engine.services import Services
 from rhapsody.engine.timers import Clock, Timer, Timers
 from rhapsody.engine.updates import Updates
 from rhapsody.errors import BackendError, DependencyFailureError, describe_error, is_a
@@ -127,12 +128,14 @@ class Shell:
             self._found,
             implicit_data=implicit_data,
         )
+        self.services: Services = Services(machine)
         self.preparation: Preparation = Preparation(
             uid,
             machine,
             background,
             self.recording,
             self.pushdown,
+            self.services,
             stager,
             hooks,
             engine,
@@ -156,12 +159,11 @@ class Shell:
         )
 
         # What the machine asks for, of those who do it.
-        self.start_block: Callable[[Node], None] = self.blocks.start
         self.after: Callable[[float, Callable[[], object]], Timer] = self.timers.after
         self.outcome: Callable[..., tuple[Any, Any]] = self.outcomes.read
         self.keep: Callable[..., None] = self.outcomes.keep
         self.leave: Callable[[Node], None] = self.outcomes.leave
-        self.ended_by_itself: Callable[[Node, Any], None] = self.outcomes.ended_by_itself
+        self.ended_by_itself: Callable[..., tuple[Any, Any]] = self.services.ended_by_itself
         self.record: Callable[[Node, Any], None] = self.saving.record
         self.publish: Callable[..., None] = self.observation.add
         machine.connect(self, self.pushdown)
@@ -209,6 +211,11 @@ class Shell:
     def _found(self, node: Node, recorded: Recorded) -> None:
         self.saving.restore(node, recorded)
 
+    def start_block(self, node: Node) -> None:
+        """Runs a block whose dependencies have ended, once its services are ready again."""
+        if not (self.services.any and self.services.hold_back(node)):
+            self.blocks.start(node)
+
     def stop(self, node: Node) -> None:
         """Asks for the work of a node to be stopped."""
         if node.task.prefix == "block":
@@ -233,15 +240,21 @@ class Shell:
         """Gives a future its result."""
         if not node.future.done():
             node.future.set_result(value)
+        else:
+            self.services.ready_again(node, value)
 
     def fail(self, node: Node, error: BaseException) -> BaseException:
         """Gives a future its exception, and keeps account of it."""
         error = settable(error, f"task {node.task.name!r}")
         if not is_a(error, DependencyFailureError):
             annotate(node, error)
+        if self.services.any:
+            self.services.explain(node, error)
         if not node.future.done():
             node.future.fail(error)
             self.tally.watch(node.future)
+        else:
+            self.services.failed(node, error)
         if self.failures is not None:
             self.failures.add(node, error)
         return error
@@ -250,6 +263,8 @@ class Shell:
         """Cancels a future."""
         if not node.future.done():
             node.future.set_cancelled(msg)
+        else:
+            self.services.cancelled(node)
 
     # Faults of our own.
 

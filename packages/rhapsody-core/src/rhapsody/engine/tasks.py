@@ -197,6 +197,11 @@ def make_task(
             f"timeout={settings.timeout!r} is for tasks that end, and a service runs until it is "
             "cancelled; ready_timeout says how many seconds it may take to be ready"
         )
+    if settings.restarts and not settings.service:
+        raise ValueError(
+            f"restarts={settings.restarts} is for services, which end only when they are stopped; "
+            "retries says how many more attempts a task gets that fails"
+        )
     return Task(engine, kind, function, engine.declare(settings))
 
 

@@ -276,6 +276,41 @@ class Graphs:
         await service.ended()
         trial.require(await service == "4711", "its readiness result is gone")
 
+    @check(
+        "C7.6",
+        "a service that ends by itself is started again where asked, for who comes later",
+        SERVICES,
+        EXECUTABLES,
+        SHARED,
+        cancels("service", "running"),
+    )
+    async def test_a_service_is_started_again(self, trial: Trial) -> None:
+        flow = await trial.engine()
+        first, gate = trial.work_dir / "first", trial.work_dir / "gate"
+
+        @flow.executable_task(service=True, ready=r"stdout:port (\d)\n", restarts=1)
+        async def serve() -> str:
+            return (
+                f"if mkdir '{first}'; then echo port 1; "
+                f"while [ ! -e '{gate}' ]; do sleep 0.05; done; exit 3; fi; "
+                "test ! -e left && touch left && echo port 2; sleep 600"
+            )
+
+        @flow.executable_task
+        async def use(port: Any) -> str:
+            return f"echo {port}"
+
+        service = serve()
+        trial.doing("waiting for a service that will end, and the task that uses it")
+        before = await use(service)
+        gate.touch()
+        trial.doing("waiting for a service to be started again")
+        await until(lambda: service.attempt == 2)
+        after = await use(service)
+        trial.require((before, after) == ("1\n", "2\n"), f"they gave {before!r} and {after!r}")
+        service.cancel()
+        await service.ended()
+
 
 Context = tuple[str, str, int, bool, float]
 
