@@ -127,8 +127,8 @@ class TaskFailedError(RhapsodyError, RuntimeError):
 class OutOfMemoryError(TaskFailedError, MemoryError):
     """The kernel killed a task's program or worker process because memory ran out.
 
-    Args and attributes are those of `TaskFailedError`. Who counts it as a failure of the task
-    writes `RetryPolicy(2, on=MemoryError)`, which covers a function's own `MemoryError` as well.
+    Arguments and attributes are those of `TaskFailedError`. `RetryPolicy(2, on=MemoryError)` tries
+    again after it, and after a function's own `MemoryError`.
     """
 
 
