@@ -22,6 +22,8 @@ from rhapsody import (
     hookimpl,
 )
 from rhapsody.backends.local import backend as local
+from rhapsody.observers.counts import Counts
+from rhapsody.plugins.specs import TaskEvent
 from rhapsody.sdk.walltime import seconds_of_job
 from tests.core.scripted import Scripted, within
 
@@ -158,9 +160,15 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
 ) -> None:
     passed = 0.0
     monkeypatch.setattr(local, "monotonic", lambda: time.monotonic() + passed)
-    begun, go = threading.Event(), threading.Event()
+    begun, go, counts = threading.Event(), threading.Event(), Counts()
+
+    class Watch:
+        @hookimpl
+        def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+            counts.add(events)
+
     backends = [ending(), LocalExecutionBackend(resources={"cores": 1}, name="staying")]
-    async with WorkflowEngine.create(backends, work_dir=tmp_path) as flow:
+    async with WorkflowEngine.create(backends, observers=[Watch()], work_dir=tmp_path) as flow:
 
         @flow.function_task
         def first() -> None:
@@ -185,6 +193,10 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
             await within(named)
         with pytest.raises(TaskHeldBackError, match="needs 30 s, and the walltime is over in"):
             await within(last)
+        assert (flow.stats.retried, flow.stats.lost) == (0, 0)
+    row = counts.all
+    assert (row.done, row.held, row.failed, row.ended) == (2, 2, 0, 4)
+    assert counts.held.keys() == {named.uid, last.uid}
 
 
 async def test_nothing_stands_in_for_it_and_it_does_not_count_as_a_failure(tmp_path: Path) -> None:

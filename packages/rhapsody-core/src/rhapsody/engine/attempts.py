@@ -23,7 +23,7 @@ LOST = (TaskLostError, BackendUnavailableError)
 """Errors of an attempt that are the infrastructure's, which has tries of its own."""
 
 NOT_COUNTED = (DependencyFailureError, TaskHeldBackError)
-"""Errors of tasks that did not run: `max_failures` does not count them."""
+"""Errors of tasks that did not run: they count neither for `max_failures` nor as retried."""
 
 
 class Attempts:

@@ -308,7 +308,7 @@ class Machine:
         if delay is None or not node.step(Event.RETRY):
             self._give_up(node, error)
             return
-        self.stats.retried += 1
+        self.stats.retried += not is_a(error, NOT_COUNTED)  # one that was held back has not run
         if self.observed:
             self.actions.publish(node, FAILED, error)
         node.start_anew()
