@@ -158,7 +158,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 if this is the main thread.
             fail_fast: Whether the first failure cancels all that is unfinished.
             max_failures: After how many failed tasks all that is unfinished is cancelled; those
-                that did not run because of another do not count. Default: never.
+                that did not run because of another, or were held back, do not count. Default:
+                never.
             keep_going: Whether leaving the context with the exception of one of the
                 engine's own tasks waits for the others first, where they do not
                 depend on it, and then gives an account of what failed.

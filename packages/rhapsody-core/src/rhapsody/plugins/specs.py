@@ -358,8 +358,8 @@ def rhapsody_select_backend(
     Args:
         engine: The engine.
         task: The description.
-        candidates: The names of the attached backends that can run the task, the
-            default one first.
+        candidates: The names of the attached backends that can run the task, and do not end
+            before it would, the default one first.
 
     Returns:
         One of the candidates, or `None` to leave the choice to others and, in the
