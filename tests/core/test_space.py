@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from rhapsody import OutputFile, TaskFailedError, WorkflowEngine
+from rhapsody.errors import JournalError
+from rhapsody.journal.plugin import Journal
 from rhapsody.staging.space import full_disk, mount_of
 from tests.core.scripted import within
 
@@ -90,6 +92,12 @@ async def test_a_sandbox_that_cannot_be_made_says_why(disk: Path) -> None:
     async with WorkflowEngine.create(work_dir=disk / "work") as flow:
         error, note = await failure(flow.executable_task(lambda: "echo x; exit 1")())
         assert f"no space left on device: {disk} is full" in f"{error}\n{note}"
+
+
+def test_a_journal_that_cannot_begin_says_which_disk_is_full(disk: Path) -> None:
+    filled(disk)
+    with pytest.raises(JournalError, match=f"{disk} is full: make room"):
+        Journal(disk / "run.sqlite", disk)
 
 
 def test_an_error_about_space_names_the_disk_of_its_file(disk: Path) -> None:

@@ -24,6 +24,7 @@ from rhapsody.backends.session import BackendState, Session
 from rhapsody.capabilities import CancelLevel, Capabilities
 from rhapsody.context import TaskContext, task_context
 from rhapsody.errors import BackendError, BackendUnavailableError
+from rhapsody.sdk.threads import in_thread
 from rhapsody.sdk.walltime import seconds_of_job
 from rhapsody.states import StateMapper
 from rhapsody.task import TaskDescription, task_kind
@@ -242,7 +243,8 @@ class ManagedBackend(BaseExecutionBackend):
     async def __tidy(self) -> None:
         temporary = self.__own_session.temporary
         if os.path.isdir(temporary):  # noqa: ASYNC240 - one look
-            await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
+            remove = partial(shutil.rmtree, temporary, ignore_errors=True)
+            await in_thread(remove, or_here=True)
 
     # Tasks.
 

@@ -60,4 +60,4 @@ class LocalPrograms(SharedSandboxes):
         """Shuts the backend down, and ends what watches over its programs."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
         if self.__guardian is not None:
-            await in_thread(self.__guardian.stop)
+            await in_thread(self.__guardian.stop, or_here=True)

@@ -20,7 +20,7 @@ from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import File, end_of_file
 from rhapsody.engine.node import Node
 from rhapsody.errors import CALL, TaskFailedError, is_a, vars_of
-from rhapsody.staging.space import full_disk
+from rhapsody.staging.space import full_disk, used_up
 from rhapsody.task import TaskFuture
 
 OURS = "rhapsody: "
@@ -153,8 +153,9 @@ def _note(node: Node, call: str, error: BaseException) -> str:
         if node.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
             lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
     full = None if is_a(error, TaskFailedError) else full_disk(sandbox, error)  # it says so itself
-    if full is not None:
-        lines.append(f"  {full}")
+    short = full or used_up(error, program=node.task.kind == "executable")
+    if short is not None:
+        lines.append(f"  {short}")
     beside = _beside(node)
     if beside:
         lines.append(

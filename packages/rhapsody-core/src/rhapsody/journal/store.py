@@ -22,6 +22,7 @@ from rhapsody.journal.files import Stamp
 from rhapsody.journal.places import SUFFIXES, on_network, require_private
 from rhapsody.journal.values import SIZE
 from rhapsody.staging.locks import FileLock, state_of
+from rhapsody.staging.space import full_disk
 
 T = TypeVar("T")
 
@@ -173,9 +174,9 @@ class Store:
         try:
             return self._executor.submit(work).result()
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(
-                f"journal {self.path} cannot be used: {error}; move it away to begin another"
-            ) from error
+            full = full_disk(str(self.path.parent))
+            hint = "move it away to begin another" if full is None else f"{full}: make room"
+            raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Calls something with the database on its thread, after what came before."""

@@ -26,13 +26,19 @@ def start_thread(function: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
-async def in_thread(function: Callable[[], T]) -> T:
+async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     """Return what a blocking function returns, run on a thread of its own.
 
     Called on a loop, by a backend that has something to open, close, read or write. A
     cancellation leaves the function running: nobody hears of its end.
 
+    Args:
+        function: What to call.
+        or_here: Whether it is called on the loop where no thread can be started: for what must
+            be done at the end.
+
     Raises:
+        RuntimeError: No thread can be started.
         Exception: What the function raises; a `StopIteration` as the cause of a `RuntimeError`.
     """
     loop = asyncio.get_running_loop()
@@ -55,7 +61,12 @@ async def in_thread(function: Callable[[], T]) -> T:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle, value, error)
 
-    thread = start_thread(run, getattr(function, "__name__", "rhapsody"))
+    try:
+        thread = start_thread(run, getattr(function, "__name__", "rhapsody"))
+    except RuntimeError:  # there are too many
+        if or_here:
+            return function()
+        raise
     try:
         return await future
     finally:

@@ -20,6 +20,7 @@ import threading
 import uuid
 from base64 import b64decode
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -27,6 +28,7 @@ from urllib.parse import unquote_to_bytes
 from rhapsody.data import is_data_url, make_sandbox, without_secrets
 from rhapsody.errors import DataError
 from rhapsody.quantities import memory_in_bytes, seconds
+from rhapsody.sdk.threads import in_thread
 
 INSTALL = "pip install 'rhapsody-core[files]'"
 _URL = re.compile(r"[A-Za-z][\w.+-]*://[^\s'\"<>]+")
@@ -181,7 +183,8 @@ class Fetcher:
         if remove:
             self._fetches.clear()
             if self.directory.exists():
-                await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+                remove_all = partial(shutil.rmtree, self.directory, ignore_errors=True)
+                await in_thread(remove_all, or_here=True)
 
 
 def _download(url: str, part: Path, limit: int, timeout: float, stop: threading.Event) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from rhapsody.data import File, InputFile, InputFiles, Output, OutputDir, SavedFile, plain_name
 from rhapsody.errors import CapabilityError, DataError
+from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.claims import Claim
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.origins import as_several, origins
@@ -485,7 +486,7 @@ class Stager:
         self.results.close()
         if self._claim is not None:
             self._claim.release()
-        await asyncio.to_thread(self._place.close, self.results.saved)
+        await in_thread(partial(self._place.close, self.results.saved), or_here=True)
 
     def leave(self) -> None:
         """Says that the engine has ended, see `WorkDir.leave`."""

@@ -7,15 +7,16 @@ them is the backends' business.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from queue import SimpleQueue
 from typing import Literal, get_args
 
 from rhapsody.data import SavedFile
+from rhapsody.sdk.threads import in_thread, start_thread
 from rhapsody.staging.trees import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
@@ -110,10 +111,8 @@ class SandboxKeeper:
             return
         self._fates[path] = fate
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="rhapsody-sandboxes", daemon=True
-            )
-            self._thread.start()
+            with suppress(RuntimeError):  # too many threads: the next one tries again, or `close`
+                self._thread = start_thread(self._run, "rhapsody-sandboxes")
 
     def results(self, path: str, files: Mapping[str, SavedFile]) -> None:
         """Says which files stay when the sandbox goes."""
@@ -154,9 +153,11 @@ class SandboxKeeper:
         self._closed = True
         self._ended_well = well
         thread, self._thread = self._thread, None
+        self._dropped.put(None)
         if thread is not None:
-            self._dropped.put(None)
-            await asyncio.to_thread(thread.join)
+            await in_thread(thread.join, or_here=True)
+        elif self._fates:  # there never was one
+            self._run()
 
     def _run(self) -> None:
         while (path := self._dropped.get()) is not None:

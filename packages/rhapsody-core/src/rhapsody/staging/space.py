@@ -1,10 +1,14 @@
-"""Whether a file system is full, for the words of a failure. Only looked at when a task failed."""
+"""What has run out, for the words of a failure: space, descriptors, processes.
+
+Only looked at when a task failed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +37,33 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
             if _is_full(path):
                 return f"no space left on device: {mount_of(path)} is full"
     return None
+
+
+def used_up(error: BaseException, *, program: bool) -> str | None:
+    """Says that a task failed for want of descriptors, processes or threads, and what to do.
+
+    Args:
+        error: What it raised.
+        program: Whether it is of a program that was to be started.
+    """
+    number = _slot(error, "errno") if is_a(error, OSError) else None
+    if number == errno.EMFILE:
+        what, flag, limit = "open files", "-n", resource.RLIMIT_NOFILE
+    elif (program and number == errno.EAGAIN) or _no_thread(error):
+        what, flag, limit = "processes and threads", "-u", resource.RLIMIT_NPROC
+    else:
+        return None
+    most = resource.getrlimit(limit)[0]
+    allowed = "more" if most == resource.RLIM_INFINITY else f"more than {most}"
+    return (
+        f"no more {what} are allowed: allow {allowed} with `ulimit {flag}` before the program "
+        "starts, or run fewer tasks at once: resources={'cores': N} of the backend"
+    )
+
+
+def _no_thread(error: BaseException) -> bool:
+    """Whether it is Python's error for a thread that cannot be started."""
+    return type(error) is RuntimeError and error.args == ("can't start new thread",)
 
 
 def _places(sandbox: str | None, error: BaseException | None) -> Iterator[str]:

@@ -175,7 +175,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         await self._wait_for_ends()
         await self._executables.stop()
         await self._services.stop()
-        await in_thread(self._guardian.stop)
+        await in_thread(self._guardian.stop, or_here=True)
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
             self._threads.stop(self.thread_grace)

@@ -149,8 +149,8 @@ class ProcessWorkers:
             await self._changed.wait()
         self._to_packer.put(None)
         if self._packer is not None:
-            await in_thread(partial(self._packer.join, PACKER_GRACE))
-        await in_thread(self._context.stop)
+            await in_thread(partial(self._packer.join, PACKER_GRACE), or_here=True)
+        await in_thread(self._context.stop, or_here=True)
         for job in tuple(self._jobs):
             job.cancelled = True
             self._end(job)
