@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import socket
+from base64 import b64encode
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rhapsody_radical import wire
+from rhapsody_radical import calls, wire
 from rhapsody_radical.wire import HEADER, Channel, Outbox, Records
+from tests.nonsense import little_memory, nonsense
 
 
 @pytest.fixture
@@ -74,3 +80,47 @@ def test_log_records_travel_without_what_cannot(ends: tuple[Channel, Channel]) -
     assert record.getMessage() == "task <class 'object'>"
     assert "ValueError: bad" in str(record.exc_text)
     assert not hasattr(record, "handle")
+
+
+@given(nonsense(pickle.dumps((("name", 1, b"x"),))))
+@settings(max_examples=50, deadline=None)
+def test_what_makes_no_sense_is_an_error_or_the_end(data: bytes) -> None:
+    here, there = socket.socketpair()
+    with here, little_memory():
+        here.sendall(HEADER.pack(wire.VERSION, len(data)) + data)
+        here.shutdown(socket.SHUT_WR)
+        channel = Channel(there)
+        try:
+            batch = channel.receive()
+        except RuntimeError:
+            return
+        else:
+            assert batch is not None
+            assert all(type(name) is str for name, *_ in batch)
+            assert channel.receive() is None
+        finally:
+            channel.close()
+
+
+@given(st.binary(max_size=HEADER.size + 4))
+@settings(max_examples=50, deadline=None)
+def test_a_header_that_is_none_is_an_error_or_the_end(data: bytes) -> None:
+    here, there = socket.socketpair()
+    with here, little_memory():
+        here.sendall(data)
+        here.shutdown(socket.SHUT_WR)
+        channel = Channel(there)
+        try:
+            assert channel.receive() in (None, ())
+        except (RuntimeError, MemoryError):
+            assert len(data) >= HEADER.size
+        finally:
+            channel.close()
+
+
+@given(st.text(max_size=40) | nonsense(b"abc" * 20).map(lambda data: b64encode(data).decode()))
+@settings(max_examples=50, deadline=None)
+def test_an_outcome_that_is_none_fails_its_task(text: str) -> None:
+    task: Any = {"uid": "task.1", "name": "one"}
+    with little_memory():
+        assert isinstance(calls.unpack(text, task), Exception)

@@ -15,7 +15,7 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.errors import CapabilityError
+from rhapsody.errors import BackendError, CapabilityError
 from rhapsody.sdk import calls as protocol
 from rhapsody.sdk import runner
 from rhapsody.task import TaskDescription
@@ -174,6 +174,8 @@ def unpack(text: str, task: TaskDescription) -> BaseException | None:
     """
     try:
         outcome = protocol.unpack(base64.b64decode(text))
-    except runner.ProtocolVersionError as error:
+    except (runner.ProtocolVersionError, BackendError) as error:
         return error
+    except ValueError as error:
+        return BackendError(f"what came back from a worker cannot be read: {error}")
     return protocol.finish(task, outcome, call.load)

@@ -23,6 +23,11 @@ GATHER = 0.01
 """Seconds that a message waits for others, where nothing else is said: each batch wakes two
 threads of the program."""
 
+LARGEST = 1 << 40
+"""Bytes that no batch has."""
+
+NONSENSE = "the other side of the connection to RADICAL-Pilot's client has sent what makes no sense"
+
 FLAT = frozenset((str, int, float, bool, bytes, type(None)))
 
 Message = tuple[Any, ...]
@@ -61,7 +66,8 @@ class Channel:
         """The next batch; `None` once the other side is gone.
 
         Raises:
-            RuntimeError: The other side is of another version of this package.
+            RuntimeError: The other side is of another version of this package, or has sent what
+                is no batch.
         """
         header = self._read(HEADER.size)
         if header is None:
@@ -72,8 +78,18 @@ class Channel:
                 f"the client of RADICAL-Pilot speaks version {version}, this program {VERSION}: "
                 "rhapsody-radical was installed anew meanwhile; start the program again"
             )
+        if size > LARGEST:
+            raise RuntimeError(f"{NONSENSE}: a batch of {size} bytes")
         data = self._read(size)
-        return None if data is None else pickle.loads(data)  # noqa: S301 - from our own process
+        if data is None:
+            return None
+        try:
+            batch: tuple[Message, ...] = pickle.loads(data)  # noqa: S301 - from our own process
+        except Exception as error:  # whatever unpacking nonsense raises
+            raise RuntimeError(f"{NONSENSE}: {error!r}") from error
+        if not is_batch(batch):
+            raise RuntimeError(f"{NONSENSE}: {type(batch).__name__} is no batch")
+        return batch
 
     def _read(self, size: int) -> bytearray | None:
         data = bytearray(size)
@@ -150,6 +166,13 @@ class Outbox(threading.Thread):
                 self._channel.send(*batch)
             except OSError:  # the program is gone, which is seen where messages are read
                 continue
+
+
+def is_batch(value: Any) -> bool:
+    """Whether something is a tuple of messages."""
+    return type(value) is tuple and all(
+        type(each) is tuple and each and type(each[0]) is str for each in value
+    )
 
 
 def is_plain(value: Any) -> bool:

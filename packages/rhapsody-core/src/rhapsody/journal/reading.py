@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.places import require_private
-from rhapsody.journal.store import PATIENCE, SCHEMA, intact_mark
+from rhapsody.journal.store import PATIENCE, SCHEMA, UNREADABLE, intact_mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,17 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
                     f"version {version}, and this one reads {SCHEMA})"
                 )
             yield database
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         raise JournalError(f"journal {path} cannot be read: {error}") from error
 
 
 def runs(database: sqlite3.Connection) -> list[RunOf]:
     """The runs that are known, the oldest first."""
     rows = database.execute("SELECT id, began, how, kept, reused FROM runs ORDER BY id")
-    return [RunOf(*row) for row in rows]
+    found = [RunOf(*row) for row in rows]
+    for run in found:
+        time.localtime(run.began)  # raises where it is no time
+    return found
 
 
 def explain(database: sqlite3.Connection, task: str) -> list[Explained]:

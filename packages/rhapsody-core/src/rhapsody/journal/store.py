@@ -32,6 +32,10 @@ SCHEMA = 2
 PATIENCE = 30.0
 """Seconds to wait for another process that writes into the same journal."""
 
+UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupError, RecursionError,
+    SyntaxError, TypeError, ValueError)  # fmt: skip
+"""What is raised about a file that is broken, or holds what nobody of us has written."""
+
 How = Literal["done", "failed", "interrupted"]
 """How a run has ended; one that was killed has not said so."""
 
@@ -173,7 +177,7 @@ class Store:
     def _wait(self, work: Callable[[], T]) -> T:
         try:
             return self._executor.submit(work).result()
-        except (sqlite3.Error, OSError) as error:
+        except UNREADABLE as error:
             full = full_disk(str(self.path.parent))
             hint = "move it away to begin another" if full is None else f"{full}: make room"
             raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error

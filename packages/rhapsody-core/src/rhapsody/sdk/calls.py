@@ -13,11 +13,19 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from rhapsody.errors import TaskFailedError, add_note, describe_error, set_cause, set_traceback
+from rhapsody.errors import (
+    BackendError,
+    TaskFailedError,
+    add_note,
+    describe_error,
+    set_cause,
+    set_traceback,
+)
 from rhapsody.sdk.runner import (
     PROTOCOL_VERSION,
     Order,
     Outcome,
+    ProtocolVersionError,
     dumps,
     loads,
     made,
@@ -181,10 +189,18 @@ def unpack(packed: bytes) -> Outcome:
 
     Raises:
         ProtocolVersionError: The worker speaks another version of the protocol.
+        BackendError: The bytes are no outcome, or part of one.
     """
-    fields = loads(packed)
-    require_version(fields[0], "the worker", "this program")
-    return Outcome(*fields)
+    try:
+        fields = loads(packed)
+        require_version(int(fields[0]), "the worker", "this program")
+        return Outcome(*fields)
+    except ProtocolVersionError:
+        raise
+    except Exception as error:  # whatever unpacking nonsense raises
+        raise BackendError(
+            f"what came back from a worker cannot be read: {describe_error(error)}"
+        ) from error
 
 
 def finish(

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from io import IOBase
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.local import logs
@@ -89,15 +90,26 @@ def work(connection: socket.socket, begun: Connection, levels: Mapping[str, int]
     logs.forward(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
     connection.sendall(b".")
     with connection.makefile("rb", buffering=1 << 16) as stream:
-        while len(lengths := stream.read(LENGTHS.size)) == LENGTHS.size:
-            first, second = LENGTHS.unpack(lengths)
-            order, call = Order(*pickle.loads(stream.read(first))), stream.read(second)  # noqa: S301 - ours
+        while (taken := received(stream)) is not None:
+            order, call = taken
             os.read(begun.fileno(), 1)
             outcome = _runner.make(order, call)
             if os.getpid() != pid:
                 os._exit(0)  # the call has forked, and its child came back
             send(frame(outcome._replace(payload=b""), outcome.payload))
-            del order, call, outcome  # not kept until the next call comes
+            del taken, order, call, outcome  # not kept until the next call comes
+
+
+def received(stream: IOBase) -> tuple[Order, bytes] | None:
+    """The next order and its call; `None` at the end, also where the program ended midway."""
+    lengths = stream.read(LENGTHS.size)
+    if len(lengths) < LENGTHS.size:
+        return None
+    first, second = LENGTHS.unpack(lengths)
+    packed, call = stream.read(first), stream.read(second)
+    if len(packed) < first or len(call) < second:
+        return None
+    return Order(*pickle.loads(packed)), call  # noqa: S301 - from our own program
 
 
 def begin() -> None:

@@ -8,6 +8,7 @@ call is decided in `rhapsody.backends.local.processes`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import signal
@@ -19,13 +20,19 @@ from rhapsody.backends.local import logs
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.worker import LENGTHS, work
+from rhapsody.errors import describe_error
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk.runner import Outcome
 
 AT_ONCE = 1 << 20
 """Bytes that are read from a worker in one go."""
 
+HEAD, PAYLOAD = 1 << 28, 1 << 48
+"""Bytes that the two parts of a message never have."""
+
 NOTHING = memoryview(b"")
+
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class Worker:
@@ -56,6 +63,7 @@ class Worker:
         self._killing: asyncio.TimerHandle | None = None
         self._unsent = NOTHING
         self._received = bytearray()
+        self._makes_sense = True
         with context.launching():
             # Holds a byte for a call that was sent, until the worker begins with it.
             self._unbegun, self._sent = context.Pipe(duplex=False)
@@ -165,15 +173,30 @@ class Worker:
             if not self.over:  # one that lives has closed its descriptors, and cannot reply
                 self.kill()
             return False
+        if not self._makes_sense:
+            return True  # and is left unread
         self._received += data
         while (frame := self._next()) is not None:
             head, payload = frame
-            if head:
-                outcome = Outcome(*pickle.loads(head))  # noqa: S301 - from our own worker
-                self._replied(self, outcome._replace(payload=payload))
-            else:
+            if not head:
                 logs.handle(payload)
+                continue
+            try:
+                outcome = Outcome(*pickle.loads(head))  # noqa: S301 - from our own worker
+            except Exception as error:  # whatever unpacking nonsense raises
+                self._mistrust(describe_error(error))
+                break
+            self._replied(self, outcome._replace(payload=payload))
         return True
+
+    def _mistrust(self, what: str) -> None:
+        """Ends a worker whose task has written to where only we write."""
+        log.warning(
+            "worker process %d is ended, as it has sent what makes no sense (%s): its task writes "
+            "to descriptors that are not its own", self.pid, what,
+        )  # fmt: skip
+        self._makes_sense = False
+        self.kill()
 
     def _next(self) -> tuple[memoryview, memoryview] | None:
         """Takes the parts of the next frame that has come whole, without a copy of them."""
@@ -181,6 +204,9 @@ class Worker:
         if len(received) < LENGTHS.size:
             return None
         first, second = LENGTHS.unpack_from(received)
+        if first > HEAD or second > PAYLOAD:
+            self._mistrust(f"a message of {first + second} bytes")
+            return None
         middle = LENGTHS.size + first
         end = middle + second
         if len(received) < end:

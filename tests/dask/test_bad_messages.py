@@ -1,0 +1,91 @@
+"""Replies and files from a worker that are not what they should be fail their task alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rhapsody_dask.calls import Call
+from rhapsody_dask.outcome import Outcomes
+from rhapsody_dask.worker.messages import DONE, FAILED, Reply, failure, pack
+from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
+from tests.nonsense import little_memory, nonsense, values
+
+pytestmark = pytest.mark.timeout(60)
+
+GOOD = pack({"a": [1, 2, 3]})[0]
+BAD = failure(ValueError("bad")).payload
+
+
+class Open:
+    """As much of an open call as settling it needs."""
+
+    def __init__(self) -> None:
+        self.task: Any = {"uid": "task.1", "name": "one", "function": abs}
+        self.uid, self.name, self.key = "task.1", "one", "one-session-task.1"
+        self.cancelled, self.error = False, None
+
+
+def settled(reply: Reply) -> tuple[str, Any]:
+    """What a reply says of its task: the state, and the call."""
+    call, states = Open(), list[str]()
+    outcomes = Outcomes.__new__(Outcomes)
+    outcomes._settle = lambda _, state: states.append(state)
+    with little_memory():
+        outcomes.settle(cast(Call, call), reply)
+    (state,) = states
+    return state, call
+
+
+@given(nonsense(GOOD))
+@settings(max_examples=50, deadline=None)
+def test_a_value_that_cannot_be_read(payload: bytes) -> None:
+    state, call = settled(Reply(DONE, payload))
+    assert (state == "done") == ("return_value" in call.task)
+    assert (state == "failed") == isinstance(call.error, BaseException)
+
+
+@given(nonsense(BAD))
+@settings(max_examples=50, deadline=None)
+def test_an_error_that_cannot_be_read(payload: bytes) -> None:
+    state, call = settled(Reply(FAILED, payload))
+    assert state == "failed"
+    assert isinstance(call.error, BaseException) is bool(payload)
+
+
+@given(values())
+@settings(max_examples=50, deadline=None)
+def test_a_kind_that_there_is_not(kind: Any) -> None:
+    assert settled(Reply(kind, GOOD))[0] in ("done", "failed", "canceled")
+
+
+@given(
+    names=st.lists(
+        st.text(max_size=12) | st.sampled_from(["../up", "/tmp/abs", "a/../../b", "..", "link/x"]),
+        max_size=4,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_no_packed_file_leaves_the_sandbox(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        source, inside = Path(top, "source"), Path(top, "a", "b", "sandbox")
+        source.write_text("content")
+        inside.mkdir(parents=True)
+        (inside / "link").symlink_to("/tmp")
+        packed, _ = pack_files((name, str(source)) for name in names)
+        before = _outside(top)
+        with suppress(Exception):  # it is refused in whatever way
+            unpack_files(packed, str(inside))
+        assert _outside(top) == before
+
+
+def _outside(top: str) -> set[str]:
+    found = {os.path.join(place, name) for place, _, names in os.walk(top) for name in names}
+    return {path for path in found if "/sandbox/" not in path} | set(os.listdir("/tmp")) & {"abs"}
