@@ -53,6 +53,7 @@ FAILS = {
 MAKES_FILE = ("make", "make by function", "save")
 MAKES = (*MAKES_FILE, "make several")
 BLOCKS = ("block", "thread block", "nested block", "failing block")
+RETRIED = ("flaky", "flaky program", "falls back", "program falls back")
 PROGRAMS = (
     "program", "failing program", "program falls back", "flaky program", "make", "make several",
     "save", "read by program", "service",

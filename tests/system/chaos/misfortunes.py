@@ -64,9 +64,10 @@ class Misfortunes:
             self.plan(self._chance.choice((self._kill_one, self._kill_one, self._stop_one)))
         self.plan(self._kill_all)
 
-    def plan_for_guardian(self) -> None:
-        """Has the process killed that would end programs with this one."""
-        self.plan(self._kill_guardian)
+    def plan_for_helpers(self) -> None:
+        """Has the processes killed that end programs with this one, and that fork workers."""
+        self.plan(partial(self._kill_helper, "_guardian"))
+        self.plan(partial(self._kill_helper, "forkserver"))
 
     def workers(self) -> list[psutil.Process]:
         """The processes that functions have run in lately, of those that this one started."""
@@ -94,10 +95,10 @@ class Misfortunes:
             goes_on = partial(_send, worker, signal.SIGCONT)
             asyncio.get_running_loop().call_later(self._chance.uniform(0.01, 1.0), goes_on)
 
-    def _kill_guardian(self) -> None:
+    def _kill_helper(self, word: str) -> None:
         for child in psutil.Process().children():
             with suppress(psutil.Error):
-                if any("_guardian" in word for word in child.cmdline()):
+                if any(word in each for each in child.cmdline()):
                     child.kill()
 
     # Disks.

@@ -54,7 +54,11 @@ def allowed(call: Call, ends: Mapping[int, End], cancelled_later: bool) -> set[E
 
 
 def wrong_ends(
-    graph: Sequence[Call], ends: Mapping[int, End], may_fail: Collection[str] = ()
+    graph: Sequence[Call],
+    ends: Mapping[int, End],
+    may_fail: Collection[str] = (),
+    *,
+    may_be_cancelled: bool = False,
 ) -> list[str]:
     """What is wrong about how the calls of a graph have ended.
 
@@ -62,6 +66,7 @@ def wrong_ends(
         graph: The graph.
         ends: How each call has ended.
         may_fail: Kinds that may also fail because of what was done to them.
+        may_be_cancelled: All that had not ended was cancelled at some moment.
     """
     later = {other for call in graph for other in call.cancels if other != call.number}
     wrong = []
@@ -70,7 +75,7 @@ def wrong_ends(
             wrong.append(f"{call} has not ended")
             break
         end = ends[call.number]
-        right = allowed(call, ends, call.number in later)
+        right = allowed(call, ends, may_be_cancelled or call.number in later)
         if end in right or (end[0] == "failed" and call.kind in may_fail and right != {CANCELLED}):
             continue
         before = {number: ends[number] for number in (*call.needs, *call.after)}
@@ -84,6 +89,7 @@ def wrong_counts(
     log: Iterable[str],
     *,
     lost: bool,
+    cut_short: bool,
 ) -> list[str]:
     """What is wrong about how often each call ran.
 
@@ -92,6 +98,7 @@ def wrong_counts(
         ends: How each call has ended.
         log: What was noted: a line `ran NUMBER ...` for each attempt.
         lost: Attempts may have been lost, and so there may be more.
+        cut_short: All that had not ended was cancelled at some moment.
     """
     ran = Counter(int(line.split()[1]) for line in log if line.startswith("ran "))
     later = {other for call in graph for other in call.cancels}
@@ -100,12 +107,13 @@ def wrong_counts(
         end, times = ends[call.number][0], ran[call.number]
         attempts = {"flaky": call.failures + 1, "flaky program": call.failures + 1, "exhausted": 2}
         usual = attempts.get(call.kind, 1)
-        if call.kind == "service" or (call.number in later and end == "cancelled"):
+        stopped = end == "cancelled" and (cut_short or call.number in later)
+        if call.kind == "service" or stopped:
             fine = call.number not in call.cancels or times == 0
         elif end in ("dependency", "cancelled"):
             fine = times == 0
         elif not lost:
-            fine = times == usual
+            fine = times == usual or (cut_short and end == "failed" and times < usual)
         else:  # one that falls back may have been lost for good before it ran
             fine = end != "done" or "falls back" in call.kind or times >= usual
         if not fine:

@@ -290,14 +290,17 @@ async def make_calls(
             await asyncio.wait([futures[call.wait_for]])
         needs = [futures[number] for number in call.needs]
         task = with_options(tasks[call.kind], call, futures)
-        future = task(*arguments(call, futures, str(place / "results")), *needs)
+        try:
+            future = task(*arguments(call, futures, str(place / "results")), *needs)
+        except RuntimeError:  # the engine is being shut down
+            break
         future.add_done_callback(lambda done, number=call.number: ended(number, done))
         futures.append(future)
         for number in call.cancels:
             futures[number].cancel()
     await asyncio.wait(futures)
     ends = {number: end_of(future) for number, future in enumerate(futures)}
-    services = [futures[call.number] for call in graph if call.kind == "service"]
+    services = [futures[n] for n in ends if graph[n].kind == "service"]
     for service in services:
         service.cancel()
     await asyncio.gather(*(service.ended() for service in services))

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,19 +20,35 @@ from typing import Any
 
 import psutil
 
-from tests.system.chaos.graphs import INNER, KINDS, MAKES, ON_DISK, Call, make_graph
+from tests.system.chaos.graphs import (
+    BLOCKS,
+    INNER,
+    KINDS,
+    MAKES,
+    ON_DISK,
+    RETRIED,
+    Call,
+    make_graph,
+)
 from tests.system.chaos.model import End, ran_after_seen, wrong_counts, wrong_ends
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = Path(__file__).with_name("program.py")
 
 MODES = {
-    "threads": ("reports", "reports", "disk", "killed"),
-    "processes": ("workers", "workers", "workers", "reports", "disk", "killed"),
-    "dask": ("workers", "workers", "workers", "reports", "killed", "scheduler"),
+    "threads": ("reports", "reports", "disk", "killed", "shutdown"),
+    "processes": ("workers", "workers", "workers", "reports", "disk", "killed", "shutdown"),
+    "dask": ("workers", "workers", "workers", "reports", "killed", "scheduler", "shutdown"),
     "pilot": ("plain",),
 }
 """What may go wrong on each backend; the seed says which."""
+
+MAY_FAIL = {
+    "disk": ON_DISK,
+    "scheduler": (*KINDS, "service"),
+    "shutdown": (*BLOCKS, *RETRIED),  # nothing is called or tried again while an engine ends
+}
+"""Kinds that may fail because of what goes wrong."""
 
 OPTIONS = {
     "threads": ["-b", "local"],
@@ -184,11 +201,17 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
     report = json.loads((place / "report.json").read_text())
     ends: dict[int, End] = {number: tuple(end) for number, end in report["ends"]}
     graph = make_graph(seed.number, seed.tasks, services=0 if seed.backend == "pilot" else 2)
-    may_fail = {"disk": ON_DISK, "scheduler": (*KINDS, "service")}.get(seed.mode, ())
-    lost = seed.mode not in ("plain", "reports")
+    may_fail = MAY_FAIL.get(seed.mode, ())
+    lost = seed.mode not in ("plain", "reports", "shutdown")
     log = (place / "log.txt").read_text().splitlines()
-    wrong = wrong_ends(graph, ends, may_fail)
-    wrong += wrong_counts(graph, ends, log, lost=lost) if not wrong else []
+    if seed.mode == "shutdown":
+        del graph[len(ends) :]
+    wrong = wrong_ends(graph, ends, may_fail, may_be_cancelled=seed.mode == "shutdown")
+    wrong += (
+        wrong_counts(graph, ends, log, lost=lost, cut_short=seed.mode == "shutdown")
+        if not wrong
+        else []
+    )
     wrong += [f"{key} are left: {value}" for key, value in report["left"].items() if value]
     wrong += report["complaints"]
     bad_words = BAD_WORDS if seed.backend == "dask" else (*BAD_WORDS, TRACEBACK)
@@ -207,11 +230,10 @@ def wrong_sandboxes(
     """The sandboxes that stay against what is promised."""
     may_stay = set()
     if report["keep"] != "none":  # what a failed task has read stays with its own
-        retried = ("flaky", "flaky program", "program falls back")
         wanted = {
             call.number
             for call in graph
-            if lost or call.kind in retried or ends[call.number][0] == "failed"
+            if lost or call.kind in RETRIED or ends[call.number][0] == "failed"
         }
         for call in reversed(graph):
             if call.number in wanted:
@@ -256,7 +278,8 @@ def _killed(seed: Seed, place: Path, environment: dict[str, str]) -> str:
     graph = make_graph(seed.number, seed.tasks)
     kills = 0
     for _ in range(chance.randint(1, 2 if seed.backend == "dask" else 6)):
-        if _run_program(seed, place, environment, chance.randrange(seed.tasks // 2)):
+        how = chance.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+        if _run_program(seed, place, environment, (chance.randrange(seed.tasks // 2), how)):
             (place / "log.txt").unlink()  # it was too quick, and has ended well or not
             shutil.rmtree(place / "marks")
         else:
@@ -275,9 +298,9 @@ def _killed(seed: Seed, place: Path, environment: dict[str, str]) -> str:
 
 
 def _run_program(
-    seed: Seed, place: Path, environment: dict[str, str], kill_after: int | None
+    seed: Seed, place: Path, environment: dict[str, str], kill: tuple[int, signal.Signals] | None
 ) -> bool:
-    """Runs the program, and kills it when it has seen so many results.
+    """Runs the program, and sends it a signal when it has seen so many results.
 
     Returns:
         Whether it came to its end.
@@ -297,16 +320,18 @@ def _run_program(
         assert process.stdout is not None
         try:
             for count, _ in enumerate(process.stdout):
-                if count == kill_after:
-                    process.kill()
+                if kill is not None and count == kill[0]:
+                    process.send_signal(kill[1])
             process.wait(seed.limit)
         except subprocess.TimeoutExpired:
             process.kill()
             raise WrongError("`rhapsody run` hangs") from None
     printed = output.read_text(errors="replace")
+    if wrong := [line for line in printed.splitlines() if any(w in line for w in BAD_WORDS)]:
+        raise WrongError(f"it printed {wrong[0]}\n{printed[-8000:]}")
     if ends.exists():
         return True
-    if process.returncode != -9:
+    if kill is None or process.returncode not in (-kill[1], 128 + kill[1]):
         raise WrongError(f"it ended with exit code {process.returncode}:\n{printed[-8000:]}")
     return False
 

@@ -51,7 +51,7 @@ def backend_of(name: str, mode: str, seed: int, place: Path) -> Any:
         kind = RadicalExecutionBackend
         pilot = {"resource": "local.localhost", "cores": 4, "runtime": 30}
         more = {"resources": pilot, "function_cores": 2, "work_dir": place / "pilot"}
-    if mode == "reports":
+    if mode == "reports" or (mode == "workers" and seed % 3 == 0):
         kind = distorted(kind, seed)
     return kind(**more)
 
@@ -110,10 +110,11 @@ async def one_run(name: str, mode: str, seed: int, size: int, place: Path) -> di
     graph = make_graph(seed, size, services=0 if name == "pilot" else 2)
     misfortunes = Misfortunes(seed, size, place / "log.txt")
     disk = place
+    endings: list[Any] = []
     async with backend_for(name, mode, seed, place) as (backend, kill_scheduler):
         if mode == "workers":
             misfortunes.plan_for_workers(2 + size // 200)
-            misfortunes.plan_for_guardian()
+            misfortunes.plan_for_helpers()
         elif mode == "disk":
             disk = Path(os.environ["CHAOS_DISK"])
             misfortunes.plan_for_disk(disk)
@@ -126,10 +127,17 @@ async def one_run(name: str, mode: str, seed: int, size: int, place: Path) -> di
             keep_sandboxes=keep,
             lost_retries=50,
             handle_signals=False,
+            trace=place / "trace.jsonl",
+            max_pending=(None, None, 3, 100)[seed % 4],
+            push_down=seed % 5 > 0,
+            implicit_data=seed % 7 > 0,
         ) as flow:
+            if mode == "shutdown":
+                misfortunes.plan(lambda: endings.append(asyncio.ensure_future(flow.shutdown())))
             futures, ends = await make_calls(flow, graph, place, misfortunes.ended)
             stats = {key: getattr(flow.stats, key) for key in ("late", "failed", "done")}
             uids = [each.uid for each in futures]
+    await asyncio.gather(*endings)
     kept = {f"{saved.path}" for saved in flow.results}
     sandboxes = [path.name for path in (disk / "work").glob("*") if path.is_dir()]
     return {
