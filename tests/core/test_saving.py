@@ -33,6 +33,7 @@ from rhapsody import (
 from rhapsody.staging.trees import copy_file
 from tests.core.saving import files, held_open
 from tests.core.scripted import within
+from tests.core.small_backend import SmallBackend
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -475,6 +476,30 @@ async def test_files_of_cancelled_tasks_are_no_results(here: Path) -> None:
         await asyncio.wait([endless, bad])
         del done, endless
     assert [file.path.name for file in flow.results] == ["done.txt"]
+
+
+class EndsThenCancels(SmallBackend):
+    """Cancels a future just after it has said that the task is done."""
+
+    future: asyncio.Future[Any]
+
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        super().task_state_cb(task, state)
+        if state == "DONE" and task["name"] == "write":
+            self.future.cancel()
+
+
+async def test_files_of_a_task_that_is_cancelled_as_it_ends_are_not_saved(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = EndsThenCancels()
+    async with WorkflowEngine.create(backend) as flow:
+        backend.future = writer(flow)("word", OutputFile("results/a.txt"))
+        await within(asyncio.wait([backend.future]))
+        assert backend.future.cancelled()
+        assert await within(flow.function_task(int)()) == 0  # the engine goes on
+    assert not (here / "results").exists()
+    assert not caplog.records
 
 
 async def test_a_result_that_something_else_took_the_place_of_is_none(here: Path) -> None:

@@ -59,8 +59,9 @@ class Saving:
         self._begin(node, self._save(node, value))
 
     async def _save(self, node: Node, value: Any) -> None:
+        if node.description is None:  # it was cancelled meanwhile
+            return
         assert node.backend is not None
-        assert node.description is not None
         outcome = node.future._outcome
         try:
             await self._stager.save(
@@ -116,8 +117,9 @@ class Saving:
         saving.add_done_callback(self._under_way.discard)
 
     async def _restore(self, node: Node, value: Any, files: TaskFiles) -> None:
+        if node.description is None:  # it was cancelled meanwhile
+            return
         try:
-            assert node.description is not None
             await self._stager.save_again(node.description, node.targets(), files)
         except Exception as error:  # a full disk, say: the task has failed
             self._machine.refuse(node, error)
