@@ -129,6 +129,8 @@ def _fill(filler: Path) -> None:
 def distorted(kind: type[Any], seed: int) -> type[Any]:
     """A class of backends that report late, twice and out of order.
 
+    Just before some reports arrive it calls its objects' `ends_next` with the attempt's uid.
+
     Args:
         kind: The class of those that report as they should.
         seed: What each report's fate follows from, with the task and the state.
@@ -142,11 +144,12 @@ def distorted(kind: type[Any], seed: int) -> type[Any]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._distorted: dict[Any, Any] = {}
+            self.ends_next: Callable[[str], None] = lambda uid: None
 
         def register_callback(self, func: Any = None, **kwargs: Any) -> None:
             told = kwargs.get("callback", func)
             loop = asyncio.get_running_loop()
-            self._distorted[told] = partial(_report, seed, loop, told)
+            self._distorted[told] = partial(_report, seed, loop, told, self)
             super().register_callback(self._distorted[told])
 
         def unregister_callback(self, func: Any) -> None:
@@ -156,7 +159,13 @@ def distorted(kind: type[Any], seed: int) -> type[Any]:
 
 
 def _report(
-    seed: int, loop: asyncio.AbstractEventLoop, told: Any, task: Any, state: Any, **more: Any
+    seed: int,
+    loop: asyncio.AbstractEventLoop,
+    told: Any,
+    backend: Any,
+    task: Any,
+    state: Any,
+    **more: Any,
 ) -> None:
     chance = random.Random(f"{seed} {task['uid'].partition('.task.')[2]} {state}")
     times = [0.0 if chance.random() < 0.7 else chance.expovariate(50)]
@@ -167,6 +176,8 @@ def _report(
         other = chance.choice((TasksMainStates.RUNNING, TasksMainStates.CANCELED))
         if other is TasksMainStates.RUNNING or not times[0]:
             loop.call_soon_threadsafe(loop.call_later, 0.02, partial(told, task, other))
+    if state in TERMINAL and chance.random() < 0.02:
+        loop.call_soon_threadsafe(backend.ends_next, task["uid"])
     for seconds in times:
         if seconds:
             again = partial(told, task, state, **more)

@@ -35,48 +35,50 @@ def value_of(call: Call, values: Sequence[int]) -> int:
             return total
 
 
-def allowed(call: Call, ends: Mapping[int, End], cancelled_later: bool) -> set[End]:
-    """How a call may end, after how the calls before it have ended."""
+def end_of(call: Call, ends: Mapping[int, End], cancelled: bool) -> End:
+    """How a call must end, after how the calls before it have ended.
+
+    Args:
+        call: The call.
+        ends: How those before it have ended.
+        cancelled: It was cancelled before it had ended.
+    """
     before = [ends[number] for number in (*call.needs, *call.after)]
-    if CANCELLED in before:
-        return {CANCELLED}
+    if cancelled or CANCELLED in before:
+        return CANCELLED
     if any(kind != "done" for kind, _ in before):
-        # Where they had failed already, that comes before any cancellation.
-        end, cancelled_later = DEPENDENCY, cancelled_later or call.number in call.cancels
-    elif call.number in call.cancels:
-        return {CANCELLED}
-    elif call.kind in FAILS:
-        end = ("failed", FAILS[call.kind])
-    else:
-        values = [int(str(ends[number][1])) for number in call.needs]
-        end = ("done", value_of(call, values))
-    return {end, CANCELLED} if cancelled_later else {end}
+        return DEPENDENCY
+    if call.kind in FAILS:
+        return "failed", FAILS[call.kind]
+    return "done", value_of(call, [int(str(ends[number][1])) for number in call.needs])
 
 
 def wrong_ends(
     graph: Sequence[Call],
     ends: Mapping[int, End],
+    cancelled: Collection[int],
     may_fail: Collection[str] = (),
     *,
-    may_be_cancelled: bool = False,
+    cut_short: bool = False,
 ) -> list[str]:
     """What is wrong about how the calls of a graph have ended.
 
     Args:
         graph: The graph.
         ends: How each call has ended.
+        cancelled: Those that were cancelled before they had ended.
         may_fail: Kinds that may also fail because of what was done to them.
-        may_be_cancelled: All that had not ended was cancelled at some moment.
+        cut_short: All that had not ended was cancelled at some moment.
     """
-    later = {other for call in graph for other in call.cancels if other != call.number}
     wrong = []
     for call in graph:
         if call.number not in ends:
             wrong.append(f"{call} has not ended")
             break
-        end = ends[call.number]
-        right = allowed(call, ends, may_be_cancelled or call.number in later)
-        if end in right or (end[0] == "failed" and call.kind in may_fail and right != {CANCELLED}):
+        end, right = ends[call.number], end_of(call, ends, call.number in cancelled)
+        if end == right or (cut_short and end == CANCELLED):
+            continue
+        if end[0] == "failed" and call.kind in may_fail and right != CANCELLED:
             continue
         before = {number: ends[number] for number in (*call.needs, *call.after)}
         wrong.append(f"{call} ended as {end}, not {right}; before it: {before}")
@@ -86,6 +88,7 @@ def wrong_ends(
 def wrong_counts(
     graph: Sequence[Call],
     ends: Mapping[int, End],
+    cancelled: Collection[int],
     log: Iterable[str],
     *,
     lost: bool,
@@ -96,20 +99,21 @@ def wrong_counts(
     Args:
         graph: The graph.
         ends: How each call has ended.
+        cancelled: Those that were cancelled before they had ended.
         log: What was noted: a line `ran NUMBER ...` for each attempt.
         lost: Attempts may have been lost, and so there may be more.
         cut_short: All that had not ended was cancelled at some moment.
     """
     ran = Counter(int(line.split()[1]) for line in log if line.startswith("ran "))
-    later = {other for call in graph for other in call.cancels}
+    at_once = {call.number for call in graph if call.number in call.cancels}
     wrong = []
     for call in graph:
         end, times = ends[call.number][0], ran[call.number]
         attempts = {"flaky": call.failures + 1, "flaky program": call.failures + 1, "exhausted": 2}
         usual = attempts.get(call.kind, 1)
-        stopped = end == "cancelled" and (cut_short or call.number in later)
+        stopped = end == "cancelled" and (cut_short or call.number in cancelled)
         if call.kind == "service" or stopped:
-            fine = call.number not in call.cancels or times == 0
+            fine = call.number not in at_once or times == 0
         elif end in ("dependency", "cancelled"):
             fine = times == 0
         elif not lost:

@@ -12,6 +12,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def blocks(flow: WorkflowEngine, tasks: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def arguments(call: Call, futures: Sequence[Any], results: str) -> list[Any]:
+def arguments(call: Call, results: str) -> list[Any]:
     """What a call is given before the values of the calls that it needs."""
     number = call.number
     match call.kind:
@@ -260,51 +261,76 @@ def end_of(future: Any) -> End:
     return "failed", type(error).__name__
 
 
-async def make_calls(
-    flow: WorkflowEngine,
-    graph: Sequence[Call],
-    place: Path,
-    ended: Callable[[int, Any], None],
-) -> tuple[list[Any], dict[int, End]]:
-    """Makes the calls of a graph, waits for all, and stops the services.
+@dataclass
+class Run:
+    """The calls of a graph that are made.
 
-    Args:
-        flow: The engine.
+    Attributes:
         graph: The graph.
-        place: Where tasks note what they do.
-        ended: Is told of each future that is done.
-
-    Returns:
-        The futures, and how each has ended.
+        futures: Those of the calls that were made.
+        cancelled: The calls that were cancelled before they had ended.
     """
-    marks, log = place / "marks", place / "log.txt"
-    marks.mkdir(exist_ok=True)
-    tasks = function_tasks(flow, str(log), str(marks))
-    tasks |= program_tasks(flow, str(log), str(marks)) | file_functions(flow, str(log), str(marks))
-    tasks |= blocks(flow, tasks)
-    futures: list[Any] = []
-    for call in graph:
-        if call.pause:
-            await asyncio.sleep(0)
-        if call.wait_for is not None:
-            await asyncio.wait([futures[call.wait_for]])
-        needs = [futures[number] for number in call.needs]
-        task = with_options(tasks[call.kind], call, futures)
-        try:
-            future = task(*arguments(call, futures, str(place / "results")), *needs)
-        except RuntimeError:  # the engine is being shut down
-            break
-        future.add_done_callback(lambda done, number=call.number: ended(number, done))
-        futures.append(future)
-        for number in call.cancels:
-            futures[number].cancel()
-    await asyncio.wait(futures)
-    ends = {number: end_of(future) for number, future in enumerate(futures)}
-    services = [futures[n] for n in ends if graph[n].kind == "service"]
-    for service in services:
-        service.cancel()
-    await asyncio.gather(*(service.ended() for service in services))
-    return futures, ends
+
+    graph: Sequence[Call]
+    futures: list[Any] = field(default_factory=list)
+    cancelled: set[int] = field(default_factory=set)
+
+    def cancel(self, number: int) -> None:
+        """Cancels a call."""
+        if self.futures[number].cancel():
+            self.cancelled.add(number)
+
+    def cancel_attempt(self, uid: str) -> None:
+        """Cancels the call that an attempt belongs to, unless that is a service."""
+        of = uid.partition(".task.")[2].partition(".")[0]
+        for number, future in enumerate(self.futures):
+            if future.uid == f"task.{of}" and self.graph[number].kind != "service":
+                self.cancel(number)
+
+    async def to_its_end(
+        self, flow: WorkflowEngine, place: Path, ended: Callable[[int, Any], None]
+    ) -> dict[int, End]:
+        """Makes the calls, waits for all, and stops the services.
+
+        Args:
+            flow: The engine.
+            place: Where tasks note what they do.
+            ended: Is told of each future that is done.
+
+        Returns:
+            How each call has ended.
+        """
+        tasks = self._tasks(flow, place)
+        for call in self.graph:
+            if call.pause:
+                await asyncio.sleep(0)
+            if call.wait_for is not None:
+                await asyncio.wait([self.futures[call.wait_for]])
+            needs = [self.futures[number] for number in call.needs]
+            task = with_options(tasks[call.kind], call, self.futures)
+            try:
+                future = task(*arguments(call, str(place / "results")), *needs)
+            except RuntimeError:  # the engine is being shut down
+                break
+            future.add_done_callback(lambda done, number=call.number: ended(number, done))
+            self.futures.append(future)
+            for number in call.cancels:
+                self.cancel(number)
+        await asyncio.wait(self.futures)
+        ends = {number: end_of(future) for number, future in enumerate(self.futures)}
+        services = [self.futures[n] for n in ends if self.graph[n].kind == "service"]
+        for service in services:
+            service.cancel()
+        await asyncio.gather(*(service.ended() for service in services))
+        return ends
+
+    def _tasks(self, flow: WorkflowEngine, place: Path) -> dict[str, Any]:
+        """The task of each kind of call."""
+        log, marks = str(place / "log.txt"), place / "marks"
+        marks.mkdir(exist_ok=True)
+        tasks = function_tasks(flow, log, str(marks)) | program_tasks(flow, log, str(marks))
+        tasks |= file_functions(flow, log, str(marks))
+        return tasks | blocks(flow, tasks)
 
 
 async def main(flow: WorkflowEngine) -> None:
@@ -319,6 +345,8 @@ async def main(flow: WorkflowEngine) -> None:
             print(number, flush=True)
 
     graph = make_graph(seed, size)
-    _, ends = await make_calls(flow, graph, place, ended)
+    run = Run(graph)
+    ends = await run.to_its_end(flow, place, ended)
     log.close()
-    (place / "ends.json").write_text(json.dumps(list(ends.items())))
+    report = {"ends": list(ends.items()), "cancelled": sorted(run.cancelled)}
+    (place / "ends.json").write_text(json.dumps(report))

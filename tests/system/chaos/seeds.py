@@ -204,14 +204,12 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
     may_fail = MAY_FAIL.get(seed.mode, ())
     lost = seed.mode not in ("plain", "reports", "shutdown")
     log = (place / "log.txt").read_text().splitlines()
-    if seed.mode == "shutdown":
+    if cut_short := seed.mode == "shutdown":
         del graph[len(ends) :]
-    wrong = wrong_ends(graph, ends, may_fail, may_be_cancelled=seed.mode == "shutdown")
-    wrong += (
-        wrong_counts(graph, ends, log, lost=lost, cut_short=seed.mode == "shutdown")
-        if not wrong
-        else []
-    )
+    cancelled = set(report["cancelled"])
+    wrong = wrong_ends(graph, ends, cancelled, may_fail, cut_short=cut_short)
+    if not wrong:
+        wrong = wrong_counts(graph, ends, cancelled, log, lost=lost, cut_short=cut_short)
     wrong += [f"{key} are left: {value}" for key, value in report["left"].items() if value]
     wrong += report["complaints"]
     bad_words = BAD_WORDS if seed.backend == "dask" else (*BAD_WORDS, TRACEBACK)
@@ -288,10 +286,9 @@ def _killed(seed: Seed, place: Path, environment: dict[str, str]) -> str:
     if not _run_program(seed, place, environment, None):
         raise WrongError("the last run did not end")
     _judge_log(place)
-    ends: dict[int, End] = {
-        number: tuple(end) for number, end in json.loads((place / "ends.json").read_text())
-    }
-    wrong = wrong_ends(graph, ends) + wrong_results(graph, ends, place)
+    report = json.loads((place / "ends.json").read_text())
+    ends: dict[int, End] = {number: tuple(end) for number, end in report["ends"]}
+    wrong = wrong_ends(graph, ends, report["cancelled"]) + wrong_results(graph, ends, place)
     if wrong:
         raise WrongError(f"{len(wrong)} wrong; the first ones:\n" + "\n".join(wrong[:5]))
     return f"{_said('killed', ends)}, {kills} kills"

@@ -27,7 +27,7 @@ import psutil
 from rhapsody import LocalExecutionBackend, WorkflowEngine
 from tests.system.chaos.graphs import make_graph
 from tests.system.chaos.misfortunes import Misfortunes, distorted
-from tests.system.chaos.program import make_calls
+from tests.system.chaos.program import Run
 
 KEEP = ("results", "failed", "none")
 
@@ -107,7 +107,7 @@ class Complaints(logging.Handler):
 
 async def one_run(name: str, mode: str, seed: int, size: int, place: Path) -> dict[str, Any]:
     """Runs a graph, and says how its calls have ended and what is in its sandboxes."""
-    graph = make_graph(seed, size, services=0 if name == "pilot" else 2)
+    run = Run(make_graph(seed, size, services=0 if name == "pilot" else 2))
     misfortunes = Misfortunes(seed, size, place / "log.txt")
     disk = place
     endings: list[Any] = []
@@ -120,6 +120,7 @@ async def one_run(name: str, mode: str, seed: int, size: int, place: Path) -> di
             misfortunes.plan_for_disk(disk)
         elif mode == "scheduler":
             misfortunes.plan(kill_scheduler, 0.2, 0.8)
+        backend.ends_next = run.cancel_attempt
         keep: Any = KEEP[seed % 3]
         async with WorkflowEngine.create(
             backend,
@@ -134,14 +135,15 @@ async def one_run(name: str, mode: str, seed: int, size: int, place: Path) -> di
         ) as flow:
             if mode == "shutdown":
                 misfortunes.plan(lambda: endings.append(asyncio.ensure_future(flow.shutdown())))
-            futures, ends = await make_calls(flow, graph, place, misfortunes.ended)
+            ends = await run.to_its_end(flow, place, misfortunes.ended)
             stats = {key: getattr(flow.stats, key) for key in ("late", "failed", "done")}
-            uids = [each.uid for each in futures]
+            uids = [each.uid for each in run.futures]
     await asyncio.gather(*endings)
     kept = {f"{saved.path}" for saved in flow.results}
     sandboxes = [path.name for path in (disk / "work").glob("*") if path.is_dir()]
     return {
         "ends": list(ends.items()),
+        "cancelled": sorted(run.cancelled),
         "keep": keep,
         "uids": uids,
         "kept": sorted(kept),
