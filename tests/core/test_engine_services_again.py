@@ -256,6 +256,20 @@ async def test_dependents_of_a_service_that_is_gone_fail_with_its_error() -> Non
         assert len(backend.named("client")) == 1
 
 
+async def test_dependents_of_a_service_that_ended_without_an_error_run() -> None:
+    backend = Scripted()
+    async with engine(backend) as flow:
+        service = server(flow)()
+        first = await ready(backend, 1, "one")
+        await service
+        backend.done(first)
+        await service.ended()
+        late = asker(flow)(service)
+        asked = await backend.given("client")
+        backend.done(asked, "heard")
+        assert await within(late) == "heard"
+
+
 async def test_a_block_waits_for_its_service_as_well() -> None:
     backend = Scripted()
     async with engine(backend) as flow:

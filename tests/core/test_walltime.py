@@ -114,6 +114,8 @@ async def test_it_goes_to_another_backend_unless_it_names_its_own(tmp_path: Path
         assert await within(program()) == "ran\n"
         with pytest.raises(TaskHeldBackError, match="backend 'ending' ends in"):
             await within(moves.options(backend="ending")())
+        named = moves.options(backend="ending", other_backends=["staying"])()
+        assert (await within(named), named.backend) == ("ran", "staying")
 
 
 async def test_a_plugin_selects_among_the_backends_that_have_time(tmp_path: Path) -> None:

@@ -160,16 +160,16 @@ class Recording:
         if outcome is None:  # of a function that printed nothing
             return Record(uid, node.description, value, settings, node.input_paths())
         return Record(
-            uid=uid,
-            task=node.description,
-            value=value,
-            settings=settings,
-            inputs=node.input_paths(),
-            files=self._files(node),
-            stdout=outcome.stdout,
-            stderr=outcome.stderr,
-            exit_code=outcome.exit_code,
-            texts=node.texts(),
+            uid,
+            node.description,
+            value,
+            settings,
+            node.input_paths(),
+            self._files(node),
+            outcome.stdout,
+            outcome.stderr,
+            outcome.exit_code,
+            node.texts(),
         )
 
     def _files(self, node: Node) -> TaskFiles | None:

@@ -79,6 +79,8 @@ class Services:
             "service %r (%s) ended by itself%s: %s", node.task.name, node.future.uid,
             " and is started again" if again else "", failures.ending(report),
         )  # fmt: skip
+        if main is TasksMainStates.DONE and not node.task.settings.restarts:
+            return main, None  # it may have done what it was for
         self.any = True
         self._fates[node.future] = Fate(error, again)
         if not again:

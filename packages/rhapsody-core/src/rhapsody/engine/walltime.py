@@ -44,9 +44,11 @@ def elsewhere(node: Node, backend: Attached, able: Callable[[Node], Sequence[str
         backend: Its backend.
         able: Gives the backends that can run it and have time for it.
     """
-    if node.task.settings.backend or node.pushed or shortage(node, backend) is None:
+    settings = node.task.settings
+    others = settings.other_backends
+    if node.pushed or (settings.backend and not others) or shortage(node, backend) is None:
         return None  # with those named or pushed, the backend is the user's or has their values
-    return next(iter(able(node)), None)
+    return next((name for name in able(node) if name in others or not others), None)
 
 
 class HoldingBack:

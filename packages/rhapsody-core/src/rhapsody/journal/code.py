@@ -40,7 +40,6 @@ class Ingredients:
 
     Args:
         program: What is the same for all functions of a run.
-        sandbox: The sandbox of the task; a path in it is told by its name there.
 
     Attributes:
         parts: The digest or version of each ingredient.
@@ -49,19 +48,48 @@ class Ingredients:
         read: The globals that were read: the variables of a module, a name, and the value.
     """
 
-    def __init__(self, program: Program, sandbox: str = "") -> None:
+    __slots__ = (
+        "_called",
+        "_collecting",
+        "_program",
+        "_sandbox",
+        "_seen",
+        "_stored",
+        "_todo",
+        "_values",
+        "lines",
+        "parts",
+        "paths",
+        "read",
+    )
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._values = Values(self)
+        self._forget()
+        self.begin()
+
+    def begin(self, sandbox: str = "") -> None:
+        """Begins anew, for another task.
+
+        Args:
+            sandbox: Its sandbox; a path in it is told by its name there.
+        """
+        if self._seen:
+            self._forget()
         self._sandbox = sandbox
-        self.parts: dict[str, str] = {}
         self.paths: dict[str, bytes | None] = {}
+
+    def _forget(self) -> None:
+        """Forgets what code was collected; where there was none, there is nothing to forget."""
+        self.parts: dict[str, str] = {}
         self.lines: dict[str, int] = {}
         self.read: list[tuple[Mapping[str, Any], str, object]] = []
         self._stored: set[tuple[int, str]] = set()
-        self._program = program
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
         self._collecting = False
-        self._values = Values(self)
 
     # What the digests of values ask.
 

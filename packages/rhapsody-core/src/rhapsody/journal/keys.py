@@ -72,6 +72,10 @@ class Keys:
     _functions: WeakKeyDictionary[Any, tuple[bytes, Read]] = field(
         default_factory=WeakKeyDictionary
     )
+    _ingredients: Ingredients = field(init=False)  # one for all tasks: to make it takes a while
+
+    def __post_init__(self) -> None:
+        self._ingredients = Ingredients(self.program)
 
     def of(
         self,
@@ -106,7 +110,8 @@ class Keys:
         inputs: Mapping[str, str | None],
         texts: Sequence[str],
     ) -> Key:
-        found = Ingredients(self.program, task.get("sandbox") or "")
+        found = self._ingredients
+        found.begin(task.get("sandbox") or "")
         parts = {"name": task["name"]}
         function = None
         if task["function"] is None:

@@ -256,8 +256,6 @@ class Journal:
         )
 
     def _packed(self, record: Record) -> bytes | None:
-        import cloudpickle  # type: ignore[import-untyped]
-
         name, packed = record.task["name"], b""
         value = record.value, record.stdout, record.stderr, record.exit_code
         largest = self._largest
@@ -265,6 +263,8 @@ class Journal:
             if largest is None or sys.getsizeof(record.value) <= largest:  # else in vain
                 packed = pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:  # of what pickle cannot name cloudpickle keeps the code
+            import cloudpickle  # type: ignore[import-untyped]
+
             try:
                 packed = cloudpickle.dumps(value)
             except Exception as error:
