@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -325,3 +326,35 @@ async def test_a_program_whose_exit_code_is_lost_is_not_taken_for_done(
         signal.signal(signal.SIGCHLD, former)
     assert end.state == FAILED
     assert "SIGCHLD" in caplog.text
+
+
+# Where no more threads can be started.
+
+
+def no_thread(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_a_group_that_nobody_can_wait_for_is_ended_by_force(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = driver.command("(trap '' TERM; touch begun; while :; do sleep 600; done) & wait")
+    await driver.submit(task)
+    await exists(os.path.join(task["sandbox"], "begun"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        await driver.cancel(task)
+        assert (await driver.finished(task)).state is CANCELED
+
+
+async def test_a_program_whose_end_nobody_would_hear_of_does_not_go_on(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_watch", lambda pid: None)
+    before = dict(groups._open)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        end = await driver.run_one(driver.command("sleep 600"))
+    assert end.state is FAILED
+    assert "new thread" in str(end.task["exception"])
+    assert groups._open == before

@@ -55,6 +55,7 @@ class Program:
 
     Raises:
         OSError: It cannot be started.
+        RuntimeError: No thread can be started that waits for it, where one is needed.
     """
 
     def __init__(
@@ -95,7 +96,13 @@ class Program:
         if self._descriptor is not None:
             self._loop.add_reader(self._descriptor, self._leader_ended)
         else:
-            start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
+            try:
+                start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
+            except RuntimeError:  # nobody would hear of its end
+                groups.send(self.pid, signal.SIGKILL)
+                self._closed()
+                self._exit_code()
+                raise
 
     @property
     def pid(self) -> int:
@@ -144,7 +151,12 @@ class Program:
             self._opened()  # while it has members its number is nobody else's
             # A shell ends at once when it is told to; what it runs has its time to do so.
             wait = partial(self._wait_for_group, self._deadline, code)
-            start_thread(wait, f"rhapsody-end-{self.pid}")
+            try:
+                start_thread(wait, f"rhapsody-end-{self.pid}")
+            except RuntimeError:  # there are too many threads to give it its time
+                groups.send(self.pid, signal.SIGKILL)
+                self._closed()
+                self._over(code)
         else:
             self._over(code)
 
