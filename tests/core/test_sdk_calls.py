@@ -6,6 +6,7 @@ import ast
 import asyncio
 import os
 import pickle
+import stat
 import subprocess
 import sys
 import threading
@@ -190,6 +191,15 @@ def test_output_that_is_to_be_kept_in_files_is_kept_there(tmp_path: Path) -> Non
     task = made(described(print, "said", sandbox=str(tmp_path / "made"), capture="files"))
     assert task["stdout"] == str(tmp_path / "made" / "task.1.out")
     assert Path(task["stdout"]).read_text() == "said\n"
+    assert stat.S_IMODE(Path(task["stdout"]).stat().st_mode) == 0o600
+
+
+def test_output_is_not_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "task.1.out").symlink_to(tmp_path / "precious")
+    task = made(described(print, "said", sandbox=str(tmp_path), capture="files"))
+    assert isinstance(task["exception"], OSError)
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_output_that_has_no_place_fails_its_task(tmp_path: Path) -> None:

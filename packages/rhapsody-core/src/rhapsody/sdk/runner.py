@@ -313,7 +313,10 @@ class Captured(Output):
         if former is not None:
             former.flush()
         path = f"{self._stem}.{name[3:]}"
-        file: Any = open(path, "w+b") if self.directory else tempfile.TemporaryFile()  # noqa: SIM115
+        file: Any = None if self.directory else tempfile.TemporaryFile()  # noqa: SIM115
+        if self.directory:
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            file = os.fdopen(os.open(path, flags, 0o600), "w+b")
         kept = os.dup(number)
         os.dup2(file.fileno(), number)
         raw = os.fdopen(os.dup(number), "wb", 0)
