@@ -8,6 +8,7 @@ is built is in its own `pyproject.toml`.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -101,6 +102,7 @@ ONCE_MORE = ["--reruns", "1", *(f"--only-rerun={error}" for error in NOT_STARTED
 BUILD = "build>=1.2"
 DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
+AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,<2"]
 
 nox.needs_version = ">=2024.10.9"
 SPLIT = [name for name, dist in DISTRIBUTIONS.items() if dist.ci == "split"]
@@ -270,6 +272,83 @@ def benchmarks(session: nox.Session) -> None:
             session.run("python", f"benchmarks/{dist.benchmark}", "--smoke")
 
 
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Secrets in the tree, a list of what each wheel brings with it, and known faults of that.
+
+    The lists are CycloneDX files in `dist/sbom`. Where the service that knows the faults gives no
+    answer, the session fails: nothing was found out then.
+    """
+    session.install(*AUDIT_TOOLS)
+    problems = secrets_in_the_tree(session)
+    for name, dist in DISTRIBUTIONS.items():
+        if dist.pythons and RUNNING not in dist.pythons:
+            problems.append(f"{name} was not looked at: it does not support Python {RUNNING}")
+            continue
+        alone = session.cache_dir.absolute() / f"{name}-audited"
+        session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
+        folders = dict.fromkeys([DISTRIBUTIONS["core"].folder, dist.folder])
+        pip = [f"{alone}/bin/python", "-m", "pip", "install", "--quiet"]
+        session.run(*pip, *(f"./{folder}" for folder in folders), external=True)
+        write_sbom(session, alone, dist)
+        problems += known_faults(session, alone, name)
+    if problems:
+        session.error("\n".join(["what was found:", *problems]))
+
+
+def secrets_in_the_tree(session: nox.Session) -> list[str]:
+    """Where something in the tracked files looks like a secret; `pragma: allowlist secret` is none.
+
+    Nobody is asked whether it is one that works.
+    """
+    text = session.run("detect-secrets", "scan", "--no-verify", silent=True)
+    found = json.loads(str(text))["results"]
+    return [
+        f"{file}:{each['line_number']} looks like a secret ({each['type']})"
+        for file, several in found.items()
+        for each in several
+    ]
+
+
+def write_sbom(session: nox.Session, environment: Path, dist: Distribution) -> None:
+    """Writes what is in an environment that holds one distribution and what it needs."""
+    folder = ROOT / "dist" / "sbom"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{Path(dist.folder).name}.cdx.json"
+    session.run(
+        *("cyclonedx-py", "environment", "--pyproject", f"{dist.folder}/pyproject.toml"),
+        *("--mc-type", "library", "--output-reproducible", "--output-file", str(path)),
+        f"{environment}/bin/python",
+    )
+
+
+def known_faults(session: nox.Session, environment: Path, name: str) -> list[str]:
+    """What is known of the packages in an environment; that nobody could be asked, too."""
+    answer = session.cache_dir.absolute() / f"{name}-faults.json"
+    answer.unlink(missing_ok=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    words = ["--path", str(site), "--format", "json", "--output", str(answer)]
+    # 1 says that there are some, or that nobody answered.
+    session.run("pip-audit", "--progress-spinner", "off", *words, success_codes=[0, 1])
+    if not answer.exists():
+        return [f"{name}: NOT AUDITED: the service that knows vulnerabilities cannot be reached"]
+    own = {Path(dist.folder).name for dist in DISTRIBUTIONS.values()}
+    packages = json.loads(answer.read_text())["dependencies"]
+    skipped = [each["name"] for each in packages if "skip_reason" in each]
+    unknown = sorted(set(skipped) - own)
+    problems = [
+        f"{name}: {each['name']} {each['version']}: {fault['id']}"
+        for each in packages
+        for fault in each.get("vulns", ())
+    ]
+    if unknown:
+        problems.append(
+            f"{name}: NOT AUDITED: the service that knows vulnerabilities has no answer about "
+            f"{len(unknown)} of {len(packages)} packages: {', '.join(unknown)}"
+        )
+    return problems
+
+
 @nox.session(python=False)
 def ci(session: nox.Session) -> None:
     """What plain `nox` leaves out, as far as it is quick: see `Distribution.ci`."""
@@ -284,7 +363,8 @@ def ci(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def release(session: nox.Session) -> None:
-    """All tests of all distributions on every Python, and with the lowest dependencies."""
+    """All tests of all distributions on every Python and with the lowest dependencies; an audit."""
+    session.notify("audit")
     for backend in DISTRIBUTIONS:
         for python in PYTHONS:
             session.notify(f"tests-{python}(backend='{backend}')")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECRET = "xyzzy-s3cr3t-marker-0042"
+SECRET = "xyzzy-s3cr3t-marker-0042"  # pragma: allowlist secret
 
 PROGRAM = """
 import logging, os, pathlib

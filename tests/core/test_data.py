@@ -120,7 +120,8 @@ def test_a_malformed_url_is_an_error_that_names_it() -> None:
 def test_passwords_and_tokens_in_urls_are_not_shown() -> None:
     text = repr(InputFile("https://me:secret@example.org/b.txt?token=secret"))
     assert text == "InputFile('https://example.org/b.txt?...')"
-    assert repr(InputFile("s3://me:sec@ret@host/b")) == "InputFile('s3://host/b')"
+    url = "s3://me:sec@ret@host/b"  # pragma: allowlist secret
+    assert repr(InputFile(url)) == "InputFile('s3://host/b')"
     assert repr(InputFile("data:text/plain,secret")) == "InputFile('data:text/plain,...')"
 
 

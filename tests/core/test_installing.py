@@ -10,7 +10,7 @@ import pytest
 from rhapsody.plugins.installing import install_command, missing_plugin
 from tests.core.distributions import install
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"  # pragma: allowlist secret
 GIT = {"vcs_info": {"vcs": "git", "commit_id": COMMIT}}
 
 

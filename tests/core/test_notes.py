@@ -310,7 +310,7 @@ async def test_a_failed_command_can_be_run_again_by_hand(
 async def test_a_failed_command_shows_no_value_of_its_environment(
     capture: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    secret = "s3cr3t-" * 30
+    secret = "s3cr3t-" * 30  # pragma: allowlist secret
     async with WorkflowEngine.create(progress="lines") as flow:
 
         @flow.executable_task(environment={"TOKEN": secret, "MODE": "fast"}, capture=capture)

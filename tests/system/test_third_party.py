@@ -152,7 +152,7 @@ def test_the_observer_has_less_than_forty_lines_and_says_where_the_time_went(
     assert done.returncode == 0, done.stderr
     for name, attempts in (("square", 8), ("add", 1), ("read", 1)):
         assert re.search(rf"^{name} +{attempts} attempts +\d+\.\d\d s$", done.stderr, re.MULTILINE)
-    silent = ("env", "RHAPSODY_DISABLE_PLUGINS=rhapsody-timing")
+    silent = ("env", "RHAPSODY_DISABLE_PLUGINS=rhapsody-timing")  # pragma: allowlist secret
     assert (
         run(*silent, plugged_in / "rhapsody", "run", "-q", program, cwd=program.parent).stderr == ""
     )

@@ -108,7 +108,7 @@ def _run(*words: str) -> str | None:
     shaped = ("SQUEUE_", "SCANCEL_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(shaped)}
     try:
-        run = subprocess.run(  # noqa: S603 - fixed words and job numbers
+        run = subprocess.run(
             words, env=kept, check=True, stdin=subprocess.DEVNULL, capture_output=True,
             text=True, errors="surrogateescape", timeout=SECONDS,
         )  # fmt: skip

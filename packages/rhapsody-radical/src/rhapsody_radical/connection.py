@@ -132,7 +132,7 @@ class Connection:
         words += [str(theirs.fileno()), str(program), str(os.getpid())]
         try:
             with open(self.directory / LOG, "ab", opener=_private) as output:
-                self._process = subprocess.Popen(  # noqa: S603 - this very package
+                self._process = subprocess.Popen(
                     words,
                     stdin=subprocess.DEVNULL,
                     stdout=output,

@@ -75,7 +75,7 @@ def _ask() -> Answer:
     """Ask a process of its own, which leaves nothing in the home directory."""
     with tempfile.TemporaryDirectory() as directory:
         try:
-            run = subprocess.run(  # noqa: S603 - our own question
+            run = subprocess.run(
                 [sys.executable, "-P", "-c", QUESTION],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -108,7 +108,7 @@ def _shell() -> Iterator[Finding]:
         return
     begun = time.perf_counter()
     try:
-        run = subprocess.run(  # noqa: S603 - the user's own login shell
+        run = subprocess.run(
             [bash, "-lc", "true"],
             stdin=subprocess.DEVNULL,
             capture_output=True,

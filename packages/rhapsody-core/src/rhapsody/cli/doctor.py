@@ -310,7 +310,7 @@ def _probe(probed: _Probed, timeout: float) -> list[Finding]:
 
 def _ask(request: dict[str, Any], timeout: float) -> tuple[list[dict[str, Any]], str]:
     """What a plugin's process answered, and how it ended where that was not in order."""
-    child = subprocess.Popen(  # noqa: S603 - our own interpreter
+    child = subprocess.Popen(
         [sys.executable, "-P", "-c", probe.COMMAND],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -266,8 +266,8 @@ def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
         previous = kind
     if previous is inspect.Parameter.POSITIONAL_ONLY:
         parts.append("/")
-    # The names come from a function that Python has compiled already.
-    exec(f"def check({', '.join(parts)}): pass", namespace)  # noqa: S102
+    source = f"def check({', '.join(parts)}): pass"
+    exec(source, namespace)  # noqa: S102 - `inspect` lets nothing but identifiers be names
     check: Callable[..., None] = namespace["check"]
     check.__qualname__ = getattr(function, "__qualname__", _name(function))
     check.__name__ = _name(function)

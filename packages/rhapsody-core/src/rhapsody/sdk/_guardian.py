@@ -94,7 +94,7 @@ class Guardian:
         if self._pipe is None:
             reader, self._pipe = os.pipe()
             try:
-                self._process = subprocess.Popen(  # noqa: S603 - our own program
+                self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", WATCH, str(os.getpid())],
                     stdin=reader,
                     stdout=subprocess.DEVNULL,

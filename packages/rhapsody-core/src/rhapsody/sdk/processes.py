@@ -79,7 +79,7 @@ class Program:
                 source = files.enter_context(tempfile.TemporaryFile())
                 source.write(stdin.encode())
                 source.seek(0)
-            self._process = subprocess.Popen(  # noqa: S603 - running the user's command is the point
+            self._process = subprocess.Popen(
                 command,
                 cwd=cwd,
                 env=environment,
