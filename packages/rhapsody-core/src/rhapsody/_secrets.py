@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 _SECRET = re.compile(
@@ -9,6 +10,7 @@ _SECRET = re.compile(
 )
 
 
+@functools.lru_cache(4096)
 def looks_secret(name: str) -> bool:
     """Whether a variable's value is not to be shown or kept, such as that of `API_TOKEN`."""
     return _SECRET.search(name) is not None

@@ -54,6 +54,8 @@ def _values(node: Node) -> list[tuple[str, str]]:
 
 def hidden(node: Node, text: str) -> str:
     """A text with `<NAME>` for each value of a variable that may be secret, see `_values`."""
+    if len(text) < SECRET:
+        return text
     for value, name in _values(node):
         text = text.replace(value, f"<{name}>")
     return text
@@ -61,7 +63,7 @@ def hidden(node: Node, text: str) -> str:
 
 def printed_last(node: Node, text: object, count: int) -> str:
     """The end of what a node's task printed, or of the file that holds it, without secrets."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text:
         return ""
     values = [value for value, _ in _values(node)]
     if node.task.settings.capture == "files":
