@@ -9,6 +9,7 @@ and the command that runs that seed alone. With `--done FILE` it goes on where i
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--done", type=Path, help="where finished seeds are noted, and left out")
     given = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs here are to have it
     done = set(given.done.read_text().splitlines()) if given.done and given.done.exists() else set()
     for number in range(given.first, given.first + given.seeds):
         seed = Seed(given.backend, number, given.tasks)

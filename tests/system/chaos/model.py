@@ -93,6 +93,7 @@ def wrong_counts(
     *,
     lost: bool,
     cut_short: bool,
+    pushed: bool,
 ) -> list[str]:
     """What is wrong about how often each call ran.
 
@@ -103,6 +104,7 @@ def wrong_counts(
         log: What was noted: a line `ran NUMBER ...` for each attempt.
         lost: Attempts may have been lost, and so there may be more.
         cut_short: All that had not ended was cancelled at some moment.
+        pushed: Backends may have what depends on a call before it has ended.
     """
     ran = Counter(int(line.split()[1]) for line in log if line.startswith("ran "))
     at_once = {call.number for call in graph if call.number in call.cancels}
@@ -111,7 +113,7 @@ def wrong_counts(
         end, times = ends[call.number][0], ran[call.number]
         attempts = {"flaky": call.failures + 1, "flaky program": call.failures + 1, "exhausted": 2}
         usual = attempts.get(call.kind, 1)
-        stopped = end == "cancelled" and (cut_short or call.number in cancelled)
+        stopped = end == "cancelled" and (cut_short or pushed or call.number in cancelled)
         if call.kind == "service" or stopped:
             fine = call.number not in at_once or times == 0
         elif end in ("dependency", "cancelled"):

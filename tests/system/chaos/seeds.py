@@ -209,7 +209,8 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
     cancelled = set(report["cancelled"])
     wrong = wrong_ends(graph, ends, cancelled, may_fail, cut_short=cut_short)
     if not wrong:
-        wrong = wrong_counts(graph, ends, cancelled, log, lost=lost, cut_short=cut_short)
+        told = {"lost": lost, "cut_short": cut_short, "pushed": seed.backend == "dask"}
+        wrong = wrong_counts(graph, ends, cancelled, log, **told)
     wrong += [f"{key} are left: {value}" for key, value in report["left"].items() if value]
     wrong += report["complaints"]
     bad_words = BAD_WORDS if seed.backend == "dask" else (*BAD_WORDS, TRACEBACK)
