@@ -8,8 +8,8 @@ from tests.system.chaos.seeds import Seed, run_seed
 
 pytestmark = pytest.mark.timeout(300)
 
-THREADS = (2, 3, 4, 7, 8, 9, 16, 17, 18, 19)
-PROCESSES = (1, 3, 4, 7, 8, 9, 12, 13, 14, 15, 16)
+THREADS = (2, 3, 4, 7, 8, 9, 16, 17, 18, 20)
+PROCESSES = (1, 3, 4, 5, 7, 8, 9, 12, 16, 18, 19)
 FAILED_ONCE: list[tuple[str, int, int]] = []
 """Backend, seed and number of tasks of those that have failed, or failed now and then."""
 

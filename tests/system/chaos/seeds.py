@@ -36,12 +36,20 @@ ROOT = Path(__file__).parents[3]
 PROGRAM = Path(__file__).with_name("program.py")
 
 MODES = {
-    "threads": ("reports", "reports", "disk", "killed", "shutdown"),
-    "processes": ("workers", "workers", "workers", "reports", "disk", "killed", "shutdown"),
-    "dask": ("workers", "workers", "workers", "reports", "killed", "scheduler", "shutdown"),
+    "threads": ("reports", "reports", "disk", "killed", "shutdown", "reports shutdown disk"),
+    "processes": (
+        "workers",
+        "workers reports",
+        "reports",
+        "disk",
+        "killed",
+        "workers shutdown",
+        "reports shutdown disk",
+    ),
+    "dask": ("workers", "workers reports", "reports", "killed", "scheduler", "workers shutdown"),
     "pilot": ("plain",),
 }
-"""What may go wrong on each backend; the seed says which."""
+"""What may go wrong on each backend, all of the words at once; the seed says which."""
 
 MAY_FAIL = {
     "disk": ON_DISK,
@@ -93,7 +101,7 @@ class Seed:
     @property
     def command(self) -> str:
         """Runs this seed alone."""
-        mode = f"CHAOS_MODE={self.mode} " if "CHAOS_MODE" in os.environ else ""
+        mode = f"CHAOS_MODE='{self.mode}' " if "CHAOS_MODE" in os.environ else ""
         return (
             f"{mode}python -m tests.system.chaos --backend {self.backend} --tasks {self.tasks} "
             f"--seeds 1 --first {self.number}"
@@ -126,9 +134,9 @@ def run_seed(seed: Seed) -> str:
     (place / "tmp").mkdir()
     began = time.perf_counter()
     try:
-        if seed.mode == "killed":
+        if "killed" in seed.mode:
             said = _killed(seed, place, environment)
-        elif seed.mode == "disk":
+        elif "disk" in seed.mode:
             with small_disk(place) as disk:
                 if disk is None:
                     return "skipped: a small disk can only be mounted by root"
@@ -201,22 +209,23 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
     report = json.loads((place / "report.json").read_text())
     ends: dict[int, End] = {number: tuple(end) for number, end in report["ends"]}
     graph = make_graph(seed.number, seed.tasks, services=0 if seed.backend == "pilot" else 2)
-    may_fail = MAY_FAIL.get(seed.mode, ())
-    lost = seed.mode not in ("plain", "reports", "shutdown")
+    words = seed.mode.split()
+    may_fail = [kind for word in words for kind in MAY_FAIL.get(word, ())]
+    lost = not {"workers", "disk", "scheduler"}.isdisjoint(words)
     log = (place / "log.txt").read_text().splitlines()
-    if cut_short := seed.mode == "shutdown":
+    if cut_short := "shutdown" in words:
         del graph[len(ends) :]
     cancelled = set(report["cancelled"])
-    wrong = wrong_ends(graph, ends, cancelled, may_fail, cut_short=cut_short)
+    more = {"cut_short": cut_short, "pushed": seed.backend == "dask"}
+    wrong = wrong_ends(graph, ends, cancelled, may_fail, **more)
     if not wrong:
-        told = {"lost": lost, "cut_short": cut_short, "pushed": seed.backend == "dask"}
-        wrong = wrong_counts(graph, ends, cancelled, log, **told)
+        wrong = wrong_counts(graph, ends, cancelled, log, lost=lost, **more)
     wrong += [f"{key} are left: {value}" for key, value in report["left"].items() if value]
     wrong += report["complaints"]
     bad_words = BAD_WORDS if seed.backend == "dask" else (*BAD_WORDS, TRACEBACK)
     wrong += [line for line in printed.splitlines() if any(word in line for word in bad_words)]
     wrong += wrong_sandboxes(report, graph, ends, lost=lost)
-    if seed.mode not in ("disk", "scheduler"):
+    if not may_fail:
         wrong += wrong_results(graph, ends, place)
     if wrong:
         raise WrongError(f"{len(wrong)} wrong; the first ones:\n" + "\n".join(wrong[:5]))
