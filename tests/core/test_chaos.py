@@ -8,20 +8,22 @@ from tests.system.chaos.seeds import Seed, run_seed
 
 pytestmark = pytest.mark.timeout(300)
 
-THREADS = (2, 3, 4, 7, 8, 9, 16, 17, 18, 20)
+THREADS = (2, 3, 7, 8, 9, 16, 18, 20)
 PROCESSES = (1, 3, 4, 5, 7, 8, 9, 12, 16, 18, 19)
-FAILED_ONCE: list[tuple[str, int, int]] = []
-"""Backend, seed and number of tasks of those that have failed, or failed now and then."""
+FAILED_ONCE = [
+    Seed("threads", 1, 200, "disk"),  # a service whose output found no space
+    Seed("threads", 5, 200, "shutdown"),  # a task that was cancelled before its file was saved
+]
 
-SEEDS = (
-    [("threads", number, 200) for number in THREADS]
-    + [("processes", number, 200) for number in PROCESSES]
-    + FAILED_ONCE
-)
+SEEDS = [
+    *(Seed("threads", number, 200) for number in THREADS),
+    *(Seed("processes", number, 200) for number in PROCESSES),
+    *FAILED_ONCE,
+]
 
 
-@pytest.mark.parametrize(("backend", "number", "tasks"), SEEDS)
-def test_a_random_graph_ends_as_it_must(backend: str, number: int, tasks: int) -> None:
-    said = run_seed(Seed(backend, number, tasks))
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"{seed.backend}-{seed.number}")
+def test_a_random_graph_ends_as_it_must(seed: Seed) -> None:
+    said = run_seed(seed)
     if said.startswith("skipped"):
         pytest.skip(said)

@@ -23,14 +23,20 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first", type=int, default=1)
+    parser.add_argument(
+        "--mode",
+        default="",
+        help="what goes wrong, in place of what each seed says: plain, killed, scheduler, or some "
+        "of 'workers reports disk shutdown' at once",
+    )
     parser.add_argument("--done", type=Path, help="where finished seeds are noted, and left out")
     given = parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
         signal.signal(signal.SIGINT, signal.default_int_handler)  # programs here are to have it
     done = set(given.done.read_text().splitlines()) if given.done and given.done.exists() else set()
     for number in range(given.first, given.first + given.seeds):
-        seed = Seed(given.backend, number, given.tasks)
-        name = f"{seed.backend} {seed.number} {seed.tasks}"
+        seed = Seed(given.backend, number, given.tasks, given.mode)
+        name = f"{seed.backend} {seed.number} {seed.tasks} {seed.mode}"
         if name in done:
             continue
         try:

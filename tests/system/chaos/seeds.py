@@ -85,26 +85,26 @@ class Seed:
         backend: One of `MODES`.
         number: The seed.
         tasks: How many calls.
+        chosen: What goes wrong, in place of what the seed says.
     """
 
     backend: str
     number: int
     tasks: int
+    chosen: str = ""
 
     @property
     def mode(self) -> str:
         """What goes wrong."""
-        if mode := os.environ.get("CHAOS_MODE"):
-            return mode
-        return random.Random(f"mode of {self.number}").choice(MODES[self.backend])
+        return self.chosen or random.Random(f"mode of {self.number}").choice(MODES[self.backend])
 
     @property
     def command(self) -> str:
         """Runs this seed alone."""
-        mode = f"CHAOS_MODE='{self.mode}' " if "CHAOS_MODE" in os.environ else ""
+        mode = f" --mode '{self.chosen}'" if self.chosen else ""
         return (
-            f"{mode}python -m tests.system.chaos --backend {self.backend} --tasks {self.tasks} "
-            f"--seeds 1 --first {self.number}"
+            f"python -m tests.system.chaos --backend {self.backend} --tasks {self.tasks} "
+            f"--seeds 1 --first {self.number}{mode}"
         )
 
     @property
