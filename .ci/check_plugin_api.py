@@ -53,6 +53,7 @@ EXPORTING = [
     "rhapsody.sdk.runner",
     "rhapsody.sdk.services",
     "rhapsody.sdk.threads",
+    "rhapsody.sdk.walltime",
     "rhapsody.testing",
 ]
 """Modules of which that belongs to it which they export."""

@@ -169,7 +169,7 @@ def small_disk(place: Path) -> Iterator[Path]:
         PermissionError: It cannot be mounted here.
     """
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(place)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         raise PermissionError("no disk can be mounted")
     try:

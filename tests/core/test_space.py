@@ -24,7 +24,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk, which only root can make."""
     place = tmp_path / "disk"
     place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "none", str(place)]
     try:
         done = subprocess.run(mount, capture_output=True)
     except FileNotFoundError:

@@ -76,7 +76,7 @@ def _hook(name: str, hook: Callable[..., Any]) -> str:
 
 def _value(kind: type) -> str:
     text = inspect.getdoc(kind) or ""
-    if dataclasses.is_dataclass(kind) or is_typeddict(kind):
+    if dataclasses.is_dataclass(kind) or is_typeddict(kind) or issubclass(kind, tuple):
         call = [] if is_typeddict(kind) else [_call(kind.__name__, kind)]
         parts = [*call, *_parts(text)]
         return f"### {kind.__name__}\n\n" + "\n\n".join(parts) + "\n"
@@ -95,7 +95,8 @@ def _value(kind: type) -> str:
 
 def _call(name: str, function: Callable[..., Any]) -> str:
     """How it is called, as inline code; annotations are text in this package."""
-    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+    given = re.sub(r"ForwardRef\(('[^']*')\)", r"\1", str(inspect.signature(function)))
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", given.replace("mappingproxy({})", "{}"))
     return f"`{name}{signature.replace('(self, ', '(').removesuffix(' -> None')}`"
 
 

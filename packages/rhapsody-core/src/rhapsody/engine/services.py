@@ -80,7 +80,7 @@ class Services:
             " and is started again" if again else "", failures.ending(report),
         )  # fmt: skip
         if main is TasksMainStates.DONE and not node.task.settings.restarts:
-            return main, None  # it may have done what it was for
+            return main, report.get("exception")  # it may have done what it was for
         self.any = True
         self._fates[node.future] = Fate(error, again)
         if not again:
