@@ -133,7 +133,7 @@ class Recording:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function
             )
-            path.parent.mkdir(0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(0o775, parents=True, exist_ok=True)
             return Journal(
                 path,
                 Path.cwd() if module else Path(os.path.dirname(program.path)),

@@ -56,7 +56,7 @@ def _opened(
 
     if journal is True:
         path = journal_of_program()
-        path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(0o775, parents=True, exist_ok=True)
     else:
         path = Path(os.path.abspath(journal))
     return Journal(path, program_directory(), resume=resume, largest=largest)
