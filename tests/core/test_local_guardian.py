@@ -132,6 +132,18 @@ def test_another_takes_its_place_where_it_was_killed(
     assert third.poll() is None
 
 
+def test_what_is_left_of_a_group_does_not_start_it_again(
+    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    guardian.began(sleepers[0].pid)
+    guardian.stop()
+    sleepers[0].wait(20)
+    guardian.began(sleepers[1].pid)
+    assert len(psutil.Process().children()) == len(sleepers) - 1
+    guardian.pipe()
+    assert len(psutil.Process().children()) == len(sleepers)
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_it_holds_nothing_of_the_program_open(guardian: Guardian) -> None:
     guardian.pipe()

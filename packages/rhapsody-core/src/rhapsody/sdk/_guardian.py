@@ -51,6 +51,7 @@ class Guardian:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
         self._live: set[int] = set()
+        self._stopped = False
 
     def pipe(self) -> int:
         """Return the descriptor that it is told on, once it runs.
@@ -59,11 +60,14 @@ class Guardian:
             OSError: It cannot be started.
         """
         with self._lock:
+            self._stopped = False
             return self._opened()
 
     def began(self, pid: int) -> None:
         """Tell it that a process group has begun."""
         with self._lock:
+            if self._stopped:  # it is what is left of a group that ends
+                return
             self._live.add(pid)
             with suppress(OSError):  # the next program is not started then: see `pipe`
                 self._opened()
@@ -79,8 +83,12 @@ class Guardian:
             self._tell(b"-", pid)
 
     def stop(self) -> None:
-        """End it, and with it what it still watches over; blocks for a moment."""
+        """End it, and with it what it still watches over; blocks for a moment.
+
+        Only `pipe` starts it again.
+        """
         with self._lock:
+            self._stopped = True
             self._close()
             self._live.clear()
 
