@@ -35,6 +35,7 @@ class TestDaskThreads(BackendConformance):
         "thread Profile",
         "thread TCP-Executor*",
         "thread IO loop*",
+        "process * -I -S -c*",  # that child, while another backend of this class is there
     )
 
     async def make_backend(self) -> DaskExecutionBackend:

@@ -59,6 +59,7 @@ def wrong_ends(
     cancelled: Collection[int],
     may_fail: Collection[str] = (),
     *,
+    lost: bool = False,
     cut_short: bool = False,
     pushed: bool = False,
 ) -> list[str]:
@@ -69,10 +70,12 @@ def wrong_ends(
         ends: How each call has ended.
         cancelled: Those that were cancelled before they had ended.
         may_fail: Kinds that may also fail because of what was done to them.
+        lost: Attempts may have been lost, and services.
         cut_short: All that had not ended was cancelled at some moment.
         pushed: Backends may have what depends on a call before it has ended.
     """
     wrong = []
+    services = {call.number for call in graph if call.kind == "service"}
     for call in graph:
         if call.number not in ends:
             wrong.append(f"{call} has not ended")
@@ -82,8 +85,8 @@ def wrong_ends(
             continue
         if end[0] == "failed" and call.kind in may_fail and right != CANCELLED:
             continue
-        if end[0] == "dependency" and call.kind in may_fail and pushed and call.needs:
-            continue  # the value of one that was done has stayed with a backend, and was lost there
+        if end[0] == "dependency" and lost and not services.isdisjoint((*call.needs, *call.after)):
+            continue  # its service has failed before it began
         before = {number: ends[number] for number in (*call.needs, *call.after)}
         if cut_short and pushed and end[0] == "done" and CANCELLED in before.values():
             continue  # what it depends on had ended, was lost with its worker, and then cancelled
@@ -123,7 +126,7 @@ def wrong_counts(
         if call.kind == "service" or stopped:
             fine = call.number not in at_once or times == 0
         elif end in ("dependency", "cancelled"):
-            fine = times == 0
+            fine = times == 0 or (lost and end == "dependency")  # its service went meanwhile
         elif not lost:
             fine = times == usual or (cut_short and end == "failed" and times < usual)
         else:  # one that falls back may have been lost for good before it ran

@@ -216,10 +216,10 @@ def _in_one_process(seed: Seed, place: Path, environment: dict[str, str]) -> str
     if cut_short := "shutdown" in words:
         del graph[len(ends) :]
     cancelled = set(report["cancelled"])
-    more = {"cut_short": cut_short, "pushed": seed.backend == "dask"}
+    more = {"lost": lost, "cut_short": cut_short, "pushed": seed.backend == "dask"}
     wrong = wrong_ends(graph, ends, cancelled, may_fail, **more)
     if not wrong:
-        wrong = wrong_counts(graph, ends, cancelled, log, lost=lost, **more)
+        wrong = wrong_counts(graph, ends, cancelled, log, **more)
     wrong += [f"{key} are left: {value}" for key, value in report["left"].items() if value]
     wrong += report["complaints"]
     bad_words = BAD_WORDS if seed.backend == "dask" else (*BAD_WORDS, TRACEBACK)
