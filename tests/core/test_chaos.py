@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.chaos.seeds import Seed, run_seed
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
 
 THREADS = (2, 3, 7, 8, 9, 16, 18, 20)
 PROCESSES = (1, 3, 4, 5, 7, 8, 9, 12, 16, 18, 19)

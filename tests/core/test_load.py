@@ -14,7 +14,7 @@ from rhapsody.staging.space import used_up
 from tests.core.scripted import within
 from tests.load import TRIALS
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.long]
 
 
 @pytest.mark.parametrize("name", TRIALS)
