@@ -23,6 +23,7 @@ from rhapsody.engine.background import Background
 from rhapsody.engine.held import PushDown
 from rhapsody.engine.life import Work
 from rhapsody.engine.machine import Machine
+from rhapsody.engine.needs import lacking, unknown_settings
 from rhapsody.engine.node import Node
 from rhapsody.engine.recording import Recording
 from rhapsody.engine.services import Services
@@ -349,17 +350,17 @@ class Preparation:
         node.task.accepted_by = None if dynamic else backend
 
     def _check_capable(self, node: Node, backend: Attached) -> None:
-        task, lacking = node.task, _lacking(node, backend)
-        if lacking is not None:
+        task, missing = node.task, lacking(node, backend)
+        if missing is not None:
             able = self._able(node)
             where = f"attached backends that can: {', '.join(able)}" if able else (
                 "attach one that does: WorkflowEngine.create(backends=[...])"
             )  # fmt: skip
             raise CapabilityError(
-                f"task {task.name!r} needs {lacking}, which backend {backend.name!r}, as it is set "
+                f"task {task.name!r} needs {missing}, which backend {backend.name!r}, as it is set "
                 f"up, does not offer; {where}"
             )
-        unknown = _unknown_settings(node, backend)
+        unknown = unknown_settings(node, backend)
         if unknown:
             raise failures.unknown_setting(node, backend, unknown[0], self._able(node))
 
@@ -368,8 +369,8 @@ class Preparation:
         return [
             one.name
             for one in self._backends.values()
-            if _lacking(node, one) is None
-            and not _unknown_settings(node, one)
+            if lacking(node, one) is None
+            and not unknown_settings(node, one)
             and shortage(node, one) is None
         ]
 
@@ -452,17 +453,6 @@ def _set_command(node: Node, command: str | list[str]) -> None:
         node.description["arguments"] = command[1:]
 
 
-_KINDS = {
-    "function": "to run ordinary functions",
-    "async_function": "to run coroutine functions",
-    "executable": "to run executables",
-    "service": "to run services",
-    "function_service": "to run functions as services",
-}
-
-_DEFAULTS = Resources()
-
-
 def _check_prepared(plugin: str, description: TaskDescription) -> None:
     """Raises for what a hook put into a description, and the engine reads there.
 
@@ -483,28 +473,3 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
         raise PluginError(f"{what} a cwd that is no absolute path: {cwd!r}")
     if resources is not None and not isinstance(resources, Resources):
         raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
-
-
-def _unknown_settings(node: Node, backend: Attached) -> list[Any]:
-    """The keys of a task's settings in the backend's own words that the backend does not know."""
-    assert node.description is not None
-    given = node.description["task_backend_specific_kwargs"]
-    return backend.capabilities.unknown_settings(given) if given else []
-
-
-def _lacking(node: Node, backend: Attached) -> str | None:
-    """What a task needs and a backend does not offer, in words."""
-    task, description = node.task, node.description
-    if not backend.capabilities.runs(task.task_kind):
-        return _KINDS[task.task_kind]
-    assert description is not None
-    if "cwd" in description and not backend.capabilities.cwd:
-        return f"cwd={description['cwd']!r}"
-    resources = description.get("resources")
-    if resources is None:
-        return None
-    for name in ("cores", "gpus", "memory", "ranks"):
-        value = getattr(resources, name)
-        if value != getattr(_DEFAULTS, name) and name not in backend.capabilities.resources:
-            return f"{name}={value!r}"
-    return None
