@@ -69,15 +69,13 @@ class ReportsRunningAfterTheEnd(SmallBackend):
 
 
 class NeedsTheFirstAttempt(SmallBackend):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
+    seen: frozenset[str] = frozenset()
 
     async def run_task(self, task: TaskDescription) -> Any:
         call = task["uid"].rpartition(".")[0]
         if task["attempt"] > 1 and call not in self.seen:
             raise KeyError(call)
-        self.seen.add(call)
+        self.seen |= {call}
         return await super().run_task(task)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rhapsody import WorkflowEngine
+from rhapsody import OutputFile, WorkflowEngine
 from rhapsody.staging.kept import LIST
 from tests.core.scripted import within
 
@@ -63,3 +64,13 @@ async def held_open(
     future = slow(output)
     await within(asyncio.to_thread(started.read_text))
     return future, gate
+
+
+def writer(flow: WorkflowEngine) -> Callable[..., Any]:
+    """A task that writes a word into its output file, and reads what else it gets."""
+
+    @flow.executable_task
+    def write(word: str, out: OutputFile, *others: Any) -> str:
+        return f"echo {word} > {out}; echo scratch > scratch"
+
+    return write

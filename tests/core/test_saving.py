@@ -9,10 +9,9 @@ import gc
 import logging
 import os
 import shutil
-import stat
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,8 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
-from rhapsody.staging.trees import copy_file
-from tests.core.saving import files, held_open
+from tests.core.saving import files, held_open, writer
 from tests.core.scripted import within
-from tests.core.small_backend import SmallBackend
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -42,16 +39,6 @@ pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.
 async def flow() -> AsyncIterator[WorkflowEngine]:
     async with WorkflowEngine.create() as flow:
         yield flow
-
-
-def writer(flow: WorkflowEngine) -> Callable[..., Any]:
-    """A task that writes a word into its output file, and reads what else it gets."""
-
-    @flow.executable_task
-    def write(word: str, out: OutputFile, *others: Any) -> str:
-        return f"echo {word} > {out}; echo scratch > scratch"
-
-    return write
 
 
 async def test_a_name_may_be_as_long_as_a_file_system_takes(
@@ -136,41 +123,6 @@ async def test_what_is_there_is_replaced_in_one_step_by_a_copy(
     assert future.sandbox is not None
     (Path(future.sandbox) / "a.txt").write_text("changed")
     assert (here / "a.txt").read_text() == "word\n"
-
-
-async def test_nobody_else_may_read_a_copy_while_it_is_made(
-    here: Path, flow: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modes, copy = [], shutil.copyfileobj
-
-    def looked_at(source: Any, target: Any, *more: Any) -> None:
-        modes.append(stat.S_IMODE(os.fstat(target.fileno()).st_mode))
-        copy(source, target, *more)
-
-    monkeypatch.setattr(shutil, "copyfileobj", looked_at)
-
-    @flow.executable_task
-    def write(out: OutputFile) -> str:
-        return f"echo word > {out}; chmod 640 {out}"
-
-    await within(write(OutputFile("a.txt", save=True)))
-    assert modes == [0o600]
-    assert stat.S_IMODE((here / "a.txt").stat().st_mode) == 0o640
-
-
-async def test_a_link_that_was_made_after_the_check_is_not_followed(here: Path) -> None:
-    box = here / "box"
-    box.mkdir()
-    (box / "own").write_text("own")
-    (box / "inside").symlink_to("own")
-    (box / "outside").symlink_to("/etc/passwd")
-    os.mkfifo(box / "fifo")
-    copy_file(box / "inside", here / "copy", str(box))
-    assert (here / "copy").read_text() == "own"
-    for name, reason in {"outside": "a link that leaves the sandbox", "fifo": "no file"}.items():
-        with pytest.raises(DataError, match=reason):
-            copy_file(box / name, here / name, str(box))
-        assert not (here / name).exists()
 
 
 async def test_it_is_there_before_the_result_is_recorded_or_seen(here: Path) -> None:
@@ -476,30 +428,6 @@ async def test_files_of_cancelled_tasks_are_no_results(here: Path) -> None:
         await asyncio.wait([endless, bad])
         del done, endless
     assert [file.path.name for file in flow.results] == ["done.txt"]
-
-
-class EndsThenCancels(SmallBackend):
-    """Cancels a future just after it has said that the task is done."""
-
-    future: asyncio.Future[Any]
-
-    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
-        super().task_state_cb(task, state)
-        if state == "DONE" and task["name"] == "write":
-            self.future.cancel()
-
-
-async def test_files_of_a_task_that_is_cancelled_as_it_ends_are_not_saved(
-    here: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    backend = EndsThenCancels()
-    async with WorkflowEngine.create(backend) as flow:
-        backend.future = writer(flow)("word", OutputFile("results/a.txt"))
-        await within(asyncio.wait([backend.future]))
-        assert backend.future.cancelled()
-        assert await within(flow.function_task(int)()) == 0  # the engine goes on
-    assert not (here / "results").exists()
-    assert not caplog.records
 
 
 async def test_a_result_that_something_else_took_the_place_of_is_none(here: Path) -> None:

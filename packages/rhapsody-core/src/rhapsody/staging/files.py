@@ -357,8 +357,7 @@ class Stager:
         for name, (path, kind) in targets.items():
             if kind == "matches":
                 for each in matches.get(name, ()):
-                    copy = copy_of(os.path.join(sandbox, each), sandbox)
-                    puts[path / each] = Put(each, copy, "file")
+                    puts[path / each] = Put(each, copy_of(f"{sandbox}/{each}", sandbox), "file")
             elif backend.capabilities.shared_file_system:
                 puts[path] = Put(name, copy_of(os.path.join(sandbox, name), sandbox), kind)
             else:
