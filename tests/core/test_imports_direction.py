@@ -18,7 +18,6 @@ ORDER = [
     "errors",
     "aio",
     "states",
-    "_secrets",
     "_sandbox",
     "data",
     "context",

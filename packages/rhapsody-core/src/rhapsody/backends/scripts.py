@@ -6,11 +6,11 @@ For systems that may forget a job when it has ended: output and exit code are in
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
 
-from rhapsody._secrets import looks_secret
 from rhapsody.data import OUTPUT_FILES, RESERVED, end_of_file
 from rhapsody.resources import Resources
 from rhapsody.sdk.executables import task_environment, working_directory
@@ -19,6 +19,15 @@ from rhapsody.task import TaskDescription
 SCRIPT, STDIN, CODE = (f"{RESERVED}{name}" for name in ("job", "stdin", "code"))
 AGAIN = f"{RESERVED}again"
 END = "END OF STANDARD INPUT"
+
+_SECRET = re.compile(
+    r"SECRET|CREDENTIAL|PASSWORD|PASSWD|PASSPHRASE|(^|_)PASS(_|$)|TOKENS?(_|$)|KEYS?(_|$)", re.I
+)
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable's value is not to be shown or kept, such as that of `API_TOKEN`."""
+    return _SECRET.search(name) is not None
 
 
 def write_script(task: TaskDescription) -> str:

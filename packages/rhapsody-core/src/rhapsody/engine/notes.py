@@ -15,8 +15,7 @@ from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
-from rhapsody._secrets import looks_secret
-from rhapsody.backends.scripts import AGAIN
+from rhapsody.backends.scripts import AGAIN, looks_secret
 from rhapsody.data import File, end_of_file
 from rhapsody.engine.node import Node
 from rhapsody.errors import CALL, TaskFailedError, is_a, vars_of
