@@ -44,7 +44,7 @@ _WORK_STATES = {
 }
 
 
-_NONE: Mapping[Any, int] = MappingProxyType({})
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Canceller(Protocol):
@@ -192,10 +192,10 @@ class Node:
         """The strings and paths in the arguments of an executable, where results are recorded."""
         return () if self.extra is None else self.extra.texts
 
-    def input_paths(self) -> dict[str, str | None]:
+    def input_paths(self) -> Mapping[str, str | None]:
         """Where the input files are, by their names; `None` for what cannot be read here."""
         resolved = self.extra.resolved if self.extra is not None else None
-        return {} if resolved is None else resolved.paths()
+        return _NONE if resolved is None else resolved.paths()
 
     def targets(self) -> Mapping[str, Target]:
         """Where its output files are to be saved, by their names."""

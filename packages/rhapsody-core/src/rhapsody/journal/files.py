@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rhapsody.journal.values import SIZE
@@ -50,14 +51,26 @@ class FileDigests:
         self.gone: dict[str, bytes] = {}
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
+        self._missing: set[str] | None = None
         self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
+
+    @contextlib.contextmanager
+    def looking_once(self) -> Iterator[None]:
+        """In this context a place where no file was is not looked at again."""
+        self._missing = set()
+        try:
+            yield
+        finally:
+            self._missing = None
 
     def of(self, path: str) -> bytes | None:
         """The digest of a file's content; `None` where no file is there that can be read."""
-        if not path or len(path) > LONGEST:
+        if not path or len(path) > LONGEST or (self._missing and path in self._missing):
             return None
         try:
             if not os.access(path, os.F_OK):  # which costs less than an exception
+                if self._missing is not None:
+                    self._missing.add(path)
                 return None
             found = os.stat(path)
             if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:

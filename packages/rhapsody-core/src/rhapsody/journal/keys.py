@@ -146,8 +146,7 @@ class Keys:
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
-        made = hashlib.blake2b(code or b"", digest_size=SIZE)
-        made.update(text.encode())
+        made = hashlib.blake2b((code or b"") + text.encode(), digest_size=SIZE)
         return Key(made.digest(), text, code, found.paths)
 
     def _command(self, task: Mapping[str, Any], found: Ingredients, parts: dict[str, str]) -> None:
@@ -159,17 +158,19 @@ class Keys:
             words = [inside.sub("\0", word) for word in words]
         parts["command"] = found.value((words, "arguments" in task)).hex()
 
-    def is_current(self, key: Key) -> bool:
+    def are_current(self, paths: Mapping[str, bytes | None]) -> bool:
         """Whether the files that arguments name are as they were when the key was made."""
-        return [*map(self.program.file, key.paths)] == [*key.paths.values()]
+        return [*map(self.program.file, paths)] == [*paths.values()]
 
     def _code(self, function: Any) -> bytes:
         """What a function's code uses: looked at once, and again when a global is set anew."""
         known = self._functions.get(function)
-        if known is not None and all(
-            variables.get(name, MISSING) is value for variables, name, value in known[1]
-        ):
-            return known[0]
+        if known is not None:
+            for variables, name, value in known[1]:
+                if variables.get(name, MISSING) is not value:
+                    break
+            else:
+                return known[0]
         found = Ingredients(self.program)
         found.function(function)
         text = as_text(dict(sorted(found.parts.items())))

@@ -151,7 +151,8 @@ class Journal:
     def _find(
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
     ) -> list[Recorded | None]:
-        return [self._look_up(task, database) for task in tasks]
+        with self._files.looking_once():  # none of these tasks has begun
+            return [self._look_up(task, database) for task in tasks]
 
     def _look_up(self, task: LookupTask, database: sqlite3.Connection) -> Recorded | None:
         name, call = task["name"], _call(task["uid"])
@@ -214,20 +215,22 @@ class Journal:
     def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
-        for record in records:
-            call = self._calls.pop(_call(record.task["uid"]), None)
-            recording = None if call is None else self._recording(record, call)
-            if recording is not None:
-                kept.append(recording)
-                if recording.code is not None and recording.code in self._keys.codes:
-                    codes[recording.code] = self._keys.codes.pop(recording.code)
+        with self._files.looking_once():  # all of these tasks have ended
+            for record in records:
+                call = self._calls.pop(_call(record.task["uid"]), None)
+                recording = None if call is None else self._recording(record, call)
+                if recording is not None:
+                    kept.append(recording)
+                    if recording.code is not None and recording.code in self._keys.codes:
+                        codes[recording.code] = self._keys.codes.pop(recording.code)
         if kept:
             self._store.write(database, kept, codes, self._files.new)
             self._files.new.clear()
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """What is written of a result, `None` where it is not kept."""
-        task, key = record.task, Key(call[0], *call[3:])
+        task = record.task
+        digest, number, why, parts, code, paths = call
         packed = self._packed(record)
         if packed is None:
             return None
@@ -235,25 +238,17 @@ class Journal:
             named = record.files is not None and leads_into(record.value, record.files.sandbox)
             files = self._outputs.noted(record.files, named=named)
             # It may have written a file that an argument names.
-            if key.paths and not self._keys.is_current(key):
+            if paths and not self._keys.are_current(paths):
                 key = self._keys.of(task, record.settings, record.inputs, record.texts)
+                digest, parts, code, paths = key
         except NoDigestError as error:
             self._say(task["name"], str(error))
             return None
-        read = {}
-        if any(key.paths.values()):
-            read = {f"file {path}": made.hex() for path, made in key.paths.items() if made}
-        return Recording(
-            key.digest,
-            call[1],
-            task["name"],
-            record.uid,
-            as_text(ast.literal_eval(key.parts) | read) if read else key.parts,
-            key.code,
-            files,
-            call[2],
-            packed,
-        )
+        if any(paths.values()):
+            read = {f"file {path}": made.hex() for path, made in paths.items() if made}
+            parts = as_text(ast.literal_eval(parts) | read)
+        name, uid = task["name"], record.uid
+        return Recording(digest, number, name, uid, parts, code, files, why, packed)
 
     def _packed(self, record: Record) -> bytes | None:
         name, packed = record.task["name"], b""

@@ -39,6 +39,8 @@ UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupErr
 How = Literal["done", "failed", "interrupted"]
 """How a run has ended; one that was killed has not said so."""
 
+# No index on the recordings: their keys come in any order, so that each would touch another page of
+# it. Runs that take something up make `earlier` instead.
 _TABLES = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY, lineage INTEGER NOT NULL, began REAL NOT NULL, ended REAL, how TEXT,
@@ -51,12 +53,21 @@ CREATE TABLE recordings (
     gone INTEGER NOT NULL DEFAULT 0, parts TEXT NOT NULL, code BLOB, files TEXT, why TEXT,
     value BLOB NOT NULL, intact BLOB NOT NULL
 );
-CREATE UNIQUE INDEX calls ON recordings (lineage, key, number);
 CREATE TABLE codes (digest BLOB PRIMARY KEY, parts TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE digests (
     device INTEGER, inode INTEGER, size INTEGER, changed INTEGER, digest BLOB NOT NULL,
     PRIMARY KEY (device, inode, size, changed)
 ) WITHOUT ROWID;
+"""
+
+_EARLIER_TABLE = """
+CREATE TEMP TABLE earlier (key BLOB, number INTEGER, id INTEGER, PRIMARY KEY (key, number))
+WITHOUT ROWID
+"""
+
+_EARLIER = """
+INSERT OR REPLACE INTO earlier
+SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY id
 """
 
 
@@ -268,8 +279,8 @@ class Store:
             self.run = run
             if takes_up:
                 self.before, self._taken_up = how, number
-                count = "SELECT count(*) FROM recordings WHERE lineage = ?"
-                (self.reused,) = database.execute(count, (lineage,)).fetchone()
+                database.execute(_EARLIER_TABLE)
+                self.reused = database.execute(_EARLIER, (lineage,)).rowcount
 
     def _require_unused(self) -> None:
         if self._earlier(self._database)[1]:
@@ -319,9 +330,9 @@ class Store:
             JournalError: What is there was damaged.
         """
         row = database.execute(
-            "SELECT id, value, files, intact, name, uid FROM recordings "
-            "WHERE lineage = ? AND key = ? AND number = ? AND run < ?",
-            (self._lineage, key, number, self.run),
+            "SELECT id, value, files, intact, name, uid FROM recordings WHERE id = "
+            "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
+            (key, number),
         ).fetchone()
         if row is None:
             return None
@@ -360,20 +371,21 @@ class Store:
                     "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)",
                     [(*stamp, digest) for stamp, digest in digests.items()],
                 )
+            if self.reused:
+                database.executemany(
+                    "DELETE FROM recordings WHERE id = "
+                    "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
+                    [(each.key, each.number) for each in recordings],
+                )
+            where = self._lineage, self.run, self.run
             database.executemany(
-                "INSERT OR REPLACE INTO recordings (lineage, key, number, run, used, name, uid, "
-                "parts, code, files, why, value, intact) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        self._lineage, each.key, each.number, self.run, self.run, each.name,
-                        each.uid, each.parts, each.code, each.files, each.why,
-                        each.value,
-                        intact_mark(each.key, each.number, each.value, each.files),
-                    )
+                "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, code, "
+                "files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (*where, *each, intact_mark(each.key, each.number, each.value, each.files))
                     for each in recordings
-                ],
-            )  # fmt: skip
+                ),
+            )
             kept = self.kept + len(recordings)
             database.execute("UPDATE runs SET kept = ? WHERE id = ?", (kept, self.run))
         self.kept = kept
