@@ -262,7 +262,7 @@ def docs(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """The benchmark scripts at small sizes: that they run, not what they measure."""
     others = {dist.benchmark for dist in DISTRIBUTIONS.values()}
-    install_distribution(session, "core")
+    install_distribution(session, "core", *DISTRIBUTIONS["core"].tools)
     for script in sorted((ROOT / "benchmarks").glob("*.py")):
         if script.name not in others:
             session.run("python", str(script), "--smoke")

@@ -2,7 +2,7 @@
 
 Fans of no-ops without a journal, with one, and with one whose results are all reused, take turns in
 one run; prints the medians, what the journal adds, and how many times the plain fan a reused one
-takes.
+takes. Then how long the loop is held at most while a large array among the arguments is hashed.
 
     python benchmarks/journal.py [--sizes 1000 10000 100000] [--rounds 5] [--smoke]
 """
@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from rhapsody import NoopExecutionBackend, WorkflowEngine
 
@@ -43,11 +45,42 @@ async def fan(size: int, kind: Kind, directory: Path) -> float:
     return took / size * 1e6
 
 
+async def held(megabytes: int, directory: Path) -> tuple[float, float]:
+    """Seconds that a task with an array takes, and that the loop is held at most meanwhile."""
+    array = np.ones(megabytes * 125_000)
+    longest = 0.0
+
+    async def tick() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - before)
+
+    async with WorkflowEngine.create(
+        backend=NoopExecutionBackend(),
+        work_dir=directory / "work",
+        journal=directory / "journal.sqlite",
+    ) as flow:
+
+        @flow.function_task
+        def nothing(array: object) -> None: ...
+
+        await nothing(array[:1])
+        ticking = asyncio.create_task(tick())
+        start = time.perf_counter()
+        await nothing(array)
+        took = time.perf_counter() - start
+        ticking.cancel()
+    return took, longest
+
+
 def main() -> None:
     """Runs the contests and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, default=1000, help="of the array")
     parser.add_argument("--smoke", action="store_true", help="one small round, for the tests")
     arguments = parser.parse_args()
     sizes, rounds = ([100], 1) if arguments.smoke else (arguments.sizes, arguments.rounds)
@@ -69,6 +102,10 @@ def main() -> None:
             f"{size:>12}  {plain:>8.1f} {recording:>10.1f} {reusing:>8.1f}  {added:>5.1f}  "
             f"{reusing / plain:>6.2f}"
         )
+    megabytes = 1 if arguments.smoke else arguments.megabytes
+    with tempfile.TemporaryDirectory() as directory:
+        took, longest = asyncio.run(held(megabytes, Path(directory)))
+    print(f"an array of {megabytes} MB: {took:.2f} s, the loop held for {longest * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 import threading
+import tracemalloc
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_what_has_no_digest_is_told(what: str, keys: Keys, monkeypatch: Any) -> 
         key_of(keys, work, WITHOUT[what])
     with pytest.raises(NoDigestError):
         key_of(keys, functools.partial(work, WITHOUT[what]))
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_large_data_is_not_copied(kind: Any, keys: Keys) -> None:
+    data = kind(20_000_000)
+    tracemalloc.start()
+    try:
+        key_of(keys, work, data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2_000_000
 
 
 def test_tables_count_by_all_that_is_in_them(keys: Keys) -> None:

@@ -119,6 +119,9 @@ class Values:
             feed(known(value))
         elif kind is str:
             feed(self._text(value))
+        elif kind is bytes or kind is bytearray:
+            feed(b"%b%d:" % (b"b" if kind is bytes else b"B", len(value)))
+            feed(value)  # as it is: a copy of much data would hold all threads up
         elif kind is memoryview:
             feed(_framed(b"M", repr((value.format, value.shape))))
             feed(value)
@@ -270,8 +273,6 @@ _PLAIN: dict[type, Callable[[Any], bytes]] = {
     int: lambda value: b"i%x;" % value if value >= 0 else b"i-%x;" % -value,
     float: lambda value: b"e" + struct.pack("<d", value),
     complex: lambda value: b"j" + struct.pack("<dd", value.real, value.imag),
-    bytes: lambda value: _framed(b"b", value),
-    bytearray: lambda value: _framed(b"B", bytes(value)),
 }
 
 
