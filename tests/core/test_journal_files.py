@@ -180,6 +180,27 @@ async def test_sandboxes_that_were_to_stay_do(here: Path) -> None:
     assert kept <= files(here / ".rhapsody")
 
 
+async def test_what_was_made_again_is_kept_where_that_run_breaks_off(here: Path) -> None:
+    def program(last: str) -> Program:
+        async def use(flow: WorkflowEngine) -> str:
+            run = command(flow, here)
+            made = run("make", "echo content > made.txt", OutputFile("made.txt"))
+            found: str = await run(last, f"cat made.txt; : {last}", made, InputFile("made.txt"))
+            return found
+
+        return use
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program("one")(flow)
+    await broken_off(program("two"), resume=True)
+    assert ran(here) == ["make", "make", "one", "two"]
+    assert (await broken_off(program("three"))).strip() == "content"
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        assert (await program("four")(flow)).strip() == "content"
+        assert flow.stats.recorded == 1
+    assert ran(here) == sorted(["make", "make", "one", "two", "three", "four"])
+
+
 async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:
     async def program(flow: WorkflowEngine, readers: int) -> list[str]:
         run = command(flow, here)

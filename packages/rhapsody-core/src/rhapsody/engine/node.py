@@ -70,6 +70,7 @@ class Extra:
         "in_wait",
         "limits",
         "losses",
+        "makes_again",
         "resolved",
         "restarts",
         "scope",
@@ -96,6 +97,7 @@ class Extra:
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
+        self.makes_again: str | None = None  # the attempt that was found, and files of it are gone
         self.resolved: Resolved | None = None  # where its input files are
         self.restarts: int = 0  # how often a service was started again after it was ready
         self.scope: str | None = None

@@ -66,6 +66,8 @@ class Recording:
             return False
         if node.attempt != 1 or node.pushed:  # the values of its arguments are not here
             return False
+        if node.extra is not None and node.extra.makes_again is not None:  # it was found before
+            return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
             self._looking.add(looking)
@@ -170,6 +172,7 @@ class Recording:
             outcome.stderr,
             outcome.exit_code,
             node.texts(),
+            None if node.extra is None else node.extra.makes_again,
         )
 
     def _files(self, node: Node) -> TaskFiles | None:

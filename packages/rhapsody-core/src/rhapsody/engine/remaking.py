@@ -23,11 +23,11 @@ class MakingAgain:
     """
 
     def __init__(self, calls: Calls, node: Node) -> None:
-        task = node.task.options(cache=False)  # what is recorded of it stays as it is
-        args, kwargs, specific = node.args, node.kwargs or {}, node.specific
+        task, args, kwargs, specific = node.task, node.args, node.kwargs or {}, node.specific
         self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
             task, args, kwargs, specific
         )
+        self._attempt = node.uid
         self._name = node.named()
         self._made: TaskFuture[object] | None = None
 
@@ -43,6 +43,9 @@ class MakingAgain:
         if self._made is None:
             log.info("%s runs again: files of it are gone, and are read", self._name)
             self._made = self._call()
+            node = self._made._node
+            assert isinstance(node, Node)
+            node.more().makes_again = self._attempt
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
             for field in dataclasses.fields(Outcome):

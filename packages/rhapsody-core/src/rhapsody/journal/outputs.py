@@ -67,6 +67,16 @@ class Outputs:
         }
         return json.dumps(noted)
 
+    @staticmethod
+    def are_alike(one: str | None, other: str | None) -> bool:
+        """Whether what is noted of two attempts are files with the same names and contents."""
+        if one is None or other is None:
+            return False
+        first, second = json.loads(one)["files"], json.loads(other)["files"]
+        return first.keys() == second.keys() and all(
+            first[name]["digest"] == second[name]["digest"] for name in first
+        )
+
     def found(self, noted: str) -> TaskFiles | None:
         """What is there of a task's files.
 

@@ -17,7 +17,7 @@ from rhapsody.journal.files import FileDigests
 from rhapsody.journal.keys import Key, Keys, as_text
 from rhapsody.journal.outputs import Outputs, has_files
 from rhapsody.journal.program import Program
-from rhapsody.journal.store import How, Recording, Store
+from rhapsody.journal.store import GONE, How, Recording, Store
 from rhapsody.journal.values import NoDigestError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
 from rhapsody.staging.outputs import leads_into
@@ -85,6 +85,7 @@ class Journal:
         self._largest = largest
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
+        self._gone: dict[str, tuple[int, str]] = {}  # calls that were found without their files
         self._numbers: dict[bytes, int] = {}
         self._told: set[str] = set()
         self._failed = False
@@ -175,7 +176,7 @@ class Journal:
             why = "--rerun asked for it"
             self.names.add(name)
         elif self._store.reused:
-            found, why = self._found(name, key, number, database)
+            found, why = self._found(call, name, key, number, database)
             if found is not None and not (found.files and found.files.gone):
                 return found
         self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
@@ -183,6 +184,7 @@ class Journal:
 
     def _found(
         self,
+        call: str,
         name: str,
         key: Key,
         number: int,
@@ -193,11 +195,12 @@ class Journal:
             row = self._store.find(database, key.digest, number)
             if row is None:
                 return None, None
-            files = None if row[2] is None else self._outputs.found(row[2])
-            if row[2] is not None and files is None:
+            recording, packed, noted = row
+            files = None if noted is None else self._outputs.found(noted)
+            if noted is not None and files is None:
                 return None, "a file that it made is gone, or was changed"
-            packed = pickle.loads(row[1])  # noqa: S301 - the user's own, see `require_private`
-            value, stdout, stderr, exit_code = packed
+            content = pickle.loads(packed)  # noqa: S301 - the user's own, see `require_private`
+            value, stdout, stderr, exit_code = content
         except JournalError as error:
             log.warning("%s, and is not used", error)
             return None, str(error)
@@ -207,16 +210,22 @@ class Journal:
             why = f"its recorded result cannot be read: {describe_error(error)}"
             log.warning("task %r runs again: %s", name, why)
             return None, why
-        gone = files is not None and bool(files.gone)
-        self._store.used[row[0]] = gone
         found = Recorded(value, files, stdout, stderr, exit_code)
-        return found, "a file that it made is gone" if gone else None
+        if noted is None or files is None or not files.gone:
+            self._store.used[recording] = 0
+            return found, None
+        self._store.used[recording] = GONE
+        self._gone[call] = recording, noted
+        return found, "a file that it made is gone"
 
     def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
         with self._files.looking_once():  # all of these tasks have ended
             for record in records:
+                if record.makes_again is not None:
+                    self._made_again(record, _call(record.makes_again))
+                    continue
                 call = self._calls.pop(_call(record.task["uid"]), None)
                 recording = None if call is None else self._recording(record, call)
                 if recording is not None:
@@ -226,6 +235,17 @@ class Journal:
         if kept:
             self._store.write(database, kept, codes, self._files.new)
             self._files.new.clear()
+
+    def _made_again(self, record: Record, call: str) -> None:
+        """Notes files that were made again; others than before are good for this run alone."""
+        recording, former = self._gone.pop(call)
+        named = record.files is not None and leads_into(record.value, record.files.sandbox)
+        try:
+            files = self._outputs.noted(record.files, named=named)
+        except NoDigestError:
+            return
+        if files is not None and self._outputs.are_alike(files, former):
+            self._store.replace_files(recording, files)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """What is written of a result, `None` where it is not kept."""

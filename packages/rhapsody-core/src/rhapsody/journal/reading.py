@@ -12,7 +12,12 @@ from pathlib import Path
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.places import require_private
-from rhapsody.journal.store import PATIENCE, SCHEMA, UNREADABLE, intact_mark
+from rhapsody.journal.store import GONE, MADE_AGAIN, PATIENCE, SCHEMA, UNREADABLE, intact_mark
+
+_OF_FILES = {
+    GONE: ", but files of it are gone: it ran again if one was read",
+    MADE_AGAIN: ", and ran again for its files, which were gone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,7 @@ def explain(database: sqlite3.Connection, task: str) -> list[Explained]:
             changed = why or _what_changed(database, (run, lineage), (name, uid, parts, code))
             explained.append(Explained(name, uid, f"ran: {changed}"))
         else:
-            again = ", but files of it are gone: it ran again if one was read" if gone else ""
-            explained.append(Explained(name, uid, f"reused{again}"))
+            explained.append(Explained(name, uid, f"reused{_OF_FILES.get(gone, '')}"))
     refused = "SELECT name, why FROM refused WHERE run = ? AND name = ?"
     for name, why in database.execute(refused, (run, task)):
         explained.append(Explained(name, "", f"ran: it is not recorded: {why}"))

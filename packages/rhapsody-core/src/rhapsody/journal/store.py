@@ -36,6 +36,9 @@ UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupErr
     SyntaxError, TypeError, ValueError)  # fmt: skip
 """What is raised about a file that is broken, or holds what nobody of us has written."""
 
+GONE, MADE_AGAIN = 1, 2
+"""Of a recording that was used: files of it are gone, or were and are there again; else 0."""
+
 How = Literal["done", "failed", "interrupted"]
 """How a run has ended; one that was killed has not said so."""
 
@@ -120,7 +123,8 @@ class Store:
         reused: How many recordings there were to take up when this run began.
         before: How the run ended that is taken up; `None` where it was killed, or there is none.
         kept: How many results of this run are in the file.
-        used: The recordings that this run has used: for each id whether files of it are gone.
+        used: The recordings that this run has used: for each id what became of its files, see
+            `GONE` and `MADE_AGAIN`.
 
     Raises:
         JournalInUseError: Another run uses it.
@@ -132,7 +136,7 @@ class Store:
         self.run: int = 0
         self.reused: int = 0
         self.before: str | None = None
-        self.used: dict[int, bool] = {}
+        self.used: dict[int, int] = {}
         self.kept: int = 0
         self._lineage = 0
         self._taken_up = 0  # the run whose recordings are reused
@@ -340,6 +344,18 @@ class Store:
         if intact_mark(key, number, value, files) != intact:
             raise JournalError(f"the recording of {name!r} ({uid}) was damaged")
         return id_, value, files
+
+    def replace_files(self, recording: int, files: str) -> None:
+        """Notes where the files of a recording are that was used, as they were made again."""
+        database = self._database
+        with _transaction(database):
+            select = "SELECT key, number, value FROM recordings WHERE id = ?"
+            key, number, value = database.execute(select, (recording,)).fetchone()
+            database.execute(
+                "UPDATE recordings SET files = ?, intact = ? WHERE id = ?",
+                (files, intact_mark(key, number, value, files), recording),
+            )
+        self.used[recording] = MADE_AGAIN
 
     def digest(self, stamp: Stamp) -> bytes | None:
         """The digest of a large file that an earlier run has made."""

@@ -221,6 +221,8 @@ class Record(NamedTuple):
         stderr: The same of standard error.
         exit_code: An executable's exit code.
         texts: As in `LookupTask`.
+        makes_again: The `uid` of the `LookupTask` for which a plugin had a result whose files are
+            gone, where the task ran for those alone; its value is not seen.
     """
 
     uid: str
@@ -233,6 +235,7 @@ class Record(NamedTuple):
     stderr: str | None = None
     exit_code: int | None = None
     texts: Sequence[str] = ()
+    makes_again: str | None = None
 
 
 class LookupTask(TaskDescription):
