@@ -229,6 +229,71 @@ async def test_a_file_that_a_function_is_told_to_write_is_no_change(here: Path) 
     assert ran()["write"] == 2
 
 
+async def test_calls_whose_key_changes_as_they_make_a_file_stay_as_many_samples() -> None:
+    async def draw(flow: WorkflowEngine) -> list[int]:
+        @flow.function_task
+        def sample(place: str) -> int:
+            Path(place).touch()
+            note("sample")
+            return ran()["sample"]
+
+        found = [await sample("out.txt"), await sample("out.txt")]
+        return [*found, *await asyncio.gather(sample("other.txt"), sample("other.txt"))]
+
+    seen: list[list[int]] = []
+
+    async def program(flow: WorkflowEngine) -> None:
+        seen.append(await draw(flow))
+
+    for _ in range(3):
+        await broken_off(program)
+    assert ran() == {"sample": 4}
+    assert seen[0][:2] == [1, 2]
+    for later in seen[1:]:
+        assert later[:2] == [1, 2]
+        assert sorted(later[2:]) == [3, 4]
+
+
+async def test_what_a_function_does_to_its_arguments_is_not_part_of_its_key() -> None:
+    async def program(flow: WorkflowEngine, given: list[int]) -> int:
+        @flow.function_task
+        def add(numbers: list[int], place: str) -> int:
+            numbers.append(99)
+            Path(place).touch()
+            note("add")
+            return sum(numbers)
+
+        found: int = await add(given, "out.txt")
+        return found
+
+    await broken_off(lambda flow: program(flow, [1]))
+    async with engine() as flow:
+        assert await program(flow, [1]) == 100
+    async with engine(resume=True) as flow:
+        assert await program(flow, [1, 99]) == 199
+    assert ran() == {"add": 2}
+
+
+async def test_a_variable_around_a_function_counts_with_its_value_at_each_call() -> None:
+    async def program(flow: WorkflowEngine, factors: list[int]) -> list[int]:
+        factor = 0
+
+        @flow.function_task
+        def scale(number: int) -> int:
+            return number * factor
+
+        found = []
+        for factor in factors:  # noqa: B007 - the task reads it
+            found.append(await scale(10))
+        return found
+
+    async with engine() as flow:
+        assert await program(flow, [1, 2, 3]) == [10, 20, 30]
+    async with engine(resume=True) as flow:
+        assert await program(flow, [1, 7, 3]) == [10, 70, 30]
+        assert flow.stats.recorded == 2
+
+
 async def test_a_file_that_an_argument_names_counts(here: Path) -> None:
     async def program(flow: WorkflowEngine) -> str:
         @flow.function_task

@@ -201,6 +201,28 @@ async def test_what_was_made_again_is_kept_where_that_run_breaks_off(here: Path)
     assert ran(here) == sorted(["make", "make", "one", "two", "three", "four"])
 
 
+async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: Path) -> None:
+    drawn: list[int] = []
+
+    def program(version: str) -> Program:
+        async def draw(flow: WorkflowEngine) -> list[int]:
+            @flow.function_task(version=version)
+            def sample(file: InputFile, made: str) -> int:
+                drawn.append(len(drawn))
+                return drawn[-1]
+
+            made = command(flow, here)("make", "echo content > made.txt", OutputFile("made.txt"))
+            return await asyncio.gather(*[sample(InputFile("made.txt"), made) for _ in range(3)])
+
+        return draw
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program("1")(flow)
+    second = await broken_off(program("2"), resume=True)
+    assert await broken_off(program("2")) == second
+    assert len(drawn) == 6
+
+
 async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:
     async def program(flow: WorkflowEngine, readers: int) -> list[str]:
         run = command(flow, here)

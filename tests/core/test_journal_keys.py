@@ -31,10 +31,10 @@ def test_a_text_or_path_that_names_a_file_counts_with_its_content(
         first = key_of(keys, work, name)
         data.write_text("two")
         assert key_of(keys, work, name).digest != first.digest
-        assert not keys.are_current(first.paths)
+        assert keys.files(first.paths) != first.paths
         data.write_text("one")
         assert key_of(keys, work, name).digest == first.digest
-        assert keys.are_current(first.paths)
+        assert keys.files(first.paths) == first.paths
 
 
 def test_files_with_the_same_content_are_told_apart(keys: Keys, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_the_target_of_a_link_counts(keys: Keys, tmp_path: Path) -> None:
 def test_a_file_that_comes_or_goes_is_seen(keys: Keys, tmp_path: Path) -> None:
     before = key_of(keys, work, "data.txt")
     (tmp_path / "data.txt").touch()
-    assert not keys.are_current(before.paths)
+    assert keys.files(before.paths) != before.paths
     assert key_of(keys, work, "data.txt").digest != before.digest
 
 
@@ -86,7 +86,7 @@ def test_nothing_but_regular_files_is_read(keys: Keys, tmp_path: Path) -> None:
     for name in names:
         key = key_of(keys, work, name)
         assert key.paths == {name: None}
-        assert keys.are_current(key.paths)
+        assert keys.files(key.paths) == key.paths
 
 
 def test_a_file_that_cannot_be_read_is_none(keys: Keys, tmp_path: Path, monkeypatch: Any) -> None:

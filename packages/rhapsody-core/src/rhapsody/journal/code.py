@@ -18,7 +18,7 @@ import importlib.util
 import os
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
@@ -46,6 +46,7 @@ class Ingredients:
         paths: The strings that may name files, each with the digest of its file.
         lines: Where functions among the ingredients begin.
         read: The globals that were read: the variables of a module, a name, and the value.
+        cells: The same of variables in closures.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class Ingredients:
         "_stored",
         "_todo",
         "_values",
+        "cells",
         "lines",
         "parts",
         "paths",
@@ -85,6 +87,7 @@ class Ingredients:
         self.parts: dict[str, str] = {}
         self.lines: dict[str, int] = {}
         self.read: list[tuple[Mapping[str, Any], str, object]] = []
+        self.cells: list[tuple[types.CellType, object]] = []
         self._stored: set[tuple[int, str]] = set()
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
@@ -109,16 +112,16 @@ class Ingredients:
         """Whether a class is of the program itself, and of no library."""
         return self._program.origins.own(file_of(kind.__module__))
 
-    def path(self, text: str) -> tuple[str, bytes] | None:
-        """The portable form of a path and its file's digest; `None` where there is no file."""
+    def path(self, text: str) -> str | None:
+        """Notes that a text may name a file; the portable form of one in the program's places."""
         if self._collecting:  # a constant of the program's; a function may write there, too
             return None
         sandbox, program = self._sandbox, self._program
         if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
-            return text.removeprefix(sandbox), b"sandbox"  # its content is that of an input file
-        digest = self.paths[text] = program.file(text)
+            return "\0sandbox" + text.removeprefix(sandbox)  # its content is that of an input file
+        self.paths[text] = program.file(text)
         place = program.portable(text)
-        return None if digest is None and place == text else (place, digest or b"")
+        return None if place == text else place
 
     def _name(self, thing: Any) -> str:
         program = self._program
@@ -182,8 +185,10 @@ class Ingredients:
             self.lines[name] = code.co_firstlineno
         elif not self._wraps(function):
             return
-        for variable, value in _closed_over(function):
+        for variable, cell in _closed_over(function):
+            value = content_of(cell)
             self._used(f"{variable} around {name}", value, whole=own)
+            self.cells.append((cell, value))
         if function.__defaults__:
             self._used(f"the defaults of {name}", function.__defaults__, whole=own)
         for argument, default in (function.__kwdefaults__ or {}).items():
@@ -203,7 +208,7 @@ class Ingredients:
         own = self._program.origins.own
         if own(file_of(function.__module__)):
             return True  # so `functools.wraps` has it
-        held = [value for _, value in _closed_over(function)]
+        held = [content_of(cell) for _, cell in _closed_over(function)]
         return any(
             isinstance(each, types.FunctionType) and own(each.__code__.co_filename) for each in held
         )
@@ -301,15 +306,16 @@ class Ingredients:
         return False
 
 
-def _closed_over(function: types.FunctionType) -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    names = function.__code__.co_freevars
-    for name, cell in zip(names, function.__closure__ or (), strict=True):
-        try:
-            found.append((name, cell.cell_contents))
-        except ValueError:  # nothing is in it yet
-            found.append((name, MISSING))
-    return found
+def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.CellType]]:
+    return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+
+
+def content_of(cell: types.CellType) -> object:
+    """What is in a variable of a closure, `MISSING` where nothing is."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return MISSING
 
 
 def _functions_of(value: object) -> list[types.FunctionType]:

@@ -10,17 +10,14 @@ import functools
 import hashlib
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rhapsody.journal.code import MISSING, Ingredients
+from rhapsody.journal.code import MISSING, Ingredients, content_of
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import SIZE, NoDigestError
-
-Read = list[tuple[Mapping[str, Any], str, object]]
-"""Globals that a function's code read: the variables of a module, a name, and the value."""
 
 _CODE = (types.FunctionType, type)
 
@@ -33,7 +30,7 @@ class Key(NamedTuple):
     """What a task's result depends on.
 
     Attributes:
-        digest: Of all of it.
+        digest: Of all of it, see `Keys.digest`.
         parts: The digests of all but what a function's code uses, by what people call them, see
             `as_text`.
         code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
@@ -46,6 +43,27 @@ class Key(NamedTuple):
     parts: str
     code: bytes | None
     paths: Mapping[str, bytes | None]
+
+
+class _Known(NamedTuple):
+    """A function that was looked at.
+
+    Attributes:
+        digest: Of its code, and all that it uses.
+        read: The globals that were read, see `Ingredients`.
+        cells: The variables of closures.
+    """
+
+    digest: bytes
+    read: list[tuple[Mapping[str, Any], str, object]]
+    cells: list[tuple[types.CellType, object]]
+
+    def is_current(self) -> bool:
+        """Whether the variables have the values that they had."""
+        for variables, name, value in self.read:
+            if variables.get(name, MISSING) is not value:
+                return False
+        return not self.cells or all(content_of(cell) is value for cell, value in self.cells)
 
 
 def as_text(parts: Mapping[str, object]) -> str:
@@ -69,9 +87,7 @@ class Keys:
 
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
-    _functions: WeakKeyDictionary[Any, tuple[bytes, Read]] = field(
-        default_factory=WeakKeyDictionary
-    )
+    _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
     _ingredients: Ingredients = field(init=False)  # one for all tasks: to make it takes a while
 
     def __post_init__(self) -> None:
@@ -117,16 +133,14 @@ class Keys:
         if task["function"] is None:
             self._command(task, found, parts)
             for text in texts:
-                file = found.path(text)
-                if file is not None and file[1]:
-                    parts[f"file {text}"] = file[1].hex()
+                found.path(text)
         else:
             function = _taken_apart(task["function"], found, parts)
-            for number, value in enumerate(task["args"], 1):
-                parts[f"argument {number}"] = found.value(value).hex()
-            for name, value in sorted(task["kwargs"].items()):
-                shown = name if name.isidentifier() else repr(name)  # no number
-                parts[f"argument {shown}"] = found.value(value).hex()
+        for number, value in enumerate(task["args"], 1):
+            parts[f"argument {number}"] = found.value(value).hex()
+        for name, value in sorted(task["kwargs"].items()):
+            shown = name if name.isidentifier() else repr(name)  # no number
+            parts[f"argument {shown}"] = found.value(value).hex()
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
@@ -146,8 +160,17 @@ class Keys:
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
-        made = hashlib.blake2b((code or b"") + text.encode(), digest_size=SIZE)
-        return Key(made.digest(), text, code, found.paths)
+        return Key(self.digest(text, code, found.paths), text, code, found.paths)
+
+    def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
+        """The digest of a key's parts, code and the files that its paths name now."""
+        made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=SIZE)
+        if any(paths.values()):
+            portable = self.program.portable
+            made.update(
+                ascii(sorted((portable(each), of) for each, of in paths.items() if of)).encode()
+            )
+        return made.digest()
 
     def _command(self, task: Mapping[str, Any], found: Ingredients, parts: dict[str, str]) -> None:
         """A command, in which the sandbox is told by its name there."""
@@ -158,24 +181,20 @@ class Keys:
             words = [inside.sub("\0", word) for word in words]
         parts["command"] = found.value((words, "arguments" in task)).hex()
 
-    def are_current(self, paths: Mapping[str, bytes | None]) -> bool:
-        """Whether the files that arguments name are as they were when the key was made."""
-        return [*map(self.program.file, paths)] == [*paths.values()]
+    def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
+        """The digests of files as they are now; `None` where there is no file."""
+        return {path: self.program.file(path) for path in paths}
 
     def _code(self, function: Any) -> bytes:
-        """What a function's code uses: looked at once, and again when a global is set anew."""
+        """What a function's code uses: looked at once, and again when a variable is set anew."""
         known = self._functions.get(function)
-        if known is not None:
-            for variables, name, value in known[1]:
-                if variables.get(name, MISSING) is not value:
-                    break
-            else:
-                return known[0]
+        if known is not None and known.is_current():
+            return known.digest
         found = Ingredients(self.program)
         found.function(function)
         text = as_text(dict(sorted(found.parts.items())))
         digest = hashlib.blake2b(text.encode(), digest_size=SIZE).digest()
-        self._functions[function] = digest, found.read
+        self._functions[function] = _Known(digest, found.read, found.cells)
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return digest
 

@@ -87,6 +87,7 @@ class Journal:
         self._calls: dict[str, _Call] = {}
         self._gone: dict[str, tuple[int, str]] = {}  # calls that were found without their files
         self._numbers: dict[bytes, int] = {}
+        self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._told: set[str] = set()
         self._failed = False
 
@@ -168,9 +169,12 @@ class Journal:
             self._say(name, str(error))
             return None
         former = self._calls.pop(call, None)
-        if former is not None:  # it was looked up before files that it reads were made again
-            self._numbers[former[0]] -= 1
-        number = self._numbers[key.digest] = self._numbers.get(key.digest, 0) + 1
+        if former is None:
+            number = self._number(key.digest)
+        elif former[0] == key.digest:  # files that it reads were made again
+            number = former[1]
+        else:
+            number = self._number(key.digest, former[1])
         found = why = None
         if name in self._again:
             why = "--rerun asked for it"
@@ -181,6 +185,23 @@ class Journal:
                 return found
         self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
         return found
+
+    def _number(self, key: bytes, wanted: int | None = None) -> int:
+        """Which call with a key another one is.
+
+        Args:
+            key: The key's digest.
+            wanted: Its number with a former key, which it keeps where that is free.
+        """
+        counted, moved = self._numbers.get(key, 0), self._moved.get(key, ())
+        if wanted is not None and wanted > counted and wanted not in moved:
+            self._moved.setdefault(key, set()).add(wanted)
+            return wanted
+        counted += 1
+        while counted in moved:
+            counted += 1
+        self._numbers[key] = counted
+        return counted
 
     def _found(
         self,
@@ -258,9 +279,11 @@ class Journal:
             named = record.files is not None and leads_into(record.value, record.files.sandbox)
             files = self._outputs.noted(record.files, named=named)
             # It may have written a file that an argument names.
-            if paths and not self._keys.are_current(paths):
-                key = self._keys.of(task, record.settings, record.inputs, record.texts)
-                digest, parts, code, paths = key
+            if paths and (now := self._keys.files(paths)) != paths:
+                paths, former = now, digest
+                digest = self._keys.digest(parts, code, paths)
+                if digest != former:
+                    number = self._number(digest, number)
         except NoDigestError as error:
             self._say(task["name"], str(error))
             return None

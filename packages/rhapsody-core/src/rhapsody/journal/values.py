@@ -58,8 +58,8 @@ class Surroundings(Protocol):
     def own(self, kind: type) -> bool:
         """Whether a class is of the program itself, and of no library."""
 
-    def path(self, text: str) -> tuple[str, bytes] | None:
-        """The portable form of a path and its file's digest; `None` where there is no file."""
+    def path(self, text: str) -> str | None:
+        """Notes that a text may name a file; the portable form of one in the program's places."""
 
 
 class Values:
@@ -131,10 +131,8 @@ class Values:
     def _text(self, value: str) -> bytes:
         if " at 0x" in value and _ADDRESS.search(value):
             raise NoDigestError("a text in it holds an object's address")
-        found = self._around.path(value)
-        if found is None:
-            return _framed(b"s", value)
-        return _framed(b"p", found[0]) + _framed(b"", found[1])
+        place = self._around.path(value)
+        return _framed(b"s", value) if place is None else _framed(b"p", place)
 
     def _entered(self, value: Any, feed: Feed) -> None:
         """What may hold itself."""
