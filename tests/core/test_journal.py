@@ -147,6 +147,40 @@ async def test_of_one_bad_sample_of_a_hundred_the_branch_alone_runs_again() -> N
     assert ran() == {**{f"step {n}": 1 for n in range(100)}, "step 37": 2, "double": 100}
 
 
+async def test_what_asks_a_service_is_taken_up_wherever_that_listens(here: Path) -> None:
+    async def program(flow: WorkflowEngine, greeting: str) -> list[Any]:
+        @flow.executable_task(service=True, ready="stdout:([0-9]+)")
+        def serve(greeting: str) -> str:
+            return f"echo $$; : {greeting}; exec sleep 60"
+
+        @flow.function_task
+        def ask(number: int, service: str) -> int:
+            note(f"ask {number}")
+            return number
+
+        @flow.executable_task
+        def call(service: str, other: str) -> list[str]:
+            return ["sh", "-c", f"echo call >> {here / LOG}; echo {other} at {service}:80"]
+
+        service = serve(greeting)
+        found = await asyncio.gather(ask(1, service), ask(2, service), call(service, "who"))
+        service.cancel()
+        return found
+
+    found: list[list[Any]] = []
+
+    async def keep(flow: WorkflowEngine) -> None:
+        found.append(await program(flow, "hello"))
+
+    await broken_off(keep)
+    await broken_off(keep)
+    assert found[0] == found[1]
+    assert ran() == {"ask 1": 1, "ask 2": 1, "call": 1}
+    async with engine() as flow:
+        await program(flow, "good evening")
+    assert ran() == {"ask 1": 2, "ask 2": 2, "call": 2}
+
+
 async def test_a_task_opts_out() -> None:
     async def program(flow: WorkflowEngine) -> None:
         double, sample = tasks(flow)

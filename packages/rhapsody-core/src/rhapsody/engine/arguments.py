@@ -319,13 +319,18 @@ class _Rebuild:
         return new
 
 
-def texts_in(value: object) -> tuple[str, ...]:
-    """The strings and paths in a value, and in lists, tuples, dicts and sets of it."""
+def texts_in(value: object, *, numbers: bool = False) -> tuple[str, ...]:
+    """The strings and paths in a value, and in lists, tuples, dicts and sets of it.
+
+    Args:
+        value: The value.
+        numbers: Whether integers are texts, too.
+    """
     found: dict[str, None] = {}
     waiting = [value]
     while waiting:
         one = waiting.pop()
-        if isinstance(one, str | PurePath):
+        if isinstance(one, str | PurePath) or (numbers and type(one) is int):
             found[str(one)] = None
         elif type(one) in (list, tuple, set, frozenset):
             waiting.extend(cast("Iterable[object]", one))

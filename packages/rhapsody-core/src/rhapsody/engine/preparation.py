@@ -26,7 +26,7 @@ from rhapsody.engine.machine import Machine
 from rhapsody.engine.needs import lacking, unknown_settings
 from rhapsody.engine.node import Node
 from rhapsody.engine.recording import Recording
-from rhapsody.engine.services import Services
+from rhapsody.engine.services import Services, is_service
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
 from rhapsody.errors import CapabilityError, PluginError, describe_error
@@ -240,8 +240,13 @@ class Preparation:
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
             description["sandbox"] = self._stager.sandbox_path(node.uid)
 
-    def values(self, node: Node) -> Values:
-        """The node's arguments with futures replaced by their values and files bound."""
+    def values(self, node: Node, stands_in: Callable[[Any], Any] | None = None) -> Values:
+        """The node's arguments with futures replaced by their values and files bound.
+
+        Args:
+            node: The node.
+            stands_in: Gives what takes the place of a service's future.
+        """
         found = node.extra.found if node.extra is not None else None
         if found is None:
             return node.args, node.kwargs or {}
@@ -255,6 +260,8 @@ class Preparation:
                     reference = self._pushdown.reference(leaf)
                     if reference is not None:
                         return reference
+                if stands_in is not None and is_service(leaf):
+                    return stands_in(leaf)
                 return self._services.value(leaf) if self._services.any else leaf.result()
             if sandbox is None:
                 return leaf

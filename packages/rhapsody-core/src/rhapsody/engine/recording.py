@@ -11,14 +11,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from rhapsody.aio import asked_to_stop
+from rhapsody.engine.arguments import texts_in
 from rhapsody.engine.background import Background
 from rhapsody.engine.life import Work
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
+from rhapsody.engine.services import is_service
+from rhapsody.engine.tasks import Task
 from rhapsody.errors import PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
+from rhapsody.task import TaskFuture
 
 
 class Recording:
@@ -31,6 +35,7 @@ class Recording:
         background: Runs what takes long.
         missing: Called with each node for which no plugin has a result.
         found: Called with each for which one has.
+        values: Gives a node's arguments, see `Preparation.values`.
         implicit_data: Whether tasks see what dependencies left in their sandboxes.
     """
 
@@ -42,6 +47,7 @@ class Recording:
         background: Background,
         missing: Callable[[Node], object],
         found: Callable[[Node, Recorded], object],
+        values: Callable[[Node, Callable[[Any], Any]], tuple[tuple[Any, ...], dict[str, Any]]],
         *,
         implicit_data: bool,
     ) -> None:
@@ -51,6 +57,7 @@ class Recording:
         self._background = background
         self._missing = missing
         self._found = found
+        self._values = values
         self._implicit_data = implicit_data
         self._unlooked: list[Node] = []
         self._looking: set[asyncio.Task[None]] = set()
@@ -204,7 +211,34 @@ class Recording:
             found["implicit"] = tuple(
                 each.sandbox for each in sources if each.sandbox and not each.output_files
             )
+        services = [each for each in node.dependencies if is_service(each)]
+        if services:
+            self._tell(services, node, found)
         return cast("LookupTask", found)
+
+    def _tell(self, services: Sequence[TaskFuture[Any]], node: Node, found: Any) -> None:
+        """Tells services by what they are called with: where they listen differs in each run."""
+        if node.task.kind != "executable":
+            found["args"], found["kwargs"] = self._values(node, self._stands_in)
+            return
+        found["args"] = tuple(map(self._stands_in, services))
+        said = [text for each in services for text in texts_in(each.result(), numbers=True)]
+        said = [text for text in said if len(text) > 3]  # shorter ones may mean anything
+        found["texts"] = tuple(text for text in found["texts"] if text not in said)
+
+        def told(word: str) -> str:
+            for text in sorted(said, key=len, reverse=True):
+                word = word.replace(text, f"\0{said.index(text)}\0")
+            return word
+
+        found["executable"] = told(found["executable"])
+        if "arguments" in found:
+            found["arguments"] = [told(word) for word in found["arguments"]]
+
+    def _stands_in(self, service: TaskFuture[Any]) -> tuple[Any, ...]:
+        definition, node = cast("Task[Any, Any]", service._definition), service._node
+        called = self._values(node, self._stands_in) if isinstance(node, Node) else None
+        return "service", definition.name, definition.function, called
 
     async def _hold(
         self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]

@@ -12,13 +12,14 @@ import logging
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard, cast
 from weakref import WeakKeyDictionary
 
 from rhapsody.engine import failures
 from rhapsody.engine.life import Future, Work
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
+from rhapsody.engine.tasks import Task
 from rhapsody.errors import DependencyFailureError, add_note, is_a, vars_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
@@ -170,6 +171,13 @@ class Services:
 
     def _fate(self, future: Any) -> Fate | None:
         return self._fates.get(future) if isinstance(future, TaskFuture) else None
+
+
+def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
+    """Whether a future is that of a service."""
+    if not isinstance(future, TaskFuture):
+        return False
+    return cast("Task[Any, Any]", future._definition).settings.service
 
 
 def _successor(node: Node, restarts: int) -> Node:

@@ -126,6 +126,7 @@ class Shell:
             background,
             self._resume_own,
             self._found,
+            lambda node, stands_in: self.preparation.values(node, stands_in),
             implicit_data=implicit_data,
         )
         self.services: Services = Services(machine)

@@ -241,6 +241,10 @@ class Record(NamedTuple):
 class LookupTask(TaskDescription):
     """A task whose result is looked for: its description, as a mapping, and four keys more.
 
+    A service among the arguments is told by `("service", name, function, (args, kwargs))`, for what
+    it says when it is ready, as a port, differs in each run. Of a command those are the `args`, and
+    in its words numbers between zero bytes stand for what the services said.
+
     Attributes:
         settings: The task's `cache` and `version` settings.
         inputs: The paths of its input files by their names, those it reads from disk, from
