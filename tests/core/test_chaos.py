@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.system.chaos.graphs import Call
+from tests.system.chaos.model import CANCELLED, DEPENDENCY, wrong_ends
 from tests.system.chaos.seeds import Seed, run_seed
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.long]
@@ -27,3 +29,11 @@ def test_a_random_graph_ends_as_it_must(seed: Seed) -> None:
     said = run_seed(seed)
     if said.startswith("skipped"):
         pytest.skip(said)
+
+
+def test_what_had_failed_before_a_dependency_was_lost_and_cancelled_is_no_fault() -> None:
+    """Seed 1049 of 2000 calls on Dask, whose worker was killed before the shutdown."""
+    graph = [Call(0, "function"), Call(1, "broken"), Call(2, "function", (0, 1))]
+    ends = {0: CANCELLED, 1: ("failed", "OSError"), 2: DEPENDENCY}
+    assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True, pushed=True) == []
+    assert wrong_ends(graph[2:], ends, (), lost=True, cut_short=True)

@@ -163,7 +163,8 @@ async def test_what_asks_a_service_is_taken_up_wherever_that_listens(here: Path)
             return ["sh", "-c", f"echo call >> {here / LOG}; echo {other} at {service}:80"]
 
         service = serve(greeting)
-        found = await asyncio.gather(ask(1, service), ask(2, service), call(service, "who"))
+        found: list[Any] = [ask(1, service), ask(2, service), call(service, "who")]
+        found = [await each for each in found]
         service.cancel()
         return found
 

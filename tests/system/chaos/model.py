@@ -53,6 +53,10 @@ def end_of(call: Call, ends: Mapping[int, End], cancelled: bool) -> End:
     return "done", value_of(call, [int(str(ends[number][1])) for number in call.needs])
 
 
+def _failed(ends: Iterable[End]) -> bool:
+    return any(kind in ("failed", "dependency") for kind, _ in ends)
+
+
 def wrong_ends(
     graph: Sequence[Call],
     ends: Mapping[int, End],
@@ -88,7 +92,8 @@ def wrong_ends(
         if end[0] == "dependency" and lost and not services.isdisjoint((*call.needs, *call.after)):
             continue  # its service has failed before it began
         before = {number: ends[number] for number in (*call.needs, *call.after)}
-        if cut_short and pushed and end[0] == "done" and CANCELLED in before.values():
+        ended = end[0] == "done" or (end == DEPENDENCY and _failed(before.values()))
+        if cut_short and pushed and ended and CANCELLED in before.values():
             continue  # what it depends on had ended, was lost with its worker, and then cancelled
         wrong.append(f"{call} ended as {end}, not {right}; before it: {before}")
     return wrong
