@@ -227,6 +227,25 @@ async def test_a_failed_asyncio_future_fails_its_dependents() -> None:
         assert backend.ran == []
 
 
+async def test_a_failure_that_is_reached_by_several_ways_is_told_as_one() -> None:
+    async with WorkflowEngine.create(Inline()) as flow:
+        error = ValueError("one object")
+
+        @flow.function_task
+        def broken() -> int:
+            raise error
+
+        @flow.function_task
+        def use(*parts: Any) -> Any: ...
+
+        first = broken()
+        skipped = use(first)
+        told = str(await dependency_failure(use(skipped, first, use(skipped))))
+        assert "because broken() (task.000001) failed: ValueError" in told
+        told = str(await dependency_failure(use(skipped, use(broken()), broken())))
+        assert "because broken() (task.000001) failed (and 2 more): ValueError" in told
+
+
 async def test_independent_branches_go_on() -> None:
     async with WorkflowEngine.create(Inline()) as flow:
 

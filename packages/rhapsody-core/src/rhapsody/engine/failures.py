@@ -50,11 +50,10 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
     """The error of a node that does not run because dependencies failed."""
     names = [future_name(future) for future in failed]
     cause = failed[0].exception()
-    root = cause.root_cause if is_a(cause, DependencyFailureError) else cause
-    others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
     assert cause is not None
-    # The exception may be one object that others have raised meanwhile.
-    what = getattr(failed[0], "_call", None) or first_call(root)
+    root, what = _root_of(failed[0])
+    roots = {call or id(error) for error, call in map(_root_of, failed)}
+    others = f" (and {len(roots) - 1} more)" if len(roots) > 1 else ""
     why = next(iter(describe_error(root).splitlines()), "")  # the cause has all of it
     error = DependencyFailureError(
         f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
@@ -64,6 +63,14 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
     )
     vars_of(error)[CALL] = what
     return error.follows(cause)
+
+
+def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | None]:
+    """What a failed future failed of first, and the call that this was."""
+    error = future.exception()
+    root = error.root_cause if is_a(error, DependencyFailureError) else error
+    # The exception may be one object that others have raised meanwhile.
+    return root, getattr(future, "_call", None) or first_call(root)
 
 
 def unknown_setting(
