@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DependencyFailureError, TaskFailedError, TaskLostError
+from rhapsody import DependencyFailureError, TaskFailedError, TaskLostError, WorkflowEngine
 from tests.core.engine_fixtures import engine, local_threads
 from tests.core.scripted import ManualClock, Scripted, outcome, turns, until, within
 from tests.machine import alive, exists
@@ -254,6 +254,24 @@ async def test_dependents_of_a_service_that_is_gone_fail_with_its_error() -> Non
             assert "ended by itself: exit code 3" in str(error.root_cause)
             assert error.root_cause.stderr == "no space"
         assert len(backend.named("client")) == 1
+
+
+@pytest.mark.parametrize("restarts", [0, 1])
+async def test_the_account_says_how_a_service_ended(
+    restarts: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = Scripted()
+    async with WorkflowEngine.create(backend, progress=True) as flow:
+        service = server(flow, restarts=restarts)()
+        for number in range(1, restarts + 2):
+            description = await ready(backend, number, "one")
+            description["exit_code"] = 3
+            backend.report(description, "FAILED")
+        await service.ended()
+    attempt = ", attempt 2" if restarts else ""
+    assert f"  server (task.000001){attempt}: ended by itself: exit code 3\n" in (
+        capsys.readouterr().err
+    )
 
 
 async def test_dependents_of_a_service_that_ended_without_an_error_run() -> None:

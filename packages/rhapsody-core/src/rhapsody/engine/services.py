@@ -85,7 +85,7 @@ class Services:
         self.any = True
         self._fates[node.future] = Fate(error, again)
         if not again:
-            return main, report.get("exception")
+            return main, error if main is TasksMainStates.FAILED else report.get("exception")
         former = node.more()
         successor = _successor(node, restarts + 1)
         successor.more().waiters = former.waiters
