@@ -50,6 +50,15 @@ def test_an_option_of_the_engine_that_is_wrong(run: Run, option: str, said: str)
     assert done.stderr.startswith(f"rhapsody: {said}"), done.stderr
 
 
+def test_a_journal_that_cannot_be_is_told_as_such(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "no.sqlite"
+    path.write_text("no database" * 1000)
+    path.chmod(0o600)
+    done = run(SIMPLE, "-e", f"journal={str(path)!r}")
+    check_mistake(done, f"rhapsody: journal {path} cannot be used: file is not a database; move it")
+    assert "backend" not in done.stderr
+
+
 def test_a_number_of_failures_that_cannot_be(run: Run) -> None:
     done = run(SIMPLE, "--max-failures", "0")
     assert done.returncode == 2

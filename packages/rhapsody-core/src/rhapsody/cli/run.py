@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, complain, note, say
-from rhapsody.errors import RhapsodyError
+from rhapsody.errors import JournalError, RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -373,6 +373,10 @@ async def _workflow(
             raise
         what = "-e: " if engine.keys() - OTHERS.keys() else f"backend {name!r}: "
         raise UsageError(f"{what}{error}") from error
+    except JournalError as error:
+        if started:
+            raise
+        raise UsageError(str(error)) from error
     except (RhapsodyError, OSError, ImportError) as error:
         if started:
             raise
