@@ -145,3 +145,33 @@ def test_other_tables(good: Path, statement: str) -> None:
     with _copy(good) as path:
         _execute(path, statement)
         _check(path)
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_database_of_something_else_is_refused_and_left_as_it_is(
+    tmp_path: Path, version: int
+) -> None:
+    path = tmp_path / "other.sqlite"
+    _execute(path, "CREATE TABLE songs (name TEXT)")
+    _execute(path, f"PRAGMA user_version = {version}")
+    path.chmod(0o600)
+    before = path.read_bytes()
+    said = "other.sqlite is a database, and no journal of Rhapsody's; name another file"
+    with pytest.raises(JournalError, match=said):
+        asyncio.run(_program(path, broken_off=False))
+    with pytest.raises(JournalError, match=said), reading.opened(path):
+        pass
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_an_empty_database_is_taken(tmp_path: Path, used: bool) -> None:
+    path = tmp_path / "run.sqlite"
+    path.touch(0o600)
+    if used:
+        _execute(path, "CREATE TABLE songs (name TEXT)")
+        _execute(path, "DROP TABLE songs")
+        assert path.read_bytes()
+    assert asyncio.run(_program(path, broken_off=False)) == EXPECTED
+    with reading.opened(path) as database:
+        assert [run.how for run in reading.runs(database)] == ["done"]

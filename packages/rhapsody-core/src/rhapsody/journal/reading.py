@@ -12,7 +12,15 @@ from pathlib import Path
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.places import require_private
-from rhapsody.journal.store import GONE, MADE_AGAIN, PATIENCE, SCHEMA, UNREADABLE, intact_mark
+from rhapsody.journal.store import (
+    GONE,
+    MADE_AGAIN,
+    PATIENCE,
+    SCHEMA,
+    UNREADABLE,
+    intact_mark,
+    version_of,
+)
 
 _OF_FILES = {
     GONE: ", but files of it are gone: it ran again if one was read",
@@ -66,7 +74,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise JournalError(f"there is no journal {path}")
     try:
         with contextlib.closing(sqlite3.connect(path, timeout=PATIENCE)) as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
+            version = version_of(database, path)
             if version != SCHEMA:
                 raise JournalError(
                     f"journal {path} was written by another version of Rhapsody (its tables have "

@@ -158,11 +158,12 @@ class Store:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         database = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None)
         try:
+            version_of(database, self.path)  # before anything of another's is changed
             if not self._alone:
                 database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             with _transaction(database):
-                (version,) = database.execute("PRAGMA user_version").fetchone()
+                version = version_of(database, self.path)
                 if version == 0:
                     for statement in _TABLES.strip().split(";\n"):
                         database.execute(statement)
@@ -438,6 +439,19 @@ class Store:
             "DELETE FROM codes WHERE digest NOT IN "
             "(SELECT code FROM recordings WHERE code IS NOT NULL)"
         )
+
+
+def version_of(database: sqlite3.Connection, path: Path) -> int:
+    """The version of a journal's tables, 0 where there are none yet.
+
+    Raises:
+        JournalError: It is a database of something else.
+    """
+    names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    (version,) = database.execute("PRAGMA user_version").fetchone()
+    if names and (version == 0 or ("recordings",) not in names):
+        raise JournalError(f"{path} is a database, and no journal of Rhapsody's; name another file")
+    return int(version)
 
 
 def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
