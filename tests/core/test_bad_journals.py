@@ -84,7 +84,7 @@ def _check(path: Path) -> None:
     """Whoever reads the journal gets the right thing, or its error."""
     with little_memory():
         with contextlib.suppress(JournalError), reading.opened(path) as database:
-            reading.runs(database)
+            reading.runs(database, path)
             reading.damage(database)
         with contextlib.suppress(JournalError), reading.opened(path) as database:
             reading.explain(database, "square")
@@ -174,4 +174,4 @@ def test_an_empty_database_is_taken(tmp_path: Path, used: bool) -> None:
         assert path.read_bytes()
     assert asyncio.run(_program(path, broken_off=False)) == EXPECTED
     with reading.opened(path) as database:
-        assert [run.how for run in reading.runs(database)] == ["done"]
+        assert [run.how for run in reading.runs(database, path)] == ["done"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+from rhapsody.journal import reading
+from rhapsody.journal.store import Store
 from tests.core.command_line import check_mistake
 from tests.core.resumed import RESULT, SHOW, WORK, Place
 
@@ -48,6 +51,30 @@ def test_show_lists_the_runs(place: Place) -> None:
     rows = [line.split() for line in shown.splitlines()[2:]]
     assert [(row[0], row[3]) for row in rows] == [("1", "failed"), ("2", "done")]
     assert sum(int(row[4]) for row in rows) == 10
+
+
+def test_show_tells_a_run_that_was_killed_from_one_that_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write("kill", str(int(signal.SIGKILL)))
+    assert place.run().returncode == -signal.SIGKILL
+    path = journal(place)
+
+    def ends() -> list[str]:
+        lines = place.command("journal", "show").stdout.splitlines()[2:]
+        return [line.split()[3] for line in lines]
+
+    assert ends() == ["killed"]
+    store = Store(path, shared=False)
+    store.begin(None)
+    try:
+        assert ends() == ["killed", "running"]
+        monkeypatch.setattr(reading, "on_network", lambda directory: True)
+        with reading.opened(path) as database:
+            assert [run.how for run in reading.runs(database, path)] == [None, None]
+    finally:
+        store.end("failed")
+    assert ends() == ["killed", "failed"]
 
 
 def test_explain_names_what_has_changed(place: Place) -> None:

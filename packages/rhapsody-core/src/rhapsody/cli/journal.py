@@ -81,7 +81,7 @@ def _show(path: Path) -> int:
     from rhapsody.journal.reading import opened, runs
 
     with opened(path) as database:
-        known = runs(database)
+        known = runs(database, path)
     say(f"{os.path.relpath(path)}  {size_text(path.stat().st_size)}")
     rows = [
         (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rhapsody.errors import JournalError
-from rhapsody.journal.places import require_private
+from rhapsody.journal.places import on_network, require_private
 from rhapsody.journal.store import (
     GONE,
     MADE_AGAIN,
@@ -19,8 +19,13 @@ from rhapsody.journal.store import (
     SCHEMA,
     UNREADABLE,
     intact_mark,
+    lock_of,
     version_of,
 )
+from rhapsody.staging.locks import state_of
+
+_HOW = {"held": "running", "free": "killed", "left": "killed"}
+"""How a run has ended that does not say so, by the state of its lock."""
 
 _OF_FILES = {
     GONE: ", but files of it are gone: it ran again if one was read",
@@ -35,7 +40,8 @@ class RunOf:
     Attributes:
         number: Its number in the journal.
         began: When it began, in seconds since the epoch.
-        how: How it ended; `None` where it lives, or was killed.
+        how: How it ended, also `"killed"`, or `"running"`; `None` where it is one of the two and
+            nobody knows which.
         kept: How many results it kept.
         reused: How many of earlier runs it used.
     """
@@ -85,10 +91,18 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise JournalError(f"journal {path} cannot be read: {error}") from error
 
 
-def runs(database: sqlite3.Connection) -> list[RunOf]:
+def runs(database: sqlite3.Connection, path: Path) -> list[RunOf]:
     """The runs that are known, the oldest first."""
+    # Whoever ends says so before the lock is let go: looked at first, it tells of those below.
+    open_ended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
+    locks = (
+        {} if on_network(path.parent) else {n: state_of(lock_of(path, n)) for (n,) in open_ended}
+    )
     rows = database.execute("SELECT id, began, how, kept, reused FROM runs ORDER BY id")
-    found = [RunOf(*row) for row in rows]
+    found = [
+        RunOf(number, began, how or _HOW.get(locks.get(number, "unknown")), kept, reused)
+        for number, began, how, kept, reused in rows
+    ]
     for run in found:
         time.localtime(run.began)  # raises where it is no time
     return found

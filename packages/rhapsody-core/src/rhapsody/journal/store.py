@@ -280,7 +280,7 @@ class Store:
             run = database.execute(row, (self._lineage, time.time())).lastrowid
             assert run is not None
             if not self._alone:
-                self._lock = self._locked(self._lock_of(run))
+                self._lock = self._locked(lock_of(self.path, run))
             self.run = run
             if takes_up:
                 self.before, self._taken_up = how, number
@@ -304,15 +304,12 @@ class Store:
                         break
             database.execute("VACUUM")
 
-    def _lock_of(self, run: int) -> str:
-        return f"{self.path}.{run}.lock"
-
     def _earlier(self, database: sqlite3.Connection) -> tuple[list[_Run], list[_Run]]:
         """The runs that have ended or were killed, the oldest first, and those that live."""
         ended, living = list[_Run](), list[_Run]()
         for row in database.execute("SELECT id, lineage, how FROM runs ORDER BY id").fetchall():
             run = _Run(*row)
-            lock = self._lock_of(run.id)
+            lock = lock_of(self.path, run.id)
             lives = run.how is None and run.id != self.run and state_of(lock) == "held"
             (living if lives else ended).append(run)
             if run.how is None and not lives and run.id != self.run:
@@ -439,6 +436,11 @@ class Store:
             "DELETE FROM codes WHERE digest NOT IN "
             "(SELECT code FROM recordings WHERE code IS NOT NULL)"
         )
+
+
+def lock_of(path: Path, run: int) -> str:
+    """The lock that a run has while it lives, but on a network file system."""
+    return f"{path}.{run}.lock"
 
 
 def version_of(database: sqlite3.Connection, path: Path) -> int:
