@@ -140,6 +140,28 @@ def test_explain_compares_with_the_same_call(place: Place) -> None:
     assert explained(place, "task.000004") == "work (task.000004)  ran: the run started over\n"
 
 
+def test_explain_compares_a_new_call_with_what_was_given_the_same_only(place: Place) -> None:
+    program = """
+async def main(flow):
+    @flow.function_task
+    def work(number):
+        return {code}
+
+    for number in {numbers}:
+        await work(number)
+"""
+    place.write("wf.py", program.format(code="number", numbers=[1, 2]))
+    place.run()
+    place.write("wf.py", program.format(code="-number", numbers=[3, 4, 2, 5]))
+    place.run("--resume")
+    assert explained(place, "task.000003") == (
+        "work (task.000003)  ran: main.<locals>.work in wf.py, line 3 changed\n"
+    )
+    assert explained(place, "task.000004") == (
+        "work (task.000004)  ran: nothing of it was kept before\n"
+    )
+
+
 def test_explain_names_files_and_what_is_not_recorded(place: Place) -> None:
     place.write(
         "wf.py",

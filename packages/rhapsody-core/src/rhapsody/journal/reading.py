@@ -151,7 +151,10 @@ def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
 def _what_changed(
     database: sqlite3.Connection, run: tuple[int, int], task: tuple[str, str, str, bytes | None]
 ) -> str:
-    """What made a task run: the least that it differs in from one whose result was not reused."""
+    """What made a task run: the least that it differs in from one whose result was not reused.
+
+    That is the same call, or one that was given the same.
+    """
     (number, lineage), (name, uid, parts, code) = run, task
     taken_up = "SELECT EXISTS (SELECT 1 FROM runs WHERE lineage = ? AND id < ?)"
     if number > 1 and not database.execute(taken_up, (lineage, number)).fetchone()[0]:
@@ -161,13 +164,23 @@ def _what_changed(
         "WHERE lineage = ? AND name = ? AND run < ? AND used < ?",
         (uid, lineage, name, number, number),
     ).fetchall()
-    now = _ingredients(database, parts, code)
+    now, given = _ingredients(database, parts, code), _given(parts)
     changes = [
         (not same, len(changed), changed)
         for their_parts, their_code, same in rows
-        if (changed := _changes(_ingredients(database, their_parts, their_code), now))
+        if (same or _given(their_parts) == given)
+        and (changed := _changes(_ingredients(database, their_parts, their_code), now))
     ]
     return "; ".join(min(changes)[2]) if changes else "nothing of it was kept before"
+
+
+def _given(parts: str) -> dict[str, str]:
+    """What a task was given: the digests of its arguments or its command, and of its files."""
+    return {
+        name: value
+        for name, value in ast.literal_eval(parts).items()
+        if name == "command" or name.startswith(("argument ", "file ", "input file "))
+    }
 
 
 def _ingredients(
