@@ -191,6 +191,35 @@ async def main(flow):
     )
 
 
+def test_explain_says_what_is_never_recorded(place: Place) -> None:
+    place.write(
+        "wf.py",
+        """
+async def main(flow):
+    @flow.function_task
+    def work():
+        return 1
+
+    @flow.function_task(cache=False)
+    def ask():
+        return 2
+
+    @flow.block
+    async def root():
+        return await work() + await ask()
+
+    await root()
+""",
+    )
+    place.run()
+    for task in ("root", "ask"):
+        check_mistake(
+            place.command("journal", "explain", task),
+            f"recorded no task {task!r}; there are work; what failed is not kept, nor are blocks, "
+            "services and tasks with cache=False\n",
+        )
+
+
 def test_prune_goes_on_after_one_that_is_broken(place: Place) -> None:
     place.run()
     place.run("--", "other")

@@ -145,7 +145,10 @@ def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
         (run, run, run),
     )
     there = ", ".join(name for (name,) in names) or "none"
-    return f"the last run recorded no task {task!r}; there are {there}; what failed is not kept"
+    return (
+        f"the last run recorded no task {task!r}; there are {there}; what failed is not kept, nor "
+        "are blocks, services and tasks with cache=False"
+    )
 
 
 def _what_changed(
