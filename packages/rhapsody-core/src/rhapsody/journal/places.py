@@ -87,10 +87,12 @@ def require_private(path: Path) -> None:
         return
     except OSError as error:
         raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
-    if stat.S_IMODE(above.st_mode) & 0o002:
+    if above.st_mode & stat.S_IWOTH:
+        meant = above.st_mode & stat.S_ISVTX or above.st_uid != os.geteuid()  # as /tmp is
+        hint = "" if meant else f", or if nobody has: chmod o-w {path.parent}"
         raise JournalError(
             f"journal {path} is in a directory where everybody may put files, and what is in them "
-            f"could be code; name another, or if nobody has: chmod o-w {path.parent}"
+            f"could be code; name another{hint}"
         )
     if above.st_uid != os.geteuid() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise NotYoursError(f"journal {path} would be in a directory of another user's")
