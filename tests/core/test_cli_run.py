@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody.cli import scripts
+from rhapsody.cli.commands import main
 from rhapsody.cli.output import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake
 
@@ -46,6 +47,28 @@ def test_arguments_of_its_own_that_stand_in_the_wrong_place_are_told_the_right_o
     done = run(SIMPLE, *given)
     check_mistake(done, "unrecognized arguments: ")
     assert done.stderr.endswith(f"; write -- before the script's own arguments: {command}\n")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (("--resum",), "did you mean --resume? or "),
+        (("--max-failure=3",), "did you mean --max-failures? or "),
+        (("3", "--fail_fast"), "did you mean --fail-fast? or "),
+        (("--model", "-x", "resume", "--n"), ""),
+    ],
+)
+def test_a_misspelt_option_is_asked_for(run: Run, given: tuple[str, ...], meant: str) -> None:
+    done = run(SIMPLE, *given)
+    said = f"unrecognized arguments: {' '.join(given)}; {meant}write -- before the script's own"
+    check_mistake(done, said)
+
+
+def test_a_misspelt_option_before_the_script_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "--resum", "prog.py"]) == 2
+    assert "; did you mean --resume? or write -- before" in capsys.readouterr().err
 
 
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ class Commands:
             parsed.arguments, arguments = list(arguments[end + 1 :]), arguments[:end]
         parsed, unknown = parser.parse_known_args(arguments, parsed)
         if unknown and name in HANDS_ON:
-            raise UsageError(_misplaced(arguments, unknown, parsed.arguments))
+            meant = self._meant(name, unknown)
+            raise UsageError(_misplaced(arguments, unknown, parsed.arguments, meant))
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if name is None:
@@ -109,8 +110,24 @@ class Commands:
                 command.configure(own)
         return parser
 
+    def _meant(self, name: str, unknown: Sequence[str]) -> str:
+        """Asks for the option that is close to one that a command does not have."""
+        own, configure = argparse.ArgumentParser(), self._commands[name].configure
+        if configure is not None:
+            configure(own)
+        there = own._option_string_actions  # argparse tells its options nowhere else
+        options = [one.removeprefix("--") for one in there if one.startswith("--")]
+        for word in unknown:
+            said = word.partition("=")[0].removeprefix("--")
+            close = difflib.get_close_matches(said, options, 1, 0.75)
+            if close and word.startswith("--"):
+                return f"did you mean --{close[0]}? or "
+        return ""
 
-def _misplaced(given: Sequence[str], unknown: Sequence[str], after: Sequence[str]) -> str:
+
+def _misplaced(
+    given: Sequence[str], unknown: Sequence[str], after: Sequence[str], meant: str
+) -> str:
     """Says of arguments that a command does not take where those of the script stand."""
     known = list(given)
     for one in reversed(unknown):
@@ -118,7 +135,7 @@ def _misplaced(given: Sequence[str], unknown: Sequence[str], after: Sequence[str
             del known[len(known) - 1 - known[::-1].index(one)]
     command = shlex.join(["rhapsody", *known, "--", *unknown, *after])
     return (
-        f"unrecognized arguments: {shlex.join(unknown)}; write -- before the script's own "
+        f"unrecognized arguments: {shlex.join(unknown)}; {meant}write -- before the script's own "
         f"arguments: {command}"
     )
 
