@@ -59,6 +59,14 @@ def test_a_journal_that_cannot_be_is_told_as_such(run: Run, tmp_path: Path) -> N
     assert "backend" not in done.stderr
 
 
+def test_a_file_where_runs_are_is_told_as_such(run: Run, tmp_path: Path) -> None:
+    (tmp_path / ".rhapsody").touch()
+    for options in ((), ("-e", "retries=2"), ("-b", "noop")):
+        done = run(SIMPLE, "--no-journal", *options)
+        check_mistake(done, f"rhapsody: {tmp_path}/.rhapsody is a file, and runs have their ")
+        assert done.stderr.endswith("; move it away\n")
+
+
 def test_a_number_of_failures_that_cannot_be(run: Run) -> None:
     done = run(SIMPLE, "--max-failures", "0")
     assert done.returncode == 2
@@ -198,4 +206,5 @@ def test_a_backend_that_cannot_be_started_says_why_without_a_traceback(
     done = run(SIMPLE, "-b", "toy")
     assert done.returncode == code
     assert error.partition("'")[2].rstrip("')") in done.stderr
+    assert done.stderr.startswith("rhapsody: backend 'toy'")
     assert "Traceback" not in done.stderr

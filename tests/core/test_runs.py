@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody import OutputFile, WorkflowEngine
+from rhapsody import DataError, OutputFile, WorkflowEngine
 from rhapsody.staging import runs
 from rhapsody.staging.locks import FileLock
 from rhapsody.staging.runs import NAME, enter_run, leave_run, point_latest, program, runs_in
@@ -272,8 +272,10 @@ async def test_functions_need_no_directory_that_can_be_written_to(tmp_path: Path
 @pytest.mark.asyncio
 async def test_a_file_in_the_way_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / ".rhapsody").touch()
-    with pytest.raises(ValueError, match="work_dir must be a directory"):
+    with pytest.raises(DataError, match=rf"^{tmp_path}/\.rhapsody is a file, .*; move it away$"):
         await WorkflowEngine.create()
+    with pytest.raises(ValueError, match="work_dir must be a directory"):
+        await WorkflowEngine.create(work_dir=".rhapsody")
 
 
 @pytest.mark.asyncio

@@ -180,7 +180,7 @@ class PluginError(RhapsodyError, RuntimeError):
 
 
 class DataError(RhapsodyError, ValueError):
-    """A declared file is missing, ambiguous or outside its sandbox."""
+    """A declared file is missing, ambiguous or outside its sandbox, or one is in a run's way."""
 
 
 class JournalError(RhapsodyError, RuntimeError):

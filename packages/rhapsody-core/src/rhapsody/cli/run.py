@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, complain, note, say
-from rhapsody.errors import JournalError, RhapsodyError
+from rhapsody.errors import DataError, JournalError, RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -208,7 +208,8 @@ def _run(
             progress = Progress(lines=engine["progress"] == "lines", account=False)
             at_end.callback(progress.print_account)
             engine["progress"] = progress
-        asyncio.run(_workflow(main, make, {**engine, **recording(engine), "observers": [engines]}))
+        more = {**recording(engine), "observers": [engines]}
+        asyncio.run(_workflow(main, make, engine, more))
         return
     from rhapsody.engine.defaults import Defaults, defaults_of_engines
 
@@ -358,6 +359,7 @@ async def _workflow(
     main: scripts.Main,
     make: Callable[[], BaseExecutionBackend] | None,
     engine: dict[str, Any],
+    more: dict[str, Any],
 ) -> None:
     from rhapsody.engine import WorkflowEngine
 
@@ -365,18 +367,18 @@ async def _workflow(
     name = "local" if backend is None else backend.name
     started = False
     try:
-        async with WorkflowEngine.create(backend=backend, **engine) as flow:
+        async with WorkflowEngine.create(backend=backend, **{**engine, **more}) as flow:
             started = True
             await main(flow)
+    except (JournalError, DataError) as error:
+        if started:
+            raise
+        raise UsageError(str(error)) from error
     except (ValueError, TypeError) as error:
         if started:
             raise
         what = "-e: " if engine.keys() - OTHERS.keys() else f"backend {name!r}: "
         raise UsageError(f"{what}{error}") from error
-    except JournalError as error:
-        if started:
-            raise
-        raise UsageError(str(error)) from error
     except (RhapsodyError, OSError, ImportError) as error:
         if started:
             raise

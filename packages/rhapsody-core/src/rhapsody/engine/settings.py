@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
+from rhapsody.errors import DataError
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy, as_policies
@@ -269,6 +270,7 @@ def directory(argument: str, value: object, default: str) -> Path:
 
     Raises:
         TypeError: No path.
+        DataError: The default one is a file.
         ValueError: No directory can be there.
         FileNotFoundError: It is relative, and the current directory was removed.
     """
@@ -287,6 +289,10 @@ def directory(argument: str, value: object, default: str) -> Path:
             "absolute one, or change to a directory that is there",
         ) from error
     if found.exists() and not found.is_dir():
+        if value is None:
+            raise DataError(
+                f"{found} is a file, and runs have their directories there; move it away"
+            )
         raise ValueError(f"{argument} must be a directory, and {str(found)!r} is a file")
     return found
 
