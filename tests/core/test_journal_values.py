@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -62,6 +63,27 @@ def test_large_data_is_not_copied(kind: Any, keys: Keys) -> None:
     finally:
         tracemalloc.stop()
     assert most < 2_000_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        np.str_,
+        lambda name: np.array([name, "none"]),
+        lambda name: np.array([(1, name)], [("n", "i8"), ("name", "U20")]),
+        lambda name: np.array([(1, name)], [("n", "i8"), ("name", "U20")])[0],
+    ],
+    ids=["scalar", "array", "field", "record"],
+)
+def test_a_file_that_a_text_of_numpy_names_counts_by_its_content(
+    make: Any, keys: Keys, tmp_path: Path
+) -> None:
+    data = tmp_path / "d.txt"
+    data.write_text("one")
+    first = key_of(keys, work, make("d.txt"))
+    assert key_of(keys, work, make("d.txt")) == first
+    data.write_text("two!")
+    assert key_of(keys, work, make("d.txt")).digest != first.digest
 
 
 def test_tables_count_by_all_that_is_in_them(keys: Keys) -> None:

@@ -22,7 +22,7 @@ def _array(value: Any) -> tuple[Any, ...] | None:
     about = repr((array.dtype.str, array.dtype.names, array.shape)).encode()
     if array.dtype.names is not None:  # there may be rubbish between its fields
         return about, [array[name] for name in array.dtype.names]
-    if array.dtype.hasobject:
+    if array.dtype.hasobject or array.dtype.kind == "U":  # texts may name files
         return about, array.ravel().tolist()
     if array.dtype.char in "gG":  # there is rubbish in long doubles
         return about, repr(array.astype(str).tolist()).encode()
