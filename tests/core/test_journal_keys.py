@@ -11,6 +11,7 @@ import pytest
 
 from rhapsody import InputFile, OutputFile
 from rhapsody.data import InputFiles
+from rhapsody.journal.files import Stamp
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import NoDigestError
 from tests.core.journal_keys import described, key_of, keys_in, twice, work
@@ -105,25 +106,44 @@ def test_a_file_with_an_odd_name_is_found(keys: Keys, tmp_path: Path) -> None:
         assert key_of(keys, work, name).paths[name] is not None
 
 
-def test_a_file_that_is_written_again_at_once_is_read_again(keys: Keys, tmp_path: Path) -> None:
+def test_a_file_that_is_written_again_at_once_is_read_again(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def coarse(device: int, inode: int, size: int, changed: int) -> Stamp:
+        return Stamp(device, inode, size, changed // 10**9 * 10**9)  # some keep whole seconds
+
+    monkeypatch.setattr("rhapsody.journal.files.Stamp", coarse)
     data = tmp_path / "data.txt"
     seen = set()
     for text in ("one", "two", "six"):
         data.write_text(text)
-        os.utime(data, ns=(stamp := data.stat().st_mtime_ns // 10**9 * 10**9, stamp))
         seen.add(key_of(keys, work, "data.txt").digest)
     assert len(seen) == 3
 
 
-def test_a_file_that_does_not_change_is_read_once(keys: Keys, tmp_path: Path) -> None:
+def test_a_file_that_does_not_change_is_read_once(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    data = tmp_path / "data.txt"
+    data.write_text("one")
+    first = key_of(keys, work, "data.txt").digest
+    monkeypatch.setattr("rhapsody.journal.files.hashlib.file_digest", None)
+    assert key_of(keys, work, "data.txt").digest == first
+
+
+def test_a_file_whose_time_of_modification_was_kept_is_read_again(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     os.utime(data, (1, 1))
     first = key_of(keys, work, "data.txt").digest
-    data.write_text("two")
-    os.utime(data, (1, 1))  # which nothing but a look into it tells
-    assert key_of(keys, work, "data.txt").digest == first
-    os.utime(data, (2, 2))
+    changed = data.stat().st_ctime_ns
+    while data.stat().st_ctime_ns == changed:  # a tick of the file system's clock
+        data.write_text("two")
+    os.utime(data, (1, 1))  # as `cp -p` does
     assert key_of(keys, work, "data.txt").digest != first
 
 

@@ -27,7 +27,11 @@ tick of the file system would not be seen (Git calls such an entry racy)."""
 
 
 class Stamp(NamedTuple):
-    """What of a file changes with its content."""
+    """What of a file changes with its content.
+
+    The time is that of the inode's change (`st_ctime_ns`): whoever writes to a file can set the
+    time of its last modification to what it was, as `cp -p` does, but not this one.
+    """
 
     device: int
     inode: int
@@ -102,7 +106,7 @@ class FileDigests:
         return None if unread else made.digest()
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
-        stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
         if not stamp.size:  # also those in other parts of the kernel, which wait to be read
             return hashlib.blake2b(digest_size=SIZE).digest()
         digest = self._known.get(stamp)
