@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -23,6 +24,8 @@ from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
 from rhapsody.task import TaskFuture
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
 class Recording:
@@ -59,6 +62,7 @@ class Recording:
         self._found = found
         self._values = values
         self._implicit_data = implicit_data
+        self._said = False
         self._unlooked: list[Node] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[Node, Any]] = []
@@ -72,6 +76,8 @@ class Recording:
         if not self._hooks.lookup_results or settings.service or not settings.cache:
             return False
         if node.attempt != 1 or node.pushed:  # the values of its arguments are not here
+            if node.pushed and not self._said:
+                self._say(node)
             return False
         if node.extra is not None and node.extra.makes_again is not None:  # it was found before
             return False
@@ -81,6 +87,14 @@ class Recording:
             looking.add_done_callback(self._looking.discard)
         self._unlooked.append(node)
         return True
+
+    def _say(self, node: Node) -> None:
+        self._said = True
+        log.warning(
+            "%r goes to its backend before its dependencies have ended: such tasks, and those "
+            "whose values stay there, are not recorded, and run again when the run is; with "
+            "push_down=False they are (-e push_down=false)", node.task.name,
+        )  # fmt: skip
 
     def stop_looking(self) -> None:
         """The engine ends: nobody waits for what plugins look up any more."""

@@ -147,7 +147,7 @@ def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
     there = ", ".join(name for (name,) in names) or "none"
     return (
         f"the last run recorded no task {task!r}; there are {there}; what failed is not kept, nor "
-        "are blocks, services and tasks with cache=False"
+        "are blocks, services, tasks with cache=False, and what stays with a backend's workers"
     )
 
 
