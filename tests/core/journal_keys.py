@@ -18,6 +18,7 @@ from rhapsody.journal.program import Program
 from rhapsody.journal.syntax import Sources
 
 SOURCES = Sources()
+SOURCES.began = sys.maxsize  # programs are written while it is there
 
 _numbers = itertools.count()
 

@@ -258,3 +258,45 @@ def test_where_no_journal_can_be_the_run_is_not_recorded(place: Place) -> None:
     done = place.run()
     assert (done.returncode, done.stdout) == (0, RESULT)
     assert "this run is not recorded, and cannot be resumed" in done.stderr
+
+
+EDITED = """
+import os
+import helpers
+
+async def main(flow):
+    @flow.function_task
+    def by_module():
+        import helpers
+        return helpers.SCALE
+
+    @flow.function_task
+    def by_class():
+        return helpers.Scale().SCALE
+
+    @flow.function_task
+    def by_function():
+        return helpers.scale()
+
+    if os.path.exists("edit"):
+        os.replace("edit", "helpers.py")
+        os.utime("helpers.py")  # as an editor leaves it
+    print([await task() for task in (by_module, by_class, by_function)])
+"""
+
+
+def test_source_that_is_edited_during_a_run_is_not_taken_for_what_ran(place: Place) -> None:
+    text = "SCALE = 1\n\nclass Scale:\n    SCALE = 1\n\ndef scale():\n    return 1\n"
+    place.write("wf.py", EDITED)
+    place.write("helpers.py", text)
+    place.write("edit", text.replace("1", "22"))
+    first = place.run()
+    assert first.stdout == "[1, 1, 1]\n"
+    for name in ("by_module", "by_class"):
+        said = (
+            f"task '{name}' is not recorded, and runs again when the run is: "
+            "helpers.py was changed while the program ran"
+        )
+        assert first.stderr.count(said) == 1, first.stderr
+    assert "task 'by_function'" not in first.stderr
+    assert place.run("--resume").stdout == "[22, 22, 22]\n"

@@ -2,7 +2,8 @@
 
 Comments, docstrings, annotations of arguments, positions and the place of the file do not count.
 What is loaded counts, and not what the file says by now: where the two differ, and where there is
-no source, it is the digest of the compiled code, which belongs to one minor version of Python.
+no source, it is the digest of the compiled code, which belongs to one minor version of Python. Of
+modules and classes there is the file alone: one that was changed while the program ran is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import ast
 import dis
 import hashlib
 import linecache
+import os
 import sys
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from rhapsody.journal.values import SIZE
+from rhapsody.journal.values import SIZE, NoDigestError
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -80,19 +83,26 @@ def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @dataclass(slots=True)
 class _File:
-    """A source file as it is compiled now."""
+    """A source file as it is compiled now, and when it was last changed before."""
 
     functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
     codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
     tree: ast.Module | None = None
     code: types.CodeType | None = None
+    changed: int = 0
 
 
 class Sources:
-    """The source files of a program, each read once."""
+    """The source files of a program, each read once.
+
+    Attributes:
+        began: When the program began, as far as it is known, in nanoseconds: a file that was
+            changed later need not say what is loaded.
+    """
 
     def __init__(self) -> None:
+        self.began: int = time.time_ns()
         self._files: dict[str, _File] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
@@ -112,8 +122,11 @@ class Sources:
 
         Returns:
             Both, or `None` where the body is not found, or its methods are not what is loaded.
+
+        Raises:
+            NoDigestError: Its file was changed while the program ran.
         """
-        file = self._file(name, variables)
+        file = self._unchanged(name, variables)
         nodes = file.classes.get(cls.__qualname__, [])
         for method in vars(cls).values():
             if isinstance(method, types.FunctionType) and method.__code__.co_filename == name:
@@ -124,10 +137,21 @@ class Sources:
         return (digest, _chains(nodes[0])) if digest else None
 
     def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
-        """The digest of a whole module and its code, `None` where its source is not found."""
-        file = self._file(name, variables)
+        """The digest of a whole module and its code, `None` where its source is not found.
+
+        Raises:
+            NoDigestError: Its file was changed while the program ran.
+        """
+        file = self._unchanged(name, variables)
         digest = "" if file.tree is None else _digest(file.tree)
         return (digest, file.code) if digest and file.code is not None else None
+
+    def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
+        """A file that still says what is loaded, as far as its time of change tells."""
+        file = self._file(name, variables)
+        if file.changed > self.began:
+            raise NoDigestError(f"{os.path.basename(name)} was changed while the program ran")
+        return file
 
     def _file(self, name: str, variables: dict[str, Any]) -> _File:
         found = self._files.get(name)
@@ -139,6 +163,8 @@ class Sources:
 def _read(name: str, variables: dict[str, Any]) -> _File:
     file = _File()
     source = "".join(linecache.getlines(name, variables))
+    if os.path.exists(name):  # a cell of a notebook is in none
+        file.changed = os.stat(name).st_mtime_ns
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the program has had them
