@@ -300,3 +300,42 @@ def test_source_that_is_edited_during_a_run_is_not_taken_for_what_ran(place: Pla
         assert first.stderr.count(said) == 1, first.stderr
     assert "task 'by_function'" not in first.stderr
     assert place.run("--resume").stdout == "[22, 22, 22]\n"
+
+
+HELD_BACK = """
+import asyncio
+
+async def main(flow):
+    @flow.function_task
+    def work(number):
+        with open("ran.txt", "a") as log:
+            log.write(f"work {number}\\n")
+
+    long = work.options(resources={"walltime": 600})
+    tasks = [work(0), long(1), long(2)]
+    await asyncio.gather(*tasks, return_exceptions=True)
+"""
+
+HELD_BACK_AND_EXIT = f"""{HELD_BACK.replace("main", "steps")}
+from rhapsody import WorkflowEngine
+
+async def program():
+    async with WorkflowEngine.create() as flow:
+        await steps(flow)
+
+asyncio.run(program())
+raise SystemExit
+"""
+
+
+@pytest.mark.parametrize("program", [HELD_BACK, HELD_BACK_AND_EXIT], ids=["main", "exit"])
+def test_a_run_that_held_tasks_back_has_not_ended_well(place: Place, program: str) -> None:
+    place.write("wf.py", program)
+    ended = place.run("-b", "local", "-o", "resources={walltime=60, cores=1}")
+    assert "2 tasks were held back" in ended.stderr
+    assert "what is done is kept; the same command goes on from there" in ended.stderr
+    assert place.ran() == {"work 0": 1}
+    place.run("-b", "local")
+    assert place.ran() == {"work 1": 1, "work 2": 1}
+    place.run("-b", "local")
+    assert place.ran() == {f"work {number}": 1 for number in range(3)}

@@ -239,6 +239,29 @@ async def test_a_result_of_an_earlier_run_is_reused_however_little_time_is_left(
     assert await run(60) == 3
 
 
+async def test_a_run_that_held_tasks_back_is_taken_up_whoever_looked_at_their_errors(
+    tmp_path: Path,
+) -> None:
+    ran: list[int] = []
+
+    async def run(left: float) -> bool:
+        async with WorkflowEngine.create(
+            ending(left), journal=tmp_path / "run.sqlite", work_dir=tmp_path / "work"
+        ) as flow:
+
+            @flow.function_task(version="1")
+            def simulate(n: int) -> None:
+                ran.append(n)
+
+            long = simulate.options(resources={"walltime": 600})
+            await within(asyncio.gather(simulate(1), long(2), return_exceptions=True))
+        assert flow.summary is not None
+        return flow.summary.held_back
+
+    assert [await run(left) for left in (60, 3600, 3600)] == [True, False, False]
+    assert ran == [1, 2, 1, 2]
+
+
 async def test_a_dependent_of_one_that_is_held_back_says_so(tmp_path: Path) -> None:
     async with WorkflowEngine.create(ending(), work_dir=tmp_path) as flow:
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from rhapsody.errors import JournalError
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
+    from rhapsody.plugins.reports import Summary
 
 LARGEST = 16 << 20
 """Bytes of a result that is kept; larger ones would make every run slow that nobody resumes."""
@@ -62,10 +63,12 @@ class Recording:
 
     Attributes:
         how: How the run has ended, to be set where no signal ended it.
+        summaries: Of its engines: one that has held tasks back has not ended well.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.how: Literal["done", "failed", "interrupted"] = "interrupted"
+        self.summaries: Sequence[Summary] = ()
         self._arguments = arguments
         self._journal: Journal | None = None
         self._opened = self._told = False
@@ -154,6 +157,8 @@ class Recording:
         journal = self._journal
         if journal is None:
             return
+        if self.how == "done" and any(summary.held_back for summary in self.summaries):
+            self.how = "failed"
         unknown = [name for name in self._arguments.rerun if name not in journal.names]
         try:
             journal.end(self.how)

@@ -140,6 +140,7 @@ def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: 
     from rhapsody.cli.engines import Engines
 
     engines, program = Engines(arguments.dry_run), None
+    recorded.summaries = engines.summaries
     try:
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
         options = parse_options(arguments.option)

@@ -29,7 +29,13 @@ from rhapsody.engine.saving import Saving
 from rhapsody.engine.services import Services
 from rhapsody.engine.timers import Clock, Timer, Timers
 from rhapsody.engine.updates import Updates
-from rhapsody.errors import BackendError, DependencyFailureError, describe_error, is_a
+from rhapsody.errors import (
+    BackendError,
+    DependencyFailureError,
+    TaskHeldBackError,
+    describe_error,
+    is_a,
+)
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import Recorded
@@ -106,6 +112,7 @@ class Shell:
         self.background: Background = background
         self.timers: Timers = Timers(clock, background.guarded)
         self.tally: Tally = Tally(log, uid)
+        self.held_back: bool = False
         self.failures: Failures | None = Failures(uid) if keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
         self.calls: Calls = Calls(
@@ -254,6 +261,7 @@ class Shell:
         if not node.future.done():
             node.future.fail(error)
             self.tally.watch(node.future)
+            self.held_back |= is_a(error, TaskHeldBackError)
         else:
             self.services.failed(node, error)
         if self.failures is not None:

@@ -417,7 +417,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         if not shell.machine.interrupted:
             self._still_running = settle_everything(shell)
         failed = shell.tally.has_unseen() or shell.cut_short or self._left_by_error
-        self._well = not (failed or shell.machine.interrupted)
+        self._well = not (failed or shell.held_back or shell.machine.interrupted)
         await shell.stager.close(well=self._well)
 
     def _settle(self) -> None:
@@ -449,6 +449,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             backends=accounts(self.backends, log),
             results=self.results,
             cut_short=shell.cut_short,
+            held_back=shell.held_back,
         )
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)

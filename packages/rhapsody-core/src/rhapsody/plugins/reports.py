@@ -57,6 +57,8 @@ class Summary:
         results: Files that tasks made and that are there now.
         cut_short: Whether so many tasks failed that all others were cancelled, see `fail_fast` and
             `max_failures` of `WorkflowEngine.create`.
+        held_back: Whether tasks were held back for the next run, as their backend was about to
+            end.
     """
 
     uid: str
@@ -69,6 +71,7 @@ class Summary:
     backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     results: tuple[SavedFile, ...] = ()
     cut_short: bool = False
+    held_back: bool = False
 
 
 class ObservedEngine(Protocol):
