@@ -38,6 +38,24 @@ SAME: dict[str, tuple[str | Files, str | Files]] = {
         'def f(x):\n    """Calls."""\n    return helper(x)\n',
     ),
     "annotations of arguments": (PLAIN, PLAIN.replace("f(x):", "f(x: int) -> int:")),
+    "annotation of a local variable": (
+        "def f(x):\n    y: int = 1\n    z: int\n    x.a: int = y\n    return y\n",
+        'def f(x):\n    y: "float" = 1\n    z: str\n    x.a: None = y\n    return y\n',
+    ),
+    "a local variable without its annotation": (
+        "def f(x):\n    y: int = 1\n    return y\n",
+        "def f(x):\n    y = 1\n    return y\n",
+    ),
+    "annotation of a local variable in a method of a module": (
+        {
+            "main.py": "def f(x):\n    import m\n    return m.A().g()\n",
+            "m.py": "class A:\n    def g(self):\n        y: int = 1\n        return y\n",
+        },
+        {
+            "main.py": "def f(x):\n    import m\n    return m.A().g()\n",
+            "m.py": "class A:\n    def g(self):\n        y: str = 1\n        return y\n",
+        },
+    ),
     "order of definition": (
         PLAIN,
         "def f(x):\n    return helper(x)\n\ndef helper(x):\n    return x + 1\n",
@@ -178,6 +196,16 @@ CHANGED: dict[str, tuple[str | Files, str, str]] = {
     "a field of a dataclass": (
         "from dataclasses import dataclass\n@dataclass\nclass A:\n    n: int = 1\n"
         "def f(x): return A().n\n", "int = 1", "int = 2"),
+    "the type of a field": (
+        "class A:\n    n: int = 1\ndef f(x): return A.__annotations__\n", "int = 1", "str = 1"),
+    "the type of a field of a class in a function": (
+        "def f(x):\n    class A:\n        n: int = 1\n    return A.__annotations__\n",
+        "int = 1", "str = 1"),
+    "the type of a variable of a module": (
+        {"main.py": "def f(x):\n    import m\n    return m.__annotations__\n",
+         "m.py": "n: int = 1\n"}, "int = 1", "str = 1"),
+    "the value of a local variable with an annotation": (
+        "def f(x):\n    y: int = 1\n    return y\n", "int = 1", "int = 2"),
     "a factory of a dataclass": (
         "from dataclasses import dataclass, field\ndef g(): return 1\n@dataclass\nclass A:\n"
         "    n: int = field(default_factory=g)\ndef f(x): return A().n\n", "return 1", "return 2"),

@@ -1,6 +1,7 @@
 """Digests of functions and classes by what their source means, whatever it looks like.
 
-Comments, docstrings, annotations of arguments, positions and the place of the file do not count.
+Comments, docstrings, annotations of arguments and of variables in functions, positions and the
+place of the file do not count.
 What is loaded counts, and not what the file says by now: where the two differ, and where there is
 no source, it is the digest of the compiled code, which belongs to one minor version of Python. Of
 modules and classes there is the file alone: one that was changed while the program ran is refused.
@@ -242,16 +243,30 @@ def _write_class(node: ast.ClassDef, feed: Callable[[str], None]) -> None:
         _write_items([ast.Name(method.name), *method.decorator_list], feed)
 
 
-def _write(value: Any, feed: Callable[[str], None], *, outermost: bool = False) -> None:
-    """Writes what counts of a syntax tree, the same in every version of Python as far as it can."""
+def _write(
+    value: Any, feed: Callable[[str], None], *, outermost: bool = False, local: bool = False
+) -> None:
+    """Writes what counts of a syntax tree, the same in every version of Python as far as it can.
+
+    Args:
+        value: The tree, or what is in one.
+        feed: Takes text.
+        outermost: Whether it is the function whose digest is made.
+        local: Whether it is in a function, and in no class there.
+    """
     if isinstance(value, list):
-        _write_items(value, feed)
+        _write_items(value, feed, local=local)
         return
+    if local and isinstance(value, ast.AnnAssign) and value.value is not None:
+        value = ast.Assign([value.target], value.value)
     if not isinstance(value, ast.AST):
         feed(f"{type(value).__name__}:{_constant(value)};")
         return
     feed(f"({type(value).__name__}")
-    annotated = isinstance(value, ast.AnnAssign)  # which makes the fields of a dataclass
+    if isinstance(value, Function | ast.ClassDef):
+        local = isinstance(value, Function)
+    # It makes the fields of a dataclass; that of a local variable is never evaluated.
+    annotated = isinstance(value, ast.AnnAssign) and not local
     for name, inner in ast.iter_fields(value):
         if inner is None or inner == [] or (name in _SKIPPED and not annotated):
             continue
@@ -259,14 +274,14 @@ def _write(value: Any, feed: Callable[[str], None], *, outermost: bool = False) 
             continue  # what they have made of the function is looked at itself
         feed(f" {name}=")
         whole = not (name == "body" and isinstance(inner, list))
-        _write(inner if whole else _without_docstring(value, inner), feed)
+        _write(inner if whole else _without_docstring(value, inner), feed, local=local)
     feed(")")
 
 
-def _write_items(items: list[Any], feed: Callable[[str], None]) -> None:
+def _write_items(items: list[Any], feed: Callable[[str], None], *, local: bool = False) -> None:
     feed("[")
     for item in items:
-        _write(item, feed)
+        _write(item, feed, local=local)
     feed("]")
 
 
