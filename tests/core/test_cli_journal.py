@@ -216,7 +216,7 @@ async def main(flow):
         check_mistake(
             place.command("journal", "explain", task),
             f"recorded no task {task!r}; there are work; what failed is not kept, nor are blocks, "
-            "services and tasks with cache=False\n",
+            "services, tasks with cache=False, and what stays with a backend's workers\n",
         )
 
 
