@@ -58,8 +58,12 @@ def test_the_measure_sees_a_wake_up() -> None:
     async def main(measure: Measure) -> None:
         assert await measure() <= 1
         loop = asyncio.get_running_loop()
-        for second in range(1, 20):
-            loop.call_later(second / 10, int)
+
+        def tick(left: int) -> None:
+            if left:  # one after the other: however late they are, none shares a wake-up
+                loop.call_later(IDLE / 1000, tick, left - 1)
+
+        tick(19)
         assert await measure() >= 15
 
     run(main)
