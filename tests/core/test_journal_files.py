@@ -6,33 +6,19 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rhapsody import InputFile, OutputDir, OutputFile, TaskFailedError, WorkflowEngine
+from rhapsody.journal.plugin import Journal
+from rhapsody.plugins.specs import Record
+from tests.core.journal_keys import described
+from tests.core.recorded import Program, broken_off
 from tests.core.saving import files
 
 pytestmark = pytest.mark.asyncio
-
-Program = Callable[[WorkflowEngine], Awaitable[Any]]
-
-
-class BrokenOffError(Exception):
-    """Ends a run that has not ended well."""
-
-
-async def broken_off(program: Program, **options: Any) -> Any:
-    """Runs a program, and leaves the engine with an error."""
-    found = None
-    try:
-        async with WorkflowEngine.create(journal="run.sqlite", **options) as flow:
-            found = await program(flow)
-            raise BrokenOffError
-    except BrokenOffError:
-        return found
 
 
 def ran(here: Path) -> list[str]:
@@ -356,3 +342,12 @@ async def test_save_takes_files_of_an_earlier_run(here: Path) -> None:
         assert saved.read_text() == "content\n"
         saved.unlink()
     assert ran(here) == ["make"]
+
+
+async def test_files_that_were_made_again_for_another_plugin_are_left_to_it(here: Path) -> None:
+    journal = Journal(here / "run.sqlite", here)
+    task: Any = described(len, uid="e.task.000002.1")
+    found = "e.task.000001.1"  # by the other one
+    await journal.rhapsody_record_results([Record("task.000002", task, 1, makes_again=found)])
+    assert journal.kept == 0
+    journal.end("done")

@@ -259,14 +259,18 @@ class Journal:
 
     def _made_again(self, record: Record, call: str) -> None:
         """Notes files that were made again; others than before are good for this run alone."""
-        recording, former = self._gone.pop(call)
-        named = record.files is not None and leads_into(record.value, record.files.sandbox)
+        recording, former = self._gone.pop(call, (0, None))  # another plugin may have found it
         try:
-            files = self._outputs.noted(record.files, named=named)
+            files = self._files_of(record)
         except NoDigestError:
             return
         if files is not None and self._outputs.are_alike(files, former):
             self._store.replace_files(recording, files)
+
+    def _files_of(self, record: Record) -> str | None:
+        """What is noted of the files that a task has made, see `Outputs.noted`."""
+        named = record.files is not None and leads_into(record.value, record.files.sandbox)
+        return self._outputs.noted(record.files, named=named)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
         """What is written of a result, `None` where it is not kept."""
@@ -276,14 +280,12 @@ class Journal:
         if packed is None:
             return None
         try:
-            named = record.files is not None and leads_into(record.value, record.files.sandbox)
-            files = self._outputs.noted(record.files, named=named)
+            files = self._files_of(record)
             # It may have written a file that an argument names.
             if paths and (now := self._keys.files(paths)) != paths:
-                paths, former = now, digest
+                paths = now
                 digest = self._keys.digest(parts, code, paths)
-                if digest != former:
-                    number = self._number(digest, number)
+                number = self._number(digest, number)
         except NoDigestError as error:
             self._say(task["name"], str(error))
             return None
