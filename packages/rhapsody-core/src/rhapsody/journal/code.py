@@ -141,16 +141,16 @@ class Ingredients:
 
     # What is collected.
 
-    def value(self, value: object) -> bytes:
-        """The digest of a value; what code it brings is collected, too.
+    def value(self, value: object) -> str:
+        """What tells a value from others; what code it brings is collected, too.
 
         Raises:
-            NoDigestError: It has none.
+            NoDigestError: It has no digest.
         """
-        digest = self._values.digest(value)
+        shown = self._values.shown(value)
         if self._todo:
             self._collect()
-        return digest
+        return shown
 
     def function(self, function: object) -> None:
         """Collects a function, or whatever else wraps one.

@@ -137,26 +137,26 @@ class Keys:
         else:
             function = _taken_apart(task["function"], found, parts)
         for number, value in enumerate(task["args"], 1):
-            parts[f"argument {number}"] = found.value(value).hex()
+            parts[f"argument {number}"] = found.value(value)
         for name, value in sorted(task["kwargs"].items()):
             shown = name if name.isidentifier() else repr(name)  # no number
-            parts[f"argument {shown}"] = found.value(value).hex()
+            parts[f"argument {shown}"] = found.value(value)
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
         elif isinstance(function, _CODE):
             code = self._code(function)
         elif function is not None:
-            parts["function"] = found.value(function).hex()
+            parts["function"] = found.value(function)
         for name, path in inputs.items():
             parts[f"input file {name}"] = self.program.content(name, path).hex()
         for name in ("environment", "cwd", "stdin"):
             if task.get(name):
-                parts[name] = found.value(task[name]).hex()
+                parts[name] = found.value(task[name])
         specific = task["task_backend_specific_kwargs"]
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
-                parts[f"task_description {name}"] = found.value(specific[name]).hex()
+                parts[f"task_description {name}"] = found.value(specific[name])
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)
@@ -179,7 +179,7 @@ class Keys:
         if sandbox:  # told by a name that no file in the current directory has
             inside = re.compile(re.escape(sandbox) + r"(?![\w.-])")
             words = [inside.sub("\0", word) for word in words]
-        parts["command"] = found.value((words, "arguments" in task)).hex()
+        parts["command"] = found.value((words, "arguments" in task))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
         """The digests of files as they are now; `None` where there is no file."""
@@ -204,10 +204,10 @@ def _taken_apart(function: Any, found: Ingredients, parts: dict[str, str]) -> An
     while not isinstance(function, _CODE):
         part = f"around {len(parts)}"
         if isinstance(function, functools.partial):
-            parts[part] = found.value((function.args, function.keywords)).hex()
+            parts[part] = found.value((function.args, function.keywords))
             function = function.func
         elif isinstance(function, types.MethodType):
-            parts[part] = found.value(function.__self__).hex()
+            parts[part] = found.value(function.__self__)
             function = function.__func__
         else:
             wrapped = getattr(function, "__wrapped__", None)

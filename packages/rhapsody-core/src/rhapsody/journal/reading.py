@@ -212,7 +212,7 @@ def _changes(
         elif new is None and old is not None:
             changes.append(f"{name} is gone")
         elif old is not None and new is not None and old[0] != new[0]:
-            if _is_digest(old[0]) and _is_digest(new[0]):
+            if name.startswith("argument ") or (_is_digest(old[0]) and _is_digest(new[0])):
                 line = f", line {new[1]}" if new[1] is not None else ""
                 changes.append(f"{name}{line} changed")
             else:

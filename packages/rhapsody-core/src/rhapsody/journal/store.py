@@ -394,11 +394,9 @@ class Store:
             where = self._lineage, self.run, self.run
             database.executemany(
                 "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, code, "
-                "files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    (*where, *each, intact_mark(each.key, each.number, each.value, each.files))
-                    for each in recordings
-                ),
+                "files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                "nullif(?, ''), nullif(?, ''), ?, ?)",
+                ((*where, *_row(each)) for each in recordings),
             )
             kept = self.kept + len(recordings)
             database.execute("UPDATE runs SET kept = ? WHERE id = ?", (kept, self.run))
@@ -464,6 +462,27 @@ def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> byt
     if files is not None:
         made.update(files.encode("utf-8", "surrogateescape"))
     return made.digest()
+
+
+def _row(recording: Recording) -> tuple[object, ...]:
+    """What is written of a recording.
+
+    Of `None` and `bytes` (but not `bytearray`) the `sqlite3` module looks for an adapter each
+    time, which takes longer than to write them.
+    """
+    key, number, name, uid, parts, code, files, why, value = recording
+    return (
+        bytearray(key),
+        number,
+        name,
+        uid,
+        parts,
+        code and bytearray(code),
+        files or "",
+        why or "",
+        bytearray(value) if len(value) < 100_000 else value,
+        bytearray(intact_mark(key, number, value, files)),
+    )
 
 
 @contextlib.contextmanager
