@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, OutputFile, WorkflowEngine, hookimpl
-from rhapsody.plugins.specs import LookupTask, Record, Recorded
+from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
 from tests.core.engine_fixtures import engine, local_threads
 from tests.core.scripted import Inline, Scripted, turns, until, within
 
@@ -180,7 +180,8 @@ async def test_a_look_up_that_takes_a_while_holds_its_tasks_and_nothing_else() -
         assert flow.stats.recorded == 1
 
 
-async def test_a_task_can_be_cancelled_while_it_is_looked_up() -> None:
+@pytest.mark.parametrize("files", [None, TaskFiles("/made/before", {})])
+async def test_a_task_can_be_cancelled_while_it_is_looked_up(files: TaskFiles | None) -> None:
     sought = Sought()
     found = asyncio.get_running_loop().create_future()
     async with WorkflowEngine.create(backend := Scripted(), observers=[sought]) as flow:
@@ -192,7 +193,7 @@ async def test_a_task_can_be_cancelled_while_it_is_looked_up() -> None:
         cancelled, kept = part(), part()
         await until(lambda: len(sought.tasks) == 2)
         assert cancelled.cancel()
-        found.set_result([Recorded(1), Recorded(2)])
+        found.set_result([Recorded(1, files), Recorded(2)])
         assert await within(kept) == 2
         await turns()
         assert cancelled.cancelled()

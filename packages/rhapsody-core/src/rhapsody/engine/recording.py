@@ -119,6 +119,8 @@ class Recording:
                 continue
             missing = []
             for node, result in zip(waiting, results, strict=True):
+                if node.life.work is not Work.READY:  # it was cancelled meanwhile
+                    continue
                 if isinstance(result, Recorded):
                     self._found(node, result)
                 else:
