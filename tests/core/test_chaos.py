@@ -15,6 +15,8 @@ PROCESSES = (1, 3, 4, 5, 7, 8, 9, 12, 16, 18, 19)
 FAILED_ONCE = [
     Seed("threads", 1, 200, "disk"),  # a service whose output found no space
     Seed("threads", 5, 200, "shutdown"),  # a task that was cancelled before its file was saved
+    Seed("threads", 1161, 2000),  # tasks that were cancelled while results were looked up
+    Seed("processes", 1228, 2000),  # the same
 ]
 
 SEEDS = [
