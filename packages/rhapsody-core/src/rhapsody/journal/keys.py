@@ -31,8 +31,8 @@ class Key(NamedTuple):
 
     Attributes:
         digest: Of all of it, see `Keys.digest`.
-        parts: The digests of all but what a function's code uses, by what people call them, see
-            `as_text`.
+        parts: The digests of all but what a function's code uses, and numbers as they are, by
+            what people call them, see `as_text`.
         code: The digest of the function's code and all that it uses, see `Keys.codes`; `None` for
             a command, and for a task with a `version`.
         paths: The strings and paths in the arguments that may name files: each with the digest

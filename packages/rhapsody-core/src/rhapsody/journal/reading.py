@@ -178,7 +178,7 @@ def _what_changed(
 
 
 def _given(parts: str) -> dict[str, str]:
-    """What a task was given: the digests of its arguments or its command, and of its files."""
+    """What a task was given: its arguments or its command, and its files, as in its key."""
     return {
         name: value
         for name, value in ast.literal_eval(parts).items()

@@ -468,7 +468,7 @@ def _row(recording: Recording) -> tuple[object, ...]:
     """What is written of a recording.
 
     Of `None` and `bytes` (but not `bytearray`) the `sqlite3` module looks for an adapter each
-    time, which takes longer than to write them.
+    time, which takes longer than to write them. Large values are not copied for that.
     """
     key, number, name, uid, parts, code, files, why, value = recording
     return (

@@ -272,6 +272,7 @@ class Values:
 
 @functools.lru_cache(maxsize=1024)
 def _digits(text: bytes) -> str:
+    """The digest of a text, kept where it is short: the same names and words come in many tasks."""
     return hashlib.blake2b(text, digest_size=SIZE).hexdigest()
 
 
