@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
-from rhapsody.backends.local import worker
+from rhapsody.backends.local import packing, worker
 from rhapsody.errors import BackendError
 from rhapsody.sdk.calls import order_of, pack, unpack
 from rhapsody.sdk.mailbox import Mailbox
@@ -26,7 +26,9 @@ pytestmark = pytest.mark.timeout(60)
 TASK: Any = {"uid": "task.1", "name": "one", "function": abs, "args": (-1,), "kwargs": {}}
 CALL = pack(TASK)
 OUTCOME = Runner().run(CALL)
-FRAME = worker.frame(order_of(TASK), worker.pack_call(TASK))
+FRAME = worker.NUMBER.pack(1) + packing.frame(
+    order_of(TASK), worker.Call(b"", packing.pack_call(TASK))
+)
 
 
 @given(nonsense(OUTCOME))
@@ -54,7 +56,7 @@ def test_an_order_that_was_cut_off_is_the_end(length: int) -> None:
     stream = io.BytesIO(FRAME + FRAME[:length])
     first = worker.received(stream)
     assert first is not None
-    assert first[0].uid == "task.1"
+    assert first[1].uid == "task.1"
     assert worker.received(stream) is None
 
 

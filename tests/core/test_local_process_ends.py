@@ -151,32 +151,31 @@ def _slow_pid() -> int:
     return os.getpid()
 
 
-def _busy() -> None:
+def _busy(begun: str) -> None:
+    Path(begun).touch()
     while True:
         pass
 
 
-async def _busy_async() -> None:
+async def _busy_async(begun: str) -> None:
+    await asyncio.to_thread(Path(begun).touch)
     await asyncio.sleep(3600)
 
 
 def _deaf(begun: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    Path(begun).touch()
-    _busy()
+    _busy(begun)
 
 
 @pytest.mark.parametrize("function", [_busy, _busy_async, _deaf])
 async def test_a_running_call_is_stopped_and_its_neighbours_go_on(
     driver: Driver, function: Callable[..., Any], tmp_path: Path
 ) -> None:
-    task, neighbour = driver.call(function), driver.call(time.sleep, 0.5)
-    if function is _deaf:
-        task["args"] = (str(tmp_path / "begun"),)
+    begun = tmp_path / "begun"
+    task, neighbour = driver.call(function, str(begun)), driver.call(time.sleep, 0.5)
     await driver.submit(task, neighbour)
     assert await driver.running(task)
-    if function is _deaf:
-        await exists(tmp_path / "begun")
+    await exists(begun)
     pid = driver.backend.open_tasks[task["uid"]].pid
     assert await driver.cancel(task) is True
     assert await driver.cancel(task) is True  # asked already
@@ -258,7 +257,7 @@ async def test_shutdown_leaves_no_process_whatever_runs(tmp_path: Path) -> None:
     async with Driver(backend) as driver:
         tasks = [
             driver.call(_deaf, str(tmp_path / "begun")),
-            driver.call(_busy_async),
+            driver.call(_busy_async, str(tmp_path / "begun too")),
             driver.call(int),
         ]
         await driver.submit(*tasks)

@@ -170,7 +170,7 @@ class Runner:
         try:
             limit_threads(order.cores)
             output = self.output(order)
-            with Environment(order.environment), output, self.context(order):
+            with self.environment(order), output, self.context(order):
                 done, payload, plain = self.answer(order.name, call)
         except BaseException as error:  # such as that of output which cannot be written
             return self.failed(error, output)
@@ -238,6 +238,10 @@ class Runner:
     def output(self, order: Order) -> Output:
         """Return what keeps a call's output: here, that of the whole process."""
         return _none if order.capture is False else Captured(order)
+
+    def environment(self, order: Order) -> AbstractContextManager[Any]:
+        """Return what sets the call's variables."""
+        return Environment(order.environment)
 
     def context(self, order: Order) -> AbstractContextManager[Any]:
         """Return what makes `rhapsody.current_task()` work, where that is installed."""
@@ -359,12 +363,9 @@ def limit_threads(cores: int) -> None:
             importlib.import_module("threadpoolctl").threadpool_limits(cores)
 
 
-# Values and exceptions as bytes.
-
-
 def dumps(value: Any) -> bytes:
     """Pickle a value as cloudpickle does."""
-    # Not at the top: where it is missing, each call shall say so.
+    # Here, so that where it is missing each call says so.
     import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 
     packed: bytes = cloudpickle.dumps(value)

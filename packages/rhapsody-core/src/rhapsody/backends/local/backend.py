@@ -20,7 +20,7 @@ from rhapsody.backends.local.executables import Executables, Services, check_she
 from rhapsody.backends.local.executors import ExecutorWorkers
 from rhapsody.backends.local.jobs import Job, Runner
 from rhapsody.backends.local.machine import Machine, machine
-from rhapsody.backends.local.slots import Queue, Request, Slots
+from rhapsody.backends.local.slots import LATER, ONE_FUNCTION, Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
@@ -37,7 +37,6 @@ from rhapsody.task import TaskDescription, is_async
 
 EXECUTORS = ("thread", "process")
 
-ONE_FUNCTION = Request(cores=1, workers=1)
 ONE_PROGRAM = Request(cores=1)
 ONE_SERVICE = Request(cores=0, endless=True)
 
@@ -150,7 +149,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         from rhapsody.backends.local.processes import ProcessWorkers
 
         self._functions = self._processes = ProcessWorkers(
-            self._ended, self._announce, self.machine.gpus, self.grace
+            self._ended,
+            self._announce,
+            self._next_short,
+            self._taken_back,
+            self.machine.gpus,
+            self.grace,
         )
         opening = asyncio.ensure_future(in_thread(self._processes.open))
         try:
@@ -313,14 +317,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         assert self._mailbox is not None
         job.started = True
         try:
-            task = job.task
-            if self._ends is not None:
-                self._require_time(task)
-            if task["function"] is not None:
-                sandbox = task.get("sandbox")
-                if sandbox or task.get("capture") == "files":
-                    sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
-                job.spill = sandbox or self.session.directory(job.uid)
+            self._prepare(job)
             job.runner.run(job)
         except Exception as error:  # one task's problem, such as a program that is not there
             job.error = error
@@ -329,6 +326,37 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job.given = True
         if not job.runner.announces:
             self._announce(job)
+
+    def _prepare(self, job: Job) -> None:
+        task = job.task
+        if self._ends is not None:
+            self._require_time(task)
+        if task["function"] is not None:
+            sandbox = task.get("sandbox")
+            if sandbox or task.get("capture") == "files":
+                sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
+            job.spill = sandbox or self.session.directory(job.uid)
+
+    def _next_short(self) -> Job | None:
+        """Takes the next job where it may wait in a worker process for the slots of another."""
+        job = self._queue.first()
+        if job is None or job.request is not ONE_FUNCTION or not self._processes.pack(job):
+            return None
+        try:
+            self._prepare(job)
+        except Exception:  # which it tells when it has its slots
+            return None
+        self._queue.remove_first()
+        job.started = job.given = True
+        return job
+
+    def _taken_back(self, jobs: list[Job]) -> None:
+        """Puts jobs that have waited in a worker process where they were, before all others."""
+        for job in reversed(jobs):
+            job.started = job.given = False
+            job.request = ONE_FUNCTION
+            self._queue.put_back(job)
+        self._pump()
 
     def _require_time(self, task: TaskDescription) -> None:
         """Raises where a task that has waited for its slots would not end in time.
@@ -386,9 +414,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.error = error if job.error is None else job.error
         if job.worker is not None:
             task["worker"] = job.worker
-        self._slots.release(job.request, job.gpus)
+        frees = job.request is not LATER
+        if frees:
+            self._slots.release(job.request, job.gpus)
         self._end(job, self._outcome(job))
-        if self._queue:
+        if frees and self._queue:
             self._pump()
 
     def _outcome(self, job: Job) -> Any:

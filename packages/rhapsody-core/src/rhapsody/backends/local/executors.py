@@ -68,8 +68,6 @@ class ExecutorWorkers:
         """Nothing to note."""
 
     def _done(self, job: Job, future: Future[Any]) -> None:
-        from rhapsody.backends.local import worker
-
         try:
             reply = future.result()
         except BaseException as error:  # the executor's own trouble, or its cancellation
@@ -81,7 +79,7 @@ class ExecutorWorkers:
         else:
             if type(reply) is Outcome:
                 job.worker = f"process {reply.pid}"
-                worker.take(job, reply)
+                job.take(reply)
             elif reply is not None:
                 job.error = reply
         self._deliver(job)
@@ -129,7 +127,7 @@ class Call:
         return None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from rhapsody.backends.local import worker
+        from rhapsody.backends.local import packing, worker
 
         job = self._job
         # Whoever unpickles it makes the call and gets an `Outcome`.
@@ -137,7 +135,7 @@ class Call:
         order = order_of(
             job.task, cores=job.request.cores, environment=environment, directory=job.spill
         )
-        return partial, (worker.execute, order, worker.pack_call(job.task))
+        return partial, (worker.execute, order, packing.pack_call(job.task))
 
 
 class _Local(threading.local):

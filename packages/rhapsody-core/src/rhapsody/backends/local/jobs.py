@@ -8,14 +8,19 @@ with it is up to them: `backend` decides when it starts and reports its states,
 from __future__ import annotations
 
 from time import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rhapsody.backends.local.slots import Request
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
+from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder, recorder_for
 from rhapsody.sdk.executables import task_environment
 from rhapsody.task import TaskDescription
+
+if TYPE_CHECKING:
+    from rhapsody.backends.local.worker import Call
+    from rhapsody.sdk.runner import Outcome
 
 
 class Job:
@@ -43,11 +48,13 @@ class Job:
         pid: The process that runs it, where that is known.
         worker: The same in words, for people.
         attempts: How many worker processes were gone before one had begun with it.
+        call: Its call for a worker process, where it is packed already.
     """
 
     __slots__ = (
         "announced",
         "attempts",
+        "call",
         "cancelled",
         "context",
         "error",
@@ -91,9 +98,16 @@ class Job:
         self.pid: int | None = None
         self.worker: str | None = None
         self.attempts: int = 0
+        self.call: Call | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"
+
+    def take(self, outcome: Outcome) -> None:
+        """Takes what came back from another process: the output, and the value or the error."""
+        self.recorder = None  # nothing was printed here
+        calls.report(self.task, outcome)
+        self.value, self.error = calls.result(self.task, outcome)
 
     def environment(self, all_gpus: tuple[str, ...]) -> dict[str, str]:
         """The variables that it gets in a process of its own.

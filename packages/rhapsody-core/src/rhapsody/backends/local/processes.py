@@ -1,8 +1,11 @@
 """Runs functions in worker processes: which worker gets which call, and what becomes of it.
 
-Calls are packed, and what came of them is unpacked, on a thread beside the engine's loop,
-since both run code of the objects themselves; the workers' sockets are read by the loop.
+Calls are packed, and what came of them is unpacked, on a thread beside the engine's loop
+where that runs code of the objects themselves; the workers' sockets are read by the loop.
 Workers are started when there is something to do, and replaced when they are gone.
+
+Where calls are short, a worker is sent some ahead of time, which wait there for the slots of
+the one before them. They are taken back when that one turns out long or its worker is gone.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
 
-from rhapsody.backends.local import worker
+from rhapsody.backends.local import packing, worker
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
+from rhapsody.backends.local.packing import SMALL
+from rhapsody.backends.local.slots import LATER
 from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk import _groups as groups
@@ -40,8 +45,14 @@ PACKER_GRACE = 1.0
 ATTEMPTS = 3
 """How many workers may be gone before one has begun with a call."""
 
-SMALL = 1 << 16
-"""Bytes of a plain result that is unpacked on the loop."""
+AHEAD = 64
+"""How many calls wait in a worker at most."""
+
+SHORT = 0.005
+"""Seconds of work that wait in a worker."""
+
+LONG = 0.01
+"""Seconds after which those that wait for a call are taken back."""
 
 # Before multiprocessing's own, which was registered first and waits for workers to end.
 atexit.register(groups.kill_all)
@@ -54,7 +65,11 @@ class ProcessWorkers:
 
     Args:
         ended: Takes each job that has ended; called on the loop.
-        announced: Takes each job that a worker has got; called on the loop.
+        announced: Takes each job that a worker has got, and which is next there; called on
+            the loop.
+        next_short: Gives the next job if it may wait in a worker for slots, of those that it
+            could `pack`; called on the loop.
+        taken_back: Takes the jobs that have waited so, in their order; called on the loop.
         gpus: All the GPUs there are to give.
         grace: Seconds between SIGTERM and SIGKILL for a worker whose job is cancelled.
     """
@@ -66,14 +81,21 @@ class ProcessWorkers:
         self,
         ended: Callable[[Job], object],
         announced: Callable[[Job], object],
+        next_short: Callable[[], Job | None],
+        taken_back: Callable[[list[Job]], object],
         gpus: tuple[str, ...],
         grace: float,
     ) -> None:
         self._end = ended
         self._announced = announced
+        self._next_short = next_short
+        self._taken_back = taken_back
         self._gpus = gpus
         self._grace = grace
         self._jobs: set[Job] = set()
+        self._functions = packing.Functions()
+        self._seconds: float | None = None  # that a call takes, of late
+        self._watch: asyncio.TimerHandle | None = None
         self._waiting: dict[Job, bytes] = {}
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
@@ -117,10 +139,25 @@ class ProcessWorkers:
     def run(self, job: Job) -> None:
         """Gives a job to the next worker that is free."""
         self._jobs.add(job)
-        self._to_packer.put((job, None))
+        if self.pack(job):
+            self._waiting[job] = self._frame(job)
+            self._hand_out()
+        else:
+            self._to_packer.put((job, None))
+
+    def pack(self, job: Job) -> bool:
+        """Packs a job's call at once, if it is small and that runs no code of others."""
+        if job.call is None:
+            job.call = self._functions.pack(job.task)
+        return job.call is not None
 
     def cancel(self, job: Job) -> None:
-        """Stops the worker that has the job; another takes its place."""
+        """Stops the worker that has begun with the job; another takes its place."""
+        at: Worker | None = job.handle
+        if at is not None:
+            self._take_back(at, but=job)
+            if job.over:
+                return
         job.cancelled = True
         if job.handle is not None:
             job.handle.stop(self._grace)  # and when it is gone the job has ended
@@ -168,10 +205,12 @@ class ProcessWorkers:
             self._packing = job
             call = None
             if reply is not None:
-                worker.take(job, reply)
+                job.take(reply)
             else:
                 try:
+                    job.call = worker.Call(b"", packing.pack_call(job.task))
                     call = self._frame(job)
+                    job.call = None
                 except BaseException as error:  # packing runs the objects' own code
                     job.error = error
             self._from_packer.put((job, call))
@@ -182,12 +221,10 @@ class ProcessWorkers:
         self._to_packer.put(None)  # for another
 
     def _frame(self, job: Job) -> bytes:
-        payload = worker.pack_call(job.task)
-        environment = job.environment(self._gpus)
-        order = order_of(
-            job.task, cores=job.request.cores, environment=environment, directory=job.spill
-        )
-        return worker.frame(order, payload)
+        assert job.call is not None
+        cores, environment = job.request.cores, job.environment(self._gpus)
+        order = order_of(job.task, cores=cores, environment=environment, directory=job.spill)
+        return packing.frame(order, job.call)
 
     def _came_back(self, item: tuple[Job, bytes | None]) -> None:
         """Takes from the packer a call that is to be made, or a job that has ended."""
@@ -225,25 +262,81 @@ class ProcessWorkers:
         return next((job for job in self._waiting if not job.request.gpus), None)
 
     def _give(self, job: Job, to: Worker) -> None:
-        to.send(job, self._waiting.pop(job))
-        job.handle, job.pid, job.worker = to, to.pid, f"process {to.pid}"
+        self._send(job, self._waiting.pop(job), to)
         self._announced(job)
 
+    def _send(self, job: Job, call: bytes, to: Worker) -> None:
+        to.send(job, call)
+        job.handle, job.pid, job.worker = to, to.pid, to.title
+
     def _replied(self, by: Worker, reply: Outcome) -> None:
-        job = by.job
-        if job is None or job.cancelled:
+        if not by.jobs or by.jobs[0].cancelled:
             return  # which ends with its worker
-        by.job = job.handle = None
-        if job.request.gpus:
+        job = by.jobs.popleft()
+        job.handle = None
+        seconds = min(by.seconds, LONG)
+        self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
+        heir = by.jobs[0] if by.jobs else None
+        if heir is not None:  # which has begun, in the slots of this one
+            job.request, heir.request = heir.request, job.request
+        elif job.request.gpus:
             by.finish(self._grace)
         elif not by.over:
             self._idle.append(by)
         if reply.plain and len(reply.payload) <= SMALL:
-            worker.take(job, reply)
+            job.take(reply)
             self._end(job)
         else:
             self._to_packer.put((job, reply))
-        self._hand_out()
+        if heir is not None:
+            self._announced(heir)
+        if self._waiting:
+            self._hand_out()
+        self._send_ahead(by)
+
+    def _send_ahead(self, to: Worker) -> None:
+        """Sends a worker calls that wait there, where calls are short."""
+        if self._seconds is None or to.over or not to.jobs:
+            return
+        most = min(AHEAD, int(SHORT / max(self._seconds, SHORT / AHEAD)))
+        if 2 * (len(to.jobs) - 1) > most:
+            return
+        while len(to.jobs) <= most and (job := self._next_short()) is not None:
+            self._jobs.add(job)
+            job.request = LATER
+            self._send(job, self._frame(job), to)
+        if len(to.jobs) > 1 and self._watch is None:
+            self._watch = self._loop.call_later(LONG, self._take_back_from_long)
+
+    def _take_back_from_long(self) -> None:
+        """Takes back the calls that wait for a long one."""
+        self._watch = None
+        now = self._loop.time()
+        for each in [each for each in self._workers if len(each.jobs) > 1]:
+            if now - each.since >= LONG:
+                self._take_back(each)
+            elif self._watch is None:
+                self._watch = self._loop.call_later(LONG, self._take_back_from_long)
+
+    def _take_back(self, at: Worker, but: Job | None = None) -> None:
+        """Takes back the calls that a worker has not begun, and sees to them, `but` for one."""
+        jobs = at.take_back()
+        if jobs and jobs[0].request is not LATER and not at.over:  # it has begun none
+            self._idle.append(at)
+        if but in jobs:
+            but.handle = None
+            jobs.remove(but)
+        self._give_back(jobs)  # before what comes now can let those behind them go ahead
+        at.read()
+
+    def _give_back(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.handle = None
+        if jobs and jobs[0].request is not LATER:
+            self.run(jobs.pop(0))
+        self._jobs.difference_update(jobs)
+        if jobs:
+            self._taken_back(jobs)
 
     # Workers.
 
@@ -302,7 +395,7 @@ class ProcessWorkers:
         )
         self._end(job)
 
-    def _gone(self, former: Worker, code: int | None) -> None:
+    def _gone(self, former: Worker, code: int | None, unbegun: list[Job]) -> None:
         self._workers.discard(former)
         if former in self._idle:
             self._idle.remove(former)
@@ -310,18 +403,21 @@ class ProcessWorkers:
         if self._stopping:
             return
         self._short = False
-        if former.job is not None:
-            self._lost(former.job, former, code)
-            former.job = None
+        self._lost(former, code, unbegun)
         self._hand_out()
 
-    def _lost(self, job: Job, former: Worker, code: int | None) -> None:
-        """Sees to the job of a worker that is gone."""
+    def _lost(self, former: Worker, code: int | None, unbegun: list[Job]) -> None:
+        """Sees to the jobs of a worker that is gone."""
+        if not former.jobs and not unbegun:
+            return
+        begun = bool(former.jobs)
+        job = former.jobs.popleft() if begun else unbegun.pop(0)
         job.handle = None
+        self._give_back(unbegun)
         if not job.cancelled:
             job.attempts += 1
-            if not former.begun and job.attempts < ATTEMPTS:
-                self._to_packer.put((job, None))
+            if not begun and job.attempts < ATTEMPTS:
+                self.run(job)
                 return
             job.error = memory_error(job.task, code) or TaskLostError(
                 f"the worker process of task {job.task['name']!r} {_how(code)} "

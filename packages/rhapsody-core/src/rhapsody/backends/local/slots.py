@@ -35,6 +35,12 @@ class Request:
     endless: bool = False
 
 
+ONE_FUNCTION = Request(cores=1, workers=1)
+
+LATER = Request(cores=1, workers=1)
+"""The same, of a function that gets its slots from the one that is before it in its worker."""
+
+
 class Waiting(Protocol):
     """What can wait in a `Queue`."""
 
@@ -177,6 +183,25 @@ class Queue(Generic[W]):
                 lines = [self._programs]
             else:
                 return None
+
+    def first(self) -> W | None:
+        """The function task whose turn is next, were there slots; `None` where it is not one's."""
+        functions, programs = self._functions, self._programs
+        while functions and functions[0].over:
+            functions.popleft()
+        if self._passed or not functions:
+            return None
+        if programs and programs[0].number < functions[0].number:
+            return None
+        return functions[0]
+
+    def remove_first(self) -> None:
+        """Takes out what `first` has given."""
+        self._functions.popleft()
+
+    def put_back(self, item: W) -> None:
+        """Puts a function task before all others."""
+        self._functions.appendleft(item)
 
     def clear(self) -> list[W]:
         """Takes out all that waits, in the order it came."""

@@ -2,8 +2,8 @@
 
 Everything crosses the border as bytes made by cloudpickle, so that closures,
 lambdas and functions of the main program work, and so that what cannot be
-pickled fails its own task with a reason. The other side is
-`rhapsody.backends.local.processes`.
+pickled fails its own task with a reason. Short calls wait here for those before them, until
+they are begun or taken back. The other side is `rhapsody.backends.local.workers`.
 """
 
 from __future__ import annotations
@@ -15,69 +15,69 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import lru_cache
 from io import IOBase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.backends.local import logs
 from rhapsody.context import Setting, TaskContext, task_context
-from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorded, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
-from rhapsody.sdk.runner import Order, Outcome, Runner, known, require_version
-from rhapsody.task import TaskDescription
+from rhapsody.sdk.runner import (
+    PLAIN,
+    Environment,
+    Order,
+    Outcome,
+    Runner,
+    known,
+    loads,
+    require_version,
+)
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from rhapsody.backends.local.jobs import Job
-
 LENGTHS = struct.Struct("=QQ")
-"""How a frame begins: the lengths in bytes of its two parts, which follow.
+"""How a reply begins: the lengths in bytes of its two parts, which follow.
 
-The first part is an order or an outcome, and the second the packed data that go with it. Where
-there is no first part, the second is a log record.
+The first part is an outcome, and the second the packed data that go with it. Where there is
+no first part, the second is a log record.
 """
+
+NUMBER = struct.Struct("=I")
+"""What precedes a call: which of those that this worker was sent it is."""
+
+CALL = struct.Struct("=?QQQ")
+"""How a call begins, see `Call`: `reusable`, and the lengths of order, function and arguments."""
+
+START = NUMBER.size + CALL.size
 
 THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
 
 
-# In the process of the backend.
+class Call(NamedTuple):
+    """A packed call.
 
-
-def pack_call(task: TaskDescription) -> bytes:
-    """The function and its arguments as bytes.
-
-    Raises:
-        TypeError: It names the argument that cannot be pickled.
+    Attributes:
+        function: The function as bytes; empty where the arguments are the whole call.
+        arguments: Positional and keyword arguments as bytes.
+        reusable: No call changes the function, so that it is unpacked only once.
     """
-    cure = f"pass data that can be, {THREADS}"
-    return calls.pack_call(task, worker="a worker process", cure=cure)
+
+    function: bytes
+    arguments: bytes
+    reusable: bool = False
 
 
-def take(job: Job, outcome: Outcome) -> None:
-    """Puts what came back into the job: the output, and the value or the error."""
-    job.recorder = None  # nothing was printed here
-    calls.report(job.task, outcome)
-    job.value, job.error = calls.result(job.task, outcome)
-
-
-def frame(head: Order | Outcome, payload: bytes | memoryview) -> bytes:
-    """An order or an outcome and the packed data that go with it, as they are sent."""
-    packed = pickle.dumps(tuple(head))
-    return b"".join((LENGTHS.pack(len(packed), len(payload)), packed, payload))
-
-
-# In the worker.
-
-
-def work(connection: socket.socket, begun: Connection, levels: Mapping[str, int]) -> None:
+def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, int]) -> None:
     """Makes calls until there are no more to come. What a worker process runs.
 
     Args:
         connection: Where calls come from and outcomes go to. One byte is sent at first.
-        begun: Holds a byte for each call that was sent; it is taken when the call begins.
+        unbegun: Holds the numbers of the calls that were sent; each is taken when the call
+            begins, here or by the program, which then takes it back.
         levels: What of log records goes to the program, see `logs.forward`.
     """
     begin()
@@ -90,26 +90,50 @@ def work(connection: socket.socket, begun: Connection, levels: Mapping[str, int]
     logs.forward(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
     connection.sendall(b".")
     with connection.makefile("rb", buffering=1 << 16) as stream:
+        next_one = None
         while (taken := received(stream)) is not None:
-            order, call = taken
-            os.read(begun.fileno(), 1)
-            outcome = _runner.make(order, call)
-            if os.getpid() != pid:
-                os._exit(0)  # the call has forked, and its child came back
-            send(frame(outcome._replace(payload=b""), outcome.payload))
-            del taken, order, call, outcome  # not kept until the next call comes
+            number, order, call = taken
+            if next_one is None:
+                next_one = _taken(unbegun)
+            if number == next_one:
+                next_one = None
+                outcome = _own_runner.make(order, call)
+                if os.getpid() != pid:
+                    os._exit(0)  # the call has forked, and its child came back
+                send(reply(outcome))
+                del outcome
+            del taken, order, call  # not kept until the next call comes
 
 
-def received(stream: IOBase) -> tuple[Order, bytes] | None:
-    """The next order and its call; `None` at the end, also where the program ended midway."""
-    lengths = stream.read(LENGTHS.size)
-    if len(lengths) < LENGTHS.size:
+def received(stream: IOBase) -> tuple[int, Order, Call] | None:
+    """The next call; `None` at the end, also where the program ended midway."""
+    start = stream.read(START)
+    if len(start) < START:
         return None
-    first, second = LENGTHS.unpack(lengths)
-    packed, call = stream.read(first), stream.read(second)
-    if len(packed) < first or len(call) < second:
+    (number,) = NUMBER.unpack_from(start)
+    reusable, *lengths = CALL.unpack_from(start, NUMBER.size)
+    parts = [stream.read(length) for length in lengths]
+    if sum(map(len, parts)) < sum(lengths):
         return None
-    return Order(*pickle.loads(packed)), call  # noqa: S301 - from our own program
+    order, function, arguments = parts
+    # From our own program.
+    return number, Order(*pickle.loads(order)), Call(function, arguments, reusable)  # noqa: S301
+
+
+def reply(outcome: Outcome) -> bytes:
+    """An outcome as it is sent."""
+    version, done, payload, *others = outcome
+    head = pickle.dumps((version, done, *others), 5)
+    return b"".join((LENGTHS.pack(len(head), len(payload)), head, payload))
+
+
+def _taken(unbegun: Connection) -> int | None:
+    """Takes the number of the call that is to be begun; `None` where all were taken back."""
+    try:
+        number: int = NUMBER.unpack(os.read(unbegun.fileno(), NUMBER.size))[0]
+    except BlockingIOError:
+        return None
+    return number
 
 
 def begin() -> None:
@@ -132,7 +156,7 @@ def execute(order: Order, call: bytes) -> Outcome:
     """
     require_version(order.version, "the program", "its executor")
     streams.ensure()
-    return _runner.make(order, call)
+    return _runner.make(order, Call(b"", call))
 
 
 class _Recorded(Recorded):
@@ -155,8 +179,17 @@ class _Runner(Runner):
     def __init__(self) -> None:
         self._loop = WorkerLoop()
 
+    def load(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
+        if not call.function:
+            return super().load(call.arguments)
+        function = _reused(call.function) if call.reusable else loads(call.function)
+        return function, *loads(call.arguments)
+
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run(coroutine)
+
+    def pack(self, value: Any) -> Any:
+        return pickle.dumps(value, 5) if type(value) in PLAIN else super().pack(value)
 
     def output(self, order: Order) -> _Recorded:
         return _Recorded(order.directory, order.capture)
@@ -165,7 +198,31 @@ class _Runner(Runner):
         return task_context(TaskContext(**known(order)))
 
 
+class _OwnRunner(_Runner):
+    """Makes the calls of a worker process of ours, which mostly want the same variables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._variables: Mapping[str, str] = {}
+        self._setting = Environment({})
+        self._setting.__enter__()
+
+    def environment(self, order: Order) -> AbstractContextManager[Any]:
+        """Sets the call's variables, which stay until one wants others."""
+        wanted = order.environment
+        if wanted != self._variables:
+            self._setting.__exit__()
+            self._variables, self._setting = wanted, Environment(wanted)
+            self._setting.__enter__()
+        for name, value in wanted.items():
+            if os.environ.get(name) != value:  # a call has changed it
+                os.environ[name] = value
+        return nullcontext()
+
+
 _runner = _Runner()
+_own_runner = _OwnRunner()
+_reused = lru_cache(64)(loads)
 
 
 def _flush() -> None:

@@ -1,8 +1,9 @@
 """A worker process as the program that started it sees it: a socket, and an exit code.
 
-What goes through the socket is in frames (`worker.frame`). A worker has one call at a
-time. What it does with it is in `rhapsody.backends.local.worker`; which worker gets which
-call is decided in `rhapsody.backends.local.processes`.
+Calls go through the socket, and replies come back. A worker makes one call after the other;
+those that it has not begun can be taken back. What it does with them is in
+`rhapsody.backends.local.worker`; which worker gets which call is decided in
+`rhapsody.backends.local.processes`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import os
 import pickle
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
 from rhapsody.backends.local import logs
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
-from rhapsody.backends.local.worker import LENGTHS, work
+from rhapsody.backends.local.worker import LENGTHS, NUMBER, work
 from rhapsody.errors import describe_error
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk.runner import Outcome
@@ -29,6 +31,11 @@ AT_ONCE = 1 << 20
 
 HEAD, PAYLOAD = 1 << 28, 1 << 48
 """Bytes that the two parts of a message never have."""
+
+NUMBERS = 1 << 32
+
+PIPE = 1 << 16
+"""Bytes of numbers that are read in one go: more than a pipe holds."""
 
 NOTHING = memoryview(b"")
 
@@ -46,9 +53,11 @@ class Worker:
 
     Attributes:
         pid: Its process id, and the id of its process group.
-        job: What it runs, `None` where it has nothing to do.
+        title: What it is called for people.
+        jobs: Those whose calls it was sent, and whose replies have not come, in this order.
+        since: When the call of the first of them became the first, by the loop's clock.
+        seconds: How long the calls of the last replies took, on average.
         over: It has been told to end, or has ended.
-        begun: Of one that has ended, whether it had begun with the last call it was sent.
 
     Raises:
         OSError: The process could not be started, or was not ready in time.
@@ -56,17 +65,23 @@ class Worker:
     """
 
     def __init__(self, context: WorkerContext, timeout: float) -> None:
-        self.job: Job | None = None
+        self.jobs: deque[Job] = deque()
+        self.since: float = 0.0
+        self.seconds: float = 0.0
         self.over: bool = False
-        self.begun: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
-        self._unsent = NOTHING
+        self._number = 0
+        self._numbers = b""  # of calls that wait to be sent
+        self._calls: list[bytes] = []
+        self._unsent = NOTHING  # of what was begun to be sent
         self._received = bytearray()
+        self._replies: deque[Outcome] = deque()
         self._makes_sense = True
         with context.launching():
-            # Holds a byte for a call that was sent, until the worker begins with it.
+            # Holds the numbers of calls that were sent, until the worker begins with them.
             self._unbegun, self._sent = context.Pipe(duplex=False)
+            os.set_blocking(self._unbegun.fileno(), False)
             self._socket, theirs = socket.socketpair()
             self._process = context.Process(
                 target=work, args=(theirs, self._unbegun, logs.levels())
@@ -80,6 +95,7 @@ class Worker:
         try:
             assert self._process.pid is not None
             self.pid: int = self._process.pid
+            self.title: str = f"process {self.pid}"
             groups.opened(self.pid)
             self._socket.settimeout(timeout)
             if not self._socket.recv(1):
@@ -94,29 +110,47 @@ class Worker:
         self,
         loop: asyncio.AbstractEventLoop,
         replied: Callable[[Worker, Outcome], object],
-        gone: Callable[[Worker, int | None], object],
+        gone: Callable[[Worker, int | None, list[Job]], object],
     ) -> None:
         """Begins to hear the worker.
 
         Args:
             loop: The loop of this thread.
-            replied: Called with what came of a call.
-            gone: Called once with the exit code, when the process and what it had started
-                are no more.
+            replied: Called with what came of the call of the first of `jobs`, which it takes out.
+            gone: Called once with the exit code and the jobs that were not begun, when the
+                process and what it had started are no more.
         """
         self._loop, self._replied, self._gone = loop, replied, gone
-        loop.add_reader(self._socket, self._read)
+        loop.add_reader(self._socket, self.read)
         loop.add_reader(self._process.sentinel, self._ended)
 
     def send(self, job: Job, call: bytes) -> None:
-        """Gives a call to the worker, which has none."""
-        self.job = job
-        os.write(self._sent.fileno(), b".")
-        self._unsent = memoryview(call)
-        self._push()
-        if self._unsent:
-            assert self._loop is not None
-            self._loop.add_writer(self._socket, self._write)
+        """Gives a call to the worker: at once where it has none, else with others of this turn."""
+        assert self._loop is not None
+        number = NUMBER.pack(self._number)
+        self._number = (self._number + 1) % NUMBERS
+        self.jobs.append(job)
+        self._numbers += number
+        self._calls += number, call
+        if len(self.jobs) == 1:
+            self.since = self._loop.time()
+            self._flush()
+        elif len(self._calls) == 2:
+            self._loop.call_soon(self._flush)
+
+    def take_back(self) -> list[Job]:
+        """Takes back the calls that the worker has not begun; what it gets of them it leaves out.
+
+        Of the others it has replied to all but the last: `read` finds these replies.
+        """
+        count = len(self._numbers)
+        self._numbers = b""
+        self._calls.clear()
+        with suppress(BlockingIOError):  # it has begun all that were sent
+            count += len(os.read(self._unbegun.fileno(), PIPE))
+        jobs = [self.jobs.pop() for _ in range(count // NUMBER.size)]
+        jobs.reverse()
+        return jobs
 
     def finish(self, grace: float) -> None:
         """Lets the worker end, now that it has no call; threads of the call's may keep it."""
@@ -142,11 +176,25 @@ class Worker:
         self.over = True
         groups.send(self.pid, signal.SIGKILL)
 
+    def _flush(self) -> None:
+        """Sends what waits, as soon as the socket takes it."""
+        if self._unsent or not self._calls:
+            return
+        os.write(self._sent.fileno(), self._numbers)
+        self._unsent = memoryview(b"".join(self._calls))
+        self._numbers = b""
+        self._calls.clear()
+        self._push()
+        if self._unsent:
+            assert self._loop is not None
+            self._loop.add_writer(self._socket, self._write)
+
     def _write(self) -> None:
         assert self._loop is not None
         self._push()
         if not self._unsent:
             self._loop.remove_writer(self._socket)
+            self._flush()
 
     def _push(self) -> None:
         """Sends as much as the socket takes."""
@@ -159,7 +207,7 @@ class Worker:
         # Even an empty view of the call would hold all of it.
         self._unsent = self._unsent[sent:] if sent < len(self._unsent) else NOTHING
 
-    def _read(self) -> bool:
+    def read(self) -> bool:
         """Takes what the worker has sent; whether there was anything."""
         assert self._loop is not None
         try:
@@ -176,17 +224,12 @@ class Worker:
         if not self._makes_sense:
             return True  # and is left unread
         self._received += data
-        while (frame := self._next()) is not None:
-            head, payload = frame
-            if not head:
-                logs.handle(payload)
-                continue
-            try:
-                outcome = Outcome(*pickle.loads(head))  # noqa: S301 - from our own worker
-            except Exception as error:  # whatever unpacking nonsense raises
-                self._mistrust(describe_error(error))
-                break
-            self._replied(self, outcome._replace(payload=payload))
+        self._take_replies()
+        if self._replies:
+            now = self._loop.time()
+            self.seconds, self.since = (now - self.since) / len(self._replies), now
+        while self._replies:  # some of which others may take meanwhile
+            self._replied(self, self._replies.popleft())
         return True
 
     def _mistrust(self, what: str) -> None:
@@ -198,32 +241,40 @@ class Worker:
         self._makes_sense = False
         self.kill()
 
-    def _next(self) -> tuple[memoryview, memoryview] | None:
-        """Takes the parts of the next frame that has come whole, without a copy of them."""
-        received = self._received
-        if len(received) < LENGTHS.size:
-            return None
-        first, second = LENGTHS.unpack_from(received)
-        if first > HEAD or second > PAYLOAD:
-            self._mistrust(f"a message of {first + second} bytes")
-            return None
-        middle = LENGTHS.size + first
-        end = middle + second
-        if len(received) < end:
-            return None
-        self._received = received[end:]
-        frame = memoryview(received)
-        return frame[LENGTHS.size : middle], frame[middle:end]
+    def _take_replies(self) -> None:
+        """Takes the replies that have come whole, without a copy of what is in them."""
+        received, begin = self._received, 0
+        whole = memoryview(received)
+        while len(received) - begin >= LENGTHS.size:
+            first, second = LENGTHS.unpack_from(received, begin)
+            if first > HEAD or second > PAYLOAD:
+                return self._mistrust(f"a message of {first + second} bytes")
+            middle = begin + LENGTHS.size + first
+            if len(received) < middle + second:
+                break
+            head, payload = whole[middle - first : middle], whole[middle : middle + second]
+            begin = middle + second
+            if not head:
+                logs.handle(payload)
+                continue
+            try:
+                version, done, *others = pickle.loads(head)  # noqa: S301 - from our own worker
+                self._replies.append(Outcome(version, done, payload, *others))
+            except Exception as error:  # whatever unpacking nonsense raises
+                return self._mistrust(describe_error(error))
+        if begin:
+            self._received = received[begin:]
+        return None
 
     def _ended(self) -> None:
         """Tells of the worker's end, when all that it had sent is read."""
         self.over = True
-        while self._read():
+        while self.read():
             pass
-        self.begun = not self._unbegun.poll()
+        unbegun = self.take_back()
         code = self._process.exitcode
         self._discard()
-        self._gone(self, code)
+        self._gone(self, code, unbegun)
 
     def _discard(self) -> None:
         """Ends what the worker had started, and gives back what it held here."""
@@ -233,6 +284,7 @@ class Worker:
             self._loop.remove_reader(self._process.sentinel)
         if self._killing is not None:
             self._killing.cancel()
+        self._calls.clear()
         for held in (self._socket, self._unbegun, self._sent):
             held.close()
         if self._process.pid is None:
