@@ -250,7 +250,7 @@ TRIALS: dict[str, Callable[[Path, int], str]] = {
         fail="`ulimit -u`",
     ),
     "a full disk": disk,
-    "a journal on a full disk": lambda place, part: journal_disk(place, max(500, 10_000 // part)),
+    "a journal on a full disk": lambda place, part: journal_disk(place, 20_000),
 }
 """Each in an empty directory, with a part of the tasks."""
 

@@ -27,7 +27,7 @@ class Item:
         self.request = Request(**request)
         self.number = -1
         self.gpus: tuple[str, ...] = ()
-        self.over = False
+        self.waits = False
 
 
 class Line:
@@ -117,8 +117,28 @@ def test_a_cancelled_task_in_the_queue_is_left_out() -> None:
     gone = line.push("gone", cores=1)
     line.push("b")
     assert line.started() == ["a"]
-    gone.over = True
+    assert line.queue.withdraw(gone)
     assert line.end("a") == ["b"]
+
+
+def test_a_worker_takes_over_the_next_function_that_needs_the_same() -> None:
+    one, two = Request(workers=1), Request(cores=2, workers=1)
+    line = Line(cores=1)
+    gone, next_, other, last = (Item(name) for name in ("gone", "next", "other", "last"))
+    for item, request in ((gone, one), (next_, one), (other, two), (last, one)):
+        item.request = request
+        line.queue.push(item)
+    assert line.queue.withdraw(gone)
+    assert line.queue.take_over(two) is None  # it is not its turn
+    assert line.queue.take_over(one) is next_
+    assert not line.queue.withdraw(next_)
+    assert line.queue.take_over(one) is None
+    assert line.queue.take_over(two) is other
+    line.push("program")
+    assert line.queue.take_over(one) is None  # whose turn it is, `pop` says
+    assert [line.queue.pop(), line.queue.pop()] == [last, None]
+    line.end("program")
+    assert line.queue.take_over(one) is None
 
 
 def test_clear_gives_what_waits_in_order() -> None:
@@ -131,7 +151,7 @@ def test_clear_gives_what_waits_in_order() -> None:
     line.push("function", workers=1)
     line.push("next")
     gone = line.push("gone")
-    gone.over = True
+    assert line.queue.withdraw(gone)
     assert line.started() == []
     assert [item.name for item in line.queue.clear()] == ["passed", "function", "next"]
     assert not line.queue

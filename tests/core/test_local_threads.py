@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,6 +234,57 @@ async def test_where_a_function_runs_is_told_while_it_does() -> None:
         seen.set()
         assert await future == host
     assert told in ([os.uname().nodename], [host])  # where it was not taken yet, or was already
+
+
+# One after the other.
+
+
+async def test_a_thread_goes_on_with_what_waits_while_the_loop_is_held() -> None:
+    gate, last = threading.Event(), threading.Event()
+    async with LocalExecutionBackend(resources={"cores": 1}) as backend, Driver(backend) as driver:
+        tasks = [driver.call(gate.wait), driver.call(len, ()), driver.call(last.set)]
+        await driver.submit(*tasks)
+        gate.set()
+        assert last.wait(10)  # the loop's own thread waits: it starts nothing meanwhile
+        assert [(await driver.finished(task)).state for task in tasks] == [DONE] * 3
+        assert [driver.history(task) for task in tasks] == [[RUNNING, DONE]] * 3
+        assert {driver.of(task)[0].task["worker"] for task in tasks[1:]} == {"rhapsody-worker-1"}
+
+
+async def test_a_task_that_waits_is_cancelled_at_once_and_never_begins() -> None:
+    begun, gate = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        gate.wait()
+
+    ran: list[str] = []
+    async with LocalExecutionBackend(resources={"cores": 1}) as backend, Driver(backend) as driver:
+        first, gone, last = (driver.call(hold), *(driver.call(ran.append, x) for x in "ab"))
+        await driver.submit(first, gone, last)
+        assert await asyncio.to_thread(begun.wait, 10)
+        assert await driver.cancel(gone) is True
+        assert driver.history(gone) == [CANCELED]
+        gate.set()
+        assert (await driver.finished(last)).state is DONE
+        assert ran == ["b"]
+
+
+async def test_a_task_that_cannot_be_prepared_fails_alone_and_gives_its_slot_back(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    async with LocalExecutionBackend(resources={"cores": 1}) as backend, Driver(backend) as driver:
+        broken, alien = driver.call(int), driver.call(int)
+        broken["sandbox"] = str(tmp_path / "file" / "sandbox")
+        alien["environment"] = {"A": "b"}
+        tasks = [driver.call(int), broken, alien, driver.call(int), broken | {"uid": "last"}]
+        states = [end.state for end in await driver.run(*tasks)]
+        assert states == [DONE, FAILED, FAILED, DONE, FAILED]
+        assert driver.history(broken) == driver.history(alien) == [FAILED]
+        assert (await driver.run_one(driver.call(int))).state is DONE
+        assert backend.cores_in_use() == (0, 1)
+        assert not driver.faults
 
 
 # Cancelling.

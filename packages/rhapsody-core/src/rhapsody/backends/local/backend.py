@@ -20,7 +20,7 @@ from rhapsody.backends.local.executables import Executables, Services, check_she
 from rhapsody.backends.local.executors import ExecutorWorkers
 from rhapsody.backends.local.jobs import Job, Runner
 from rhapsody.backends.local.machine import Machine, machine
-from rhapsody.backends.local.slots import LATER, ONE_FUNCTION, Queue, Request, Slots
+from rhapsody.backends.local.slots import ONE_FUNCTION, Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
@@ -141,7 +141,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         elif self._executor == "process":
             await self._start_processes()
         else:
-            self._functions = self._threads = ThreadWorkers(put, "rhapsody-worker")
+            self._functions = self._threads = ThreadWorkers(put, self._successor, "rhapsody-worker")
         streams.acquire()
         self._capturing = True
 
@@ -242,11 +242,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         job: Job | None = self.open_tasks.get(uid)
         if job is None:
             return False
-        if job.started:
+        if not self._queue.withdraw(job):
             self._cancel(job)
-        else:
-            self._end(job, self._canceled)
-            self._pump()
+            if not self._queue.withdraw(job):  # it is not back from where it waited
+                return True
+        self._end(job, self._canceled)
+        self._pump()
         return True
 
     def _cancel(self, job: Job) -> None:
@@ -315,7 +316,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
     def _start_job(self, job: Job) -> None:
         """Hands a job that has its slots to what runs it."""
         assert self._mailbox is not None
-        job.started = True
         try:
             self._prepare(job)
             job.runner.run(job)
@@ -327,7 +327,22 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if not job.runner.announces:
             self._announce(job)
 
+    def _successor(self, job: Job) -> Job | None:
+        """A job for the thread of one that has come back, with its slots; on that thread."""
+        successor = self._queue.take_over(job.request)
+        if successor is not None:
+            assert self._threads is not None
+            successor.given = True
+            try:
+                self._prepare(successor)
+                self._threads.prepare(successor)
+            except Exception as error:  # one task's problem, such as a full disk
+                successor.error = error
+                successor.announced = True  # as far as it comes
+        return successor
+
     def _prepare(self, job: Job) -> None:
+        """Sees to what a job needs before it begins; any thread. May raise, which fails the job."""
         task = job.task
         if self._ends is not None:
             self._require_time(task)
@@ -346,17 +361,16 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self._prepare(job)
         except Exception:  # which it tells when it has its slots
             return None
-        self._queue.remove_first()
-        job.started = job.given = True
+        self._queue.take_over(ONE_FUNCTION)
+        job.given = True
         return job
 
     def _taken_back(self, jobs: list[Job]) -> None:
         """Puts jobs that have waited in a worker process where they were, before all others."""
         for job in reversed(jobs):
-            job.started = job.given = False
-            job.request = ONE_FUNCTION
+            job.given = False
             self._queue.put_back(job)
-        self._pump()
+        self._pump_soon()
 
     def _require_time(self, task: TaskDescription) -> None:
         """Raises where a task that has waited for its slots would not end in time.
@@ -377,14 +391,17 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         end = perf_counter() + TURN
         while self._queue:
             if perf_counter() > end:
-                if not self._pumping:
-                    self._pumping = True
-                    self._loop.call_soon(self._pump_again)
+                self._pump_soon()
                 return
             job = self._queue.pop()
             if job is None:
                 return
             self._start_job(job)
+
+    def _pump_soon(self) -> None:
+        if not self._pumping:
+            self._pumping = True
+            self._loop.call_soon(self._pump_again)
 
     def _pump_again(self) -> None:
         self._pumping = False
@@ -404,9 +421,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Reports a job that came back, and starts what its slots allow. On the loop."""
         if job.over:
             return
+        task, successor = job.task, job.successor
         if job.given:
             job.runner.ended(job)
-        task = job.task
         if job.recorder is not None:
             try:
                 job.recorder.report(task)
@@ -414,11 +431,12 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 job.error = error if job.error is None else job.error
         if job.worker is not None:
             task["worker"] = job.worker
-        frees = job.request is not LATER
-        if frees:
+        if successor is None:
             self._slots.release(job.request, job.gpus)
         self._end(job, self._outcome(job))
-        if frees and self._queue:
+        if successor is not None:
+            self._announce(successor)
+        elif self._queue:
             self._pump()
 
     def _outcome(self, job: Job) -> Any:
@@ -437,7 +455,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if state == self._failed and error is not None:
             task["exception"] = error
         job.over = True
-        job.value = job.error = job.handle = job.recorder = None
+        job.value = job.error = job.handle = job.recorder = job.successor = None
         self.open_tasks.pop(job.uid, None)
         self.report_state(task, state)
         if self._progress is not None:

@@ -37,9 +37,10 @@ class Job:
         spill: The directory for large output of a function; made when there is some.
         recorder: What keeps the output of a function in this process.
         cancelled: Somebody asked for its end.
-        started: Its slots were taken and it was about to be handed to its runner.
+        waits: It is in the queue.
+        successor: The job that its thread goes on with, and that has its slots.
         given: Its runner has it.
-        announced: The running state was reported.
+        announced: The running state was reported, or the job does not come so far.
         over: It has ended, and its terminal state was reported.
         value: What a function returned.
         error: What it raised, or why it could not be run.
@@ -69,10 +70,11 @@ class Job:
         "request",
         "runner",
         "spill",
-        "started",
+        "successor",
         "task",
         "uid",
         "value",
+        "waits",
         "worker",
     )
 
@@ -87,7 +89,8 @@ class Job:
         self.recorder: Recorder | None = None
         self.spill: str = ""
         self.cancelled: bool = False
-        self.started: bool = False
+        self.waits: bool = False
+        self.successor: Job | None = None
         self.given: bool = False
         self.announced: bool = False
         self.over: bool = False

@@ -24,7 +24,6 @@ from rhapsody.backends.local import packing, worker
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.packing import SMALL
-from rhapsody.backends.local.slots import LATER
 from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk import _groups as groups
@@ -152,11 +151,16 @@ class ProcessWorkers:
         return job.call is not None
 
     def cancel(self, job: Job) -> None:
-        """Stops the worker that has begun with the job; another takes its place."""
+        """Stops the worker that has begun with the job; another takes its place.
+
+        A job that waits in a worker is taken back only.
+        """
         at: Worker | None = job.handle
         if at is not None:
-            self._take_back(at, but=job)
-            if job.over:
+            first = self._take_back(at)
+            if first is not None and first is not job:
+                self.run(first)
+            if job.over or job.waits:
                 return
         job.cancelled = True
         if job.handle is not None:
@@ -277,11 +281,10 @@ class ProcessWorkers:
         seconds = min(by.seconds, LONG)
         self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
         heir = by.jobs[0] if by.jobs else None
-        if heir is not None:  # which has begun, in the slots of this one
-            job.request, heir.request = heir.request, job.request
-        elif job.request.gpus:
+        job.successor = heir  # which has begun, in the slots of this one
+        if job.request.gpus:
             by.finish(self._grace)
-        elif not by.over:
+        elif heir is None and not by.over:
             self._idle.append(by)
         if reply.plain and len(reply.payload) <= SMALL:
             job.take(reply)
@@ -303,7 +306,6 @@ class ProcessWorkers:
             return
         while len(to.jobs) <= most and (job := self._next_short()) is not None:
             self._jobs.add(job)
-            job.request = LATER
             self._send(job, self._frame(job), to)
         if len(to.jobs) > 1 and self._watch is None:
             self._watch = self._loop.call_later(LONG, self._take_back_from_long)
@@ -314,26 +316,32 @@ class ProcessWorkers:
         now = self._loop.time()
         for each in [each for each in self._workers if len(each.jobs) > 1]:
             if now - each.since >= LONG:
-                self._take_back(each)
+                first = self._take_back(each)
+                if first is not None:
+                    self.run(first)
             elif self._watch is None:
                 self._watch = self._loop.call_later(LONG, self._take_back_from_long)
 
-    def _take_back(self, at: Worker, but: Job | None = None) -> None:
-        """Takes back the calls that a worker has not begun, and sees to them, `but` for one."""
-        jobs = at.take_back()
-        if jobs and jobs[0].request is not LATER and not at.over:  # it has begun none
-            self._idle.append(at)
-        if but in jobs:
-            but.handle = None
-            jobs.remove(but)
+    def _take_back(self, at: Worker) -> Job | None:
+        """Takes back the calls that a worker has not begun.
+
+        Returns:
+            The first, which has its slots, where it has not even begun that one.
+        """
+        jobs, first = at.take_back(), None
+        if jobs and not at.jobs:
+            first = jobs.pop(0)
+            first.handle = None
+            if not at.over:
+                self._idle.append(at)
         self._give_back(jobs)  # before what comes now can let those behind them go ahead
         at.read()
+        return first
 
     def _give_back(self, jobs: list[Job]) -> None:
+        """Puts jobs that have waited in a worker where they were."""
         for job in jobs:
             job.handle = None
-        if jobs and jobs[0].request is not LATER:
-            self.run(jobs.pop(0))
         self._jobs.difference_update(jobs)
         if jobs:
             self._taken_back(jobs)

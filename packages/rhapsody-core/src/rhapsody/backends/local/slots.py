@@ -4,11 +4,15 @@ First come, first served: a task that does not fit yet holds back those behind
 it, so that a big task is never starved by small ones. Two exceptions: what waits
 only for services to end lets others pass, since services may never end; and
 function tasks that wait for a worker let executables pass, which need none.
+
+A worker's thread need not wait until the loop gives back what its task had: it takes over
+the next one with it, where it is that one's turn and it needs just the same.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -37,9 +41,6 @@ class Request:
 
 ONE_FUNCTION = Request(cores=1, workers=1)
 
-LATER = Request(cores=1, workers=1)
-"""The same, of a function that gets its slots from the one that is before it in its worker."""
-
 
 class Waiting(Protocol):
     """What can wait in a `Queue`."""
@@ -47,11 +48,7 @@ class Waiting(Protocol):
     request: Request
     number: int
     gpus: tuple[str, ...]
-
-    @property
-    def over(self) -> bool:
-        """Whether it was cancelled while it waited."""
-        ...
+    waits: bool
 
 
 W = TypeVar("W", bound=Waiting)
@@ -140,7 +137,7 @@ class Slots:
 
 
 class Queue(Generic[W]):
-    """Tasks that wait for slots.
+    """Tasks that wait for slots; all of it but `take_over` is for the loop.
 
     Args:
         slots: Where they come from.
@@ -149,6 +146,7 @@ class Queue(Generic[W]):
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._numbers = itertools.count()
+        self._lock = threading.Lock()
         self._functions: deque[W] = deque()
         self._programs: deque[W] = deque()
         self._passed: list[W] = []  # wait for services, and let others pass meanwhile
@@ -159,10 +157,41 @@ class Queue(Generic[W]):
     def push(self, item: W) -> None:
         """Adds a task behind all others."""
         item.number = next(self._numbers)
+        item.waits = True
         (self._functions if item.request.workers else self._programs).append(item)
+
+    def withdraw(self, item: W) -> bool:
+        """Takes out a task; `False` for one that does not wait any more."""
+        with self._lock:
+            waits, item.waits = item.waits, False
+            return waits
+
+    def take_over(self, request: Request) -> W | None:
+        """The next task, where it has the same request and gets what another has had; any thread.
+
+        Not while programs wait, or a task that others pass: whose turn it is, is seen by `pop`.
+        """
+        functions = self._functions
+        with self._lock:
+            while functions and not self._programs and not self._passed:
+                item = functions[0]
+                if item.waits and item.request is not request:
+                    return None
+                functions.popleft()
+                if item.waits:
+                    item.waits = False
+                    return item
+        return None
 
     def pop(self) -> W | None:
         """The next task, with what it needs taken; `None` where it is nobody's turn."""
+        with self._lock:
+            item = self._pop()
+            if item is not None:
+                item.waits = False
+            return item
+
+    def _pop(self) -> W | None:
         if self._passed:
             item, reserved = self._pop_passed()
             if item is not None or reserved:
@@ -173,7 +202,7 @@ class Queue(Generic[W]):
             if line is None:
                 return None
             item = line[0]
-            if item.over:
+            if not item.waits:
                 line.popleft()
             elif self._take(item):
                 return line.popleft()
@@ -185,30 +214,25 @@ class Queue(Generic[W]):
                 return None
 
     def first(self) -> W | None:
-        """The function task whose turn is next, were there slots; `None` where it is not one's."""
-        functions, programs = self._functions, self._programs
-        while functions and functions[0].over:
+        """The next function task, where no others wait."""
+        functions = self._functions
+        while functions and not functions[0].waits:
             functions.popleft()
-        if self._passed or not functions:
-            return None
-        if programs and programs[0].number < functions[0].number:
-            return None
-        return functions[0]
-
-    def remove_first(self) -> None:
-        """Takes out what `first` has given."""
-        self._functions.popleft()
+        return functions[0] if functions and not self._programs and not self._passed else None
 
     def put_back(self, item: W) -> None:
-        """Puts a function task before all others."""
+        """Puts a function task that was taken over before all others."""
+        item.waits = True
         self._functions.appendleft(item)
 
     def clear(self) -> list[W]:
         """Takes out all that waits, in the order it came."""
-        items = [*self._passed, *self._functions, *self._programs]
-        for line in (self._passed, self._functions, self._programs):
-            line.clear()
-        return sorted((item for item in items if not item.over), key=lambda item: item.number)
+        with self._lock:
+            items = [*self._passed, *self._functions, *self._programs]
+            for line in (self._passed, self._functions, self._programs):
+                line.clear()
+        waiting = [item for item in items if self.withdraw(item)]
+        return sorted(waiting, key=lambda item: item.number)
 
     def _take(self, item: W) -> bool:
         gpus = self._slots.take(item.request)
@@ -219,7 +243,7 @@ class Queue(Generic[W]):
 
     def _pop_passed(self) -> tuple[W | None, bool]:
         """A task that others passed, and whether one of them is now to be waited for."""
-        self._passed = [item for item in self._passed if not item.over]
+        self._passed = [item for item in self._passed if item.waits]
         for index, item in enumerate(self._passed):
             if self._take(item):
                 return self._passed.pop(index), False

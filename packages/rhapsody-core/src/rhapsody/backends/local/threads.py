@@ -41,14 +41,22 @@ class ThreadWorkers:
 
     Args:
         deliver: Takes each job that has ended; called on the worker's thread.
+        successor: Gives the job that follows one that has ended, where it needs just what that
+            one has had: it begins without a turn of the loop. Called on the worker's thread.
         name: The beginning of the threads' names.
     """
 
     announces = False
     stoppable = False
 
-    def __init__(self, deliver: Callable[[Job], object], name: str) -> None:
+    def __init__(
+        self,
+        deliver: Callable[[Job], object],
+        successor: Callable[[Job], Job | None],
+        name: str,
+    ) -> None:
         self._deliver = deliver
+        self._successor = successor
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._workers: list[_Worker] = []
@@ -57,28 +65,39 @@ class ThreadWorkers:
 
     def run(self, job: Job) -> None:
         """Hands a job to a thread that is free, or to a new one."""
+        self.prepare(job)
+        if self._busy == len(self._workers):
+            name = f"{self._name}-{len(self._workers) + 1}"
+            self._workers.append(
+                _Worker(name, self._jobs, self._deliver, self._successor, self._lock)
+            )
+        self._busy += 1
+        self._jobs.put(job)
+
+    def prepare(self, job: Job) -> None:
+        """Sees to what a call on a thread needs; any thread.
+
+        Raises:
+            CapabilityError: It is to have variables of its own.
+        """
         task = job.task
         if task.get("environment"):
             raise no_environment(job)
         job.enter()
         task["worker"] = HERE  # until a thread has taken it
-        if self._busy == len(self._workers):
-            name = f"{self._name}-{len(self._workers) + 1}"
-            self._workers.append(_Worker(name, self._jobs, self._deliver, self._lock))
-        self._busy += 1
-        self._jobs.put(job)
 
     def ended(self, job: Job) -> None:
-        """Notes that a thread is free."""
-        self._busy -= 1
+        """Notes that a thread is free, unless it goes on with another job."""
+        if job.successor is None:
+            self._busy -= 1
 
     def cancel(self, job: Job) -> None:
         """Cancels a coroutine; tells a function, which goes on unless it looks."""
         with self._lock:
             job.cancelled = True
-            handle = job.handle
-        if job.context is not None:
-            job.context.request_cancel()
+            handle, context = job.handle, job.context
+        if context is not None:
+            context.request_cancel()
         if handle is not None:
             loop, task = handle
             call_soon(loop, task.cancel)
@@ -105,12 +124,14 @@ class _Worker:
         name: str,
         jobs: SimpleQueue[Job | None],
         deliver: Callable[[Job], object],
+        successor: Callable[[Job], Job | None],
         lock: threading.Lock,
     ) -> None:
         self.job: Job | None = None
         self._name = name
         self._jobs = jobs
         self._deliver = deliver
+        self._successor = successor
         self._lock = lock
         self._loop = WorkerLoop()
         self._thread = start_thread(self._work, name)
@@ -121,13 +142,16 @@ class _Worker:
 
     def _work(self) -> None:
         try:
+            successor = None
             while True:
-                job = self.job = self._next()
+                job = self.job = successor or self._next()
                 if job is None:
                     return
                 job.worker = job.task["worker"] = self._name
-                contextvars.Context().run(self._call, job)
+                if job.error is None:  # else it could not be prepared
+                    contextvars.Context().run(self._call, job)
                 self.job = None
+                successor = job.successor = self._successor(job)
                 self._deliver(job)
                 del job  # not kept alive until the next one comes
         finally:
@@ -143,8 +167,9 @@ class _Worker:
         return jobs.get()
 
     def _call(self, job: Job) -> None:
-        if job.cancelled:
-            return
+        with self._lock:
+            if job.cancelled:
+                return
         task, context = job.task, job.context
         function = task["function"]
         assert function is not None
