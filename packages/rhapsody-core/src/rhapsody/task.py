@@ -213,6 +213,11 @@ class LiveNode(Protocol):
         """When its attempt began to run, in seconds since the epoch."""
 
 
+# Of asyncio itself: `super()` would take longer than they do.
+_result: Callable[[asyncio.Future[T]], T] = asyncio.Future.result
+_exception: Callable[[asyncio.Future[Any]], BaseException | None] = asyncio.Future.exception
+
+
 class TaskFuture(asyncio.Future[T]):
     """The result of one call of a task or block; awaited like any asyncio future.
 
@@ -347,18 +352,25 @@ class TaskFuture(asyncio.Future[T]):
 
     def result(self) -> T:
         """The task's value, or what it raised, once it is done; before that, `await` the future."""
-        if not self.done():
-            raise asyncio.InvalidStateError(
-                f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()` or "
-                "before `.exception()`, or pass the future to a task, which gets the value"
-            )
-        return super().result()
+        try:
+            return _result(self)
+        except asyncio.InvalidStateError:
+            if self.done():  # it is what the task raised
+                raise
+            raise self._not_done() from None
 
     def exception(self) -> BaseException | None:
         """What the task raised, once it is done; before that, `await` the future."""
-        if not self.done():
-            self.result()  # says what to do
-        return super().exception()
+        try:
+            return _exception(self)
+        except asyncio.InvalidStateError:
+            raise self._not_done() from None
+
+    def _not_done(self) -> asyncio.InvalidStateError:
+        return asyncio.InvalidStateError(
+            f"{self.name!r} ({self.uid}) is not done: write `await` in place of `.result()` or "
+            "before `.exception()`, or pass the future to a task, which gets the value"
+        )
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancels the task.

@@ -129,17 +129,12 @@ class Updates:
         self._deliver(report)
 
     def _deliver(self, report: Report) -> None:
-        try:
-            self._apply(*report)
-        except Exception as error:  # a mistake of ours must not vanish in a backend's thread
-            self._crashed("updates", error)
-
-    def _apply(self, task: Any, state: Any, service_callback: ServiceCallback | None) -> None:
+        machine, (task, state, service_callback) = self._machine, report
         try:
             if type(task) is not dict and not isinstance(task, Mapping):
                 task = task.as_dict() if hasattr(task, "as_dict") else {}
             uid = task.get("uid")
-            node = self._machine.inflight.get(uid)
+            node = machine.inflight.get(uid)
         except Exception as error:  # the backend's fault, and no task's that is known
             self._malformed(error)
             return
@@ -148,22 +143,22 @@ class Updates:
             return
         assert node.backend is not None
         try:
-            main = node.backend.native[state]
-        except (KeyError, TypeError):
-            named = node.backend.main_state(state)
-            if named is None:
+            try:
+                main: TasksMainStates | None = node.backend.native[state]
+            except (KeyError, TypeError):
+                main = node.backend.main_state(state)
+            if machine.observed and main is not None:
+                node.native = str(state)
+            if main is DONE or main is FAILED or main is CANCELED:
+                machine.end(node, main, task)
+            elif main is RUNNING:
+                self._running(node, task, state, service_callback)
+            elif main is None:
                 self._unknown_state(node, state)
-                return
-            main = named
-        machine = self._machine
-        if machine.observed:
-            node.native = str(state)
-        if main is DONE or main is FAILED or main is CANCELED:
-            machine.end(node, main, task)
-        elif main is RUNNING:
-            self._running(node, task, state, service_callback)
-        elif machine.observed and node.life.future is Future.PENDING:
-            machine.actions.publish(node, main)
+            elif machine.observed and node.life.future is Future.PENDING:
+                machine.actions.publish(node, main)
+        except Exception as error:  # a mistake of ours must not vanish in a backend's thread
+            self._crashed("updates", error)
 
     def _stray(self, uid: object) -> None:
         stats = self._machine.stats

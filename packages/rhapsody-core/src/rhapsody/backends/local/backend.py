@@ -218,6 +218,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self.require_running()
         admitted = self.admit(tasks)
         streams.ensure()
+        self._sandboxes = self.session.directory("")
         queued = False
         for task in admitted:
             job = self._job(task)
@@ -350,7 +351,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             sandbox = task.get("sandbox")
             if sandbox or task.get("capture") == "files":
                 sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
-            job.spill = sandbox or self.session.directory(job.uid)
+            job.spill = sandbox or self._sandboxes + job.uid
 
     def _next_short(self) -> Job | None:
         """Takes the next job where it may wait in a worker process for the slots of another."""
@@ -441,13 +442,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     def _outcome(self, job: Job) -> Any:
         error = job.error
-        if job.cancelled or (error is not None and is_a(error, asyncio.CancelledError)):
+        if error is None and not job.cancelled and not job.failed:
+            if job.task["function"] is not None:
+                job.task["return_value"] = job.value
+            return self._done
+        if job.cancelled or is_a(error, asyncio.CancelledError):
             return self._canceled
-        if error is not None or job.failed:
-            return self._failed
-        if job.task["function"] is not None:
-            job.task["return_value"] = job.value
-        return self._done
+        return self._failed
 
     def _end(self, job: Job, state: Any) -> None:
         """Reports a job's terminal state and forgets it."""

@@ -133,7 +133,9 @@ class Job:
             deadline=None if timeout is None else time() + timeout,
         )
         capture = task.get("capture", True)
-        self.recorder = recorder_for(capture, self.spill)
+        self.recorder = (
+            Recorder(self.spill) if capture is True else recorder_for(capture, self.spill)
+        )
         return self.context
 
 

@@ -82,7 +82,7 @@ class Slots:
 
     def take(self, request: Request) -> tuple[str, ...] | None:
         """Takes what is requested; the GPUs given, or `None` where it is not free."""
-        if not self.fits(request):
+        if request.workers > self._workers or not self.fits(request):  # mostly of workers
             return None
         self._cores -= request.cores
         self._workers -= request.workers
