@@ -32,9 +32,9 @@ ORDER = [
     "backends",
     "staging",
     "journal",
+    "wfformat",
     "observers",
     "engine",
-    "wfformat",
     "testing",
     "cli",
 ]

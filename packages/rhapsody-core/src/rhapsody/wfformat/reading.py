@@ -1,0 +1,270 @@
+"""Reading an instance, of each version of the format that was published.
+
+Up to 1.4 everything about a task stands in one object (`workflow.tasks`, before 1.3
+`workflow.jobs`), and parents are named by `name`. Since 1.5 what a workflow is
+(`workflow.specification`) is apart from how it went (`workflow.execution`), and tasks and files
+are named by `id`. What replaying does not need, such as commands, is neither kept nor checked.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import os
+from collections.abc import Callable, Collection, Iterable
+from difflib import get_close_matches
+from typing import TypeVar
+
+from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody.wfformat.values import Value
+
+T = TypeVar("T")
+Edges = dict[tuple[str, str], Value]
+"""Where each pair of a parent and its child is named."""
+
+VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
+_SYSTEMS = ("linux", "macos", "windows")
+
+
+def read(path: str | os.PathLike[str]) -> Instance:
+    """Reads an instance.
+
+    File sizes of versions before 1.4 are taken as bytes, as WfCommons does when it converts them.
+
+    Raises:
+        InstanceError: It is malformed: with the file, the place in it, what stands there, and
+            what would be accepted.
+        OSError: The file cannot be read.
+    """
+    root = Value.of_file(path)
+    root.need("schemaVersion").one_of(*VERSIONS)
+    workflow = root.need("workflow")
+    if workflow.get("specification") is not None:
+        tasks, went = _tasks(workflow), workflow.get("execution")
+    else:
+        tasks, went = _flat_tasks(workflow), workflow
+    return Instance(
+        name=root.need("name").text(),
+        tasks=tasks,
+        machines=() if went is None else tuple(_machine(each) for each in went.items("machines")),
+        makespan=_maybe(went, Value.number, "makespanInSeconds", "makespan"),
+        started=_maybe(went, Value.text, "executedAt"),
+        description=_maybe(root, Value.text, "description"),
+        created=_maybe(root, Value.text, "createdAt"),
+        made_by=_maybe(root, _system, "runtimeSystem", "wms"),
+    )
+
+
+def _maybe(of: Value | None, take: Callable[[Value], T], *names: str) -> T | None:
+    """The first of these members that is there, as `take` gives it."""
+    found = None if of is None else of.get(*names)
+    return None if found is None else take(found)
+
+
+def _system(system: Value) -> tuple[str, str]:
+    return system.need("name").text(), system.need("version").text()
+
+
+def _machine(machine: Value) -> RecordedMachine:
+    cpu = machine.get("cpu")
+    system = machine.get("system")
+    memory = _maybe(machine, _positive, "memoryInBytes")
+    kilobytes = _maybe(machine, _positive, "memory")  # up to 1.3
+    return RecordedMachine(
+        name=machine.need("nodeName").text(),
+        system=None if system is None else system.one_of(*_SYSTEMS),
+        architecture=_maybe(machine, Value.text, "architecture"),
+        release=_maybe(machine, Value.text, "release"),
+        memory=kilobytes * 1000 if memory is None and kilobytes else memory,
+        cores=_maybe(cpu, _positive, "coreCount", "count"),
+        speed=_maybe(cpu, _positive, "speedInMHz", "speed"),
+        vendor=_maybe(cpu, Value.text, "vendor"),
+    )
+
+
+def _positive(value: Value) -> int:
+    return value.whole(1)
+
+
+def _cores(value: Value) -> float:
+    return value.number(1)
+
+
+# Version 1.5.
+
+
+def _tasks(workflow: Value) -> tuple[RecordedTask, ...]:
+    specification = workflow.need("specification")
+    specification.need("tasks")
+    values = list(specification.items("tasks", empty=False))
+    ids = [value.need("id") for value in values]
+    known = _unique(ids, "task")
+    sizes = _sizes(specification)
+    went = _executions(workflow, known)
+    parents = _parents(zip(known, values, strict=True), lambda one: _known(one, known))
+    return tuple(
+        RecordedTask(
+            id=name,
+            name=value.need("name").text(),
+            parents=parents[name],
+            runtime=_maybe(went.get(name), Value.number, "runtimeInSeconds"),
+            cores=_maybe(went.get(name), _cores, "coreCount") or 1,
+            inputs=_files(value, "inputFiles", sizes),
+            outputs=_files(value, "outputFiles", sizes),
+            started=_maybe(went.get(name), Value.text, "executedAt"),
+            machines=_texts(went.get(name), "machines"),
+        )
+        for name, value in zip(known, values, strict=True)
+    )
+
+
+def _unique(ids: Iterable[Value], what: str) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for each in ids:
+        first = found.setdefault(each.text(), each)
+        if first is not each:
+            each.refuse(f"an id that no other {what} has, as {first.place} does,")
+    return found
+
+
+def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
+    """What is recorded of each task's run, by its id."""
+    execution = workflow.get("execution")
+    if execution is None:
+        return {}
+    execution.need("tasks")
+    values = list(execution.items("tasks"))
+    ids = _unique([value.need("id") for value in values], "task")
+    for each in ids.values():
+        _known(each, known)
+    for value in values:
+        value.need("runtimeInSeconds")
+    return dict(zip(ids, values, strict=True))
+
+
+def _sizes(specification: Value) -> dict[str, int]:
+    values = list(specification.items("files"))
+    ids = _unique([value.need("id") for value in values], "file")
+    return {
+        name: value.need("sizeInBytes").whole() for name, value in zip(ids, values, strict=True)
+    }
+
+
+def _files(task: Value, member: str, sizes: dict[str, int]) -> tuple[RecordedFile, ...]:
+    return tuple(RecordedFile(name, sizes.get(name)) for name in _texts(task, member))
+
+
+def _texts(of: Value | None, member: str) -> tuple[str, ...]:
+    values = () if of is None else of.items(member)
+    return tuple(dict.fromkeys(value.text() for value in values))
+
+
+# Up to 1.4.
+
+
+def _flat_tasks(workflow: Value) -> tuple[RecordedTask, ...]:
+    if workflow.get("tasks", "jobs") is None:
+        workflow.need("specification", "tasks", "jobs")
+    values = list(workflow.items("tasks", "jobs", empty=False))
+    names = _Names(values)
+    parents = _parents(zip(names.ids, values, strict=True), names.find)
+    return tuple(
+        RecordedTask(
+            id=name,
+            name=value.need("name").text(),
+            parents=parents[name],
+            runtime=_maybe(value, Value.number, "runtimeInSeconds", "runtime"),
+            cores=_maybe(value, _cores, "cores") or 1,
+            inputs=_linked(value, "input"),
+            outputs=_linked(value, "output"),
+            machines=_maybe(value, lambda machine: (machine.text(),), "machine") or (),
+        )
+        for name, value in zip(names.ids, values, strict=True)
+    )
+
+
+class _Names:
+    """What the tasks of an older instance are called.
+
+    An id is that of the task's name and its `id` put together as WfCommons does.
+
+    Args:
+        tasks: The tasks.
+
+    Attributes:
+        ids: A unique id of each.
+    """
+
+    def __init__(self, tasks: Iterable[Value]) -> None:
+        found: dict[str, Value] = {}
+        self._meant: dict[str, list[str]] = {}
+        for task in tasks:
+            name, own = task.need("name").text(), _maybe(task, Value.text, "id")
+            full = name if own is None or own in name else f"{name}_{own}"
+            first = found.setdefault(full, task)
+            if first is not task:
+                (task.get("id") or task.need("name")).refuse(
+                    f"a name or an id that no other task has, as {first.place} does,"
+                )
+            for each in {full, name, own or full}:
+                self._meant.setdefault(each, []).append(full)
+        self.ids: tuple[str, ...] = tuple(found)
+
+    def find(self, named: Value) -> str:
+        """The id of the task that is named somewhere."""
+        meant = self._meant[_known(named, self._meant)]
+        if len(meant) > 1:
+            named.refuse(f"the name of one task ({' and '.join(meant[:2])} are called so)")
+        return meant[0]
+
+
+def _linked(task: Value, link: str) -> tuple[RecordedFile, ...]:
+    found: dict[str, RecordedFile] = {}
+    for file in task.items("files"):
+        name, size = file.need("name").text(), file.need("sizeInBytes", "size").whole()
+        if file.need("link").one_of("input", "output") == link:
+            found[name] = RecordedFile(name, size)
+    return tuple(found.values())
+
+
+# Parents.
+
+
+def _known(named: Value, known: Collection[str]) -> str:
+    """The id that stands there.
+
+    Raises:
+        InstanceError: No task has it.
+    """
+    name = named.text()
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        named.refuse(f"a task of this workflow{hint}")
+    return name
+
+
+def _parents(
+    tasks: Iterable[tuple[str, Value]], find: Callable[[Value], str]
+) -> dict[str, tuple[str, ...]]:
+    """The parents of each task; those that only name it as a child count as well."""
+    edges: Edges = {}
+    parents: dict[str, list[str]] = {}
+    for name, task in tasks:
+        parents[name] = []
+        for parent in task.items("parents"):
+            edges.setdefault((find(parent), name), parent)
+        for child in task.items("children"):
+            edges.setdefault((name, find(child)), child)
+    for above, below in edges:
+        parents[below].append(above)
+    _check_acyclic(parents, edges)
+    return {name: tuple(found) for name, found in parents.items()}
+
+
+def _check_acyclic(parents: dict[str, list[str]], edges: Edges) -> None:
+    try:
+        graphlib.TopologicalSorter(parents).prepare()
+    except graphlib.CycleError as error:
+        cycle: list[str] = error.args[1]  # each a parent of the next, and the first again
+        way = " -> ".join(cycle if len(cycle) <= 6 else [*cycle[:3], "...", *cycle[-2:]])
+        edges[cycle[0], cycle[1]].refuse(f"a task that does not wait for this one ({way})")

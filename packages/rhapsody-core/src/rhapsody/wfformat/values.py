@@ -1,0 +1,130 @@
+"""Values in a JSON file, each with its place in it, checked as they are taken out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rhapsody.errors import RhapsodyError
+
+_SHOWN = 60
+
+
+class InstanceError(RhapsodyError, ValueError):
+    """The file of an instance is malformed: its message has the place in it."""
+
+
+class Value:
+    """A value in a JSON file.
+
+    Args:
+        file: The file, for errors.
+        place: Where it stands in it, such as `workflow.tasks[3].parents[0]`.
+        value: The value as `json` gives it.
+    """
+
+    def __init__(self, file: str, place: str, value: Any) -> None:
+        self._file = file
+        self.place: str = place
+        self.value: Any = value
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str]) -> Value:
+        """The whole of a file.
+
+        Raises:
+            InstanceError: It is no JSON.
+            OSError: It cannot be read.
+        """
+        content = Path(path).read_bytes()
+        try:
+            return cls(os.fspath(path), "", json.loads(content))
+        except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
+            raise InstanceError(
+                f"{os.fspath(path)}: this is no JSON: {error}; a WfCommons instance is a JSON file"
+            ) from None
+
+    def refuse(self, accepted: str) -> NoReturn:
+        """Raises for this value.
+
+        Raises:
+            InstanceError: With its place, what it is, and what would be accepted.
+        """
+        shown = json.dumps(self.value, ensure_ascii=False)
+        if len(shown) > _SHOWN:
+            shown = f"{shown[:_SHOWN]}..."
+        where = self.place or "the whole"
+        raise InstanceError(f"{self._file}: {where}: {accepted} is needed, got {shown}")
+
+    def get(self, *names: str) -> Value | None:
+        """The first of these members that is there; `null` is as if it were not."""
+        if not isinstance(self.value, dict):
+            self.refuse("an object")
+        for name in names:
+            if self.value.get(name) is not None:
+                place = f"{self.place}.{name}" if self.place else name
+                return Value(self._file, place, self.value[name])
+        return None
+
+    def need(self, *names: str) -> Value:
+        """The first of these members that is there.
+
+        Raises:
+            InstanceError: None is.
+        """
+        found = self.get(*names)
+        if found is None:
+            given = ", ".join(map(repr, self.value)) or "no members"
+            wanted = " or ".join(map(repr, names))
+            where = self.place or "the whole"
+            raise InstanceError(
+                f"{self._file}: {where}: the member {wanted} is missing; it has {given}"
+            )
+        return found
+
+    def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
+        """What is in a list, that of the first of these members where any are named.
+
+        A member that is not there is an empty list.
+        """
+        found = self.get(*names) if names else self
+        if found is None:
+            return
+        if not isinstance(found.value, list) or not (found.value or empty):
+            found.refuse("a list" if empty else "a list that is not empty")
+        for index, value in enumerate(found.value):
+            yield Value(self._file, f"{found.place}[{index}]", value)
+
+    def text(self) -> str:
+        """A text that is not empty."""
+        if not isinstance(self.value, str) or not self.value:
+            self.refuse("a text that is not empty")
+        return str(self.value)
+
+    def number(self, least: float = 0) -> float:
+        """A finite number that is not smaller than the least one."""
+        value, number = self.value, math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+                number = float(value)
+        if not math.isfinite(number) or number < least:
+            self.refuse(f"a number that is {least} or more")
+        return number
+
+    def whole(self, least: int = 0) -> int:
+        """The same, without a fraction."""
+        number = self.number(least)
+        if not number.is_integer():
+            self.refuse(f"a whole number that is {least} or more")
+        return int(self.value)
+
+    def one_of(self, *accepted: str) -> str:
+        """One of these texts."""
+        if self.value not in accepted:
+            self.refuse(f"one of {', '.join(accepted)}")
+        return str(self.value)

@@ -1,0 +1,130 @@
+"""Writing an instance of version 1.5 of the format."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+
+_NOT_IN_TASKS = re.compile(r"[^0-9a-zA-Z\-_.#]")
+_NOT_IN_FILES = re.compile(r"[^0-9a-zA-Z\-_./:#]")
+
+Rename = Callable[[str], str]
+
+
+def write(instance: Instance, path: str | os.PathLike[str]) -> None:
+    """Writes an instance to a file, in place of what was there.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    Path(path).write_text(dumps(instance), encoding="utf-8")
+
+
+def dumps(instance: Instance) -> str:
+    """The text of an instance's file.
+
+    In ids, `_` stands for what the format does not allow there, and a number is added to one that
+    is there already. An instance without makespan, begin or a task's runtime has no `execution`,
+    for these are what the format demands of it.
+    """
+    tasks = _renamer(_NOT_IN_TASKS, (task.id for task in instance.tasks))
+    every = [file for task in instance.tasks for file in (*task.inputs, *task.outputs)]
+    files = _renamer(_NOT_IN_FILES, (file.id for file in every))
+    workflow: dict[str, Any] = {"specification": _specification(instance, every, tasks, files)}
+    known = instance.makespan is not None and instance.started is not None
+    if known and all(task.runtime is not None for task in instance.tasks):
+        workflow["execution"] = _execution(instance, tasks)
+    made_by = instance.made_by
+    content = {
+        "name": instance.name,
+        "description": instance.description,
+        "createdAt": instance.created,
+        "schemaVersion": "1.5",
+        "runtimeSystem": made_by and {"name": made_by[0], "version": made_by[1]},
+        "workflow": workflow,
+    }
+    return json.dumps(_said(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> Rename:
+    """What gives each id as the format allows it."""
+    given: dict[str, str] = {}
+    taken: set[str] = set()
+    for each in dict.fromkeys(ids):
+        stem = name = disallowed.sub("_", each)
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{stem}#{number}"
+        taken.add(name)
+        given[each] = name
+    return given.__getitem__
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    """Those that are known."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def _specification(
+    instance: Instance, files: Iterable[RecordedFile], task_id: Rename, file_id: Rename
+) -> dict[str, Any]:
+    children = instance.children()
+    sizes = {file_id(file.id): file.size for file in files if file.size is not None}
+    return {
+        "tasks": [
+            {
+                "name": task.name,
+                "id": task_id(task.id),
+                "parents": [task_id(each) for each in task.parents],
+                "children": [task_id(each) for each in children[task.id]],
+                "inputFiles": [file_id(file.id) for file in task.inputs],
+                "outputFiles": [file_id(file.id) for file in task.outputs],
+            }
+            for task in instance.tasks
+        ],
+        "files": [{"id": name, "sizeInBytes": size} for name, size in sizes.items()],
+    }
+
+
+def _execution(instance: Instance, task_id: Rename) -> dict[str, Any]:
+    return _said(
+        {
+            "makespanInSeconds": instance.makespan,
+            "executedAt": instance.started,
+            "tasks": [_went(task, task_id) for task in instance.tasks],
+            "machines": tuple(_machine(each) for each in instance.machines),
+        }
+    )
+
+
+def _went(task: RecordedTask, task_id: Rename) -> dict[str, Any]:
+    return _said(
+        {
+            "id": task_id(task.id),
+            "runtimeInSeconds": task.runtime,
+            "executedAt": task.started,
+            "coreCount": task.cores,
+            "machines": task.machines,
+        }
+    )
+
+
+def _machine(machine: RecordedMachine) -> dict[str, Any]:
+    cpu = {"coreCount": machine.cores, "speedInMHz": machine.speed, "vendor": machine.vendor}
+    return _said(
+        {
+            "system": machine.system,
+            "architecture": machine.architecture,
+            "nodeName": machine.name,
+            "release": machine.release,
+            "memoryInBytes": machine.memory,
+            "cpu": _said(cpu) or None,
+        }
+    )
