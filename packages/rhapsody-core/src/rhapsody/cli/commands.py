@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.cli import backends, clean, doctor, journal, new_backend, run
+from rhapsody.cli import backends, clean, doctor, journal, new_backend, replay, run
 from rhapsody.cli.output import (
     DONE,
     FAILED,
@@ -170,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_command("doctor", doctor.HELP, doctor.configure, doctor.run)
     commands.add_command("clean", clean.HELP, clean.configure, clean.run)
     commands.add_command("journal", journal.HELP, journal.configure, journal.run)
+    commands.add_command("replay", replay.HELP, replay.configure, replay.run)
     commands.add_command("new-backend", new_backend.HELP, new_backend.configure, new_backend.run)
     try:
         if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only

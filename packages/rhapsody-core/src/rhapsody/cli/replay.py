@@ -1,0 +1,249 @@
+"""`rhapsody replay`: runs a recorded workflow again, as tasks that only take time.
+
+What comes out is how much a backend adds to the best that any scheduler could do in that order on
+as many slots. How tasks are timed and files are made is in `rhapsody.cli.replaying`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from rhapsody.backends.base import ManagedBackend
+from rhapsody.cli.output import DONE, CommandError, UsageError, note, say, say_json
+from rhapsody.cli.run import make_backend, parse_options
+from rhapsody.errors import RhapsodyError, describe_error
+
+if TYPE_CHECKING:
+    from rhapsody.backends.base import BaseExecutionBackend
+    from rhapsody.engine import WorkflowEngine
+    from rhapsody.wfformat import Instance
+
+HELP = "run a recorded workflow again, to see what a backend adds to it"
+
+SLOTS = 8
+"""How many tasks run at once where neither the user nor the instance says how many."""
+
+ORDERS = ("ready", "critical-path")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("file", metavar="FILE", help="a WfCommons instance")
+    time = parser.add_mutually_exclusive_group()
+    time.add_argument(
+        "--scale",
+        type=_positive,
+        default=1.0,
+        metavar="S",
+        help="what recorded times are multiplied by (default: 1)",
+    )
+    time.add_argument(
+        "--shortest",
+        type=_positive,
+        metavar="SECONDS",
+        help="the scale at which the shortest task that took time lasts so long, such as 0.005",
+    )
+    parser.add_argument(
+        "-b", "--backend", default="local", metavar="NAME", help="the backend (default: local)"
+    )
+    parser.add_argument(
+        "-o",
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the backend, as for `rhapsody run`",
+    )
+    parser.add_argument(
+        "--slots",
+        type=_whole,
+        metavar="N",
+        help="how many tasks of one core run at once (default: as many cores as the recorded "
+        f"machines had, or the backend has; {SLOTS} where neither is known)",
+    )
+    parser.add_argument(
+        "--order",
+        choices=ORDERS,
+        default=ORDERS[0],
+        help="which of the ready tasks goes first: the one that was ready first, or the one that "
+        "most of what is left waits for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--files",
+        type=_positive,
+        metavar="S",
+        help="read and write real files, of recorded sizes times S (default: no files)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replays the workflow, and prints how long it took beside how long it must take.
+
+    Raises:
+        UsageError: The file is no instance, has no times, or does not fit the slots; or the
+            backend or an option is not right.
+        CommandError: The backend cannot be started, or a task has failed.
+    """
+    instance = _read(arguments.file)
+    scale = arguments.scale
+    if arguments.shortest is not None:
+        scale = arguments.shortest / _shortest(instance, arguments.file)
+    instance = replace(
+        instance,
+        tasks=tuple(
+            replace(task, runtime=(task.runtime or 0.0) * scale) for task in instance.tasks
+        ),
+    )
+    try:
+        report = asyncio.run(_replay(instance, scale, arguments))
+    except OSError as error:  # of a task that reads or writes files
+        raise CommandError(f"a task has failed: {describe_error(error)}") from error
+    if arguments.json:
+        say_json(report)
+    else:
+        _print(report)
+    return DONE
+
+
+def _read(file: str) -> Instance:
+    from rhapsody.wfformat import InstanceError, read
+
+    try:
+        instance = read(file)
+    except InstanceError as error:
+        raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
+    for task in instance.tasks:
+        if task.runtime is None:
+            raise UsageError(
+                f"{file}: task {task.id!r} has no recorded time, so that it cannot be replayed"
+            )
+    return instance
+
+
+def _shortest(instance: Instance, file: str) -> float:
+    times = [task.runtime for task in instance.tasks if task.runtime]
+    if not times:
+        raise UsageError(f"{file}: no task took time; leave --shortest out")
+    return min(times)
+
+
+async def _replay(
+    instance: Instance, scale: float, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    from rhapsody.cli.replaying import Replay
+    from rhapsody.wfformat.schedules import bottom_levels, critical_path, list_schedule, work
+
+    tasks, urgency = instance.tasks, None
+    if arguments.order == "critical-path":
+        urgency = bottom_levels(tasks)
+    recorded = sum(machine.cores or 0 for machine in instance.machines)
+    slots = arguments.slots or recorded or SLOTS
+    local = arguments.backend.strip().lower() == "local"
+    held = urgency is not None or (arguments.slots is not None and not local)
+    with Replay(tasks, arguments.files, urgency) as replay:
+        async with _engine(
+            _backend(arguments, slots if local else None),
+            max_pending=slots if held else None,  # the engine keeps the others, in their order
+            work_dir=replay.directory,
+        ) as flow:
+            backend = flow.backend
+            slots = _offered(backend, slots)
+            _check_fit(instance, slots)
+            bound = list_schedule(tasks, slots, urgency)
+            note(f"rhapsody: {len(tasks)} tasks on {slots} slots take at least {bound:.3f} s")
+            makespan = await replay.run(flow, slots)
+    return {
+        "name": instance.name,
+        "tasks": len(tasks),
+        "backend": backend.name,
+        "slots": slots,
+        "order": arguments.order,
+        "scale": scale,
+        "files": arguments.files,
+        "makespan": makespan,
+        "critical_path": critical_path(tasks),
+        "work_per_slot": work(tasks) / slots,
+        "list_schedule": bound,
+        "ratio": makespan / bound if bound else None,
+    }
+
+
+def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
+    """The backend; the local one gets slots that nothing else is said of."""
+    options = parse_options(arguments.option)
+    if workers is not None:
+        options = {"cores": workers, "workers": workers} | options
+    return make_backend(arguments.backend, options)
+
+
+@asynccontextmanager
+async def _engine(backend: BaseExecutionBackend, **settings: Any) -> AsyncIterator[WorkflowEngine]:
+    """An engine, whose start is told from what comes after it."""
+    from rhapsody.engine import WorkflowEngine
+
+    try:
+        flow = await WorkflowEngine.create(backend, **settings)
+    except (RhapsodyError, OSError, ImportError, ValueError) as error:
+        raise CommandError(
+            f"backend {backend.name!r} cannot be started: {type(error).__name__}: {error}"
+        ) from error
+    async with flow:
+        yield flow
+
+
+def _offered(backend: BaseExecutionBackend, slots: int) -> int:
+    """So many slots, or as many as the backend has where it says so and has fewer."""
+    cores = backend.cores_in_use() if isinstance(backend, ManagedBackend) else None
+    return min(slots, cores[1]) if cores is not None and cores[1] else slots
+
+
+def _check_fit(instance: Instance, slots: int) -> None:
+    from rhapsody.wfformat.schedules import slots_of
+
+    for task in instance.tasks:
+        if slots_of(task) > slots:
+            raise UsageError(
+                f"task {task.id!r} had {slots_of(task)} cores, and there are {slots} slots: give "
+                f"--slots {slots_of(task)} or more, on a backend that has them"
+            )
+
+
+def _print(report: dict[str, Any]) -> None:
+    """Writes the lines for people."""
+    say(
+        f"{report['name']}: {report['tasks']} tasks on {report['slots']} slots of "
+        f"{report['backend']}, recorded times x {report['scale']:.6g}"
+    )
+    rows = {
+        "makespan": report["makespan"],
+        "critical path": report["critical_path"],
+        "work / slots": report["work_per_slot"],
+        "list schedule": report["list_schedule"],
+    }
+    for name, seconds in rows.items():
+        say(f"  {name:<14} {seconds:10.3f} s")
+    if report["ratio"] is not None:
+        say(f"  {'ratio':<14} {report['ratio']:10.3f}    makespan / list schedule")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or number <= 0:
+        raise argparse.ArgumentTypeError(f"a number above 0 is needed, got {text!r}")
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, got {text!r}")
+    return number

@@ -1,0 +1,170 @@
+"""The tasks of a recorded workflow, run once more: each lasts as long as it did, times a scale.
+
+A task sleeps, so that a hundred fit on one core. Values go from parents to children as in any
+workflow, so that whatever a backend does about dependencies is part of what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Self
+
+from rhapsody.data import InputFile, OutputFile
+from rhapsody.wfformat.instance import RecordedFile, RecordedTask, parents_first
+from rhapsody.wfformat.schedules import slots_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.tasks import Task
+    from rhapsody.task import TaskFuture
+
+WARM_UP = 0.001
+"""Seconds that tasks last which start the workers, before the time is taken."""
+
+
+def task_function() -> Callable[..., None]:
+    """The function of every task: made here, so that it goes to other machines by value."""
+    import time
+
+    early = 0.0001  # a sleep ends so much too late, or more
+
+    def replayed(
+        seconds: float, inputs: Sequence[Any], outputs: Sequence[tuple[Any, int]], *_: Any
+    ) -> None:
+        end = time.perf_counter() + seconds
+        for path in inputs:
+            with open(path, "rb") as file:
+                while file.read(1 << 20):
+                    pass
+        for path, size in outputs:
+            with open(path, "wb") as file:
+                for begin in range(0, size, 1 << 20):
+                    file.write(bytes(min(1 << 20, size - begin)))
+        rest = end - time.perf_counter()
+        if rest > early:
+            time.sleep(rest - early)
+        while time.perf_counter() < end:
+            pass
+
+    return replayed
+
+
+class Replay:
+    """A recorded workflow that is to be run.
+
+    As a context manager it has a directory for files while it is needed.
+
+    Args:
+        tasks: Its tasks, with the seconds that each is to last.
+        files: What sizes of files are multiplied by; `None` for no files.
+        urgency: Which of the ready tasks go first, see `wfformat.schedules.list_schedule`.
+
+    Attributes:
+        directory: Where sandboxes are made; `None` where there are no files.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[RecordedTask],
+        files: float | None = None,
+        urgency: Mapping[str, float] | None = None,
+    ) -> None:
+        self.directory: Path | None = None
+        self._tasks = parents_first(tasks)
+        self._files = files
+        levels = sorted(set(urgency.values())) if urgency else []
+        ranks = {level: rank for rank, level in enumerate(levels, 1)}
+        self._priorities = {task: ranks[level] for task, level in (urgency or {}).items()}
+        self._at_end = ExitStack()
+        self._names: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        if self._files is not None:
+            made = tempfile.TemporaryDirectory(prefix="rhapsody-replay-")
+            self.directory = Path(self._at_end.enter_context(made))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._at_end.close()
+
+    async def run(self, flow: WorkflowEngine, slots: int) -> float:
+        """Runs the tasks.
+
+        Args:
+            flow: The engine.
+            slots: How many tasks of one core run at once.
+
+        Returns:
+            The seconds from the first call to the end of the last task.
+        """
+        task = flow.function_task(cache=False)(task_function())
+        workers = [task(WARM_UP, (), ()) for _ in range(slots)]
+        await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
+        kinds = {kind: _kind(task, *kind) for kind in map(self._kind_of, self._tasks)}
+        calls = [(each, kinds[self._kind_of(each)], *self._files_of(each)) for each in self._tasks]
+        futures: dict[str, TaskFuture[None]] = {}
+        gc.collect()  # not while the time is taken
+        begin = perf_counter()
+        for each, call, inputs, outputs in calls:
+            parents = [futures[parent] for parent in each.parents]
+            futures[each.id] = call(each.runtime, inputs, outputs, *parents)
+        await asyncio.gather(*futures.values())
+        return perf_counter() - begin
+
+    def _kind_of(self, task: RecordedTask) -> tuple[int, int]:
+        return slots_of(task), self._priorities.get(task.id, 0)
+
+    def _files_of(
+        self, task: RecordedTask
+    ) -> tuple[tuple[InputFile, ...], tuple[tuple[OutputFile, int], ...]]:
+        """What a task reads and writes; what no parent writes is made now."""
+        if self._files is None:
+            return (), ()
+        by_id = {each.id: each for each in self._tasks}
+        written = {file.id for parent in task.parents for file in by_id[parent].outputs}
+        inputs = tuple(
+            InputFile(self._name(file) if file.id in written else self._made(file))
+            for file in task.inputs
+        )
+        read = {file.id for file in task.inputs}
+        outputs = tuple(
+            (OutputFile(self._name(file)), self._size(file))
+            for file in task.outputs
+            if file.id not in read
+        )
+        return inputs, outputs
+
+    def _name(self, file: RecordedFile) -> str:
+        """What a file is called here: recorded names may have directories in them."""
+        return self._names.setdefault(file.id, f"replayed-{len(self._names):06}")
+
+    def _size(self, file: RecordedFile) -> int:
+        return round((file.size or 0) * (self._files or 0))
+
+    def _made(self, file: RecordedFile) -> str:
+        """The path of a file that is there before the workflow begins."""
+        assert self.directory is not None
+        path = self.directory / self._name(file)
+        if not path.exists():
+            path.write_bytes(bytes(self._size(file)))
+        return str(path)
+
+
+def _kind(task: Task[..., None], cores: int, priority: int) -> Task[..., None]:
+    """The task with these settings; the same one where it has them."""
+    if cores > 1:
+        task = task.options(resources={"cores": cores})
+    return task.options(priority=priority) if priority else task

@@ -1,0 +1,225 @@
+"""`rhapsody replay`, and the schedules that it compares with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rhapsody import LocalExecutionBackend, WorkflowEngine, hookimpl
+from rhapsody.cli.commands import main
+from rhapsody.cli.replaying import Replay
+from rhapsody.plugins.specs import TaskEvent
+from rhapsody.states import TasksMainStates
+from rhapsody.wfformat import RecordedFile, RecordedTask
+from rhapsody.wfformat.schedules import bottom_levels, critical_path, list_schedule, work
+from tests.core.instances import RECORDED, older, recent, save
+
+
+def task(name: str, runtime: float, *parents: str, cores: float = 1) -> RecordedTask:
+    return RecordedTask(name, name, parents, runtime, cores)
+
+
+# Schedules.
+
+TWO_CHAINS = [task("b1", 2), task("b2", 2), task("a", 2), task("c", 2, "a")]
+
+
+def test_the_list_schedule_of_a_chain_is_its_critical_path() -> None:
+    chain = [task("c", 3, "b"), task("a", 1), task("b", 2, "a")]
+    assert critical_path(chain) == list_schedule(chain, 4) == work(chain) == 6
+    assert bottom_levels(chain) == {"a": 6, "b": 5, "c": 3}
+
+
+def test_what_is_ready_first_goes_first_unless_something_else_is_urgent() -> None:
+    assert list_schedule(TWO_CHAINS, 2) == 6
+    assert list_schedule(TWO_CHAINS, 2, bottom_levels(TWO_CHAINS)) == 4
+    assert list_schedule(TWO_CHAINS, 3) == 4
+
+
+def test_a_task_of_several_cores_waits_for_as_many_slots_and_holds_up_the_others() -> None:
+    tasks = [task("a", 1), task("wide", 1, cores=2), task("b", 1)]
+    assert list_schedule(tasks, 2) == 3
+    assert list_schedule(tasks, 3) == 2
+    assert work(tasks) == 4
+
+
+@given(st.data(), st.integers(1, 4))
+def test_a_list_schedule_is_within_grahams_bound(data: st.DataObject, slots: int) -> None:
+    tasks: list[RecordedTask] = []
+    for number in range(data.draw(st.integers(1, 12))):
+        parents = data.draw(st.sets(st.sampled_from([each.id for each in tasks]))) if tasks else ()
+        tasks.append(task(f"t{number}", data.draw(st.integers(0, 9)), *parents))
+    longest, share = critical_path(tasks), work(tasks) / slots
+    for urgency in (None, bottom_levels(tasks)):
+        makespan = list_schedule(tasks, slots, urgency)
+        assert max(longest, share) - 1e-9 <= makespan
+        assert makespan <= share + longest * (1 - 1 / slots) + 1e-9
+
+
+# The command.
+
+
+def replayed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What `rhapsody replay --json` says."""
+    assert main(["replay", "--json", *arguments]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "bound", "work"),
+    [(recent(), 0.03, 0.035), (older(), 0.035, 0.045)],  # one task of the older has two cores
+    ids=["recent", "older"],
+)
+def test_a_workflow_is_replayed_at_a_scale(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: dict[str, Any],
+    bound: float,
+    work: float,
+) -> None:
+    path = save(tmp_path / "diamond.json", content)
+    report = replayed(capsys, str(path), "--scale", "0.01")
+    assert report["critical_path"] == pytest.approx(0.03)
+    assert report["list_schedule"] == pytest.approx(bound)
+    assert report["makespan"] >= bound
+    assert report["ratio"] == pytest.approx(report["makespan"] / bound)
+    assert report["work_per_slot"] * 2 == pytest.approx(work)
+    told = {name: report[name] for name in ("name", "tasks", "backend", "slots", "order", "scale")}
+    assert told == {
+        "name": "diamond", "tasks": 4, "backend": "local", "slots": 2, "order": "ready",
+        "scale": 0.01,
+    }  # fmt: skip
+
+
+def test_the_scale_may_be_told_by_the_shortest_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "diamond.json", recent())
+    report = replayed(capsys, str(path), "--shortest", "0.005", "--slots", "1")
+    assert report["scale"] == 0.01  # the shortest takes no time, the next one 0.5 s
+    assert report["list_schedule"] == pytest.approx(0.035)
+    assert report["makespan"] >= 0.035
+
+
+def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "diamond.json", recent())
+    assert main(["replay", str(path), "--scale", "0.001", "-b", "noop", "--slots", "3"]) == 0
+    shown, notes = capsys.readouterr()
+    assert notes == "rhapsody: 4 tasks on 3 slots take at least 0.003 s\n"
+    lines = shown.splitlines()
+    assert lines[0] == "diamond: 4 tasks on 3 slots of noop, recorded times x 0.001"
+    assert [line[:16].strip() for line in lines[1:]] == [
+        "makespan", "critical path", "work / slots", "list schedule", "ratio",
+    ]  # fmt: skip
+    assert lines[2].split()[-2:] == ["0.003", "s"]
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "said"),
+    [
+        ({"runtimeInSeconds": -1}, (), "{file}: workflow.execution.tasks[1].runtimeInSeconds: a "),
+        ({"coreCount": 4}, (), "task 'b' had 4 cores, and there are 2 slots: give --slots 4 or"),
+        ({}, ("-b", "nowhere"), "Backend 'nowhere' not found"),
+        ({}, ("-o", "colour=red"), "backend 'local': "),
+        ({}, ("-o", "cores=0"), "backend 'local': "),
+    ],
+)
+def test_what_cannot_be_replayed(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    arguments: Sequence[str],
+    said: str,
+) -> None:
+    content = recent()
+    content["workflow"]["execution"]["tasks"][1].update(change)
+    path = save(tmp_path / "diamond.json", content)
+    assert main(["replay", str(path), "--scale", "0.001", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"rhapsody: {said.format(file=path)}"), error
+
+
+def test_a_workflow_without_times_and_one_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = recent()
+    del content["workflow"]["execution"]
+    path = save(tmp_path / "diamond.json", content)
+    assert main(["replay", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        f"rhapsody: {path}: task 'a' has no recorded time, so that it cannot be replayed\n"
+    )
+    assert main(["replay", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.endswith(
+        "/none.json cannot be read: No such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--scale", "0"), ("--slots", "0"), ("--shortest", "nan")])
+def test_numbers_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["replay", str(tmp_path / "any.json"), *arguments])
+    assert end.value.code == 2
+    assert f"argument {arguments[0]}: a " in capsys.readouterr().err
+
+
+# What is run.
+
+
+class Begun:
+    """Observes which tasks begin, by their numbers."""
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+
+    @hookimpl
+    def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+        """Notes those that run."""
+        running = (each for each in events if each.state is TasksMainStates.RUNNING)
+        self.numbers += [int(each.uid.rpartition(".")[2]) for each in running]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("urgent", [False, True])
+async def test_the_order_is_that_of_readiness_or_of_urgency(urgent: bool) -> None:
+    begun = Begun()
+    tasks = [task("b", 0.001), task("a", 0.002), task("c", 0.002, "a"), task("d", 0.001)]
+    replay = Replay(tasks, urgency=bottom_levels(tasks) if urgent else None)
+    backend = LocalExecutionBackend(resources={"cores": 1, "workers": 1})
+    async with WorkflowEngine.create(backend, max_pending=1, observers=[begun]) as flow:
+        assert await replay.run(flow, 1) >= 0.006
+    order = "".join("bacd"[number - 3] for number in begun.numbers[2:])  # two are for warming up
+    assert order == ("acbd" if urgent else "badc")
+
+
+@pytest.mark.asyncio
+async def test_files_have_their_sizes_and_go_from_task_to_task() -> None:
+    raw, made, last = RecordedFile("in/raw", 4000), RecordedFile("a b", 2000), RecordedFile("c", 9)
+    tasks = [
+        RecordedTask("one", "one", runtime=0.001, inputs=(raw,), outputs=(made,)),
+        RecordedTask("two", "two", ("one",), 0.001, inputs=(made, raw), outputs=(last,)),
+    ]
+    with Replay(tasks, files=0.5) as replay:
+        settings: Any = {"work_dir": replay.directory, "keep_sandboxes": "all"}
+        async with WorkflowEngine.create(LocalExecutionBackend(), **settings) as flow:
+            await replay.run(flow, 2)
+        assert replay.directory is not None
+        files = [file for file in replay.directory.rglob("replayed-*") if not file.is_symlink()]
+        assert sorted(file.stat().st_size for file in files) == [4, 1000, 2000]
+    assert not replay.directory.exists()
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="the published instances are not here")
+def test_published_instances_are_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in sorted(RECORDED.glob("*.json")):
+        report = replayed(capsys, str(path), "--shortest", "0.0001", "--slots", "16")
+        assert report["makespan"] >= max(report["critical_path"], report["work_per_slot"])
