@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.opening import Given
@@ -12,6 +12,9 @@ from rhapsody.observers.progress import Progress
 from rhapsody.observers.tasklog import TaskLog
 from rhapsody.observers.tasklog import log as task_log
 from rhapsody.observers.trace import Profiler, Trace
+
+if TYPE_CHECKING:
+    from rhapsody.observers.instance import InstanceRecorder
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -21,6 +24,7 @@ class BuiltIn:
 
     Args:
         trace: The file of the trace, `None` for no trace.
+        instance: The file of the run's instance, `None` for none.
         progress: As in `WorkflowEngine.create`.
         journal: See `rhapsody.journal.opening`.
 
@@ -30,13 +34,14 @@ class BuiltIn:
 
     Raises:
         TypeError: `progress` is of another type.
-        OSError: The trace cannot be written.
+        OSError: The trace or the instance cannot be written.
         JournalError: The journal cannot be used.
     """
 
     def __init__(
         self,
         trace: Path | None,
+        instance: Path | None,
         progress: bool | Literal["lines"] | Progress,
         journal: Given,
     ) -> None:
@@ -44,9 +49,10 @@ class BuiltIn:
         self._ends_journal = callable(journal)
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
+        self._instance = _recorder(instance)
         self.prof: Profiler = Profiler(self._trace)
         tasks = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
-        every = (tasks, self._journal, self._trace, self._progress)
+        every = (tasks, self._journal, self._trace, self._instance, self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property
@@ -70,6 +76,16 @@ class BuiltIn:
             self._progress.close()
         if self._trace is not None:
             self._trace.close()
+        if self._instance is not None:
+            self._instance.close()
+
+
+def _recorder(path: Path | None) -> InstanceRecorder | None:
+    if path is None:
+        return None
+    from rhapsody.observers.instance import InstanceRecorder
+
+    return InstanceRecorder(path)
 
 
 def _progress(given: object) -> Progress | None:

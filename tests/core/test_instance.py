@@ -1,0 +1,228 @@
+"""A run written as a WfCommons instance."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rhapsody import InputFile, LocalExecutionBackend, OutputDir, OutputFile, WorkflowEngine
+from rhapsody.cli.commands import main
+from rhapsody.observers.instance import InstanceRecorder
+from rhapsody.wfformat import Instance, RecordedFile, RecordedTask, read
+from tests.core.command_line import Run
+from tests.core.instances import check
+from tests.core.scripted import Inline
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[], Instance]:
+    """Reads the instance `run.json`, and holds that it is one."""
+
+    def look() -> Instance:
+        check(json.loads((tmp_path / "run.json").read_text()))
+        return read(tmp_path / "run.json")
+
+    return look
+
+
+def by_name(instance: Instance) -> dict[str, RecordedTask]:
+    assert len({task.name for task in instance.tasks}) == len(instance.tasks)
+    return {task.name: task for task in instance.tasks}
+
+
+@pytest.mark.asyncio
+async def test_tasks_have_their_times_cores_and_parents(
+    tmp_path: Path, written: Callable[[], Instance], capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = LocalExecutionBackend(resources={"cores": 2, "workers": 2})
+    async with WorkflowEngine.create(backend, instance=tmp_path / "run.json") as flow:
+        took = flow.function_task(lambda *_: __import__("time").sleep(0.02))
+        first = took.options(name="first")()
+        second = took.options(name="second", resources={"cores": 2})([first])
+        took.options(name="third", after=[second])(first)
+    instance = written()
+    tasks = by_name(instance)
+    ids = {name: task.id for name, task in tasks.items()}
+    assert ids == {"first": "task.000001", "second": "task.000002", "third": "task.000003"}
+    assert tasks["second"].parents == (ids["first"],)
+    assert tasks["third"].parents == (ids["first"], ids["second"])
+    assert [tasks[name].cores for name in tasks] == [1, 2, 1]
+    assert all(task.runtime is not None and task.runtime >= 0.02 for task in instance.tasks)
+    assert instance.makespan is not None
+    assert instance.makespan >= sum(task.runtime or 0 for task in instance.tasks)
+    begins = [task.started or "" for task in instance.tasks]
+    assert begins == sorted(begins)
+    assert instance.started == begins[0]
+    (machine,) = instance.machines
+    assert (machine.name, machine.cores) == (platform.node(), os.cpu_count())
+    assert {task.machines for task in instance.tasks} == {(machine.name,)}
+    assert instance.made_by is not None
+    assert instance.made_by[0] == "Rhapsody"
+
+
+@pytest.mark.asyncio
+async def test_files_have_their_sizes_and_are_those_that_others_read(
+    tmp_path: Path, written: Callable[[], Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "raw data.txt").write_text("12345")
+    backend = LocalExecutionBackend()
+    async with WorkflowEngine.create(backend, instance="run.json", work_dir="work") as flow:
+
+        @flow.executable_task
+        def cut(out: OutputFile, text: InputFile) -> str:
+            return f"head -c 3 '{text}' > {out}"
+
+        @flow.function_task
+        def join(out: OutputFile, more: OutputDir, part: InputFile, *_: Any) -> None:
+            Path(out).write_text(Path(part).read_text() * 2)
+            Path(more).mkdir()
+
+        one = cut(OutputFile("part"), InputFile("raw data.txt"))
+        two = cut.options(name="again")(OutputFile("part"), InputFile("raw data.txt"))
+        join(OutputFile("results/all"), OutputDir("more"), InputFile("part"), one)
+        join.options(name="rest")(OutputFile("b"), OutputDir("d"), InputFile("part"), two)
+    tasks = by_name(written())
+    raw, part = RecordedFile("raw_data.txt", 5), RecordedFile("part", 3)
+    assert (tasks["cut"].inputs, tasks["cut"].outputs) == ((raw,), (part,))
+    assert tasks["again"].inputs == (raw,)
+    assert tasks["again"].outputs == (RecordedFile("part#2", 3),)
+    assert tasks["join"].inputs == (part,)
+    assert tasks["rest"].inputs == tasks["again"].outputs
+    assert tasks["join"].outputs == (RecordedFile("all", 6), RecordedFile("more"))
+
+
+@pytest.mark.asyncio
+async def test_what_did_not_run_is_left_out_and_what_failed_is_not(
+    tmp_path: Path, written: Callable[[], Instance]
+) -> None:
+    async with WorkflowEngine.create(Inline(), instance=tmp_path / "run.json") as flow:
+
+        @flow.function_task
+        def step(*_: object) -> None: ...
+
+        @flow.function_task
+        def broken() -> None:
+            raise LookupError("own")
+
+        failed = broken()
+        step.options(name="skipped")(failed)
+        with pytest.raises(LookupError):
+            await failed
+        await step()
+    assert sorted(by_name(written())) == ["broken", "step"]
+
+
+@pytest.mark.asyncio
+async def test_what_waited_for_a_reused_result_has_its_parents(
+    tmp_path: Path, written: Callable[[], Instance]
+) -> None:
+    journal = tmp_path / "journal.sqlite"
+
+    async def once(**more: Any) -> None:
+        async with WorkflowEngine.create(
+            LocalExecutionBackend(), journal=journal, resume=True, **more
+        ) as flow:
+
+            @flow.function_task(cache=False)
+            def first() -> int:
+                return 1
+
+            @flow.function_task
+            def reused(x: int) -> int:
+                return x
+
+            @flow.function_task(cache=False)
+            def last(x: int) -> int:
+                return x
+
+            assert await last(reused(first())) == 1
+
+    await once()
+    await once(instance=tmp_path / "run.json")
+    tasks = by_name(written())
+    assert sorted(tasks) == ["first", "last"]
+    assert tasks["last"].parents == (tasks["first"].id,)
+
+
+@pytest.mark.asyncio
+async def test_the_time_is_that_of_the_last_attempt_and_services_are_left_out(
+    tmp_path: Path, written: Callable[[], Instance]
+) -> None:
+    recorder = InstanceRecorder(tmp_path / "run.json")  # as an observer of one's own
+    async with WorkflowEngine.create(LocalExecutionBackend(), observers=[recorder]) as flow:
+        tries: list[int] = []
+
+        @flow.executable_task(service=True, ready="stdout:up")
+        def server() -> str:
+            return "echo up; sleep 1000"
+
+        @flow.function_task(retries=1)
+        def second_time(_: object) -> None:
+            __import__("time").sleep(0.05 if not tries else 0)
+            tries.append(1)
+            if len(tries) < 2:
+                raise ConnectionError
+
+        service = server()
+        await second_time(service)
+        service.cancel()
+    (task,) = written().tasks
+    assert task.runtime is not None
+    assert task.runtime < 0.05
+    assert task.parents == ()
+
+
+@pytest.mark.asyncio
+async def test_a_run_without_tasks_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with WorkflowEngine.create(Inline(), instance=tmp_path / "run.json"):
+        pass
+    assert f"{tmp_path}/run.json: no task has run" in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_an_instance_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    async with WorkflowEngine.create(Inline(), instance="/dev/full") as flow:
+        assert await flow.function_task(lambda: 1)() == 1
+    assert caplog.text.count("/dev/full: the run is not recorded: OSError: ") == 1
+
+
+@pytest.mark.asyncio
+async def test_an_instance_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="instance: there is no directory for "):
+        await WorkflowEngine.create(Inline(), instance=tmp_path / "none" / "run.json")
+
+
+def test_a_run_of_the_command_line_is_recorded_and_replayed(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(
+        """
+        import time
+
+        async def main(flow):
+            @flow.function_task
+            def step(*_):
+                time.sleep(0.01)
+
+            first = step()
+            await step([step(first), step(first)])
+        """,
+        *("-e", "instance=run.json"),
+    )
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "run.json"
+    check(json.loads(path.read_text()))
+    capsys.readouterr()
+    assert main(["replay", str(path), "--json", "--slots", "2"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["tasks"], report["slots"]) == (4, 2)
+    assert report["makespan"] >= report["critical_path"] >= 0.03
