@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import time
+from typing import Any, cast
 
 import pytest
 
 from rhapsody import RetryPolicy, WorkflowEngine
+from rhapsody.engine.lanes import ReadyQueue
+from rhapsody.engine.node import Node
 from tests.core.scripted import Crowd, Inline, ManualClock, Scripted, turns, until, within
 
 pytestmark = pytest.mark.asyncio
@@ -119,6 +122,20 @@ async def test_higher_priority_goes_first_and_equals_in_order() -> None:
         ]
         await within(asyncio.gather(*futures))
         assert backend.order == ["high 1", "high 2", "low 1", "low 2", "last"]
+
+
+async def test_a_priority_of_its_own_for_each_task_costs_no_more_with_many_tasks() -> None:
+    def each(count: int) -> float:
+        queue, node = ReadyQueue(), cast("Node", None)
+        begin = time.process_time()
+        for number in range(1, count + 1):
+            queue.push(node, number * 7919 % count)
+        while queue:
+            queue.pop()
+        return (time.process_time() - begin) / count
+
+    few, many = min(each(1000) for _ in range(5)), min(each(10_000) for _ in range(3))
+    assert many < 4 * few
 
 
 async def test_priority_is_honoured_among_those_that_wait_for_a_limit() -> None:

@@ -8,6 +8,7 @@ Cancellations do not queue behind submissions.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import inspect
 import logging
 import time
@@ -38,39 +39,30 @@ class ReadyQueue:
     """Nodes by priority, first come first served within one."""
 
     def __init__(self) -> None:
-        self._first: deque[Node] = deque()
-        self._others: dict[int, deque[Node]] = {}
-        self._order: list[int] = []  # the priorities in use besides 0, high to low
+        self._first: deque[Node] = deque()  # of priority 0, as most are
+        self._others: list[tuple[int, int, Node]] = []  # a heap, the highest priority first
+        self._number = 0
 
     def push(self, node: Node, priority: int) -> None:
         """Adds a node."""
         if priority == 0:
             self._first.append(node)
             return
-        if priority not in self._others:
-            self._others[priority] = deque()
-            self._order = sorted(self._others, reverse=True)
-        self._others[priority].append(node)
+        self._number += 1
+        heapq.heappush(self._others, (-priority, self._number, node))
 
     def pop(self) -> Node | None:
         """The next node, `None` where there is none."""
-        for priority in self._order:
-            if priority < 0:
-                break
-            if self._others[priority]:
-                return self._others[priority].popleft()
-        if self._first:
-            return self._first.popleft()
-        for priority in self._order:
-            if self._others[priority]:
-                return self._others[priority].popleft()
-        return None
+        others = self._others
+        if others and (others[0][0] < 0 or not self._first):
+            return heapq.heappop(others)[2]
+        return self._first.popleft() if self._first else None
 
     def __len__(self) -> int:
-        return len(self._first) + sum(map(len, self._others.values()))
+        return len(self._first) + len(self._others)
 
     def __bool__(self) -> bool:
-        return bool(self._first) or (bool(self._order) and len(self) > 0)
+        return bool(self._first or self._others)
 
 
 class Lane:
