@@ -197,7 +197,7 @@ async def test_the_order_is_that_of_readiness_or_of_urgency(urgent: bool) -> Non
     backend = LocalExecutionBackend(resources={"cores": 1, "workers": 1})
     async with WorkflowEngine.create(backend, max_pending=1, observers=[begun]) as flow:
         assert await replay.run(flow, 1) >= 0.006
-    order = "".join("bacd"[number - 3] for number in begun.numbers[2:])  # two are for warming up
+    order = "".join("badc"[number - 3] for number in begun.numbers[2:])  # two are for warming up
     assert order == ("acbd" if urgent else "badc")
 
 
