@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 HELP = "run a recorded workflow again, to see what a backend adds to it"
 
-SLOTS = 8
+SLOTS: int = 8
 """How many tasks run at once where neither the user nor the instance says how many."""
 
-ORDERS = ("ready", "critical-path")
+ORDERS: tuple[str, ...] = ("ready", "critical-path")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from rhapsody.engine.tasks import Task
     from rhapsody.task import TaskFuture
 
-WARM_UP = 0.001
+WARM_UP: float = 0.001
 """Seconds that tasks last which start the workers, before the time is taken."""
+
+_BLOCK = 1 << 20
 
 
 def task_function() -> Callable[..., None]:
@@ -79,6 +81,7 @@ class Replay:
     ) -> None:
         self.directory: Path | None = None
         self._tasks = sorted(parents_first(tasks), key=lambda task: bool(task.parents))
+        self._by_id = {task.id: task for task in self._tasks}
         self._files = files
         levels = sorted(set(urgency.values())) if urgency else []
         ranks = {level: rank for rank, level in enumerate(levels, 1)}
@@ -111,7 +114,7 @@ class Replay:
             The seconds from the first call to the end of the last task.
         """
         task = flow.function_task(cache=False)(task_function())
-        workers = [task(WARM_UP, (), ()) for _ in range(slots)]
+        workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         kinds = {kind: _kind(task, *kind) for kind in map(self._kind_of, self._tasks)}
         calls = [(each, kinds[self._kind_of(each)], *self._files_of(each)) for each in self._tasks]
@@ -136,8 +139,7 @@ class Replay:
         """What a task reads and writes; what no parent writes is made now."""
         if self._files is None:
             return (), ()
-        by_id = {each.id: each for each in self._tasks}
-        written = {file.id for parent in task.parents for file in by_id[parent].outputs}
+        written = {file.id for parent in task.parents for file in self._by_id[parent].outputs}
         inputs = tuple(
             InputFile(self._name(file) if file.id in written else self._made(file))
             for file in task.inputs
@@ -162,7 +164,9 @@ class Replay:
         assert self.directory is not None
         path = self.directory / self._name(file)
         if not path.exists():
-            path.write_bytes(bytes(self._size(file)))
+            with path.open("wb") as made:
+                for begin in range(0, self._size(file), _BLOCK):
+                    made.write(bytes(min(_BLOCK, self._size(file) - begin)))
         return str(path)
 
 

@@ -18,7 +18,7 @@ from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, 
 from rhapsody.wfformat.values import Value
 
 T = TypeVar("T")
-Edges = dict[tuple[str, str], Value]
+_Edges = dict[tuple[str, str], Value]
 """Where each pair of a parent and its child is named."""
 
 VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
@@ -247,7 +247,7 @@ def _parents(
     tasks: Iterable[tuple[str, Value]], find: Callable[[Value], str]
 ) -> dict[str, tuple[str, ...]]:
     """The parents of each task; those that only name it as a child count as well."""
-    edges: Edges = {}
+    edges: _Edges = {}
     parents: dict[str, list[str]] = {}
     for name, task in tasks:
         parents[name] = []
@@ -261,7 +261,7 @@ def _parents(
     return {name: tuple(found) for name, found in parents.items()}
 
 
-def _check_acyclic(parents: dict[str, list[str]], edges: Edges) -> None:
+def _check_acyclic(parents: dict[str, list[str]], edges: _Edges) -> None:
     try:
         graphlib.TopologicalSorter(parents).prepare()
     except graphlib.CycleError as error:

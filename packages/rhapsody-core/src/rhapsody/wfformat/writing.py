@@ -14,7 +14,7 @@ from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, 
 _NOT_IN_TASKS = re.compile(r"[^0-9a-zA-Z\-_.#]")
 _NOT_IN_FILES = re.compile(r"[^0-9a-zA-Z\-_./:#]")
 
-Rename = Callable[[str], str]
+_Rename = Callable[[str], str]
 
 
 def write(instance: Instance, path: str | os.PathLike[str]) -> None:
@@ -52,7 +52,7 @@ def dumps(instance: Instance) -> str:
     return json.dumps(_said(content), indent=1, ensure_ascii=False) + "\n"
 
 
-def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> Rename:
+def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
     """What gives each id as the format allows it."""
     given: dict[str, str] = {}
     taken: set[str] = set()
@@ -73,7 +73,7 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _specification(
-    instance: Instance, files: Iterable[RecordedFile], task_id: Rename, file_id: Rename
+    instance: Instance, files: Iterable[RecordedFile], task_id: _Rename, file_id: _Rename
 ) -> dict[str, Any]:
     children = instance.children()
     sizes = {file_id(file.id): file.size for file in files if file.size is not None}
@@ -93,7 +93,7 @@ def _specification(
     }
 
 
-def _execution(instance: Instance, task_id: Rename) -> dict[str, Any]:
+def _execution(instance: Instance, task_id: _Rename) -> dict[str, Any]:
     return _said(
         {
             "makespanInSeconds": instance.makespan,
@@ -104,7 +104,7 @@ def _execution(instance: Instance, task_id: Rename) -> dict[str, Any]:
     )
 
 
-def _went(task: RecordedTask, task_id: Rename) -> dict[str, Any]:
+def _went(task: RecordedTask, task_id: _Rename) -> dict[str, Any]:
     return _said(
         {
             "id": task_id(task.id),
