@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,20 @@ def test_it_kills_what_has_not_ended(
     assert open_.wait(20) == -signal.SIGKILL
     assert ended.poll() is None
     assert unknown.poll() is None
+
+
+def test_it_does_not_wake_up_for_each_program(guardian: Guardian) -> None:
+    guardian.pipe()
+    while not (found := guardians()):  # one that only begins has no arguments yet
+        os.sched_yield()
+    unused = 2**22 + 1  # above the largest process id that there is
+    before = found[0].num_ctx_switches().voluntary
+    for _ in range(100):
+        guardian.began(unused)
+        guardian.ended(unused)
+        time.sleep(0.001)  # time enough to wake up
+    assert found[0].num_ctx_switches().voluntary - before < 50
+    guardian.stop()
 
 
 def test_another_takes_its_place_where_it_was_killed(

@@ -14,15 +14,20 @@ import sys
 import threading
 from contextlib import suppress
 
-# Others may hold the pipe, too: what the process forked without starting a program.
+# Others may hold the pipe, too: what the process forked without starting a program. To be woken
+# for each message would take a core's time from the programs: those that come meanwhile are read
+# in one go, while the end of the process is seen at once.
 WATCH = """
 import os, select, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-live, rest, poll = set(), b"", select.poll()
+live, rest, poll, end = set(), b"", select.poll(), select.poll()
 poll.register(0, select.POLLIN)
+end.register(0, 0)
 try:
-    poll.register(os.pidfd_open(int(sys.argv[1])), select.POLLIN)
+    process = os.pidfd_open(int(sys.argv[1]))
+    poll.register(process, select.POLLIN)
+    end.register(process, select.POLLIN)
 except (AttributeError, OSError):
     pass
 while 0 in dict(poll.poll()):
@@ -32,6 +37,7 @@ while 0 in dict(poll.poll()):
     *lines, rest = (rest + data).split(b"\\n")
     for line in lines:
         (live.add if line[:1] == b"+" else live.discard)(int(line[1:]))
+    end.poll(100)
 for pid in live:
     try:
         os.killpg(pid, signal.SIGKILL)
