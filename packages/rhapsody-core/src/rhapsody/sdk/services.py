@@ -151,10 +151,11 @@ class TaskService(TaskProgram):
         await in_thread(partial(wait_until, partial(accepts, HOST, ready.value), self._stop))
         return HOST, ready.value
 
-    async def _collect(self, code: int) -> int:
+    def collect(self) -> int | None:
+        """Do what is left to do for a service that has `exited`; as `TaskProgram.collect`."""
         if self._printed is not None:
             self._printed.read_rest()
-        return await super()._collect(code)
+        return super().collect()
 
     def _release(self) -> None:
         if self._printed is not None:
