@@ -35,7 +35,6 @@ class Distribution(NamedTuple):
         at_once: How many of its tests run at once: more than there are processors, where most
             of them wait.
         pythons: The Pythons that it supports, where those are not all.
-        benchmark: Its own script in `benchmarks`, run with it installed.
         tools: What else its tests use.
     """
 
@@ -45,7 +44,6 @@ class Distribution(NamedTuple):
     ci: Literal["split", "once", "all"] = "once"
     at_once: int = 1
     pythons: tuple[str, ...] = ()
-    benchmark: str = ""
     tools: tuple[str, ...] = ()
 
 
@@ -64,7 +62,6 @@ DISTRIBUTIONS = {
         "packages/rhapsody-dask",
         "tests/dask",
         "[dashboard,jobqueue,testing]",
-        benchmark="dask.py",
     ),
     "radical": Distribution(
         "packages/rhapsody-radical",
@@ -72,7 +69,6 @@ DISTRIBUTIONS = {
         "[testing]",
         ci="split",
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
-        benchmark="radical_pilot.py",
     ),
 }
 
@@ -102,6 +98,16 @@ ONCE_MORE = ["--reruns", "1", *(f"--only-rerun={error}" for error in NOT_STARTED
 BUILD = "build>=1.2"
 DOCS = "mkdocs>=1.6,<2"
 GRIFFE = "griffe>=2.0,<3"
+# Systems that the benchmarks compare with. One that cannot be installed takes no part. Prefect's
+# server does not start with FastAPI 0.165, which it allows.
+PEERS = {
+    "radical.asyncflow": ["radical.asyncflow>=0.6"],
+    "Parsl": ["parsl>=2025.1"],
+    "executorlib": ["executorlib>=1.5"],
+    "Ray": ["ray>=2.40"],
+    "Prefect": ["prefect>=3.4", "fastapi<0.145"],
+}
+BENCHMARK_TOOLS = ["matplotlib>=3.9", "wfcommons>=1.6"]
 AUDIT_TOOLS = ["pip-audit>=2.9,<3", "cyclonedx-bom>=7,<8", "detect-secrets>=1.5,<2"]
 
 nox.needs_version = ">=2024.10.9"
@@ -260,16 +266,27 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """The benchmark scripts at small sizes: that they run, not what they measure."""
-    others = {dist.benchmark for dist in DISTRIBUTIONS.values()}
+    """What everything costs, beside other systems: tables, a plot. See `docs/performance.md`.
+
+    It takes hours. `-- --only processes mixed` runs some measures, `-- --smoke` all of them at tiny
+    sizes, and writes nothing.
+    """
+    backends = [n for n, d in DISTRIBUTIONS.items() if not d.pythons or RUNNING in d.pythons]
+    folders = [f"./{DISTRIBUTIONS[name].folder}" for name in backends]
+    session.install(*folders, *DISTRIBUTIONS["core"].tools, *BENCHMARK_TOOLS)
+    for peer, requirements in PEERS.items():
+        session.log("installing %s; it takes no part where that fails", peer)
+        session.install(*requirements, success_codes=[0, 1])
+    session.run("python", "-m", "benchmarks.suite", *session.posargs)
+
+
+@nox.session
+def benchmarks_smoke(session: nox.Session) -> None:
+    """The benchmarks at tiny sizes: that they run, not what they measure. Of core alone."""
     install_distribution(session, "core", *DISTRIBUTIONS["core"].tools)
-    for script in sorted((ROOT / "benchmarks").glob("*.py")):
-        if script.name not in others:
-            session.run("python", str(script), "--smoke")
-    for backend, dist in DISTRIBUTIONS.items():
-        if dist.benchmark:
-            install_distribution(session, backend)
-            session.run("python", f"benchmarks/{dist.benchmark}", "--smoke")
+    session.run("python", "-m", "benchmarks.suite", "--smoke", *session.posargs)
+    for script in ("journal.py", "observer.py", "instructions.py"):
+        session.run("python", f"benchmarks/{script}", "--smoke")
 
 
 @nox.session
@@ -359,6 +376,7 @@ def ci(session: nox.Session) -> None:
         session.notify(f"minimums(backend='{backend}')")
     session.notify("docs")
     session.notify("plugin_api")
+    session.notify("benchmarks_smoke")
 
 
 @nox.session(python=False)

@@ -1,6 +1,6 @@
 """What two commits cost, by the processor: does the second take more than the first?
 
-Runs the work of `benchmarks/engine.py`, `dask.py` and the RAPTOR part of `radical_pilot.py`, as it
+Runs the work of `benchmarks/suite`, `dask.py` and the RAPTOR part of `radical_pilot.py`, as it
 is in this checkout, against the packages of either commit, each time in a process of its own, in
 pairs: A B, B A, A B, ... Counts processor time, of all processes that are ours, and not the
 clock's; a pair's ratio says how they compare in the same minute on the same machine. Prints for

@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,8 @@ Run = Callable[[], Awaitable[None]]
 
 OURS, PLAIN = "rhapsody", "rhapsody, push_down=False"
 COMPLETED, GATHER, FLOW = "submit, as_completed", "map, one gather", "radical.asyncflow"
+CHAINED, FUTURES = "futures chained", "futures"
+SCATTER, SCATTER_MAP = "scatter, as_completed", "scatter, map"
 
 
 def noop(value: Any = None) -> Any:
@@ -205,11 +207,13 @@ def processor_seconds(workers: list[psutil.Process]) -> float:
     return sum(one.user + one.system for one in times)
 
 
-async def timed(
-    runs: dict[str, Run], rounds: int, workers: list[psutil.Process]
-) -> dict[str, Spent]:
-    """The median of what each contestant needs, who take turns."""
-    spent: dict[str, list[Spent]] = {name: [] for name in runs}
+Rounds = dict[str, list[Spent]]
+"""What each contestant needed, round by round."""
+
+
+async def timed(runs: dict[str, Run], rounds: int, workers: list[psutil.Process]) -> Rounds:
+    """What each contestant needs, who take turns."""
+    spent: Rounds = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             gc.collect()
@@ -218,14 +222,30 @@ async def timed(
             seconds = time.perf_counter() - begin
             if turn or rounds == 1:  # the first turn warms up
                 spent[name].append(Spent(seconds, processor_seconds(workers) - processor))
+    return spent
+
+
+def medians(spent: Rounds) -> dict[str, Spent]:
+    """The medians of all rounds."""
     return {
         name: Spent(*(statistics.median(column) for column in zip(*each, strict=True)))
         for name, each in spent.items()
     }
 
 
-def report(title: str, found: dict[str, Spent], count: int, budgets: dict[str, float]) -> None:
+class Comparison(NamedTuple):
+    """One comparison: what each contestant needed for so many tasks, and what ours may take."""
+
+    title: str
+    spent: Rounds
+    tasks: int
+    budgets: dict[str, float]
+
+
+def report(comparison: Comparison) -> None:
     """Prints one comparison."""
+    title, spent_in_rounds, count, budgets = comparison
+    found = medians(spent_in_rounds)
     print(f"\n{title}")
     for name, spent in found.items():
         each, processor = 1e6 * spent.seconds / count, 1e6 * spent.processor / count
@@ -244,8 +264,8 @@ def report(title: str, found: dict[str, Spent], count: int, budgets: dict[str, f
         )
 
 
-async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
-    """All comparisons."""
+async def compare(cluster: Any, sizes: Sizes, only: str = "") -> AsyncGenerator[Comparison]:
+    """All comparisons, or one."""
     values = bytes(sizes.bytes)
     address = cluster.scheduler_address
     workers = [psutil.Process(nanny.pid) for nanny in cluster.workers.values()]
@@ -271,12 +291,14 @@ async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
             found = await timed(runs, sizes.rounds, workers)
             if flow is not None:
                 print(f"\n{FLOW} has a fan of {sizes.peer_fan}, its time is scaled")
-                found[FLOW] = found[FLOW].of(sizes.peer_fan / sizes.fan)
-            report(f"fan of {n} no-ops", found, n, {COMPLETED: 1.1, GATHER: 1.5})
+                part = sizes.peer_fan / sizes.fan
+                found[FLOW] = [each.of(part) for each in found[FLOW]]
+            budgets = {COMPLETED: 1.1, GATHER: 1.5}
+            yield Comparison(f"fan of {n} no-ops", found, n, budgets)
         n = sizes.chain
         if only in ("", "chain"):
             runs = {
-                "futures chained": lambda: raw.chain(sizes.chain),
+                CHAINED: lambda: raw.chain(sizes.chain),
                 OURS: lambda: ours.chain(sizes.chain),
                 PLAIN: lambda: plain.chain(sizes.chain),
             }
@@ -285,28 +307,37 @@ async def compare(cluster: Any, sizes: Sizes, only: str) -> None:
             found = await timed(runs, sizes.rounds, workers)
             if flow is not None:
                 print(f"\n{FLOW} has a chain of {sizes.peer_chain}, its time is scaled")
-                found[FLOW] = found[FLOW].of(sizes.peer_chain / sizes.chain)
-            report(f"chain of {n}", found, n, {"futures chained": 1.1})
+                part = sizes.peer_chain / sizes.chain
+                found[FLOW] = [each.of(part) for each in found[FLOW]]
+            yield Comparison(f"chain of {n}", found, n, {CHAINED: 1.1})
         n = sizes.leaves
         if only in ("", "tree"):
             runs = {
-                "futures": lambda: raw.tree(sizes.leaves),
+                FUTURES: lambda: raw.tree(sizes.leaves),
                 OURS: lambda: ours.tree(sizes.leaves),
                 PLAIN: lambda: plain.tree(sizes.leaves),
             }
             found = await timed(runs, sizes.rounds, workers)
-            report(f"tree reduction of {n} leaves", found, 2 * n - 1, {"futures": 1.2})
+            title = f"tree reduction of {n} leaves"
+            yield Comparison(title, found, 2 * n - 1, {FUTURES: 1.2})
         n = sizes.maps
         if only in ("", "shared"):
             runs = {
-                "scatter, as_completed": lambda: raw.shared(sizes.maps, values),
-                "scatter, map": lambda: raw.map_shared(sizes.maps, values),
+                SCATTER: lambda: raw.shared(sizes.maps, values),
+                SCATTER_MAP: lambda: raw.map_shared(sizes.maps, values),
                 OURS: lambda: ours.shared(sizes.maps, values),
                 PLAIN: lambda: plain.shared(sizes.maps, values),
             }
             found = await timed(runs, sizes.rounds, workers)
             title = f"{n} tasks over {sizes.bytes // 1_000_000} MB"
-            report(title, found, n, {"scatter, as_completed": 1.2, "scatter, map": 1.2})
+            yield Comparison(title, found, n, {SCATTER: 1.2, SCATTER_MAP: 1.2})
+
+
+async def reported(cluster: Any, sizes: Sizes, only: str) -> None:
+    """Prints all comparisons, or one."""
+    async with contextlib.aclosing(compare(cluster, sizes, only)) as comparisons:
+        async for comparison in comparisons:
+            report(comparison)
 
 
 # What is kept here.
@@ -379,7 +410,7 @@ def main() -> None:
         with LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
         ) as cluster:
-            asyncio.run(compare(cluster, sizes, given.only))
+            asyncio.run(reported(cluster, sizes, given.only))
     if given.only in ("", "memory"):
         # The last thousand messages, which each client keeps for finding mistakes.
         dask.config.set({"distributed.admin.low-level-log-length": 1})

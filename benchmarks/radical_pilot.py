@@ -235,6 +235,7 @@ def summary(ours: list[Spent], hand: list[Spent], size: int) -> dict[str, Any]:
     alone = median(each.alone for each in hand)
     return {
         "seconds": {label: median(each.wall for each in spent) for label, spent in both.items()},
+        "rounds": {label: [each.wall for each in spent] for label, spent in both.items()},
         "ratio": median(one.wall / other.wall for one, other in rounds),
         "cpu_us_per_task": 1e6 / size * cost,
         "alone_us_per_task": 1e6 / size * alone,

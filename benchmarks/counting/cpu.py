@@ -1,6 +1,6 @@
 """Measures the processor time of our part of a benchmark: `python -m benchmarks.counting.cpu PART`.
 
-The work is that of `benchmarks/engine.py`, `dask.py` and `radical_pilot.py`, without its other
+The work is that of `benchmarks/suite`, `dask.py` and `radical_pilot.py`, without its other
 contestants. Prints JSON: for each measure microseconds per task, the median of some rounds,
 after one that warms up.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import statistics
@@ -20,37 +19,43 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
+from benchmarks.suite.contestant import Contestant
+
 Measures = dict[str, float]
 
 
 def engine(smoke: bool, rounds: int) -> Measures:
     """The engine on the noop backend, and chains on threads; of this process."""
-    from benchmarks import engine as work
-    from rhapsody import LocalExecutionBackend, NoopExecutionBackend
+    from benchmarks.suite import cases, graphs, ours
 
-    work.clock = time.process_time
-    fan, large, chain = (100, 200, 20) if smoke else (10_000, 100_000, work.CHAIN)
-    contests: dict[str, tuple[work.Contest, int]] = {
-        f"fan of {fan} no-ops": (work.engine_fan, fan),
-        f"fan of {large} no-ops": (work.engine_fan, large),
-        f"chain of {chain}, no-ops": (
-            partial(work.chain_of, work.same_async, NoopExecutionBackend),
-            chain,
-        ),
-        f"chain of {chain}, threads": (
-            partial(work.chain_of, work.same, LocalExecutionBackend),
-            chain,
-        ),
-        f"chain of {chain}, coroutines": (
-            partial(work.chain_of, work.same_async, LocalExecutionBackend),
-            chain,
-        ),
+    class Coroutines(ours.Threads):
+        """Coroutine functions, each in a thread."""
+
+        def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            return super().submit(same_async, *arguments)
+
+    async def same_async(*values: Any) -> None:
+        """A coroutine function's no-op."""
+
+    cases.clock = time.process_time
+    fan, large, chain = (100, 200, 20) if smoke else (10_000, 100_000, 1_000)
+    contests: dict[str, tuple[type[Contestant], graphs.Graph]] = {
+        f"fan of {fan} no-ops": (ours.Noop, graphs.fan(fan)),
+        f"fan of {large} no-ops": (ours.Noop, graphs.fan(large)),
+        f"chain of {chain}, no-ops": (ours.Noop, graphs.chain(chain)),
+        f"chain of {chain}, threads": (ours.Threads, graphs.chain(chain)),
+        f"chain of {chain}, coroutines": (Coroutines, graphs.chain(chain)),
     }
+
+    async def seconds(contestant: type[Contestant], graph: graphs.Graph) -> float:
+        async with contestant.running() as system:
+            await system.run(graphs.fan(1))
+            return await cases.seconds(system, graph)
+
     spent: dict[str, list[float]] = {name: [] for name in contests}
     for _ in range(rounds + 1):
-        for name, (contest, size) in contests.items():
-            gc.collect()
-            spent[name].append(1e6 / size * asyncio.run(contest(size)))  # type: ignore[arg-type]
+        for name, (contestant, graph) in contests.items():
+            spent[name].append(1e6 / len(graph) * asyncio.run(seconds(contestant, graph)))
     return {name: statistics.median(each[1:]) for name, each in spent.items()}
 
 
@@ -84,7 +89,7 @@ def dask(smoke: bool, rounds: int) -> Measures:
                 runs[name] = partial(ours.shared, sizes.maps, values)
                 tasks = (sizes.fan, sizes.chain, 2 * sizes.leaves - 1, sizes.maps)
                 counts.update(zip(list(runs)[-4:], tasks, strict=True))
-            return await work.timed(runs, max(rounds, 2), workers)
+            return work.medians(await work.timed(runs, max(rounds, 2), workers))
 
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"

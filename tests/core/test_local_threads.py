@@ -398,7 +398,7 @@ class Chain:
 
 
 async def test_a_chain_takes_about_as_long_as_bare_threads(driver: Driver) -> None:
-    """Waking threads varies by machine; `benchmarks/engine.py` holds the budget's finer limits.
+    """Waking threads varies by machine; `benchmarks/suite` holds the budget's finer limits.
 
     Pairs alternate, and the best one counts: a busy machine slows some, a fault all of them.
     """

@@ -1,0 +1,93 @@
+"""Rhapsody beside other systems: one table for each measure, in `benchmarks/results/`.
+
+    nox -s benchmarks                             all measures but RADICAL-Pilot's
+    nox -s benchmarks -- --only processes mixed   some
+    nox -s benchmarks -- --only radical
+    nox -s benchmarks -- --plot                   only draws what was measured before
+
+Measures that are not run again keep their tables. `--smoke` shows that all runs, at tiny sizes,
+and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.suite import rounds, tables
+from benchmarks.suite.measures import MEASURES
+
+RESULTS = rounds.ROOT / "benchmarks/results"
+PLOT = rounds.ROOT / "docs/performance.svg"
+
+
+def machine() -> dict[str, Any]:
+    """What this runs on, without its name."""
+    return {
+        "cores": os.cpu_count(),
+        "processor": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    """Runs the measures, prints their tables and keeps them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(MEASURES),
+        metavar="MEASURE",
+        help=f"some of {', '.join(MEASURES)}",
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=20.0, help="seconds for a case")
+    parser.add_argument("--plot", action="store_true", help="only draw what was measured")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
+    options = parser.parse_args()
+    path = RESULTS / "suite.json"
+    report = json.loads(path.read_text()) if path.exists() else {"measures": {}}
+    names = options.only or [name for name, measure in MEASURES.items() if not measure.slow]
+    if options.smoke:
+        smoke(names)
+        return
+    if not options.plot:
+        report["machine"] = machine()
+        for name in names:
+            found = asdict(rounds.run(name, options.rounds, options.limit, smoke=False))
+            report["measures"][name] = found
+            print("\n".join(["", *tables.section(name, MEASURES[name], found)]), flush=True)
+            path.write_text(json.dumps(report, indent=1) + "\n")
+        (RESULTS / "suite.md").write_text(tables.document(report))
+    from benchmarks.suite import plot
+
+    plot.draw(report, PLOT)
+
+
+def smoke(names: list[str]) -> None:
+    """Runs measures once, small.
+
+    Raises:
+        SystemExit: A contestant that is there has failed.
+    """
+    report: dict[str, Any] = {"machine": machine(), "measures": {}}
+    report["measures"] = {name: asdict(rounds.run(name, 1, 10, smoke=True)) for name in names}
+    print(tables.document(report))
+    failed = [
+        f"{name}: {who}: {text}"
+        for name, found in report["measures"].items()
+        for who, texts in found["notes"].items()
+        for text in texts
+        if not text.endswith("is not installed")
+    ]
+    if failed:
+        raise SystemExit("\n".join(failed))
+
+
+if __name__ == "__main__":
+    main()

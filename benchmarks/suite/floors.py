@@ -1,0 +1,137 @@
+"""The floors: what a program costs that uses Python itself, written by hand as fast as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.suite.contestant import SLOTS, Contestant
+
+
+class Tasks(Contestant):
+    """A task of asyncio for each call, which awaits the tasks that it depends on."""
+
+    title = "asyncio tasks"
+
+    async def start(self) -> None:
+        """There is nothing to start."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Makes a task."""
+        if arguments and isinstance(arguments[-1], asyncio.Future):
+            return asyncio.create_task(after(function, arguments))
+        return asyncio.create_task(at_once(function, arguments))
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """Awaits them all."""
+        await asyncio.gather(*futures)
+
+
+async def at_once(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Calls a function, and awaits a coroutine function's coroutine."""
+    result = function(*arguments)
+    return await result if asyncio.iscoroutine(result) else result
+
+
+async def after(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Calls a function when its arguments are there."""
+    values = [await each if isinstance(each, asyncio.Future) else each for each in arguments]
+    return function(*values)
+
+
+class Futures(Tasks):
+    """Futures of asyncio that are set from the loop, and held: less than any task."""
+
+    title = "asyncio futures"
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Makes a future."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_soon(future.set_result, None)
+        return future
+
+
+class InExecutor(Tasks):
+    """Threads behind `loop.run_in_executor`, as a program on asyncio uses them."""
+
+    title = "run_in_executor"
+
+    async def start(self) -> None:
+        """Starts the threads."""
+        self.pool = self.stack.enter_context(ThreadPoolExecutor(SLOTS))
+        self.loop = asyncio.get_running_loop()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Hands over a call, when its arguments are there."""
+        if arguments and isinstance(arguments[-1], asyncio.Future):
+            return self.loop.create_task(self.later(function, arguments))
+        return self.loop.run_in_executor(self.pool, function, *arguments)
+
+    async def later(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """Hands over a call when its arguments are there."""
+        values = [await each if isinstance(each, asyncio.Future) else each for each in arguments]
+        return await self.loop.run_in_executor(self.pool, function, *values)
+
+
+class Pool(Contestant):
+    """An executor, whose futures' callbacks hand over what has waited for them."""
+
+    async def start(self) -> None:
+        """Starts the executor."""
+        self.pool = self.stack.enter_context(self.executor())
+        self.lock = threading.Lock()
+
+    def executor(self) -> Executor:
+        """The executor."""
+        raise NotImplementedError
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Hands over a call, when its arguments are there."""
+        waits = [each for each in arguments if isinstance(each, Future)]
+        if not waits:
+            return self.pool.submit(function, *arguments)
+        done: Future[Any] = Future()
+        left = len(waits)
+
+        def arrived(_: Future[Any]) -> None:
+            nonlocal left
+            with self.lock:
+                left -= 1
+                if left:
+                    return
+            values = [each.result() if isinstance(each, Future) else each for each in arguments]
+            inner = self.pool.submit(function, *values)
+            inner.add_done_callback(lambda future: done.set_result(future.result()))
+
+        for future in waits:
+            future.add_done_callback(arrived)
+        return done
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """Takes them one after the other."""
+        for future in futures:
+            future.result()
+
+
+class ThreadPool(Pool):
+    """Threads."""
+
+    title = "ThreadPoolExecutor"
+
+    def executor(self) -> Executor:
+        """As many threads as there are cores."""
+        return ThreadPoolExecutor(SLOTS)
+
+
+class ProcessPool(Pool):
+    """Processes."""
+
+    title = "ProcessPoolExecutor"
+
+    def executor(self) -> Executor:
+        """As many processes as there are cores."""
+        return ProcessPoolExecutor(SLOTS)

@@ -1,0 +1,289 @@
+"""The measures: for each one its contestants, the floor, and what they do. One entry, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.suite import cases, floors, graphs, options, ours, peers, whole
+from benchmarks.suite.cases import Case, fans, graph, programs, schedule
+from benchmarks.suite.contestant import Contestant
+from benchmarks.suite.graphs import Task
+
+RECIPES = ("montage", "epigenomics", "seismology")
+"""Kinds of workflows that wfcommons has recipes for."""
+
+LARGE = 10_000_000
+"""Bytes of a large argument or result."""
+
+
+MIXED = "10 of 1 s among 1,000 of 1 ms"
+
+
+class Budget(NamedTuple):
+    """The most that one contestant may take, as a multiple of another, or by itself."""
+
+    column: str
+    ours: str
+    beside: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What one table shows.
+
+    Attributes:
+        title: Over the table.
+        unit: Of its figures.
+        meaning: What a figure means, in a sentence.
+        contestants: Who takes part; none where `whole` measures all of them in one process.
+        floor: The contestant that others are shown as multiples of.
+        cases: What each does; from whether it is a smoke run, and a directory with graphs.
+        budgets: What Rhapsody may take.
+        whole: Measures all contestants by itself; from whether it is a smoke run.
+        needs: The module that this needs.
+        slow: Whether it is left out unless it is asked for.
+    """
+
+    title: str
+    unit: str
+    meaning: str
+    contestants: Sequence[type[Contestant]] = ()
+    floor: str = ""
+    cases: Callable[[bool, Path], Sequence[Case]] = lambda smoke, directory: ()
+    budgets: Sequence[Budget] = field(default=())
+    whole: Callable[[bool], whole.Found] | None = None
+    needs: str = ""
+    slow: bool = False
+
+
+def shapes(smoke: bool) -> list[Case]:
+    """Graphs of no-ops: a chain, and what has many edges."""
+    if smoke:
+        return [
+            graph("chain", 10, graphs.chain),
+            graph("mesh", 9, graphs.mesh),
+            graph("tree", 4, graphs.tree),
+            graph("tangle", 10, partial(graphs.tangle, parents=5)),
+        ]
+    return [
+        graph("chain", 1_000, graphs.chain),
+        graph("mesh", 10_000, graphs.mesh),
+        graph("tree", 4_096, graphs.tree),
+        graph("tangle", 1_000, partial(graphs.tangle, parents=100)),
+    ]
+
+
+def engine(smoke: bool, directory: Path) -> list[Case]:
+    """Fans up to a million, and the shapes."""
+    sizes = (10, 100) if smoke else (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+    return [*fans(*sizes), *shapes(smoke)]
+
+
+def functions(smoke: bool, directory: Path) -> list[Case]:
+    """Fans up to a hundred thousand, and the shapes."""
+    sizes = (10, 100) if smoke else (10, 100, 1_000, 10_000, 100_000)
+    return [*fans(*sizes), *shapes(smoke)]
+
+
+def large(smoke: bool, directory: Path) -> list[Case]:
+    """Calls with large arguments and with large results."""
+    size, count = (100_000, 4) if smoke else (LARGE, 20)
+    take, make = Task(graphs.length, (bytes(size),)), Task(graphs.zeros, (size,))
+    return [
+        graph("arguments", count, partial(graphs.fan, task=take), 1e-3),
+        graph("results", count, partial(graphs.fan, task=make), 1e-3),
+    ]
+
+
+def mixed(smoke: bool, directory: Path) -> list[Case]:
+    """Long calls among short ones."""
+    if smoke:
+        return [schedule("2 of 0.05 s", graphs.mixed(2, 0.05, 20))]
+    return [schedule(MIXED, graphs.mixed(10, 1.0, 1000))]
+
+
+def commands(smoke: bool, directory: Path) -> list[Case]:
+    """Programs that end at once."""
+    size = 4 if smoke else 500
+    return [programs("list", size, ["/bin/true"]), programs("shell", size, "true; true")]
+
+
+def workflows(smoke: bool, directory: Path) -> list[Case]:
+    """The graphs of the recipes, which were written to the directory."""
+    return [schedule(path.stem, graphs.load(path)) for path in sorted(directory.glob("*.json"))]
+
+
+THREADS: list[type[Contestant]] = [
+    ours.Threads,
+    floors.ThreadPool,
+    floors.InExecutor,
+    peers.AsyncflowThreads,
+]
+THREADS += [peers.ParslThreads, peers.Prefect]
+PROCESSES: list[type[Contestant]] = [
+    ours.Processes,
+    floors.ProcessPool,
+    peers.AsyncflowProcesses,
+    peers.ParslProcesses,
+]
+PROCESSES += [peers.Executorlib, peers.Ray, peers.Dask, ours.OnDask]
+
+MEASURES: Mapping[str, Measure] = {
+    "engine": Measure(
+        "The engine alone",
+        "µs per task",
+        "What it takes to accept a task, keep it in order, and deliver its result; nothing is run.",
+        [ours.Noop, floors.Tasks, floors.Futures, peers.AsyncflowNoop, peers.ParslThreads],
+        floors.Tasks.title,
+        engine,
+        [
+            Budget("fan 10,000", ours.Noop.title, floors.Tasks.title, 2.5),
+            Budget("fan 10,000", ours.Noop.title, peers.AsyncflowNoop.title, 1 / 5),
+            Budget("fan 10,000", ours.Noop.title, peers.ParslThreads.title, 1 / 4),
+        ],
+    ),
+    "threads": Measure(
+        "Functions in threads",
+        "µs per task",
+        "What a call of a function that does nothing costs.",
+        THREADS,
+        floors.ThreadPool.title,
+        functions,
+        [
+            Budget("fan 10,000", ours.Threads.title, floors.ThreadPool.title, 2.5),
+            Budget("chain 1,000", ours.Threads.title, floors.InExecutor.title, 1.5),
+            Budget("chain 1,000", ours.Threads.title, peers.AsyncflowThreads.title, 1 / 200),
+        ],
+    ),
+    "processes": Measure(
+        "Functions in worker processes",
+        "µs per task",
+        "The same where the function runs in another process.",
+        PROCESSES,
+        floors.ProcessPool.title,
+        functions,
+        [
+            Budget("fan 10,000", ours.Processes.title, floors.ProcessPool.title, 0.5),
+            Budget("chain 1,000", ours.Processes.title, floors.ProcessPool.title, 1.0),
+        ],
+    ),
+    "large": Measure(
+        "Calls with 10 MB, in worker processes",
+        "ms per call",
+        "What it takes to send 10 MB to a function, or to get 10 MB from it.",
+        PROCESSES,
+        floors.ProcessPool.title,
+        large,
+    ),
+    "mixed": Measure(
+        "Long calls among short ones, in worker processes",
+        "times a list schedule",
+        "1.0 is a schedule that starts the next call whenever a worker is free, at no cost.",
+        PROCESSES,
+        floors.ProcessPool.title,
+        mixed,
+        [Budget(MIXED, ours.Processes.title, "", 1.1)],
+    ),
+    "programs": Measure(
+        "Programs",
+        "µs per program",
+        "What it costs to run a program that ends at once: given as a list, as text for the shell.",
+        [ours.Threads, floors.ThreadPool, peers.AsyncflowThreads, peers.ParslThreads],
+        floors.ThreadPool.title,
+        commands,
+        [
+            Budget("list 500", ours.Threads.title, floors.ThreadPool.title, 1.1),
+            Budget("shell 500", ours.Threads.title, floors.ThreadPool.title, 1.2),
+        ],
+    ),
+    "workflows": Measure(
+        "Recorded kinds of workflows",
+        "times a list schedule",
+        "Graphs of 1,000 and 10,000 tasks by the recipes of WfCommons, with the same durations.",
+        [*THREADS, *PROCESSES],
+        floors.ThreadPool.title,
+        workflows,
+    ),
+    "dask": Measure(
+        "On Dask",
+        "ms",
+        "The whole of a fan, a chain, a tree, and of calls with one argument of 50 MB.",
+        floor=whole.DASK,
+        whole=whole.dask,
+        needs="rhapsody_dask",
+        budgets=[
+            Budget("fan of 5000 no-ops", whole.OURS, whole.DASK, 1.1),
+            Budget("fan of 5000 no-ops", whole.OURS, whole.DASK_GATHER, 1.5),
+            Budget("chain of 200", whole.OURS, whole.DASK, 1.1),
+        ],
+    ),
+    "radical": Measure(
+        "On RADICAL-Pilot",
+        "ms per task",
+        "500 programs and 500 functions on a pilot on this machine.",
+        floor=whole.BY_HAND,
+        whole=whole.radical,
+        needs="rhapsody_radical",
+        budgets=[
+            Budget("500 executables", whole.OURS, whole.BY_HAND, 1.05),
+            Budget("500 functions", whole.OURS, whole.BY_HAND, 1.0),
+        ],
+        slow=True,
+    ),
+    "first": Measure(
+        "The first result",
+        "s",
+        "From the start of a fresh interpreter to the first result of a function.",
+        [floors.Tasks, ours.Noop, *THREADS, *PROCESSES],
+        floors.Tasks.title,
+    ),
+    "memory": Measure(
+        "Memory",
+        "bytes per task",
+        "What the program's process grows by: for a task that waits, and for one that is held.",
+        [
+            *(each for each in THREADS if each is not peers.Prefect),
+            peers.Ray,
+            peers.Dask,
+            ours.OnDask,
+        ],
+        floors.ThreadPool.title,
+        lambda smoke, directory: [
+            Case("memory", 200 if smoke else 10_000, cases.memory, linear=False)
+        ],
+    ),
+    "latency": Measure(
+        "One more task while 10,000 run",
+        "",
+        "From the call to the result, and how long the program's event loop is held at most.",
+        [ours.Coroutines, floors.Tasks],
+        floors.Tasks.title,
+        lambda smoke, directory: [
+            Case("more", 100 if smoke else 10_000, cases.one_more, linear=False),
+            Case("held", 100 if smoke else 10_000, cases.held, linear=False),
+        ],
+    ),
+    "options": Measure(
+        "What options cost",
+        "µs per task",
+        "A fan on the noop backend with one option, beside the same without.",
+        options.OPTIONS,
+        options.Plain.title,
+        lambda smoke, directory: [graph("fan", 20 if smoke else 10_000, graphs.numbers)],
+    ),
+    "files": Measure(
+        "What files cost",
+        "µs per task",
+        "A function in a thread that writes a small file, beside one that promises it.",
+        options.FILES,
+        options.ByItself.title,
+        lambda smoke, directory: [
+            graph("files", 10 if smoke else 1_000, partial(graphs.fan, task=options.WRITING))
+        ],
+    ),
+}

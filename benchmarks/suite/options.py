@@ -1,0 +1,106 @@
+"""Rhapsody with its options as contestants of its plain self: what does each of them cost?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.suite.contestant import Contestant
+from benchmarks.suite.graphs import Task
+from benchmarks.suite.ours import Noop, Threads
+
+
+class Plain(Noop):
+    """None."""
+
+    title = "plain"
+
+
+class Journalled(Noop):
+    """A journal that records results."""
+
+    title = "journal"
+    options: ClassVar[dict[str, Any]] = {"journal": "journal.sqlite", "resume": False}
+
+
+class Retries(Noop):
+    """Two more attempts, which no task needs."""
+
+    title = "retries"
+    options: ClassVar[dict[str, Any]] = {"retries": 2}
+
+
+class Timeout(Noop):
+    """A time-out that no task reaches."""
+
+    title = "timeout"
+    options: ClassVar[dict[str, Any]] = {"timeout": 600}
+
+
+class Progress(Noop):
+    """Lines of progress."""
+
+    title = "progress"
+    options: ClassVar[dict[str, Any]] = {"progress": "lines"}
+
+
+class Trace(Noop):
+    """A trace of all events."""
+
+    title = "trace"
+    options: ClassVar[dict[str, Any]] = {"trace": "trace.jsonl"}
+
+
+OPTIONS: list[type[Contestant]] = [Plain, Journalled, Retries, Timeout, Progress, Trace]
+
+
+def write(path: Any) -> None:
+    """Writes a small file."""
+    Path(path).write_text("text")
+
+
+WRITING = Task(write, ("file.txt",))
+
+
+class ByItself(Threads):
+    """Functions that write each a file of its own into a directory, which nobody looks after."""
+
+    title = "written by itself"
+    number = 0
+
+    def submit(self, function: Any, *arguments: Any) -> Any:
+        """Calls a task with a path, and with what the next one names a place in it."""
+        self.number += 1
+        return super().submit(function, self.place(f"files/{self.number}.txt"))
+
+    def place(self, path: str) -> Any:
+        """What the function is given."""
+        Path("files").mkdir(exist_ok=True)
+        return Path(path).absolute()
+
+
+class Promised(ByItself):
+    """Functions that promise a file, which stays in the sandbox."""
+
+    title = "promised"
+
+    def place(self, path: str) -> Any:
+        """A promised file."""
+        from rhapsody import OutputFile
+
+        return OutputFile(Path(path).name)
+
+
+class Saved(ByItself):
+    """Functions that promise a file, which is saved."""
+
+    title = "promised and saved"
+
+    def place(self, path: str) -> Any:
+        """A promised file with a place."""
+        from rhapsody import OutputFile
+
+        return OutputFile(f"saved/{Path(path).name}")
+
+
+FILES: list[type[Contestant]] = [ByItself, Promised, Saved]

@@ -1,0 +1,266 @@
+"""Other systems as contestants, each as its own documentation shows it, at its fastest there.
+
+They are imported when they start: a process has one of them alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.suite.contestant import SLOTS, Contestant
+from benchmarks.suite.floors import Pool
+from benchmarks.suite.graphs import Graph, program
+
+
+class Asyncflow(Contestant):
+    """radical.asyncflow."""
+
+    needs = "radical.asyncflow"
+
+    async def start(self) -> None:
+        """Starts an engine."""
+        peer: Any = importlib.import_module("radical.asyncflow")
+        self.flow = await peer.WorkflowEngine.create(backend=await self.backend(peer))
+        self.stack.push_async_callback(self.flow.shutdown)
+        self.tasks: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    async def backend(self, peer: Any) -> Any:
+        """What it runs on."""
+        return await peer.LocalExecutionBackend(self.executor())
+
+    def executor(self) -> Executor:
+        """What its local backend runs on."""
+        raise NotImplementedError
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes a task; it takes coroutine functions only."""
+
+        async def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        async def command(words: list[str] | str) -> str:
+            return words if isinstance(words, str) else " ".join(words)
+
+        made = self.flow.executable_task(command) if function is program else None
+        self.tasks[function] = made or self.flow.function_task(call)
+        return self.tasks[function]
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a task."""
+        return (self.tasks.get(function) or self.task(function))(*arguments)
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """Awaits them all."""
+        await asyncio.gather(*futures)
+
+
+class AsyncflowNoop(Asyncflow):
+    """The engine alone."""
+
+    title = "radical.asyncflow, noop"
+
+    async def backend(self, peer: Any) -> Any:
+        """Its own noop backend."""
+        return peer.NoopExecutionBackend()
+
+
+class AsyncflowThreads(Asyncflow):
+    """Threads."""
+
+    title = "radical.asyncflow, threads"
+
+    def executor(self) -> Executor:
+        """As many threads as there are cores."""
+        return self.stack.enter_context(ThreadPoolExecutor(SLOTS))
+
+
+class AsyncflowProcesses(Asyncflow):
+    """Processes."""
+
+    title = "radical.asyncflow, processes"
+
+    def executor(self) -> Executor:
+        """As many processes as there are cores."""
+        return self.stack.enter_context(ProcessPoolExecutor(SLOTS))
+
+
+class Parsl(Contestant):
+    """Parsl."""
+
+    needs = "parsl"
+
+    async def start(self) -> None:
+        """Loads a configuration."""
+        self.parsl: Any = importlib.import_module("parsl")
+        directory = self.stack.enter_context(tempfile.TemporaryDirectory())
+        config = importlib.import_module("parsl.config").Config(
+            executors=[self.executor()],
+            run_dir=directory,
+            initialize_logging=False,
+            strategy="none",
+        )
+        self.stack.enter_context(self.parsl.load(config))
+        self.apps: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def executor(self) -> Any:
+        """What it runs on."""
+        raise NotImplementedError
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls an app."""
+        app = self.apps.get(function)
+        if app is None:
+            app = self.apps[function] = (
+                self.parsl.bash_app(command)
+                if function is program
+                else self.parsl.python_app(function)
+            )
+        return app(*arguments)
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """Takes them one after the other."""
+        for future in futures:
+            future.result()
+
+
+def command(words: list[str] | str) -> str:
+    """What a bash app of Parsl returns."""
+    return words if isinstance(words, str) else " ".join(words)
+
+
+class ParslThreads(Parsl):
+    """Parsl's ThreadPoolExecutor."""
+
+    title = "Parsl, threads"
+
+    def executor(self) -> Any:
+        """As many threads as there are cores."""
+        executors: Any = importlib.import_module("parsl.executors")
+        return executors.ThreadPoolExecutor(max_threads=SLOTS)
+
+
+class ParslProcesses(Parsl):
+    """Parsl's HighThroughputExecutor, with its workers on this machine."""
+
+    title = "Parsl, HighThroughput"
+
+    def executor(self) -> Any:
+        """As many workers as there are cores."""
+        executors: Any = importlib.import_module("parsl.executors")
+        providers: Any = importlib.import_module("parsl.providers")
+        return executors.HighThroughputExecutor(
+            address="127.0.0.1",
+            max_workers_per_node=SLOTS,
+            cores_per_worker=1,
+            provider=providers.LocalProvider(init_blocks=1, max_blocks=1),
+        )
+
+
+class Executorlib(Pool):
+    """executorlib, whose workers stay between calls; it waits for futures in arguments itself."""
+
+    title = "executorlib"
+    needs = "executorlib"
+
+    def executor(self) -> Executor:
+        """As many workers as there are cores."""
+        peer: Any = importlib.import_module("executorlib")
+        made: Executor = peer.SingleNodeExecutor(max_workers=SLOTS, block_allocation=True)
+        return made
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Hands over a call."""
+        return self.pool.submit(function, *arguments)
+
+
+class Ray(Contestant):
+    """Ray, with a head node on this machine."""
+
+    title = "Ray"
+    needs = "ray"
+
+    async def start(self) -> None:
+        """Starts its services."""
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        self.ray: Any = importlib.import_module("ray")
+        self.ray.init(num_cpus=SLOTS, include_dashboard=False, log_to_driver=False)
+        self.stack.callback(self.ray.shutdown)
+        self.remotes: dict[Callable[..., Any], Any] = {}
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a remote function."""
+        remote = self.remotes.get(function)
+        if remote is None:
+            remote = self.remotes[function] = self.ray.remote(function)
+        return remote.remote(*arguments)
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """Gets them all."""
+        self.ray.get(list(futures))
+
+
+class Dask(Contestant):
+    """distributed itself, with worker processes on this machine."""
+
+    title = "Dask"
+    needs = "distributed"
+
+    async def start(self) -> None:
+        """Starts a cluster."""
+        distributed: Any = importlib.import_module("distributed")
+        cluster = self.stack.enter_context(
+            distributed.LocalCluster(
+                n_workers=SLOTS, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+            )
+        )
+        self.client = self.stack.enter_context(distributed.Client(cluster))
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function."""
+        return self.client.submit(function, *arguments, pure=False)
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """Gathers them all."""
+        self.client.gather(list(futures))
+
+
+class Prefect(Contestant):
+    """Prefect, with a server of its own in a temporary place, and tasks in threads."""
+
+    title = "Prefect, threads"
+    needs = "prefect"
+
+    async def start(self) -> None:
+        """Starts a server."""
+        home = self.stack.enter_context(tempfile.TemporaryDirectory())
+        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "CRITICAL"}
+        os.environ.update(quiet, PREFECT_HOME=home, DO_NOT_TRACK="1")
+        self.prefect: Any = importlib.import_module("prefect")
+        testing: Any = importlib.import_module("prefect.testing.utilities")
+        self.runners: Any = importlib.import_module("prefect.task_runners")
+        harness = testing.prefect_test_harness(server_startup_timeout=120)
+        self.stack.enter_context(harness)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Submits a task, in a flow."""
+        return self.prefect.task(function).submit(*arguments)
+
+    async def wait(self, futures: Sequence[Any]) -> None:
+        """A flow waits itself."""
+        raise NotImplementedError
+
+    async def run(self, graph: Graph) -> None:
+        """Runs a graph as a flow, in a thread: its calls wait, and this one has a loop."""
+
+        @self.prefect.flow(task_runner=self.runners.ThreadPoolTaskRunner(max_workers=SLOTS))  # type: ignore[untyped-decorator]
+        def flow() -> None:
+            for future in self.submit_all(graph):
+                future.result()
+
+        await asyncio.to_thread(flow)

@@ -1,0 +1,144 @@
+"""Rounds: each contestant of a measure takes its turn, in a process of its own, again and again.
+
+A contestant that is not installed, fails or takes too long is reported, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite import graphs
+from benchmarks.suite.contestant import SLOTS
+from benchmarks.suite.measures import MEASURES, RECIPES, Measure
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Results:
+    """What was found for one measure.
+
+    Attributes:
+        date: When.
+        rounds: How many.
+        values: By the column and the contestant, a value for each round.
+        notes: Why something is missing, by the contestant.
+        versions: Of the contestants' distributions.
+    """
+
+    date: str
+    rounds: int
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def note(self, contestant: str, text: str) -> None:
+        """Keeps why something is missing, once."""
+        notes = self.notes.setdefault(contestant, [])
+        if text not in notes:
+            notes.append(text)
+
+    def add(self, contestant: str, line: str) -> None:
+        """Adds what a turn has printed, if it is a figure."""
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found: Any = json.loads(line)
+            contestant, column = found.get("contestant", contestant), found["column"]
+            if not found["values"]:
+                self.note(contestant, f"{column} would take longer than the limit")
+            self.values.setdefault(column, {}).setdefault(contestant, []).extend(found["values"])
+
+
+def make_graphs(directory: Path, smoke: bool) -> None:
+    """Writes the graphs that all contestants run."""
+    if smoke:
+        few = [graphs.timed(0.001, range(max(0, n - 2), n)) for n in range(20)]
+        graphs.save(few, directory / "small.json")
+        return
+    for size, seconds in ((1_000, 2.0), (10_000, 8.0)):
+        for name in RECIPES:
+            graph = graphs.recipe(name, size, SLOTS, seconds)
+            graphs.save(graph, directory / f"{name} {size:,}.json")
+
+
+def run(name: str, rounds: int, limit: float, smoke: bool) -> Results:
+    """Runs one measure."""
+    measure = MEASURES[name]
+    results = Results(time.strftime("%Y-%m-%d"), rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        if name == "workflows":
+            make_graphs(Path(directory), smoke)
+        words = [name, "--limit", str(limit), "--graphs", directory, *["--smoke"] * smoke]
+        if measure.needs and importlib.util.find_spec(measure.needs) is None:
+            results.note("all", f"{measure.needs} is not installed")
+        elif measure.whole is not None:
+            turn(results, "", 0, words, limit * 100)
+        else:
+            there = list(present(measure, results))
+            for _ in range(rounds):
+                for title, number in there:
+                    turn(results, title, number, words, limit * 10)
+    return results
+
+
+def present(measure: Measure, results: Results) -> Iterator[tuple[str, int]]:
+    """The contestants that are installed, by their titles and numbers; notes the others."""
+    for number, contestant in enumerate(measure.contestants):
+        version = contestant.version()
+        if version is None:
+            results.note(contestant.title, f"{contestant.needs} is not installed")
+            continue
+        if version:
+            results.versions[contestant.needs] = version
+        yield contestant.title, number
+
+
+def turn(results: Results, title: str, number: int, words: list[str], deadline: float) -> None:
+    """Lets one contestant take its turn, for so many seconds at most."""
+    print(f"{words[0]}: {title or 'all'}", file=sys.stderr, flush=True)
+    path = [str(Path(sys.executable).parent), os.environ["PATH"]]  # Parsl finds its programs so
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": os.pathsep.join(path)}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        out, errors = Path(place, "out"), Path(place, "errors")
+        command = [sys.executable, "-m", "benchmarks.suite.turn", words[0], str(number), *words[1:]]
+        with out.open("wb") as stdout, errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                [*command, "--began", str(time.monotonic())],
+                stdout=stdout,
+                stderr=stderr,
+                cwd=place,
+                env=environment,
+                start_new_session=True,
+            )
+            try:
+                code = process.wait(deadline)
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:  # what it has started ends with it
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for line in out.read_text(errors="replace").splitlines():
+            results.add(title, line)
+        if code is None:
+            results.note(title, f"was ended after {deadline:.0f} s")
+        elif code:
+            results.note(title, f"failed: {last_line(errors.read_text(errors='replace'))}")
+
+
+def last_line(text: str) -> str:
+    """What a program printed last, without names of places on this machine."""
+    lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
+    return re.sub(r"(?<!\w)/[^\s'\"]+", "...", lines[-1].strip())[:200]
