@@ -28,15 +28,6 @@ def engine(smoke: bool, rounds: int) -> Measures:
     """The engine on the noop backend, and chains on threads; of this process."""
     from benchmarks.suite import cases, graphs, ours
 
-    class Coroutines(ours.Threads):
-        """Coroutine functions, each in a thread."""
-
-        def submit(self, function: Callable[..., Any], *arguments: Any) -> Any:
-            return super().submit(same_async, *arguments)
-
-    async def same_async(*values: Any) -> None:
-        """A coroutine function's no-op."""
-
     cases.clock = time.process_time
     fan, large, chain = (100, 200, 20) if smoke else (10_000, 100_000, 1_000)
     contests: dict[str, tuple[type[Contestant], graphs.Graph]] = {
@@ -44,7 +35,7 @@ def engine(smoke: bool, rounds: int) -> Measures:
         f"fan of {large} no-ops": (ours.Noop, graphs.fan(large)),
         f"chain of {chain}, no-ops": (ours.Noop, graphs.chain(chain)),
         f"chain of {chain}, threads": (ours.Threads, graphs.chain(chain)),
-        f"chain of {chain}, coroutines": (Coroutines, graphs.chain(chain)),
+        f"chain of {chain}, coroutines": (ours.Async, graphs.chain(chain)),
     }
 
     async def seconds(contestant: type[Contestant], graph: graphs.Graph) -> float:

@@ -45,8 +45,8 @@ def main() -> None:
         metavar="MEASURE",
         help=f"some of {', '.join(MEASURES)}",
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--limit", type=float, default=20.0, help="seconds for a case")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=40.0, help="seconds for a case")
     parser.add_argument("--plot", action="store_true", help="only draw what was measured")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
     options = parser.parse_args()

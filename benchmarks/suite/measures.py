@@ -24,12 +24,23 @@ MIXED = "10 of 1 s among 1,000 of 1 ms"
 
 
 class Budget(NamedTuple):
-    """The most that one contestant may take, as a multiple of another, or by itself."""
+    """The most that one contestant may take.
+
+    Attributes:
+        column: In which case.
+        ours: The contestant.
+        beside: The one of which the limit is a multiple; empty where it is none.
+        limit: The most.
+        since: A smaller case: the limit is for how much the cost has grown since then.
+        more: Whether the limit is for the difference between the two.
+    """
 
     column: str
     ours: str
     beside: str
     limit: float
+    since: str = ""
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,19 +156,24 @@ MEASURES: Mapping[str, Measure] = {
             Budget("fan 10,000", ours.Noop.title, floors.Tasks.title, 2.5),
             Budget("fan 10,000", ours.Noop.title, peers.AsyncflowNoop.title, 1 / 5),
             Budget("fan 10,000", ours.Noop.title, peers.ParslThreads.title, 1 / 4),
+            *(
+                Budget(column, ours.Noop.title, floors.Futures.title, 1.25, since="fan 10,000")
+                for column in ("fan 100,000", "fan 1,000,000")
+            ),
         ],
     ),
     "threads": Measure(
         "Functions in threads",
         "µs per task",
         "What a call of a function that does nothing costs.",
-        THREADS,
+        [*THREADS, ours.Async],
         floors.ThreadPool.title,
         functions,
         [
             Budget("fan 10,000", ours.Threads.title, floors.ThreadPool.title, 2.5),
             Budget("chain 1,000", ours.Threads.title, floors.InExecutor.title, 1.5),
             Budget("chain 1,000", ours.Threads.title, peers.AsyncflowThreads.title, 1 / 200),
+            Budget("chain 1,000", ours.Async.title, ours.Threads.title, 1.3),
         ],
     ),
     "processes": Measure(
@@ -239,7 +255,7 @@ MEASURES: Mapping[str, Measure] = {
         "The first result",
         "s",
         "From the start of a fresh interpreter to the first result of a function.",
-        [floors.Tasks, ours.Noop, *THREADS, *PROCESSES],
+        [floors.Tasks, *THREADS, *PROCESSES],
         floors.Tasks.title,
     ),
     "memory": Measure(
@@ -275,6 +291,7 @@ MEASURES: Mapping[str, Measure] = {
         options.OPTIONS,
         options.Plain.title,
         lambda smoke, directory: [graph("fan", 20 if smoke else 10_000, graphs.numbers)],
+        [Budget("fan 10,000", options.Journalled.title, options.Plain.title, 40.0, more=True)],
     ),
     "files": Measure(
         "What files cost",

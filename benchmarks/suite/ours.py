@@ -76,6 +76,22 @@ class Threads(Ours):
         return LocalExecutionBackend(resources={"workers": SLOTS})
 
 
+class Async(Threads):
+    """The same with coroutine functions, each in a thread."""
+
+    title = "Rhapsody, async functions"
+
+    def task(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Makes a task of a coroutine function that calls the function."""
+
+        async def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        made: Callable[..., Any] = self.flow.function_task(call)
+        self.tasks[function] = made
+        return made
+
+
 class Coroutines(Threads):
     """Coroutine functions that wait side by side in one thread."""
 

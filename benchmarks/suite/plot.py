@@ -23,6 +23,7 @@ COLOURS = {
 }
 """By the system; the floors are grey."""
 
+MAIN = ("Rhapsody, noop", "Rhapsody, threads", "Rhapsody, processes")
 MARKERS = {"Rhapsody": "o", "radical.asyncflow": "s", "Parsl": "^", "Dask": "D"}
 
 
@@ -30,17 +31,17 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     """Writes the figure, as SVG."""
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "rhapsody", "font.size": 9})
+    matplotlib.rcParams.update({"svg.hashsalt": "rhapsody", "font.size": 11})
     pyplot: Any = importlib.import_module("matplotlib.pyplot")
     names = [name for name in PANELS if name in report["measures"]]
     if not names:
         return
     figure, panels = pyplot.subplots(
-        1, len(names), figsize=(4.1 * len(names), 5.4), sharey=True, squeeze=False
+        len(names), 1, figsize=(8.5, 3.9 * len(names)), sharex=True, squeeze=False
     )
-    for name, axes in zip(names, panels[0], strict=True):
+    for name, axes in zip(names, panels[:, 0], strict=True):
         panel(axes, name, report["measures"][name]["values"])
-    panels[0][0].set_ylabel("cost per task, µs")
+    panels[-1][0].set_xlabel("number of tasks")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
@@ -57,9 +58,9 @@ def panel(axes: Any, name: str, values: Mapping[str, Mapping[str, list[float]]])
                     lines.setdefault(who, []).append(point)
     for who, points in lines.items():
         axes.plot(*zip(*sorted(points), strict=True), label=who, **style(who))
-    axes.set(xscale="log", yscale="log", xlabel="tasks", title=MEASURES[name].title)
+    axes.set(xscale="log", yscale="log", ylabel="µs per task", title=MEASURES[name].title)
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=1, frameon=False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def style(who: str) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def style(who: str) -> dict[str, Any]:
     ours = system == "Rhapsody"
     return {
         "color": COLOURS[system],
-        "linestyle": "-." if who == "Rhapsody, Dask" else "-",
+        "linestyle": "-" if who in MAIN else "-.",
         "marker": MARKERS.get(system, "v"),
         "markersize": 5 if ours else 4,
         "linewidth": 2.4 if ours else 1.3,

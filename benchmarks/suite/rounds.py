@@ -33,14 +33,12 @@ class Results:
 
     Attributes:
         date: When.
-        rounds: How many.
         values: By the column and the contestant, a value for each round.
         notes: Why something is missing, by the contestant.
         versions: Of the contestants' distributions.
     """
 
     date: str
-    rounds: int
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -55,9 +53,9 @@ class Results:
         """Adds what a turn has printed, if it is a figure."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             found: Any = json.loads(line)
+            if "skipped" in found:
+                self.note(contestant, f"{found['skipped']}: would take longer than the limit")
             contestant, column = found.get("contestant", contestant), found["column"]
-            if not found["values"]:
-                self.note(contestant, f"{column} would take longer than the limit")
             self.values.setdefault(column, {}).setdefault(contestant, []).extend(found["values"])
 
 
@@ -76,7 +74,7 @@ def make_graphs(directory: Path, smoke: bool) -> None:
 def run(name: str, rounds: int, limit: float, smoke: bool) -> Results:
     """Runs one measure."""
     measure = MEASURES[name]
-    results = Results(time.strftime("%Y-%m-%d"), rounds)
+    results = Results(time.strftime("%Y-%m-%d"))
     with tempfile.TemporaryDirectory() as directory:
         if name == "workflows":
             make_graphs(Path(directory), smoke)

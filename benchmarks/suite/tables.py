@@ -6,7 +6,16 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.suite.measures import MEASURES, Measure
+from benchmarks.suite.measures import MEASURES, Budget, Measure
+
+OURS = "Rhapsody"
+PEERS = {
+    contestant.title
+    for measure in MEASURES.values()
+    for contestant in measure.contestants
+    if contestant.needs and not contestant.title.startswith(OURS)
+}
+"""What other systems are called; the floors are none."""
 
 Values = Mapping[str, Mapping[str, list[float]]]
 """By the column and the contestant, a value for each round."""
@@ -43,19 +52,20 @@ def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[s
         yield f"As multiples of {measure.floor}:"
         yield ""
         yield from table(values, lambda column, who: ratio(values[column], who, measure.floor))
-    budgets = [line for each in measure.budgets if (line := verdict(values, each))]
-    if budgets:
-        yield ""
-        yield from budgets
-    notes = [f"- {who}: {'; '.join(texts)}" for who, texts in found["notes"].items()]
-    if notes:
-        yield ""
-        yield "Missing:"
-        yield ""
-        yield from notes
+    verdicts = [verdict(values, each) for each in measure.budgets]
+    for title, lines in (
+        ("Budgets:", [f"- {line}" for line in verdicts if line]),
+        ("Where another system is ahead:", list(losses(values))),
+        ("Missing:", [f"- {who}: {'; '.join(texts)}" for who, texts in found["notes"].items()]),
+    ):
+        if lines:
+            yield from ("", title, "", *lines)
     versions = ", ".join(f"{what} {version}" for what, version in found["versions"].items())
     yield ""
-    yield f"{found['date']}, {found['rounds']} rounds" + (f"; {versions}." if versions else ".")
+    rounds = max((len(each) for column in values.values() for each in column.values()), default=0)
+    yield f"{found['date']}, {rounds} round{'s' * (rounds != 1)}" + (
+        f"; {versions}." if versions else "."
+    )
 
 
 def contestants(values: Values) -> list[str]:
@@ -98,17 +108,40 @@ def ratio(column: Mapping[str, list[float]], who: str, floor: str) -> str:
     return short(statistics.median(column[who]) / statistics.median(column[floor]))
 
 
-def verdict(values: Values, budget: Any) -> str:
+def losses(values: Values) -> Iterator[str]:
+    """The peers that cost less than the best of ours, which by hand everything may."""
+    for column, found in values.items():
+        medians = {who: statistics.median(each) for who, each in found.items() if each}
+        ours = [cost for who, cost in medians.items() if who.startswith(OURS)]
+        ahead = [
+            f"{who} ({short(cost / min(ours))} of Rhapsody)"
+            for who, cost in medians.items()
+            if ours and cost < min(ours) and who in PEERS
+        ]
+        if ahead:
+            yield f"- {column}: {', '.join(ahead)}"
+
+
+def verdict(values: Values, budget: Budget) -> str:
     """Whether a budget is met; empty where it was not measured."""
-    column = values.get(budget.column, {})
-    if not column.get(budget.ours) or (budget.beside and not column.get(budget.beside)):
+
+    def median(column: str, who: str) -> float:
+        return statistics.median(values[column][who])
+
+    what, beside = budget.ours, budget.beside
+    try:
+        found = median(budget.column, what)
+        if budget.since:
+            growth = found / median(budget.since, what)
+            found = growth * median(budget.since, beside) / median(budget.column, beside)
+            what = f"growth since {budget.since} of {what}"
+        elif budget.more:
+            found -= median(budget.column, beside)
+        elif beside:
+            found /= median(budget.column, beside)
+    except (KeyError, statistics.StatisticsError):
         return ""
-    found = statistics.median(column[budget.ours])
-    if budget.beside:
-        found /= statistics.median(column[budget.beside])
+    if beside:
+        what += f" {'-' if budget.more else '/'} {beside}"
     met = "met" if found <= budget.limit else "NOT MET"
-    beside = f" / {budget.beside}" if budget.beside else ""
-    return (
-        f"- {budget.column}, {budget.ours}{beside}: {found:.3g}, "
-        f"the budget is {budget.limit:.3g}: {met}"
-    )
+    return f"{budget.column}, {what}: {found:.3g}, the budget is {budget.limit:.3g}: {met}"

@@ -25,6 +25,7 @@ def dask(smoke: bool) -> Found:
 
     by_hand = dict.fromkeys((work.COMPLETED, work.CHAINED, work.FUTURES, work.SCATTER), DASK)
     names = {**by_hand, work.GATHER: DASK_GATHER, work.SCATTER_MAP: DASK_GATHER, work.OURS: OURS}
+    names[work.PLAIN] = f"{OURS}, push_down=False"
 
     async def found() -> list[work.Comparison]:
         sizes = work.Sizes(smoke, 1, ROUNDS)

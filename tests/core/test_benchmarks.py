@@ -27,6 +27,7 @@ def add(*values: int) -> int:
     "contestant",
     [
         ours.Threads,
+        ours.Async,
         ours.Processes,
         floors.Tasks,
         floors.InExecutor,
@@ -80,13 +81,13 @@ def test_a_graph_that_was_written_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_contestant_that_takes_too_long_is_ended_and_reported() -> None:
-    results = rounds.Results("", 1)
+    results = rounds.Results("")
     rounds.turn(results, "slow", 0, ["engine", "--smoke"], 0.001)
     assert "was ended" in results.notes["slow"][0]
 
 
 def test_a_contestant_that_fails_is_reported_with_the_reason_but_no_path() -> None:
-    results = rounds.Results("", 1)
+    results = rounds.Results("")
     rounds.turn(results, "other", 99, ["engine", "--smoke"], 60)
     assert results.notes["other"] == ["failed: IndexError: list index out of range"]
     assert rounds.last_line("x\nOSError: no file '/home/me/x y.txt'\n").count("/") == 0
@@ -97,6 +98,12 @@ def test_a_budget_is_met_or_not_by_the_medians() -> None:
     assert tables.verdict(values, Budget("fan 10", "us", "them", 1.5)).endswith(": met")
     assert tables.verdict(values, Budget("fan 10", "us", "them", 1.4)).endswith(": NOT MET")
     assert tables.verdict(values, Budget("fan 10", "us", "nobody", 1.4)) == ""
+    assert tables.verdict(values, Budget("fan 10", "us", "them", 0.9, more=True)).count("NOT MET")
+
+
+def test_a_budget_for_growth_allows_what_the_floor_grows_by() -> None:
+    values = {"10": {"us": [2.0], "them": [1.0]}, "100": {"us": [6.0], "them": [2.0]}}
+    assert "1.5," in tables.verdict(values, Budget("100", "us", "them", 1.6, since="10"))
 
 
 def test_a_measure_can_be_run_alone() -> None:
