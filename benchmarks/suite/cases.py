@@ -62,14 +62,20 @@ def graph(kind: str, size: int, make: Callable[[int], Graph], unit: float = 1e-6
     return Case(kind, size, run)
 
 
-def schedule(title: str, tasks: Graph) -> Case:
-    """The time for a graph of tasks that take their time, as a multiple of a list schedule's."""
+def schedule(title: str, tasks: Graph, *, even: bool = True) -> Case:
+    """The time for a graph of tasks that take their time, as a multiple of a list schedule's.
+
+    Args:
+        title: What it is called.
+        tasks: The graph.
+        even: Whether the first part of it is like the rest.
+    """
 
     async def run(contestant: Contestant, size: int) -> Figures:
         part = tasks[:size]
         return {title: await seconds(contestant, part) / graphs.makespan(part, SLOTS)}
 
-    return Case(title, len(tasks), run)
+    return Case(title, len(tasks), run, linear=even)
 
 
 def resident() -> int:

@@ -114,8 +114,8 @@ def large(smoke: bool, directory: Path) -> list[Case]:
 def mixed(smoke: bool, directory: Path) -> list[Case]:
     """Long calls among short ones."""
     if smoke:
-        return [schedule("2 of 0.05 s", graphs.mixed(2, 0.05, 20))]
-    return [schedule(MIXED, graphs.mixed(10, 1.0, 1000))]
+        return [schedule("2 of 0.05 s", graphs.mixed(2, 0.05, 20), even=False)]
+    return [schedule(MIXED, graphs.mixed(10, 1.0, 1000), even=False)]
 
 
 def commands(smoke: bool, directory: Path) -> list[Case]:

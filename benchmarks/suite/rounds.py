@@ -54,7 +54,7 @@ class Results:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             found: Any = json.loads(line)
             if "skipped" in found:
-                self.note(contestant, f"{found['skipped']}: would take longer than the limit")
+                self.note(contestant, f"too long: {found['skipped']}")
             contestant, column = found.get("contestant", contestant), found["column"]
             self.values.setdefault(column, {}).setdefault(contestant, []).extend(found["values"])
 

@@ -41,7 +41,7 @@ def document(report: Mapping[str, Any]) -> str:
 
 def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[str]:
     """One measure."""
-    values: Values = found["values"]
+    values = ordered(found["values"])
     yield f"## {measure.title} (`{name}`)"
     yield ""
     yield measure.meaning + (f" In {measure.unit}." if measure.unit else "")
@@ -56,7 +56,7 @@ def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[s
     for title, lines in (
         ("Budgets:", [f"- {line}" for line in verdicts if line]),
         ("Where another system is ahead:", list(losses(values))),
-        ("Missing:", [f"- {who}: {'; '.join(texts)}" for who, texts in found["notes"].items()]),
+        ("Missing:", [f"- {who}: {reasons(texts)}" for who, texts in found["notes"].items()]),
     ):
         if lines:
             yield from ("", title, "", *lines)
@@ -66,6 +66,19 @@ def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[s
     yield f"{found['date']}, {rounds} round{'s' * (rounds != 1)}" + (
         f"; {versions}." if versions else "."
     )
+
+
+def ordered(values: Values) -> Values:
+    """The columns with those of one kind together, the smallest size first."""
+    split = {column: column.rpartition(" ")[::2] for column in values}
+    kinds = list(dict.fromkeys(kind for kind, _ in split.values()))
+
+    def place(column: str) -> tuple[int, int]:
+        kind, size = split[column]
+        number = size.replace(",", "")
+        return kinds.index(kind), int(number) if number.isdecimal() else 0
+
+    return {column: values[column] for column in sorted(values, key=place)}
 
 
 def contestants(values: Values) -> list[str]:
@@ -106,6 +119,13 @@ def ratio(column: Mapping[str, list[float]], who: str, floor: str) -> str:
     if not column.get(who) or not column.get(floor):
         return "-"
     return short(statistics.median(column[who]) / statistics.median(column[floor]))
+
+
+def reasons(notes: list[str]) -> str:
+    """Why something is missing, with all that would take longer than the limit together."""
+    long = [note.removeprefix("too long: ") for note in notes if note.startswith("too long: ")]
+    others = [note for note in notes if not note.startswith("too long: ")]
+    return "; ".join([*others, *([f"{', '.join(long)} would take too long"] if long else [])])
 
 
 def losses(values: Values) -> Iterator[str]:

@@ -47,7 +47,7 @@ async def take(
                 await case.run(system, few)
                 pace[case.kind] = (time.perf_counter() - start) / few
             if case.linear and pace[case.kind] * case.size > limit:
-                print(json.dumps({"skipped": f"{case.kind}, {case.size:,} tasks"}), flush=True)
+                print(json.dumps({"skipped": f"{case.kind} {case.size:,}"}), flush=True)
                 continue
             pace[case.kind] = await repeated(system, case)
 

@@ -106,6 +106,12 @@ def test_a_budget_for_growth_allows_what_the_floor_grows_by() -> None:
     assert "1.5," in tables.verdict(values, Budget("100", "us", "them", 1.6, since="10"))
 
 
+def test_columns_of_one_kind_are_together_whoever_was_first() -> None:
+    columns = ["fan 10", "fan 1,000", "chain 20", "p50, µs", "fan 100", "first result"]
+    expected = ["fan 10", "fan 100", "fan 1,000", "chain 20", "p50, µs", "first result"]
+    assert list(tables.ordered({column: {} for column in columns})) == expected
+
+
 def test_a_measure_can_be_run_alone() -> None:
     command = [sys.executable, "-m", "benchmarks.suite", "--smoke", "--only", "engine"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
