@@ -26,7 +26,7 @@ from rhapsody.errors import describe_error
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk.runner import Outcome
 
-AT_ONCE = 1 << 20
+AT_ONCE = 1 << 18
 """Bytes that are read from a worker in one go."""
 
 HEAD, PAYLOAD = 1 << 28, 1 << 48
@@ -75,6 +75,7 @@ class Worker:
         self._numbers = b""  # of calls that wait to be sent
         self._calls: list[bytes] = []
         self._unsent = NOTHING  # of what was begun to be sent
+        self._buffer = memoryview(bytearray(AT_ONCE))  # to make one each time takes long
         self._received = bytearray()
         self._replies: deque[Outcome] = deque()
         self._makes_sense = True
@@ -211,19 +212,19 @@ class Worker:
         """Takes what the worker has sent; whether there was anything."""
         assert self._loop is not None
         try:
-            data = self._socket.recv(AT_ONCE)
+            size = self._socket.recv_into(self._buffer)
         except BlockingIOError:
             return False
         except OSError:  # its end was closed by force
-            data = b""
-        if not data:
+            size = 0
+        if not size:
             self._loop.remove_reader(self._socket)
             if not self.over:  # one that lives has closed its descriptors, and cannot reply
                 self.kill()
             return False
         if not self._makes_sense:
             return True  # and is left unread
-        self._received += data
+        self._received += self._buffer[:size]
         self._take_replies()
         if self._replies:
             now = self._loop.time()
