@@ -2,10 +2,15 @@
 
 Prints microseconds per program for `/bin/true` given as a list and as a string for the shell,
 and for one that writes a file, then the ratios that the budgets name. All contestants
-take turns in one run, so that a noisy machine hurts each of them; the median of the rounds
-counts. Everybody has two programs running at once.
+take turns in one run, so that a noisy machine hurts each of them; medians of the
+rounds count, of the ratios as well. Everybody has two programs running at once.
 
     python benchmarks/programs.py [--size 1000] [--rounds 5] [--only list ...] [--smoke]
+
+Our programs have a directory of their own with a file for each output, which `subprocess.run` has
+not. What the file system takes for these alone is a contestant, too: next to nothing in memory
+(`--directory /dev/shm`), and on ext4 without a journal more than the program where many files
+have been removed in the last minutes.
 """
 
 from __future__ import annotations
@@ -16,11 +21,12 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -32,7 +38,7 @@ LIST = ["/bin/true"]
 SHELL = "/bin/true"
 WRITES = "echo 1 > out.txt"
 
-Contest = Callable[[int], Awaitable[float]]
+Contest = Callable[[int], Coroutine[Any, Any, float] | float]
 """Runs a number of programs and returns the seconds it took."""
 
 
@@ -52,7 +58,7 @@ async def ours(size: int, *, command: Any, file: bool = False) -> float:
         return time.perf_counter() - start
 
 
-async def run_in_threads(size: int, *, command: Any, file: bool = False) -> float:
+def run_in_threads(size: int, *, command: Any, file: bool = False) -> float:
     """`subprocess.run` on two threads; with a directory for each where it writes a file."""
     shell = isinstance(command, str)
 
@@ -63,7 +69,7 @@ async def run_in_threads(size: int, *, command: Any, file: bool = False) -> floa
             os.mkdir(place)
         subprocess.run(command, shell=shell, capture_output=True, check=True, cwd=place)
 
-    with tempfile.TemporaryDirectory() as top, ThreadPoolExecutor(CORES) as pool:
+    with tempfile.TemporaryDirectory(dir=".") as top, ThreadPoolExecutor(CORES) as pool:
         list(pool.map(run, range(-2 * CORES, 0)))
         start = time.perf_counter()
         list(pool.map(run, range(size)))
@@ -101,8 +107,8 @@ async def spawn_on_loop(size: int, *, command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def vfork_and_wait(size: int, *, command: list[str]) -> float:
-    """`os.posix_spawn` and `os.waitpid` with two at once and nothing else: the system's limit."""
+def spawn_and_wait(size: int, *, command: list[str]) -> float:
+    """`os.posix_spawn` and `os.wait` with two at once and nothing else."""
     start = time.perf_counter()
     for number in range(size):
         os.posix_spawn(command[0], command, os.environ)
@@ -113,9 +119,18 @@ def vfork_and_wait(size: int, *, command: list[str]) -> float:
     return time.perf_counter() - start
 
 
-async def bare(size: int, *, command: list[str]) -> float:
-    """`vfork_and_wait`, as a contest."""
-    return vfork_and_wait(size, command=command)
+def sandboxes(size: int) -> float:
+    """What our programs have on disk, made and removed one after the other."""
+    names = ".rhapsody.stdout", ".rhapsody.stderr"
+    with tempfile.TemporaryDirectory(dir=".") as top:
+        start = time.perf_counter()
+        for number in range(size):
+            place = os.path.join(top, str(number))
+            os.mkdir(place)
+            for name in names:
+                os.close(os.open(os.path.join(place, name), os.O_RDWR | os.O_CREAT, 0o600))
+            shutil.rmtree(place)
+        return time.perf_counter() - start
 
 
 MEASURES: dict[str, dict[str, Contest]] = {
@@ -123,7 +138,8 @@ MEASURES: dict[str, dict[str, Contest]] = {
         "rhapsody": partial(ours, command=LIST),
         "subprocess.run": partial(run_in_threads, command=LIST),
         "posix_spawn, loop": partial(spawn_on_loop, command=LIST),
-        "posix_spawn, wait": partial(bare, command=LIST),
+        "posix_spawn, wait": partial(spawn_and_wait, command=LIST),
+        "sandboxes alone": sandboxes,
     },
     "shell": {
         "rhapsody": partial(ours, command=SHELL),
@@ -136,12 +152,15 @@ MEASURES: dict[str, dict[str, Contest]] = {
 }
 """The contestants of each measure."""
 
+if not hasattr(os, "pidfd_open"):
+    del MEASURES["list"]["posix_spawn, loop"]
+
 
 @contextlib.contextmanager
-def own_directory() -> Iterator[None]:
+def own_directory(place: str | None = None) -> Iterator[None]:
     """Lets the run's files be made in a directory that goes afterwards."""
     former = os.getcwd()
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=place) as directory:
         os.chdir(directory)
         try:
             yield
@@ -154,7 +173,9 @@ def measure(contests: dict[str, Contest], size: int, rounds: int) -> dict[str, l
     costs: dict[str, list[float]] = {name: [] for name in contests}
     for _ in range(rounds):
         for name, contest in contests.items():
-            seconds: float = asyncio.run(contest(size))  # type: ignore[arg-type]
+            seconds = contest(size)
+            if not isinstance(seconds, float):
+                seconds = asyncio.run(seconds)
             costs[name].append(seconds / size * 1e6)
     return costs
 
@@ -165,6 +186,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--directory", help="where files are made; default: for temporary files")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
@@ -175,15 +197,17 @@ def main() -> None:
         f"once, {rounds} rounds"
     )
     figures = {}
-    with own_directory():
+    with own_directory(options.directory):
         for name in options.only:
             figures[name] = costs = measure(MEASURES[name], size, rounds)
-            floor = statistics.median(costs["subprocess.run"])
             print(f"\n{name}: µs per program, median (least to most), ratio to subprocess.run")
             for who, each in costs.items():
-                middle = statistics.median(each)
+                ratios = [a / b for a, b in zip(each, costs["subprocess.run"], strict=True)]
                 spread = f"({min(each):.0f} to {max(each):.0f})"
-                print(f"  {who:20} {middle:8.0f} {spread:>16} {middle / floor:6.2f}")
+                print(
+                    f"  {who:20} {statistics.median(each):8.0f} {spread:>16} "
+                    f"{statistics.median(ratios):6.2f}"
+                )
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(figures, file, indent=1)

@@ -121,6 +121,6 @@ def _encoded(environment: dict[str, str]) -> list[bytes]:
         return []
     text = "\0".join([name + "=" + value for name, value in environment.items()])
     encoded = os.fsencode(text).split(b"\0")
-    if len(encoded) != len(environment) or any("=" in name for name in environment):
+    if len(encoded) != len(environment) or "=" in "".join(environment):
         raise ValueError("a variable has NUL in it, or = in its name")
     return encoded
