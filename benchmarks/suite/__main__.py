@@ -3,7 +3,7 @@
     nox -s benchmarks                             all measures but RADICAL-Pilot's
     nox -s benchmarks -- --only processes mixed   some
     nox -s benchmarks -- --only radical
-    nox -s benchmarks -- --plot                   only draws what was measured before
+    nox -s benchmarks -- --plot                   only writes and draws what was measured before
 
 Measures that are not run again keep their tables. `--smoke` shows that all runs, at tiny sizes,
 and writes nothing.
@@ -63,7 +63,8 @@ def main() -> None:
             report["measures"][name] = found
             print("\n".join(["", *tables.section(name, MEASURES[name], found)]), flush=True)
             path.write_text(json.dumps(report, indent=1) + "\n")
-        (RESULTS / "suite.md").write_text(tables.document(report))
+    print("\n".join(["", *tables.budgets(report), "", tables.AHEAD, "", *tables.ahead(report)]))
+    (RESULTS / "suite.md").write_text(tables.document(report))
     from benchmarks.suite import plot
 
     plot.draw(report, PLOT)

@@ -75,7 +75,7 @@ def schedule(title: str, tasks: Graph, *, even: bool = True) -> Case:
         part = tasks[:size]
         return {title: await seconds(contestant, part) / graphs.makespan(part, SLOTS)}
 
-    return Case(title, len(tasks), run, linear=even)
+    return Case(title.split()[0], len(tasks), run, linear=even)
 
 
 def resident() -> int:

@@ -126,7 +126,8 @@ def commands(smoke: bool, directory: Path) -> list[Case]:
 
 def workflows(smoke: bool, directory: Path) -> list[Case]:
     """The graphs of the recipes, which were written to the directory."""
-    return [schedule(path.stem, graphs.load(path)) for path in sorted(directory.glob("*.json"))]
+    made = [schedule(path.stem, graphs.load(path)) for path in directory.glob("*.json")]
+    return sorted(made, key=lambda case: case[:2])
 
 
 THREADS: list[type[Contestant]] = [

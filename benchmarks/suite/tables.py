@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.suite.measures import MEASURES, Budget, Measure
 
 OURS = "Rhapsody"
+AHEAD = "## Where another system is ahead"
 PEERS = {
     contestant.title
     for measure in MEASURES.values()
@@ -33,10 +34,26 @@ def document(report: Mapping[str, Any]) -> str:
         f"{machine['cores']} cores, {machine['processor']}, {machine['system']}, "
         f"Python {machine['python']}.",
     ]
+    lines += ["", "## Budgets", "", *budgets(report), "", AHEAD, "", *ahead(report)]
     for name, measure in MEASURES.items():
         if name in report["measures"]:
             lines += ["", *section(name, measure, report["measures"][name])]
     return "\n".join(lines) + "\n"
+
+
+def budgets(report: Mapping[str, Any]) -> Iterator[str]:
+    """Which budgets are met."""
+    for name, measure in MEASURES.items():
+        values = report["measures"].get(name, {}).get("values", {})
+        lines = [verdict(values, budget) for budget in measure.budgets]
+        yield from (f"- `{name}`: {line}" for line in lines if line)
+
+
+def ahead(report: Mapping[str, Any]) -> Iterator[str]:
+    """Where another system costs less than Rhapsody."""
+    for name in MEASURES:
+        values = report["measures"].get(name, {}).get("values", {})
+        yield from (f"- `{name}`: {line}" for line in losses(ordered(values)))
 
 
 def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[str]:
@@ -52,14 +69,9 @@ def section(name: str, measure: Measure, found: Mapping[str, Any]) -> Iterator[s
         yield f"As multiples of {measure.floor}:"
         yield ""
         yield from table(values, lambda column, who: ratio(values[column], who, measure.floor))
-    verdicts = [verdict(values, each) for each in measure.budgets]
-    for title, lines in (
-        ("Budgets:", [f"- {line}" for line in verdicts if line]),
-        ("Where another system is ahead:", list(losses(values))),
-        ("Missing:", [f"- {who}: {reasons(texts)}" for who, texts in found["notes"].items()]),
-    ):
-        if lines:
-            yield from ("", title, "", *lines)
+    if found["notes"]:
+        yield from ("", "Missing:", "")
+        yield from (f"- {who}: {reasons(texts)}" for who, texts in found["notes"].items())
     versions = ", ".join(f"{what} {version}" for what, version in found["versions"].items())
     yield ""
     rounds = max((len(each) for column in values.values() for each in column.values()), default=0)
@@ -133,13 +145,13 @@ def losses(values: Values) -> Iterator[str]:
     for column, found in values.items():
         medians = {who: statistics.median(each) for who, each in found.items() if each}
         ours = [cost for who, cost in medians.items() if who.startswith(OURS)]
-        ahead = [
+        cheaper = [
             f"{who} ({short(cost / min(ours))} of Rhapsody)"
             for who, cost in medians.items()
             if ours and cost < min(ours) and who in PEERS
         ]
-        if ahead:
-            yield f"- {column}: {', '.join(ahead)}"
+        if cheaper:
+            yield f"{column}: {', '.join(cheaper)}"
 
 
 def verdict(values: Values, budget: Budget) -> str:
