@@ -133,10 +133,11 @@ def turn(results: Results, title: str, number: int, words: list[str], deadline: 
         if code is None:
             results.note(title, f"was ended after {deadline:.0f} s")
         elif code:
-            results.note(title, f"failed: {last_line(errors.read_text(errors='replace'))}")
+            results.note(title, f"failed: {last_error(errors.read_text(errors='replace'))}")
 
 
-def last_line(text: str) -> str:
-    """What a program printed last, without names of places on this machine."""
-    lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
-    return re.sub(r"(?<!\w)/[^\s'\"]+", "...", lines[-1].strip())[:200]
+def last_error(text: str) -> str:
+    """The last error of a traceback, without names of places on this machine."""
+    errors = re.findall(r"^[\w.]+(?:Error|Exception|Exit|Interrupt)\b.*", text, re.MULTILINE)
+    last = errors[-1] if errors else "it showed no error"
+    return re.sub(r"(?<!\w)/[^\s'\"]+", "...", last)[:200]

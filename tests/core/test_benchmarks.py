@@ -90,7 +90,8 @@ def test_a_contestant_that_fails_is_reported_with_the_reason_but_no_path() -> No
     results = rounds.Results("")
     rounds.turn(results, "other", 99, ["engine", "--smoke"], 60)
     assert results.notes["other"] == ["failed: IndexError: list index out of range"]
-    assert rounds.last_line("x\nOSError: no file '/home/me/x y.txt'\n").count("/") == 0
+    shown = "Traceback\nOSError: there is no file '/home/me/x.txt'\nmy note\n"
+    assert rounds.last_error(shown) == "OSError: there is no file '...'"
 
 
 def test_a_budget_is_met_or_not_by_the_medians() -> None:
