@@ -5,7 +5,7 @@
     nox -s benchmarks -- --only radical
     nox -s benchmarks -- --plot                   only writes and draws what was measured before
 
-Measures that are not run again keep their tables. `--smoke` shows that all runs, at tiny sizes,
+Measures that are not run again keep their tables, on the same kind of machine. `--smoke` shows that all runs, at tiny sizes,
 and writes nothing.
 """
 
@@ -57,13 +57,14 @@ def main() -> None:
         smoke(names)
         return
     if not options.plot:
-        report["machine"] = machine()
+        if report.get("machine") != machine():  # what was found on another one says nothing here
+            report = {"machine": machine(), "measures": {}}
         for name in names:
             found = asdict(rounds.run(name, options.rounds, options.limit, smoke=False))
             report["measures"][name] = found
             print("\n".join(["", *tables.section(name, MEASURES[name], found)]), flush=True)
             path.write_text(json.dumps(report, indent=1) + "\n")
-    print("\n".join(["", *tables.budgets(report), "", tables.AHEAD, "", *tables.ahead(report)]))
+    print("\n".join(tables.summary(report)))
     (RESULTS / "suite.md").write_text(tables.document(report))
     from benchmarks.suite import plot
 

@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.suite.measures import MEASURES, Budget, Measure
 
 OURS = "Rhapsody"
-AHEAD = "## Where another system is ahead"
 PEERS = {
     contestant.title
     for measure in MEASURES.values()
@@ -34,11 +33,19 @@ def document(report: Mapping[str, Any]) -> str:
         f"{machine['cores']} cores, {machine['processor']}, {machine['system']}, "
         f"Python {machine['python']}.",
     ]
-    lines += ["", "## Budgets", "", *budgets(report), "", AHEAD, "", *ahead(report)]
+    lines += summary(report)
     for name, measure in MEASURES.items():
         if name in report["measures"]:
             lines += ["", *section(name, measure, report["measures"][name])]
     return "\n".join(lines) + "\n"
+
+
+def summary(report: Mapping[str, Any]) -> Iterator[str]:
+    """What all measures say of budgets and of other systems."""
+    both = {"Budgets": budgets(report), "Where another system is ahead": ahead(report)}
+    for title, lines in both.items():
+        if found := list(lines):
+            yield from ("", f"## {title}", "", *found)
 
 
 def budgets(report: Mapping[str, Any]) -> Iterator[str]:
