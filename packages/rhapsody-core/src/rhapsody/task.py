@@ -398,12 +398,6 @@ class TaskFuture(asyncio.Future[T]):
         if node is not None:
             await node.wait_ended()
 
-    def __del__(self) -> None:
-        # asyncio logs every exception that nobody looked at, the engine all of them in one line.
-        if self._log_traceback:
-            self._log_traceback = False
-            self._definition.unawaited(self)
-
     def __repr__(self) -> str:
         return f"<TaskFuture {self.uid} {self.name!r} {self.state}>"
 
@@ -464,6 +458,12 @@ class _FailedFuture(TaskFuture[T]):
         yield  # makes this a generator, which never suspends
 
     __iter__ = __await__
+
+    def __del__(self) -> None:
+        # asyncio logs every exception that nobody looked at, the engine all of them in one line.
+        if self._log_traceback:
+            self._log_traceback = False
+            self._definition.unawaited(self)
 
 
 def task_kind(task: Mapping[str, Any]) -> TaskKind:

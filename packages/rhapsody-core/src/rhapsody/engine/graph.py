@@ -142,7 +142,7 @@ class Graph:
         """A node's future is settled: tells who waits, and closes it if its work has ended."""
         if node.dependents is not None:
             self._settled.put(node)
-        for join in tuple(self.joins):
+        for join in tuple(self.joins) if self.joins else ():
             join[0].discard(node)
             if not join[0]:
                 self.forget(join)

@@ -204,7 +204,7 @@ class Lane:
             return
         descriptions: list[Any] = [node.description for node in batch]
         self._batch = set(batch)
-        timeout = asyncio.timeout(self._submit_timeout)  # from its first wait on
+        timeout: asyncio.Timeout | None = None
         updates.handing_over += 1
         updates.applied_soon = True
         try:
@@ -215,13 +215,13 @@ class Lane:
                 pass
             else:
                 updates.suspended()
-                async with timeout:
+                async with (timeout := asyncio.timeout(self._submit_timeout)):
                     await resumed(submission, waits_for)
         except (Exception, asyncio.CancelledError) as error:  # it says: not accepted
             if asked_to_stop():
                 raise
             updates.apply()
-            self._rejected(batch, error, timeout.expired())
+            self._rejected(batch, error, timeout is not None and timeout.expired())
         else:
             machine.accept(batch, self.attached)
             updates.apply()

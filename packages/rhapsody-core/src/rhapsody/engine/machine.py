@@ -159,8 +159,7 @@ class Machine:
 
     def run(self, node: Node) -> bool:
         """An attempt or block runs; `False` where that is no news."""
-        after = node.life.after.get(Event.RUN)
-        if after is None:
+        if (after := node.life.after.get(Event.RUN)) is None:
             return False
         node.life = after
         if self.observed:

@@ -51,14 +51,15 @@ class Outcomes:
         else:
             value = report.get("stdout")
         extra = node.extra
-        if error is None and extra is not None and extra.found is not None and extra.found.outputs:
+        if error is None and extra is not None:
             try:
-                self._check_outputs(node)
+                if extra.found is not None and extra.found.outputs:
+                    self._check_outputs(node)
             except Exception as mistake:  # a promised file is missing: the attempt failed
                 self.keep(node, report, succeeded=False)
                 return None, mistake  # not by a name of this frame, which is in its traceback
-        if error is None and extra is not None and extra.resolved is not None:
-            self._stager.was_read(extra.resolved)
+            if extra.resolved is not None:
+                self._stager.was_read(extra.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
             self.keep(node, report, succeeded=error is None, done=error is None, value=value)
         return value, error
@@ -101,14 +102,8 @@ class Outcomes:
             leave_script(node)
         if stdout is None and stderr is None and sandbox is None:
             return
-        outcome = Outcome(
-            uid=node.uid,
-            stdout=stdout,
-            stderr=stderr,
-            exit_code=report.get("exit_code"),
-            sandbox=sandbox,
-            backend=node.future._backend,
-        )
+        outcome = Outcome(node.uid, stdout, stderr, report.get("exit_code"), sandbox)
+        outcome.backend = node.future._backend
         if sandbox is not None:
             found = node.extra.found if node.extra is not None else None
             outputs = found.outputs if found is not None else ()
