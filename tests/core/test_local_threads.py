@@ -251,6 +251,29 @@ async def test_a_thread_goes_on_with_what_waits_while_the_loop_is_held() -> None
         assert {driver.of(task)[0].task["worker"] for task in tasks[1:]} == {"rhapsody-worker-1"}
 
 
+async def test_nothing_more_begins_once_the_loop_is_closed() -> None:
+    begun, gate = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    def hold() -> None:
+        begun.set()
+        gate.wait()
+
+    async def leave() -> LocalExecutionBackend:
+        backend = await LocalExecutionBackend(resources={"cores": 1})
+        driver = Driver(backend)
+        await driver.submit(driver.call(hold), driver.call(ran.append, "later"))
+        assert await asyncio.to_thread(begun.wait, 10)
+        return backend
+
+    backend = await asyncio.to_thread(asyncio.run, leave())  # it is not shut down
+    gate.set()
+    assert backend._threads is not None
+    backend._threads.stop(0.0)
+    backend._threads._workers[0].join(10)
+    assert ran == []
+
+
 async def test_a_task_that_waits_is_cancelled_at_once_and_never_begins() -> None:
     begun, gate = threading.Event(), threading.Event()
 

@@ -330,6 +330,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     def _successor(self, job: Job) -> Job | None:
         """A job for the thread of one that has come back, with its slots; on that thread."""
+        if self._loop.is_closed():
+            return None  # nobody would hear of it
         successor = self._queue.take_over(job.request)
         if successor is not None:
             assert self._threads is not None
