@@ -5,7 +5,8 @@
     nox -s benchmarks -- --only radical
     nox -s benchmarks -- --plot                   only writes and draws what was measured before
 
-Measures that are not run again keep their tables, on the same kind of machine. `--smoke` shows that all runs, at tiny sizes,
+Measures that are not run again keep their tables, on the same kind of machine. `--smoke` shows that
+all of it runs, at tiny sizes,
 and writes nothing.
 """
 

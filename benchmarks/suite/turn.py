@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import time
@@ -43,6 +44,7 @@ async def take(
         await system.run(graphs.fan(2 * SLOTS))
         for case in cases:
             if case.linear and case.kind not in pace:  # what is done first also warms up
+                gc.collect()  # of what the case before has left
                 few, start = max(case.size // 20, min(case.size, 10)), time.perf_counter()
                 await case.run(system, few)
                 pace[case.kind] = (time.perf_counter() - start) / few
