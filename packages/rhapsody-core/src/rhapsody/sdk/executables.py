@@ -18,7 +18,6 @@ from rhapsody.aio import wait_through
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk._outputs import ProgramOutput
-from rhapsody.sdk._spawn import inherited
 from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
@@ -131,7 +130,7 @@ class TaskProgram:
                 self._program = launch(
                     command,
                     cwd=place,
-                    environment=inherited() | dict(environment),
+                    environment=os.environ | environment,
                     stdin=task.get("stdin"),
                     stdout=own[0] if stdout is None else stdout,
                     stderr=own[1],

@@ -12,16 +12,16 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import IO
 
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk._guardian import Guardian
-from rhapsody.sdk._spawn import start
 from rhapsody.sdk.threads import start_thread
 
 __all__ = ["Guardian", "Program"]
@@ -73,21 +73,31 @@ class Program:
         self._guardian = guardian
         if guardian is not None:
             guardian.pipe()  # where there can be none, nothing is started
-        source = _source(stdin)
-        try:
-            self._pid, self._process = start(command, cwd, environment, source, stdout, stderr)
-        finally:
-            os.close(source)
+        with ExitStack() as files:
+            source: IO[bytes] | int = subprocess.DEVNULL
+            if stdin:
+                source = files.enter_context(tempfile.TemporaryFile())
+                source.write(stdin.encode())
+                source.seek(0)
+            self._process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdin=source,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
         self._opened()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._deadline: float | None = None
         self._killer: asyncio.TimerHandle | None = None
-        self._descriptor = _watch(self._pid)
+        self._descriptor = _watch(self._process.pid)
         if self._descriptor is not None:
             self._loop.add_reader(self._descriptor, self._leader_ended)
         else:
             try:
-                start_thread(self._wait, f"rhapsody-wait-{self._pid}")
+                start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
             except RuntimeError:  # nobody would hear of its end
                 groups.send(self.pid, signal.SIGKILL)
                 self._closed()
@@ -97,7 +107,7 @@ class Program:
     @property
     def pid(self) -> int:
         """The process id, which is the group's as well."""
-        return self._pid
+        return self._process.pid
 
     def _opened(self) -> None:
         groups.opened(self.pid)
@@ -152,18 +162,17 @@ class Program:
 
     def _exit_code(self) -> int:
         """Reaps the leader. Of one that somebody else has reaped the code is taken for 255."""
-        code = 255
         try:
-            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except ChildProcessError:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:  # for which `Popen.wait` says 0
             log.warning(
                 "how process %d ended is not known, and it is taken for failed: SIGCHLD is ignored "
                 "or has a handler that waits for every process. Leave it alone with "
                 "signal.signal(signal.SIGCHLD, signal.SIG_DFL)", self.pid,
             )  # fmt: skip
-        if self._process is not None:
-            self._process.returncode = code  # it is not to look for a process of that number
-        return code
+            self._process.wait()
+            return 255
+        return self._process.wait()
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Waits for the rest of the group, until it is time for force. On a thread."""
@@ -182,16 +191,6 @@ class Program:
             self._killer.cancel()
         if not self.exited.done():
             self.exited.set_result(code)
-
-
-def _source(text: str | None) -> int:
-    """A descriptor that a text can be read from, or nothing at all."""
-    if not text:
-        return os.open(os.devnull, os.O_RDWR)
-    with tempfile.TemporaryFile() as file:
-        file.write(text.encode())
-        file.seek(0)
-        return os.dup(file.fileno())
 
 
 def _watch(pid: int) -> int | None:
