@@ -16,6 +16,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="only draw what was measured")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does it run at all")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # with its children
     path = RESULTS / "suite.json"
     report = json.loads(path.read_text()) if path.exists() else {"measures": {}}
     names = options.only or [name for name, measure in MEASURES.items() if not measure.slow]

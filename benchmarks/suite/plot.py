@@ -72,7 +72,7 @@ def style(who: str) -> dict[str, Any]:
     ours = system == "Rhapsody"
     return {
         "color": COLOURS[system],
-        "linestyle": "-" if who in MAIN else "-.",
+        "linestyle": "-." if ours and who not in MAIN else "-",
         "marker": MARKERS.get(system, "v"),
         "markersize": 5 if ours else 4,
         "linewidth": 2.4 if ours else 1.3,

@@ -82,7 +82,7 @@ def run(name: str, rounds: int, limit: float, smoke: bool) -> Results:
         if measure.needs and importlib.util.find_spec(measure.needs) is None:
             results.note("all", f"{measure.needs} is not installed")
         elif measure.whole is not None:
-            turn(results, "", 0, words, limit * 100)
+            turn(results, "", 0, words, limit * 40)
         else:
             there = list(present(measure, results))
             for _ in range(rounds):

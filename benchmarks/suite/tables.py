@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -148,16 +149,18 @@ def reasons(notes: list[str]) -> str:
 
 
 def losses(values: Values) -> Iterator[str]:
-    """The peers that cost less than the best of ours, which by hand everything may."""
+    """The peers that cost less than ours, of several ours the one that is first in the tables."""
+    ours = next((who for who in contestants(values) if who.startswith(OURS)), "")
     for column, found in values.items():
         medians = {who: statistics.median(each) for who, each in found.items() if each}
-        ours = [cost for who, cost in medians.items() if who.startswith(OURS)]
         cheaper = [
-            f"{who} ({short(cost / min(ours))} of Rhapsody)"
+            f"{who} ({short(cost / medians[ours])} of {ours})"
+            if ours in medians
+            else f"{who} ({ours} took too long or failed)"
             for who, cost in medians.items()
-            if ours and cost < min(ours) and who in PEERS
+            if who in PEERS and cost < medians.get(ours, math.inf)
         ]
-        if cheaper:
+        if ours and cheaper:
             yield f"{column}: {', '.join(cheaper)}"
 
 

@@ -27,18 +27,19 @@ def dask(smoke: bool) -> Found:
     names = {**by_hand, work.GATHER: DASK_GATHER, work.SCATTER_MAP: DASK_GATHER, work.OURS: OURS}
     names[work.PLAIN] = f"{OURS}, push_down=False"
 
-    async def found() -> list[work.Comparison]:
+    async def found(only: str) -> list[work.Comparison]:
         sizes = work.Sizes(smoke, 1, ROUNDS)
-        async with contextlib.aclosing(work.compare(cluster, sizes)) as comparisons:
+        async with contextlib.aclosing(work.compare(cluster, sizes, only)) as comparisons:
             return [each async for each in comparisons]
 
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as cluster:
-        for each in asyncio.run(found()):
-            for name, spent in each.spent.items():
-                seconds = [1e3 * one.seconds for one in spent]
-                yield names.get(name, name), each.title, seconds
+        for only in ("fan", "chain", "tree", "shared"):
+            for each in asyncio.run(found(only)):
+                for name, spent in each.spent.items():
+                    seconds = [1e3 * one.seconds for one in spent]
+                    yield names.get(name, name), each.title, seconds
 
 
 def radical(smoke: bool) -> Found:

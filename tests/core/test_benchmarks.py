@@ -107,6 +107,18 @@ def test_a_budget_for_growth_allows_what_the_floor_grows_by() -> None:
     assert "1.5," in tables.verdict(values, Budget("100", "us", "them", 1.6, since="10"))
 
 
+def test_peers_that_cost_less_are_named_but_not_what_is_written_by_hand() -> None:
+    values = {
+        "fan 10": {"Rhapsody, threads": [4.0], "ThreadPoolExecutor": [1.0], "Ray": [5.0]},
+        "fan 20": {"Rhapsody, threads": [4.0], "Rhapsody, async functions": [1.0], "Ray": [3.0]},
+        "fan 30": {"Ray": [3.0]},
+    }
+    assert list(tables.losses(values)) == [
+        "fan 20: Ray (0.75 of Rhapsody, threads)",
+        "fan 30: Ray (Rhapsody, threads took too long or failed)",
+    ]
+
+
 def test_columns_of_one_kind_are_together_whoever_was_first() -> None:
     columns = ["fan 10", "fan 1,000", "chain 20", "p50, µs", "fan 100", "first result"]
     expected = ["fan 10", "fan 100", "fan 1,000", "chain 20", "p50, µs", "first result"]
