@@ -26,8 +26,11 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(60)]
 @pytest_asyncio.fixture(loop_scope="module")
 async def workers(request: pytest.FixtureRequest) -> AsyncIterator[Driver]:
     """So many workers, which have made short calls."""
-    backend = await LocalExecutionBackend("process", resources={"workers": request.param})
-    async with Driver(backend) as driver:
+    size = {"workers": request.param}
+    async with (
+        LocalExecutionBackend("process", resources=size) as backend,
+        Driver(backend) as driver,
+    ):
         for _ in range(5):
             await driver.run(*(driver.call(int) for _ in range(20)))
         yield driver

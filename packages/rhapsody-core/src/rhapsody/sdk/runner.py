@@ -265,8 +265,7 @@ def known(order: Order) -> dict[str, Any]:
 
 def _outcome(done: bool, payload: Any, plain: bool, output: Output) -> Outcome:
     printed = output.stdout, output.stderr, output.directory
-    host, pid = os.uname().nodename, os.getpid()
-    return Outcome(PROTOCOL_VERSION, done, payload, plain, *printed, host, pid)
+    return Outcome(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid())
 
 
 class Environment:
@@ -346,6 +345,7 @@ class Captured(Output):
 
 
 _none = Output()
+_host = os.uname().nodename
 _threads: int | None = None
 
 
