@@ -220,3 +220,15 @@ async def test_what_a_call_changes_of_its_function_is_not_there_for_the_next() -
         for function, args in ((count, ()), (count_inside, ()), (remember, (1,))):
             task = flow.function_task(function)
             assert [await task(*args) for _ in range(3)] == [1, 1, 1]
+
+
+async def test_short_calls_behind_one_that_needs_more_get_what_they_need_alone() -> None:
+    backend = LocalExecutionBackend("process", resources={"cores": 2})
+    async with engine(backend) as flow:
+        short, both = flow.function_task(int), flow.function_task(resources={"cores": 2})(int)
+        for _ in range(4):
+            await asyncio.gather(
+                *(short() for _ in range(50)), both(), *(short() for _ in range(50))
+            )
+        assert backend.cores_in_use() == (0, 2)
+        await asyncio.gather(*(both() for _ in range(5)))

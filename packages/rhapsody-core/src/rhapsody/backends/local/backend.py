@@ -355,16 +355,16 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
             job.spill = sandbox or self._sandboxes + job.uid
 
-    def _next_short(self) -> Job | None:
+    def _next_short(self, before: Job) -> Job | None:
         """Takes the next job where it may wait in a worker process for the slots of another."""
         job = self._queue.first()
-        if job is None or job.request is not ONE_FUNCTION or not self._processes.pack(job):
+        if job is None or job.request is not before.request or not self._processes.pack(job):
             return None
         try:
             self._prepare(job)
         except Exception:  # which it tells when it has its slots
             return None
-        self._queue.take_over(ONE_FUNCTION)
+        self._queue.take_over(job.request)
         job.given = True
         return job
 

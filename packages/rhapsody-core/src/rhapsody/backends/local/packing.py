@@ -11,6 +11,7 @@ import dis
 import pickle
 import sys
 import types
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -40,8 +41,6 @@ STORES = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_D
 
 REFLECTION = {"globals", "vars", "setattr", "delattr", "exec", "eval"}
 """Names by which the same can be had."""
-
-_UNKNOWN: tuple[None, None] = None, None
 
 
 def pack_call(task: TaskDescription) -> bytes:
@@ -85,7 +84,7 @@ class Functions:
     """Packed functions, kept for as long as packing them again would give the same."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, Packed | None]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
 
     def pack(self, task: TaskDescription) -> Call | None:
         """A task's call, if it is small; `None` where packing it may run code of others."""
@@ -98,13 +97,15 @@ class Functions:
         return Call(function.data, pickle.dumps((args, kwargs), 5), function.reusable)
 
     def _packed(self, function: Any) -> Packed | None:
-        found, known = self._known.get(id(function), _UNKNOWN)
-        if found is function and (known is None or known.is_current()):
+        if type(function) not in NAMED:
+            return None
+        of, known = self._known.get(id(function), (None, None))
+        if of is not None and of() is function and (known is None or known.is_current()):
             return known
-        if found is None and len(self._known) >= KEPT:
+        if len(self._known) >= KEPT:
             del self._known[next(iter(self._known))]
         known = _pack(function)
-        self._known[id(function)] = function, known
+        self._known[id(function)] = weakref.ref(function), known
         return known
 
 
@@ -155,9 +156,9 @@ class Packed:
 
     def _by_reference(self, value: Any) -> bool:
         module, name = value.__module__, value.__qualname__
-        if module is None or module == "__main__" or module not in sys.modules:
+        if type(module) is not str or module == "__main__":
             return False
-        names = vars(sys.modules[module])
+        names = getattr(sys.modules.get(module), "__dict__", {})
         if names.get(name) is not value:
             return False
         self._named.append((names, name, value))
@@ -193,10 +194,13 @@ def _pack(function: Any) -> Packed | None:
 
     if cloudpickle.list_registry_pickle_by_value():
         return None
-    found = Packed(function)
-    if not found.is_fixed:
+    try:
+        found = Packed(function)
+        if not found.is_fixed:
+            return None
+        found.data = dumps(function)
+    except Exception:  # it is told by whoever packs the whole call
         return None
-    found.data = dumps(function)
     found.reusable = len(found.data) <= SMALL and not any(map(_can_change, found.codes()))
     return found
 

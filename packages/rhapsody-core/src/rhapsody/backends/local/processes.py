@@ -66,8 +66,8 @@ class ProcessWorkers:
         ended: Takes each job that has ended; called on the loop.
         announced: Takes each job that a worker has got, and which is next there; called on
             the loop.
-        next_short: Gives the next job if it may wait in a worker for slots, of those that it
-            could `pack`; called on the loop.
+        next_short: Gives the next job, if it needs just what the given one has and `pack` could
+            pack it, to wait in a worker for these slots; called on the loop.
         taken_back: Takes the jobs that have waited so, in their order; called on the loop.
         gpus: All the GPUs there are to give.
         grace: Seconds between SIGTERM and SIGKILL for a worker whose job is cancelled.
@@ -80,7 +80,7 @@ class ProcessWorkers:
         self,
         ended: Callable[[Job], object],
         announced: Callable[[Job], object],
-        next_short: Callable[[], Job | None],
+        next_short: Callable[[Job], Job | None],
         taken_back: Callable[[list[Job]], object],
         gpus: tuple[str, ...],
         grace: float,
@@ -304,7 +304,7 @@ class ProcessWorkers:
         most = min(AHEAD, int(SHORT / max(self._seconds, SHORT / AHEAD)))
         if 2 * (len(to.jobs) - 1) > most:
             return
-        while len(to.jobs) <= most and (job := self._next_short()) is not None:
+        while len(to.jobs) <= most and (job := self._next_short(to.jobs[0])) is not None:
             self._jobs.add(job)
             self._send(job, self._frame(job), to)
         if len(to.jobs) > 1 and self._watch is None:
