@@ -156,11 +156,6 @@ class TaskProgram:
         """Whether something of its process group is left."""
         return not self._program.exited.done()
 
-    @property
-    def exited(self) -> asyncio.Future[int]:
-        """Done when all of its process group has ended; see `Program`."""
-        return self._program.exited
-
     def terminate(self, grace: float) -> None:
         """Ask the program and what it started to end; by force after `grace` seconds.
 
@@ -172,8 +167,8 @@ class TaskProgram:
     async def wait(self, grace: float) -> int:
         """Wait for the program's end, and write its exit code and output into the description.
 
-        Called once, and not after `collect` has returned a code. A cancellation stops the whole
-        group, waits until it is gone, and writes nothing into the description.
+        Called once. A cancellation stops the whole group, waits until it is gone, and writes
+        nothing into the description.
 
         Args:
             grace: Seconds between SIGTERM and SIGKILL where it is cancelled.
@@ -187,39 +182,26 @@ class TaskProgram:
         """
         exited = self._program.exited
         if await wait_through(exited, partial(self.terminate, grace)):
-            if self._output is not None:
-                self._output.close()
+            self._close()
             raise asyncio.CancelledError
-        code = self.collect()
-        if code is None:
-            assert self._output is not None
-            code = self._write(exited.result(), await in_thread(self._output.take))
-        return code
-
-    def collect(self) -> int | None:
-        """Do for a program that has `exited` what `wait` does, without waiting.
-
-        Returns:
-            The exit code. `None` where it has printed so much that it is to be read beside the
-            loop: nothing is done yet, and `wait` does it.
-
-        Raises:
-            OutOfMemoryError: The kernel killed it because memory ran out; all is written.
-            OSError: Its output cannot be read.
-        """
-        task, output = self._task, self._output
-        printed = ["", ""]
-        if output is not None:
-            if output.size > SMALL:
-                return None
-            printed = output.take()
-        elif task.get("capture", True) == "files":
-            printed = [os.path.join(task["sandbox"], name) for name in OUTPUT_FILES]
-        return self._write(self.exited.result(), printed)
-
-    def _write(self, code: int, printed: list[str]) -> int:
-        task = self._task
-        task["exit_code"], (task["stdout"], task["stderr"]) = code, printed
-        if not self._terminated and (error := memory_error(task, code)) is not None:
+        code = await self._collect(exited.result())
+        if not self._terminated and (error := memory_error(self._task, code)) is not None:
             raise error
         return code
+
+    async def _collect(self, code: int) -> int:
+        task = self._task
+        output, self._output = self._output, None
+        stdout = stderr = ""
+        if output is not None:
+            # Little is read here, more beside the loop.
+            small = output.size <= SMALL
+            stdout, stderr = output.take() if small else await in_thread(output.take)
+        elif task.get("capture", True) == "files":
+            stdout, stderr = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
+        task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr
+        return code
+
+    def _close(self) -> None:
+        if self._output is not None:
+            self._output.close()

@@ -151,11 +151,10 @@ class TaskService(TaskProgram):
         await in_thread(partial(wait_until, partial(accepts, HOST, ready.value), self._stop))
         return HOST, ready.value
 
-    def collect(self) -> int | None:
-        """Do what is left to do for a service that has `exited`; as `TaskProgram.collect`."""
+    async def _collect(self, code: int) -> int:
         if self._printed is not None:
             self._printed.read_rest()
-        return super().collect()
+        return await super()._collect(code)
 
     def _release(self) -> None:
         if self._printed is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from rhapsody.backends.local.jobs import Job
 from rhapsody.data import make_sandbox
@@ -43,40 +42,21 @@ class Executables:
         self._gpus = gpus
         self._grace = grace
         self._launch = partial(Program, guardian=guardian)
-        self._left: set[asyncio.Future[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
         """Starts the program."""
-        program = self._start(job, TaskProgram)
-        self._left.add(program.exited)
-        program.exited.add_done_callback(partial(self._exited, job, program))
+        self._run(job, TaskProgram)
 
-    def _start(self, job: Job, start: Callable[..., TaskProgram]) -> TaskProgram:
+    def _run(self, job: Job, start: Callable[..., TaskProgram]) -> None:
         job.task["sandbox"] = make_sandbox(job.task.get("sandbox") or self._sandbox(job.uid))
         environment = job.environment(self._gpus)
         job.handle = program = start(job.task, environment, launch=self._launch)
         job.pid = program.pid
         job.worker = f"process {program.pid}"
-        return program
-
-    def _exited(self, job: Job, program: TaskProgram, exited: asyncio.Future[int]) -> None:
-        """Delivers a job whose program has ended: at once where it has printed little."""
-        self._left.discard(exited)
-        try:
-            code = program.collect()
-        except Exception as error:  # its output cannot be read
-            job.error = error
-        else:
-            if code is None:
-                self._wait(job, program)
-                return
-            job.failed = code != 0
-        self._deliver(job)
-
-    def _wait(self, job: Job, program: TaskProgram) -> None:
         task = asyncio.create_task(self._finish(job, program))
-        self._left.add(task)
-        task.add_done_callback(self._left.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def cancel(self, job: Job) -> None:
         """Asks the program's group to end, and ends it by force after the grace period."""
@@ -89,8 +69,8 @@ class Executables:
 
     async def stop(self) -> None:
         """Waits until nothing is left to do for jobs that have ended."""
-        while self._left:
-            await asyncio.wait(self._left)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def _finish(self, job: Job, program: TaskProgram) -> None:
         try:
@@ -145,5 +125,5 @@ class Services(Executables):
     def run(self, job: Job) -> None:
         """Starts the service's program and begins to watch for its readiness."""
         readiness = Readiness()
-        self._wait(job, self._start(job, partial(TaskService, ready=readiness.set)))
+        self._run(job, partial(TaskService, ready=readiness.set))
         self._serving(job, None if job.task.get("ready") is None else readiness.attach)
