@@ -189,6 +189,20 @@ async def test_a_run_without_tasks_is_told(
 
 
 @pytest.mark.asyncio
+async def test_of_two_engines_with_one_file_it_has_the_run_that_ended_last(
+    tmp_path: Path, written: Callable[[], Instance]
+) -> None:
+    flows = [await WorkflowEngine.create(Inline(), instance=tmp_path / "run.json") for _ in "ab"]
+    for flow, size in zip(flows, (20, 1), strict=True):
+        task = flow.function_task(lambda x: x)
+        for number in range(size):
+            assert await task(number) == number
+    for flow in flows:
+        await flow.shutdown()
+    assert len(written().tasks) == 1
+
+
+@pytest.mark.asyncio
 async def test_an_instance_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixture) -> None:
     async with WorkflowEngine.create(Inline(), instance="/dev/full") as flow:
         assert await flow.function_task(lambda: 1)() == 1

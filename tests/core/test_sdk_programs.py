@@ -38,24 +38,6 @@ async def test_a_program_leaves_its_results_in_the_description(tmp_path: Path) -
     assert not program.running
 
 
-async def test_a_program_that_has_ended_gives_its_results_at_once_unless_it_printed_much(
-    tmp_path: Path,
-) -> None:
-    task = described(tmp_path, "echo out; exit 3")
-    program = TaskProgram(task, task_environment(task))
-    await within(asyncio.shield(program.exited))
-    assert program.collect() == 3
-    assert (task["exit_code"], task["stdout"], task["stderr"]) == (3, "out\n", "")
-
-    task = described(tmp_path, "yes | head -c 3000000")
-    program = TaskProgram(task, task_environment(task))
-    await within(asyncio.shield(program.exited))
-    assert program.collect() is None
-    assert "stdout" not in task
-    assert await within(program.wait(1)) == 0
-    assert task["stdout"] == "y\n" * 1500000
-
-
 async def test_a_cancelled_wait_leaves_no_process_and_nothing_in_the_description(
     tmp_path: Path,
 ) -> None:

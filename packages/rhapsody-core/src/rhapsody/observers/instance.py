@@ -12,6 +12,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,6 +114,8 @@ class InstanceRecorder:
         if instance is None:
             log.warning("%s: no task has run, so that there is nothing to record", self._path)
             return
+        with suppress(OSError):  # it is no file
+            os.ftruncate(self._descriptor, 0)  # the one of another engine may be in it
         try:
             with os.fdopen(self._descriptor, "w", encoding="utf-8", closefd=False) as file:
                 file.write(dumps(instance))
