@@ -26,9 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 TASK: Any = {"uid": "task.1", "name": "one", "function": abs, "args": (-1,), "kwargs": {}}
 CALL = pack(TASK)
 OUTCOME = Runner().run(CALL)
-FRAME = worker.NUMBER.pack(1) + packing.frame(
-    order_of(TASK), worker.Call(b"", packing.pack_call(TASK))
-)
+FRAME = packing.frame(order_of(TASK), worker.Call(b"", packing.pack_call(TASK)))
 
 
 @given(nonsense(OUTCOME))

@@ -169,6 +169,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         if self._mailbox is None:
             return
         self._progress = asyncio.Event()
+        if self._processes is not None:
+            self._processes.hold()
         for job in self._queue.clear():
             self._end(job, self._canceled)
         for job in list(self.open_tasks.values()):
@@ -355,24 +357,27 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
             job.spill = sandbox or self._sandboxes + job.uid
 
-    def _next_short(self, before: Job) -> Job | None:
+    def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
         """Takes the next job where it may wait in a worker process for the slots of another."""
         job = self._queue.first()
-        if job is None or job.request is not before.request or not self._processes.pack(job):
+        if job is None or job.request is not before.request:
             return None
         try:
+            if not self._processes.pack(job):
+                return None
             self._prepare(job)
+            call = self._processes.frame(job)
         except Exception:  # which it tells when it has its slots
             return None
         self._queue.take_over(job.request)
         job.given = True
-        return job
+        return job, call
 
     def _taken_back(self, jobs: list[Job]) -> None:
         """Puts jobs that have waited in a worker process where they were, before all others."""
-        for job in reversed(jobs):
+        for job in jobs:
             job.given = False
-            self._queue.put_back(job)
+        self._queue.put_back(jobs)
         self._pump_soon()
 
     def _require_time(self, task: TaskDescription) -> None:

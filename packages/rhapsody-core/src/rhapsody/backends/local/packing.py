@@ -12,7 +12,7 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -31,15 +31,15 @@ KEPT = 128
 """How many packed functions are kept."""
 
 SCALARS = PLAIN - {str, bytes}
-SEQUENCES = frozenset({tuple, list, set, frozenset})
+CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 GENERIC = (types.GenericAlias, types.UnionType)
 MISSING: Any = object()
 
-STORES = {"STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF"}
+STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")}
 """What can change a function, or what it refers to."""
 
-REFLECTION = {"globals", "vars", "setattr", "delattr", "exec", "eval"}
+REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", "exec", "eval"}
 """Names by which the same can be had."""
 
 
@@ -53,28 +53,30 @@ def pack_call(task: TaskDescription) -> bytes:
     return calls.pack_call(task, worker="a worker process", cure=cure)
 
 
-def frame(order: Order, call: Call) -> bytes:
-    """A call as it is sent to a worker, but for its number."""
+def frame(order: Order, call: Call) -> bytearray:
+    """A call as it is sent to a worker, with room for its number."""
     function, arguments, reusable = call
     packed = pickle.dumps(tuple(order), 5)
-    lengths = CALL.pack(reusable, len(packed), len(function), len(arguments))
-    return b"".join((lengths, packed, function, arguments))
+    head = CALL.pack(0, reusable, len(packed), len(function), len(arguments))
+    return bytearray().join((head, packed, function, arguments))
 
 
 def is_small(values: Iterable[Any], left: int = SMALL, depth: int = DEPTH) -> int:
     """Whether values are few, small and of Python's own types; the bytes that are left if so."""
     for value in values:
         kind = type(value)
-        if kind in SCALARS:
+        if kind is int:
+            left -= 8 + (value.bit_length() >> 3)
+        elif kind in SCALARS:
             left -= 8
         elif kind is str or kind is bytes:
             left -= len(value)
-        elif depth and kind in SEQUENCES:
-            left = is_small(tuple(value), left - 8, depth - 1)
-        elif depth and kind is dict:
+        elif kind not in CONTAINERS or not depth or 8 * len(value) > left:
+            return 0
+        elif kind is dict:
             left = is_small((*value, *value.values()), left - 8, depth - 1)
         else:
-            return 0
+            left = is_small(tuple(value), left - 8, depth - 1)
         if left <= 0:
             return 0
     return left
@@ -84,6 +86,9 @@ class Functions:
     """Packed functions, kept for as long as packing them again would give the same."""
 
     def __init__(self) -> None:
+        import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+
+        self._by_value: Callable[[], set[str]] = cloudpickle.list_registry_pickle_by_value
         self._known: dict[int, tuple[weakref.ref[Any], Packed | None]] = {}
 
     def pack(self, task: TaskDescription) -> Call | None:
@@ -97,15 +102,14 @@ class Functions:
         return Call(function.data, pickle.dumps((args, kwargs), 5), function.reusable)
 
     def _packed(self, function: Any) -> Packed | None:
-        if type(function) not in NAMED:
+        if type(function) not in NAMED or self._by_value():
             return None
-        of, known = self._known.get(id(function), (None, None))
-        if of is not None and of() is function and (known is None or known.is_current()):
-            return known
-        if len(self._known) >= KEPT:
+        of, known = self._known.pop(id(function), (None, None))
+        if of is None or of() is not function or not (known is None or known.is_current()):
+            of, known = weakref.ref(function), _pack(function)
+        self._known[id(function)] = of, known
+        if len(self._known) > KEPT:
             del self._known[next(iter(self._known))]
-        known = _pack(function)
-        self._known[id(function)] = weakref.ref(function), known
         return known
 
 
@@ -123,10 +127,14 @@ class Packed:
         self._named: list[tuple[Mapping[str, Any], str, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._functions: list[tuple[types.FunctionType, types.CodeType, Any]] = []
+        self._left = SMALL  # bytes of values that are looked at
+        self._modules = len(sys.modules)  # of packages those travel along that were imported
         self.is_fixed: bool = self._refer(function)
 
     def is_current(self) -> bool:
         """Whether all that the function refers to is what it was."""
+        if self._functions and len(sys.modules) != self._modules:
+            return False
         for names, name, value in self._named:
             if names.get(name, MISSING) is not value:
                 return False
@@ -142,16 +150,20 @@ class Packed:
         """The code of the functions that travel by value."""
         return [code for _, code, _ in self._functions]
 
-    def _refer(self, value: Any, depth: int = DEPTH) -> bool:
+    def _refer(self, value: Any) -> bool:
         """Notes what a value refers to; whether nothing of it can change in place."""
         kind = type(value)
+        self._left -= 8
         if kind in PLAIN:
-            return is_small((value,)) > 0
+            self._left = is_small((value,), self._left)
+        if self._left <= 0 or kind in PLAIN:
+            return self._left > 0
         if kind is tuple or kind is frozenset:
-            few = depth > 0 and len(value) <= KEPT
-            return few and all(self._refer(each, depth - 1) for each in value)
+            return all(map(self._refer, value))
         if kind is types.ModuleType:
             return sys.modules.get(value.__name__) is value
+        if issubclass(kind, type):
+            return self._by_reference(value)
         return kind in NAMED and (self._by_reference(value) or self._by_value(value))
 
     def _by_reference(self, value: Any) -> bool:
@@ -185,15 +197,16 @@ class Packed:
     def _is_type(self, annotation: Any) -> bool:
         """Whether an annotation runs no code of others when it is packed."""
         if type(annotation) in GENERIC or type(annotation).__module__ == "typing":
-            return all(map(self._is_type, getattr(annotation, "__args__", ())))
-        return annotation is ... or self._refer(annotation)
+            origin = getattr(annotation, "__origin__", None)
+            parts = [*getattr(annotation, "__args__", [MISSING])]
+            parts += [origin] if isinstance(origin, type) else []
+            return annotation is Any or (
+                all(map(self._is_type, parts)) and not hasattr(annotation, "__metadata__")
+            )
+        return annotation in (..., types.NoneType) or self._refer(annotation)
 
 
 def _pack(function: Any) -> Packed | None:
-    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
-
-    if cloudpickle.list_registry_pickle_by_value():
-        return None
     try:
         found = Packed(function)
         if not found.is_fixed:
@@ -201,7 +214,8 @@ def _pack(function: Any) -> Packed | None:
         found.data = dumps(function)
     except Exception:  # it is told by whoever packs the whole call
         return None
-    found.reusable = len(found.data) <= SMALL and not any(map(_can_change, found.codes()))
+    codes = found.codes()
+    found.reusable = bool(codes) and not any(map(_can_change, codes))
     return found
 
 
@@ -232,7 +246,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
 @lru_cache(256)
 def _can_change(code: types.CodeType) -> bool:
     """Whether code may change the function that it is of, or one that this refers to."""
-    if any(name in REFLECTION or name.startswith("__") for name in _names(code)):
+    if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(
         found.opname in STORES for each in _codes(code) for found in dis.get_instructions(each)

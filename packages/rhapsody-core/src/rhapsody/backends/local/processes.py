@@ -66,8 +66,8 @@ class ProcessWorkers:
         ended: Takes each job that has ended; called on the loop.
         announced: Takes each job that a worker has got, and which is next there; called on
             the loop.
-        next_short: Gives the next job, if it needs just what the given one has and `pack` could
-            pack it, to wait in a worker for these slots; called on the loop.
+        next_short: Gives the next job and its call, if it needs just what the given one has and
+            `pack` could pack it, to wait in a worker for these slots; called on the loop.
         taken_back: Takes the jobs that have waited so, in their order; called on the loop.
         gpus: All the GPUs there are to give.
         grace: Seconds between SIGTERM and SIGKILL for a worker whose job is cancelled.
@@ -80,7 +80,7 @@ class ProcessWorkers:
         self,
         ended: Callable[[Job], object],
         announced: Callable[[Job], object],
-        next_short: Callable[[Job], Job | None],
+        next_short: Callable[[Job], tuple[Job, bytearray] | None],
         taken_back: Callable[[list[Job]], object],
         gpus: tuple[str, ...],
         grace: float,
@@ -95,7 +95,7 @@ class ProcessWorkers:
         self._functions = packing.Functions()
         self._seconds: float | None = None  # that a call takes, of late
         self._watch: asyncio.TimerHandle | None = None
-        self._waiting: dict[Job, bytes] = {}
+        self._waiting: dict[Job, bytearray] = {}
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._starting = 0
@@ -130,18 +130,21 @@ class ProcessWorkers:
         """Begins to hear the workers, after `open`."""
         assert self._first is not None
         self._loop = asyncio.get_running_loop()
-        self._from_packer: Mailbox[tuple[Job, bytes | None]] = Mailbox(self._loop, self._came_back)
+        self._from_packer: Mailbox[tuple[Job, bytearray | None]] = Mailbox(
+            self._loop, self._came_back
+        )
         self._new: Mailbox[Worker | Exception] = Mailbox(self._loop, self._started)
         self._start_packer()
         self._take_in(self._first)
 
     def run(self, job: Job) -> None:
         """Gives a job to the next worker that is free."""
-        self._jobs.add(job)
         if self.pack(job):
-            self._waiting[job] = self._frame(job)
+            self._waiting[job] = self.frame(job)
+            self._jobs.add(job)
             self._hand_out()
         else:
+            self._jobs.add(job)
             self._to_packer.put((job, None))
 
     def pack(self, job: Job) -> bool:
@@ -160,8 +163,15 @@ class ProcessWorkers:
             first = self._take_back(at)
             if first is not None and first is not job:
                 self.run(first)
-            if job.over or job.waits:
+            if job.waits:
                 return
+            at.read()
+            while job.handle is at and at.jobs[0] is not job and at.read():
+                pass  # those before it have replied
+            if job.over:
+                return
+            if job.handle is at:
+                self._give_back(at.take_back())  # what was sent meanwhile
         job.cancelled = True
         if job.handle is not None:
             job.handle.stop(self._grace)  # and when it is gone the job has ended
@@ -174,6 +184,14 @@ class ProcessWorkers:
     def ended(self, job: Job) -> None:
         """Notes that a job has ended."""
         self._jobs.discard(job)
+
+    def hold(self) -> None:
+        """Takes back what has not begun, and begins nothing more; `close` follows."""
+        self._stopping = True
+        if self._watch is not None:
+            self._watch.cancel()
+        for each in self._workers:
+            self._take_back(each)
 
     async def close(self) -> None:
         """Ends the workers, whatever they do."""
@@ -213,7 +231,7 @@ class ProcessWorkers:
             else:
                 try:
                     job.call = worker.Call(b"", packing.pack_call(job.task))
-                    call = self._frame(job)
+                    call = self.frame(job)
                     job.call = None
                 except BaseException as error:  # packing runs the objects' own code
                     job.error = error
@@ -224,13 +242,14 @@ class ProcessWorkers:
             self._packing = None
         self._to_packer.put(None)  # for another
 
-    def _frame(self, job: Job) -> bytes:
+    def frame(self, job: Job) -> bytearray:
+        """The call of a job that is packed, as it is sent."""
         assert job.call is not None
         cores, environment = job.request.cores, job.environment(self._gpus)
         order = order_of(job.task, cores=cores, environment=environment, directory=job.spill)
         return packing.frame(order, job.call)
 
-    def _came_back(self, item: tuple[Job, bytes | None]) -> None:
+    def _came_back(self, item: tuple[Job, bytearray | None]) -> None:
         """Takes from the packer a call that is to be made, or a job that has ended."""
         job, call = item
         if job.over or self._stopping:
@@ -243,6 +262,8 @@ class ProcessWorkers:
 
     def _hand_out(self) -> None:
         """Gives calls to idle workers, and starts one for each that is left."""
+        if self._stopping:
+            return
         while self._idle and (job := self._next()) is not None:
             self._give(job, self._idle.pop())
         if self._short and self._busy():
@@ -269,7 +290,7 @@ class ProcessWorkers:
         self._send(job, self._waiting.pop(job), to)
         self._announced(job)
 
-    def _send(self, job: Job, call: bytes, to: Worker) -> None:
+    def _send(self, job: Job, call: bytearray, to: Worker) -> None:
         to.send(job, call)
         job.handle, job.pid, job.worker = to, to.pid, to.title
 
@@ -281,7 +302,7 @@ class ProcessWorkers:
         seconds = min(by.seconds, LONG)
         self._seconds = seconds if self._seconds is None else (3 * self._seconds + seconds) / 4
         heir = by.jobs[0] if by.jobs else None
-        job.successor = heir  # which has begun, in the slots of this one
+        job.successor = heir  # which is next, in the slots of this one
         if job.request.gpus:
             by.finish(self._grace)
         elif heir is None and not by.over:
@@ -299,14 +320,15 @@ class ProcessWorkers:
 
     def _send_ahead(self, to: Worker) -> None:
         """Sends a worker calls that wait there, where calls are short."""
-        if self._seconds is None or to.over or not to.jobs:
+        if self._stopping or self._seconds is None or to.over or not to.jobs:
             return
         most = min(AHEAD, int(SHORT / max(self._seconds, SHORT / AHEAD)))
         if 2 * (len(to.jobs) - 1) > most:
             return
-        while len(to.jobs) <= most and (job := self._next_short(to.jobs[0])) is not None:
+        while len(to.jobs) <= most and (found := self._next_short(to.jobs[0])) is not None:
+            job, call = found
             self._jobs.add(job)
-            self._send(job, self._frame(job), to)
+            self._send(job, call, to)
         if len(to.jobs) > 1 and self._watch is None:
             self._watch = self._loop.call_later(LONG, self._take_back_from_long)
 
@@ -315,7 +337,7 @@ class ProcessWorkers:
         self._watch = None
         now = self._loop.time()
         for each in [each for each in self._workers if len(each.jobs) > 1]:
-            if now - each.since >= LONG:
+            if max(now - each.since, (len(each.jobs) - 1) * each.seconds) >= LONG:
                 first = self._take_back(each)
                 if first is not None:
                     self.run(first)
@@ -334,8 +356,7 @@ class ProcessWorkers:
             first.handle = None
             if not at.over:
                 self._idle.append(at)
-        self._give_back(jobs)  # before what comes now can let those behind them go ahead
-        at.read()
+        self._give_back(jobs)
         return first
 
     def _give_back(self, jobs: list[Job]) -> None:
@@ -416,17 +437,26 @@ class ProcessWorkers:
 
     def _lost(self, former: Worker, code: int | None, unbegun: list[Job]) -> None:
         """Sees to the jobs of a worker that is gone."""
-        if not former.jobs and not unbegun:
-            return
-        begun = bool(former.jobs)
-        job = former.jobs.popleft() if begun else unbegun.pop(0)
-        job.handle = None
+        begun, first = list(former.jobs), None
+        if unbegun and not begun:
+            first = unbegun.pop(0)
+            first.handle = None
         self._give_back(unbegun)
+        # Mostly one: those before the last have replied, if with nonsense.
+        for job, heir in zip(begun, [*begun[1:], None], strict=True):
+            job.handle, job.successor = None, heir
+            self._end_lost(job, code)
+        if first is None:
+            return
+        first.attempts += 1
+        if first.cancelled or first.attempts >= ATTEMPTS:
+            self._end_lost(first, code)
+        else:
+            self.run(first)
+
+    def _end_lost(self, job: Job, code: int | None) -> None:
+        """Ends the job of a worker that is gone."""
         if not job.cancelled:
-            job.attempts += 1
-            if not begun and job.attempts < ATTEMPTS:
-                self.run(job)
-                return
             job.error = memory_error(job.task, code) or TaskLostError(
                 f"the worker process of task {job.task['name']!r} {_how(code)} "
                 "while it ran the task"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -220,10 +221,15 @@ class Queue(Generic[W]):
             functions.popleft()
         return functions[0] if functions and not self._programs and not self._passed else None
 
-    def put_back(self, item: W) -> None:
-        """Puts a function task that was taken over before all others."""
-        item.waits = True
-        self._functions.appendleft(item)
+    def put_back(self, items: Iterable[W]) -> None:
+        """Puts function tasks that were taken over where they were."""
+        place = 0
+        with self._lock:
+            for item in items:
+                while place < len(self._functions) and self._functions[place].number < item.number:
+                    place += 1
+                item.waits = True
+                self._functions.insert(place, item)
 
     def clear(self) -> list[W]:
         """Takes out all that waits, in the order it came."""

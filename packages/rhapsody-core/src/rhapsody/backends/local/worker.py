@@ -47,12 +47,10 @@ no first part, the second is a log record.
 """
 
 NUMBER = struct.Struct("=I")
-"""What precedes a call: which of those that this worker was sent it is."""
+"""Which of the calls that this worker was sent it is."""
 
-CALL = struct.Struct("=?QQQ")
-"""How a call begins, see `Call`: `reusable`, and the lengths of order, function and arguments."""
-
-START = NUMBER.size + CALL.size
+CALL = struct.Struct("=I?QQQ")
+"""How a call begins: its number, `reusable`, and the lengths of order, function and arguments."""
 
 THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
 
@@ -107,11 +105,10 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
 
 def received(stream: IOBase) -> tuple[int, Order, Call] | None:
     """The next call; `None` at the end, also where the program ended midway."""
-    start = stream.read(START)
-    if len(start) < START:
+    start = stream.read(CALL.size)
+    if len(start) < CALL.size:
         return None
-    (number,) = NUMBER.unpack_from(start)
-    reusable, *lengths = CALL.unpack_from(start, NUMBER.size)
+    number, reusable, *lengths = CALL.unpack(start)
     parts = [stream.read(length) for length in lengths]
     if sum(map(len, parts)) < sum(lengths):
         return None
@@ -130,10 +127,10 @@ def reply(outcome: Outcome) -> bytes:
 def _taken(unbegun: Connection) -> int | None:
     """Takes the number of the call that is to be begun; `None` where all were taken back."""
     try:
-        number: int = NUMBER.unpack(os.read(unbegun.fileno(), NUMBER.size))[0]
+        taken = os.read(unbegun.fileno(), NUMBER.size)
     except BlockingIOError:
         return None
-    return number
+    return NUMBER.unpack(taken)[0] if taken else None  # the program is gone
 
 
 def begin() -> None:
@@ -183,6 +180,8 @@ class _Runner(Runner):
         if not call.function:
             return super().load(call.arguments)
         function = _reused(call.function) if call.reusable else loads(call.function)
+        if call.reusable:
+            function.__globals__.pop("__warningregistry__", None)  # each call warns anew
         return function, *loads(call.arguments)
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -73,7 +73,7 @@ class Worker:
         self._killing: asyncio.TimerHandle | None = None
         self._number = 0
         self._numbers = b""  # of calls that wait to be sent
-        self._calls: list[bytes] = []
+        self._calls: list[bytearray] = []
         self._unsent = NOTHING  # of what was begun to be sent
         self._buffer = memoryview(bytearray(AT_ONCE))  # to make one each time takes long
         self._received = bytearray()
@@ -125,18 +125,18 @@ class Worker:
         loop.add_reader(self._socket, self.read)
         loop.add_reader(self._process.sentinel, self._ended)
 
-    def send(self, job: Job, call: bytes) -> None:
+    def send(self, job: Job, call: bytearray) -> None:
         """Gives a call to the worker: at once where it has none, else with others of this turn."""
         assert self._loop is not None
-        number = NUMBER.pack(self._number)
+        NUMBER.pack_into(call, 0, self._number)
+        self._numbers += NUMBER.pack(self._number)
         self._number = (self._number + 1) % NUMBERS
         self.jobs.append(job)
-        self._numbers += number
-        self._calls += number, call
+        self._calls.append(call)
         if len(self.jobs) == 1:
             self.since = self._loop.time()
             self._flush()
-        elif len(self._calls) == 2:
+        elif len(self._calls) == 1:
             self._loop.call_soon(self._flush)
 
     def take_back(self) -> list[Job]:
@@ -182,7 +182,9 @@ class Worker:
         if self._unsent or not self._calls:
             return
         os.write(self._sent.fileno(), self._numbers)
-        self._unsent = memoryview(b"".join(self._calls))
+        self._unsent = memoryview(
+            self._calls[0] if len(self._calls) == 1 else b"".join(self._calls)
+        )
         self._numbers = b""
         self._calls.clear()
         self._push()
@@ -221,6 +223,7 @@ class Worker:
             self._loop.remove_reader(self._socket)
             if not self.over:  # one that lives has closed its descriptors, and cannot reply
                 self.kill()
+            self._deliver()
             return False
         if not self._makes_sense:
             return True  # and is left unread
@@ -229,9 +232,12 @@ class Worker:
         if self._replies:
             now = self._loop.time()
             self.seconds, self.since = (now - self.since) / len(self._replies), now
-        while self._replies:  # some of which others may take meanwhile
-            self._replied(self, self._replies.popleft())
+        self._deliver()
         return True
+
+    def _deliver(self) -> None:
+        while self._replies:  # some of which `read` may deliver that is called meanwhile
+            self._replied(self, self._replies.popleft())
 
     def _mistrust(self, what: str) -> None:
         """Ends a worker whose task has written to where only we write."""
