@@ -99,7 +99,7 @@ class ProcessWorkers:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._starting = 0
-        self._short = False  # of what another worker needs
+        self._no_more = False  # workers can be started
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
         self._packer: threading.Thread | None = None
@@ -266,7 +266,7 @@ class ProcessWorkers:
             return
         while self._idle and (job := self._next()) is not None:
             self._give(job, self._idle.pop())
-        if self._short and self._busy():
+        if self._no_more and self._busy():
             return
         for _ in range(len(self._waiting) - self._starting):
             self._starting += 1
@@ -406,12 +406,12 @@ class ProcessWorkers:
         if not self._waiting:
             return
         if self._busy():
-            if not self._short:
+            if not self._no_more:
                 log.warning(
                     "no more worker processes can be started, calls wait for those there are: %s",
                     describe_error(error),
                 )
-            self._short = True
+            self._no_more = True
             return
         job = next(iter(self._waiting))
         job.attempts += 1
@@ -431,7 +431,7 @@ class ProcessWorkers:
         self._changed.set()
         if self._stopping:
             return
-        self._short = False
+        self._no_more = False
         self._lost(former, code, unbegun)
         self._hand_out()
 
