@@ -443,7 +443,7 @@ class ProcessWorkers:
             first.handle = None
         self._give_back(unbegun)
         # Mostly one: those before the last have replied, if with nonsense.
-        for job, heir in zip(begun, [*begun[1:], None], strict=True):
+        for job, heir in zip(begun, [*begun[1:], None], strict=False):
             job.handle, job.successor = None, heir
             self._end_lost(job, code)
         if first is None:
