@@ -6,7 +6,6 @@ of the `wfcommons` package, once for all contestants of a run.
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import math
@@ -133,24 +132,14 @@ def mixed(long: int, seconds: float, short: int) -> Graph:
 
 def makespan(graph: Graph, slots: int) -> float:
     """Seconds of a list schedule: whenever a slot is free, the first task that is ready gets it."""
-    left = [len(task.parents) for task in graph]
-    children: list[list[int]] = [[] for _ in graph]
-    for n, task in enumerate(graph):
-        for parent in task.parents:
-            children[parent].append(n)
-    ready = [n for n, waits in enumerate(left) if not waits]
-    running: list[tuple[float, int]] = []
-    now = 0.0
-    while ready or running:
-        while ready and len(running) < slots:
-            n = heapq.heappop(ready)
-            heapq.heappush(running, (now + graph[n].seconds, n))
-        now, ended = heapq.heappop(running)
-        for child in children[ended]:
-            left[child] -= 1
-            if not left[child]:
-                heapq.heappush(ready, child)
-    return now
+    from rhapsody.wfformat import RecordedTask
+    from rhapsody.wfformat.schedules import list_schedule
+
+    tasks = [
+        RecordedTask(str(n), "", parents=tuple(map(str, task.parents)), runtime=task.seconds)
+        for n, task in enumerate(graph)
+    ]
+    return list_schedule(tasks, slots, {str(n): -n for n in range(len(graph))})
 
 
 def recipe(name: str, size: int, slots: int, seconds: float) -> Graph:

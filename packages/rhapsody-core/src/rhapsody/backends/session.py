@@ -53,7 +53,7 @@ class Session:
         `ManagedBackend.shutdown` removes: never in the current directory.
         """
         chosen = self.path != self._made_in
-        return f"{self.path if chosen else self.temporary}{os.sep}{name}"
+        return os.path.join(self.path if chosen else self.temporary, name)
 
 
 class BackendState(str):

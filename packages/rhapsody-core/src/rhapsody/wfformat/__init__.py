@@ -10,7 +10,6 @@ from rhapsody.wfformat.instance import (
     RecordedFile,
     RecordedMachine,
     RecordedTask,
-    edges,
     parents_first,
 )
 from rhapsody.wfformat.reading import read
@@ -24,7 +23,6 @@ __all__ = [
     "RecordedMachine",
     "RecordedTask",
     "dumps",
-    "edges",
     "parents_first",
     "read",
     "write",

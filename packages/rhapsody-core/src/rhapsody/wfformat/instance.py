@@ -100,14 +100,10 @@ class Instance:
     def children(self) -> dict[str, tuple[str, ...]]:
         """The ids of the tasks that wait for each task, by its id."""
         found: dict[str, list[str]] = {task.id: [] for task in self.tasks}
-        for parent, child in edges(self.tasks):
-            found[parent].append(child)
+        for task in self.tasks:
+            for parent in task.parents:
+                found[parent].append(task.id)
         return {task: tuple(children) for task, children in found.items()}
-
-
-def edges(tasks: Sequence[RecordedTask]) -> list[tuple[str, str]]:
-    """Each parent's id with each of its children's, in the order of the children."""
-    return [(parent, task.id) for task in tasks for parent in task.parents]
 
 
 def parents_first(tasks: Sequence[RecordedTask]) -> list[RecordedTask]:

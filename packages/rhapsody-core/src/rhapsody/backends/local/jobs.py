@@ -38,7 +38,7 @@ class Job:
         recorder: What keeps the output of a function in this process.
         cancelled: Somebody asked for its end.
         waits: It is in the queue.
-        successor: The job that its thread goes on with, and that has its slots.
+        successor: The job that its thread or worker process goes on with, and that has its slots.
         given: Its runner has it.
         announced: The running state was reported, or the job does not come so far.
         over: It has ended, and its terminal state was reported.
