@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any
 
@@ -24,13 +24,6 @@ from rhapsody.context import enter_task
 from rhapsody.sdk.capture import record_in
 from rhapsody.sdk.loops import SharedLoop, WorkerLoop, without_own_frames
 from rhapsody.sdk.threads import start_thread
-
-SPINS = 32 if hasattr(os, "sched_yield") else 0
-"""How often an idle worker looks for the next job before it sleeps.
-
-Waking a sleeping thread takes longer than most of what happens between a job's end
-and the start of the one that waited for it. The looking lasts some 30 µs.
-"""
 
 HERE: str = os.uname().nodename
 """This machine's name."""
@@ -144,7 +137,7 @@ class _Worker:
         try:
             successor = None
             while True:
-                job = self.job = successor or self._next()
+                job = self.job = successor or self._jobs.get()
                 if job is None:
                     return
                 job.worker = job.task["worker"] = self._name
@@ -156,15 +149,6 @@ class _Worker:
                 del job  # not kept alive until the next one comes
         finally:
             self._loop.close()
-
-    def _next(self) -> Job | None:
-        jobs = self._jobs
-        for _ in range(SPINS):
-            try:
-                return jobs.get_nowait()
-            except Empty:
-                os.sched_yield()
-        return jobs.get()
 
     def _call(self, job: Job) -> None:
         with self._lock:
