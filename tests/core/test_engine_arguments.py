@@ -109,10 +109,16 @@ def test_every_future_is_found_once_and_replaced_everywhere(
     def value(slot: Slot) -> tuple[str, int]:
         return "value", slot.number
 
-    for before, after in zip(
-        (*args, *kwargs.values()), (*given_args, *given_kwargs.values()), strict=True
+    filled_args, filled_kwargs = found.fill(
+        given_args, given_kwargs, lambda future: future.result()
+    )
+    assert filled_kwargs.keys() == kwargs.keys()
+    for before, after, filled in zip(
+        (*args, *kwargs.values()),
+        (*given_args, *given_kwargs.values()),
+        (*filled_args, *filled_kwargs.values()),
+        strict=True,
     ):
-        filled = found.fill(after, lambda future: future.result())
         assert filled == changed(before, value)
         assert type(filled) is type(changed(before, value))
         if not slots(before):
@@ -151,7 +157,7 @@ def test_in_a_literal_nothing_is_found(loop: asyncio.AbstractEventLoop, shape: A
     found = search((literal(value),), None)
     assert found is not None
     assert found.futures == []
-    assert found.fill(literal(value), lambda _: 1) is value
+    assert found.fill((literal(value),), {}, lambda _: 1)[0][0] is value
 
 
 @given(depth=st.integers(1, 100))
@@ -186,7 +192,7 @@ def test_a_class_whose_instances_were_filled_is_not_kept(
         given = Doubled(future)
         found = search((given,), None)
         assert found is not None
-        assert found.fill(given, {future: value}.get).twice == [value, value]
+        assert found.fill((given,), {}, {future: value}.get)[0][0].twice == [value, value]
     kept = weakref.ref(Doubled)
     del Doubled, given, found
     gc.collect()

@@ -83,22 +83,23 @@ class Found:
         self._touched = set(map(id, made.values()))
         return args, kwargs
 
-    def fill(self, value: Any, replace: Callable[[Any], Any]) -> Any:
-        """The value with each future and file in it replaced, `literal` marks taken off.
+    def fill(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], replace: Callable[[Any], Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with each future and file replaced, `literal` marks taken off.
 
         Containers without any are handed on as they are; others are copied.
         """
 
-        def filled(leaf: Any) -> Any:
-            if type(leaf) is literal:
-                return leaf.value
-            if asyncio.isfuture(leaf) or isinstance(leaf, File):
-                return replace(leaf)
-            return leaf
+        def leaf(value: Any) -> Any:
+            if type(value) is literal:
+                return value.value
+            if asyncio.isfuture(value) or isinstance(value, File):
+                return replace(value)
+            return value
 
-        if id(value) not in self._touched:
-            return filled(value)
-        return _Rebuild(self._touched, {}, filled, _replaced)(value)
+        filled = _Rebuild(self._touched, {}, leaf, _replaced) if self._touched else leaf
+        return tuple(map(filled, args)), {key: filled(value) for key, value in kwargs.items()}
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None:

@@ -109,6 +109,7 @@ class Calls:
             future = TaskFuture(loop=self.loop)
         node = Node(machine, task, future, number, args, kwargs or None, specific)
         node.dependencies = dependencies
+        node.found = found
         future._node = node
         future._definition = task
         future._number = number
@@ -116,10 +117,8 @@ class Calls:
         future._backend = None
         future._outcome = None
         scope = current_scope.get()
-        if found is not None or scope is not None:
-            extra = node.more()
-            extra.found = found
-            extra.scope = scope
+        if scope is not None or (found is not None and (found.inputs or found.outputs)):
+            node.more().scope = scope
         if task.prefix == "block":
             node.more().context = contextvars.copy_context()
         if self._keep:

@@ -159,7 +159,7 @@ class Graph:
             node.future._node = None
         if node.unfinished:
             self._unlink(node)
-        node.dependencies = ()
+        node.dependencies, node.found = (), None
         if node.parent is not None:
             if node.parent.extra is not None:
                 node.parent.extra.children.pop(node, None)

@@ -429,12 +429,11 @@ class PushDown:
         )
 
     def _takes_part(self, node: Node, backend: Attached) -> bool:
-        task, extra = node.task, node.extra
+        task, found = node.task, node.found
         if task.pushable is None or task.pushable[0] is not backend:
             task.pushable = backend, self._is_plain(task, backend)
         if not task.pushable[1] or type(node.future) is not TaskFuture:
             return False
-        found = extra.found if extra is not None else None
         return found is None or not (found.inputs or found.outputs or found.inexact)
 
     def _is_plain(self, task: Task[Any, Any], backend: Attached) -> bool:

@@ -66,7 +66,6 @@ class Extra:
         "context",
         "elsewhere",
         "failures",
-        "found",
         "in_wait",
         "limits",
         "losses",
@@ -93,7 +92,6 @@ class Extra:
         self.failures: Mapping[int, int] = (
             _NONE  # attempts that failed, by the place of their policy
         )
-        self.found: Found | None = None  # futures and files in the arguments
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
@@ -122,6 +120,7 @@ class Node:
         "dependents",
         "description",
         "extra",
+        "found",
         "future",
         "kwargs",
         "life",
@@ -170,7 +169,8 @@ class Node:
         self.description: TaskDescription | None = None
         self.backend: Attached | None = None
         self.parent: Node | None = None
-        self.extra: Extra | None = None
+        self.found: Found | None = None  # futures and files in the arguments
+        self.extra: Extra | None = None  # there where it has files
 
     def named(self) -> str:
         """Its task in messages."""

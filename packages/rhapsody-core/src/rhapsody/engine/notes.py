@@ -193,11 +193,11 @@ def _beside(node: Node) -> list[str]:
 
 def _places(node: Node) -> dict[str, str]:
     """Places of promised files that a failed command names in place of the files."""
-    extra = node.extra
-    if extra is None or extra.command is None or extra.found is None:
+    extra, found = node.extra, node.found
+    if extra is None or extra.command is None or found is None:
         return {}
     text = extra.command if isinstance(extra.command, str) else " ".join(extra.command)
-    placed = {f"{out.save}{out.filename}": out.filename for out in extra.found.outputs if out.save}
+    placed = {f"{out.save}{out.filename}": out.filename for out in found.outputs if out.save}
     return {place: name for place, name in placed.items() if place in text}
 
 

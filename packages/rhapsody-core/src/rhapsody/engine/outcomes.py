@@ -6,10 +6,11 @@ Files that a task promised are looked for here, before its result is recorded or
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhapsody.backends.scripts import write_again
+from rhapsody.data import Output
 from rhapsody.engine import failures
 from rhapsody.engine.node import Node
 from rhapsody.staging.files import Stager
@@ -53,8 +54,8 @@ class Outcomes:
         extra = node.extra
         if error is None and extra is not None:
             try:
-                if extra.found is not None and extra.found.outputs:
-                    self._check_outputs(node)
+                if node.found is not None and node.found.outputs:
+                    self._check_outputs(node, node.found.outputs)
             except Exception as mistake:  # a promised file is missing: the attempt failed
                 self.keep(node, report, succeeded=False)
                 return None, mistake  # not by a name of this frame, which is in its traceback
@@ -64,16 +65,14 @@ class Outcomes:
             self.keep(node, report, succeeded=error is None, done=error is None, value=value)
         return value, error
 
-    def _check_outputs(self, node: Node) -> None:
+    def _check_outputs(self, node: Node, outputs: Sequence[Output]) -> None:
         """Raises where a file that a finished task promised is missing."""
         assert node.backend is not None
         assert node.description is not None
         assert node.extra is not None
-        assert node.extra.found is not None
         if node.backend.capabilities.shared_file_system and not node.backend.dry:
             resolved = node.extra.resolved
             given = resolved.places.keys() if resolved is not None else ()
-            outputs = node.extra.found.outputs
             matches = check_outputs(node.description, outputs, given=given)
             if resolved is not None:
                 resolved.matches.update(matches)
@@ -105,8 +104,7 @@ class Outcomes:
         outcome = Outcome(node.uid, stdout, stderr, report.get("exit_code"), sandbox)
         outcome.backend = node.future._backend
         if sandbox is not None:
-            found = node.extra.found if node.extra is not None else None
-            outputs = found.outputs if found is not None else ()
+            outputs = node.found.outputs if node.found is not None else ()
             if outputs:
                 outcome.matches = node.matches()
                 outcome.output_files = names_of(outputs, outcome.matches)

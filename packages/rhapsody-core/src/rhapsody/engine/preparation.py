@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from rhapsody.data import moved
 from rhapsody.engine import failures
-from rhapsody.engine.arguments import texts_in
+from rhapsody.engine.arguments import Found, texts_in
 from rhapsody.engine.attach import Attached, find
 from rhapsody.engine.attempts import resources_for
 from rhapsody.engine.background import Background
@@ -210,13 +210,12 @@ class Preparation:
             self._describe_dependencies(node, description)
             if node.pushed:
                 description["references"] = self._pushdown.references(node)
-        if extra is not None:
-            if extra.scope is not None:
-                description["scope"] = extra.scope
-            if extra.found is not None:
-                self._describe_files(node, description)
-                if not executable:
-                    description["args"], description["kwargs"] = self.values(node)
+        if extra is not None and extra.scope is not None:
+            description["scope"] = extra.scope
+        if node.found is not None:
+            self._describe_files(node, node.found, description)
+            if not executable:
+                description["args"], description["kwargs"] = self.values(node)
 
     def _describe_dependencies(self, node: Node, description: TaskDescription) -> None:
         sources: list[Outcome] = []
@@ -231,10 +230,7 @@ class Preparation:
         if sources:
             node.more().sources = sources
 
-    def _describe_files(self, node: Node, description: TaskDescription) -> None:
-        assert node.extra is not None
-        assert node.extra.found is not None
-        found = node.extra.found
+    def _describe_files(self, node: Node, found: Found, description: TaskDescription) -> None:
         if found.inputs or found.outputs:
             description["metadata"]["input_files"] = [f.filename for f in found.inputs]
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
@@ -247,7 +243,7 @@ class Preparation:
             node: The node.
             stands_in: Gives what takes the place of a service's future.
         """
-        found = node.extra.found if node.extra is not None else None
+        found = node.found
         if found is None:
             return node.args, node.kwargs or {}
         sandbox = node.description.get("sandbox") if node.description is not None else None
@@ -267,8 +263,7 @@ class Preparation:
                 return leaf
             return self._stager.bind(leaf, sandbox, sources, by_path=elsewhere)
 
-        args = tuple(found.fill(value, replace) for value in node.args)
-        return args, {k: found.fill(v, replace) for k, v in (node.kwargs or {}).items()}
+        return found.fill(node.args, node.kwargs or {}, replace)
 
     def _command_built(self, node: Node, backend: Attached) -> bool:
         assert node.description is not None
@@ -285,7 +280,7 @@ class Preparation:
                 node.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
             extra.command = _checked_command(node, command)
-        elif extra.found is not None and former != sandbox:  # which may name its files
+        elif node.found is not None and former != sandbox:  # which may name its files
             extra.command = _moved(extra.command, former, sandbox)
         _set_command(node, extra.command)
         return True
@@ -385,7 +380,7 @@ class Preparation:
         assert node.extra is not None
         if backend.dry:
             return False  # what runs nothing reads nothing
-        found = node.extra.found
+        found = node.found
         if found is not None and (found.inputs or found.outputs):
             return True
         return self._implicit(node, backend)
@@ -404,8 +399,8 @@ class Preparation:
         extra, description = node.extra, node.description
         if extra is None or description is None:
             return  # cancelled before this began
-        inputs = extra.found.inputs if extra.found else ()
-        outputs = extra.found.outputs if extra.found else ()
+        inputs = node.found.inputs if node.found else ()
+        outputs = node.found.outputs if node.found else ()
         try:
             for each in self._others(node):
                 self._stager.require_capable(description, each.backend, inputs, outputs)

@@ -97,8 +97,7 @@ class Saving:
             self._missing(node)  # it is to be saved
             return
         assert node.description is not None
-        found = node.extra.found if node.extra is not None else None
-        outputs = found.outputs if found is not None else ()
+        outputs = node.found.outputs if node.found is not None else ()
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
         left.matches, left.paths = files.matches, files.paths
         left.keeper = self._stager.take_up(node.description, outputs, files)

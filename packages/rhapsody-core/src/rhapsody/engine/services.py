@@ -185,12 +185,12 @@ def _successor(node: Node, restarts: int) -> Node:
     new = Node(
         node.machine, node.task, node.future, node.number, node.args, node.kwargs, node.specific
     )
-    new.attempt, new.dependencies = node.attempt, node.dependencies
+    new.attempt, new.dependencies, new.found = node.attempt, node.dependencies, node.found
     if node.parent is not None and node.parent.life.future is Future.PENDING:
         new.parent = node.parent
     former, extra = node.more(), new.more()
     extra.restarts = restarts
-    extra.found, extra.scope, extra.texts = former.found, former.scope, former.texts
+    extra.scope, extra.texts = former.scope, former.texts
     extra.command, extra.built_for = former.command, former.built_for
     return new
 
