@@ -86,6 +86,7 @@ def test_a_workflow_that_has_not_run_has_no_times(tmp_path: Path) -> None:
 
 TASKS = "workflow.specification.tasks"
 RAN = "workflow.execution.tasks"
+VERSIONS = '"1.0", "1.1", "1.2", "1.3", "1.4", "1.5"'
 
 
 def changed(*path: str | int, to: object) -> Callable[[Any], None]:
@@ -123,41 +124,39 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
     [
         (
             in_task(3, "parents", ["b", "step_c"]),
-            f'{TASKS}[3].parents[1]: a task of this workflow is needed, got "step_c"',
+            f'{TASKS}[3].parents[1]: there is no task "step_c"',
         ),
         (
             in_task(3, "parents", ["b", "cc"]),
-            f"{TASKS}[3].parents[1]: a task of this workflow (did you mean 'c'?) is needed, "
-            'got "cc"',
+            f'{TASKS}[3].parents[1]: there is no task "cc"; did you mean "c"?',
         ),
         (
             in_task(0, "children", ["x"]),
-            f'{TASKS}[0].children[0]: a task of this workflow is needed, got "x"',
+            f'{TASKS}[0].children[0]: there is no task "x"',
         ),
         (
             in_task(0, "parents", ["a"]),
-            f'{TASKS}[0].parents[0]: a task that does not wait for this one (a -> a) is needed, '
-            'got "a"',
+            f"{TASKS}[0].parents[0]: tasks wait for each other in a cycle: a -> a",
         ),
-        (in_task(3, "id", "a"), f"{TASKS}[3].id: an id that no other task has, as {TASKS}[0].id"),
-        (in_task(3, "id", ""), f'{TASKS}[3].id: a text that is not empty is needed, got ""'),
+        (in_task(3, "id", "a"), f'{TASKS}[3].id: the id "a" is taken by {TASKS}[0].id'),
+        (in_task(3, "id", ""), f'{TASKS}[3].id: a non-empty string is needed, got ""'),
         (in_task(3, "parents", "b"), f'{TASKS}[3].parents: a list is needed, got "b"'),
-        (in_task(3, "parents", [7]), f"{TASKS}[3].parents[0]: a text that is not empty is needed,"),
+        (in_task(3, "parents", [7]), f"{TASKS}[3].parents[0]: a non-empty string is needed,"),
         (
             in_run(1, "runtimeInSeconds", -0.5),
-            f"{RAN}[1].runtimeInSeconds: a number that is 0 or more is needed, got -0.5",
+            f"{RAN}[1].runtimeInSeconds: a number of 0 or more is needed, got -0.5",
         ),
-        (in_run(1, "runtimeInSeconds", "3"), f'{RAN}[1].runtimeInSeconds: a number that is 0 or'),
-        (in_run(1, "runtimeInSeconds", True), f"{RAN}[1].runtimeInSeconds: a number that is 0 or"),
-        (in_run(1, "runtimeInSeconds", 10**400), f"{RAN}[1].runtimeInSeconds: a number that is 0"),
-        (in_run(1, "coreCount", 0), f"{RAN}[1].coreCount: a number that is 1 or more is needed"),
-        (in_run(1, "id", "x"), f'{RAN}[1].id: a task of this workflow is needed, got "x"'),
-        (in_run(1, "id", "a"), f"{RAN}[1].id: an id that no other task has, as {RAN}[0].id does,"),
+        (in_run(1, "runtimeInSeconds", "3"), f'{RAN}[1].runtimeInSeconds: a number of 0 or'),
+        (in_run(1, "runtimeInSeconds", True), f"{RAN}[1].runtimeInSeconds: a number of 0 or"),
+        (in_run(1, "runtimeInSeconds", 10**400), f"{RAN}[1].runtimeInSeconds: a number of 0 or"),
+        (in_run(1, "coreCount", 0), f"{RAN}[1].coreCount: a number of 1 or more is needed"),
+        (in_run(1, "id", "x"), f'{RAN}[1].id: there is no task "x"'),
+        (in_run(1, "id", "a"), f'{RAN}[1].id: the id "a" is taken by {RAN}[0].id'),
         (
             without("workflow", "execution", "tasks", 2, "runtimeInSeconds"),
             f"{RAN}[2]: the member 'runtimeInSeconds' is missing; it has 'id', 'machines'",
         ),
-        (without("workflow"), "the whole: the member 'workflow' is missing; it has 'name'"),
+        (without("workflow"), "top level: the member 'workflow' is missing; it has 'name'"),
         (
             without("workflow", "specification"),
             "workflow: the member 'specification' or 'tasks' or 'jobs' is missing; it has "
@@ -169,14 +168,23 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
         ),
         (
             changed("workflow", "specification", "files", 0, "sizeInBytes", to=1.5),
-            "workflow.specification.files[0].sizeInBytes: a whole number that is 0 or more is "
+            "workflow.specification.files[0].sizeInBytes: a whole number of 0 or more is "
             "needed, got 1.5",
         ),
-        (changed("workflow", "specification", "tasks", to=[]), f"{TASKS}: a list that is not e"),
+        (changed("workflow", "specification", "tasks", to=[]), f"{TASKS}: a non-empty list"),
+        (
+            in_run(2, "runtimeInSeconds", None),
+            f"{RAN}[2]: the member 'runtimeInSeconds' is null\n",
+        ),
+        (changed("workflow", to=None), "top level: the member 'workflow' is null\n"),
         (changed("workflow", to=[]), "workflow: an object is needed, got []"),
         (
             changed("schemaVersion", to="2.0"),
-            'schemaVersion: one of 1.0, 1.1, 1.2, 1.3, 1.4, 1.5 is needed, got "2.0"',
+            f'schemaVersion: one of the strings {VERSIONS} is needed, got "2.0"',
+        ),
+        (
+            changed("schemaVersion", to=1.5),
+            f"schemaVersion: one of the strings {VERSIONS} is needed, got 1.5",
         ),
     ],
 )  # fmt: skip
@@ -188,7 +196,7 @@ def test_an_instance_that_is_malformed(
     path = save(tmp_path / "diamond.json", content)
     with pytest.raises(InstanceError) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}: {said}")
+    assert f"{caught.value}\n".startswith(f"{path}: {said}")
 
 
 def test_tasks_that_wait_for_each_other_are_told_in_their_order(tmp_path: Path) -> None:
@@ -224,10 +232,10 @@ def test_older_instances_that_are_malformed(tmp_path: Path) -> None:
     assert said(changed(*flat, 3, "parents", to=["e"])).startswith("workflow.tasks[3].parents[0]: ")
     assert said(changed(*flat, 1, "runtime", to=-1)).startswith("workflow.tasks[1].runtime: a numb")
     assert said(changed(*flat, 1, "name", to="a")).startswith(
-        "workflow.tasks[1].name: a name or an id that no other task has, as workflow.tasks[0] does,"
+        'workflow.tasks[1]: the task "a" is defined twice, first at workflow.tasks[0]'
     )
     assert said(changed("workflow", "jobs", 0, "files", 1, "link", to="both"), "1.2") == (
-        'workflow.jobs[0].files[1].link: one of input, output is needed, got "both"'
+        'workflow.jobs[0].files[1].link: one of the strings "input", "output" is needed, got "both"'
     )
 
     def two_of_a_name(content: Any) -> None:
@@ -235,8 +243,7 @@ def test_older_instances_that_are_malformed(tmp_path: Path) -> None:
             task.update(name="same", id=f"ID{number}", parents=["same"] * (number == 3))
 
     assert said(two_of_a_name) == (
-        "workflow.tasks[3].parents[0]: the name of one task (same_ID0 and same_ID1 are called so) "
-        'is needed, got "same"'
+        'workflow.tasks[3].parents[0]: "same" may be same_ID0 or same_ID1; write one of these ids'
     )
 
 
@@ -246,7 +253,7 @@ def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InstanceError) as caught:
         read(path)
-    assert str(caught.value).startswith(f"{path}: this is no JSON: ")
+    assert str(caught.value).startswith(f"{path}: this is not JSON: ")
     assert str(caught.value).endswith("; a WfCommons instance is a JSON file")
 
 

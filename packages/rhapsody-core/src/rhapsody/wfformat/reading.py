@@ -97,7 +97,7 @@ def _tasks(workflow: Value) -> tuple[RecordedTask, ...]:
     specification.need("tasks")
     values = list(specification.items("tasks", empty=False))
     ids = [value.need("id") for value in values]
-    known = _unique(ids, "task")
+    known = _unique(ids)
     sizes = _sizes(specification)
     went = _executions(workflow, known)
     parents = _parents(zip(known, values, strict=True), lambda one: _known(one, known))
@@ -117,12 +117,12 @@ def _tasks(workflow: Value) -> tuple[RecordedTask, ...]:
     )
 
 
-def _unique(ids: Iterable[Value], what: str) -> dict[str, Value]:
+def _unique(ids: Iterable[Value]) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for each in ids:
         first = found.setdefault(each.text(), each)
         if first is not each:
-            each.refuse(f"an id that no other {what} has, as {first.place} does,")
+            each.fail(f"the id {each} is taken by {first.place}")
     return found
 
 
@@ -133,7 +133,7 @@ def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
         return {}
     execution.need("tasks")
     values = list(execution.items("tasks"))
-    ids = _unique([value.need("id") for value in values], "task")
+    ids = _unique([value.need("id") for value in values])
     for each in ids.values():
         _known(each, known)
     for value in values:
@@ -143,7 +143,7 @@ def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
 
 def _sizes(specification: Value) -> dict[str, int]:
     values = list(specification.items("files"))
-    ids = _unique([value.need("id") for value in values], "file")
+    ids = _unique([value.need("id") for value in values])
     return {
         name: value.need("sizeInBytes").whole() for name, value in zip(ids, values, strict=True)
     }
@@ -202,9 +202,7 @@ class _Names:
             full = name if own is None or own in name else f"{name}_{own}"
             first = found.setdefault(full, task)
             if first is not task:
-                (task.get("id") or task.need("name")).refuse(
-                    f"a name or an id that no other task has, as {first.place} does,"
-                )
+                task.fail(f'the task "{full}" is defined twice, first at {first.place}')
             for each in {full, name, own or full}:
                 self._meant.setdefault(each, []).append(full)
         self.ids: tuple[str, ...] = tuple(found)
@@ -213,7 +211,7 @@ class _Names:
         """The id of the task that is named somewhere."""
         meant = self._meant[_known(named, self._meant)]
         if len(meant) > 1:
-            named.refuse(f"the name of one task ({' and '.join(meant[:2])} are called so)")
+            named.fail(f"{named} may be {' or '.join(meant[:2])}; write one of these ids")
         return meant[0]
 
 
@@ -238,8 +236,8 @@ def _known(named: Value, known: Collection[str]) -> str:
     name = named.text()
     if name not in known:
         close = get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        named.refuse(f"a task of this workflow{hint}")
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        named.fail(f"there is no task {named}{hint}")
     return name
 
 
@@ -267,4 +265,4 @@ def _check_acyclic(parents: dict[str, list[str]], edges: _Edges) -> None:
     except graphlib.CycleError as error:
         cycle: list[str] = error.args[1]  # each a parent of the next, and the first again
         way = " -> ".join(cycle if len(cycle) <= 6 else [*cycle[:3], "...", *cycle[-2:]])
-        edges[cycle[0], cycle[1]].refuse(f"a task that does not wait for this one ({way})")
+        edges[cycle[0], cycle[1]].fail(f"tasks wait for each other in a cycle: {way}")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from rhapsody.errors import RhapsodyError
 
-_SHOWN = 60
+_LONGEST = 60
 
 
 class InstanceError(RhapsodyError, ValueError):
@@ -38,7 +38,7 @@ class Value:
         """The whole of a file.
 
         Raises:
-            InstanceError: It is no JSON.
+            InstanceError: It is not JSON.
             OSError: It cannot be read.
         """
         content = Path(path).read_bytes()
@@ -46,20 +46,29 @@ class Value:
             return cls(os.fspath(path), "", json.loads(content))
         except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
             raise InstanceError(
-                f"{os.fspath(path)}: this is no JSON: {error}; a WfCommons instance is a JSON file"
+                f"{os.fspath(path)}: this is not JSON: {error}; a WfCommons instance is a JSON file"
             ) from None
 
-    def refuse(self, accepted: str) -> NoReturn:
+    def __str__(self) -> str:
+        """The value as it stands in the file, cut where it is long."""
+        shown = json.dumps(self.value, ensure_ascii=False)
+        return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+
+    def fail(self, problem: str) -> NoReturn:
         """Raises for this value.
+
+        Raises:
+            InstanceError: With its file and place, and the problem.
+        """
+        raise InstanceError(f"{self._file}: {self.place or 'top level'}: {problem}")
+
+    def refuse(self, accepted: str) -> NoReturn:
+        """Raises for a value in place of which something else is accepted.
 
         Raises:
             InstanceError: With its place, what it is, and what would be accepted.
         """
-        shown = json.dumps(self.value, ensure_ascii=False)
-        if len(shown) > _SHOWN:
-            shown = f"{shown[:_SHOWN]}..."
-        where = self.place or "the whole"
-        raise InstanceError(f"{self._file}: {where}: {accepted} is needed, got {shown}")
+        self.fail(f"{accepted} is needed, got {self}")
 
     def get(self, *names: str) -> Value | None:
         """The first of these members that is there; `null` is as if it were not."""
@@ -79,12 +88,12 @@ class Value:
         """
         found = self.get(*names)
         if found is None:
+            for name in names:
+                if name in self.value:
+                    self.fail(f"the member {name!r} is null")
             given = ", ".join(map(repr, self.value)) or "no members"
             wanted = " or ".join(map(repr, names))
-            where = self.place or "the whole"
-            raise InstanceError(
-                f"{self._file}: {where}: the member {wanted} is missing; it has {given}"
-            )
+            self.fail(f"the member {wanted} is missing; it has {given}")
         return found
 
     def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
@@ -96,14 +105,14 @@ class Value:
         if found is None:
             return
         if not isinstance(found.value, list) or not (found.value or empty):
-            found.refuse("a list" if empty else "a list that is not empty")
+            found.refuse("a list" if empty else "a non-empty list")
         for index, value in enumerate(found.value):
             yield Value(self._file, f"{found.place}[{index}]", value)
 
     def text(self) -> str:
-        """A text that is not empty."""
+        """A string that is not empty."""
         if not isinstance(self.value, str) or not self.value:
-            self.refuse("a text that is not empty")
+            self.refuse("a non-empty string")
         return str(self.value)
 
     def number(self, least: float = 0) -> float:
@@ -113,18 +122,18 @@ class Value:
             with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
                 number = float(value)
         if not math.isfinite(number) or number < least:
-            self.refuse(f"a number that is {least} or more")
+            self.refuse(f"a number of {least} or more")
         return number
 
     def whole(self, least: int = 0) -> int:
         """The same, without a fraction."""
         number = self.number(least)
         if not number.is_integer():
-            self.refuse(f"a whole number that is {least} or more")
+            self.refuse(f"a whole number of {least} or more")
         return int(self.value)
 
     def one_of(self, *accepted: str) -> str:
-        """One of these texts."""
+        """One of these strings."""
         if self.value not in accepted:
-            self.refuse(f"one of {', '.join(accepted)}")
+            self.refuse(f"one of the strings {json.dumps(accepted)[1:-1]}")
         return str(self.value)
