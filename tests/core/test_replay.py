@@ -162,14 +162,26 @@ def test_a_workflow_without_times_and_one_that_is_not_there(
     )
 
 
-@pytest.mark.parametrize("arguments", [("--scale", "0"), ("--slots", "0"), ("--shortest", "nan")])
+@pytest.mark.parametrize(
+    ("option", "value", "accepted"),
+    [
+        ("--scale", "0", "a number above 0"),
+        ("--scale", "abc", "a number above 0"),
+        ("--scale", "1e999", "a number above 0"),
+        ("--shortest", "nan", "a number above 0"),
+        ("--files", "", "a number above 0"),
+        ("--slots", "0", "a whole number of 1 or more"),
+        ("--slots", "2.5", "a whole number of 1 or more"),
+    ],
+)
 def test_numbers_that_cannot_be(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, accepted: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["replay", str(tmp_path / "any.json"), *arguments])
+        main(["replay", str(tmp_path / "any.json"), option, value])
     assert end.value.code == 2
-    assert f"argument {arguments[0]}: a " in capsys.readouterr().err
+    said = f"argument {option}: {accepted} is needed, got {value!r}\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 # What is run.
