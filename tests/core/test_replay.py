@@ -110,11 +110,11 @@ def test_the_scale_may_be_told_by_the_shortest_task(
 
 def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "diamond.json", recent())
-    assert main(["replay", str(path), "--scale", "0.001", "-b", "noop", "--slots", "3"]) == 0
+    assert main(["replay", str(path), "--scale", "0.001", "--slots", "3"]) == 0
     shown, notes = capsys.readouterr()
     assert notes == "rhapsody: 4 tasks on 3 slots take at least 0.003 s\n"
     lines = shown.splitlines()
-    assert lines[0] == "diamond: 4 tasks on 3 slots of noop, recorded times x 0.001"
+    assert lines[0] == "diamond: 4 tasks on 3 slots of local, recorded times x 0.001"
     assert [line[:16].strip() for line in lines[1:]] == [
         "makespan", "critical path", "work / slots", "list schedule", "ratio",
     ]  # fmt: skip
@@ -128,7 +128,30 @@ def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"coreCount": 4}, (), "task 'b' had 4 cores, and there are 2 slots: give --slots 4 or"),
         ({}, ("-b", "nowhere"), "Backend 'nowhere' not found"),
         ({}, ("-o", "colour=red"), "backend 'local': "),
-        ({}, ("-o", "cores=0"), "backend 'local': "),
+        (
+            {},
+            ("--scale", "1e308"),
+            "the longest task would last inf s: give a --scale or",
+        ),
+        ({}, ("--scale", "1e-320"), "the longest task would last 2e-320 s: give a --scale or"),
+        (
+            {"runtimeInSeconds": 1e300},
+            (),
+            "the longest task would last 1e+297 s: give a",
+        ),
+        ({"runtimeInSeconds": 5e-324}, ("--shortest", "1"), "the longest task would last inf s: "),
+        ({}, ("-o", "grace=x"), "backend 'local': "),
+        (
+            {},
+            ("-o", "cores=3"),
+            "-o cores: the local backend gets as many cores and ",
+        ),
+        (
+            {},
+            ("-o", "resources={workers=1}", "--slots", "2"),
+            "-o workers: the local backend ",
+        ),
+        ({}, ("-b", "noop"), "backend 'noop' runs no task, so that there is nothing to measure"),
     ],
 )
 def test_what_cannot_be_replayed(
@@ -141,7 +164,8 @@ def test_what_cannot_be_replayed(
     content = recent()
     content["workflow"]["execution"]["tasks"][1].update(change)
     path = save(tmp_path / "diamond.json", content)
-    assert main(["replay", str(path), "--scale", "0.001", *arguments]) == 2
+    scale = () if {"--scale", "--shortest"} & {*arguments} else ("--scale", "0.001")
+    assert main(["replay", str(path), *scale, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"rhapsody: {said.format(file=path)}"), error
 

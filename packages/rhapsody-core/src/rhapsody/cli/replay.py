@@ -29,6 +29,9 @@ HELP = "run a recorded workflow again, to see what a backend adds to it"
 SLOTS: int = 8
 """How many tasks run at once where neither the user nor the instance says how many."""
 
+LONGEST: tuple[float, float] = (1e-9, 1e9)
+"""How many seconds the longest task may last: as many as clocks can tell."""
+
 ORDERS: tuple[str, ...] = ("ready", "critical-path")
 
 
@@ -92,9 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         CommandError: The backend cannot be started, or a task has failed.
     """
     instance = _read(arguments.file)
-    scale = arguments.scale
-    if arguments.shortest is not None:
-        scale = arguments.shortest / _shortest(instance, arguments.file)
+    scale = _scale(instance, arguments)
     instance = replace(
         instance,
         tasks=tuple(
@@ -129,11 +130,19 @@ def _read(file: str) -> Instance:
     return instance
 
 
-def _shortest(instance: Instance, file: str) -> float:
+def _scale(instance: Instance, arguments: argparse.Namespace) -> float:
     times = [task.runtime for task in instance.tasks if task.runtime]
-    if not times:
-        raise UsageError(f"{file}: no task took time; leave --shortest out")
-    return min(times)
+    scale: float = arguments.scale
+    if arguments.shortest is not None:
+        if not times:
+            raise UsageError(f"{arguments.file}: no task took time; leave --shortest out")
+        scale = arguments.shortest / min(times)
+    if times and not LONGEST[0] <= max(times) * scale <= LONGEST[1]:
+        raise UsageError(
+            f"the longest task would last {max(times) * scale:.3g} s: give a --scale or --shortest "
+            f"at which it lasts {LONGEST[0]:g} to {LONGEST[1]:g} s"
+        )
+    return scale
 
 
 async def _replay(
@@ -178,11 +187,24 @@ async def _replay(
 
 
 def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
-    """The backend; the local one gets slots that nothing else is said of."""
+    """The backend; the local one has so many cores and workers."""
     options = parse_options(arguments.option)
     if workers is not None:
-        options = {"cores": workers, "workers": workers} | options
-    return make_backend(arguments.backend, options)
+        resources = options.get("resources")
+        for key in ("cores", "workers"):
+            if key in options or (isinstance(resources, dict) and key in resources):
+                raise UsageError(
+                    f"-o {key}: the local backend gets as many cores and workers as there are "
+                    "slots: write --slots N instead"
+                )
+        options |= {"cores": workers, "workers": workers}
+    backend = make_backend(arguments.backend, options)
+    if getattr(backend, "dry", False):
+        raise UsageError(
+            f"backend {backend.name!r} runs no task, so that there is nothing to measure: "
+            "`rhapsody backends` lists the others"
+        )
+    return backend
 
 
 @asynccontextmanager
