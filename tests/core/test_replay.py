@@ -238,20 +238,17 @@ async def test_the_order_is_that_of_readiness_or_of_urgency(urgent: bool) -> Non
 
 
 @pytest.mark.asyncio
-async def test_files_have_their_sizes_and_go_from_task_to_task() -> None:
+async def test_files_have_their_sizes_and_go_from_task_to_task(tmp_path: Path) -> None:
     raw, made, last = RecordedFile("in/raw", 4000), RecordedFile("a b", 2000), RecordedFile("c", 9)
     tasks = [
         RecordedTask("one", "one", runtime=0.001, inputs=(raw,), outputs=(made,)),
         RecordedTask("two", "two", ("one",), 0.001, inputs=(made, raw), outputs=(last,)),
     ]
-    with Replay(tasks, files=0.5) as replay:
-        settings: Any = {"work_dir": replay.directory, "keep_sandboxes": "all"}
-        async with WorkflowEngine.create(LocalExecutionBackend(), **settings) as flow:
-            await replay.run(flow, 2)
-        assert replay.directory is not None
-        files = [file for file in replay.directory.rglob("replayed-*") if not file.is_symlink()]
-        assert sorted(file.stat().st_size for file in files) == [4, 1000, 2000]
-    assert not replay.directory.exists()
+    settings: Any = {"work_dir": tmp_path, "keep_sandboxes": "all"}
+    async with WorkflowEngine.create(LocalExecutionBackend(), **settings) as flow:
+        await Replay(tasks, files=0.5, directory=tmp_path).run(flow, 2)
+    files = [file for file in tmp_path.rglob("replayed-*") if not file.is_symlink()]
+    assert sorted(file.stat().st_size for file in files) == [4, 1000, 2000]
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="the published instances are not here")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.backends.base import ManagedBackend
@@ -158,18 +160,19 @@ async def _replay(
     slots = arguments.slots or recorded or SLOTS
     local = arguments.backend.strip().lower() == "local"
     held = urgency is not None or (arguments.slots is not None and not local)
-    with Replay(tasks, arguments.files, urgency) as replay:
+    with tempfile.TemporaryDirectory(prefix="rhapsody-replay-") as made:
+        directory = None if arguments.files is None else Path(made)  # for sandboxes as well
         async with _engine(
             _backend(arguments, slots if local else None),
             max_pending=slots if held else None,  # the engine keeps the others, in their order
-            work_dir=replay.directory,
+            work_dir=directory,
         ) as flow:
             backend = flow.backend
             slots = _offered(backend, slots)
             _check_fit(instance, slots)
             bound = list_schedule(tasks, slots, urgency)
             note(f"rhapsody: {len(tasks)} tasks on {slots} slots take at least {bound:.3f} s")
-            makespan = await replay.run(flow, slots)
+            makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
     return {
         "name": instance.name,
         "tasks": len(tasks),

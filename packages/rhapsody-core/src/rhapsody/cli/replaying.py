@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.wfformat.instance import RecordedFile, RecordedTask, parents_first
 from rhapsody.wfformat.schedules import slots_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from rhapsody.engine import WorkflowEngine
     from rhapsody.engine.tasks import Task
     from rhapsody.task import TaskFuture
@@ -62,46 +58,28 @@ def task_function() -> Callable[..., None]:
 class Replay:
     """A recorded workflow that is to be run.
 
-    As a context manager it has a directory for files while it is needed.
-
     Args:
         tasks: Its tasks, with the seconds that each is to last.
-        files: What sizes of files are multiplied by; `None` for no files.
         urgency: Which of the ready tasks go first, see `wfformat.schedules.list_schedule`.
-
-    Attributes:
-        directory: Where sandboxes are made; `None` where there are no files.
+        files: What sizes of files are multiplied by; `None` for no files.
+        directory: Where files are made that no task writes; needed where there are files.
     """
 
     def __init__(
         self,
         tasks: Sequence[RecordedTask],
-        files: float | None = None,
         urgency: Mapping[str, float] | None = None,
+        files: float | None = None,
+        directory: Path | None = None,
     ) -> None:
-        self.directory: Path | None = None
         self._tasks = sorted(parents_first(tasks), key=lambda task: bool(task.parents))
         self._by_id = {task.id: task for task in self._tasks}
         self._files = files
+        self._directory = directory
         levels = sorted(set(urgency.values())) if urgency else []
         ranks = {level: rank for rank, level in enumerate(levels, 1)}
         self._priorities = {task: ranks[level] for task, level in (urgency or {}).items()}
-        self._at_end = ExitStack()
         self._names: dict[str, str] = {}
-
-    def __enter__(self) -> Self:
-        if self._files is not None:
-            made = tempfile.TemporaryDirectory(prefix="rhapsody-replay-")
-            self.directory = Path(self._at_end.enter_context(made))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._at_end.close()
 
     async def run(self, flow: WorkflowEngine, slots: int) -> float:
         """Runs the tasks.
@@ -161,8 +139,8 @@ class Replay:
 
     def _made(self, file: RecordedFile) -> str:
         """The path of a file that is there before the workflow begins."""
-        assert self.directory is not None
-        path = self.directory / self._name(file)
+        assert self._directory is not None
+        path = self._directory / self._name(file)
         if not path.exists():
             with path.open("wb") as made:
                 for begin in range(0, self._size(file), _BLOCK):
