@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -237,18 +238,34 @@ async def test_the_order_is_that_of_readiness_or_of_urgency(urgent: bool) -> Non
     assert order == ("acbd" if urgent else "badc")
 
 
-@pytest.mark.asyncio
-async def test_files_have_their_sizes_and_go_from_task_to_task(tmp_path: Path) -> None:
-    raw, made, last = RecordedFile("in/raw", 4000), RecordedFile("a b", 2000), RecordedFile("c", 9)
+RAW, MADE, LAST = RecordedFile("in/raw", 4000), RecordedFile("a b", 2000), RecordedFile("c", 9)
+
+
+@pytest.mark.parametrize(
+    ("second", "sizes"),
+    [
+        (((MADE, RAW), (LAST,)), [4, 1000, 2000]),
+        (((MADE,), (MADE, LAST)), [4, 1000, 1000, 2000]),  # it reads and writes the same file
+        (((LAST,), (MADE,)), [4, 1000, 1000, 2000]),  # two parents of the third write it
+    ],
+)
+def test_files_have_their_sizes_and_go_from_task_to_task(
+    tmp_path: Path, second: Any, sizes: list[int]
+) -> None:
     tasks = [
-        RecordedTask("one", "one", runtime=0.001, inputs=(raw,), outputs=(made,)),
-        RecordedTask("two", "two", ("one",), 0.001, inputs=(made, raw), outputs=(last,)),
+        RecordedTask("one", "one", runtime=0.001, inputs=(RAW,), outputs=(MADE,)),
+        RecordedTask("two", "two", ("one",), 0.001, 1, *second),
+        RecordedTask("three", "three", ("one", "two"), 0.001, inputs=(MADE,)),
     ]
-    settings: Any = {"work_dir": tmp_path, "keep_sandboxes": "all"}
-    async with WorkflowEngine.create(LocalExecutionBackend(), **settings) as flow:
-        await Replay(tasks, files=0.5, directory=tmp_path).run(flow, 2)
+
+    async def replay() -> None:
+        settings: Any = {"work_dir": tmp_path, "keep_sandboxes": "all"}
+        async with WorkflowEngine.create(LocalExecutionBackend(), **settings) as flow:
+            await Replay(tasks, files=0.5, directory=tmp_path).run(flow, 2)
+
+    asyncio.run(replay())
     files = [file for file in tmp_path.rglob("replayed-*") if not file.is_symlink()]
-    assert sorted(file.stat().st_size for file in files) == [4, 1000, 2000]
+    assert sorted(file.stat().st_size for file in files) == sizes
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="the published instances are not here")

@@ -79,7 +79,7 @@ class Replay:
         levels = sorted(set(urgency.values())) if urgency else []
         ranks = {level: rank for rank, level in enumerate(levels, 1)}
         self._priorities = {task: ranks[level] for task, level in (urgency or {}).items()}
-        self._names: dict[str, str] = {}
+        self._names: dict[tuple[str, str], str] = {}
 
     async def run(self, flow: WorkflowEngine, slots: int) -> float:
         """Runs the tasks.
@@ -114,25 +114,26 @@ class Replay:
     def _files_of(
         self, task: RecordedTask
     ) -> tuple[tuple[InputFile, ...], tuple[tuple[OutputFile, int], ...]]:
-        """What a task reads and writes; what no parent writes is made now."""
+        """What a task reads and writes; what no parent writes is made now.
+
+        A task that writes a file makes its own: others may write one of the same name.
+        """
         if self._files is None:
             return (), ()
-        written = {file.id for parent in task.parents for file in self._by_id[parent].outputs}
-        inputs = tuple(
-            InputFile(self._name(file) if file.id in written else self._made(file))
-            for file in task.inputs
-        )
-        read = {file.id for file in task.inputs}
+        written = {
+            file.id: self._name(file, parent)
+            for parent in task.parents
+            for file in self._by_id[parent].outputs
+        }
+        inputs = tuple(InputFile(written.get(file.id) or self._made(file)) for file in task.inputs)
         outputs = tuple(
-            (OutputFile(self._name(file)), self._size(file))
-            for file in task.outputs
-            if file.id not in read
+            (OutputFile(self._name(file, task.id)), self._size(file)) for file in task.outputs
         )
         return inputs, outputs
 
-    def _name(self, file: RecordedFile) -> str:
-        """What a file is called here: recorded names may have directories in them."""
-        return self._names.setdefault(file.id, f"replayed-{len(self._names):06}")
+    def _name(self, file: RecordedFile, writer: str = "") -> str:
+        """What a task's file is called here: recorded names may have directories in them."""
+        return self._names.setdefault((writer, file.id), f"replayed-{len(self._names):06}")
 
     def _size(self, file: RecordedFile) -> int:
         return round((file.size or 0) * (self._files or 0))
