@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine, hookimpl
 from rhapsody.cli.commands import main
+from rhapsody.cli.output import CommandError
 from rhapsody.cli.replaying import Replay
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
@@ -152,6 +153,7 @@ def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ("-o", "resources={workers=1}", "--slots", "2"),
             "-o workers: the local backend ",
         ),
+        ({}, ("--files", "1e308"), "--files 1e+308 takes inf bytes, and "),
         ({}, ("-b", "noop"), "backend 'noop' runs no task, so that there is nothing to measure"),
     ],
 )
@@ -266,6 +268,26 @@ def test_files_have_their_sizes_and_go_from_task_to_task(
     asyncio.run(replay())
     files = [file for file in tmp_path.rglob("replayed-*") if not file.is_symlink()]
     assert sorted(file.stat().st_size for file in files) == sizes
+
+
+@pytest.mark.asyncio
+async def test_files_that_cannot_be_made_are_told(tmp_path: Path) -> None:
+    replay = Replay([RecordedTask("a", "a", inputs=(RAW,))], files=1, directory=tmp_path / "none")
+    async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
+        with pytest.raises(CommandError, match=r"^an input file cannot be made: .*none/replayed-"):
+            await replay.run(flow, 1)
+
+
+def test_an_error_of_the_engine_is_not_told_as_one_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise TimeoutError("own")
+
+    monkeypatch.setattr(WorkflowEngine, "__aexit__", broken)
+    path = save(tmp_path / "diamond.json", recent())
+    with pytest.raises(TimeoutError, match="own"):
+        main(["replay", str(path), "--scale", "0.001"])
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="the published instances are not here")

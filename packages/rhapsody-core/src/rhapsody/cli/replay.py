@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rhapsody.backends.base import ManagedBackend
 from rhapsody.cli.output import DONE, CommandError, UsageError, note, say, say_json
 from rhapsody.cli.run import make_backend, parse_options
-from rhapsody.errors import RhapsodyError, describe_error
+from rhapsody.errors import RhapsodyError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -104,10 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
             replace(task, runtime=(task.runtime or 0.0) * scale) for task in instance.tasks
         ),
     )
-    try:
-        report = asyncio.run(_replay(instance, scale, arguments))
-    except OSError as error:  # of a task that reads or writes files
-        raise CommandError(f"a task has failed: {describe_error(error)}") from error
+    report = asyncio.run(_replay(instance, scale, arguments))
     if arguments.json:
         say_json(report)
     else:
@@ -162,6 +160,8 @@ async def _replay(
     held = urgency is not None or (arguments.slots is not None and not local)
     with tempfile.TemporaryDirectory(prefix="rhapsody-replay-") as made:
         directory = None if arguments.files is None else Path(made)  # for sandboxes as well
+        if directory is not None:
+            _check_room(instance, arguments.files, directory)
         async with _engine(
             _backend(arguments, slots if local else None),
             max_pending=slots if held else None,  # the engine keeps the others, in their order
@@ -229,6 +229,20 @@ def _offered(backend: BaseExecutionBackend, slots: int) -> int:
     """So many slots, or as many as the backend has where it says so and has fewer."""
     cores = backend.cores_in_use() if isinstance(backend, ManagedBackend) else None
     return min(slots, cores[1]) if cores is not None and cores[1] else slots
+
+
+def _check_room(instance: Instance, scale: float, directory: Path) -> None:
+    made = [file for task in instance.tasks for file in task.outputs]
+    written = {file.id for file in made}
+    read = {file.id: file for task in instance.tasks for file in task.inputs}
+    made += [file for file in read.values() if file.id not in written]
+    needed = sum(scale * (file.size or 0) for file in made)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise UsageError(
+            f"--files {scale:g} takes {needed:.3g} bytes, and {directory.parent} has {free:.3g}: "
+            "give a smaller number, or set TMPDIR to a directory that has them"
+        )
 
 
 def _check_fit(instance: Instance, slots: int) -> None:

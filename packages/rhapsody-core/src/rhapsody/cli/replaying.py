@@ -13,7 +13,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.cli.output import CommandError
 from rhapsody.data import InputFile, OutputFile
+from rhapsody.errors import describe_error
 from rhapsody.wfformat.instance import RecordedFile, RecordedTask, parents_first
 from rhapsody.wfformat.schedules import slots_of
 
@@ -90,12 +92,20 @@ class Replay:
 
         Returns:
             The seconds from the first call to the end of the last task.
+
+        Raises:
+            CommandError: A file cannot be made, read or written.
         """
         task = flow.function_task(cache=False)(task_function())
         workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         kinds = {kind: _kind(task, *kind) for kind in map(self._kind_of, self._tasks)}
-        calls = [(each, kinds[self._kind_of(each)], *self._files_of(each)) for each in self._tasks]
+        try:
+            calls = [
+                (each, kinds[self._kind_of(each)], *self._files_of(each)) for each in self._tasks
+            ]
+        except OSError as error:
+            raise CommandError(f"an input file cannot be made: {describe_error(error)}") from error
         futures: dict[str, TaskFuture[None]] = {}
         gc.collect()  # not while the time is taken
         begin = perf_counter()
@@ -105,7 +115,10 @@ class Replay:
                 await asyncio.sleep(0)  # what waits for nothing begins, as in any program
             parents = [futures[parent] for parent in each.parents]
             futures[each.id] = call(each.runtime, inputs, outputs, *parents)
-        await asyncio.gather(*futures.values())
+        try:
+            await asyncio.gather(*futures.values())
+        except OSError as error:  # tasks read and write files
+            raise CommandError(f"a task has failed: {describe_error(error)}") from error
         return perf_counter() - begin
 
     def _kind_of(self, task: RecordedTask) -> tuple[int, int]:
