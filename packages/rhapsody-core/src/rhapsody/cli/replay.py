@@ -171,7 +171,7 @@ async def _replay(
             slots = _offered(backend, slots)
             _check_fit(instance, slots)
             bound = list_schedule(tasks, slots, urgency)
-            note(f"rhapsody: {len(tasks)} tasks on {slots} slots take at least {bound:.3f} s")
+            note(f"rhapsody: {len(tasks)} tasks on {slots} slots take about {bound:.3f} s")
             makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
     return {
         "name": instance.name,
