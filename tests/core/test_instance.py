@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def by_name(instance: Instance) -> dict[str, RecordedTask]:
 async def test_tasks_have_their_times_cores_and_parents(
     tmp_path: Path, written: Callable[[], Instance], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    backend = LocalExecutionBackend(resources={"cores": 2, "workers": 2})
+    backend = LocalExecutionBackend(resources={"cores": 3, "workers": 2})
     async with WorkflowEngine.create(backend, instance=tmp_path / "run.json") as flow:
         took = flow.function_task(lambda *_: __import__("time").sleep(0.02))
         first = took.options(name="first")()
@@ -60,7 +62,7 @@ async def test_tasks_have_their_times_cores_and_parents(
     assert begins == sorted(begins)
     assert instance.started == begins[0]
     (machine,) = instance.machines
-    assert (machine.name, machine.cores) == (platform.node(), os.cpu_count())
+    assert (machine.name, machine.cores) == (platform.node(), 3)  # those of the backend
     assert {task.machines for task in instance.tasks} == {(machine.name,)}
     assert instance.made_by is not None
     assert instance.made_by[0] == "Rhapsody"
@@ -180,12 +182,40 @@ async def test_the_time_is_that_of_the_last_attempt_and_services_are_left_out(
 
 
 @pytest.mark.asyncio
-async def test_a_run_without_tasks_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("tasks", [0, 1])
+async def test_a_run_that_cannot_be_recorded_leaves_an_earlier_one_as_it_was(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tasks: int
 ) -> None:
-    async with WorkflowEngine.create(Inline(), instance=tmp_path / "run.json"):
-        pass
-    assert f"{tmp_path}/run.json: no task has run" in caplog.text
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "run.json"
+    path.write_text("earlier")
+    monkeypatch.setattr(os, "replace", full)
+    async with WorkflowEngine.create(Inline(), instance=path, work_dir=tmp_path / "w") as flow:
+        for _ in range(tasks):
+            assert await flow.function_task(lambda: 1)() == 1
+    assert (
+        f"{path}: {['no task has run', 'the run is not recorded: OSError: '][tasks]}" in caplog.text
+    )
+    assert path.read_text() == "earlier"
+    assert {*os.listdir(tmp_path)} - {"w"} == {"run.json"}
+
+
+@pytest.mark.asyncio
+async def test_a_recording_is_private_and_stands_where_the_program_began(
+    tmp_path: Path, written: Callable[[], Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there.json").touch()
+    (tmp_path / "run.json").symlink_to("there.json")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with WorkflowEngine.create(Inline(), instance="run.json") as flow:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert await flow.function_task(lambda: 1)() == 1
+    assert len(written().tasks) == 1
+    assert (tmp_path / "run.json").is_symlink()
+    assert stat.S_IMODE((tmp_path / "there.json").stat().st_mode) == 0o600
 
 
 @pytest.mark.asyncio

@@ -176,6 +176,7 @@ def in_run(number: int, member: str, to: object) -> Callable[[Any], None]:
             in_run(2, "runtimeInSeconds", None),
             f"{RAN}[2]: the member 'runtimeInSeconds' is null\n",
         ),
+        (in_task(3, "name", "\ud800"), f'{TASKS}[3].name: a string of valid Unicode is'),
         (changed("workflow", to=None), "top level: the member 'workflow' is null\n"),
         (changed("workflow", to=[]), "workflow: an object is needed, got []"),
         (
@@ -299,18 +300,23 @@ def test_what_is_written_is_an_instance_and_says_the_same(tmp_path: Path) -> Non
     assert read(tmp_path / "again.json") == first
 
 
-def test_ids_are_written_as_the_format_allows_them(tmp_path: Path) -> None:
+def test_ids_and_names_are_written_as_the_format_allows_them(tmp_path: Path) -> None:
     files = (RecordedFile("my data.csv", 3), RecordedFile("my_data.csv", 5), RecordedFile("Ä"))
     tasks = (
-        RecordedTask("one two", "one", runtime=1, outputs=files),
+        RecordedTask("one two", "one\udcff", runtime=1, outputs=files),
         RecordedTask("one_two", "two", ("one two",), runtime=1, inputs=files),
     )
     write(Instance("w", tasks, makespan=2, started="today"), tmp_path / "w.json")
     check(json.loads((tmp_path / "w.json").read_text()))
     one, two = read(tmp_path / "w.json").tasks
     assert (one.id, two.id, two.parents) == ("one_two", "one_two#2", ("one_two",))
-    assert one.outputs == two.inputs
+    assert (one.name, one.outputs) == ("one?", two.inputs)
     assert [file.size for file in one.outputs] == [3, 5, None]
+
+
+def test_a_workflow_without_tasks_is_not_written() -> None:
+    with pytest.raises(InstanceError, match="at least one task"):
+        dumps(Instance("empty", ()))
 
 
 def test_parents_come_first_and_all_else_stays_in_its_order() -> None:

@@ -34,7 +34,7 @@ class BuiltIn:
 
     Raises:
         TypeError: `progress` is of another type.
-        OSError: The trace or the instance cannot be written.
+        OSError: The trace cannot be written.
         JournalError: The journal cannot be used.
     """
 
@@ -49,10 +49,9 @@ class BuiltIn:
         self._ends_journal = callable(journal)
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
-        self._instance = _recorder(instance)
         self.prof: Profiler = Profiler(self._trace)
         tasks = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
-        every = (tasks, self._journal, self._trace, self._instance, self._progress)
+        every = (tasks, self._journal, self._trace, _recorder(instance), self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property
@@ -76,8 +75,6 @@ class BuiltIn:
             self._progress.close()
         if self._trace is not None:
             self._trace.close()
-        if self._instance is not None:
-            self._instance.close()
 
 
 def _recorder(path: Path | None) -> InstanceRecorder | None:

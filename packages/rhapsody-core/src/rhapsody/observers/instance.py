@@ -12,7 +12,6 @@ import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +23,7 @@ from rhapsody.plugins.specs import TaskEvent, hookimpl
 from rhapsody.staging.runs import program
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
-from rhapsody.wfformat import Instance, RecordedFile, RecordedMachine, RecordedTask, dumps
+from rhapsody.wfformat import Instance, RecordedFile, RecordedMachine, RecordedTask, write
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -55,19 +54,16 @@ class InstanceRecorder:
     out, as those whose results were reused: what waited for such a task has its parents.
 
     Args:
-        path: The file, made anew and private to the user.
+        path: The file, written at the end and private to the user.
 
     Attributes:
         push_down: Tasks may go to their backends before their dependencies have ended.
-
-    Raises:
-        OSError: It cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.push_down: bool = True
-        self._path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._path = path.absolute()
+        self._cores: dict[str, int] = {}
         self._runs: dict[str, _Run] = {}
         self._ids: dict[str, str] = {}
         self._taken: set[str] = set()
@@ -103,7 +99,9 @@ class InstanceRecorder:
             ):
                 run.end = event.time
                 backend = engine.backends.get(event.backend or "")
-                run.local = isinstance(backend, LocalExecutionBackend)
+                if isinstance(backend, LocalExecutionBackend):
+                    run.local = True
+                    self._cores[backend.name] = backend.machine.cores
                 if event.sandbox is not None and (run.reads or run.writes):
                     self._look_at_files(run, event.sandbox)
 
@@ -114,17 +112,10 @@ class InstanceRecorder:
         if instance is None:
             log.warning("%s: no task has run, so that there is nothing to record", self._path)
             return
-        with suppress(OSError):  # it is no file
-            os.ftruncate(self._descriptor, 0)  # the one of another engine may be in it
         try:
-            with os.fdopen(self._descriptor, "w", encoding="utf-8", closefd=False) as file:
-                file.write(dumps(instance))
+            write(instance, self._path)
         except OSError as error:
             log.error("%s: the run is not recorded: %s", self._path, describe_error(error))
-
-    def close(self) -> None:
-        """Ends the file."""
-        os.close(self._descriptor)
 
     def _look_at_files(self, run: _Run, sandbox: str) -> None:
         made: dict[str, RecordedFile] = {}
@@ -152,7 +143,7 @@ class InstanceRecorder:
         begins = [run.begin for run in ran.values() if run.begin is not None]
         if not begins:
             return None
-        machine = this_machine()
+        machine = this_machine(sum(self._cores.values()))
         parents = _without(self._runs, ran)
         ends = [run.end for run in ran.values() if run.end is not None]
         return Instance(
@@ -205,8 +196,8 @@ def _without(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tu
     return found
 
 
-def this_machine() -> RecordedMachine:
-    """What an instance says of the machine that this process runs on."""
+def this_machine(cores: int) -> RecordedMachine:
+    """What an instance says of the machine that this process runs on, with the cores in use."""
     system = {"linux": "linux", "darwin": "macos"}.get(sys.platform)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -218,7 +209,7 @@ def this_machine() -> RecordedMachine:
         architecture=platform.machine() or None,
         release=platform.release() or None,
         memory=memory if memory > 0 else None,
-        cores=os.cpu_count(),
+        cores=cores or None,
     )
 
 

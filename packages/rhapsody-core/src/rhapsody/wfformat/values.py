@@ -52,6 +52,7 @@ class Value:
     def __str__(self) -> str:
         """The value as it stands in the file, cut where it is long."""
         shown = json.dumps(self.value, ensure_ascii=False)
+        shown = shown.encode("utf-8", "backslashreplace").decode()  # "\\ud800" is JSON
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
     def fail(self, problem: str) -> NoReturn:
@@ -113,6 +114,8 @@ class Value:
         """A string that is not empty."""
         if not isinstance(self.value, str) or not self.value:
             self.refuse("a non-empty string")
+        if self.value.encode("utf-8", "replace").decode() != self.value:
+            self.refuse("a string of valid Unicode")
         return str(self.value)
 
     def number(self, least: float = 0) -> float:

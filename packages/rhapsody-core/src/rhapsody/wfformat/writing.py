@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody.wfformat.values import InstanceError
 
 _NOT_IN_TASKS = re.compile(r"[^0-9a-zA-Z\-_.#]")
 _NOT_IN_FILES = re.compile(r"[^0-9a-zA-Z\-_./:#]")
@@ -18,12 +20,27 @@ _Rename = Callable[[str], str]
 
 
 def write(instance: Instance, path: str | os.PathLike[str]) -> None:
-    """Writes an instance to a file, in place of what was there.
+    """Writes an instance to a file, private to the user.
+
+    What was there stays until all of it is written.
 
     Raises:
+        InstanceError: It has no tasks.
         OSError: It cannot be written.
     """
-    Path(path).write_text(dumps(instance), encoding="utf-8")
+    path, text = Path(path), dumps(instance)
+    if path.exists() and not (path.is_file() and os.access(path.resolve().parent, os.W_OK)):
+        path.write_text(text, encoding="utf-8")  # such as /dev/stdout
+        return
+    path = path.resolve()
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
 
 
 def dumps(instance: Instance) -> str:
@@ -31,8 +48,13 @@ def dumps(instance: Instance) -> str:
 
     In ids, `_` stands for what the format does not allow there, and a number is added to one that
     is there already. An instance without makespan, begin or a task's runtime has no `execution`,
-    for these are what the format demands of it.
+    for these are what the format demands of it. `?` stands for what is no character.
+
+    Raises:
+        InstanceError: It has no tasks, which the format does not allow.
     """
+    if not instance.tasks:
+        raise InstanceError("an instance has at least one task")
     tasks = _renamer(_NOT_IN_TASKS, (task.id for task in instance.tasks))
     every = [file for task in instance.tasks for file in (*task.inputs, *task.outputs)]
     files = _renamer(_NOT_IN_FILES, (file.id for file in every))
@@ -49,7 +71,8 @@ def dumps(instance: Instance) -> str:
         "runtimeSystem": made_by and {"name": made_by[0], "version": made_by[1]},
         "workflow": workflow,
     }
-    return json.dumps(_said(content), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(_said(content), indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "replace").decode()
 
 
 def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
