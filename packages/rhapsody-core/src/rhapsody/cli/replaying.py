@@ -99,10 +99,10 @@ class Replay:
         task = flow.function_task(cache=False)(task_function())
         workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
-        kinds = {kind: _kind(task, *kind) for kind in map(self._kind_of, self._tasks)}
+        variants = {each: _variant(task, *each) for each in map(self._needs, self._tasks)}
         try:
             calls = [
-                (each, kinds[self._kind_of(each)], *self._files_of(each)) for each in self._tasks
+                (each, variants[self._needs(each)], *self._files_of(each)) for each in self._tasks
             ]
         except OSError as error:
             raise CommandError(f"an input file cannot be made: {describe_error(error)}") from error
@@ -121,7 +121,7 @@ class Replay:
             raise CommandError(f"a task has failed: {describe_error(error)}") from error
         return perf_counter() - begin
 
-    def _kind_of(self, task: RecordedTask) -> tuple[int, int]:
+    def _needs(self, task: RecordedTask) -> tuple[int, int]:
         return slots_of(task), self._priorities.get(task.id, 0)
 
     def _files_of(
@@ -162,7 +162,7 @@ class Replay:
         return str(path)
 
 
-def _kind(task: Task[..., None], cores: int, priority: int) -> Task[..., None]:
+def _variant(task: Task[..., None], cores: int, priority: int) -> Task[..., None]:
     """The task with these settings; the same one where it has them."""
     if cores > 1:
         task = task.options(resources={"cores": cores})

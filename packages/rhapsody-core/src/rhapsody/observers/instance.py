@@ -74,13 +74,13 @@ class InstanceRecorder:
         own = f"{engine.uid}."
         if task["is_service"]:
             return
-        said, resources = task["metadata"], task.get("resources")
-        self._runs[_uid(task["uid"], own)] = _Run(
+        known, resources = task["metadata"], task.get("resources")
+        self._runs[_own_id(task["uid"], own)] = _Run(
             name=task["name"],
-            parents=[_uid(each, own) for each in said["dependencies"] if each.startswith(own)],
+            parents=[_own_id(each, own) for each in known["dependencies"] if each.startswith(own)],
             cores=1 if resources is None else resources.cores * resources.ranks,
-            reads=said["input_files"],
-            writes=said["output_files"],
+            reads=known["input_files"],
+            writes=known["output_files"],
         )
 
     @hookimpl
@@ -144,7 +144,7 @@ class InstanceRecorder:
         if not begins:
             return None
         machine = this_machine(sum(self._cores.values()))
-        parents = _without(self._runs, ran)
+        parents = _parents(self._runs, ran)
         ends = [run.end for run in ran.values() if run.end is not None]
         return Instance(
             name=program(),
@@ -157,21 +157,21 @@ class InstanceRecorder:
                     cores=max(run.cores, 1),
                     inputs=tuple(run.inputs.values()),
                     outputs=tuple(run.outputs.values()),
-                    started=_shown(run.begin),
+                    started=_timestamp(run.begin),
                     machines=(machine.name,) if run.local else (),
                 )
                 for uid, run in ran.items()
             ),
             machines=(machine,) if any(run.local for run in ran.values()) else (),
             makespan=max(ends) - min(begins),
-            started=_shown(min(begins)),
+            started=_timestamp(min(begins)),
             created=datetime.now(UTC).isoformat(),
             made_by=_made_by(),
         )
 
 
-def _uid(uid: str, own: str) -> str:
-    """The uid of a task in its engine, of that of an attempt."""
+def _own_id(uid: str, own: str) -> str:
+    """The id of a task in its engine, from the uid of an attempt."""
     return uid.removeprefix(own).rpartition(".")[0]
 
 
@@ -181,11 +181,11 @@ def _seconds(run: _Run) -> float | None:
     return max(0.0, run.end - run.begin)
 
 
-def _shown(when: float | None) -> str | None:
+def _timestamp(when: float | None) -> str | None:
     return None if when is None else datetime.fromtimestamp(when, UTC).isoformat()
 
 
-def _without(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tuple[str, ...]]:
+def _parents(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tuple[str, ...]]:
     """The parents of each task; those of the parent in place of one that is not kept."""
     found: dict[str, tuple[str, ...]] = {}
     for uid in sorted(runs, key=lambda uid: int(uid.rpartition(".")[2])):  # parents come first

@@ -39,15 +39,15 @@ def read(path: str | os.PathLike[str]) -> Instance:
     root.need("schemaVersion").one_of(*VERSIONS)
     workflow = root.need("workflow")
     if workflow.get("specification") is not None:
-        tasks, went = _tasks(workflow), workflow.get("execution")
+        tasks, run = _tasks(workflow), workflow.get("execution")
     else:
-        tasks, went = _flat_tasks(workflow), workflow
+        tasks, run = _flat_tasks(workflow), workflow
     return Instance(
         name=root.need("name").text(),
         tasks=tasks,
-        machines=() if went is None else tuple(_machine(each) for each in went.items("machines")),
-        makespan=_maybe(went, Value.number, "makespanInSeconds", "makespan"),
-        started=_maybe(went, Value.text, "executedAt"),
+        machines=() if run is None else tuple(_machine(each) for each in run.items("machines")),
+        makespan=_maybe(run, Value.number, "makespanInSeconds", "makespan"),
+        started=_maybe(run, Value.text, "executedAt"),
         description=_maybe(root, Value.text, "description"),
         created=_maybe(root, Value.text, "createdAt"),
         made_by=_maybe(root, _system, "runtimeSystem", "wms"),
@@ -99,19 +99,19 @@ def _tasks(workflow: Value) -> tuple[RecordedTask, ...]:
     ids = [value.need("id") for value in values]
     known = _unique(ids)
     sizes = _sizes(specification)
-    went = _executions(workflow, known)
+    runs = _executions(workflow, known)
     parents = _parents(zip(known, values, strict=True), lambda one: _known(one, known))
     return tuple(
         RecordedTask(
             id=name,
             name=value.need("name").text(),
             parents=parents[name],
-            runtime=_maybe(went.get(name), Value.number, "runtimeInSeconds"),
-            cores=_maybe(went.get(name), _cores, "coreCount") or 1,
+            runtime=_maybe(runs.get(name), Value.number, "runtimeInSeconds"),
+            cores=_maybe(runs.get(name), _cores, "coreCount") or 1,
             inputs=_files(value, "inputFiles", sizes),
             outputs=_files(value, "outputFiles", sizes),
-            started=_maybe(went.get(name), Value.text, "executedAt"),
-            machines=_texts(went.get(name), "machines"),
+            started=_maybe(runs.get(name), Value.text, "executedAt"),
+            machines=_texts(runs.get(name), "machines"),
         )
         for name, value in zip(known, values, strict=True)
     )

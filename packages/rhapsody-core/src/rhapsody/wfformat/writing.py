@@ -71,7 +71,7 @@ def dumps(instance: Instance) -> str:
         "runtimeSystem": made_by and {"name": made_by[0], "version": made_by[1]},
         "workflow": workflow,
     }
-    text = json.dumps(_said(content), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(_drop_unknown(content), indent=1, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "replace").decode()
 
 
@@ -90,8 +90,8 @@ def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
     return given.__getitem__
 
 
-def _said(values: dict[str, Any]) -> dict[str, Any]:
-    """Those that are known."""
+def _drop_unknown(values: dict[str, Any]) -> dict[str, Any]:
+    """The members without those that are not known."""
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
@@ -117,18 +117,18 @@ def _specification(
 
 
 def _execution(instance: Instance, task_id: _Rename) -> dict[str, Any]:
-    return _said(
+    return _drop_unknown(
         {
             "makespanInSeconds": instance.makespan,
             "executedAt": instance.started,
-            "tasks": [_went(task, task_id) for task in instance.tasks],
+            "tasks": [_task_execution(task, task_id) for task in instance.tasks],
             "machines": tuple(_machine(each) for each in instance.machines),
         }
     )
 
 
-def _went(task: RecordedTask, task_id: _Rename) -> dict[str, Any]:
-    return _said(
+def _task_execution(task: RecordedTask, task_id: _Rename) -> dict[str, Any]:
+    return _drop_unknown(
         {
             "id": task_id(task.id),
             "runtimeInSeconds": task.runtime,
@@ -141,13 +141,13 @@ def _went(task: RecordedTask, task_id: _Rename) -> dict[str, Any]:
 
 def _machine(machine: RecordedMachine) -> dict[str, Any]:
     cpu = {"coreCount": machine.cores, "speedInMHz": machine.speed, "vendor": machine.vendor}
-    return _said(
+    return _drop_unknown(
         {
             "system": machine.system,
             "architecture": machine.architecture,
             "nodeName": machine.name,
             "release": machine.release,
             "memoryInBytes": machine.memory,
-            "cpu": _said(cpu) or None,
+            "cpu": _drop_unknown(cpu) or None,
         }
     )
