@@ -112,11 +112,11 @@ def test_the_scale_may_be_told_by_the_shortest_task(
 
 def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(tmp_path / "diamond.json", recent())
-    assert main(["replay", str(path), "--scale", "0.001", "--slots", "3"]) == 0
+    assert main(["replay", str(path), "--scale", "0.001", "--slots", "1"]) == 0
     shown, notes = capsys.readouterr()
-    assert notes == "rhapsody: 4 tasks on 3 slots take about 0.003 s\n"
+    assert notes == "rhapsody: 4 tasks on 1 slot: about 0.004 s\n"
     lines = shown.splitlines()
-    assert lines[0] == "diamond: 4 tasks on 3 slots of local, recorded times x 0.001"
+    assert lines[0] == "diamond: 4 tasks on 1 slot of local, recorded times x 0.001"
     assert [line[:16].strip() for line in lines[1:]] == [
         "makespan", "critical path", "work / slots", "list schedule", "ratio",
     ]  # fmt: skip

@@ -171,7 +171,7 @@ async def _replay(
             slots = _offered(backend, slots)
             _check_fit(instance, slots)
             bound = list_schedule(tasks, slots, urgency)
-            note(f"rhapsody: {len(tasks)} tasks on {slots} slots take about {bound:.3f} s")
+            note(f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s")
             makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
     return {
         "name": instance.name,
@@ -259,8 +259,8 @@ def _check_fit(instance: Instance, slots: int) -> None:
 def _print(report: dict[str, Any]) -> None:
     """Writes the lines for people."""
     say(
-        f"{report['name']}: {report['tasks']} tasks on {report['slots']} slots of "
-        f"{report['backend']}, recorded times x {report['scale']:.6g}"
+        f"{report['name']}: {_extent(report['tasks'], report['slots'])} of {report['backend']}, "
+        f"recorded times x {report['scale']:.6g}"
     )
     rows = {
         "makespan": report["makespan"],
@@ -272,6 +272,10 @@ def _print(report: dict[str, Any]) -> None:
         say(f"  {name:<14} {seconds:10.3f} s")
     if report["ratio"] is not None:
         say(f"  {'ratio':<14} {report['ratio']:10.3f}    makespan / list schedule")
+
+
+def _extent(tasks: int, slots: int) -> str:
+    return f"{tasks} task{'s' * (tasks != 1)} on {slots} slot{'s' * (slots != 1)}"
 
 
 def _positive(text: str) -> float:
