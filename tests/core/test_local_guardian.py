@@ -117,6 +117,34 @@ def test_it_kills_what_has_not_ended(
     assert unknown.poll() is None
 
 
+def test_it_ends_when_it_is_told_to_though_a_fork_of_this_process_lives_on(
+    guardian: Guardian, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    guardian.began(sleepers[0].pid)
+    (process,) = guardians()
+    reader, writer = os.pipe()
+    fork = os.fork()
+    if not fork:  # it has the guardian's pipe, too
+        os.close(writer)
+        os.read(reader, 1)
+        os._exit(0)
+    other = os.fork()
+    if not other:
+        guardian.stop()  # which is not its own
+        os._exit(0)
+    try:
+        os.waitpid(other, 0)
+        with pytest.raises(psutil.TimeoutExpired):
+            process.wait(0.5)
+        guardian.stop()
+        assert not process.is_running()
+        assert sleepers[0].wait(20) == -signal.SIGKILL
+    finally:
+        os.close(reader)
+        os.close(writer)
+        os.waitpid(fork, 0)
+
+
 def test_it_does_not_wake_up_for_each_program(guardian: Guardian) -> None:
     guardian.pipe()
     while not (found := guardians()):  # one that only begins has no arguments yet

@@ -14,8 +14,9 @@ import sys
 import threading
 from contextlib import suppress
 
-# Others may hold the pipe, too: what the process forked without starting a program. To be woken
-# for each message would take a core's time from the programs: those that come meanwhile are read
+# Others may hold the pipe, too: what the process forked without starting a program. So it is told
+# of a group that begins (`+`), of one that ends (`-`), and when it is to end (`!`). To be woken for
+# each message would take a core's time from the programs: those that come meanwhile are read
 # in one go, while the end of the process is seen at once.
 WATCH = """
 import os, select, signal, sys
@@ -37,6 +38,8 @@ while 0 in dict(poll.poll()):
     *lines, rest = (rest + data).split(b"\\n")
     for line in lines:
         (live.add if line[:1] == b"+" else live.discard)(int(line[1:]))
+    if rest == b"!":
+        break
     end.poll(100)
 for pid in live:
     try:
@@ -56,6 +59,7 @@ class Guardian:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: int | None = None
+        self._owner = 0
         self._live: set[int] = set()
         self._stopped = False
 
@@ -107,6 +111,7 @@ class Guardian:
             self._close()  # somebody killed it: there must be another
         if self._pipe is None:
             reader, self._pipe = os.pipe()
+            self._owner = os.getpid()
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", WATCH, str(os.getpid())],
@@ -132,6 +137,9 @@ class Guardian:
 
     def _close(self) -> None:
         if self._pipe is not None:
+            if self._owner == os.getpid():  # no fork of the one that started it
+                with suppress(BrokenPipeError):  # it was killed
+                    os.write(self._pipe, b"!")
             os.close(self._pipe)
             self._pipe = None
         if self._process is not None:
