@@ -32,6 +32,7 @@ from functools import partial
 from typing import Any
 
 from rhapsody import LocalExecutionBackend, OutputFile, WorkflowEngine
+from rhapsody.data import OUTPUT_FILES
 
 CORES = 2
 LIST = ["/bin/true"]
@@ -76,8 +77,8 @@ def run_in_threads(size: int, *, command: Any, file: bool = False) -> float:
         return time.perf_counter() - start
 
 
-async def spawn_on_loop(size: int, *, command: list[str]) -> float:
-    """`os.posix_spawn`, and a pidfd for each that the loop watches: no output, no directory."""
+async def on_loop(size: int, *, start: Callable[[int], tuple[int, Callable[[], object]]]) -> float:
+    """Programs that are started by number, each with a pidfd that the loop watches."""
     loop = asyncio.get_running_loop()
     over = loop.create_future()
     left, running = size, 0
@@ -85,26 +86,62 @@ async def spawn_on_loop(size: int, *, command: list[str]) -> float:
     def begin() -> None:
         nonlocal left, running
         left, running = left - 1, running + 1
-        pid = os.posix_spawn(command[0], command, os.environ)
+        pid, finish = start(left)
         descriptor = os.pidfd_open(pid)
-        loop.add_reader(descriptor, ended, pid, descriptor)
+        loop.add_reader(descriptor, ended, finish, descriptor)
 
-    def ended(pid: int, descriptor: int) -> None:
+    def ended(finish: Callable[[], object], descriptor: int) -> None:
         nonlocal running
         loop.remove_reader(descriptor)
         os.close(descriptor)
-        os.waitpid(pid, 0)
+        finish()
         running -= 1
         if left:
             begin()
         elif not running:
             over.set_result(None)
 
-    start = time.perf_counter()
+    began = time.perf_counter()
     for _ in range(min(CORES, size)):
         begin()
     await over
-    return time.perf_counter() - start
+    return time.perf_counter() - began
+
+
+def spawned(number: int) -> tuple[int, Callable[[], object]]:
+    """`os.posix_spawn`: no output, no directory."""
+    pid = os.posix_spawn(LIST[0], LIST, os.environ)
+    return pid, partial(os.waitpid, pid, 0)
+
+
+async def popen_on_loop(size: int) -> float:
+    """`subprocess.Popen` with what our programs have: a session, variables, a directory, files."""
+    with tempfile.TemporaryDirectory(dir=".") as top:
+
+        def popen(number: int) -> tuple[int, Callable[[], object]]:
+            place = os.path.join(top, str(number))
+            os.mkdir(place)
+            flags = os.O_RDWR | os.O_CREAT
+            out, errors = (os.open(f"{place}/{name}", flags, 0o600) for name in OUTPUT_FILES)
+            process = subprocess.Popen(
+                LIST,
+                cwd=place,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                start_new_session=True,
+            )
+
+            def finish() -> None:
+                process.wait()
+                for descriptor in (out, errors):
+                    os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+                    os.close(descriptor)
+
+            return process.pid, finish
+
+        return await on_loop(size, start=popen)
 
 
 def spawn_and_wait(size: int, *, command: list[str]) -> float:
@@ -121,13 +158,12 @@ def spawn_and_wait(size: int, *, command: list[str]) -> float:
 
 def sandboxes(size: int) -> float:
     """What our programs have on disk, made and removed one after the other."""
-    names = ".rhapsody.stdout", ".rhapsody.stderr"
     with tempfile.TemporaryDirectory(dir=".") as top:
         start = time.perf_counter()
         for number in range(size):
             place = os.path.join(top, str(number))
             os.mkdir(place)
-            for name in names:
+            for name in OUTPUT_FILES:
                 os.close(os.open(os.path.join(place, name), os.O_RDWR | os.O_CREAT, 0o600))
             shutil.rmtree(place)
         return time.perf_counter() - start
@@ -137,7 +173,8 @@ MEASURES: dict[str, dict[str, Contest]] = {
     "list": {
         "rhapsody": partial(ours, command=LIST),
         "subprocess.run": partial(run_in_threads, command=LIST),
-        "posix_spawn, loop": partial(spawn_on_loop, command=LIST),
+        "posix_spawn, loop": partial(on_loop, start=spawned),
+        "Popen as ours, loop": popen_on_loop,
         "posix_spawn, wait": partial(spawn_and_wait, command=LIST),
         "sandboxes alone": sandboxes,
     },
@@ -153,7 +190,7 @@ MEASURES: dict[str, dict[str, Contest]] = {
 """The contestants of each measure."""
 
 if not hasattr(os, "pidfd_open"):
-    del MEASURES["list"]["posix_spawn, loop"]
+    del MEASURES["list"]["posix_spawn, loop"], MEASURES["list"]["Popen as ours, loop"]
 
 
 @contextlib.contextmanager
