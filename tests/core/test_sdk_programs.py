@@ -52,6 +52,13 @@ async def test_a_cancelled_wait_leaves_no_process_and_nothing_in_the_description
     assert "stdout" not in task
 
 
+async def test_what_a_program_leaves_running_is_gone_when_it_has_ended(tmp_path: Path) -> None:
+    task = described(tmp_path, "for _ in $(seq 50); do sleep 60 & done")
+    program = TaskProgram(task, task_environment(task))
+    assert await within(program.wait(1)) == 0
+    assert not alive(program.pid)
+
+
 async def test_variables_say_what_a_task_was_given(tmp_path: Path) -> None:
     task = described(tmp_path, "true", environment={"OMP_NUM_THREADS": "7"})
     given = task_environment(task, cores=2, gpus=("1", "3"))

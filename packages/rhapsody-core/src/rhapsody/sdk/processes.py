@@ -139,12 +139,10 @@ class Program:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
-        if self._deadline is None:
+        if self._deadline is None:  # what it leaves running has no time to end
+            self._deadline = time.monotonic()
             # Before the leader is reaped its group's number cannot be anybody else's.
             groups.send(self.pid, signal.SIGKILL)
-            self._closed()
-            self._over(self._exit_code())
-            return
         self._closed()
         code = self._exit_code()
         if groups.exists(self.pid):
