@@ -246,3 +246,12 @@ def test_big_data_in_a_class_of_its_own_is_not_walked_through() -> None:
     rows.append(Row([rows]))
     assert search((rows, OrderedDict(enumerate(rows))), None) is None
     assert looks < 5000
+
+
+def test_a_list_that_was_seen_before_is_inexact_inside_a_named_tuple(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    shared = [loop.create_future()]
+    found = search((shared, Row(shared, 0)), None)
+    assert found is not None
+    assert found.inexact

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from inspect import signature
 from itertools import islice
 from pathlib import PurePath
@@ -69,6 +69,12 @@ class Found:
         self.inexact: bool = False
         self._touched: set[int] = set()
 
+    def _touch(self, path: Sequence[int], odd: Set[int]) -> None:
+        """A future or file is in these containers, of which some are no exact ones."""
+        self._touched.update(path)
+        if not odd.isdisjoint(path):
+            self.inexact = True
+
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Return the arguments with copies of the containers on the way to a future or file.
 
@@ -118,18 +124,25 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
     roots: tuple[Any, ...] = (*args, *kwargs.values()) if kwargs else args
     found = Found()
     seen: set[int] = set()  # futures and files found, containers done
+    for root in roots:
+        if not (type(root) in PLAIN or _leaf(root, found, seen)):
+            _walk(root, found, seen)
+    if not (found.futures or found.inputs or found.outputs or _LITERAL_SEEN in seen):
+        return None
+    return found
+
+
+def _walk(root: Any, found: Found, seen: set[int]) -> None:
+    """Looks into a container and those in it."""
     odd: set[int] = set()  # ids of named tuples and dataclasses
     path: list[int] = []  # ids of the containers we are in
-    walk: list[Iterator[Any]] = [iter(roots)]
+    walk: list[Iterator[Any]] = [iter((root,))]
     while walk:
         for value in walk[-1]:
             if type(value) in PLAIN:
                 continue
-            leaf = _leaf(value, found, seen)
-            if leaf:
-                found._touched.update(path)
-                if odd and not odd.isdisjoint(path):
-                    found.inexact = True
+            if _leaf(value, found, seen):
+                found._touch(path, odd)
                 continue
             children = _children(value)
             if children is None:
@@ -143,7 +156,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
                 )
             if key in seen:
                 if key in found._touched:
-                    found._touched.update(path)
+                    found._touch(path, odd)
                 continue
             path.append(key)
             if type(value) not in EXACT:
@@ -154,9 +167,6 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
             walk.pop()
             if path:
                 seen.add(path.pop())
-    if not (found.futures or found.inputs or found.outputs or _LITERAL_SEEN in seen):
-        return None
-    return found
 
 
 _LITERAL_SEEN = -1  # no object has this id

@@ -99,7 +99,7 @@ class Extra:
         self.resolved: Resolved | None = None  # where its input files are
         self.restarts: int = 0  # how often a service was started again after it was ready
         self.scope: str | None = None
-        self.sources: list[Outcome] = []  # what its dependencies left behind
+        self.sources: list[Outcome] = []  # what its dependencies left in sandboxes
         self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
         self.tried: Mapping[str, int] = (

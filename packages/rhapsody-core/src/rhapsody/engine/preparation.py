@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from rhapsody.data import moved
 from rhapsody.engine import failures
@@ -27,7 +27,6 @@ from rhapsody.engine.needs import lacking, unknown_settings
 from rhapsody.engine.node import Node
 from rhapsody.engine.recording import Recording
 from rhapsody.engine.services import Services, is_service
-from rhapsody.engine.tasks import Task
 from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
 from rhapsody.errors import CapabilityError, PluginError, describe_error
 from rhapsody.plugins.manager import EngineHooks
@@ -222,11 +221,11 @@ class Preparation:
         uids = description["metadata"]["dependencies"]
         for future in node.dependencies:
             if isinstance(future, TaskFuture):
-                if future._outcome is not None:
-                    sources.append(future._outcome)
-                if future._definition.prefix == "task":
-                    owner = cast("Task[Any, Any]", future._definition).engine.uid
-                    uids.append(f"{owner}.{future.uid}.{future.attempt}")
+                if (left := future._outcome) is not None and left.sandbox is not None:
+                    sources.append(left)
+                definition: Any = future._definition
+                if definition.prefix == "task":
+                    uids.append(f"{definition.engine.uid}.{future.uid}.{future.attempt}")
         if sources:
             node.more().sources = sources
 
