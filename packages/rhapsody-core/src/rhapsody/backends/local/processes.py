@@ -18,6 +18,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from functools import partial
+from itertools import zip_longest
 from queue import SimpleQueue
 
 from rhapsody.backends.local import packing, worker
@@ -443,7 +444,7 @@ class ProcessWorkers:
             first.handle = None
         self._give_back(unbegun)
         # Mostly one: those before the last have replied, if with nonsense.
-        for job, heir in zip(begun, [*begun[1:], None], strict=False):
+        for job, heir in zip_longest(begun, begun[1:]):
             job.handle, job.successor = None, heir
             self._end_lost(job, code)
         if first is None:
