@@ -123,11 +123,25 @@ def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert lines[2].split()[-2:] == ["0.003", "s"]
 
 
+def test_a_name_moves_nothing_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save(tmp_path / "diamond.json", recent() | {"name": "\x1b[2J\nÄ"})
+    assert main(["replay", str(path), "--scale", "0.001", "--slots", "1"]) == 0
+    assert capsys.readouterr().out.startswith("\\x1b[2J\\nÄ: 4 tasks on 1 slot")
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "said"),
     [
         ({"runtimeInSeconds": -1}, (), "{file}: workflow.execution.tasks[1].runtimeInSeconds: a "),
         ({"coreCount": 4}, (), "task 'b' had 4 cores, and there are 2 slots: give --slots 4 or"),
+        (
+            {"coreCount": 1e30},
+            (),
+            "{file}: workflow.execution.tasks[1].coreCount: a number of 1 to 1000000 is needed, "
+            "got 1e+30",
+        ),
         ({}, ("-b", "nowhere"), "Backend 'nowhere' not found"),
         ({}, ("-o", "colour=red"), "backend 'local': "),
         (
@@ -181,7 +195,8 @@ def test_a_workflow_without_times_and_one_that_is_not_there(
     path = save(tmp_path / "diamond.json", content)
     assert main(["replay", str(path)]) == 2
     assert capsys.readouterr().err == (
-        f"rhapsody: {path}: task 'a' has no recorded time, so that it cannot be replayed\n"
+        f"rhapsody: {path}: task 'a' has no recorded time, so that it cannot be replayed: "
+        "give it one, as `runtimeInSeconds` in `workflow.execution.tasks`\n"
     )
     assert main(["replay", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.endswith(

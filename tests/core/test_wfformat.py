@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from rhapsody.wfformat import (
     RecordedMachine,
     RecordedTask,
     dumps,
+    loads,
     parents_first,
     read,
     write,
@@ -248,7 +250,7 @@ def test_older_instances_that_are_malformed(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"[" * 100_000, b"PK\3\4"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\xff", b"PK\3\4"])
 def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "diamond.json"
     path.write_bytes(content)
@@ -256,6 +258,21 @@ def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
         read(path)
     assert str(caught.value).startswith(f"{path}: this is not JSON: ")
     assert str(caught.value).endswith("; a WfCommons instance is a JSON file")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000 + b"]" * 100_000, "its lists and objects are nested too deep"),
+        (b"9" * 5000, "a number in it has too many digits"),
+    ],
+)
+def test_json_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "diamond.json"
+    path.write_bytes(content)
+    with pytest.raises(InstanceError) as caught:
+        read(path)
+    assert str(caught.value) == f"{path}: {said} to be read"
 
 
 JSON = st.recursive(
@@ -314,9 +331,38 @@ def test_ids_and_names_are_written_as_the_format_allows_them(tmp_path: Path) -> 
     assert [file.size for file in one.outputs] == [3, 5, None]
 
 
-def test_a_workflow_without_tasks_is_not_written() -> None:
-    with pytest.raises(InstanceError, match="at least one task"):
-        dumps(Instance("empty", ()))
+A = RecordedTask("a", "a", runtime=1.0)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        ((), r"workflow\.specification\.tasks: a non-empty list is needed"),
+        ((replace(A, parents=("b",)),), "task 'a' waits for 'b', which is not among the tasks"),
+        ((A, A), 'the id "a" is taken by'),
+        ((replace(A, id=""),), "id: a non-empty string is needed"),
+        ((replace(A, parents=("a",)),), "cycle: a -> a"),
+        ((replace(A, runtime=math.nan),), "runtimeInSeconds: a number of 0 or more is needed"),
+        ((replace(A, runtime=-1),), "runtimeInSeconds: a number of 0 or more is needed"),
+        ((replace(A, cores=0),), "coreCount: a number of 1 or more is needed, got 0"),
+        ((replace(A, outputs=(RecordedFile("f", -5),)),), "sizeInBytes: a number of 0 or more"),
+    ],
+)
+def test_what_would_not_be_read_is_not_written(
+    tmp_path: Path, tasks: tuple[RecordedTask, ...], said: str
+) -> None:
+    path = tmp_path / "w.json"
+    path.write_text("what was there")
+    with pytest.raises(InstanceError, match=said):
+        write(Instance("w", tasks, makespan=2, started="today"), path)
+    assert path.read_text() == "what was there"
+
+
+def test_what_is_written_of_what_was_read_is_the_same_text(tmp_path: Path) -> None:
+    text = dumps(read(save(tmp_path / "diamond.json", older())))
+    assert dumps(loads(text)) == text
+    assert '"coreCount": 2' in text
+    assert '"coreCount": 1,' in text  # which stands there as 1.0
 
 
 def test_parents_come_first_and_all_else_stays_in_its_order() -> None:

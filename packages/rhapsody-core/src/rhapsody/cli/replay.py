@@ -125,7 +125,8 @@ def _read(file: str) -> Instance:
     for task in instance.tasks:
         if task.runtime is None:
             raise UsageError(
-                f"{file}: task {task.id!r} has no recorded time, so that it cannot be replayed"
+                f"{file}: task {task.id!r} has no recorded time, so that it cannot be replayed: "
+                "give it one, as `runtimeInSeconds` in `workflow.execution.tasks`"
             )
     return instance
 
@@ -258,8 +259,11 @@ def _check_fit(instance: Instance, slots: int) -> None:
 
 def _print(report: dict[str, Any]) -> None:
     """Writes the lines for people."""
+    from rhapsody.wfformat.values import on_one_line
+
+    extent = _extent(report["tasks"], report["slots"])
     say(
-        f"{report['name']}: {_extent(report['tasks'], report['slots'])} of {report['backend']}, "
+        f"{on_one_line(report['name'])}: {extent} of {report['backend']}, "
         f"recorded times x {report['scale']:.6g}"
     )
     rows = {

@@ -12,7 +12,7 @@ from rhapsody.wfformat.instance import (
     RecordedTask,
     parents_first,
 )
-from rhapsody.wfformat.reading import read
+from rhapsody.wfformat.reading import loads, read
 from rhapsody.wfformat.values import InstanceError
 from rhapsody.wfformat.writing import dumps, write
 
@@ -23,6 +23,7 @@ __all__ = [
     "RecordedMachine",
     "RecordedTask",
     "dumps",
+    "loads",
     "parents_first",
     "read",
     "write",

@@ -12,6 +12,7 @@ import graphlib
 import os
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
 
 from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
@@ -23,6 +24,7 @@ _Edges = dict[tuple[str, str], Value]
 
 VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
 _SYSTEMS = ("linux", "macos", "windows")
+_MOST_CORES = 1_000_000
 
 
 def read(path: str | os.PathLike[str]) -> Instance:
@@ -35,7 +37,19 @@ def read(path: str | os.PathLike[str]) -> Instance:
             what would be accepted.
         OSError: The file cannot be read.
     """
-    root = Value.of_file(path)
+    return _instance(Value.of_json(os.fspath(path), Path(path).read_bytes()))
+
+
+def loads(text: str) -> Instance:
+    """Reads an instance from the text of its file, as `read` does.
+
+    Raises:
+        InstanceError: It is malformed.
+    """
+    return _instance(Value.of_json("instance", text))
+
+
+def _instance(root: Value) -> Instance:
     root.need("schemaVersion").one_of(*VERSIONS)
     workflow = root.need("workflow")
     if workflow.get("specification") is not None:
@@ -86,7 +100,10 @@ def _positive(value: Value) -> int:
 
 
 def _cores(value: Value) -> float:
-    return value.number(1)
+    cores = value.number(1)
+    if cores > _MOST_CORES:
+        value.refuse(f"a number of 1 to {_MOST_CORES}")
+    return int(cores) if cores.is_integer() else cores
 
 
 # Version 1.5.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 from rhapsody.errors import RhapsodyError
@@ -17,6 +15,11 @@ _LONGEST = 60
 
 class InstanceError(RhapsodyError, ValueError):
     """The file of an instance is malformed: its message has the place in it."""
+
+
+def on_one_line(text: str) -> str:
+    """The text with what cannot be printed, such as line breaks, written as in Python."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class Value:
@@ -34,20 +37,21 @@ class Value:
         self.value: Any = value
 
     @classmethod
-    def of_file(cls, path: str | os.PathLike[str]) -> Value:
-        """The whole of a file.
+    def of_json(cls, file: str, content: str | bytes) -> Value:
+        """The whole of a file with this content.
 
         Raises:
-            InstanceError: It is not JSON.
-            OSError: It cannot be read.
+            InstanceError: It is not JSON, or more than can be read.
         """
-        content = Path(path).read_bytes()
         try:
-            return cls(os.fspath(path), "", json.loads(content))
-        except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
-            raise InstanceError(
-                f"{os.fspath(path)}: this is not JSON: {error}; a WfCommons instance is a JSON file"
-            ) from None
+            return cls(file, "", json.loads(content))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            problem = f"this is not JSON: {error}; a WfCommons instance is a JSON file"
+        except RecursionError:
+            problem = "its lists and objects are nested too deep to be read"
+        except ValueError:  # what `int` says of thousands of digits
+            problem = "a number in it has too many digits to be read"
+        raise InstanceError(f"{file}: {problem}")
 
     def __str__(self) -> str:
         """The value as it stands in the file, cut where it is long."""
@@ -61,7 +65,7 @@ class Value:
         Raises:
             InstanceError: With its file and place, and the problem.
         """
-        raise InstanceError(f"{self._file}: {self.place or 'top level'}: {problem}")
+        raise InstanceError(f"{self._file}: {self.place or 'top level'}: {on_one_line(problem)}")
 
     def refuse(self, accepted: str) -> NoReturn:
         """Raises for a value in place of which something else is accepted.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody.wfformat.reading import loads
 from rhapsody.wfformat.values import InstanceError
 
 _NOT_IN_TASKS = re.compile(r"[^0-9a-zA-Z\-_.#]")
@@ -25,7 +26,7 @@ def write(instance: Instance, path: str | os.PathLike[str]) -> None:
     What was there stays until all of it is written.
 
     Raises:
-        InstanceError: It has no tasks.
+        InstanceError: It is none, see `dumps`; nothing is written.
         OSError: It cannot be written.
     """
     path, text = Path(path), dumps(instance)
@@ -51,10 +52,10 @@ def dumps(instance: Instance) -> str:
     for these are what the format demands of it. `?` stands for what is no character.
 
     Raises:
-        InstanceError: It has no tasks, which the format does not allow.
+        InstanceError: `loads` would refuse the text, as where a task waits for one that is not
+            there, or a time is not a number.
     """
-    if not instance.tasks:
-        raise InstanceError("an instance has at least one task")
+    _check_parents(instance)
     tasks = _renamer(_NOT_IN_TASKS, (task.id for task in instance.tasks))
     every = [file for task in instance.tasks for file in (*task.inputs, *task.outputs)]
     files = _renamer(_NOT_IN_FILES, (file.id for file in every))
@@ -72,7 +73,19 @@ def dumps(instance: Instance) -> str:
         "workflow": workflow,
     }
     text = json.dumps(_drop_unknown(content), indent=1, ensure_ascii=False) + "\n"
-    return text.encode("utf-8", "replace").decode()
+    text = text.encode("utf-8", "replace").decode()
+    loads(text)
+    return text
+
+
+def _check_parents(instance: Instance) -> None:
+    known = {task.id for task in instance.tasks}
+    for task in instance.tasks:
+        for parent in task.parents:
+            if parent not in known:
+                raise InstanceError(
+                    f"task {task.id!r} waits for {parent!r}, which is not among the tasks"
+                )
 
 
 def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
