@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import TaskFailedError, WorkflowEngine
+from rhapsody import NoopExecutionBackend, TaskFailedError, WorkflowEngine
 from tests.core.engine_fixtures import engine, on_machines
 from tests.core.scripted import Scripted, outcome, within
 
@@ -291,6 +291,14 @@ async def test_a_program_that_is_not_there_fails_its_task_only(machine: Any) -> 
         shell = await outcome(flow.executable_task(lambda: "no-such-program-here x")())
         assert isinstance(shell, TaskFailedError)
         assert shell.exit_code == 127
+
+
+async def test_a_command_of_something_else_says_which_word_it_is() -> None:
+    words: Any = ["echo", Path("x"), 1]
+    async with engine(NoopExecutionBackend()) as flow:
+        error = await outcome(flow.executable_task(lambda: words)())
+        assert isinstance(error, ValueError)
+        assert str(error).endswith(f"not {words!r}: make {words[1]!r} a string")
 
 
 @on_machines

@@ -433,9 +433,12 @@ def _checked_command(node: Node, command: object) -> str | list[str]:
         and str.__len__(command[0])
     ):
         return command
+    words = command if isinstance(command, list) else ()
+    wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(
         f"executable task {node.task.name!r} ({node.future.uid}) must return its command, "
         f"a non-empty string for a shell or list of strings, not {command!r}"
+        + (f": make {wrong[0]} a string" if wrong else "")
     )
 
 
