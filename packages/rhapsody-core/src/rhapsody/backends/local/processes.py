@@ -473,6 +473,6 @@ def _how(exit_code: int | None) -> str:
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = f"signal {-exit_code}"
-    hint = " (out of memory, or has the task closed the worker's descriptors?)"
-    hint = hint if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
+    if name == "SIGKILL":
+        name += " (out of memory, or has the task closed the worker's descriptors?)"
+    return f"was killed by {name}"
