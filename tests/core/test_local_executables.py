@@ -219,13 +219,12 @@ async def test_the_whole_group_is_stopped(driver: Driver) -> None:
 
 async def test_a_program_may_clean_up_when_it_is_told_to_end(driver: Driver) -> None:
     driver.backend._executables._grace = 30.0  # a busy machine takes long
-    code = (
-        "import signal, sys, time, pathlib\n"
-        "def end(*args):\n"
-        "    time.sleep(0.1); pathlib.Path('cleaned').touch(); sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, end)\n"
+    code = (  # that waits for the signal: a handler beside time.sleep can miss it
+        "import signal, time, pathlib\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "pathlib.Path('begun').touch()\n"
-        "time.sleep(60)\n"
+        "signal.sigwait([signal.SIGTERM])\n"
+        "time.sleep(0.1); pathlib.Path('cleaned').touch()\n"
     )
     # The shell ends at once, the program below it takes its time.
     task = driver.command(f'{sys.executable} -c "{code}"; true')
