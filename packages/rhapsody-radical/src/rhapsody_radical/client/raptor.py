@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -186,7 +187,7 @@ class Raptor:
         manager, uid = self._pilot.manager, f"raptor.{self._pilot.number}.{self._count:04d}"
         words = {key: value for key, value in settings.items() if key != "workers"}
         if not any(words.get(key) for key in THEIRS):
-            self._make_own(words, MASTER_CLASS, OWN_MASTER)
+            self._make_own(words, uid, MASTER_CLASS, OWN_MASTER)
         master = manager.submit_raptors(
             rp.TaskDescription({**words, "mode": rp.RAPTOR_MASTER, "uid": uid}),
             pilot_id=self._pilot.uid,
@@ -194,26 +195,32 @@ class Raptor:
         descriptions = []
         for number, worker in enumerate(settings["workers"]):
             words = {key: value for key, value in worker.items() if key != "worker_type"}
+            own = f"{uid}.worker.{number:04d}"
             if is_own(worker):
-                self._make_own(words, OWN_CLASS, OWN_WORKER, OWN_CALL, PROTOCOL)
+                self._make_own(words, own, OWN_CLASS, OWN_WORKER, OWN_CALL, PROTOCOL)
             words.setdefault("raptor_class", worker.get("worker_type", DEFAULT_CLASS))
-            words.update(mode=rp.RAPTOR_WORKER, uid=f"{uid}.worker.{number:04d}")
-            words.update(pilot=self._pilot.uid)
+            words.update(mode=rp.RAPTOR_WORKER, uid=own, pilot=self._pilot.uid)
             descriptions.append(rp.TaskDescription(words))
         return Pair(master, master.submit_workers(descriptions), settings)
 
-    def _make_own(self, words: dict[str, Any], name: str, *files: Path) -> None:
+    def _make_own(self, words: dict[str, Any], uid: str, name: str, *files: Path) -> None:
         """Has a class of ours loaded from the first of some files, which are sent along.
 
         They are of two distributions, neither of which need be installed in the pilot.
         """
-        action = rp.LINK if self._pilot.shared else rp.TRANSFER
-        sent = [
-            {"source": str(file), "target": f"task:///{file.name}", "action": action}
-            for file in files
-        ]
-        words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
         words.update(raptor_class=name, raptor_file=files[0].name)
+        if not self._pilot.shared:
+            sent = [
+                {"source": str(file), "target": f"task:///{file.name}", "action": rp.TRANSFER}
+                for file in files
+            ]
+            words["input_staging"] = [*(words.get("input_staging") or ()), *sent]
+            return
+        # RADICAL-Pilot's LINK does not reach another file system, its COPY knows no spaces.
+        sandbox = Path(self._pilot.sandbox, words.get("sandbox") or uid)
+        sandbox.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, sandbox / file.name)
 
     def check(self, calls: Mapping[Pair, list[str]]) -> set[str]:
         """Gives up pairs whose master or worker has ended, or does not answer.
