@@ -288,11 +288,16 @@ async def test_a_worker_that_had_a_gpu_ends_whatever_threads_it_has() -> None:
 
 
 def _daemon() -> int:
+    ready, told = os.pipe()
     child = os.fork()
     if child == 0:
         os.setsid()
+        os.close(told)
         time.sleep(60)
         os._exit(0)
+    os.close(told)
+    os.read(ready, 1)  # until it has left the group, which ends with the worker
+    os.close(ready)
     return child
 
 
