@@ -23,6 +23,7 @@ done
 setsid sh -c 'for _ in $(seq 1000); do [ -e "$0/$$" ] && break; sleep 0.01; done
     [ -e "$0/$$" ] && "$1"; rm -f "$0/$$"' \\
     "$SPOOL" "$script" </dev/null >/dev/null 2>&1 &
+until kill -0 "-$!" 2>/dev/null; do sleep 0.01; done
 echo >"$SPOOL/$!"
 echo "$!;here"
 """,
