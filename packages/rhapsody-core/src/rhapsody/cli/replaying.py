@@ -97,8 +97,6 @@ class Replay:
             CommandError: A file cannot be made, read or written.
         """
         task = flow.function_task(cache=False)(task_function())
-        workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
-        await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         variants = {each: _variant(task, *each) for each in map(self._needs, self._tasks)}
         try:
             calls = [
@@ -106,8 +104,10 @@ class Replay:
             ]
         except OSError as error:
             raise CommandError(f"an input file cannot be made: {describe_error(error)}") from error
+        gc.collect()  # not while the time is taken, and before the workers start: it empties caches
+        workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
+        await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         futures: dict[str, TaskFuture[None]] = {}
-        gc.collect()  # not while the time is taken
         begin = perf_counter()
         first = sum(not each.parents for each in self._tasks)
         for number, (each, call, inputs, outputs) in enumerate(calls):
