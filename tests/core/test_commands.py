@@ -27,6 +27,7 @@ from rhapsody.testing import Driver
 from tests import slurm
 from tests.core.batch_system import documented, install
 from tests.core.scripted import until, within
+from tests.machine import alive
 
 pytestmark = pytest.mark.asyncio
 
@@ -179,15 +180,6 @@ async def test_a_job_that_is_listed_again_is_not_gone(driver: Driver, spool: Pat
         await asked(spool, times(spool) + 5)  # longer than its patience
     (spool / "go").touch()
     assert (await within(driver.finished(task))).stdout == "out\n"
-
-
-def alive(group: int) -> bool:
-    """Whether a process group has a process."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def times(spool: Path) -> int:
