@@ -188,7 +188,8 @@ class WorkerLoop:
 class SharedLoop:
     """Runs many coroutines side by side, on one thread of its own.
 
-    For coroutines that only wait; `call` and `stop` may be called on any thread.
+    For coroutines that only wait; `call` and `stop` may be called on any thread, also by
+    several threads at once.
 
     Args:
         name: The thread's name.
@@ -196,19 +197,39 @@ class SharedLoop:
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._lock = threading.Lock()  # held while the thread is started or taken away
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: Mailbox[Callable[[], object]] | None = None
-        self._stopping = False
 
     def call(self, function: Callable[[], object]) -> None:
-        """Call a function on the loop's thread soon; the first call starts the thread."""
-        if self._inbox is None:
-            self._loop = _new_loop(selectors.DefaultSelector())
-            self._inbox = Mailbox(self._loop, lambda function: function())
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
-        self._inbox.put(function)
+        """Call a function on the loop's thread soon; the first call starts the thread.
+
+        Raises:
+            RuntimeError: The thread cannot be started.
+        """
+        inbox = self._inbox
+        if inbox is None:
+            inbox = self._opened()
+        inbox.put(function)
+
+    def _opened(self) -> Mailbox[Callable[[], object]]:
+        """Start the thread unless another one has done so, and return its inbox."""
+        with self._lock:
+            if self._inbox is None:
+                loop = _new_loop(selectors.DefaultSelector())
+                self._loop = loop
+                self._thread = threading.Thread(
+                    target=self._run, args=(loop,), name=self._name, daemon=True
+                )
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self._thread = self._loop = None
+                    loop.close()
+                    raise
+                self._inbox = Mailbox(loop, lambda function: function())
+            return self._inbox
 
     def start(
         self,
@@ -227,27 +248,28 @@ class SharedLoop:
         Returns:
             The task that runs it; cancelling it cancels the coroutine.
         """
-        assert self._loop is not None
         family: set[asyncio.Task[Any]] = set()
         context.run(_family.set, family)
-        task = asyncio.Task(_drive(call, family), loop=self._loop, context=context)
+        loop = asyncio.get_running_loop()
+        task = asyncio.Task(_drive(call, family), loop=loop, context=context)
         task.add_done_callback(partial(_tell, ended))
         return task
 
     def stop(self, timeout: float) -> None:
-        """End the thread, with whatever runs on it, and wait for that for `timeout` seconds."""
-        thread, loop = self._thread, self._loop
+        """End the thread, with whatever runs on it, and wait for that for `timeout` seconds.
+
+        A later `call` starts another thread.
+        """
+        with self._lock:
+            thread, loop = self._thread, self._loop
+            self._thread = self._loop = self._inbox = None
         if thread is None or loop is None:
             return
-        self._stopping = True
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout)
-        self._thread = self._loop = self._inbox = None
 
-    def _run(self) -> None:
-        loop = self._loop
-        assert loop is not None
-        while not self._stopping:  # a coroutine must not stop the loop that others are on
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._loop is loop:  # a coroutine must not stop the loop that others are on
             try:
                 loop.run_forever()
             except BaseException as error:  # a SystemExit out of a task that one started

@@ -1,0 +1,56 @@
+"""The event loops that backends share between users' coroutines."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from rhapsody.sdk.loops import SharedLoop
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Let threads take turns as often as Python can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_first_calls_of_many_threads_start_one_thread_and_none_is_lost() -> None:
+    for _ in range(20):
+        loop, together = SharedLoop("shared"), threading.Barrier(30)
+        called: list[int] = []
+        complete = threading.Event()
+
+        def record(called: list[int] = called, complete: threading.Event = complete) -> None:
+            called.append(threading.get_ident())
+            if len(called) == 30:
+                complete.set()
+
+        def call(loop: SharedLoop = loop, together: threading.Barrier = together) -> None:
+            together.wait(20)
+            loop.call(record)
+
+        threads = [threading.Thread(target=call) for _ in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert complete.wait(5), f"{len(called)} of 30 calls were made"
+        assert len(set(called)) == 1
+        loop.stop(5)
+
+
+def test_a_call_after_the_end_starts_another_thread() -> None:
+    loop = SharedLoop("shared")
+    for _ in range(2):
+        called = threading.Event()
+        loop.call(called.set)
+        assert called.wait(20)
+        loop.stop(20)
+    assert not [one for one in threading.enumerate() if one.name == "shared"]
