@@ -96,7 +96,10 @@ async def test_a_limit_is_given_back_by_failures_cancellations_and_retries() -> 
         assert flow.stats.cancelled == 1
 
 
-@pytest.mark.parametrize("limit", ["licence", "licence:0", "licence:-1", "licence:two", ":2", 3])
+@pytest.mark.parametrize(
+    "limit",
+    ["licence", "licence:0", "licence:-1", "licence:two", ":2", 3, ["a:2", "b:1", "a:3"]],
+)
 async def test_a_malformed_limit_is_refused_where_it_is_written(limit: Any) -> None:
     async with WorkflowEngine.create(Inline()) as flow:
 

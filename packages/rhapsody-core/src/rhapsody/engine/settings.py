@@ -401,13 +401,17 @@ def _limit(value: object) -> tuple[tuple[str, int], ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Iterable):
         raise TypeError(f'limit must be like "licence:2" or a list of such, got {value!r}')
-    limits = []
+    limits: dict[str, int] = {}
     for text in texts:
         match = _LIMIT.fullmatch(text) if isinstance(text, str) else None
         if match is None or int(match[2]) < 1:
             raise ValueError(f'limit must be like "licence:2" (at least 1), got {text!r}')
-        limits.append((match[1], int(match[2])))
-    return tuple(sorted(dict(limits).items()))
+        name, size = match[1], int(match[2])
+        if limits.setdefault(name, size) != size:
+            raise ValueError(
+                f"limit must give each name one size, got {name}:{limits[name]} and {name}:{size}"
+            )
+    return tuple(sorted(limits.items()))
 
 
 def _fallback(value: Any) -> Any:
