@@ -12,7 +12,9 @@ import pytest
 from rhapsody.cli import scripts
 from rhapsody.cli.commands import main
 from rhapsody.cli.output import UsageError
+from rhapsody.journal.reading import opened, runs
 from tests.core.command_line import SIMPLE, Run, check_mistake
+from tests.core.programs import PATIENCE
 
 # What runs.
 
@@ -424,3 +426,78 @@ def test_a_signal_ends_the_workflow_with_its_exit_code(
         child.kill()
     assert child.returncode == code
     assert "Traceback" not in errors
+
+
+# Where nothing reads, and where there is no directory.
+
+
+def test_a_run_whose_output_nothing_reads_any_more_ends_quietly_and_is_not_failed(
+    tmp_path: Path,
+) -> None:
+    script = """
+import sys
+
+async def main(flow):
+    @flow.function_task
+    def part(number):
+        print("part", number, flush=True)
+
+    print("first", flush=True)
+    sys.stdin.readline()
+    await part(1)
+    print("second", flush=True)
+"""
+    (tmp_path / "script.py").write_text(script)
+    with subprocess.Popen(
+        [sys.executable, "-m", "rhapsody", "run", "script.py"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdout = None
+        _, stderr = process.communicate("go on\n", timeout=PATIENCE)
+    assert process.returncode == 128 + signal.SIGPIPE
+    account, kept = stderr.splitlines()
+    assert account.startswith("rhapsody: 1 done in ")
+    assert kept == "rhapsody: what is done is kept; the same command goes on from there"
+    (journal,) = (tmp_path / ".rhapsody" / "journals").glob("*.sqlite")
+    with opened(journal) as database:
+        assert [run.how for run in runs(database, journal)] == ["interrupted"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run wf.py", "run -m wf", "backends", "doctor", "clean", "journal show", "journal explain x",
+     "replay x.json", "new-backend x"],
+)  # fmt: skip
+def test_a_current_directory_that_was_removed_is_a_mistake_of_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:  # fmt: skip
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rhapsody: the current directory was removed; ")
+
+
+def test_a_script_whose_name_begins_with_a_dash_follows_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "-x.py").write_text("import sys\nasync def main(flow):\n    print(sys.argv[1:])\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "-q", "--no-journal", "--", "-x.py", "--", "-b", "--"]) == 0
+    assert capsys.readouterr().out == "['-b', '--']\n"
+    assert main(["run", "-q", "--no-journal", "--", "-x.py:main", "3"]) == 0
+    assert capsys.readouterr().out == "['3']\n"
+    assert main(["run", "-x.py"]) == 2
+    assert capsys.readouterr().err.endswith("rhapsody run -- -x.py\n")
+    assert main(["run", "-q"]) == 2
+    assert "rhapsody: run what? write rhapsody run SCRIPT" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from rhapsody.cli.output import (
     DONE,
     FAILED,
     INTERRUPTED,
+    READER_GONE,
     USAGE,
     CommandError,
     UsageError,
@@ -93,6 +94,7 @@ class Commands:
         if name is None:
             parser.print_help(sys.stderr)
             return USAGE
+        _require_directory()
         result = self._commands[name].run(parsed)
         return DONE if result is None else result
 
@@ -123,6 +125,17 @@ class Commands:
             if close and word.startswith("--"):
                 return f"did you mean --{close[0]}? or "
         return ""
+
+
+def _require_directory() -> None:
+    """Raise a UsageError if the current directory was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the current directory was removed; change to another one, or to the new one of the "
+            "same name: cd ."
+        ) from None
 
 
 def _misplaced(
@@ -193,6 +206,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             complain(f"ended by {ENDED[end.code]}")
         raise
     except BrokenPipeError:
-        # Whoever read our output has gone. Python must not complain at exit, either.
+        # Nothing reads standard output any more. Python must not complain at exit, either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return READER_GONE

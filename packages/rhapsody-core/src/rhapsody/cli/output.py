@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import select
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 DONE = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+READER_GONE = 141
+"""What a shell reports for a program that SIGPIPE killed, because nothing reads its output."""
 
 
 class UsageError(Exception):
@@ -27,19 +31,30 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Writes a line that is no output of the workflow's to standard error."""
-    _write(sys.stderr, text)
+    """Write a line that is not the workflow's own output to standard error."""
+    with suppress(BrokenPipeError):
+        _write(sys.stderr, text)
 
 
 def complain(text: str) -> None:
-    """Writes an error to standard error."""
-    _write(sys.stderr, f"rhapsody: {text}")
+    """Write an error to standard error."""
+    note(f"rhapsody: {text}")
 
 
 def _write(stream: TextIO | None, text: str) -> None:
     """Writes a line, to nowhere where the stream was closed before the start."""
     if stream is not None:
         stream.write(f"{text}\n")
+
+
+def reader_is_gone() -> bool:
+    """Return whether standard output is a pipe whose reading end is closed."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError, TypeError):  # it is closed, or not a file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def say_json(value: Any) -> None:

@@ -18,7 +18,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.cli import recording, scripts
-from rhapsody.cli.output import DONE, FAILED, CommandError, UsageError, complain, note, say
+from rhapsody.cli.output import (
+    DONE,
+    FAILED,
+    CommandError,
+    UsageError,
+    complain,
+    note,
+    reader_is_gone,
+    say,
+)
 from rhapsody.errors import DataError, JournalError, RhapsodyError
 
 if TYPE_CHECKING:
@@ -47,7 +56,7 @@ _SIGNALLED = (128 + signal.SIGHUP, 128 + signal.SIGTERM)
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()  # one is required, see `run`
     what.add_argument(
         "script",
         nargs="?",
@@ -80,7 +89,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="run no task, and print what would be called"
     )
-    parser.epilog = "What follows -- are the script's own arguments: sys.argv[1:]."
+    parser.epilog = (
+        "What follows -- are the script's own arguments: sys.argv[1:]. A script whose name begins "
+        "with a dash comes after -- itself: rhapsody run -- -x.py -- ARGUMENTS."
+    )
     failing = parser.add_mutually_exclusive_group()
     failing.add_argument(
         "-k",
@@ -119,7 +131,9 @@ def run(arguments: argparse.Namespace) -> int:
             or the script, or what it imports, has a syntax error or is not there.
         CommandError: The backend could not be started.
         SystemExit: The script ends with an exit code of its own.
+        BrokenPipeError: Nothing reads standard output any more.
     """
+    _take_script(arguments)
     with ExitStack() as at_end:  # what comes after a traceback
         recorded = recording.Recording(arguments)
         at_end.callback(recorded.end)
@@ -134,6 +148,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         recorded.how = "failed" if code else "done"
         return code
+
+
+def _take_script(arguments: argparse.Namespace) -> None:
+    """Take the script from what follows `--` if neither it nor a module comes before.
+
+    Raises:
+        UsageError: There is no script.
+    """
+    if arguments.script is not None or arguments.module is not None:
+        return
+    if not arguments.arguments:
+        raise UsageError("run what? write rhapsody run SCRIPT, or rhapsody run -m MODULE")
+    arguments.script, *rest = arguments.arguments
+    arguments.arguments = rest[1:] if rest[:1] == ["--"] else rest
 
 
 def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: ExitStack) -> int:
@@ -163,6 +191,8 @@ def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: 
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
         if arguments.dry_run and program is not None:
             _check_backend(error, program)
+        if reader_is_gone() and scripts.contains(error, BrokenPipeError):
+            raise BrokenPipeError from None
         if program is None or not engines.dry:
             scripts.show(error, program.path if program else None)
             return FAILED

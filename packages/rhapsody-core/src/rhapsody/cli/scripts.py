@@ -16,6 +16,7 @@ import os
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -373,4 +374,12 @@ def show(error: BaseException, path: str | None) -> None:
         error.with_traceback(start)
     if isinstance(error, DependencyFailureError):
         error.__cause__ = error.root_cause
-    traceback.print_exception(error)
+    with suppress(BrokenPipeError):
+        traceback.print_exception(error)
+
+
+def contains(error: BaseException, kind: type[BaseException]) -> bool:
+    """Return whether an error, or one in a group of errors, is of a type."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(contains(one, kind) for one in error.exceptions)
+    return isinstance(error, kind)

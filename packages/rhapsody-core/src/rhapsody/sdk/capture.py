@@ -277,7 +277,12 @@ class Tee:
         terminal = streams.terminal
         if terminal is not None and self._on_terminal and terminal(text):
             return len(text)
-        written: int = self.rhapsody_stream.write(text)
+        try:
+            written: int = self.rhapsody_stream.write(text)
+        except BrokenPipeError:
+            if recorder is None:
+                raise
+            return len(text)  # kept with the task, which must not fail if nothing reads the program
         return written
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -289,7 +294,11 @@ class Tee:
         """Flushes the real stream."""
         if self.rhapsody_stream is None or (streams.exiting and _recorder.get() is not None):
             return
-        self.rhapsody_stream.flush()
+        try:
+            self.rhapsody_stream.flush()
+        except BrokenPipeError:
+            if _recorder.get() is None:
+                raise
 
     @property
     def buffer(self) -> Any:
