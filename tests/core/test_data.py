@@ -234,7 +234,8 @@ def test_an_output_directory_has_the_base_name_and_a_place(
     assert directory.filepath is None
     assert directory.save == save
     assert eval(repr(directory)) == directory
-    assert f"{directory.bound_to('/box')}" == "plots"
+    assert f"{directory.bound_to('/box', by_path=False)}" == "plots"
+    assert f"{directory.bound_to('/box')}" == "/box/plots"
     assert os.fspath(directory.bound_to("/box")) == "/box/plots"
 
 
@@ -263,12 +264,15 @@ def test_an_output_directory_that_cannot_be_is_an_error(
 
 
 def test_several_files_are_a_list_that_commands_can_use() -> None:
-    bound = InputFile("*.csv").bound_to("/box")
+    bound = InputFile("*.csv").bound_to("/box", by_path=False)
     files = InputFiles(bound, ["b.csv", "a 1.csv"], directory=False)
     assert files == [Path("/box/a 1.csv"), Path("/box/b.csv")]
     assert f"cat {files}" == "cat 'a 1.csv' b.csv"
-    directory = InputFiles(InputFile("plots/").bound_to("/box"), ["plots/a"], directory=True)
+    assert files.words() == ["a 1.csv", "b.csv"]
+    plots = InputFile("plots/").bound_to("/box", by_path=False)
+    directory = InputFiles(plots, ["plots/a"], directory=True)
     assert f"ls {directory}" == "ls plots"
+    assert directory.words() == ["plots"]
     assert os.fspath(directory) == "/box/plots"
     for each in (files, directory):
         copy = pickle.loads(pickle.dumps(each))
@@ -323,7 +327,7 @@ def test_a_task_gets_a_copy_with_an_absolute_path_in_its_sandbox(here: Path) -> 
         assert bound is not file
         assert type(bound) is type(file)
         assert bound.filepath == here / "box" / file.filename
-        assert os.fspath(bound) == str(here / "box" / file.filename)
+        assert os.fspath(bound) == str(bound) == f"{bound}" == str(here / "box" / file.filename)
         assert bound.filename == file.filename
         again = bound.bound_to(here / "other box")
         assert again.filepath == here / "other box" / file.filename
@@ -486,7 +490,8 @@ def test_a_file_can_be_handed_on_through_a_chain_longer_than_the_systems_limit_o
 def test_a_file_in_a_command_is_its_name(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("x")
     source, target = InputFile(tmp_path / "in.txt"), OutputFile("out.txt")
-    assert f"cp {source} {target.bound_to(str(tmp_path))}" == "cp in.txt out.txt"
+    bound = target.bound_to(str(tmp_path), by_path=False)
+    assert f"cp {source} {bound}" == "cp in.txt out.txt"
 
 
 def test_the_end_of_a_file_is_its_last_bytes(tmp_path: Path) -> None:

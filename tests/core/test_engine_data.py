@@ -110,6 +110,54 @@ async def test_a_command_finds_its_files_by_name_and_by_path(machine: Any) -> No
 
 
 @on_machines
+async def test_a_file_in_a_function_is_its_absolute_path_as_text(machine: Any) -> None:
+    Path("in.txt").write_text("text")
+    Path("out.txt").write_text("a file of the same name in the current directory")
+    async with engine(machine()) as flow:
+
+        @flow.function_task
+        def copy(given: InputFile, made: OutputFile) -> list[str]:
+            Path(f"{made}").write_text(Path(str(given)).read_text())
+            return [str(given), os.fspath(given), str(made), os.fspath(made)]
+
+        copied = copy(InputFile("in.txt"), OutputFile("out.txt"))
+        texts = await copied
+        assert texts[0] == texts[1]
+        assert texts[2] == texts[3]
+        assert all(map(os.path.isabs, texts))
+        assert Path(texts[2]).read_text() == "text"
+        assert "same name" in Path("out.txt").read_text()
+
+
+@on_machines
+async def test_list_commands_take_files_and_paths(machine: Any) -> None:
+    Path("in put.txt").write_text("text")
+    for name in ("a 1.csv", "b.csv"):
+        Path(name).write_text(name)
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def copy(given: InputFile, made: OutputFile) -> list[str | os.PathLike[str]]:
+            return [Path("/bin") / "cp", given, made]
+
+        @flow.executable_task
+        def split(*made: Any) -> str:
+            return "echo one > 'a 1.csv'; echo two > b.csv"
+
+        @flow.executable_task
+        async def join(tables: InputFile, one: InputFile, made_by: Any) -> list[Any]:
+            return ["cat", tables, one]
+
+        copied = copy(InputFile("in put.txt"), OutputFile("out put.txt"))
+        await copied
+        assert copied.sandbox is not None
+        assert Path(copied.sandbox, "out put.txt").read_text() == "text"
+        made = split(OutputFile("*.csv", many=True))
+        joined = join(InputFile("*.csv"), InputFile("in put.txt"), made)
+        assert await joined == "one\ntwo\ntext"
+
+
+@on_machines
 async def test_files_are_found_in_keywords_and_containers(machine: Any) -> None:
     for name in ("a.txt", "b.txt", "c.txt"):
         Path(name).write_text(name)

@@ -298,7 +298,7 @@ async def test_a_command_of_something_else_says_which_word_it_is() -> None:
     async with engine(NoopExecutionBackend()) as flow:
         error = await outcome(flow.executable_task(lambda: words)())
         assert isinstance(error, ValueError)
-        assert str(error).endswith(f"not {words!r}: make {words[1]!r} a string")
+        assert str(error).endswith(f"not {words!r}: make {words[2]!r} a string")
 
 
 @on_machines

@@ -76,18 +76,19 @@ class File:
     filepath: Path | None
     _by_path: bool = field(compare=False)
 
-    def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = False) -> Self:
-        """The copy that a task gets: `filepath` is an absolute path in its sandbox.
+    def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = True) -> Self:
+        """Return the copy that a task gets: `filepath` is an absolute path in its sandbox.
 
         Args:
             sandbox: The sandbox.
-            by_path: The task's command runs elsewhere: its text is that path.
+            by_path: Whether `str()` returns that path. A command that runs in the sandbox gets
+                the file's name instead.
         """
         path = Path(os.path.abspath(sandbox), self.filename)
         return _changed(self, filepath=path, _by_path=by_path)
 
     def __str__(self) -> str:
-        """The file's name, for commands: they run in the sandbox, where it is, or get its path."""
+        """Return the file's path; its name in commands that run in the sandbox, and before."""
         return str(self.filepath) if self._by_path else self.filename
 
     def __fspath__(self) -> str:
@@ -291,8 +292,9 @@ class InputFiles(list[Path]):
     For a directory that a dependency promised these are the files in it, at any depth; for the
     pattern of an `OutputFile(..., many=True)` those that match. All are in the task's sandbox.
 
-    In commands it is the directory's name, or the names of the files, quoted for a shell.
-    `os.fspath` gives the directory's path.
+    As text it is the directory, or the files quoted for a shell: their names in commands, their
+    paths in functions. As an item of a list command it is one argument per file.
+    `os.fspath` returns the directory's path.
 
     Attributes:
         file: The input as it was given, with its path in the sandbox.
@@ -310,10 +312,14 @@ class InputFiles(list[Path]):
         self.directory: bool = directory
 
     def __str__(self) -> str:
-        """The directory's name, or those of the files, for commands."""
+        """Return the directory, or the files quoted for a shell; see `File.__str__`."""
+        return str(self.file) if self.directory else shlex.join(self.words())
+
+    def words(self) -> list[str]:
+        """Return what stands for it in a list command: the directory, or each of the files."""
         if self.directory:
-            return str(self.file)
-        return shlex.join(str(_changed(self.file, filename=p.name, filepath=p)) for p in self)
+            return [str(self.file)]
+        return [str(_changed(self.file, filename=path.name, filepath=path)) for path in self]
 
     def __fspath__(self) -> str:
         if not self.directory:

@@ -5,8 +5,9 @@ The base class of `WorkflowEngine`; apart because its signatures are long.
 
 from __future__ import annotations
 
+import os
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, ParamSpec, Protocol, TypeVar, Unpack, overload
 
@@ -19,7 +20,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-Command = str | list[str]
+Command = str | Sequence[str | os.PathLike[str]]
+"""A command for a shell, or a list of its words; files and paths may be among them."""
 
 _LATER: Any = object()
 """Says that a decorator was called with its settings alone."""
@@ -83,7 +85,7 @@ class Decorators:
         """Makes tasks of the commands that a function returns.
 
         The function runs on the engine's loop once its dependencies have their
-        values, and returns a string, run by a shell, or a list of strings, run
+        values, and returns a string, run by a shell, or a list of words, run
         without one. The command runs in a sandbox directory of its own. The future's
         result is its standard output; a non-zero exit code fails it with
         `TaskFailedError`.

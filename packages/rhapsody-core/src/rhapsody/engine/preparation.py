@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
-from rhapsody.data import moved
+from rhapsody.data import File, InputFiles, moved
 from rhapsody.engine import failures
 from rhapsody.engine.arguments import Found, texts_in
 from rhapsody.engine.attach import Attached, find
@@ -246,7 +246,7 @@ class Preparation:
         if found is None:
             return node.args, node.kwargs or {}
         sandbox = node.description.get("sandbox") if node.description is not None else None
-        elsewhere = node.task.settings.cwd is not None
+        by_path = node.task.kind != "executable" or node.task.settings.cwd is not None
         sources = node.extra.sources if node.extra is not None else ()
 
         def replace(leaf: Any) -> Any:
@@ -260,7 +260,7 @@ class Preparation:
                 return self._services.value(leaf) if self._services.any else leaf.result()
             if sandbox is None:
                 return leaf
-            return self._stager.bind(leaf, sandbox, sources, by_path=elsewhere)
+            return self._stager.bind(leaf, sandbox, sources, by_path=by_path)
 
         return found.fill(node.args, node.kwargs or {}, replace)
 
@@ -426,20 +426,28 @@ def _checked_command(node: Node, command: object) -> str | list[str]:
     # By the methods of `str` itself: a dry run's values, which others hand on, have none.
     if isinstance(command, str) and str.strip(command):
         return command
-    if (
-        isinstance(command, list)
-        and command
-        and all(isinstance(word, str) for word in command)
-        and str.__len__(command[0])
-    ):
-        return command
-    words = command if isinstance(command, list) else ()
+    words: list[Any] = []
+    if isinstance(command, list):
+        words = [each for word in command for each in _words(word)]
+    if words and all(isinstance(word, str) for word in words) and str.__len__(words[0]):
+        return words
     wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(
         f"executable task {node.task.name!r} ({node.future.uid}) must return its command, "
         f"a non-empty string for a shell or list of strings, not {command!r}"
         + (f": make {wrong[0]} a string" if wrong else "")
     )
+
+
+def _words(item: object) -> Sequence[object]:
+    """Return the words that an item of a list command stands for."""
+    if isinstance(item, str):
+        return (item,)
+    if isinstance(item, File):
+        return (str(item),)
+    if isinstance(item, InputFiles):
+        return item.words()
+    return (os.fspath(item),) if isinstance(item, os.PathLike) else (item,)
 
 
 def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[str]:

@@ -145,7 +145,7 @@ class Stager:
         return self._root + name
 
     def bind(
-        self, file: File, sandbox: str, sources: Sequence[Outcome] = (), *, by_path: bool = False
+        self, file: File, sandbox: str, sources: Sequence[Outcome] = (), *, by_path: bool = True
     ) -> File | InputFiles:
         """What a task gets for a file object, see `File.bound_to`.
 
