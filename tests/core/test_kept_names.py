@@ -169,6 +169,54 @@ async def test_task_callbacks_takes_an_object_with_as_dict() -> None:
         assert await within(result) == 42
 
 
+async def test_task_callbacks_takes_the_uid_that_components_shows() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        results = [part(), part()]
+        await backend.next()
+        one, two = flow.components
+        flow.task_callbacks({"uid": one}, "RUNNING")
+        assert results[0].state is TasksMainStates.RUNNING
+        flow.task_callbacks({"uid": one, "return_value": 42}, "DONE")
+        assert await within(results[0]) == 42
+        flow.task_callbacks(two, TasksMainStates.CANCELED)
+        await within(asyncio.wait([results[1]]))
+        assert results[1].cancelled()
+        assert flow.stats.unknown == flow.stats.late == 0
+
+
+async def test_task_callbacks_refuses_what_names_no_task_or_no_state() -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part(x: Any = None) -> Any: ...
+
+        result = part()
+        part(result)
+        task = await backend.next()
+        for unknown in ("task.000002", "task.000099", f"{flow.uid}.task.000099.1", "other"):
+            with pytest.raises(ValueError, match="no backend has a task"):
+                flow.task_callbacks({"uid": unknown}, "DONE")
+        no_tasks: list[Any] = [3, None, {"uid": []}, {}]
+        for wrong in no_tasks:
+            with pytest.raises(TypeError, match="task"):
+                flow.task_callbacks(wrong, "DONE")
+        for state in (3, None, ["DONE"]):
+            with pytest.raises(TypeError, match="state must be"):
+                flow.task_callbacks(task, state)
+        with pytest.raises(ValueError, match="no native state 'ENDED'"):
+            flow.task_callbacks(task, "ENDED")
+        assert not result.done()
+        backend.done(task, 1)
+        assert await within(result) == 1
+        flow.task_callbacks(task, "DONE")
+        assert flow.stats.late == 1, "a backend may report twice"
+        backend.done(await backend.next(), 2)
+
+
 @pytest.mark.parametrize(
     ("left", "result"),
     [
@@ -285,3 +333,14 @@ async def test_the_old_way_of_using_them_together_works() -> None:
     await within(submitting)
     await within(flow.shutdown(skip_execution_backend=False))
     await within(running)
+
+
+async def test_handlers_have_the_names_of_the_sibling_project_too() -> None:
+    async with WorkflowEngine.create(Scripted()) as flow:
+        done, failed, cancelled = future(), future(), future()
+        flow.handle_component_success({"uid": "x", "return_value": 42}, done)
+        flow.handle_component_failure({"uid": "x"}, failed, "told so")
+        assert flow.handle_component_cancellation({"uid": "x"}, cancelled) is True
+        assert await done == 42
+        assert str(failed.exception()) == "told so"
+        assert cancelled.cancelled()

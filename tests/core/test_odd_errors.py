@@ -188,12 +188,12 @@ async def test_updates_that_cannot_be_read_are_left_out(caplog: pytest.LogCaptur
         def as_dict(self) -> dict[str, Any]:
             raise ValueError("broken")
 
-    async with WorkflowEngine.create() as flow:
+    async with WorkflowEngine.create(backend := NoopExecutionBackend()) as flow:
         task = flow.function_task(int)
         future = task()
         reports: list[Any] = [{"uid": []}, Broken(), 3, None]
         for report in reports:
-            flow.task_callbacks(report, "DONE")
+            backend.report_state(report, "DONE")
         assert await future == 0
         assert await task() == 0
         assert flow.stats.unknown == 4

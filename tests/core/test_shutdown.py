@@ -106,7 +106,9 @@ async def test_shutdown_twice_and_at_once_is_harmless() -> None:
     assert len(events.finished) == 1
 
 
-async def test_a_backend_that_is_skipped_serves_another_engine() -> None:
+async def test_a_backend_that_is_skipped_serves_another_engine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with Scripted() as backend:
         first = await WorkflowEngine.create(backend)
 
@@ -116,6 +118,7 @@ async def test_a_backend_that_is_skipped_serves_another_engine() -> None:
         stopped = part()
         task = await backend.next()
         await within(first.shutdown(skip_execution_backend=True))
+        assert "skip_execution_backend=True leaves 'scripted' running" in caplog.text
         assert stopped.cancelled()
         assert backend.stops == [task["uid"]]
         assert str(backend.state()) == "running"

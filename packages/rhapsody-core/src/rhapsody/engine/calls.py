@@ -69,6 +69,11 @@ class Calls:
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.failure: BaseException | None = None
 
+    @property
+    def tasks_called(self) -> int:
+        """How many tasks have been called; their numbers count up to it."""
+        return self._numbers["task"]
+
     def call(
         self,
         task: Task[Any, Any],

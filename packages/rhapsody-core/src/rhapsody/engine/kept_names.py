@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, cast
 
 from rhapsody.aio import end_of, settable
@@ -71,8 +73,55 @@ class KeptNames:
     def task_callbacks(
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
-        """What backends report to, see `BaseExecutionBackend.register_callback`. Any thread."""
-        self._shell.updates.receive(task, state, service_callback)
+        """Report a state of a task to the engine, as its backend does. Any thread.
+
+        Args:
+            task: The task's description, an object with `as_dict`, or the uid alone. The uid is
+                that of the attempt, as backends get it, or that of the task in `components`.
+            state: The backend's word for the state, or a canonical one.
+            service_callback: Called with `(future, task, state)` for a service that runs; it
+                sets the future when the service is ready.
+
+        Raises:
+            TypeError: `task` has no uid, or `state` is neither a string nor an enum member.
+            ValueError: No backend has a task of this uid, or its backend knows no such state.
+        """
+        uid = task if isinstance(task, str) else _as_mapping(task).get("uid")
+        if not isinstance(uid, str):
+            raise TypeError(f"task_callbacks: the task's uid must be a string, got {uid!r}")
+        if not isinstance(state, str | Enum):
+            raise TypeError(
+                "task_callbacks: state must be a member of TasksMainStates or the backend's word "
+                f"for a state, got {state!r}"
+            )
+        node = self._in_flight(uid)
+        if node is not None:
+            assert node.backend is not None
+            if state not in node.backend.native:
+                node.backend.states.to_main_state(state)  # raises where it is unknown
+            uid = node.uid
+        report = {} if isinstance(task, str) else _as_mapping(task)
+        self._shell.updates.receive({**report, "uid": uid}, state, service_callback)
+
+    def _in_flight(self, uid: str) -> Node | None:
+        """Find the task that a backend has, by either uid; `None` for an attempt that has ended.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        inflight = self._shell.machine.inflight
+        if (node := inflight.get(uid)) is not None:
+            return node
+        for node in list(inflight.values()):
+            if node.future.uid == uid:
+                return node
+        attempt = re.fullmatch(rf"{re.escape(self._shell.uid)}\.task\.(\d+)\.\d+", uid)
+        if attempt is None or int(attempt[1]) > self._shell.calls.tasks_called:
+            raise ValueError(
+                f"task_callbacks: no backend has a task {uid!r}; flow.running and flow.components "
+                "show the uids of tasks that have not ended"
+            )
+        return None
 
     def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
         """Settles a future with a finished task's result: its return value or output."""
@@ -112,6 +161,10 @@ class KeptNames:
             return False
         return self._reported(_as_mapping(task), "CANCELED", task_fut) or task_fut.cancel()
 
+    handle_component_success = handle_task_success
+    handle_component_failure = handle_task_failure
+    handle_component_cancellation = handle_task_cancellation
+
     def _reported(self, report: Mapping[str, Any], main: str, future: asyncio.Future[Any]) -> bool:
         """Whether the future is settled, or the engine has taken the report and will settle it."""
         if future.done():
@@ -130,5 +183,7 @@ class KeptNames:
 
 
 def _as_mapping(task: Any) -> Mapping[str, Any]:
+    if not isinstance(task, Mapping) and not hasattr(task, "as_dict"):
+        raise TypeError(f"a task must be its description or have `as_dict`, got {task!r}")
     report = task if isinstance(task, Mapping) else task.as_dict()
     return cast("Mapping[str, Any]", report)

@@ -405,6 +405,12 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         await signal_registry.told()
 
     async def _end(self, skip: bool) -> None:
+        if skip:
+            log.warning(
+                "engine %s: skip_execution_backend=True leaves %s running; "
+                "`await backend.shutdown()` ends a backend",
+                self.uid, ", ".join(map(repr, self.backends)),
+            )  # fmt: skip
         await self._stop(skip_backends=skip)
         self._settle()
 
