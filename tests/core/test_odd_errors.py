@@ -15,6 +15,7 @@ import pytest
 from rhapsody import (
     BackendUnavailableError,
     DependencyFailureError,
+    LocalExecutionBackend,
     NoopExecutionBackend,
     SubmissionError,
     TaskDescription,
@@ -188,7 +189,7 @@ async def test_updates_that_cannot_be_read_are_left_out(caplog: pytest.LogCaptur
         def as_dict(self) -> dict[str, Any]:
             raise ValueError("broken")
 
-    async with WorkflowEngine.create(backend := NoopExecutionBackend()) as flow:
+    async with WorkflowEngine.create(backend := LocalExecutionBackend()) as flow:
         task = flow.function_task(int)
         future = task()
         reports: list[Any] = [{"uid": []}, Broken(), 3, None]
