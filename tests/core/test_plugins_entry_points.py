@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from rhapsody.backends.discovery import get_backend
 from rhapsody.plugins import entry_points
 from rhapsody.plugins.entry_points import Installed, installed
-from tests.core.distributions import install, unique
+from tests.core.distributions import install, install_backend, unique
 
 
 def settle(directory: Path) -> None:
@@ -42,6 +44,21 @@ def test_both_groups_are_read_and_no_module_is_imported(site: Path) -> None:
         ("rhapsody.plugins", "two", f"{module}:thing"),
     ]
     assert module not in sys.modules
+
+
+def test_a_plugin_inside_a_zip_file_is_found_and_runs(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = unique("zipped")
+    light, _ = install_backend(site / "unpacked", "zipped-plugin", name)
+    install(site / "unpacked", "without-plugins")
+    archive = shutil.make_archive(str(site / "packed"), "zip", site / "unpacked")
+    shutil.rmtree(site / "unpacked")
+    monkeypatch.syspath_prepend(archive)
+    assert found("zipped-plugin") == [("rhapsody.backends", name, light)]
+    assert type(get_backend(name)).name == name
+    Path(archive).write_bytes(b"no zip file any more")
+    assert found("zipped-plugin") == []
 
 
 def test_of_two_versions_on_the_path_the_first_is_in_effect(

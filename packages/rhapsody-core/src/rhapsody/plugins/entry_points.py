@@ -1,6 +1,7 @@
 """Which plugins are installed, read from the metadata of distributions. Loads none of them.
 
-What was read is kept until a directory on `sys.path` changes, so that asking is
+Metadata is read in the directories and zip files on `sys.path`.
+What was read is kept until one of them changes, so that asking is
 cheap and a plugin installed while the program runs is seen.
 """
 
@@ -11,7 +12,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 BACKENDS = "rhapsody.backends"
@@ -155,41 +158,62 @@ def _scan(path: str) -> _Scan:
 
 def _contents(path: str) -> _Contents:
     try:
-        files = sorted(name for name in os.listdir(path) if name.endswith(_METADATA))
-        files = [name for name in files if not name.startswith("~")]  # pip's leftovers
-    except OSError:  # a zip file, or a directory that may not be read
+        return _read(path, os.listdir(path), lambda name: os.path.join(path, name))
+    except NotADirectoryError:
+        return _contents_of_zip(path)
+    except OSError:  # a directory that may not be read
         return _Contents()
+
+
+def _contents_of_zip(path: str) -> _Contents:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root = zipfile.Path(archive)
+            return _read(path, [each.name for each in root.iterdir()], lambda name: root / name)
+    except (OSError, zipfile.BadZipFile):  # any other file
+        return _Contents()
+
+
+def _read(path: str, listed: Iterable[str], place: Callable[[str], Any]) -> _Contents:
+    """Read the distributions of a directory or zip file; `place` locates what is listed."""
+    # A name that begins with ~ is what pip left behind.
+    files = sorted(one for one in listed if one.endswith(_METADATA) and not one.startswith("~"))
     names: set[str] = set()
     declared: list[tuple[str, Declared]] = []
     unreadable: list[tuple[str, str]] = []
     for file in files:
         name = normalise_distribution(file.rpartition(".")[0].partition("-")[0])
         names.add(name)
-        directory = os.path.join(path, file)
         try:
-            if _has_plugins(directory):
-                found = _of_distribution(directory, name)
+            if _has_plugins(place(file)):
+                found = _of_distribution(place(file), name)
                 declared += ((name, one) for one in found if one.name)
                 if not all(one.name for one in found):
-                    unreadable.append((directory, "one has no name"))
+                    unreadable.append((os.path.join(path, file), "one has no name"))
         except Exception as error:  # metadata is written by others and may be broken in any way
-            unreadable.append((directory, f"{type(error).__name__}: {error}"))
+            unreadable.append((os.path.join(path, file), f"{type(error).__name__}: {error}"))
     return _Contents(tuple(files), frozenset(names), tuple(declared), tuple(unreadable))
 
 
-def _has_plugins(directory: str) -> bool:
+def _has_plugins(directory: Any) -> bool:
     try:
-        with open(os.path.join(directory, "entry_points.txt"), "rb") as file:
-            text = file.read()
-    except OSError:  # most distributions have no entry points
+        if isinstance(directory, str):
+            with open(os.path.join(directory, "entry_points.txt"), "rb") as file:
+                text = file.read()
+        else:
+            text = (directory / "entry_points.txt").read_bytes()
+    except (OSError, KeyError):  # most distributions have no entry points
         return False
     return BACKENDS.encode() in text or PLUGINS.encode() in text
 
 
-def _of_distribution(directory: str, name: str) -> list[Declared]:
-    from importlib_metadata import Distribution
+def _of_distribution(directory: Any, name: str) -> list[Declared]:
+    from importlib_metadata import PathDistribution
 
-    distribution = Distribution.at(directory)
+    place = Path(directory) if isinstance(directory, str) else directory
+    distribution = PathDistribution(place)
     metadata = distribution.metadata
     name = normalise_distribution(metadata.get("Name") or name)
     version = metadata.get("Version") or ""
