@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import resource
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 
 from rhapsody import JournalError, WorkflowEngine
 from rhapsody.journal.places import NotYoursError, require_private
-from tests.core.recorded import broken_off, chain, engine, ran, tasks
+from rhapsody.journal.plugin import Journal
+from rhapsody.journal.reading import opened, runs
+from tests.core.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("here")]
 
@@ -141,6 +145,56 @@ async def test_a_journal_that_cannot_be_written_any_more_is_said(
         assert await double(2) == 4
         assert await double(3) == 6
     assert caplog.text.count("cannot be used any more") == 1
+
+
+async def test_a_value_that_cannot_be_stored_is_skipped_and_the_journal_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect = sqlite3.connect
+
+    def limited(*args: Any, **more: Any) -> sqlite3.Connection:
+        database: sqlite3.Connection = connect(*args, **more)
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 50_000)  # 1 GB, as a rule
+        return database
+
+    monkeypatch.setattr(sqlite3, "connect", limited)
+
+    async def program(flow: WorkflowEngine) -> None:
+        @flow.function_task
+        def made(size: int) -> bytes:
+            note(f"made {size}")
+            return bytes(size)
+
+        await asyncio.gather(*[made(size) for size in (1, 2, 100_000, 3)])
+
+    await broken_off(program)
+    await broken_off(program)
+    assert ran() == {"made 1": 1, "made 2": 1, "made 3": 1, "made 100000": 2}
+    assert "task 'made' is not recorded: its result cannot be stored" in caplog.text
+    assert "cannot be used any more" not in caplog.text
+
+
+async def test_a_run_that_ended_well_on_a_full_disk_is_not_taken_for_a_killed_one(
+    here: Path,
+) -> None:
+    path = here / "run.sqlite"
+    (here / LOG).touch()
+    async with engine() as flow:
+        await chain(flow)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        journal = next(each for each in flow._built_in.observers if isinstance(each, Journal))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))  # no write succeeds
+        try:
+            with pytest.raises(JournalError):
+                journal.end("done")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with opened(path) as database:
+        assert [run.how for run in runs(database, path)] == ["done"]
+    async with engine() as flow:
+        assert await chain(flow) == 8
+    assert ran()["double"] == 6
+    assert [name for name in os.listdir(here) if name.endswith(".lock")] == []
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,13 @@ class Journal:
                     self._made_again(record, _call(record.makes_again))
                     continue
                 call = self._calls.pop(_call(record.task["uid"]), None)
-                recording = None if call is None else self._recording(record, call)
+                try:
+                    recording = None if call is None else self._recording(record, call)
+                except sqlite3.Error:
+                    raise
+                except Exception as error:  # whatever its value or its files cause
+                    self._say(record.task["name"], f"{type(error).__name__}: {error}")
+                    continue
                 if recording is not None:
                     kept.append(recording)
                     if recording.code is not None and recording.code in self._keys.codes:

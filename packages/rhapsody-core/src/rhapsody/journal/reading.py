@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from rhapsody.journal.store import (
     PATIENCE,
     SCHEMA,
     UNREADABLE,
+    done_mark,
     intact_mark,
     lock_of,
     version_of,
@@ -99,8 +101,15 @@ def runs(database: sqlite3.Connection, path: Path) -> list[RunOf]:
         {} if on_network(path.parent) else {n: state_of(lock_of(path, n)) for (n,) in open_ended}
     )
     rows = database.execute("SELECT id, began, how, kept, reused FROM runs ORDER BY id")
+    marked = {n for (n,) in open_ended if os.path.exists(done_mark(path, n))}
     found = [
-        RunOf(number, began, how or _HOW.get(locks.get(number, "unknown")), kept, reused)
+        RunOf(
+            number,
+            began,
+            how or ("done" if number in marked else _HOW.get(locks.get(number, "unknown"))),
+            kept,
+            reused,
+        )
         for number, began, how, kept, reused in rows
     ]
     for run in found:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import sqlite3
 import time
@@ -26,6 +27,8 @@ from rhapsody.staging.space import full_disk
 
 T = TypeVar("T")
 
+log: logging.Logger = logging.getLogger("rhapsody.journal")
+
 SCHEMA = 2
 """The version of the tables, the database's `user_version`."""
 
@@ -35,6 +38,9 @@ PATIENCE = 30.0
 UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupError, RecursionError,
     SyntaxError, TypeError, ValueError)  # fmt: skip
 """What is raised about a file that is broken, or holds what nobody of us has written."""
+
+UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeError, MemoryError)
+"""Errors of `sqlite3` that concern a single value, not the journal."""
 
 GONE, MADE_AGAIN = 1, 2
 """Of a recording that was used: files of it are gone, or were and are there again; else 0."""
@@ -226,6 +232,11 @@ class Store:
         self._ended = True
         try:
             self._wait(lambda: self._end(how))
+        except JournalError:
+            if how == "done" and self.run:  # a full disk has room for an empty file, as a rule
+                with contextlib.suppress(OSError):
+                    Path(done_mark(self.path, self.run)).touch(0o600)
+            raise
         finally:
             self._release()
 
@@ -282,6 +293,8 @@ class Store:
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
+            with contextlib.suppress(FileNotFoundError):  # left by a journal that was removed
+                os.unlink(done_mark(self.path, run))
             if takes_up:
                 self.before, self._taken_up = how, number
                 database.execute(_EARLIER_TABLE)
@@ -315,6 +328,9 @@ class Store:
             if run.how is None and not lives and run.id != self.run:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(lock)
+                if os.path.exists(done_mark(self.path, run.id)):
+                    ended[-1] = run._replace(how="done")
+                    database.execute("UPDATE runs SET how = 'done' WHERE id = ?", (run.id,))
         return ended, living
 
     def _holds(self, run: _Run) -> bool:
@@ -365,9 +381,10 @@ class Store:
         return None if row is None else row[0]
 
     def refuse(self, name: str, why: str) -> None:
-        """Notes why tasks of a name are not kept."""
+        """Note why tasks of a name are not recorded."""
         row = "INSERT OR REPLACE INTO refused VALUES (?, ?, ?)"
-        self._database.execute(row, (self.run, name, why))
+        texts = [each.encode("utf-8", "backslashreplace").decode() for each in (name, why)]
+        self._database.execute(row, (self.run, *texts))
 
     def write(
         self,
@@ -376,7 +393,30 @@ class Store:
         codes: Mapping[bytes, str],
         digests: Mapping[Stamp, bytes],
     ) -> None:
-        """Keeps results, what the codes in them were made of, and digests of large files."""
+        """Write results, the parts of their codes, and digests of large files.
+
+        A result that SQLite cannot store, such as one above its limit of a gigabyte, is skipped
+        and noted by `refuse`.
+        """
+        try:
+            self._write(database, recordings, codes, digests)
+        except UNSTORABLE as error:
+            if len(recordings) > 1:
+                for each in recordings:
+                    self.write(database, [each], codes, digests)
+                return
+            for each in recordings:
+                why = f"its result cannot be stored in the journal: {error}"
+                log.warning("task %r is not recorded: %s", each.name, why)
+                self.refuse(each.name, why)
+
+    def _write(
+        self,
+        database: sqlite3.Connection,
+        recordings: Collection[Recording],
+        codes: Mapping[bytes, str],
+        digests: Mapping[Stamp, bytes],
+    ) -> None:
         with _transaction(database):
             if codes:
                 database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
@@ -439,6 +479,11 @@ class Store:
 def lock_of(path: Path, run: int) -> str:
     """The lock that a run has while it lives, but on a network file system."""
     return f"{path}.{run}.lock"
+
+
+def done_mark(path: Path, run: int) -> str:
+    """Return the file that stands for the end of a run that could not be written to the journal."""
+    return f"{path}.{run}.done"
 
 
 def version_of(database: sqlite3.Connection, path: Path) -> int:
