@@ -139,7 +139,7 @@ def test_another_directory_can_be_given(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--older", "soon"], "--older 'soon': write a number and d, h or m, such as --older 30d"),
+        (["--older", "soon"], "--older must be seconds or text such as '90 s', '3 min' or '1h30m'"),
         (["--older", "-3d"], "argument --older: expected one argument"),
         (["nowhere"], "there is no directory 'nowhere'"),
     ],

@@ -62,13 +62,47 @@ def test_a_duration_is_a_finite_positive_number_of_seconds() -> None:
     assert seconds("wait", 0, zero=True) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90", 90),
+        ("0.5", 0.5),
+        ("3 min", 180),
+        ("3min", 180),
+        ("1h30m", 5400),
+        (" 1 hour 30 minutes ", 5400),
+        ("2 d 1 s", 172801),
+        ("1.5 H", 5400),
+        ("250 ms", 0.25),
+        ("1s 500ms", 1.5),
+    ],
+)
+def test_a_duration_may_be_text_with_units(text: str, expected: float) -> None:
+    assert seconds("timeout", text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "min", "-3 min", "3 mins ago", "1h30", "30m1h", "1h1h", "1:30", "1e3", "3 months"]
+)
+def test_text_that_is_no_duration_is_a_value_error_that_shows_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"timeout must be seconds or text such as") as raised:
+        seconds("timeout", text)
+    assert repr(text) in str(raised.value)
+
+
+def test_a_duration_of_zero_is_refused_as_text_too() -> None:
+    with pytest.raises(ValueError, match="more than 0 seconds, got '0 s'"):
+        seconds("timeout", "0 s")
+    assert seconds("wait", "0 s", zero=True) == 0
+
+
 @pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
 def test_a_duration_that_cannot_be_is_a_value_error_that_names_the_argument(value: float) -> None:
     with pytest.raises(ValueError, match=f"timeout must be more than 0 seconds, got {value!r}"):
         seconds("timeout", value)
 
 
-@pytest.mark.parametrize("value", [None, "3", True, [1]])
+@pytest.mark.parametrize("value", [None, b"3", True, [1]])
 def test_a_duration_of_the_wrong_type_is_a_type_error_that_names_the_argument(value: Any) -> None:
-    with pytest.raises(TypeError, match="timeout must be a number of seconds, got"):
+    with pytest.raises(TypeError, match="timeout must be a number of seconds or text"):
         seconds("timeout", value)

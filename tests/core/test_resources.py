@@ -16,6 +16,7 @@ def test_resources_default_to_one_core_and_hold_memory_as_bytes() -> None:
     assert Resources(memory="2 GiB").memory == 2 * 1024**3
     assert Resources(memory="1 kB") == Resources(memory=1000)
     assert Resources(cores=0).cores == 0
+    assert Resources(walltime="1h30m").walltime == 5400.0
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_resources_that_cannot_be_are_a_value_error_that_names_the_field(
 
 
 @pytest.mark.parametrize(
-    "values", [{"cores": 1.5}, {"cores": True}, {"gpus": "1"}, {"ranks": None}, {"walltime": "1h"}]
+    "values", [{"cores": 1.5}, {"cores": True}, {"gpus": "1"}, {"ranks": None}, {"walltime": [1]}]
 )
 def test_resources_of_the_wrong_type_are_a_type_error_that_names_the_field(
     values: dict[str, Any],

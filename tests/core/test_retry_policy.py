@@ -15,6 +15,11 @@ def test_a_number_of_retries_is_a_policy_that_waits_for_nothing() -> None:
     assert policy.delay(1) == 0.0
 
 
+def test_the_wait_may_be_text() -> None:
+    assert RetryPolicy(wait="3 min") == RetryPolicy(wait=180)
+    assert RetryPolicy(wait=lambda attempt: f"{attempt} min").delay(2) == 120.0
+
+
 def test_several_policies_stay_in_their_order() -> None:
     policies = [RetryPolicy(3, on=MemoryError), RetryPolicy(1)]
     assert as_policies(policies) == tuple(policies)
@@ -36,8 +41,8 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
     assert [policy.delay(attempt) for attempt in (1, 2, 3)] == [2.0, 4.0, 8.0]
     with pytest.raises(ValueError, match="wait must be 0 or more"):
         RetryPolicy(wait=lambda attempt: -1.0).delay(1)
-    with pytest.raises(TypeError, match="wait must be a number"):
-        RetryPolicy(wait=lambda attempt: "soon").delay(1)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match="wait must be seconds or text"):
+        RetryPolicy(wait=lambda attempt: "soon").delay(1)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,8 @@ def test_the_wait_may_be_a_callable_from_the_attempt_to_seconds() -> None:
         ({"attempts": True}, TypeError, "retries must be a whole number"),
         ({"attempts": "2"}, TypeError, "retries must be a whole number"),
         ({"wait": -0.5}, ValueError, "wait must be 0 or more"),
-        ({"wait": "1"}, TypeError, "wait must be a number"),
+        ({"wait": [1]}, TypeError, "wait must be a number"),
+        ({"wait": "soon"}, ValueError, "wait must be seconds or text"),
         ({"on": "ValueError"}, TypeError, "on must be exception types, got 'ValueError'"),
         ({"on": (ValueError, 3)}, TypeError, "on must be exception types, got 3"),
         ({"on": int}, TypeError, "on must be exception types"),

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DependencyFailureError, TasksMainStates, TaskTimeoutError, WorkflowEngine
+from rhapsody import (
+    DependencyFailureError,
+    Resources,
+    RetryPolicy,
+    TasksMainStates,
+    TaskTimeoutError,
+    WorkflowEngine,
+)
 from tests.core.scripted import RUNS_ALL, ManualClock, Scripted, turns, within
 
 pytestmark = pytest.mark.asyncio
@@ -115,6 +122,31 @@ async def test_a_tasks_own_timeout_goes_before_the_engines() -> None:
         assert not longer.done()
         backend.done(task, 1)
         assert await within(longer) == 1
+
+
+async def test_durations_may_be_text_wherever_they_are_taken() -> None:
+    clock = ManualClock()
+    creating = WorkflowEngine.create(
+        backend := Scripted(), clock=clock, timeout="1m 30s", submit_timeout="1 min"
+    )
+    async with creating as flow:
+
+        @flow.function_task(retries=RetryPolicy(1, wait="10 s"))
+        def part() -> Any: ...
+
+        futures = [
+            part(),
+            part.options(timeout="2 min", resources={"walltime": "1h"})(),
+            part.options(service=True, ready_timeout="5 min")(),
+        ]
+        tasks = [await backend.next() for _ in futures]
+        assert [task.get("timeout") for task in tasks] == [90, 120, None]
+        assert tasks[1]["resources"] == Resources(walltime=3600)
+        with pytest.raises(ValueError, match=r"timeout must be seconds or text such as .*'soon'"):
+            part.options(timeout="soon")
+        with pytest.raises(ValueError, match="submit_timeout must be seconds or text"):
+            WorkflowEngine.create(submit_timeout="soon")
+        await flow.shutdown()
 
 
 async def test_a_stoppable_task_fails_when_it_has_stopped_whatever_it_says() -> None:

@@ -34,7 +34,7 @@ async def mistakes(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
     flow.function_task("echo")  # type: ignore[call-overload]
     flow.block(42)  # type: ignore[call-overload]
     add.options(retires=2)  # type: ignore[call-arg]
-    add.options(timeout="soon")  # type: ignore[arg-type]
+    add.options(timeout=[60])  # type: ignore[arg-type]
     flow.map(print, [1])  # type: ignore[arg-type]
     wait(5)  # type: ignore[arg-type]
     number.uid = "x"  # type: ignore[misc]

@@ -10,6 +10,18 @@ import re
 
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
 
+_NUMBER = re.compile(r"\s*\d+(?:\.\d+)?\s*")
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)", re.IGNORECASE)
+_DURATION = re.compile(rf"\s*(?:{_PART.pattern}\s*)+", re.IGNORECASE)
+_UNITS: dict[str, float] = {
+    **dict.fromkeys(("w", "week", "weeks"), 7 * 86400.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("ms", "millisecond", "milliseconds"), 0.001),
+}
+
 
 def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
     """Bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
@@ -37,7 +49,9 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
 
 
 def seconds(argument: str, value: object, *, zero: bool = False) -> float:
-    """A duration given by a user, checked.
+    """Return the seconds in a duration such as `90`, `"90"`, `"3 min"` or `"1h30m"`.
+
+    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`, also written out; larger ones come first.
 
     Args:
         argument: The argument's name, for the error.
@@ -45,12 +59,34 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
         zero: Whether 0 is accepted.
 
     Raises:
-        TypeError: Not a number.
-        ValueError: Not finite, negative, or 0 where that is not accepted.
+        TypeError: Neither a number nor a string.
+        ValueError: The text is no duration, or the number is not finite, negative, or 0 where
+            that is not accepted.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{argument} must be a number of seconds, got {value!r}")
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(
+            f"{argument} must be a number of seconds or text such as '3 min', got {value!r}"
+        )
+    number = _seconds_in(argument, value) if isinstance(value, str) else value
+    if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{argument} must be {least} seconds, got {value!r}")
-    return float(value)
+    return float(number)
+
+
+def _seconds_in(argument: str, text: str) -> float:
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    total, last = 0.0, math.inf
+    if _DURATION.fullmatch(text):
+        for number, word in _PART.findall(text):
+            unit = _UNITS.get(word.lower(), math.inf)
+            if unit >= last:  # unknown, given twice, or not in order
+                break
+            total, last = total + float(number) * unit, unit
+        else:
+            return total
+    raise ValueError(
+        f"{argument} must be seconds or text such as '90 s', '3 min' or '1h30m' (units: w, d, "
+        f"h, min, s, ms), got {text!r}"
+    )

@@ -25,8 +25,9 @@ class Resources:
         memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
             `None` asks for nothing in particular. Held as bytes.
         ranks: Number of processes (MPI ranks) of an executable.
-        walltime: Seconds the task is expected to need at most, a hint for
-            schedulers; `None` is unknown. A backend that ends before does not get the task.
+        walltime: Time the task is expected to need at most, in seconds or as text such as
+            `"1h30m"`, a hint for schedulers; `None` is unknown. A backend that ends before does
+            not get the task. Held as seconds.
 
     Raises:
         ValueError: A number is negative, or `ranks` is less than 1.
@@ -37,7 +38,7 @@ class Resources:
     gpus: int = 0
     memory: int | str | None = None
     ranks: int = 1
-    walltime: float | None = None
+    walltime: float | str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("cores", 0), ("gpus", 0), ("ranks", 1)):

@@ -19,9 +19,9 @@ class RetryPolicy:
 
     Args:
         attempts: How many more attempts after the first one, at most.
-        wait: Seconds before the next attempt, or a callable that gets the number
-            of the attempt that failed (from 1) and returns them. Called on the
-            engine's loop.
+        wait: Time before the next attempt, in seconds or as text such as `"3 min"`; or a
+            callable that gets the number of the attempt that failed (from 1) and returns it.
+            Called on the engine's loop.
         on: An exception type worth another attempt, or several of them.
 
     Raises:
@@ -30,7 +30,7 @@ class RetryPolicy:
     """
 
     attempts: int = 1
-    wait: float | Callable[[int], float] = 0.0
+    wait: float | str | Callable[[int], float | str] = 0.0
     on: type[BaseException] | Iterable[type[BaseException]] = Exception
 
     def __post_init__(self) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import DONE, FAILED, UsageError, complain, say
+from rhapsody.quantities import seconds
 
 if TYPE_CHECKING:
     from rhapsody.staging.cleaning import LeftRun
 
 HELP = "remove the directories of runs that have ended"
-
-UNITS: dict[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -144,10 +142,10 @@ def age(text: str) -> float:
     Raises:
         UsageError: It is none.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", text.strip())
-    if match is None:
-        raise UsageError(f"--older {text!r}: write a number and d, h or m, such as --older 30d")
-    return float(match[1]) * UNITS[match[2]]
+    try:
+        return seconds("--older", text, zero=True)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def size_text(size: float) -> str:

@@ -64,15 +64,15 @@ class BlockFuture(TaskFuture[T]):
             return (yield from super().__await__())
 
 
-def wait(future: asyncio.Future[T], timeout: float | None = None) -> T:
+def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     """Waits for a future from the thread of a synchronous block.
 
     Blocks the calling thread; the engine's loop goes on.
 
     Args:
         future: A task's or block's future, or any other of the engine's loop.
-        timeout: Seconds to wait at most; `None` waits as long as it takes. The
-            task goes on when the time is over.
+        timeout: Time to wait at most, in seconds or as text such as `"3 min"`; `None` waits as
+            long as it takes. The task goes on when the time is over.
 
     Returns:
         The future's result.

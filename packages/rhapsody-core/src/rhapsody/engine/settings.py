@@ -46,8 +46,9 @@ class TaskSettings(TypedDict, total=False):
             of which the first that covers a failure counts it. Default: the engine's.
         lost_retries: How many more attempts it gets after its worker, pilot or
             connection was lost. Default: the engine's.
-        timeout: Seconds each attempt may run, from the moment it starts. Default:
-            the engine's. Not for services, see `ready_timeout`.
+        timeout: Time that each attempt may run, from the moment it starts: seconds, or text
+            such as `"3 min"` or `"1h30m"`. Default: the engine's. Not for services, see
+            `ready_timeout`.
         cache: Whether plugins may look its result up and record it. Default `True`.
         version: Stands for the function's code wherever results are recorded.
         environment: Variables added to the task's environment.
@@ -65,7 +66,7 @@ class TaskSettings(TypedDict, total=False):
             literal `{port}` in the command and is in its variable `PORT`), or a
             callable, plain or asynchronous, that gets the task's description and waits
             by itself (its value). Default: as soon as it runs.
-        ready_timeout: Seconds a service may take to be ready. Default 60.
+        ready_timeout: Time that a service may take to be ready, as for `timeout`. Default 60.
         restarts: How many times a service is started again that ends by itself after it was
             ready, or is lost; each is another attempt. Tasks that have not begun wait until it
             is ready again, and get what it says then. Default 0.
@@ -86,7 +87,7 @@ class TaskSettings(TypedDict, total=False):
     resources: Resources | Mapping[str, Any] | Callable[[int], Resources | Mapping[str, Any]] | None
     retries: RetryPolicy | int | Sequence[RetryPolicy] | None
     lost_retries: int
-    timeout: float | None
+    timeout: float | str | None
     cache: bool
     version: str | None
     environment: Mapping[str, str] | None
@@ -94,7 +95,7 @@ class TaskSettings(TypedDict, total=False):
     cwd: str | os.PathLike[str] | None
     capture: bool | Literal["files"]
     ready: str | Callable[..., Any] | None
-    ready_timeout: float
+    ready_timeout: float | str
     restarts: int
     after: Iterable[asyncio.Future[Any]]
     limit: str | Iterable[str] | None

@@ -104,11 +104,11 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         progress: bool | Literal["lines"] | Progress = False,
         retries: RetryPolicy | int | Sequence[RetryPolicy] | None = None,
         lost_retries: int = 3,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         observers: Iterable[object] = (),
         max_pending: int | None = None,
         push_down: bool = True,
-        submit_timeout: float | None = 300.0,
+        submit_timeout: float | str | None = 300.0,
         handle_signals: bool = True,
         fail_fast: bool = False,
         max_failures: int | None = None,
@@ -148,15 +148,15 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 of which the first that covers a failure counts it.
             lost_retries: How many more attempts a task gets whose worker, pilot or
                 connection was lost.
-            timeout: Seconds each attempt of a task may run; services run until they
-                are cancelled.
+            timeout: Time that each attempt of a task may run, in seconds or as text such as
+                `"3 min"` or `"1h30m"`; services run until they are cancelled.
             observers: Objects with methods marked `rhapsody.hookimpl`.
             max_pending: How many tasks are with a backend at once, at most.
                 Services and blocks do not count.
             push_down: Whether backends that can wait for dependencies themselves get
                 tasks before these are finished, and keep values until they are
                 asked for.
-            submit_timeout: Seconds a backend may take to accept a batch.
+            submit_timeout: Time that a backend may take to accept a batch, as for `timeout`.
             handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
                 if this is the main thread.
             fail_fast: Whether the first failure cancels all that is unfinished.

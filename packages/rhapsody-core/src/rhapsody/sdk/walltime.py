@@ -18,8 +18,8 @@ def time_needed(task: Mapping[str, Any]) -> float | None:
     That is its hint `walltime`, else its time-out; a hint is nearer to what is meant.
     """
     resources = Resources.of(task.get("resources"))
-    hint: float | None = None if resources is None else resources.walltime
-    return task.get("timeout") if hint is None else hint
+    hint = None if resources is None else resources.walltime
+    return task.get("timeout") if hint is None else float(hint)  # text is held as seconds
 
 
 def seconds_of_job() -> float | None:

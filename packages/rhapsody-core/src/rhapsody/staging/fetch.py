@@ -228,13 +228,7 @@ def _opened(url: str, timeout: float) -> Any:
 def _timeout(given: float | None) -> float:
     if given is not None:
         return seconds("fetch_timeout", given)
-    text = os.environ.get("RHAPSODY_FETCH_TIMEOUT", _TIMEOUT)
-    try:
-        return seconds("RHAPSODY_FETCH_TIMEOUT", float(text))
-    except ValueError:
-        raise ValueError(
-            f"RHAPSODY_FETCH_TIMEOUT must be seconds, more than 0, got {text!r}"
-        ) from None
+    return seconds("RHAPSODY_FETCH_TIMEOUT", os.environ.get("RHAPSODY_FETCH_TIMEOUT", _TIMEOUT))
 
 
 def _limit(given: int | str | None) -> int:

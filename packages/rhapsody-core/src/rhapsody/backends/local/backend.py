@@ -85,7 +85,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         executor: str | Executor | None = None,
         *,
         resources: Mapping[str, Any] | None = None,
-        grace: float = 5.0,
+        grace: float | str = 5.0,
         name: str | None = None,
     ) -> None:
         super().__init__(name=name)
