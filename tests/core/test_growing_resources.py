@@ -84,6 +84,17 @@ async def test_what_an_attempt_asks_for_is_held_against_the_backend_each_time() 
             await within(future)
 
 
+async def test_a_fraction_of_a_core_is_refused_where_the_backend_hands_out_whole_cores() -> None:
+    whole = dataclasses.replace(RUNS_ALL, resources=frozenset({"cores"}))
+    async with WorkflowEngine.create(backend := Scripted(capabilities=whole)) as flow:
+        task = flow.function_task(name="part")(int)
+        with pytest.raises(CapabilityError, match=r"needs cores=1\.5, which is not a whole number"):
+            await within(task.options(resources={"cores": 1.5})())
+        two = task.options(resources={"cores": 2.0})()
+        backend.done(await backend.next(), 2)
+        assert await within(two) == 2
+
+
 async def test_more_than_the_backend_has_is_told_as_it_always_was() -> None:
     backend = LocalExecutionBackend(resources={"memory": "3 GiB"})
     async with WorkflowEngine.create(backend) as flow:

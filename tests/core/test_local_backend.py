@@ -133,7 +133,13 @@ async def test_functions_are_refused_as_services(driver: Driver) -> None:
 
 async def test_it_binds_executables_to_their_cores_and_gpus(driver: Driver) -> None:
     assert driver.backend.capabilities.binds == {"cores", "gpus"}
-    assert driver.backend.capabilities.resources == {"cores", "gpus", "memory", "walltime"}
+    assert driver.backend.capabilities.resources == {
+        "cores",
+        "fractional_cores",
+        "gpus",
+        "memory",
+        "walltime",
+    }
 
 
 async def test_a_walltime_is_a_hint_that_is_accepted(driver: Driver) -> None:
@@ -147,6 +153,16 @@ async def test_a_task_with_nothing_to_run_fails(driver: Driver) -> None:
 
 
 # Slots and order.
+
+
+async def test_programs_of_half_a_core_run_two_on_a_core(driver: Driver, tmp_path: Path) -> None:
+    meet = "until [ $(ls | wc -l) -ge 4 ]; do sleep 0.01; done; echo $OMP_NUM_THREADS"
+    tasks = [
+        needing(driver.command(f"cd {tmp_path}; touch {number}; {meet}"), cores=0.5)
+        for number in range(4)
+    ]
+    ends = await driver.run(*tasks)
+    assert [(end.state, end.stdout) for end in ends] == [(DONE, "1\n")] * 4, "four met on two cores"
 
 
 async def test_no_more_run_at_once_than_there_are_cores(driver: Driver) -> None:

@@ -56,6 +56,17 @@ class Line:
         return self.started()
 
 
+def test_fractions_of_cores_add_up_without_rounding_errors() -> None:
+    line = Line(cores=2, workers=30)
+    for number in range(30):
+        line.push(str(number), cores=0.1)
+    assert len(line.started()) == 20
+    line.push("whole", cores=2)
+    assert line.end(*map(str, range(20))) == [str(number) for number in range(20, 30)]
+    assert line.slots.cores_in_use == 1
+    assert line.end(*map(str, range(20, 30))) == ["whole"]
+
+
 def test_tasks_start_in_the_order_they_came() -> None:
     line = Line(cores=2)
     for name in "abcd":

@@ -16,6 +16,9 @@ def test_resources_default_to_one_core_and_hold_memory_as_bytes() -> None:
     assert Resources(memory="2 GiB").memory == 2 * 1024**3
     assert Resources(memory="1 kB") == Resources(memory=1000)
     assert Resources(cores=0).cores == 0
+    assert Resources(cores=0.5).cores == 0.5
+    assert type(Resources(cores=2.0).cores) is int
+    assert Resources(cores=1 / 3).cores == 0.333
     assert Resources(walltime="1h30m").walltime == 5400.0
 
 
@@ -23,6 +26,9 @@ def test_resources_default_to_one_core_and_hold_memory_as_bytes() -> None:
     ("values", "complaint"),
     [
         ({"cores": -1}, "cores must be at least 0, got -1"),
+        ({"cores": -0.5}, "cores must be at least 0, got -0.5"),
+        ({"cores": 0.0001}, "cores must be 0 or at least 0.001, got 0.0001"),
+        ({"cores": math.nan}, "cores must be a finite number, got nan"),
         ({"gpus": -2}, "gpus must be at least 0, got -2"),
         ({"ranks": 0}, "ranks must be at least 1, got 0"),
         ({"memory": "lots"}, "memory must look like .*'lots'"),
@@ -39,7 +45,7 @@ def test_resources_that_cannot_be_are_a_value_error_that_names_the_field(
 
 
 @pytest.mark.parametrize(
-    "values", [{"cores": 1.5}, {"cores": True}, {"gpus": "1"}, {"ranks": None}, {"walltime": [1]}]
+    "values", [{"cores": "1"}, {"cores": True}, {"gpus": "1"}, {"ranks": None}, {"walltime": [1]}]
 )
 def test_resources_of_the_wrong_type_are_a_type_error_that_names_the_field(
     values: dict[str, Any],

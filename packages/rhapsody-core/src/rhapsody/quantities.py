@@ -51,7 +51,7 @@ def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
 def seconds(argument: str, value: object, *, zero: bool = False) -> float:
     """Return the seconds in a duration such as `90`, `"90"`, `"3 min"` or `"1h30m"`.
 
-    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`, also written out; larger ones come first.
+    The units are `w`, `d`, `h`, `min` or `m`, `s` and `ms`, also written out, the largest first.
 
     Args:
         argument: The argument's name, for the error.

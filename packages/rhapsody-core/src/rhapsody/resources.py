@@ -6,6 +6,7 @@ How a backend finds room for it is the backend's business.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ class Resources:
     """What one task needs while it runs; the same meaning on every backend.
 
     Args:
-        cores: Processor cores per rank. 0 is for tasks that only wait: an
-            asynchronous function without cores shares a loop with others instead
-            of holding a slot.
+        cores: Processor cores per rank. Backends that only count cores take fractions such as
+            0.5, in steps of 0.001. 0 is for tasks that only wait: an asynchronous function
+            without cores shares a loop with others instead of holding a slot.
         gpus: GPUs per rank.
         memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
             `None` asks for nothing in particular. Held as bytes.
@@ -34,17 +35,20 @@ class Resources:
         TypeError: A value is of the wrong type.
     """
 
-    cores: int = 1
+    cores: float = 1
     gpus: int = 0
     memory: int | str | None = None
     ranks: int = 1
     walltime: float | str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.cores, float):
+            object.__setattr__(self, "cores", _cores(self.cores))
         for name, least in (("cores", 0), ("gpus", 0), ("ranks", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"resources: {name} must be a whole number, got {value!r}")
+            kind, what = (int | float, "a") if name == "cores" else (int, "a whole")
+            if isinstance(value, bool) or not isinstance(value, kind):
+                raise TypeError(f"resources: {name} must be {what} number, got {value!r}")
             if value < least:
                 raise ValueError(f"resources: {name} must be at least {least}, got {value}")
         if self.memory is not None:
@@ -72,6 +76,16 @@ class Resources:
             known = ", ".join(cls.__dataclass_fields__)
             raise TypeError(f"resources: unknown name {unknown[0]!r}{hint}; there are {known}")
         return cls(**value)
+
+
+def _cores(given: float) -> float:
+    """Return a number of cores as an `int` where it is whole, else in steps of 0.001."""
+    if not math.isfinite(given):
+        raise ValueError(f"resources: cores must be a finite number, got {given}")
+    rounded = round(given, 3)
+    if given > 0 and not rounded:
+        raise ValueError(f"resources: cores must be 0 or at least 0.001, got {given}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 _NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__, strict=True)) | {

@@ -434,7 +434,7 @@ class ManagedBackend(BaseExecutionBackend):
         """
         return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
 
-    def cores_in_use(self) -> tuple[int, int] | None:
+    def cores_in_use(self) -> tuple[float, int] | None:
         """How many cores tasks use now, and how many there are; `None` where that is not known.
 
         Called while a run is shown, about once a second and from any thread.

@@ -41,4 +41,7 @@ def lacking(node: Node, backend: Attached) -> str | None:
         value = getattr(resources, name)
         if value != getattr(_DEFAULTS, name) and name not in backend.capabilities.resources:
             return f"{name}={value!r}"
+    whole = not isinstance(resources.cores, float)
+    if not whole and "fractional_cores" not in backend.capabilities.resources:
+        return f"cores={resources.cores!r}, which is not a whole number"
     return None

@@ -56,7 +56,7 @@ class Picture:
         usage: How many cores tasks use and how many there are, `None` where that is not known.
     """
 
-    def __init__(self, counts: Counts, usage: Callable[[], tuple[int, int] | None]) -> None:
+    def __init__(self, counts: Counts, usage: Callable[[], tuple[float, int] | None]) -> None:
         self._counts = counts
         self._usage = usage
         self._began = monotonic()
@@ -97,7 +97,7 @@ class Picture:
         words = [f"{every.ended} of {every.total}", f"{self._rate(every.ended):.3g} a second"]
         usage = self._usage()
         if usage is not None:
-            words.append(f"{usage[0]} of {usage[1]} cores in use")
+            words.append(f"{usage[0]:g} of {usage[1]:g} cores in use")
         words.append(duration(monotonic() - self._began))
         line = Table.grid(padding=(0, 1))
         line.add_row(

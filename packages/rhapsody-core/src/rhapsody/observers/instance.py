@@ -36,7 +36,7 @@ class _Run:
 
     name: str
     parents: list[str]
-    cores: int
+    cores: float
     reads: list[str]
     writes: list[str]
     begin: float | None = None

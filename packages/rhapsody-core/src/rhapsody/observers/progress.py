@@ -139,7 +139,7 @@ def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
                     yield whose, line
 
 
-def _usage(backends: Sequence[Any]) -> tuple[int, int] | None:
+def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
     """How many cores tasks use and how many there are, on all backends together."""
     known = [backend.cores_in_use() for backend in backends if hasattr(backend, "cores_in_use")]
     known = [each for each in known if each is not None]

@@ -22,7 +22,7 @@ from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
-__all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
+__all__ = ["Launch", "TaskProgram", "task_environment", "thread_count", "working_directory"]
 
 Launch = Callable[..., Program]
 """Starts a program: takes what `Program` takes, and gives one."""
@@ -40,8 +40,13 @@ THREAD_COUNTS = (
 """Variables that say how many threads numeric libraries use."""
 
 
+def thread_count(cores: float) -> int:
+    """Return how many threads numeric libraries may use on so many cores; 0 for no cores."""
+    return max(1, int(cores)) if cores else 0
+
+
 def task_environment(
-    task: TaskDescription, *, cores: int = 0, gpus: Sequence[str] | None = None
+    task: TaskDescription, *, cores: float = 0, gpus: Sequence[str] | None = None
 ) -> dict[str, str]:
     """Return the variables that a task in a process of its own gets, beside those that are there.
 
@@ -49,12 +54,13 @@ def task_environment(
 
     Args:
         task: The description.
-        cores: How many threads numeric libraries are told to use; 0 tells them nothing.
+        cores: How many threads numeric libraries are told to use, at least one for a fraction;
+            0 tells them nothing.
         gpus: The GPUs it was given, perhaps none at all; `None` where nobody hands out GPUs.
     """
     environment: dict[str, str] = {}
     if cores:
-        environment = dict.fromkeys(THREAD_COUNTS, str(cores))
+        environment = dict.fromkeys(THREAD_COUNTS, str(thread_count(cores)))
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     environment.update(task.get("environment", {}))

@@ -54,6 +54,14 @@ class Resourcefulness:
                 most <= cores // each, f"on {cores} cores {most} tasks of {each} cores ran at once"
             )
 
+    @check("C10", "tasks of half a core share cores", WORKS, honours("fractional_cores"))
+    async def test_fractions_of_cores_are_counted(self, trial: Trial) -> None:
+        cores = _owned(trial, "cores")
+        driver = await trial.driver()
+        most = await _most_at_once(trial, driver, Resources(cores=0.5), 4 * cores + 2)
+        trial.require(most <= 2 * cores, f"on {cores} cores {most} tasks of 0.5 cores ran at once")
+        await _most_at_once(trial, driver, Resources(cores=cores), 1)  # all are free again
+
     @check("C10", "as many tasks run at once as there are cores", SYNC, honours("cores"))
     async def test_all_cores_are_used(self, trial: Trial) -> None:
         cores = _owned(trial, "cores")
@@ -151,7 +159,11 @@ class Resourcefulness:
             "memory": Resources(memory=1024),
             "ranks": Resources(ranks=2),
         }
-        undeclared = [name for name in ALL if name not in trial.capabilities.resources]
+        declared = trial.capabilities.resources
+        undeclared = [name for name in ALL if name not in declared]
+        if "fractional_cores" not in declared and "cores" in declared:
+            given["cores"] = Resources(cores=1.5)
+            undeclared.append("cores")
         if not undeclared:
             skip("the backend declares every resource")
         flow = await trial.engine()

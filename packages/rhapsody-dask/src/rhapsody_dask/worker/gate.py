@@ -16,8 +16,8 @@ class Waiting:
 
     __slots__ = ("cores", "given", "turn")
 
-    def __init__(self, cores: int) -> None:
-        self.cores: int = cores
+    def __init__(self, cores: float) -> None:
+        self.cores: float = cores
         self.given: bool = False
         self.turn: threading.Event = threading.Event()
 
@@ -34,15 +34,15 @@ class Gate:
         self.cores = cores
         self.gpus = gpus
         self._lock = threading.Lock()
-        self._free = cores
+        self._free: float = cores
         self._free_gpus = list(gpus)
         self._queue: deque[Waiting] = deque()
 
-    def enter(self, cores: int) -> Waiting | None:
+    def enter(self, cores: float) -> Waiting | None:
         """Takes cores; where they are not free now, gives what to wait for with `wait`."""
         with self._lock:
             if not self._queue and self._free >= cores:
-                self._free -= cores
+                self._take(cores)
                 return None
             waiting = Waiting(min(cores, self.cores))
             self._queue.append(waiting)
@@ -62,10 +62,10 @@ class Gate:
                 self._serve()
         waiting.turn.set()
 
-    def leave(self, cores: int) -> None:
+    def leave(self, cores: float) -> None:
         """Gives cores back, as many as the same number took."""
         with self._lock:
-            self._free += min(cores, self.cores)
+            self._take(-min(cores, self.cores))
             self._serve()
 
     def take_gpus(self, count: int) -> tuple[str, ...]:
@@ -79,9 +79,12 @@ class Gate:
         with self._lock:
             self._free_gpus.extend(gpus)
 
+    def _take(self, cores: float) -> None:
+        self._free = round(self._free - cores, 3)  # fractions come in steps of 0.001
+
     def _serve(self) -> None:
         while self._queue and self._free >= self._queue[0].cores:
             waiting = self._queue.popleft()
-            self._free -= waiting.cores
+            self._take(waiting.cores)
             waiting.given = True
             waiting.turn.set()

@@ -112,7 +112,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """How long a task could run before the walltime is over, `None` where there is none."""
         return None if self._ends is None else max(0.0, self._ends - monotonic())
 
-    def cores_in_use(self) -> tuple[int, int]:
+    def cores_in_use(self) -> tuple[float, int]:
         """How many cores tasks use now, and how many there are to give."""
         return self._slots.cores_in_use, self.machine.cores
 

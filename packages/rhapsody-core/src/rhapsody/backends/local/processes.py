@@ -30,6 +30,7 @@ from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_err
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk.calls import order_of
+from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.runner import Outcome
 from rhapsody.sdk.threads import in_thread, start_thread
@@ -246,7 +247,7 @@ class ProcessWorkers:
     def frame(self, job: Job) -> bytearray:
         """The call of a job that is packed, as it is sent."""
         assert job.call is not None
-        cores, environment = job.request.cores, job.environment(self._gpus)
+        cores, environment = thread_count(job.request.cores), job.environment(self._gpus)
         order = order_of(job.task, cores=cores, environment=environment, directory=job.spill)
         return packing.frame(order, job.call)
 

@@ -33,7 +33,7 @@ class Request:
         endless: The task is a service: nobody knows when it gives back what it took.
     """
 
-    cores: int = 1
+    cores: float = 1
     gpus: int = 0
     memory: int = 0
     workers: int = 0
@@ -64,7 +64,7 @@ class Slots:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self._cores = machine.cores
+        self._cores: float = machine.cores
         self._gpus = list(machine.gpus)
         self._memory = machine.memory
         self._workers = machine.workers
@@ -85,7 +85,7 @@ class Slots:
         """Takes what is requested; the GPUs given, or `None` where it is not free."""
         if request.workers > self._workers or not self.fits(request):  # mostly of workers
             return None
-        self._cores -= request.cores
+        self._cores = _exact(self._cores - request.cores)
         self._workers -= request.workers
         if self._memory is not None:
             self._memory -= request.memory
@@ -98,7 +98,7 @@ class Slots:
 
     def release(self, request: Request, gpus: tuple[str, ...]) -> None:
         """Gives back what `take` took."""
-        self._cores += request.cores
+        self._cores = _exact(self._cores + request.cores)
         self._workers += request.workers
         if self._memory is not None:
             self._memory += request.memory
@@ -109,9 +109,9 @@ class Slots:
             self._gpus = sorted([*self._gpus, *gpus], key=order.index)
 
     @property
-    def cores_in_use(self) -> int:
+    def cores_in_use(self) -> float:
         """How many cores are taken."""
-        return self.machine.cores - self._cores
+        return _exact(self.machine.cores - self._cores)
 
     def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
         """Whether the request can be met now, or could if a worker were free."""
@@ -128,13 +128,18 @@ class Slots:
             return False
         machine, held = self.machine, self._endless
         return (
-            request.cores > machine.cores - sum(service.cores for service in held)
+            request.cores > _exact(machine.cores - sum(service.cores for service in held))
             or request.gpus > len(machine.gpus) - sum(service.gpus for service in held)
             or (
                 machine.memory is not None
                 and request.memory > machine.memory - sum(service.memory for service in held)
             )
         )
+
+
+def _exact(cores: float) -> float:
+    """Remove the rounding error of a sum of cores, which come in steps of 0.001."""
+    return cores if type(cores) is int else round(cores, 3)
 
 
 class Queue(Generic[W]):
