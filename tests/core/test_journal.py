@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import JournalError, NoopExecutionBackend, WorkflowEngine
+from rhapsody import InputFile, JournalError, NoopExecutionBackend, OutputFile, WorkflowEngine
 from rhapsody.journal import store
 from tests.core.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
@@ -288,6 +288,67 @@ async def test_a_file_that_an_argument_names_counts(here: Path) -> None:
     (here / "in.txt").write_text("two")
     async with engine() as flow:
         assert await program(flow) == "two"
+
+
+@pytest.mark.parametrize("kind", [str, Path, InputFile])
+async def test_a_file_that_changes_before_its_task_has_ended_is_not_recorded(
+    here: Path, kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, go = here / "gate", here / "go"
+    os.mkfifo(gate)
+    os.mkfifo(go)
+
+    async def program(flow: WorkflowEngine) -> str:
+        @flow.function_task
+        def read(data: Any, gate: str, go: str) -> str:
+            note("read")
+            text = Path(data).read_text()
+            if "first" in text:
+                Path(gate).write_text("it was read")
+                Path(go).read_text()
+            return text
+
+        future = read(kind(here / "in.txt"), str(gate), str(go))
+        if not broken:
+            await asyncio.to_thread(gate.read_text)
+            (here / "in.txt").write_text("second")
+            await asyncio.to_thread(go.write_text, "go on")
+        found: str = await future
+        return found
+
+    (here / "in.txt").write_text("first")
+    broken = False
+    assert await broken_off(program) == "first"
+    assert "was changed while the task waited or ran" in caplog.text
+    assert "in.txt" in caplog.text
+    broken = True
+    assert await broken_off(program) == "second"
+    assert await broken_off(program) == "second"
+    assert ran() == {"read": 2}
+
+
+async def test_a_file_that_its_task_writes_over_is_recorded_when_it_is_declared(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine, text: str) -> None:
+        @flow.function_task
+        def write(text: str, place: Any) -> None:
+            note("write")
+            Path(place).write_text(text)
+
+        await write(text, str(here / "plain.txt"))
+        await write(text, OutputFile("results/declared.txt"))
+
+    await broken_off(lambda flow: program(flow, "one"))
+    assert not caplog.text
+    await broken_off(lambda flow: program(flow, "two"))  # both are there
+    assert caplog.text.count("plain.txt', which it was given, was changed") == 1
+    assert "declared.txt" not in caplog.text
+    await broken_off(lambda flow: program(flow, "two"))
+    assert ran() == {"write": 5}
+    await broken_off(lambda flow: program(flow, "two"))  # written over with the same content
+    assert ran() == {"write": 5}
+    assert (here / "results/declared.txt").read_text() == "two"
 
 
 @pytest.mark.parametrize("kind", [str, Path])

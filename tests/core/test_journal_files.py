@@ -344,6 +344,24 @@ async def test_save_takes_files_of_an_earlier_run(here: Path) -> None:
     assert ran(here) == ["make"]
 
 
+@pytest.mark.parametrize("kind", ["argument", "input file"])
+async def test_a_file_that_changes_while_its_task_is_queued_leaves_that_unrecorded(
+    here: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = here / "in.txt"
+    data.write_text("one")
+    journal = Journal(here / "run.sqlite", here)
+    task: Any = described(len, *([str(data)] if kind == "argument" else []))
+    inputs = {} if kind == "argument" else {"in.txt": str(data)}
+    looked_up: Any = {**task, "settings": {}, "inputs": inputs, "implicit": (), "texts": ()}
+    assert await journal.rhapsody_lookup_results([looked_up]) == [None]
+    data.write_text("two")
+    await journal.rhapsody_record_results([Record("task.000001", task, 1, inputs=inputs)])
+    assert journal.kept == 0
+    assert "in.txt" in caplog.text
+    journal.end("done")
+
+
 async def test_files_that_were_made_again_for_another_plugin_are_left_to_it(here: Path) -> None:
     journal = Journal(here / "run.sqlite", here)
     task: Any = described(len, uid="e.task.000002.1")

@@ -169,6 +169,52 @@ def test_input_files_count_by_their_content(keys: Keys, tmp_path: Path) -> None:
             digest(path)
 
 
+def test_a_directory_counts_with_empty_directories_and_executable_bits(
+    keys: Keys, tmp_path: Path
+) -> None:
+    directory = tmp_path / "in"
+    (directory / "empty").mkdir(parents=True)
+    (directory / "run.sh").write_text("one")
+    seen = {digest_of(keys, directory)}
+    (directory / "run.sh").chmod(0o755)
+    seen.add(digest_of(keys, directory))
+    (directory / "empty").rmdir()
+    seen.add(digest_of(keys, directory))
+    assert len(seen) == 3
+
+
+def digest_of(keys: Keys, path: Path) -> bytes:
+    return keys.of(described(work), {}, {"in": str(path)}).digest
+
+
+def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    data = tmp_path / "data.bin"
+    data.write_bytes(bytes(8192))
+    array = np.memmap(data, "u1", "r+")
+    array[0] = 1
+    first = digest_of(keys, data)
+    changed = data.stat().st_ctime_ns
+    array[1] = 1  # the page is dirty already: its file system is not told
+    assert data.stat().st_ctime_ns == changed
+    assert digest_of(keys, data) != first
+
+
+def test_a_file_without_a_time_of_change_is_read_each_time(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.file_system", lambda _: "tmpfs")
+    data = tmp_path / "data.bin"
+    data.write_text("one")
+    first = digest_of(keys, data)
+    monkeypatch.setattr("rhapsody.journal.files.Stamp", lambda *_: None)  # as if none changed
+    data.write_text("two")
+    assert digest_of(keys, data) != first
+
+
 def test_files_as_arguments_count_by_their_names(keys: Keys, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     one = InputFile("a.txt")
@@ -206,6 +252,63 @@ def test_a_command_counts_word_by_word(keys: Keys, tmp_path: Path) -> None:
     before = command(keys, "./tool.sh", "a")
     (tmp_path / "tool.sh").write_text("two")
     assert command(keys, "./tool.sh", "a") != before
+
+
+def test_a_program_counts_with_its_place_on_the_path_and_its_content(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tool").write_text("#!/bin/sh")
+        (tmp_path / name / "tool").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "one"))
+
+    def key(**environment: str) -> Any:
+        task = described(None, executable="tool", arguments=["a"], environment=environment)
+        return keys.of(task, {}, {})
+
+    one, two = key(), key(PATH=str(tmp_path / "two"))
+    assert one.paths[str(tmp_path / "one" / "tool")] is not None
+    assert two.paths[str(tmp_path / "two" / "tool")] is not None
+    (tmp_path / "one" / "tool").write_text("#!/bin/bash")
+    assert key().digest != one.digest
+
+
+@pytest.mark.parametrize("word", ["--in={}", "-I{}", "a,{}", "in:{}"])
+def test_a_file_in_a_word_of_a_command_counts(word: str, keys: Keys, tmp_path: Path) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("one")
+    before = command(keys, "tool", word.format(data))
+    data.write_text("two")
+    assert command(keys, "tool", word.format(data)) != before
+
+
+def test_a_file_in_the_directory_of_a_command_counts(keys: Keys, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    seen = set()
+    for text in ("one", "two"):
+        (place / "script.py").write_text(text)
+        seen.add(command(keys, "python", "script.py", cwd=str(place)))
+        seen.add(command(keys, "tool", "--in=script.py", cwd=str(place)))
+        seen.add(command(keys, "./script.py", "a", cwd=str(place)))
+    assert len(seen) == 6
+
+
+def test_variables_that_the_program_has_set_count_where_a_command_inherits_them(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [command(keys, "tool")]
+    for value in ("1", "2"):
+        monkeypatch.setenv("TOOL_MODE", value)
+        seen.append(command(keys, "tool"))
+    assert len(set(seen)) == 3
+    own = {"environment": {"TOOL_MODE": "3"}}
+    assert command(keys, "tool", **own) == command(keys, "tool", **own)
+    monkeypatch.delenv("TOOL_MODE")
+    assert command(keys, "tool") == seen[0]
+    monkeypatch.delenv("HOME")
+    assert command(keys, "tool") != seen[0]
 
 
 def test_the_sandbox_is_not_in_a_key(keys: Keys, tmp_path: Path) -> None:

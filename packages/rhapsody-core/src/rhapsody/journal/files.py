@@ -1,4 +1,8 @@
-"""Digests of files, kept for as long as a file's size, time of change and inode stay the same."""
+"""Digests of files, kept for as long as a file's size, time of change and inode stay the same.
+
+The time of change says nothing of writes through a memory map on tmpfs, nor of later writes to a
+page that is already dirty, and some file systems have no such time. Those files are read each time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from rhapsody.journal.places import NETWORK, file_system
 from rhapsody.journal.values import SIZE
 
 LONGEST = 4096
@@ -24,6 +29,12 @@ LARGE = 1 << 20
 SETTLED = 2_000_000_000
 """Nanoseconds since its last change after which a file's digest is kept: a change within the clock
 tick of the file system would not be seen (Git calls such an entry racy)."""
+
+WITHOUT_CHANGE_TIME = frozenset(
+    {"devtmpfs", "exfat", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "fuseblk", "hugetlbfs", "msdos",
+     "ramfs", "tmpfs", "vfat"}
+)  # fmt: skip
+"""Types of file systems where a file may change and its time of change stay the same."""
 
 
 class Stamp(NamedTuple):
@@ -56,6 +67,8 @@ class FileDigests:
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
         self._missing: set[str] | None = None
+        self._mapped: set[int] | None = None
+        self._systems: dict[int, str] = {}
         self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
 
     @contextlib.contextmanager
@@ -65,7 +78,7 @@ class FileDigests:
         try:
             yield
         finally:
-            self._missing = None
+            self._missing = self._mapped = None
 
     def of(self, path: str) -> bytes | None:
         """The digest of a file's content; `None` where no file is there that can be read."""
@@ -92,33 +105,64 @@ class FileDigests:
         if not os.path.isdir(path):
             return self.of(path) or self.gone.get(path)
         made = hashlib.blake2b(b"directory", digest_size=SIZE)
+
+        def feed(inner: str, tag: bytes, digest: bytes) -> None:
+            relative = inner[len(path) :].strip(os.sep).encode("utf-8", "surrogateescape")
+            made.update(b"%b%d:%b" % (tag, len(relative), relative) + digest)
+
         unread: list[OSError] = []
         for place, directories, names in os.walk(path, onerror=unread.append):
             directories.sort()
+            feed(place, b"/", b"")
             links = [each for each in directories if os.path.islink(os.path.join(place, each))]
             for name in sorted([*names, *links]):  # a link to a directory has no digest
                 inner = os.path.join(place, name)
                 digest = self.of(inner)
                 if digest is None:
                     return None
-                relative = os.path.relpath(inner, path).encode("utf-8", "surrogateescape")
-                made.update(b"%d:%b" % (len(relative), relative) + digest)
+                feed(inner, b"x" if os.access(inner, os.X_OK) else b"-", digest)
         return None if unread else made.digest()
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
-        stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
-        if not stamp.size:  # also those in other parts of the kernel, which wait to be read
+        if not found.st_size:  # also those in other parts of the kernel, which wait to be read
             return hashlib.blake2b(digest_size=SIZE).digest()
+        system = self._systems.get(found.st_dev)
+        if system is None:
+            system = self._systems[found.st_dev] = file_system(path)
+        if system in WITHOUT_CHANGE_TIME:
+            return _read(path)
+        if system in NETWORK:  # to open it asks the server; what `stat` says may be a minute old
+            with open(path, "rb") as file:
+                found = os.fstat(file.fileno())
+        stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
         digest = self._known.get(stamp)
         if digest is None and stamp.size >= LARGE:
             digest = self._earlier(stamp)
         if digest is None:
-            with open(path, "rb") as file:
-                made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE))
-            digest = made.digest()
-            if time.time_ns() - stamp.changed <= SETTLED:
+            settled = time.time_ns() - stamp.changed > SETTLED
+            digest = _read(path)
+            if not settled or stamp.inode in self._mapped_here():
                 return digest
             if stamp.size >= LARGE:
                 self.new[stamp] = digest
         self._known[stamp] = digest
         return digest
+
+    def _mapped_here(self) -> set[int]:
+        """Return the inodes that this process has mapped to write, looked up once per context."""
+        if self._mapped is not None:
+            return self._mapped
+        found: set[int] = set()
+        with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:  # no Linux
+            for line in maps:
+                _, access, _, _, inode, *_ = line.split(None, 5)
+                if access == b"rw-s":
+                    found.add(int(inode))
+        if self._missing is not None:
+            self._mapped = found
+        return found
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE)).digest()

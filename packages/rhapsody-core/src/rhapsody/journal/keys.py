@@ -6,20 +6,27 @@ it is tried.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
+import os
 import re
+import shutil
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.journal.code import MISSING, Ingredients, content_of
+from rhapsody.journal.files import LONGEST
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import SIZE, NoDigestError
 
 _CODE = (types.FunctionType, type)
+
+_BETWEEN = re.compile("[=:,;]")
+_AFTER_FLAG = re.compile("^-[^/]+(/.*)", re.DOTALL)
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Settings in backends' own words that say what programs find around them: RADICAL-Pilot's, and
@@ -173,9 +180,15 @@ class Keys:
         return made.digest()
 
     def _command(self, task: Mapping[str, Any], found: Ingredients, parts: dict[str, str]) -> None:
-        """A command, in which the sandbox is told by its name there."""
+        """Add a command, the files that its words name, and the variables that it inherits."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
-        sandbox = task.get("sandbox")
+        sandbox, environment = task.get("sandbox"), task.get("environment") or {}
+        if "arguments" in task:
+            for path in _files_named(words, environment, task.get("cwd")):
+                found.path(path)
+        inherited = _set_by_program(environment)
+        if inherited:
+            parts["variables set by the program"] = found.value(inherited)
         if sandbox:  # told by a name that no file in the current directory has
             inside = re.compile(re.escape(sandbox) + r"(?![\w.-])")
             words = [inside.sub("\0", word) for word in words]
@@ -184,6 +197,24 @@ class Keys:
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
         """The digests of files as they are now; `None` where there is no file."""
         return {path: self.program.file(path) for path in paths}
+
+    def require_same_inputs(self, inputs: Mapping[str, str | None], parts: str) -> None:
+        """Raise where an input file is not what it was when a task's key was made.
+
+        Args:
+            inputs: Where the files are, by their names.
+            parts: The parts of the key.
+
+        Raises:
+            NoDigestError: A file was changed or removed.
+        """
+        before = ast.literal_eval(parts)
+        for name, path in inputs.items():
+            if self.program.content(name, path).hex() != before.get(f"input file {name}"):
+                raise NoDigestError(
+                    f"its input file {name!r} was changed while the task waited or ran; run again "
+                    "when nothing writes to it, and declare what the task writes as an OutputFile"
+                )
 
     def _code(self, function: Any) -> bytes:
         """What a function's code uses: looked at once, and again when a variable is set anew."""
@@ -197,6 +228,69 @@ class Keys:
         self._functions[function] = _Known(digest, found.read, found.cells)
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return digest
+
+
+def require_not_changed(
+    before: Mapping[str, bytes | None], now: Mapping[str, bytes | None]
+) -> None:
+    """Raise where a file that was there is another one now, or gone; new files are outputs.
+
+    Raises:
+        NoDigestError: The task may have read it before the change, after it, or not at all.
+    """
+    for path, digest in before.items():
+        if digest is not None and now[path] != digest:
+            raise NoDigestError(
+                f"the file {path!r}, which it was given, was changed while the task waited or ran; "
+                "if the task writes it, pass an OutputFile instead, or remove the file before the "
+                "run; else run again when nothing writes to it"
+            )
+
+
+def _files_named(
+    words: Sequence[str], environment: Mapping[str, str], cwd: str | None
+) -> Iterator[str]:
+    """Yield the program and what may be a path in a command's words, also in `--in=PATH`."""
+    program = shutil.which(words[0], path=environment.get("PATH"))
+    if program is not None:
+        yield program
+    for number, word in enumerate(words):
+        if len(word) > LONGEST:
+            continue
+        for part in [word] if number == 0 else [*_BETWEEN.split(word), *_AFTER_FLAG.findall(word)]:
+            if os.path.isabs(part):
+                yield part
+            elif cwd is not None:
+                yield os.path.join(cwd, part)
+
+
+def _set_by_program(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables of `os.environ` that differ from those that the program began with.
+
+    Args:
+        environment: The variables of a task's own, which do not count here.
+    """
+    began, now = _began_with(), os.environb
+    changed = {name: value for name, value in now.items() if began.get(name) != value}
+    found = {os.fsdecode(name): os.fsdecode(value) for name, value in changed.items()}
+    removed = {os.fsdecode(name): None for name in began.keys() - now.keys()}
+    return {name: each for name, each in (found | removed).items() if name not in environment}
+
+
+@functools.cache
+def _began_with() -> Mapping[bytes, bytes]:
+    """Return the variables that this process was started with, as far as the system tells."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:  # no Linux: what the program has set before is not seen
+        return dict(os.environb)
+    found: dict[bytes, bytes] = {}
+    for entry in entries:
+        name, given, value = entry.partition(b"=")
+        if given:
+            found.setdefault(name, value)
+    return found
 
 
 def _taken_apart(function: Any, found: Ingredients, parts: dict[str, str]) -> Any:

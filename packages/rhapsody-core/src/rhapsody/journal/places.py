@@ -18,7 +18,7 @@ DIRECTORY = "journals"
 SUFFIXES = ("", "-wal", "-shm", "-journal")
 """What SQLite adds to a database's name for the files that it takes into account beside it."""
 
-_NETWORK = frozenset(
+NETWORK = frozenset(
     {
         "9p",
         "afs",
@@ -125,16 +125,21 @@ class NotYoursError(JournalError):
 
 
 def on_network(directory: Path) -> bool:
-    """Whether a directory is on a file system that other hosts may have mounted, too."""
+    """Return whether other hosts may have mounted the file system of a directory, too."""
+    return file_system(os.fspath(directory)) in NETWORK
+
+
+def file_system(path: str) -> str:
+    """Return the type of the file system that a path is on, empty where it is not known."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:  # no Linux: nothing is known
-        return False
-    place, found = os.path.realpath(directory), ("", "")
+    except OSError:  # no Linux
+        return ""
+    place, found = os.path.realpath(path), ("", "")
     for line in mounts.splitlines():
         _, point, kind, *_ = line.split(" ")
         point = point.encode("latin-1", "ignore").decode("unicode_escape", "ignore")
         inside = place == point or place.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(found[0]):
             found = point, kind
-    return found[1] in _NETWORK
+    return found[1]

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from rhapsody.errors import JournalError, describe_error
 from rhapsody.journal.files import FileDigests
-from rhapsody.journal.keys import Key, Keys, as_text
+from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
 from rhapsody.journal.outputs import Outputs, has_files
 from rhapsody.journal.program import Program
 from rhapsody.journal.store import GONE, How, Recording, Store
@@ -287,8 +287,10 @@ class Journal:
             return None
         try:
             files = self._files_of(record)
-            # It may have written a file that an argument names.
+            if record.inputs:
+                self._keys.require_same_inputs(record.inputs, parts)
             if paths and (now := self._keys.files(paths)) != paths:
+                require_not_changed(paths, now)  # files that it made count with their content
                 paths = now
                 digest = self._keys.digest(parts, code, paths)
                 number = self._number(digest, number)
