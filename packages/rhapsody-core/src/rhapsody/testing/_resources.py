@@ -60,7 +60,8 @@ class Resourcefulness:
         driver = await trial.driver()
         most = await _most_at_once(trial, driver, Resources(cores=0.5), 4 * cores + 2)
         trial.require(most <= 2 * cores, f"on {cores} cores {most} tasks of 0.5 cores ran at once")
-        await _most_at_once(trial, driver, Resources(cores=cores), 1)  # all are free again
+        each = trial.kit.cores_per_task or cores
+        await _most_at_once(trial, driver, Resources(cores=each), 1)  # all are free again
 
     @check("C10", "as many tasks run at once as there are cores", SYNC, honours("cores"))
     async def test_all_cores_are_used(self, trial: Trial) -> None:
