@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import linecache
 import os
 import pickle
 import stat
@@ -70,6 +71,27 @@ def test_the_file_that_is_shipped_imports_nothing_but_pythons_own_and_cloudpickl
             found.update([str(node.module)] if isinstance(node, ast.ImportFrom) else names)
     assert {name.partition(".")[0] for name in at_once} <= sys.stdlib_module_names
     assert later == {"cloudpickle", "rhapsody.context"}
+
+
+def test_the_traceback_of_a_function_that_travels_by_value_has_file_line_and_source() -> None:
+    def fails() -> None:
+        raise ValueError("on purpose")  # here
+
+    cause = str(made(described(fails))["exception"].__cause__)
+    line = fails.__code__.co_firstlineno + 1
+    assert f'File "{__file__}", line {line}, in fails' in cause
+    assert 'raise ValueError("on purpose")  # here' in cause
+
+
+def test_the_traceback_has_source_that_only_the_program_can_read(
+    bare: Callable[[bytes], bytes],
+) -> None:
+    text, name = "def fails(x):\n    return 1 // x  # in a cell\n", "<cell 3>"
+    cell: dict[str, Any] = {}
+    exec(compile(text, name, "exec"), cell)  # as a notebook does
+    linecache.cache[name] = len(text), None, text.splitlines(True), name
+    cause = str(made(described(cell["fails"], 0), bare)["exception"].__cause__)
+    assert 'File "<cell 3>", line 2, in fails\n    return 1 // x  # in a cell\n' in cause
 
 
 def test_a_call_is_made_where_rhapsody_is_not_installed(bare: Callable[[bytes], bytes]) -> None:

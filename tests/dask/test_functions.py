@@ -64,6 +64,7 @@ async def test_an_exception_keeps_its_type_attributes_and_remote_traceback(
         await bad()
     assert (caught.value.first, caught.value.second) == (1, "two")
     remote = str(caught.value.__cause__)
+    assert f'File "{__file__}", line ' in remote
     assert "in bad" in remote
     assert "rhapsody_dask" not in remote
 

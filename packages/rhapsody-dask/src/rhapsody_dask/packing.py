@@ -14,10 +14,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
 from rhapsody.sdk.calls import cannot_pack
+from rhapsody.sdk.runner import dumps, pickler
 from rhapsody.task import Reference, TaskDescription
 from rhapsody_dask.given import future_type, swapped
 from rhapsody_dask.worker.arguments import Value, file_here, value_here
@@ -209,7 +208,7 @@ class Packer:
         self,
         task: TaskDescription,
         value: Any,
-        dumps: Callable[..., bytes] = cloudpickle.dumps,
+        dumps: Callable[..., bytes] = dumps,
         **options: Any,
     ) -> bytes:
         try:
@@ -223,7 +222,7 @@ def _reduce_file(file: Any) -> tuple[Any, ...]:
     return file_here, (type(file), state)
 
 
-class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _StandInPickler(pickler()):  # type: ignore[misc]
     """Packs references as the values they stand for, and files as the worker's own.
 
     Notes which futures of Dask's own it has met.
@@ -243,7 +242,7 @@ class _StandInPickler(cloudpickle.Pickler):  # type: ignore[misc]
             future_type(): note,
         }
         # Read once, when the pickler is made.
-        self.dispatch_table = ChainMap(stand_ins, cloudpickle.Pickler.dispatch_table)
+        self.dispatch_table = ChainMap(stand_ins, pickler().dispatch_table)
         super().__init__(target, **options)
 
 

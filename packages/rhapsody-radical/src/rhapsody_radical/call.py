@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk.runner import Order, Outcome, Runner
+from rhapsody.sdk.runner import Order, Outcome, Runner, dumps
 
 LARGE = 1 << 16
 """Bytes from which on a value travels in a file, where there is a directory for it."""
@@ -148,8 +148,6 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
     Returns:
         The pickle, and its large buffers, which are not copied where there is a directory.
     """
-    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
-
     buffers: list[memoryview] = []
 
     def stays(buffer: pickle.PickleBuffer) -> bool:
@@ -160,8 +158,7 @@ def dump(value: Any, directory: str | None) -> tuple[bytes, list[memoryview]]:
         return False
 
     callback = None if directory is None else stays
-    data: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=callback)
-    return data, buffers
+    return dumps(value, protocol=5, buffer_callback=callback), buffers
 
 
 def too_large(data: bytes, directory: str | None) -> bool:

@@ -116,7 +116,7 @@ class Batch:
             return function
         found = self._found.get(id(function))
         if found is None:
-            data = cloudpickle.dumps(function)
+            data = runner.dumps(function)
             once = function if len(data) > call.LARGE else _Once(data)
             found = self._found[id(function)] = (function, once)
         return found[1]

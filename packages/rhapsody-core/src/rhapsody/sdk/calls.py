@@ -8,7 +8,9 @@ pieces: `order_of`, `pack_call` or `cannot_pack`, and `result`.
 
 from __future__ import annotations
 
+import linecache
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -267,5 +269,20 @@ def unpack_error(packed: Any, unpack: Callable[[Any], Any] = loads) -> BaseExcep
     """
     way, data, text = unpack(packed)
     error = TaskFailedError(data) if way == "words" else made(way, data)
-    set_cause(error, RemoteTraceback(text))
+    set_cause(error, RemoteTraceback(_with_source(text)))
     return error
+
+
+_FRAME = re.compile(r'^([ |]*)File "([^"\n]+)", line (\d+), in .*\n(?!\1  )', re.MULTILINE)
+"""A line of a traceback without the source line that should follow it."""
+
+
+def _with_source(text: str) -> str:
+    """Add the source lines that only this program can read, such as those of a notebook."""
+
+    def frame(found: re.Match[str]) -> str:
+        indent, file, number = found.groups()
+        line = linecache.getline(file, int(number)).strip()
+        return f"{found[0]}{indent}  {line}\n" if line else found[0]
+
+    return _FRAME.sub(frame, text)

@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import ChainMap
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
-from types import CoroutineType
+from types import CodeType, CoroutineType
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
@@ -347,6 +348,7 @@ class Captured(Output):
 _none = Output()
 _host = os.uname().nodename
 _threads: int | None = None
+_pickler: Any = None
 
 
 def limit_threads(cores: int) -> None:
@@ -363,13 +365,35 @@ def limit_threads(cores: int) -> None:
             importlib.import_module("threadpoolctl").threadpool_limits(cores)
 
 
-def dumps(value: Any) -> bytes:
-    """Pickle a value as cloudpickle does."""
-    # Here, so that where it is missing each call says so.
-    import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+def dumps(value: Any, **options: Any) -> bytes:
+    """Pickle a value as cloudpickle does, but keep the file names of functions for tracebacks.
 
-    packed: bytes = cloudpickle.dumps(value)
-    return packed
+    Args:
+        value: The value.
+        **options: Options of `pickle.Pickler`.
+    """
+    target = io.BytesIO()
+    pickler()(target, **options).dump(value)
+    return target.getvalue()
+
+
+def pickler() -> Any:
+    """Return the class of pickler that `dumps` uses, which a backend may extend."""
+    global _pickler
+    if _pickler is None:
+        # Here, so that where it is missing each call says so.
+        import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+
+        reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
+
+        def with_file(code: CodeType) -> Any:
+            kind, args = reduce_code(code)
+            file = code.co_filename
+            return kind, tuple(file if each == "<dynamic-code>" else each for each in args)
+
+        table = ChainMap({CodeType: with_file}, cloudpickle.Pickler.dispatch_table)
+        _pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+    return _pickler
 
 
 def loads(packed: Any) -> Any:

@@ -11,10 +11,8 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from rhapsody.sdk import loops
-from rhapsody.sdk.runner import pack_error, trimmed
+from rhapsody.sdk.runner import dumps, pack_error, trimmed
 
 BIG = 1 << 20
 """Bytes from which a buffer travels beside the pickle instead of in it."""
@@ -151,8 +149,7 @@ def pack(value: Any) -> tuple[bytes, list[pickle.PickleBuffer]]:
         buffers.append(buffer)
         return False
 
-    packed: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=small)
-    return packed, buffers
+    return dumps(value, protocol=5, buffer_callback=small), buffers
 
 
 def unpack(payload: Any, buffers: Sequence[Any] = ()) -> Any:
