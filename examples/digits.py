@@ -153,7 +153,7 @@ async def main(flow: WorkflowEngine) -> None:
     @flow.executable_task
     async def write_report(ranking: list[Row], report: OutputFile) -> str:
         """Writes a line for each model, and checks their number and their order."""
-        file = report.filename
+        file = str(report)
         return "\n".join(
             [
                 "set -e",
@@ -166,7 +166,7 @@ async def main(flow: WorkflowEngine) -> None:
         )
 
     @flow.function_task
-    def read_report(written: str, report: InputFile) -> list[str]:
+    def read_report(report: InputFile) -> list[str]:
         """The models of the report, in its order."""
         with open(report, newline="") as file:
             return [model for _, model in csv.reader(file)]
@@ -174,8 +174,8 @@ async def main(flow: WorkflowEngine) -> None:
     first = rank_all([evaluate(*model) for model in ensemble()])
     refined = refine(first)
     tested = flow.function_task(train_and_test)(refined)
-    written = write_report(refined, OutputFile("ranking.csv"))
-    reported = read_report(written, InputFile("ranking.csv"))
+    write_report(refined, OutputFile("ranking.csv"))
+    reported = read_report(InputFile("ranking.csv"))
 
     ranking = await refined
     assert await reported == [name(row) for row in ranking]

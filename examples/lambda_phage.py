@@ -27,7 +27,9 @@ import sys
 import time
 from pathlib import Path
 
-from rhapsody import InputFile, OutputFile, TaskFuture, WorkflowEngine
+from rhapsody import InputFile, OutputFile, WorkflowEngine
+
+Command = list[str | InputFile | OutputFile]
 
 CHUNKS = 4
 PAIRS = 10_000  # pairs of reads in bowtie2's example
@@ -48,78 +50,69 @@ async def main(flow: WorkflowEngine) -> None:
 
     @flow.executable_task
     async def unpack(packed: InputFile, plain: OutputFile) -> str:
-        return f"gzip -cdf {packed.filename} > {plain.filename}"
+        return f"gzip -cdf {packed} > {plain}"
 
     @flow.executable_task
-    async def index(genome: InputFile, *parts: OutputFile) -> list[str]:
-        return ["bowtie2-build", "--quiet", genome.filename, "lambda"]
+    async def index(genome: InputFile, *parts: OutputFile) -> Command:
+        return ["bowtie2-build", "--quiet", genome, "lambda"]
 
     @flow.executable_task
-    async def split(reads: InputFile, *chunks: OutputFile) -> list[str]:
+    async def split(reads: InputFile, *chunks: OutputFile) -> Command:
         lines = 4 * PAIRS // CHUNKS  # a read is four lines
         prefix = reads.filename.removesuffix("fq")
         names = ["--numeric-suffixes", "--additional-suffix=.fq"]
-        return ["split", f"--lines={lines}", *names, reads.filename, prefix]
+        return ["split", f"--lines={lines}", *names, reads, prefix]
 
     @flow.executable_task
     async def align(
         left: InputFile, right: InputFile, aligned: OutputFile, *index: InputFile
-    ) -> list[str]:
-        reads = ["-1", left.filename, "-2", right.filename]
-        return ["bowtie2", "-x", "lambda", *reads, "-S", aligned.filename]
+    ) -> Command:
+        return ["bowtie2", "-x", "lambda", "-1", left, "-2", right, "-S", aligned]
 
     @flow.executable_task
-    async def sort(aligned: InputFile, ordered: OutputFile) -> list[str]:
-        return ["samtools", "sort", "-o", ordered.filename, aligned.filename]
+    async def sort(aligned: InputFile, ordered: OutputFile) -> Command:
+        return ["samtools", "sort", "-o", ordered, aligned]
 
     @flow.executable_task
-    async def merge(merged: OutputFile, *ordered: InputFile) -> list[str]:
-        return ["samtools", "merge", merged.filename, *(chunk.filename for chunk in ordered)]
+    async def merge(merged: OutputFile, *ordered: InputFile) -> Command:
+        return ["samtools", "merge", merged, *ordered]
 
     @flow.executable_task
-    async def pile_up(genome: InputFile, reads: InputFile, pileup: OutputFile) -> list[str]:
-        files = ["-f", genome.filename, "-o", pileup.filename, reads.filename]
-        return ["bcftools", "mpileup", "-Ou", *files]
+    async def pile_up(genome: InputFile, reads: InputFile, pileup: OutputFile) -> Command:
+        return ["bcftools", "mpileup", "-Ou", "-f", genome, "-o", pileup, reads]
 
     @flow.executable_task
-    async def call(pileup: InputFile, variants: OutputFile) -> list[str]:
+    async def call(pileup: InputFile, variants: OutputFile) -> Command:
         one_copy = ["--ploidy", "1"]  # of the genome in a phage
-        files = ["-o", variants.filename, pileup.filename]
-        return ["bcftools", "call", "-mv", *one_copy, "-Ob", *files]
+        return ["bcftools", "call", "-mv", *one_copy, "-Ob", "-o", variants, pileup]
 
     @flow.executable_task
-    async def listed(variants: InputFile) -> list[str]:
-        return ["bcftools", "query", "-f", "%POS\t%REF\t%ALT\t%QUAL\n", variants.filename]
+    async def listed(variants: InputFile) -> Command:
+        return ["bcftools", "query", "-f", "%POS\t%REF\t%ALT\t%QUAL\n", variants]
 
-    # How they hang together. A file's name alone makes no dependency: `after` does.
+    # How they hang together: each reads files that calls before it have promised.
 
-    genome = unpack(InputFile(genome_data), OutputFile("genome.fa"))
-    built = index.options(after=[genome])(InputFile("genome.fa"), *map(OutputFile, INDEX))
+    unpack(InputFile(genome_data), OutputFile("genome.fa"))
+    index(InputFile("genome.fa"), *map(OutputFile, INDEX))
 
-    halves: list[TaskFuture[str]] = []
     for side, data in (("left", left_data), ("right", right_data)):
-        reads = unpack(InputFile(data), OutputFile(f"{side}.fq"))
+        unpack(InputFile(data), OutputFile(f"{side}.fq"))
         chunks = [OutputFile(f"{side}.{chunk:02}.fq") for chunk in range(CHUNKS)]
-        halves.append(split.options(after=[reads])(InputFile(f"{side}.fq"), *chunks))
+        split(InputFile(f"{side}.fq"), *chunks)
 
-    ordered: list[TaskFuture[str]] = []
     for chunk in range(CHUNKS):
-        aligned = align.options(after=[*halves, built])(
+        align(
             InputFile(f"left.{chunk:02}.fq"),
             InputFile(f"right.{chunk:02}.fq"),
             OutputFile(f"{chunk:02}.sam"),
             *map(InputFile, INDEX),
         )
-        by_place = sort.options(after=[aligned])
-        ordered.append(by_place(InputFile(f"{chunk:02}.sam"), OutputFile(f"{chunk:02}.bam")))
+        sort(InputFile(f"{chunk:02}.sam"), OutputFile(f"{chunk:02}.bam"))
 
-    sorted_chunks = [InputFile(f"{chunk:02}.bam") for chunk in range(CHUNKS)]
-    merged = merge.options(after=ordered)(OutputFile("merged.bam"), *sorted_chunks)
-    piled = pile_up.options(after=[genome, merged])(
-        InputFile("genome.fa"), InputFile("merged.bam"), OutputFile("pileup.bcf")
-    )
-    called = call.options(after=[piled])(InputFile("pileup.bcf"), OutputFile("variants.bcf"))
-    variants = (await listed.options(after=[called])(InputFile("variants.bcf"))).splitlines()
+    merge(OutputFile("merged.bam"), *(InputFile(f"{chunk:02}.bam") for chunk in range(CHUNKS)))
+    pile_up(InputFile("genome.fa"), InputFile("merged.bam"), OutputFile("pileup.bcf"))
+    call(InputFile("pileup.bcf"), OutputFile("variants.bcf"))
+    variants = (await listed(InputFile("variants.bcf"))).splitlines()
 
     print("position  reference  variant  quality")
     for position, reference, variant, quality in (line.split("\t") for line in variants[:10]):

@@ -228,17 +228,16 @@ async def test_a_dependencys_output_comes_before_a_file_on_disk() -> None:
     Path("made.txt").write_text("on disk")
     async with engine(Machine()) as flow:
         task = reader(flow)
-        assert await task(InputFile("made.txt"), writer(flow, "made.txt")) == "made\n"
         assert await task(InputFile("made.txt"), writer(flow, "other.txt")) == "on disk"
-        assert await task(InputFile("made.txt")) == "on disk"
+        assert await task(InputFile("made.txt"), writer(flow, "made.txt")) == "made\n"
 
 
-async def test_a_name_alone_makes_no_dependency_and_finds_nothing() -> None:
+async def test_a_name_that_no_earlier_call_promised_finds_nothing() -> None:
     async with engine(Machine()) as flow:
-        await writer(flow, "made.txt")
         error = await outcome(reader(flow)(InputFile("made.txt")))
         assert isinstance(error, DataError)
         assert "made.txt" in str(error)
+        await writer(flow, "made.txt")
 
 
 async def test_two_dependencies_that_make_the_same_file_are_an_error_that_names_it() -> None:
@@ -343,10 +342,12 @@ async def test_an_input_that_is_not_there_fails_the_task_before_it_runs() -> Non
 # Escapes.
 
 
-@pytest.mark.parametrize("name", ["/no/such/file", "../no-such-file", "a/../../no-such-file", ""])
-async def test_a_name_that_could_leave_the_sandbox_is_no_file_of_another_task(name: str) -> None:
-    with pytest.raises(ValueError, match="InputFile"):
-        InputFile(name)
+@pytest.mark.parametrize("name", ["/no/such/file", "../no-such-file", "a/../../no-such-file"])
+async def test_a_path_that_leads_elsewhere_is_no_file_of_a_dependency(name: str) -> None:
+    async with engine(Machine()) as flow:
+        error = await outcome(reader(flow)(InputFile(name)))
+        assert isinstance(error, DataError)
+        assert "missing input file" in str(error)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "dir/", "sub/..", "a\0b"])

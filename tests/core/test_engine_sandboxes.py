@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.data import InputFile
-from rhapsody.staging.sandboxes import Fate, Sandbox
+from rhapsody.staging.sandboxes import Fate, Keep, Sandbox
 from tests.core.staging import Linking, Stager, describe, ended, link
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
@@ -65,8 +65,8 @@ async def test_a_sandbox_goes_when_nobody_holds_what_is_left_of_its_task(
     work: Path, keep: Literal["failed", "none"]
 ) -> None:
     stager = Stager(work, keep)
-    held = ended(stager, "held.1", writes={"a": "1"})
-    dropped = ended(stager, "dropped.1", writes={"a": "1"})
+    held = ended(stager, "held.1", writes={"a": "1"}, declares=False)
+    dropped = ended(stager, "dropped.1", writes={"a": "1"}, declares=False)
     path = dropped.sandbox
     del dropped
     gc.collect()
@@ -75,12 +75,29 @@ async def test_a_sandbox_goes_when_nobody_holds_what_is_left_of_its_task(
     await stager.close()
 
 
+@pytest.mark.parametrize("keep", ["results", "failed", "none"])
+async def test_declared_outputs_outlive_what_is_left_of_their_task_until_the_end(
+    work: Path, keep: Keep
+) -> None:
+    stager = Stager(work, keep)
+    source = ended(stager, writes={"x.txt": "1"})
+    file = Path(source.sandbox or "", "x.txt")
+    (file.parent / "scratch").touch()
+    del source
+    gc.collect()
+    await gone(str(file.parent / "scratch"))
+    assert file.exists()
+    await stager.close()
+    assert file.exists() is (keep == "results")
+
+
 async def test_what_a_running_task_reads_stays_until_it_has_ended(
     work: Path, backend: Linking
 ) -> None:
-    stager = Stager(work, "failed")  # with "results" the file stays until it was read to the end
+    stager = Stager(work, "failed")
     source = ended(stager, writes={"x.txt": "1"})
-    path = source.sandbox
+    scratch = Path(source.sandbox or "", "scratch")
+    scratch.touch()
     task = describe(stager)
     sandbox = await link(stager, task, backend, [InputFile("x.txt")], [source])
     del source
@@ -88,8 +105,9 @@ async def test_what_a_running_task_reads_stays_until_it_has_ended(
     # Something that was dropped later is gone: the thread has seen both by then.
     await gone(ended(stager, "marker.1").sandbox)
     assert (sandbox / "x.txt").read_text() == "1"
+    assert scratch.exists()
     keeper = stager.keep(task, True)
-    await gone(path)
+    await gone(str(scratch))
     del keeper
     await gone(str(sandbox))
     await stager.close()
@@ -318,10 +336,11 @@ async def test_nothing_is_remembered_of_tasks_whose_outcome_was_dropped(
         task = describe(stager, f"t.{number}")
         await link(stager, task, backend, [InputFile("x.txt")], [source])
         stager.keep(task, True)
-    path = source.sandbox
+    scratch = Path(source.sandbox or "", "scratch")
+    scratch.touch()
     del source
     gc.collect()
-    await gone(path)
+    await gone(str(scratch))
     assert stager._links == {}
     assert stager._sandboxes._fates == {}
     await stager.close()

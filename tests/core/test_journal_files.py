@@ -51,7 +51,7 @@ def pipeline(here: Path, *, save: str | None = None) -> Program:
     return program
 
 
-async def test_files_stay_until_a_run_ends_well_and_are_read_then(here: Path) -> None:
+async def test_declared_outputs_stay_and_are_read_by_the_next_run(here: Path) -> None:
     await broken_off(pipeline(here))
 
     async def longer(flow: WorkflowEngine) -> str:
@@ -67,7 +67,15 @@ async def test_files_stay_until_a_run_ends_well_and_are_read_then(here: Path) ->
     assert flow.summary is not None
     assert ran(here) == ["double", "make", "make", "more", "show"]
     assert {file.path.name for file in flow.summary.results} == set()
-    assert not [name for name in files(here / ".rhapsody") if name.endswith(".txt")]
+    names = sorted(Path(name).name for name in files(here / ".rhapsody"))
+    assert names == ["both.txt", "made.txt", "made.txt"]
+
+
+async def test_a_change_after_a_good_run_reruns_nothing_upstream(here: Path) -> None:
+    for word in ("one", "two"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            assert await chain(here, word)(flow) == "28\n"
+    assert ran(here) == ["copy", "make", "one", "two"]
 
 
 async def test_results_without_a_place_stay_where_the_first_run_made_them(here: Path) -> None:
@@ -176,7 +184,7 @@ async def test_what_was_made_again_is_kept_where_that_run_breaks_off(here: Path)
 
         return use
 
-    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
         await program("one")(flow)
     await broken_off(program("two"), resume=True)
     assert ran(here) == ["make", "make", "one", "two"]
@@ -202,7 +210,7 @@ async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: P
 
         return draw
 
-    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
         await program("1")(flow)
     second = await broken_off(program("2"), resume=True)
     assert await broken_off(program("2")) == second
@@ -218,7 +226,7 @@ async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) ->
         ]
         return [await read for read in reads]
 
-    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
         await program(flow, 1)
     async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
         assert await program(flow, 5) == ["content\n"] * 5
@@ -232,7 +240,7 @@ async def test_a_failure_while_a_file_is_made_again_is_that_of_its_reader(here: 
         found: str = await run(word, "cat made.txt", made, InputFile("made.txt"))
         return found
 
-    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+    async with WorkflowEngine.create(journal="run.sqlite", keep_sandboxes="failed") as flow:
         await program(flow, "one")
     (here / "bad").touch()
     async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:

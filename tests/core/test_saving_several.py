@@ -353,7 +353,7 @@ async def test_a_file_of_a_directory_is_not_read_while_that_is_about_to_be_repla
 # What stays, and what is saved later.
 
 
-async def test_directories_and_files_that_nobody_read_stay_without_the_rest(here: Path) -> None:
+async def test_declared_directories_and_files_stay_without_the_rest(here: Path) -> None:
     async with WorkflowEngine.create() as flow:
         command = f"{PLOTS}; touch 1.csv 2.csv scratch; mkdir more; touch more/scratch"
         shell(flow)(command, OutputDir("plots"), OutputFile("*.csv", many=True))

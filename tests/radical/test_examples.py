@@ -60,8 +60,9 @@ def run_example(programs: Path, example: str, place: Path) -> str:
     status = run("git", "status", "--porcelain", "--ignored", cwd=ROOT)
     before = {process.pid for process in psutil.process_iter()}
     printed = run(programs / "rhapsody", "run", EXAMPLES / example, *OPTIONS, cwd=here, home=home)
-    names = {path.name for path in place.rglob("*") if path.suffix != ".sqlite"}
-    assert names == {"here", "home", ".rhapsody", "journals"}
+    paths = [path.relative_to(place) for path in place.rglob("*")]
+    names = {path.name for path in paths if ".rhapsody" not in path.parts[:-1]}
+    assert names == {"here", "home", ".rhapsody"}
     left = [each for each in working_in(place) if each.pid not in before]
     assert left == []
     assert run("git", "status", "--porcelain", "--ignored", cwd=ROOT) == status

@@ -81,13 +81,16 @@ def test_lambda_phage_finds_as_many_variants_as_the_same_steps_by_hand(
 
 
 @needs_phage_tools
-def test_lambda_phage_runs_from_the_command_line_and_leaves_no_directories(
+def test_lambda_phage_runs_from_the_command_line_and_leaves_its_declared_files(
     core_alone: Path, tmp_path: Path
 ) -> None:
     output = check(core_alone / "rhapsody", "run", LAMBDA_PHAGE, cwd=tmp_path)
     assert number("variants", output) > 0
-    left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert [path.parent.name for path in left] == ["journals"]
+    left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".fa", ".bt2", ".fq", ".sam", ".bam", ".bcf", ".sqlite"}
+    check(core_alone / "rhapsody", "clean", cwd=tmp_path)
+    left = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".sqlite"}
 
 
 @pytest.mark.parametrize("command", [["python"], ["rhapsody", "run"]])

@@ -75,6 +75,7 @@ class File:
     filename: str
     filepath: Path | None
     _by_path: bool = field(compare=False)
+    _producer: Any = field(compare=False)  # the future of the task that makes it, where known
 
     def bound_to(self, sandbox: str | os.PathLike[str], *, by_path: bool = True) -> Self:
         """Return the copy that a task gets: `filepath` is an absolute path in its sandbox.
@@ -85,7 +86,7 @@ class File:
                 the file's name instead.
         """
         path = Path(os.path.abspath(sandbox), self.filename)
-        return _changed(self, filepath=path, _by_path=by_path)
+        return _changed(self, filepath=path, _by_path=by_path, _producer=None)
 
     def __str__(self) -> str:
         """Return the file's path; its name in commands that run in the sandbox, and before."""
@@ -109,18 +110,21 @@ class InputFile(File):
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
-    A relative `spec` is matched by its base name with the files that the task's
-    dependencies write, and only then with the disk; an absolute path or a URL
-    always means itself. Naming a file makes no dependency: pass the future of the
-    task that writes it as well.
+    A task that gets a file which an earlier call of its engine promised depends on that call and
+    reads what it writes. A file that was promised with a place is meant by that place, as a
+    relative or absolute path; one without a place by its name alone. Of several calls that
+    promised it, the last one before this call counts. `future.file(name)` names a producer
+    explicitly.
+
+    Other files are looked for among what the task's other dependencies write, by the base name
+    of a relative path, and then on disk.
 
     Args:
-        spec: A URL (`data:` URLs, too), an existing local path (a directory is linked
-            as a whole), or the name of a file or directory that a dependency writes.
+        spec: A URL (`data:` URLs, too), a local path (a directory is linked as a whole), or the
+            name of a file or directory that another task writes.
 
     Raises:
-        DataError: A `ValueError`: the name is empty, or it is an absolute path, or one
-            with `..`, of a file that is not there.
+        DataError: A `ValueError`: the name is empty or ends in `..`.
         TypeError: Neither a string nor a path.
 
     Attributes:
@@ -155,14 +159,15 @@ class InputFile(File):
                 if not name:
                     raise DataError(f"InputFile({given!r}) has no name to link it under")
             else:
-                why = "there is no such file, and the name of a"
-                name = _base_name("InputFile", given.rstrip("/") or given, why)
+                if name in ("", ".", "..") or "\0" in given:
+                    raise DataError(f"InputFile({given!r}) names no file; give the name of one")
                 other, path = given, Path(given)
         _set(
             self,
             filename=name,
             filepath=path,
             _by_path=False,
+            _producer=None,
             remote_url=url,
             local_file=local,
             other_task_file=other,
@@ -172,6 +177,23 @@ class InputFile(File):
     def __repr__(self) -> str:
         spec = self.local_file or self.other_task_file or without_secrets(self.remote_url or "")
         return f"InputFile({spec!r})"
+
+
+def input_from(producer: object, name: str) -> InputFile:
+    """Return a file of a task as an input that is bound to that task's future."""
+    file = object.__new__(InputFile)
+    _set(
+        file,
+        filename=name,
+        filepath=Path(name),
+        _by_path=False,
+        _producer=producer,
+        remote_url=None,
+        local_file=None,
+        other_task_file=name,
+        expected_at=None,
+    )
+    return file
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)
@@ -229,7 +251,15 @@ class OutputFile(File):
                 "directories give OutputDir(...)"
             )
         place = _place("OutputFile", directories or None if save is None else save)
-        _set(self, filename=filename, filepath=None, _by_path=False, save=place, many=many)
+        _set(
+            self,
+            filename=filename,
+            filepath=None,
+            _by_path=False,
+            _producer=None,
+            save=place,
+            many=many,
+        )
 
     def __repr__(self) -> str:
         many = ", many=True" if self.many else ""
@@ -276,7 +306,7 @@ class OutputDir(File):
         place = _place("OutputDir", given.removesuffix(filename) or None if save is None else save)
         if place and not place.endswith("/"):
             place = f"{place}/"
-        _set(self, filename=filename, filepath=None, _by_path=False, save=place)
+        _set(self, filename=filename, filepath=None, _by_path=False, _producer=None, save=place)
 
     def __repr__(self) -> str:
         return f"OutputDir({self.filename!r}{_said(self.save)})"
@@ -441,7 +471,6 @@ def _promised(kind: str, given: str) -> str:
 
 
 _CURES = {
-    "InputFile": "names no file; give the name of one",
     "OutputFile": "names a directory; give the name of a file in it, or OutputDir('plots/')",
     "OutputDir": "has no name of its own; give one such as OutputDir('plots/')",
 }
@@ -452,7 +481,7 @@ def _base_name(kind: str, given: str, why: str) -> str:
     *directories, name = given.split("/")
     if os.path.isabs(given) or ".." in directories or name == ".." or "\0" in given:
         cure = "give a plain file name such as 'result.txt'"
-        if kind != "InputFile" and os.path.isabs(given) and name not in ("", ".", ".."):
+        if os.path.isabs(given) and name not in ("", ".", ".."):
             place = given.removesuffix(name)
             cure = f"{kind}({name!r}, save={place!r}) puts it there when the task is done"
         raise DataError(f"{kind}({given!r}): {why} task's file must stay in its sandbox; {cure}")

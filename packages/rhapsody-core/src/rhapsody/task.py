@@ -11,11 +11,12 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Generator, Mapping
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
-from rhapsody.data import OUTPUT_FILES
-from rhapsody.errors import first_call, set_traceback, traceback_of
+from rhapsody.data import OUTPUT_FILES, InputFile, input_from
+from rhapsody.errors import DataError, first_call, set_traceback, traceback_of
 from rhapsody.outcome import Outcome
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
@@ -233,6 +234,7 @@ class TaskFuture(asyncio.Future[T]):
         "_node",
         "_number",
         "_outcome",
+        "_promised",
         "_traceback",
     )
 
@@ -243,6 +245,7 @@ class TaskFuture(asyncio.Future[T]):
     _node: LiveNode | None
     _number: int
     _outcome: Outcome | None
+    _promised: Mapping[str, str | None]  # names of files, with their places; only where it has some
     _traceback: TracebackType | None
 
     @property
@@ -324,6 +327,31 @@ class TaskFuture(asyncio.Future[T]):
         if task is not None and task.get("sandbox"):
             return str(task["sandbox"])
         return None if self._outcome is None else self._outcome.sandbox
+
+    @property
+    def files(self) -> dict[str, InputFile]:
+        """The files that the task promises, as inputs for other tasks, by their names."""
+        return {name: input_from(self, name) for name in getattr(self, "_promised", ())}
+
+    def file(self, name: str) -> InputFile:
+        """Return a file that the task promises, as an input for another task.
+
+        A task that gets it depends on this one, and reads the file of this one, whatever other
+        tasks call theirs.
+
+        Args:
+            name: The file's name without directories, or one that matches a pattern among them.
+
+        Raises:
+            DataError: The task promises no such file.
+        """
+        promised: Mapping[str, str | None] = getattr(self, "_promised", {})
+        if name in promised or any(fnmatchcase(name, pattern) for pattern in promised):
+            return input_from(self, name)
+        there = f"it promises {', '.join(map(repr, promised))}" if promised else (
+            "it promises none: pass it an OutputFile"
+        )  # fmt: skip
+        raise DataError(f"{self.name!r} ({self.uid}) promises no file {name!r}; {there}")
 
     @property
     def stdout_path(self) -> str | None:

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from inspect import signature
 from itertools import islice
 from pathlib import PurePath
@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFile, Output
+from rhapsody.task import TaskFuture
 
 T = TypeVar("T")
 
@@ -58,15 +59,17 @@ class Found:
         inputs: The declared input files.
         outputs: The declared output files and directories.
         inexact: A future is in something else than an exact list, tuple, dict or set.
+        producers: The futures of the calls that make the inputs, by the `id` of each input.
     """
 
-    __slots__ = ("_touched", "futures", "inexact", "inputs", "outputs")
+    __slots__ = ("_touched", "futures", "inexact", "inputs", "outputs", "producers")
 
     def __init__(self) -> None:
         self.futures: list[asyncio.Future[Any]] = []
         self.inputs: list[InputFile] = []
         self.outputs: list[Output] = []
         self.inexact: bool = False
+        self.producers: Mapping[int, TaskFuture[Any]] = {}
         self._touched: set[int] = set()
 
     def _touch(self, path: Sequence[int], odd: Set[int]) -> None:

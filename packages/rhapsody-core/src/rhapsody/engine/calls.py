@@ -10,6 +10,7 @@ import threading
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rhapsody.aio import on_loop
@@ -20,6 +21,7 @@ from rhapsody.engine.life import Future
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.observe import Tally
+from rhapsody.engine.promises import Promises
 from rhapsody.engine.settings import Settings
 from rhapsody.engine.tasks import Task
 from rhapsody.errors import describe_error
@@ -40,6 +42,7 @@ class Calls:
         backends: The attached backends; may grow.
         tally: Counts failures that nobody looked at.
         here: The current directory when the engine was made, `None` where it was removed.
+        results_dir: What the places of outputs are relative to.
         keep: Whether calls are kept, for a dry run's graph.
 
     Attributes:
@@ -56,6 +59,7 @@ class Calls:
         tally: Tally,
         *,
         here: str | None,
+        results_dir: Path,
         keep: bool,
     ) -> None:
         self.uid: str = uid
@@ -64,6 +68,7 @@ class Calls:
         self._backends = backends
         self._here = here
         self._numbers = {"task": 0, "block": 0}
+        self._promises = Promises(results_dir)
         self._keep = keep
         self.unawaited: Callable[[TaskFuture[Any]], None] = tally.add
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
@@ -80,15 +85,25 @@ class Calls:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
+        *,
+        producers: Mapping[int, TaskFuture[Any]] | None = None,
     ) -> TaskFuture[Any]:
-        """Takes in a call and returns its future.
+        """Take in a call and return its future.
+
+        Args:
+            task: The task.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
+            specific: Settings in the backend's own words, for this call.
+            producers: Of a call that is made again: what `Found.producers` was. It promises
+                nothing new.
 
         Raises:
             RuntimeError: The engine is shut down, or a future in the arguments
                 belongs to another loop or to a block around this call.
             ValueError: A container in the arguments holds itself.
         """
-        machine = self._machine
+        machine, again = self._machine, producers is not None
         if machine.closing:
             raise self.closed_error(task.name)
         found = search(args, kwargs)
@@ -101,6 +116,11 @@ class Calls:
         dependencies: tuple[asyncio.Future[Any], ...] = ()
         if found is not None or after:
             dependencies = tuple(dict.fromkeys((*(found.futures if found else ()), *after)))
+            if found is not None and found.inputs and task.prefix == "task":
+                if producers is None:
+                    producers = self._promises.producers(found.inputs, dependencies)
+                found.producers = producers
+                dependencies = tuple(dict.fromkeys((*dependencies, *producers.values())))
             self._check_dependencies(task, dependencies, parent)
         if found is not None:
             args, kwargs = found.copy(args, kwargs)
@@ -126,6 +146,8 @@ class Calls:
             node.more().scope = scope
         if task.prefix == "block":
             node.more().context = contextvars.copy_context()
+        elif found is not None and found.outputs and not again:
+            self._promises.promise(future, found.outputs)
         if self._keep:
             self.made.append((future.uid, task.name, dependency_uids(dependencies)))
         machine.add(node, parent)

@@ -219,9 +219,15 @@ class Preparation:
     def _describe_dependencies(self, node: Node, description: TaskDescription) -> None:
         sources: list[Outcome] = []
         uids = description["metadata"]["dependencies"]
+        found = node.found
+        named: set[asyncio.Future[Any]] = set()  # dependencies that only files name
+        if found is not None and found.producers:
+            passed = {*found.futures, *node.task.settings.after}
+            named.update(each for each in found.producers.values() if each not in passed)
         for future in node.dependencies:
             if isinstance(future, TaskFuture):
-                if (left := future._outcome) is not None and left.sandbox is not None:
+                left = future._outcome
+                if left is not None and left.sandbox is not None and future not in named:
                     sources.append(left)
                 definition: Any = future._definition
                 if definition.prefix == "task":
@@ -260,7 +266,9 @@ class Preparation:
                 return self._services.value(leaf) if self._services.any else leaf.result()
             if sandbox is None:
                 return leaf
-            return self._stager.bind(leaf, sandbox, sources, by_path=by_path)
+            producer = found.producers.get(id(leaf))
+            own = None if producer is None else producer._outcome
+            return self._stager.bind(leaf, sandbox, sources, own, by_path=by_path)
 
         return found.fill(node.args, node.kwargs or {}, replace)
 
@@ -403,8 +411,14 @@ class Preparation:
         try:
             for each in self._others(node):
                 self._stager.require_capable(description, each.backend, inputs, outputs)
+            made_by = node.found.producers if node.found else {}
             extra.resolved = await self._stager.resolve(
-                description, backend.backend, inputs, outputs, extra.sources
+                description,
+                backend.backend,
+                inputs,
+                outputs,
+                extra.sources,
+                {key: left for key, future in made_by.items() if (left := future._outcome)},
             )
         except Exception as error:  # a task whose files cannot be had fails alone
             self._machine.refuse(node, error)

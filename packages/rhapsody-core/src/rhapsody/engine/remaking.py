@@ -24,8 +24,9 @@ class MakingAgain:
 
     def __init__(self, calls: Calls, node: Node) -> None:
         task, args, kwargs, specific = node.task, node.args, node.kwargs or {}, node.specific
+        producers = node.found.producers if node.found is not None else {}
         self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
-            task, args, kwargs, specific
+            task, args, kwargs, specific, producers=producers
         )
         self._attempt = node.uid
         self._name = node.named()

@@ -116,7 +116,14 @@ class Shell:
         self.failures: Failures | None = Failures(uid) if keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
         self.calls: Calls = Calls(
-            uid, background.loop, machine, self.backends, self.tally, here=here, keep=dry_run
+            uid,
+            background.loop,
+            machine,
+            self.backends,
+            self.tally,
+            here=here,
+            results_dir=stager.results.directory,
+            keep=dry_run,
         )
         self.pushdown: PushDown = PushDown(
             machine,

@@ -63,7 +63,7 @@ class Views:
     def results(self) -> tuple[SavedFile, ...]:
         """Files that tasks made and that stay: those that were saved, in the order of that.
 
-        At the end also those that nobody named a place for, see `keep_sandboxes`.
+        At the end also those without a place that no task has read, see `keep_sandboxes`.
         """
         return tuple(self._shell.stager.results.saved)
 

@@ -167,8 +167,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 engine's own tasks waits for the others first, where they do not
                 depend on it, and then gives an account of what failed.
             keep_sandboxes: Which sandboxes stay on disk: `"results"`: those of failed tasks,
-                and of others the output files that nobody named a place for and no task read;
-                `"failed"`: those of failed tasks; `"all"`; or `"none"`.
+                and of others the declared outputs; `"failed"`: those of failed tasks; `"all"`;
+                or `"none"`.
             results_dir: What the places of saved files are relative to, see `OutputFile`;
                 default: the current directory.
             journal: A file that keeps the results of tasks, see `resume`; `True`: that of this

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rhapsody.data import File, InputFile, InputFiles, Output, OutputDir, SavedFile, plain_name
@@ -54,8 +55,7 @@ class Stager:
     Args:
         work_dir: Where sandboxes are; made when the first one is.
         keep: Which sandboxes stay on disk: those of failed tasks, all, or none; with
-            `"results"` those of failed tasks, and of others the files that they declare,
-            nobody named a place for and no task read.
+            `"results"` those of failed tasks, and of others the declared outputs.
         in_run: The engine's uid, where `work_dir` is a `.rhapsody` and it works in a directory of
             that name in this process's run.
         uid: The engine's uid where the program chose it: no other engine may use it now, and
@@ -145,15 +145,28 @@ class Stager:
         return self._root + name
 
     def bind(
-        self, file: File, sandbox: str, sources: Sequence[Outcome] = (), *, by_path: bool = True
+        self,
+        file: File,
+        sandbox: str,
+        sources: Sequence[Outcome] = (),
+        producer: Outcome | None = None,
+        *,
+        by_path: bool = True,
     ) -> File | InputFiles:
-        """What a task gets for a file object, see `File.bound_to`.
+        """Return what a task gets for a file object, see `File.bound_to`.
 
-        Of several files that it stands for, a list: `sources` are what is left of dependencies.
+        Of several files that it stands for, a list.
+
+        Args:
+            file: The file object.
+            sandbox: The task's sandbox.
+            sources: What is left of its dependencies.
+            producer: What is left of the one that makes this file, where that is known.
+            by_path: See `File.bound_to`.
         """
         bound = file.bound_to(sandbox, by_path=by_path)
-        if sources and isinstance(bound, InputFile):
-            return as_several(bound, sources)
+        if isinstance(bound, InputFile) and (producer is not None or sources):
+            return as_several(bound, sources, producer)
         return bound
 
     # Before an attempt.
@@ -165,8 +178,9 @@ class Stager:
         inputs: Sequence[InputFile],
         outputs: Sequence[Output],
         sources: Sequence[Outcome],
+        made_by: Mapping[int, Outcome] = MappingProxyType({}),
     ) -> Resolved:
-        """Finds the files an attempt reads, and brings those that are far away.
+        """Find the files an attempt reads, and start fetching those that are far away.
 
         Args:
             task: The attempt's description.
@@ -174,6 +188,7 @@ class Stager:
             inputs: The input files among its arguments.
             outputs: The output files among its arguments.
             sources: What is left of its dependencies, in argument order.
+            made_by: What is left of those that make inputs, by the `id` of each of these.
 
         Raises:
             DataError: An input is missing, ambiguous or cannot be fetched; or a file cannot be
@@ -186,7 +201,8 @@ class Stager:
         places: dict[str, InputPlace] = {}
         coming: dict[str, asyncio.Task[str]] = {}
         reads: list[tuple[str, str]] = []
-        for name, (producer, path, url) in origins(task, inputs, sources).items():
+        found = origins(task, inputs, sources, made_by)
+        for name, (producer, path, url) in found.items():
             if url is not None:
                 coming[name] = self._fetcher.download(url, name)
             elif producer is None:
@@ -209,6 +225,7 @@ class Stager:
         for name, fetch in coming.items():
             places[name] = InputPlace(await asyncio.shield(fetch))
         targets = self.results.places.claim(task, outputs)
+        sources = tuple({each.uid: each for each in (*sources, *made_by.values())}.values())
         return Resolved(sources, places, bool(coming), targets, tuple(reads))
 
     def link(
@@ -421,11 +438,26 @@ class Stager:
             for source in links.implicit:
                 source.spare()
             return None
-        fate = Fate.PRODUCT if outputs else Fate.REMOVE
-        self._sandboxes.results(sandbox, files)
-        if recorded:
-            self._sandboxes.recorded(sandbox, names_of(outputs, matches or {}))
-        return self._sandboxes.hold(sandbox, fate, links.implicit)
+        if not outputs:
+            return self._sandboxes.hold(sandbox, Fate.REMOVE, links.implicit)
+        self._declare(sandbox, outputs, matches or {}, files, recorded=recorded)
+        return self._sandboxes.hold(sandbox, Fate.PRODUCT, links.implicit)
+
+    def _declare(
+        self,
+        sandbox: str,
+        outputs: Sequence[Output],
+        matches: Mapping[str, tuple[str, ...]],
+        results: Mapping[str, SavedFile],
+        *,
+        recorded: bool,
+    ) -> None:
+        """Let the declared outputs outlive their sandbox, saved ones until the end."""
+        stay = [output for output in outputs if not output.save]
+        rest = [output for output in outputs if output.save]
+        self._sandboxes.declare(
+            sandbox, names_of(stay, matches), names_of(rest, matches), results, recorded=recorded
+        )
 
     def take_up(self, task: TaskDescription, outputs: Sequence[Output], files: TaskFiles) -> object:
         """Decides what becomes of what an earlier run left of a task, as `keep` does of an attempt.
@@ -447,8 +479,7 @@ class Stager:
         if self._keep == "all" or files.stays or not os.path.isdir(sandbox):
             self.results.add(unsaved.values())
             return None
-        self._sandboxes.results(sandbox, unsaved)
-        self._sandboxes.recorded(sandbox, files.paths)
+        self._declare(sandbox, outputs, files.matches, unsaved, recorded=True)
         return self._sandboxes.hold(sandbox, Fate.PRODUCT)
 
     async def save_again(

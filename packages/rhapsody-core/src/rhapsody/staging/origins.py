@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rhapsody.data import InputFile, InputFiles, without_secrets
@@ -26,16 +27,25 @@ class Origin(NamedTuple):
 
 
 def origins(
-    task: TaskDescription, inputs: Sequence[InputFile], sources: Sequence[Outcome]
+    task: TaskDescription,
+    inputs: Sequence[InputFile],
+    sources: Sequence[Outcome],
+    made_by: Mapping[int, Outcome] = MappingProxyType({}),
 ) -> dict[str, Origin]:
-    """Where each file comes from that a task reads, by its name in the sandbox.
+    """Return where each file comes from that a task reads, by its name in the sandbox.
+
+    Args:
+        task: The task's description.
+        inputs: Its input files.
+        sources: What is left of its dependencies.
+        made_by: What is left of those that make inputs, by the `id` of each of these.
 
     Raises:
         DataError: One comes from nowhere or is ambiguous, or two have one name.
     """
     found: dict[str, Origin] = {}
     for file in inputs:
-        for name, origin in _each(task, file, sources):
+        for name, origin in _each(task, file, sources, made_by.get(id(file))):
             other = found.setdefault(name, origin)
             if other != origin:
                 raise DataError(
@@ -46,24 +56,29 @@ def origins(
 
 
 def _each(
-    task: TaskDescription, file: InputFile, sources: Sequence[Outcome]
+    task: TaskDescription, file: InputFile, sources: Sequence[Outcome], producer: Outcome | None
 ) -> Iterator[tuple[str, Origin]]:
-    producers = _matched_by(file, sources)
+    producers = _matched_by(file, sources if producer is None else (producer,))
     for producer, names in producers:
         for name in names:
             yield name, Origin(producer=producer)
     if not producers:
-        yield file.filename, origin_of(task, file, sources)
+        yield file.filename, origin_of(task, file, sources, producer)
 
 
-def as_several(file: InputFile, sources: Sequence[Outcome]) -> InputFiles | InputFile:
-    """The object that a task gets for an input: several files, where it stands for these.
+def as_several(
+    file: InputFile, sources: Sequence[Outcome], producer: Outcome | None = None
+) -> InputFiles | InputFile:
+    """Return the object that a task gets for an input: several files, where it stands for these.
 
     Args:
         file: The input, bound to the task's sandbox.
         sources: What is left of its dependencies.
+        producer: What is left of the one that makes this file, where that is known.
     """
-    if file.remote_url is not None or os.path.isabs(file.local_file or ""):
+    if producer is not None:
+        sources = (producer,)
+    elif file.remote_url is not None or _is_absolute(file):
         return file
     producers = _matched_by(file, sources)
     if producers:
@@ -77,6 +92,10 @@ def as_several(file: InputFile, sources: Sequence[Outcome]) -> InputFiles | Inpu
     return InputFiles(file, names, directory=True)
 
 
+def _is_absolute(file: InputFile) -> bool:
+    return os.path.isabs(file.local_file or file.other_task_file or "")
+
+
 def _matched_by(
     file: InputFile, sources: Sequence[Outcome]
 ) -> list[tuple[Outcome, tuple[str, ...]]]:
@@ -85,17 +104,29 @@ def _matched_by(
     return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
 
 
-def origin_of(task: TaskDescription, file: InputFile, sources: Sequence[Outcome]) -> Origin:
-    """Where a task's input comes from, of what it declares and what its dependencies wrote.
+def origin_of(
+    task: TaskDescription,
+    file: InputFile,
+    sources: Sequence[Outcome],
+    producer: Outcome | None = None,
+) -> Origin:
+    """Return where a task's input comes from: what it declares and what its dependencies wrote.
 
     Raises:
         DataError: There is none, or two of the dependencies wrote it.
     """
     name = file.filename
+    if producer is not None:
+        if name in producer.output_files:
+            return Origin(producer=producer)
+        raise DataError(
+            f"task {task['name']!r}: missing input file {name!r}: {producer.uid}, which promises "
+            "it, has not written it"
+        )
     if file.remote_url is not None:
         return Origin(url=file.remote_url)
     expected = str(file.expected_at)
-    if not os.path.isabs(file.local_file or ""):
+    if not _is_absolute(file):
         producers = [source for source in sources if name in source.output_files]
         if len(producers) > 1:
             raise DataError(
@@ -107,7 +138,6 @@ def origin_of(task: TaskDescription, file: InputFile, sources: Sequence[Outcome]
     if os.path.exists(expected):
         return Origin(path=expected)
     raise DataError(
-        f"task {task['name']!r}: missing input file {name!r}: none of its dependencies writes it, "
-        f"and there is no file {expected!r}; pass the future of the task that writes it, or "
-        "correct the path"
+        f"task {task['name']!r}: missing input file {name!r}: no earlier call promises it, and "
+        f"there is no file {expected!r}; call the task that writes it first, or correct the path"
     )

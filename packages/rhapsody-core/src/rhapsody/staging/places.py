@@ -93,7 +93,7 @@ class Places:
         if claim is not None:
             raise DataError(
                 f"task {task['name']!r} reads {path!r} while task {claim.task!r} is about to "
-                "write it; pass the future of that task, too"
+                "write it; call that task first, or pass its future"
             )
         if key in self._ours or not self._ours.isdisjoint(_parents(key)):
             return

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
 from queue import SimpleQueue
 from typing import Literal, get_args
@@ -21,7 +22,7 @@ from rhapsody.staging.trees import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
 """Which sandboxes stay on disk: those of failed tasks, all, or none; `"results"`: those of failed
-tasks, and the results that are in others."""
+tasks, and the declared outputs in others."""
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Fate(Enum):
     """What becomes of a sandbox."""
 
     REMOVE = "goes when nobody holds it, and at close"
-    PRODUCT = "goes, but for results, when nobody holds it; at close as `keep` says"
+    PRODUCT = "goes, except for declared files, when nobody holds it; at close as `keep` says"
     STAY = "at close only where none are kept"
 
 
@@ -77,6 +78,23 @@ class Sandbox:
                 waiting.extend(sandbox.needs)
 
 
+@dataclass(slots=True)
+class _Declared:
+    """The declared files of a sandbox.
+
+    Attributes:
+        stay: Names of those that stay after the run.
+        until_end: Names of others, which are needed until the run has ended well.
+        results: Those of `stay` that are results so far: no task has read them.
+        recorded: Whether a later run may take them up.
+    """
+
+    stay: set[str]
+    until_end: set[str]
+    results: dict[str, SavedFile]
+    recorded: bool
+
+
 class SandboxKeeper:
     """Removes sandboxes once they are no longer needed.
 
@@ -91,22 +109,19 @@ class SandboxKeeper:
         # Filled by the loop, emptied by the thread, read by destructors on any
         # thread: single operations on a dict, which are atomic.
         self._fates: dict[str, Fate] = {}
-        self._results: dict[str, dict[str, SavedFile]] = {}  # by sandbox and name
-        self._read: dict[str, set[str]] = {}  # names, by sandbox
-        self._recorded: dict[str, frozenset[str]] = {}  # the same
-        self._left: dict[str, frozenset[str]] = {}  # results in what was removed but for these
+        self._declared: dict[str, _Declared] = {}
         self._dropped: SimpleQueue[str | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = self._ended_well = False
         self._complained = False
 
     def hold(self, path: str, fate: Fate, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
-        """The object that keeps a sandbox on disk; where it goes at the end, too."""
+        """Return the object that keeps a sandbox on disk; note what becomes of that afterwards."""
         self.note(path, fate)
         return Sandbox(path, self, needs)
 
     def note(self, path: str, fate: Fate) -> None:
-        """Says what becomes of a sandbox that nobody needs to hold."""
+        """Note what becomes of a sandbox that nothing needs to hold."""
         if self._closed or (fate is Fate.STAY and self._keep != "none"):
             return
         self._fates[path] = fate
@@ -114,38 +129,45 @@ class SandboxKeeper:
             with suppress(RuntimeError):  # too many threads: the next one tries again, or `close`
                 self._thread = start_thread(self._run, "rhapsody-sandboxes")
 
-    def results(self, path: str, files: Mapping[str, SavedFile]) -> None:
-        """Says which files stay when the sandbox goes."""
-        if files and self._keep == "results":
-            self._results[path] = dict(files)
-
-    def recorded(self, path: str, names: Iterable[str]) -> None:
-        """Says which files stay until a run ends well, as their task is recorded."""
-        if self._keep != "none":
-            self._recorded[path] = frozenset(names)
+    def declare(
+        self,
+        path: str,
+        stay: Iterable[str],
+        until_end: Iterable[str],
+        results: Mapping[str, SavedFile],
+        *,
+        recorded: bool,
+    ) -> None:
+        """Note which files outlive a sandbox, see `_Declared`."""
+        if not self._closed:
+            self._declared[path] = _Declared(set(stay), set(until_end), dict(results), recorded)
 
     def read(self, path: str, name: str) -> None:
-        """A task has read a file: it does not stay, unless somebody holds it at a good end."""
-        if path in self._results:
-            self._read.setdefault(path, set()).add(name)
+        """Note that a task has read a file, which is an intermediate one then."""
+        if path in self._declared:
+            self._declared[path].results.pop(name, None)
 
     def saved(self, path: str, name: str) -> None:
-        """A file is where it was to be: it does not stay."""
-        self._results.get(path, {}).pop(name, None)
+        """Note that a file is where it was to be: it need not stay here after the run."""
+        declared = self._declared.get(path)
+        if declared is not None and name in declared.stay:
+            declared.results.pop(name, None)
+            declared.until_end.add(name)
+            declared.stay.discard(name)
 
     def spare(self, path: str) -> bool:
-        """Lets a sandbox stay, see `Fate`; `False` where it did already."""
+        """Let a sandbox stay, see `Fate`; return `False` where it did already."""
         if self._fates.get(path, Fate.STAY) is Fate.STAY:
             return False
         self._fates[path] = Fate.STAY
         return True
 
     def drop(self, path: str) -> None:
-        """Nobody holds the sandbox any more. Called by destructors: takes no lock."""
+        """Note that nothing holds the sandbox any more. Called by destructors: takes no lock."""
         self._dropped.put(path)
 
     async def close(self, *, well: bool) -> None:
-        """Removes what does not stay, and waits until all removals are done.
+        """Remove what does not stay, and wait until all removals are done.
 
         Args:
             well: Whether the run has ended well.
@@ -156,39 +178,39 @@ class SandboxKeeper:
         self._dropped.put(None)
         if thread is not None:
             await in_thread(thread.join, or_here=True)
-        elif self._fates:  # there never was one
-            self._run()
+        elif self._fates or self._declared:  # there never was one
+            await in_thread(self._run, or_here=True)
 
     def _run(self) -> None:
         while (path := self._dropped.get()) is not None:
             if self._fates.get(path, Fate.STAY) is not Fate.STAY:
                 del self._fates[path]
-                self._leave_out_what_was_read(path)
-                self._remove(path)
+                declared = self._declared.get(path)
+                self._remove(path, () if declared is None else declared.stay | declared.until_end)
         for path, fate in self._fates.items():
-            if not self._ended_well:  # the traceback holds every future of the program's
-                self._leave_out_what_was_read(path)
-            product = fate is Fate.PRODUCT and self._keep == "results"
-            if fate is Fate.REMOVE or product or self._keep == "none":
+            declared = self._declared.pop(path, None)
+            if self._keep == "none" or fate is Fate.REMOVE:
                 self._remove(path)
-        for path, results in self._left.items() if self._ended_well else ():
-            self._remove_but(path, results)
+            elif fate is Fate.PRODUCT and self._keep == "results" and declared is not None:
+                self._trim(path, declared)
+        for path, declared in self._declared.items():  # what was dropped before
+            if self._keep == "results":
+                self._trim(path, declared, dropped=True)
+            elif self._keep == "none" or self._ended_well or not declared.recorded:
+                self._remove(path)
         self._fates.clear()
+        self._declared.clear()
 
-    def _leave_out_what_was_read(self, path: str) -> None:
-        for name in self._read.pop(path, ()):
-            self.saved(path, name)
+    def _trim(self, path: str, declared: _Declared, *, dropped: bool = False) -> None:
+        """Remove what does not stay after the run, and report the results."""
+        self._kept(declared.results.values())
+        if self._ended_well and (declared.until_end or not dropped):
+            self._remove(path, declared.stay)
+        elif not dropped:
+            self._remove(path, declared.stay | declared.until_end)
 
-    def _remove(self, path: str) -> None:
-        """Removes a sandbox, or all but the results and recorded files that are in it."""
-        results = self._results.pop(path, {})
-        self._kept(results.values())
-        stays = self._recorded.pop(path, frozenset())
-        if stays:
-            self._left[path] = frozenset(results)
-        self._remove_but(path, stays | results.keys())
-
-    def _remove_but(self, path: str, names: Collection[str]) -> None:
+    def _remove(self, path: str, names: Collection[str] = ()) -> None:
+        """Remove a sandbox, or all in it except some files."""
         try:
             remove_directory(path, names)
         except FileNotFoundError:

@@ -1,0 +1,238 @@
+"""Files as dependencies: an input whose place an earlier call has promised waits for that call."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from rhapsody import (
+    DataError,
+    DependencyFailureError,
+    InputFile,
+    NoopExecutionBackend,
+    OutputDir,
+    OutputFile,
+    TaskFailedError,
+    WorkflowEngine,
+)
+from tests.core.saving import writer
+from tests.core.scripted import within
+
+pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    async with WorkflowEngine.create() as flow:
+        yield flow
+
+
+def reader(flow: WorkflowEngine) -> Any:
+    @flow.executable_task
+    def read(file: InputFile, *others: Any) -> str:
+        return f"cat {file}"
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("promised", "named"),
+    [
+        ("a.txt", "a.txt"),
+        ("work/a.txt", "work/a.txt"),
+        ("work/a.txt", "./work/../work/a.txt"),
+        ("work/a.txt", "{here}/work/a.txt"),
+        ("work/a.txt", "link/a.txt"),
+    ],
+)
+async def test_an_input_waits_for_the_call_that_promised_its_place(
+    here: Path, flow: WorkflowEngine, promised: str, named: str
+) -> None:
+    (here / "link").symlink_to(here / "work")
+    writer(flow)("word", OutputFile(promised))
+    assert await within(reader(flow)(InputFile(named.format(here=here)))) == "word\n"
+
+
+async def test_a_promise_comes_before_a_file_that_is_there(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "work").mkdir()
+    (here / "work/a.txt").write_text("stale")
+    (here / "b.txt").write_text("on disk")
+    write, read = writer(flow), reader(flow)
+    write("word", OutputFile("work/a.txt"))
+    for spec in ("work/a.txt", here / "work/a.txt"):
+        assert await within(read(InputFile(spec))) == "word\n"
+    write("word", OutputFile("work/b.txt"))  # another place
+    assert await within(read(InputFile("b.txt"))) == "on disk"
+
+
+async def test_places_are_relative_to_the_results_directory(here: Path) -> None:
+    async with WorkflowEngine.create(results_dir="out") as flow:
+        write, read = writer(flow), reader(flow)
+        write("word", OutputFile("work/a.txt"))
+        for spec in ("work/a.txt", "out/work/a.txt", flow.results_dir / "work/a.txt"):
+            assert await within(read(InputFile(spec))) == "word\n"
+
+
+async def test_a_later_promise_is_a_new_version_for_later_calls(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    write, read = writer(flow), reader(flow)
+    first = write("one", OutputFile("work/a.txt"))
+    early = read(InputFile("work/a.txt"))
+    write("two", OutputFile("work/a.txt"), first)
+    late = read(InputFile("work/a.txt"))
+    assert await within(early) == "one\n"
+    assert await within(late) == "two\n"
+    assert await within(read(InputFile("work/a.txt"), first)) == "one\n"  # as it is passed
+    assert await within(read(first.file("a.txt"))) == "one\n"
+    assert (here / "work/a.txt").read_text() == "two\n"
+
+
+async def test_a_call_may_read_and_write_one_place(here: Path, flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def more(model: InputFile, out: OutputFile) -> str:
+        return f"(cat {model}; echo more) > new; mv new {out}"
+
+    writer(flow)("first", OutputFile("out/model"))
+    for _ in range(2):
+        model = more(InputFile("out/model"), OutputFile("out/model"))
+    await within(model)
+    assert (here / "out/model").read_text() == "first\nmore\nmore\n"
+
+
+async def test_an_input_that_is_bound_to_its_producer_is_that_ones(flow: WorkflowEngine) -> None:
+    write, read = writer(flow), reader(flow)
+    ones = [write(word, OutputFile("a.txt")) for word in ("one", "two")]
+    assert list(ones[0].files) == ["a.txt"]
+    assert [await within(read(one.file("a.txt"))) for one in ones] == ["one\n", "two\n"]
+    assert await within(read(ones[0].files["a.txt"], *ones)) == "one\n"
+
+
+async def test_an_input_is_bound_by_name_or_pattern(flow: WorkflowEngine) -> None:
+    @flow.executable_task
+    def make(*outputs: Any) -> str:
+        return "mkdir plots; echo 1 > plots/one.png; echo a > a.csv; echo b > b.csv"
+
+    made = make(OutputDir("results/plots"), OutputFile("*.csv", many=True))
+    assert list(made.files) == ["plots", "*.csv"]
+
+    @flow.function_task
+    def names(*files: Any) -> list[list[str]]:
+        return [[path.name for path in file] for file in files]
+
+    assert await within(names(made.file("plots"), made.file("*.csv"))) == [
+        ["one.png"],
+        ["a.csv", "b.csv"],
+    ]
+    assert await within(names(InputFile("results/plots"))) == [["one.png"]]
+    assert await within(reader(flow)(made.file("b.csv"))) == "b\n"
+    with pytest.raises(DataError, match=r"promises no file 'c.txt'; it promises 'plots', '\*.csv'"):
+        made.file("c.txt")
+
+
+async def test_a_task_without_outputs_has_no_files(flow: WorkflowEngine) -> None:
+    future = writer(flow)("word", [])
+    assert future.files == {}
+    with pytest.raises(DataError, match="pass it an OutputFile"):
+        future.file("a.txt")
+    await within(future)
+
+
+async def test_two_producers_that_are_passed_without_an_order_are_an_error(
+    flow: WorkflowEngine,
+) -> None:
+    both = [writer(flow)(word, OutputFile("a.txt")) for word in ("one", "two")]
+    with pytest.raises(DataError, match="written by two of its dependencies"):
+        await within(reader(flow)(InputFile("a.txt"), *both))
+
+
+async def test_a_reader_fails_with_the_call_that_was_to_make_its_file(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "work").mkdir()
+    (here / "work/a.txt").write_text("of an earlier run")
+
+    @flow.executable_task
+    def fail(out: OutputFile) -> str:
+        return "false"
+
+    failed = fail(OutputFile("work/a.txt"))
+    with pytest.raises(TaskFailedError):
+        await within(failed)
+    with pytest.raises(DependencyFailureError):
+        await within(reader(flow)(InputFile("work/a.txt")))
+
+
+async def test_a_dependency_lends_only_the_file_that_is_named(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "b.txt").write_text("on disk")
+
+    @flow.executable_task
+    def make(*outputs: OutputFile) -> str:
+        return "echo made | tee a.txt > b.txt"
+
+    @flow.executable_task
+    def both(a: InputFile, b: InputFile) -> str:
+        return f"cat {a} {b}"
+
+    make(OutputFile("a.txt"), OutputFile("work/b.txt"))
+    assert await within(both(InputFile("a.txt"), InputFile("b.txt"))) == "made\non disk"
+
+
+async def test_the_file_outlives_the_future_and_its_value(flow: WorkflowEngine) -> None:
+    class Big:
+        pass
+
+    @flow.function_task
+    def make(out: OutputFile) -> Big:
+        Path(out).write_text("word")
+        return Big()
+
+    value = weakref.ref(await within(make(OutputFile("a.txt"))))
+    assert await within(reader(flow)(InputFile("a.txt"))) == "word"
+    gc.collect()
+    assert value() is None
+
+
+async def test_a_block_hands_files_on_to_what_it_calls(here: Path, flow: WorkflowEngine) -> None:
+    read = reader(flow)
+
+    @flow.block
+    async def inner(file: InputFile) -> str:
+        return str(await read(file))
+
+    made = writer(flow)("word", OutputFile("work/a.txt"))
+    assert await within(inner(InputFile("work/a.txt"))) == "word\n"
+    assert await within(inner(made.file("a.txt"))) == "word\n"
+
+
+async def test_a_call_in_a_block_does_not_wait_for_the_block(flow: WorkflowEngine) -> None:
+    write, read = writer(flow), reader(flow)
+
+    @flow.block
+    async def inner(gate: Any) -> str:
+        return str(await read(InputFile("a.txt")))
+
+    gate = write("gate", OutputFile("gate.txt"))
+    block = inner(gate)
+    write(block, OutputFile("a.txt"))
+    with pytest.raises(RuntimeError, match="would wait for itself"):
+        await within(block)
+
+
+async def test_a_dry_run_knows_the_dependencies(flow: WorkflowEngine) -> None:
+    async with WorkflowEngine.create(NoopExecutionBackend(), dry_run=True) as dry:
+        made = writer(dry)("word", OutputFile("work/a.txt"))
+        reader(dry)(InputFile("work/a.txt"))
+        await made
+        reader(dry)(made.file("a.txt"))
+    assert [call[2] for call in dry.graph] == [(), (made.uid,), (made.uid,)]
