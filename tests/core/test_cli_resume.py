@@ -264,6 +264,12 @@ EDITED = """
 import os
 import helpers
 
+def replace():
+    if os.path.exists("edit"):
+        os.replace("edit", "helpers.py")
+
+# early: replace()
+
 async def main(flow):
     @flow.function_task
     def by_module():
@@ -278,24 +284,26 @@ async def main(flow):
     def by_function():
         return helpers.scale()
 
-    if os.path.exists("edit"):
-        os.replace("edit", "helpers.py")
-        os.utime("helpers.py")  # as an editor leaves it
+    replace()
     print([await task() for task in (by_module, by_class, by_function)])
 """
 
 
-def test_source_that_is_edited_during_a_run_is_not_taken_for_what_ran(place: Place) -> None:
+@pytest.mark.parametrize("when", ["early", "later"])
+def test_source_that_is_replaced_after_its_import_is_not_taken_for_what_ran(
+    place: Place, when: str
+) -> None:
     text = "SCALE = 1\n\nclass Scale:\n    SCALE = 1\n\ndef scale():\n    return 1\n"
-    place.write("wf.py", EDITED)
+    place.write("wf.py", EDITED.replace("# early: ", "") if when == "early" else EDITED)
     place.write("helpers.py", text)
     place.write("edit", text.replace("1", "22"))
+    os.utime(place.path / "edit", (1, 1))  # as `cp -p` and `rsync -a` leave it
     first = place.run()
     assert first.stdout == "[1, 1, 1]\n"
     for name in ("by_module", "by_class"):
         said = (
             f"task '{name}' is not recorded, and runs again when the run is: "
-            "helpers.py was changed while the program ran"
+            "helpers.py was changed after the program had started; run it again"
         )
         assert first.stderr.count(said) == 1, first.stderr
     assert "task 'by_function'" not in first.stderr

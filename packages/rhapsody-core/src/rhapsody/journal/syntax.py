@@ -4,12 +4,14 @@ Comments, docstrings, annotations of arguments and of variables in functions, po
 place of the file do not count.
 What is loaded counts, and not what the file says by now: where the two differ, and where there is
 no source, it is the digest of the compiled code, which belongs to one minor version of Python. Of
-modules and classes there is the file alone: one that was changed while the program ran is refused.
+modules and classes there is the file alone: one that was changed since the program started is
+refused.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dis
 import hashlib
 import linecache
@@ -24,6 +26,25 @@ from itertools import takewhile
 from typing import Any
 
 from rhapsody.journal.values import SIZE, NoDigestError
+
+
+def _process_began() -> int:
+    """Return when this process was started, in nanoseconds, rounded up to a tick of the kernel's.
+
+    Where the system does not tell, it is the time when this module was imported.
+    """
+    now = time.time_ns()
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
+        age = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):  # no Linux
+        return now
+    return now - age + (ticks + 1) * 10**9 // os.sysconf("SC_CLK_TCK")
+
+
+BEGAN: int = _process_began()
+"""When this process was started; in a forked one where its parent was, if that had this module."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
@@ -98,12 +119,13 @@ class Sources:
     """The source files of a program, each read once.
 
     Attributes:
-        began: When the program began, as far as it is known, in nanoseconds: a file that was
-            changed later need not say what is loaded.
+        began: When the process was started, in nanoseconds. Source that was changed later (by the
+            `ctime` of its file, which tools that copy files cannot set) may differ from what was
+            imported.
     """
 
     def __init__(self) -> None:
-        self.began: int = time.time_ns()
+        self.began: int = BEGAN
         self._files: dict[str, _File] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
@@ -125,7 +147,7 @@ class Sources:
             Both, or `None` where the body is not found, or its methods are not what is loaded.
 
         Raises:
-            NoDigestError: Its file was changed while the program ran.
+            NoDigestError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
         nodes = file.classes.get(cls.__qualname__, [])
@@ -141,17 +163,19 @@ class Sources:
         """The digest of a whole module and its code, `None` where its source is not found.
 
         Raises:
-            NoDigestError: Its file was changed while the program ran.
+            NoDigestError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
         digest = "" if file.tree is None else _digest(file.tree)
         return (digest, file.code) if digest and file.code is not None else None
 
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
-        """A file that still says what is loaded, as far as its time of change tells."""
+        """Return a file that was not changed since the program started."""
         file = self._file(name, variables)
         if file.changed > self.began:
-            raise NoDigestError(f"{os.path.basename(name)} was changed while the program ran")
+            raise NoDigestError(
+                f"{os.path.basename(name)} was changed after the program had started; run it again"
+            )
         return file
 
     def _file(self, name: str, variables: dict[str, Any]) -> _File:
@@ -163,9 +187,9 @@ class Sources:
 
 def _read(name: str, variables: dict[str, Any]) -> _File:
     file = _File()
+    with contextlib.suppress(OSError):  # a cell of a notebook is in none
+        file.changed = os.stat(name).st_ctime_ns
     source = "".join(linecache.getlines(name, variables))
-    if os.path.exists(name):  # a cell of a notebook is in none
-        file.changed = os.stat(name).st_mtime_ns
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the program has had them
