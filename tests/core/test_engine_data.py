@@ -19,6 +19,7 @@ from rhapsody import (
     DependencyFailureError,
     InputFile,
     OutputFile,
+    TaskFailedError,
     WorkflowEngine,
     current_task,
 )
@@ -337,6 +338,42 @@ async def test_an_input_that_is_not_there_fails_the_task_before_it_runs() -> Non
             assert isinstance(error, DataError)
             assert file.filename in str(error)
             assert "reader" in str(error)
+
+
+@on_machines
+@pytest.mark.parametrize(
+    "command",
+    ["sort 'data/x.csv'|uniq", ["sort", "--files0-from=data/x.csv"], ["./data/x.csv"]],
+)
+async def test_a_command_that_misses_a_file_of_the_current_directory_gets_a_hint(
+    machine: Any, command: Any
+) -> None:
+    Path("data").mkdir()
+    Path("data/x.csv").write_text("text")
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def run(*_: Any) -> Any:
+            return command if isinstance(command, list) else f"set -o pipefail; {command}; exit 1"
+
+        error = await outcome(run())
+        assert isinstance(error, TaskFailedError | FileNotFoundError)
+        said = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        assert re.search(r"pass InputFile\('(\./)?data/x.csv'\)", said)
+
+
+async def test_a_failed_command_gets_no_hint_about_files_that_it_sees() -> None:
+    Path("x.csv").write_text("text")
+    Path("data").mkdir()
+    async with engine(Machine()) as flow:
+
+        @flow.executable_task
+        def run(*_: Any) -> str:
+            return f"test -s x.csv; cat data {Path.cwd()}/x.csv; exit 3"
+
+        assert "hint" not in str(await outcome(run(InputFile("x.csv"))))
+        in_place = run.options(cwd=".")
+        assert "hint" not in str(await outcome(in_place()))
 
 
 # Escapes.

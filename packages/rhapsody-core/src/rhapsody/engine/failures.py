@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import os
+import re
 import shlex
 import signal
 import time
@@ -33,6 +35,12 @@ from rhapsody.task import TaskFuture
 
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
 _SIGNALS = {int(each): each for each in signal.Signals}
+
+_SHELL_SPLITS = re.compile(r"[\s'\"`;|&<>()=,]+")
+_LIST_SPLITS = re.compile(r"[\n=]")
+
+WORDS_LOOKED_AT = 500
+"""How many words of a failed command are looked at for files that it does not see."""
 
 COMMAND_SHOWN = 500
 """Characters of a command that the message of a `TaskFailedError` shows."""
@@ -108,9 +116,11 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
         command = given if isinstance(given, str) else shlex.join(given)
     if isinstance(error, BaseException):
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
-            error.args = (hidden(node, str(error)),)
+            error.args = (hidden(node, str(error)) + _missing_files(node, report),)
             error.command = error.command or command
             return _complete(error, report) if node.task.kind == "executable" else error
+        if is_a(error, FileNotFoundError) and (hint := _missing_files(node, report)):
+            error.add_note(hint.lstrip())
         return error
     name = f"task {node.task.name!r} ({node.future.uid})"
     message = f"{name} failed"
@@ -125,7 +135,33 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     tail = printed_last(node, report.get("stderr"), STDERR_TAIL)
     if tail:
         message += f"\n{tail.rstrip()}"
+    message += _missing_files(node, report)
     return _complete(TaskFailedError(message, command=command), report)
+
+
+def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
+    """Return a hint about files of the current directory that a command names, and does not see."""
+    command = node.extra.command if node.extra is not None else None
+    sandbox = report.get("sandbox") or (node.description or {}).get("sandbox")
+    if not command or node.task.settings.cwd is not None or not os.path.isdir(sandbox or ""):
+        return ""
+    text = command if isinstance(command, str) else "\n".join(command)
+    splits = _SHELL_SPLITS if isinstance(command, str) else _LIST_SPLITS
+    words = dict.fromkeys(splits.split(text)[:WORDS_LOOKED_AT])
+    missing = [word for word in words if word and _is_missing(word, sandbox)][:3]
+    if not missing:
+        return ""
+    names = " and ".join(map(repr, missing))
+    return (
+        f"\nhint: the command names {names}, which the sandbox it runs in does not have: pass "
+        f"InputFile({missing[0]!r}) to the task, and put that argument into the command"
+    )
+
+
+def _is_missing(word: str, sandbox: str) -> bool:
+    if os.path.isabs(word) or os.path.lexists(os.path.join(sandbox, word)):
+        return False
+    return os.path.isfile(word) or ("/" in word and os.path.isdir(word))
 
 
 def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedError:
