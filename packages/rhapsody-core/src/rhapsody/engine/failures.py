@@ -142,8 +142,9 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
 def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
     """Return a hint about files of the current directory that a command names, and does not see."""
     command = node.extra.command if node.extra is not None else None
-    sandbox = report.get("sandbox") or (node.description or {}).get("sandbox")
-    if not command or node.task.settings.cwd is not None or not os.path.isdir(sandbox or ""):
+    described = node.description.get("sandbox") if node.description is not None else None
+    sandbox: str = report.get("sandbox") or described or ""
+    if not command or node.task.settings.cwd is not None or not os.path.isdir(sandbox):
         return ""
     text = command if isinstance(command, str) else "\n".join(command)
     splits = _SHELL_SPLITS if isinstance(command, str) else _LIST_SPLITS
