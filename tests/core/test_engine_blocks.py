@@ -11,7 +11,7 @@ import pytest
 
 from rhapsody import DependencyFailureError, WorkflowEngine, literal, wait
 from tests.core.engine_fixtures import Machine, engine, local_processes, local_threads
-from tests.core.scripted import Scripted, outcome, turns, until
+from tests.core.scripted import Scripted, outcome, turns, until, within
 
 pytestmark = pytest.mark.asyncio
 
@@ -43,7 +43,7 @@ async def test_a_blocks_future_is_its_result() -> None:
 
 
 async def test_a_block_runs_on_the_engines_loop() -> None:
-    async with engine() as flow:
+    async with engine(Machine()) as flow:
 
         @flow.block
         async def part() -> tuple[Any, int]:
@@ -143,7 +143,7 @@ async def test_a_block_can_start_tasks_and_leave_them() -> None:
 
 async def test_blocks_run_side_by_side() -> None:
     both = asyncio.Barrier(3)
-    async with engine() as flow:
+    async with engine(Machine()) as flow:
 
         @flow.block
         async def part() -> None:
@@ -190,7 +190,7 @@ async def test_a_block_has_options() -> None:
 
 async def test_a_sync_block_runs_in_a_thread_of_its_own() -> None:
     meeting = threading.Barrier(3, timeout=20)
-    async with engine() as flow:
+    async with engine(Machine()) as flow:
 
         @flow.block
         def part() -> int:
@@ -291,7 +291,7 @@ async def test_wait_takes_any_future_of_the_loop() -> None:
     loop = asyncio.get_running_loop()
     plain: asyncio.Future[int] = loop.create_future()
     loop.call_later(0.01, plain.set_result, 7)
-    async with engine() as flow:
+    async with engine(Machine()) as flow:
 
         @flow.block
         def part(held: Any) -> int:
@@ -348,9 +348,11 @@ async def test_wait_takes_nothing_but_futures(thing: Any) -> None:
         wait(thing)
 
 
-@pytest.mark.parametrize(("time", "kind"), [("1", TypeError), (-1, ValueError)])
+@pytest.mark.parametrize(
+    ("time", "kind"), [([1], TypeError), ("soon", ValueError), (-1, ValueError)]
+)
 async def test_wait_checks_its_time(time: Any, kind: type[Exception]) -> None:
-    async with engine() as flow:
+    async with engine(Machine()) as flow:
 
         @flow.block
         def part() -> None:
@@ -360,7 +362,7 @@ async def test_wait_checks_its_time(time: Any, kind: type[Exception]) -> None:
 
 
 async def test_a_thread_that_no_block_started_may_not_call_tasks() -> None:
-    async with engine() as flow:
+    async with engine(Machine()) as flow:
         add = adder(flow)
 
         def elsewhere() -> None:
@@ -479,3 +481,62 @@ async def test_what_a_block_that_ended_left_behind_may_call_tasks() -> None:
         assert await part() == "ended"
         go_on.set()
         assert await left[0] == 2
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+async def test_a_block_that_returns_a_future_resolves_to_its_value(synchronous: bool) -> None:
+    async with engine(Machine()) as flow:
+
+        @flow.function_task
+        def plus(x: int) -> int:
+            if x < 0:
+                raise LookupError("negative")
+            return x + 1
+
+        async def asynchronous_body(x: int) -> Any:
+            return plus(plus(x))
+
+        def synchronous_body(x: int) -> Any:
+            return plus(plus(x))
+
+        block = flow.block(synchronous_body if synchronous else asynchronous_body)
+        assert await block(1) == 3
+        assert await plus(block(1)) == 4
+        with pytest.raises(DependencyFailureError, match="negative"):
+            await block(-5)
+
+
+@pytest.mark.parametrize("synchronous", [False, True])
+async def test_cancelling_a_block_cancels_the_future_that_it_has_returned(
+    synchronous: bool,
+) -> None:
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        async def asynchronous_body() -> Any:
+            return part()
+
+        def synchronous_body() -> Any:
+            return part()
+
+        block = flow.block(synchronous_body if synchronous else asynchronous_body)()
+        task = await backend.next()
+        block.cancel()
+        await within(asyncio.wait([block]))
+        assert block.cancelled()
+        await until(lambda: backend.stops == [task["uid"]])
+
+
+async def test_a_block_that_returns_its_own_future_is_an_error() -> None:
+    async with engine(Machine()) as flow:
+        futures: list[Any] = []
+
+        @flow.block
+        async def itself() -> Any:
+            return futures[0]
+
+        futures.append(itself())
+        with pytest.raises(RuntimeError, match="would wait for itself"):
+            await within(futures[0])

@@ -302,7 +302,7 @@ async def test_a_loss_is_tried_again_whatever_exceptions_a_policy_names() -> Non
         ("lost_retries", -1, ValueError),
         ("timeout", -1, ValueError),
         ("timeout", 0, ValueError),
-        ("timeout", "10", TypeError),
+        ("timeout", [10], TypeError),
         ("timeout", float("nan"), ValueError),
         ("timeout", float("inf"), ValueError),
     ],

@@ -178,6 +178,17 @@ async def blocks(flow: WorkflowEngine, number: TaskFuture[int]) -> None:
     assert_type(await part(number), list[int])
     assert_type(await sync_part(number, literal([number])), int)
 
+    @flow.block
+    def returns_future(x: int) -> TaskFuture[int]:
+        return number
+
+    @flow.block(name="async")
+    async def returns_future_later(x: int) -> TaskFuture[int]:
+        return number
+
+    assert_type(await returns_future(1), int)
+    assert_type(await returns_future_later(1), int)
+
 
 async def many(flow: WorkflowEngine) -> None:
     @flow.function_task

@@ -180,6 +180,10 @@ def _check_cycle(me: Node, node: Node) -> None:
                 stack.append(further)
 
 
+async def _value_of(future: asyncio.Future[Any]) -> Any:
+    return await future
+
+
 class Blocks:
     """Runs the blocks of one engine.
 
@@ -282,14 +286,22 @@ class Blocks:
                 self._run(node, value, contextvars.copy_context())
                 return
             value.close()
-        self._ended(node, value, error)
+        self._returned(node, value, error)
 
     def _async_ended(self, node: Node, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
             self._ended(node, None, asyncio.CancelledError())
         else:
             error = task.exception()
-            self._ended(node, None if error is not None else task.result(), error)
+            self._returned(node, None if error is not None else task.result(), error)
+
+    def _returned(self, node: Node, value: Any, error: BaseException | None) -> None:
+        """End a block, or await the future that it has returned."""
+        if error is None and node.life.work is Work.RUNNING and asyncio.isfuture(value):
+            self._threads.pop(node, None)
+            self._run(node, _value_of(value), node.more().context or contextvars.copy_context())
+        else:
+            self._ended(node, value, error)
 
     def _ended(self, node: Node, value: Any, error: BaseException | None) -> None:
         self._threads.pop(node, None)

@@ -5,6 +5,7 @@ The base class of `WorkflowEngine`; apart because its signatures are long.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
@@ -28,10 +29,25 @@ _LATER: Any = object()
 
 
 class FunctionDecorator(Protocol):
-    """What `@flow.function_task(...)` and `@flow.block(...)` with settings give."""
+    """What `@flow.function_task(...)` with settings returns."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BlockDecorator(Protocol):
+    """What `@flow.block(...)` with settings returns."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, asyncio.Future[R]]], /
+    ) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, asyncio.Future[R]], /) -> Task[P, R]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Task[P, R]: ...
 
@@ -101,17 +117,24 @@ class Decorators:
         return self._decorate("executable", function, settings)
 
     @overload
+    def block(
+        self, function: Callable[P, Coroutine[Any, Any, asyncio.Future[R]]], /
+    ) -> Task[P, R]: ...
+    @overload
     def block(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Task[P, R]: ...
+    @overload
+    def block(self, function: Callable[P, asyncio.Future[R]], /) -> Task[P, R]: ...
     @overload
     def block(self, function: Callable[P, R], /) -> Task[P, R]: ...
     @overload
-    def block(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
+    def block(self, /, **settings: Unpack[TaskSettings]) -> BlockDecorator: ...
     def block(self, function: Any = _LATER, /, **settings: Any) -> Any:
         """Makes a part of the workflow that calls tasks and awaits them.
 
         A coroutine function runs on the engine's loop. A synchronous one runs in a
-        thread of its own and waits with `rhapsody.wait`. Cancelling a block cancels
-        what it has started and is unfinished.
+        thread of its own and waits with `rhapsody.wait`. A future that a block returns
+        is awaited: its value is the block's. Cancelling a block cancels what it has
+        started and is unfinished.
 
         Args:
             function: The function to decorate.
