@@ -348,7 +348,6 @@ class Captured(Output):
 _none = Output()
 _host = os.uname().nodename
 _threads: int | None = None
-_pickler: Any = None
 
 
 def limit_threads(cores: int) -> None:
@@ -379,8 +378,7 @@ def dumps(value: Any, **options: Any) -> bytes:
 
 def pickler() -> Any:
     """Return the class of pickler that `dumps` uses, which a backend may extend."""
-    global _pickler
-    if _pickler is None:
+    if _own.pickler is None:
         # Here, so that where it is missing each call says so.
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 
@@ -392,8 +390,20 @@ def pickler() -> Any:
             return kind, tuple(file if each == "<dynamic-code>" else each for each in args)
 
         table = ChainMap({CodeType: with_file}, cloudpickle.Pickler.dispatch_table)
-        _pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
-    return _pickler
+        _own.pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+    return _own.pickler
+
+
+class _Own:
+    """What a process makes for itself: it stays behind where this module travels by value."""
+
+    pickler: Any = None
+
+    def __reduce__(self) -> tuple[type[_Own], tuple[()]]:
+        return type(self), ()
+
+
+_own = _Own()
 
 
 def loads(packed: Any) -> Any:
