@@ -68,8 +68,8 @@ def test_it_needs_no_other_plugin_and_ends_with_a_table(tmp_path: Path) -> None:
     )
     assert "conformance of TestSmall" in shown
     lines = [line.split() for line in shown.splitlines()]
-    assert ["clause", "passed", "failed", "expected", "to", "fail", "skipped"] in lines
-    assert ["C7.4", "1", "0", "0", "1"] in lines
+    assert ["group", "passed", "failed", "expected", "to", "fail", "skipped"] in lines
+    assert ["Functions", "1", "0", "0", "1"] in lines
     assert "1        the backend does not declare the resource 'cores'" in shown
     assert "SKIPPED [1]" in shown
     assert "failed," not in shown.splitlines()[-1]
@@ -79,8 +79,8 @@ def test_the_tables_can_be_had_in_markdown(tmp_path: Path) -> None:
     options = ("-p", "rhapsody.testing.plugin", "--rhapsody-table=markdown", "-k", "runs_functions")
     shown = run(tmp_path, CLASS.format(settings=""), *options)
     assert "### TestSmall\n" in shown
-    assert "| clause | passed | failed | expected to fail | skipped |\n| --- |" in shown
-    assert "| C7.4 | 1 | 0 | 0 | 0 |" in shown
+    assert "| group | passed | failed | expected to fail | skipped |\n| --- |" in shown
+    assert "| Functions | 1 | 0 | 0 | 0 |" in shown
     assert "| capability | meaning | declared | checks passed |\n| --- |" in shown
     assert "| `sync_functions` | ordinary functions | yes | 1 of 1 |" in shown
     assert "| `services` | executables as services | no |  |" in shown
@@ -115,7 +115,7 @@ def test_a_failed_check_gets_the_next_one_a_new_backend(tmp_path: Path) -> None:
     text += AFTER.format(states=["shutdown", "shutdown"])
     shown = run(tmp_path, text, "-k", "holds_its_results or runs_functions or what_was_made")
     assert "1 failed, 2 passed" in shown.splitlines()[-1], shown
-    assert "C4: a finished task's dict holds its results" in shown
+    assert "a finished task's dict holds its results" in shown
 
 
 def test_without_pytest_the_error_says_what_to_install() -> None:

@@ -40,14 +40,14 @@ CASES: tuple[tuple[str, str, str, str, str], ...] = (
         "test_submitting_does_not_wait_for_the_end",
         "submit_tasks",
         "0.2 1",
-        "C4: submit_tasks returns when the tasks are accepted, not when they ended: not done",
+        "submit_tasks returns when the tasks are accepted, not when they ended: not done",
     ),
     (
         "BlocksTheLoopForGood",
         "test_it_runs_functions",
         "submit_tasks",
         "0.2 1",
-        "C7.4: a function runs with positional arguments, keywords and defaults: "
+        "a function runs with positional arguments, keywords and defaults: "
         "the loop was held up for more than",
     ),
     (
@@ -55,14 +55,14 @@ CASES: tuple[tuple[str, str, str, str, str], ...] = (
         "test_the_loop_is_not_held_up_by_tasks",
         "submit_tasks",
         "0.2 2",
-        "C4: the loop is not held up by submitting and running: ",
+        "the loop is not held up by submitting and running: ",
     ),
     (
         "BlocksTheLoopAtShutdown",
         "test_the_loop_is_not_held_up_by_start_and_shutdown",
         "stop",
         "0.2 1",
-        "C4: the loop is not held up by start and shutdown: ",
+        "the loop is not held up by start and shutdown: ",
     ),
 )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 from collections.abc import Mapping, Sequence, Set
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -17,8 +19,11 @@ from rhapsody.testing import BackendConformance, ConformanceError
 from tests.core.faulty_backends import (
     AddsToThePath,
     HandlesForks,
+    HangsAtShutdown,
     HonoursNoCores,
     IgnoresExitCodes,
+    LeaksAThread,
+    ShutsDownSlowly,
 )
 from tests.core.kits import Patient, Quick, kit_on
 from tests.core.small_backend import SmallBackend
@@ -131,6 +136,71 @@ def test_what_a_backend_may_add_is_said_and_gone_at_its_end() -> None:
     Forks().test_it_changes_nothing_of_the_program()
     with pytest.raises(ConformanceError, match=r"after its shutdown sys\.path has '/of"):
         Path().test_it_changes_nothing_of_the_program()
+
+
+LOCKING = """
+import os
+os.register_at_fork(before=lambda: None)
+os.environ["SET_BY_A_LIBRARY"] = "at its import"
+"""
+LAZY = """
+import os
+os.register_at_fork(before=lambda: None)
+"""
+BACKEND = """
+import a_library_with_locks
+from tests.core.small_backend import SmallBackend
+
+class Locking(SmallBackend):
+    async def start(self):
+        import another_library_with_locks
+"""
+
+
+def test_what_the_import_of_a_library_changes_is_not_the_backends_doing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_library_with_locks.py").write_text(LOCKING)
+    (tmp_path / "another_library_with_locks.py").write_text(LAZY)
+    (tmp_path / "a_backend_with_locks.py").write_text(BACKEND)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SET_BY_A_LIBRARY", "")
+    kind = importlib.import_module("a_backend_with_locks").Locking
+    kit_on(kind, Patient).test_it_changes_nothing_of_the_program()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [(True, "True, which cannot be called"), (lambda number: number, "without arguments: missing")],
+)
+def test_a_library_function_that_is_none_says_what_it_must_be(given: Any, problem: str) -> None:
+    class Mine(Quick):
+        async def make_backend(self) -> SmallBackend:
+            return SmallBackend()
+
+        def library_function(self) -> Any:
+            return given
+
+    with pytest.raises(ConformanceError, match="`library_function` must return a func") as raised:
+        Mine().test_a_task_may_use_the_backends_library()
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("backend", "check", "attribute"),
+    [
+        (LeaksAThread, "test_shutdown_leaves_nothing_behind", "leaves_behind = ('thread forgotte"),
+        (AddsToThePath, "test_it_changes_nothing_of_the_program", "by `adds`: 'sys.path'"),
+        (ShutsDownSlowly, "test_shutdown_does_not_take_long", "`shutdown_limit`"),
+        (HangsAtShutdown, "test_shutdown_twice_is_harmless", "`time_limit`"),
+    ],
+)
+def test_a_message_names_the_attribute_that_allows_what_was_seen(
+    backend: type[SmallBackend], check: str, attribute: str
+) -> None:
+    with pytest.raises(ConformanceError) as raised:
+        getattr(kit_on(backend), check)()
+    assert attribute in str(raised.value)
 
 
 def test_a_class_that_cannot_be_pickled_is_looked_at_in_this_process() -> None:

@@ -61,7 +61,7 @@ async def test_a_driver_keeps_what_was_reported_in_order() -> None:
 async def test_a_driver_notes_what_the_contract_forbids() -> None:
     async with asyncio.timeout(20), CallsBackTwice() as backend, Driver(backend) as driver:
         await driver.run_one(driver.call(divmod, 7, 3))
-        assert [fault.clause for fault in driver.faults] == ["C4"]
+        assert [fault.rule for fault in driver.faults] == ["exactly one terminal callback per task"]
         assert "['DONE', 'DONE']" in driver.faults[0].detail
     async with (
         asyncio.timeout(20),

@@ -1,4 +1,4 @@
-"""Checks of cancellation (C4, C7.11): before, while and after a task runs, for each kind."""
+"""Checks of cancellation: before, while and after a task runs, for each kind."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ COOPERATIVE = Need(
 class Cancellation:
     """What `cancel_task` returns, what it stops, and what is reported."""
 
-    @check("C4", "cancel_task of an unknown uid is False", dry=True)
+    @check("cancel_task of an unknown uid is False", dry=True)
     async def test_an_unknown_uid_is_not_cancelled(self, trial: Trial) -> None:
         driver = await trial.driver()
         given = await driver.cancel("no.such.task.000001.1")
         trial.require(given is False, f"it gave {given!r}")
 
-    @check("C4", "cancel_task of a task that has ended is False, and changes nothing", dry=True)
+    @check("cancel_task of a task that has ended is False, and changes nothing", dry=True)
     async def test_an_ended_task_is_not_cancelled(self, trial: Trial) -> None:
         driver = await trial.driver()
         for kind in trial.kinds():
@@ -52,38 +52,31 @@ class Cancellation:
             states = driver.history(task)
             trial.require(states[-1] is DONE, f"a {kind} was reported {[*map(str, states)]}")
 
-    @check("C4", "a function that waits can be cancelled", cancels("function", "queued"), SHARED)
+    @check("a function that waits can be cancelled", cancels("function", "queued"), SHARED)
     async def test_a_waiting_function_is_cancelled(self, trial: Trial) -> None:
         await _cancel_waiting(trial, "function")
 
-    @check(
-        "C4", "a coroutine that waits can be cancelled", cancels("async_function", "queued"), SHARED
-    )
+    @check("a coroutine that waits can be cancelled", cancels("async_function", "queued"), SHARED)
     async def test_a_waiting_coroutine_is_cancelled(self, trial: Trial) -> None:
         await _cancel_waiting(trial, "async_function")
 
-    @check(
-        "C4", "an executable that waits can be cancelled", cancels("executable", "queued"), SHARED
-    )
+    @check("an executable that waits can be cancelled", cancels("executable", "queued"), SHARED)
     async def test_a_waiting_executable_is_cancelled(self, trial: Trial) -> None:
         await _cancel_waiting(trial, "executable")
 
-    @check("C4", "a running function is really stopped", cancels("function", "running"), SHARED)
+    @check("a running function is really stopped", cancels("function", "running"), SHARED)
     async def test_a_running_function_is_stopped(self, trial: Trial) -> None:
         await _cancel_running(trial, "function")
 
-    @check(
-        "C4", "a running coroutine is really stopped", cancels("async_function", "running"), SHARED
-    )
+    @check("a running coroutine is really stopped", cancels("async_function", "running"), SHARED)
     async def test_a_running_coroutine_is_stopped(self, trial: Trial) -> None:
         await _cancel_running(trial, "async_function")
 
-    @check("C4", "a running executable is really stopped", cancels("executable", "running"), SHARED)
+    @check("a running executable is really stopped", cancels("executable", "running"), SHARED)
     async def test_a_running_executable_is_stopped(self, trial: Trial) -> None:
         await _cancel_running(trial, "executable")
 
     @check(
-        "C10",
         "an executable is stopped with all processes it started, also such as ignore SIGTERM",
         cancels("executable", "running"),
         SHARED,
@@ -108,7 +101,6 @@ class Cancellation:
         trial.require(not left, f"of the processes {pids} there are still {left}")
 
     @check(
-        "C4",
         "a function that cannot be stopped is reported when it ends",
         cannot_stop("function"),
         SHARED,
@@ -117,7 +109,6 @@ class Cancellation:
         await _cancel_unstoppable(trial, "function")
 
     @check(
-        "C4",
         "a coroutine that cannot be stopped is reported when it ends",
         cannot_stop("async_function"),
         SHARED,
@@ -126,7 +117,6 @@ class Cancellation:
         await _cancel_unstoppable(trial, "async_function")
 
     @check(
-        "C4",
         "an executable that cannot be stopped is reported when it ends",
         cannot_stop("executable"),
         SHARED,
@@ -134,7 +124,7 @@ class Cancellation:
     async def test_an_unstoppable_executable_is_reported_when_it_ends(self, trial: Trial) -> None:
         await _cancel_unstoppable(trial, "executable")
 
-    @check("C7.4", "a function can see that it was cancelled, and stop by itself", COOPERATIVE)
+    @check("a function can see that it was cancelled, and stop by itself", COOPERATIVE)
     async def test_a_function_can_see_that_it_was_cancelled(self, trial: Trial) -> None:
         driver = await trial.driver()
         seconds = trial.kit.time_limit
@@ -157,7 +147,7 @@ class Cancellation:
         trial.doing("waiting for a function that looks at current_task().cancelled")
         await driver.finished(task)
 
-    @check("C4", "cancelling twice is one cancellation", SHARED)
+    @check("cancelling twice is one cancellation", SHARED)
     async def test_cancelling_twice_is_one_cancellation(self, trial: Trial) -> None:
         kinds = _stoppable(trial)
         driver = await trial.driver()
@@ -170,7 +160,7 @@ class Cancellation:
             trial.require(end.state is CANCELED, f"a {kind}: {end}")
         await trial.clock.elapse(trial.kit.settle)
 
-    @check("C4", "cancelling one task leaves its neighbours alone", SHARED)
+    @check("cancelling one task leaves its neighbours alone", SHARED)
     async def test_a_cancellation_leaves_neighbours_alone(self, trial: Trial) -> None:
         kinds = _stoppable(trial)
         driver = await trial.driver()
@@ -187,7 +177,7 @@ class Cancellation:
             after = await driver.run_one(quick(driver, kind))
             trial.require(after.state is DONE, f"after a cancelled {kind}: {after}")
 
-    @check("C4", "a cancellation in the same turn as the submission is not lost", SHARED)
+    @check("a cancellation in the same turn as the submission is not lost", SHARED)
     async def test_a_cancellation_at_once_is_not_lost(self, trial: Trial) -> None:
         kinds = _stoppable(trial)
         driver = await trial.driver()

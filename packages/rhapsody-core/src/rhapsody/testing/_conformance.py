@@ -57,11 +57,11 @@ class BackendConformance(
             async def make_backend(self):
                 return MyBackend(workers=2)
 
-    Every check is a test of its own with a time limit. One that needs what the
-    backend does not declare is skipped with the reason. A failure names the clause
-    of the contract. The class attributes of `Settings` say what a check cannot
-    know, `expected_failures` what is known to be wrong; a check cannot be
-    replaced or switched off in any other way.
+    Every check is a test of its own with a time limit. A check of something that the
+    backend does not declare is skipped with the reason. A failure says what was
+    expected, what was seen, and which class attribute allows it. The class attributes
+    are those of `Settings`; `expected_failures` lists checks that are known to fail.
+    A check cannot be replaced or switched off in any other way.
 
     Raises:
         TypeError: When a subclass is made that replaces a check, or that expects

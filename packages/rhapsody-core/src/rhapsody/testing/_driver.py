@@ -26,12 +26,12 @@ from rhapsody.task import TaskDescription
 _TERMINAL = (TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED)
 
 ONE_TERMINAL = "exactly one terminal callback per task"
+KNOWN_STATES = "every reported state is known to get_task_states_map()"
 
 
 class Fault(NamedTuple):
     """Something a backend reported that the contract forbids."""
 
-    clause: str
     rule: str
     detail: str
 
@@ -344,7 +344,7 @@ class Driver:
     def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
         content = task.as_dict() if hasattr(task, "as_dict") else task
         if not isinstance(content, dict) or "uid" not in content:
-            self._fault("C4", "the callback gets the task", f"it got {_short(task)}")
+            self._fault("the callback gets the task", f"it got {_short(task)}")
             return
         uid = str(content["uid"])
         with self._lock:
@@ -373,8 +373,7 @@ class Driver:
             return TasksMainStates(self._states.to_main_state(state))
         except ValueError as error:
             self._fault(
-                "C6",
-                "every reported state is known to get_task_states_map()",
+                KNOWN_STATES,
                 f"task {task.get('name')!r} was reported {state!r}: {error}",
             )
             return None
@@ -385,7 +384,6 @@ class Driver:
         if report.state in _TERMINAL:
             if before:
                 self._fault(
-                    "C4",
                     ONE_TERMINAL,
                     f"task {name!r} was reported {[*map(str, before), str(report.native)]}",
                 )
@@ -394,13 +392,12 @@ class Driver:
                 followed.finished = Finished(report.uid, report.state, report.task)
         elif before:
             self._fault(
-                "C4",
                 "nothing is reported after a task's terminal state",
                 f"task {name!r} was reported {report.native} after {before[0]}",
             )
 
-    def _fault(self, clause: str, rule: str, detail: str) -> None:
-        self.faults.append(Fault(clause, rule, detail))
+    def _fault(self, rule: str, detail: str) -> None:
+        self.faults.append(Fault(rule, detail))
 
     def _on_loop(self, followed: _Followed, report: Report, service_callback: Any) -> None:
         if report.state is TasksMainStates.RUNNING and not followed.asked_ready:

@@ -1,4 +1,4 @@
-"""Checks of executables (C7.5): how commands are run, and what they leave."""
+"""Checks of executables: how commands are run, and what they leave."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rhapsody.testing._trial import Trial
 class Executables:
     """Shell commands and programs with arguments."""
 
-    @check("C7.5", "a string is run by a shell, with its quoting, pipes and variables", EXECUTABLES)
+    @check("a string is run by a shell, with its quoting, pipes and variables", EXECUTABLES)
     async def test_a_string_is_run_by_a_shell(self, trial: Trial) -> None:
         driver = await trial.driver()
         for command, expected in (
@@ -31,7 +31,7 @@ class Executables:
             end = await driver.run_one(driver.command(command))
             _require_output(trial, end, expected, command)
 
-    @check("C7.5", "a list is run without a shell, each argument as it is", EXECUTABLES)
+    @check("a list is run without a shell, each argument as it is", EXECUTABLES)
     async def test_a_list_is_run_without_a_shell(self, trial: Trial) -> None:
         driver = await trial.driver()
         words = ["a b", "$HOME", "*", "it's", '"', "", "a;echo no", "`id`", "\\n", "--", "ü☃"]
@@ -40,7 +40,7 @@ class Executables:
         end = await driver.run_one(driver.command(["echo"]))
         _require_output(trial, end, "\n", "echo without arguments")
 
-    @check("C7.5", "a non-zero exit code is FAILED, with exit_code and stderr", EXECUTABLES)
+    @check("a non-zero exit code is FAILED, with exit_code and stderr", EXECUTABLES)
     async def test_an_exit_code_fails_the_task(self, trial: Trial) -> None:
         driver = await trial.driver()
         for command in ("echo out; echo err >&2; exit 3", ["sh", "-c", "echo err >&2; exit 3"]):
@@ -50,13 +50,13 @@ class Executables:
             trial.require(end.stderr == "err\n", f"{command!r} writes 'err' to stderr: {end}")
         trial.require(end.stdout == "", f"nothing was written to stdout: {end}")
 
-    @check("C7.5", "a program that a signal ended is FAILED", EXECUTABLES)
+    @check("a program that a signal ended is FAILED", EXECUTABLES)
     async def test_a_signal_fails_the_task(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command("kill -9 $$"))
         trial.require(end.state is FAILED and end.exit_code != 0, f"{end}")
 
-    @check("C7.5", "stdout and stderr are kept apart", EXECUTABLES)
+    @check("stdout and stderr are kept apart", EXECUTABLES)
     async def test_the_two_streams_are_kept_apart(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command("echo out; echo err >&2; echo more"))
@@ -64,7 +64,7 @@ class Executables:
         trial.require(end.stderr == "err\n", f"stderr is 'err\\n': {end}")
         trial.require(end.exit_code == 0, f"exit_code of a success is 0: {end}")
 
-    @check("C7.5", "the environment given is added to what is there", EXECUTABLES)
+    @check("the environment given is added to what is there", EXECUTABLES)
     async def test_the_environment_is_added(self, trial: Trial) -> None:
         driver = await trial.driver()
         environment = {"KIT_PLAIN": "value", "KIT_ODD": "a 'b' \"c\" $d ü=\\", "KIT_EMPTY": ""}
@@ -73,7 +73,7 @@ class Executables:
         _require_output(trial, end, "".join(f"{v}|" for v in environment.values()), command)
         trial.require("KIT_PLAIN" not in os.environ, "it was left in the engine's environment")
 
-    @check("C7.5", "standard input is the text given, and empty without one", EXECUTABLES)
+    @check("standard input is the text given, and empty without one", EXECUTABLES)
     async def test_standard_input_is_the_text_given(self, trial: Trial) -> None:
         driver = await trial.driver()
         text = "first\nsecond ☃\n" + "x" * 200_000
@@ -83,20 +83,20 @@ class Executables:
         end = await driver.run_one(driver.command("cat; echo end"))
         _require_output(trial, end, "end\n", "cat without standard input")
 
-    @check("C7.5", "a program that does not read its input succeeds all the same", EXECUTABLES)
+    @check("a program that does not read its input succeeds all the same", EXECUTABLES)
     async def test_input_that_is_not_read_is_no_error(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command(["true"], stdin="x" * 1_000_000))
         trial.require(end.state is DONE, f"{end}")
 
-    @check("C7.5", "unicode comes through in commands, output and names", EXECUTABLES)
+    @check("unicode comes through in commands, output and names", EXECUTABLES)
     async def test_unicode_comes_through(self, trial: Trial) -> None:
         driver = await trial.driver()
         text = "grüße ☃ 日本語"
         end = await driver.run_one(driver.command(f"echo '{text}' > 'ü.txt'; cat ü.txt"))
         _require_output(trial, end, f"{text}\n", text)
 
-    @check("C7.5", "output that is not text does not lose the task", EXECUTABLES)
+    @check("output that is not text does not lose the task", EXECUTABLES)
     async def test_output_that_is_no_text_does_not_lose_the_task(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command("printf 'a\\377\\376b'"))
@@ -105,7 +105,7 @@ class Executables:
             f"bytes that are no UTF-8: {end}",
         )
 
-    @check("C7.5", "big output comes whole, on both streams at once", EXECUTABLES, times=2)
+    @check("big output comes whole, on both streams at once", EXECUTABLES, times=2)
     async def test_big_output_comes_whole(self, trial: Trial) -> None:
         driver = await trial.driver()
         size = trial.kit.output_bytes
@@ -125,7 +125,7 @@ class Executables:
             len(err) == size // 10, f"of {size // 10} characters to stderr {len(err)} came"
         )
 
-    @check("C7.5", "a program that is not there is FAILED, and its name is said", EXECUTABLES)
+    @check("a program that is not there is FAILED, and its name is said", EXECUTABLES)
     async def test_a_missing_program_fails(self, trial: Trial) -> None:
         driver = await trial.driver()
         name = "no-such-program-4711"
@@ -137,7 +137,7 @@ class Executables:
         good = await driver.run_one(driver.command("echo fine"))
         _require_output(trial, good, "fine\n", "a task afterwards")
 
-    @check("C7.5", "many executables at once each have their own output", EXECUTABLES, times=2)
+    @check("many executables at once each have their own output", EXECUTABLES, times=2)
     async def test_many_at_once_keep_their_output(self, trial: Trial) -> None:
         driver = await trial.driver()
         count = 50
@@ -149,7 +149,7 @@ class Executables:
 class Sandboxes:
     """The directory that each executable runs in."""
 
-    @check("C7.5", "each executable runs in a directory of its own", EXECUTABLES, SANDBOXES)
+    @check("each executable runs in a directory of its own", EXECUTABLES, SANDBOXES)
     async def test_each_executable_has_its_own_directory(self, trial: Trial) -> None:
         driver = await trial.driver()
         tasks = [driver.command("") for _ in range(5)]
@@ -165,7 +165,7 @@ class Sandboxes:
             places.append(place)
         trial.require(all(places) and len(set(places)) == 5, f"they ran in {places}")
 
-    @check("C7.17", "sandboxes are where the task says and private", EXECUTABLES, SANDBOXES, SHARED)
+    @check("sandboxes are where the task says and private", EXECUTABLES, SANDBOXES, SHARED)
     async def test_a_sandbox_is_private(self, trial: Trial) -> None:
         driver = await trial.driver()
         before = os.umask(0o022)
@@ -184,7 +184,7 @@ class Sandboxes:
         mode = _mode(sandbox)
         trial.require(mode == 0o700, f"the mode of {sandbox} is {mode:o}, not 700")
 
-    @check("C7.5", "`capture='files'` leaves the output in files", EXECUTABLES, SANDBOXES, SHARED)
+    @check("`capture='files'` leaves the output in files", EXECUTABLES, SANDBOXES, SHARED)
     async def test_output_can_be_left_in_files(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command("echo out; echo err >&2", capture="files"))
@@ -196,7 +196,7 @@ class Sandboxes:
                 f"`{key}` is {end.task.get(key)!r}, not the path of a file with {expected!r}",
             )
 
-    @check("C7.3", "an executable with `cwd` runs there, and its sandbox stays", EXECUTABLES, CWD)
+    @check("an executable with `cwd` runs there, and its sandbox stays", EXECUTABLES, CWD)
     async def test_it_runs_where_it_is_told(self, trial: Trial) -> None:
         place = Path("/")  # which every machine has
         if trial.capabilities.shared_file_system:
@@ -220,7 +220,7 @@ class Sandboxes:
                 trial.require(there == sandbox, f"its sandbox is {there!r}, not {sandbox!r}")
         trial.require(end.stderr == "err\n", f"it wrote 'err' to stderr: {end}")
 
-    @check("C7.3", "a `cwd` that is not there fails the task, and is named", EXECUTABLES, CWD)
+    @check("a `cwd` that is not there fails the task, and is named", EXECUTABLES, CWD)
     async def test_a_missing_directory_fails(self, trial: Trial) -> None:
         driver = await trial.driver()
         missing = str(trial.work_dir / "no-such-directory")
@@ -230,7 +230,7 @@ class Sandboxes:
             said = f"{end.error} {end.stderr or ''}"
             trial.require(missing in said, f"nothing names the directory: {end}")
 
-    @check("C5", "`capture=False` keeps no output", EXECUTABLES)
+    @check("`capture=False` keeps no output", EXECUTABLES)
     async def test_output_need_not_be_kept(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command("echo out", capture=False))

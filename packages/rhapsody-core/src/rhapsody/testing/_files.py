@@ -1,4 +1,4 @@
-"""Checks of files and links (C8, C7.16): what a task finds in its sandbox."""
+"""Checks of files and links: what a task finds in its sandbox."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rhapsody.testing._work import read
 class Files:
     """Linking by the backend's two hooks, and declared files through the engine."""
 
-    @check("C8", "a file from outside is there under its name", EXECUTABLES, FILES, SHARED)
+    @check("a file from outside is there under its name", EXECUTABLES, FILES, SHARED)
     async def test_a_file_from_outside_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
         for name in ("plain.txt", "with space & 'quote'.txt", "ünicode.txt"):
@@ -29,7 +29,7 @@ class Files:
             end = await driver.run_one(task)
             trial.require(end.stdout == f"in {name}", f"cat of {name!r}: {end}")
 
-    @check("C8", "a file from outside can have another name inside", EXECUTABLES, FILES, SHARED)
+    @check("a file from outside can have another name inside", EXECUTABLES, FILES, SHARED)
     async def test_a_linked_file_can_be_renamed(self, trial: Trial) -> None:
         driver = await trial.driver()
         outside = trial.work_dir / "long name.txt"
@@ -41,7 +41,7 @@ class Files:
         end = await driver.run_one(task)
         trial.require(end.stdout == "content", f"{end}")
 
-    @check("C8", "a file that another task wrote is there under its name", EXECUTABLES, FILES)
+    @check("a file that another task wrote is there under its name", EXECUTABLES, FILES)
     async def test_a_file_of_another_task_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
         source = driver.command("echo made > 'out file.txt'")
@@ -54,7 +54,7 @@ class Files:
         end = await driver.run_one(task)
         trial.require(end.stdout == "made\n", f"{end}")
 
-    @check("C8", "no name leaves the sandbox", EXECUTABLES, FILES, SHARED)
+    @check("no name leaves the sandbox", EXECUTABLES, FILES, SHARED)
     async def test_no_name_leaves_the_sandbox(self, trial: Trial) -> None:
         driver = await trial.driver()
         outside = trial.work_dir / "outside.txt"
@@ -71,7 +71,7 @@ class Files:
             await driver.run_one(task)
             trial.require(not escaped.exists(), f"the name {name!r} made {escaped}")
 
-    @check("C8", "a file that a task left can be copied out", EXECUTABLES, COPIES_OUT)
+    @check("a file that a task left can be copied out", EXECUTABLES, COPIES_OUT)
     async def test_a_file_is_copied_out(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command("echo made > 'out file.txt'"))
@@ -89,7 +89,7 @@ class Files:
                 trial.require(False, f"for {name!r} it raised {error!r}, not DataError")
             trial.require(False, f"it gave {name!r}, which is no file of the sandbox")
 
-    @check("C7.16", "all that a task left can be linked into another", EXECUTABLES, FILES)
+    @check("all that a task left can be linked into another", EXECUTABLES, FILES)
     async def test_all_that_a_task_left_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
         first = await driver.run_one(driver.command("echo 1 > one; echo 2 > 'and two'"))
@@ -100,7 +100,7 @@ class Files:
         end = await driver.run_one(task)
         trial.require(end.stdout == "1\n2\n", f"{end}")
 
-    @check("C8", "declared files go from task to task through the engine", EXECUTABLES, FILES)
+    @check("declared files go from task to task through the engine", EXECUTABLES, FILES)
     async def test_declared_files_go_from_task_to_task(self, trial: Trial) -> None:
         from rhapsody.data import InputFile, OutputFile
 
@@ -120,7 +120,7 @@ class Files:
         shown = await show(InputFile("copied.txt"), after=first)
         trial.require(shown == "from outside\n", f"the second task read {shown!r}")
 
-    @check("C7.3", "an executable with `cwd` finds its files", EXECUTABLES, FILES, CWD)
+    @check("an executable with `cwd` finds its files", EXECUTABLES, FILES, CWD)
     async def test_a_program_elsewhere_finds_its_files(self, trial: Trial) -> None:
         from rhapsody.data import InputFile, OutputFile
 
@@ -140,8 +140,7 @@ class Files:
         shown = await show(InputFile("copied.txt"), after=first)
         trial.require(shown == "/\nfrom outside\n", f"the second task gave {shown!r}")
 
-    @check(
-        "C8", "a file is saved where its task says, before its result is seen",
+    @check("a file is saved where its task says, before its result is seen",
         EXECUTABLES, FILES, SAVES,
     )  # fmt: skip
     async def test_a_file_is_saved_where_its_task_says(self, trial: Trial) -> None:
@@ -161,8 +160,7 @@ class Files:
         names = sorted(path.name for path in (results / "in").iterdir())
         trial.require(names == ["made.txt"], f"beside the file there is {names}")
 
-    @check(
-        "C8", "what an earlier run recorded is not run again, and its files are read",
+    @check("what an earlier run recorded is not run again, and its files are read",
         EXECUTABLES, FILES, SAVES,
     )  # fmt: skip
     async def test_what_an_earlier_run_recorded_is_read(self, trial: Trial) -> None:
@@ -188,8 +186,7 @@ class Files:
             trial.require(count == recorded, f"{count} tasks did not run again, not {recorded}")
             await flow.shutdown(skip_execution_backend=True)
 
-    @check(
-        "C8", "directories, and files that match a pattern, go from task to task and are saved",
+    @check("directories, and files that match a pattern, go from task to task and are saved",
         EXECUTABLES, FILES, SHARED,
     )  # fmt: skip
     async def test_directories_and_matches_go_from_task_to_task(self, trial: Trial) -> None:
@@ -217,9 +214,7 @@ class Files:
         wanted = ["c.csv", "d.csv", "plots/a", "plots/deep/b"]
         trial.require(names == wanted, f"saved are {names}, not {wanted}")
 
-    @check(
-        "C8", "a function gets the files of a directory as a list", SYNC, EXECUTABLES, FILES, SHARED
-    )
+    @check("a function gets the files of a directory as a list", SYNC, EXECUTABLES, FILES, SHARED)
     async def test_a_function_gets_a_directory_as_a_list(self, trial: Trial) -> None:
         from rhapsody.data import InputFile, OutputDir
 
@@ -236,7 +231,7 @@ class Files:
         value = await open_them(InputFile("plots"), make(OutputDir("plots")))
         trial.require(value == ["1\n", "2\n"], f"the function gave {value!r}")
 
-    @check("C8", "a function gets its files as absolute paths", SYNC, FILES, SHARED)
+    @check("a function gets its files as absolute paths", SYNC, FILES, SHARED)
     async def test_a_function_gets_its_files_as_paths(self, trial: Trial) -> None:
         from rhapsody.data import InputFile
 
@@ -251,7 +246,7 @@ class Files:
         value = await open_it(InputFile(str(outside)))
         trial.require(value == (True, "from outside\n"), f"the function gave {value!r}")
 
-    @check("C7.16", "what a dependency left is there without a word", EXECUTABLES, FILES)
+    @check("what a dependency left is there without a word", EXECUTABLES, FILES)
     async def test_what_a_dependency_left_is_there(self, trial: Trial) -> None:
         flow = await trial.engine(implicit_data=True)
 
@@ -266,7 +261,7 @@ class Files:
         shown = await show(write())
         trial.require(shown == "left\n", f"the dependent read {shown!r}")
 
-    @check("C8", "an output that was promised and not written fails the task", EXECUTABLES, FILES)
+    @check("an output that was promised and not written fails the task", EXECUTABLES, FILES)
     async def test_a_missing_output_fails_its_task(self, trial: Trial) -> None:
         from rhapsody.data import OutputFile
 

@@ -1,4 +1,4 @@
-"""Checks of function tasks (C7.4): what can be called, and how exceptions come back."""
+"""Checks of function tasks: what can be called, and how exceptions come back."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from rhapsody.testing._work import (
 class Functions:
     """Functions of every form run, and their outcome comes back as it was."""
 
-    @check("C7.4", "a function runs with positional arguments, keywords and defaults", SYNC)
+    @check("a function runs with positional arguments, keywords and defaults", SYNC)
     async def test_it_runs_functions(self, trial: Trial) -> None:
         await _require_values(
             trial, (add, (1,), {}, 2), (add, (1, 2), {"more": 3}, 6), (add, (), {"left": 4}, 5)
         )
 
-    @check("C7.4", "a coroutine function runs with positional arguments and keywords", ASYNC)
+    @check("a coroutine function runs with positional arguments and keywords", ASYNC)
     async def test_it_runs_coroutine_functions(self, trial: Trial) -> None:
         await _require_values(trial, (add_async, (1,), {}, 2), (add_async, (1, 2), {"more": 3}, 6))
 
-    @check("C7.4", "lambdas and closures run", SYNC)
+    @check("lambdas and closures run", SYNC)
     async def test_it_runs_lambdas_and_closures(self, trial: Trial) -> None:
         base = 10
 
@@ -53,7 +53,7 @@ class Functions:
             trial, (lambda number: base * number, (2,), {}, 20), (closure, (2,), {}, 12)
         )
 
-    @check("C7.4", "nested coroutine functions run", ASYNC)
+    @check("nested coroutine functions run", ASYNC)
     async def test_it_runs_nested_coroutine_functions(self, trial: Trial) -> None:
         base = 10
 
@@ -62,7 +62,7 @@ class Functions:
 
         await _require_values(trial, (closure, (2,), {}, 12))
 
-    @check("C7.4", "partials, methods, callable objects and built-ins run", SYNC)
+    @check("partials, methods, callable objects and built-ins run", SYNC)
     async def test_it_runs_partials_methods_and_objects(self, trial: Trial) -> None:
         await _require_values(
             trial,
@@ -73,7 +73,7 @@ class Functions:
             (dict, (), {"a": 1}, {"a": 1}),
         )
 
-    @check("C7.4", "partials and methods that are coroutine functions run", ASYNC)
+    @check("partials and methods that are coroutine functions run", ASYNC)
     async def test_it_runs_asynchronous_partials_and_methods(self, trial: Trial) -> None:
         await _require_values(
             trial,
@@ -81,21 +81,21 @@ class Functions:
             (Adder(3).add_async, (4,), {}, 7),
         )
 
-    @check("C7.4", "`None` and falsy values are results like any other", FUNCTIONS)
+    @check("`None` and falsy values are results like any other", FUNCTIONS)
     async def test_none_and_falsy_results_come_back(self, trial: Trial) -> None:
         function = trial.form(lambda value: value)
         values: tuple[Any, ...] = (None, 0, "", [], False)
         await _require_values(trial, *((function, (value,), {}, value) for value in values))
 
-    @check("C7.10", "an exception keeps its type, message and attributes", SYNC)
+    @check("an exception keeps its type, message and attributes", SYNC)
     async def test_an_exception_keeps_type_and_message(self, trial: Trial) -> None:
         await _require_error(trial, fail)
 
-    @check("C7.10", "a coroutine function's exception keeps type, message and attributes", ASYNC)
+    @check("a coroutine function's exception keeps type, message and attributes", ASYNC)
     async def test_an_asynchronous_exception_keeps_type_and_message(self, trial: Trial) -> None:
         await _require_error(trial, fail_async)
 
-    @check("C7.10", "built-in exceptions keep type and arguments", FUNCTIONS)
+    @check("built-in exceptions keep type and arguments", FUNCTIONS)
     async def test_builtin_exceptions_keep_type_and_arguments(self, trial: Trial) -> None:
         driver = await trial.driver()
 
@@ -118,7 +118,7 @@ class Functions:
             f"ZeroDivisionError('division by 0') came back as {second!r}",
         )
 
-    @check("C7.10", "a function that raises SystemExit fails its task and nothing else", FUNCTIONS)
+    @check("a function that raises SystemExit fails its task and nothing else", FUNCTIONS)
     async def test_system_exit_fails_its_task_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
         if trial.capabilities.sync_functions:
@@ -131,7 +131,7 @@ class Functions:
             trial.require(left.error is not None, f"it has no exception: {left}")
             trial.require(good.state is DONE, f"its neighbour in round {round_ + 1}: {good}")
 
-    @check("C10", "a worker that is killed fails its task alone", SYNC, ISOLATED)
+    @check("a worker that is killed fails its task alone", SYNC, ISOLATED)
     async def test_a_killed_worker_fails_its_task_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
         good = [driver.call(add, number) for number in range(10)]
@@ -149,15 +149,15 @@ class Functions:
         after = await driver.run_one(driver.call(add, 1))
         trial.require(after.value == 2, f"a task afterwards: {after}")
 
-    @check("C7.4", "what a function prints is kept with its task", SYNC, OUTPUT)
+    @check("what a function prints is kept with its task", SYNC, OUTPUT)
     async def test_what_a_function_prints_is_kept(self, trial: Trial) -> None:
         await _require_output(trial, say)
 
-    @check("C7.4", "what a coroutine prints is kept with its task", ASYNC, OUTPUT)
+    @check("what a coroutine prints is kept with its task", ASYNC, OUTPUT)
     async def test_what_a_coroutine_prints_is_kept(self, trial: Trial) -> None:
         await _require_output(trial, say_async)
 
-    @check("C7.4", "coroutine functions without cores share a loop", ASYNC, honours("cores"))
+    @check("coroutine functions without cores share a loop", ASYNC, honours("cores"))
     async def test_waiting_coroutines_do_not_hold_slots(self, trial: Trial) -> None:
         driver = await trial.driver()
         count = 50
@@ -171,7 +171,7 @@ class Functions:
         cores = trial.kit.cores or 1
         trial.require(most > cores, f"of {count} that wait, {most} did so at once")
 
-    @check("C7.4", "a batch of functions runs whatever the order in which they end", FUNCTIONS)
+    @check("a batch of functions runs whatever the order in which they end", FUNCTIONS)
     async def test_results_belong_to_their_tasks(self, trial: Trial) -> None:
         driver = await trial.driver()
         function = add if trial.capabilities.sync_functions else add_async

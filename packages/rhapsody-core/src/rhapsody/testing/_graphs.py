@@ -1,4 +1,4 @@
-"""Checks of the backend behind an engine (C7): graphs, several engines, values between tasks."""
+"""Checks of the backend behind an engine: graphs, several engines, values between tasks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def value(result: Any) -> int:
 class Graphs:
     """Tasks that wait for each other, on the real engine."""
 
-    @check("C7", "a wide fan runs, each task once", dry=True, times=2)
+    @check("a wide fan runs, each task once", dry=True, times=2)
     async def test_a_fan_runs(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -79,7 +79,7 @@ class Graphs:
         if not trial.kit.dry:
             trial.require(value(result) == 41, f"a task on twenty others gave {result!r}, not 41")
 
-    @check("C7.8", "a diamond runs, with values and with the same future twice", dry=True)
+    @check("a diamond runs, with values and with the same future twice", dry=True)
     async def test_a_diamond_runs(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -89,7 +89,7 @@ class Graphs:
         if not trial.kit.dry:
             trial.require(value(result) == 8, f"it gave {result!r}, not 8")
 
-    @check("C7.8", "a chain runs in order", dry=True)
+    @check("a chain runs in order", dry=True)
     async def test_a_chain_runs(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -102,7 +102,7 @@ class Graphs:
         if not trial.kit.dry:
             trial.require(value(result) == links, f"it gave {result!r}, not {links}")
 
-    @check("C7.8", "values are found in keywords and in containers", FUNCTIONS)
+    @check("values are found in keywords and in containers", FUNCTIONS)
     async def test_values_are_found_in_containers(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -114,7 +114,7 @@ class Graphs:
         result = await picked({"a": [plus(1)]}, more=(0, plus(2)))
         trial.require(result == 5, f"it gave {result!r}, not 5")
 
-    @check("C7.8", "a container on the way to a future is as it was at the call", FUNCTIONS)
+    @check("a container on the way to a future is as it was at the call", FUNCTIONS)
     async def test_containers_are_as_they_were_called(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -133,7 +133,7 @@ class Graphs:
             f"called with lists of one future that grew after the call, it got {result!r}",
         )
 
-    @check("C7.4", "functions and executables work on each other's values", SYNC, EXECUTABLES)
+    @check("functions and executables work on each other's values", SYNC, EXECUTABLES)
     async def test_kinds_of_task_can_be_mixed(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -148,7 +148,7 @@ class Graphs:
         result = await say(double(say(double(3))))
         trial.require(result == "12\n", f"it gave {result!r}, not '12\\n'")
 
-    @check("C7.5", "an argument list and a string give their output as the result", EXECUTABLES)
+    @check("an argument list and a string give their output as the result", EXECUTABLES)
     async def test_executables_give_their_output(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -171,7 +171,6 @@ class Graphs:
         trial.require(second == "c  b\n|$HOME|", f"the list gave {second!r}")
 
     @check(
-        "C7.3",
         "a future says since when a program runs, and what it has printed",
         EXECUTABLES,
         RUNNING,
@@ -200,15 +199,15 @@ class Graphs:
         await future
         trial.require(since is not None, "while it runs `started_at` is None")
 
-    @check("C7.4", "current_task() says who is running", SYNC)
+    @check("current_task() says who is running", SYNC)
     async def test_a_function_knows_its_task(self, trial: Trial) -> None:
         await _require_context(trial, sync=True)
 
-    @check("C7.4", "current_task() says who is running in a coroutine", ASYNC)
+    @check("current_task() says who is running in a coroutine", ASYNC)
     async def test_a_coroutine_knows_its_task(self, trial: Trial) -> None:
         await _require_context(trial, sync=False)
 
-    @check("C7.7", "a block calls tasks and waits for them", FUNCTIONS)
+    @check("a block calls tasks and waits for them", FUNCTIONS)
     async def test_a_block_runs_tasks(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -223,7 +222,7 @@ class Graphs:
         result = await plus(repeat(0))
         trial.require(value(result) == 6, f"it gave {result!r}, not 6")
 
-    @check("C4", "several engines use one backend, one after the other", dry=True)
+    @check("several engines use one backend, one after the other", dry=True)
     async def test_several_engines_use_it_in_turn(self, trial: Trial) -> None:
         backend = await trial.backend()
         for number in range(3):
@@ -237,7 +236,7 @@ class Graphs:
             state = await state_of(backend)
             trial.require(state == "running", f"after engine {number + 1} it is {state!r}")
 
-    @check("C4", "two engines use one backend at once and do not mix", dry=True)
+    @check("two engines use one backend at once and do not mix", dry=True)
     async def test_two_engines_use_it_at_once(self, trial: Trial) -> None:
         backend = await trial.backend()
         flows = [await trial.engine(backend), await trial.engine(backend)]
@@ -250,7 +249,6 @@ class Graphs:
         trial.require([value(r) for r in results] == expected, "they got each other's results")
 
     @check(
-        "C7.6",
         "a service is used while it serves",
         SERVICES,
         EXECUTABLES,
@@ -277,7 +275,6 @@ class Graphs:
         trial.require(await service == "4711", "its readiness result is gone")
 
     @check(
-        "C7.6",
         "a service that ends by itself is started again where asked, for who comes later",
         SERVICES,
         EXECUTABLES,

@@ -1,8 +1,9 @@
-"""Checks that a task gets what it was called with (C7.4), whatever others do to it."""
+"""Checks that a task gets what it was called with, whatever others do to it."""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ _CALLS = 4
 class Isolation:
     """Functions and arguments are copies, big ones too, and none of them pile up."""
 
-    @check("C7.4", "a function's own state is as it was when the function was called", SYNC, COPIES)
+    @check("a function's own state is as it was when the function was called", SYNC, COPIES)
     async def test_tasks_do_not_share_a_functions_state(self, trial: Trial) -> None:
         """Calls functions that hold data, and change it, several times one after the other.
 
@@ -42,9 +43,7 @@ class Isolation:
                     f"not {expected!r}: {end}",
                 )
 
-    @check(
-        "C7.4", "an argument is as it was in the program, whatever other tasks did", SYNC, COPIES
-    )
+    @check("an argument is as it was in the program, whatever other tasks did", SYNC, COPIES)
     async def test_tasks_do_not_share_arguments(self, trial: Trial) -> None:
         driver = await trial.driver()
         small: list[Any] = ["program"]
@@ -61,7 +60,7 @@ class Isolation:
             )
         trial.require(small == ["program"] and big[0] == 0, "the program's own were changed")
 
-    @check("C7.4", "big closures, one after the other, are held in bounded memory", SYNC, times=4)
+    @check("big closures, one after the other, are held in bounded memory", SYNC, times=4)
     async def test_big_closures_do_not_pile_up(self, trial: Trial) -> None:
         """Runs `closures` functions that hold `closure_bytes` each, and looks at the processes.
 
@@ -87,17 +86,40 @@ class Isolation:
                     "more than after the first",
                 )
 
-    @check("C7.4", "a function may use the library behind the backend inside a task", SYNC)
+    @check("a function may use the library behind the backend inside a task", SYNC)
     async def test_a_task_may_use_the_backends_library(self, trial: Trial) -> None:
         """Runs more at once than there is room for: each may need a place of its own."""
         function = trial.kit.library_function()
         if function is NotImplemented:
             skip("the class has no library_function")
+        _require_a_call(trial, function)
         driver = await trial.driver()
         count = 2 * (trial.kit.cores or 2)
         trial.doing(f"waiting for {count} tasks that use the backend's library")
         for end in await driver.run(*(driver.call(function) for _ in range(count))):
-            trial.require(end.state is DONE and end.value, f"it gave {end}")
+            trial.require(
+                end.state is DONE and end.value,
+                f"the function of `library_function` must return something true: it gave {end}",
+            )
+
+
+def _require_a_call(trial: Trial, function: Any) -> None:
+    """Raise unless `library_function` returned a function that takes no arguments."""
+    problem = ""
+    if not callable(function):
+        problem = "which cannot be called"
+    else:
+        try:
+            inspect.signature(function).bind()
+        except TypeError as error:
+            problem = f"which cannot be called without arguments: {error}"
+        except ValueError:  # a built-in without a signature
+            pass
+    trial.require(
+        not problem,
+        f"`library_function` must return a function that takes no arguments, which the kit runs "
+        f"in tasks, or NotImplemented; it returned {function!r}, {problem}",
+    )
 
 
 def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:

@@ -106,11 +106,11 @@ def proof_tables(kit: type, *, as_markdown: bool = False) -> str:
             for row in _declaration(capabilities)
         ]
         tables.append(make(("capability", "meaning", "declared", "checks passed"), rows))
-    clauses: dict[str, list[Noted]] = {}
+    groups: dict[str, list[Noted]] = {}
     for noted in ledger.of(kit):
-        clauses.setdefault(noted.check.clause, []).append(noted)
-    counts = [(clause, *_counts(ends)) for clause, ends in sorted(clauses.items(), key=_order)]
-    tables.append(make(("clause", "passed", "failed", "expected to fail", "skipped"), counts))
+        groups.setdefault(noted.check.group, []).append(noted)
+    counts = [(group, *_counts(ends)) for group, ends in sorted(groups.items())]
+    tables.append(make(("group", "passed", "failed", "expected to fail", "skipped"), counts))
     reasons = Counter(
         noted.reason if noted.end == "skipped" else f"expected to fail: {noted.reason}"
         for noted in ledger.of(kit)
@@ -161,11 +161,6 @@ def _counts(ends: list[Noted]) -> tuple[str, str, str, str]:
         return str(sum(noted.end == end for noted in ends))
 
     return count("passed"), count("failed"), count("xfailed"), count("skipped")
-
-
-def _order(item: tuple[str, list[Noted]]) -> tuple[int, ...]:
-    numbers = item[0].removeprefix("C").split(".")
-    return tuple(int(number) for number in numbers if number.isdigit())
 
 
 def _word(value: object) -> str:

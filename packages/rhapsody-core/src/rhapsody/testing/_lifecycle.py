@@ -1,4 +1,4 @@
-"""Checks of a backend's life (C4): start, states of its own, shutdown, declaration."""
+"""Checks of a backend's life: start, states of its own, shutdown, declaration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 
 from rhapsody.testing._graphs import adder
-from rhapsody.testing._machine import Holdings, end_processes, left_behind, marked
+from rhapsody.testing._machine import Holdings, end_processes, left_behind, listed, marked
 from rhapsody.testing._rules import FUNCTIONS, SYNC, skip
 from rhapsody.testing._running import check
 from rhapsody.testing._trial import Trial, state_of
@@ -21,7 +21,7 @@ class Lifecycle:
     Checks that start a backend and checks that stop one take turns, see `Trial.hand_on`.
     """
 
-    @check("C4", "awaiting a backend starts it and gives it back", dry=True)
+    @check("awaiting a backend starts it and gives it back", dry=True)
     async def test_awaiting_starts_it_and_gives_it_back(self, trial: Trial) -> None:
         backend = await trial.unstarted()
         given = await backend
@@ -29,14 +29,14 @@ class Lifecycle:
         await _require_state(trial, backend, "running")
         trial.hand_on(backend)
 
-    @check("C4", "shutdown may be called twice, and at once", dry=True)
+    @check("shutdown may be called twice, and at once", dry=True)
     async def test_shutdown_twice_is_harmless(self, trial: Trial) -> None:
         backend = await trial.own()
         await asyncio.gather(backend.shutdown(), backend.shutdown())
         await backend.shutdown()
         await _require_state(trial, backend, "shutdown")
 
-    @check("C4", "`await Backend.create(...)` gives a started backend", dry=True)
+    @check("`await Backend.create(...)` gives a started backend", dry=True)
     async def test_create_makes_and_starts_it(self, trial: Trial) -> None:
         kind = type(await trial.fresh())
         arguments = trial.kit.create_args, trial.kit.create_kwargs
@@ -45,7 +45,7 @@ class Lifecycle:
         await _require_state(trial, backend, "running")
         trial.hand_on(backend)
 
-    @check("C4", "state() is one of the five words, and may be awaited", dry=True)
+    @check("state() is one of the five words, and may be awaited", dry=True)
     async def test_its_state_is_a_known_word(self, trial: Trial) -> None:
         seen = [await state_of(await trial.fresh())]
         backend = await trial.own()
@@ -64,7 +64,7 @@ class Lifecycle:
             f"over its life it said {' -> '.join(seen)}",
         )
 
-    @check("C4", "what it says of its end is seconds, 0 or more, or None", dry=True)
+    @check("what it says of its end is seconds, 0 or more, or None", dry=True)
     async def test_its_end_is_seconds_or_none(self, trial: Trial) -> None:
         driver = await trial.driver()
         task = driver.command("true")
@@ -72,7 +72,7 @@ class Lifecycle:
             number = isinstance(left, int | float) and not isinstance(left, bool)
             trial.require(left is None or (number and left >= 0), f"seconds_left gave {left!r}")
 
-    @check("C4", "a task handed over after shutdown is an error", dry=True)
+    @check("a task handed over after shutdown is an error", dry=True)
     async def test_a_task_after_shutdown_is_an_error(self, trial: Trial) -> None:
         from rhapsody.testing._driver import Driver
 
@@ -84,7 +84,7 @@ class Lifecycle:
             return
         raise trial.check.error("submit_tasks raised nothing")
 
-    @check("C4", "`async with` starts a backend and shuts it down", dry=True)
+    @check("`async with` starts a backend and shuts it down", dry=True)
     async def test_async_with_starts_it_and_shuts_it_down(self, trial: Trial) -> None:
         made = await trial.fresh()
         async with made as backend:
@@ -92,7 +92,7 @@ class Lifecycle:
             await _require_state(trial, backend, "running")
         await _require_state(trial, backend, "shutdown")
 
-    @check("C4", "starting twice is one start", dry=True)
+    @check("starting twice is one start", dry=True)
     async def test_starting_twice_is_one_start(self, trial: Trial) -> None:
         backend = await trial.fresh()
 
@@ -106,7 +106,7 @@ class Lifecycle:
         await _require_state(trial, backend, "running")
         trial.hand_on(backend)
 
-    @check("C4", "a second backend of the same class does not disturb the first", SYNC)
+    @check("a second backend of the same class does not disturb the first", SYNC)
     async def test_two_backends_at_once_do_not_mix(self, trial: Trial) -> None:
         from rhapsody.testing._work import add
 
@@ -118,7 +118,7 @@ class Lifecycle:
         third = await first.run_one(first.call(add, 3))
         trial.require(third.value == 4, f"after the other's shutdown: {third}")
 
-    @check("C4", "the engine starts a backend that was not awaited, and shuts it down", dry=True)
+    @check("the engine starts a backend that was not awaited, and shuts it down", dry=True)
     async def test_the_engine_starts_and_stops_it(self, trial: Trial) -> None:
         backend = await trial.fresh()
         flow = await trial.engine(backend)
@@ -128,7 +128,7 @@ class Lifecycle:
         state = await state_of(backend)
         trial.require(state == "shutdown", f"after the engine's shutdown it is {state!r}")
 
-    @check("C4", "a backend that was shut down leaves the next one usable", FUNCTIONS)
+    @check("a backend that was shut down leaves the next one usable", FUNCTIONS)
     async def test_another_can_be_started_after_it(self, trial: Trial) -> None:
         from rhapsody.testing._work import add, add_async
 
@@ -139,7 +139,7 @@ class Lifecycle:
         end = await driver.run_one(driver.call(function, 1))
         trial.require(end.value == 2, f"the next backend: {end}")
 
-    @check("C4", "use before start is an error that says to await the backend", dry=True)
+    @check("use before start is an error that says to await the backend", dry=True)
     async def test_use_before_start_says_to_await_it(self, trial: Trial) -> None:
         from rhapsody.testing._driver import Driver
 
@@ -152,13 +152,13 @@ class Lifecycle:
         else:
             raise trial.check.error("submit_tasks raised nothing")
 
-    @check("C4", "shutdown before the start is harmless", dry=True)
+    @check("shutdown before the start is harmless", dry=True)
     async def test_shutdown_before_the_start_is_harmless(self, trial: Trial) -> None:
         backend = await trial.unstarted()
         await backend.shutdown()
         await _require_state(trial, backend, "shutdown")
 
-    @check("C4", "a failed start leaves nothing running", dry=True)
+    @check("a failed start leaves nothing running", dry=True)
     async def test_a_failed_start_leaves_nothing_running(self, trial: Trial) -> None:
         with marked() as mark:
             before = Holdings.now()
@@ -185,9 +185,9 @@ class Lifecycle:
                 mark=mark,
             )
             end_processes(left)
-        trial.require(not left, f"left behind: {', '.join(map(str, left))}")
+        trial.require(not left, lambda: f"left behind: {listed(left)}")
 
-    @check("C1", "declaring the backend imports no library behind it", dry=True)
+    @check("declaring the backend imports no library behind it", dry=True)
     async def test_its_declaration_is_light(self, trial: Trial) -> None:
         backend = await trial.fresh()
         process = await asyncio.create_subprocess_exec(

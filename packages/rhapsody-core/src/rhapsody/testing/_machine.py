@@ -93,6 +93,15 @@ async def left_behind(
         await asyncio.sleep(0.05)
 
 
+def listed(left: Iterable[Leftover]) -> str:
+    """Return the leftovers for a message, with the attribute that allows them."""
+    texts = [str(each) for each in left]
+    return (
+        f"{', '.join(texts)}. `leaves_behind` lists what may be left, as patterns: "
+        f"leaves_behind = ({texts[0]!r},)"
+    )
+
+
 @contextmanager
 def marked() -> Iterator[str]:
     """Puts a mark into the environment, by which descendants are found although orphaned."""

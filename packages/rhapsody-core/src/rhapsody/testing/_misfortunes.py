@@ -1,4 +1,4 @@
-"""Checks of failure, retries, time-outs and cancellation through the engine (C7.10 to C7.12)."""
+"""Checks of failure, retries, time-outs and cancellation through the engine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Failing(ManagedBackend):
 class Misfortunes:
     """What a user sees when something goes wrong."""
 
-    @check("C7.10", "a failure reaches its dependents and nobody else", FUNCTIONS)
+    @check("a failure reaches its dependents and nobody else", FUNCTIONS)
     async def test_a_failure_reaches_its_dependents(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -76,7 +76,7 @@ class Misfortunes:
             raise trial.check.error("the failed task raised nothing")
         trial.require(value(await good) == 3, "an independent branch did not go on")
 
-    @check("C7.10", "an exception says which call raised it, where, and its last words", FUNCTIONS)
+    @check("an exception says which call raised it, where, and its last words", FUNCTIONS)
     async def test_an_exception_says_which_call_raised_it(self, trial: Trial) -> None:
         flow = await trial.engine()
         bad = _broken(trial, flow)("a word")
@@ -89,7 +89,7 @@ class Misfortunes:
             parts.append("standard output ended with:\n    printed: a word")
         _require_note(trial, bad, parts)
 
-    @check("C7.5", "a failed executable is a TaskFailedError with code and stderr", EXECUTABLES)
+    @check("a failed executable is a TaskFailedError with code and stderr", EXECUTABLES)
     async def test_a_failed_executable_says_why(self, trial: Trial) -> None:
         flow = await trial.engine()
         future = _failing(flow)("a word")
@@ -105,7 +105,6 @@ class Misfortunes:
         _require_note(trial, future, parts)
 
     @check(
-        "C7.5",
         "a failed executable can be run again in its sandbox",
         EXECUTABLES,
         SANDBOXES,
@@ -125,7 +124,7 @@ class Misfortunes:
             f"run again, it ended with {again.returncode} and printed {again.stdout!r}",
         )
 
-    @check("C7.12", "a failed task is tried again, each attempt anew", SYNC, SHARED)
+    @check("a failed task is tried again, each attempt anew", SYNC, SHARED)
     async def test_a_failed_function_is_tried_again(self, trial: Trial) -> None:
         flow = await trial.engine()
         traces = trial.work_dir / "attempts"
@@ -148,7 +147,7 @@ class Misfortunes:
             f"it gave {result!r} in attempt {future.attempt}; the attempts that ran: {seen}",
         )
 
-    @check("C7.12", "a failed executable is tried again in a fresh sandbox", EXECUTABLES, SHARED)
+    @check("a failed executable is tried again in a fresh sandbox", EXECUTABLES, SHARED)
     async def test_a_failed_executable_is_tried_again(self, trial: Trial) -> None:
         flow = await trial.engine()
         traces = trial.work_dir / "attempts"
@@ -163,7 +162,7 @@ class Misfortunes:
         result = await third_time()
         trial.require(result == "fine\n", f"it gave {result!r}")
 
-    @check("C7.12", "a task that another backend has failed goes on here", SYNC)
+    @check("a task that another backend has failed goes on here", SYNC)
     async def test_what_another_backend_has_failed_goes_on_here(self, trial: Trial) -> None:
         backend = await trial.backend()
         flow = await trial.engine([_Failing(trial.capabilities), backend])
@@ -181,7 +180,7 @@ class Misfortunes:
             f"its third attempt gave {result!r} on {future.backend!r}",
         )
 
-    @check("C7.12", "a task whose worker was lost is tried again", SYNC, ISOLATED, SHARED)
+    @check("a task whose worker was lost is tried again", SYNC, ISOLATED, SHARED)
     async def test_a_lost_task_is_tried_again(self, trial: Trial) -> None:
         flow = await trial.engine()
         trace = trial.work_dir / "trace"
@@ -198,7 +197,6 @@ class Misfortunes:
         trial.require(result == "alive", f"it gave {result!r}")
 
     @check(
-        "C7.12",
         "a time-out ends the attempt and stops its work",
         cancels("executable", "running"),
         SHARED,
@@ -220,7 +218,7 @@ class Misfortunes:
         after = ticks.stat().st_size if ticks.exists() else 0
         trial.require(after == size, "its work goes on")
 
-    @check("C7.12", "a time-out ends a coroutine's attempt", cancels("async_function", "running"))
+    @check("a time-out ends a coroutine's attempt", cancels("async_function", "running"))
     async def test_a_timeout_stops_a_coroutine(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -234,7 +232,7 @@ class Misfortunes:
         await _require_timeout(trial, future)
         await future.ended()
 
-    @check("C7.12", "a time-out fails a function at once, whether or not it can be stopped", SYNC)
+    @check("a time-out fails a function at once, whether or not it can be stopped", SYNC)
     async def test_a_timeout_fails_a_function(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -254,7 +252,7 @@ class Misfortunes:
             )
         await future.ended()
 
-    @check("C7.11", "cancel() of a running task stops the work", FUNCTIONS)
+    @check("cancel() of a running task stops the work", FUNCTIONS)
     async def test_a_running_task_is_cancelled(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -274,7 +272,7 @@ class Misfortunes:
         after = value(await plus(1))
         trial.require(after == 2, f"a task afterwards gave {after}")
 
-    @check("C7.11", "cancel() of a finished task is False and its result stays", dry=True)
+    @check("cancel() of a finished task is False and its result stays", dry=True)
     async def test_a_finished_task_is_not_cancelled(self, trial: Trial) -> None:
         flow = await trial.engine()
         future = adder(trial, flow)(1)
@@ -282,7 +280,7 @@ class Misfortunes:
         trial.require(future.cancel() is False, "cancel() of a finished task is not False")
         trial.require(await future == result, "its result did not stay")
 
-    @check("C7.11", "asyncio.timeout around a task returns in time", ASYNC)
+    @check("asyncio.timeout around a task returns in time", ASYNC)
     async def test_a_wait_with_a_timeout_returns_in_time(self, trial: Trial) -> None:
         flow = await trial.engine()
         long = _long(trial, flow)()
@@ -297,7 +295,7 @@ class Misfortunes:
             raise trial.check.error("it did not time out")
         await long.ended()
 
-    @check("C7.14", "shutdown cancels what is unfinished, and leaves no task waiting", FUNCTIONS)
+    @check("shutdown cancels what is unfinished, and leaves no task waiting", FUNCTIONS)
     async def test_an_engines_shutdown_cancels_what_is_unfinished(self, trial: Trial) -> None:
         backend = await trial.own(last=True)
         flow = await trial.engine(backend)

@@ -29,6 +29,8 @@ from rhapsody.testing._trial import KINDS
 _HELD = {"threads": "threads", "children": "processes", "descriptors": "files"}
 """What `Settings.adds` calls it, and what `Holdings` does."""
 
+_ALLOWED = "allowed while the backend lives by `adds`: '{}'"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
@@ -106,7 +108,6 @@ def main(given: str, found: str) -> None:
 
     async def look() -> list[str]:
         with Clock() as clock:
-            # Its import is seen, too: unpickling the class imports it.
             return await _changes(
                 lambda: pickle.loads(Path(given).read_bytes()),  # noqa: S301 - from the kit itself
                 clock,
@@ -118,9 +119,9 @@ def main(given: str, found: str) -> None:
 
 async def _changes(load: Callable[[], Subject], clock: Clock, mark: str) -> list[str]:
     found: dict[str, str] = {}
+    subject = load()  # importing the class is not part of the backend's life
     with _forks() as forks:
         before = _Program.now(mark, forks)
-        subject = load()
 
         async def compare(moment: str, since: _Program, adds: frozenset[str]) -> None:
             """Notes what is not as it was, once it has had time to go."""
@@ -146,7 +147,6 @@ async def _changes(load: Callable[[], Subject], clock: Clock, mark: str) -> list
                 await backend.shutdown()
             gc.collect()
 
-        await compare("its import", before, subject.adds)
         await live()
         lasts = subject.adds & {"at-fork handlers"}  # which nobody can take back
         await compare("its shutdown", before, lasts | {"descriptors"})
@@ -189,19 +189,29 @@ class _Program:
             f"the variable {name}" for name in _differing(self.environment, before.environment)
         ]
         words += [f"the handler of {name}" for name in _differing(self.handlers, before.handlers)]
-        words = [f"{word} is another" for word in words]
+        words = [f"{word} is another (not allowed to any backend)" for word in words]
         if self.directory != before.directory:
-            words.append(f"the current directory is {self.directory}, not {before.directory}")
+            words.append(
+                f"the current directory is {self.directory}, not {before.directory} (not "
+                "allowed to any backend)"
+            )
         if self.umask != before.umask:
-            words.append(f"the umask is {self.umask}, not {before.umask}")
+            words.append(
+                f"the umask is {self.umask}, not {before.umask} (not allowed to any backend)"
+            )
         if "sys.path" not in adds:
-            words += [f"sys.path has {entry!r}" for entry in self.path if entry not in before.path]
-            words += [f"sys.path lost {entry!r}" for entry in before.path if entry not in self.path]
+            path, former = self.path, before.path
+            changes = [f"sys.path has {entry!r}" for entry in path if entry not in former]
+            changes += [f"sys.path lost {entry!r}" for entry in former if entry not in path]
+            words += [f"{change} ({_ALLOWED.format('sys.path')})" for change in changes]
         if "at-fork handlers" not in adds:
-            words += [f"{module} has an at-fork handler" for module in self.forks]
-        kinds = [kind for name, kind in _HELD.items() if name not in adds]
-        left = self.held.since(before.held, leaves, kinds)
-        words += [f"there is {' '.join(each.text.split())}" for each in left]
+            allowed = _ALLOWED.format("at-fork handlers")
+            words += [f"{module} has an at-fork handler ({allowed})" for module in self.forks]
+        for name, kind in _HELD.items():
+            if name not in adds:
+                allowed = f"{_ALLOWED.format(name)}, after the shutdown by `leaves_behind`"
+                left = self.held.since(before.held, leaves, [kind])
+                words += [f"there is {' '.join(each.text.split())} ({allowed})" for each in left]
         return words
 
 
@@ -218,13 +228,17 @@ def _umask() -> str:
 
 @contextmanager
 def _forks() -> Iterator[list[str]]:
-    """Notes which modules, but those of Python itself, register handlers of forks."""
+    """Record which modules register at-fork handlers.
+
+    Handlers of Python's own modules do not count, nor do those that a library registers
+    when it is imported: nobody can take them back, and any program may import it first.
+    """
     noted: list[str] = []
     usual = os.register_at_fork
 
     def register(**handlers: Any) -> None:
         module = sys._getframe(1).f_globals.get("__name__", "something")
-        if module.partition(".")[0] not in sys.stdlib_module_names:
+        if module.partition(".")[0] not in sys.stdlib_module_names and not _importing():
             noted.append(module)
         usual(**handlers)
 
@@ -233,3 +247,13 @@ def _forks() -> Iterator[list[str]]:
         yield noted
     finally:
         os.register_at_fork = usual
+
+
+def _importing() -> bool:
+    """Return whether the caller runs because a module is being imported."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -1,4 +1,4 @@
-"""Checks of what a backend reports (C4, C6): callbacks, states, submission."""
+"""Checks of what a backend reports: callbacks, states, submission."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from rhapsody.backends.base import Capabilities
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import TaskDescription
-from rhapsody.testing._driver import ONE_TERMINAL, Driver
+from rhapsody.testing._driver import KNOWN_STATES, ONE_TERMINAL, Driver
 from rhapsody.testing._rules import RUNNING, SHARED
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import CANCELED, DONE, FAILED, Ticking, failing, quick, until
@@ -19,7 +19,7 @@ WHEN_RUNNING = "RUNNING is reported when the work begins, not while it waits, no
 class Reports:
     """What it says of itself, what the callback gets, and how often."""
 
-    @check("C4", "name, capabilities and session are declared", dry=True)
+    @check("name, capabilities and session are declared", dry=True)
     async def test_it_declares_what_it_is(self, trial: Trial) -> None:
         backend = await trial.backend()
         name, session = backend.name, backend.session
@@ -34,7 +34,7 @@ class Reports:
                 isinstance(value, str) and value, f"`session.{attribute}` is {value!r}, not text"
             )
 
-    @check("C4", ONE_TERMINAL, dry=True)
+    @check(ONE_TERMINAL, dry=True)
     async def test_each_task_is_reported_terminal_exactly_once(self, trial: Trial) -> None:
         driver = await trial.driver()
         kinds = trial.kinds()
@@ -52,7 +52,7 @@ class Reports:
             ]
             trial.require(len(ends) == 1, f"task {task['name']!r} was reported {ends}")
 
-    @check("C4", "tasks that succeed are DONE, tasks that fail are FAILED")
+    @check("tasks that succeed are DONE, tasks that fail are FAILED")
     async def test_success_is_done_and_failure_is_failed(self, trial: Trial) -> None:
         driver = await trial.driver()
         for kind in trial.kinds():
@@ -61,7 +61,7 @@ class Reports:
             end = await driver.run_one(failing(driver, kind))
             trial.require(end.state is FAILED, f"a failing {kind}: {end}")
 
-    @check("C4", "a finished task's dict holds its results")
+    @check("a finished task's dict holds its results")
     async def test_a_finished_task_holds_its_results(self, trial: Trial) -> None:
         driver = await trial.driver()
         for kind in trial.kinds():
@@ -80,7 +80,7 @@ class Reports:
                     f"a FAILED {kind} has {end.task['exception']!r} as its exception",
                 )
 
-    @check("C6", "get_task_states_map() is a StateMapper with the four canonical states", dry=True)
+    @check("get_task_states_map() is a StateMapper with the four canonical states", dry=True)
     async def test_its_states_map_has_the_canonical_states(self, trial: Trial) -> None:
         backend = await trial.backend()
         states = backend.get_task_states_map()
@@ -93,7 +93,7 @@ class Reports:
         expected = {"DONE", "FAILED", "CANCELED"}
         trial.require(terminal == expected, f"its terminal states mean {sorted(terminal)}")
 
-    @check("C6", "every reported state is known to get_task_states_map()", dry=True)
+    @check(KNOWN_STATES, dry=True)
     async def test_every_reported_state_is_known(self, trial: Trial) -> None:
         driver = await trial.driver()
         trial.doing("waiting for terminal states that the mapper knows")
@@ -107,10 +107,10 @@ class Reports:
         finally:
             for future in waiting:
                 future.cancel()
-        unknown = [fault.detail for fault in driver.faults if fault.clause == "C6"]
+        unknown = [fault.detail for fault in driver.faults if fault.rule == KNOWN_STATES]
         trial.require(not unknown, "; ".join(unknown[:3]))
 
-    @check("C4", "a running state comes before the terminal one", RUNNING, dry=True)
+    @check("a running state comes before the terminal one", RUNNING, dry=True)
     async def test_running_is_reported_before_the_end(self, trial: Trial) -> None:
         driver = await trial.driver()
         for kind in trial.kinds():
@@ -122,7 +122,7 @@ class Reports:
                 f"a {kind} was reported {[*map(str, states)]}",
             )
 
-    @check("C4", WHEN_RUNNING, RUNNING, SHARED, times=2)
+    @check(WHEN_RUNNING, RUNNING, SHARED, times=2)
     async def test_running_is_reported_when_the_work_begins(self, trial: Trial) -> None:
         """Hands over more tasks than are likely to run at once, none of which ends by itself.
 
@@ -148,7 +148,7 @@ class Reports:
             for each in tasks:
                 await driver.finished(each.task)
 
-    @check("C4", "one task's problem is its FAILED callback, not a raise of submit_tasks")
+    @check("one task's problem is its FAILED callback, not a raise of submit_tasks")
     async def test_one_bad_task_does_not_spoil_its_batch(self, trial: Trial) -> None:
         driver = await trial.driver()
         kinds = trial.kinds()
@@ -158,7 +158,7 @@ class Reports:
         for end, state in zip(ends, expected, strict=True):
             trial.require(end.state is state, f"expected {state}: {end}")
 
-    @check("C4", "the batch handed over is the caller's: the list is not changed", dry=True)
+    @check("the batch handed over is the caller's: the list is not changed", dry=True)
     async def test_the_batch_is_left_as_it_was(self, trial: Trial) -> None:
         driver = await trial.driver()
         batch = [quick(driver, kind) for kind in trial.kinds() for _ in range(3)]
@@ -171,7 +171,7 @@ class Reports:
         )
         trial.require(same, f"of a list of {len(batch)} tasks {len(handed)} are left")
 
-    @check("C4", "submit_tasks returns when the tasks are accepted, not when they ended", SHARED)
+    @check("submit_tasks returns when the tasks are accepted, not when they ended", SHARED)
     async def test_submitting_does_not_wait_for_the_end(self, trial: Trial) -> None:
         driver = await trial.driver()
         ticking = [Ticking(trial, driver, kind) for kind in trial.kinds()]
@@ -181,7 +181,7 @@ class Reports:
             each.release()
             await driver.finished(each.task)
 
-    @check("C4", "submissions that follow one another are all accepted", dry=True)
+    @check("submissions that follow one another are all accepted", dry=True)
     async def test_batch_after_batch_is_accepted(self, trial: Trial) -> None:
         driver = await trial.driver()
         kind = trial.kinds()[0]

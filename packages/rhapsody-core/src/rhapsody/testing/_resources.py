@@ -1,4 +1,4 @@
-"""Checks of resources (C4, C10): what is declared is honoured, all else is refused."""
+"""Checks of resources: what is declared is honoured, all else is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WORKS = runs("function", "async_function")
 class Resourcefulness:
     """Slots, variables and refusals."""
 
-    @check("C10", "no more tasks run at once than their cores allow", WORKS, honours("cores"))
+    @check("no more tasks run at once than their cores allow", WORKS, honours("cores"))
     async def test_cores_bound_what_runs_at_once(self, trial: Trial) -> None:
         cores = _owned(trial, "cores")
         driver = await trial.driver()
@@ -54,7 +54,7 @@ class Resourcefulness:
                 most <= cores // each, f"on {cores} cores {most} tasks of {each} cores ran at once"
             )
 
-    @check("C10", "tasks of half a core share cores", WORKS, honours("fractional_cores"))
+    @check("tasks of half a core share cores", WORKS, honours("fractional_cores"))
     async def test_fractions_of_cores_are_counted(self, trial: Trial) -> None:
         cores = _owned(trial, "cores")
         driver = await trial.driver()
@@ -63,7 +63,7 @@ class Resourcefulness:
         each = trial.kit.cores_per_task or cores
         await _most_at_once(trial, driver, Resources(cores=each), 1)  # all are free again
 
-    @check("C10", "as many tasks run at once as there are cores", SYNC, honours("cores"))
+    @check("as many tasks run at once as there are cores", SYNC, honours("cores"))
     async def test_all_cores_are_used(self, trial: Trial) -> None:
         cores = _owned(trial, "cores")
         if cores == 1:
@@ -76,14 +76,14 @@ class Resourcefulness:
                 return
         raise trial.check.error(f"on {cores} cores no more than {most} tasks ran at once")
 
-    @check("C10", "no more tasks run at once than their GPUs allow", WORKS, honours("gpus"))
+    @check("no more tasks run at once than their GPUs allow", WORKS, honours("gpus"))
     async def test_gpus_bound_what_runs_at_once(self, trial: Trial) -> None:
         gpus = _owned(trial, "gpus")
         driver = await trial.driver()
         most = await _most_at_once(trial, driver, Resources(cores=0, gpus=1), 2 * gpus + 2)
         trial.require(most <= gpus, f"on {gpus} GPUs {most} tasks of one GPU ran at once")
 
-    @check("C10", "a task that needs more than there is fails with CapabilityError", LIMITED)
+    @check("a task that needs more than there is fails with CapabilityError", LIMITED)
     async def test_more_than_there_is_is_refused(self, trial: Trial) -> None:
         names = [name for name in ALL if name in trial.capabilities.resources]
         driver = await trial.driver()
@@ -102,7 +102,6 @@ class Resourcefulness:
             trial.require(name in str(end.error), f"the error does not name {name}: {end.error}")
 
     @check(
-        "C10",
         "an executable's thread-count variables follow its cores",
         EXECUTABLES,
         binds("cores"),
@@ -121,9 +120,7 @@ class Resourcefulness:
         end = await driver.run_one(task)
         trial.require(end.stdout == "7\n", f"the task's own OMP_NUM_THREADS=7 is lost: {end}")
 
-    @check(
-        "C10", "an executable sees the GPUs it was given, and no others", EXECUTABLES, binds("gpus")
-    )
+    @check("an executable sees the GPUs it was given, and no others", EXECUTABLES, binds("gpus"))
     async def test_gpus_are_given_to_executables(self, trial: Trial) -> None:
         gpus = _owned(trial, "gpus")
         driver = await trial.driver()
@@ -141,7 +138,7 @@ class Resourcefulness:
         listed = sorted((whole.stdout or "").strip().split(","))
         trial.require(listed == seen, f"a task with all GPUs saw {listed}, not {seen}")
 
-    @check("C10", "a function in a process of its own sees its GPUs", SYNC, ISOLATED, binds("gpus"))
+    @check("a function in a process of its own sees its GPUs", SYNC, ISOLATED, binds("gpus"))
     async def test_gpus_are_given_to_functions(self, trial: Trial) -> None:
         gpus = _owned(trial, "gpus")
         driver = await trial.driver()
@@ -152,7 +149,7 @@ class Resourcefulness:
             f"with 1 of {gpus} GPUs CUDA_VISIBLE_DEVICES is: {end}",
         )
 
-    @check("C4", "a resource that is not declared is refused before the task is submitted")
+    @check("a resource that is not declared is refused before the task is submitted")
     async def test_an_undeclared_resource_is_refused(self, trial: Trial) -> None:
         given = {
             "cores": Resources(cores=2),
@@ -177,7 +174,7 @@ class Resourcefulness:
             else:
                 raise trial.check.error(f"a task with {given[name]} ran and gave {value!r}")
 
-    @check("C5", "a setting that is not declared is refused before the task is submitted", SETTINGS)
+    @check("a setting that is not declared is refused before the task is submitted", SETTINGS)
     async def test_an_undeclared_setting_is_refused(self, trial: Trial) -> None:
         flow = await trial.engine()
         task = adder(trial, flow)

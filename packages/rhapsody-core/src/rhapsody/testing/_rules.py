@@ -1,7 +1,7 @@
 """What a conformance check says of itself, and the error it ends in.
 
-A check names the clause of the contract it proves, the rule in one line, and
-what a backend must declare for it to apply. Running a check is in `_running`.
+A check names the rule that it proves, in one line, and what a backend must declare
+for it to apply. Running a check is in `_running`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
 
 class ConformanceError(AssertionError):
-    """A backend does not do what the contract, or its own declaration, says.
+    """A backend breaks the interface's rules, or does not do what it declares.
 
     Attributes:
-        clause: The clause of the contract, such as `"C4"`.
         rule: The rule that was broken, in one line.
         detail: What was seen instead.
     """
 
-    def __init__(self, clause: str, rule: str, detail: str) -> None:
-        super().__init__(f"{clause}: {rule}: {detail}")
-        self.clause = clause
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(f"{rule}: {detail}")
         self.rule = rule
         self.detail = detail
 
@@ -58,14 +56,14 @@ class Check:
     """The declaration of one check.
 
     Attributes:
-        clause: The clause of the contract, such as `"C4"`.
+        group: The name of the class that has the check, such as `"Functions"`.
         rule: What is proved, in one line.
         needs: What must be there for the check to apply.
         dry: The check also applies to a backend that only pretends to run tasks.
         times: How many of the class's time limits it may take.
     """
 
-    clause: str
+    group: str
     rule: str
     needs: tuple[Need, ...] = ()
     dry: bool = False
@@ -73,7 +71,7 @@ class Check:
 
     def error(self, detail: str) -> ConformanceError:
         """The error that says the rule is broken."""
-        return ConformanceError(self.clause, self.rule, detail)
+        return ConformanceError(self.rule, detail)
 
     def why_skipped(self, capabilities: Capabilities, settings: Settings) -> str | None:
         """Why the check does not apply, `None` where it does."""

@@ -28,22 +28,20 @@ Body = Callable[[Any, Trial], Coroutine[Any, Any, None]]
 Test = Callable[[Any], None]
 
 
-def check(
-    clause: str, rule: str, *needs: Need, dry: bool = False, times: float = 1.0
-) -> Callable[[Body], Test]:
+def check(rule: str, *needs: Need, dry: bool = False, times: float = 1.0) -> Callable[[Body], Test]:
     """Turns an asynchronous method that gets a `Trial` into a test that pytest can run.
 
     Args:
-        clause: The clause of the contract, such as `"C4"`.
         rule: What is proved, in one line.
         needs: What must be there for the check to apply; it is skipped otherwise.
         dry: Also applies to a backend that only pretends to run tasks.
         times: How many of the class's time limits it may take.
     """
-    declaration = Check(clause=clause, rule=rule, needs=needs, dry=dry, times=times)
 
     def decorate(body: Body) -> Test:
         name = body.__name__
+        group = body.__qualname__.partition(".")[0]
+        declaration = Check(group=group, rule=rule, needs=needs, dry=dry, times=times)
 
         def test(self: Settings) -> None:
             __tracebackhide__ = True
@@ -53,7 +51,7 @@ def check(
         test.__name__ = name
         test.__qualname__ = body.__qualname__
         test.__module__ = body.__module__
-        test.__doc__ = body.__doc__ or f"{clause}: {rule}."
+        test.__doc__ = body.__doc__ or f"{rule[0].upper()}{rule[1:]}."
         test.__dict__["check"] = declaration
         return test
 
@@ -104,8 +102,8 @@ class Stage:
             with Clock() as clock:
                 self.runner.run(end(clock))
         except TimeoutError:
-            detail = f"not within {limit:g} s at the end of the class"
-            raise ConformanceError("C4", "shutdown() ends", detail) from None
+            detail = f"not within {limit:g} s (`time_limit`) at the end of the class"
+            raise ConformanceError("shutdown() ends", detail) from None
         finally:
             self.runner.close()
 
@@ -142,7 +140,7 @@ def _run_on_loop(kit: Settings, check: Check, body: Body, clock: Clock) -> None:
                     failure = runner.run(_main(kit, check, body, clock, None))
     except _LoopBlocked:
         raise check.error(
-            f"the loop was held up for more than {limit:g} s: something blocks it"
+            f"the loop was held up for more than {limit:g} s (`time_limit`): something blocks it"
         ) from None
     if failure is not None:
         raise failure
@@ -167,7 +165,7 @@ async def _main(
         failure = error
     except TimeoutError as error:
         if within.expired():
-            failure = check.error(f"not done within {limit:g} s; {trial.status()}")
+            failure = check.error(f"not done within {limit:g} s (`time_limit`); {trial.status()}")
         else:
             failure = check.error(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
@@ -196,12 +194,12 @@ async def _end(trial: Trial, check: Check, limit: float) -> ConformanceError | N
         return error
     except TimeoutError as error:
         if within.expired():
-            detail = f"not within {limit:g} s after {check.rule!r}; {trial.status()}"
+            detail = f"not within {limit:g} s (`time_limit`) after {check.rule!r}; {trial.status()}"
         else:
             detail = f"TimeoutError: {error}"
-        return ConformanceError("C4", "shutdown() ends", detail)
+        return ConformanceError("shutdown() ends", detail)
     except Exception as error:  # whatever a backend raises at its end is its fault
-        failure = ConformanceError("C4", "shutdown() ends", f"{type(error).__name__}: {error}")
+        failure = ConformanceError("shutdown() ends", f"{type(error).__name__}: {error}")
         failure.__cause__ = error
         return failure
     return None

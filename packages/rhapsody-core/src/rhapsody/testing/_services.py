@@ -1,4 +1,4 @@
-"""Checks of services (C7.6): readiness, serving, stopping."""
+"""Checks of services: readiness, serving, stopping."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ class Services:
     """Executables that run until they are cancelled."""
 
     @check(
-        "C7.6",
         "a service without `ready` is reported running and goes on",
         SERVICES,
         STOPPABLE,
@@ -39,7 +38,7 @@ class Services:
         trial.require(CANCELED not in driver.history(service), "it ended by itself")
         await _stop(trial, driver, service)
 
-    @check("C7.6", "`ready='stdout:REGEX'` gives the group or the match", SERVICES, STOPPABLE)
+    @check("`ready='stdout:REGEX'` gives the group or the match", SERVICES, STOPPABLE)
     async def test_it_is_ready_when_its_output_says_so(self, trial: Trial) -> None:
         driver = await trial.driver()
         for ready, expected in ((r"stdout:port (\d+)", "4711"), ("stdout:po.t 4", "port 4")):
@@ -47,7 +46,7 @@ class Services:
             await _serve(trial, driver, service, expected)
             await _stop(trial, driver, service)
 
-    @check("C7.6", "`ready='file:NAME'` gives the path", SERVICES, SHARED, STOPPABLE)
+    @check("`ready='file:NAME'` gives the path", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_ready_when_a_file_is_there(self, trial: Trial) -> None:
         driver = await trial.driver()
         service = driver.service(
@@ -62,7 +61,7 @@ class Services:
         )
         await _stop(trial, driver, service)
 
-    @check("C7.6", "`ready='tcp:PORT'` gives host and port", SERVICES, SHARED, STOPPABLE)
+    @check("`ready='tcp:PORT'` gives host and port", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_ready_when_it_listens(self, trial: Trial) -> None:
         driver = await trial.driver()
         with socket.socket() as probe:
@@ -78,7 +77,7 @@ class Services:
         await _connect(value)
         await _stop(trial, driver, service)
 
-    @check("C7.6", "`ready='tcp:PORT'` is refused where something listens", SERVICES, SHARED)
+    @check("`ready='tcp:PORT'` is refused where something listens", SERVICES, SHARED)
     async def test_a_port_in_use_is_refused(self, trial: Trial) -> None:
         driver = await trial.driver()
         with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -93,7 +92,6 @@ class Services:
             trial.require("ready='tcp'" in str(end.error), f"no cure in {end.error!r}")
 
     @check(
-        "C7.6",
         "`ready='tcp'` gives the service a free port, or is a CapabilityError",
         SERVICES,
         SHARED,
@@ -115,7 +113,7 @@ class Services:
         await _connect(value)
         await _stop(trial, driver, service)
 
-    @check("C7.6", "a callable `ready` gives its value once it returns", SERVICES, STOPPABLE)
+    @check("a callable `ready` gives its value once it returns", SERVICES, STOPPABLE)
     async def test_it_is_ready_when_a_callable_says_so(self, trial: Trial) -> None:
         driver = await trial.driver()
         gate = threading.Event()
@@ -133,7 +131,7 @@ class Services:
             await _serve(trial, driver, service, ("up", True))
             await _stop(trial, driver, service)
 
-    @check("C7.6", "it is not said to be ready before it is", SERVICES, SHARED, STOPPABLE)
+    @check("it is not said to be ready before it is", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_not_ready_too_early(self, trial: Trial) -> None:
         driver = await trial.driver()
         gate = trial.work_dir / "gate"
@@ -147,7 +145,7 @@ class Services:
         await ready
         await _stop(trial, driver, service)
 
-    @check("C7.6", "a service that ends before it is ready fails", SERVICES)
+    @check("a service that ends before it is ready fails", SERVICES)
     async def test_a_service_that_ends_too_early_fails(self, trial: Trial) -> None:
         driver = await trial.driver()
         service = driver.service("echo broken >&2; exit 3", ready="stdout:never")
@@ -161,7 +159,7 @@ class Services:
         trial.require(value is None, f"its readiness is {value!r}")
         trial.require(end.state is FAILED, f"{end}")
 
-    @check("C7.6", "a service that ends later is reported, once", SERVICES, SHARED)
+    @check("a service that ends later is reported, once", SERVICES, SHARED)
     async def test_a_service_that_ends_later_is_reported(self, trial: Trial) -> None:
         driver = await trial.driver()
         gate = trial.work_dir / "gate"
@@ -172,7 +170,7 @@ class Services:
         end = await driver.finished(service)
         trial.require(end.state is FAILED and end.exit_code == 3, f"{end}")
 
-    @check("C7.6", "a service that is stopped is really stopped", SERVICES, SHARED, STOPPABLE)
+    @check("a service that is stopped is really stopped", SERVICES, SHARED, STOPPABLE)
     async def test_a_stopped_service_does_nothing_more(self, trial: Trial) -> None:
         driver = await trial.driver()
         service = Ticking(trial, driver, "service")
@@ -181,7 +179,7 @@ class Services:
         await _stop(trial, driver, service.task)
         trial.require(await service.is_still(), "its processes go on after the terminal state")
 
-    @check("C7.6", "a function can be a service", FUNCTION_SERVICES, SHARED)
+    @check("a function can be a service", FUNCTION_SERVICES, SHARED)
     async def test_a_function_can_be_a_service(self, trial: Trial) -> None:
         driver = await trial.driver()
         service = Ticking(trial, driver, "function_service")

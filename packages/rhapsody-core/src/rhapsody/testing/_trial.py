@@ -252,12 +252,10 @@ class Trial:
                 raise ConformanceError(*fault)
         for stranger in self._strangers():
             raise ConformanceError(
-                "C4", "the callback names tasks that were submitted", f"{stranger!r} was not"
+                "the callback names tasks that were submitted", f"{stranger!r} was not"
             )
         if self._unseen:
-            raise ConformanceError(
-                "C4", "nothing fails unseen on the loop", " | ".join(self._unseen[:3])
-            )
+            raise ConformanceError("nothing fails unseen on the loop", " | ".join(self._unseen[:3]))
 
     def _note_unseen(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error = context.get("exception")

@@ -15,8 +15,10 @@ from rhapsody.testing._clock import Gap, Heartbeat
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._machine import (
     Holdings,
+    Leftover,
     end_processes,
     left_behind,
+    listed,
     marked,
     memory_in_use,
 )
@@ -30,20 +32,21 @@ from rhapsody.testing._trial import Trial, state_of
 class Upkeep:
     """The loop, and what a backend holds."""
 
-    @check("C4", "the loop is not held up by start and shutdown", dry=True, times=3)
+    @check("the loop is not held up by start and shutdown", dry=True, times=3)
     async def test_the_loop_is_not_held_up_by_start_and_shutdown(self, trial: Trial) -> None:
         async def live(count: int) -> Gap:
             return (await _lives(trial, count))[count - 1].gap
 
         await _require_free_loop(trial, live, "start, first tasks and shutdown")
 
-    @check("C4", "shutdown leaves no process, thread, task or file behind", dry=True, times=2)
+    @check("shutdown leaves no process, thread, task or file behind", dry=True, times=2)
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
         for count in (1, 2):
-            left = [text for life in await _lives(trial, count) for text in life.left]
-            trial.require(not left, f"left behind: {', '.join(left)}")
+            left = [each for life in await _lives(trial, count) for each in life.left]
+            if left:
+                raise trial.check.error(f"left behind: {listed(left)}")
 
-    @check("C4", "an idle backend is shut down within `shutdown_limit`", dry=True, times=2)
+    @check("an idle backend is shut down within `shutdown_limit`", dry=True, times=2)
     async def test_shutdown_does_not_take_long(self, trial: Trial) -> None:
         limit = trial.kit.shutdown_limit
         for count in (1, 2):
@@ -52,15 +55,16 @@ class Upkeep:
                 return
         trial.require(
             False,
-            f"it took {min(took):.2f} s, longer than {limit:g} s, in the better of two tries",
+            f"it took {min(took):.2f} s, longer than the {limit:g} s of `shutdown_limit`, in the "
+            "better of two tries",
         )
 
-    @check("C7.17", "nothing is written into the current directory", dry=True)
+    @check("nothing is written into the current directory", dry=True)
     async def test_the_current_directory_is_left_alone(self, trial: Trial) -> None:
         written = [name for life in await _lives(trial, 1) for name in life.written]
         trial.require(not written, f"it left {sorted(written)} in {os.getcwd()}")
 
-    @check("C4", "a backend changes nothing of the program that uses it", dry=True, times=3)
+    @check("a backend changes nothing of the program that uses it", dry=True, times=3)
     async def test_it_changes_nothing_of_the_program(self, trial: Trial) -> None:
         """Compares the program before, during and after the life of a backend.
 
@@ -84,15 +88,13 @@ class Upkeep:
         found = await changes(subject, trial.clock, in_new=kit.stands_alone)
         trial.require(not found, "; ".join(found))
 
-    @check("C4", "nothing grows over start and stop cycles", dry=True, times=4)
+    @check("nothing grows over start and stop cycles", dry=True, times=4)
     async def test_nothing_grows_over_cycles(self, trial: Trial) -> None:
         lives = await _lives(trial, trial.kit.cycles)
         # What is made once per process comes in the first cycles.
         settled, last = lives[min(2, max(0, len(lives) - 2))], lives[-1]
         left = last.held.since(settled.held, trial.kit.leaves_behind)
-        trial.require(
-            not left, f"after {len(lives)} cycles there are also {', '.join(map(str, left))}"
-        )
+        trial.require(not left, lambda: f"after {len(lives)} cycles there are also {listed(left)}")
         await trial.clock.elapse(trial.kit.settle)  # what is on its way through the loop
         gc.collect()
         alive = sum(life.backend() is not None for life in lives)
@@ -102,10 +104,11 @@ class Upkeep:
         grown = last.memory - settled.memory
         trial.require(
             grown <= trial.kit.memory_growth,
-            f"the process grew by {grown} bytes, more than {trial.kit.memory_growth}",
+            f"the process grew by {grown} bytes, more than the {trial.kit.memory_growth} of "
+            "`memory_growth`",
         )
 
-    @check("C4", "shutdown with work in flight ends all of it, each task once", SHARED, times=2)
+    @check("shutdown with work in flight ends all of it, each task once", SHARED, times=2)
     async def test_shutdown_ends_work_in_flight(self, trial: Trial) -> None:
         with marked() as mark:
             before = Holdings.now(mark)
@@ -144,9 +147,9 @@ class Upkeep:
                 mark=mark,
             )
             end_processes(left)
-        trial.require(not left, f"left behind: {', '.join(map(str, left))}")
+        trial.require(not left, lambda: f"left behind: {listed(left)}")
 
-    @check("C4", "the loop is not held up by submitting and running", times=3)
+    @check("the loop is not held up by submitting and running", times=3)
     async def test_the_loop_is_not_held_up_by_tasks(self, trial: Trial) -> None:
         driver = await trial.driver()
         kinds = trial.kinds()
@@ -179,7 +182,7 @@ class Life:
     backend: weakref.ref[Any]
     gap: Gap
     shutdown: float
-    left: tuple[str, ...]
+    left: tuple[Leftover, ...]
     written: tuple[str, ...]
     held: Holdings
     memory: int
@@ -211,7 +214,7 @@ async def _seen(trial: Trial, *, files: bool) -> Life:
         backend=backend,
         gap=heartbeat.worst,
         shutdown=shutdown,
-        left=tuple(map(str, left)),
+        left=tuple(left),
         written=written,
         held=Holdings.now(),
         memory=memory_in_use(),
@@ -262,8 +265,8 @@ async def _require_free_loop(
             held.append(gap.counted)
         if len(held) == _TRIES:
             raise trial.check.error(
-                f"{what} held the loop up for {min(held):.2f} s, longer than {most:g} s, "
-                f"in each of {_TRIES} tries"
+                f"{what} held the loop up for {min(held):.2f} s, longer than the {most:g} s of "
+                f"`loop_gap`, in each of {_TRIES} tries"
             )
 
 

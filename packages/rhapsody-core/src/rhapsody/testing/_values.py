@@ -1,4 +1,4 @@
-"""Checks of what goes in and comes out of functions (C5, C7.4): size, pickling, ownership."""
+"""Checks of what goes in and comes out of functions: size, pickling, ownership."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rhapsody.testing._work import (
 class Values:
     """Arguments and results, big, nested, and such as cannot travel."""
 
-    @check("C7.4", "a big argument and a big result come through whole", SYNC, times=2)
+    @check("a big argument and a big result come through whole", SYNC, times=2)
     async def test_big_arguments_and_results_come_through(self, trial: Trial) -> None:
         driver = await trial.driver()
         size = trial.kit.big_bytes
@@ -37,7 +37,7 @@ class Values:
             lambda: f"a result of {size} bytes came back as {end}",
         )
 
-    @check("C7.4", "nested and unusual values come through equal", SYNC)
+    @check("nested and unusual values come through equal", SYNC)
     async def test_nested_values_come_through(self, trial: Trial) -> None:
         driver = await trial.driver()
         values: list[Any] = [
@@ -50,7 +50,7 @@ class Values:
             end = await driver.run_one(driver.call(echo, value))
             trial.require(end.state is DONE and end.value == value, f"{value!r}: {end}")
 
-    @check("C5", "arguments are not changed by the backend", FUNCTIONS)
+    @check("arguments are not changed by the backend", FUNCTIONS)
     async def test_arguments_are_left_as_they_were(self, trial: Trial) -> None:
         driver = await trial.driver()
         sync = trial.capabilities.sync_functions
@@ -72,7 +72,7 @@ class Values:
         )
         trial.require(end.value == repr(before), f"the function saw {end.value}, not {before}")
 
-    @check("C7.4", "a function that changes its argument gets the whole of it", SYNC)
+    @check("a function that changes its argument gets the whole of it", SYNC)
     async def test_a_function_may_change_its_own_arguments(self, trial: Trial) -> None:
         driver = await trial.driver()
 
@@ -85,7 +85,7 @@ class Values:
         ends = await driver.run(*(driver.call(empty, [1, 2, 3]) for _ in range(5)))
         trial.require(all(end.value == 6 for end in ends), f"{[*map(str, ends)]}")
 
-    @check("C4", "an argument that cannot be pickled fails its task alone, or is no problem", SYNC)
+    @check("an argument that cannot be pickled fails its task alone, or is no problem", SYNC)
     async def test_an_unpicklable_argument_fails_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
         bad = driver.call(lambda lock: type(lock).__name__, threading.Lock())
@@ -96,7 +96,7 @@ class Values:
             f"it did not run and has no exception: {second}",
         )
 
-    @check("C4", "a coroutine's unpicklable argument fails alone, or is no problem", ASYNC)
+    @check("a coroutine's unpicklable argument fails alone, or is no problem", ASYNC)
     async def test_an_asynchronous_unpicklable_argument_fails_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
 
@@ -110,7 +110,7 @@ class Values:
         trial.require(first.value == 2 and third.value == 3, f"neighbours: {first}; {third}")
         trial.require(second.state is DONE or second.error is not None, f"{second}")
 
-    @check("C4", "a result that cannot be pickled fails its task alone, or is no problem", SYNC)
+    @check("a result that cannot be pickled fails its task alone, or is no problem", SYNC)
     async def test_an_unpicklable_result_fails_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
         tasks = [driver.call(add, 1), driver.call(make_lock), driver.call(add, 2)]
@@ -121,9 +121,7 @@ class Values:
             f"neither the result nor an exception: {second}",
         )
 
-    @check(
-        "C7.10", "an exception that cannot be unpickled still fails its task, and says why", SYNC
-    )
+    @check("an exception that cannot be unpickled still fails its task, and says why", SYNC)
     async def test_an_unpicklable_exception_still_says_why(self, trial: Trial) -> None:
         driver = await trial.driver()
         trial.doing("waiting for a task whose exception cannot be pickled")
