@@ -22,9 +22,10 @@ from collections.abc import Iterable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
-from rhapsody.journal.program import Program, file_of, spec_of
+from rhapsody.journal.program import Program
 from rhapsody.journal.syntax import names_in
 from rhapsody.journal.values import NoDigestError, Values
+from rhapsody.sdk._origins import file_of, spec_of
 
 MISSING: object = object()
 """Stands for the value of a global that is not set."""

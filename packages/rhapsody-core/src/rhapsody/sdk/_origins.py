@@ -1,0 +1,79 @@
+"""Origin of modules: the program's own, an installed distribution, or Python itself."""
+
+from __future__ import annotations
+
+import functools
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable
+from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
+from typing import Any, TypeGuard
+
+_distributions = functools.cache(metadata.packages_distributions)
+
+real_path = functools.lru_cache(maxsize=None)(os.path.realpath)
+
+
+class Origins:
+    """Origin of modules by the places of their files."""
+
+    def __init__(self) -> None:
+        paths = sysconfig.get_paths()
+        places = [paths["purelib"], paths["platlib"], *site.getsitepackages()]
+        self._places = _below([*places, site.getusersitepackages()])
+        self._standard = _below([paths["stdlib"], paths["platstdlib"]])
+        self._ours = _below([os.path.dirname(os.path.dirname(__file__))])
+        self._versions: dict[str, tuple[str, str] | None] = {}
+
+    def own(self, file: object) -> TypeGuard[str]:
+        """Whether a module's file is the user's own: its source counts, and not its version."""
+        if not isinstance(file, str):
+            return False
+        if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
+            return not file.startswith("<frozen")
+        path = real_path(file) + os.sep
+        return not (self._installed(path) or path.startswith((*self._standard, *self._ours)))
+
+    def version(self, module: str, file: object) -> tuple[str, str] | None:
+        """The distribution that an installed module is from, and its version; none for others."""
+        if not isinstance(file, str) or not self._installed(real_path(file)):
+            return None
+        name = module.partition(".")[0]
+        if name not in self._versions:
+            self._versions[name] = _version(name)
+        return self._versions[name]
+
+    def _installed(self, path: str) -> bool:
+        """Whether a file is where packages are installed, also those of another environment."""
+        return path.startswith(self._places) or "/site-packages/" in path
+
+
+def _below(places: Iterable[str]) -> tuple[str, ...]:
+    return tuple({real_path(place) + os.sep for place in places})
+
+
+def _version(name: str) -> tuple[str, str] | None:
+    try:
+        return name, metadata.version(name)
+    except metadata.PackageNotFoundError:  # several may share a name, as `google`
+        found = sorted(set(_distributions().get(name, ())))
+        versions = [f"{each} {metadata.version(each)}" for each in found]
+        return (name, ", ".join(versions)) if found else None
+
+
+def file_of(module: Any) -> str | None:
+    """The file of a module that is called so; `<text>` for one that was made of a text."""
+    found = sys.modules.get(module)
+    file = getattr(found, "__file__", None)
+    if isinstance(file, str):
+        return file
+    return "<text>" if getattr(found, "__spec__", None) is None else None
+
+
+def spec_of(name: str, path: Any) -> ModuleSpec | None:
+    """Where a module is from that need not be imported yet; nothing is imported for it."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return spec if isinstance(spec, ModuleSpec) else PathFinder.find_spec(name, path)
