@@ -18,7 +18,11 @@ from pathlib import Path
 import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine
+from rhapsody.data import SavedFile
 from rhapsody.observers import progress
+from rhapsody.observers.account import account
+from rhapsody.observers.counts import Counts, Row
+from rhapsody.plugins.reports import Stats, Summary
 from tests.core.scripted import Inline, Scripted, within
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -206,6 +210,24 @@ def test_the_account_shows_standard_output_where_there_is_nothing_else_and_the_a
     _, error, said, *_ = done.stderr.splitlines()
     assert error.startswith("  solve() (task.000001), attempt 2: ended with exit code 3: ")
     assert said == "    no convergence"
+
+
+def test_the_account_names_stale_results_and_a_large_disk_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    counts = Counts()
+    counts.rows["make"] = Row()
+    files = [SavedFile(tmp_path / f"{n}.txt", "make", f"task.{n:06d}") for n in range(22)]
+    directory = tmp_path / ".rhapsody/20261121T041233-program-7f3a/engine.12345678"
+    summary = Summary("engine", Stats(), 1.0, stale=tuple(files), disk_use=3 * 10**9)
+    lines = account(summary, counts, directory)
+    assert lines[0] == "stale, of an earlier run (22):"
+    assert "(make, task.000019)" in lines[20]
+    assert lines[21:-1] == [
+        "  ... and 2 more",
+        "3.0 GB in .rhapsody: rhapsody clean removes what ended runs have left",
+    ]
 
 
 def test_of_a_chain_that_fails_the_traceback_shows_the_failure_and_the_end(run: Run) -> None:

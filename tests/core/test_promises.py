@@ -22,7 +22,7 @@ from rhapsody import (
     WorkflowEngine,
 )
 from tests.core.saving import writer
-from tests.core.scripted import within
+from tests.core.scripted import outcome, within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
 
@@ -236,3 +236,32 @@ async def test_a_dry_run_knows_the_dependencies(flow: WorkflowEngine) -> None:
         await made
         reader(dry)(made.file("a.txt"))
     assert [call[2] for call in dry.graph] == [(), (made.uid,), (made.uid,)]
+
+
+async def test_results_that_this_run_was_to_make_and_has_not_are_stale(here: Path) -> None:
+    (here / "results").mkdir()
+    for name in ("failed", "skipped", "made", "cancelled"):
+        (here / f"results/{name}").write_text("of an earlier run")
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def run(command: str, *files: Any) -> str:
+            return command
+
+        failed = run("false", OutputFile("results/failed"), OutputFile("results/not-there"))
+        skipped = run("true", InputFile("results/failed"), OutputFile("results/skipped"))
+        made = run("echo > made", OutputFile("results/made"))
+        cancelled = run("sleep 60", OutputFile("results/cancelled"))
+        cancelled.cancel()
+        await within(made)
+        for future in (failed, skipped):
+            await outcome(future)
+    assert flow.summary is not None
+    assert [(file.path.name, file.uid) for file in flow.summary.stale] == [
+        ("failed", failed.uid),
+        ("skipped", skipped.uid),
+        ("cancelled", cancelled.uid),
+    ]
+    assert {file.path for file in flow.summary.stale} == {
+        here / f"results/{name}" for name in ("failed", "skipped", "cancelled")
+    }

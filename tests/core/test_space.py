@@ -15,7 +15,7 @@ import pytest
 from rhapsody import OutputFile, TaskFailedError, WorkflowEngine
 from rhapsody.errors import JournalError
 from rhapsody.journal.plugin import Journal
-from rhapsody.staging.space import full_disk, mount_of
+from rhapsody.staging.space import disk_use, full_disk, mount_of
 from tests.core.scripted import within
 
 
@@ -120,3 +120,16 @@ def test_the_mount_point_of_a_path_is_found(tmp_path: Path) -> None:
     point = mount_of(str(tmp_path / "not" / "there"))
     assert os.path.ismount(point)
     assert os.stat(point).st_dev == os.stat(tmp_path).st_dev
+
+
+@pytest.mark.asyncio
+async def test_what_runs_take_on_the_disk_is_in_the_summary(here: Path) -> None:
+    async with WorkflowEngine.create() as flow:
+        await flow.executable_task(lambda out: f"truncate -s 2G {out}")(OutputFile("big"))
+    assert flow.summary is not None
+    assert flow.summary.disk_use > 2 * 1024**3
+    async with WorkflowEngine.create() as flow:
+        pass
+    assert flow.summary is not None
+    assert flow.summary.disk_use == 0
+    assert disk_use(here / "nowhere") == 0

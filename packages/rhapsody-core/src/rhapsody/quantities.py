@@ -90,3 +90,11 @@ def _seconds_in(argument: str, text: str) -> float:
         f"{argument} must be seconds or text such as '90 s', '3 min' or '1h30m' (units: w, d, "
         f"h, min, s, ms), got {text!r}"
     )
+
+
+def size_text(size: float) -> str:
+    """Return a size in bytes for people, in powers of 1000."""
+    number, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.{0 if units[0] == 'B' else 1}f} {units[0]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rhapsody.cli.output import DONE, FAILED, UsageError, complain, say
-from rhapsody.quantities import seconds
+from rhapsody.quantities import seconds, size_text
 
 if TYPE_CHECKING:
     from rhapsody.staging.cleaning import LeftRun
@@ -146,11 +146,3 @@ def age(text: str) -> float:
         return seconds("--older", text, zero=True)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def size_text(size: float) -> str:
-    """A size in bytes for people, in powers of 1000."""
-    number, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number, units = number / 1000, units[1:]
-    return f"{number:.{0 if units[0] == 'B' else 1}f} {units[0]}"

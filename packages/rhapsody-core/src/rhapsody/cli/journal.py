@@ -7,9 +7,10 @@ import os
 import time
 from pathlib import Path
 
-from rhapsody.cli.clean import age, base_of, size_text
+from rhapsody.cli.clean import age, base_of
 from rhapsody.cli.output import DONE, FAILED, UsageError, complain, say, table
 from rhapsody.errors import JournalError
+from rhapsody.quantities import size_text
 
 HELP = "show what is kept of runs to be taken up"
 

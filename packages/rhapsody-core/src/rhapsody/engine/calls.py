@@ -46,6 +46,7 @@ class Calls:
         keep: Whether calls are kept, for a dry run's graph.
 
     Attributes:
+        promises: Which call makes which file.
         made: The calls: each one's uid, name and the uids that it depends on.
         failure: Why the engine itself has failed.
     """
@@ -68,7 +69,7 @@ class Calls:
         self._backends = backends
         self._here = here
         self._numbers = {"task": 0, "block": 0}
-        self._promises = Promises(results_dir)
+        self.promises: Promises = Promises(results_dir)
         self._keep = keep
         self.unawaited: Callable[[TaskFuture[Any]], None] = tally.add
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
@@ -118,7 +119,7 @@ class Calls:
             dependencies = tuple(dict.fromkeys((*(found.futures if found else ()), *after)))
             if found is not None and found.inputs and task.prefix == "task":
                 if producers is None:
-                    producers = self._promises.producers(found.inputs, dependencies)
+                    producers = self.promises.producers(found.inputs, dependencies)
                 found.producers = producers
                 dependencies = tuple(dict.fromkeys((*dependencies, *producers.values())))
             self._check_dependencies(task, dependencies, parent)
@@ -147,7 +148,7 @@ class Calls:
         if task.prefix == "block":
             node.more().context = contextvars.copy_context()
         elif found is not None and found.outputs and not again:
-            self._promises.promise(future, found.outputs)
+            self.promises.promise(future, found.outputs)
         if self._keep:
             self.made.append((future.uid, task.name, dependency_uids(dependencies)))
         machine.add(node, parent)

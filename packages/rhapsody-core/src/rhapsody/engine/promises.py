@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rhapsody.data import InputFile, Output, OutputDir
+from rhapsody.data import InputFile, Output, OutputDir, SavedFile
 from rhapsody.task import TaskFuture
 
 Producer = TaskFuture[Any]
@@ -66,6 +66,20 @@ class Promises:
         for name, place in future._promised.items():
             if self._latest.get(place or name) is future:
                 self._latest[place or name] = stub
+
+    def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
+        """Return the files at the places of what calls promised and have not made.
+
+        Args:
+            saved: What this run has saved.
+        """
+        fresh = {str(file.path) for file in saved}
+        found = []
+        for place, future in self._latest.items():
+            failed = future.cancelled() or (future.done() and future._exception is not None)
+            if failed and os.path.isabs(place) and os.path.lexists(place) and place not in fresh:
+                found.append(SavedFile(Path(place), future.name, future.uid))
+        return found
 
     def producers(
         self, inputs: Iterable[InputFile], dependencies: Iterable[asyncio.Future[Any]]

@@ -459,6 +459,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             unawaited=shell.tally.total,
             backends=accounts(self.backends, log),
             results=self.results,
+            stale=tuple(shell.calls.promises.stale(self.results)),
+            disk_use=shell.stager.disk_use,
             cut_short=shell.cut_short,
             held_back=shell.held_back,
         )

@@ -11,10 +11,14 @@ from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import SavedFile
 from rhapsody.observers.counts import Counts, Failure
 from rhapsody.plugins.reports import Summary
+from rhapsody.quantities import size_text
 from rhapsody.staging.runs import BASE
 
 LISTED = 20
 """How many results are listed."""
+
+MUCH = 10**9
+"""From how many bytes on the disk that runs take is shown."""
 
 PRINTED = 3
 """How many lines of an error are shown after the first, or else of standard output; the last."""
@@ -31,6 +35,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     if not counts.rows:
         return []
     lines = results_of(summary.results, directory)
+    lines += _stale(summary.stale)
     failures = counts.failures
     if failures:
         more = counts.all.failed - len(failures)
@@ -40,6 +45,10 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
         lines.append(f"the run's files: {shown(run)}")
+    if summary.disk_use > MUCH:
+        base = run.parent if run is not directory else directory
+        hint = ": rhapsody clean removes what ended runs have left" if base.name == BASE else ""
+        lines.append(f"{size_text(summary.disk_use)} in {shown(base)}{hint}")
     how = numbers(counts, summary.stats.retried, summary.stats.recorded)
     return [*lines, f"rhapsody: {how} in {duration(summary.seconds)}"]
 
@@ -120,6 +129,16 @@ def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
         slash = "/" * file.path.is_dir()
         lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
     more = len(results) - LISTED
+    return lines + [f"  ... and {more} more"] * (more > 0)
+
+
+def _stale(files: Sequence[SavedFile]) -> list[str]:
+    """Return the lines about results that are not of this run."""
+    if not files:
+        return []
+    lines = [f"stale, of an earlier run ({len(files)}):"]
+    lines += [f"  {shown(file.path)}  ({file.task}, {file.uid})" for file in files[:LISTED]]
+    more = len(files) - LISTED
     return lines + [f"  ... and {more} more"] * (more > 0)
 
 

@@ -28,6 +28,7 @@ from rhapsody.staging.places import Target
 from rhapsody.staging.resolved import InputPlace, Resolved, as_source, left_by
 from rhapsody.staging.results import Put, Results, copy_of
 from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
+from rhapsody.staging.space import disk_use
 from rhapsody.staging.work_dir import WorkDir
 from rhapsody.task import Outcome, TaskDescription
 
@@ -67,6 +68,11 @@ class Stager:
         fetch_limit: Bytes, or text such as `"2 GiB"`, that a fetched file may
             have; without it `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
 
+    Attributes:
+        results: Files that tasks made and that stay.
+        disk_use: After `close`, how many bytes are in the directory of the runs; 0 where this
+            engine has left nothing there.
+
     Raises:
         ValueError: An argument, or an environment variable named above, is not
             what it must be; or another engine uses the uid.
@@ -102,6 +108,7 @@ class Stager:
         self._cache_stays = keep == "all"
         self._claim: Claim | None = None
         self._taken: frozenset[str] = frozenset()
+        self.disk_use: int = 0
         if uid is not None:
             self._claim_uid(uid)
 
@@ -517,6 +524,8 @@ class Stager:
         if self._claim is not None:
             self._claim.release()
         await in_thread(partial(self._place.close, self.results.saved), or_here=True)
+        if self._place.settled and self.work_dir.exists():
+            self.disk_use = await in_thread(partial(disk_use, self._place.base), or_here=True)
 
     def leave(self) -> None:
         """Says that the engine has ended, see `WorkDir.leave`."""

@@ -1,6 +1,6 @@
-"""What has run out, for the words of a failure: space, descriptors, processes.
+"""What is used up: space, descriptors, processes.
 
-Only looked at when a task failed.
+Looked at for the words of a failure, and once at the end of a run.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import resource
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,18 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
             if _is_full(path):
                 return f"no space left on device: {mount_of(path)} is full"
     return None
+
+
+def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
+    """Return the bytes of the files in a directory; of those found within some seconds."""
+    size, end = 0, time.monotonic() + seconds
+    for place, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # removed meanwhile
+                size += os.lstat(os.path.join(place, name)).st_size
+        if time.monotonic() > end:
+            break
+    return size
 
 
 def used_up(error: BaseException, *, program: bool) -> str | None:

@@ -21,11 +21,13 @@ class WorkDir:
         in_run: The engine's uid, where it works in a directory of that name in the run's.
 
     Attributes:
+        base: The directory of all runs, where it is in one; otherwise the same as `path`.
         path: Where it is; may change until `settle` is called.
     """
 
     def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
-        self.path: Path = Path(os.path.abspath(place))
+        self.base: Path = Path(os.path.abspath(place))
+        self.path: Path = self.base
         self._run = None
         self._used: dict[Path, Callable[[], object]] = {}
         if in_run is not None:
