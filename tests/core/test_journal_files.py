@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, OutputDir, OutputFile, TaskFailedError, WorkflowEngine
+from rhapsody import DataError, InputFile, OutputDir, OutputFile, TaskFailedError, WorkflowEngine
 from rhapsody.journal.plugin import Journal
 from rhapsody.plugins.specs import Record
 from tests.core.journal_keys import described
@@ -215,6 +216,40 @@ async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: P
     second = await broken_off(program("2"), resume=True)
     assert await broken_off(program("2")) == second
     assert len(drawn) == 6
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("seen", ["by a reader", "as a result"])
+async def test_no_two_tasks_see_different_versions_of_a_file_that_was_made_again(
+    here: Path, cached: bool, seen: str
+) -> None:
+    def program(*words: str) -> Program:
+        async def use(flow: WorkflowEngine) -> list[str]:
+            run = command(flow, here)
+            tee = "| tee made.txt" if seen == "as a result" else "> made.txt"
+            random = f"head -c 9 /dev/urandom | od -A n -t x1 {tee}"
+            made = run("make", random, OutputFile("made.txt"))
+            found = [await made] if seen == "as a result" else []
+            for word in words:
+                read = run if word == "first" else run.options(cache=cached)
+                shown = read(word, f"cat made.txt; : {word}", InputFile("made.txt"))
+                found.append(await shown)
+            return found
+
+        return use
+
+    words = ["first", "second"] if seen == "by a reader" else ["second"]
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(*words[:-1])(flow)
+    for path in (here / ".rhapsody").rglob("made.txt"):
+        path.unlink()
+    reused = "task 'run' (task.000002)" if len(words) == 2 else "its former result"
+    with pytest.raises(DataError, match=f"'run' made 'made.txt' again.*{re.escape(reused)}"):
+        async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+            await program(*words)(flow)
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        found = await program(*words)(flow)
+    assert len(set(found)) == 1
 
 
 async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:

@@ -22,7 +22,7 @@ class Outcome:
         keeper: Whatever must stay alive while the sandbox is needed.
         matches: Which of the files match each pattern that it declared.
         paths: Where the files are that an earlier run left; those of others are in the sandbox.
-        make_again: Makes those of an earlier run that are gone.
+        make_again: Makes those of an earlier run that are gone, for the task with a uid.
     """
 
     uid: str
@@ -35,7 +35,7 @@ class Outcome:
     keeper: object = None
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
-    make_again: Callable[[Outcome], Awaitable[None]] | None = None
+    make_again: Callable[[Outcome, str], Awaitable[None]] | None = None
 
     def path_of(self, name: str) -> str:
         """Where a file or directory is that the attempt made."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -69,6 +69,7 @@ class Extra:
         "in_wait",
         "limits",
         "losses",
+        "made_for",
         "makes_again",
         "resolved",
         "restarts",
@@ -95,6 +96,7 @@ class Extra:
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
+        self.made_for: Set[str] = frozenset()  # the readers of the files that it makes again
         self.makes_again: str | None = None  # the attempt that was found, and files of it are gone
         self.resolved: Resolved | None = None  # where its input files are
         self.restarts: int = 0  # how often a service was started again after it was ready

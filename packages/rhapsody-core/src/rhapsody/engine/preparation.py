@@ -426,9 +426,12 @@ class Preparation:
             self._resume(node, backend)
 
     async def _make_again(self, node: Node, backend: Attached, gone: Sequence[Outcome]) -> None:
-        """Has files made that the node reads, and that an earlier run made and are gone."""
+        """Make the missing files of an earlier run again that the node reads."""
+        reader = node.more().makes_again or node.uid
         try:
-            await asyncio.gather(*(each.make_again(each) for each in gone if each.make_again))
+            await asyncio.gather(
+                *(each.make_again(each, reader) for each in gone if each.make_again)
+            )
         except Exception as error:  # of the tasks that make them: this one fails alone
             self._machine.refuse(node, error)
         else:

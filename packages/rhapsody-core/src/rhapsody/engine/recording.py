@@ -196,6 +196,7 @@ class Recording:
             outcome.exit_code,
             node.texts(),
             None if node.extra is None else node.extra.makes_again,
+            () if node.extra is None else tuple(node.extra.made_for),
         )
 
     def _files(self, node: Node) -> TaskFiles | None:
@@ -260,11 +261,12 @@ class Recording:
         self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
         # None waits for another plugin's, which may hang.
+        refused: dict[Node, BaseException] = {}
         others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:
             for hook, result in [*pending[:1], *others]:
                 try:
-                    await result
+                    answers = await result
                 except (Exception, asyncio.CancelledError) as error:
                     fault: BaseException = error
                     if asked_to_stop():
@@ -272,9 +274,23 @@ class Recording:
                             other.cancel()
                         fault = TimeoutError("the engine ends, and results are not recorded yet")
                     self._hooks.report(hook, fault)
+                else:
+                    refused |= _refused(batch, answers)
         finally:  # a plugin's fault takes no result away
             for node, value in batch:
-                self._machine.reveal(node, value)
+                if node in refused:
+                    self._machine.fail(node, refused[node])
+                else:
+                    self._machine.reveal(node, value)
+
+
+def _refused(batch: list[tuple[Node, Any]], answers: object) -> dict[Node, BaseException]:
+    """Return the nodes that a plugin lets fail, with the errors that it gave."""
+    recorded = [node for node, _ in batch if node.description is not None]
+    if not isinstance(answers, Sequence) or len(answers) != len(recorded):
+        return {}
+    pairs = zip(recorded, answers, strict=True)
+    return {node: answer for node, answer in pairs if isinstance(answer, Exception)}
 
 
 def _answers(results: object, number: int) -> bool:

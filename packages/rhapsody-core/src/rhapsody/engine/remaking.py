@@ -31,22 +31,26 @@ class MakingAgain:
         self._attempt = node.uid
         self._name = node.named()
         self._made: TaskFuture[object] | None = None
+        self._readers: set[str] = set()
 
-    async def __call__(self, outcome: Outcome) -> None:
-        """Makes the files, or waits until they are made.
+    async def __call__(self, outcome: Outcome, reader: str) -> None:
+        """Make the files, or wait until they are made.
 
         Args:
             outcome: What is left of the call, which holds this; says then where the files are.
+            reader: The uid of the task that reads them; of one that is made again itself, the uid
+                of the call whose result was found.
 
         Raises:
             Exception: What the task raises.
         """
+        self._readers.add(reader)
         if self._made is None:
             log.info("%s runs again: files of it are gone, and are read", self._name)
             self._made = self._call()
             node = self._made._node
             assert isinstance(node, Node)
-            node.more().makes_again = self._attempt
+            node.more().makes_again, node.more().made_for = self._attempt, self._readers
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
             for field in dataclasses.fields(Outcome):

@@ -67,15 +67,24 @@ class Outputs:
         }
         return json.dumps(noted)
 
-    @staticmethod
-    def are_alike(one: str | None, other: str | None) -> bool:
-        """Whether what is noted of two attempts are files with the same names and contents."""
-        if one is None or other is None:
-            return False
-        first, second = json.loads(one)["files"], json.loads(other)["files"]
-        return first.keys() == second.keys() and all(
-            first[name]["digest"] == second[name]["digest"] for name in first
-        )
+    def changed(self, former: str, made: str) -> dict[str, bytes]:
+        """Return where files were that an attempt made with other content than a former one.
+
+        Args:
+            former: What is noted of the former attempt.
+            made: What is noted of the attempt that made them again.
+
+        Returns:
+            The former paths, each with the digest of the file that takes its place.
+        """
+        before, now = json.loads(former)["files"], json.loads(made)["files"]
+        return {
+            self._path(file[kind]): bytes.fromhex(now[name]["digest"]) if name in now else b""
+            for name, file in before.items()
+            if before.keys() != now.keys() or file["digest"] != now[name]["digest"]
+            for kind in ("path", "place")
+            if kind in file
+        }
 
     def found(self, noted: str) -> TaskFiles | None:
         """What is there of a task's files.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import os
 import pickle
 import sqlite3
 import sys
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from rhapsody.errors import JournalError, describe_error
+from rhapsody.errors import DataError, JournalError, describe_error
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
 from rhapsody.journal.outputs import Outputs, has_files
@@ -86,6 +87,7 @@ class Journal:
         self._again = frozenset(again)
         self._calls: dict[str, _Call] = {}
         self._gone: dict[str, tuple[int, str]] = {}  # calls that were found without their files
+        self._readers: dict[str, dict[str, str]] = {}  # by input path: reused calls and their names
         self._numbers: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
         self._told: set[str] = set()
@@ -129,9 +131,11 @@ class Journal:
         return await self._on_thread(partial(self._find, tasks)) or [None] * len(tasks)
 
     @hookimpl
-    async def rhapsody_record_results(self, records: Sequence[Record]) -> None:
-        """Keeps results; they are seen when they are in the file."""
-        await self._on_thread(partial(self._keep, records))
+    async def rhapsody_record_results(
+        self, records: Sequence[Record]
+    ) -> Sequence[Exception | None] | None:
+        """Keep results; they are seen when they are in the file."""
+        return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """Does something on the journal's thread, unless the journal has failed."""
@@ -181,6 +185,9 @@ class Journal:
             self.names.add(name)
         elif self._store.reused:
             found, why = self._found(call, name, key, number, database)
+            if found is not None:
+                for path in task["inputs"].values():
+                    self._readers.setdefault(path or "", {})[call] = name
             if found is not None and not (found.files and found.files.gone):
                 return found
         self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
@@ -239,15 +246,24 @@ class Journal:
         self._gone[call] = recording, noted
         return found, "a file that it made is gone"
 
-    def _keep(self, records: Sequence[Record], database: sqlite3.Connection) -> None:
+    def _keep(
+        self, records: Sequence[Record], database: sqlite3.Connection
+    ) -> list[Exception | None] | None:
+        refused: dict[str, Exception] = {}
         kept: list[Recording] = []
         codes: dict[bytes, str] = {}
         with self._files.looking_once():  # all of these tasks have ended
             for record in records:
                 if record.makes_again is not None:
-                    self._made_again(record, _call(record.makes_again))
+                    error = self._made_again(record, _call(record.makes_again), database)
+                    if error is not None:
+                        refused[record.uid] = error
                     continue
-                call = self._calls.pop(_call(record.task["uid"]), None)
+                uid = _call(record.task["uid"])
+                if self._gone.pop(uid, None) is not None:  # it was not reused, as files are gone
+                    for path in record.inputs.values():
+                        self._readers.get(path or "", {}).pop(uid, None)
+                call = self._calls.pop(uid, None)
                 try:
                     recording = None if call is None else self._recording(record, call)
                 except sqlite3.Error:
@@ -262,16 +278,59 @@ class Journal:
         if kept:
             self._store.write(database, kept, codes, self._files.new)
             self._files.new.clear()
+        return [refused.get(record.uid) for record in records] if refused else None
 
-    def _made_again(self, record: Record, call: str) -> None:
-        """Notes files that were made again; others than before are good for this run alone."""
-        recording, former = self._gone.pop(call, (0, None))  # another plugin may have found it
+    def _made_again(
+        self, record: Record, call: str, database: sqlite3.Connection
+    ) -> DataError | None:
+        """Note files that were made again.
+
+        Others than before are used by this run alone, and only if no result was reused that
+        belongs to the former ones: tasks must not see two versions of a file.
+
+        Returns:
+            The error for the task where there is such a result. The next run makes all anew.
+        """
+        recording, former = self._gone.pop(call, (0, None))
         try:
             files = self._files_of(record)
         except NoDigestError:
-            return
-        if files is not None and self._outputs.are_alike(files, former):
+            return None
+        if files is None or former is None:  # another plugin has found it
+            return None
+        changed = self._outputs.changed(former, files)
+        if not changed:
             self._store.replace_files(recording, files)
+            return None
+        waiting, name = set(map(_call, record.made_for)), record.task["name"]
+        reused = [
+            f"the result of task {reader!r} (task.{uid.rpartition('.')[2]})"
+            for path in changed
+            for uid, reader in self._readers.get(path, {}).items()
+            if uid not in waiting
+        ]
+        if not reused and not self._has_value(recording, record.value, database):
+            reused = ["its former result, which differs from the new one"]
+        if not reused:
+            self._files.gone |= changed  # for look-ups that are under way
+            return None
+        self._store.forget(recording)
+        files_named = ", ".join(sorted({repr(os.path.basename(path)) for path in changed}))
+        return DataError(
+            f"task {name!r} made {files_named} again with different content, and this run has "
+            f"already reused {reused[0]}, which belongs to the former content; run the program "
+            "again: the next run computes both anew"
+        )
+
+    def _has_value(self, recording: int, value: object, database: sqlite3.Connection) -> bool:
+        """Return whether a result is the same as a recorded one."""
+        select = "SELECT value FROM recordings WHERE id = ?"
+        (packed,) = database.execute(select, (recording,)).fetchone()
+        try:
+            recorded = pickle.loads(packed)[0]  # noqa: S301 - it was read before
+            return pickle.dumps(recorded) == pickle.dumps(value)
+        except Exception:  # whatever a class of the user's raises
+            return False
 
     def _files_of(self, record: Record) -> str | None:
         """What is noted of the files that a task has made, see `Outputs.noted`."""

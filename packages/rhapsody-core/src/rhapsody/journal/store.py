@@ -371,6 +371,11 @@ class Store:
             )
         self.used[recording] = MADE_AGAIN
 
+    def forget(self, recording: int) -> None:
+        """Remove a recording that was used: no later run can use it."""
+        self._database.execute("DELETE FROM recordings WHERE id = ?", (recording,))
+        self.used.pop(recording, None)
+
     def digest(self, stamp: Stamp) -> bytes | None:
         """The digest of a large file that an earlier run has made."""
         row = self._database.execute(

@@ -223,6 +223,8 @@ class Record(NamedTuple):
         texts: As in `LookupTask`.
         makes_again: The `uid` of the `LookupTask` for which a plugin had a result whose files are
             gone, where the task ran for those alone; its value is not seen.
+        made_for: The tasks that have asked for these files so far, by their uids; by the former
+            uid, as in `makes_again`, those that are made again themselves.
     """
 
     uid: str
@@ -236,6 +238,7 @@ class Record(NamedTuple):
     exit_code: int | None = None
     texts: Sequence[str] = ()
     makes_again: str | None = None
+    made_for: Sequence[str] = ()
 
 
 class LookupTask(TaskDescription):
@@ -400,8 +403,8 @@ def rhapsody_lookup_results(
 @hookspec
 def rhapsody_record_results(
     engine: ObservedEngine, records: Sequence[Record]
-) -> Awaitable[None] | None:
-    """Keeps results, before anybody sees them.
+) -> Awaitable[Sequence[Exception | None] | None] | None:
+    """Keep results, before anybody sees them.
 
     Called on the engine's loop with a batch of tasks that succeeded, before their
     futures are set.
@@ -412,7 +415,8 @@ def rhapsody_record_results(
 
     Returns:
         `None`, or an awaitable: the futures of this batch are held until it is
-        done, while the loop and all other tasks go on.
+        done, while the loop and all other tasks go on. It may answer with an exception or `None`
+        for each record: the task fails with the exception.
     """
 
 
