@@ -206,6 +206,24 @@ def test_functions_and_classes_of_the_script_travel_to_worker_processes_and_back
     assert (done.returncode, done.stdout) == (0, "loaded\nPoint(x=11)\n"), done.stderr
 
 
+def test_a_plain_main_is_called_with_an_engine(run: Run) -> None:
+    script = """
+    import rhapsody
+
+    def main(flow):
+        @flow.function_task
+        def double(x):
+            return 2 * x
+
+        print("result", rhapsody.wait(double(double(1))))
+        return double(1) + "text"
+    """
+    done = run(script, "-b", "local")
+    assert (done.returncode, done.stdout) == (1, "result 4\n")
+    assert 'script.py", line' in done.stderr
+    assert "TypeError" in done.stderr
+
+
 # The user's mistakes: no traceback, exit code 2.
 
 
@@ -231,9 +249,9 @@ def test_a_file_name_may_have_a_colon(tmp_path: Path) -> None:
     [
         ("async def main(flow): ...", ":mian", "did you mean script.py:main?"),
         ("async def work(flow): ...", ":main", "its asynchronous functions are work"),
-        ("x = 1", ":main", "write `async def main(flow): ...` in it"),
-        ("def main(flow): ...", "", "main in script.py is no asynchronous function"),
-        ("main = 3", "", "main in script.py is no asynchronous function"),
+        ("x = 1", ":main", "write `def main(flow): ...` or `async def main(flow): ...` in it"),
+        ("def main(flow, x): ...", "", "must take one argument, the workflow engine"),
+        ("main = 3", "", "main in script.py is not a function"),
         ("async def main(): ...", ":main", "must take one argument, the workflow engine"),
         ("async def main(a, b): ...", "", "must take one argument, the workflow engine"),
     ],

@@ -100,6 +100,9 @@ def test_what_may_be_a_main_for_an_engine(source: str) -> None:
         "async def main(argv=None): ...\nasyncio.run(main())",
         "from mine import main\nraise SystemExit(main())",
         "@cli\nasync def main(count=1): ...",
+        f"async def main(flow): ...\n{GUARD}    rhapsody.run(main)",
+        "async def main(flow): ...\nrhapsody.run(main, backend='noop')",
+        f"def main(flow): ...\ndef cli():\n    run(main)\n{GUARD}    cli()",
     ],
 )
 def test_what_is_no_main_for_an_engine(source: str) -> None:
@@ -255,7 +258,7 @@ def test_a_program_that_makes_no_engine_is_told_so(run: Run) -> None:
     done = run("print('hello')", "-b", "noop")
     assert (done.returncode, done.stdout) == (0, "hello\n")
     assert "script.py has run, and has made no workflow engine" in done.stderr
-    assert "async def main(flow)" in done.stderr
+    assert "write `def main(flow): ...`" in done.stderr
 
 
 def test_a_program_whose_workflow_has_another_name_is_told_how_to_run_it(run: Run) -> None:

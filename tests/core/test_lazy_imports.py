@@ -48,6 +48,7 @@ FROM_RHAPSODY = {
     "current_task",
     "hookimpl",
     "literal",
+    "run",
     "wait",
 }
 PLUGINS = {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.context import current_task
     from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
-    from rhapsody.engine import WorkflowEngine, literal, wait
+    from rhapsody.engine import WorkflowEngine, literal, run, wait
     from rhapsody.engine.settings import TaskSettings
     from rhapsody.errors import (
         BackendError,
@@ -89,6 +89,7 @@ if TYPE_CHECKING:
         "get_backend",
         "hookimpl",
         "literal",
+        "run",
         "wait",
     ]
 else:
@@ -136,6 +137,7 @@ else:
             "get_backend": "rhapsody.backends.discovery",
             "hookimpl": "rhapsody.plugins.specs",
             "literal": "rhapsody.engine",
+            "run": "rhapsody.engine",
             "wait": "rhapsody.engine",
         },
     )

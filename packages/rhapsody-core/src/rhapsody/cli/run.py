@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "script",
         nargs="?",
         metavar="SCRIPT[:FUNC]",
-        help="a Python file, and the name of its `async def main(flow)` (default: main); one "
+        help="a Python file, and the name of its function for an engine (default: main); one "
         "without such a function is run as python runs it",
     )
     what.add_argument(
@@ -267,7 +267,7 @@ def _no_engine(program: scripts.Program, functions: Sequence[str]) -> str:
         call = " or ".join(f"rhapsody run {program.target}:{name}" for name in functions)
         hint = f"to call a function with one: {call}"
     else:
-        hint = "write `async def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
+        hint = "write `def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
     return f"{program.name} has run, and has made no workflow engine; {hint}"
 
 
@@ -393,6 +393,7 @@ async def _workflow(
     more: dict[str, Any],
 ) -> None:
     from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.program import call_main
 
     backend = None if make is None else make()
     name = "local" if backend is None else backend.name
@@ -400,7 +401,7 @@ async def _workflow(
     try:
         async with WorkflowEngine.create(backend=backend, **{**engine, **more}) as flow:
             started = True
-            await main(flow)
+            await call_main(main, flow)
     except (JournalError, DataError) as error:
         if started:
             raise

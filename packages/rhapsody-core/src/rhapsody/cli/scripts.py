@@ -15,7 +15,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SCRIPT_MODULE = "__rhapsody_script__"
 """What a script is imported as: not `__main__`, and nothing that can be installed."""
 
-Main = Callable[["WorkflowEngine"], Awaitable[object]]
+Main = Callable[["WorkflowEngine"], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Program:
         """Imports it, and gives the function that is called with an engine.
 
         Raises:
-            UsageError: There is none, or it is not `async def name(flow)`.
+            UsageError: There is none, or it cannot be called with an engine.
             Exception: Whatever the program raises.
         """
         module = import_module(self.spec.name) if self.spec else _load_script(self.path)
@@ -236,8 +236,10 @@ def takes_engine(tree: ast.Module, name: str = "main") -> bool:
     A function has to take an argument for that, and a plain one must not be decorated, as for
     another tool's command line. Of a name that is imported or assigned the tree tells no more.
     Where the program calls it by itself, only an asynchronous function that cannot be called
-    without an argument is meant.
+    without an argument is meant; none where it hands it to `rhapsody.run`.
     """
+    if _runs(tree, name):
+        return False
     called = _calls(tree, name)
     return any(_binds_workflow(one, name, called) for one in _statements(tree.body))
 
@@ -250,6 +252,17 @@ def _calls(tree: ast.Module, name: str) -> bool:
         for node in ast.walk(one):
             used = node if _is_guard(one) else getattr(node, "func", None)
             if isinstance(used, ast.Name) and (used.id, type(used.ctx)) == (name, ast.Load):
+                return True
+    return False
+
+
+def _runs(tree: ast.Module, name: str) -> bool:
+    """Return whether a program hands this name to a function `run`: `rhapsody.run(main)`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args:
+            function, first = node.func, node.args[0]
+            called = getattr(function, "attr", None) or getattr(function, "id", None)
+            if called == "run" and isinstance(first, ast.Name) and first.id == name:
                 return True
     return False
 
@@ -316,8 +329,10 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
         where: What messages call the module.
 
     Raises:
-        UsageError: There is none, or it is not `async def name(flow)`.
+        UsageError: There is none, or it cannot be called with an engine.
     """
+    from rhapsody.engine.program import not_a_main
+
     function = getattr(module, name, None)
     if function is None:
         own = [key for key, value in vars(module).items() if inspect.iscoroutinefunction(value)]
@@ -327,19 +342,14 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
         elif own:
             hint = f"its asynchronous functions are {', '.join(own)}"
         else:
-            hint = f"write `async def {name}(flow): ...` in it"
+            hint = f"write `def {name}(flow): ...` or `async def {name}(flow): ...` in it"
         raise UsageError(f"{where} has no function {name!r}; {hint}")
-    if not inspect.iscoroutinefunction(function):
+    problem = "is not a function" if not callable(function) else not_a_main(function)
+    if problem is not None:
         raise UsageError(
-            f"{name} in {where} is no asynchronous function: write `async def {name}(flow): ...`"
+            f"{name} in {where} {problem}: write `def {name}(flow): ...` or "
+            f"`async def {name}(flow): ...`"
         )
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        raise UsageError(
-            f"{name} in {where} must take one argument, the workflow engine: "
-            f"write `async def {name}(flow): ...`"
-        ) from None
     main: Main = function
     return main
 

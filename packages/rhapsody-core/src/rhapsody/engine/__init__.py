@@ -2,8 +2,9 @@
 
 from rhapsody.engine.arguments import literal
 from rhapsody.engine.blocks import wait
+from rhapsody.engine.program import run
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.workflow import WorkflowEngine
 from rhapsody.plugins.reports import Stats, Summary
 
-__all__ = ["Stats", "Summary", "Task", "WorkflowEngine", "literal", "wait"]
+__all__ = ["Stats", "Summary", "Task", "WorkflowEngine", "literal", "run", "wait"]

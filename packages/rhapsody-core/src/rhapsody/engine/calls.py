@@ -16,7 +16,7 @@ from typing import Any
 from rhapsody.aio import on_loop
 from rhapsody.engine.arguments import search
 from rhapsody.engine.attach import Attached, find
-from rhapsody.engine.blocks import BlockFuture, enclosing_block
+from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
 from rhapsody.engine.life import Future
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
@@ -188,7 +188,7 @@ class Calls:
                 f"task {task.name!r} was called, but its engine's event loop is not running: "
                 "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
             )
-        if enclosing_block.get() is None:
+        if enclosing_block.get() is None and not calls_tasks.get():
             raise RuntimeError(
                 f"task {task.name!r} was called on thread {threading.current_thread().name!r}; "
                 "tasks are called on the thread of the engine's event loop, or inside a "
