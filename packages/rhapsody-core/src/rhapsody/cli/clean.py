@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-results",
         action="store_true",
-        help="leave the files that tasks promised and nobody named a place for, and a list of them",
+        help="leave promised files without a place that no task has read, and a list of them",
     )
     parser.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rhapsody.staging.kept import LIST, read_list
 from rhapsody.staging.locks import FileLock, State, state_of
+from rhapsody.staging.parts import remove_parts
 from rhapsody.staging.runs import LOCK, NAME, point_latest
 from rhapsody.staging.trees import remove_directory
 
@@ -60,7 +61,9 @@ class LeftRun:
         return {path: _size(path) for path in _others(self.path, stays, above)}
 
     def remove(self, paths: Iterator[str]) -> bool:
-        """Removes paths in it, and with the last one the directory itself.
+        """Remove paths in it, and with the last one the directory itself.
+
+        Copies beside the places of results that it has not finished are removed, too.
 
         Returns:
             `False` where the run has come back to life meanwhile.
@@ -73,11 +76,12 @@ class LeftRun:
         except BlockingIOError:
             return False
         try:
+            remove_parts(self.path)
             for path in paths:
                 if os.path.isdir(path) and not os.path.islink(path):
                     remove_directory(path)
                 else:
-                    os.unlink(path)
+                    Path(path).unlink(missing_ok=True)
         finally:
             lock.release()
         with contextlib.suppress(OSError):  # results are in it

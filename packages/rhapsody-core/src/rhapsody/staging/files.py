@@ -102,7 +102,7 @@ class Stager:
         self._backends = {} if backends is None else backends
         current = _current(self.work_dir)
         needed = (Path(os.path.abspath(work_dir)), current, Path(os.path.expanduser("~")))
-        self.results: Results = Results(results_dir or current, needed)
+        self.results: Results = Results(results_dir or current, needed, self._place.note_parts)
         self._sandboxes = SandboxKeeper(keep, self.results.add)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"

@@ -13,7 +13,6 @@ import fcntl
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,8 +22,9 @@ from rhapsody.data import SavedFile
 from rhapsody.errors import DataError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.outputs import future_uid
+from rhapsody.staging.parts import new_token, part_of, remove
 from rhapsody.staging.places import Kind, Places
-from rhapsody.staging.trees import copy_directory, copy_file, remove_directory, replace_directory
+from rhapsody.staging.trees import copy_directory, copy_file, replace_directory
 from rhapsody.task import TaskDescription
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -58,15 +58,24 @@ class Results:
     Args:
         directory: `results_dir`, which relative places are below.
         needed: Other directories that nothing may take the place of.
+        note_parts: Called on a thread with a token and each directory where copies are made.
     """
 
-    def __init__(self, directory: Path, needed: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        needed: Iterable[Path] = (),
+        note_parts: Callable[[str, Path], object] = lambda token, directory: None,
+    ) -> None:
         self.directory = directory
         self.places: Places = Places(directory, needed)
         self._saved: dict[str, SavedFile] = {}
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._own_directory: int | None = None
         self._shared = False
+        self._note_parts = note_parts
+        self._token = new_token()
+        self._noted: set[Path] = set()
 
     @property
     def saved(self) -> list[SavedFile]:
@@ -97,7 +106,7 @@ class Results:
             async with self._slots:
                 try:
                     if path not in there:
-                        await _put(path, copy)
+                        await self._put(path, copy)
                 except Exception as error:  # a full disk, a directory that nobody may write to
                     raise DataError(
                         f"task {title!r} ({uid}) is done, and its {kind} {name!r} could not "
@@ -106,6 +115,23 @@ class Results:
             self._saved[str(path)] = SavedFile(path, title, uid)
             self.places.saved(path)
         self._look_for_others()
+
+    async def _put(self, path: Path, copy: Copy) -> None:
+        part = part_of(path, self._token)
+        await in_thread(partial(self._make_room, path.parent))
+        try:
+            await copy(part)
+            await in_thread(partial(_rename, part, path))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await in_thread(partial(remove, part))
+            raise
+
+    def _make_room(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        if directory not in self._noted:
+            self._note_parts(self._token, directory)
+            self._noted.add(directory)
 
     def _look_for_others(self) -> None:
         """Warns, once, where another run saves files below the same directory."""
@@ -153,27 +179,8 @@ def _copy(path: str, part: Path, stop: threading.Event, sandbox: str | None) -> 
         copy_file(path, part, sandbox)
 
 
-async def _put(path: Path, copy: Copy) -> None:
-    part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
-    await in_thread(partial(path.parent.mkdir, parents=True, exist_ok=True))
-    try:
-        await copy(part)
-        await in_thread(partial(_rename, part, path))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            await in_thread(partial(_remove, part))
-        raise
-
-
 def _rename(part: Path, path: Path) -> None:
     if part.is_dir():
         replace_directory(part, path)
     else:
         os.replace(part, path)
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        remove_directory(part)
-    else:
-        part.unlink(missing_ok=True)

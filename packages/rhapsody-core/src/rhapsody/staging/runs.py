@@ -23,6 +23,9 @@ BASE = ".rhapsody"
 LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
 """The link to the newest run; the files in a run's directory beside those of its engines."""
 
+PARTS = ".parts"
+"""Another one, while engines of the run are alive: where they save files, see `staging.parts`."""
+
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
 """What a run's directory is called."""
 
@@ -105,6 +108,8 @@ class Run:
         self._log.end()
         with self._lock:
             if self._held is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path / PARTS)
                 self._held.release()
                 self._held = None
             with contextlib.suppress(OSError):  # there is something in it, or it was never made

@@ -10,6 +10,7 @@ from pathlib import Path
 from rhapsody.data import SavedFile
 from rhapsody.staging.kept import write_list
 from rhapsody.staging.locks import FileLock
+from rhapsody.staging.parts import note, remove_parts_of_others
 from rhapsody.staging.runs import BASE, LOCK, NAME, enter_run, leave_run
 
 
@@ -45,7 +46,14 @@ class WorkDir:
             with contextlib.suppress(OSError):
                 self.path = self._run.make() / self.path.name
                 self.settled = True
+            remove_parts_of_others(self.base, self.path.parent)
         return self.path
+
+    def note_parts(self, token: str, directory: Path) -> None:
+        """Note where files are saved, for the case that this process is killed meanwhile."""
+        if self._run is not None:
+            with contextlib.suppress(OSError):  # a full disk
+                note(self._run.make(), token, directory)
 
     def use(self, sandbox: str) -> None:
         """Keeps the directory of the run that a sandbox is in from being cleaned, until `leave`."""

@@ -1,0 +1,72 @@
+"""Half-written copies beside the places of results, which a killed run leaves behind.
+
+A run notes, in its directory, in which directories it saves files. The next run and `rhapsody
+clean` look there for what a run that is no longer alive has not finished: names with its token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import uuid
+from pathlib import Path
+
+from rhapsody.staging.locks import state_of
+from rhapsody.staging.runs import LOCK, PARTS
+from rhapsody.staging.trees import remove_directory
+
+_TOKEN = re.compile(r"[0-9a-f]{8}")
+
+
+def new_token() -> str:
+    """Return what the names of one engine's copies have in common."""
+    return uuid.uuid4().hex[:8]
+
+
+def part_of(path: Path, token: str) -> Path:
+    """Return a name for a copy that is to be renamed to a path."""
+    return path.with_name(f".{path.name[:40]}.{token}{uuid.uuid4().hex[8:]}.part")
+
+
+def note(run: Path, token: str, directory: Path) -> None:
+    """Note that a run saves files in a directory."""
+    with open(run / PARTS, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{token} {directory}\n")
+
+
+def remove_parts(run: Path) -> None:
+    """Remove the copies that a run has not finished, which is no longer alive."""
+    try:
+        noted = (run / PARTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except (OSError, ValueError):
+        return
+    for token, _, directory in (line.partition(" ") for line in noted):
+        if not (_TOKEN.fullmatch(token) and os.path.isabs(directory)):
+            continue
+        part = re.compile(rf"\..{{1,40}}\.{token}[0-9a-f]{{24}}\.part", re.DOTALL)
+        with contextlib.suppress(OSError):  # it was removed, or may not be read
+            for name in os.listdir(directory):
+                if part.fullmatch(name):
+                    remove(Path(directory, name))
+    with contextlib.suppress(OSError):
+        (run / PARTS).unlink()
+
+
+def remove(part: Path) -> None:
+    """Remove a copy, a file or a directory."""
+    if part.is_dir():
+        remove_directory(part)
+    else:
+        part.unlink(missing_ok=True)
+
+
+def remove_parts_of_others(base: Path, own: Path) -> None:
+    """Remove the copies that earlier runs in a `.rhapsody` have not finished."""
+    with contextlib.suppress(OSError), os.scandir(base) as entries:
+        for entry in entries:
+            run = Path(entry.path)
+            if run == own or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                continue
+            if os.path.exists(run / PARTS) and state_of(run / LOCK) in ("left", "free"):
+                remove_parts(run)
