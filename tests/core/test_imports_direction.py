@@ -16,6 +16,7 @@ ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
     "errors",
+    "tracebacks",
     "aio",
     "states",
     "_sandbox",

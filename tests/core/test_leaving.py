@@ -225,7 +225,8 @@ async def test_with_keep_going_the_failure_of_a_task_waits_for_the_independent_r
         await within(main())
     assert await futures[1] == 7
     (line,) = lines(caplog, logging.ERROR)
-    assert "1 task failed: 'bad' (task.000001): ValueError: bad sample; 1 did not run" in line
+    assert "1 task failed; 1 did not run because of that: 'dependent' (task.000002)\n" in line
+    assert "\n  bad() (task.000001): ValueError: bad sample\n    File " in line
     assert "'dependent' (task.000002)" in line
 
 

@@ -207,8 +207,10 @@ async def test_a_dependent_names_its_own_dependency_where_others_raise_the_same_
             assert f"because {call} failed" in str(await failure(near))
             assert f"because {call} failed" in str(await failure(dep(near)))
     account = capsys.readouterr().err.partition("failed:\n")[2]
-    assert re.search(r"^  bad(\(1\))? \(task.000001\): ValueError: shared$", account, re.MULTILINE)
-    assert "  bad(2) (task.000002): ValueError: shared\n" in account
+    assert re.search(
+        r"^    bad(\(1\))? \(task.000001\): ValueError: shared$", account, re.MULTILINE
+    )
+    assert "    the others: bad(2) (task.000002)\n" in account
 
 
 async def test_a_block_passes_on_the_note_of_the_task_that_failed(flow: WorkflowEngine) -> None:
@@ -455,3 +457,25 @@ async def test_a_service_that_is_not_ready_says_what_was_not_there(
         return "sleep 1000"
 
     assert str(await failure(server())).endswith(f"was not ready within 0.2 s: {said}")
+
+
+async def test_the_sandbox_of_a_failed_task_has_its_traceback_without_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "not-to-be-shown")
+    async with WorkflowEngine.create(work_dir=tmp_path) as flow:
+
+        @flow.function_task
+        def draw(out: OutputFile) -> None:
+            with open(out, "w"):
+                raise ValueError("no data for not-to-be-shown")
+
+        error = await failure(draw(OutputFile("plot.png")))
+    assert isinstance(error, ValueError)
+    (left,) = tmp_path.rglob(".rhapsody.error")
+    text = left.read_text()
+    head, place, *_ = text.splitlines()
+    assert head == "Traceback (most recent call last):"
+    assert place.endswith(", in draw")
+    assert "ValueError: no data for <API_TOKEN>\nrhapsody: raised in draw(" in text
+    assert "not-to-be" not in text.replace('raise ValueError("no data for not-to-be-shown")', "")

@@ -159,9 +159,9 @@ def test_nothing_is_shown_where_that_is_asked_for(
 def test_more_is_shown_where_that_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIZE", "1")
     lines = run(PIPELINE, "-v").stderr.splitlines()
-    begins, done = (line.split(" ", 1)[1] for line in lines if "task.000001" in line)
-    assert re.fullmatch(r"task\.000001 load: begins on local \(\S+\)", begins)
-    assert done == "task.000001 load: done"
+    begins, done = (line.split(" ", 1)[1] for line in lines if "task.000001 load" in line)
+    assert re.fullmatch(r"task\.000001 load\(0\): begins on local \(\S+\)", begins)
+    assert re.fullmatch(r"task\.000001 load\(0\): done after \d+ ms", done)
 
 
 def test_what_programs_print_is_among_the_lines_and_what_functions_print_comes_once(
@@ -487,8 +487,10 @@ async def test_a_task_whose_attempts_all_failed_is_named_once(
             raise LookupError("each time")
 
         broken()
-    *failed, last = capsys.readouterr().err.splitlines()
+    *failed, _, _, place, line, last = capsys.readouterr().err.splitlines()
     assert failed == ["failed:", "  broken() (task.000001), attempt 3: LookupError: each time"]
+    assert re.fullmatch(r'    File ".*test_progress\.py", line \d+, in broken', place)
+    assert line == '      raise LookupError("each time")'
     assert re.fullmatch(r"rhapsody: 0 done, 1 failed, 2 retried in .* s", last)
 
 
@@ -505,5 +507,83 @@ async def test_what_nobody_awaited_is_said_once(
 
         broken()
     account = capsys.readouterr().err
-    assert "  broken() (task.000001): LookupError: first line\n    second line\n" in account
+    assert "  broken() (task.000001): LookupError: first line\n    File " in account
+    assert "\n    second line\n" in account
     assert "nobody awaited" not in caplog.text
+
+
+@pytest.mark.asyncio
+async def test_equal_failures_are_one_entry_with_their_place_and_the_first_in_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stats.py").write_text(
+        textwrap.dedent(
+            """
+            def mean(row):
+                return row["temp"] / 2
+
+            def clean(number):
+                if number < 2:
+                    raise ValueError(f"bad {number}")
+                return mean({})
+
+            def exits(number):
+                return f"exit {number}"
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import stats  # type: ignore[import-not-found]
+
+    one_by_one = LocalExecutionBackend(resources={"cores": 1})
+    async with WorkflowEngine.create(one_by_one, progress=True) as flow:
+        await asyncio.wait(flow.map(flow.function_task(stats.clean), range(30)))
+        await asyncio.wait(flow.map(flow.executable_task(stats.exits), [3, 4]))
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if "sandbox" not in line and ".rhapsody" not in line]
+    lines[-1] = re.sub(r" in .* s", "", lines[-1])
+    assert lines == [
+        "failed:",
+        "  2 \N{MULTIPLICATION SIGN} ValueError in clean (stats.py:7); the first:",
+        "    clean(0) (task.000001): ValueError: bad 0",
+        '      File "stats.py", line 7, in clean',
+        '        raise ValueError(f"bad {number}")',
+        "    the others: clean(1) (task.000002)",
+        "  28 \N{MULTIPLICATION SIGN} KeyError: 'temp' in clean (stats.py:3); the first:",
+        "    clean(2) (task.000003): KeyError: 'temp'",
+        '      File "stats.py", line 8, in clean',
+        "        return mean({})",
+        '      File "stats.py", line 3, in mean',
+        '        return row["temp"] / 2',
+        "    the others: clean(3) (task.000004), clean(4) (task.000005), clean(5) (task.000006) "
+        "and 24 more",
+        "  exits(3) (task.000031): ended with exit code 3: exit 3",
+        "  exits(4) (task.000032): ended with exit code 4: exit 4",
+        "rhapsody: 0 done, 32 failed",
+    ]
+
+
+@pytest.mark.asyncio
+async def test_the_log_has_the_place_of_every_failure_and_the_frames_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "rhapsody.task")
+    async with WorkflowEngine.create(Inline()) as flow:
+
+        @flow.function_task
+        def broken(number: int) -> None:
+            raise LookupError(number)
+
+        flow.map(broken, range(2))
+    texts = [record.getMessage() for record in caplog.records if record.name == "rhapsody.task"]
+    begins, first, _, second = texts
+    assert begins == "task.000001 broken(0): begins on inline"
+    place = r"\(test_progress\.py:\d+\)"
+    frames = r'\n  File .*\n .*\n  File ".*test_progress\.py", line \d+, in broken\n    raise .*'
+    failed = r"task\.00000{0} broken\({1}\): failed on inline after \d+ ms: LookupError: {1} "
+    assert re.fullmatch(failed.format(1, 0) + place + frames, first)
+    assert re.fullmatch(failed.format(2, 1) + place, second)
+    (unawaited,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    assert "2 failed tasks nobody awaited:\n  2 \N{MULTIPLICATION SIGN} LookupError" in unawaited
+    assert "    raise LookupError(number)" in unawaited

@@ -243,6 +243,12 @@ def vars_of(error: BaseException) -> dict[str, Any]:
     return cast("dict[str, Any]", BaseException.__getattribute__(error, "__dict__"))
 
 
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return the `__cause__` of whatever exception."""
+    slot: Any = BaseException.__cause__
+    return cast("BaseException | None", slot.__get__(error))
+
+
 def set_cause(error: BaseException, cause: BaseException) -> None:
     """Sets `__cause__` of whatever exception."""
     BaseException.__setattr__(error, "__cause__", cause)

@@ -10,17 +10,22 @@ from __future__ import annotations
 import os
 import reprlib
 import shlex
+import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
 
 from rhapsody.backends.scripts import AGAIN, looks_secret
-from rhapsody.data import File, end_of_file
+from rhapsody.data import RESERVED, File, end_of_file
 from rhapsody.engine.node import Node
-from rhapsody.errors import CALL, TaskFailedError, is_a, vars_of
+from rhapsody.errors import CALL, TaskFailedError, is_a, traceback_of, vars_of
 from rhapsody.staging.space import full_disk, used_up
 from rhapsody.task import TaskFuture
+from rhapsody.tracebacks import users_part
+
+ERROR = f"{RESERVED}error"
+"""The file in a failed task's sandbox that has its traceback."""
 
 OURS = "rhapsody: "
 """How every note of ours begins. It takes the place of another one on the same exception."""
@@ -130,6 +135,18 @@ def annotate(node: Node, error: BaseException) -> None:
     call = call_of(node)
     attributes[CALL] = f"{call} ({node.future.uid})"
     attributes["__notes__"] = [*others, _note(node, call, error)]
+
+
+def leave_error(node: Node, error: BaseException) -> None:
+    """Write the traceback of a task that has failed into its sandbox, if it has one."""
+    sandbox = None if node.description is None else node.description.get("sandbox")
+    if sandbox is None or not os.path.isdir(sandbox):
+        return
+    with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
+        trace = users_part(traceback_of(error))
+        text = "".join(traceback.format_exception(type(error), error, trace))
+        with open(os.path.join(sandbox, ERROR), "w", encoding="utf-8", errors="replace") as file:
+            file.write(hidden(node, text))
 
 
 def _note(node: Node, call: str, error: BaseException) -> str:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from rhapsody.engine.node import Node
+from rhapsody.engine.notes import call_of
 from rhapsody.engine.timers import Clock
-from rhapsody.errors import DependencyFailureError, describe_error, is_a, vars_of
+from rhapsody.errors import DependencyFailureError, is_a, vars_of
+from rhapsody.observers.failure_groups import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import TaskEvent
@@ -44,6 +46,10 @@ class Observation:
         engine: What they are told is the engine.
         clock: Where the time is read.
         soon: Makes a call in the loop's next turn.
+
+    Attributes:
+        calls: Filled with the calls, as text, of tasks that are running or have ended, for an
+            observer that empties it; `None` if there is no such observer.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Observation:
         self._engine = engine
         self._clock = clock
         self._soon = soon
+        self.calls: dict[str, str] | None = None
         self._rows: list[Any] = []
         self._monotonic = clock.monotonic
 
@@ -75,6 +82,8 @@ class Observation:
             task.kind,
         )  # fmt: skip
         node.native = None
+        if self.calls is not None and state is not TasksMainStates.PENDING:
+            self.calls.setdefault(node.future.uid, call_of(node))
 
     def flush(self) -> None:
         """Hands on what was collected."""
@@ -153,20 +162,19 @@ class Failures:
 
     def __init__(self, uid: str) -> None:
         self._uid = uid
-        self._failed: list[str] = []
+        self._failed = FailureGroups()
         self._skipped: list[str] = []
         self._counts = [0, 0]
 
     def add(self, node: Node, error: BaseException) -> None:
         """Notes a failure, and marks its exception as the engine's own."""
         vars_of(error)[_MARK] = self._uid
-        name = f"{node.task.name!r} ({node.future.uid})"
         skipped = is_a(error, DependencyFailureError)
         self._counts[skipped] += 1
-        if skipped and len(self._skipped) < _SHOWN:
-            self._skipped.append(name)
-        elif not skipped and len(self._failed) < _SHOWN:
-            self._failed.append(f"{name}: {describe_error(error)}")
+        if not skipped:
+            _add(self._failed, node.future, error)
+        elif len(self._skipped) < _SHOWN:
+            self._skipped.append(f"{node.task.name!r} ({node.future.uid})")
 
     def include(self, error: BaseException) -> bool:
         """Whether an exception is that of one of the engine's tasks, or a group of such."""
@@ -176,11 +184,11 @@ class Failures:
 
     def __str__(self) -> str:
         failed, skipped = self._counts
-        text = f"{failed} task{'s' * (failed != 1)} failed: {_listed(self._failed, failed)}"
+        text = f"{failed} task{'s' * (failed != 1)} failed"
         if skipped:
             names = _listed(self._skipped, skipped)
             text += f"; {skipped} did not run because of that: {names}"
-        return text
+        return "\n".join([text, *(f"  {line}" for line in self._failed.lines())])
 
 
 _SHOWN = 10
@@ -190,8 +198,12 @@ def _listed(names: list[str], count: int) -> str:
     return ", ".join(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
+def _add(groups: FailureGroups, future: TaskFuture[Any], error: BaseException | None) -> None:
+    groups.add(future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox)
+
+
 class Tally:
-    """Failures that nobody looked at, told in one line instead of one record each.
+    """Failures that nobody looked at, logged in one record instead of one each.
 
     Attributes:
         total: How many there were so far.
@@ -207,7 +219,7 @@ class Tally:
         self.total: int = 0
         self.quiet: bool = False
         self._count = 0
-        self._first = ""
+        self._failures = FailureGroups()
         self._closed = False
 
     def add(self, future: TaskFuture[Any]) -> None:
@@ -216,8 +228,8 @@ class Tally:
         with self._lock:
             self.total += 1
             self._count += 1
-            if not self._first:
-                self._first = f"{future.uid} {future.name!r}: {describe_error(error)}"
+            if not self.quiet:
+                _add(self._failures, future, error)
             report = self._closed and self._count == 1
         if report:
             self._report()
@@ -232,7 +244,7 @@ class Tally:
 
     def close(self) -> None:
         """The engine ends: writes the line, with the failures that are still held."""
-        for future in tuple(self._held):
+        for future in sorted(self._held, key=lambda future: future.uid):
             if future._log_traceback:
                 future._log_traceback = False
                 self.add(future)
@@ -242,10 +254,11 @@ class Tally:
 
     def _report(self) -> None:
         with self._lock:
-            count, first = self._count, self._first
-            self._count, self._first = 0, ""
+            count, failures = self._count, self._failures
+            self._count, self._failures = 0, FailureGroups()
         if count and not self.quiet:
             self._log.error(
-                "engine %s: %d failed task%s nobody awaited; first: %s",
-                self._uid, count, "" if count == 1 else "s", first,
+                "engine %s: %d failed task%s nobody awaited:\n%s",
+                self._uid, count, "" if count == 1 else "s",
+                "\n".join(f"  {line}" for line in failures.lines()),
             )  # fmt: skip

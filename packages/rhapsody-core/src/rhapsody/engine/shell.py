@@ -20,7 +20,7 @@ from rhapsody.engine.held import PushDown
 from rhapsody.engine.lanes import Lane
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
-from rhapsody.engine.notes import annotate
+from rhapsody.engine.notes import annotate, leave_error
 from rhapsody.engine.observe import Failures, Observation, Tally
 from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.preparation import Preparation
@@ -263,6 +263,7 @@ class Shell:
         error = settable(error, f"task {node.task.name!r}")
         if not is_a(error, DependencyFailureError):
             annotate(node, error)
+            leave_error(node, error)
         if self.services.any:
             self.services.explain(node, error)
         if not node.future.done():

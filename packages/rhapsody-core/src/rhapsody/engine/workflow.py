@@ -298,6 +298,8 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             **limits,
         )
         self._calls = shell.calls
+        if self._built_in.task_log is not None:
+            shell.observation.calls = self._built_in.task_log.calls
         ours: list[BaseExecutionBackend] = []
         starting = attach(backend, backends, dry_run=dry_run, stager=stager, ours=ours)
         try:

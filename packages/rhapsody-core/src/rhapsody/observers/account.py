@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import SavedFile
-from rhapsody.observers.counts import Counts, Failure
+from rhapsody.observers.counts import Counts
+from rhapsody.observers.failure_groups import shown
 from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import size_text
 from rhapsody.staging.runs import BASE
@@ -19,9 +18,6 @@ LISTED = 20
 
 MUCH = 10**9
 """From how many bytes on the disk that runs take is shown."""
-
-PRINTED = 3
-"""How many lines of an error are shown after the first, or else of standard output; the last."""
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
@@ -36,11 +32,8 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
         return []
     lines = results_of(summary.results, directory)
     lines += _stale(summary.stale)
-    failures = counts.failures
-    if failures:
-        more = counts.all.failed - len(failures)
-        lines.append("failed:" if not more else f"failed (the last {len(failures)}):")
-        lines += [line for failure in failures for line in _failed(failure)]
+    failures = counts.failures.lines()
+    lines += ["failed:"] * bool(failures) + [f"  {line}" for line in failures]
     lines += _held_back(counts)
     run = directory.parent if directory.parent.parent.name == BASE else directory
     if _holds_files(run):
@@ -84,25 +77,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def one_line(failure: Failure) -> str:
-    """A failure in a line."""
-    error = failure.error.strip().splitlines() or [""]
-    attempt = f", attempt {failure.attempt}" if failure.attempt > 1 else ""
-    return f"{failure.call}{attempt}: {error[0]}"
-
-
-def _failed(failure: Failure) -> list[str]:
-    lines = [f"  {one_line(failure)}"]
-    printed = failure.error.strip().splitlines()[1:] or failure.stdout.strip().splitlines()
-    lines += [f"    {line}" for line in printed[-PRINTED:]]
-    if failure.sandbox is not None and os.path.isdir(failure.sandbox):
-        lines.append(f"    sandbox: {shown(failure.sandbox)}")
-        again = os.path.join(failure.sandbox, AGAIN)
-        if os.path.isfile(again):
-            lines.append(f"    to run it again: sh {shlex.quote(shown(again))}")
-    return lines
-
-
 def _held_back(counts: Counts) -> list[str]:
     """A line for each backend that tasks were held back from."""
     lines = []
@@ -140,11 +114,3 @@ def _stale(files: Sequence[SavedFile]) -> list[str]:
     lines += [f"  {shown(file.path)}  ({file.task}, {file.uid})" for file in files[:LISTED]]
     more = len(files) - LISTED
     return lines + [f"  ... and {more} more"] * (more > 0)
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path as it is shortest to type from here."""
-    try:
-        return min(os.path.relpath(path), os.fspath(path), key=len)
-    except OSError:  # the current directory was removed
-        return os.fspath(path)

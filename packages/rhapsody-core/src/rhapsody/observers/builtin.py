@@ -31,6 +31,7 @@ class BuiltIn:
     Attributes:
         observers: Those that are asked for.
         prof: Puts events of the program's into the trace.
+        task_log: What logs each task, where INFO is enabled.
 
     Raises:
         TypeError: `progress` is of another type.
@@ -50,8 +51,8 @@ class BuiltIn:
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
         self.prof: Profiler = Profiler(self._trace)
-        tasks = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
-        every = (tasks, self._journal, self._trace, _recorder(instance), self._progress)
+        self.task_log: TaskLog | None = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
+        every = (self.task_log, self._journal, self._trace, _recorder(instance), self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property

@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rhapsody.errors import describe_error
-from rhapsody.observers.account import duration, one_line
+from rhapsody.observers.account import duration
 from rhapsody.observers.counts import Counts, Row
 from rhapsody.sdk.capture import streams
 
@@ -70,8 +70,8 @@ class Picture:
         if not every.total:
             return picture
         picture.add_row(self._table(every))
-        for failure in self._counts.failures[-FAILURES:]:
-            text = Text.assemble(("failed: ", "bold red"), one_line(failure))
+        for failure in self._counts.failures.latest[-FAILURES:]:
+            text = Text.assemble(("failed: ", "bold red"), failure.summary)
             text.no_wrap, text.overflow = True, "ellipsis"
             picture.add_row(text)
         picture.add_row(self._bar(every))

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.context import running_task
-from rhapsody.observers.account import account, duration, numbers, one_line
+from rhapsody.observers.account import account, duration, numbers
 from rhapsody.observers.counts import Counts
 from rhapsody.plugins.reports import ObservedEngine, Summary
 from rhapsody.plugins.specs import TaskEvent, hookimpl
@@ -112,8 +112,8 @@ class Progress:
         row = self._counts.all
         text = f"rhapsody: {numbers(self._counts)}, {row.running} running, {row.waiting} waiting"
         text += f" after {duration(monotonic() - self._began)}"
-        failures = self._counts.failures
-        return f"{text}; last failure: {one_line(failures[-1])}" if failures else text
+        failures = self._counts.failures.latest
+        return f"{text}; last failure: {failures[-1].summary}" if failures else text
 
     def _open(self, engine: ObservedEngine, place: Place) -> Display:
         from rhapsody.observers.display import Display, Notebook, Picture, Terminal

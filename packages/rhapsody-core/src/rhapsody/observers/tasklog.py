@@ -1,4 +1,4 @@
-"""Ordinary log records of the begin and the end of each task."""
+"""Log records of the begin and the end of each task, with its arguments and how long it took."""
 
 from __future__ import annotations
 
@@ -6,34 +6,78 @@ import logging
 from collections.abc import Sequence
 
 from rhapsody.errors import describe_error
+from rhapsody.observers.account import duration
 from rhapsody.plugins.specs import TaskEvent, hookimpl
 from rhapsody.states import TasksMainStates
+from rhapsody.tracebacks import as_lines, last_frames, location_of
 
 log: logging.Logger = logging.getLogger("rhapsody.task")
 """Where they go, at INFO, with `task_uid` and `task_name` in each record."""
 
+PLACES = 1000
+"""How many places of failures are remembered, so that each is shown in full only once."""
+
+_ENDS = {
+    TasksMainStates.DONE: "done",
+    TasksMainStates.FAILED: "failed",
+    TasksMainStates.CANCELED: "cancelled",
+}
+
 
 class TaskLog:
-    """Logs that tasks begin and end. An engine has one where INFO is enabled when it is made."""
+    """Logs that tasks begin and end. An engine has one where INFO is enabled when it is made.
+
+    Attributes:
+        calls: Calls with their arguments by uid, filled by the engine before their events come.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._places: set[tuple[str, str, str | None]] = set()
 
     @hookimpl
     def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
-        """Logs what happened."""
+        """Log what happened."""
         for event in events:
-            text = _text(event)
+            text = self._text(event)
             if text:
+                call = self.calls.get(event.uid, event.name)
                 extra = {"task_uid": event.uid, "task_name": event.name}
-                log.info("%s %s: %s", event.uid, event.name, text, extra=extra)
+                log.info("%s %s: %s", event.uid, call, text, extra=extra)
+            if event.state in _ENDS:
+                self.calls.pop(event.uid, None)
+                self._began.pop(event.uid, None)
+
+    def _text(self, event: TaskEvent) -> str:
+        state, attempt = event.state, event.attempt
+        where = "" if event.backend is None else f" on {event.backend}"
+        where += "" if event.worker is None else f" ({event.worker})"
+        where += "" if attempt == 1 else f", attempt {attempt}"
+        if state is TasksMainStates.RUNNING:
+            self._began[event.uid] = event.monotonic
+            return f"begins{where}"
+        if state not in _ENDS:
+            return ""
+        began = self._began.get(event.uid)
+        took = "" if began is None else f" after {_duration(event.monotonic - began)}"
+        if state is TasksMainStates.FAILED:
+            return f"failed{where}{took}{self._error(event)}"
+        return f"{_ENDS[state]}{took}"
+
+    def _error(self, event: TaskEvent) -> str:
+        """The error and its place, and the last frames of the first one from there."""
+        error = event.error
+        if error is None:
+            return ""
+        place = (event.name, type(error).__name__, location_of(error))
+        text = f": {describe_error(error)}"
+        text += f" ({place[2]})" if place[2] else ""
+        if place not in self._places and len(self._places) < PLACES:
+            self._places.add(place)
+            text = "\n  ".join([text, *as_lines(last_frames(error))])
+        return text
 
 
-def _text(event: TaskEvent) -> str:
-    state, attempt = event.state, event.attempt
-    where = "" if event.backend is None else f" on {event.backend}"
-    where += "" if event.worker is None else f" ({event.worker})"
-    where += "" if attempt == 1 else f", attempt {attempt}"
-    if state is TasksMainStates.RUNNING:
-        return f"begins{where}"
-    if state is TasksMainStates.FAILED:
-        error = "" if event.error is None else f": {describe_error(event.error)}"
-        return f"failed{where}{error}"
-    return {TasksMainStates.DONE: "done", TasksMainStates.CANCELED: "cancelled"}.get(state, "")
+def _duration(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"

@@ -1,0 +1,145 @@
+"""The last frames of an exception's traceback, as text for summaries and logs.
+
+Works for tracebacks of this process and for those that arrive as text from a worker process.
+Frames of the user's code are preferred: an error in the depths of a library is found by the line
+that called the library.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import os
+import re
+import sysconfig
+from collections.abc import Sequence
+from types import TracebackType
+from typing import NamedTuple
+
+from rhapsody.errors import cause_of, text_of, traceback_of
+
+SHOWN = 3
+"""How many of the user's own frames are shown at most."""
+
+OURS: str = os.path.dirname(__file__) + os.sep
+
+_AWAITED = f"{OURS}task.py"
+"""Frames up to the last one of this file are of the code that awaited the task, not of the task."""
+
+_FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<function>.+)$')
+_BEGIN = "Traceback (most recent call last):"
+
+
+class Frame(NamedTuple):
+    """A line of code that was running.
+
+    Attributes:
+        file: The file's path as Python knows it.
+        line: The number of the line.
+        function: The function's name.
+        source: The line's text, empty if it is not known.
+    """
+
+    file: str
+    line: int
+    function: str
+    source: str
+
+    @property
+    def location(self) -> str:
+        """The file's base name and the line, such as `stats.py:12`."""
+        return f"{os.path.basename(self.file)}:{self.line}"
+
+
+def last_frames(error: BaseException | None) -> list[Frame]:
+    """Return the user's own last frames, and the innermost one if it is another library's.
+
+    Returns:
+        The outermost first; nothing if the exception has no traceback.
+    """
+    if error is None:
+        return []
+    trace = traceback_of(error)
+    frames = _of_traceback(trace)
+    own = [frame for frame in frames if is_users_code(frame.file)]
+    if not own and (remote := _of_text(cause_of(error))):
+        frames = remote
+        own = [frame for frame in frames if is_users_code(frame.file)]
+    others = [frame for frame in frames[-1:] if not frame.file.startswith(OURS)]
+    return own[-SHOWN:] + (others if others != own[-1:] else [])
+
+
+def location_of(error: BaseException | None) -> str | None:
+    """Return the place in the user's code where an exception was raised, as `stats.py:12`."""
+    own = [frame for frame in last_frames(error) if is_users_code(frame.file)]
+    return own[-1].location if own else None
+
+
+def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]:
+    """Return frames as Python prints them.
+
+    Args:
+        frames: The frames.
+        directory: Paths below it are shown relative to it.
+    """
+    lines = []
+    for frame in frames:
+        file = frame.file
+        if directory is not None and file.startswith(directory + os.sep):
+            file = file[len(directory) + 1 :]
+        lines.append(f'File "{file}", line {frame.line}, in {frame.function}')
+        source = frame.source or linecache.getline(frame.file, frame.line).strip()
+        if source:
+            lines.append(f"  {source}")
+    return lines
+
+
+def users_part(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from its first frame that is not Rhapsody's own."""
+    part = trace
+    while part is not None and part.tb_frame.f_code.co_filename.startswith(OURS):
+        part = part.tb_next
+    return trace if part is None else part
+
+
+@functools.lru_cache(maxsize=1000)
+def is_users_code(file: str) -> bool:
+    """Return whether a file is neither Python's own, nor installed, nor part of Rhapsody."""
+    return not (file.startswith(("<frozen", OURS)) or file.startswith(_installed()))
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    found = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return tuple(path + os.sep for each in found for path in {each, os.path.realpath(each)})
+
+
+def _of_traceback(trace: TracebackType | None) -> list[Frame]:
+    frames: list[Frame] = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename == _AWAITED:
+            frames.clear()
+        else:
+            frames.append(Frame(code.co_filename, trace.tb_lineno, code.co_name, ""))
+        trace = trace.tb_next
+    return frames
+
+
+def _of_text(cause: BaseException | None) -> list[Frame]:
+    """Return the frames in the text of a traceback from another process."""
+    if not type(cause).__name__.endswith("RemoteTraceback"):
+        return []
+    frames: list[Frame] = []
+    lines = text_of(cause).splitlines()
+    for number, line in enumerate(lines):
+        if line.lstrip() == _BEGIN:  # of a chain of exceptions the last one counts
+            frames.clear()
+        elif found := _FRAME.match(line):
+            source = "".join(lines[number + 1 : number + 2])
+            source = "" if _FRAME.match(source) or not source.startswith("    ") else source
+            frames.append(
+                Frame(found["file"], int(found["line"]), found["function"], source.strip())
+            )
+    return frames
