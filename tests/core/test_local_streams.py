@@ -7,7 +7,9 @@ import io
 import logging
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +70,34 @@ async def test_processes_pass_it_on(capfd: pytest.CaptureFixture[str]) -> None:
     seen = capfd.readouterr()
     assert seen.out == "out x\none\ntwo\n"
     assert seen.err == "err x\n"
+
+
+async def test_lines_of_several_processes_are_not_mixed(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def one() -> None:
+        print("\n".join(["1" * 99] * 100))  # more than buffers hold, which end within a line
+        print("1" * 10_000)
+        first.touch()
+        while not second.exists():
+            time.sleep(0.005)
+        print("1" * 99)
+
+    def two() -> None:
+        while not first.exists():
+            time.sleep(0.005)
+        print("2" * 99, flush=True)
+        second.touch()
+
+    backend = LocalExecutionBackend("process", resources={"cores": 2})
+    async with backend, Driver(backend) as driver:
+        ends = await driver.run(driver.call(one), driver.call(two))
+    seen = capfd.readouterr().out
+    assert sorted(seen.splitlines()) == ["1" * 99] * 101 + ["1" * 10_000] + ["2" * 99]
+    assert seen.count("\n") == 103
+    assert ends[1].stdout == "2" * 99 + "\n"
 
 
 async def test_handlers_of_the_programs_logging_are_kept_too(

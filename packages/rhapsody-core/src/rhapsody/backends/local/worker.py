@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
-from io import IOBase
+from io import BufferedIOBase, IOBase, TextIOWrapper
+from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.backends.local import logs
@@ -142,6 +143,7 @@ def begin() -> None:
     # Stops code that never returns to the interpreter, too.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
+    sys.stdout, sys.stderr = _in_lines(sys.stdout), _in_lines(sys.stderr, at_once=True)
     streams.acquire()
 
 
@@ -154,6 +156,67 @@ def execute(order: Order, call: bytes) -> Outcome:
     require_version(order.version, "the program", "its executor")
     streams.ensure()
     return _runner.make(order, Call(b"", call))
+
+
+def _in_lines(stream: Any, *, at_once: bool = False) -> Any:
+    """Return a stream for the same descriptor that writes whole lines, see `_WholeLines`."""
+    try:
+        descriptor, at_once = stream.fileno(), at_once or stream.isatty()
+    except (AttributeError, OSError, ValueError):  # it is closed
+        return stream
+    lines, errors = _WholeLines(descriptor, at_once), stream.errors
+    return TextIOWrapper(lines, stream.encoding, errors, newline="\n", write_through=at_once)
+
+
+class _WholeLines(BufferedIOBase):
+    """Buffer for a standard stream that several processes write to.
+
+    Python's own buffer is written whenever it is full, in the middle of a line, which another
+    process may then continue. This one is written in pieces that end with a line and that a pipe
+    takes as a whole. Only a line longer than `PIPE_BUF` (4096 bytes on Linux), or one that is
+    flushed before its end, may still be mixed with others.
+
+    Args:
+        descriptor: The stream's.
+        at_once: Whether each line is written when it is complete, as on a terminal.
+    """
+
+    def __init__(self, descriptor: int, at_once: bool) -> None:
+        self._descriptor = descriptor
+        self._at_once = at_once
+        self._lock = threading.Lock()
+        self._data = bytearray()
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        data = bytes(data)
+        with self._lock:
+            self._data += data
+            if self._at_once or len(self._data) >= PIPE_BUF:
+                self._write(self._data.rfind(b"\n") + 1)
+        return len(data)
+
+    def flush(self) -> None:
+        with self._lock:
+            self._write(len(self._data))
+
+    def _write(self, size: int) -> None:
+        """Write the first bytes of the buffer, and drop them also if that fails."""
+        data, self._data = self._data[:size], self._data[size:]
+        start = 0
+        while start < size:
+            end = start + PIPE_BUF
+            if end < size:
+                end = data.rfind(b"\n", start, end) + 1 or data.find(b"\n", end) + 1 or size
+            start += os.write(self._descriptor, data[start:end])
 
 
 class _Recorded(Recorded):
