@@ -20,7 +20,8 @@ import cloudpickle  # type: ignore[import-untyped]
 from rhapsody.backends.base import CompletedExecutable, ManagedBackend
 from rhapsody.data import plain_name
 from rhapsody.errors import DataError
-from rhapsody.task import TaskDescription
+from rhapsody.sdk.capture import Recorded, recording, streams
+from rhapsody.task import TaskDescription, task_kind
 from tests.core.small_backend import SmallBackend
 
 SMALL = SmallBackend.capabilities
@@ -499,3 +500,106 @@ class AddsToThePath(SmallBackend):
 class HandlesForks(SmallBackend):
     async def start(self) -> None:
         os.register_at_fork(before=lambda: None)
+
+
+class TwoRoutes(SmallBackend):
+    """No fault: coroutines without cores take a route of their own, and output is kept."""
+
+    capabilities = dataclasses.replace(SMALL, resources=frozenset({"cores"}), captures_output=True)
+
+    async def start(self) -> None:
+        streams.acquire()
+
+    async def stop(self) -> None:
+        streams.release()
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        if task["function"] is None:
+            return await super().run_task(task)
+        resources = task.get("resources")
+        waits = task_kind(task) == "async_function" and resources and not resources.cores
+        output = Recorded(None, True)
+        output.__enter__()
+        try:
+            return await (self.wait(task) if waits else super().run_task(task))
+        finally:
+            output.__exit__()
+            task["stdout"], task["stderr"] = output.stdout or "", output.stderr or ""
+
+    async def wait(self, task: TaskDescription) -> Any:
+        return await super().run_task(task)
+
+
+class LosesKeywordsOnOneRoute(TwoRoutes):
+    async def wait(self, task: TaskDescription) -> Any:
+        task["kwargs"] = {}
+        return await super().wait(task)
+
+
+class LosesOutputOnOneRoute(TwoRoutes):
+    async def wait(self, task: TaskDescription) -> Any:
+        with recording(None):
+            return await super().wait(task)
+
+
+class LosesTheEnvironmentOnOneRoute(TwoRoutes):
+    async def wait(self, task: TaskDescription) -> Any:
+        task.pop("environment", None)
+        return await super().wait(task)
+
+
+class ReplacesExceptionsOnOneRoute(TwoRoutes):
+    async def wait(self, task: TaskDescription) -> Any:
+        try:
+            return await super().wait(task)
+        except Exception as error:
+            raise RuntimeError(str(error)) from error
+
+
+class CannotCancelOnOneRoute(TwoRoutes):
+    async def wait(self, task: TaskDescription) -> Any:
+        work = asyncio.ensure_future(super().wait(task))
+        LEAKED.append(work)
+        return await asyncio.shield(work)
+
+
+class DropsTracebacks(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        error = task.get("exception")
+        if error is not None:
+            error.__traceback__ = error.__cause__ = error.__context__ = None
+        super().task_state_cb(task, state)
+
+
+class RunsOneInFiftyTwice(SmallBackend):
+    count = 0
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        self.count += 1
+        if self.count % 50 == 0:
+            await super().run_task(task)
+        return await super().run_task(task)
+
+
+class KeepsEveryResult(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        result = await super().run_task(task)
+        LEAKED.append(result)
+        return result
+
+
+class BlocksTheLoopABit(SmallBackend):
+    async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
+        time.sleep(0.2)  # noqa: ASYNC251 - the fault
+        await super().submit_tasks(tasks)
+
+
+class LosesOneCompletion(SmallBackend):
+    count = 0
+
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        self.count += state == "DONE"
+        if state == "DONE" and self.count == 50:
+            self.open_tasks.pop(task["uid"], None)
+        else:
+            super().task_state_cb(task, state)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rhapsody.backends.base import Capabilities, CompletedExecutable, ManagedBackend
 from rhapsody.data import OUTPUT_FILES, end_of_file
+from rhapsody.errors import CapabilityError
 from rhapsody.task import TaskDescription, task_kind
 
 
@@ -35,6 +36,8 @@ class SmallBackend(ManagedBackend):
         function = task["function"]
         if function is None:
             return await self._execute(task)
+        if task.get("environment"):
+            raise CapabilityError("functions share the environment of the program")
         if task_kind(task) == "async_function":
             return await function(*task["args"], **task["kwargs"])
         return await asyncio.to_thread(function, *task["args"], **task["kwargs"])

@@ -17,6 +17,7 @@ from tests.core.small_backend import SmallBackend
 
 WHEN_RUNNING = "RUNNING is reported when the work begins, not while it waits, not at its end"
 UNCHANGED = "a backend changes nothing of the program that uses it: "
+WHOLE = "a failure keeps its type, arguments, cause and place on every route: "
 FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.CallsBackTwice,
@@ -404,6 +405,66 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "test_its_states_map_has_the_canonical_states",
         "get_task_states_map() is a StateMapper with the four canonical states: it is {",
     ),
+    (
+        faulty.LosesKeywordsOnOneRoute,
+        "test_every_route_passes_arguments_and_keywords",
+        "every form of call gets its arguments and keywords, on every route: a coroutine function "
+        "with cores=0 was called with ",
+    ),
+    (
+        faulty.LosesTheEnvironmentOnOneRoute,
+        "test_every_route_has_its_environment",
+        "every form of call sees its `environment`, or is refused: a coroutine function with "
+        "cores=0 with environment=",
+    ),
+    (
+        faulty.LosesOutputOnOneRoute,
+        "test_every_route_keeps_what_is_printed",
+        "what is printed is kept for every form of call: a coroutine function with cores=0 printed",
+    ),
+    (
+        faulty.ReplacesExceptionsOnOneRoute,
+        "test_every_route_keeps_failures_whole",
+        f"{WHOLE}a coroutine function with cores=0 raised KitError('failure 11', 7): ",
+    ),
+    (
+        faulty.DropsTracebacks,
+        "test_every_route_keeps_failures_whole",
+        f"{WHOLE}the failure of a function does not show its cause, 'LookupError: the reason",
+    ),
+    (
+        faulty.CannotCancelOnOneRoute,
+        "test_every_route_can_be_cancelled",
+        "every form of call is stopped while it runs, on every route: a coroutine function with "
+        "cores=0, a partial of a coroutine function with cores=0, a coroutine method with cores=0: "
+        "reported CANCELED while the work goes on",
+    ),
+    (
+        faulty.RunsOneInFiftyTwice,
+        "test_each_call_is_executed_exactly_once",
+        "each of several hundred calls is executed exactly once: 6 of 300 calls were not, such as ",
+    ),
+    (
+        faulty.KeepsEveryResult,
+        "test_finished_tasks_are_given_up",
+        "what is kept of a finished task is small, in the program and on workers: of each of 100 ",
+    ),
+    (
+        faulty.BlocksTheLoopABit,
+        "test_a_submission_takes_little_of_the_loop",
+        "no submission holds the loop up for long in total: a submission of one task of each kind",
+    ),
+    (
+        faulty.LosesOneCompletion,
+        "test_results_belong_to_their_tasks",
+        "a batch of functions runs whatever the order in which they end: TimeoutError: 99 of 100 "
+        "tasks ended, then nothing was reported for ",
+    ),
+    (
+        faulty.LosesOneCompletion,
+        "test_a_fan_runs",
+        "a wide fan runs, each task once: 999 of 1000 tasks ended, then none for ",
+    ),
 )
 
 
@@ -438,6 +499,11 @@ def test_a_planted_fault_is_found_and_its_rule_named(
         base = Lingering
     elif any(words in message for words in ("not done", "not within", "for more than")):
         base = Hurried
+    elif any(
+        words in message
+        for words in ("several hundred", "finished task", "in total", "tasks ended")
+    ):
+        base = Lingering
     kit = kit_on(backend, base, scope)
     type(kit).work_dir = tmp_path  # one that blocks the loop for good leaves it behind
     with pytest.raises(ConformanceError) as raised:
@@ -458,6 +524,11 @@ RIGHT: dict[str, type[SmallBackend]] = {
     "test_tasks_do_not_share_a_functions_state": faulty.Copying,
     "test_tasks_do_not_share_arguments": faulty.Copying,
     "test_a_task_may_use_the_backends_library": SmallBackend,
+    "test_every_route_passes_arguments_and_keywords": faulty.TwoRoutes,
+    "test_every_route_has_its_environment": faulty.TwoRoutes,
+    "test_every_route_keeps_what_is_printed": faulty.TwoRoutes,
+    "test_every_route_keeps_failures_whole": faulty.TwoRoutes,
+    "test_every_route_can_be_cancelled": faulty.TwoRoutes,
 }
 """Backends without a fault for what the small one's own run of the kit leaves out."""
 

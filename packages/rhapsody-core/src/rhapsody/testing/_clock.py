@@ -126,6 +126,9 @@ class Clock:
         return int(os.pread(self._statistics, 100, 0).split()[1]) / 1e9
 
 
+_PAUSE = 0.005  # shorter ones are those of any loop
+
+
 class Gap(NamedTuple):
     """For how long the loop did not come round, at most.
 
@@ -139,14 +142,15 @@ class Gap(NamedTuple):
 
 
 class Heartbeat:
-    """Measures the longest time for which the running loop did not come round.
+    """Measure the times for which the running loop did not come round.
 
     Attributes:
         worst: How long, valid after the block.
+        total: The sum of all pauses of more than a few milliseconds, valid after the block.
     """
 
     def __init__(self, clock: Clock, interval: float = 0.005) -> None:
-        self.worst = Gap(0.0, 0.0)
+        self.worst = self.total = Gap(0.0, 0.0)
         self._clock = clock
         self._interval = interval
         self._timer: asyncio.TimerHandle | None = None
@@ -177,4 +181,7 @@ class Heartbeat:
         now = self._clock.now(), time.monotonic()
         counted, seen = (now[i] - self._last[i] - self._interval for i in (0, 1))
         self.worst = Gap(max(self.worst.counted, counted), max(self.worst.seen, seen))
+        if seen > _PAUSE:
+            total = self.total
+            self.total = Gap(total.counted + max(counted, 0.0), total.seen + seen)
         self._last = now

@@ -22,6 +22,7 @@ from rhapsody.testing._lifecycle import Lifecycle
 from rhapsody.testing._misfortunes import Misfortunes
 from rhapsody.testing._reports import Reports
 from rhapsody.testing._resources import Resourcefulness
+from rhapsody.testing._routes import Routes
 from rhapsody.testing._running import Stage, stages
 from rhapsody.testing._services import Services
 from rhapsody.testing._settings import Settings
@@ -43,6 +44,7 @@ class BackendConformance(
     Isolation,
     Values,
     Functions,
+    Routes,
     Reports,
     Upkeep,
     Lifecycle,

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -156,6 +156,8 @@ class Driver:
         backend: A backend, started or not.
         work_dir: Where sandboxes are made; a temporary directory that is removed
             at the end where none is given.
+        silence: Seconds without a report after which `run` takes the rest of a batch for lost,
+            once some of it has ended. `None`: it waits as long as it takes.
 
     Attributes:
         backend: The backend, started.
@@ -165,11 +167,18 @@ class Driver:
         strangers: Reports of tasks that this driver did not submit.
     """
 
-    def __init__(self, backend: Any, *, work_dir: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        work_dir: Path | str | None = None,
+        silence: float | None = None,
+    ) -> None:
         self.backend: Any = backend
         self.reports: list[Report] = []
         self.faults: list[Fault] = []
         self.strangers: list[str] = []
+        self._silence = silence
         self._own_dir = work_dir is None
         self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
         # With what a program's own `uid` may have in it, so that one that is changed is seen.
@@ -266,8 +275,32 @@ class Driver:
                 self._submitting.clear()
 
     async def run(self, *tasks: TaskDescription) -> list[Finished]:
-        """Submits the tasks and waits until each has ended; in the order given."""
+        """Submit the tasks and wait until each has ended.
+
+        Returns:
+            Their ends, in the order given.
+
+        Raises:
+            TimeoutError: Some tasks ended, then nothing was reported for `silence` seconds.
+        """
+        began = time.monotonic()
         await self.submit(*tasks)
+        followed = [self._tasks[task["uid"]] for task in tasks]
+        while open_count := sum(each.finished is None for each in followed):
+            ended = len(followed) - open_count
+            patience = None
+            if self._silence is not None and ended:
+                # A batch that took long so far may go on to do so.
+                patience = max(self._silence, 3 * (time.monotonic() - began))
+            try:
+                async with asyncio.timeout(patience):
+                    await self._change()
+            except TimeoutError:
+                raise TimeoutError(
+                    f"{ended} of {len(followed)} tasks ended, then nothing was reported for "
+                    f"{patience:.1f} s (`silence`); no terminal state for "
+                    f"{'; '.join(self.unfinished()[:5])}"
+                ) from None
         return [await self.finished(task) for task in tasks]
 
     async def run_one(self, task: TaskDescription) -> Finished:
@@ -328,6 +361,16 @@ class Driver:
         """The uids of all tasks that were submitted."""
         with self._lock:
             return set(self._tasks)
+
+    def forget(self) -> None:
+        """Drop the results and reports of all tasks that have ended, but not their uids."""
+        with self._lock:
+            self.reports.clear()
+            for uid, followed in self._tasks.items():
+                if followed.finished is not None:
+                    bare = self.describe(followed.description["name"], uid=uid)
+                    end = Finished(uid, followed.finished.state, {})
+                    self._tasks[uid] = _Followed(bare, list(map(_bare, followed.reports)), end)
 
     def unfinished(self) -> list[str]:
         """What was submitted and has not ended, for people."""
@@ -424,6 +467,10 @@ class Driver:
         future = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         await future
+
+
+def _bare(report: Report) -> Report:
+    return replace(report, task={})
 
 
 async def started(backend: Any) -> Any:

@@ -70,7 +70,7 @@ class Graphs:
         plus = adder(trial, flow)
         count = trial.kit.fan
         trial.doing(f"waiting for a fan of {count} tasks")
-        results = await asyncio.gather(*(plus(number) for number in range(count)))
+        results = await trial.gather([plus(number) for number in range(count)])
         if not trial.kit.dry:
             wrong = [n for n, result in enumerate(results) if value(result) != n + 1]
             trial.require(not wrong, lambda: f"{len(wrong)} of {count} results are wrong")

@@ -20,8 +20,13 @@ class Settings:
             multiple of it.
         settle: Seconds to watch for something that must not come. Processes, threads
             and files are given ten times as long to go.
+        silence: Seconds without a report after which the rest of a batch, of which some tasks
+            have ended, counts as lost; or three times as long as the batch has taken, where
+            that is more.
         loop_gap: Seconds that the loop may be held up at most. The best of three
             tries counts, and a machine that pauses is not mistaken for a fault.
+        submission_gap: Seconds that the loop may be held up in total by one submission of a
+            few tasks and their ends, however short each pause is.
         shutdown_limit: Seconds that the shutdown of an idle backend may take; the better
             of two tries counts.
         big_bytes: Size of the big argument and the big result.
@@ -29,6 +34,8 @@ class Settings:
         fan: Number of tasks in the big fan.
         cycles: Start and stop cycles in which nothing may grow.
         memory_growth: Bytes that the process may grow by in those cycles.
+        growth_per_task: Bytes that the program may keep of each task that has ended. The
+            results of the check's tasks are much bigger.
         cores: How many cores the backend of `make_backend` has. Must be set where
             the backend declares the resource `cores`.
         cores_per_task: How many of them one task can have at most, where that is fewer.
@@ -68,13 +75,16 @@ class Settings:
 
     time_limit: ClassVar[float] = 30.0
     settle: ClassVar[float] = 0.2
+    silence: ClassVar[float] = 10.0
     loop_gap: ClassVar[float] = 0.25
+    submission_gap: ClassVar[float] = 0.1
     shutdown_limit: ClassVar[float] = 5.0
     big_bytes: ClassVar[int] = 5_000_000
     output_bytes: ClassVar[int] = 10_000_000
     fan: ClassVar[int] = 1_000
     cycles: ClassVar[int] = 10
     memory_growth: ClassVar[int] = 32 * 1024 * 1024
+    growth_per_task: ClassVar[int] = 20_000
     cores: ClassVar[int | None] = None
     cores_per_task: ClassVar[int | None] = None
     gpus: ClassVar[int | None] = None

@@ -167,7 +167,7 @@ class Trial:
         """A driver on the trial's backend, or on another."""
         if backend is None:
             backend = await self.backend()
-        driver = Driver(backend, work_dir=self.work_dir)
+        driver = Driver(backend, work_dir=self.work_dir, silence=self.kit.silence)
         self._drivers.append(driver)
         return await self._ends.enter_async_context(driver)
 
@@ -207,6 +207,26 @@ class Trial:
         __tracebackhide__ = True
         if not condition:
             raise self.check.error(detail if isinstance(detail, str) else detail())
+
+    async def gather(self, futures: Sequence[Any]) -> list[Any]:
+        """Wait for the futures of an engine's tasks; the rest fail fast once nothing ends.
+
+        Raises:
+            ConformanceError: Some ended, then none did for `silence` seconds.
+        """
+        began, ended = self.clock.now(), 0
+        while True:
+            patience = max(self.kit.silence, 3 * (self.clock.now() - began)) if ended else None
+            when = asyncio.FIRST_EXCEPTION if ended else asyncio.FIRST_COMPLETED
+            done, pending = await asyncio.wait(futures, timeout=patience, return_when=when)
+            if not pending or any(future.exception() for future in done):
+                return [await future for future in futures]
+            if len(done) == ended:
+                raise self.check.error(
+                    f"{ended} of {len(futures)} tasks ended, then none for {patience:.1f} s "
+                    "(`silence`)"
+                )
+            ended = len(done)
 
     def doing(self, what: str) -> None:
         """Notes what the check is at, for the message where it runs out of time."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import tracemalloc
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rhapsody.testing._clock import Gap, Heartbeat
 from rhapsody.testing._driver import Driver
@@ -23,10 +24,11 @@ from rhapsody.testing._machine import (
     memory_in_use,
 )
 from rhapsody.testing._program import Subject, changes
-from rhapsody.testing._rules import SHARED
+from rhapsody.testing._rules import FUNCTIONS, SHARED
 from rhapsody.testing._running import check
-from rhapsody.testing._tasks import Ticking, quick
+from rhapsody.testing._tasks import DONE, Ticking, quick
 from rhapsody.testing._trial import Trial, state_of
+from rhapsody.testing._work import process_memory_and_data, process_memory_and_data_async
 
 
 class Upkeep:
@@ -164,6 +166,74 @@ class Upkeep:
 
         await _require_free_loop(trial, work, "submitting and running")
 
+    @check("no submission holds the loop up for long in total", times=3)
+    async def test_a_submission_takes_little_of_the_loop(self, trial: Trial) -> None:
+        driver = await trial.driver()
+        kinds = trial.kinds()
+        await driver.run(*(quick(driver, kind) for kind in kinds))
+
+        async def work(count: int) -> Gap:
+            with Heartbeat(trial.clock) as heartbeat:
+                for _ in range(_SUBMISSIONS):
+                    await driver.run(*(quick(driver, kind) for kind in kinds))
+            return Gap(*(seconds / _SUBMISSIONS for seconds in heartbeat.total))
+
+        what = "a submission of one task of each kind, with all pauses added up,"
+        await _require_free_loop(trial, work, what, "submission_gap")
+
+    @check("what is kept of a finished task is small, in the program and on workers", FUNCTIONS)
+    async def test_finished_tasks_are_given_up(self, trial: Trial) -> None:
+        """Run tasks with big results, forget them, and look at what remains.
+
+        The memory that Python allocates in the program counts, and the size of the
+        processes of workers.
+        """
+        driver = await trial.driver()
+        size = min(400_000, trial.kit.big_bytes)
+        sync = trial.capabilities.sync_functions
+        function = process_memory_and_data if sync else process_memory_and_data_async
+        workers: dict[int, tuple[int, int]] = {}
+
+        async def run(rounds: int) -> None:
+            for _ in range(rounds):
+                tasks = [driver.call(function, size) for _ in range(_BATCH)]
+                ends = await driver.run(*tasks)
+                for end in ends:
+                    trial.require(end.state is DONE, f"{end}")
+                    process, memory, data = end.value
+                    trial.require(len(data) == size, f"of {size} bytes {len(data)} came back")
+                    if process != os.getpid():
+                        workers[process] = workers.get(process, (memory, 0))[0], memory
+                driver.forget()
+
+        tracing = tracemalloc.is_tracing()
+        if not tracing:
+            tracemalloc.start(1)
+        try:
+            await run(2)
+            before = await _traced(trial)
+            await run(_ROUNDS)
+            limit, count = trial.kit.growth_per_task, _ROUNDS * _BATCH
+            end = trial.clock.now() + 10 * trial.kit.settle
+            while (kept := (await _traced(trial) - before) // count) > limit:
+                if trial.clock.now() >= end:
+                    break
+        finally:
+            if not tracing:
+                tracemalloc.stop()
+        trial.require(
+            kept <= limit,
+            f"of each of {count} finished tasks, whose results have {size} bytes, the program "
+            f"keeps {kept} bytes; `growth_per_task` allows {limit}",
+        )
+        share = max(4_000_000, count * size // (2 * max(1, len(workers))))
+        for process, (first, last) in workers.items():
+            trial.require(
+                last - first <= share,
+                f"worker process {process} grew by {last - first} bytes while {count} tasks "
+                f"returned {size} bytes each: it must not keep results that were delivered",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Life:
@@ -249,14 +319,17 @@ async def _life(trial: Trial) -> tuple[weakref.ref[Any], float]:
 
 
 async def _require_free_loop(
-    trial: Trial, measure: Callable[[int], Awaitable[Gap]], what: str
+    trial: Trial,
+    measure: Callable[[int], Awaitable[Gap]],
+    what: str,
+    attribute: Literal["loop_gap", "submission_gap"] = "loop_gap",
 ) -> None:
     """Raises where the backend held the loop up in each of three tries.
 
     A try in which the process stood still proves neither: what held the loop up may have
     passed meanwhile. After as many of those the backend is believed.
     """
-    most, held = trial.kit.loop_gap, []
+    most, held = getattr(trial.kit, attribute), []
     for count in range(1, 2 * _TRIES + 1):
         gap = await measure(count)
         if gap.seen <= most:
@@ -266,8 +339,18 @@ async def _require_free_loop(
         if len(held) == _TRIES:
             raise trial.check.error(
                 f"{what} held the loop up for {min(held):.2f} s, longer than the {most:g} s of "
-                f"`loop_gap`, in each of {_TRIES} tries"
+                f"`{attribute}`, in each of {_TRIES} tries"
             )
 
 
+async def _traced(trial: Trial) -> int:
+    """Return the memory that Python has allocated, after what is on its way has been freed."""
+    await trial.clock.elapse(trial.kit.settle)
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
 _TRIES = 3
+_SUBMISSIONS = 4
+_BATCH = 20
+_ROUNDS = 5

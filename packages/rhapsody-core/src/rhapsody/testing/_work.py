@@ -234,3 +234,89 @@ def read(path: Any) -> str:
     """The text in a file given as anything `open` takes."""
     with open(path) as file:
         return file.read()
+
+
+class Holder:
+    """Call a function as a bound method, or as a callable object."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.function(*args, **kwargs)
+
+    async def call_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the coroutine function."""
+        return await self.function(*args, **kwargs)
+
+    __call__ = call
+
+
+def words(left: str, *, right: str = "") -> list[str]:
+    """Return the arguments."""
+    return [left, right]
+
+
+async def words_async(left: str, *, right: str = "") -> list[str]:
+    """Return the arguments, after giving way once."""
+    await asyncio.sleep(0)
+    return [left, right]
+
+
+async def variable_async(name: str) -> str | None:
+    """Return an environment variable as the coroutine sees it after giving way."""
+    await asyncio.sleep(0.01)
+    return variable(name)
+
+
+def say_both(text: str) -> None:
+    """Print to both streams."""
+    say(text)
+
+
+async def say_both_async(text: str) -> None:
+    """Print to both streams."""
+    await say_async(text)
+
+
+def fail_because(message: str) -> None:
+    """Raise a `KitError` with a cause."""
+    try:
+        raise LookupError("the reason for failure")
+    except LookupError as error:
+        raise KitError(message, 7) from error
+
+
+async def fail_because_async(message: str) -> None:
+    """Raise a `KitError` with a cause, after giving way once."""
+    await asyncio.sleep(0.01)
+    try:
+        raise LookupError("the reason for failure")
+    except LookupError as error:
+        raise KitError(message, 7) from error
+
+
+def note_run(path: str) -> None:
+    """Add one byte to a file, as a count of executions."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(file, b"x")
+    finally:
+        os.close(file)
+
+
+async def note_run_async(path: str) -> None:
+    """Add one byte to a file, as a count of executions."""
+    note_run(path)
+    await asyncio.sleep(0)
+
+
+def process_memory_and_data(size: int) -> tuple[int, int, bytes]:
+    """Return the process it runs in, that process's memory, and so many bytes."""
+    return *process_and_memory(), b"x" * size
+
+
+async def process_memory_and_data_async(size: int) -> tuple[int, int, bytes]:
+    """Return the same from a coroutine."""
+    return process_memory_and_data(size)

@@ -245,4 +245,9 @@ def _environment(site: Site, order: Order) -> AbstractContextManager[None]:
             f"worker {site.address} share; start workers of one thread each: "
             "DaskExecutionBackend({'threads': 1}) or `dask worker --nthreads 1`"
         )
+    if order.more.get("cores", 1) == 0:
+        raise CapabilityError(
+            f"task {order.name!r} sets environment variables, and with cores=0 it shares worker "
+            f"{site.address} with other tasks; give it a core"
+        )
     return Environment(variables)
