@@ -33,14 +33,14 @@ def _process_began() -> int:
 
     Where the system does not tell, it is the time when this module was imported.
     """
-    now = time.time_ns()
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
-        age = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        # The least of some: a process may be held up between its looks at the two clocks.
+        booted = min(-time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in "123")
     except (OSError, AttributeError):  # no Linux
-        return now
-    return now - age + (ticks + 1) * 10**9 // os.sysconf("SC_CLK_TCK")
+        return time.time_ns()
+    return booted + (ticks + 1) * 10**9 // os.sysconf("SC_CLK_TCK")
 
 
 BEGAN: int = _process_began()
