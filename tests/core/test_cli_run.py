@@ -446,6 +446,31 @@ def test_a_signal_ends_the_workflow_with_its_exit_code(
     assert "Traceback" not in errors
 
 
+def test_final_results_are_listed_before_intermediate_ones(run: Run) -> None:
+    script = """
+        from rhapsody import InputFile, OutputFile
+
+        async def main(flow):
+            @flow.executable_task
+            def make(out, *files):
+                return f"echo made > {out}"
+
+            make(OutputFile("work/first.txt"))
+            second = make(OutputFile("second.txt", save="out/"), InputFile("work/first.txt"))
+            make(OutputFile("last.txt", save="out/"), second.file("second.txt"))
+            make(OutputFile("alone.txt"))
+    """
+    for arguments in ((), ("--resume",)):
+        done = run(script, *arguments)
+        listed = [line for line in done.stderr.splitlines() if line.endswith(")")]
+        assert [line.rpartition("/")[2] for line in listed[-4:]] == [
+            "last.txt  (make, task.000003)",
+            "alone.txt  (make, task.000004)",
+            "first.txt  (make, task.000001)",
+            "second.txt  (make, task.000002)",
+        ], done.stderr
+
+
 # Where nothing reads, and where there is no directory.
 
 

@@ -378,11 +378,13 @@ class SavedFile:
         path: Where it is, an absolute path.
         task: The name of the task.
         uid: The uid of the task's future.
+        intermediate: Whether another task of the run reads it.
     """
 
     path: Path
     task: str
     uid: str
+    intermediate: bool = False
 
 
 def is_data_url(text: str) -> bool:

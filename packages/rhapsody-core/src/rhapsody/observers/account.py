@@ -92,14 +92,19 @@ def _held_back(counts: Counts) -> list[str]:
 
 
 def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
-    """The lines that say which files a run has left; the first ones of many.
+    """Return the lines about the files that a run has left, the first ones of many.
 
-    Those that nobody named a place for, which are in the engine's directory, come last.
+    Files that other tasks read come last, and before them those without a place of their own, which
+    are in the engine's directory.
     """
+
+    def order(file: SavedFile) -> tuple[bool, bool]:
+        return file.intermediate, directory in file.path.parents
+
     if not results:
         return []
     lines = [f"results ({len(results)}):"]
-    for file in sorted(results, key=lambda file: directory in file.path.parents)[:LISTED]:
+    for file in sorted(results, key=order)[:LISTED]:
         slash = "/" * file.path.is_dir()
         lines.append(f"  {shown(file.path)}{slash}  ({file.task}, {file.uid})")
     more = len(results) - LISTED

@@ -23,7 +23,7 @@ from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.claims import Claim
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.origins import as_several, origins
-from rhapsody.staging.outputs import names_of, without_place
+from rhapsody.staging.outputs import future_uid, names_of, without_place
 from rhapsody.staging.places import Target
 from rhapsody.staging.resolved import InputPlace, Resolved, as_source, left_by
 from rhapsody.staging.results import Put, Results, copy_of
@@ -229,6 +229,7 @@ class Stager:
                     coming[name] = place
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
+                self.results.is_read(future_uid({"uid": producer.uid}), name)
         for name, fetch in coming.items():
             places[name] = InputPlace(await asyncio.shield(fetch))
         targets = self.results.places.claim(task, outputs)

@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +71,7 @@ class Results:
         self.directory = directory
         self.places: Places = Places(directory, needed)
         self._saved: dict[str, SavedFile] = {}
+        self._read: set[tuple[str, str]] = set()
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._own_directory: int | None = None
         self._shared = False
@@ -80,7 +82,15 @@ class Results:
     @property
     def saved(self) -> list[SavedFile]:
         """What was saved and is there, in the order of the first time, each once."""
-        return [file for file in self._saved.values() if os.path.lexists(file.path)]
+        return [
+            replace(file, intermediate=True) if (file.uid, file.path.name) in self._read else file
+            for file in self._saved.values()
+            if os.path.lexists(file.path)
+        ]
+
+    def is_read(self, producer: str, name: str) -> None:
+        """Note that a task reads a file which the task with the uid `producer` makes."""
+        self._read.add((producer, os.path.basename(name)))
 
     def add(self, files: Iterable[SavedFile]) -> None:
         """Takes in files that stay where the task wrote them. Any thread."""
