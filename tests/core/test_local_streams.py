@@ -80,9 +80,11 @@ async def test_lines_of_several_processes_are_not_mixed(
     def one() -> None:
         for _ in range(100):  # more than a buffer holds, which is full in the middle of a line
             print("1" * 99)
+        sys.stdout.write("1" * 50)
         first.touch()
         while not second.exists():
             time.sleep(0.005)
+        print("1" * 49)
         print("1" * 10_000)
 
     def two() -> None:
@@ -95,7 +97,7 @@ async def test_lines_of_several_processes_are_not_mixed(
     async with backend, Driver(backend) as driver:
         ends = await driver.run(driver.call(one), driver.call(two))
     seen = capfd.readouterr().out
-    assert sorted(seen.splitlines()) == ["1" * 99] * 100 + ["1" * 10_000] + ["2" * 99]
+    assert sorted(seen.splitlines()) == ["1" * 99] * 101 + ["1" * 10_000] + ["2" * 99]
     assert ends[1].stdout == "2" * 99 + "\n"
 
 

@@ -143,7 +143,7 @@ def begin() -> None:
     # Stops code that never returns to the interpreter, too.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
-    sys.stdout, sys.stderr = _in_lines(sys.stdout), _in_lines(sys.stderr, at_once=True)
+    sys.stdout, sys.stderr = _in_lines(sys.stdout), _in_lines(sys.stderr)
     streams.acquire()
 
 
@@ -158,10 +158,11 @@ def execute(order: Order, call: bytes) -> Outcome:
     return _runner.make(order, Call(b"", call))
 
 
-def _in_lines(stream: Any, *, at_once: bool = False) -> Any:
+def _in_lines(stream: Any) -> Any:
     """Return a stream for the same descriptor that writes whole lines, see `_WholeLines`."""
     try:
-        descriptor, at_once = stream.fileno(), at_once or stream.isatty()
+        descriptor = stream.fileno()
+        at_once = stream.line_buffering or stream.write_through  # a terminal, or `python -u`
     except (AttributeError, OSError, ValueError):  # it is closed
         return stream
     lines, errors = _WholeLines(descriptor, at_once), stream.errors
