@@ -271,7 +271,9 @@ async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) ->
 async def test_a_failure_while_a_file_is_made_again_is_that_of_its_reader(here: Path) -> None:
     async def program(flow: WorkflowEngine, word: str) -> str:
         run = command(flow, here)
-        made = run("make", f"test ! -e {here}/bad && echo x > made.txt", OutputFile("made.txt"))
+        made = run(
+            "make", f"BAD=bad; test ! -e {here}/$BAD && echo x > made.txt", OutputFile("made.txt")
+        )
         found: str = await run(word, "cat made.txt", made, InputFile("made.txt"))
         return found
 

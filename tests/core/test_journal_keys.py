@@ -124,7 +124,7 @@ def test_a_file_that_is_written_again_at_once_is_read_again(
 def test_a_file_that_does_not_change_is_read_once(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     first = key_of(keys, work, "data.txt").digest
@@ -135,7 +135,7 @@ def test_a_file_that_does_not_change_is_read_once(
 def test_a_file_whose_time_of_modification_was_kept_is_read_again(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
     data = tmp_path / "data.txt"
     data.write_text("one")
     os.utime(data, (1, 1))
@@ -190,7 +190,7 @@ def digest_of(keys: Keys, path: Path) -> bytes:
 def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
     data = tmp_path / "data.bin"
     data.write_bytes(bytes(8192))
     array = np.memmap(data, "u1", "r+")
@@ -205,7 +205,7 @@ def test_a_file_that_this_process_has_mapped_to_write_is_read_each_time(
 def test_a_file_without_a_time_of_change_is_read_each_time(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rhapsody.journal.files.SETTLED", -1)  # all files are old
+    monkeypatch.setattr("rhapsody.journal.files.QUICKLY_SETTLED", -1)  # all files are old
     monkeypatch.setattr("rhapsody.journal.files.file_system", lambda _: "tmpfs")
     data = tmp_path / "data.bin"
     data.write_text("one")
@@ -281,6 +281,25 @@ def test_a_file_in_a_word_of_a_command_counts(word: str, keys: Keys, tmp_path: P
     before = command(keys, "tool", word.format(data))
     data.write_text("two")
     assert command(keys, "tool", word.format(data)) != before
+
+
+def test_a_file_that_a_shell_command_names_counts_unless_it_is_written(
+    keys: Keys, tmp_path: Path
+) -> None:
+    seen = set()
+    for text in ("one", "two"):
+        for name in ("tool", "in.txt", "log.txt"):
+            (tmp_path / name).write_text(text)
+        (tmp_path / "tool").chmod(0o755)
+        seen.add(command(keys, f"{tmp_path}/tool -v | wc"))
+        seen.add(command(keys, f"sh -c 'wc <{tmp_path}/in.txt'"))
+        seen.add(command(keys, "FLAG=1 python3 --in=in.txt", cwd=str(tmp_path)))
+        seen.add(command(keys, f"date >>{tmp_path}/log.txt 2> {tmp_path}/log.txt"))
+    assert len(seen) == 7
+    environment = {"PATH": str(tmp_path)}
+    first = command(keys, "tool a", environment=environment)
+    (tmp_path / "tool").write_text("three")
+    assert command(keys, "tool a", environment=environment) != first
 
 
 def test_a_file_in_the_directory_of_a_command_counts(keys: Keys, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ SETTLED = 2_000_000_000
 """Nanoseconds since its last change after which a file's digest is kept: a change within the clock
 tick of the file system would not be seen (Git calls such an entry racy)."""
 
+QUICKLY_SETTLED = 100_000_000
+"""The same on local file systems whose times are finer than a second: a tick is 10 ms at most."""
+
 WITHOUT_CHANGE_TIME = frozenset(
     {"devtmpfs", "exfat", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "fuseblk", "hugetlbfs", "msdos",
      "ramfs", "tmpfs", "vfat"}
@@ -139,7 +142,8 @@ class FileDigests:
         if digest is None and stamp.size >= LARGE:
             digest = self._earlier(stamp)
         if digest is None:
-            settled = time.time_ns() - stamp.changed > SETTLED
+            coarse = system in NETWORK or not stamp.changed % 1_000_000_000
+            settled = time.time_ns() - stamp.changed > (SETTLED if coarse else QUICKLY_SETTLED)
             digest = _read(path)
             if not settled or stamp.inode in self._mapped_here():
                 return digest

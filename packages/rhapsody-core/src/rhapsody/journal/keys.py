@@ -25,6 +25,8 @@ from rhapsody.journal.values import SIZE, NoDigestError
 
 _CODE = (types.FunctionType, type)
 
+_WRITTEN = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
+_OF_SHELL = re.compile(r"[\s'\"`|&;<>(){}]+")
 _BETWEEN = re.compile("[=:,;]")
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)", re.DOTALL)
 
@@ -183,9 +185,10 @@ class Keys:
         """Add a command, the files that its words name, and the variables that it inherits."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
-        if "arguments" in task:
-            for path in _files_named(words, environment, task.get("cwd")):
-                found.path(path)
+        parts_of_shell = _OF_SHELL.split(_WRITTEN.sub(" ", words[0].strip()))
+        named = words if "arguments" in task else parts_of_shell
+        for path in _files_named(named, environment, task.get("cwd")):
+            found.path(path)
         inherited = _set_by_program(environment)
         if inherited:
             parts["variables set by the program"] = found.value(inherited)
