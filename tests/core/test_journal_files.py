@@ -252,6 +252,36 @@ async def test_no_two_tasks_see_different_versions_of_a_file_that_was_made_again
     assert len(set(found)) == 1
 
 
+async def test_missing_files_are_told_of_before_the_tasks_run_that_make_them(
+    here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def program(flow: WorkflowEngine, words: list[str]) -> None:
+        run = command(flow, here)
+        run("make", "echo content > made.txt", OutputFile("made.txt", temporary=True))
+        run("copy", "cp made.txt copy.txt", InputFile("made.txt"), OutputFile("copy.txt"))
+        run("other", "echo other > other.txt", OutputFile("other.txt", temporary=True))
+        for word in words:
+            run(word, "cat copy.txt", InputFile("copy.txt"))
+        run("last", "cat other.txt", InputFile("other.txt"))
+        await flow.join()
+
+    async with WorkflowEngine.create(journal="run.sqlite") as flow:
+        await program(flow, ["one"])
+    assert not [*(here / ".rhapsody").rglob("made.txt"), *(here / ".rhapsody").rglob("other.txt")]
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        await program(flow, ["one", "two"])  # reads what stays
+    assert ran(here) == ["copy", "last", "make", "one", "other", "two"]
+    for path in (here / ".rhapsody").rglob("copy.txt"):
+        path.unlink()
+    async with WorkflowEngine.create(journal="run.sqlite", resume=True) as flow:
+        await program(flow, ["one", "three", "four"])
+    once = ["four", "last", "one", "other", "three", "two"]
+    assert ran(here) == sorted([*once, "copy", "copy", "make", "make"])
+    (line,) = [each.getMessage() for each in caplog.records if "run again" in each.getMessage()]
+    assert line.startswith("2 tasks of an earlier run run again")
+    assert "(2 so far): task 'run' (task.000002), task 'run' (task.000001)" in line
+
+
 async def test_many_readers_of_one_that_is_gone_have_it_made_once(here: Path) -> None:
     async def program(flow: WorkflowEngine, readers: int) -> list[str]:
         run = command(flow, here)

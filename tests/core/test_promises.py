@@ -1,8 +1,11 @@
 """Files as dependencies: an input whose place an earlier call has promised waits for that call."""
 
+# ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
 from __future__ import annotations
 
+import asyncio
 import gc
+import os
 import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -265,3 +268,67 @@ async def test_results_that_this_run_was_to_make_and_has_not_are_stale(here: Pat
     assert {file.path for file in flow.summary.stale} == {
         here / f"results/{name}" for name in ("failed", "skipped", "cancelled")
     }
+
+
+async def test_a_temporary_file_goes_after_its_last_reader(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    @flow.executable_task
+    def make(*outputs: OutputFile) -> str:
+        return "echo word | tee a.txt > b.txt"
+
+    made = make(OutputFile("a.txt", temporary=True), OutputFile("b.txt"))
+    await within(made)
+    file = Path(made.sandbox or "", "a.txt")
+    assert file.exists()
+    gate = here / "gate"
+    os.mkfifo(gate)
+    read = reader(flow)
+    assert await within(read(InputFile("b.txt"))) == "word\n"
+    waiting = writer(flow)("x", OutputFile("c.txt"))
+
+    @flow.executable_task
+    def slow(file: InputFile) -> str:
+        return f"cat {gate} {file}"
+
+    slowly, fast = slow(made.file("a.txt")), read(InputFile("a.txt"), waiting)
+    assert await within(fast) == "word\n"
+    assert file.exists()
+    await within(asyncio.to_thread(gate.write_text, "go "))
+    assert await within(slowly) == "go word\n"
+    await asyncio.sleep(0)
+    assert not file.exists()
+    assert file.with_name("b.txt").exists()
+    with pytest.raises(DataError, match=r"temporary file 'a.txt' of 'make' .* was removed"):
+        read(InputFile("a.txt"))
+
+
+@pytest.mark.parametrize("command", ["cat {file}", "cat {file}; false"])
+async def test_a_temporary_file_stays_for_the_next_run_where_a_reader_failed(
+    here: Path, command: str
+) -> None:
+    async with WorkflowEngine.create() as flow:
+
+        @flow.executable_task
+        def read(file: InputFile) -> str:
+            return command.format(file=file)
+
+        for name in ("a.txt", "unread.txt"):
+            writer(flow)("word", OutputFile(name, temporary=True))
+        failed = await outcome(read(InputFile("a.txt"))) if "false" in command else None
+        if failed is None:
+            await within(read(InputFile("a.txt")))
+    left = {path.name for path in (here / ".rhapsody").rglob("*.txt")} - {"log.txt"}
+    assert left == (set() if failed is None else {"a.txt"})
+
+
+async def test_a_temporary_file_has_no_place() -> None:
+    for options in ({"save": "results/"}, {"many": True}):
+        with pytest.raises(DataError, match="one file without a place"):
+            OutputFile("a.txt", temporary=True, **options)
+    with pytest.raises(DataError, match="one file without a place"):
+        OutputFile("results/a.txt", temporary=True)
+    with pytest.raises(TypeError, match="temporary must be True or False"):
+        OutputFile("a.txt", temporary=1)  # type: ignore[arg-type]
+    file = OutputFile("a.txt", temporary=True)
+    assert eval(repr(file)) == file != OutputFile("a.txt")

@@ -214,12 +214,15 @@ class OutputFile(File):
             otherwise the file itself, which is an error with `many`. Relative to `results_dir`,
             which it cannot leave, or absolute. `True`: in `results_dir` itself. `False`: it
             stays in the sandbox.
+        temporary: Whether the file is removed once all tasks that were called to read it have
+            succeeded. Later calls must not read it. For one file without a place.
 
     Raises:
         DataError: A `ValueError`: the name is empty, is a directory, or leads out
-            of the sandbox (an absolute path, `..`); `save` leads out of `results_dir`; or with
-            `many` there is a pattern in the directories.
-        TypeError: Neither a string nor a path; or `many` is no bool.
+            of the sandbox (an absolute path, `..`); `save` leads out of `results_dir`; with
+            `many` there is a pattern in the directories; or `temporary` is given with a place
+            or `many`.
+        TypeError: Neither a string nor a path; or `many` or `temporary` is no bool.
 
     Attributes:
         filename: The base name.
@@ -227,10 +230,12 @@ class OutputFile(File):
         save: Where it is saved: a path that ends in `/` where it is put into a directory; `None`
             where nobody said, `False` where it stays in the sandbox.
         many: Whether the name is a pattern.
+        temporary: Whether it is removed after its last reader.
     """
 
     save: str | Literal[False] | None
     many: bool
+    temporary: bool
 
     def __init__(
         self,
@@ -238,11 +243,13 @@ class OutputFile(File):
         *,
         many: bool = False,
         save: str | os.PathLike[str] | bool | None = None,
+        temporary: bool = False,
     ) -> None:
         given = _text("OutputFile", name)
         filename = _promised("OutputFile", given)
-        if not isinstance(many, bool):
-            raise TypeError(f"OutputFile: many must be True or False, got {many!r}")
+        for option, value in (("many", many), ("temporary", temporary)):
+            if not isinstance(value, bool):
+                raise TypeError(f"OutputFile: {option} must be True or False, got {value!r}")
         directories = given.removesuffix(filename)
         if many and _PATTERN.search(directories):
             raise DataError(
@@ -251,6 +258,11 @@ class OutputFile(File):
                 "directories give OutputDir(...)"
             )
         place = _place("OutputFile", directories or None if save is None else save)
+        if temporary and (place or many):
+            raise DataError(
+                f"OutputFile({given!r}, temporary=True): a temporary file is one file without a "
+                f"place; give OutputFile({filename!r}, temporary=True) without save and many"
+            )
         _set(
             self,
             filename=filename,
@@ -259,11 +271,13 @@ class OutputFile(File):
             _producer=None,
             save=place,
             many=many,
+            temporary=temporary,
         )
 
     def __repr__(self) -> str:
         many = ", many=True" if self.many else ""
-        return f"OutputFile({self.filename!r}{many}{_said(self.save)})"
+        temporary = ", temporary=True" if self.temporary else ""
+        return f"OutputFile({self.filename!r}{many}{_said(self.save)}{temporary})"
 
 
 @dataclass(frozen=True, slots=True, init=False, repr=False)

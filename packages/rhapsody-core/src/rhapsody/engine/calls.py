@@ -43,6 +43,7 @@ class Calls:
         tally: Counts failures that nobody looked at.
         here: The current directory when the engine was made, `None` where it was removed.
         results_dir: What the places of outputs are relative to.
+        discard: Removes temporary files, see `Promises`.
         keep: Whether calls are kept, for a dry run's graph.
 
     Attributes:
@@ -61,6 +62,7 @@ class Calls:
         *,
         here: str | None,
         results_dir: Path,
+        discard: Callable[[str], bool],
         keep: bool,
     ) -> None:
         self.uid: str = uid
@@ -69,7 +71,7 @@ class Calls:
         self._backends = backends
         self._here = here
         self._numbers = {"task": 0, "block": 0}
-        self.promises: Promises = Promises(results_dir)
+        self.promises: Promises = Promises(results_dir, discard)
         self._keep = keep
         self.unawaited: Callable[[TaskFuture[Any]], None] = tally.add
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
@@ -149,6 +151,8 @@ class Calls:
             node.more().context = contextvars.copy_context()
         elif found is not None and found.outputs and not again:
             self.promises.promise(future, found.outputs)
+        if found is not None and found.producers:
+            self.promises.read(future, found.inputs, found.producers)
         if self._keep:
             self.made.append((future.uid, task.name, dependency_uids(dependencies)))
         machine.add(node, parent)

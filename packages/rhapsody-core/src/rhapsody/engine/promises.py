@@ -10,14 +10,33 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.data import InputFile, Output, OutputDir, SavedFile
+from rhapsody.data import InputFile, Output, OutputDir, OutputFile, SavedFile
+from rhapsody.errors import DataError
 from rhapsody.task import TaskFuture
 
 Producer = TaskFuture[Any]
+Producers = Mapping[int, Producer]
+"""The calls that make the inputs of a call, by the `id` of each input."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Temporary:
+    """A temporary file.
+
+    Attributes:
+        unfinished: How many of its readers have not ended.
+        needed: Whether it stays for the next run, as a reader failed or was cancelled.
+        removed: Whether it has been removed.
+    """
+
+    unfinished: int = 0
+    needed: bool = False
+    removed: bool = False
 
 
 class Promises:
@@ -25,11 +44,14 @@ class Promises:
 
     Args:
         directory: `results_dir`, which places are relative to.
+        discard: Removes a file of a sandbox; returns `False` where there is none.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, discard: Callable[[str], bool]) -> None:
         self._directory = directory
+        self._discard = discard
         self._latest: dict[str, Producer] = {}
+        self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
     def promise(self, future: Producer, outputs: Iterable[Output]) -> None:
         """Note what a call promises."""
@@ -38,6 +60,8 @@ class Promises:
             place = promised[output.filename] = self._place(output)
             if not getattr(output, "many", False):  # several calls may promise one pattern
                 self._latest[place or output.filename] = future
+            if isinstance(output, OutputFile) and output.temporary:
+                self._temporary[future._number, output.filename] = _Temporary()
         future._promised = promised
         future.add_done_callback(self._ended)
 
@@ -88,6 +112,9 @@ class Promises:
 
         A dependency that the user passes comes before other calls; of two such that promise the
         file there is none.
+
+        Raises:
+            DataError: An input is a temporary file that was removed.
         """
         passed: dict[str, Producer | None] | None = None
         found: dict[int, Producer] = {}
@@ -100,7 +127,35 @@ class Promises:
                     producer = self._producer(file, passed)
             if producer is not None:
                 found[id(file)] = producer
+                temporary = self._temporary.get((producer._number, file.filename))
+                if temporary is not None and temporary.removed:
+                    raise DataError(
+                        f"temporary file {file.filename!r} of {producer.name!r} ({producer.uid}) "
+                        "was removed after its last reader: call all its readers before you "
+                        "await one, or leave out temporary=True"
+                    )
         return found
+
+    def read(self, reader: Producer, inputs: Iterable[InputFile], made_by: Producers) -> None:
+        """Count a new call among the readers of temporary files."""
+        for file in inputs if self._temporary else ():
+            producer = made_by.get(id(file))
+            if producer is not None:
+                temporary = self._temporary.get((producer._number, file.filename))
+                if temporary is not None:
+                    temporary.unfinished += 1
+                    done = partial(self._has_read, temporary, producer, file.filename)
+                    reader.add_done_callback(done)
+
+    def _has_read(
+        self, temporary: _Temporary, producer: Producer, name: str, reader: Producer
+    ) -> None:
+        temporary.unfinished -= 1
+        if reader.cancelled() or reader._exception is not None:
+            temporary.needed = True  # the next run may go on with this reader
+        outcome = producer._outcome
+        if not (temporary.unfinished or temporary.needed) and outcome is not None:
+            temporary.removed = self._discard(outcome.path_of(name)) or temporary.removed
 
     def _producer(self, file: InputFile, passed: Mapping[str, Producer | None]) -> Producer | None:
         given = file.local_file or file.other_task_file or ""

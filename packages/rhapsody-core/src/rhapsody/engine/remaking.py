@@ -9,9 +9,48 @@ from collections.abc import Callable
 
 from rhapsody.engine.calls import Calls
 from rhapsody.engine.node import Node
+from rhapsody.staging.resolved import left_by
 from rhapsody.task import Outcome, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+_NAMED = 3
+"""How many of the tasks a line names."""
+
+
+class Reruns:
+    """Logs how many tasks of an earlier run run again because their files are missing.
+
+    Args:
+        soon: Makes a call in the next turn of the loop.
+    """
+
+    def __init__(self, soon: Callable[[Callable[[], object]], object]) -> None:
+        self._soon = soon
+        self._known: set[MakingAgain] = set()
+        self._new: list[str] = []
+
+    def add(self, making: MakingAgain) -> None:
+        """Count a task, and those whose files it needs and which are missing, too."""
+        waiting = [making]
+        while waiting:
+            one = waiting.pop()
+            if one in self._known:
+                continue
+            self._known.add(one)
+            if not self._new:
+                self._soon(self._tell)
+            self._new.append(one.name)
+            waiting += one.before()
+
+    def _tell(self) -> None:
+        new, self._new = self._new, []
+        log.warning(
+            "%d task%s of an earlier run run%s again, as files that they made are missing and are "
+            "read by tasks that run (%d so far): %s%s",
+            len(new), "s" * (len(new) > 1), "s" * (len(new) == 1), len(self._known),
+            ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
+        )  # fmt: skip
 
 
 class MakingAgain:
@@ -19,19 +58,33 @@ class MakingAgain:
 
     Args:
         calls: Takes the call.
+        reruns: Is told when the task runs again.
         node: The call whose result was recorded.
     """
 
-    def __init__(self, calls: Calls, node: Node) -> None:
+    def __init__(self, calls: Calls, reruns: Reruns, node: Node) -> None:
         task, args, kwargs, specific = node.task, node.args, node.kwargs or {}, node.specific
+        inputs = node.found.inputs if node.found is not None else ()
         producers = node.found.producers if node.found is not None else {}
+        self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
+        self._reruns = reruns
         self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
             task, args, kwargs, specific, producers=producers
         )
         self._attempt = node.uid
-        self._name = node.named()
+        self.name: str = node.named()
         self._made: TaskFuture[object] | None = None
         self._readers: set[str] = set()
+
+    def before(self) -> list[MakingAgain]:
+        """Return those that must make files again for this one."""
+        found = []
+        for future, name in self._reads:
+            left = future._outcome
+            if left is not None and left_by(left, name) is None:
+                again = left.make_again
+                found += [again] if isinstance(again, MakingAgain) else []
+        return found
 
     async def __call__(self, outcome: Outcome, reader: str) -> None:
         """Make the files, or wait until they are made.
@@ -46,7 +99,7 @@ class MakingAgain:
         """
         self._readers.add(reader)
         if self._made is None:
-            log.info("%s runs again: files of it are gone, and are read", self._name)
+            self._reruns.add(self)
             self._made = self._call()
             node = self._made._node
             assert isinstance(node, Node)

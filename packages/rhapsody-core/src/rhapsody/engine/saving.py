@@ -14,7 +14,7 @@ from rhapsody.engine.calls import Calls
 from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.outcomes import leave_script
-from rhapsody.engine.remaking import MakingAgain
+from rhapsody.engine.remaking import MakingAgain, Reruns
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager
@@ -49,6 +49,7 @@ class Saving:
         self._record = record
         self._missing = missing
         self._calls = calls
+        self._reruns = Reruns(background.soon)
         self._under_way: set[asyncio.Task[None]] = set()
 
     def record(self, node: Node, value: Any) -> None:
@@ -103,7 +104,7 @@ class Saving:
         left.keeper = self._stager.take_up(node.description, outputs, files)
         node.future._outcome = left
         if files.gone:
-            left.make_again = MakingAgain(self._calls, node)
+            left.make_again = MakingAgain(self._calls, self._reruns, node)
         if not node.targets():
             self._machine.recorded(node, recorded.value)
             return

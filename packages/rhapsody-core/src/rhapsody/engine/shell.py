@@ -123,6 +123,7 @@ class Shell:
             self.tally,
             here=here,
             results_dir=stager.results.directory,
+            discard=stager.discard,
             keep=dry_run,
         )
         self.pushdown: PushDown = PushDown(

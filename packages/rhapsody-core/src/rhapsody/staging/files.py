@@ -17,7 +17,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from rhapsody.data import File, InputFile, InputFiles, Output, OutputDir, SavedFile, plain_name
+from rhapsody.data import (
+    File,
+    InputFile,
+    InputFiles,
+    Output,
+    OutputDir,
+    OutputFile,
+    SavedFile,
+    plain_name,
+)
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.claims import Claim
@@ -392,6 +401,10 @@ class Stager:
             self._sandboxes.saved(sandbox, put.name)
         return list(puts)
 
+    def discard(self, path: str) -> bool:
+        """Remove a file of a sandbox, off the loop; return `False` where there is none."""
+        return self._keep != "all" and self._sandboxes.discard(path)
+
     def spare(self, outcome: Outcome | None) -> None:
         """Lets the sandbox of an attempt stay although it has ended well."""
         if outcome is not None and isinstance(outcome.keeper, Sandbox):
@@ -461,8 +474,8 @@ class Stager:
         recorded: bool,
     ) -> None:
         """Let the declared outputs outlive their sandbox, saved ones until the end."""
-        stay = [output for output in outputs if not output.save]
-        rest = [output for output in outputs if output.save]
+        rest = [o for o in outputs if o.save or (isinstance(o, OutputFile) and o.temporary)]
+        stay = [output for output in outputs if output not in rest]
         self._sandboxes.declare(
             sandbox, names_of(stay, matches), names_of(rest, matches), results, recorded=recorded
         )

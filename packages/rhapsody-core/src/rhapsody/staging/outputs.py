@@ -144,11 +144,16 @@ def without_place(
     outputs: Sequence[Output],
     matches: Mapping[str, tuple[str, ...]],
 ) -> dict[str, SavedFile]:
-    """What an attempt wrote of the outputs for which nobody said a place, by the names."""
+    """Return the results without a place that an attempt wrote, by their names."""
     uid = future_uid(task)
+    results = [
+        each
+        for each in outputs
+        if each.save is None and not (isinstance(each, OutputFile) and each.temporary)
+    ]
     return {
         name: SavedFile(Path(sandbox, name), task["name"], uid)
-        for name in names_of([each for each in outputs if each.save is None], matches)
+        for name in names_of(results, matches)
     }
 
 

@@ -8,7 +8,9 @@ them is the backends' business.
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from enum import Enum
 from queue import SimpleQueue
 from typing import Literal, get_args
 
-from rhapsody.data import SavedFile
+from rhapsody.data import RESERVED, SavedFile
 from rhapsody.sdk.threads import in_thread, start_thread
 from rhapsody.staging.trees import remove_directory
 
@@ -155,6 +157,20 @@ class SandboxKeeper:
             declared.until_end.add(name)
             declared.stay.discard(name)
 
+    def discard(self, path: str) -> bool:
+        """Remove a file of a sandbox on the thread; return `False` where there is none.
+
+        It has another name from here on, which no task reads.
+        """
+        removed = os.path.join(os.path.dirname(path), f"{RESERVED}{uuid.uuid4().hex}")
+        try:
+            os.rename(path, removed)
+        except OSError:  # it was removed, or is on another file system
+            return False
+        self.note(removed, Fate.REMOVE)
+        self.drop(removed)
+        return True
+
     def spare(self, path: str) -> bool:
         """Let a sandbox stay, see `Fate`; return `False` where it did already."""
         if self._fates.get(path, Fate.STAY) is Fate.STAY:
@@ -212,7 +228,10 @@ class SandboxKeeper:
     def _remove(self, path: str, names: Collection[str] = ()) -> None:
         """Remove a sandbox, or all in it except some files."""
         try:
-            remove_directory(path, names)
+            if os.path.basename(path).startswith(RESERVED):  # a single file, see `discard`
+                os.unlink(path)
+            else:
+                remove_directory(path, names)
         except FileNotFoundError:
             pass  # never made, or removed by the user
         except Exception as error:  # must not end the thread, nor reach the user's code
