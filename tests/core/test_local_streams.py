@@ -79,7 +79,7 @@ async def test_lines_of_several_processes_are_not_mixed(
 
     def one() -> None:
         for _ in range(100):  # more than a buffer holds, which is full in the middle of a line
-            print("1" * 99)
+            print("1" * 50, "1" * 49, sep="")
         sys.stdout.write("1" * 50)
         first.touch()
         while not second.exists():
