@@ -192,7 +192,7 @@ async def test_blocks_and_services_are_told_too() -> None:
         backend.stopped(task)
         await until(lambda: not flow.components)
         await turns()
-        assert events.states("task.000001")[-1] is CANCELED
+        assert events.states("task.000001")[-1] is DONE
 
 
 @pytest.mark.parametrize("state", [DONE, FAILED])

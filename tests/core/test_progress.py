@@ -587,3 +587,22 @@ async def test_the_log_has_the_place_of_every_failure_and_the_frames_once(
     (unawaited,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
     assert "2 failed tasks nobody awaited:\n  2 \N{MULTIPLICATION SIGN} LookupError" in unawaited
     assert "    raise LookupError(number)" in unawaited
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["cancel", "shutdown"])
+async def test_a_service_that_was_ready_counts_as_done_in_code_and_in_the_account(
+    way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with WorkflowEngine.create(progress=True) as flow:
+
+        @flow.executable_task(service=True, ready="stdout:up")
+        def server() -> str:
+            return "echo up; sleep 1000"
+
+        assert await within(service := server()) == "up"
+        if way == "cancel":
+            assert service.cancel()
+            await within(service.ended())
+    assert (flow.stats.done, flow.stats.cancelled) == (1, 0)
+    assert re.search(r"^rhapsody: 1 done in .* s$", capsys.readouterr().err, re.MULTILINE)

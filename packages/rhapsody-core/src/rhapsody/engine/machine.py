@@ -418,6 +418,8 @@ class Machine:
             self.stats.cancelled += 1
             self.actions.cancel(node, why)
         future, service = node.life.future, node.task.settings.service
+        if service and future is Future.DONE and state is CANCELED:
+            state = DONE  # it was ready, and the program wanted no more of it
         told = future is Future.FAILED or (future is Future.DONE and not service)
         if self.observed and not told:
             self.actions.publish(node, state, error)
