@@ -600,7 +600,8 @@ async def test_a_service_that_was_ready_counts_as_done_in_code_and_in_the_accoun
         def server() -> str:
             return "echo up; sleep 1000"
 
-        assert await within(service := server()) == "up"
+        service = server()
+        assert await within(service) == "up"
         if way == "cancel":
             assert service.cancel()
             await within(service.ended())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
+from rhapsody.cli.commands import main
 from rhapsody.staging.runlog import RunLog
 from tests.core.scripted import within
 
@@ -89,6 +91,7 @@ def test_an_exception_is_in_it_with_its_traceback(take: Callable[[], list[str]])
 PRINTS = """
 import asyncio, logging, sys
 from rhapsody import WorkflowEngine
+from rhapsody.cli.commands import main
 {}
 
 async def main():
@@ -167,3 +170,28 @@ def test_a_record_that_cannot_be_formatted_is_left_out(
     log.warning("next")
     (line,) = take()
     assert line.endswith("next")
+
+
+def test_the_command_line_leaves_a_log_of_every_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "flow.py").write_text(
+        "async def main(flow):\n"
+        "    def part(number):\n"
+        "        raise LookupError('odd')\n"
+        "    flow.map(flow.function_task(part), [1, 2])\n"
+    )
+    log = tmp_path / ".rhapsody" / "latest" / "log.txt"
+    for option in ("-e", "retries=0"), ("-q",):
+        assert main(["run", "flow.py", *option]) == 1
+        begins, *_ = lines = log.read_text().splitlines()
+        assert re.search(
+            r" INFO rhapsody\.run: engine \S+ begins on local; process \d+ on ", begins
+        )
+        assert any("INFO rhapsody.run: engine" in line and "2 failed" in line for line in lines)
+        assert sum("LookupError: odd in part (flow.py:3)" in line for line in lines) == 1
+        shutil.rmtree(log.parent.resolve())
+    assert "the run's files" not in capsys.readouterr().err
+    assert main(["run", "flow.py", "--dry-run"]) == 0
+    assert not log.exists()

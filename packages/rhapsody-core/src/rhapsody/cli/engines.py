@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shlex
+import sys
 from typing import TYPE_CHECKING
 
+from rhapsody._version import __version__
+from rhapsody.observers.account import duration
 from rhapsody.plugins.specs import hookimpl
+from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.engine import WorkflowEngine
@@ -31,12 +38,28 @@ class Engines:
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
-        """Counts it."""
+        """Count it, and begin the log of its run."""
         self.started += 1
         if self._dry_run:
             self.dry.append(engine)
+        else:
+            backends = ", ".join(engine.backends)
+            note_in_log(
+                engine.work_dir,
+                f"engine {engine.uid} begins on {backends}; process {os.getpid()} on "
+                f"{platform.node()}, rhapsody-core {__version__}, Python "
+                f"{platform.python_version()}: {shlex.join(sys.argv)}",
+            )
 
     @hookimpl
-    def rhapsody_workflow_finished(self, summary: Summary) -> None:
-        """Keeps the summary."""
+    def rhapsody_workflow_finished(self, engine: WorkflowEngine, summary: Summary) -> None:
+        """Keep the summary, and end the log."""
         self.summaries.append(summary)
+        if not self._dry_run:
+            stats = summary.stats
+            note_in_log(
+                engine.work_dir,
+                f"engine {engine.uid} ends after {duration(summary.seconds)}: {stats.done} done, "
+                f"{stats.recorded} of them reused, {stats.failed} failed, {stats.cancelled} "
+                f"cancelled, {stats.retried} retried",
+            )

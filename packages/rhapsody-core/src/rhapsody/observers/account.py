@@ -11,7 +11,7 @@ from rhapsody.observers.counts import Counts
 from rhapsody.observers.failure_groups import shown
 from rhapsody.plugins.reports import Summary
 from rhapsody.quantities import size_text
-from rhapsody.staging.runs import BASE
+from rhapsody.staging.runs import BASE, LOG
 
 LISTED = 20
 """How many results are listed."""
@@ -47,9 +47,9 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
 
 
 def _holds_files(directory: Path) -> bool:
-    """Whether something is left in a run's directory beside its lock."""
+    """Whether something is left in a run's directory in addition to its lock and its log."""
     try:
-        return any(not name.startswith(".") for name in os.listdir(directory))
+        return any(not name.startswith(".") and name != LOG for name in os.listdir(directory))
     except OSError:
         return False
 

@@ -17,6 +17,7 @@ from rhapsody.observers.account import account, duration, numbers
 from rhapsody.observers.counts import Counts
 from rhapsody.plugins.reports import ObservedEngine, Summary
 from rhapsody.plugins.specs import TaskEvent, hookimpl
+from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.observers.display import Display, Line
@@ -79,6 +80,8 @@ class Progress:
         """Takes the table away, and gives the account."""
         self.close()
         self._account = account(summary, self._counts, engine.work_dir)
+        if self._account and not engine.dry_run:
+            note_in_log(engine.work_dir, "\n".join(["the account of the run", *self._account]))
         if self._prints:
             self.print_account()
 

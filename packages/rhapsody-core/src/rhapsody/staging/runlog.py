@@ -1,7 +1,8 @@
 """The log of a run: what is logged under `rhapsody` while its engines live, in a file.
 
 It takes what the program has enabled, from INFO on, and changes neither a logger's level nor what
-the program's own handlers get. The file is made for the first record.
+the program's own handlers get. The file is made for the first record. `rhapsody run` notes the
+beginning of every run, and an engine with `progress` its account.
 """
 
 from __future__ import annotations
@@ -62,6 +63,15 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record; what is wrong with the disk is said once, and harms nobody."""
+        self._take(record)
+        if self._is_alone(record):
+            _hand_on(record)
+
+    def note(self, text: str) -> None:
+        """Write a text that other handlers do not get."""
+        self._take(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
+
+    def _take(self, record: logging.LogRecord) -> None:
         taking = self._taking and not self._broken and os.getpid() == self._pid
         if taking and record.levelno >= logging.INFO:
             try:
@@ -71,8 +81,6 @@ class RunLog(logging.Handler):
                 log.warning("the log of this run ends here: %s", error)
             except Exception:  # noqa: S110 - of the record's own values: who prints it says so
                 pass
-        if self._is_alone(record):
-            _hand_on(record)
 
     def _write(self, text: str) -> None:
         if self._file < 0:

@@ -118,6 +118,10 @@ class Run:
                 self.base.rmdir()
             return not os.path.exists(self.path)
 
+    def note(self, text: str) -> None:
+        """Write a text into the run's log."""
+        self._log.note(text)
+
     def forget(self) -> None:
         """Lets go of what is the parent's, in a forked child."""
         if self._held is not None:
@@ -160,6 +164,15 @@ def leave_run(run: Run, uid: str) -> None:
     with process.lock:
         if run.leave(uid) and process.runs.get(run.base) is run:
             del process.runs[run.base]
+
+
+def note_in_log(work_dir: Path, text: str) -> None:
+    """Write a text into the log of the run that an engine of this process works in, if any."""
+    with _process.lock:
+        runs = list(_process.runs.values())
+    for run in runs:
+        if run.path == work_dir.parent:
+            run.note(text)
 
 
 def new_name() -> str:
