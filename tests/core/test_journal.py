@@ -327,6 +327,29 @@ async def test_a_file_that_changes_before_its_task_has_ended_is_not_recorded(
     assert ran() == {"read": 2}
 
 
+async def test_a_command_is_not_recorded_whose_variables_change_while_it_runs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = here / "gate"
+    os.mkfifo(gate)
+
+    async def program(flow: WorkflowEngine) -> None:
+        monkeypatch.setenv("MODE", "1")
+
+        @flow.executable_task
+        def show() -> str:
+            return f"echo went > {gate}; cat < {gate}; echo $MODE"
+
+        future = show()
+        await asyncio.to_thread(gate.read_text)
+        monkeypatch.setenv("MODE", "2")
+        await asyncio.to_thread(gate.write_text, "on")
+        await future
+
+    await broken_off(program)
+    assert "the program changed os.environ" in caplog.text
+
+
 async def test_a_file_that_its_task_writes_over_is_recorded_when_it_is_declared(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

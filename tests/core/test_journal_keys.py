@@ -38,6 +38,20 @@ def test_a_text_or_path_that_names_a_file_counts_with_its_content(
         assert keys.files(first.paths) == first.paths
 
 
+def test_a_file_counts_however_its_path_is_written(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = tmp_path / "data.txt"
+    ways = ("~/data.txt", data.as_uri(), os.fsencode(data), bytearray(b"data.txt"))
+    seen = set()
+    for text in ("one", "two"):
+        data.write_text(text)
+        seen |= {key_of(keys, work, way).digest for way in ways}
+        seen.add(command(keys, "wc ~/data.txt"))
+    assert len(seen) == 10
+
+
 def test_files_with_the_same_content_are_told_apart(keys: Keys, tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("same")

@@ -15,10 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from rhapsody.journal.places import NETWORK, file_system
-from rhapsody.journal.values import SIZE
-
-LONGEST = 4096
-"""Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
+from rhapsody.journal.values import LONGEST, SIZE
 
 KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """Where files are none: some have no end, and reading some waits for news."""
@@ -84,9 +81,17 @@ class FileDigests:
             self._missing = self._mapped = None
 
     def of(self, path: str) -> bytes | None:
-        """The digest of a file's content; `None` where no file is there that can be read."""
+        """Return the digest of a file's content, `None` where there is no file that can be read.
+
+        Args:
+            path: Where it is; `~` and `file:///` are understood as most libraries do.
+        """
         if not path or len(path) > LONGEST or (self._missing and path in self._missing):
             return None
+        if path[0] == "~":  # libraries expand it
+            path = os.path.expanduser(path)
+        elif path.startswith("file:///"):
+            path = path[7:]
         try:
             if not os.access(path, os.F_OK):  # which costs less than an exception
                 if self._missing is not None:

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from rhapsody.journal.code import MISSING, Ingredients, content_of
-from rhapsody.journal.files import LONGEST
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import SIZE, NoDigestError
+from rhapsody.journal.values import LONGEST, SIZE, NoDigestError
 
 _CODE = (types.FunctionType, type)
+
+_VARIABLES = "variables set by the program"
 
 _WRITTEN = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
 _OF_SHELL = re.compile(r"[\s'\"`|&;<>(){}]+")
@@ -189,9 +190,9 @@ class Keys:
         named = words if "arguments" in task else parts_of_shell
         for path in _files_named(named, environment, task.get("cwd")):
             found.path(path)
-        inherited = _set_by_program(environment)
-        if inherited:
-            parts["variables set by the program"] = found.value(inherited)
+        variables = self._variables(task, found)
+        if variables is not None:
+            parts[_VARIABLES] = variables
         if sandbox:  # told by a name that no file in the current directory has
             inside = re.compile(re.escape(sandbox) + r"(?![\w.-])")
             words = [inside.sub("\0", word) for word in words]
@@ -201,15 +202,18 @@ class Keys:
         """The digests of files as they are now; `None` where there is no file."""
         return {path: self.program.file(path) for path in paths}
 
-    def require_same_inputs(self, inputs: Mapping[str, str | None], parts: str) -> None:
-        """Raise where an input file is not what it was when a task's key was made.
+    def require_unchanged(
+        self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: str
+    ) -> None:
+        """Raise where a task's inputs are not what they were when its key was made.
 
         Args:
-            inputs: Where the files are, by their names.
+            task: Its description.
+            inputs: Where its input files are, by their names.
             parts: The parts of the key.
 
         Raises:
-            NoDigestError: A file was changed or removed.
+            NoDigestError: A file, or a variable that a command inherits, has changed.
         """
         before = ast.literal_eval(parts)
         for name, path in inputs.items():
@@ -218,6 +222,18 @@ class Keys:
                     f"its input file {name!r} was changed while the task waited or ran; run again "
                     "when nothing writes to it, and declare what the task writes as an OutputFile"
                 )
+        if task["function"] is None:
+            self._ingredients.begin()
+            if self._variables(task, self._ingredients) != before.get(_VARIABLES):
+                raise NoDigestError(
+                    "the program changed os.environ while the task waited or ran, and it may have "
+                    "inherited either value; pass environment={...} to the task instead"
+                )
+
+    def _variables(self, task: Mapping[str, Any], found: Ingredients) -> str | None:
+        """Return what tells the variables that the program has set, `None` where there are none."""
+        inherited = _set_by_program(task.get("environment") or {})
+        return found.value(inherited) if inherited else None
 
     def _code(self, function: Any) -> bytes:
         """What a function's code uses: looked at once, and again when a variable is set anew."""
@@ -261,7 +277,7 @@ def _files_named(
         if len(word) > LONGEST:
             continue
         for part in [word] if number == 0 else [*_BETWEEN.split(word), *_AFTER_FLAG.findall(word)]:
-            if os.path.isabs(part):
+            if part.startswith(("/", "~")):
                 yield part
             elif cwd is not None:
                 yield os.path.join(cwd, part)

@@ -346,8 +346,8 @@ class Journal:
             return None
         try:
             files = self._files_of(record)
-            if record.inputs:
-                self._keys.require_same_inputs(record.inputs, parts)
+            if record.inputs or task["function"] is None:
+                self._keys.require_unchanged(task, record.inputs, parts)
             if paths and (now := self._keys.files(paths)) != paths:
                 require_not_changed(paths, now)  # files that it made count with their content
                 paths = now

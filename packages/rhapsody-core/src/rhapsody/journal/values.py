@@ -32,6 +32,9 @@ from rhapsody.journal.arrays import parts_of
 SIZE = 16
 """Bytes of a digest: two different values of 2^64 have the same one with even odds."""
 
+LONGEST = 4096
+"""Characters of a path (Linux's `PATH_MAX`); longer texts name no file."""
+
 MOST = 5_000_000
 """Objects in a value, each counted as often as it is reached, above which it has no digest: ways
 through a net of objects that refer to each other may be more than can ever be gone."""
@@ -134,6 +137,8 @@ class Values:
         elif kind is bytes or kind is bytearray:
             feed(b"%b%d:" % (b"b" if kind is bytes else b"B", len(value)))
             feed(value)  # as it is: a copy of much data would hold all threads up
+            if len(value) <= LONGEST and (b"/" in value or b"." in value):
+                self._around.path(os.fsdecode(bytes(value)))
         elif kind is memoryview:
             feed(_framed(b"M", repr((value.format, value.shape))))
             feed(value)
