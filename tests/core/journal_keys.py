@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,12 +64,17 @@ def write(directory: Path, files: Mapping[str, str]) -> None:
 @contextmanager
 def loaded(directory: Path, module: str = "main") -> Iterator[ModuleType]:
     """Imports a program's module, and forgets it and what it imported."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(directory))
+    before, environment, names = set(sys.modules), dict(os.environ), set(vars(builtins))
+    path = sys.path.copy()
+    sys.path[:0] = [str(directory), str(directory / "site-packages")]
     try:
         yield importlib.import_module(module)
     finally:
-        sys.path.remove(str(directory))
+        sys.path[:] = path
+        os.environ.clear()
+        os.environ.update(environment)
+        for name in set(vars(builtins)) - names:
+            delattr(builtins, name)
         for name in set(sys.modules) - before:
             found = sys.modules[name]
             places = [getattr(found, "__file__", None) or "", *getattr(found, "__path__", ())]

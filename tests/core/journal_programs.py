@@ -450,3 +450,220 @@ IMPORTS: dict[str, Files] = {
     "a function as a default": {"main.py": "import m\ndef f(x, g=m.g): return g(x)\n",
                                 "m.py": USED},
 }  # fmt: skip
+
+SETTINGS = "rate = 1\ndef other(): return 3\n"
+DECORATORS = {  # of a library: `lib` is in a directory called `site-packages`
+    "site-packages/lib.py": (
+        "class Box:\n    def __init__(self, f): self.all = {'f': [f]}\n"
+        "    def __call__(self, x): return self.all['f'][0](x)\n"
+        "def boxed(f): return Box(f)\n"
+        "def bare(f):\n    def inner(x): return f(x)\n    return inner\n"
+        "def kept(f):\n    held = {'f': [(f,)]}\n    def inner(x): return held['f'][0][0](x)\n"
+        "    return inner\n"
+        "def scale(n):\n    def inner(x): return x * n\n    return inner\n"
+        "def deep(f):\n    def one(x): return f(x)\n    def two(x, g=one): return g(x)\n"
+        "    return two\n"
+        "class Base: rate = 1\nlimit = 3\ndef plain(x): return x\n"
+    )
+}
+CHANGED |= {
+    "a module that is used as a whole": (
+        {"main.py": "import m\nm.n = 1\ndef f(x):\n    s = m\n    return s.n\n", "m.py": SETTINGS},
+        "m.n = 1", "m.n = 2"),
+    "what the program sets in a module that is imported inside": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x):\n    import m\n    return m.rate\n",
+         "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "what the program sets in a module of another name inside": (
+        {"main.py": "import p.m\np.m.rate = 1\ndef f(x):\n    import p.m as s\n    return s.rate\n",
+         "p/m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "what the program sets in a name that is taken inside": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x):\n    from m import rate as r\n    return r\n",
+         "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "what the program sets in a module inside a closure": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x):\n    import m\n"
+         "    return (lambda: m.rate)()\n", "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "a variable computed at import": (
+        {"main.py": "import m\ndef f(x):\n    import m\n    return getattr(m, 'n')\n",
+         "m.py": "import k\nn = k.n + 1\n", "k.py": "n = 1\n"}, "n = 1\n", "n = 2\n"),
+    "a variable by getattr": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x): return getattr(m, 'rate')\n",
+         "m.py": SETTINGS},
+        "m.rate = 1", "m.rate = 2"),
+    "a module that is handed to a helper": (
+        {"main.py": "import m\nm.rate = 1\ndef g(s): return s.rate\ndef f(x): return g(m)\n",
+         "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "another name for a module": (
+        {"main.py": "import m\nm.rate = 1\ns = m\ndef f(x): return vars(s)['rate']\n",
+         "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "a module by a literal name": (
+        {"main.py": "import importlib, m\nm.rate = 1\n"
+         "def f(x): return importlib.import_module('m').rate\n", "m.py": SETTINGS},
+        "m.rate = 1", "m.rate = 2"),
+    "a module that is made as the program runs": (
+        "import types\nm = types.ModuleType('m')\nm.n = 1\ndef f(x): return m.n\n",
+        "m.n = 1", "m.n = 2"),
+    "a global by globals": ("N = 1\ndef f(x): return globals()['N']\n", "N = 1", "N = 2"),
+    "a global by eval": ("N = 1\ndef f(x): return eval('N')\n", "N = 1", "N = 2"),
+    "a function in a library's object": (
+        {"main.py": "import lib\n@lib.boxed\ndef g(x): return 1\ndef f(x): return g(x)\n"}
+        | DECORATORS, "return 1", "return 2"),
+    "a function below a library's bare decorator": (
+        {"main.py": "import lib\n@lib.bare\ndef g(x): return 1\ndef f(x): return g(x)\n"}
+        | DECORATORS, "return 1", "return 2"),
+    "a function in a container of a library's closure": (
+        {"main.py": "import lib\n@lib.kept\ndef g(x): return 1\ndef f(x): return g(x)\n"}
+        | DECORATORS, "return 1", "return 2"),
+    "a function below two decorators": (
+        {"main.py": "import lib\n@lib.bare\n@lib.kept\ndef g(x): return 1\ndef f(x): return g(x)\n"}
+        | DECORATORS, "return 1", "return 2"),
+    "a function in a default in a library's closure": (
+        {"main.py": "import lib\n@lib.deep\ndef g(x): return 1\ndef f(x): return g(x)\n"}
+        | DECORATORS, "return 1", "return 2"),
+    "a task below a library's decorator": (
+        {"main.py": "import lib\n@lib.kept\ndef f(x): return 1\n"} | DECORATORS,
+        "return 1", "return 2"),
+    "a value in a library's closure": (
+        {"main.py": "import lib\ng = lib.scale(2.5)\ndef f(x): return g(x)\n"} | DECORATORS,
+        "2.5", "3.5"),
+    "a function that replaces a library's": (
+        {"main.py": "import lib\nlib.plain = lambda x: 1\ndef f(x): return lib.plain(x)\n"}
+        | DECORATORS, "x: 1", "x: 2"),
+    "a number that replaces a library's": (
+        {"main.py": "import lib\nlib.limit = 7\ndef f(x): return lib.limit\n"} | DECORATORS,
+        "limit = 7", "limit = 8"),
+    "an attribute of a class with underscores": (
+        "class A: __rate__ = 1\ndef f(x): return A.__rate__\n", "= 1", "= 2"),
+    "an attribute with underscores that is set later": (
+        "class A: pass\nA.__rate__ = 1\ndef f(x): return A.__rate__\n", "= 1", "= 2"),
+    "a method that exec makes in a class": (
+        "class A:\n    exec('def g(self): return 1')\ndef f(x): return A().g()\n",
+        "return 1", "return 2"),
+    "a special method that exec makes in a class": (
+        "code = 'def __call__(self): return 1'\nclass A:\n    exec(code)\ndef f(x): return A()()\n",
+        "return 1", "return 2"),
+    "a property that calls no function": (
+        "import operator\nclass A:\n    n = property(operator.attrgetter('a'))\n    a = b = 1\n"
+        "def f(x): return A().n\n", "'a'", "'b'"),
+    "the default of a context variable": (
+        "import contextvars as c\nv = c.ContextVar('v', default=1)\ndef f(x): return v.get()\n",
+        "default=1", "default=2"),
+    "the format of a struct": (
+        "import struct\ns = struct.Struct('<i')\ndef f(x): return s.pack(x)\n", "<i", ">i"),
+    "an event that is set": (
+        "import threading\ne = threading.Event()\ne.set()\ndef f(x): return e.is_set()\n",
+        "e.set()", "e.clear()"),
+    "a name in builtins": (
+        "import builtins\nbuiltins.rhapsody_n = 1\ndef f(x): return rhapsody_n\n",
+        "rhapsody_n = 1", "rhapsody_n = 2"),
+    "a default of a function that is set later": (
+        "def g(x=1): return x\ng.__defaults__ = (3,)\ndef f(x): return g()\n", "(3,)", "(4,)"),
+    "a variable of the environment": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef f(x): return os.environ['RH_X']\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment by get": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef f(x): return os.environ.get('RH_X', x)\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment by getenv": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef f(x): return os.getenv('RH_X')\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment by names taken": (
+        "from os import environ as e\ne['RH_X'] = 'a'\n"
+        "def f(x): return 'RH_X' in e and e['RH_X']\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment by a constant": (
+        "import os\nX = 'RH_X'\nos.environ[X] = 'a'\ndef f(x): return os.environ[X]\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment with an import inside": (
+        "import os\nos.environ['RH_X'] = 'a'\n"
+        "def f(x):\n    import os as o\n    return o.environ['RH_X']\n", "= 'a'", "= 'b'"),
+    "a variable of the environment by a function taken inside": (
+        "import os\nos.environ['RH_X'] = 'a'\n"
+        "def f(x):\n    from os import getenv\n    return getenv('RH_X')\n", "= 'a'", "= 'b'"),
+    "a variable of the environment in a module that a task imports": (
+        {"main.py": "import os\nos.environ['RH_X'] = 'a'\ndef f(x):\n    import m\n"
+         "    return m.n\n", "m.py": "import os\nn = os.environ['RH_X']\n"}, "= 'a'", "= 'b'"),
+}  # fmt: skip
+
+REFUSED: dict[str, tuple[str | Files, str]] = {
+    # What: the program, and what the message says.
+    "a module by a name that is made up": (
+        "import importlib\ndef f(x): return importlib.import_module(f'm{x}')\n", "makes up"),
+    "a variable of the environment by a name that is made up": (
+        "import os\ndef f(x): return os.environ[f'X{x}']\n", "names are not literals"),
+    "variables of the environment": (
+        "import os\ndef f(x): return [k for k in os.environ if k > 'R']\n", "not literals"),
+    "getenv by a variable": ("import os\ndef f(x): return os.getenv(x)\n", "not literals"),
+    "sys.modules": ("import sys\ndef f(x): return sys.modules['main']\n", "sys.modules"),
+    "a generator": ("G = (n for n in range(3))\ndef f(x): return next(G)\n", "G used by f"),
+    "a file that is read": ("G = open(0, closefd=False)\ndef f(x): return G\n", "G used by f"),
+    "a data base": (
+        "import sqlite3\ndb = sqlite3.connect(':memory:')\ndef f(x): return db.execute('')\n",
+        "db used by f"),
+    "a generator in a module that is used as a whole": (
+        {"main.py": "import m\ndef f(x): return getattr(m, x)\n",
+         "m.py": "G = (n for n in range(3))\n"}, "G of module m.py"),
+    "a generator in a class": (
+        "class A: g = (n for n in range(3))\ndef f(x): return next(A.g)\n", "g of class A"),
+    "a generator in a library's closure": (
+        {"main.py": "import lib\ng = lib.scale(n for n in range(3))\ndef f(x): return g(x)\n"}
+        | DECORATORS, "n around lib.scale"),
+}  # fmt: skip
+
+ORDINARY: dict[str, str] = {
+    "loggers, locks and outputs": (
+        "import logging, threading, sys, io, asyncio\nlog = logging.getLogger(__name__)\n"
+        "more = logging.LoggerAdapter(log, {})\nlock = threading.RLock()\nerr = sys.__stderr__\n"
+        "local = threading.local()\ns = asyncio.Semaphore(2)\nc = threading.Condition()\n"
+        "def f(x):\n    with lock, c: log.info(x); more.info(x); print(x, file=err)\n"
+        "    return local, s\n"
+    ),
+    "a pool": (
+        "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\n"
+        "def f(x): return list(pool.map(str, [x]))\n"
+    ),
+    "patterns, paths and dates": (
+        "import re, pathlib, datetime, decimal\nR = re.compile('a+')\nP = pathlib.Path(__file__)\n"
+        "D = datetime.date(2020, 1, 1)\ndef f(x): return R.match(x), P, D, decimal.Decimal(x)\n"
+    ),
+    "arrays and tables": (
+        "import numpy as np\nimport pandas as pd\nA = np.arange(3)\nT = pd.DataFrame({'a': A})\n"
+        "G = np.random.default_rng(3)\nO = np.vectorize(len)\n"
+        "def f(x): return np.sum(A), pd.concat([T, T]).groupby('a').mean(), G.random(), O(x)\n"
+    ),
+    "arguments of the command line": (
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('--n', type=int)\n"
+        "a = p.parse_args([])\ndef f(x): return a.n, p.prog\n"
+    ),
+    "the environment of a program that it starts": (
+        "import os, subprocess\ndef f(x):\n    env = dict(os.environ, A='1')\n"
+        "    more = {**os.environ, 'B': x}\n    other = os.environ.copy()\n"
+        "    os.environ['RH_Y'] = x\n"
+        "    return subprocess.run(['true'], env=os.environ | {'A': x}, check=True)\n"
+    ),
+    "classes of all kinds": (
+        "import abc, enum, typing, collections, dataclasses, functools\n"
+        "class E(enum.Flag):\n    A = 1\nclass P(typing.Protocol):\n    def g(self): ...\n"
+        "class B(abc.ABC):\n    @abc.abstractmethod\n    def g(self): ...\n"
+        "@dataclasses.dataclass(slots=True, frozen=True, order=True)\nclass D(B):\n"
+        "    n: int = 1\n    m: list[int] = dataclasses.field(default_factory=list)\n"
+        "    def g(self): return 1\nclass T(typing.TypedDict):\n    n: int\n"
+        "N = collections.namedtuple('N', 'a b')\nclass M(typing.NamedTuple):\n    n: int = 1\n"
+        "class C(typing.Generic[typing.TypeVar('X')]):\n    __slots__ = ('a',)\n"
+        "    __class_getitem__ = classmethod(dict)\n    @functools.cached_property\n"
+        "    def p(self): return 1\n    @functools.lru_cache\n    def q(self): return 1\n"
+        "class X(Exception): pass\ndef f(x): return E.A, P, B, D(), T, N, M, C, X\n"
+    ),
+    "functions of all kinds": (
+        "import functools, contextlib, operator\n@contextlib.contextmanager\ndef c(): yield\n"
+        "@functools.singledispatch\ndef s(x): ...\n@s.register\ndef _(x: int): ...\n"
+        "@functools.cache\ndef k(x): ...\nq = functools.partial(k, 1)\ng = operator.itemgetter(1)\n"
+        "u = 'a'.upper\n@functools.total_ordering\nclass O:\n    def __lt__(s, o): return s is o\n"
+        "def f(x): return c, s(x), k, q, g, u, O, isinstance(x, int), len(x)\n"
+    ),
+    "a module of the standard library that is used as a whole": (
+        "import sys, os, math, random, json\ndef f(x): return [sys, os, math, random, json]\n"
+    ),
+    "a module that is loaded": (
+        "import sys\ndef f(x): return 'torch' in sys.modules, sys.argv, sys.executable\n"
+    ),
+}

@@ -111,6 +111,21 @@ class Hostile:
         raise ValueError("no")
 
 
+class Cached:
+    def __init__(self, n: int = 1) -> None:
+        self.n = n
+
+    @functools.cached_property
+    def value(self) -> Any:
+        return object.__repr__(self)
+
+
+def filled() -> Cached:
+    made = Cached()
+    assert made.value
+    return made
+
+
 class NoAttributes:
     def __getattribute__(self, name: str) -> Any:
         raise ValueError(name)
@@ -198,12 +213,12 @@ EQUAL: dict[str, tuple[Any, Any]] = {
     "generator of numbers": (np.random.default_rng(3), np.random.default_rng(3)),
     "random": (random.Random(3), random.Random(3)),
     "nan": (math.nan, float("nan")),
-    "Fortran's order": (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
     "part of an array": (np.arange(10)[::2], np.array([0, 2, 4, 6, 8])),
     "padded array": (padded(), padded()),
     "array of objects": (objects(), objects()),
     "long doubles": (np.array([1, 3], np.longdouble) / 3, np.array([1, 3], np.longdouble) / 3),
     "masked array": (masked(3.0), masked(3.0)),
+    "cached property": (Cached(), filled()),
     "no array": (np.empty((0, 3)), np.empty((0, 3))),
     "array of texts": (np.array(["a", ""]), np.array(["a", ""])),
     "array of variable texts": (
@@ -229,6 +244,12 @@ EQUAL: dict[str, tuple[Any, Any]] = {
 }
 
 DIFFERENT: dict[str, tuple[Any, Any]] = {
+    "Fortran's order": (np.ones((2, 3)), np.ones((2, 3), order="F")),
+    "metadata of a dtype": (
+        np.ones(2, np.dtype("f8", metadata={"unit": "m"})),
+        np.ones(2, np.dtype("f8", metadata={"unit": "s"})),
+    ),
+    "cached property that was set": (Cached(), Cached(2)),
     "int and float": (1, 1.0),
     "int and bool": (1, True),
     "int and text": (1, "1"),

@@ -141,10 +141,18 @@ async def test_a_task_opts_out() -> None:
 
 async def test_a_version_stands_for_the_code() -> None:
     async def program(flow: WorkflowEngine, text: str, version: str) -> str:
-        @flow.function_task(version=version)
-        def say() -> str:
-            note("say")
-            return text
+        if text == "one":
+
+            @flow.function_task(version=version)
+            def say() -> str:
+                note("say")
+                return "one"
+        else:
+
+            @flow.function_task(version=version)
+            def say() -> str:
+                note("say")
+                return "two"
 
         found: str = await say()
         return found

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rhapsody.journal.values import NoDigestError
 from tests.core.journal_keys import key_in
-from tests.core.journal_programs import CHANGED, IMPORTS, SAME, Files
+from tests.core.journal_programs import CHANGED, IMPORTS, ORDINARY, REFUSED, SAME, Files
 
 
 def files(text: str | Files) -> Files:
@@ -60,3 +61,16 @@ def test_a_function_may_be_called_from_modules_that_import_each_other(tmp_path: 
     after = {name: text.replace("return 1", "return 2") for name, text in before.items()}
     assert key_in(tmp_path, before) == key_in(tmp_path, before)
     assert key_in(tmp_path, before)[0] != key_in(tmp_path, after)[0]
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_followed_is_refused_with_a_reason(what: str, tmp_path: Path) -> None:
+    program, reason = REFUSED[what]
+    with pytest.raises(NoDigestError, match=rf"{reason}.*version="):
+        key_in(tmp_path, files(program))
+
+
+@pytest.mark.parametrize("what", ORDINARY)
+def test_ordinary_programs_have_the_same_key_in_each_run(what: str, tmp_path: Path) -> None:
+    program = files(ORDINARY[what])
+    assert key_in(tmp_path, program) == key_in(tmp_path, program)

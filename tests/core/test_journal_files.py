@@ -196,15 +196,16 @@ async def test_what_was_made_again_is_kept_where_that_run_breaks_off(here: Path)
     assert ran(here) == sorted(["make", "make", "one", "two", "three", "four"])
 
 
-async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: Path) -> None:
-    drawn: list[int] = []
+DRAWN: list[int] = []
 
+
+async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: Path) -> None:
     def program(version: str) -> Program:
         async def draw(flow: WorkflowEngine) -> list[int]:
             @flow.function_task(version=version)
             def sample(file: InputFile, made: str) -> int:
-                drawn.append(len(drawn))
-                return drawn[-1]
+                DRAWN.append(len(DRAWN))
+                return DRAWN[-1]
 
             made = command(flow, here)("make", "echo content > made.txt", OutputFile("made.txt"))
             return await asyncio.gather(*[sample(InputFile("made.txt"), made) for _ in range(3)])
@@ -215,7 +216,7 @@ async def test_samples_that_read_a_file_that_was_made_again_stay_as_many(here: P
         await program("1")(flow)
     second = await broken_off(program("2"), resume=True)
     assert await broken_off(program("2")) == second
-    assert len(drawn) == 6
+    assert len(DRAWN) == 6
 
 
 @pytest.mark.parametrize("cached", [True, False])

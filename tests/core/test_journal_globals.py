@@ -7,6 +7,7 @@ import functools
 import linecache
 import math
 import operator
+import os
 import re
 import sys
 import threading
@@ -70,10 +71,114 @@ def test_a_global_that_is_set_between_two_tasks_counts(keys: Keys, monkeypatch: 
     assert key_of(keys, by_mode).digest == first
 
 
-def test_a_global_that_the_function_sets_itself_does_not_count_again(keys: Keys) -> None:
-    first = key_of(keys, counting).digest
-    counting()
-    assert key_of(keys, counting).digest == first
+def test_a_global_that_the_function_sets_counts_as_the_caller_saw_it(keys: Keys) -> None:
+    digests: set[bytes] = set()
+    for _ in range(3):
+        digests.add(key_of(keys, counting).digest)
+        digests.add(key_of(keys, counting).digest)
+        counting()
+    assert len(digests) == 3
+
+
+CACHE: dict[int, Any] = {}
+MODEL: Any = None
+RATE: Any = None
+
+
+def with_memo(x: int) -> Any:
+    global MODEL
+    if MODEL is None:
+        MODEL = (n for n in range(3))  # it could not be digested
+    CACHE.setdefault(x, []).append(1)
+    CACHE[x + 1] = [x]
+    return CACHE, MODEL
+
+
+def reads_cache() -> Any:
+    return CACHE
+
+
+def set_rate(rate: float) -> None:
+    global RATE
+    RATE = rate
+
+
+def with_rate() -> Any:
+    if CACHE is None:
+        set_rate(3)
+    return RATE
+
+
+def test_a_memo_that_the_task_fills_does_not_change_the_next_key(keys: Keys) -> None:
+    first = key_of(keys, with_memo).digest
+    with_memo(3)
+    keys.begin()
+    assert key_of(keys, with_memo).digest == first
+    keys.begin()
+    CACHE.clear()
+    first = key_of(keys, reads_cache).digest
+    CACHE[1] = 2  # by the program, as that function does not fill it
+    keys.begin()
+    assert key_of(keys, reads_cache).digest != first
+
+
+def test_a_global_that_a_helper_sets_to_its_argument_is_no_memo(keys: Keys) -> None:
+    digests = {key_of(keys, with_rate).digest}
+    for rate in (1, 2):
+        set_rate(rate)
+        digests.add(key_of(keys, with_rate).digest)
+    assert len(digests) == 3
+
+
+class Mutable:
+    rate = 1
+
+
+SHARED: dict[str, Any] = {"list": [1], "object": Mutable()}
+
+
+def with_shared() -> Any:
+    return SHARED, Mutable
+
+
+def test_what_the_program_changes_in_place_counts_from_the_next_batch_on(keys: Keys) -> None:
+    def digest() -> bytes:
+        keys.begin()
+        return key_of(keys, with_shared).digest
+
+    digests = [digest(), digest()]
+    SHARED["list"].append(2)
+    digests.append(digest())
+    SHARED["object"].n = 1
+    digests.append(digest())
+    Mutable.rate = 2
+    digests.append(digest())
+    Mutable.more = 1  # type: ignore[attr-defined]
+    digests.append(digest())
+    with_shared.n = 1  # type: ignore[attr-defined]
+    digests.append(digest())
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 6
+
+
+def test_a_variable_of_the_environment_that_is_set_between_two_tasks_counts(
+    keys: Keys, monkeypatch: Any
+) -> None:
+    def reading() -> Any:
+        return os.environ.get("RHAPSODY_TEST")
+
+    first = key_of(keys, reading).digest
+    monkeypatch.setenv("RHAPSODY_TEST", "1")
+    assert key_of(keys, reading).digest != first
+    monkeypatch.delenv("RHAPSODY_TEST")
+    assert key_of(keys, reading).digest == first
+
+
+def test_optimized_code_has_a_key_of_its_own(keys: Keys, monkeypatch: Any) -> None:
+    first = key_of(keys, by_mode).digest
+    flags = types.SimpleNamespace(optimize=1)
+    monkeypatch.setattr("rhapsody.journal.keys.sys", types.SimpleNamespace(flags=flags))
+    assert key_of(keys_in(Path()), by_mode).digest != first
 
 
 def test_an_engine_in_a_global_is_not_looked_into(keys: Keys, monkeypatch: Any) -> None:
@@ -96,12 +201,24 @@ def _closing_over(engine: Any) -> Any:
 ODD: dict[str, Any] = {"class": Odd, "hostile": Hostile(), "module": types.ModuleType("odd")}
 
 
-@pytest.mark.parametrize("what", [*WITHOUT, *ODD])
-def test_a_global_may_be_anything(what: str, keys: Keys, monkeypatch: Any) -> None:
-    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+MUTE = ("lock", "object with a lock", "array of objects", "thread", "file")
+
+
+@pytest.mark.parametrize("what", [*MUTE, *ODD])
+def test_a_global_may_be_anything_that_can_be_followed(
+    what: str, keys: Keys, monkeypatch: Any
+) -> None:
     monkeypatch.setitem(globals(), "MODE", (WITHOUT | ODD)[what])
     first = key_of(keys, by_mode).digest
     assert key_of(keys_in(Path()), by_mode).digest == first
+
+
+@pytest.mark.parametrize("what", sorted(WITHOUT.keys() - MUTE))
+def test_a_global_without_a_digest_is_refused(what: str, keys: Keys, monkeypatch: Any) -> None:
+    monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
+    monkeypatch.setitem(globals(), "MODE", WITHOUT[what])
+    with pytest.raises(NoDigestError, match=r"MODE used by by_mode.*set version="):
+        key_of(keys, by_mode)
 
 
 @pytest.mark.parametrize("function", [len, np.add, np.sum, "a".count, Point, Color, math.sqrt,

@@ -14,7 +14,16 @@ from rhapsody.data import InputFiles
 from rhapsody.journal.files import Stamp
 from rhapsody.journal.keys import Keys
 from rhapsody.journal.values import NoDigestError
-from tests.core.journal_keys import described, key_of, keys_in, twice, work
+from tests.core.journal_keys import (
+    described,
+    key_in,
+    key_of,
+    keys_in,
+    loaded,
+    twice,
+    work,
+    write,
+)
 
 
 @pytest.fixture
@@ -402,3 +411,44 @@ def test_a_version_stands_for_the_code(keys: Keys) -> None:
     later = keys.of(described(lambda x: x + 2, 1), {"version": "2"}, {})
     assert later.digest != one.digest
     assert keys.of(described(lambda x: x + 2, 2), {"version": "2"}, {}).digest != later.digest
+
+
+def test_a_version_belongs_to_one_function(tmp_path: Path) -> None:
+    program = {"moda.py": "def run(x): return 1\n", "modb.py": "def run(x): return 2\n"}
+    write(tmp_path, program | {"main.py": "import moda, modb\n"})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        found = [main.moda.run, main.modb.run, main.moda.run]
+        digests = [keys.of(described(each, 1), {"version": "1"}, {}).digest for each in found]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_version_does_not_stand_for_the_values_in_closures_and_defaults(keys: Keys) -> None:
+    def made(n: int, code: str) -> Any:
+        inner = eval(code)
+
+        def function(x: int, m: int = n) -> Any:
+            return inner(x) + m
+
+        def other(x: int) -> Any:
+            return function(x) + n
+
+        return function, other
+
+    for number in (0, 1):
+        found = [made(1, "lambda x: 1"), made(2, "lambda x: 1"), made(1, "lambda x: 2")]
+        digests = [
+            keys.of(described(each[number], 1), {"version": "1"}, {}).digest for each in found
+        ]
+        assert digests[0] == digests[2] != digests[1]
+
+
+def test_constants_that_are_paths_may_move_along_with_the_program(tmp_path: Path) -> None:
+    text = (
+        "from pathlib import Path\nimport os\nHERE = Path(__file__).parent\n"
+        "DATA = os.path.join(os.path.dirname(__file__), 'data', 'NAME')\n"
+        "def f(x, y=HERE / 'y'): return HERE, DATA\n"
+    )
+    first = key_in(tmp_path, {"main.py": text})
+    assert key_in(tmp_path, {"main.py": text}) == first
+    assert key_in(tmp_path, {"main.py": text.replace("NAME", "OTHER")}) != first

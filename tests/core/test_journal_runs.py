@@ -56,7 +56,8 @@ def make(*more):
 def typed(x: Shape) -> Color:
     return Color.BLUE
 FUNCTIONS = [known, cached, make(WORDS, Shape, SHAPES), typed, Shape(3).__eq__, Shape,
-             functools.partial(known, WORDS), lambda x: (choice, random, rand), lambda x: environ,
+             functools.partial(known, WORDS), lambda x: (choice, random, rand),
+             lambda x: environ['A'],
              lambda x: x in {"p", "q", "r"},
              eval("lambda x: x in {'p', 'q', 'r'}")]
 """
@@ -64,7 +65,7 @@ FUNCTIONS = [known, cached, make(WORDS, Shape, SHAPES), typed, Shape(3).__eq__, 
 
 GLOBALS = r'''
 import abc, asyncio, collections, concurrent.futures, contextlib, enum, functools, io, itertools
-import queue, re, string, threading, types, typing, unittest.mock, weakref
+import re, string, threading, types, typing, unittest.mock, weakref
 import numpy as np
 class Ab(abc.ABC):
     @abc.abstractmethod
@@ -101,8 +102,7 @@ class Cm:
     @contextlib.contextmanager
     def e(self): yield
     def __init__(self):
-        self.lock = threading.Lock(); self.q = queue.Queue(); self.ev = threading.Event()
-        self.wr = weakref.ref(Cm); self.s = {"a","b","c"}
+        self.lock = threading.Lock(); self.ev = threading.Event(); self.s = {"a","b","c"}
     def __hash__(self): return id(self)
 g = Cm()
 pool = concurrent.futures.ThreadPoolExecutor(2)
@@ -117,7 +117,7 @@ OBJS = {Cm(), Cm(), g}
 KINDS = {int, str, Cm, Ab}
 dq = collections.deque([{"a","b"}])
 dd = collections.defaultdict(set, {"x": {"p","q"}})
-wd = weakref.WeakKeyDictionary({Cm: 1}); ws = weakref.WeakSet([Cm, Ab, Ge])
+wd = weakref.WeakKeyDictionary({Cm: 1})
 pr = re.compile("a|b")
 tm = string.Template("$a")
 mock = unittest.mock.MagicMock()
@@ -125,20 +125,16 @@ exec("def ex(x): return x in {'p','q','r','s'}")
 def deff(x, y=(frozenset({"a","b","c"}), {1: {"z", "y"}}), *, k={"m","n"}): return y
 vec = np.vectorize(a1)
 vec2 = np.vectorize(lambda x: x+1); vec2(np.arange(3))
-ufn = np.frompyfunc(a1, 1, 1)
 out = io.StringIO()
 cnt = itertools.count()
 ctx = contextlib.ExitStack()
-opened = open(__file__)
-gen = (i for i in range(3))
-loop = asyncio.new_event_loop()
 alock = asyncio.Lock()
 cmap = collections.ChainMap({"a":1}, {"b":{"x","y"}})
 mp = types.MappingProxyType({"a": {"x","y"}})
 partials = functools.partial(a1, s={"x","y"})
-def user(x): return wd, ws
-GLOBALS = """Ab2 Ab PrI Ge Fl NT sd Cm g pool local lock SET OBJS KINDS dq dd wd ws pr tm mock ex
-deff vec vec2 ufn out cnt ctx opened gen loop alock cmap mp partials T user"""
+def user(x): return wd
+GLOBALS = """Ab2 Ab PrI Ge Fl NT sd Cm g pool local lock SET OBJS KINDS dq dd wd pr tm mock ex
+deff vec vec2 out cnt ctx alock cmap mp partials T user"""
 FUNCTIONS = [eval("lambda x: " + name, globals()) for name in GLOBALS.split()]
 SHAPES = 1
 class Color: RED = 1

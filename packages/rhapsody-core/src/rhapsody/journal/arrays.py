@@ -19,7 +19,11 @@ def _array(value: Any) -> tuple[Any, ...] | None:
     if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
         return None
     array = numpy.asarray(value)
-    about = repr((array.dtype.str, array.dtype.names, array.shape)).encode()
+    turned = array.flags.fnc  # in Fortran's order, which `ravel("K")` shows
+    metadata = dict(array.dtype.metadata or {}) or None
+    about: Any = repr((array.dtype.str, array.dtype.names, array.shape, turned)).encode()
+    if metadata is not None:
+        about = about, metadata
     if array.dtype.names is not None:  # there may be rubbish between its fields
         return about, [array[name] for name in array.dtype.names]
     if array.dtype.hasobject or array.dtype.kind == "U":  # texts may name files
@@ -35,14 +39,14 @@ def _table(value: Any) -> tuple[Any, ...] | None:
     pandas: Any = sys.modules["pandas"]
     if isinstance(value, pandas.DataFrame):
         columns = [value.iloc[:, number].array for number in range(value.shape[1])]
-        return value.columns, value.index, columns, value.attrs
+        return value.columns, value.index, columns, value.attrs, repr(value.flags)
     if isinstance(value, pandas.Series):
-        return value.name, value.index, value.array, value.attrs
+        return value.name, value.index, value.array, value.attrs, repr(value.flags)
     if isinstance(value, pandas.MultiIndex):
         levels = [value.get_level_values(number).array for number in range(value.nlevels)]
         return list(value.names), levels
     if isinstance(value, pandas.Index):
-        return value.name, value.array
+        return value.name, value.array, getattr(value, "freqstr", None)
     if isinstance(value, pandas.Categorical):
         return value.categories, value.codes, value.ordered
     if not isinstance(value, pandas.api.extensions.ExtensionArray):

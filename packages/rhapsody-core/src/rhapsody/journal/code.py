@@ -1,39 +1,88 @@
-"""What a function's results depend on besides its arguments, as far as its code says.
+"""Digest of everything that a function's results depend on, except its arguments.
 
-Its own code and, through all that they use, that of functions and classes of its module and of the
-program's own; the values in its closure, its defaults and the globals it reads; the versions of
-installed distributions that other names come from.
+This is the function's own code and, through all that they use, the code of functions and classes
+of the user's own; the values in its closure, its defaults and the globals it reads; variables of
+the environment that it reads by a literal name; and the versions of the installed distributions
+that other names come from.
 
-What it does beside that cannot be known: modules and names that it makes up as it runs
-(`importlib.import_module`, `globals()`, `eval`), files and variables of the environment that it
-reads without being given their names, random numbers, the time. Objects of libraries that no
-process could send to another (a `struct.Struct`, say) count by their class where they are globals.
-What is changed in place (a list, say) counts as it is when the function is first submitted.
+The rule is to fail closed. If code uses a value that has no digest, or reaches for something that
+cannot be followed (`importlib.import_module(name)`, `os.environ[name]`), there is no digest and
+the task is not recorded. A module of the user's own that is used as a whole counts with its source
+and with all its variables. Only objects that do not affect results, such as loggers and locks,
+count by their class, see `rhapsody.journal.values`.
+
+Code can change state while the program runs, and the program can, too. Globals, attributes of
+classes and variables of modules are compared by identity before a digest is used again; values
+that can change in place are digested again, once for each batch of look-ups, up to a size. One
+case needs another rule: a memo that the task itself fills (`CACHE = {}`, `model = None`) must not
+change the key of the next equal task. So a global that was empty when it was first seen, and that
+the reachable code fills, counts as empty for the whole run.
+
+Not seen are files that are not arguments, what a program changes inside installed libraries
+(except functions and numbers that it replaces in their modules), random numbers, and the time.
 """
 
 from __future__ import annotations
 
-import functools
+import builtins
 import importlib.util
 import os
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
+from rhapsody.journal.names import CALLS, Use, names_in
 from rhapsody.journal.program import Program
-from rhapsody.journal.syntax import names_in
 from rhapsody.journal.values import NoDigestError, Values
 from rhapsody.sdk._origins import file_of, spec_of
 
 MISSING: object = object()
 """Stands for the value of a global that is not set."""
 
+LARGE = 10_000
+"""Parts of a value, and each 128 bytes of data, above which it is digested only once in a run."""
+
 _OF_MODULES = frozenset(
     ("__name__", "__file__", "__path__", "__package__", "__spec__", "__loader__", "__cached__")
 )
 """Names that the import system sets; they differ between a program that runs and one imported."""
+
+_NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
+
+_SPECIAL: frozenset[int] = frozenset(map(id, (
+    os.environ, sys.modules, os.getenv, importlib.import_module, builtins.__import__, globals, eval,
+    exec,
+)))  # fmt: skip
+"""Objects of which not all is read, but what a subscript or an argument says."""
+
+_OF_CLASSES = frozenset((
+    "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
+    "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
+    "__firstlineno__", "__static_attributes__", "__slots__", "__match_args__", "__orig_bases__",
+    "__parameters__", "__type_params__", "__abstractmethods__", "_abc_impl", "__final__",
+    "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__",
+    "__non_callable_proto_members__",
+))  # fmt: skip
+"""Attributes of classes that Python itself makes of their bodies."""
+
+_MAKERS = ("__dataclass_fields__", "_fields", "__attrs_attrs__")
+"""Attributes of classes whose special methods a library has made of their bodies."""
+
+_PLACE = (
+    "HOME", "HOST", "PATH", "PWD", "TEMP", "TMP", "USER", "LOGNAME", "DISPLAY", "TERM", "COLUMNS",
+    "CUDA_VISIBLE_DEVICES", "SLURM_", "PBS_", "LSB_", "SGE_", "FLUX_", "OMP_", "MKL_", "OPENBLAS_",
+    "NUMEXPR_", "XDG_", "PYTHONPATH",
+)  # fmt: skip
+"""What variables of the environment begin with that say where a program runs: they do not count."""
+
+_ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
+"""Modules whose numbers differ between machines."""
+
+_EMPTY = (dict, list, set)
+
+_PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 
 
 class Ingredients:
@@ -46,24 +95,31 @@ class Ingredients:
         parts: The digest or version of each ingredient.
         paths: The strings that may name files, each with the digest of its file.
         lines: Where functions among the ingredients begin.
-        read: The globals that were read: the variables of a module, a name, and the value.
+        read: The variables that were read: those of a module or class, a name, and the value.
         cells: The same of variables in closures.
+        sizes: Variables that were read as a whole, and how many there were.
+        environment: The variables of the environment that were read.
+        inner: Values that can change in place, with their digests.
     """
 
     __slots__ = (
         "_called",
         "_collecting",
+        "_empty",
+        "_filled",
         "_program",
         "_sandbox",
         "_seen",
-        "_stored",
         "_todo",
         "_values",
         "cells",
+        "environment",
+        "inner",
         "lines",
         "parts",
         "paths",
         "read",
+        "sizes",
     )
 
     def __init__(self, program: Program) -> None:
@@ -89,7 +145,11 @@ class Ingredients:
         self.lines: dict[str, int] = {}
         self.read: list[tuple[Mapping[str, Any], str, object]] = []
         self.cells: list[tuple[types.CellType, object]] = []
-        self._stored: set[tuple[int, str]] = set()
+        self.sizes: list[tuple[Sized, int]] = []
+        self.environment: list[tuple[str, str | None]] = []
+        self.inner: list[tuple[object, bytes]] = []
+        self._filled: set[tuple[int, str]] = set()
+        self._empty: list[tuple[str, Mapping[str, Any], str, object]] = []
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
@@ -115,12 +175,11 @@ class Ingredients:
 
     def path(self, text: str) -> str | None:
         """Notes that a text may name a file; the portable form of one in the program's places."""
-        if self._collecting:  # a constant of the program's; a function may write there, too
-            return None
         sandbox, program = self._sandbox, self._program
         if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
             return "\0sandbox" + text.removeprefix(sandbox)  # its content is that of an input file
-        self.paths[text] = program.file(text)
+        if not self._collecting:  # else a constant of the program's, which may name what is written
+            self.paths[text] = program.file(text)
         place = program.portable(text)
         return None if place == text else place
 
@@ -154,29 +213,79 @@ class Ingredients:
         return shown
 
     def function(self, function: object) -> None:
-        """Collects a function, or whatever else wraps one.
+        """Collect a function, or whatever else wraps one.
 
         Raises:
-            NoDigestError: What is in its closure or its defaults has no digest.
+            NoDigestError: Something that it uses has no digest, or cannot be followed.
         """
         self._collecting = True
+        code = getattr(function, "__code__", None)
+        if code is not None:  # nothing but the engine calls it, so what it fills is its own
+            stored = self._program.names(code).stored
+            self._filled.update((id(function.__globals__), each) for each in stored)  # type: ignore[attr-defined]
         self._used("the function", function)
         self._collect()
-        self.read = [each for each in self.read if (id(each[0]), each[1]) not in self._stored]
+
+    def versioned(self, function: object, parts: dict[str, str]) -> None:
+        """Add what counts of a function whose `version` stands for its code.
+
+        That is where it is from, and the values in its closures and its defaults.
+
+        Raises:
+            NoDigestError: One of those has no digest.
+        """
+        todo: list[tuple[str, object]] = [("function", function)]
+        while todo:
+            part, value = todo.pop()
+            if part in parts:
+                continue
+            if not isinstance(value, types.FunctionType):
+                parts[part] = self._name(value) if isinstance(value, type) else self.value(value)
+                continue
+            parts[part] = self._name(value)
+            filled = self._program.names(value.__code__).filled
+            closed_over = [each for each in _closed_over(value) if each[0] not in filled]
+            todo += [(f"{each} around {part}", content_of(cell)) for each, cell in closed_over]
+            defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items())
+            todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
+
+    def is_unchanged(self) -> bool:
+        """Return whether values that can change in place are what they were."""
+        self._collecting = True
+        values = Values(self)
+        try:
+            return all(values.digest(value, whole=False) == was for value, was in self.inner)
+        except NoDigestError:
+            return False
 
     def _collect(self) -> None:
         self._collecting = True
-        while self._todo:
+        while self._todo or self._empty:
+            if not self._todo:
+                self._settle_empty()
+                continue
             thing, name = self._todo.pop()
             if isinstance(thing, types.FunctionType):
                 self._function(thing, name)
             elif isinstance(thing, type):
                 self._class(thing, name)
             elif isinstance(thing, types.ModuleType):
-                self._module(thing.__name__, spec_of(thing.__name__, None))
+                self._module(thing.__name__, thing.__spec__, thing)
             else:
                 self._own(thing.__module__, file_of(thing.__module__))
         self._collecting = False
+
+    def _settle_empty(self) -> None:
+        """Decide about empty globals, now that it is known what the reachable code fills."""
+        empty, self._empty = self._empty, []
+        for part, variables, name, value in empty:
+            known = id(variables), name
+            if known in self._filled:
+                self.parts[part] = "filled by the task"
+                self._program.memos[known] = variables
+            else:
+                self._used(part, value)
+                self.read.append((variables, name, value))
 
     def _function(self, function: types.FunctionType, name: str) -> None:
         code, variables = function.__code__, function.__globals__
@@ -184,88 +293,248 @@ class Ingredients:
         if own:
             self.parts[name] = self._program.sources.of_function(function)
             self.lines[name] = code.co_firstlineno
-        elif not self._wraps(function):
+        elif self._in_library(function):
             return
         for variable, cell in _closed_over(function):
-            value = content_of(cell)
-            self._used(f"{variable} around {name}", value, whole=own)
-            self.cells.append((cell, value))
+            self._cell(f"{variable} around {name}", cell, variable, code)
         if function.__defaults__:
-            self._used(f"the defaults of {name}", function.__defaults__, whole=own)
+            self._used(f"the defaults of {name}", function.__defaults__)
         for argument, default in (function.__kwdefaults__ or {}).items():
-            self._used(f"the default {argument} of {name}", default, whole=own)
-        for attribute, value in vars(function).items():
-            self._used(f"{attribute} of {name}", value)
+            self._used(f"the default {argument} of {name}", default)
+        self._attributes(vars(function), name)
         if own:
-            names = self._program.names(code)
-            self._stored.update((id(variables), each) for each in names.stored)
-            for chain in names.chains:
-                self._global(variables, chain, name)
-            for module, taken in names.modules:
-                self._imported(module, taken, variables.get("__package__") or "")
+            self._names(code, variables, name)
 
-    def _wraps(self, function: types.FunctionType) -> bool:
-        """Whether a function of a library is one of the program's own, decorated."""
-        own = self._program.origins.own
-        if own(file_of(function.__module__)):
-            return True  # so `functools.wraps` has it
-        held = [content_of(cell) for _, cell in _closed_over(function)]
-        return any(
-            isinstance(each, types.FunctionType) and own(each.__code__.co_filename) for each in held
-        )
+    def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> None:
+        """Collect a variable of a closure, unless it was empty and the function fills it."""
+        value, memos = content_of(cell), self._program.memos
+        known = id(cell), ""
+        if known not in memos and not (
+            _is_empty(value) and name in self._program.names(code).filled
+        ):
+            self._used(part, value)
+            self.cells.append((cell, value))
+        else:
+            self.parts[part] = "filled by the task"
+            memos[known] = cell
+
+    def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
+        """Collect what compiled code takes from outside."""
+        names, package = self._program.names(code), variables.get("__package__") or ""
+        if not code.co_argcount and not code.co_kwonlyargcount:
+            self._filled.update((id(variables), each) for each in names.stored)
+        for use in names.uses:
+            self._global(variables, use, name)
+        for module, taken in names.modules:
+            self._imported(module, taken, package)
+        for module, use in names.members:
+            found = self._loaded(_resolved(module, package))
+            if found is not None:
+                self._member(found, use, variables, name)
+
+    def _in_library(self, function: types.FunctionType | type) -> bool:
+        """Return whether a library has a function or class under its own name."""
+        found: Any = sys.modules.get(function.__module__)
+        if self._program.origins.own(file_of(function.__module__)):
+            return False  # decorated with `functools.wraps`
+        for part in function.__qualname__.split("."):
+            found = getattr(found, part, None)
+        return found is function
 
     def _class(self, cls: type, name: str) -> None:
         file = file_of(cls.__module__)
-        if not self._own(cls.__module__, file):
+        own = self._own(cls.__module__, file)
+        if not own and ("<locals>" not in cls.__qualname__ or self._in_library(cls)):
             return
         variables = getattr(sys.modules.get(cls.__module__), "__dict__", {})
-        body = self._program.sources.of_class(cls, file or "", variables)
+        body = self._program.sources.of_class(cls, file or "", variables) if own else None
         if body is not None:
             self.parts[name] = body[0]
             for chain in body[1]:
-                self._global(variables, chain, name)
+                self._global(variables, Use(chain), name)
         for number, base in enumerate((*cls.__bases__, type(cls))):
             self._used(f"base {number} of {name}", base)
-        for attribute, value in list(vars(cls).items()):
-            functions = _functions_of(value)
-            if body is not None and any(each.__code__.co_filename[0] == "<" for each in functions):
-                continue  # a `__init__` that was made of the body
-            if functions:
-                self.parts[f"{attribute} of {name}"] = ", ".join(map(self.code, functions))
-            elif callable(value) or not attribute.startswith("__"):
+        made = body is not None and any(each in vars(cls) for each in _MAKERS)
+        self._attributes(vars(cls), name, _OF_CLASSES, made=made)
+
+    def _attributes(
+        self,
+        attributes: Mapping[str, Any],
+        name: str,
+        without: frozenset[str] = frozenset(),
+        *,
+        made: bool = False,
+    ) -> None:
+        """Collect all attributes of a function, class or module.
+
+        Args:
+            attributes: They.
+            name: What they are attributes of.
+            without: Names that do not count.
+            made: Whether its special methods are made of its body, which counts itself.
+        """
+        self.sizes.append((attributes, len(attributes)))
+        for attribute, value in list(attributes.items()):
+            if attribute in without:
+                continue
+            self.read.append((attributes, attribute, value))
+            file = getattr(getattr(value, "__code__", None), "co_filename", "")
+            if not (made and attribute.startswith("__") and file.startswith("<")):
                 self._used(f"{attribute} of {name}", value)
 
-    def _used(self, name: str, value: object, *, whole: bool = False) -> None:
-        """A value that code uses."""
-        try:
-            if issubclass(type(value), types.FunctionType | types.ModuleType | type):
-                self.parts[name] = self.code(value)
-            else:
-                self.parts[name] = Values(self).digest(value, whole=whole).hex()
-        except NoDigestError as error:
-            if whole:
-                raise NoDigestError(f"{name}: {error}") from error
-            self.parts[name] = self.code(type(value))
+    def _used(self, name: str, value: object) -> None:
+        """Collect a value that code uses.
 
-    def _global(self, variables: Mapping[str, Any], chain: tuple[str, ...], user: str) -> None:
-        value, depth = variables.get(chain[0], MISSING), 1
-        while issubclass(type(value), types.ModuleType) and depth < len(chain):
+        Raises:
+            NoDigestError: It has no digest.
+        """
+        if issubclass(type(value), types.FunctionType | types.ModuleType | type):
+            self.parts[name] = self.code(value)
+            return
+        values = Values(self)
+        try:
+            digest = values.digest(value, whole=False)
+        except NoDigestError as error:
+            raise NoDigestError(f"{name}: {error}") from error
+        self.parts[name] = digest.hex()
+        if type(value) not in _PLAIN and values.size < LARGE:
+            self.inner.append((value, digest))
+
+    def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:
+        """Collect a global that code reads, or what it reads of a module of that name."""
+        name = use.chain[0]
+        if name in _OF_MODULES:
+            return
+        space = variables
+        value = space.get(name, MISSING)
+        if value is MISSING:
+            self.read.append((variables, name, MISSING))
+            around = variables.get("__builtins__", builtins)
+            space = vars(around) if isinstance(around, types.ModuleType) else around
+            value = space.get(name, MISSING)
+            if value is MISSING or (_is_python_s(name, value) and id(value) not in _SPECIAL):
+                return
+        if issubclass(type(value), types.ModuleType):
+            self.read.append((space, name, value))
+            self._member(value, use, variables, user)
+        elif not self._special(value, use.chain[1:], use, variables, user):
+            self._variable(f"{name} used by {user}", space, name, value, use, 1)
+
+    def _member(
+        self, module: types.ModuleType, use: Use, variables: Mapping[str, Any], user: str
+    ) -> None:
+        """Collect what code reads of a module: the attributes as far as they are its own."""
+        chain, depth = use.chain, 1
+        value: Any = module
+        while isinstance(value, types.ModuleType):
             inner = vars(value)
-            space = "__path__" in inner and inner.get("__file__") is None
-            own = space or self._program.origins.own(inner.get("__file__"))
-            if not own or chain[depth] not in inner:
-                break  # its version, or all of it, whatever is used
-            value, variables, depth = inner[chain[depth]], inner, depth + 1
-        if value is not MISSING and chain[depth - 1] not in _OF_MODULES:
-            self._used(f"{'.'.join(chain[:depth])} used by {user}", value)
-            self.read.append((variables, chain[depth - 1], value))
+            if depth == len(chain) or chain[depth] not in inner:
+                self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
+                return
+            own, member = self._is_own(value), inner[chain[depth]]
+            if not own and not isinstance(member, types.ModuleType):
+                self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # its version
+                if self._special(member, chain[depth + 1 :], use, variables, user):
+                    return
+                if not self._is_changed(value, member):
+                    return
+            if chain[depth] in _OF_MODULES:
+                return
+            value, depth, name = member, depth + 1, chain[depth]
+            if isinstance(value, types.ModuleType):
+                self.read.append((inner, name, value))
+        part = f"{'.'.join(chain[:depth])} used by {user}"
+        self._variable(part, inner, name, value, use, depth)
+
+    def _variable(
+        self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
+    ) -> None:
+        """Collect a variable; an empty one when it is known whether the reachable code fills it."""
+        if use.fills(rest):
+            self._filled.add((id(variables), name))
+        if _is_empty(value) or (id(variables), name) in self._program.memos:
+            self._empty.append((part, variables, name, value))
+        else:
+            self._used(part, value)
+            self.read.append((variables, name, value))
+
+    def _is_changed(self, module: types.ModuleType, member: object) -> bool:
+        """Return whether a library's variable may have been set by the program."""
+        if isinstance(member, types.FunctionType):
+            return self._program.origins.own(member.__code__.co_filename)
+        if isinstance(member, type):
+            return self.own(member)
+        return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
+
+    def _special(
+        self,
+        value: object,
+        rest: tuple[str, ...],
+        use: Use,
+        variables: Mapping[str, Any],
+        user: str,
+    ) -> bool:
+        """Collect what is read through one of a few names, see `_SPECIAL`.
+
+        Args:
+            value: What has the name.
+            rest: The attributes that are read of it.
+            use: How it is used.
+            variables: The globals around.
+            user: The code that uses it.
+
+        Returns:
+            Whether it is one of them.
+
+        Raises:
+            NoDigestError: It is not known what is read.
+        """
+        if id(value) not in _SPECIAL:
+            return False
+        if not use.by:  # the body of a class, whose attributes count
+            return True
+        if value is sys.modules:
+            if use.by != "CONTAINS_OP":
+                raise NoDigestError(f"{user} reads sys.modules, which may be any module")
+        elif value is os.environ or value is os.getenv:
+            self._environment(rest, use, variables, user)
+        elif value is importlib.import_module or value is builtins.__import__:
+            name = self._key(use, variables)
+            if name is None:
+                raise NoDigestError(f"{user} imports a module by a name that it makes up")
+            self._imported(name, (), "")
+            found = self._loaded(name)
+            if found is not None and self._is_own(found):
+                self._used(f"{name} imported by {user}", found)
+        else:  # `globals()`, `eval` and `exec` see all that is around
+            self._attributes(variables, f"the globals around {user}", _NOT_OF_MODULES)
+        return True
+
+    def _environment(
+        self, rest: tuple[str, ...], use: Use, variables: Mapping[str, Any], user: str
+    ) -> None:
+        if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR") or rest == ("copy",):
+            return
+        whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP")
+        if not rest and use.chain[-1] != "getenv" and whole:
+            return  # for a program that it starts
+        name = self._key(use, variables)
+        if name is None or rest not in ((), ("get",), ("setdefault",), ("pop",)):
+            raise NoDigestError(
+                f"{user} reads variables of the environment whose names are not literals"
+            )
+        if not name.startswith(_PLACE):
+            value = os.environ.get(name)
+            self.parts[f"environment {name} used by {user}"] = repr(value)
+            self.environment.append((name, value))
+
+    def _key(self, use: Use, variables: Mapping[str, Any]) -> str | None:
+        key = variables.get(use.key[0]) if isinstance(use.key, tuple) else use.key
+        return key if isinstance(key, str) else None
 
     def _imported(self, name: str, taken: tuple[str, ...], package: str) -> None:
-        """What an import takes, with the packages it is in."""
-        try:
-            name = importlib.util.resolve_name(name, package)
-        except ImportError:  # it fails in the task, too
-            return
+        """Collect the sources that an import takes, with the packages they are in."""
+        name = _resolved(name, package)
         names = name.split(".")
         path = None
         for number in range(1, len(names) + 1):
@@ -278,21 +547,58 @@ class Ingredients:
         for each in taken:
             self._module(f"{name}.{each}", spec_of(f"{name}.{each}", path))
 
-    def _module(self, name: str, spec: ModuleSpec | None) -> None:
-        """A module of which it is not known what is used, and those that it imports."""
-        variables = getattr(sys.modules.get(name), "__dict__", {})
-        file = variables.get("__file__") or (None if spec is None else spec.origin)
-        if not self._own(name, file) or file is None:
+    def _loaded(self, name: str) -> types.ModuleType | None:
+        """Return a module, unless it was not loaded when it was first looked for.
+
+        The variables of such a module do not count: tasks load it, and the key of the next one
+        must be the same.
+        """
+        found = sys.modules.get(name)
+        if found is None:
+            self._program.unloaded.add(name)
+        return None if name in self._program.unloaded else found
+
+    def _module(
+        self, name: str, spec: ModuleSpec | None, whole: types.ModuleType | None = None
+    ) -> None:
+        """Collect a module's source, and those that it imports.
+
+        Args:
+            name: Its name.
+            spec: Where it is from.
+            whole: The module itself, where all its variables count, too.
+        """
+        variables = getattr(whole or sys.modules.get(name), "__dict__", {})
+        origin = spec.origin if spec is not None and spec.has_location else None
+        file = variables.get("__file__") or origin
+        if not self._own(name, file) and not (whole is not None and self._is_own(whole)):
             return
-        part = f"module {self._program.place(file)}"
+        part = f"module {name if file is None else self._program.place(file)}"
+        if whole is not None:
+            self._attributes(variables, part, _NOT_OF_MODULES)
+        if file is None:
+            return
         source = self._program.sources.of_module(file, variables)
         if source is None or part in self.parts:
             self.parts.setdefault(part, "no source")
             return
         self.parts[part], code = source
-        package = None if spec is None else spec.parent
-        for module, taken in names_in(code).modules:
-            self._imported(module, taken, package or "")
+        package = (None if spec is None else spec.parent) or ""
+        names = names_in(code)
+        for module, taken in names.modules:
+            self._imported(module, taken, package)
+        if whole is None and self._loaded(name) is None:  # it is computed when a task imports it
+            for _, use in names.members:
+                if use.chain[0] == "os" and use.chain[1:2] in (("environ",), ("getenv",)):
+                    self._special(getattr(os, use.chain[1]), use.chain[2:], use, {}, part)
+
+    def _is_own(self, module: types.ModuleType) -> bool:
+        """Return whether a module is the user's own: from a file, or made as the program runs."""
+        variables = vars(module)
+        file = variables.get("__file__")
+        if file is not None:
+            return self._program.origins.own(file)
+        return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
         """Whether a module's own code counts; the version of its distribution is noted."""
@@ -319,11 +625,22 @@ def content_of(cell: types.CellType) -> object:
         return MISSING
 
 
-def _functions_of(value: object) -> list[types.FunctionType]:
-    """The functions that an attribute of a class is made of."""
-    if isinstance(value, staticmethod | classmethod):
-        value = value.__func__
-    elif isinstance(value, functools.cached_property):
-        value = value.func
-    parts = (value.fget, value.fset, value.fdel) if isinstance(value, property) else (value,)
-    return [part for part in parts if isinstance(part, types.FunctionType)]
+def _resolved(name: str, package: str) -> str:
+    try:
+        return importlib.util.resolve_name(name, package)
+    except ImportError:  # it fails in the task, too
+        return name.lstrip(".")
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (type(value) in _EMPTY and not value)
+
+
+def _is_python_s(name: str, value: Any) -> bool:
+    """Return whether a built-in name means what it means to Python."""
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__name__ == name
+    if isinstance(value, type):
+        return value.__module__ == "builtins"
+    constant = name in ("NotImplemented", "Ellipsis", "__debug__", "__build_class__", "__doc__")
+    return constant or type(value).__module__ == "_sitebuiltins"

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,20 +61,25 @@ class _Known(NamedTuple):
 
     Attributes:
         digest: Of its code, and all that it uses.
-        read: The globals that were read, see `Ingredients`.
-        cells: The variables of closures.
+        found: What it was made of, and the variables that were read.
+        refused: Why it has none.
     """
 
     digest: bytes
-    read: list[tuple[Mapping[str, Any], str, object]]
-    cells: list[tuple[types.CellType, object]]
+    found: Ingredients
+    refused: str | None = None
 
     def is_current(self) -> bool:
-        """Whether the variables have the values that they had."""
-        for variables, name, value in self.read:
+        """Return whether the variables are what they were; not, what is in their values."""
+        found = self.found
+        for variables, name, value in found.read:
             if variables.get(name, MISSING) is not value:
                 return False
-        return not self.cells or all(content_of(cell) is value for cell, value in self.cells)
+        return (
+            all(content_of(cell) is value for cell, value in found.cells)
+            and all(len(variables) == size for variables, size in found.sizes)
+            and all(os.environ.get(name) == value for name, value in found.environment)
+        )
 
 
 def as_text(parts: Mapping[str, object]) -> str:
@@ -98,6 +104,7 @@ class Keys:
     program: Program
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
+    _checked: set[int] = field(default_factory=set)
     _ingredients: Ingredients = field(init=False)  # one for all tasks: to make it takes a while
 
     def __post_init__(self) -> None:
@@ -154,6 +161,7 @@ class Keys:
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
+            found.versioned(function, parts)
         elif isinstance(function, _CODE):
             code = self._code(function)
         elif function is not None:
@@ -235,18 +243,43 @@ class Keys:
         inherited = _set_by_program(task.get("environment") or {})
         return found.value(inherited) if inherited else None
 
+    def begin(self) -> None:
+        """Begin a batch of tasks: what can change in place is looked at again, once."""
+        self._checked.clear()
+
     def _code(self, function: Any) -> bytes:
-        """What a function's code uses: looked at once, and again when a variable is set anew."""
+        """Return the digest of what a function's code uses.
+
+        Raises:
+            NoDigestError: It has none.
+        """
         known = self._functions.get(function)
-        if known is not None and known.is_current():
-            return known.digest
+        if known is None or not known.is_current() or not self._is_unchanged(known):
+            known = self._functions[function] = self._looked_at(function)
+        if known.refused is not None:
+            raise NoDigestError(known.refused)
+        return known.digest
+
+    def _is_unchanged(self, known: _Known) -> bool:
+        """Return whether values that can change in place are what they were, once in a batch."""
+        if id(known) in self._checked:
+            return True
+        self._checked.add(id(known))
+        return known.found.is_unchanged()
+
+    def _looked_at(self, function: Any) -> _Known:
         found = Ingredients(self.program)
-        found.function(function)
+        try:
+            found.function(function)
+        except NoDigestError as error:
+            fix = "pass what it needs as an argument, or set version= and change it with the code"
+            return _Known(b"", found, f"{error}; {fix}")
+        if sys.flags.optimize:
+            found.parts["python -O"] = str(sys.flags.optimize)
         text = as_text(dict(sorted(found.parts.items())))
         digest = hashlib.blake2b(text.encode(), digest_size=SIZE).digest()
-        self._functions[function] = _Known(digest, found.read, found.cells)
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
-        return digest
+        return _Known(digest, found)
 
 
 def require_not_changed(

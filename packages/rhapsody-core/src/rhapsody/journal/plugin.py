@@ -157,6 +157,7 @@ class Journal:
     def _find(
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
     ) -> list[Recorded | None]:
+        self._keys.begin()
         with self._files.looking_once():  # none of these tasks has begun
             return [self._look_up(task, database) for task in tasks]
 

@@ -7,7 +7,8 @@ import types
 from pathlib import Path
 
 from rhapsody.journal.files import FileDigests
-from rhapsody.journal.syntax import Names, Sources, names_in
+from rhapsody.journal.names import Names, names_in
+from rhapsody.journal.syntax import Sources
 from rhapsody.journal.values import NoDigestError
 from rhapsody.sdk._origins import Origins, real_path
 
@@ -18,6 +19,11 @@ class Program:
     Args:
         directory: The program's: paths below it are told relative to it.
         files: Makes digests of files.
+
+    Attributes:
+        memos: Variables that count as empty, because tasks fill them: a global by the address of
+            the module's variables and its name, a variable in a closure by that of its cell.
+        unloaded: Modules that were not loaded when they were first looked for.
     """
 
     def __init__(self, directory: Path, files: FileDigests) -> None:
@@ -27,6 +33,8 @@ class Program:
         self._roots = self._directory, os.path.abspath(directory)
         self._files = files
         self._names: dict[types.CodeType, Names] = {}
+        self.memos: dict[tuple[int, str], object] = {}
+        self.unloaded: set[str] = set()
 
     def names(self, code: types.CodeType) -> Names:
         """What code takes from outside itself."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dis
 import hashlib
 import linecache
 import os
@@ -22,9 +21,9 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Any
 
+from rhapsody.journal.names import with_inner
 from rhapsody.journal.values import SIZE, NoDigestError
 
 
@@ -48,59 +47,7 @@ BEGAN: int = _process_began()
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
-_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
-
-_LONG = "EXTENDED_ARG"
-"""Stands before an instruction with a large argument, and means nothing by itself."""
-
 _SKIPPED = frozenset({"ctx", "kind", "type_comment", "type_ignores", "returns", "annotation"})
-
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What code takes from outside itself.
-
-    Attributes:
-        chains: Names of globals, each with the attributes that are read of it at once.
-        modules: Modules that it imports itself: the name, with a dot for each level, and what is
-            taken from there.
-        stored: Names of globals that it sets.
-    """
-
-    chains: tuple[tuple[str, ...], ...]
-    modules: tuple[tuple[str, tuple[str, ...]], ...]
-    stored: frozenset[str]
-
-
-def names_in(code: types.CodeType) -> Names:
-    """What a function and those inside it take from outside."""
-    chains: dict[tuple[str, ...], None] = {}
-    modules: dict[tuple[str, tuple[str, ...]], None] = {}
-    stored: set[str] = set()
-    for one in _with_inner(code):
-        instructions = [each for each in dis.get_instructions(one) if each.opname != _LONG]
-        for number, instruction in enumerate(instructions):
-            name = instruction.argval
-            if instruction.opname in _LOADS:
-                rest = takewhile(_reads_attribute, instructions[number + 1 :])
-                chains[(name, *(each.argval for each in rest))] = None
-            elif instruction.opname == "STORE_GLOBAL":
-                stored.add(name)
-            elif instruction.opname == "IMPORT_NAME":
-                level, taken = (each.argval for each in instructions[number - 2 : number])
-                modules["." * level + name, taken or ()] = None
-    return Names(tuple(chains), tuple(modules), frozenset(stored))
-
-
-def _reads_attribute(instruction: dis.Instruction) -> bool:
-    return instruction.opname in ("LOAD_ATTR", "LOAD_METHOD")
-
-
-def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _with_inner(constant)
 
 
 @dataclass(slots=True)
@@ -206,7 +153,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
             first = min([node.lineno, *(each.lineno for each in decorators)])
             short = "<lambda>" if isinstance(node, ast.Lambda) else node.name
             file.functions.setdefault((short, first), []).append(node)
-    for code in _with_inner(compiled):
+    for code in with_inner(compiled):
         file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
     return file
 
@@ -321,7 +268,7 @@ def of_code(code: types.CodeType) -> str:
     """The digest of compiled code, for this minor version of Python."""
     made = hashlib.blake2b(digest_size=SIZE)
     made.update(repr(sys.version_info[:2]).encode())
-    for one in _with_inner(code):
+    for one in with_inner(code):
         constants = [each for each in one.co_consts if not isinstance(each, types.CodeType)]
         counts = one.co_argcount, one.co_posonlyargcount, one.co_kwonlyargcount, one.co_flags
         names = one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copyreg
 import functools
 import hashlib
+import io
 import logging
 import os
 import pickle
@@ -18,13 +19,16 @@ import random
 import re
 import struct
 import sys
+import threading
 import types
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from contextvars import Context, ContextVar
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFiles
 from rhapsody.journal.arrays import parts_of
@@ -44,7 +48,25 @@ Feed = Callable[[Any], object]
 
 _random = random.seed.__self__  # type: ignore[attr-defined]
 
-_CONTAINERS = (dict, list, tuple, set, frozenset, deque, types.SimpleNamespace)
+_MACHINERY = (
+    "rhapsody.engine.workflow", "rhapsody.engine.tasks", "rhapsody.backends.", "rhapsody_dask.",
+    "rhapsody_radical.",
+)  # fmt: skip
+"""What modules of classes begin with whose objects are our own."""
+
+_LOCKS = frozenset((
+    "_thread", "threading", "asyncio.locks", "multiprocessing.synchronize",
+    "concurrent.futures.thread", "concurrent.futures.process",
+))  # fmt: skip
+"""Modules whose objects order what runs, and do not affect what it returns."""
+
+_TALK = frozenset(("logging", "loguru", "structlog", "rich", "tqdm"))
+"""Packages whose objects only write messages."""
+
+_DESCRIPTORS = (
+    types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType,
+    types.MethodDescriptorType, types.ClassMethodDescriptorType,
+)  # fmt: skip
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
@@ -71,15 +93,19 @@ class Values:
 
     Args:
         surroundings: Where functions, classes and paths are looked for.
+
+    Attributes:
+        size: Of the last value: its parts, and each 128 bytes of data.
     """
 
-    __slots__ = ("_around", "_entries", "_open", "_whole")
+    __slots__ = ("_around", "_entries", "_open", "_whole", "size")
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._around = surroundings
         self._open: dict[int, int] = {}  # how deep each container is that is being read
         self._whole: bool = True
         self._entries: int = 0
+        self.size: int = 0
 
     def shown(self, value: object) -> str:
         """Returns the digits of a value's digest, of a small number itself: that takes less time.
@@ -102,13 +128,13 @@ class Values:
 
         Args:
             value: The value.
-            whole: All of it has to have one. Otherwise objects of libraries that have none, such
-                as open files, count by their class and the functions in them.
+            whole: All of it has to have one. Otherwise objects that do not affect results, such as
+                loggers and locks, count by their class.
 
         Raises:
             NoDigestError: It has none.
         """
-        self._whole, self._entries = whole, 0
+        self._whole, self._entries, self.size = whole, 0, 0
         try:
             return self._inner(value)
         except NoDigestError:
@@ -119,6 +145,7 @@ class Values:
             raise NoDigestError(f"{type(error).__name__}: {error}") from error
         finally:
             self._open.clear()
+            self.size += self._entries
 
     def _inner(self, value: object) -> bytes:
         made = hashlib.blake2b(digest_size=SIZE)
@@ -137,11 +164,13 @@ class Values:
         elif kind is bytes or kind is bytearray:
             feed(b"%b%d:" % (b"b" if kind is bytes else b"B", len(value)))
             feed(value)  # as it is: a copy of much data would hold all threads up
+            self.size += len(value) >> 7
             if len(value) <= LONGEST and (b"/" in value or b"." in value):
                 self._around.path(os.fsdecode(bytes(value)))
         elif kind is memoryview:
             feed(_framed(b"M", repr((value.format, value.shape))))
             feed(value)
+            self.size += value.nbytes >> 7
         else:
             self._entered(value, feed)
 
@@ -182,6 +211,18 @@ class Values:
         elif isinstance(value, types.BuiltinMethodType):
             feed(_framed(b"M", value.__name__))
             self._feed(value.__self__, feed)
+        elif kind is property:
+            self._items(b"m", (kind, value.fget, value.fset, value.fdel), feed)
+        elif kind is staticmethod or kind is classmethod:
+            self._items(b"m", (kind, value.__func__), feed)
+        elif kind is functools.cached_property:
+            self._items(b"m", (kind, value.func), feed)
+        elif isinstance(value, _DESCRIPTORS):
+            self._items(b"m", (kind, value.__objclass__, value.__name__), feed)
+        elif kind is struct.Struct:
+            self._items(b"m", (kind, value.format), feed)
+        elif kind is ContextVar:
+            self._items(b"m", (kind, value.name, Context().run(_content, value)), feed)
         elif isinstance(value, partial):
             self._items(b"P", (kind, value.func, value.args, value.keywords), feed)
         elif isinstance(value, InputFiles):
@@ -206,33 +247,19 @@ class Values:
         feed(b"%b%d:" % (tag, len(digests)) + b"".join(digests))
 
     def _object(self, value: Any, feed: Feed) -> None:
-        """An object; of a library's, all of it or nothing."""
-        if _is_machinery(value) or (not self._whole and _is_local(value)):
+        if _is_machinery(value) or (not self._whole and _is_mute(value)):
             self._roughly(value, feed)
-        elif self._whole or isinstance(value, _CONTAINERS) or self._around.own(type(value)):
-            self._apart(value, feed)
-        elif isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
-            self._roughly(value, feed)
+        elif not self._whole and isinstance(value, threading.Event):
+            self._items(b"E", (type(value), value.is_set()), feed)
         else:
-            made = hashlib.blake2b(digest_size=SIZE)
-            self._whole = True
-            try:
-                self._apart(value, made.update)
-            except NoDigestError:
-                self._whole = False
-                self._roughly(value, feed)
-            else:
-                feed(b"x" + made.digest())
-            self._whole = False
+            self._apart(value, feed)
 
     def _roughly(self, value: Any, feed: Feed) -> None:
-        """An object by its class and the function that it wraps, or those that it holds."""
+        """Feed an object's class and the function that it wraps."""
         kind = type(value)
         wrapped = getattr(value, "__wrapped__", None)
-        held = getattr(value, "__dict__", {}).values() if wrapped is None else [wrapped]
-        functions = [each for each in held if isinstance(each, types.FunctionType)]
         feed(_framed(b"k", f"{kind.__module__}.{kind.__qualname__}"))
-        self._items(b"l", functions, feed)
+        self._items(b"l", [wrapped] if isinstance(wrapped, types.FunctionType) else [], feed)
 
     def _apart(self, value: Any, feed: Feed) -> None:
         kind = type(value)
@@ -256,10 +283,11 @@ class Values:
             if isinstance(made, str) and not hasattr(value, "__wrapped__"):
                 pickle.dumps(value)  # fails where that is not its name
         except Exception as error:  # whatever the object raises
-            if self._whole:
+            if self._whole or not _is_plain_python(kind):
                 text = f"a {kind.__qualname__} cannot be taken apart: {error}"
                 raise NoDigestError(text) from error
-            made = kind, (), getattr(value, "__dict__", None)
+            slots = [getattr(value, each, None) for each in copyreg._slotnames(kind)]  # type: ignore[attr-defined]
+            made = kind, (), (getattr(value, "__dict__", None), slots)
         if isinstance(made, str):
             feed(_framed(b"g", f"{self._around.code(kind)} {made}"))
             self._feed(getattr(value, "__wrapped__", None), feed)
@@ -267,6 +295,8 @@ class Values:
                 self._feed(getattr(value, "__dict__", None), feed)
             return
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
+        if type(state) is dict and (cached := _cached_properties(kind)):  # type: ignore[arg-type]
+            state = {name: each for name, each in state.items() if name not in cached}
         self._items(b"r", (function, arguments, state), feed)
         self._items(b"l", items or (), feed)
         if isinstance(value, OrderedDict):
@@ -304,20 +334,51 @@ def _is_free(value: object) -> bool:
     )
 
 
-def _is_machinery(value: object) -> bool:
-    """Whether what tasks return does not depend on an object's state, as far as can be known.
+def _content(variable: ContextVar[Any]) -> list[Any]:
+    """Return the value of a context variable, which tasks see as it is by default."""
+    try:
+        return [variable.get()]
+    except LookupError:
+        return []
 
-    That is so of engines and their tasks, and of what functions of modules draw random numbers
+
+@functools.lru_cache(maxsize=1024)
+def _cached_properties(kind: type) -> frozenset[str]:
+    """Return the names of a class's cached properties, whose values follow from the rest."""
+    found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
+    return frozenset(name for name, each in found if type(each) is functools.cached_property)
+
+
+def _is_plain_python(kind: type) -> bool:
+    """Return whether all of an object's state is in its `__dict__` and its slots."""
+    size = object.__basicsize__ + 8 * len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
+    size += 8 * ((kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0))
+    return kind.__basicsize__ <= size
+
+
+def _is_machinery(value: object) -> bool:
+    """Return whether an object's state does not affect results, also among arguments.
+
+    That is so of engines, backends and tasks, and of what functions of modules draw random numbers
     from.
     """
     numpy = sys.modules.get("numpy.random.mtrand")
     return (
-        type(value).__module__ in ("rhapsody.engine.workflow", "rhapsody.engine.tasks")
+        type(value).__module__.startswith(_MACHINERY)
         or value is _random
         or (numpy is not None and value is numpy._rand)
     )
 
 
-def _is_local(value: object) -> bool:
-    """Whether an object is not the same in each run, as some variables of the environment."""
-    return isinstance(value, logging.Logger) or value is os.environ
+def _is_mute(value: object) -> bool:
+    """Return whether an object's state does not affect results: loggers, locks, open outputs."""
+    if isinstance(value, logging.Logger | logging.Handler) or value is os.environ:
+        return True
+    if type(value) is WeakKeyDictionary:  # a cache, such as that of `functools.singledispatch`
+        return True
+    if isinstance(value, io.IOBase):
+        return not value.closed and value.writable() and not value.readable()
+    module = type(value).__module__
+    return (
+        module in _LOCKS and not isinstance(value, threading.Event | threading.Thread)
+    ) or module.partition(".")[0] in _TALK
