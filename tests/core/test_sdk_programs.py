@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import TaskFailedError
+from rhapsody.sdk import _outputs
 from rhapsody.sdk._groups import alive
 from rhapsody.sdk.executables import TaskProgram, task_environment
 from rhapsody.sdk.services import TaskService
@@ -99,3 +101,25 @@ async def test_a_service_that_ends_too_early_fails_with_its_last_words(tmp_path:
     service = TaskService(task, {}, ready=lambda value: None)
     with pytest.raises(TaskFailedError, match="exit code 2 before it was ready: no licence"):
         await within(service.wait(5))
+
+
+async def test_large_output_takes_little_more_memory_than_its_text(tmp_path: Path) -> None:
+    task = described(tmp_path, "head -c 30000000 /dev/zero | tr '\\0' x")
+    program = TaskProgram(task, {})
+    tracemalloc.start()
+    try:
+        await asyncio.wait_for(program.wait(grace=1), 30)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(task["stdout"]) == 30_000_000
+    assert peak < 1.3 * 30_000_000
+
+
+async def test_characters_may_lie_across_the_pieces_that_output_is_read_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_outputs, "CHUNK", 3)
+    task = described(tmp_path, "printf 'a\\303\\244\\360\\237\\230\\200\\377b\\303'")
+    await asyncio.wait_for(TaskProgram(task, {}).wait(grace=1), 30)
+    assert task["stdout"] == "aä😀\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"

@@ -6,11 +6,13 @@ FIFOs in their place, which would give somebody else's text or none for ever.
 
 from __future__ import annotations
 
+import codecs
 import os
+from collections.abc import Iterator
 
 from rhapsody.data import OUTPUT_FILES
 
-CHUNK = 1 << 24
+CHUNK = 1 << 20
 """Bytes that are read at once."""
 
 
@@ -58,11 +60,24 @@ class ProgramOutput:
 
 
 def _text(descriptor: int) -> str:
-    """All that a file holds now; where it is written to further is left as it is."""
-    size, data = os.fstat(descriptor).st_size, bytearray()
-    while len(data) < size:
-        more = os.pread(descriptor, min(CHUNK, size - len(data)), len(data))
-        if not more:  # it was cut meanwhile
+    """Return what a file holds now; output that is still being written to it is left out.
+
+    CPython extends a string in place where such a loop is all that refers to it, so that the peak
+    is the text and one piece. Joining a list, or decoding all bytes at once, takes twice the size.
+    """
+    text = ""
+    for piece in _pieces(descriptor):
+        text += piece
+    return text
+
+
+def _pieces(descriptor: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    size, offset = os.fstat(descriptor).st_size, 0
+    while offset < size:
+        data = os.pread(descriptor, min(CHUNK, size - offset), offset)
+        if not data:  # it was cut meanwhile
             break
-        data += more
-    return data.decode("utf-8", "replace")
+        offset += len(data)
+        yield decoder.decode(data)
+    yield decoder.decode(b"", final=True)
