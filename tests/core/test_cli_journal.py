@@ -95,6 +95,16 @@ def test_explain_names_what_has_changed(place: Place) -> None:
     )
 
 
+def test_explain_without_a_name_lists_all_tasks_of_the_last_run(place: Place) -> None:
+    place.run()
+    place.write("helpers.py", "def scale(number):\n    return 100 * number\n")
+    place.run("--resume")
+    work = [f"work (task.00000{n})  ran: scale in helpers.py, line 1 changed" for n in range(1, 6)]
+    show = [f"show (task.0000{n:02})  ran: command changed" for n in range(7, 11)]
+    done = place.command("journal", "explain")
+    assert done.stdout.splitlines() == [*work, "show (task.000006)  reused", *show]
+
+
 def test_explain_names_arguments_files_versions_and_globals(place: Place) -> None:
     program = """
 from rhapsody import InputFile
@@ -270,6 +280,5 @@ def test_prune_removes_what_no_run_can_take_up(place: Place) -> None:
 
 
 def test_bad_usage(place: Place) -> None:
-    check_mistake(place.command("journal", "explain"), "write rhapsody journal explain TASK")
     check_mistake(place.command("journal", "show", "work"), "only explain takes 'work'")
     check_mistake(place.command("journal", "show", "-j", "no.sqlite"), "there is no journal")

@@ -129,10 +129,25 @@ def test_without_a_journal_only_the_log_is_left(place: Place) -> None:
 def test_tasks_of_a_name_run_again(place: Place) -> None:
     place.run()
     place.ran()
-    done = place.run("--resume", "--rerun", "show", "--rerun", "shaw")
+    done = place.run("--resume", "--rerun", "show", "--rerun", "main")
     assert place.ran() == SHOW
-    assert "--rerun shaw: no task of that name was called" in done.stderr
+    assert "--rerun main: no task of that name was called" in done.stderr
     assert "--rerun show" not in done.stderr
+
+
+def test_a_name_that_no_task_has_is_a_mistake_before_anything_runs(place: Place) -> None:
+    done = place.run("--rerun", "shaw")
+    check_mistake(done, "--rerun shaw: no task of the program has that name; did you mean show?")
+    assert place.ran() == {}
+    assert not list((place.path / ".rhapsody").rglob("*.sqlite"))
+    place.write("wf.py", PROGRAM.replace("def show", "def _").replace("await show", "await _"))
+    place.write("wf.py", (place.path / "wf.py").read_text().replace(
+        "@flow.executable_task", "@flow.executable_task(name='-'.join(['sh', 'ow']))"
+    ))  # fmt: skip
+    place.run()
+    place.ran()
+    assert place.run("--resume", "--rerun", "sh-ow").returncode == 0
+    assert place.ran() == SHOW
 
 
 def test_a_run_that_lives_has_not_ended(place: Place) -> None:

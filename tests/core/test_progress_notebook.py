@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import io
 import re
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from rhapsody import WorkflowEngine
-from tests.core.scripted import PATIENCE, within
+from tests.core.scripted import PATIENCE, Inline, within
 
 
 class Cell:
@@ -84,3 +85,24 @@ async def test_the_picture_in_the_cell_is_updated_and_right_at_the_end(
         "say 000002 | and its other stream",
     ]
     assert re.fullmatch(r"rhapsody: 2 done in .* s\n", printed.err)
+
+
+def test_a_call_at_a_prompt_without_await_names_the_two_ways_that_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+
+    async def start() -> WorkflowEngine:
+        return await WorkflowEngine.create(Inline())
+
+    with asyncio.Runner() as runner:
+        flow = runner.run(start())
+        task = flow.function_task(abs)
+        with pytest.raises(RuntimeError, match=r"`await asyncio\.gather.*`await main\(\)`$"):
+            flow.map(task, [1, -2])
+
+        async def cell() -> list[int]:
+            return [await future for future in flow.map(task, [1, -2])]
+
+        assert runner.run(cell()) == [1, 2]
+        runner.run(flow.shutdown())

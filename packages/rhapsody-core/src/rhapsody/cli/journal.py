@@ -20,10 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "explain", "prune", "verify"),
-        help="show: the journals, and their runs; explain: why a task of the last run ran or was "
+        help="show: the journals, and their runs; explain: why tasks of the last run ran or were "
         "reused; prune: remove what no run can take up any more; verify: whether it is whole",
     )
-    parser.add_argument("task", nargs="?", metavar="TASK", help="for explain: its name or uid")
+    parser.add_argument(
+        "task", nargs="?", metavar="TASK", help="for explain: its name or uid (default: all tasks)"
+    )
     parser.add_argument(
         "-j",
         "--journal",
@@ -43,11 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: There is no journal, or an argument is missing or not right.
     """
-    if (arguments.what == "explain") != (arguments.task is not None):
-        given = "explain which task? write rhapsody journal explain TASK"
-        raise UsageError(
-            given if arguments.task is None else f"only explain takes {arguments.task!r}"
-        )
+    if arguments.what != "explain" and arguments.task is not None:
+        raise UsageError(f"only explain takes {arguments.task!r}")
     found = _journals(arguments.journal)
     if not found:
         say(f"no journals in {_directory()}")
@@ -99,7 +98,7 @@ def _show(path: Path) -> int:
     return DONE
 
 
-def _explain(path: Path, task: str) -> None:
+def _explain(path: Path, task: str | None) -> None:
     from rhapsody.journal.reading import explain, opened
 
     with opened(path) as database:

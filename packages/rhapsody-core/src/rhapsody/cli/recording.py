@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.cli.output import UsageError, complain, note
 from rhapsody.cli.scripts import Program
 from rhapsody.errors import JournalError
+from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
@@ -136,6 +141,7 @@ class Recording:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function
             )
+            _check_names(arguments.rerun, program, path)
             path.parent.mkdir(0o775, parents=True, exist_ok=True)
             return Journal(
                 path,
@@ -169,3 +175,46 @@ class Recording:
             complain(f"--rerun {unknown[0]}: no task of that name was called")
         if self.how != "done" and (journal.kept or journal.taken):
             note("rhapsody: what is done is kept; the same command goes on from there")
+
+
+def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
+    """Raise an error for `--rerun` with a name that no task can have, before anything runs.
+
+    A name is known if the journal has it, or if it is a word in the source of the program or of
+    another module of the user's that is loaded by now.
+
+    Args:
+        wanted: The names.
+        program: What runs.
+        path: Its journal, which need not exist.
+
+    Raises:
+        UsageError: A name is not known.
+        JournalError: The journal cannot be read.
+    """
+    if not wanted:
+        return
+    from rhapsody.journal.reading import names, opened
+
+    known: list[str] = []
+    if path.is_file():
+        with opened(path) as database:
+            known = names(database)
+    words = set[str]()
+    for file in {program.path, *map(_source_of, list(sys.modules.values()))} - {None}:
+        with suppress(OSError):
+            words.update(re.findall(r"[\w.-]+", Path(str(file)).read_text(errors="replace")))
+    for name in wanted:
+        parts = re.findall(r"[\w.-]+", name)
+        if name not in known and not words.issuperset(parts):
+            close = difflib.get_close_matches(name, [*known, *words], 1)
+            there = f"; the journal knows {', '.join(sorted(known)[:20])}" if known else ""
+            hint = f"; did you mean {close[0]}?" if close else there
+            raise UsageError(f"--rerun {name}: no task of the program has that name{hint}")
+
+
+def _source_of(module: object) -> str | None:
+    """Return the file of a module of the user's own."""
+    file = getattr(module, "__file__", None)
+    own = isinstance(file, str) and file.endswith(".py") and is_users_code(file)
+    return file if own else None

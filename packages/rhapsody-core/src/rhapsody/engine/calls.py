@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextvars
 import dataclasses
 import os
@@ -188,9 +189,14 @@ class Calls:
         if running_loop() is not None:
             raise self.foreign_loop_error(f"task {task.name!r} was called on")
         if not self.loop.is_running():
+            hint = "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
+            if hasattr(builtins, "__IPYTHON__"):  # its prompt runs the loop only for such input
+                hint = (
+                    "put `await` into the same input, as in `await asyncio.gather(*flow.map(task, "
+                    "items))`, or put the calls into `async def main(): ...` and `await main()`"
+                )
             raise RuntimeError(
-                f"task {task.name!r} was called, but its engine's event loop is not running: "
-                "call tasks inside the coroutine that asyncio.run() or run_until_complete() runs"
+                f"task {task.name!r} was called, but its engine's event loop is not running: {hint}"
             )
         if enclosing_block.get() is None and not calls_tasks.get():
             raise RuntimeError(

@@ -29,6 +29,9 @@ from rhapsody.staging.locks import state_of
 _HOW = {"held": "running", "free": "killed", "left": "killed"}
 """How a run has ended that does not say so, by the state of its lock."""
 
+COMPARED = 100
+"""With how many recordings of calls that were given the same a call is compared."""
+
 _OF_FILES = {
     GONE: ", but files of it are gone: it ran again if one was read",
     MADE_AGAIN: ", and ran again for its files, which were gone",
@@ -117,8 +120,14 @@ def runs(database: sqlite3.Connection, path: Path) -> list[RunOf]:
     return found
 
 
-def explain(database: sqlite3.Connection, task: str) -> list[Explained]:
-    """What became of the tasks of a name, or of a uid, in the last run.
+def names(database: sqlite3.Connection) -> list[str]:
+    """Return the names of all tasks that the journal knows."""
+    found = database.execute("SELECT name FROM recordings UNION SELECT name FROM refused")
+    return [name for (name,) in found]
+
+
+def explain(database: sqlite3.Connection, task: str | None = None) -> list[Explained]:
+    """Say what became of tasks in the last run: those of a name, or of a uid, or all.
 
     Raises:
         JournalError: The last run had none such.
@@ -129,20 +138,22 @@ def explain(database: sqlite3.Connection, task: str) -> list[Explained]:
     run, lineage = row
     found = database.execute(
         "SELECT name, uid, run, gone, parts, code, why FROM recordings "
-        "WHERE lineage = ? AND (name = ? OR uid = ?) AND (run = ? OR used = ?) ORDER BY id",
-        (lineage, task, task, run, run),
+        "WHERE lineage = ? AND (? IS NULL OR name = ? OR uid = ?) AND (run = ? OR used = ?) "
+        "ORDER BY uid, id",
+        (lineage, task, task, task, run, run),
     ).fetchall()
     explained = []
+    earlier = _Earlier(database, run, lineage)
     for name, uid, made, gone, parts, code, why in found:
         if made == run:
-            changed = why or _what_changed(database, (run, lineage), (name, uid, parts, code))
+            changed = why or earlier.what_changed(name, uid, parts, code)
             explained.append(Explained(name, uid, f"ran: {changed}"))
         else:
             explained.append(Explained(name, uid, f"reused{_OF_FILES.get(gone, '')}"))
-    refused = "SELECT name, why FROM refused WHERE run = ? AND name = ?"
-    for name, why in database.execute(refused, (run, task)):
+    refused = "SELECT name, why FROM refused WHERE run = ? AND (? IS NULL OR name = ?)"
+    for name, why in database.execute(refused, (run, task, task)):
         explained.append(Explained(name, "", f"ran: it is not recorded: {why}"))
-    if not explained:
+    if not explained and task is not None:
         raise JournalError(_not_there(database, run, task))
     return explained
 
@@ -160,39 +171,63 @@ def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
     )
 
 
-def _what_changed(
-    database: sqlite3.Connection, run: tuple[int, int], task: tuple[str, str, str, bytes | None]
-) -> str:
-    """What made a task run: the least that it differs in from one whose result was not reused.
+class _Earlier:
+    """The recordings that a run did not use, by what they have in common with its calls.
 
-    That is the same call, or one that was given the same.
+    Args:
+        database: The journal.
+        run: The run's number.
+        lineage: Its lineage.
     """
-    (number, lineage), (name, uid, parts, code) = run, task
-    taken_up = "SELECT EXISTS (SELECT 1 FROM runs WHERE lineage = ? AND id < ?)"
-    if number > 1 and not database.execute(taken_up, (lineage, number)).fetchone()[0]:
-        return "the run started over"
-    rows = database.execute(
-        "SELECT parts, code, uid = ? FROM recordings "
-        "WHERE lineage = ? AND name = ? AND run < ? AND used < ?",
-        (uid, lineage, name, number, number),
-    ).fetchall()
-    now, given = _ingredients(database, parts, code), _given(parts)
-    changes = [
-        (not same, len(changed), changed)
-        for their_parts, their_code, same in rows
-        if (same or _given(their_parts) == given)
-        and (changed := _changes(_ingredients(database, their_parts, their_code), now))
-    ]
-    return "; ".join(min(changes)[2]) if changes else "nothing of it was kept before"
+
+    def __init__(self, database: sqlite3.Connection, run: int, lineage: int) -> None:
+        self._database = database
+        self._run = run
+        self._lineage = lineage
+        taken_up = "SELECT EXISTS (SELECT 1 FROM runs WHERE lineage = ? AND id < ?)"
+        (took_up,) = database.execute(taken_up, (lineage, run)).fetchone()
+        self._started_over = run > 1 and not took_up
+        self._names: dict[str, dict[object, list[tuple[str, str, bytes | None]]]] = {}
+
+    def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
+        """Say what made a task run: the least that it differs in from an unused recording.
+
+        That is the recording of the same call, or of one that was given the same.
+        """
+        if self._started_over:
+            return "the run started over"
+        if name not in self._names:
+            self._names[name] = self._load(name)
+        known, now = self._names[name], _ingredients(self._database, parts, code)
+        changes = [
+            (their_uid != uid, len(changed), changed)
+            for their_uid, their_parts, their_code in (
+                *known.get(uid, ()),
+                *known.get(_given(parts), ())[:COMPARED],
+            )
+            if (changed := _changes(_ingredients(self._database, their_parts, their_code), now))
+        ]
+        return "; ".join(min(changes)[2]) if changes else "nothing of it was kept before"
+
+    def _load(self, name: str) -> dict[object, list[tuple[str, str, bytes | None]]]:
+        found: dict[object, list[tuple[str, str, bytes | None]]] = {}
+        for row in self._database.execute(
+            "SELECT uid, parts, code FROM recordings "
+            "WHERE lineage = ? AND name = ? AND run < ? AND used < ?",
+            (self._lineage, name, self._run, self._run),
+        ):
+            found.setdefault(row[0], []).append(row)
+            found.setdefault(_given(row[1]), []).append(row)
+        return found
 
 
-def _given(parts: str) -> dict[str, str]:
+def _given(parts: str) -> frozenset[tuple[str, str]]:
     """What a task was given: its arguments or its command, and its files, as in its key."""
-    return {
-        name: value
+    return frozenset(
+        (name, value)
         for name, value in ast.literal_eval(parts).items()
         if name == "command" or name.startswith(("argument ", "file ", "input file "))
-    }
+    )
 
 
 def _ingredients(
