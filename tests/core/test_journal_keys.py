@@ -52,13 +52,19 @@ def test_a_file_counts_however_its_path_is_written(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     data = tmp_path / "data.txt"
-    ways = ("~/data.txt", data.as_uri(), os.fsencode(data), bytearray(b"data.txt"))
+    ways = (
+        "~/data.txt",
+        "$HOME/data.txt",
+        data.as_uri(),
+        os.fsencode(data),
+        bytearray(b"data.txt"),
+    )
     seen = set()
     for text in ("one", "two"):
         data.write_text(text)
         seen |= {key_of(keys, work, way).digest for way in ways}
         seen.add(command(keys, "wc ~/data.txt"))
-    assert len(seen) == 10
+    assert len(seen) == 12
 
 
 def test_files_with_the_same_content_are_told_apart(keys: Keys, tmp_path: Path) -> None:
@@ -295,9 +301,15 @@ def test_a_program_counts_with_its_place_on_the_path_and_its_content(
     assert two.paths[str(tmp_path / "two" / "tool")] is not None
     (tmp_path / "one" / "tool").write_text("#!/bin/bash")
     assert key().digest != one.digest
+    launched = command(keys, "mpirun", "-n", "4", "tool")
+    (tmp_path / "one" / "tool").write_text("#!/bin/dash")
+    assert command(keys, "mpirun", "-n", "4", "tool") != launched
 
 
-@pytest.mark.parametrize("word", ["--in={}", "-I{}", "a,{}", "in:{}"])
+@pytest.mark.parametrize(
+    "word",
+    ["--in={}", "-I{}", "a,{}", "in:{}", "@{}", "{}#top", "cat <'{}'", "x; cat {} >/dev/null"],
+)
 def test_a_file_in_a_word_of_a_command_counts(word: str, keys: Keys, tmp_path: Path) -> None:
     data = tmp_path / "data.txt"
     data.write_text("one")
@@ -333,8 +345,10 @@ def test_a_file_in_the_directory_of_a_command_counts(keys: Keys, tmp_path: Path)
         (place / "script.py").write_text(text)
         seen.add(command(keys, "python", "script.py", cwd=str(place)))
         seen.add(command(keys, "tool", "--in=script.py", cwd=str(place)))
+        seen.add(command(keys, "tool", "-Iscript.py", cwd=str(place)))
         seen.add(command(keys, "./script.py", "a", cwd=str(place)))
-    assert len(seen) == 6
+        seen.add(command(keys, "show", environment={"TOOLS": f"/none:{place}/script.py"}))
+    assert len(seen) == 10
 
 
 def test_variables_that_the_program_has_set_count_where_a_command_inherits_them(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -68,28 +69,29 @@ class FileDigests:
         self._known: dict[Stamp, bytes] = {}
         self._missing: set[str] | None = None
         self._mapped: set[int] | None = None
+        self._programs: dict[tuple[str, str | None], str | None] | None = None
         self._systems: dict[int, str] = {}
         self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
 
     @contextlib.contextmanager
     def looking_once(self) -> Iterator[None]:
         """In this context a place where no file was is not looked at again."""
-        self._missing = set()
+        self._missing, self._programs = set(), {}
         try:
             yield
         finally:
-            self._missing = self._mapped = None
+            self._missing = self._mapped = self._programs = None
 
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, `None` where there is no file that can be read.
 
         Args:
-            path: Where it is; `~` and `file:///` are understood as most libraries do.
+            path: Where it is; `~`, `$NAME` and `file:///` mean what they mean to most libraries.
         """
         if not path or len(path) > LONGEST or (self._missing and path in self._missing):
             return None
-        if path[0] == "~":  # libraries expand it
-            path = os.path.expanduser(path)
+        if path[0] == "~" or "$" in path:  # libraries and shells expand them
+            path = os.path.expandvars(os.path.expanduser(path))
         elif path.startswith("file:///"):
             path = path[7:]
         try:
@@ -103,6 +105,14 @@ class FileDigests:
             return self._of(path, found)
         except (OSError, ValueError):  # it is gone, or the name has characters that none can have
             return None
+
+    def which(self, name: str, path: str | None) -> str | None:
+        """Return what `shutil.which` finds, looked up once per context."""
+        if self._programs is None:
+            return shutil.which(name, path=path)
+        if (name, path) not in self._programs:
+            self._programs[name, path] = shutil.which(name, path=path)
+        return self._programs[name, path]
 
     def of_any(self, path: str) -> bytes | None:
         """The same of a file or a directory, which has the digests of all files in it.

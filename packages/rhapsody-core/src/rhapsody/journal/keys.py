@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,9 +27,12 @@ _CODE = (types.FunctionType, type)
 _VARIABLES = "variables set by the program"
 
 _WRITTEN = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
-_OF_SHELL = re.compile(r"[\s'\"`|&;<>(){}]+")
-_BETWEEN = re.compile("[=:,;]")
-_AFTER_FLAG = re.compile("^-[^/]+(/.*)", re.DOTALL)
+_AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#]+")
+_AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
+_PROGRAM = re.compile(r"[A-Za-z_][\w.+-]*")
+
+MOST_PROGRAMS = 8
+"""Words of a command that are looked for as programs, as in `mpirun -n 4 tool`."""
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
 """Settings in backends' own words that say what programs find around them: RADICAL-Pilot's, and
@@ -194,9 +196,7 @@ class Keys:
         """Add a command, the files that its words name, and the variables that it inherits."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
-        parts_of_shell = _OF_SHELL.split(_WRITTEN.sub(" ", words[0].strip()))
-        named = words if "arguments" in task else parts_of_shell
-        for path in _files_named(named, environment, task.get("cwd")):
+        for path in self._files_named(words, environment, task.get("cwd")):
             found.path(path)
         variables = self._variables(task, found)
         if variables is not None:
@@ -205,6 +205,34 @@ class Keys:
             inside = re.compile(re.escape(sandbox) + r"(?![\w.-])")
             words = [inside.sub("\0", word) for word in words]
         parts["command"] = found.value((words, "arguments" in task))
+
+    def _files_named(
+        self, words: Sequence[str], environment: Mapping[str, str], cwd: str | None
+    ) -> Iterator[str]:
+        """Yield what a command names: its programs, and what may be paths in or around its words.
+
+        That is also the file in `--in=PATH`, in the text of a shell, and in `environment`. What a
+        shell writes to is left out.
+        """
+        programs: dict[str, None] = {}
+        for word in words:
+            if len(word) > LONGEST:
+                continue
+            pieces = _AROUND_PATHS.split(_WRITTEN.sub(" ", word))
+            if len(programs) < MOST_PROGRAMS:
+                programs.update(dict.fromkeys(filter(_PROGRAM.fullmatch, pieces)))
+            pieces += [piece for pair in _AFTER_FLAG.findall(word) for piece in pair]
+            for piece in (word, *filter(None, pieces)):
+                if piece.startswith(("/", "~", "$")):
+                    yield piece
+                elif cwd is not None:
+                    yield os.path.join(cwd, piece)
+        for name in list(programs)[:MOST_PROGRAMS]:
+            program = self.program.which(name, environment.get("PATH"))
+            if program is not None:
+                yield program
+        for value in environment.values():
+            yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
         """The digests of files as they are now; `None` where there is no file."""
@@ -297,23 +325,6 @@ def require_not_changed(
                 "if the task writes it, pass an OutputFile instead, or remove the file before the "
                 "run; else run again when nothing writes to it"
             )
-
-
-def _files_named(
-    words: Sequence[str], environment: Mapping[str, str], cwd: str | None
-) -> Iterator[str]:
-    """Yield the program and what may be a path in a command's words, also in `--in=PATH`."""
-    program = shutil.which(words[0], path=environment.get("PATH"))
-    if program is not None:
-        yield program
-    for number, word in enumerate(words):
-        if len(word) > LONGEST:
-            continue
-        for part in [word] if number == 0 else [*_BETWEEN.split(word), *_AFTER_FLAG.findall(word)]:
-            if part.startswith(("/", "~")):
-                yield part
-            elif cwd is not None:
-                yield os.path.join(cwd, part)
 
 
 def _set_by_program(environment: Mapping[str, str]) -> dict[str, str | None]:

@@ -61,6 +61,15 @@ class Program:
         """The digest of a file's content; `None` where no file is there that can be read."""
         return self._files.of(path)
 
+    def which(self, name: str, path: str | None) -> str | None:
+        """Return where a program is found that a command names.
+
+        Args:
+            name: Its name.
+            path: The `PATH` of the command, `None` for that of this process.
+        """
+        return self._files.which(name, path)
+
     def content(self, name: str, path: str | None) -> bytes:
         """The digest of an input file or directory.
 
