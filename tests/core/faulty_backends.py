@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ import cloudpickle  # type: ignore[import-untyped]
 
 from rhapsody.backends.base import CompletedExecutable, ManagedBackend
 from rhapsody.data import plain_name
-from rhapsody.errors import DataError
+from rhapsody.errors import CapabilityError, DataError
+from rhapsody.quantities import memory_in_bytes
 from rhapsody.sdk.capture import Recorded, recording, streams
 from rhapsody.task import TaskDescription, task_kind
 from tests.core.small_backend import SmallBackend
@@ -603,3 +605,67 @@ class LosesOneCompletion(SmallBackend):
             self.open_tasks.pop(task["uid"], None)
         else:
             super().task_state_cb(task, state)
+
+
+class WritesHereInATask(SmallBackend):
+    async def run_task(self, task: TaskDescription) -> Any:
+        Path("task.log").touch()  # noqa: ASYNC240 - the fault
+        return await super().run_task(task)
+
+
+class LeavesATemporaryDirectory(SmallBackend):
+    async def start(self) -> None:
+        tempfile.mkdtemp(prefix="session-")
+
+
+class NamesNoWorker(SmallBackend):
+    def task_state_cb(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        task.pop("worker", None)
+        super().task_state_cb(task, state)
+
+
+class IgnoresMemory(SmallBackend):
+    """Refuses what exceeds its memory, and does not count it."""
+
+    capabilities = dataclasses.replace(SMALL, resources=frozenset({"memory"}))
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        resources = task.get("resources")
+        if resources is not None and memory_in_bytes(resources.memory or 0) > 2**30:
+            raise CapabilityError(f"memory={resources.memory} is more than there is")
+        return await super().run_task(task)
+
+
+class HasAPathOfItsOwn(SmallBackend):
+    """Runs functions in a Python that does not get the program's `sys.path`."""
+
+    async def run_task(self, task: TaskDescription) -> Any:
+        function = task["function"]
+        if function is None:
+            return await super().run_task(task)
+        path = [entry for entry in sys.path if not entry.startswith(tempfile.gettempdir()[:-1])]
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _CALL.format(path=path),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        packed = cloudpickle.dumps((function, task["args"], task["kwargs"]))
+        out, _ = await program.communicate(packed)
+        if program.returncode:
+            raise RuntimeError("the worker could not run it")
+        return cloudpickle.loads(out)
+
+
+_CALL = """
+import asyncio, inspect, sys
+sys.path[:] = {path!r}
+import cloudpickle
+function, args, kwargs = cloudpickle.load(sys.stdin.buffer)
+value = function(*args, **kwargs)
+if inspect.iscoroutine(value):
+    value = asyncio.run(value)
+sys.stdout.buffer.write(cloudpickle.dumps(value))
+"""

@@ -22,6 +22,7 @@ class Quick(BackendConformance):
     cycles = 4
     closures = 11
     cores = 2
+    memory = "1 GiB"
     shares_memory = False
 
 
@@ -78,4 +79,4 @@ def prove(kit: BackendConformance, check: str) -> None:
         getattr(kit, check)()
     finally:
         del stages[type(kit)]
-        stage.close(kit.time_limit)
+        stage.close(type(kit))

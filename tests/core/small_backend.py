@@ -34,6 +34,7 @@ class SmallBackend(ManagedBackend):
 
     async def run_task(self, task: TaskDescription) -> Any:
         function = task["function"]
+        task["worker"] = "this process"
         if function is None:
             return await self._execute(task)
         if task.get("environment"):

@@ -14,6 +14,7 @@ from tests.core.batch_system import documented, install
 class TestCommandBackend(BackendConformance):
     cores = 2
     fan = 40
+    names_workers = False  # the batch system of the example does not say
     stands_alone = False  # the commands are this process's
 
     @pytest.fixture(autouse=True, scope="class")

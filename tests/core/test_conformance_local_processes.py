@@ -21,6 +21,7 @@ class TestLocalProcesses(BackendConformance):
     backend_scope = "class"
     cores = 2
     gpus = 2
+    memory = "1 GiB"
     big_bytes = 50_000_000
     separate_processes = True
     closures = 20

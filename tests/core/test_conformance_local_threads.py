@@ -21,6 +21,7 @@ class CannotStart(LocalExecutionBackend):
 class TestLocalThreads(BackendConformance):
     cores = 2
     gpus = 2
+    memory = "1 GiB"
     adds = frozenset({"threads", "children", "descriptors"})  # a child: its guardian
     create_kwargs: ClassVar[Mapping[str, Any]] = {"resources": RESOURCES}
 
@@ -37,6 +38,7 @@ EXECUTOR = ThreadPoolExecutor(2, thread_name_prefix="callers-own")
 class TestLocalOnAnExecutor(BackendConformance):
     cores = 2
     gpus = 2
+    memory = "1 GiB"
     fan = 200
     cycles = 5
     adds = frozenset({"children", "descriptors"})

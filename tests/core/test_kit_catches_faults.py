@@ -266,22 +266,22 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.LeaksAProcess,
         "test_shutdown_leaves_nothing_behind",
-        "shutdown leaves no process, thread, task or file behind: left behind: process ",
+        "shutdown leaves nothing behind: left behind: process ",
     ),
     (
         faulty.LeaksAThread,
         "test_shutdown_leaves_nothing_behind",
-        "shutdown leaves no process, thread, task or file behind: left behind: thread forgotten",
+        "shutdown leaves nothing behind: left behind: thread forgotten",
     ),
     (
         faulty.LeaksAFile,
         "test_shutdown_leaves_nothing_behind",
-        "shutdown leaves no process, thread, task or file behind: left behind: file /dev/null",
+        "shutdown leaves nothing behind: left behind: file /dev/null",
     ),
     (
         faulty.LeaksATask,
         "test_shutdown_leaves_nothing_behind",
-        "shutdown leaves no process, thread, task or file behind: left behind: task forgotten",
+        "shutdown leaves nothing behind: left behind: task forgotten",
     ),
     (
         faulty.LeaksAFile,
@@ -406,6 +406,27 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
         "get_task_states_map() is a StateMapper with the four canonical states: it is {",
     ),
     (
+        faulty.WritesHereInATask,
+        "test_it_runs_functions",
+        "nothing is written into the current directory: it left ['task.log'] in ",
+    ),
+    (
+        faulty.NamesNoWorker,
+        "test_the_worker_is_named",
+        "the worker that ran a task is named: the description of a function that ended must have ",
+    ),
+    (
+        faulty.IgnoresMemory,
+        "test_memory_bounds_what_runs_at_once",
+        "no more tasks run at once than their memory allows: with 1073741824 bytes of memory "
+        "(`memory`) 3 tasks of 1073741824 bytes ran at once",
+    ),
+    (
+        faulty.HasAPathOfItsOwn,
+        "test_modules_next_to_the_script_are_imported",
+        "modules next to the program's script are imported where functions run: a function of a ",
+    ),
+    (
         faulty.LosesKeywordsOnOneRoute,
         "test_every_route_passes_arguments_and_keywords",
         "every form of call gets its arguments and keywords, on every route: a coroutine function "
@@ -495,13 +516,20 @@ def test_a_planted_fault_is_found_and_its_rule_named(
 ) -> None:
     # What is found at the end of the time limit is found soon, the rest on a busy machine too.
     base: type[Quick] = Quick
-    if any(rule in message for rule in ("leaves no process", "nothing grows", UNCHANGED)):
+    if any(rule in message for rule in ("leaves nothing", "nothing grows", UNCHANGED)):
         base = Lingering
     elif any(words in message for words in ("not done", "not within", "for more than")):
         base = Hurried
     elif any(
         words in message
-        for words in ("several hundred", "finished task", "in total", "tasks ended")
+        for words in (
+            "several hundred",
+            "finished task",
+            "in total",
+            "tasks ended",
+            "memory allows",
+            "script are",
+        )
     ):
         base = Lingering
     kit = kit_on(backend, base, scope)
@@ -509,6 +537,19 @@ def test_a_planted_fault_is_found_and_its_rule_named(
     with pytest.raises(ConformanceError) as raised:
         prove(kit, check)
     assert str(raised.value).startswith(message)
+
+
+def test_a_temporary_directory_of_one_life_is_found() -> None:
+    kit = kit_on(faulty.LeavesATemporaryDirectory, Lingering)
+    with pytest.raises(ConformanceError, match=r"shutdown leaves nothing behind.*session-"):
+        prove(kit, "test_shutdown_leaves_nothing_behind")
+
+
+@pytest.mark.parametrize("scope", get_args(Scope))
+def test_a_temporary_directory_is_found_at_the_end_of_any_check(scope: Scope) -> None:
+    kit = kit_on(faulty.LeavesATemporaryDirectory, Lingering, scope)
+    with pytest.raises(ConformanceError, match=r"nothing is left in the temporary.*session-"):
+        prove(kit, "test_it_runs_functions")
 
 
 def test_a_file_that_a_backend_writes_again_is_found_too(tmp_path: Path) -> None:

@@ -86,6 +86,39 @@ def test_the_tables_can_be_had_in_markdown(tmp_path: Path) -> None:
     assert "| `services` | executables as services | no |  |" in shown
 
 
+REPEATED = """
+import tests.core.small_backend
+
+class Racy(tests.core.small_backend.SmallBackend):
+    count = 0
+
+    async def run_task(self, task):
+        Racy.count += 1
+        if Racy.count == 8:
+            raise RuntimeError("a race")
+        return await super().run_task(task)
+
+def test_of_the_authors_own():
+    pass
+"""
+
+
+def test_the_checks_can_be_repeated_to_expose_races(tmp_path: Path) -> None:
+    options = (
+        "-p",
+        "rhapsody.testing.plugin",
+        "--rhapsody-repeat=5",
+        "-k",
+        "runs_functions or of_the_authors",
+    )
+    text = CLASS.format(settings="").replace("(SmallBackend())", "(Racy())") + REPEATED
+    shown = run(tmp_path, text, *options)
+    assert "1 failed, 5 passed" in shown.splitlines()[-1], shown
+    assert "test_it_runs_functions[round 3]" in shown
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["Functions", "0", "1", "0", "0"] in lines
+
+
 @pytest.mark.parametrize(
     ("scope", "states"), [("test", ["shutdown", "shutdown", "shutdown"]), ("class", ["shutdown"])]
 )

@@ -15,6 +15,8 @@ class TestDaskProcesses(BackendConformance):
     cores = 2
     cores_per_task = 1
     gpus = 2
+    memory = "2 GiB"
+    memory_per_task = "1 GiB"
     separate_processes = True
     backend_scope = "class"
     closures = 100
@@ -29,6 +31,7 @@ class TestDaskProcesses(BackendConformance):
         "thread Profile",
         "thread TCP-Executor*",
         "thread IO loop*",
+        "temporary dask-scratch-space",  # which all programs with Dask share
     )
 
     async def make_backend(self) -> DaskExecutionBackend:

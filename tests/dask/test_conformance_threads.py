@@ -21,6 +21,7 @@ RESOURCES = {
 class TestDaskThreads(BackendConformance):
     cores = 2
     gpus = 2
+    memory = "1 GiB"
     shares_memory = False  # each task unpacks its own
     backend_scope = "class"
     cycles = 4
@@ -35,6 +36,7 @@ class TestDaskThreads(BackendConformance):
         "thread Profile",
         "thread TCP-Executor*",
         "thread IO loop*",
+        "temporary dask-scratch-space",  # which all programs with Dask share
         "process * -I -S -c*",  # that child, while another backend of this class is there
     )
 

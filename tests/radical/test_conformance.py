@@ -23,6 +23,7 @@ class TestRadicalPilot(BackendConformance):
     cycles = 3
     cores = FUNCTION_CORES
     gpus = 1
+    memory = "4 GiB"  # what RADICAL-Pilot says of a node of `local.localhost`
     separate_processes = True
     backend_scope = "class"
     leaves_behind = ()

@@ -97,7 +97,7 @@ class BackendConformance(
 
             def close() -> None:
                 del stages[kind]
-                stage.close(self.time_limit)
+                stage.close(kind)
 
             parent = request.node.getparent(pytest.Class)
             assert parent is not None

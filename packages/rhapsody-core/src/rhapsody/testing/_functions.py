@@ -9,6 +9,7 @@ from typing import Any
 
 from rhapsody.errors import TaskLostError
 from rhapsody.task import Resources
+from rhapsody.testing._grounds import grounds
 from rhapsody.testing._rules import ASYNC, FUNCTIONS, ISOLATED, OUTPUT, SYNC, honours
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import DONE, FAILED
@@ -170,6 +171,23 @@ class Functions:
         most = most_at_once(times)
         cores = trial.kit.cores or 1
         trial.require(most > cores, f"of {count} that wait, {most} did so at once")
+
+    @check("modules next to the program's script are imported where functions run", FUNCTIONS)
+    async def test_modules_next_to_the_script_are_imported(self, trial: Trial) -> None:
+        """Calls a function of a module that only the program's `sys.path` leads to.
+
+        Its directory is on `sys.path` before the backend is made.
+        """
+        driver = await trial.driver()
+        neighbor = grounds.neighbor()
+        functions = {"function": neighbor.triple, "async_function": neighbor.triple_async}
+        for kind in trial.kinds(of=("function", "async_function")):
+            end = await driver.run_one(driver.call(functions[kind], 2))
+            trial.require(
+                end.state is DONE and end.value == 6,
+                f"a {kind} of a module in a directory of the program's sys.path must run and "
+                f"return 6; workers need the program's sys.path, or the module itself: {end}",
+            )
 
     @check("a batch of functions runs whatever the order in which they end", FUNCTIONS)
     async def test_results_belong_to_their_tasks(self, trial: Trial) -> None:

@@ -62,7 +62,10 @@ class Ledger:
         self._declared[kit] = capabilities
 
     def note(self, kit: type, name: str, check: Check, end: End, reason: str) -> None:
-        """Keeps the end of a check."""
+        """Keep the end of a check; a failure stays where others of its rounds pass."""
+        former = self._noted.get(kit, {}).get(name)
+        if former is not None and former.end == "failed":
+            return
         self._noted.setdefault(kit, {})[name] = Noted(name, check, end, reason)
 
     def of(self, kit: type) -> list[Noted]:

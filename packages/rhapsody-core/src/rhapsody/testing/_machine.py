@@ -19,6 +19,7 @@ from typing import NamedTuple, Self
 import psutil
 
 from rhapsody.testing._clock import Clock
+from rhapsody.testing._grounds import grounds
 
 PYTHONS_OWN = (
     # Helpers that the standard library starts once per process and keeps.
@@ -26,12 +27,14 @@ PYTHONS_OWN = (
     "process *multiprocessing.forkserver*",
     # The loop's own executor, which the loop stops when it is closed.
     "thread asyncio_*",
+    # The directory of those helpers.
+    "temporary pymp-*",
 )
 
 MARK = "RHAPSODY_CONFORMANCE"
 """The variable by which descendants are found."""
 
-_KINDS = ("processes", "threads", "tasks", "files")
+_KINDS = ("processes", "threads", "tasks", "temporary", "files")
 
 
 class Leftover(NamedTuple):
@@ -48,18 +51,20 @@ class Leftover(NamedTuple):
 class Holdings:
     """What this process holds at one moment.
 
-    Each is a mapping from an identity to a description such as `"thread NAME"`.
+    Each is a mapping from an identity to a description such as `"thread NAME"`. `temporary`
+    is what is in the temporary directory of the checks.
     """
 
     processes: Mapping[object, str]
     threads: Mapping[object, str]
     tasks: Mapping[object, str]
     files: Mapping[object, str]
+    temporary: Mapping[object, str]
 
     @classmethod
     def now(cls, mark: str | None = None) -> Self:
         """Looks at this process, and at orphans that carry the mark of `marked`."""
-        return cls(_processes(mark), _threads(), _tasks(), _files())
+        return cls(_processes(mark), _threads(), _tasks(), _files(), temporary())
 
     def since(
         self, before: Holdings, allowed: Sequence[str], kinds: Sequence[str] = _KINDS
@@ -88,6 +93,24 @@ async def left_behind(
     deadline = clock.now() + within
     while True:
         left = Holdings.now(mark).since(before, allowed, _KINDS if files else _KINDS[:-1])
+        if not left or clock.now() >= deadline:
+            return left
+        await asyncio.sleep(0.05)
+
+
+async def left_in_temporary(
+    before: Mapping[object, str], allowed: Sequence[str], clock: Clock, within: float
+) -> list[Leftover]:
+    """Return what is still in the temporary directory, after waiting for it to go."""
+    patterns = (*PYTHONS_OWN, *allowed)
+    deadline = clock.now() + within
+    while True:
+        left = [
+            Leftover(text, None)
+            for name, text in temporary().items()
+            if name not in before
+            and not any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
+        ]
         if not left or clock.now() >= deadline:
             return left
         await asyncio.sleep(0.05)
@@ -167,6 +190,13 @@ def _tasks() -> dict[object, str]:
         for task in asyncio.all_tasks()
         if task is not current
     }
+
+
+def temporary() -> dict[object, str]:
+    """Return what is in the temporary directory of the checks, described."""
+    if grounds.temporary is None:
+        return {}
+    return {name: f"temporary {name}" for name in os.listdir(grounds.temporary)}
 
 
 def _files() -> dict[object, str]:

@@ -8,7 +8,7 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import TaskDescription
 from rhapsody.testing._driver import KNOWN_STATES, ONE_TERMINAL, Driver
-from rhapsody.testing._rules import RUNNING, SHARED
+from rhapsody.testing._rules import RUNNING, SHARED, skip
 from rhapsody.testing._running import check
 from rhapsody.testing._tasks import CANCELED, DONE, FAILED, Ticking, failing, quick, until
 from rhapsody.testing._trial import Trial
@@ -147,6 +147,22 @@ class Reports:
                     each.release()
             for each in tasks:
                 await driver.finished(each.task)
+
+    @check("the worker that ran a task is named")
+    async def test_the_worker_is_named(self, trial: Trial) -> None:
+        if not trial.kit.names_workers:
+            skip("names_workers = False: the system behind the backend does not say")
+        driver = await trial.driver()
+        for kind in trial.kinds():
+            for make in (quick, failing):
+                end = await driver.run_one(make(driver, kind))
+                worker = end.task.get("worker")
+                trial.require(
+                    isinstance(worker, str) and worker,
+                    f"the description of a {kind} that ended must have the host or worker that "
+                    f"ran it in 'worker'; it has {worker!r}. Where the system behind the backend "
+                    "does not say, set `names_workers = False`",
+                )
 
     @check("one task's problem is its FAILED callback, not a raise of submit_tasks")
     async def test_one_bad_task_does_not_spoil_its_batch(self, trial: Trial) -> None:

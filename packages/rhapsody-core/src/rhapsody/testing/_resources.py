@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rhapsody.errors import CapabilityError
+from rhapsody.quantities import memory_in_bytes
 from rhapsody.task import Resources, TaskDescription
 from rhapsody.testing._driver import Driver
 from rhapsody.testing._functions import most_at_once
@@ -82,6 +85,20 @@ class Resourcefulness:
         driver = await trial.driver()
         most = await _most_at_once(trial, driver, Resources(cores=0, gpus=1), 2 * gpus + 2)
         trial.require(most <= gpus, f"on {gpus} GPUs {most} tasks of one GPU ran at once")
+
+    @check("no more tasks run at once than their memory allows", WORKS, honours("memory"))
+    async def test_memory_bounds_what_runs_at_once(self, trial: Trial) -> None:
+        memory = memory_in_bytes(_owned(trial, "memory"))
+        each = memory_in_bytes(trial.kit.memory_per_task or memory)
+        driver = await trial.driver()
+        cores = 0 if "cores" in trial.capabilities.resources else 1
+        most = await _most_at_once(
+            trial, driver, Resources(cores=cores, memory=each), 2 * memory // each + 1
+        )
+        trial.require(
+            most <= memory // each,
+            f"with {memory} bytes of memory (`memory`) {most} tasks of {each} bytes ran at once",
+        )
 
     @check("a task that needs more than there is fails with CapabilityError", LIMITED)
     async def test_more_than_there_is_is_refused(self, trial: Trial) -> None:
@@ -189,9 +206,9 @@ class Resourcefulness:
         await task(1)
 
 
-def _owned(trial: Trial, name: str) -> int:
+def _owned(trial: Trial, name: str) -> Any:
     """How much of the resource the test class says there is."""
-    value: int | None = getattr(trial.kit, name)
+    value = getattr(trial.kit, name)
     if value is None:
         raise trial.check.error(
             f"the backend declares the resource {name!r}: say in the test class how many "

@@ -7,22 +7,28 @@ asynchronous tests. What the checks prove is in the modules named for it.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from rhapsody.testing._clock import Clock
+from rhapsody.testing._grounds import grounds
 from rhapsody.testing._ledger import ledger
+from rhapsody.testing._machine import left_in_temporary, listed, temporary
 from rhapsody.testing._rules import Check, ConformanceError, Need, Skip
 from rhapsody.testing._trial import Shared, Trial
 
 if TYPE_CHECKING:
     from rhapsody.testing._settings import Settings
+
+NOTHING_WRITTEN = "nothing is written into the current directory"
+NOTHING_LEFT = "nothing is left in the temporary directory"
 
 Body = Callable[[Any, Trial], Coroutine[Any, Any, None]]
 Test = Callable[[Any], None]
@@ -63,7 +69,8 @@ def run(kit: Settings, check: Check, name: str, body: Body) -> None:
     __tracebackhide__ = True
     reason = kit.expected_failures.get(name)
     try:
-        _run_undisturbed(kit, check, body)
+        with grounds.entered():
+            _run_undisturbed(kit, check, body)
     except Skip as why:
         ledger.note(type(kit), name, check, "skipped", str(why))
         pytest.skip(str(why))
@@ -86,20 +93,26 @@ class Stage:
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
         self.shared = Shared()
+        with grounds.entered():
+            self.before = temporary()
 
-    def close(self, limit: float) -> None:
-        """Shuts the backend down and closes the loop.
+    def close(self, kit: type[Settings]) -> None:
+        """Shut the backend down and close the loop.
 
         Raises:
-            ConformanceError: That took longer than the limit in seconds.
+            ConformanceError: That took too long, or something is left in the temporary directory.
         """
+        limit = kit.time_limit
 
         async def end(clock: Clock) -> None:
             async with clock.within(limit):
                 await self.shared.discard()
+            left = await left_in_temporary(self.before, kit.leaves_behind, clock, 10 * kit.settle)
+            if left:
+                raise ConformanceError(NOTHING_LEFT, listed(left))
 
         try:
-            with Clock() as clock:
+            with grounds.entered(), Clock() as clock:
                 self.runner.run(end(clock))
         except TimeoutError:
             detail = f"not within {limit:g} s (`time_limit`) at the end of the class"
@@ -153,6 +166,7 @@ async def _main(
     __tracebackhide__ = True
     limit = kit.time_limit * check.times
     trial = Trial(kit, check, clock, shared)
+    before = temporary() if shared is None else None
     failure: Exception | None = None
     try:
         async with clock.within(limit) as within:
@@ -172,7 +186,7 @@ async def _main(
     except Exception as error:  # whatever a backend raises breaks the rule under test
         failure = check.error(f"{type(error).__name__}: {error}")
         failure.__cause__ = error
-    ending = await _end(trial, check, limit)
+    ending = await _end(trial, check, limit, before)
     if failure is not None and shared is not None and not isinstance(failure, Skip):
         with suppress(Exception):  # the failure is reported, not what it leads to
             async with clock.within(limit):
@@ -184,12 +198,22 @@ async def _main(
     return failure
 
 
-async def _end(trial: Trial, check: Check, limit: float) -> ConformanceError | None:
+async def _end(
+    trial: Trial, check: Check, limit: float, before: Mapping[object, str] | None
+) -> ConformanceError | None:
     """Closes the trial; what went wrong in that, or along the way."""
     try:
         async with trial.clock.within(limit) as within:
             await trial.close()
         trial.judge()
+        written = grounds.written()
+        if written:
+            return ConformanceError(NOTHING_WRITTEN, f"it left {written} in {os.getcwd()}")
+        if before is not None:
+            kit = trial.kit
+            left = await left_in_temporary(before, kit.leaves_behind, trial.clock, 10 * kit.settle)
+            if left:
+                return ConformanceError(NOTHING_LEFT, listed(left))
     except ConformanceError as error:
         return error
     except TimeoutError as error:

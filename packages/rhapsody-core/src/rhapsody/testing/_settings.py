@@ -40,6 +40,9 @@ class Settings:
             the backend declares the resource `cores`.
         cores_per_task: How many of them one task can have at most, where that is fewer.
         gpus: The same of GPUs.
+        memory: How much memory it has for tasks, in bytes or as text such as `"2 GiB"`. Must
+            be set where the backend declares the resource `memory`.
+        memory_per_task: How much of it one task can have at most, where that is less.
         dry: The backend only pretends to run tasks: checks that look at what a
             task did are skipped.
         separate_processes: Functions run in processes of their own, so that one
@@ -51,6 +54,8 @@ class Settings:
             `closure_bytes`.
         closure_bytes: Bytes that each of them holds. More than 32 MiB, glibc's highest
             `M_MMAP_THRESHOLD`, are seen to be given back as soon as they are.
+        names_workers: The description of a task that has ended names the worker or host that
+            ran it. `False` where the system behind the backend does not say.
         backend_scope: `"test"` makes a backend for each check, `"class"` one for
             all checks that do not stop it, for backends that are slow to start; one
             that a check has started is then left to a check that stops one.
@@ -58,7 +63,8 @@ class Settings:
             it needs what started the tests, such as `mpiexec`.
         leaves_behind: Patterns (`fnmatch`) of what may be left when the backend
             has been shut down, matched with `"process COMMAND"`, `"thread NAME"`,
-            `"task NAME"` and `"file TARGET"`.
+            `"task NAME"`, `"file TARGET"` and `"temporary NAME"`, for what is in the
+            temporary directory.
         adds: What a backend may add to the program while it lives: any of `"threads"`,
             `"children"`, `"descriptors"` and `"sys.path"`, which must be as before when
             it has been shut down, and `"at-fork handlers"`, which cannot be taken back.
@@ -88,6 +94,9 @@ class Settings:
     cores: ClassVar[int | None] = None
     cores_per_task: ClassVar[int | None] = None
     gpus: ClassVar[int | None] = None
+    memory: ClassVar[int | str | None] = None
+    memory_per_task: ClassVar[int | str | None] = None
+    names_workers: ClassVar[bool] = True
     dry: ClassVar[bool] = False
     separate_processes: ClassVar[bool] = False
     shares_memory: ClassVar[bool | None] = None

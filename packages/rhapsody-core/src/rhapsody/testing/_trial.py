@@ -8,6 +8,7 @@ its drivers saw along the way is judged at the end of every check.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.task import TaskKind
 from rhapsody.testing._clock import Clock
 from rhapsody.testing._driver import Driver, started
+from rhapsody.testing._grounds import grounds
 from rhapsody.testing._ledger import ledger
 from rhapsody.testing._rules import Check, ConformanceError, skip
 
@@ -91,7 +93,9 @@ class Trial:
 
     async def open(self) -> None:
         """Makes the directory and the backend, without starting it."""
-        self.work_dir = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=self.kit.work_dir))
+        self.work_dir = Path(
+            tempfile.mkdtemp(prefix="rhapsody-kit-", dir=_place(self.kit.work_dir))
+        )
         self._ends.callback(shutil.rmtree, self.work_dir, ignore_errors=True)
         asyncio.get_running_loop().set_exception_handler(self._note_unseen)
         if self._shared is None:
@@ -281,6 +285,13 @@ class Trial:
         error = context.get("exception")
         text = str(context.get("message", ""))
         self._unseen.append(f"{text}: {error!r}" if error is not None else text)
+
+
+def _place(work_dir: Path | None) -> str | None:
+    """Return the directory for a trial's own, seen from outside of the checks' directories."""
+    if work_dir is None:
+        return grounds.system
+    return os.fspath(grounds.home / work_dir)
 
 
 async def state_of(backend: Any) -> str:

@@ -25,7 +25,7 @@ from rhapsody.testing._machine import (
 )
 from rhapsody.testing._program import Subject, changes
 from rhapsody.testing._rules import FUNCTIONS, SHARED
-from rhapsody.testing._running import check
+from rhapsody.testing._running import NOTHING_WRITTEN, check
 from rhapsody.testing._tasks import DONE, Ticking, quick
 from rhapsody.testing._trial import Trial, state_of
 from rhapsody.testing._work import process_memory_and_data, process_memory_and_data_async
@@ -41,7 +41,11 @@ class Upkeep:
 
         await _require_free_loop(trial, live, "start, first tasks and shutdown")
 
-    @check("shutdown leaves no process, thread, task or file behind", dry=True, times=2)
+    @check(
+        "shutdown leaves nothing behind",
+        dry=True,
+        times=2,
+    )
     async def test_shutdown_leaves_nothing_behind(self, trial: Trial) -> None:
         for count in (1, 2):
             left = [each for life in await _lives(trial, count) for each in life.left]
@@ -61,7 +65,7 @@ class Upkeep:
             "better of two tries",
         )
 
-    @check("nothing is written into the current directory", dry=True)
+    @check(NOTHING_WRITTEN, dry=True)
     async def test_the_current_directory_is_left_alone(self, trial: Trial) -> None:
         written = [name for life in await _lives(trial, 1) for name in life.written]
         trial.require(not written, f"it left {sorted(written)} in {os.getcwd()}")
