@@ -46,7 +46,7 @@ def test_an_unknown_command_gives_the_closest_one(capsys: pytest.CaptureFixture[
     assert "there are: run, backends, doctor" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["backends", "extra"], ["doctor", "--nonsense"]])
+@pytest.mark.parametrize("arguments", [["backends", "local", "extra"], ["doctor", "--nonsense"]])
 def test_wrong_arguments_are_usage_errors(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
@@ -149,6 +149,21 @@ def test_the_table_as_json(site: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert listed["noop"]["distribution"] == "rhapsody-core"
     assert "impostor" in listed["noop"]["conflicts"][0]
     assert "capabilities" in listed["noop"]
+
+
+def test_one_backend_is_shown_with_what_it_enforces_and_what_it_only_counts(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["backends", "Local"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line]
+    shown = {words[0]: words[-1] for words in lines}
+    assert "noop" not in shown
+    assert shown["cancel_executables"] == "running"
+    assert shown["files"] == "yes"
+    assert shown["enforced"] == "cores, gpus"
+    assert shown["only"].split(maxsplit=1) == ["counted", "memory"]
+    assert main(["backends", "locl"]) == 2
+    assert "there is no backend 'locl'; there are" in capsys.readouterr().err
 
 
 def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from rhapsody.cli.output import DONE, say, say_json, table
+from rhapsody.cli.output import DONE, UsageError, say, say_json, table
+
+if TYPE_CHECKING:
+    from rhapsody.capabilities import Capabilities
 
 HELP = "list the backends and whether they can be used here"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one backend, with what it can do")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the table."""
+    """Print the table, and what a backend can do that is named.
+
+    Raises:
+        UsageError: There is no backend of that name.
+    """
+    from rhapsody.backends.catalog import normalise
     from rhapsody.backends.discovery import BackendRegistry
 
     described = list(BackendRegistry.describe().values())
+    if arguments.name is not None:
+        names = [one.name for one in described]
+        described = [one for one in described if normalise(one.name) == normalise(arguments.name)]
+        if not described:
+            raise UsageError(
+                f"there is no backend {arguments.name!r}; there are {', '.join(sorted(names))}"
+            )
     if arguments.json:
         say_json([one.as_dict() for one in described])
         return DONE
@@ -39,4 +56,25 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"  to mend it: {one.remedy}")
         for conflict in one.conflicts:
             say(f"\n{one.name}: {conflict}")
+        if arguments.name is not None and one.capabilities is not None:
+            say()
+            for line in _capabilities(one.capabilities):
+                say(line)
     return DONE
+
+
+def _capabilities(capabilities: Capabilities) -> list[str]:
+    """Return what a backend can do, with the resources apart: enforced, or only counted."""
+    values = capabilities.as_dict()
+    resources = capabilities.resources - {"fractional_cores", "walltime"}
+    values["enforced"] = sorted(values.pop("binds"))
+    values["only counted"] = sorted(resources - capabilities.binds)
+    return table(("CAPABILITY", "DECLARED"), ((name, _text(values[name])) for name in values))
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "any" if value is None else str(value)  # None: settings that nobody checks

@@ -60,7 +60,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         executor: `"thread"` (the default), `"process"`, or an executor of
             `concurrent.futures`, which stays the caller's to shut down.
         resources: What tasks can be given: `cores`, `gpus` (a number, or a list of
-            devices), `memory` (bytes or text such as `"8 GiB"`), `workers` (function
+            devices), `memory` (bytes or text such as `"8 GiB"`; only counted), `workers` (function
             tasks at once; as many as a given executor has, else as there are cores) and
             `walltime` (seconds until it ends, from its start, in place of those of the batch job
             that this runs in). What is not given is found out; there are at least as many
