@@ -18,12 +18,14 @@ from rhapsody import (
     DataError,
     DependencyFailureError,
     InputFile,
+    LocalExecutionBackend,
     NoopExecutionBackend,
     OutputDir,
     OutputFile,
     TaskFailedError,
     WorkflowEngine,
 )
+from tests.core.engine_fixtures import Machine, engine
 from tests.core.saving import writer
 from tests.core.scripted import outcome, within
 
@@ -109,6 +111,36 @@ async def test_a_call_may_read_and_write_one_place(here: Path, flow: WorkflowEng
         model = more(InputFile("out/model"), OutputFile("out/model"))
     await within(model)
     assert (here / "out/model").read_text() == "first\nmore\nmore\n"
+
+
+@pytest.mark.parametrize("machine", [Machine, LocalExecutionBackend])
+async def test_an_output_with_the_name_of_an_input_leaves_the_input_alone(
+    here: Path, machine: Any
+) -> None:
+    (here / "data").mkdir()
+    (here / "data/a.csv").write_text("raw\n")
+    async with engine(machine()) as flow:
+
+        @flow.function_task
+        def clean(source: InputFile, out: OutputFile) -> None:
+            Path(out).write_text(Path(source).read_text().upper())
+
+        @flow.executable_task
+        def double(source: InputFile, out: OutputFile) -> str:
+            return f"cat {source} {source} > {out}"
+
+        clean(InputFile("data/a.csv"), OutputFile("work/a.csv"))
+        await within(double(InputFile("work/a.csv"), OutputFile("results/a.csv")))
+    texts = [(here / place / "a.csv").read_text() for place in ("data", "work", "results")]
+    assert texts == ["raw\n", "RAW\n", "RAW\nRAW\n"]
+
+
+async def test_a_directory_is_not_read_and_written_under_one_name(
+    here: Path, flow: WorkflowEngine
+) -> None:
+    (here / "plots").mkdir()
+    with pytest.raises(DataError, match="rename one of them"):
+        await within(writer(flow)("word", OutputDir("out/plots"), InputFile("plots")))
 
 
 async def test_an_input_that_is_bound_to_its_producer_is_that_ones(flow: WorkflowEngine) -> None:

@@ -179,6 +179,18 @@ class InputFile(File):
         return f"InputFile({spec!r})"
 
 
+def renamed(file: InputFile) -> InputFile:
+    """Return a bound input under the name that it has beside an output of its own name."""
+    assert file.filepath is not None
+    name = name_beside_output(file.filename)
+    return _changed(file, filename=name, filepath=file.filepath.with_name(name))
+
+
+def name_beside_output(name: str) -> str:
+    """Return what an input is called in the sandbox of a task that writes a file of its name."""
+    return f"input-{name}"
+
+
 def input_from(producer: object, name: str) -> InputFile:
     """Return a file of a task as an input that is bound to that task's future."""
     file = object.__new__(InputFile)

@@ -268,7 +268,9 @@ class Preparation:
                 return leaf
             producer = found.producers.get(id(leaf))
             own = None if producer is None else producer._outcome
-            return self._stager.bind(leaf, sandbox, sources, own, by_path=by_path)
+            return self._stager.bind(
+                leaf, sandbox, sources, own, outputs=found.outputs, by_path=by_path
+            )
 
         return found.fill(node.args, node.kwargs or {}, replace)
 

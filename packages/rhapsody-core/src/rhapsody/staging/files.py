@@ -25,7 +25,9 @@ from rhapsody.data import (
     OutputDir,
     OutputFile,
     SavedFile,
+    name_beside_output,
     plain_name,
+    renamed,
 )
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import in_thread
@@ -167,6 +169,7 @@ class Stager:
         sources: Sequence[Outcome] = (),
         producer: Outcome | None = None,
         *,
+        outputs: Sequence[Output] = (),
         by_path: bool = True,
     ) -> File | InputFiles:
         """Return what a task gets for a file object, see `File.bound_to`.
@@ -178,12 +181,18 @@ class Stager:
             sandbox: The task's sandbox.
             sources: What is left of its dependencies.
             producer: What is left of the one that makes this file, where that is known.
+            outputs: The task's outputs, of which one may have the name of an input.
             by_path: See `File.bound_to`.
         """
         bound = file.bound_to(sandbox, by_path=by_path)
-        if isinstance(bound, InputFile) and (producer is not None or sources):
-            return as_several(bound, sources, producer)
-        return bound
+        if not isinstance(bound, InputFile):
+            return bound
+        if producer is not None or sources:
+            found = as_several(bound, sources, producer)
+            if isinstance(found, InputFiles):
+                return found
+        taken = any(output.filename == file.filename for output in outputs)
+        return renamed(bound) if taken else bound
 
     # Before an attempt.
 
@@ -241,6 +250,8 @@ class Stager:
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
         for name, fetch in coming.items():
             places[name] = InputPlace(await asyncio.shield(fetch))
+        for name in places.keys() & {output.filename for output in outputs}:
+            _move_aside(task, name, places)
         targets = self.results.places.claim(task, outputs)
         sources = tuple({each.uid: each for each in (*sources, *made_by.values())}.values())
         return Resolved(sources, places, bool(coming), targets, tuple(reads))
@@ -544,6 +555,24 @@ class Stager:
     def leave(self) -> None:
         """Says that the engine has ended, see `WorkDir.leave`."""
         self._place.leave()
+
+
+def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace]) -> None:
+    """Give an input another name in the sandbox of a task that writes a file of its name.
+
+    Through the link the task would write to the input itself.
+
+    Raises:
+        DataError: It can have no other name.
+    """
+    path, _, gone = places.pop(name)
+    other = name_beside_output(name)
+    if path is None or os.path.isdir(path) or other in places:
+        raise DataError(
+            f"task {task['name']!r} reads {name!r} and writes an output of that name; rename one "
+            "of them"
+        )
+    places[other] = InputPlace(path, gone=gone)
 
 
 def _current(other: Path) -> Path:
