@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
                 "or pip install mpich"
             ) from error
         self._loop = asyncio.get_running_loop()
-        self._pool = MPIPoolExecutor(self._workers, main=False)
+        self._pool = MPIPoolExecutor(self._workers, main=False, path=list(sys.path))
         await asyncio.to_thread(self._pool.bootup)
         self._free = self._pool.num_workers
 

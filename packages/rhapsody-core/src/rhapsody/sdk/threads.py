@@ -32,6 +32,10 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     Called on a loop, by a backend that has something to open, close, read or write. A
     cancellation leaves the function running: nobody hears of its end.
 
+    The thread ends with the call. On Linux a process that the function starts with a
+    parent-death signal (`PR_SET_PDEATHSIG`, which some libraries set) is killed then: start
+    such processes on a thread that lives as long as they do.
+
     Args:
         function: What to call.
         or_here: Whether it is called on the loop where no thread can be started: for what must
