@@ -499,6 +499,16 @@ CHANGED |= {
         {"main.py": "import importlib, m\nm.rate = 1\n"
          "def f(x): return importlib.import_module('m').rate\n", "m.py": SETTINGS},
         "m.rate = 1", "m.rate = 2"),
+    "a submodule that a module loads when it is read": (
+        {"main.py": "import p\ndef f(x): return p.m.n\n", "p/m.py": "n = 1\n",
+         "p/__init__.py": "import importlib\ndef __getattr__(name):\n"
+         "    if name != 'm': raise AttributeError(name)\n"
+         "    return importlib.import_module('.m', __name__)\n"}, "n = 1", "n = 2"),
+    "arguments of the program": (
+        "import sys\nsys.argv = ['a', 'b']\ndef f(x): return sys.argv[1]\n", "'b'", "'c'"),
+    "a class that is registered": (
+        "import abc\nclass A(abc.ABC): pass\nclass B: pass\nclass C: pass\nA.register(B)\n"
+        "def f(x): return isinstance(x, A)\n", "register(B)", "register(C)"),
     "a module that is made as the program runs": (
         "import types\nm = types.ModuleType('m')\nm.n = 1\ndef f(x): return m.n\n",
         "m.n = 1", "m.n = 2"),
@@ -602,6 +612,8 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "a generator in a module that is used as a whole": (
         {"main.py": "import m\ndef f(x): return getattr(m, x)\n",
          "m.py": "G = (n for n in range(3))\n"}, "G of module m.py"),
+    "subclasses": (
+        "class A: pass\ndef f(x): return A.__subclasses__()\n", "__subclasses__"),
     "a generator in a class": (
         "class A: g = (n for n in range(3))\ndef f(x): return next(A.g)\n", "g of class A"),
     "a generator in a library's closure": (

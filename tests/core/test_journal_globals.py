@@ -13,7 +13,7 @@ import sys
 import threading
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -122,6 +122,29 @@ def test_a_memo_that_the_task_fills_does_not_change_the_next_key(keys: Keys) -> 
     assert key_of(keys, reads_cache).digest != first
 
 
+class WithMemo:
+    memo: ClassVar[dict[int, int]] = {}
+    rate: ClassVar[dict[int, int]] = {}
+
+    def get(self, x: int) -> int:
+        self.memo[x] = x
+        return self.memo[x]
+
+
+def with_class(x: int) -> int:
+    return WithMemo().get(x)
+
+
+def test_a_memo_of_a_class_does_not_change_the_next_key(keys: Keys) -> None:
+    first = key_of(keys, with_class, 1).digest
+    with_class(1)
+    keys.begin()
+    assert key_of(keys, with_class, 1).digest == first
+    WithMemo.rate[1] = 2
+    keys.begin()
+    assert key_of(keys, with_class, 1).digest != first
+
+
 def test_a_global_that_a_helper_sets_to_its_argument_is_no_memo(keys: Keys) -> None:
     digests = {key_of(keys, with_rate).digest}
     for rate in (1, 2):
@@ -157,8 +180,10 @@ def test_what_the_program_changes_in_place_counts_from_the_next_batch_on(keys: K
     digests.append(digest())
     with_shared.n = 1  # type: ignore[attr-defined]
     digests.append(digest())
+    with_shared.__defaults__ = (1,)
+    digests.append(digest())
     assert digests[0] == digests[1]
-    assert len(set(digests)) == 6
+    assert len(set(digests)) == 7
 
 
 def test_a_variable_of_the_environment_that_is_set_between_two_tasks_counts(

@@ -24,6 +24,7 @@ Not seen are files that are not arguments, what a program changes inside install
 
 from __future__ import annotations
 
+import abc
 import builtins
 import importlib.util
 import os
@@ -33,7 +34,7 @@ from collections.abc import Iterable, Mapping, Sized
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
-from rhapsody.journal.names import CALLS, Use, names_in
+from rhapsody.journal.names import CALLS, Use, names_in, with_inner
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import NoDigestError, Values
 from rhapsody.sdk._origins import file_of, spec_of
@@ -70,6 +71,12 @@ _OF_CLASSES = frozenset((
 _MAKERS = ("__dataclass_fields__", "_fields", "__attrs_attrs__")
 """Attributes of classes whose special methods a library has made of their bodies."""
 
+_HIDDEN = frozenset((
+    "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
+    "get_objects", "get_referrers",
+))  # fmt: skip
+"""Attributes that lead to what no name stands for."""
+
 _PLACE = (
     "HOME", "HOST", "PATH", "PWD", "TEMP", "TMP", "USER", "LOGNAME", "DISPLAY", "TERM", "COLUMNS",
     "CUDA_VISIBLE_DEVICES", "SLURM_", "PBS_", "LSB_", "SGE_", "FLUX_", "OMP_", "MKL_", "OPENBLAS_",
@@ -100,6 +107,7 @@ class Ingredients:
         sizes: Variables that were read as a whole, and how many there were.
         environment: The variables of the environment that were read.
         inner: Values that can change in place, with their digests.
+        made_of: Functions, with their code and defaults, which can be set anew.
     """
 
     __slots__ = (
@@ -107,6 +115,7 @@ class Ingredients:
         "_collecting",
         "_empty",
         "_filled",
+        "_fills",
         "_program",
         "_sandbox",
         "_seen",
@@ -116,6 +125,7 @@ class Ingredients:
         "environment",
         "inner",
         "lines",
+        "made_of",
         "parts",
         "paths",
         "read",
@@ -148,8 +158,10 @@ class Ingredients:
         self.sizes: list[tuple[Sized, int]] = []
         self.environment: list[tuple[str, str | None]] = []
         self.inner: list[tuple[object, bytes]] = []
+        self.made_of: list[tuple[types.FunctionType, tuple[object, ...]]] = []
         self._filled: set[tuple[int, str]] = set()
-        self._empty: list[tuple[str, Mapping[str, Any], str, object]] = []
+        self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
+        self._fills: set[str] = set()
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
@@ -252,6 +264,8 @@ class Ingredients:
     def is_unchanged(self) -> bool:
         """Return whether values that can change in place are what they were."""
         self._collecting = True
+        if any(_made_of(each) != parts for each, parts in self.made_of):
+            return False
         values = Values(self)
         try:
             return all(values.digest(value, whole=False) == was for value, was in self.inner)
@@ -278,11 +292,11 @@ class Ingredients:
     def _settle_empty(self) -> None:
         """Decide about empty globals, now that it is known what the reachable code fills."""
         empty, self._empty = self._empty, []
-        for part, variables, name, value in empty:
-            known = id(variables), name
-            if known in self._filled:
+        for part, variables, name, value, owner in empty:
+            known = id(owner), name
+            if known in self._filled or (owner is not variables and name in self._fills):
                 self.parts[part] = "filled by the task"
-                self._program.memos[known] = variables
+                self._program.memos[known] = owner
             else:
                 self._used(part, value)
                 self.read.append((variables, name, value))
@@ -301,6 +315,7 @@ class Ingredients:
             self._used(f"the defaults of {name}", function.__defaults__)
         for argument, default in (function.__kwdefaults__ or {}).items():
             self._used(f"the default {argument} of {name}", default)
+        self.made_of.append((function, _made_of(function)))
         self._attributes(vars(function), name)
         if own:
             self._names(code, variables, name)
@@ -323,6 +338,10 @@ class Ingredients:
         names, package = self._program.names(code), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
             self._filled.update((id(variables), each) for each in names.stored)
+        self._fills |= names.filled
+        for each in with_inner(code):
+            if hidden := _HIDDEN.intersection(each.co_names):
+                raise NoDigestError(f"{name} uses {min(hidden)}, which may lead to any object")
         for use in names.uses:
             self._global(variables, use, name)
         for module, taken in names.modules:
@@ -354,8 +373,11 @@ class Ingredients:
                 self._global(variables, Use(chain), name)
         for number, base in enumerate((*cls.__bases__, type(cls))):
             self._used(f"base {number} of {name}", base)
+        if isinstance(cls, abc.ABCMeta):
+            for number, each in enumerate(_registered(cls)):
+                self._used(f"registered class {number} of {name}", each)
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
-        self._attributes(vars(cls), name, _OF_CLASSES, made=made)
+        self._attributes(vars(cls), name, _OF_CLASSES, made=made, owner=cls)
 
     def _attributes(
         self,
@@ -364,6 +386,7 @@ class Ingredients:
         without: frozenset[str] = frozenset(),
         *,
         made: bool = False,
+        owner: type | None = None,
     ) -> None:
         """Collect all attributes of a function, class or module.
 
@@ -372,10 +395,16 @@ class Ingredients:
             name: What they are attributes of.
             without: Names that do not count.
             made: Whether its special methods are made of its body, which counts itself.
+            owner: The class, whose empty attributes its methods may fill.
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
             if attribute in without:
+                continue
+            known = (id(owner), attribute) in self._program.memos
+            if owner is not None and (known or _is_empty(value)):
+                part = f"{attribute} of {name}"
+                self._empty.append((part, attributes, attribute, value, owner))
                 continue
             self.read.append((attributes, attribute, value))
             file = getattr(getattr(value, "__code__", None), "co_filename", "")
@@ -450,10 +479,10 @@ class Ingredients:
         self, part: str, variables: Mapping[str, Any], name: str, value: object, use: Use, rest: int
     ) -> None:
         """Collect a variable; an empty one when it is known whether the reachable code fills it."""
-        if use.fills(rest):
+        if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
         if _is_empty(value) or (id(variables), name) in self._program.memos:
-            self._empty.append((part, variables, name, value))
+            self._empty.append((part, variables, name, value, variables))
         else:
             self._used(part, value)
             self.read.append((variables, name, value))
@@ -464,6 +493,8 @@ class Ingredients:
             return self._program.origins.own(member.__code__.co_filename)
         if isinstance(member, type):
             return self.own(member)
+        if member is sys.flags or member is sys.argv:
+            return True
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
 
     def _special(
@@ -502,6 +533,7 @@ class Ingredients:
             name = self._key(use, variables)
             if name is None:
                 raise NoDigestError(f"{user} imports a module by a name that it makes up")
+            name = _resolved(name, variables.get("__package__") or "")
             self._imported(name, (), "")
             found = self._loaded(name)
             if found is not None and self._is_own(found):
@@ -578,7 +610,11 @@ class Ingredients:
             self._attributes(variables, part, _NOT_OF_MODULES)
         if file is None:
             return
+        if not variables and spec is not None:  # it may be in a zip file, which its loader reads
+            variables = {"__name__": name, "__loader__": spec.loader, "__spec__": spec}
         source = self._program.sources.of_module(file, variables)
+        if source is None and part not in self.parts and self._loaded(name) is None:
+            raise NoDigestError(f"the source of module {name} cannot be read")
         if source is None or part in self.parts:
             self.parts.setdefault(part, "no source")
             return
@@ -630,6 +666,20 @@ def _resolved(name: str, package: str) -> str:
         return importlib.util.resolve_name(name, package)
     except ImportError:  # it fails in the task, too
         return name.lstrip(".")
+
+
+def _registered(cls: abc.ABCMeta) -> list[type]:
+    """Return the classes that `register` has made subclasses of an abstract one."""
+    registry = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
+    found = [each() for each in registry]
+    kinds = [each for each in found if isinstance(each, type)]
+    return sorted(kinds, key=lambda each: (each.__module__, each.__qualname__))
+
+
+def _made_of(function: types.FunctionType) -> tuple[object, ...]:
+    """Return what of a function can be set, in a form that is compared without its values."""
+    keywords = function.__kwdefaults__ or {}
+    return function.__code__, id(function.__defaults__), {k: id(v) for k, v in keywords.items()}
 
 
 def _is_empty(value: object) -> bool:

@@ -51,12 +51,11 @@ class Use(NamedTuple):
     by: str = ""
     key: str | tuple[str] | None = None
 
-    def fills(self, depth: int) -> bool:
-        """Return whether the container of the first `depth` names is filled in place."""
-        left = self.chain[depth:]
+    def filled(self) -> tuple[str, ...]:
+        """Return the name of the container that is filled in place, if one is."""
         if self.by in CALLS:
-            return bool(left) and left[0] in _FILLS
-        return not left and self.by in ("STORE_SUBSCR", "DELETE_SUBSCR")
+            return self.chain[-2:-1] if self.chain[-1] in _FILLS else ()
+        return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,8 @@ class Names:
         members: What it reads of those, by the name of the module; the chain begins with that
             name.
         stored: Names of globals that it sets.
-        filled: Names of variables in closures that it fills in place, as `seen.append(x)` does.
+        filled: Names of variables in closures and of attributes that it fills in place, as
+            `seen.append(x)` and `self.seen.append(x)` do.
     """
 
     uses: tuple[Use, ...]
@@ -108,14 +108,16 @@ def names_in(code: types.CodeType) -> Names:
     for steps in bodies:
         for number, step in enumerate(steps):
             if step.name in _LOADS and step.value not in imported:
-                uses[_use(steps, number)] = None
+                use = _use(steps, number)
+                uses[use] = None
+                filled.update(use.filled() if len(use.chain) > 1 else ())
             elif step.name in _LOADS or step.name in _LOCALS:
                 for module, chain in imported.get(step.value, ()):
                     use = _use(steps, number)
                     whole = module, *chain, *use.chain[1:]
                     members[module, use._replace(chain=whole)] = None
-                if step.name == "LOAD_DEREF" and _use(steps, number).fills(1):
-                    filled.add(step.value)
+                if step.name not in _LOADS:
+                    filled.update(_use(steps, number).filled())
             elif step.name == "STORE_GLOBAL":
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
