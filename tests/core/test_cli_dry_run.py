@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rhapsody.journal.reading import opened, runs
 from tests.core.command_line import Run, check_mistake
 
 GRAPH = """\
@@ -269,3 +270,59 @@ def test_an_exit_code_of_the_program_s_is_kept(run: Run) -> None:
 
 def test_it_is_no_option_of_the_engine(run: Run) -> None:
     check_mistake(run(MAIN, "-e", "dry_run=true"), "-e dry_run: use --dry-run")
+
+
+PREVIEWED = """
+from helpers import scale
+from rhapsody import InputFile, OutputFile
+
+async def main(flow):
+    @flow.executable_task
+    def make(out):
+        return f"echo made > {out}"
+
+    @flow.function_task
+    def read(file):
+        open("ran", "a").close()
+        return open(file).read()
+
+    @flow.function_task
+    def work(value):
+        open("ran", "a").close()
+        return scale(value)
+
+    made = make(OutputFile("a.txt", save="out/"))
+    assert await read(made.file("a.txt")) == "made\\n"
+    read(InputFile("in.txt"))
+    work(work(1))
+    made.cancel()
+"""
+
+
+def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "helpers.py").write_text("def scale(number):\n    return number\n")
+    (tmp_path / "in.txt").write_text("one")
+    first = run(PREVIEWED, "--dry-run", "--resume")
+    assert "no earlier run with these arguments is kept; everything runs" in first.stderr
+    assert run(PREVIEWED).returncode == 0
+    (tmp_path / "helpers.py").write_text("def scale(number):\n    return 2 * number\n")
+    (tmp_path / "in.txt").write_text("two")
+    (tmp_path / "ran").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    done = run(PREVIEWED, "--dry-run", "--resume")
+    assert done.stdout.splitlines() == [
+        "TASK         NAME  DEPENDS ON   WITH --resume",
+        "task.000001  make  -            reused",
+        "task.000002  read  task.000001  reused",
+        "task.000003  read  -            runs: input file in.txt changed",
+        "task.000004  work  -            runs: scale in helpers.py, line 1 changed",
+        "task.000005  work  task.000004  runs: it needs task.000004, which runs",
+    ], done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+    rerun = run(PREVIEWED, "--dry-run", "--resume", "--rerun", "make")
+    assert "task.000001  make  -            runs: --rerun asked for it" in rerun.stdout
+    (journal,) = (tmp_path / ".rhapsody" / "journals").iterdir()
+    with opened(journal) as database:
+        assert [each.how for each in runs(database, journal)] == ["done"]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
+from rhapsody.cli.engines import Engines
 from rhapsody.cli.output import table
 from rhapsody.errors import DependencyFailureError
+from rhapsody.plugins.specs import LookupTask, Recorded, hookimpl
+from rhapsody.staging.outputs import future_uid
 
 if TYPE_CHECKING:
+    from rhapsody.cli.recording import Recording
     from rhapsody.engine import WorkflowEngine
 
 OURS: str = os.path.dirname(os.path.dirname(__file__))
@@ -54,12 +59,67 @@ class DryRunBackend(NoopExecutionBackend):
         super().__init__()
 
 
-def graph(engine: WorkflowEngine) -> list[str]:
-    """The lines that show what was called in a dry run, and what depends on what."""
-    rows = [(uid, name, ", ".join(needs) or "-") for uid, name, needs in engine.graph]
+class Preview(Engines):
+    """Looks up in a copy of the journal what `--resume` would reuse, for the engines of a dry run.
+
+    Args:
+        recorded: Opens the copy for the first engine.
+    """
+
+    def __init__(self, recorded: Recording) -> None:
+        super().__init__(dry_run=True)
+        self._recorded = recorded
+
+    @hookimpl
+    async def rhapsody_lookup_results(
+        self, engine: WorkflowEngine, tasks: Sequence[LookupTask]
+    ) -> Sequence[Recorded | None]:
+        """Find results, and note of each task whether it would run."""
+        verdicts = self.verdicts.setdefault(engine.uid, {})
+        needs = {uid: given for uid, _, given in engine.graph}
+        asked: dict[int, LookupTask] = {}
+        for number, task in enumerate(tasks):
+            uid = future_uid(task)
+            running = [
+                each for each in needs.get(uid, ()) if verdicts.get(each, "").startswith("runs")
+            ]
+            if running:
+                verdicts[uid] = f"runs: it needs {running[0]}, which runs"
+            elif _holds_no_value((task["args"], task["kwargs"])):
+                verdicts[uid] = "runs: it needs the value of a task that runs"
+            else:
+                asked[number] = task
+        results: list[Recorded | None] = [None] * len(tasks)
+        journal = self._recorded.preview
+        found = None if journal is None else await journal.preview(list(asked.values()))
+        for (number, task), (result, verdict) in zip(asked.items(), found or (), strict=False):
+            verdicts[future_uid(task)], results[number] = verdict, result
+        return results
+
+
+def _holds_no_value(value: object) -> bool:
+    if type(value) is dict:
+        return any(map(_holds_no_value, value.values()))
+    if type(value) in (list, tuple, set, frozenset):
+        return any(map(_holds_no_value, cast("Iterable[object]", value)))
+    return type(value) is NoValue
+
+
+def graph(engine: WorkflowEngine, verdicts: Mapping[str, str] | None = None) -> list[str]:
+    """Return the lines that show what was called in a dry run, and what depends on what.
+
+    Args:
+        engine: The engine.
+        verdicts: Whether each task would run with `--resume`, and why.
+    """
+    rows = [[uid, name, ", ".join(needs) or "-"] for uid, name, needs in engine.graph]
     if not rows:
         return ["no task was called"]
-    return table(("TASK", "NAME", "DEPENDS ON"), rows)
+    header = ["TASK", "NAME", "DEPENDS ON"]
+    if verdicts is not None:
+        header.append("WITH --resume")
+        rows = [[*row, verdicts.get(row[0], "runs")] for row in rows]
+    return table(header, rows)
 
 
 def stop(error: BaseException, path: str) -> str:

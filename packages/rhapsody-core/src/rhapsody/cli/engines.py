@@ -28,6 +28,8 @@ class Engines:
         started: How many there have been.
         dry: Those of a dry run.
         summaries: Of those that have ended.
+        verdicts: For a dry run with `--resume`: by the uids of engines and tasks, what would
+            become of each task, and why.
     """
 
     def __init__(self, dry_run: bool) -> None:
@@ -35,6 +37,7 @@ class Engines:
         self.started: int = 0
         self.dry: list[WorkflowEngine] = []
         self.summaries: list[Summary] = []
+        self.verdicts: dict[str, dict[str, str]] = {}
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:

@@ -6,9 +6,10 @@ import argparse
 import difflib
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,11 +70,13 @@ class Recording:
     Attributes:
         how: How the run has ended, to be set where no signal ended it.
         summaries: Of its engines: one that has held tasks back has not ended well.
+        preview: A copy of the journal, for a dry run that shows what would be reused.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.how: Literal["done", "failed", "interrupted"] = "interrupted"
         self.summaries: Sequence[Summary] = ()
+        self.preview: Journal | None = None
         self._arguments = arguments
         self._journal: Journal | None = None
         self._opened = self._told = False
@@ -89,6 +92,11 @@ class Recording:
             UsageError: The journal may not be used; the text says what to do.
         """
         arguments, journal = self._arguments, given.get("journal", True)
+        if arguments.dry_run and arguments.resume and journal is True and not self._opened:
+            self._opened = True
+            self.preview = self._open(program, True)
+            if self.preview is None:
+                note("rhapsody: no earlier run with these arguments is kept; everything runs")
         if arguments.dry_run or journal is None or journal is False:
             return {}
         if journal is True:
@@ -142,6 +150,10 @@ class Recording:
                 [program.path, *arguments.arguments], function=program.function
             )
             _check_names(arguments.rerun, program, path)
+            if arguments.dry_run:
+                if not path.is_file():
+                    return None
+                path = _copy(path)
             path.parent.mkdir(0o775, parents=True, exist_ok=True)
             return Journal(
                 path,
@@ -161,6 +173,12 @@ class Recording:
     def end(self) -> None:
         """Ends the run in the journal, and says how to go on where it has not ended well."""
         journal = self._journal
+        if self.preview is not None:
+            path = self.preview.path
+            with suppress(JournalError):
+                self.preview.end("failed")
+            for each in path.parent.glob(f"{path.name}*"):
+                each.unlink(missing_ok=True)
         if journal is None:
             return
         if self.how == "done" and any(summary.held_back for summary in self.summaries):
@@ -211,6 +229,15 @@ def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
             there = f"; the journal knows {', '.join(sorted(known)[:20])}" if known else ""
             hint = f"; did you mean {close[0]}?" if close else there
             raise UsageError(f"--rerun {name}: no task of the program has that name{hint}")
+
+
+def _copy(path: Path) -> Path:
+    """Copy a journal, next to it: what it says of files is relative to its directory."""
+    copy = path.with_name(f".{path.stem}.{os.getpid()}.preview")
+    os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    return copy
 
 
 def _source_of(module: object) -> str | None:

@@ -168,6 +168,10 @@ def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: 
     from rhapsody.cli.engines import Engines
 
     engines, program = Engines(arguments.dry_run), None
+    if arguments.dry_run and arguments.resume:
+        from rhapsody.cli.dry_run import Preview
+
+        engines = Preview(recorded)
     recorded.summaries = engines.summaries
     try:
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
@@ -279,7 +283,7 @@ def _show_graphs(engines: Engines) -> None:
     for engine in engines.dry:
         if len(engines.dry) > 1:
             say(f"engine {engine.uid}")
-        for line in graph(engine):
+        for line in graph(engine, engines.verdicts.get(engine.uid)):
             say(line)
 
 

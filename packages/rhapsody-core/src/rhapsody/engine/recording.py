@@ -19,10 +19,11 @@ from rhapsody.engine.machine import Machine
 from rhapsody.engine.node import Node
 from rhapsody.engine.services import is_service
 from rhapsody.engine.tasks import Task
-from rhapsody.errors import PluginError
+from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
+from rhapsody.staging.origins import origins
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -223,6 +224,8 @@ class Recording:
         found["settings"] = node.task.recording_settings
         found["inputs"] = node.input_paths()
         found["implicit"], found["texts"] = (), node.texts()
+        if node.found is not None and node.backend is not None and node.backend.dry:
+            found["inputs"] = _inputs(node)
         if node.extra is not None and self._implicit_data and "sandbox" in found:
             sources = node.extra.sources
             found["implicit"] = tuple(
@@ -291,6 +294,22 @@ def _refused(batch: list[tuple[Node, Any]], answers: object) -> dict[Node, BaseE
         return {}
     pairs = zip(recorded, answers, strict=True)
     return {node: answer for node, answer in pairs if isinstance(answer, Exception)}
+
+
+def _inputs(node: Node) -> dict[str, str | None]:
+    """Return the paths of a node's input files in a dry run, which resolves none."""
+    assert node.found is not None
+    assert node.description is not None
+    sources = node.extra.sources if node.extra is not None else ()
+    made_by = {key: left for key, each in node.found.producers.items() if (left := each._outcome)}
+    try:
+        found = origins(node.description, node.found.inputs, sources, made_by)
+    except DataError:  # what it reads is not made yet
+        return {}
+    return {
+        name: origin.path if origin.producer is None else origin.producer.path_of(name)
+        for name, origin in found.items()
+    }
 
 
 def _answers(results: object, number: int) -> bool:

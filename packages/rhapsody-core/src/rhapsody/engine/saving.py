@@ -80,7 +80,7 @@ class Saving:
 
     def restore(self, node: Node, recorded: Recorded) -> None:
         """Gives a task the result that a plugin had, with its files."""
-        files = recorded.files
+        files, dry = recorded.files, node.backend is not None and node.backend.dry
         if node.extra is not None and node.extra.resolved is not None:
             self._stager.was_read(node.extra.resolved)
         left = Outcome(
@@ -94,16 +94,17 @@ class Saving:
                 node.future._outcome = left
             self._machine.recorded(node, recorded.value)
             return
-        if not files.gone.isdisjoint(node.targets()):
+        if not dry and not files.gone.isdisjoint(node.targets()):
             self._missing(node)  # it is to be saved
             return
         assert node.description is not None
         outputs = node.found.outputs if node.found is not None else ()
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
         left.matches, left.paths = files.matches, files.paths
-        left.keeper = self._stager.take_up(node.description, outputs, files)
+        if not dry:  # a dry run changes nothing on disk
+            left.keeper = self._stager.take_up(node.description, outputs, files)
         node.future._outcome = left
-        if files.gone:
+        if files.gone and not dry:
             left.make_again = MakingAgain(self._calls, self._reruns, node)
         if not node.targets():
             self._machine.recorded(node, recorded.value)

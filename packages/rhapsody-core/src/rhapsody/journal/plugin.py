@@ -18,6 +18,7 @@ from rhapsody.journal.files import FileDigests
 from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
 from rhapsody.journal.outputs import Outputs, has_files
 from rhapsody.journal.program import Program
+from rhapsody.journal.reading import Earlier
 from rhapsody.journal.store import GONE, How, Recording, Store
 from rhapsody.journal.values import NoDigestError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
@@ -90,7 +91,7 @@ class Journal:
         self._readers: dict[str, dict[str, str]] = {}  # by input path: reused calls and their names
         self._numbers: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
-        self._told: set[str] = set()
+        self._told: dict[str, str] = {}
         self._failed = False
 
     @property
@@ -152,7 +153,34 @@ class Journal:
                 )  # fmt: skip
             return None
 
+    async def preview(
+        self, tasks: Sequence[LookupTask]
+    ) -> Sequence[tuple[Recorded | None, str]] | None:
+        """Find what would be reused, and say of each task what would become of it and why."""
+        return await self._on_thread(partial(self._preview, tasks))
+
     # On the journal's thread.
+
+    def _preview(
+        self, tasks: Sequence[LookupTask], database: sqlite3.Connection
+    ) -> list[tuple[Recorded | None, str]]:
+        results = self._find(tasks, database)
+        database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", self._keys.codes.items())
+        earlier = Earlier(database, self._store.run, self._store.lineage)
+        return [
+            (found, "reused" if found is not None else self._why(task, earlier))
+            for task, found in zip(tasks, results, strict=True)
+        ]
+
+    def _why(self, task: LookupTask, earlier: Earlier) -> str:
+        call = self._calls.get(_call(task["uid"]))
+        if call is None:
+            return f"runs: {self._told.get(task['name'], 'it is not recorded')}"
+        _, _, why, parts, code, paths = call[:6]
+        read = {f"file {path}": made.hex() for path, made in paths.items() if made}
+        parts = as_text(ast.literal_eval(parts) | read)
+        uid = ".".join(task["uid"].split(".")[-3:-1])
+        return f"runs: {why or earlier.what_changed(task['name'], uid, parts, code)}"
 
     def _find(
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
@@ -388,7 +416,7 @@ class Journal:
     def _say(self, name: str, why: str) -> None:
         """Says, once for a task's name, that a result is not kept."""
         if name not in self._told:
-            self._told.add(name)
+            self._told[name] = why
             self._store.refuse(name, why)
             log.warning("task %r is not recorded, and runs again when the run is: %s", name, why)
 

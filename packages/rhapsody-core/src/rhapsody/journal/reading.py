@@ -143,7 +143,7 @@ def explain(database: sqlite3.Connection, task: str | None = None) -> list[Expla
         (lineage, task, task, task, run, run),
     ).fetchall()
     explained = []
-    earlier = _Earlier(database, run, lineage)
+    earlier = Earlier(database, run, lineage)
     for name, uid, made, gone, parts, code, why in found:
         if made == run:
             changed = why or earlier.what_changed(name, uid, parts, code)
@@ -171,7 +171,7 @@ def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
     )
 
 
-class _Earlier:
+class Earlier:
     """The recordings that a run did not use, by what they have in common with its calls.
 
     Args:

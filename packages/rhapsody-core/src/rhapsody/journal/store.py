@@ -126,6 +126,7 @@ class Store:
     Attributes:
         path: The same.
         run: The number of this run, 0 before `begin`.
+        lineage: The number of its lineage.
         reused: How many recordings there were to take up when this run began.
         before: How the run ended that is taken up; `None` where it was killed, or there is none.
         kept: How many results of this run are in the file.
@@ -144,7 +145,7 @@ class Store:
         self.before: str | None = None
         self.used: dict[int, int] = {}
         self.kept: int = 0
-        self._lineage = 0
+        self.lineage: int = 0
         self._taken_up = 0  # the run whose recordings are reused
         self._lock: FileLock | None = None
         self._ended = False
@@ -286,9 +287,9 @@ class Store:
             number, lineage, how = ended[-1] if ended else (0, 0, "done")
             (newest,) = database.execute("SELECT coalesce(max(lineage), 0) FROM runs").fetchone()
             takes_up = how != "done" if resume is None else resume and bool(ended)
-            self._lineage = lineage if takes_up else newest + 1
+            self.lineage = lineage if takes_up else newest + 1
             row = "INSERT INTO runs (lineage, began) VALUES (?, ?)"
-            run = database.execute(row, (self._lineage, time.time())).lastrowid
+            run = database.execute(row, (self.lineage, time.time())).lastrowid
             assert run is not None
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
@@ -311,7 +312,7 @@ class Store:
                 ended, _ = self._earlier(database)
                 for run in reversed(ended):
                     if self._holds(run):
-                        self._lineage = run.lineage
+                        self.lineage = run.lineage
                         self._taken_up = run.id if run.how == "done" else 0
                         self._forget_others(database)
                         break
@@ -436,7 +437,7 @@ class Store:
                     "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
                     [(each.key, each.number) for each in recordings],
                 )
-            where = self._lineage, self.run, self.run
+            where = self.lineage, self.run, self.run
             database.executemany(
                 "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, code, "
                 "files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
@@ -466,10 +467,10 @@ class Store:
     def _forget_others(self, database: sqlite3.Connection) -> None:
         """After a run that ended well: what neither it nor the one before it could use."""
         ended, living = self._earlier(database)
-        needed = {self._lineage, *(run.lineage for run in living)}
+        needed = {self.lineage, *(run.lineage for run in living)}
         database.execute(
             "DELETE FROM recordings WHERE lineage = ? AND used < ?",
-            (self._lineage, self._taken_up),
+            (self.lineage, self._taken_up),
         )
         for lineage in {run.lineage for run in ended} - needed:
             database.execute("DELETE FROM recordings WHERE lineage = ?", (lineage,))
