@@ -120,6 +120,28 @@ class Cached:
         return object.__repr__(self)
 
 
+def noted(n: int) -> Any:
+    made = functools.partial(work, 1)
+    vars(made)["n"] = n
+    return made
+
+
+class Unit(np.ndarray[Any, Any]):
+    unit: str
+
+
+def measured(unit: str) -> Unit:
+    made = np.ones(2).view(Unit)
+    made.unit = unit
+    return made
+
+
+def caused(n: int) -> Exception:
+    made = ValueError("a")
+    made.__cause__ = KeyError(n)
+    return made
+
+
 def filled() -> Cached:
     made = Cached()
     assert made.value
@@ -249,6 +271,9 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
         np.ones(2, np.dtype("f8", metadata={"unit": "m"})),
         np.ones(2, np.dtype("f8", metadata={"unit": "s"})),
     ),
+    "attribute of a partial": (noted(1), noted(2)),
+    "attribute of an array of one's own": (measured("m"), measured("s")),
+    "cause of an error": (caused(1), caused(2)),
     "cached property that was set": (Cached(), Cached(2)),
     "int and float": (1, 1.0),
     "int and bool": (1, True),

@@ -14,6 +14,12 @@ def parts_of(value: Any) -> tuple[Any, ...] | None:
     return _array(value) if library == "numpy" else None
 
 
+def is_array(value: object) -> bool:
+    """Return whether it is an array of NumPy's, or of a class derived from that."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
 def _array(value: Any) -> tuple[Any, ...] | None:
     numpy: Any = sys.modules["numpy"]
     if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):

@@ -31,7 +31,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFiles
-from rhapsody.journal.arrays import parts_of
+from rhapsody.journal.arrays import is_array, parts_of
 
 SIZE = 16
 """Bytes of a digest: two different values of 2^64 have the same one with even odds."""
@@ -224,7 +224,8 @@ class Values:
         elif kind is ContextVar:
             self._items(b"m", (kind, value.name, Context().run(_content, value)), feed)
         elif isinstance(value, partial):
-            self._items(b"P", (kind, value.func, value.args, value.keywords), feed)
+            more = (vars(value),) if getattr(value, "__dict__", None) else ()
+            self._items(b"P", (kind, value.func, value.args, value.keywords, *more), feed)
         elif isinstance(value, InputFiles):
             names = [path.name for path in value]  # the content is that of an input file
             feed(_framed(b"F", repr((value.file.filename, value.directory, names))))
@@ -297,6 +298,10 @@ class Values:
         function, arguments, state, items, pairs = (*made, None, None, None)[:5]
         if type(state) is dict and (cached := _cached_properties(kind)):  # type: ignore[arg-type]
             state = {name: each for name, each in state.items() if name not in cached}
+        if isinstance(value, BaseException) and value.__cause__ is not None:
+            state = state, value.__cause__  # which pickle leaves out
+        elif is_array(value) and getattr(value, "__dict__", None):
+            state = state, vars(value)
         self._items(b"r", (function, arguments, state), feed)
         self._items(b"l", items or (), feed)
         if isinstance(value, OrderedDict):
