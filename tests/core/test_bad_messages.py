@@ -54,6 +54,7 @@ def test_an_order_that_was_cut_off_is_the_end(length: int) -> None:
     stream = io.BytesIO(FRAME + FRAME[:length])
     first = worker.received(stream)
     assert first is not None
+    assert first[1] is not None
     assert first[1].uid == "task.1"
     assert worker.received(stream) is None
 

@@ -20,6 +20,7 @@ from rhapsody.aio import asked_to_stop
 from rhapsody.backends.base import BackendState, Capabilities, ManagedBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.quantities import seconds
+from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription, task_kind
 from rhapsody_dask import options, states
@@ -128,6 +129,7 @@ class DaskExecutionBackend(ManagedBackend):
         self._loop = asyncio.get_running_loop()
         client = await self._connection.open()
         await self._connection.prepare(self.session.uid, self.grace)
+        await self._connection.send_modules(self.session.uid, await in_thread(own_modules))
         own = self._connection.cluster is not None
         known = True if own and self._shared_files is None else self._shared_files
         self._view = View(client, known)
@@ -287,6 +289,7 @@ class DaskExecutionBackend(ManagedBackend):
     async def _prepare(self, calls: Sequence[Call]) -> list[Ready]:
         """Packs tasks, and brings what is big in them to the cluster."""
         packer = self._submission.packer()
+        await self._connection.send_modules(self.session.uid, packer.modules)
         ready = []
         for call in calls:
             task = call.task

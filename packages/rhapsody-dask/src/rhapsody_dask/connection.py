@@ -21,6 +21,9 @@ from rhapsody_dask.options import TLS, Options
 
 log: logging.Logger = logging.getLogger(__name__)
 
+REGISTRATIONS = 3
+"""How often a plugin is registered while workers are lost."""
+
 CLOSE = 30.0
 """Seconds that closing may take."""
 
@@ -50,6 +53,9 @@ class Connection:
         self.witnesses: str | None = None
         self.dashboard: str | None = None
         self._plugins: tuple[Any, ...] = ()
+        self._modules: bytes | None = None
+        self._names: list[str] = []
+        self._sending = asyncio.Lock()
 
     async def open(self) -> Any:
         """Connects.
@@ -130,6 +136,30 @@ class Connection:
             ) from error
 
         self.dashboard = await self._find_dashboard(client)
+
+    async def send_modules(self, session: str, modules: bytes | None) -> None:
+        """Bring the program's own modules to all workers, unless that was done."""
+        if modules is self._modules or modules is None:
+            return
+        from rhapsody_dask import shipping
+
+        async with self._sending:
+            if modules is not self._modules:
+                plugin = shipping.modules_plugin(session, modules)
+                if plugin.name not in self._names:
+                    await self._register(plugin)
+                    self._names.append(plugin.name)
+                self._modules = modules
+
+    async def _register(self, plugin: Any) -> None:
+        for left in reversed(range(REGISTRATIONS)):
+            try:
+                await self.client.register_plugin(plugin, name=plugin.name)
+            except OSError:  # a worker has gone meanwhile
+                if not left:
+                    raise
+            else:
+                return
 
     async def _find_dashboard(self, client: Any) -> str | None:
         from rhapsody_dask.worker.entry import has_dashboard
@@ -235,7 +265,8 @@ class Connection:
         """Closes the sites on the workers; the scheduler's plugin goes with the client."""
         with suppress(Exception):  # the scheduler or a worker may be gone
             async with asyncio.timeout(CLOSE / 3):
-                await client.unregister_worker_plugin(self._plugins[-1].name)
+                for name in (*self._names, self._plugins[-1].name):
+                    await client.unregister_worker_plugin(name)
 
 
 def skew(found: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
 from rhapsody.sdk.calls import cannot_pack
+from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.runner import dumps, pickler
 from rhapsody.task import Reference, TaskDescription
 from rhapsody_dask.given import future_type, swapped
@@ -71,9 +72,13 @@ class Packer:
     Args:
         session: The backend's session.
         threshold: Bytes from which a function or an argument is shared; `None` shares none.
+
+    Attributes:
+        modules: The program's own modules that the functions of the batch use.
     """
 
     def __init__(self, session: str, threshold: int | None = BIG) -> None:
+        self.modules: bytes | None = own_modules()
         self._session = session
         self._threshold = threshold
         self._functions: dict[int, Big] = {}
@@ -93,9 +98,11 @@ class Packer:
         """
         function, arguments = task["function"], b""
         packed: bytes | int | None = None
+        modules: bytes | None = None
         bigs: list[Big] = []
         futures: list[Any] = []
         if function is not None:
+            modules = self.modules and self.modules[:REFERENCE]
             known = self._functions.get(id(function))
             if known is None:
                 known = Big(function, self._dumps(task, function), [])
@@ -115,6 +122,7 @@ class Packer:
             packed,
             arguments,
             more,
+            modules,
         )
         return Packed(pickle.dumps(order, 5), bigs, futures)
 

@@ -217,6 +217,27 @@ class WorkerSetup(WorkerPlugin):
             self.cargo.discard(f"{self.name} {worker.address}")
 
 
+class ModulesSetup(WorkerPlugin):
+    """Brings the program's own modules to each worker, those that join later, too."""
+
+    def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
+        self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
+        self.modules = modules
+        self.reference = reference
+
+    def setup(self, worker: Any) -> None:
+        """Called by Dask on the worker."""
+        from rhapsody.sdk.runner import sent_modules
+
+        sent_modules().receive(self.modules)
+
+    def teardown(self, worker: Any) -> None:
+        """Called by Dask when the worker closes or the plugin is taken back."""
+        from rhapsody.sdk.runner import sent_modules
+
+        sent_modules().discard(self.reference)
+
+
 class SchedulerSetup(SchedulerPlugin):
     """Lets the scheduler import the function that graphs call, and tells of lost workers.
 
@@ -242,8 +263,9 @@ class SchedulerSetup(SchedulerPlugin):
             self._taking_back = asyncio.ensure_future(self._take_back(scheduler))
 
     async def _take_back(self, scheduler: Any) -> None:
-        if self.name in scheduler.worker_plugins:
-            await scheduler.unregister_worker_plugin(comm=None, name=self.name)
+        names = [name for name in scheduler.worker_plugins if name.startswith(self.name)]
+        for name in reversed(names):  # that of the site, with our code, is the first
+            await scheduler.unregister_worker_plugin(comm=None, name=name)
         await scheduler.unregister_scheduler_plugin(name=self.name)
         await self.close()
 
@@ -302,6 +324,13 @@ class PackedWorkerSetup(Packed, WorkerPlugin):
 
 class PackedSchedulerSetup(Packed, SchedulerPlugin):
     """What is registered for the scheduler."""
+
+
+def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
+    """The plugin that brings the program's own modules to the workers."""
+    from rhapsody.sdk.runner import REFERENCE
+
+    return PackedWorkerSetup(ModulesSetup(session, modules, modules[:REFERENCE]))
 
 
 def plugins(

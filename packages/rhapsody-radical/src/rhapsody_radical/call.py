@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk.runner import Order, Outcome, Runner, dumps
+from rhapsody.sdk.runner import Order, Outcome, Runner, dumps, sent_modules
 
 LARGE = 1 << 16
 """Bytes from which on a value travels in a file, where there is a directory for it."""
@@ -102,6 +102,13 @@ class RaptorRunner(Runner):
             what = f"task {name!r}: its result ({type(value).__qualname__})"
             return ValueError(refusal(what, error.size))
         return super().refusal(name, value, error)
+
+    def modules(self, order: Order) -> contextlib.AbstractContextManager[Any]:
+        """Makes the program's own modules importable, which come in a file of their own."""
+        path = order.more["modules"]
+        if path is not None and not sent_modules().knows(order.modules or b""):
+            sent_modules().receive(Path(path).read_bytes())
+        return super().modules(order)
 
     @contextlib.contextmanager
     def context(self, order: Order) -> Iterator[None]:

@@ -6,6 +6,7 @@ import base64
 import os
 import pickle
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from rhapsody.errors import BackendError, CapabilityError
 from rhapsody.sdk import calls as protocol
 from rhapsody.sdk import runner
+from rhapsody.sdk.modules import own_modules
 from rhapsody.task import TaskDescription
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list
@@ -53,12 +55,18 @@ def pack(
     environment.update(task.get("environment", {}))
     environment.update(settings.get("environment") or {})
     environment["RP_TASK_ID"] = task["uid"]
+    modules = own_modules()
     more = {
         "path": own_path() if batch is None else batch.path,
         "pre_exec": as_list(settings.get("pre_exec")),
         "values": directory,
+        "modules": None,
     }
-    order = protocol.order_of(task, environment=environment, more=more)._replace(capture=capture)
+    if modules is not None and directory is not None and batch is not None:
+        more["modules"] = _kept(modules, directory)
+        modules = modules[: runner.REFERENCE]
+    order = protocol.order_of(task, environment=environment, more=more, modules=modules)
+    order = order._replace(capture=capture)
     packed = pickle.dumps((*order, _packed_call(task, directory, batch)), 5)
     return base64.b64encode(packed).decode("ascii")
 
@@ -72,6 +80,18 @@ def own_path() -> list[str]:
     here, paths = os.getcwd(), [entry for entry in sys.path if isinstance(entry, str)]
     found = [os.path.normpath(os.path.join(here, path)) for path in paths]
     return [path for path in found if not path.startswith(installed)]
+
+
+def _kept(modules: bytes, directory: str) -> str:
+    """The file of the program's own modules, which all calls name; made by the first."""
+    path = os.path.join(directory, f"modules.{modules[: runner.REFERENCE].hex()}")
+    if not os.path.exists(path):
+        with tempfile.TemporaryDirectory(dir=directory) as private:
+            part = os.path.join(private, "modules")
+            with open(part, "wb") as file:
+                file.write(modules)
+            os.replace(part, path)
+    return path
 
 
 def forget(directory: str, uid: str) -> None:

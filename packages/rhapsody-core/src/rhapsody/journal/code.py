@@ -38,6 +38,7 @@ from rhapsody.journal.names import CALLS, Use, names_in, with_inner
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import NoDigestError, Values
 from rhapsody.sdk._origins import file_of, spec_of
+from rhapsody.sdk.modules import altered
 
 MISSING: object = object()
 """Stands for the value of a global that is not set."""
@@ -640,6 +641,11 @@ class Ingredients:
         """Whether a module's own code counts; the version of its distribution is noted."""
         program = self._program
         if program.origins.own(file):
+            if altered(str(module)):  # workers would run what it says now
+                raise NoDigestError(
+                    f"{os.path.basename(file)} was changed after the program had started; run it "
+                    "again"
+                )
             if file.endswith(tuple(EXTENSION_SUFFIXES)):
                 self.parts[f"module {program.place(file)}"] = (program.file(file) or b"").hex()
             return True

@@ -22,6 +22,7 @@ from rhapsody.journal.reading import Earlier
 from rhapsody.journal.store import GONE, How, Recording, Store
 from rhapsody.journal.values import NoDigestError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
+from rhapsody.sdk.modules import own_modules
 from rhapsody.staging.outputs import leads_into
 
 T = TypeVar("T")
@@ -186,6 +187,7 @@ class Journal:
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
     ) -> list[Recorded | None]:
         self._keys.begin()
+        own_modules()  # workers get what is read now, or was read before
         with self._files.looking_once():  # none of these tasks has begun
             return [self._look_up(task, database) for task in tasks]
 

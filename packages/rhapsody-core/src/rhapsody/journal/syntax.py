@@ -25,24 +25,9 @@ from typing import Any
 
 from rhapsody.journal.names import with_inner
 from rhapsody.journal.values import SIZE, NoDigestError
+from rhapsody.sdk.runner import process_began
 
-
-def _process_began() -> int:
-    """Return when this process was started, in nanoseconds, rounded up to a tick of the kernel's.
-
-    Where the system does not tell, it is the time when this module was imported.
-    """
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
-        # The least of some: a process may be held up between its looks at the two clocks.
-        booted = min(-time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in "123")
-    except (OSError, AttributeError):  # no Linux
-        return time.time_ns()
-    return booted + (ticks + 1) * 10**9 // os.sysconf("SC_CLK_TCK")
-
-
-BEGAN: int = _process_began()
+BEGAN: int = process_began() or time.time_ns()
 """When this process was started; in a forked one where its parent was, if that had this module."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda

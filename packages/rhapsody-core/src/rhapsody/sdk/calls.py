@@ -13,7 +13,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from rhapsody.errors import (
     BackendError,
@@ -23,6 +23,7 @@ from rhapsody.errors import (
     set_cause,
     set_traceback,
 )
+from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import (
     PROTOCOL_VERSION,
     Order,
@@ -71,6 +72,7 @@ def order_of(
     environment: Mapping[str, str] | None = None,
     directory: str | None = None,
     more: Mapping[str, Any] | None = None,
+    modules: bytes | Literal[True] | None = True,
 ) -> Order:
     """Return what a worker has to know of a task beside the call itself.
 
@@ -80,6 +82,8 @@ def order_of(
         environment: The variables to set. Default: the task's own.
         directory: Where files of the call's go. Default: its sandbox.
         more: What only the backend's own `Runner` reads; of Python's own types.
+        modules: The program's own modules, see `rhapsody.sdk.modules.own_modules`, or their first
+            `REFERENCE` bytes where the worker has received them. Default: all of them.
     """
     sandbox = task.get("sandbox")
     return Order(
@@ -94,6 +98,7 @@ def order_of(
         task.get("capture", True),
         sandbox if directory is None else directory,
         {} if more is None else more,
+        own_modules() if modules is True else modules,
     )
 
 

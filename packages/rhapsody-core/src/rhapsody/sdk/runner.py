@@ -3,6 +3,13 @@
 The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend with a
 step of its own overrides that step of `Runner`.
 
+Functions of the program's own modules are pickled by name, and a worker that lives longer than
+the program may have an older version of such a module, or none. So the program sends the source
+of its own modules (`rhapsody.sdk.modules`), each call names the versions that it was made with,
+and `SentModules` imports these, in place of what the worker has. Sending functions by value
+would not do: modules hold locks and caches, classes must stay the same class from call to call,
+and a function may import a module when it runs.
+
 This file needs the standard library and cloudpickle only, so that it can be sent to where
 Rhapsody is not installed, and run there. What travels is of Python's own types, but for what
 is the user's, and begins with `PROTOCOL_VERSION`.
@@ -12,28 +19,35 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
 import importlib
 import io
+import linecache
 import os
 import pickle
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections import ChainMap
-from collections.abc import Callable, Coroutine, Mapping
+import zlib
+from collections import ChainMap, Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import decode_source, spec_from_file_location
 from pathlib import Path
 from types import CodeType, CoroutineType
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
-    "PROTOCOL_VERSION", "Captured", "Environment", "Order", "Outcome", "Output",
-    "ProtocolVersionError", "Runner", "known", "pack_error", "require_version", "trimmed",
+    "PROTOCOL_VERSION", "REFERENCE", "Captured", "Environment", "Order", "Outcome", "Output",
+    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "known", "pack_error",
+    "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised by each change after which one side of a call could not understand the other."""
 
 KEPT = 1 << 20
@@ -62,6 +76,8 @@ class Order(NamedTuple):
         capture: What to do with its output, as in the task's description.
         directory: Where files of the call's go, such as large output; `None` for nowhere.
         more: What only the backend's own `Runner` reads; of Python's own types.
+        modules: The program's own modules, or their first `REFERENCE` bytes where the worker was
+            sent them before; `None` where the program has none.
     """
 
     version: int
@@ -75,6 +91,7 @@ class Order(NamedTuple):
     capture: bool | Literal["files", "quiet"]
     directory: str | None
     more: Mapping[str, Any]
+    modules: bytes | None = None
 
 
 class Outcome(NamedTuple):
@@ -171,7 +188,7 @@ class Runner:
         try:
             limit_threads(order.cores)
             output = self.output(order)
-            with self.environment(order), output, self.context(order):
+            with self.modules(order), self.environment(order), output, self.context(order):
                 done, payload, plain = self.answer(order.name, call)
         except BaseException as error:  # such as that of output which cannot be written
             return self.failed(error, output)
@@ -240,6 +257,10 @@ class Runner:
         """Return what keeps a call's output: here, that of the whole process."""
         return _none if order.capture is False else Captured(order)
 
+    def modules(self, order: Order) -> AbstractContextManager[Any]:
+        """Return what makes the program's own modules importable in the versions it has."""
+        return nullcontext() if order.modules is None else sent_modules().using(order.modules)
+
     def environment(self, order: Order) -> AbstractContextManager[Any]:
         """Return what sets the call's variables."""
         return Environment(order.environment)
@@ -267,6 +288,325 @@ def known(order: Order) -> dict[str, Any]:
 def _outcome(done: bool, payload: Any, plain: bool, output: Output) -> Outcome:
     printed = output.stdout, output.stderr, output.directory
     return Outcome(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid())
+
+
+REFERENCE = 32
+"""Bytes at the beginning of packed modules: the id of a program, and a digest of its modules."""
+
+_PROGRAM = 16
+
+_SETTLED = 10 * 10**9
+"""Nanoseconds before the start of a process in which a change may still be newer than its copy:
+the clocks of file servers differ."""
+
+
+class StaleModuleError(ImportError):
+    """A worker has another version of a module than the program, and cannot replace it."""
+
+
+class Source(NamedTuple):
+    """A module of a program's own. Travels as a plain tuple.
+
+    Attributes:
+        file: Its file in the program; `None` for a namespace package.
+        package: Whether it is a package.
+        digest: The digest of the file's content.
+        text: The content, `None` where it is no source, but an extension module, say.
+    """
+
+    file: str | None
+    package: bool
+    digest: str
+    text: bytes | None
+
+
+class _Held:
+    """The modules of one program on this worker, and how many calls are using them."""
+
+    def __init__(self, reference: bytes, sources: dict[str, Source]) -> None:
+        self.reference = reference
+        self.sources = sources
+        self.users = 0
+
+
+class SentModules:
+    """The own modules of programs on a worker: a finder of `sys.meta_path`. Thread-safe.
+
+    A module has one version at a time. Another one replaces it, together with all modules of that
+    program, which may have taken names from it, unless calls are using it: then the new call fails.
+
+    Attributes:
+        program: The id of the program that runs in this process, and the process's id: its
+            modules are here already. `None` in mere workers.
+        loaded: The spec and the digest of each module whose version is known.
+    """
+
+    sent_by_rhapsody = True
+
+    def __init__(self) -> None:
+        self.program: tuple[bytes, int] | None = None
+        self.loaded: dict[str, tuple[Any, str]] = {}
+        self._lock = threading.RLock()
+        self._sent: dict[bytes, bytes] = {}
+        self._times: Counter[bytes] = Counter()
+        self._held: dict[bytes, _Held] = {}
+
+    def receive(self, packed: bytes) -> None:
+        """Keep modules for calls that name them, until they were discarded as often."""
+        with self._lock:
+            self._sent[packed[:REFERENCE]] = packed
+            self._times[packed[:REFERENCE]] += 1
+
+    def knows(self, reference: bytes) -> bool:
+        """Return whether modules were received, or are in use."""
+        held = self._held.get(reference[:_PROGRAM])
+        return reference in self._sent or (held is not None and held.reference == reference)
+
+    def discard(self, reference: bytes) -> None:
+        """Forget modules that were received, and remove them if no call of their program runs."""
+        with self._lock:
+            self._times[reference] -= 1
+            if self._times[reference] > 0:
+                return
+            del self._times[reference]
+            self._sent.pop(reference, None)
+            program = reference[:_PROGRAM]
+            held = self._held.get(program)
+            if held is not None and not held.users and not self._keeps(program):
+                self._drop([program])
+
+    @contextmanager
+    def using(self, modules: bytes) -> Iterator[None]:
+        """Make modules importable, and keep them until the end of the context.
+
+        Args:
+            modules: The packed modules, or their first `REFERENCE` bytes.
+
+        Raises:
+            StaleModuleError: Calls are using other versions, or there is no way to replace one.
+        """
+        if self.program == (modules[:_PROGRAM], os.getpid()):
+            yield
+            return
+        with self._lock:
+            held = self._held.get(modules[:_PROGRAM])
+            if held is None or held.reference != modules[:REFERENCE]:
+                held = self._take_in(modules, held)
+            held.users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def _keeps(self, program: bytes) -> bool:
+        return any(reference.startswith(program) for reference in self._sent)
+
+    def _take_in(self, modules: bytes, former: _Held | None) -> _Held:
+        reference, program = modules[:REFERENCE], modules[:_PROGRAM]
+        packed = modules if len(modules) > REFERENCE else self._sent.get(reference)
+        if packed is None:
+            raise StaleModuleError("the program's own modules were not sent to this worker")
+        travelled = pickle.loads(zlib.decompress(packed[REFERENCE:]))  # noqa: S301 - the program's
+        sources = {name: Source(*each) for name, each in travelled.items()}
+        going = []
+        for other, held in self._held.items():
+            for name, source in held.sources.items():
+                wanted = sources.get(name)
+                if wanted is None and (held.users or held is not former):
+                    continue
+                if wanted is not None and wanted.digest == source.digest:
+                    continue
+                if held.users:
+                    raise StaleModuleError(
+                        f"module {name!r} has version {_short(wanted)} in the program, and calls "
+                        f"that use version {_short(source)} are running on this worker: wait for "
+                        "their end, or use workers that make one call at a time"
+                    )
+                going.append(other)
+                break
+            else:
+                if held is not former and not held.users and not self._keeps(other):
+                    going.append(other)
+        self._drop(going)
+        in_use = {name for held in self._held.values() if held.users for name in held.sources}
+        here = {name: sys.modules[name] for name in sources if name in sys.modules}
+        stale = [name for name, each in here.items() if not self._is(name, each, sources[name])]
+        for name in stale:
+            if sources[name].text is None and sources[name].file is not None:
+                raise StaleModuleError(
+                    f"the extension module {name!r} was imported by this worker before, perhaps in "
+                    f"another version than {_short(sources[name])}: restart the worker"
+                )
+        if stale:
+            self._forget(name for name in here if name not in in_use)
+        if program not in self._held:
+            self._forget(_others(sources))
+            self._held[program] = _Held(reference, sources)
+        held = self._held[program]
+        held.reference, held.sources = reference, sources
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+        return held
+
+    def _drop(self, programs: Iterable[bytes]) -> None:
+        """Forget the modules of programs, except those that others have in the same version."""
+        dropped = [self._held.pop(program) for program in programs]
+        kept = {name for held in self._held.values() for name in held.sources}
+        self._forget(name for held in dropped for name in held.sources if name not in kept)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
+            module = sys.modules.pop(name, None)
+            parent, _, child = name.rpartition(".")
+            if module is not None and vars(sys.modules.get(parent, self)).get(child) is module:
+                delattr(sys.modules[parent], child)
+
+    def _is(self, name: str, module: Any, source: Source) -> bool:
+        """Return whether a module that is imported here has a version, as far as is known."""
+        spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
+        known = self.loaded.get(name)
+        if known is not None and known[0] is spec:
+            return known[1] == source.digest
+        if source.file is None or spec is None or not isinstance(file, str):
+            return source.file is None and file is None
+        try:
+            settled = os.stat(file).st_ctime_ns < (process_began() or 0) - _SETTLED
+            if not settled or digest_of(Path(file).read_bytes()) != source.digest:
+                return False
+        except OSError:
+            return False
+        self.loaded[name] = spec, source.digest
+        return True
+
+    # What imports call (`importlib.abc.MetaPathFinder`):
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Return the spec of a module that a program has sent, `None` for all others."""
+        source = next((h.sources[name] for h in self._held.values() if name in h.sources), None)
+        if source is None:
+            return None
+        if source.file is None:
+            spec = PathFinder.find_spec(name, path)
+            if spec is None or spec.submodule_search_locations is None:
+                spec = ModuleSpec(name, None, is_package=True)
+            return spec
+        where = [os.path.dirname(source.file)] if source.package else None
+        if source.text is not None:
+            loader = _SentLoader(name, source.file, source, self)
+            return spec_from_file_location(
+                name, source.file, loader=loader, submodule_search_locations=where
+            )
+        return self._binary(name, source, where)
+
+    def _binary(self, name: str, source: Source, where: list[str] | None) -> ModuleSpec | None:
+        """Return the spec of an extension module, which has to be here in the same version."""
+        assert source.file is not None
+        try:
+            here = digest_of(Path(source.file).read_bytes())
+        except OSError:
+            here = "none"
+        known = self.loaded.get(name)
+        if here != source.digest or (known is not None and known[1] != source.digest):
+            raise StaleModuleError(
+                f"{source.file} has version {_short(source)} in the program and {here[:12]} on "
+                "this worker: install it there, and restart the worker",
+                name=name,
+            )
+        spec = spec_from_file_location(name, source.file, submodule_search_locations=where)
+        self.loaded[name] = spec, source.digest
+        return spec
+
+
+class _SentLoader(SourceFileLoader):
+    """Imports a module from the source that was sent; from compiled code where that is the same."""
+
+    def __init__(self, name: str, file: str, source: Source, modules: SentModules) -> None:
+        super().__init__(name, file)
+        self._source = source
+        self._modules = modules
+
+    def exec_module(self, module: Any) -> None:
+        """Run the module's code."""
+        self._modules.loaded[module.__name__] = module.__spec__, self._source.digest
+        with suppress(SyntaxError, UnicodeDecodeError):  # which the import raises
+            lines = self.get_source(module.__name__).splitlines(keepends=True)
+            linecache.cache[self.path] = sum(map(len, lines)), None, lines, self.path
+        super().exec_module(module)
+
+    def get_source(self, fullname: str) -> str:
+        """Return the module's source, for tracebacks, too."""
+        assert self._source.text is not None
+        return decode_source(self._source.text)
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """Return the module's code."""
+        text = self._source.text
+        with suppress(OSError, ImportError, SyntaxError):
+            if self.get_data(self.path) == text:
+                code = super().get_code(fullname)
+                if self.get_data(self.path) == text:
+                    return code
+        code = compile(text or b"", self.path, "exec", dont_inherit=True)
+        return code
+
+
+def sent_modules() -> SentModules:
+    """Return the modules that programs have sent to this process."""
+    if _own.modules is None:
+        # Where this file travels by value, there are several of it.
+        finders: Iterator[Any] = (f for f in sys.meta_path if hasattr(f, "sent_by_rhapsody"))
+        _own.modules = next(finders, None) or SentModules()
+    modules: SentModules = _own.modules
+    return modules
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest of a module's file."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _short(source: Source | None) -> str:
+    return "none" if source is None else source.digest[:12]
+
+
+def _others(sources: Mapping[str, Source]) -> list[str]:
+    """The modules here that are from the same directories as a program's own, and were not sent.
+
+    They were imported by names that the program made up as it ran, perhaps for an older program.
+    """
+    roots = {_root(name, each.file, each.package) for name, each in sources.items()} - {None}
+    found = []
+    for name, module in list(sys.modules.items()):
+        if name in sources or name.startswith("__"):
+            continue
+        file, path = getattr(module, "__file__", None), getattr(module, "__path__", None)
+        if isinstance(file, str) and _root(name, file, path is not None) in roots:
+            found.append(name)
+    return found
+
+
+def _root(name: str, file: str | None, package: bool) -> str | None:
+    """The directory that a module's outermost package is in."""
+    if file is None:
+        return None
+    parts = Path(file).parts[: -1 - name.count(".") - package]
+    return os.path.join(*parts) if parts else None
+
+
+def process_began() -> int | None:
+    """Return when this process was started, in nanoseconds, rounded up to a tick of the kernel's.
+
+    It is `None` where the system does not say.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
+        # The least of some: a process may be held up between its looks at the two clocks.
+        booted = min(-time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in "123")
+    except (OSError, AttributeError):  # no Linux
+        return None
+    return booted + (ticks + 1) * 10**9 // os.sysconf("SC_CLK_TCK")
 
 
 class Environment:
@@ -398,6 +738,7 @@ class _Own:
     """What a process makes for itself: it stays behind where this module travels by value."""
 
     pickler: Any = None
+    modules: Any = None
 
     def __reduce__(self) -> tuple[type[_Own], tuple[()]]:
         return type(self), ()

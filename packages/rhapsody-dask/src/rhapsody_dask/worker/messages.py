@@ -39,6 +39,8 @@ class Order(NamedTuple):
             `None` for an executable.
         arguments: The packed arguments.
         more: What only some tasks have; empty for a plain function.
+        modules: Which versions of the program's own modules it was made with, see
+            `rhapsody.sdk.runner.Order`.
     """
 
     session: str
@@ -48,6 +50,7 @@ class Order(NamedTuple):
     function: bytes | int | None
     arguments: bytes
     more: Mapping[str, Any]
+    modules: bytes | None = None
 
 
 class Reply:

@@ -26,7 +26,7 @@ from rhapsody.errors import (
 from rhapsody.sdk.calls import unpack_error
 from rhapsody.sdk.capture import Recorded
 from rhapsody.sdk.loops import WorkerLoop
-from rhapsody.sdk.runner import Environment, Runner
+from rhapsody.sdk.runner import Environment, Runner, sent_modules
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -124,6 +124,7 @@ def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> 
     sandbox = _prepare(site, order, running, values) if more else None
     runner = _Runner(site, order, running, values, sandbox)
     with (
+        nullcontext() if order.modules is None else sent_modules().using(order.modules),
         _environment(site, order),
         Recorded(sandbox, more.get("capture", True)) as output,
         task_context(running.context),

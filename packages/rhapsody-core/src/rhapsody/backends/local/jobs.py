@@ -50,6 +50,7 @@ class Job:
         worker: The same in words, for people.
         attempts: How many worker processes were gone before one had begun with it.
         call: Its call for a worker process, where it is packed already.
+        modules: The program's own modules that its call was made with, see `Order.modules`.
     """
 
     __slots__ = (
@@ -63,6 +64,7 @@ class Job:
         "given",
         "gpus",
         "handle",
+        "modules",
         "number",
         "over",
         "pid",
@@ -102,6 +104,7 @@ class Job:
         self.worker: str | None = None
         self.attempts: int = 0
         self.call: Call | None = None
+        self.modules: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"

@@ -32,6 +32,7 @@ from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.runner import Outcome
 from rhapsody.sdk.threads import in_thread, start_thread
 
@@ -117,6 +118,7 @@ class ProcessWorkers:
             BackendUnavailableError: It could not be started.
         """
         self._context = WorkerContext()
+        own_modules()  # finding them takes a while, here beside the loop
         memory_group()  # what was killed before does not count
         try:
             self._context.start()
@@ -248,7 +250,14 @@ class ProcessWorkers:
         """The call of a job that is packed, as it is sent."""
         assert job.call is not None
         cores, environment = thread_count(job.request.cores), job.environment(self._gpus)
-        order = order_of(job.task, cores=cores, environment=environment, directory=job.spill)
+        job.modules = modules = own_modules()
+        order = order_of(
+            job.task,
+            cores=cores,
+            environment=environment,
+            directory=job.spill,
+            modules=modules and modules[:REFERENCE],
+        )
         return packing.frame(order, job.call)
 
     def _came_back(self, item: tuple[Job, bytearray | None]) -> None:

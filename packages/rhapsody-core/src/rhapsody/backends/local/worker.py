@@ -35,6 +35,7 @@ from rhapsody.sdk.runner import (
     known,
     loads,
     require_version,
+    sent_modules,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
         next_one = None
         while (taken := received(stream)) is not None:
             number, order, call = taken
+            if order is None:
+                sent_modules().receive(call.arguments)
+                _reused.cache_clear()  # functions refer to the modules that were there before
+                continue
             if next_one is None:
                 next_one = _taken(unbegun)
             if number == next_one:
@@ -104,8 +109,13 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
             del taken, order, call  # not kept until the next call comes
 
 
-def received(stream: IOBase) -> tuple[int, Order, Call] | None:
-    """The next call; `None` at the end, also where the program ended midway."""
+def modules_frame(modules: bytes) -> bytearray:
+    """The program's own modules as they are sent to a worker: a call without an order."""
+    return bytearray(CALL.pack(0, False, 0, 0, len(modules))) + modules
+
+
+def received(stream: IOBase) -> tuple[int, Order | None, Call] | None:
+    """The next call, or modules for it; `None` at the end, also where the program ended midway."""
     start = stream.read(CALL.size)
     if len(start) < CALL.size:
         return None
@@ -114,8 +124,9 @@ def received(stream: IOBase) -> tuple[int, Order, Call] | None:
     if sum(map(len, parts)) < sum(lengths):
         return None
     order, function, arguments = parts
+    call = Call(function, arguments, reusable)
     # From our own program.
-    return number, Order(*pickle.loads(order)), Call(function, arguments, reusable)  # noqa: S301
+    return number, Order(*pickle.loads(order)) if order else None, call  # noqa: S301
 
 
 def reply(outcome: Outcome) -> bytes:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from rhapsody.backends.local import logs
 from rhapsody.backends.local.forks import WorkerContext
 from rhapsody.backends.local.jobs import Job
-from rhapsody.backends.local.worker import LENGTHS, NUMBER, work
+from rhapsody.backends.local.worker import LENGTHS, NUMBER, modules_frame, work
 from rhapsody.errors import describe_error
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk.runner import Outcome
@@ -71,6 +71,7 @@ class Worker:
         self.over: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
+        self._modules: bytes | None = None  # that it was sent last
         self._number = 0
         self._numbers = b""  # of calls that wait to be sent
         self._calls: list[bytearray] = []
@@ -129,6 +130,9 @@ class Worker:
         """Gives a call to the worker: at once where it has none, else with others of this turn."""
         assert self._loop is not None
         NUMBER.pack_into(call, 0, self._number)
+        if job.modules is not self._modules and job.modules is not None:
+            self._modules = job.modules
+            call = modules_frame(job.modules) + call
         self._numbers += NUMBER.pack(self._number)
         self._number = (self._number + 1) % NUMBERS
         self.jobs.append(job)
@@ -146,7 +150,9 @@ class Worker:
         """
         count = len(self._numbers)
         self._numbers = b""
-        self._calls.clear()
+        if self._calls:
+            self._calls.clear()
+            self._modules = None  # may have been with them
         with suppress(BlockingIOError):  # it has begun all that were sent
             count += len(os.read(self._unbegun.fileno(), PIPE))
         jobs = [self.jobs.pop() for _ in range(count // NUMBER.size)]

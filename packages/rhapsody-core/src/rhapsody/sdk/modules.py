@@ -1,0 +1,314 @@
+"""Source of the program's own modules, as it is sent to workers with the calls.
+
+The worker's half is `rhapsody.sdk.runner.SentModules`. What is sent: every module that the
+program has imported and that is no installed distribution, and the modules that these would import
+later, inside functions. Each file is read once, when it is first seen: an edit while the program
+runs does not reach its workers, as it does not reach the program, until that reloads a module.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import os
+import pickle
+import re
+import sys
+import threading
+import time
+import types
+import zlib
+from collections.abc import Iterator
+from importlib.machinery import SOURCE_SUFFIXES
+from importlib.util import decode_source, resolve_name
+from typing import Any
+
+from rhapsody.sdk._origins import Origins, spec_of
+from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_began, sent_modules
+
+__all__ = ["REFERENCE", "altered", "own_modules"]
+
+NAMESPACE = Source(None, True, "namespace package", None)
+
+_IMPORT = re.compile(
+    rb"(?:^|[:;])[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|(?:[^\n#;\\]|\\\r?\n)+)"
+    rb"|import[ \t]+((?:[^\n#;\\]|\\\r?\n)+))",
+    re.MULTILINE,
+)
+"""An import statement, or what looks like one: names that lead nowhere do no harm."""
+
+
+def own_modules() -> bytes | None:
+    """Return the program's own modules, packed for `Order.modules`; `None` where it has none.
+
+    The same object as long as they are the same. Cheap to call for each task.
+    """
+    return _program.packed()
+
+
+def altered(name: str) -> bool:
+    """Return whether a module's file may say something else than what this program has imported."""
+    return name in _program.altered
+
+
+class _Program:
+    """The own modules of this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.altered: set[str] = set()
+        self._id = os.urandom(REFERENCE // 2)
+        self._process = os.getpid()
+        self._packed: bytes | None = None
+        self._sources: dict[str, tuple[Any, Source]] = {}  # with the specs of those imported
+        self._imported: list[tuple[str, types.ModuleType, Any]] = []
+        self._count = 0
+        self._before = process_began() or time.time_ns()
+        self._main: bytes | None = None
+        self._path: list[str] = []
+        self._elsewhere: set[str] = set()  # by that path
+        self._origins: Origins | None = None
+
+    def packed(self) -> bytes | None:
+        if not self._is_current():
+            with self._lock:
+                if self._process != os.getpid():  # a fork is a program of its own
+                    self._begin()
+                if not self._is_current():
+                    self._look()
+        return self._packed
+
+    def _is_current(self) -> bool:
+        modules = sys.modules
+        if len(modules) != self._count or sys.path != self._path or self._process != os.getpid():
+            return False
+        for name, module, spec in self._imported:
+            if modules.get(name) is not module or module.__spec__ is not spec:
+                return False
+        return True
+
+    def _look(self) -> None:
+        """Find the program's own modules anew; files that were seen before are not read again."""
+        count, began, former = len(sys.modules), time.time_ns(), self._sources
+        self._sources = {}
+        if sys.path != self._path:
+            self._path = list(sys.path)
+            self._elsewhere.clear()
+        reloaded = False
+        imported = list(_imported(self._own))
+        for name, module, file in imported:
+            spec = module.__spec__
+            known = former.get(name)
+            if known is None or known[0] is not spec:
+                reloaded = reloaded or (known is not None and known[0] is not None)
+                known = spec, self._read(name, module, file)
+            self._sources[name] = known
+        for name in list(self._sources):
+            self._add_parents(name)
+        self._follow({} if reloaded else former)
+        self._imported = [(name, module, module.__spec__) for name, module, _ in imported]
+        sent = sent_modules()
+        sent.program = self._id, self._process
+        sent.loaded.update(
+            (name, (spec, source.digest))
+            for name, (spec, source) in self._sources.items()
+            if spec is not None
+        )
+        self._pack()
+        self._before, self._count = began, count
+
+    def _pack(self) -> None:
+        if not self._sources:
+            self._packed = None
+            return
+        sources = {name: tuple(source) for name, (_, source) in sorted(self._sources.items())}
+        data = pickle.dumps(sources, 5)
+        reference = self._id + hashlib.blake2b(data, digest_size=REFERENCE // 2).digest()
+        if self._packed is None or not self._packed.startswith(reference):
+            self._packed = reference + zlib.compress(data, 1)
+
+    def _own(self, name: str, file: Any) -> bool:
+        if not isinstance(file, str) or file.startswith("<"):
+            return False
+        if name.partition(".")[0] in _plugins():
+            return False
+        if self._origins is None:
+            self._origins = Origins()
+        return self._origins.own(file)
+
+    def _read(self, name: str, module: types.ModuleType, file: str) -> Source:
+        """Read the source of a module that is imported."""
+        changed = 0
+        try:
+            if os.path.exists(file):
+                changed = os.stat(file).st_ctime_ns
+                with open(file, "rb") as stream:
+                    content = stream.read()
+            else:  # in a zip file, or already sent to this process
+                content = module.__spec__.loader.get_data(file)  # type: ignore[union-attr]
+        except (OSError, AttributeError):
+            self.altered.add(name)
+            return Source(file, hasattr(module, "__path__"), "a file that is gone", None)
+        self.altered.discard(name)
+        if changed > self._before and not _says(content, file, module):
+            self.altered.add(name)
+        return _source(file, hasattr(module, "__path__"), content)
+
+    def _add_parents(self, name: str) -> None:
+        """Add the namespace packages that a module is in."""
+        while name := name.rpartition(".")[0]:
+            file = vars(sys.modules[name]).get("__file__") if name in sys.modules else None
+            if file is None and name not in self._sources:
+                self._sources[name] = None, NAMESPACE
+
+    def _follow(self, former: dict[str, tuple[Any, Source]]) -> None:
+        """Add the own modules that code imports when it runs."""
+        main = getattr(sys.modules.get("__main__"), "__dict__", {})
+        if self._main is None:
+            self._main = _content(main.get("__file__"))
+        todo = [(self._main, str(main.get("__package__") or ""))]
+        todo += [
+            (source.text, _package(name, source)) for name, (_, source) in self._sources.items()
+        ]
+        while todo:
+            text, package = todo.pop()
+            for name in _names(text) if text else ():
+                for found in self._resolve(name, package, former):
+                    source = self._sources[found][1]
+                    todo.append((source.text, _package(found, source)))
+
+    def _resolve(
+        self, name: str, package: str, former: dict[str, tuple[Any, Source]]
+    ) -> Iterator[str]:
+        """Add a module and the packages that it is in, and give those that are new."""
+        try:
+            name = resolve_name(name, package)
+        except ImportError:
+            return
+        path: Any = None
+        words = name.split(".")
+        if words[0] in self._elsewhere:
+            return
+        for number in range(1, len(words) + 1):
+            full = ".".join(words[:number])
+            if full not in self._sources and full in former and full not in sys.modules:
+                self._sources[full] = None, former[full][1]
+                yield full
+            if full in sys.modules:
+                module = sys.modules[full]
+                if full not in self._sources and getattr(module, "__file__", None) is not None:
+                    return  # an installed package
+                path = getattr(module, "__path__", None)
+            elif full in self._sources and (file := self._sources[full][1].file) is not None:
+                path = [os.path.dirname(file)] if self._sources[full][1].package else None
+            else:
+                spec = spec_of(full, path)
+                if spec is None:
+                    return
+                path = spec.submodule_search_locations
+                if spec.origin is None and path is not None:
+                    self._sources[full] = None, NAMESPACE
+                    continue
+                content = _content(spec.origin) if self._own(full, spec.origin) else None
+                if content is None:
+                    if number == 1:
+                        self._elsewhere.add(full)
+                    return
+                self._sources[full] = None, _source(str(spec.origin), path is not None, content)
+                yield full
+            if path is None:
+                return
+
+
+def _imported(own: Any) -> Iterator[tuple[str, types.ModuleType, str]]:
+    """The modules that are imported and are the program's own, with their files."""
+    for name, module in sys.modules.copy().items():
+        if name in ("__main__", "__mp_main__"):
+            continue
+        if not issubclass(type(module), types.ModuleType):  # cffi's pretend to be modules
+            continue
+        variables = object.__getattribute__(module, "__dict__")  # a lazy one stays so
+        file, spec = variables.get("__file__"), variables.get("__spec__")
+        if file is not None and getattr(spec, "name", None) == name and own(name, file):
+            yield name, module, file
+
+
+@functools.cache
+def _plugins() -> frozenset[str]:
+    """The packages of Rhapsody and its plugins: a worker uses them while it runs calls."""
+    from importlib_metadata import entry_points
+
+    modules = [point.module for point in entry_points(group="rhapsody.backends")]
+    return frozenset({"rhapsody", "rhapsody_guard", *(each.partition(".")[0] for each in modules)})
+
+
+def _source(file: str, package: bool, content: bytes) -> Source:
+    text = content if file.endswith(tuple(SOURCE_SUFFIXES)) else None
+    return Source(file, package, digest_of(content), text)
+
+
+def _content(file: Any) -> bytes | None:
+    try:
+        with open(file, "rb") as stream:
+            return stream.read()
+    except (OSError, TypeError):
+        return None
+
+
+def _package(name: str, source: Source) -> str:
+    return name if source.package else name.rpartition(".")[0]
+
+
+def _names(text: bytes) -> set[str]:
+    """The names of modules that a source text imports, and of what it takes from them."""
+    names: set[str] = set()
+    for module, taken, modules in _IMPORT.findall(text):
+        words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
+        firsts = [word.split()[0].decode(errors="replace") for word in words if word.split()]
+        if module:
+            base = module.decode(errors="replace")
+            names.add(base)
+            names.update(f"{base}{'' if base.endswith('.') else '.'}{first}" for first in firsts)
+        else:
+            names.update(firsts)
+    return names
+
+
+def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
+    """Return whether a text is what a module was imported from, as far as can be seen."""
+    try:
+        code = compile(content, file, "exec", dont_inherit=True)
+        tree = ast.parse(decode_source(content))
+    except (SyntaxError, ValueError, RecursionError):
+        return False
+    variables = vars(module)
+    codes = set(_with_inner(code))
+    holders = [variables, *(vars(each) for each in variables.values() if isinstance(each, type)
+                            and each.__module__ == module.__name__)]  # fmt: skip
+    for value in [value for holder in holders for value in list(holder.values())]:
+        own = isinstance(value, types.FunctionType) and value.__code__.co_filename == file
+        if own and value.__code__ not in codes:
+            return False
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                value = ast.literal_eval(node.value)
+            except (ValueError, TypeError, SyntaxError, RecursionError):
+                continue
+            if repr(variables.get(node.targets[0].id)) != repr(value):
+                return False
+    return True
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _with_inner(constant)
+
+
+_program = _Program()
