@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 
@@ -27,6 +30,10 @@ class TestRadicalPilot(BackendConformance):
     separate_processes = True
     backend_scope = "class"
     leaves_behind = ()
+    # Not in the current directory, where its session goes by default.
+    create_kwargs: ClassVar[Mapping[str, Any]] = {
+        "work_dir": os.path.join(tempfile.gettempdir(), "rhapsody-radical-tests")
+    }
 
     async def make_backend(self) -> Any:
         return backend()
