@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from rhapsody.journal.places import NETWORK, file_system
 from rhapsody.journal.values import LONGEST, SIZE
@@ -30,6 +29,8 @@ tick of the file system would not be seen (Git calls such an entry racy)."""
 
 QUICKLY_SETTLED = 100_000_000
 """The same on local file systems whose times are finer than a second: a tick is 10 ms at most."""
+
+T = TypeVar("T")
 
 WITHOUT_CHANGE_TIME = frozenset(
     {"devtmpfs", "exfat", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "fuseblk", "hugetlbfs", "msdos",
@@ -69,18 +70,18 @@ class FileDigests:
         self._known: dict[Stamp, bytes] = {}
         self._missing: set[str] | None = None
         self._mapped: set[int] | None = None
-        self._programs: dict[tuple[str, str | None], str | None] | None = None
+        self._once: dict[object, Any] | None = None
         self._systems: dict[int, str] = {}
         self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
 
     @contextlib.contextmanager
     def looking_once(self) -> Iterator[None]:
         """In this context a place where no file was is not looked at again."""
-        self._missing, self._programs = set(), {}
+        self._missing, self._once = set(), {}
         try:
             yield
         finally:
-            self._missing = self._mapped = self._programs = None
+            self._missing = self._mapped = self._once = None
 
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, `None` where there is no file that can be read.
@@ -106,13 +107,14 @@ class FileDigests:
         except (OSError, ValueError):  # it is gone, or the name has characters that none can have
             return None
 
-    def which(self, name: str, path: str | None) -> str | None:
-        """Return what `shutil.which` finds, looked up once per context."""
-        if self._programs is None:
-            return shutil.which(name, path=path)
-        if (name, path) not in self._programs:
-            self._programs[name, path] = shutil.which(name, path=path)
-        return self._programs[name, path]
+    def once(self, make: Callable[..., T], *args: Any) -> T:
+        """Return what a function returns, called once per context for the same arguments."""
+        if self._once is None:
+            return make(*args)
+        if (make, args) not in self._once:
+            self._once[make, args] = make(*args)
+        found: T = self._once[make, args]
+        return found
 
     def of_any(self, path: str) -> bytes | None:
         """The same of a file or a directory, which has the digests of all files in it.

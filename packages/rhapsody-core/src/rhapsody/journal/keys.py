@@ -268,7 +268,9 @@ class Keys:
 
     def _variables(self, task: Mapping[str, Any], found: Ingredients) -> str | None:
         """Return what tells the variables that the program has set, `None` where there are none."""
-        inherited = _set_by_program(task.get("environment") or {})
+        own = task.get("environment") or {}
+        inherited = self.program.variables()
+        inherited = {name: value for name, value in inherited.items() if name not in own}
         return found.value(inherited) if inherited else None
 
     def begin(self) -> None:
@@ -325,35 +327,6 @@ def require_not_changed(
                 "if the task writes it, pass an OutputFile instead, or remove the file before the "
                 "run; else run again when nothing writes to it"
             )
-
-
-def _set_by_program(environment: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the variables of `os.environ` that differ from those that the program began with.
-
-    Args:
-        environment: The variables of a task's own, which do not count here.
-    """
-    began, now = _began_with(), os.environb
-    changed = {name: value for name, value in now.items() if began.get(name) != value}
-    found = {os.fsdecode(name): os.fsdecode(value) for name, value in changed.items()}
-    removed = {os.fsdecode(name): None for name in began.keys() - now.keys()}
-    return {name: each for name, each in (found | removed).items() if name not in environment}
-
-
-@functools.cache
-def _began_with() -> Mapping[bytes, bytes]:
-    """Return the variables that this process was started with, as far as the system tells."""
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            entries = file.read().split(b"\0")
-    except OSError:  # no Linux: what the program has set before is not seen
-        return dict(os.environb)
-    found: dict[bytes, bytes] = {}
-    for entry in entries:
-        name, given, value = entry.partition(b"=")
-        if given:
-            found.setdefault(name, value)
-    return found
 
 
 def _taken_apart(function: Any, found: Ingredients, parts: dict[str, str]) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import types
+from collections.abc import Mapping
 from pathlib import Path
 
 from rhapsody.journal.files import FileDigests
@@ -68,7 +71,14 @@ class Program:
             name: Its name.
             path: The `PATH` of the command, `None` for that of this process.
         """
-        return self._files.which(name, path)
+        return self._files.once(shutil.which, name, os.F_OK | os.X_OK, path)
+
+    def variables(self) -> Mapping[str, str | None]:
+        """Return the variables of `os.environ` that differ from those that the program began with.
+
+        One that was removed is `None`.
+        """
+        return self._files.once(_set_by_program)
 
     def content(self, name: str, path: str | None) -> bytes:
         """The digest of an input file or directory.
@@ -80,3 +90,26 @@ class Program:
         if digest is None:
             raise NoDigestError(f"its input file {name!r} cannot be read from here")
         return digest
+
+
+def _set_by_program() -> Mapping[str, str | None]:
+    began, now = _began_with(), os.environb
+    changed = {name: value for name, value in now.items() if began.get(name) != value}
+    found: dict[str, str | None] = {os.fsdecode(n): os.fsdecode(v) for n, v in changed.items()}
+    return found | {os.fsdecode(name): None for name in began.keys() - now.keys()}
+
+
+@functools.cache
+def _began_with() -> Mapping[bytes, bytes]:
+    """Return the variables that this process was started with, as far as the system tells."""
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError:  # no Linux: what the program has set before is not seen
+        return dict(os.environb)
+    found: dict[bytes, bytes] = {}
+    for entry in entries:
+        name, given, value = entry.partition(b"=")
+        if given:
+            found.setdefault(name, value)
+    return found
