@@ -303,7 +303,8 @@ class Blocks:
 
     def _returned(self, node: Node, value: Any, error: BaseException | None) -> None:
         """End a block, or await the future that it has returned."""
-        if error is None and node.life.work is Work.RUNNING and asyncio.isfuture(value):
+        future = issubclass(type(value), asyncio.Future)  # without calling what the value defines
+        if error is None and node.life.work is Work.RUNNING and future:
             self._threads.pop(node, None)
             self._run(node, _value_of(value), node.more().context or contextvars.copy_context())
         else:

@@ -14,6 +14,7 @@ from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from types import CoroutineType
 from typing import Any, TypeVar, overload
 
 from rhapsody.aio import settable
@@ -83,7 +84,7 @@ def not_a_main(main: Callable[..., Any]) -> str | None:
 async def call_main(main: Callable[[WorkflowEngine], Any], flow: WorkflowEngine) -> Any:
     """Call a program's `main`, on a thread if it is no coroutine function."""
     value = await (main(flow) if is_async(main) else _on_thread(partial(main, flow)))
-    while asyncio.isfuture(value) or asyncio.iscoroutine(value):
+    while issubclass(type(value), asyncio.Future | CoroutineType):
         value = await value
     return value
 
