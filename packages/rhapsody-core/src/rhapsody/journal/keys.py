@@ -77,10 +77,14 @@ class _Known(NamedTuple):
         for variables, name, value in found.read:
             if variables.get(name, MISSING) is not value:
                 return False
-        return (
-            all(content_of(cell) is value for cell, value in found.cells)
-            and all(len(variables) == size for variables, size in found.sizes)
-            and all(os.environ.get(name) == value for name, value in found.environment)
+        for sized, size in found.sizes:  # loops, because generators take longer
+            if len(sized) != size:
+                return False
+        for cell, content in found.cells:
+            if content_of(cell) is not content:
+                return False
+        return not found.environment or all(
+            os.environ.get(name) == text for name, text in found.environment
         )
 
 
