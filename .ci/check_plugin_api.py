@@ -48,6 +48,7 @@ EXPORTING = [
     "rhapsody.sdk.executables",
     "rhapsody.sdk.loops",
     "rhapsody.sdk.mailbox",
+    "rhapsody.sdk.modules",
     "rhapsody.sdk.processes",
     "rhapsody.sdk.readiness",
     "rhapsody.sdk.runner",

@@ -43,8 +43,8 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "PROTOCOL_VERSION", "REFERENCE", "Captured", "Environment", "Order", "Outcome", "Output",
-    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "known", "pack_error",
-    "require_version", "sent_modules", "trimmed",
+    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "dumps", "known",
+    "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
