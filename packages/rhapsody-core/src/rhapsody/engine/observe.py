@@ -82,8 +82,11 @@ class Observation:
             task.kind,
         )  # fmt: skip
         node.native = None
-        if self.calls is not None and state is not TasksMainStates.PENDING:
-            self.calls.setdefault(node.future.uid, call_of(node))
+        calls = self.calls
+        if calls is None or state is TasksMainStates.PENDING:
+            return
+        if (uid := node.future.uid) not in calls:
+            calls[uid] = call_of(node)
 
     def flush(self) -> None:
         """Hands on what was collected."""
