@@ -34,11 +34,11 @@ from collections.abc import Iterable, Mapping, Sized
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
-from rhapsody.journal.names import CALLS, Use, names_in, with_inner
+from rhapsody.journal.names import CALLS, Use, names_in
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import NoDigestError, Values
 from rhapsody.sdk._origins import file_of, spec_of
-from rhapsody.sdk.modules import altered
+from rhapsody.sdk.modules import altered, with_inner
 
 MISSING: object = object()
 """Stands for the value of a global that is not set."""

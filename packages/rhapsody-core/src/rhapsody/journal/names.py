@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from rhapsody.sdk.modules import with_inner
+
 _LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
@@ -122,15 +124,6 @@ def names_in(code: types.CodeType) -> Names:
                 stored.add(step.value)
     made = tuple(uses), tuple(modules), tuple(members)
     return Names(*made, frozenset(stored), frozenset(filled))
-
-
-def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield code and all that is nested in it, in the order of the source."""
-    todo = [code]
-    while todo:
-        one = todo.pop()
-        yield one
-        todo += [each for each in reversed(one.co_consts) if isinstance(each, types.CodeType)]
 
 
 def _steps(code: types.CodeType) -> Iterator[_Step]:

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhapsody.journal.names import with_inner
 from rhapsody.journal.values import SIZE, NoDigestError
+from rhapsody.sdk.modules import with_inner
 from rhapsody.sdk.runner import process_began
 
 BEGAN: int = process_began() or time.time_ns()

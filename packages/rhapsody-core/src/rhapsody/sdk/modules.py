@@ -93,10 +93,9 @@ class _Program:
 
     def _look(self) -> None:
         """Find the program's own modules anew; files that were seen before are not read again."""
-        count, began, former = len(sys.modules), time.time_ns(), self._sources
-        self._sources = {}
-        if sys.path != self._path:
-            self._path = list(sys.path)
+        count, path, began = len(sys.modules), list(sys.path), time.time_ns()
+        former, self._sources = self._sources, {}
+        if path != self._path:
             self._elsewhere.clear()
         reloaded = False
         imported = list(_imported(self._own))
@@ -110,7 +109,6 @@ class _Program:
         for name in list(self._sources):
             self._add_parents(name)
         self._follow({} if reloaded else former)
-        self._imported = [(name, module, module.__spec__) for name, module, _ in imported]
         sent = sent_modules()
         sent.program = self._id, self._process
         sent.loaded.update(
@@ -119,7 +117,9 @@ class _Program:
             if spec is not None
         )
         self._pack()
-        self._before, self._count = began, count
+        # Last, because `_is_current` compares these without the lock.
+        self._imported = [(name, module, self._sources[name][0]) for name, module, _ in imported]
+        self._before, self._count, self._path = began, count, path
 
     def _pack(self) -> None:
         if not self._sources:
@@ -286,7 +286,7 @@ def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
     except (SyntaxError, ValueError, RecursionError):
         return False
     variables = vars(module)
-    codes = set(_with_inner(code))
+    codes = set(with_inner(code))
     holders = [variables, *(vars(each) for each in variables.values() if isinstance(each, type)
                             and each.__module__ == module.__name__)]  # fmt: skip
     for value in [value for holder in holders for value in list(holder.values())]:
@@ -304,11 +304,13 @@ def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
     return True
 
 
-def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _with_inner(constant)
+def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield code and all that is nested in it, in the order of the source."""
+    todo = [code]
+    while todo:
+        one = todo.pop()
+        yield one
+        todo += [each for each in reversed(one.co_consts) if isinstance(each, types.CodeType)]
 
 
 _program = _Program()

@@ -12,12 +12,13 @@ import pickle
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from rhapsody.backends.local.worker import CALL, THREADS, Call
 from rhapsody.sdk import calls
+from rhapsody.sdk.modules import with_inner
 from rhapsody.sdk.runner import PLAIN, Order, dumps
 from rhapsody.task import TaskDescription
 
@@ -230,17 +231,10 @@ def _content(cell: types.CellType) -> Any:
         return MISSING
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
-
-
 @lru_cache(256)
 def _names(code: types.CodeType) -> frozenset[str]:
     """The names of globals that code may use, and of attributes."""
-    return frozenset(name for each in _codes(code) for name in each.co_names)
+    return frozenset(name for each in with_inner(code) for name in each.co_names)
 
 
 @lru_cache(256)
@@ -249,5 +243,5 @@ def _can_change(code: types.CodeType) -> bool:
     if any(name in REFLECTION or name.startswith(("__", "f_")) for name in _names(code)):
         return True
     return any(
-        found.opname in STORES for each in _codes(code) for found in dis.get_instructions(each)
+        found.opname in STORES for each in with_inner(code) for found in dis.get_instructions(each)
     )
