@@ -583,6 +583,27 @@ CHANGED |= {
     "a variable of the environment by a constant": (
         "import os\nX = 'RH_X'\nos.environ[X] = 'a'\ndef f(x): return os.environ[X]\n",
         "= 'a'", "= 'b'"),
+    "a variable of the environment that is called like a place": (
+        "import os\nos.environ['TEMPERATURE'] = 'a'\n"
+        "def f(x): return os.environ['TEMPERATURE']\n", "= 'a'", "= 'b'"),
+    "the number of a job in an array": (
+        "import os\nos.environ['SLURM_ARRAY_TASK_ID'] = '1'\n"
+        "def f(x): return os.environ['SLURM_ARRAY_TASK_ID']\n", "= '1'", "= '2'"),
+    "a variable in a copy of the environment": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef f(x): return dict(os.environ)['RH_X']\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment that a helper reads": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef g(e): return e['RH_X']\n"
+        "def f(x): return g(os.environ)\n", "= 'a'", "= 'b'"),
+    "a variable of the environment in a default": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef f(x, e=os.environ): return e['RH_X']\n",
+        "= 'a'", "= 'b'"),
+    "a variable of the environment by a bound method": (
+        "import os\nos.environ['RH_X'] = 'a'\ng = os.environ.get\n"
+        "def f(x): return g('RH_X')\n", "= 'a'", "= 'b'"),
+    "a variable of the environment by a partial": (
+        "import functools, os\nos.environ['RH_X'] = 'a'\ng = functools.partial(os.getenv, 'RH_X')\n"
+        "def f(x): return g()\n", "= 'a'", "= 'b'"),
     "a variable of the environment with an import inside": (
         "import os\nos.environ['RH_X'] = 'a'\n"
         "def f(x):\n    import os as o\n    return o.environ['RH_X']\n", "= 'a'", "= 'b'"),
@@ -649,7 +670,6 @@ ORDINARY: dict[str, str] = {
     "the environment of a program that it starts": (
         "import os, subprocess\ndef f(x):\n    env = dict(os.environ, A='1')\n"
         "    more = {**os.environ, 'B': x}\n    other = os.environ.copy()\n"
-        "    os.environ['RH_Y'] = x\n"
         "    return subprocess.run(['true'], env=os.environ | {'A': x}, check=True)\n"
     ),
     "classes of all kinds": (

@@ -36,7 +36,7 @@ from typing import Any
 
 from rhapsody.journal.names import CALLS, Use, names_in
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import NoDigestError, Values
+from rhapsody.journal.values import NoDigestError, Values, counts
 from rhapsody.sdk._origins import file_of, spec_of
 from rhapsody.sdk.modules import altered, with_inner
 
@@ -54,8 +54,8 @@ _OF_MODULES = frozenset(
 _NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
 
 _SPECIAL: frozenset[int] = frozenset(map(id, (
-    os.environ, sys.modules, os.getenv, importlib.import_module, builtins.__import__, globals, eval,
-    exec,
+    os.environ, os.environb, sys.modules, os.getenv, importlib.import_module, builtins.__import__, globals,
+    eval, exec,
 )))  # fmt: skip
 """Objects of which not all is read, but what a subscript or an argument says."""
 
@@ -77,13 +77,6 @@ _HIDDEN = frozenset((
     "get_objects", "get_referrers",
 ))  # fmt: skip
 """Attributes that lead to what no name stands for."""
-
-_PLACE = (
-    "HOME", "HOST", "PATH", "PWD", "TEMP", "TMP", "USER", "LOGNAME", "DISPLAY", "TERM", "COLUMNS",
-    "CUDA_VISIBLE_DEVICES", "SLURM_", "PBS_", "LSB_", "SGE_", "FLUX_", "OMP_", "MKL_", "OPENBLAS_",
-    "NUMEXPR_", "XDG_", "PYTHONPATH",
-)  # fmt: skip
-"""What variables of the environment begin with that say where a program runs: they do not count."""
 
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules whose numbers differ between machines."""
@@ -180,6 +173,8 @@ class Ingredients:
                 name = f"{name} ({number})"
             known = self._seen[id(thing)] = thing, name
             self._todo.append(known)
+            if thing is os.getenv:  # handed on, as `partial(os.getenv, "X")` does
+                self._used("the environment used by os.getenv", os.environ)
         return known[1]
 
     def own(self, kind: type) -> bool:
@@ -528,7 +523,7 @@ class Ingredients:
         if value is sys.modules:
             if use.by != "CONTAINS_OP":
                 raise NoDigestError(f"{user} reads sys.modules, which may be any module")
-        elif value is os.environ or value is os.getenv:
+        elif value is os.environ or value is os.environb or value is os.getenv:
             self._environment(rest, use, variables, user)
         elif value is importlib.import_module or value is builtins.__import__:
             name = self._key(use, variables)
@@ -546,17 +541,18 @@ class Ingredients:
     def _environment(
         self, rest: tuple[str, ...], use: Use, variables: Mapping[str, Any], user: str
     ) -> None:
-        if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR") or rest == ("copy",):
+        if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             return
         whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP")
-        if not rest and use.chain[-1] != "getenv" and whole:
-            return  # for a program that it starts
+        if rest == ("copy",) or (not rest and use.chain[-1] != "getenv" and whole):
+            self._used(f"the environment used by {user}", os.environ)
+            return
         name = self._key(use, variables)
         if name is None or rest not in ((), ("get",), ("setdefault",), ("pop",)):
             raise NoDigestError(
                 f"{user} reads variables of the environment whose names are not literals"
             )
-        if not name.startswith(_PLACE):
+        if counts(name):
             value = os.environ.get(name)
             self.parts[f"environment {name} used by {user}"] = repr(value)
             self.environment.append((name, value))

@@ -221,6 +221,8 @@ class Values:
             self._items(b"m", (kind, value.__objclass__, value.__name__), feed)
         elif kind is struct.Struct:
             self._items(b"m", (kind, value.format), feed)
+        elif value is os.environ or value is os.environb:
+            self._sorted(b"E", [each for each in os.environ.items() if counts(each[0])], feed)
         elif kind is ContextVar:
             self._items(b"m", (kind, value.name, Context().run(_content, value)), feed)
         elif isinstance(value, partial):
@@ -332,6 +334,27 @@ _PLAIN: dict[type, Callable[[Any], bytes]] = {
 }
 
 
+_PLACES = frozenset((
+    "HOME", "HOST", "HOSTNAME", "PATH", "PYTHONPATH", "PWD", "OLDPWD", "TEMP", "TMP", "TMPDIR",
+    "USER", "LOGNAME", "DISPLAY", "TERM", "COLUMNS", "LINES", "SHLVL", "_", "CUDA_VISIBLE_DEVICES",
+))  # fmt: skip
+
+_PLACES_BEGIN = (
+    "SLURM_", "PBS_", "LSB_", "SGE_", "FLUX_", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "XDG_",
+    "SSH_", "DBUS_",
+)  # fmt: skip
+
+_INDEXES = frozenset(("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", "SGE_TASK_ID"))
+"""Variables by which the jobs of an array choose their work."""
+
+
+def counts(variable: str) -> bool:
+    """Return whether a variable of the environment says more than where a program runs."""
+    if variable in _INDEXES:
+        return True
+    return variable not in _PLACES and not variable.startswith(_PLACES_BEGIN)
+
+
 def _is_free(value: object) -> bool:
     """Whether it is a function in C, and no method of an object."""
     return isinstance(value, types.BuiltinFunctionType) and (
@@ -377,7 +400,7 @@ def _is_machinery(value: object) -> bool:
 
 def _is_mute(value: object) -> bool:
     """Return whether an object's state does not affect results: loggers, locks, open outputs."""
-    if isinstance(value, logging.Logger | logging.Handler) or value is os.environ:
+    if isinstance(value, logging.Logger | logging.Handler):
         return True
     if type(value) is WeakKeyDictionary:  # a cache, such as that of `functools.singledispatch`
         return True
