@@ -54,8 +54,8 @@ _OF_MODULES = frozenset(
 _NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
 
 _SPECIAL: frozenset[int] = frozenset(map(id, (
-    os.environ, os.environb, sys.modules, os.getenv, importlib.import_module, builtins.__import__, globals,
-    eval, exec,
+    os.environ, os.environb, sys.modules, os.getenv, importlib.import_module, builtins.__import__,
+    globals, eval, exec,
 )))  # fmt: skip
 """Objects of which not all is read, but what a subscript or an argument says."""
 
