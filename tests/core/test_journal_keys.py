@@ -12,7 +12,7 @@ import pytest
 from rhapsody import InputFile, OutputFile
 from rhapsody.data import InputFiles
 from rhapsody.journal.files import Stamp
-from rhapsody.journal.keys import Keys
+from rhapsody.journal.keys import Key, Keys
 from rhapsody.journal.values import NoDigestError
 from tests.core.journal_keys import (
     described,
@@ -417,14 +417,33 @@ def test_the_name_and_surroundings_count(keys: Keys) -> None:
     }
 
 
-def test_a_version_stands_for_the_code(keys: Keys) -> None:
-    one = keys.of(described(lambda x: x + 1, 1), {"version": "1"}, {})
-    other = keys.of(described(lambda x: x + 2, 1), {"version": "1"}, {})
-    assert one.digest == other.digest
-    assert one.code is None
-    later = keys.of(described(lambda x: x + 2, 1), {"version": "2"}, {})
-    assert later.digest != one.digest
-    assert keys.of(described(lambda x: x + 2, 2), {"version": "2"}, {}).digest != later.digest
+def test_a_version_stands_for_the_code(tmp_path: Path) -> None:
+    def keys_with(code: str) -> list[Key]:
+        place = tmp_path / str(len(os.listdir(tmp_path)))
+        write(place, {"main.py": f"f = lambda x: {code}\nclass g:\n    n = {code!r}\n"})
+        with loaded(place) as main:
+            tasks = [described(main.f, 1), described(main.g, 1), described(main.f, 2)]
+            made = keys_in(place)
+            return [made.of(each, {"version": v}, {}) for each in tasks for v in "12"]
+
+    one, other = keys_with("x + 1"), keys_with("x + 2")
+    assert one == other
+    assert {each.code for each in one} == {None}
+    assert len({each.digest for each in one}) == 6
+
+
+def test_a_version_does_not_stand_for_the_code_where_a_name_is_used_twice(tmp_path: Path) -> None:
+    text = (
+        "fs = [lambda: 1, lambda: 2]\nclass X:\n    def __new__(cls): return 1\nY = X\n"
+        "class X:\n    def __new__(cls): return 2\nif fs:\n    def f(): return 1\n    g = f\n"
+        "    def f(): return 2\n"
+    )
+    write(tmp_path, {"main.py": text})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        found = [*main.fs, main.X, main.Y, main.f, main.g]
+        digests = {keys.of(described(each), {"version": "1"}, {}).digest for each in found}
+    assert len(digests) == 6
 
 
 def test_a_version_belongs_to_one_function(tmp_path: Path) -> None:

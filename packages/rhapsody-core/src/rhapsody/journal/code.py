@@ -237,20 +237,25 @@ class Ingredients:
     def versioned(self, function: object, parts: dict[str, str]) -> None:
         """Add what counts of a function whose `version` stands for its code.
 
-        That is where it is from, and the values in its closures and its defaults.
+        That is where it is from, and the values in its closures and its defaults. A function or
+        class whose name does not identify it, such as one of two lambdas, counts with its code.
 
         Raises:
             NoDigestError: One of those has no digest.
         """
+        sources = self._program.sources
         todo: list[tuple[str, object]] = [("function", function)]
         while todo:
             part, value = todo.pop()
             if part in parts:
                 continue
             if not isinstance(value, types.FunctionType):
-                parts[part] = self._name(value) if isinstance(value, type) else self.value(value)
+                named = isinstance(value, type) and _is_in_its_module(value)
+                parts[part] = self._name(value) if named else self.value(value)
                 continue
             parts[part] = self._name(value)
+            if not sources.is_only_one(value.__code__, value.__globals__):
+                parts[f"code of {part}"] = sources.of_function(value)
             filled = self._program.names(value.__code__).filled
             closed_over = [each for each in _closed_over(value) if each[0] not in filled]
             todo += [(f"{each} around {part}", content_of(cell)) for each, cell in closed_over]
@@ -349,12 +354,9 @@ class Ingredients:
 
     def _in_library(self, function: types.FunctionType | type) -> bool:
         """Return whether a library has a function or class under its own name."""
-        found: Any = sys.modules.get(function.__module__)
         if self._program.origins.own(file_of(function.__module__)):
             return False  # decorated with `functools.wraps`
-        for part in function.__qualname__.split("."):
-            found = getattr(found, part, None)
-        return found is function
+        return _is_in_its_module(function)
 
     def _class(self, cls: type, name: str) -> None:
         file = file_of(cls.__module__)
@@ -653,6 +655,14 @@ class Ingredients:
 
 def _closed_over(function: types.FunctionType) -> Iterable[tuple[str, types.CellType]]:
     return zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+
+
+def _is_in_its_module(thing: types.FunctionType | type) -> bool:
+    """Return whether a module has a function or class under its own name."""
+    found: Any = sys.modules.get(thing.__module__)
+    for part in thing.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is thing
 
 
 def content_of(cell: types.CellType) -> object:

@@ -19,6 +19,7 @@ import sys
 import time
 import types
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,6 +43,7 @@ class _File:
     functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
     codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
+    names: Counter[str] = field(default_factory=Counter)
     tree: ast.Module | None = None
     code: types.CodeType | None = None
     changed: int = 0
@@ -69,6 +71,10 @@ class Sources:
         if len(nodes) == 1 and file.codes.get(place) == [code]:
             return _digest(nodes[0]) or of_code(code)
         return of_code(code)
+
+    def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
+        """Return whether no other function in a file has the same qualified name."""
+        return self._file(code.co_filename, variables).names[code.co_qualname] < 2
 
     def of_class(
         self, cls: type, name: str, variables: dict[str, Any]
@@ -140,6 +146,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
             file.functions.setdefault((short, first), []).append(node)
     for code in with_inner(compiled):
         file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
+        file.names[code.co_qualname] += 1
     return file
 
 
