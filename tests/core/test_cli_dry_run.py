@@ -326,3 +326,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
     (journal,) = (tmp_path / ".rhapsody" / "journals").iterdir()
     with opened(journal) as database:
         assert [each.how for each in runs(database, journal)] == ["done"]
+    journal.write_bytes(b"garbage" * 1000)
+    before = sorted(tmp_path.rglob("*"))
+    check_mistake(run(PREVIEWED, "--dry-run", "--resume"), f"journal {journal} cannot be read")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -77,6 +78,7 @@ class Recording:
         self.how: Literal["done", "failed", "interrupted"] = "interrupted"
         self.summaries: Sequence[Summary] = ()
         self.preview: Journal | None = None
+        self._copied: Path | None = None
         self._arguments = arguments
         self._journal: Journal | None = None
         self._opened = self._told = False
@@ -153,7 +155,7 @@ class Recording:
             if arguments.dry_run:
                 if not path.is_file():
                     return None
-                path = _copy(path)
+                path = self._copy(path)
             path.parent.mkdir(0o775, parents=True, exist_ok=True)
             return Journal(
                 path,
@@ -170,14 +172,26 @@ class Recording:
             raise UsageError(f"{error}; or run without: --no-journal") from None
         return None
 
+    def _copy(self, path: Path) -> Path:
+        """Copy a journal, next to it: what it says of files is relative to its directory."""
+        from rhapsody.journal.reading import opened
+
+        with opened(path) as source:
+            file, name = tempfile.mkstemp(".preview", f".{path.stem}.", path.parent)
+            os.close(file)
+            self._copied = Path(name)
+            with closing(sqlite3.connect(name)) as target:
+                source.backup(target)
+        return self._copied
+
     def end(self) -> None:
         """Ends the run in the journal, and says how to go on where it has not ended well."""
         journal = self._journal
         if self.preview is not None:
-            path = self.preview.path
             with suppress(JournalError):
                 self.preview.end("failed")
-            for each in path.parent.glob(f"{path.name}*"):
+        if self._copied is not None:
+            for each in self._copied.parent.glob(f"{self._copied.name}*"):
                 each.unlink(missing_ok=True)
         if journal is None:
             return
@@ -229,15 +243,6 @@ def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
             there = f"; the journal knows {', '.join(sorted(known)[:20])}" if known else ""
             hint = f"; did you mean {close[0]}?" if close else there
             raise UsageError(f"--rerun {name}: no task of the program has that name{hint}")
-
-
-def _copy(path: Path) -> Path:
-    """Copy a journal, next to it: what it says of files is relative to its directory."""
-    copy = path.with_name(f".{path.stem}.{os.getpid()}.preview")
-    os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        source.backup(target)
-    return copy
 
 
 def _source_of(module: object) -> str | None:
