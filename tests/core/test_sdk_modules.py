@@ -139,6 +139,18 @@ def test_modules_are_sent_as_they_were_first_seen_and_anew_when_they_are_reloade
     assert own()["stale_helper"] == own(first)["stale_helper"]
 
 
+def test_modules_that_a_call_imports_by_a_literal_name_are_sent(place: Path) -> None:
+    (place / "stale_main.py").write_text(
+        "import importlib\n"
+        "def f(): return importlib.import_module('stale_lazy').V\n"
+        'def g(): return __import__(\n    "stale_helper"\n).V\n'
+    )
+    for name in ("stale_lazy", "stale_helper"):
+        (place / f"{name}.py").write_text("V = 1\n")
+    importlib.import_module("stale_main")
+    assert {"stale_main", "stale_lazy", "stale_helper"} <= own().keys()
+
+
 def test_a_file_that_was_changed_since_its_import_is_known(place: Path) -> None:
     own_modules()
     write(place, 1)

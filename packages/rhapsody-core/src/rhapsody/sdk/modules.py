@@ -38,6 +38,9 @@ _IMPORT = re.compile(
 )
 """An import statement, or what looks like one: names that lead nowhere do no harm."""
 
+_IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
+"""An import by a call with a literal name."""
+
 
 def own_modules() -> bytes | None:
     """Return the program's own modules, packed for `Order.modules`; `None` where it has none.
@@ -265,7 +268,7 @@ def _package(name: str, source: Source) -> str:
 
 def _names(text: bytes) -> set[str]:
     """The names of modules that a source text imports, and of what it takes from them."""
-    names: set[str] = set()
+    names = {each.decode(errors="replace") for each in _IMPORT_CALL.findall(text)}
     for module, taken, modules in _IMPORT.findall(text):
         words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
         firsts = [word.split()[0].decode(errors="replace") for word in words if word.split()]
