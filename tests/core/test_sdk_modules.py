@@ -255,6 +255,31 @@ def test_modules_that_were_received_are_named_by_their_reference(sent: SentModul
         value()
 
 
+def test_a_new_program_imports_unchanged_modules_anew(place: Path, sent: SentModules) -> None:
+    file = place / "config.txt"
+    text = f"import pathlib\nV = pathlib.Path({str(file)!r}).read_text()"
+    first, second = packed(1, stale_a=text), packed(2, stale_a=text)
+    sent.receive(first)  # the program is killed, and its modules are not discarded yet
+    sent.receive(second)
+    file.write_text("one")
+    with sent.using(first):
+        assert value() == "one"
+    file.write_text("two")
+    with sent.using(second):
+        assert value() == "two"
+        kept = sys.modules["stale_a"]
+    with sent.using(first), sent.using(second):
+        assert importlib.import_module("stale_a") is kept
+
+
+def test_a_new_program_keeps_modules_that_calls_are_using(sent: SentModules) -> None:
+    with sent.using(packed(1, stale_a="V = 1")):
+        assert value() == 1
+        kept = sys.modules["stale_a"]
+        with sent.using(packed(2, stale_a="V = 1")):
+            assert importlib.import_module("stale_a") is kept
+
+
 def test_an_extension_module_has_to_be_the_same(place: Path, sent: SentModules) -> None:
 
     file = place / "stale_a.so"

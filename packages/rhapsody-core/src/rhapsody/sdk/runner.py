@@ -440,6 +440,10 @@ class SentModules:
                 )
         if stale:
             self._forget(name for name in here if name not in in_use)
+        elif program not in self._held:
+            # What they computed at import, from a file say, is that of an earlier program.
+            earlier = {name for held in self._held.values() for name in held.sources} - in_use
+            self._forget(name for name in here if name in earlier and sources[name].text)
         if program not in self._held:
             self._forget(_others(sources))
             self._held[program] = _Held(reference, sources)
