@@ -538,6 +538,21 @@ CHANGED |= {
     "a function that replaces a library's": (
         {"main.py": "import lib\nlib.plain = lambda x: 1\ndef f(x): return lib.plain(x)\n"}
         | DECORATORS, "x: 1", "x: 2"),
+    "a partial that replaces a library's function": (
+        {"main.py": "import lib, functools\nlib.plain = functools.partial(max, 1)\n"
+         "def f(x): return lib.plain(x)\n"} | DECORATORS, "max, 1", "max, 2"),
+    "a library's function that replaces another": (
+        {"main.py": "import lib, math\nlib.plain = math.sin\ndef f(x): return lib.plain(x)\n"}
+        | DECORATORS, "math.sin", "math.cos"),
+    "a library's class that replaces another": (
+        {"main.py": "import lib, decimal\nlib.plain = decimal.Context\n"
+         "def f(x): return lib.plain(x)\n"} | DECORATORS, "l.Context", "l.Decimal"),
+    "a method that replaces a library's function": (
+        {"main.py": "import lib\nclass A:\n    n = 1\n    def g(self, x): return self.n\n"
+         "lib.plain = A().g\ndef f(x): return lib.plain(x)\n"} | DECORATORS, "n = 1", "n = 2"),
+    "an object that replaces a library's function": (
+        {"main.py": "import lib\nclass A:\n    def __call__(self, x): return 1\nlib.plain = A()\n"
+         "def f(x): return lib.plain(x)\n"} | DECORATORS, "return 1", "return 2"),
     "a number that replaces a library's": (
         {"main.py": "import lib\nlib.limit = 7\ndef f(x): return lib.limit\n"} | DECORATORS,
         "limit = 7", "limit = 8"),

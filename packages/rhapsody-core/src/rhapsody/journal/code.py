@@ -31,6 +31,7 @@ import os
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sized
+from functools import partial
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from typing import Any
 
@@ -463,7 +464,8 @@ class Ingredients:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # its version
                 if self._special(member, chain[depth + 1 :], use, variables, user):
                     return
-                if not self._is_changed(value, member):
+                if not self._is_changed(value, chain[depth], member):
+                    self._library_s(".".join(chain[: depth + 1]), user, value, member)
                     return
             if chain[depth] in _OF_MODULES:
                 return
@@ -485,15 +487,28 @@ class Ingredients:
             self._used(part, value)
             self.read.append((variables, name, value))
 
-    def _is_changed(self, module: types.ModuleType, member: object) -> bool:
+    def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
         """Return whether a library's variable may have been set by the program."""
         if isinstance(member, types.FunctionType):
             return self._program.origins.own(member.__code__.co_filename)
-        if isinstance(member, type):
-            return self.own(member)
+        if isinstance(member, types.MethodType):
+            return member.__name__ != name or self._is_changed(module, name, member.__func__)
+        kind = member if isinstance(member, type) else type(member)
+        if isinstance(member, partial) or (kind.__module__ in sys.modules and self.own(kind)):
+            return True
         if member is sys.flags or member is sys.argv:
             return True
         return type(member) in (int, float, bool) and module.__name__ not in _ELSEWHERE
+
+    def _library_s(self, part: str, user: str, module: types.ModuleType, member: Any) -> None:
+        """Collect a library's function, by its name where the program may have moved it there."""
+        if not isinstance(member, types.FunctionType | types.BuiltinFunctionType | type):
+            return
+        name = part.rpartition(".")[2]
+        self.read.append((vars(module), name, member))
+        home = str(member.__module__).partition(".")[0]
+        if member.__name__ != name or home != module.__name__.partition(".")[0]:
+            self.parts[f"{part} used by {user}"] = self._name(member)
 
     def _special(
         self,
