@@ -16,7 +16,6 @@ ROOT = Path(rhapsody.__file__).parent
 
 ORDER = [
     "errors",
-    "tracebacks",
     "aio",
     "states",
     "_sandbox",
@@ -29,6 +28,7 @@ ORDER = [
     "task",
     "capabilities",
     "sdk",
+    "tracebacks",
     "plugins",
     "backends",
     "staging",

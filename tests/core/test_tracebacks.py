@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import site
 from pathlib import Path
 
 import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine, current_task
 from rhapsody.sdk.calls import RemoteTraceback
-from rhapsody.tracebacks import as_lines, last_frames, location_of
+from rhapsody.tracebacks import as_lines, is_users_code, last_frames, location_of
 from tests.core.scripted import outcome
 
 HERE = os.path.basename(__file__)
@@ -94,3 +95,15 @@ async def test_the_frames_of_who_awaited_the_task_are_left_out(tmp_path: Path) -
 
         error = await outcome(task())
     assert [frame.function for frame in last_frames(error)] == ["task", "parse", "raw_decode"]
+
+
+def test_packages_of_the_user_site_and_of_other_environments_are_no_users_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert is_users_code(__file__)
+    assert is_users_code("<string>")
+    assert not is_users_code(os.path.join(site.getusersitepackages(), "library.py"))
+    assert not is_users_code("/worker/lib/python3.12/site-packages/library/core.py")
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert is_users_code("relative.py")

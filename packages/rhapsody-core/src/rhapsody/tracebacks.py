@@ -11,12 +11,12 @@ import functools
 import linecache
 import os
 import re
-import sysconfig
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
 from rhapsody.errors import cause_of, text_of, traceback_of
+from rhapsody.sdk._origins import Origins
 
 SHOWN = 3
 """How many of the user's own frames are shown at most."""
@@ -105,14 +105,13 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
 @functools.lru_cache(maxsize=1000)
 def is_users_code(file: str) -> bool:
     """Return whether a file is neither Python's own, nor installed, nor part of Rhapsody."""
-    return not (file.startswith(("<frozen", OURS)) or file.startswith(_installed()))
+    try:
+        return _origins().own(file)
+    except OSError:  # a relative path, and the current directory was removed
+        return True
 
 
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    paths = sysconfig.get_paths()
-    found = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return tuple(path + os.sep for each in found for path in {each, os.path.realpath(each)})
+_origins = functools.cache(Origins)
 
 
 def _of_traceback(trace: TracebackType | None) -> list[Frame]:
