@@ -194,7 +194,7 @@ async def test_a_run_that_ended_well_on_a_full_disk_is_not_taken_for_a_killed_on
     async with engine() as flow:
         assert await chain(flow) == 8
     assert ran()["double"] == 6
-    assert [name for name in os.listdir(here) if name.endswith(".lock")] == []
+    assert [name for name in os.listdir(here) if name.endswith((".lock", ".done"))] == []
 
 
 @pytest.mark.parametrize(

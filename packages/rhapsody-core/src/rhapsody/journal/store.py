@@ -294,12 +294,15 @@ class Store:
             if not self._alone:
                 self._lock = self._locked(lock_of(self.path, run))
             self.run = run
-            with contextlib.suppress(FileNotFoundError):  # left by a journal that was removed
-                os.unlink(done_mark(self.path, run))
             if takes_up:
                 self.before, self._taken_up = how, number
                 database.execute(_EARLIER_TABLE)
                 self.reused = database.execute(_EARLIER, (lineage,)).rowcount
+        # The journal has the ends of the earlier runs by now. That of this run's number is left
+        # by a journal that was removed.
+        for done in (run, *(each.id for each in ended if each.how == "done")):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(done_mark(self.path, done))
 
     def _require_unused(self) -> None:
         if self._earlier(self._database)[1]:
