@@ -199,6 +199,19 @@ def test_a_variable_of_the_environment_that_is_set_between_two_tasks_counts(
     assert key_of(keys, reading).digest == first
 
 
+def test_the_value_of_a_variable_of_the_environment_is_not_written_down(
+    keys: Keys, monkeypatch: Any
+) -> None:
+    def reading() -> Any:
+        return os.environ["RHAPSODY_TOKEN"]
+
+    monkeypatch.setenv("RHAPSODY_TOKEN", "open sesame")
+    key = key_of(keys, reading)
+    assert key.code is not None
+    assert "RHAPSODY_TOKEN" in keys.codes[key.code]
+    assert "open sesame" not in keys.codes[key.code] + key.parts
+
+
 def test_optimized_code_has_a_key_of_its_own(keys: Keys, monkeypatch: Any) -> None:
     first = key_of(keys, by_mode).digest
     flags = types.SimpleNamespace(optimize=1)

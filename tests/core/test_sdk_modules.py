@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import traceback
+import types
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -149,6 +150,19 @@ def test_modules_that_a_call_imports_by_a_literal_name_are_sent(place: Path) -> 
         (place / f"{name}.py").write_text("V = 1\n")
     importlib.import_module("stale_main")
     assert {"stale_main", "stale_lazy", "stale_helper"} <= own().keys()
+
+
+def test_modules_that_functions_of_a_script_import_are_sent(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "stale_script_s.py").write_text("V = 1\n")
+    script = types.ModuleType("__rhapsody_script__")  # as `rhapsody run` makes it
+    script.__file__ = str(place / "script.py")
+    (place / "script.py").write_text(
+        "def f():\n    import stale_script_s\n    return stale_script_s.V\n"
+    )
+    monkeypatch.setitem(sys.modules, script.__name__, script)
+    assert own()["stale_script_s"][3] == b"V = 1\n"
 
 
 def test_a_file_that_was_changed_since_its_import_is_known(place: Path) -> None:

@@ -571,7 +571,8 @@ class Ingredients:
             )
         if counts(name):
             value = os.environ.get(name)
-            self.parts[f"environment {name} used by {user}"] = repr(value)
+            # As a digest, because it may be a secret, and people see the parts.
+            self.parts[f"environment {name} used by {user}"] = Values(self).digest(value).hex()
             self.environment.append((name, value))
 
     def _key(self, use: Use, variables: Mapping[str, Any]) -> str | None:

@@ -71,7 +71,7 @@ class _Program:
         self._imported: list[tuple[str, types.ModuleType, Any]] = []
         self._count = 0
         self._before = process_began() or time.time_ns()
-        self._main: bytes | None = None
+        self._scripts: dict[str, bytes | None] = {}  # their text, by file
         self._path: list[str] = []
         self._elsewhere: set[str] = set()  # by that path
         self._origins: Origins | None = None
@@ -170,10 +170,12 @@ class _Program:
 
     def _follow(self, former: dict[str, tuple[Any, Source]]) -> None:
         """Add the own modules that code imports when it runs."""
-        main = getattr(sys.modules.get("__main__"), "__dict__", {})
-        if self._main is None:
-            self._main = _content(main.get("__file__"))
-        todo = [(self._main, str(main.get("__package__") or ""))]
+        todo: list[tuple[bytes | None, str]] = []
+        for variables in _run_as_scripts():
+            file = variables["__file__"]
+            if file not in self._scripts:
+                self._scripts[file] = _content(file)
+            todo.append((self._scripts[file], str(variables.get("__package__") or "")))
         todo += [
             (source.text, _package(name, source)) for name, (_, source) in self._sources.items()
         ]
@@ -238,6 +240,16 @@ def _imported(own: Any) -> Iterator[tuple[str, types.ModuleType, str]]:
         file, spec = variables.get("__file__"), variables.get("__spec__")
         if file is not None and getattr(spec, "name", None) == name and own(name, file):
             yield name, module, file
+
+
+def _run_as_scripts() -> Iterator[dict[str, Any]]:
+    """Yield the variables of modules that were run and not imported, such as `__main__`."""
+    for name, module in sys.modules.copy().items():
+        if issubclass(type(module), types.ModuleType):
+            variables = object.__getattribute__(module, "__dict__")
+            made = name != "__main__" and variables.get("__spec__") is not None
+            if not made and isinstance(variables.get("__file__"), str):
+                yield variables
 
 
 @functools.cache
