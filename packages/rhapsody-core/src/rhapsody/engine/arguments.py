@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from inspect import signature
 from itertools import islice
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,8 @@ UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({
 
 LOOKED_AT = 1000
 """How many containers inside an unsearched one are looked into, so that big data costs little."""
+
+_NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 
 
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
@@ -69,7 +72,7 @@ class Found:
         self.inputs: list[InputFile] = []
         self.outputs: list[Output] = []
         self.inexact: bool = False
-        self.producers: Mapping[int, TaskFuture[Any]] = {}
+        self.producers: Mapping[int, TaskFuture[Any]] = _NO_PRODUCERS
         self._touched: set[int] = set()
 
     def _touch(self, path: Sequence[int], odd: Set[int]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from rhapsody.data import File, InputFiles, moved
@@ -220,10 +220,10 @@ class Preparation:
         sources: list[Outcome] = []
         uids = description["metadata"]["dependencies"]
         found = node.found
-        named: set[asyncio.Future[Any]] = set()  # dependencies that only files name
+        named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only files name
         if found is not None and found.producers:
             passed = {*found.futures, *node.task.settings.after}
-            named.update(each for each in found.producers.values() if each not in passed)
+            named = {each for each in found.producers.values() if each not in passed}
         for future in node.dependencies:
             if isinstance(future, TaskFuture):
                 left = future._outcome
