@@ -633,7 +633,7 @@ CHANGED |= {
 REFUSED: dict[str, tuple[str | Files, str]] = {
     # What: the program, and what the message says.
     "a module by a name that is made up": (
-        "import importlib\ndef f(x): return importlib.import_module(f'm{x}')\n", "makes up"),
+        "import importlib\ndef f(x): return importlib.import_module(f'm{x}')\n", "computed name"),
     "a variable of the environment by a name that is made up": (
         "import os\ndef f(x): return os.environ[f'X{x}']\n", "names are not literals"),
     "variables of the environment": (

@@ -305,7 +305,7 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
     (tmp_path / "helpers.py").write_text("def scale(number):\n    return number\n")
     (tmp_path / "in.txt").write_text("one")
     first = run(PREVIEWED, "--dry-run", "--resume")
-    assert "no earlier run with these arguments is kept; everything runs" in first.stderr
+    assert "no earlier run with these arguments is recorded; everything runs" in first.stderr
     assert run(PREVIEWED).returncode == 0
     (tmp_path / "helpers.py").write_text("def scale(number):\n    return 2 * number\n")
     (tmp_path / "in.txt").write_text("two")

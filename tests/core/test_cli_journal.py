@@ -79,7 +79,7 @@ def test_show_tells_a_run_that_was_killed_from_one_that_runs(
 
 def test_explain_names_what_has_changed(place: Place) -> None:
     place.run()
-    assert "work (task.000001)  ran: nothing of it was kept before" in explained(place, "work")
+    assert "work (task.000001)  ran: it was not recorded before" in explained(place, "work")
     place.write("helpers.py", "\n\n\ndef scale(number):\n    return 100 * number\n")
     place.run("--resume")
     assert explained(place, "task.000002") == (
@@ -143,7 +143,7 @@ def test_explain_compares_with_the_same_call(place: Place) -> None:
     (place.path / "bad").unlink()
     place.run()
     assert explained(place, "task.000004") == (
-        "work (task.000004)  ran: nothing of it was kept before\n"
+        "work (task.000004)  ran: it was not recorded before\n"
     )
     assert "work (task.000003)  reused\n" in explained(place, "work")
     place.run()
@@ -168,7 +168,7 @@ async def main(flow):
         "work (task.000003)  ran: main.<locals>.work in wf.py, line 3 changed\n"
     )
     assert explained(place, "task.000004") == (
-        "work (task.000004)  ran: nothing of it was kept before\n"
+        "work (task.000004)  ran: it was not recorded before\n"
     )
 
 

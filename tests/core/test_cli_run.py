@@ -543,4 +543,4 @@ def test_a_script_whose_name_begins_with_a_dash_follows_two(
     assert main(["run", "-x.py"]) == 2
     assert capsys.readouterr().err.endswith("rhapsody run -- -x.py\n")
     assert main(["run", "-q"]) == 2
-    assert "rhapsody: run what? write rhapsody run SCRIPT" in capsys.readouterr().err
+    assert "rhapsody: no script given: write rhapsody run SCRIPT" in capsys.readouterr().err

@@ -27,7 +27,8 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.SaysItsEndInWords,
         "test_its_end_is_seconds_or_none",
-        "what it says of its end is seconds, 0 or more, or None: seconds_left gave '10 min'",
+        "the time until its end is None or a number of seconds, 0 or more: "
+        "seconds_left gave '10 min'",
     ),
     (
         faulty.NeverCallsBack,
@@ -49,7 +50,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.NeedsTheFirstAttempt,
         "test_what_another_backend_has_failed_goes_on_here",
-        "a task that another backend has failed goes on here: ",
+        "a task that failed on another backend continues here: ",
     ),
     (
         faulty.ReportsRunningWhileItWaits,
@@ -92,7 +93,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.CutsOutput,
         "test_big_output_comes_whole",
-        "big output comes whole, on both streams at once: of 200003 characters to stdout "
+        "big output is complete, on both streams at once: of 200003 characters to stdout "
         "65536 came",
     ),
     (
@@ -134,7 +135,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.MakesWhatIsMissing,
         "test_a_missing_directory_fails",
-        "a `cwd` that is not there fails the task, and is named: 'pwd' with cwd=",
+        "a missing `cwd` fails the task, and the error names it: 'pwd' with cwd=",
     ),
     (
         faulty.SharesOneSandbox,
@@ -181,18 +182,18 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.BlocksTheLoopAWhile,
         "test_the_loop_is_not_held_up_by_tasks",
-        "the loop is not held up by submitting and running: ",
+        "submitting and running do not block the loop: ",
     ),
     (
         faulty.BlocksTheLoopForGood,
         "test_it_runs_functions",
         "a function runs with positional arguments, keywords and defaults: "
-        "the loop was held up for more than",
+        "the loop was blocked for more than",
     ),
     (
         faulty.BlocksTheLoopAtShutdown,
         "test_the_loop_is_not_held_up_by_start_and_shutdown",
-        "the loop is not held up by start and shutdown: ",
+        "start and shutdown do not block the loop: ",
     ),
     (
         faulty.WaitsForTheEnd,
@@ -208,7 +209,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.EmptiesTheBatch,
         "test_the_batch_is_left_as_it_was",
-        "the batch handed over is the caller's: the list is not changed: of a list of 9 ",
+        "the list of submitted tasks is not changed: of a list of 9 ",
     ),
     (
         faulty.ChangesArguments,
@@ -230,7 +231,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.CachesFunctionsForGood,
         "test_big_closures_do_not_pile_up",
-        "big closures, one after the other, are held in bounded memory: after ",
+        "big closures, one after the other, use bounded memory: after ",
     ),
     (
         faulty.TakesOneAtATime,
@@ -296,7 +297,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.FailsUnseen,
         "test_it_runs_functions",
-        "nothing fails unseen on the loop: Exception in callback",
+        "no error on the loop goes unreported: Exception in callback",
     ),
     (faulty.HangsAtShutdown, "test_shutdown_twice_is_harmless", "shutdown may be called twice"),
     (faulty.HangsAtShutdown, "test_it_runs_functions", "shutdown() ends: not within"),
@@ -313,7 +314,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.LeavesTasksAtShutdown,
         "test_shutdown_ends_work_in_flight",
-        "shutdown with work in flight ends all of it, each task once: not done within",
+        "shutdown ends all running work, each task once: not done within",
     ),
     (
         faulty.CannotBeShutDownTwice,
@@ -328,12 +329,12 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.TakesTasksBeforeItsStart,
         "test_use_before_start_says_to_await_it",
-        "use before start is an error that says to await the backend: submit_tasks raised",
+        "use before the start is an error that asks to await the backend: submit_tasks raised",
     ),
     (
         faulty.StartsAnother,
         "test_awaiting_starts_it_and_gives_it_back",
-        "awaiting a backend starts it and gives it back: await gave ",
+        "awaiting a backend starts it and returns it: await gave ",
     ),
     (
         faulty.LeavesAProcessWhenItsStartFails,
@@ -343,12 +344,12 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.ReadyTooEarly,
         "test_it_is_not_ready_too_early",
-        "it is not said to be ready before it is: it was ready before it had said so",
+        "a service is not reported as ready before it is: it was ready before it had said so",
     ),
     (
         faulty.ReadyTooEarly,
         "test_a_port_in_use_is_refused",
-        "`ready='tcp:PORT'` is refused where something listens: its readiness is 'ready'",
+        "`ready='tcp:PORT'` is refused if something listens there: its readiness is 'ready'",
     ),
     (
         faulty.ReadyTooEarly,
@@ -429,8 +430,8 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.LosesKeywordsOnOneRoute,
         "test_every_route_passes_arguments_and_keywords",
-        "every form of call gets its arguments and keywords, on every route: a coroutine function "
-        "with cores=0 was called with ",
+        "every form of call receives its arguments and keywords, on every route: "
+        "a coroutine function with cores=0 was called with ",
     ),
     (
         faulty.LosesTheEnvironmentOnOneRoute,
@@ -441,7 +442,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.LosesOutputOnOneRoute,
         "test_every_route_keeps_what_is_printed",
-        "what is printed is kept for every form of call: a coroutine function with cores=0 printed",
+        "printed output is kept for every form of call: a coroutine function with cores=0 printed",
     ),
     (
         faulty.ReplacesExceptionsOnOneRoute,
@@ -468,12 +469,12 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.KeepsEveryResult,
         "test_finished_tasks_are_given_up",
-        "what is kept of a finished task is small, in the program and on workers: of each of 100 ",
+        "little memory is kept for a finished task, in the program and on workers: for each of ",
     ),
     (
         faulty.BlocksTheLoopABit,
         "test_a_submission_takes_little_of_the_loop",
-        "no submission holds the loop up for long in total: a submission of one task of each kind",
+        "no submission blocks the loop for long in total: a submission of one task of each kind",
     ),
     (
         faulty.LosesOneCompletion,

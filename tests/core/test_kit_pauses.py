@@ -48,21 +48,21 @@ CASES: tuple[tuple[str, str, str, str, str], ...] = (
         "submit_tasks",
         "0.2 1",
         "a function runs with positional arguments, keywords and defaults: "
-        "the loop was held up for more than",
+        "the loop was blocked for more than",
     ),
     (
         "BlocksTheLoopAWhile",
         "test_the_loop_is_not_held_up_by_tasks",
         "submit_tasks",
         "0.2 2",
-        "the loop is not held up by submitting and running: ",
+        "submitting and running do not block the loop: ",
     ),
     (
         "BlocksTheLoopAtShutdown",
         "test_the_loop_is_not_held_up_by_start_and_shutdown",
         "stop",
         "0.2 1",
-        "the loop is not held up by start and shutdown: ",
+        "start and shutdown do not block the loop: ",
     ),
 )
 

@@ -222,11 +222,11 @@ def test_the_account_names_stale_results_and_a_large_disk_use(
     directory = tmp_path / ".rhapsody/20261121T041233-program-7f3a/engine.12345678"
     summary = Summary("engine", Stats(), 1.0, stale=tuple(files), disk_use=3 * 10**9)
     lines = account(summary, counts, directory)
-    assert lines[0] == "stale, of an earlier run (22):"
+    assert lines[0] == "stale, from an earlier run (22):"
     assert "(make, task.000019)" in lines[20]
     assert lines[21:-1] == [
         "  ... and 2 more",
-        "3.0 GB in .rhapsody: rhapsody clean removes what ended runs have left",
+        "3.0 GB in .rhapsody: rhapsody clean removes the files of ended runs",
     ]
 
 

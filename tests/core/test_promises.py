@@ -356,9 +356,9 @@ async def test_a_temporary_file_stays_for_the_next_run_where_a_reader_failed(
 
 async def test_a_temporary_file_has_no_place() -> None:
     for options in ({"save": "results/"}, {"many": True}):
-        with pytest.raises(DataError, match="one file without a place"):
+        with pytest.raises(DataError, match="a single file without a destination"):
             OutputFile("a.txt", temporary=True, **options)
-    with pytest.raises(DataError, match="one file without a place"):
+    with pytest.raises(DataError, match="a single file without a destination"):
         OutputFile("results/a.txt", temporary=True)
     with pytest.raises(TypeError, match="temporary must be True or False"):
         OutputFile("a.txt", temporary=1)  # type: ignore[arg-type]

@@ -39,8 +39,8 @@ class Capabilities:
         copies_files_out: `copy_file_out` gives what an ended task left in its sandbox.
         task_settings: The keys of `task_backend_specific_kwargs`, which users give as
             `task_description`, that it knows; `None`: nobody checks them.
-        resources: The fields of `Resources` the backend can honour, and `fractional_cores`
-            where `cores` need not be a whole number.
+        resources: The fields of `Resources` that the backend honors, and `fractional_cores` if
+            `cores` may be a fraction.
         binds: Those of them it enforces; it only counts the others.
         captures_output: What functions print is kept in `stdout` and `stderr`.
         reports_running: A running state is reported when a task starts.

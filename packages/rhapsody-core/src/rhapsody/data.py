@@ -82,14 +82,14 @@ class File:
 
         Args:
             sandbox: The sandbox.
-            by_path: Whether `str()` returns that path. A command that runs in the sandbox gets
+            by_path: Whether `str()` returns that path. A command that runs in the sandbox uses
                 the file's name instead.
         """
         path = Path(os.path.abspath(sandbox), self.filename)
         return _changed(self, filepath=path, _by_path=by_path, _producer=None)
 
     def __str__(self) -> str:
-        """Return the file's path; its name in commands that run in the sandbox, and before."""
+        """Return the file's path, or its name outside of tasks and in commands of the sandbox."""
         return str(self.filepath) if self._by_path else self.filename
 
     def __fspath__(self) -> str:
@@ -110,13 +110,13 @@ class InputFile(File):
 
     Exactly one of `remote_url`, `local_file` and `other_task_file` is set.
 
-    A task that gets a file which an earlier call of its engine promised depends on that call and
-    reads what it writes. A file that was promised with a place is meant by that place, as a
-    relative or absolute path; one without a place by its name alone. Of several calls that
-    promised it, the last one before this call counts. `future.file(name)` names a producer
-    explicitly.
+    A task that receives a file which an earlier call of its engine promised depends on that call
+    and reads the file that it writes. A file that was promised with a destination is identified by
+    that destination, as a relative or absolute path, and other files by their names alone. If
+    several calls promised the file, the last one before this call counts. `future.file(name)`
+    selects a producer explicitly.
 
-    Other files are looked for among what the task's other dependencies write, by the base name
+    Other files are looked up among the outputs of the task's other dependencies, by the base name
     of a relative path, and then on disk.
 
     Args:
@@ -180,14 +180,14 @@ class InputFile(File):
 
 
 def renamed(file: InputFile) -> InputFile:
-    """Return a bound input under the name that it has beside an output of its own name."""
+    """Return a bound input under the name that it has next to an output of the same name."""
     assert file.filepath is not None
     name = name_beside_output(file.filename)
     return _changed(file, filename=name, filepath=file.filepath.with_name(name))
 
 
 def name_beside_output(name: str) -> str:
-    """Return what an input is called in the sandbox of a task that writes a file of its name."""
+    """Return the name of an input in the sandbox of a task that writes a file of the same name."""
     return f"input-{name}"
 
 
@@ -227,14 +227,15 @@ class OutputFile(File):
             which it cannot leave, or absolute. `True`: in `results_dir` itself. `False`: it
             stays in the sandbox.
         temporary: Whether the file is removed once all tasks that were called to read it have
-            succeeded. Later calls must not read it. For one file without a place.
+            succeeded. Later calls must not read it. Only for a single file without a
+            destination.
 
     Raises:
         DataError: A `ValueError`: the name is empty, is a directory, or leads out
             of the sandbox (an absolute path, `..`); `save` leads out of `results_dir`; with
             `many` there is a pattern in the directories; or `temporary` is given with a place
             or `many`.
-        TypeError: Neither a string nor a path; or `many` or `temporary` is no bool.
+        TypeError: Neither a string nor a path; or `many` or `temporary` is not a bool.
 
     Attributes:
         filename: The base name.
@@ -272,8 +273,8 @@ class OutputFile(File):
         place = _place("OutputFile", directories or None if save is None else save)
         if temporary and (place or many):
             raise DataError(
-                f"OutputFile({given!r}, temporary=True): a temporary file is one file without a "
-                f"place; give OutputFile({filename!r}, temporary=True) without save and many"
+                f"OutputFile({given!r}, temporary=True): a temporary file must be a single file "
+                f"without a destination; use OutputFile({filename!r}, temporary=True)"
             )
         _set(
             self,
@@ -372,7 +373,7 @@ class InputFiles(list[Path]):
         return str(self.file) if self.directory else shlex.join(self.words())
 
     def words(self) -> list[str]:
-        """Return what stands for it in a list command: the directory, or each of the files."""
+        """Return the arguments for a list command: the directory, or each of the files."""
         if self.directory:
             return [str(self.file)]
         return [str(_changed(self.file, filename=path.name, filepath=path)) for path in self]

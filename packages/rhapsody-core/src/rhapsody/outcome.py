@@ -22,7 +22,7 @@ class Outcome:
         keeper: Whatever must stay alive while the sandbox is needed.
         matches: Which of the files match each pattern that it declared.
         paths: Where the files are that an earlier run left; those of others are in the sandbox.
-        make_again: Makes those of an earlier run that are gone, for the task with a uid.
+        make_again: Produces missing files of an earlier run, for the task with a uid.
     """
 
     uid: str

@@ -60,7 +60,7 @@ def seconds(argument: str, value: object, *, zero: bool = False) -> float:
 
     Raises:
         TypeError: Neither a number nor a string.
-        ValueError: The text is no duration, or the number is not finite, negative, or 0 where
+        ValueError: The text is not a duration, or the number is not finite, negative, or 0 although
             that is not accepted.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):

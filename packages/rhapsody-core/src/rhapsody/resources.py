@@ -19,16 +19,16 @@ class Resources:
     """What one task needs while it runs; the same meaning on every backend.
 
     Args:
-        cores: Processor cores per rank. Backends that only count cores take fractions such as
-            0.5, in steps of 0.001. 0 is for tasks that only wait: an asynchronous function
+        cores: Processor cores per rank. Backends that only count cores accept fractions such as
+            0.5, in steps of 0.001. Use 0 for tasks that only wait: an asynchronous function
             without cores shares a loop with others instead of holding a slot.
         gpus: GPUs per rank.
         memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
             `None` asks for nothing in particular. Held as bytes.
         ranks: Number of processes (MPI ranks) of an executable.
         walltime: Time the task is expected to need at most, in seconds or as text such as
-            `"1h30m"`, a hint for schedulers; `None` is unknown. A backend that ends before does
-            not get the task. Held as seconds.
+            `"1h30m"`, a hint for schedulers; `None` if unknown. A backend that ends sooner does
+            not run the task. Stored as seconds.
 
     Raises:
         ValueError: A number is negative, or `ranks` is less than 1.
@@ -79,7 +79,7 @@ class Resources:
 
 
 def _cores(given: float) -> float:
-    """Return a number of cores as an `int` where it is whole, else in steps of 0.001."""
+    """Return a number of cores as an `int` if it is whole, otherwise in steps of 0.001."""
     if not math.isfinite(given):
         raise ValueError(f"resources: cores must be a finite number, got {given}")
     rounded = round(given, 3)

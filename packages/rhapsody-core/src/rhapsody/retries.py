@@ -20,7 +20,7 @@ class RetryPolicy:
     Args:
         attempts: How many more attempts after the first one, at most.
         wait: Time before the next attempt, in seconds or as text such as `"3 min"`; or a
-            callable that gets the number of the attempt that failed (from 1) and returns it.
+            callable that takes the number of the failed attempt (from 1) and returns the time.
             Called on the engine's loop.
         on: An exception type worth another attempt, or several of them.
 

@@ -336,11 +336,11 @@ class TaskFuture(asyncio.Future[T]):
     def file(self, name: str) -> InputFile:
         """Return a file that the task promises, as an input for another task.
 
-        A task that gets it depends on this one, and reads the file of this one, whatever other
-        tasks call theirs.
+        A task that receives it depends on this task and reads its file, even if other tasks promise
+        a file of the same name.
 
         Args:
-            name: The file's name without directories, or one that matches a pattern among them.
+            name: The file's name without directories, or a name that matches a promised pattern.
 
         Raises:
             DataError: The task promises no such file.

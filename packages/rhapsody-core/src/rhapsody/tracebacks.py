@@ -24,7 +24,7 @@ SHOWN = 3
 OURS: str = os.path.dirname(__file__) + os.sep
 
 _AWAITED = f"{OURS}task.py"
-"""Frames up to the last one of this file are of the code that awaited the task, not of the task."""
+"""File whose last frame separates the code that awaited the task from the task itself."""
 
 _FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<function>.+)$')
 _BEGIN = "Traceback (most recent call last):"

@@ -22,7 +22,7 @@ from rhapsody_dask.options import TLS, Options
 log: logging.Logger = logging.getLogger(__name__)
 
 REGISTRATIONS = 3
-"""How often a plugin is registered while workers are lost."""
+"""Number of attempts to register a plugin while workers are lost."""
 
 CLOSE = 30.0
 """Seconds that closing may take."""
@@ -138,7 +138,7 @@ class Connection:
         self.dashboard = await self._find_dashboard(client)
 
     async def send_modules(self, session: str, modules: bytes | None) -> None:
-        """Bring the program's own modules to all workers, unless that was done."""
+        """Send the program's own modules to all workers, unless they have them."""
         if modules is self._modules or modules is None:
             return
         from rhapsody_dask import shipping
@@ -155,7 +155,7 @@ class Connection:
         for left in reversed(range(REGISTRATIONS)):
             try:
                 await self.client.register_plugin(plugin, name=plugin.name)
-            except OSError:  # a worker has gone meanwhile
+            except OSError:  # a worker was lost meanwhile
                 if not left:
                     raise
             else:

@@ -208,7 +208,7 @@ class WorkerSetup(WorkerPlugin):
             self.seceded(str(key))
 
     def teardown(self, worker: Any) -> None:
-        """Called by Dask when the worker closes or the plugin is taken back."""
+        """Called by Dask when the worker closes or the plugin is removed."""
         try:
             from rhapsody_dask.worker.site import close_site
 
@@ -218,7 +218,7 @@ class WorkerSetup(WorkerPlugin):
 
 
 class ModulesSetup(WorkerPlugin):
-    """Brings the program's own modules to each worker, those that join later, too."""
+    """Sends the program's own modules to each worker, including later ones."""
 
     def __init__(self, session: str, modules: bytes, reference: bytes) -> None:
         self.name: str = f"rhapsody-{session}-modules-{reference.hex()}"
@@ -232,7 +232,7 @@ class ModulesSetup(WorkerPlugin):
         sent_modules().receive(self.modules)
 
     def teardown(self, worker: Any) -> None:
-        """Called by Dask when the worker closes or the plugin is taken back."""
+        """Called by Dask when the worker closes or the plugin is removed."""
         from rhapsody.sdk.runner import sent_modules
 
         sent_modules().discard(self.reference)
@@ -327,7 +327,7 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 
 def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
-    """The plugin that brings the program's own modules to the workers."""
+    """The plugin that sends the program's own modules to the workers."""
     from rhapsody.sdk.runner import REFERENCE
 
     return PackedWorkerSetup(ModulesSetup(session, modules, modules[:REFERENCE]))

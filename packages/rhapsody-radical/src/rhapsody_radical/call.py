@@ -104,7 +104,7 @@ class RaptorRunner(Runner):
         return super().refusal(name, value, error)
 
     def modules(self, order: Order) -> contextlib.AbstractContextManager[Any]:
-        """Makes the program's own modules importable, which come in a file of their own."""
+        """Makes the program's own modules importable, from a separate file."""
         path = order.more["modules"]
         if path is not None and not sent_modules().knows(order.modules or b""):
             sent_modules().receive(Path(path).read_bytes())

@@ -83,7 +83,7 @@ def own_path() -> list[str]:
 
 
 def _kept(modules: bytes, directory: str) -> str:
-    """The file of the program's own modules, which all calls name; made by the first."""
+    """The file with the program's own modules, which the first call creates."""
     path = os.path.join(directory, f"modules.{modules[: runner.REFERENCE].hex()}")
     if not os.path.exists(path):
         with tempfile.TemporaryDirectory(dir=directory) as private:

@@ -15,12 +15,14 @@ HELP = "list the backends and whether they can be used here"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="one backend, with what it can do")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="show the capabilities of one backend"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table, and what a backend can do that is named.
+    """Print the table, or the capabilities of one backend.
 
     Raises:
         UsageError: There is no backend of that name.
@@ -34,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         described = [one for one in described if normalise(one.name) == normalise(arguments.name)]
         if not described:
             raise UsageError(
-                f"there is no backend {arguments.name!r}; there are {', '.join(sorted(names))}"
+                f"no backend {arguments.name!r}; available: {', '.join(sorted(names))}"
             )
     if arguments.json:
         say_json([one.as_dict() for one in described])
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _capabilities(capabilities: Capabilities) -> list[str]:
-    """Return what a backend can do, with the resources apart: enforced, or only counted."""
+    """Return the capabilities of a backend, with enforced and counted resources separated."""
     values = capabilities.as_dict()
     resources = capabilities.resources - {"fractional_cores", "walltime"}
     values["enforced"] = sorted(values.pop("binds"))
@@ -77,4 +79,4 @@ def _text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return "any" if value is None else str(value)  # None: settings that nobody checks
+    return "any" if value is None else str(value)  # None: settings are not checked

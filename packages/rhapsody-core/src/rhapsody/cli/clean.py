@@ -34,9 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-results",
         action="store_true",
-        help="leave promised files without a place that no task has read, and a list of them",
+        help="keep promised files without a destination that no task has read, and list them",
     )
-    parser.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="remove nothing, show what would be removed"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

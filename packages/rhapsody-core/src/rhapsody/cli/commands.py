@@ -133,8 +133,8 @@ def _require_directory() -> None:
         os.getcwd()
     except FileNotFoundError:
         raise UsageError(
-            "the current directory was removed; change to another one, or to the new one of the "
-            "same name: cd ."
+            "the current directory was removed; change to another directory, or enter it again "
+            "if it was recreated: cd ."
         ) from None
 
 

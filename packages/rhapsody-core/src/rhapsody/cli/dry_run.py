@@ -74,7 +74,7 @@ class Preview(Engines):
     async def rhapsody_lookup_results(
         self, engine: WorkflowEngine, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None]:
-        """Find results, and note of each task whether it would run."""
+        """Find results, and note for each task whether it would run."""
         verdicts = self.verdicts.setdefault(engine.uid, {})
         needs = {uid: given for uid, _, given in engine.graph}
         asked: dict[int, LookupTask] = {}
@@ -106,7 +106,7 @@ def _holds_no_value(value: object) -> bool:
 
 
 def graph(engine: WorkflowEngine, verdicts: Mapping[str, str] | None = None) -> list[str]:
-    """Return the lines that show what was called in a dry run, and what depends on what.
+    """Return the lines that show the calls of a dry run and their dependencies.
 
     Args:
         engine: The engine.

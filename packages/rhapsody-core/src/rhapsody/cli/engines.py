@@ -28,8 +28,8 @@ class Engines:
         started: How many there have been.
         dry: Those of a dry run.
         summaries: Of those that have ended.
-        verdicts: For a dry run with `--resume`: by the uids of engines and tasks, what would
-            become of each task, and why.
+        verdicts: For a dry run with `--resume`: by the uids of engines and tasks, whether each
+            task would run, and why.
     """
 
     def __init__(self, dry_run: bool) -> None:
@@ -41,7 +41,7 @@ class Engines:
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
-        """Count it, and begin the log of its run."""
+        """Count the engine, and begin the log of its run."""
         self.started += 1
         if self._dry_run:
             self.dry.append(engine)

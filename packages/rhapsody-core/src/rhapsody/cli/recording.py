@@ -98,7 +98,7 @@ class Recording:
             self._opened = True
             self.preview = self._open(program, True)
             if self.preview is None:
-                note("rhapsody: no earlier run with these arguments is kept; everything runs")
+                note("rhapsody: no earlier run with these arguments is recorded; everything runs")
         if arguments.dry_run or journal is None or journal is False:
             return {}
         if journal is True:
@@ -129,7 +129,7 @@ class Recording:
         if journal is None:
             return
         if arguments.resume and not journal.reused:
-            note("rhapsody: no earlier run with these arguments is kept; everything runs")
+            note("rhapsody: no earlier run with these arguments is recorded; everything runs")
         if journal.reused and not arguments.quiet:
             results = "1 result" if journal.reused == 1 else f"{journal.reused} results"
             if journal.before in HOW:
@@ -173,7 +173,7 @@ class Recording:
         return None
 
     def _copy(self, path: Path) -> Path:
-        """Copy a journal, next to it: what it says of files is relative to its directory."""
+        """Copy a journal into its own directory, because its paths are relative to that."""
         from rhapsody.journal.reading import opened
 
         with opened(path) as source:
@@ -212,12 +212,12 @@ class Recording:
 def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
     """Raise an error for `--rerun` with a name that no task can have, before anything runs.
 
-    A name is known if the journal has it, or if it is a word in the source of the program or of
-    another module of the user's that is loaded by now.
+    A name is known if it is in the journal, or if it is a word in the source of the program or of
+    another module of the user that is loaded by now.
 
     Args:
         wanted: The names.
-        program: What runs.
+        program: The program.
         path: Its journal, which need not exist.
 
     Raises:
@@ -240,13 +240,13 @@ def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
         parts = re.findall(r"[\w.-]+", name)
         if name not in known and not words.issuperset(parts):
             close = difflib.get_close_matches(name, [*known, *words], 1)
-            there = f"; the journal knows {', '.join(sorted(known)[:20])}" if known else ""
+            there = f"; the journal contains {', '.join(sorted(known)[:20])}" if known else ""
             hint = f"; did you mean {close[0]}?" if close else there
             raise UsageError(f"--rerun {name}: no task of the program has that name{hint}")
 
 
 def _source_of(module: object) -> str | None:
-    """Return the file of a module of the user's own."""
+    """Return the file of a module, if it is the user's code."""
     file = getattr(module, "__file__", None)
     own = isinstance(file, str) and file.endswith(".py") and is_users_code(file)
     return file if own else None

@@ -90,8 +90,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="run no task, and print what would be called"
     )
     parser.epilog = (
-        "What follows -- are the script's own arguments: sys.argv[1:]. A script whose name begins "
-        "with a dash comes after -- itself: rhapsody run -- -x.py -- ARGUMENTS."
+        "Arguments after -- are passed to the script as sys.argv[1:]. To run a script whose name "
+        "begins with a dash, put another -- before it: rhapsody run -- -x.py -- ARGUMENTS."
     )
     failing = parser.add_mutually_exclusive_group()
     failing.add_argument(
@@ -159,7 +159,7 @@ def _take_script(arguments: argparse.Namespace) -> None:
     if arguments.script is not None or arguments.module is not None:
         return
     if not arguments.arguments:
-        raise UsageError("run what? write rhapsody run SCRIPT, or rhapsody run -m MODULE")
+        raise UsageError("no script given: write rhapsody run SCRIPT, or rhapsody run -m MODULE")
     arguments.script, *rest = arguments.arguments
     arguments.arguments = rest[1:] if rest[:1] == ["--"] else rest
 

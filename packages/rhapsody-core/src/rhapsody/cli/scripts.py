@@ -235,8 +235,8 @@ def takes_engine(tree: ast.Module, name: str = "main") -> bool:
 
     A function has to take an argument for that, and a plain one must not be decorated, as for
     another tool's command line. Of a name that is imported or assigned the tree tells no more.
-    Where the program calls it by itself, only an asynchronous function that cannot be called
-    without an argument is meant; none where it hands it to `rhapsody.run`.
+    If the program calls the function itself, only an asynchronous function that cannot be called
+    without an argument counts; none counts if the program passes it to `rhapsody.run`.
     """
     if _runs(tree, name):
         return False
@@ -257,7 +257,7 @@ def _calls(tree: ast.Module, name: str) -> bool:
 
 
 def _runs(tree: ast.Module, name: str) -> bool:
-    """Return whether a program hands this name to a function `run`: `rhapsody.run(main)`."""
+    """Return whether a program passes this name to a function `run`: `rhapsody.run(main)`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args:
             function, first = node.func, node.args[0]

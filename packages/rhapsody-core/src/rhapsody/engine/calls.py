@@ -48,7 +48,7 @@ class Calls:
         keep: Whether calls are kept, for a dry run's graph.
 
     Attributes:
-        promises: Which call makes which file.
+        promises: The files that calls have promised.
         made: The calls: each one's uid, name and the uids that it depends on.
         failure: Why the engine itself has failed.
     """
@@ -80,7 +80,7 @@ class Calls:
 
     @property
     def tasks_called(self) -> int:
-        """How many tasks have been called; their numbers count up to it."""
+        """Number of tasks that have been called, which is the number of the last one."""
         return self._numbers["task"]
 
     def call(
@@ -92,15 +92,15 @@ class Calls:
         *,
         producers: Mapping[int, TaskFuture[Any]] | None = None,
     ) -> TaskFuture[Any]:
-        """Take in a call and return its future.
+        """Accept a call and return its future.
 
         Args:
             task: The task.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             specific: Settings in the backend's own words, for this call.
-            producers: Of a call that is made again: what `Found.producers` was. It promises
-                nothing new.
+            producers: For a call that is repeated: its former `Found.producers`. Such a call
+                promises nothing new.
 
         Raises:
             RuntimeError: The engine is shut down, or a future in the arguments

@@ -22,7 +22,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 Command = str | Sequence[str | os.PathLike[str]]
-"""A command for a shell, or a list of its words; files and paths may be among them."""
+"""A command: a string for a shell, or a list of arguments, which may be files and paths."""
 
 _LATER: Any = object()
 """Says that a decorator was called with its settings alone."""
@@ -101,7 +101,7 @@ class Decorators:
         """Makes tasks of the commands that a function returns.
 
         The function runs on the engine's loop once its dependencies have their
-        values, and returns a string, run by a shell, or a list of words, run
+        values, and returns a string, run by a shell, or a list of arguments, run
         without one. The command runs in a sandbox directory of its own. The future's
         result is its standard output; a non-zero exit code fails it with
         `TaskFailedError`.

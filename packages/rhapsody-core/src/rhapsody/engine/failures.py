@@ -40,7 +40,7 @@ _SHELL_SPLITS = re.compile(r"[\s'\"`;|&<>()=,]+")
 _LIST_SPLITS = re.compile(r"[\n=]")
 
 WORDS_LOOKED_AT = 500
-"""How many words of a failed command are looked at for files that it does not see."""
+"""Number of words of a failed command that are checked for missing files."""
 
 COMMAND_SHOWN = 500
 """Characters of a command that the message of a `TaskFailedError` shows."""
@@ -140,7 +140,7 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
 
 
 def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
-    """Return a hint about files of the current directory that a command names, and does not see."""
+    """Return a hint about files that a command names and that only the current directory has."""
     command = node.extra.command if node.extra is not None else None
     described = node.description.get("sandbox") if node.description is not None else None
     sandbox: str = report.get("sandbox") or described or ""
@@ -154,8 +154,8 @@ def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
         return ""
     names = " and ".join(map(repr, missing))
     return (
-        f"\nhint: the command names {names}, which the sandbox it runs in does not have: pass "
-        f"InputFile({missing[0]!r}) to the task, and put that argument into the command"
+        f"\nhint: the command names {names}, missing from its sandbox: pass "
+        f"InputFile({missing[0]!r}) to the task, and use that argument in the command"
     )
 
 

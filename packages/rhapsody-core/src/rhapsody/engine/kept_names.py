@@ -78,7 +78,7 @@ class KeptNames:
         Args:
             task: The task's description, an object with `as_dict`, or the uid alone. The uid is
                 that of the attempt, as backends get it, or that of the task in `components`.
-            state: The backend's word for the state, or a canonical one.
+            state: The backend's name of the state, or a canonical state.
             service_callback: Called with `(future, task, state)` for a service that runs; it
                 sets the future when the service is ready.
 
@@ -91,8 +91,8 @@ class KeptNames:
             raise TypeError(f"task_callbacks: the task's uid must be a string, got {uid!r}")
         if not isinstance(state, str | Enum):
             raise TypeError(
-                "task_callbacks: state must be a member of TasksMainStates or the backend's word "
-                f"for a state, got {state!r}"
+                "task_callbacks: state must be a member of TasksMainStates or the backend's name "
+                f"of a state, got {state!r}"
             )
         node = self._in_flight(uid)
         if node is not None:
@@ -104,7 +104,7 @@ class KeptNames:
         self._shell.updates.receive({**report, "uid": uid}, state, service_callback)
 
     def _in_flight(self, uid: str) -> Node | None:
-        """Find the task that a backend has, by either uid; `None` for an attempt that has ended.
+        """Return the task of either uid, or `None` for an attempt that has ended.
 
         Raises:
             ValueError: There is no such task.

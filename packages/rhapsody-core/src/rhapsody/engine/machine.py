@@ -419,7 +419,7 @@ class Machine:
             self.actions.cancel(node, why)
         future, service = node.life.future, node.task.settings.service
         if service and future is Future.DONE and state is CANCELED:
-            state = DONE  # it was ready, and the program wanted no more of it
+            state = DONE  # it was ready, and the program stopped it
         told = future is Future.FAILED or (future is Future.DONE and not service)
         if self.observed and not told:
             self.actions.publish(node, state, error)

@@ -96,7 +96,7 @@ class Extra:
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
-        self.made_for: Set[str] = frozenset()  # the readers of the files that it makes again
+        self.made_for: Set[str] = frozenset()  # readers of the files that it produces again
         self.makes_again: str | None = None  # the attempt that was found, and files of it are gone
         self.resolved: Resolved | None = None  # where its input files are
         self.restarts: int = 0  # how often a service was started again after it was ready

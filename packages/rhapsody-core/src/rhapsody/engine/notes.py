@@ -25,7 +25,7 @@ from rhapsody.task import TaskFuture
 from rhapsody.tracebacks import users_part
 
 ERROR = f"{RESERVED}error"
-"""The file in a failed task's sandbox that has its traceback."""
+"""File in a failed task's sandbox that contains its traceback."""
 
 OURS = "rhapsody: "
 """How every note of ours begins. It takes the place of another one on the same exception."""

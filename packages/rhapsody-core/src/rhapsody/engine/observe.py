@@ -48,8 +48,8 @@ class Observation:
         soon: Makes a call in the loop's next turn.
 
     Attributes:
-        calls: Filled with the calls, as text, of tasks that are running or have ended, for an
-            observer that empties it; `None` if there is no such observer.
+        calls: The calls, as text, of tasks that are running or have ended, for an observer that
+            removes them; `None` if there is no such observer.
     """
 
     def __init__(

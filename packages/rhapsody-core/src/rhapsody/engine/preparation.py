@@ -428,7 +428,7 @@ class Preparation:
             self._resume(node, backend)
 
     async def _make_again(self, node: Node, backend: Attached, gone: Sequence[Outcome]) -> None:
-        """Make the missing files of an earlier run again that the node reads."""
+        """Produce missing files of an earlier run that the node reads."""
         reader = node.more().makes_again or node.uid
         try:
             await asyncio.gather(
@@ -459,7 +459,7 @@ def _checked_command(node: Node, command: object) -> str | list[str]:
 
 
 def _words(item: object) -> Sequence[object]:
-    """Return the words that an item of a list command stands for."""
+    """Return the arguments that an item of a list command stands for."""
     if isinstance(item, str):
         return (item,)
     if isinstance(item, File):

@@ -1,8 +1,8 @@
 """Programs without asyncio: `rhapsody.run` and a `main(flow)` that is not a coroutine function.
 
-Such a `main` runs on a thread of its own, as a synchronous block does, because the engine needs
-the thread of its loop. It is not a block: it is no part of the graph, and what it raises is the
-program's error instead of a failed task.
+Such a `main` runs on a separate thread, as a synchronous block does, because the engine needs the
+thread of its loop. It is not a block: it is not part of the graph, and an exception that it raises
+is an error of the program, not a failed task.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(main: Callable[[WorkflowEngine], asyncio.Future[T]], /, **settings: Any)
 @overload
 def run(main: Callable[[WorkflowEngine], T], /, **settings: Any) -> T: ...
 def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
-    """Make an engine, call `main` with it, and shut it down when all that was called has ended.
+    """Make an engine, call `main` with it, and shut it down when all its tasks have ended.
 
     Args:
         main: A function of one argument, the engine. A coroutine function runs on the engine's
@@ -46,7 +46,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
         **settings: Those of `WorkflowEngine.create`.
 
     Returns:
-        What `main` returns; of a future, its value.
+        The return value of `main`; if that is a future, its result.
 
     Raises:
         TypeError: `main` cannot be called with an engine, or a setting is of the wrong type.
@@ -56,7 +56,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
     """
     problem = "is not callable" if not callable(main) else not_a_main(main)
     if problem is not None:
-        raise TypeError(f"rhapsody.run() takes a function of one argument, and {main!r} {problem}")
+        raise TypeError(f"rhapsody.run() takes a function of one argument: {main!r} {problem}")
     if running_loop() is not None:
         raise RuntimeError(
             "rhapsody.run() makes an event loop, and one is running on this thread: write `async "
@@ -71,7 +71,7 @@ def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
 
 
 def not_a_main(main: Callable[..., Any]) -> str | None:
-    """Return why a function cannot be called with an engine alone, in words."""
+    """Return the reason why a function cannot be called with an engine alone, if any."""
     try:
         inspect.signature(main).bind(None)
     except TypeError:

@@ -1,8 +1,8 @@
-"""Which call of an engine makes which file, so that naming the file is enough to depend on it.
+"""Promised files of an engine's calls, which make the dependencies of later `InputFile`s.
 
-A call promises its outputs when it is made, and reads what was promised by then: a later promise
-of the same place is a new version, for later calls only. A file with a place is known by that
-place, others by their names.
+A call promises its outputs when it is made, and reads files that were promised before: a later
+promise of the same destination is a new version, for later calls only. A file with a destination is
+identified by that destination, other files by their names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rhapsody.task import TaskFuture
 
 Producer = TaskFuture[Any]
 Producers = Mapping[int, Producer]
-"""The calls that make the inputs of a call, by the `id` of each input."""
+"""Producers of a call's inputs, by the `id` of each input."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -30,7 +30,7 @@ class _Temporary:
 
     Attributes:
         unfinished: How many of its readers have not ended.
-        needed: Whether it stays for the next run, as a reader failed or was cancelled.
+        needed: Whether it is kept for the next run, because a reader failed or was cancelled.
         removed: Whether it has been removed.
     """
 
@@ -40,11 +40,11 @@ class _Temporary:
 
 
 class Promises:
-    """The files that the calls of one engine have promised so far.
+    """Files that the calls of one engine have promised so far.
 
     Args:
         directory: `results_dir`, which places are relative to.
-        discard: Removes a file of a sandbox; returns `False` where there is none.
+        discard: Removes a file of a sandbox; returns `False` if there is none.
     """
 
     def __init__(self, directory: Path, discard: Callable[[str], bool]) -> None:
@@ -54,7 +54,7 @@ class Promises:
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
     def promise(self, future: Producer, outputs: Iterable[Output]) -> None:
-        """Note what a call promises."""
+        """Record the files that a call promises."""
         promised: dict[str, str | None] = {}
         for output in outputs:
             place = promised[output.filename] = self._place(output)
@@ -74,8 +74,8 @@ class Promises:
         return os.path.realpath(path)
 
     def _ended(self, future: Producer) -> None:
-        """Let go of a result once it is there: the file outlives it."""
-        if future.cancelled() or future._exception is not None:  # readers are to fail with it
+        """Release the result of a finished call, whose files outlive it."""
+        if future.cancelled() or future._exception is not None:  # readers must fail with it
             return
         stub: Producer = TaskFuture(loop=future.get_loop())
         stub._definition, stub._number = future._definition, future._number
@@ -92,10 +92,10 @@ class Promises:
                 self._latest[place or name] = stub
 
     def stale(self, saved: Iterable[SavedFile]) -> list[SavedFile]:
-        """Return the files at the places of what calls promised and have not made.
+        """Return existing files at the destinations of promised files that were not saved.
 
         Args:
-            saved: What this run has saved.
+            saved: The files that this run has saved.
         """
         fresh = {str(file.path) for file in saved}
         found = []
@@ -108,10 +108,10 @@ class Promises:
     def producers(
         self, inputs: Iterable[InputFile], dependencies: Iterable[asyncio.Future[Any]]
     ) -> dict[int, Producer]:
-        """Return the calls that make the inputs of a new call, by the `id` of each input.
+        """Return the producers of a new call's inputs, by the `id` of each input.
 
-        A dependency that the user passes comes before other calls; of two such that promise the
-        file there is none.
+        A dependency that the user passes takes precedence over other calls. If two of them promise
+        the file, there is no producer.
 
         Raises:
             DataError: An input is a temporary file that was removed.
@@ -152,7 +152,7 @@ class Promises:
     ) -> None:
         temporary.unfinished -= 1
         if reader.cancelled() or reader._exception is not None:
-            temporary.needed = True  # the next run may go on with this reader
+            temporary.needed = True  # the next run may run this reader
         outcome = producer._outcome
         if not (temporary.unfinished or temporary.needed) and outcome is not None:
             temporary.removed = self._discard(outcome.path_of(name)) or temporary.removed
@@ -171,7 +171,7 @@ class Promises:
 
 
 def _promised_by(dependencies: Iterable[asyncio.Future[Any]]) -> dict[str, Producer | None]:
-    """Return who of some futures promises a place or a name; `None` where there are two."""
+    """Return the future that promises a destination or a name, `None` if there are two."""
     found: dict[str, Producer | None] = {}
     for future in dependencies:
         if not isinstance(future, TaskFuture):

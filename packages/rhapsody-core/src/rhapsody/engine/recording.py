@@ -288,7 +288,7 @@ class Recording:
 
 
 def _refused(batch: list[tuple[Node, Any]], answers: object) -> dict[Node, BaseException]:
-    """Return the nodes that a plugin lets fail, with the errors that it gave."""
+    """Return the nodes that a plugin fails, with their errors."""
     recorded = [node for node, _ in batch if node.description is not None]
     if not isinstance(answers, Sequence) or len(answers) != len(recorded):
         return {}
@@ -297,14 +297,14 @@ def _refused(batch: list[tuple[Node, Any]], answers: object) -> dict[Node, BaseE
 
 
 def _inputs(node: Node) -> dict[str, str | None]:
-    """Return the paths of a node's input files in a dry run, which resolves none."""
+    """Return the paths of a node's input files in a dry run, which resolves no files."""
     assert node.found is not None
     assert node.description is not None
     sources = node.extra.sources if node.extra is not None else ()
     made_by = {key: left for key, each in node.found.producers.items() if (left := each._outcome)}
     try:
         found = origins(node.description, node.found.inputs, sources, made_by)
-    except DataError:  # what it reads is not made yet
+    except DataError:  # an input does not exist yet
         return {}
     return {
         name: origin.path if origin.producer is None else origin.producer.path_of(name)

@@ -1,4 +1,4 @@
-"""Files of recorded tasks that are gone: made again when the first task that runs reads one."""
+"""Regeneration of missing files of recorded tasks, when a task that runs reads one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rhapsody.task import Outcome, TaskFuture
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 _NAMED = 3
-"""How many of the tasks a line names."""
+"""Number of tasks that a log line names."""
 
 
 class Reruns:
@@ -31,7 +31,7 @@ class Reruns:
         self._new: list[str] = []
 
     def add(self, making: MakingAgain) -> None:
-        """Count a task, and those whose files it needs and which are missing, too."""
+        """Count a task, and the tasks whose missing files it needs."""
         waiting = [making]
         while waiting:
             one = waiting.pop()
@@ -46,19 +46,19 @@ class Reruns:
     def _tell(self) -> None:
         new, self._new = self._new, []
         log.warning(
-            "%d task%s of an earlier run run%s again, as files that they made are missing and are "
-            "read by tasks that run (%d so far): %s%s",
+            "%d task%s of an earlier run run%s again because tasks need their missing files "
+            "(%d so far): %s%s",
             len(new), "s" * (len(new) > 1), "s" * (len(new) == 1), len(self._known),
             ", ".join(new[:_NAMED]), ", ..." if len(new) > _NAMED else "",
         )  # fmt: skip
 
 
 class MakingAgain:
-    """Calls a task once more that an earlier run has recorded, once, for the sake of its files.
+    """Repeats the call of a recorded task, once, in order to produce its files again.
 
     Args:
         calls: Takes the call.
-        reruns: Is told when the task runs again.
+        reruns: Logs that the task runs again.
         node: The call whose result was recorded.
     """
 
@@ -77,7 +77,7 @@ class MakingAgain:
         self._readers: set[str] = set()
 
     def before(self) -> list[MakingAgain]:
-        """Return those that must make files again for this one."""
+        """Return the repeated calls that must produce files for this one."""
         found = []
         for future, name in self._reads:
             left = future._outcome
@@ -87,15 +87,15 @@ class MakingAgain:
         return found
 
     async def __call__(self, outcome: Outcome, reader: str) -> None:
-        """Make the files, or wait until they are made.
+        """Produce the files, or wait until they exist.
 
         Args:
-            outcome: What is left of the call, which holds this; says then where the files are.
-            reader: The uid of the task that reads them; of one that is made again itself, the uid
-                of the call whose result was found.
+            outcome: The outcome of the recorded call; afterwards it contains the new paths.
+            reader: The uid of the task that reads them; if that is itself repeated, the uid of the
+                call whose result was found.
 
         Raises:
-            Exception: What the task raises.
+            Exception: The task's own exception.
         """
         self._readers.add(reader)
         if self._made is None:

@@ -58,7 +58,7 @@ _SPECIAL: frozenset[int] = frozenset(map(id, (
     os.environ, os.environb, sys.modules, os.getenv, importlib.import_module, builtins.__import__,
     globals, eval, exec,
 )))  # fmt: skip
-"""Objects of which not all is read, but what a subscript or an argument says."""
+"""Objects of which code reads only the part that a subscript or an argument selects."""
 
 _OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
@@ -68,16 +68,16 @@ _OF_CLASSES = frozenset((
     "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__",
     "__non_callable_proto_members__",
 ))  # fmt: skip
-"""Attributes of classes that Python itself makes of their bodies."""
+"""Attributes of classes that Python itself generates."""
 
 _MAKERS = ("__dataclass_fields__", "_fields", "__attrs_attrs__")
-"""Attributes of classes whose special methods a library has made of their bodies."""
+"""Attributes of classes whose special methods a library has generated."""
 
 _HIDDEN = frozenset((
     "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
     "get_objects", "get_referrers",
 ))  # fmt: skip
-"""Attributes that lead to what no name stands for."""
+"""Attributes that lead to objects without a name."""
 
 _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 """Modules whose numbers differ between machines."""
@@ -88,21 +88,21 @@ _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)
 
 
 class Ingredients:
-    """Collects what results depend on, by what it is called; also that of values with code in them.
+    """Collects everything that results depend on, by name, including values that contain code.
 
     Args:
-        program: What is the same for all functions of a run.
+        program: The state shared by all functions of a run.
 
     Attributes:
         parts: The digest or version of each ingredient.
         paths: The strings that may name files, each with the digest of its file.
         lines: Where functions among the ingredients begin.
-        read: The variables that were read: those of a module or class, a name, and the value.
+        read: The variables that were read: a module's or class's variables, a name, and the value.
         cells: The same of variables in closures.
-        sizes: Variables that were read as a whole, and how many there were.
-        environment: The variables of the environment that were read.
+        sizes: Variables that were read as a whole, with their number.
+        environment: The environment variables that were read.
         inner: Values that can change in place, with their digests.
-        made_of: Functions, with their code and defaults, which can be set anew.
+        made_of: Functions, with their code and defaults, which programs can replace.
     """
 
     __slots__ = (
@@ -187,7 +187,7 @@ class Ingredients:
         sandbox, program = self._sandbox, self._program
         if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
             return "\0sandbox" + text.removeprefix(sandbox)  # its content is that of an input file
-        if not self._collecting:  # else a constant of the program's, which may name what is written
+        if not self._collecting:  # else a constant of the program, which may name an output
             self.paths[text] = program.file(text)
         place = program.portable(text)
         return None if place == text else place
@@ -222,24 +222,24 @@ class Ingredients:
         return shown
 
     def function(self, function: object) -> None:
-        """Collect a function, or whatever else wraps one.
+        """Collect a function, or an object that wraps one.
 
         Raises:
-            NoDigestError: Something that it uses has no digest, or cannot be followed.
+            NoDigestError: Something that it uses has no digest or cannot be followed.
         """
         self._collecting = True
         code = getattr(function, "__code__", None)
-        if code is not None:  # nothing but the engine calls it, so what it fills is its own
+        if code is not None:  # only the engine calls it, so it owns the globals that it fills
             stored = self._program.names(code).stored
             self._filled.update((id(function.__globals__), each) for each in stored)  # type: ignore[attr-defined]
         self._used("the function", function)
         self._collect()
 
     def versioned(self, function: object, parts: dict[str, str]) -> None:
-        """Add what counts of a function whose `version` stands for its code.
+        """Collect a function whose `version` replaces its code.
 
-        That is where it is from, and the values in its closures and its defaults. A function or
-        class whose name does not identify it, such as one of two lambdas, counts with its code.
+        Its module and name, the values in its closures, and its defaults count. A function or class
+        whose name does not identify it, such as one of two lambdas, counts with its code.
 
         Raises:
             NoDigestError: One of those has no digest.
@@ -264,7 +264,7 @@ class Ingredients:
             todo += [(f"default {n} of {part}", each) for n, each in enumerate(defaults, 1)]
 
     def is_unchanged(self) -> bool:
-        """Return whether values that can change in place are what they were."""
+        """Return whether values that can change in place are unchanged."""
         self._collecting = True
         if any(_made_of(each) != parts for each, parts in self.made_of):
             return False
@@ -292,7 +292,7 @@ class Ingredients:
         self._collecting = False
 
     def _settle_empty(self) -> None:
-        """Decide about empty globals, now that it is known what the reachable code fills."""
+        """Collect empty globals, after all code that may fill them was inspected."""
         empty, self._empty = self._empty, []
         for part, variables, name, value, owner in empty:
             known = id(owner), name
@@ -336,7 +336,7 @@ class Ingredients:
             memos[known] = cell
 
     def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
-        """Collect what compiled code takes from outside."""
+        """Collect everything that compiled code uses from outside."""
         names, package = self._program.names(code), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
             self._filled.update((id(variables), each) for each in names.stored)
@@ -390,10 +390,10 @@ class Ingredients:
         """Collect all attributes of a function, class or module.
 
         Args:
-            attributes: They.
-            name: What they are attributes of.
+            attributes: The attributes by name.
+            name: The name of their owner.
             without: Names that do not count.
-            made: Whether its special methods are made of its body, which counts itself.
+            made: Whether the special methods are generated from the body, which counts itself.
             owner: The class, whose empty attributes its methods may fill.
         """
         self.sizes.append((attributes, len(attributes)))
@@ -429,7 +429,7 @@ class Ingredients:
             self.inner.append((value, digest))
 
     def _global(self, variables: Mapping[str, Any], use: Use, user: str) -> None:
-        """Collect a global that code reads, or what it reads of a module of that name."""
+        """Collect a global that code reads, or the attributes that it reads of a module."""
         name = use.chain[0]
         if name in _OF_MODULES:
             return
@@ -451,7 +451,7 @@ class Ingredients:
     def _member(
         self, module: types.ModuleType, use: Use, variables: Mapping[str, Any], user: str
     ) -> None:
-        """Collect what code reads of a module: the attributes as far as they are its own."""
+        """Collect the attributes that code reads of a module, as far as they are its own."""
         chain, depth = use.chain, 1
         value: Any = module
         while isinstance(value, types.ModuleType):
@@ -518,11 +518,11 @@ class Ingredients:
         variables: Mapping[str, Any],
         user: str,
     ) -> bool:
-        """Collect what is read through one of a few names, see `_SPECIAL`.
+        """Collect the values that are read through a special name, see `_SPECIAL`.
 
         Args:
-            value: What has the name.
-            rest: The attributes that are read of it.
+            value: The object of that name.
+            rest: The attributes that are read from it.
             use: How it is used.
             variables: The globals around.
             user: The code that uses it.
@@ -531,7 +531,7 @@ class Ingredients:
             Whether it is one of them.
 
         Raises:
-            NoDigestError: It is not known what is read.
+            NoDigestError: It cannot be determined which value is read.
         """
         if id(value) not in _SPECIAL:
             return False
@@ -545,13 +545,13 @@ class Ingredients:
         elif value is importlib.import_module or value is builtins.__import__:
             name = self._key(use, variables)
             if name is None:
-                raise NoDigestError(f"{user} imports a module by a name that it makes up")
+                raise NoDigestError(f"{user} imports a module by a computed name")
             name = _resolved(name, variables.get("__package__") or "")
             self._imported(name, (), "")
             found = self._loaded(name)
             if found is not None and self._is_own(found):
                 self._used(f"{name} imported by {user}", found)
-        else:  # `globals()`, `eval` and `exec` see all that is around
+        else:  # `globals()`, `eval` and `exec` see all variables
             self._attributes(variables, f"the globals around {user}", _NOT_OF_MODULES)
         return True
 
@@ -566,9 +566,7 @@ class Ingredients:
             return
         name = self._key(use, variables)
         if name is None or rest not in ((), ("get",), ("setdefault",), ("pop",)):
-            raise NoDigestError(
-                f"{user} reads variables of the environment whose names are not literals"
-            )
+            raise NoDigestError(f"{user} reads environment variables whose names are not literals")
         if counts(name):
             value = os.environ.get(name)
             # As a digest, because it may be a secret, and people see the parts.
@@ -580,7 +578,7 @@ class Ingredients:
         return key if isinstance(key, str) else None
 
     def _imported(self, name: str, taken: tuple[str, ...], package: str) -> None:
-        """Collect the sources that an import takes, with the packages they are in."""
+        """Collect the sources of imported modules and of their packages."""
         name = _resolved(name, package)
         names = name.split(".")
         path = None
@@ -597,8 +595,8 @@ class Ingredients:
     def _loaded(self, name: str) -> types.ModuleType | None:
         """Return a module, unless it was not loaded when it was first looked for.
 
-        The variables of such a module do not count: tasks load it, and the key of the next one
-        must be the same.
+        The variables of such a module do not count, because tasks load it, and the key of the next
+        task must be the same.
         """
         found = sys.modules.get(name)
         if found is None:
@@ -612,8 +610,8 @@ class Ingredients:
 
         Args:
             name: Its name.
-            spec: Where it is from.
-            whole: The module itself, where all its variables count, too.
+            spec: Its spec.
+            whole: The module itself, if all its variables count, too.
         """
         variables = getattr(whole or sys.modules.get(name), "__dict__", {})
         origin = spec.origin if spec is not None and spec.has_location else None
@@ -638,13 +636,13 @@ class Ingredients:
         names = names_in(code)
         for module, taken in names.modules:
             self._imported(module, taken, package)
-        if whole is None and self._loaded(name) is None:  # it is computed when a task imports it
+        if whole is None and self._loaded(name) is None:  # a task will compute it on import
             for _, use in names.members:
                 if use.chain[0] == "os" and use.chain[1:2] in (("environ",), ("getenv",)):
                     self._special(getattr(os, use.chain[1]), use.chain[2:], use, {}, part)
 
     def _is_own(self, module: types.ModuleType) -> bool:
-        """Return whether a module is the user's own: from a file, or made as the program runs."""
+        """Return whether a module is the user's own: from a file, or created by the program."""
         variables = vars(module)
         file = variables.get("__file__")
         if file is not None:
@@ -655,7 +653,7 @@ class Ingredients:
         """Whether a module's own code counts; the version of its distribution is noted."""
         program = self._program
         if program.origins.own(file):
-            if altered(str(module)):  # workers would run what it says now
+            if altered(str(module)):  # workers would run its current content
                 raise NoDigestError(
                     f"{os.path.basename(file)} was changed after the program had started; run it "
                     "again"
@@ -705,7 +703,7 @@ def _registered(cls: abc.ABCMeta) -> list[type]:
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:
-    """Return what of a function can be set, in a form that is compared without its values."""
+    """Return the parts of a function that can be set, in a form that compares by identity."""
     keywords = function.__kwdefaults__ or {}
     return function.__code__, id(function.__defaults__), {k: id(v) for k, v in keywords.items()}
 

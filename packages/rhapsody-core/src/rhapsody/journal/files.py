@@ -1,7 +1,7 @@
 """Digests of files, kept for as long as a file's size, time of change and inode stay the same.
 
-The time of change says nothing of writes through a memory map on tmpfs, nor of later writes to a
-page that is already dirty, and some file systems have no such time. Those files are read each time.
+The time of change does not reveal writes through a memory map on tmpfs, or later writes to a page
+that is already dirty, and some file systems have no such time. Such files are read each time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WITHOUT_CHANGE_TIME = frozenset(
     {"devtmpfs", "exfat", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "fuseblk", "hugetlbfs", "msdos",
      "ramfs", "tmpfs", "vfat"}
 )  # fmt: skip
-"""Types of file systems where a file may change and its time of change stay the same."""
+"""Types of file systems on which a file may change without a new time of change."""
 
 
 class Stamp(NamedTuple):
@@ -84,10 +84,10 @@ class FileDigests:
             self._missing = self._mapped = self._once = None
 
     def of(self, path: str) -> bytes | None:
-        """Return the digest of a file's content, `None` where there is no file that can be read.
+        """Return the digest of a file's content, `None` if there is no readable file.
 
         Args:
-            path: Where it is; `~`, `$NAME` and `file:///` mean what they mean to most libraries.
+            path: Its path; `~`, `$NAME` and `file:///` are expanded as most libraries do.
         """
         if not path or len(path) > LONGEST or (self._missing and path in self._missing):
             return None
@@ -144,14 +144,14 @@ class FileDigests:
         return None if unread else made.digest()
 
     def _of(self, path: str, found: os.stat_result) -> bytes:
-        if not found.st_size:  # also those in other parts of the kernel, which wait to be read
+        if not found.st_size:  # reading other files of the kernel may block
             return hashlib.blake2b(digest_size=SIZE).digest()
         system = self._systems.get(found.st_dev)
         if system is None:
             system = self._systems[found.st_dev] = file_system(path)
         if system in WITHOUT_CHANGE_TIME:
             return _read(path)
-        if system in NETWORK:  # to open it asks the server; what `stat` says may be a minute old
+        if system in NETWORK:  # opening asks the server; `stat` may be a minute old
             with open(path, "rb") as file:
                 found = os.fstat(file.fileno())
         stamp = Stamp(found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)

@@ -63,8 +63,8 @@ class _Known(NamedTuple):
 
     Attributes:
         digest: Of its code, and all that it uses.
-        found: What it was made of, and the variables that were read.
-        refused: Why it has none.
+        found: Its ingredients, and the variables that were read.
+        refused: The reason why it has none.
     """
 
     digest: bytes
@@ -72,7 +72,7 @@ class _Known(NamedTuple):
     refused: str | None = None
 
     def is_current(self) -> bool:
-        """Return whether the variables are what they were; not, what is in their values."""
+        """Return whether the variables are the same objects, without comparing their content."""
         found = self.found
         for variables, name, value in found.read:
             if variables.get(name, MISSING) is not value:
@@ -197,7 +197,7 @@ class Keys:
         return made.digest()
 
     def _command(self, task: Mapping[str, Any], found: Ingredients, parts: dict[str, str]) -> None:
-        """Add a command, the files that its words name, and the variables that it inherits."""
+        """Add a command, the files that its words name, and its inherited variables."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
         for path in self._files_named(words, environment, task.get("cwd")):
@@ -213,10 +213,10 @@ class Keys:
     def _files_named(
         self, words: Sequence[str], environment: Mapping[str, str], cwd: str | None
     ) -> Iterator[str]:
-        """Yield what a command names: its programs, and what may be paths in or around its words.
+        """Yield the programs that a command names, and possible paths in its words.
 
-        That is also the file in `--in=PATH`, in the text of a shell, and in `environment`. What a
-        shell writes to is left out.
+        This includes the file in `--in=PATH`, in the text of a shell, and in `environment`, but not
+        files that a shell writes to.
         """
         programs: dict[str, None] = {}
         for word in words:
@@ -245,7 +245,7 @@ class Keys:
     def require_unchanged(
         self, task: Mapping[str, Any], inputs: Mapping[str, str | None], parts: str
     ) -> None:
-        """Raise where a task's inputs are not what they were when its key was made.
+        """Raise if a task's inputs have changed since its key was computed.
 
         Args:
             task: Its description.
@@ -259,8 +259,8 @@ class Keys:
         for name, path in inputs.items():
             if self.program.content(name, path).hex() != before.get(f"input file {name}"):
                 raise NoDigestError(
-                    f"its input file {name!r} was changed while the task waited or ran; run again "
-                    "when nothing writes to it, and declare what the task writes as an OutputFile"
+                    f"its input file {name!r} changed while the task waited or ran; run again when "
+                    "nothing writes to it, and declare files that the task writes as OutputFile"
                 )
         if task["function"] is None:
             self._ingredients.begin()
@@ -271,14 +271,14 @@ class Keys:
                 )
 
     def _variables(self, task: Mapping[str, Any], found: Ingredients) -> str | None:
-        """Return what tells the variables that the program has set, `None` where there are none."""
+        """Return the digest of the variables that the program has set, `None` if there are none."""
         own = task.get("environment") or {}
         inherited = self.program.variables()
         inherited = {name: value for name, value in inherited.items() if name not in own}
         return found.value(inherited) if inherited else None
 
     def begin(self) -> None:
-        """Begin a batch of tasks: what can change in place is looked at again, once."""
+        """Begin a batch of tasks, for which mutable values are inspected again, once."""
         self._checked.clear()
 
     def _code(self, function: Any) -> bytes:
@@ -295,7 +295,7 @@ class Keys:
         return known.digest
 
     def _is_unchanged(self, known: _Known) -> bool:
-        """Return whether values that can change in place are what they were, once in a batch."""
+        """Return whether mutable values are unchanged, compared once per batch."""
         if id(known) in self._checked:
             return True
         self._checked.add(id(known))
@@ -319,7 +319,7 @@ class Keys:
 def require_not_changed(
     before: Mapping[str, bytes | None], now: Mapping[str, bytes | None]
 ) -> None:
-    """Raise where a file that was there is another one now, or gone; new files are outputs.
+    """Raise if an existing file has changed or is missing now; new files are outputs.
 
     Raises:
         NoDigestError: The task may have read it before the change, after it, or not at all.
@@ -327,9 +327,9 @@ def require_not_changed(
     for path, digest in before.items():
         if digest is not None and now[path] != digest:
             raise NoDigestError(
-                f"the file {path!r}, which it was given, was changed while the task waited or ran; "
-                "if the task writes it, pass an OutputFile instead, or remove the file before the "
-                "run; else run again when nothing writes to it"
+                f"the file {path!r} in its arguments changed while the task waited or ran; if the "
+                "task writes it, pass an OutputFile instead, or remove the file before the run; "
+                "otherwise run again when nothing writes to it"
             )
 
 

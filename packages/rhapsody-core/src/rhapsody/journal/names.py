@@ -1,7 +1,7 @@
-"""Names that a function takes from outside, found in its compiled code.
+"""Names that a function uses from outside, found in its compiled code.
 
-The compiled code is what runs, whatever the source file says by now. It shows which globals a
-function reads, with the attributes that are read of each at once (`settings.rate`), what it
+The compiled code is what runs, even if the source file has changed. It shows which globals a
+function reads, with the attributes that are read directly (`settings.rate`), which modules it
 imports, and the literal arguments of the few calls whose first argument is a name, such as
 `os.environ["RATE"]`.
 """
@@ -30,7 +30,7 @@ _STORES = frozenset({"STORE_FAST", "STORE_DEREF", "STORE_GLOBAL", "STORE_NAME"})
 CALLS: frozenset[str] = frozenset({
     "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "CALL_FUNCTION_EX", "CALL_INTRINSIC_1",
 })  # fmt: skip
-"""Instructions that pass a value to a call, or prepare that."""
+"""Instructions that pass a value to a call or prepare that."""
 
 
 _FILLS = frozenset({
@@ -43,10 +43,10 @@ class Use(NamedTuple):
     """A global that is read.
 
     Attributes:
-        chain: Its name and the attributes that are read of it at once.
+        chain: Its name and the attributes that are read from it directly.
         by: The instruction that takes the value, such as `BINARY_SUBSCR` or one of `CALLS`.
         key: The subscript or the first argument: a text, or the name of a global in a tuple;
-            `None` where it is something else.
+            `None` if it is something else.
     """
 
     chain: tuple[str, ...]
@@ -62,14 +62,13 @@ class Use(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What code takes from outside itself.
+    """Names and imports that code uses from outside itself.
 
     Attributes:
         uses: The globals that it reads.
         modules: Modules that it imports itself: the name, with a dot for each level, and what is
             taken from there.
-        members: What it reads of those, by the name of the module; the chain begins with that
-            name.
+        members: The uses of those modules, by the name of the module, with which the chain begins.
         stored: Names of globals that it sets.
         filled: Names of variables in closures and of attributes that it fills in place, as
             `seen.append(x)` and `self.seen.append(x)` do.
@@ -91,7 +90,7 @@ class _Step(NamedTuple):
 
 
 def names_in(code: types.CodeType) -> Names:
-    """Return what a function and those inside it take from outside."""
+    """Return the names that a function and its nested functions use from outside."""
     uses: dict[Use, None] = {}
     modules: dict[tuple[str, tuple[str, ...]], None] = {}
     members: dict[tuple[str, Use], None] = {}
@@ -127,7 +126,7 @@ def names_in(code: types.CodeType) -> Names:
 
 
 def _steps(code: types.CodeType) -> Iterator[_Step]:
-    """Yield the instructions that count, those that do two things as two."""
+    """Yield the relevant instructions, with combined instructions split in two."""
     for each in dis.get_instructions(code):
         if each.opname in _IGNORED:
             continue
@@ -143,7 +142,7 @@ def _steps(code: types.CodeType) -> Iterator[_Step]:
 
 
 def _chain(steps: list[_Step], number: int) -> tuple[str, ...]:
-    """Return the name that an instruction loads, and the attributes that are read of it at once."""
+    """Return the name that an instruction loads, and the attributes read from it directly."""
     chain = [steps[number].value]
     for step in steps[number + 1 :]:
         if step.name not in _ATTRIBUTES:
@@ -177,7 +176,7 @@ def _key(step: _Step) -> str | tuple[str] | None:
 
 
 def _taker(steps: list[_Step], number: int) -> int | None:
-    """Return the instruction that takes what another one has put on the stack."""
+    """Return the instruction that consumes the value which another one put on the stack."""
     depth = 1
     for at in range(number + 1, len(steps)):
         depth += steps[at].effect
@@ -189,7 +188,7 @@ def _taker(steps: list[_Step], number: int) -> int | None:
 def _imported(
     steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
 ) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
-    """Yield the variables that an import sets, each with the module and what of it."""
+    """Yield the variables that an import sets, each with the module and the imported name."""
     member, alias = "", False
     for step in steps[number + 1 :]:
         if step.name == "IMPORT_FROM":

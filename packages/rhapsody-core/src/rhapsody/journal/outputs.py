@@ -68,14 +68,14 @@ class Outputs:
         return json.dumps(noted)
 
     def changed(self, former: str, made: str) -> dict[str, bytes]:
-        """Return where files were that an attempt made with other content than a former one.
+        """Return the former paths of files that a repeated attempt wrote with different content.
 
         Args:
-            former: What is noted of the former attempt.
-            made: What is noted of the attempt that made them again.
+            former: The record of the former attempt.
+            made: The record of the repeated attempt.
 
         Returns:
-            The former paths, each with the digest of the file that takes its place.
+            The former paths, each with the digest of the new file.
         """
         before, now = json.loads(former)["files"], json.loads(made)["files"]
         return {

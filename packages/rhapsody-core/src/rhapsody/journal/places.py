@@ -125,12 +125,12 @@ class NotYoursError(JournalError):
 
 
 def on_network(directory: Path) -> bool:
-    """Return whether other hosts may have mounted the file system of a directory, too."""
+    """Return whether other hosts may also have mounted the file system of a directory."""
     return file_system(os.fspath(directory)) in NETWORK
 
 
 def file_system(path: str) -> str:
-    """Return the type of the file system that a path is on, empty where it is not known."""
+    """Return the type of the file system that contains a path, empty if it is unknown."""
     try:
         mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:  # no Linux

@@ -136,7 +136,7 @@ class Journal:
     async def rhapsody_record_results(
         self, records: Sequence[Record]
     ) -> Sequence[Exception | None] | None:
-        """Keep results; they are seen when they are in the file."""
+        """Record results, before their futures are set."""
         return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
@@ -157,7 +157,7 @@ class Journal:
     async def preview(
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[tuple[Recorded | None, str]] | None:
-        """Find what would be reused, and say of each task what would become of it and why."""
+        """Find the results that would be reused, and explain for each task whether it would run."""
         return await self._on_thread(partial(self._preview, tasks))
 
     # On the journal's thread.
@@ -187,7 +187,7 @@ class Journal:
         self, tasks: Sequence[LookupTask], database: sqlite3.Connection
     ) -> list[Recorded | None]:
         self._keys.begin()
-        own_modules()  # workers get what is read now, or was read before
+        own_modules()  # workers receive the sources that are read by now
         with self._files.looking_once():  # none of these tasks has begun
             return [self._look_up(task, database) for task in tasks]
 
@@ -291,7 +291,9 @@ class Journal:
                         refused[record.uid] = error
                     continue
                 uid = _call(record.task["uid"])
-                if self._gone.pop(uid, None) is not None:  # it was not reused, as files are gone
+                if (
+                    self._gone.pop(uid, None) is not None
+                ):  # it was not reused because files are missing
                     for path in record.inputs.values():
                         self._readers.get(path or "", {}).pop(uid, None)
                 call = self._calls.pop(uid, None)
@@ -314,13 +316,13 @@ class Journal:
     def _made_again(
         self, record: Record, call: str, database: sqlite3.Connection
     ) -> DataError | None:
-        """Note files that were made again.
+        """Record files that were produced again.
 
-        Others than before are used by this run alone, and only if no result was reused that
-        belongs to the former ones: tasks must not see two versions of a file.
+        Files with new content are used by this run only, and only if no result of the former
+        content was reused: tasks must not see two versions of a file.
 
         Returns:
-            The error for the task where there is such a result. The next run makes all anew.
+            The error for the task if there is such a result. The next run computes both again.
         """
         recording, former = self._gone.pop(call, (0, None))
         try:
@@ -343,14 +345,14 @@ class Journal:
         if not reused and not self._has_value(recording, record.value, database):
             reused = ["its former result, which differs from the new one"]
         if not reused:
-            self._files.gone |= changed  # for look-ups that are under way
+            self._files.gone |= changed  # for lookups in progress
             return None
         self._store.forget(recording)
         files_named = ", ".join(sorted({repr(os.path.basename(path)) for path in changed}))
         return DataError(
             f"task {name!r} made {files_named} again with different content, and this run has "
             f"already reused {reused[0]}, which belongs to the former content; run the program "
-            "again: the next run computes both anew"
+            "again: the next run computes both"
         )
 
     def _has_value(self, recording: int, value: object, database: sqlite3.Connection) -> bool:

@@ -17,7 +17,7 @@ from rhapsody.sdk._origins import Origins, real_path
 
 
 class Program:
-    """What is the same for all functions of a run.
+    """State shared by all functions of a run.
 
     Args:
         directory: The program's: paths below it are told relative to it.
@@ -65,7 +65,7 @@ class Program:
         return self._files.of(path)
 
     def which(self, name: str, path: str | None) -> str | None:
-        """Return where a program is found that a command names.
+        """Return the path of a program that a command names.
 
         Args:
             name: Its name.
@@ -74,7 +74,7 @@ class Program:
         return self._files.once(shutil.which, name, os.F_OK | os.X_OK, path)
 
     def variables(self) -> Mapping[str, str | None]:
-        """Return the variables of `os.environ` that differ from those that the program began with.
+        """Return the variables of `os.environ` that have changed since the program started.
 
         One that was removed is `None`.
         """
@@ -101,11 +101,11 @@ def _set_by_program() -> Mapping[str, str | None]:
 
 @functools.cache
 def _began_with() -> Mapping[bytes, bytes]:
-    """Return the variables that this process was started with, as far as the system tells."""
+    """Return the initial environment of this process, as far as the system reports it."""
     try:
         with open("/proc/self/environ", "rb") as file:
             entries = file.read().split(b"\0")
-    except OSError:  # no Linux: what the program has set before is not seen
+    except OSError:  # not Linux: earlier changes are not detected
         return dict(os.environb)
     found: dict[bytes, bytes] = {}
     for entry in entries:

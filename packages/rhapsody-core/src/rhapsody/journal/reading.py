@@ -30,7 +30,7 @@ _HOW = {"held": "running", "free": "killed", "left": "killed"}
 """How a run has ended that does not say so, by the state of its lock."""
 
 COMPARED = 100
-"""With how many recordings of calls that were given the same a call is compared."""
+"""Number of recorded calls with equal arguments that a call is compared with."""
 
 _OF_FILES = {
     GONE: ", but files of it are gone: it ran again if one was read",
@@ -121,13 +121,13 @@ def runs(database: sqlite3.Connection, path: Path) -> list[RunOf]:
 
 
 def names(database: sqlite3.Connection) -> list[str]:
-    """Return the names of all tasks that the journal knows."""
+    """Return the names of all tasks in the journal."""
     found = database.execute("SELECT name FROM recordings UNION SELECT name FROM refused")
     return [name for (name,) in found]
 
 
 def explain(database: sqlite3.Connection, task: str | None = None) -> list[Explained]:
-    """Say what became of tasks in the last run: those of a name, or of a uid, or all.
+    """Explain what the last run did with tasks: those of a name or uid, or all.
 
     Raises:
         JournalError: The last run had none such.
@@ -190,9 +190,9 @@ class Earlier:
         self._names: dict[str, dict[object, list[tuple[str, str, bytes | None]]]] = {}
 
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
-        """Say what made a task run: the least that it differs in from an unused recording.
+        """Explain why a task ran: the smallest difference from an unused recording.
 
-        That is the recording of the same call, or of one that was given the same.
+        The recording is that of the same call, or of a call with equal arguments.
         """
         if self._started_over:
             return "the run started over"
@@ -207,7 +207,7 @@ class Earlier:
             )
             if (changed := _changes(_ingredients(self._database, their_parts, their_code), now))
         ]
-        return "; ".join(min(changes)[2]) if changes else "nothing of it was kept before"
+        return "; ".join(min(changes)[2]) if changes else "it was not recorded before"
 
     def _load(self, name: str) -> dict[object, list[tuple[str, str, bytes | None]]]:
         found: dict[object, list[tuple[str, str, bytes | None]]] = {}

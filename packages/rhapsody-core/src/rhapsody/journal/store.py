@@ -234,7 +234,7 @@ class Store:
         try:
             self._wait(lambda: self._end(how))
         except JournalError:
-            if how == "done" and self.run:  # a full disk has room for an empty file, as a rule
+            if how == "done" and self.run:  # a full disk usually has room for an empty file
                 with contextlib.suppress(OSError):
                     Path(done_mark(self.path, self.run)).touch(0o600)
             raise
@@ -376,7 +376,7 @@ class Store:
         self.used[recording] = MADE_AGAIN
 
     def forget(self, recording: int) -> None:
-        """Remove a recording that was used: no later run can use it."""
+        """Remove a used recording, so that no later run can use it."""
         self._database.execute("DELETE FROM recordings WHERE id = ?", (recording,))
         self.used.pop(recording, None)
 
@@ -390,7 +390,7 @@ class Store:
         return None if row is None else row[0]
 
     def refuse(self, name: str, why: str) -> None:
-        """Note why tasks of a name are not recorded."""
+        """Record the reason why tasks of a name are not recorded."""
         row = "INSERT OR REPLACE INTO refused VALUES (?, ?, ?)"
         texts = [each.encode("utf-8", "backslashreplace").decode() for each in (name, why)]
         self._database.execute(row, (self.run, *texts))
@@ -491,7 +491,7 @@ def lock_of(path: Path, run: int) -> str:
 
 
 def done_mark(path: Path, run: int) -> str:
-    """Return the file that stands for the end of a run that could not be written to the journal."""
+    """Return the file that marks the end of a run which could not be written to the journal."""
     return f"{path}.{run}.done"
 
 

@@ -2,9 +2,9 @@
 
 Comments, docstrings, annotations of arguments and of variables in functions, positions and the
 place of the file do not count.
-What is loaded counts, and not what the file says by now: where the two differ, and where there is
-no source, it is the digest of the compiled code, which belongs to one minor version of Python. Of
-modules and classes there is the file alone: one that was changed since the program started is
+The loaded code counts, not the current content of the file. If the two differ, or if there is no
+source, the digest is that of the compiled code, which depends on the minor version of Python. For
+modules and classes there is only the file: one that has changed since the program started is
 refused.
 """
 
@@ -29,7 +29,7 @@ from rhapsody.sdk.modules import with_inner
 from rhapsody.sdk.runner import process_began
 
 BEGAN: int = process_began() or time.time_ns()
-"""When this process was started; in a forked one where its parent was, if that had this module."""
+"""Start time of this process, or of its parent if it was forked after this module was loaded."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 

@@ -52,13 +52,13 @@ _MACHINERY = (
     "rhapsody.engine.workflow", "rhapsody.engine.tasks", "rhapsody.backends.", "rhapsody_dask.",
     "rhapsody_radical.",
 )  # fmt: skip
-"""What modules of classes begin with whose objects are our own."""
+"""Prefixes of the modules whose objects are Rhapsody's own."""
 
 _LOCKS = frozenset((
     "_thread", "threading", "asyncio.locks", "multiprocessing.synchronize",
     "concurrent.futures.thread", "concurrent.futures.process",
 ))  # fmt: skip
-"""Modules whose objects order what runs, and do not affect what it returns."""
+"""Modules whose objects schedule or synchronize work and do not affect results."""
 
 _TALK = frozenset(("logging", "loguru", "structlog", "rich", "tqdm"))
 """Packages whose objects only write messages."""
@@ -128,8 +128,8 @@ class Values:
 
         Args:
             value: The value.
-            whole: All of it has to have one. Otherwise objects that do not affect results, such as
-                loggers and locks, count by their class.
+            whole: Whether every part must have a digest. Otherwise objects that do not affect
+                results, such as loggers and locks, count by their class.
 
         Raises:
             NoDigestError: It has none.
@@ -363,7 +363,7 @@ def _is_free(value: object) -> bool:
 
 
 def _content(variable: ContextVar[Any]) -> list[Any]:
-    """Return the value of a context variable, which tasks see as it is by default."""
+    """Return the default of a context variable, which is the value that tasks see."""
     try:
         return [variable.get()]
     except LookupError:
@@ -372,7 +372,7 @@ def _content(variable: ContextVar[Any]) -> list[Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _cached_properties(kind: type) -> frozenset[str]:
-    """Return the names of a class's cached properties, whose values follow from the rest."""
+    """Return the names of a class's cached properties, whose values are derived."""
     found = ((name, each) for base in kind.__mro__ for name, each in vars(base).items())
     return frozenset(name for name, each in found if type(each) is functools.cached_property)
 

@@ -17,7 +17,7 @@ LISTED = 20
 """How many results are listed."""
 
 MUCH = 10**9
-"""From how many bytes on the disk that runs take is shown."""
+"""Disk use of runs, in bytes, above which it is shown."""
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
@@ -40,7 +40,7 @@ def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
         lines.append(f"the run's files: {shown(run)}")
     if summary.disk_use > MUCH:
         base = run.parent if run is not directory else directory
-        hint = ": rhapsody clean removes what ended runs have left" if base.name == BASE else ""
+        hint = ": rhapsody clean removes the files of ended runs" if base.name == BASE else ""
         lines.append(f"{size_text(summary.disk_use)} in {shown(base)}{hint}")
     how = numbers(counts, summary.stats.retried, summary.stats.recorded)
     return [*lines, f"rhapsody: {how} in {duration(summary.seconds)}"]
@@ -94,8 +94,8 @@ def _held_back(counts: Counts) -> list[str]:
 def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
     """Return the lines about the files that a run has left, the first ones of many.
 
-    Files that other tasks read come last, and before them those without a place of their own, which
-    are in the engine's directory.
+    Files that other tasks read come last, preceded by those without a destination, which are in the
+    engine's directory.
     """
 
     def order(file: SavedFile) -> tuple[bool, bool]:
@@ -112,10 +112,10 @@ def results_of(results: Sequence[SavedFile], directory: Path) -> list[str]:
 
 
 def _stale(files: Sequence[SavedFile]) -> list[str]:
-    """Return the lines about results that are not of this run."""
+    """Return the lines about results that are not from this run."""
     if not files:
         return []
-    lines = [f"stale, of an earlier run ({len(files)}):"]
+    lines = [f"stale, from an earlier run ({len(files)}):"]
     lines += [f"  {shown(file.path)}  ({file.task}, {file.uid})" for file in files[:LISTED]]
     more = len(files) - LISTED
     return lines + [f"  ... and {more} more"] * (more > 0)

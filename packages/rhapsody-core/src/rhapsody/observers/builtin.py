@@ -31,7 +31,7 @@ class BuiltIn:
     Attributes:
         observers: Those that are asked for.
         prof: Puts events of the program's into the trace.
-        task_log: What logs each task, where INFO is enabled.
+        task_log: The observer that logs each task, if INFO is enabled.
 
     Raises:
         TypeError: `progress` is of another type.

@@ -1,4 +1,4 @@
-"""Failures of a run, equal ones together: thirty tasks with one fault are one entry."""
+"""Groups of equal failures: thirty tasks with the same fault are one entry."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rhapsody.errors import TaskFailedError, describe_error, first_call, is_a, t
 from rhapsody.tracebacks import as_lines, last_frames, location_of
 
 EXAMPLES = 4
-"""How many failures of a group are kept, the first ones."""
+"""Number of failures of a group that are kept, the first ones."""
 
 GROUPS = 200
-"""How many groups are kept, the first ones."""
+"""Number of groups that are kept, the first ones."""
 
 LISTED = 20
-"""How many groups are listed."""
+"""Number of groups that are listed."""
 
 PRINTED = 10
-"""How many lines of an error are shown after the first, or else of standard output; the last."""
+"""Number of last lines shown of an error, after its first line, or else of standard output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,12 @@ class Failure:
     """A task that has failed.
 
     Attributes:
-        call: The call as it stands in the program, shortened, and the uid.
+        call: The call with its arguments, shortened, and the uid.
         error: Its exception in words.
         attempt: Which attempt it was, from 1.
         frames: The last frames of its traceback, as Python prints them.
         sandbox: The directory that it ran in, `None` if it had none.
-        stdout: The end of what it wrote to standard output, as its exception's note has it.
+        stdout: The end of its standard output, from the note on its exception.
     """
 
     call: str
@@ -67,15 +67,15 @@ class Failure:
 
 @dataclass(slots=True)
 class FailureGroup:
-    """Failures of tasks with one name, of one type and from one place in the user's code.
+    """Failures with the same task name, type and place in the user's code.
 
     Attributes:
         name: The tasks' name.
         kind: The exception's type, or the exit code.
-        text: The first line of the error, `None` if not all have the same.
+        text: The first line of the error, `None` if the failures differ in it.
         location: The place, such as `stats.py:12`, `None` if there is none.
         count: How many there are.
-        examples: The first of them by their uids, without those that were tried again.
+        examples: The first failures by uid, without those that were retried.
     """
 
     name: str
@@ -111,14 +111,14 @@ class FailureGroup:
 
 
 Key = tuple[str, str, str | None]
-"""What failures of a group have in common: the tasks' name, `kind` and `location`."""
+"""Key of a group: the tasks' name, `kind` and `location`."""
 
 
 class FailureGroups:
     """The groups of a run's failures, in the order of the first failure of each.
 
-    What is kept is text, and no more than the first groups, with the first failures of each: a
-    million failures must not hold a million tracebacks.
+    Only text is kept, for the first groups and the first failures of each: a million failures must
+    not hold a million tracebacks.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class FailureGroups:
 
     @property
     def latest(self) -> list[FailureGroup]:
-        """The groups, the one that came last at the end."""
+        """The groups, the most recent one at the end."""
         return list(self._groups.values())
 
     def add(
@@ -161,7 +161,7 @@ class FailureGroups:
         return key
 
     def discard(self, key: Key, uid: str) -> None:
-        """Take back the failure of an attempt that another one follows."""
+        """Remove the failure of an attempt that is followed by another one."""
         group = self._groups.get(key)
         if group is None:
             self._ungrouped -= 1
@@ -180,7 +180,7 @@ class FailureGroups:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as it is shortest to type from here."""
+    """The shortest form of a path from the current directory."""
     try:
         return min(os.path.relpath(path), os.fspath(path), key=len)
     except OSError:  # the current directory was removed
@@ -203,14 +203,14 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def _kind(error: BaseException | None) -> str:
-    """What failures of a group have in common, though the texts may differ."""
+    """The exception type or exit code that a group's failures have in common."""
     if is_a(error, TaskFailedError) and error.exit_code is not None:
         return f"exit code {error.exit_code}"
     return type(error).__name__
 
 
 def _stdout(error: BaseException | None) -> str:
-    """What the note on an exception says of standard output, in which secrets are hidden."""
+    """The standard output in the note on an exception, with secrets hidden."""
     notes = None if error is None else vars_of(error).get("__notes__")
     for note in notes if type(notes) is list else ():
         _, found, rest = str(note).partition("  standard output ended with:\n")
@@ -220,7 +220,7 @@ def _stdout(error: BaseException | None) -> str:
 
 
 def _in_words(name: str, uid: str, error: BaseException | None) -> str:
-    """The error of a task, without the name of the task, which some of ours begin with."""
+    """The error of a task, without the task's name, with which some messages begin."""
     if error is None:
         return ""
     text = text_of(error)

@@ -81,7 +81,7 @@ class Progress:
         self.close()
         self._account = account(summary, self._counts, engine.work_dir)
         if self._account and not engine.dry_run:
-            note_in_log(engine.work_dir, "\n".join(["the account of the run", *self._account]))
+            note_in_log(engine.work_dir, "\n".join(["summary of the run", *self._account]))
         if self._prints:
             self.print_account()
 

@@ -15,7 +15,7 @@ log: logging.Logger = logging.getLogger("rhapsody.task")
 """Where they go, at INFO, with `task_uid` and `task_name` in each record."""
 
 PLACES = 1000
-"""How many places of failures are remembered, so that each is shown in full only once."""
+"""Number of places of failures that are remembered, so that each is shown in full only once."""
 
 _ENDS = {
     TasksMainStates.DONE: "done",
@@ -38,7 +38,7 @@ class TaskLog:
 
     @hookimpl
     def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
-        """Log what happened."""
+        """Log a batch of events."""
         for event in events:
             text = self._text(event)
             if text:

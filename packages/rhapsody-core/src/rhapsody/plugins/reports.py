@@ -55,10 +55,10 @@ class Summary:
         backends: By each backend's name what it tells of its life, see `account` of
             `ManagedBackend`; those that tell nothing are left out.
         results: Files that tasks made and that are there now.
-        stale: Files of an earlier run that are at the places of results which this run was to
-            make and has not: their tasks failed, were skipped or were cancelled.
-        disk_use: How many bytes are in the directory of the runs (`.rhapsody`, or `work_dir`), 0
-            where this run has left nothing there. Counting stops after half a second.
+        stale: Files of an earlier run at the destinations of results that this run did not
+            produce, because their tasks failed, were skipped or were cancelled.
+        disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), 0 if this run has
+            left nothing there. Counting stops after half a second.
         cut_short: Whether so many tasks failed that all others were cancelled, see `fail_fast` and
             `max_failures` of `WorkflowEngine.create`.
         held_back: Whether tasks were held back for the next run, as their backend was about to

@@ -223,8 +223,8 @@ class Record(NamedTuple):
         texts: As in `LookupTask`.
         makes_again: The `uid` of the `LookupTask` for which a plugin had a result whose files are
             gone, where the task ran for those alone; its value is not seen.
-        made_for: The tasks that have asked for these files so far, by their uids; by the former
-            uid, as in `makes_again`, those that are made again themselves.
+        made_for: The uids of the tasks that have requested these files so far; for tasks that are
+            repeated themselves, the former uid, as in `makes_again`.
     """
 
     uid: str
@@ -404,7 +404,7 @@ def rhapsody_lookup_results(
 def rhapsody_record_results(
     engine: ObservedEngine, records: Sequence[Record]
 ) -> Awaitable[Sequence[Exception | None] | None] | None:
-    """Keep results, before anybody sees them.
+    """Record results before their futures are set.
 
     Called on the engine's loop with a batch of tasks that succeeded, before their
     futures are set.
@@ -415,7 +415,7 @@ def rhapsody_record_results(
 
     Returns:
         `None`, or an awaitable: the futures of this batch are held until it is
-        done, while the loop and all other tasks go on. It may answer with an exception or `None`
+        done, while the loop and all other tasks go on. It may return an exception or `None`
         for each record: the task fails with the exception.
     """
 

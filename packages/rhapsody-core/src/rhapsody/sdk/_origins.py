@@ -29,7 +29,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str] | None] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Whether a module's file is the user's own: its source counts, and not its version."""
+        """Whether a module's file is the user's own, so that its source counts, not its version."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
@@ -38,7 +38,7 @@ class Origins:
         return not (self._installed(path) or path.startswith((*self._standard, *self._ours)))
 
     def version(self, module: str, file: object) -> tuple[str, str] | None:
-        """The distribution that an installed module is from, and its version; none for others."""
+        """The distribution of an installed module and its version; `None` for other modules."""
         if not isinstance(file, str) or not self._installed(real_path(file)):
             return None
         name = module.partition(".")[0]
@@ -47,7 +47,7 @@ class Origins:
         return self._versions[name]
 
     def _installed(self, path: str) -> bool:
-        """Whether a file is where packages are installed, also those of another environment."""
+        """Whether a file is in a directory of installed packages, in any environment."""
         return path.startswith(self._places) or "/site-packages/" in path
 
 
@@ -65,7 +65,7 @@ def _version(name: str) -> tuple[str, str] | None:
 
 
 def file_of(module: Any) -> str | None:
-    """The file of a module that is called so; `<text>` for one that was made of a text."""
+    """The file of the module with a name; `<text>` for a module created from text."""
     found = sys.modules.get(module)
     file = getattr(found, "__file__", None)
     if isinstance(file, str):
@@ -74,6 +74,6 @@ def file_of(module: Any) -> str | None:
 
 
 def spec_of(name: str, path: Any) -> ModuleSpec | None:
-    """Where a module is from that need not be imported yet; nothing is imported for it."""
+    """The spec of a module, which is not imported for this."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     return spec if isinstance(spec, ModuleSpec) else PathFinder.find_spec(name, path)

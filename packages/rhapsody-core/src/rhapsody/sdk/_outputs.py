@@ -60,10 +60,10 @@ class ProgramOutput:
 
 
 def _text(descriptor: int) -> str:
-    """Return what a file holds now; output that is still being written to it is left out.
+    """Return the current content of a file, without output that is still being written.
 
-    CPython extends a string in place where such a loop is all that refers to it, so that the peak
-    is the text and one piece. Joining a list, or decoding all bytes at once, takes twice the size.
+    CPython extends a string in place if only this loop refers to it, so that the peak memory is
+    the text and one piece. Joining a list, or decoding all bytes at once, takes twice the size.
     """
     text = ""
     for piece in _pieces(descriptor):
@@ -76,7 +76,7 @@ def _pieces(descriptor: int) -> Iterator[str]:
     size, offset = os.fstat(descriptor).st_size, 0
     while offset < size:
         data = os.pread(descriptor, min(CHUNK, size - offset), offset)
-        if not data:  # it was cut meanwhile
+        if not data:  # truncated meanwhile
             break
         offset += len(data)
         yield decoder.decode(data)

@@ -83,7 +83,7 @@ def order_of(
         directory: Where files of the call's go. Default: its sandbox.
         more: What only the backend's own `Runner` reads; of Python's own types.
         modules: The program's own modules, see `rhapsody.sdk.modules.own_modules`, or their first
-            `REFERENCE` bytes where the worker has received them. Default: all of them.
+            `REFERENCE` bytes if the worker has received them. Default: all modules.
     """
     sandbox = task.get("sandbox")
     return Order(
@@ -283,7 +283,7 @@ _FRAME = re.compile(r'^([ |]*)File "([^"\n]+)", line (\d+), in .*\n(?!\1  )', re
 
 
 def _with_source(text: str) -> str:
-    """Add the source lines that only this program can read, such as those of a notebook."""
+    """Add source lines that only this program can read, such as those of a notebook."""
 
     def frame(found: re.Match[str]) -> str:
         indent, file, number = found.groups()

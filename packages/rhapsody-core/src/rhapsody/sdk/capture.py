@@ -282,7 +282,7 @@ class Tee:
         except BrokenPipeError:
             if recorder is None:
                 raise
-            return len(text)  # kept with the task, which must not fail if nothing reads the program
+            return len(text)  # kept with the task, which must not fail with a closed stdout
         return written
 
     def writelines(self, lines: Iterable[str]) -> None:

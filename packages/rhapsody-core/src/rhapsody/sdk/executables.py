@@ -41,7 +41,7 @@ THREAD_COUNTS = (
 
 
 def thread_count(cores: float) -> int:
-    """Return how many threads numeric libraries may use on so many cores; 0 for no cores."""
+    """Return the number of threads for numeric libraries on some cores; 0 without cores."""
     return max(1, int(cores)) if cores else 0
 
 
@@ -54,8 +54,8 @@ def task_environment(
 
     Args:
         task: The description.
-        cores: How many threads numeric libraries are told to use, at least one for a fraction;
-            0 tells them nothing.
+        cores: The number of threads for numeric libraries, at least one for a fraction; 0 does
+            not limit them.
         gpus: The GPUs it was given, perhaps none at all; `None` where nobody hands out GPUs.
     """
     environment: dict[str, str] = {}

@@ -197,7 +197,7 @@ class SharedLoop:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Lock()  # held while the thread is started or taken away
+        self._lock = threading.Lock()  # held while the thread is started or removed
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: Mailbox[Callable[[], object]] | None = None
@@ -256,7 +256,7 @@ class SharedLoop:
         return task
 
     def stop(self, timeout: float) -> None:
-        """End the thread, with whatever runs on it, and wait for that for `timeout` seconds.
+        """End the thread and all coroutines on it, and wait at most `timeout` seconds for that.
 
         A later `call` starts another thread.
         """
@@ -269,7 +269,7 @@ class SharedLoop:
         thread.join(timeout)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._loop is loop:  # a coroutine must not stop the loop that others are on
+        while self._loop is loop:  # a coroutine must not stop the loop of others
             try:
                 loop.run_forever()
             except BaseException as error:  # a SystemExit out of a task that one started

@@ -1,9 +1,9 @@
 """Source of the program's own modules, as it is sent to workers with the calls.
 
-The worker's half is `rhapsody.sdk.runner.SentModules`. What is sent: every module that the
-program has imported and that is no installed distribution, and the modules that these would import
-later, inside functions. Each file is read once, when it is first seen: an edit while the program
-runs does not reach its workers, as it does not reach the program, until that reloads a module.
+The worker's half is `rhapsody.sdk.runner.SentModules`. Every imported module that is not part of an
+installed distribution is sent, with the modules that it would import later, inside functions. Each
+file is read once, when it is first seen: an edit while the program runs does not reach its workers,
+as it does not reach the program, until that reloads a module.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ _IMPORT = re.compile(
     rb"|import[ \t]+((?:[^\n#;\\]|\\\r?\n)+))",
     re.MULTILINE,
 )
-"""An import statement, or what looks like one: names that lead nowhere do no harm."""
+"""An import statement, or similar text: names of missing modules do no harm."""
 
 _IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']")
 """An import by a call with a literal name."""
 
 
 def own_modules() -> bytes | None:
-    """Return the program's own modules, packed for `Order.modules`; `None` where it has none.
+    """Return the program's own modules, packed for `Order.modules`; `None` if it has none.
 
-    The same object as long as they are the same. Cheap to call for each task.
+    Returns the same object as long as the modules are unchanged. Cheap to call for each task.
     """
     return _program.packed()
 
 
 def altered(name: str) -> bool:
-    """Return whether a module's file may say something else than what this program has imported."""
+    """Return whether a module's file may differ from the version that this program imported."""
     return name in _program.altered
 
 
@@ -95,7 +95,7 @@ class _Program:
         return True
 
     def _look(self) -> None:
-        """Find the program's own modules anew; files that were seen before are not read again."""
+        """Find the program's own modules again, without reading known files again."""
         count, path, began = len(sys.modules), list(sys.path), time.time_ns()
         former, self._sources = self._sources, {}
         if path != self._path:
@@ -169,7 +169,7 @@ class _Program:
                 self._sources[name] = None, NAMESPACE
 
     def _follow(self, former: dict[str, tuple[Any, Source]]) -> None:
-        """Add the own modules that code imports when it runs."""
+        """Add the program's own modules that code imports when it runs."""
         todo: list[tuple[bytes | None, str]] = []
         for variables in _run_as_scripts():
             file = variables["__file__"]
@@ -236,7 +236,7 @@ def _imported(own: Any) -> Iterator[tuple[str, types.ModuleType, str]]:
             continue
         if not issubclass(type(module), types.ModuleType):  # cffi's pretend to be modules
             continue
-        variables = object.__getattribute__(module, "__dict__")  # a lazy one stays so
+        variables = object.__getattribute__(module, "__dict__")  # does not load a lazy module
         file, spec = variables.get("__file__"), variables.get("__spec__")
         if file is not None and getattr(spec, "name", None) == name and own(name, file):
             yield name, module, file
@@ -279,7 +279,7 @@ def _package(name: str, source: Source) -> str:
 
 
 def _names(text: bytes) -> set[str]:
-    """The names of modules that a source text imports, and of what it takes from them."""
+    """The names of modules that a source text imports, and the names imported from them."""
     names = {each.decode(errors="replace") for each in _IMPORT_CALL.findall(text)}
     for module, taken, modules in _IMPORT.findall(text):
         words = (taken or modules).replace(b"\\", b" ").strip(b"() \t\r\n").split(b",")
@@ -294,7 +294,7 @@ def _names(text: bytes) -> set[str]:
 
 
 def _says(content: bytes, file: str, module: types.ModuleType) -> bool:
-    """Return whether a text is what a module was imported from, as far as can be seen."""
+    """Return whether a module was imported from a text, as far as can be determined."""
     try:
         code = compile(content, file, "exec", dont_inherit=True)
         tree = ast.parse(decode_source(content))

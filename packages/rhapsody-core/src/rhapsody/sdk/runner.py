@@ -3,12 +3,12 @@
 The other half, `rhapsody.sdk.calls`, packs a call and reads its outcome. A backend with a
 step of its own overrides that step of `Runner`.
 
-Functions of the program's own modules are pickled by name, and a worker that lives longer than
-the program may have an older version of such a module, or none. So the program sends the source
-of its own modules (`rhapsody.sdk.modules`), each call names the versions that it was made with,
-and `SentModules` imports these, in place of what the worker has. Sending functions by value
-would not do: modules hold locks and caches, classes must stay the same class from call to call,
-and a function may import a module when it runs.
+Functions of the program's own modules are pickled by name, and a worker that lives longer than the
+program may have an older version of such a module, or none. So the program sends the source of its
+own modules (`rhapsody.sdk.modules`), each call names the versions that it was made with, and
+`SentModules` imports these instead of the worker's versions. Sending functions by value would not
+be enough: modules hold locks and caches, classes must stay the same class from call to call, and a
+function may import a module when it runs.
 
 This file needs the standard library and cloudpickle only, so that it can be sent to where
 Rhapsody is not installed, and run there. What travels is of Python's own types, but for what
@@ -76,8 +76,8 @@ class Order(NamedTuple):
         capture: What to do with its output, as in the task's description.
         directory: Where files of the call's go, such as large output; `None` for nowhere.
         more: What only the backend's own `Runner` reads; of Python's own types.
-        modules: The program's own modules, or their first `REFERENCE` bytes where the worker was
-            sent them before; `None` where the program has none.
+        modules: The program's own modules, or their first `REFERENCE` bytes if the worker has
+            received them before; `None` if the program has none.
     """
 
     version: int
@@ -258,7 +258,7 @@ class Runner:
         return _none if order.capture is False else Captured(order)
 
     def modules(self, order: Order) -> AbstractContextManager[Any]:
-        """Return what makes the program's own modules importable in the versions it has."""
+        """Return a context that makes the program's own modules importable in its versions."""
         return nullcontext() if order.modules is None else sent_modules().using(order.modules)
 
     def environment(self, order: Order) -> AbstractContextManager[Any]:
@@ -305,13 +305,13 @@ class StaleModuleError(ImportError):
 
 
 class Source(NamedTuple):
-    """A module of a program's own. Travels as a plain tuple.
+    """A module of the program. Sent as a plain tuple.
 
     Attributes:
         file: Its file in the program; `None` for a namespace package.
         package: Whether it is a package.
         digest: The digest of the file's content.
-        text: The content, `None` where it is no source, but an extension module, say.
+        text: The content, `None` if it is not source, as for an extension module.
     """
 
     file: str | None
@@ -330,14 +330,14 @@ class _Held:
 
 
 class SentModules:
-    """The own modules of programs on a worker: a finder of `sys.meta_path`. Thread-safe.
+    """Modules that programs have sent to a worker: a finder of `sys.meta_path`. Thread-safe.
 
-    A module has one version at a time. Another one replaces it, together with all modules of that
-    program, which may have taken names from it, unless calls are using it: then the new call fails.
+    A module has one version at a time. A new version replaces it, together with all modules of that
+    program, which may have imported names from it. If calls are using it, the new call fails.
 
     Attributes:
         program: The id of the program that runs in this process, and the process's id: its
-            modules are here already. `None` in mere workers.
+            modules need not be sent. `None` in workers.
         loaded: The spec and the digest of each module whose version is known.
     """
 
@@ -352,7 +352,7 @@ class SentModules:
         self._held: dict[bytes, _Held] = {}
 
     def receive(self, packed: bytes) -> None:
-        """Keep modules for calls that name them, until they were discarded as often."""
+        """Keep modules for calls that refer to them, until they were discarded as often."""
         with self._lock:
             self._sent[packed[:REFERENCE]] = packed
             self._times[packed[:REFERENCE]] += 1
@@ -383,7 +383,7 @@ class SentModules:
             modules: The packed modules, or their first `REFERENCE` bytes.
 
         Raises:
-            StaleModuleError: Calls are using other versions, or there is no way to replace one.
+            StaleModuleError: Calls are using other versions, or a module cannot be replaced.
         """
         if self.program == (modules[:_PROGRAM], os.getpid()):
             yield
@@ -419,9 +419,9 @@ class SentModules:
                     continue
                 if held.users:
                     raise StaleModuleError(
-                        f"module {name!r} has version {_short(wanted)} in the program, and calls "
-                        f"that use version {_short(source)} are running on this worker: wait for "
-                        "their end, or use workers that make one call at a time"
+                        f"module {name!r} has version {_short(wanted)} in the program, but calls "
+                        f"that use version {_short(source)} are running on this worker: wait until "
+                        "they have ended, or use workers that run one call at a time"
                     )
                 going.append(other)
                 break
@@ -435,8 +435,8 @@ class SentModules:
         for name in stale:
             if sources[name].text is None and sources[name].file is not None:
                 raise StaleModuleError(
-                    f"the extension module {name!r} was imported by this worker before, perhaps in "
-                    f"another version than {_short(sources[name])}: restart the worker"
+                    f"this worker has already imported the extension module {name!r}, possibly "
+                    f"not in version {_short(sources[name])}: restart the worker"
                 )
         if stale:
             self._forget(name for name in here if name not in in_use)
@@ -454,7 +454,7 @@ class SentModules:
         return held
 
     def _drop(self, programs: Iterable[bytes]) -> None:
-        """Forget the modules of programs, except those that others have in the same version."""
+        """Forget the modules of programs, except those that other programs share."""
         dropped = [self._held.pop(program) for program in programs]
         kept = {name for held in self._held.values() for name in held.sources}
         self._forget(name for held in dropped for name in held.sources if name not in kept)
@@ -467,7 +467,7 @@ class SentModules:
                 delattr(sys.modules[parent], child)
 
     def _is(self, name: str, module: Any, source: Source) -> bool:
-        """Return whether a module that is imported here has a version, as far as is known."""
+        """Return whether an imported module has the wanted version, as far as is known."""
         spec, file = getattr(module, "__spec__", None), getattr(module, "__file__", None)
         known = self.loaded.get(name)
         if known is not None and known[0] is spec:
@@ -504,7 +504,7 @@ class SentModules:
         return self._binary(name, source, where)
 
     def _binary(self, name: str, source: Source, where: list[str] | None) -> ModuleSpec | None:
-        """Return the spec of an extension module, which has to be here in the same version."""
+        """Return the spec of an extension module, which must exist here in the same version."""
         assert source.file is not None
         try:
             here = digest_of(Path(source.file).read_bytes())
@@ -523,7 +523,7 @@ class SentModules:
 
 
 class _SentLoader(SourceFileLoader):
-    """Imports a module from the source that was sent; from compiled code where that is the same."""
+    """Imports a module from the sent source, or from equal compiled code."""
 
     def __init__(self, name: str, file: str, source: Source, modules: SentModules) -> None:
         super().__init__(name, file)
@@ -533,7 +533,7 @@ class _SentLoader(SourceFileLoader):
     def exec_module(self, module: Any) -> None:
         """Run the module's code."""
         self._modules.loaded[module.__name__] = module.__spec__, self._source.digest
-        with suppress(SyntaxError, UnicodeDecodeError):  # which the import raises
+        with suppress(SyntaxError, UnicodeDecodeError):  # raised by the import itself
             lines = self.get_source(module.__name__).splitlines(keepends=True)
             linecache.cache[self.path] = sum(map(len, lines)), None, lines, self.path
         super().exec_module(module)
@@ -558,7 +558,7 @@ class _SentLoader(SourceFileLoader):
 def sent_modules() -> SentModules:
     """Return the modules that programs have sent to this process."""
     if _own.modules is None:
-        # Where this file travels by value, there are several of it.
+        # If this file is sent by value, it exists several times.
         finders: Iterator[Any] = (f for f in sys.meta_path if hasattr(f, "sent_by_rhapsody"))
         _own.modules = next(finders, None) or SentModules()
     modules: SentModules = _own.modules
@@ -575,9 +575,9 @@ def _short(source: Source | None) -> str:
 
 
 def _others(sources: Mapping[str, Source]) -> list[str]:
-    """The modules here that are from the same directories as a program's own, and were not sent.
+    """Modules from the directories of a program's own modules that were not sent.
 
-    They were imported by names that the program made up as it ran, perhaps for an older program.
+    They were imported by computed names, perhaps for an older program.
     """
     roots = {_root(name, each.file, each.package) for name, each in sources.items()} - {None}
     found = []
@@ -601,12 +601,12 @@ def _root(name: str, file: str | None, package: bool) -> str | None:
 def process_began() -> int | None:
     """Return when this process was started, in nanoseconds, rounded up to a tick of the kernel's.
 
-    It is `None` where the system does not say.
+    It is `None` if the system does not report it.
     """
     try:
         with open("/proc/self/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])  # `starttime` in proc(5)
-        # The least of some: a process may be held up between its looks at the two clocks.
+        # The minimum of several: the process may be delayed between reading the two clocks.
         booted = min(-time.clock_gettime_ns(time.CLOCK_BOOTTIME) + time.time_ns() for _ in "123")
     except (OSError, AttributeError):  # no Linux
         return None
@@ -723,7 +723,7 @@ def dumps(value: Any, **options: Any) -> bytes:
 def pickler() -> Any:
     """Return the class of pickler that `dumps` uses, which a backend may extend."""
     if _own.pickler is None:
-        # Here, so that where it is missing each call says so.
+        # Imported here, so that each call reports if it is missing.
         import cloudpickle  # type: ignore[import-untyped,unused-ignore]
 
         reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
@@ -739,7 +739,7 @@ def pickler() -> Any:
 
 
 class _Own:
-    """What a process makes for itself: it stays behind where this module travels by value."""
+    """State of one process, which is not sent when this module is sent by value."""
 
     pickler: Any = None
     modules: Any = None

@@ -63,7 +63,7 @@ class LeftRun:
     def remove(self, paths: Iterator[str]) -> bool:
         """Remove paths in it, and with the last one the directory itself.
 
-        Copies beside the places of results that it has not finished are removed, too.
+        Its unfinished copies of results are removed, too.
 
         Returns:
             `False` where the run has come back to life meanwhile.

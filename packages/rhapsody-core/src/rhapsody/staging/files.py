@@ -67,7 +67,7 @@ class Stager:
     Args:
         work_dir: Where sandboxes are; made when the first one is.
         keep: Which sandboxes stay on disk: those of failed tasks, all, or none; with
-            `"results"` those of failed tasks, and of others the declared outputs.
+            `"results"` those of failed tasks, and the declared outputs of others.
         in_run: The engine's uid, where `work_dir` is a `.rhapsody` and it works in a directory of
             that name in this process's run.
         uid: The engine's uid where the program chose it: no other engine may use it now, and
@@ -80,9 +80,9 @@ class Stager:
             have; without it `RHAPSODY_FETCH_LIMIT`, else 10 GiB.
 
     Attributes:
-        results: Files that tasks made and that stay.
-        disk_use: After `close`, how many bytes are in the directory of the runs; 0 where this
-            engine has left nothing there.
+        results: Files that tasks made and that are kept.
+        disk_use: After `close`, the bytes in the directory of the runs; 0 if this engine has left
+            nothing there.
 
     Raises:
         ValueError: An argument, or an environment variable named above, is not
@@ -172,7 +172,7 @@ class Stager:
         outputs: Sequence[Output] = (),
         by_path: bool = True,
     ) -> File | InputFiles:
-        """Return what a task gets for a file object, see `File.bound_to`.
+        """Return the object that a task receives for a file, see `File.bound_to`.
 
         Of several files that it stands for, a list.
 
@@ -180,8 +180,8 @@ class Stager:
             file: The file object.
             sandbox: The task's sandbox.
             sources: What is left of its dependencies.
-            producer: What is left of the one that makes this file, where that is known.
-            outputs: The task's outputs, of which one may have the name of an input.
+            producer: The outcome of the task that makes this file, if that is known.
+            outputs: The task's outputs; one may have the name of an input.
             by_path: See `File.bound_to`.
         """
         bound = file.bound_to(sandbox, by_path=by_path)
@@ -213,7 +213,7 @@ class Stager:
             inputs: The input files among its arguments.
             outputs: The output files among its arguments.
             sources: What is left of its dependencies, in argument order.
-            made_by: What is left of those that make inputs, by the `id` of each of these.
+            made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
         Raises:
             DataError: An input is missing, ambiguous or cannot be fetched; or a file cannot be
@@ -413,7 +413,7 @@ class Stager:
         return list(puts)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox, off the loop; return `False` where there is none."""
+        """Remove a file of a sandbox, off the loop; return `False` if there is none."""
         return self._keep != "all" and self._sandboxes.discard(path)
 
     def spare(self, outcome: Outcome | None) -> None:
@@ -560,10 +560,10 @@ class Stager:
 def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace]) -> None:
     """Give an input another name in the sandbox of a task that writes a file of its name.
 
-    Through the link the task would write to the input itself.
+    Otherwise the task would write to the input through the link.
 
     Raises:
-        DataError: It can have no other name.
+        DataError: It cannot have another name.
     """
     path, _, gone = places.pop(name)
     other = name_beside_output(name)

@@ -32,13 +32,13 @@ def origins(
     sources: Sequence[Outcome],
     made_by: Mapping[int, Outcome] = MappingProxyType({}),
 ) -> dict[str, Origin]:
-    """Return where each file comes from that a task reads, by its name in the sandbox.
+    """Return the origin of each file that a task reads, by its name in the sandbox.
 
     Args:
         task: The task's description.
         inputs: Its input files.
         sources: What is left of its dependencies.
-        made_by: What is left of those that make inputs, by the `id` of each of these.
+        made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
     Raises:
         DataError: One comes from nowhere or is ambiguous, or two have one name.
@@ -69,12 +69,12 @@ def _each(
 def as_several(
     file: InputFile, sources: Sequence[Outcome], producer: Outcome | None = None
 ) -> InputFiles | InputFile:
-    """Return the object that a task gets for an input: several files, where it stands for these.
+    """Return the object that a task receives for an input: one file or several.
 
     Args:
         file: The input, bound to the task's sandbox.
         sources: What is left of its dependencies.
-        producer: What is left of the one that makes this file, where that is known.
+        producer: The outcome of the task that makes this file, if that is known.
     """
     if producer is not None:
         sources = (producer,)
@@ -110,7 +110,7 @@ def origin_of(
     sources: Sequence[Outcome],
     producer: Outcome | None = None,
 ) -> Origin:
-    """Return where a task's input comes from: what it declares and what its dependencies wrote.
+    """Return the origin of a task's input: its dependencies, a URL or the disk.
 
     Raises:
         DataError: There is none, or two of the dependencies wrote it.
@@ -120,8 +120,8 @@ def origin_of(
         if name in producer.output_files:
             return Origin(producer=producer)
         raise DataError(
-            f"task {task['name']!r}: missing input file {name!r}: {producer.uid}, which promises "
-            "it, has not written it"
+            f"task {task['name']!r}: missing input file {name!r}: {producer.uid} promised it, "
+            "but did not write it"
         )
     if file.remote_url is not None:
         return Origin(url=file.remote_url)

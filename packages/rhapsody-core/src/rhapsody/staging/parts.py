@@ -1,7 +1,7 @@
-"""Half-written copies beside the places of results, which a killed run leaves behind.
+"""Unfinished copies next to the destinations of results, which a killed run leaves behind.
 
-A run notes, in its directory, in which directories it saves files. The next run and `rhapsody
-clean` look there for what a run that is no longer alive has not finished: names with its token.
+A run records, in its own directory, the directories in which it saves files. The next run and
+`rhapsody clean` look there for the unfinished copies of dead runs: names with the run's token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TOKEN = re.compile(r"[0-9a-f]{8}")
 
 
 def new_token() -> str:
-    """Return what the names of one engine's copies have in common."""
+    """Return the common part of the names of one engine's copies."""
     return uuid.uuid4().hex[:8]
 
 
@@ -30,13 +30,13 @@ def part_of(path: Path, token: str) -> Path:
 
 
 def note(run: Path, token: str, directory: Path) -> None:
-    """Note that a run saves files in a directory."""
+    """Record that a run saves files in a directory."""
     with open(run / PARTS, "a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{token} {directory}\n")
 
 
 def remove_parts(run: Path) -> None:
-    """Remove the copies that a run has not finished, which is no longer alive."""
+    """Remove the unfinished copies of a dead run."""
     try:
         noted = (run / PARTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except (OSError, ValueError):
@@ -62,7 +62,7 @@ def remove(part: Path) -> None:
 
 
 def remove_parts_of_others(base: Path, own: Path) -> None:
-    """Remove the copies that earlier runs in a `.rhapsody` have not finished."""
+    """Remove the unfinished copies of earlier runs in a `.rhapsody`."""
     with contextlib.suppress(OSError), os.scandir(base) as entries:
         for entry in entries:
             run = Path(entry.path)

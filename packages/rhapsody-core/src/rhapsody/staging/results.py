@@ -89,7 +89,7 @@ class Results:
         ]
 
     def is_read(self, producer: str, name: str) -> None:
-        """Note that a task reads a file which the task with the uid `producer` makes."""
+        """Record that a task reads a file of the task with the uid `producer`."""
         self._read.add((producer, os.path.basename(name)))
 
     def add(self, files: Iterable[SavedFile]) -> None:

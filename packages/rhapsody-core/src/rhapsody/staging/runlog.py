@@ -1,8 +1,8 @@
 """The log of a run: what is logged under `rhapsody` while its engines live, in a file.
 
 It takes what the program has enabled, from INFO on, and changes neither a logger's level nor what
-the program's own handlers get. The file is made for the first record. `rhapsody run` notes the
-beginning of every run, and an engine with `progress` its account.
+the program's own handlers get. The file is made for the first record. `rhapsody run` logs the
+beginning of every run, and an engine with `progress` its summary.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RunLog(logging.Handler):
             _hand_on(record)
 
     def note(self, text: str) -> None:
-        """Write a text that other handlers do not get."""
+        """Write a text to the log file only."""
         self._take(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
 
     def _take(self, record: logging.LogRecord) -> None:

@@ -24,7 +24,7 @@ LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
 """The link to the newest run; the files in a run's directory beside those of its engines."""
 
 PARTS = ".parts"
-"""Another one, while engines of the run are alive: where they save files, see `staging.parts`."""
+"""File that lists where the run's live engines save files, see `staging.parts`."""
 
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
 """What a run's directory is called."""
@@ -167,7 +167,7 @@ def leave_run(run: Run, uid: str) -> None:
 
 
 def note_in_log(work_dir: Path, text: str) -> None:
-    """Write a text into the log of the run that an engine of this process works in, if any."""
+    """Write a text into the log of the run of an engine in this process, if there is one."""
     with _process.lock:
         runs = list(_process.runs.values())
     for run in runs:

@@ -45,7 +45,7 @@ class Fate(Enum):
     """What becomes of a sandbox."""
 
     REMOVE = "goes when nobody holds it, and at close"
-    PRODUCT = "goes, except for declared files, when nobody holds it; at close as `keep` says"
+    PRODUCT = "removed when unused, except for declared files; at close as `keep` says"
     STAY = "at close only where none are kept"
 
 
@@ -85,10 +85,10 @@ class _Declared:
     """The declared files of a sandbox.
 
     Attributes:
-        stay: Names of those that stay after the run.
-        until_end: Names of others, which are needed until the run has ended well.
-        results: Those of `stay` that are results so far: no task has read them.
-        recorded: Whether a later run may take them up.
+        stay: Names of the files that are kept after the run.
+        until_end: Names of files that are needed until the run has succeeded.
+        results: The files of `stay` that are results so far: no task has read them.
+        recorded: Whether a later run may reuse them.
     """
 
     stay: set[str]
@@ -118,12 +118,12 @@ class SandboxKeeper:
         self._complained = False
 
     def hold(self, path: str, fate: Fate, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
-        """Return the object that keeps a sandbox on disk; note what becomes of that afterwards."""
+        """Return the object that keeps a sandbox on disk, and record its later fate."""
         self.note(path, fate)
         return Sandbox(path, self, needs)
 
     def note(self, path: str, fate: Fate) -> None:
-        """Note what becomes of a sandbox that nothing needs to hold."""
+        """Record the fate of a sandbox that nothing holds."""
         if self._closed or (fate is Fate.STAY and self._keep != "none"):
             return
         self._fates[path] = fate
@@ -140,17 +140,17 @@ class SandboxKeeper:
         *,
         recorded: bool,
     ) -> None:
-        """Note which files outlive a sandbox, see `_Declared`."""
+        """Record which files outlive a sandbox, see `_Declared`."""
         if not self._closed:
             self._declared[path] = _Declared(set(stay), set(until_end), dict(results), recorded)
 
     def read(self, path: str, name: str) -> None:
-        """Note that a task has read a file, which is an intermediate one then."""
+        """Record that a task has read a file, which makes it intermediate."""
         if path in self._declared:
             self._declared[path].results.pop(name, None)
 
     def saved(self, path: str, name: str) -> None:
-        """Note that a file is where it was to be: it need not stay here after the run."""
+        """Record that a file was saved, so that it need not be kept after the run."""
         declared = self._declared.get(path)
         if declared is not None and name in declared.stay:
             declared.results.pop(name, None)
@@ -158,9 +158,9 @@ class SandboxKeeper:
             declared.stay.discard(name)
 
     def discard(self, path: str) -> bool:
-        """Remove a file of a sandbox on the thread; return `False` where there is none.
+        """Remove a file of a sandbox on the thread; return `False` if there is none.
 
-        It has another name from here on, which no task reads.
+        The file is renamed immediately, so that no task reads it.
         """
         removed = os.path.join(os.path.dirname(path), f"{RESERVED}{uuid.uuid4().hex}")
         try:
@@ -172,21 +172,21 @@ class SandboxKeeper:
         return True
 
     def spare(self, path: str) -> bool:
-        """Let a sandbox stay, see `Fate`; return `False` where it did already."""
+        """Keep a sandbox, see `Fate`; return `False` if it was kept already."""
         if self._fates.get(path, Fate.STAY) is Fate.STAY:
             return False
         self._fates[path] = Fate.STAY
         return True
 
     def drop(self, path: str) -> None:
-        """Note that nothing holds the sandbox any more. Called by destructors: takes no lock."""
+        """Record that nothing holds the sandbox any more. Called by destructors: takes no lock."""
         self._dropped.put(path)
 
     async def close(self, *, well: bool) -> None:
-        """Remove what does not stay, and wait until all removals are done.
+        """Remove files that are not kept, and wait until all removals are done.
 
         Args:
-            well: Whether the run has ended well.
+            well: Whether the run has succeeded.
         """
         self._closed = True
         self._ended_well = well
@@ -218,7 +218,7 @@ class SandboxKeeper:
         self._declared.clear()
 
     def _trim(self, path: str, declared: _Declared, *, dropped: bool = False) -> None:
-        """Remove what does not stay after the run, and report the results."""
+        """Remove files that are not kept after the run, and report the results."""
         self._kept(declared.results.values())
         if self._ended_well and (declared.until_end or not dropped):
             self._remove(path, declared.stay)

@@ -1,6 +1,6 @@
-"""What is used up: space, descriptors, processes.
+"""Exhausted resources: disk space, descriptors, processes.
 
-Looked at for the words of a failure, and once at the end of a run.
+Checked for the message of a failure, and once at the end of a run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def full_disk(sandbox: str | None, error: BaseException | None = None) -> str | 
 
 
 def disk_use(directory: str | os.PathLike[str], seconds: float = 0.5) -> int:
-    """Return the bytes of the files in a directory; of those found within some seconds."""
+    """Return the bytes of the files in a directory that are found within some seconds."""
     size, end = 0, time.monotonic() + seconds
     for place, _, names in os.walk(directory):
         for name in names:

@@ -22,7 +22,7 @@ class WorkDir:
         in_run: The engine's uid, where it works in a directory of that name in the run's.
 
     Attributes:
-        base: The directory of all runs, where it is in one; otherwise the same as `path`.
+        base: The directory of all runs if it is in one, otherwise the same as `path`.
         path: Where it is; may change until `settle` is called.
     """
 
@@ -50,7 +50,7 @@ class WorkDir:
         return self.path
 
     def note_parts(self, token: str, directory: Path) -> None:
-        """Note where files are saved, for the case that this process is killed meanwhile."""
+        """Record where files are saved, in case this process is killed."""
         if self._run is not None:
             with contextlib.suppress(OSError):  # a full disk
                 note(self._run.make(), token, directory)

@@ -52,15 +52,15 @@ class Cancellation:
             states = driver.history(task)
             trial.require(states[-1] is DONE, f"a {kind} was reported {[*map(str, states)]}")
 
-    @check("a function that waits can be cancelled", cancels("function", "queued"), SHARED)
+    @check("a queued function can be cancelled", cancels("function", "queued"), SHARED)
     async def test_a_waiting_function_is_cancelled(self, trial: Trial) -> None:
         await _cancel_waiting(trial, "function")
 
-    @check("a coroutine that waits can be cancelled", cancels("async_function", "queued"), SHARED)
+    @check("a queued coroutine can be cancelled", cancels("async_function", "queued"), SHARED)
     async def test_a_waiting_coroutine_is_cancelled(self, trial: Trial) -> None:
         await _cancel_waiting(trial, "async_function")
 
-    @check("an executable that waits can be cancelled", cancels("executable", "queued"), SHARED)
+    @check("a queued executable can be cancelled", cancels("executable", "queued"), SHARED)
     async def test_a_waiting_executable_is_cancelled(self, trial: Trial) -> None:
         await _cancel_waiting(trial, "executable")
 
@@ -124,7 +124,7 @@ class Cancellation:
     async def test_an_unstoppable_executable_is_reported_when_it_ends(self, trial: Trial) -> None:
         await _cancel_unstoppable(trial, "executable")
 
-    @check("a function can see that it was cancelled, and stop by itself", COOPERATIVE)
+    @check("a function can check for its cancellation and stop", COOPERATIVE)
     async def test_a_function_can_see_that_it_was_cancelled(self, trial: Trial) -> None:
         driver = await trial.driver()
         seconds = trial.kit.time_limit
@@ -177,7 +177,7 @@ class Cancellation:
             after = await driver.run_one(quick(driver, kind))
             trial.require(after.state is DONE, f"after a cancelled {kind}: {after}")
 
-    @check("a cancellation in the same turn as the submission is not lost", SHARED)
+    @check("a cancellation in the same loop iteration as the submission is not lost", SHARED)
     async def test_a_cancellation_at_once_is_not_lost(self, trial: Trial) -> None:
         kinds = _stoppable(trial)
         driver = await trial.driver()

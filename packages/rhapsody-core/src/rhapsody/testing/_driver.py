@@ -156,8 +156,8 @@ class Driver:
         backend: A backend, started or not.
         work_dir: Where sandboxes are made; a temporary directory that is removed
             at the end where none is given.
-        silence: Seconds without a report after which `run` takes the rest of a batch for lost,
-            once some of it has ended. `None`: it waits as long as it takes.
+        silence: Seconds without a report after which `run` considers the rest of a batch lost,
+            once some of its tasks have ended. `None`: no limit.
 
     Attributes:
         backend: The backend, started.
@@ -278,7 +278,7 @@ class Driver:
         """Submit the tasks and wait until each has ended.
 
         Returns:
-            Their ends, in the order given.
+            Their ends, in the given order.
 
         Raises:
             TimeoutError: Some tasks ended, then nothing was reported for `silence` seconds.
@@ -290,7 +290,7 @@ class Driver:
             ended = len(followed) - open_count
             patience = None
             if self._silence is not None and ended:
-                # A batch that took long so far may go on to do so.
+                # A batch that has been slow so far may stay slow.
                 patience = max(self._silence, 3 * (time.monotonic() - began))
             try:
                 async with asyncio.timeout(patience):

@@ -83,7 +83,7 @@ class Executables:
         end = await driver.run_one(driver.command("cat; echo end"))
         _require_output(trial, end, "end\n", "cat without standard input")
 
-    @check("a program that does not read its input succeeds all the same", EXECUTABLES)
+    @check("a program that does not read its input succeeds", EXECUTABLES)
     async def test_input_that_is_not_read_is_no_error(self, trial: Trial) -> None:
         driver = await trial.driver()
         end = await driver.run_one(driver.command(["true"], stdin="x" * 1_000_000))
@@ -105,7 +105,7 @@ class Executables:
             f"bytes that are no UTF-8: {end}",
         )
 
-    @check("big output comes whole, on both streams at once", EXECUTABLES, times=2)
+    @check("big output is complete, on both streams at once", EXECUTABLES, times=2)
     async def test_big_output_comes_whole(self, trial: Trial) -> None:
         driver = await trial.driver()
         size = trial.kit.output_bytes
@@ -125,7 +125,7 @@ class Executables:
             len(err) == size // 10, f"of {size // 10} characters to stderr {len(err)} came"
         )
 
-    @check("a program that is not there is FAILED, and its name is said", EXECUTABLES)
+    @check("a missing program is FAILED, and the error names it", EXECUTABLES)
     async def test_a_missing_program_fails(self, trial: Trial) -> None:
         driver = await trial.driver()
         name = "no-such-program-4711"
@@ -220,7 +220,7 @@ class Sandboxes:
                 trial.require(there == sandbox, f"its sandbox is {there!r}, not {sandbox!r}")
         trial.require(end.stderr == "err\n", f"it wrote 'err' to stderr: {end}")
 
-    @check("a `cwd` that is not there fails the task, and is named", EXECUTABLES, CWD)
+    @check("a missing `cwd` fails the task, and the error names it", EXECUTABLES, CWD)
     async def test_a_missing_directory_fails(self, trial: Trial) -> None:
         driver = await trial.driver()
         missing = str(trial.work_dir / "no-such-directory")

@@ -15,7 +15,7 @@ from rhapsody.testing._work import read
 class Files:
     """Linking by the backend's two hooks, and declared files through the engine."""
 
-    @check("a file from outside is there under its name", EXECUTABLES, FILES, SHARED)
+    @check("an input file from disk is in the sandbox under its name", EXECUTABLES, FILES, SHARED)
     async def test_a_file_from_outside_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
         for name in ("plain.txt", "with space & 'quote'.txt", "ünicode.txt"):
@@ -29,7 +29,9 @@ class Files:
             end = await driver.run_one(task)
             trial.require(end.stdout == f"in {name}", f"cat of {name!r}: {end}")
 
-    @check("a file from outside can have another name inside", EXECUTABLES, FILES, SHARED)
+    @check(
+        "an input file from disk can have another name in the sandbox", EXECUTABLES, FILES, SHARED
+    )
     async def test_a_linked_file_can_be_renamed(self, trial: Trial) -> None:
         driver = await trial.driver()
         outside = trial.work_dir / "long name.txt"
@@ -41,7 +43,7 @@ class Files:
         end = await driver.run_one(task)
         trial.require(end.stdout == "content", f"{end}")
 
-    @check("a file that another task wrote is there under its name", EXECUTABLES, FILES)
+    @check("a file of another task is in the sandbox under its name", EXECUTABLES, FILES)
     async def test_a_file_of_another_task_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
         source = driver.command("echo made > 'out file.txt'")
@@ -89,7 +91,7 @@ class Files:
                 trial.require(False, f"for {name!r} it raised {error!r}, not DataError")
             trial.require(False, f"it gave {name!r}, which is no file of the sandbox")
 
-    @check("all that a task left can be linked into another", EXECUTABLES, FILES)
+    @check("all files of a task can be linked into another sandbox", EXECUTABLES, FILES)
     async def test_all_that_a_task_left_is_linked(self, trial: Trial) -> None:
         driver = await trial.driver()
         first = await driver.run_one(driver.command("echo 1 > one; echo 2 > 'and two'"))
@@ -160,7 +162,7 @@ class Files:
         names = sorted(path.name for path in (results / "in").iterdir())
         trial.require(names == ["made.txt"], f"beside the file there is {names}")
 
-    @check("what an earlier run recorded is not run again, and its files are read",
+    @check("recorded tasks are not run again, and their files are read",
         EXECUTABLES, FILES, SAVES,
     )  # fmt: skip
     async def test_what_an_earlier_run_recorded_is_read(self, trial: Trial) -> None:
@@ -246,7 +248,7 @@ class Files:
         value = await open_it(InputFile(str(outside)))
         trial.require(value == (True, "from outside\n"), f"the function gave {value!r}")
 
-    @check("what a dependency left is there without a word", EXECUTABLES, FILES)
+    @check("undeclared files of a dependency are in the sandbox", EXECUTABLES, FILES)
     async def test_what_a_dependency_left_is_there(self, trial: Trial) -> None:
         flow = await trial.engine(implicit_data=True)
 
@@ -261,7 +263,7 @@ class Files:
         shown = await show(write())
         trial.require(shown == "left\n", f"the dependent read {shown!r}")
 
-    @check("an output that was promised and not written fails the task", EXECUTABLES, FILES)
+    @check("a promised output that was not written fails the task", EXECUTABLES, FILES)
     async def test_a_missing_output_fails_its_task(self, trial: Trial) -> None:
         from rhapsody.data import OutputFile
 

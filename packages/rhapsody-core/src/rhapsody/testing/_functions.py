@@ -150,11 +150,11 @@ class Functions:
         after = await driver.run_one(driver.call(add, 1))
         trial.require(after.value == 2, f"a task afterwards: {after}")
 
-    @check("what a function prints is kept with its task", SYNC, OUTPUT)
+    @check("the output of a function is kept with its task", SYNC, OUTPUT)
     async def test_what_a_function_prints_is_kept(self, trial: Trial) -> None:
         await _require_output(trial, say)
 
-    @check("what a coroutine prints is kept with its task", ASYNC, OUTPUT)
+    @check("the output of a coroutine is kept with its task", ASYNC, OUTPUT)
     async def test_what_a_coroutine_prints_is_kept(self, trial: Trial) -> None:
         await _require_output(trial, say_async)
 

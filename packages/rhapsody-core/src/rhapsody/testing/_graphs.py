@@ -114,7 +114,7 @@ class Graphs:
         result = await picked({"a": [plus(1)]}, more=(0, plus(2)))
         trial.require(result == 5, f"it gave {result!r}, not 5")
 
-    @check("a container on the way to a future is as it was at the call", FUNCTIONS)
+    @check("a container around a future is passed as it was at the call", FUNCTIONS)
     async def test_containers_are_as_they_were_called(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -133,7 +133,7 @@ class Graphs:
             f"called with lists of one future that grew after the call, it got {result!r}",
         )
 
-    @check("functions and executables work on each other's values", SYNC, EXECUTABLES)
+    @check("functions and executables use each other's values", SYNC, EXECUTABLES)
     async def test_kinds_of_task_can_be_mixed(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -148,7 +148,7 @@ class Graphs:
         result = await say(double(say(double(3))))
         trial.require(result == "12\n", f"it gave {result!r}, not '12\\n'")
 
-    @check("an argument list and a string give their output as the result", EXECUTABLES)
+    @check("a list and a string command return their output as the result", EXECUTABLES)
     async def test_executables_give_their_output(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -199,11 +199,11 @@ class Graphs:
         await future
         trial.require(since is not None, "while it runs `started_at` is None")
 
-    @check("current_task() says who is running", SYNC)
+    @check("current_task() returns the running task", SYNC)
     async def test_a_function_knows_its_task(self, trial: Trial) -> None:
         await _require_context(trial, sync=True)
 
-    @check("current_task() says who is running in a coroutine", ASYNC)
+    @check("current_task() returns the running coroutine task", ASYNC)
     async def test_a_coroutine_knows_its_task(self, trial: Trial) -> None:
         await _require_context(trial, sync=False)
 

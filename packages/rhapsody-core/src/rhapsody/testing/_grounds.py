@@ -1,9 +1,9 @@
-"""Fresh directories in which the checks run, so that what a backend leaves in them is seen.
+"""Fresh directories for the checks, in which files that a backend leaves are detected.
 
-Each check has a current directory of its own. The temporary directory is one for the whole
-process, because Python keeps files of its own in it (`multiprocessing` does). Another one is
-on `sys.path`, as the directory of a program's script is, with a module for the checks.
-Everything is removed when the process ends: workers may have been started in any of them.
+Each check has its own current directory. The temporary directory is shared by the whole process,
+because Python itself (`multiprocessing`) keeps files in it. A third directory, with a module for
+the checks, is on `sys.path`, like the directory of a program's script. All are removed when the
+process ends, because workers may have been started in any of them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Grounds:
             yield
         finally:
             os.chdir(self.home)
-            with suppress(ValueError):  # the backend took it out, which a check reports
+            with suppress(ValueError):  # the backend removed it, which a check reports
                 sys.path.remove(os.fspath(root / "m"))
             tempfile.tempdir = former[0]
             if former[1] is None:
@@ -78,7 +78,7 @@ class Grounds:
             self.temporary = None
 
     def written(self) -> list[str]:
-        """Return what was written into current directories since this was last called."""
+        """Return the files written into current directories since the last call."""
         if self._root is None:
             return []
         directories = [entry for entry in self._root.iterdir() if entry.name.isdigit()]

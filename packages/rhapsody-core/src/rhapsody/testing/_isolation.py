@@ -60,7 +60,7 @@ class Isolation:
             )
         trial.require(small == ["program"] and big[0] == 0, "the program's own were changed")
 
-    @check("big closures, one after the other, are held in bounded memory", SYNC, times=4)
+    @check("big closures, one after the other, use bounded memory", SYNC, times=4)
     async def test_big_closures_do_not_pile_up(self, trial: Trial) -> None:
         """Runs `closures` functions that hold `closure_bytes` each, and looks at the processes.
 

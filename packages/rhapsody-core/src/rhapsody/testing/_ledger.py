@@ -62,7 +62,7 @@ class Ledger:
         self._declared[kit] = capabilities
 
     def note(self, kit: type, name: str, check: Check, end: End, reason: str) -> None:
-        """Keep the end of a check; a failure stays where others of its rounds pass."""
+        """Record the result of a check; a failure stays even if other rounds pass."""
         former = self._noted.get(kit, {}).get(name)
         if former is not None and former.end == "failed":
             return

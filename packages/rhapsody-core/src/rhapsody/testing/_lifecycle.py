@@ -21,7 +21,7 @@ class Lifecycle:
     Checks that start a backend and checks that stop one take turns, see `Trial.hand_on`.
     """
 
-    @check("awaiting a backend starts it and gives it back", dry=True)
+    @check("awaiting a backend starts it and returns it", dry=True)
     async def test_awaiting_starts_it_and_gives_it_back(self, trial: Trial) -> None:
         backend = await trial.unstarted()
         given = await backend
@@ -36,7 +36,7 @@ class Lifecycle:
         await backend.shutdown()
         await _require_state(trial, backend, "shutdown")
 
-    @check("`await Backend.create(...)` gives a started backend", dry=True)
+    @check("`await Backend.create(...)` returns a started backend", dry=True)
     async def test_create_makes_and_starts_it(self, trial: Trial) -> None:
         kind = type(await trial.fresh())
         arguments = trial.kit.create_args, trial.kit.create_kwargs
@@ -64,7 +64,7 @@ class Lifecycle:
             f"over its life it said {' -> '.join(seen)}",
         )
 
-    @check("what it says of its end is seconds, 0 or more, or None", dry=True)
+    @check("the time until its end is None or a number of seconds, 0 or more", dry=True)
     async def test_its_end_is_seconds_or_none(self, trial: Trial) -> None:
         driver = await trial.driver()
         task = driver.command("true")
@@ -72,7 +72,7 @@ class Lifecycle:
             number = isinstance(left, int | float) and not isinstance(left, bool)
             trial.require(left is None or (number and left >= 0), f"seconds_left gave {left!r}")
 
-    @check("a task handed over after shutdown is an error", dry=True)
+    @check("submitting a task after shutdown is an error", dry=True)
     async def test_a_task_after_shutdown_is_an_error(self, trial: Trial) -> None:
         from rhapsody.testing._driver import Driver
 
@@ -139,7 +139,7 @@ class Lifecycle:
         end = await driver.run_one(driver.call(function, 1))
         trial.require(end.value == 2, f"the next backend: {end}")
 
-    @check("use before start is an error that says to await the backend", dry=True)
+    @check("use before the start is an error that asks to await the backend", dry=True)
     async def test_use_before_start_says_to_await_it(self, trial: Trial) -> None:
         from rhapsody.testing._driver import Driver
 

@@ -52,7 +52,7 @@ class Holdings:
     """What this process holds at one moment.
 
     Each is a mapping from an identity to a description such as `"thread NAME"`. `temporary`
-    is what is in the temporary directory of the checks.
+    lists the temporary directory of the checks.
     """
 
     processes: Mapping[object, str]
@@ -101,7 +101,7 @@ async def left_behind(
 async def left_in_temporary(
     before: Mapping[object, str], allowed: Sequence[str], clock: Clock, within: float
 ) -> list[Leftover]:
-    """Return what is still in the temporary directory, after waiting for it to go."""
+    """Return the entries that stay in the temporary directory after a wait."""
     patterns = (*PYTHONS_OWN, *allowed)
     deadline = clock.now() + within
     while True:
@@ -193,7 +193,7 @@ def _tasks() -> dict[object, str]:
 
 
 def temporary() -> dict[object, str]:
-    """Return what is in the temporary directory of the checks, described."""
+    """Return descriptions of the entries in the temporary directory of the checks."""
     if grounds.temporary is None:
         return {}
     return {name: f"temporary {name}" for name in os.listdir(grounds.temporary)}

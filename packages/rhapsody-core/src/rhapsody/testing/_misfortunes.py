@@ -52,7 +52,7 @@ class _Failing(ManagedBackend):
 class Misfortunes:
     """What a user sees when something goes wrong."""
 
-    @check("a failure reaches its dependents and nobody else", FUNCTIONS)
+    @check("a failure reaches only its dependents", FUNCTIONS)
     async def test_a_failure_reaches_its_dependents(self, trial: Trial) -> None:
         flow = await trial.engine()
         plus = adder(trial, flow)
@@ -76,7 +76,7 @@ class Misfortunes:
             raise trial.check.error("the failed task raised nothing")
         trial.require(value(await good) == 3, "an independent branch did not go on")
 
-    @check("an exception says which call raised it, where, and its last words", FUNCTIONS)
+    @check("an exception names the call that raised it, the place, and the last output", FUNCTIONS)
     async def test_an_exception_says_which_call_raised_it(self, trial: Trial) -> None:
         flow = await trial.engine()
         bad = _broken(trial, flow)("a word")
@@ -162,7 +162,7 @@ class Misfortunes:
         result = await third_time()
         trial.require(result == "fine\n", f"it gave {result!r}")
 
-    @check("a task that another backend has failed goes on here", SYNC)
+    @check("a task that failed on another backend continues here", SYNC)
     async def test_what_another_backend_has_failed_goes_on_here(self, trial: Trial) -> None:
         backend = await trial.backend()
         flow = await trial.engine([_Failing(trial.capabilities), backend])
@@ -218,7 +218,7 @@ class Misfortunes:
         after = ticks.stat().st_size if ticks.exists() else 0
         trial.require(after == size, "its work goes on")
 
-    @check("a time-out ends a coroutine's attempt", cancels("async_function", "running"))
+    @check("a timeout ends a coroutine's attempt", cancels("async_function", "running"))
     async def test_a_timeout_stops_a_coroutine(self, trial: Trial) -> None:
         flow = await trial.engine()
 
@@ -232,7 +232,7 @@ class Misfortunes:
         await _require_timeout(trial, future)
         await future.ended()
 
-    @check("a time-out fails a function at once, whether or not it can be stopped", SYNC)
+    @check("a timeout fails a function immediately, even if it cannot be stopped", SYNC)
     async def test_a_timeout_fails_a_function(self, trial: Trial) -> None:
         flow = await trial.engine()
 

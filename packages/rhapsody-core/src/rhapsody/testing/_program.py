@@ -29,7 +29,7 @@ from rhapsody.testing._trial import KINDS
 _HELD = {"threads": "threads", "children": "processes", "descriptors": "files"}
 """What `Settings.adds` calls it, and what `Holdings` does."""
 
-_ALLOWED = "allowed while the backend lives by `adds`: '{}'"
+_ALLOWED = "allowed while the backend runs by `adds`: '{}'"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +231,7 @@ def _forks() -> Iterator[list[str]]:
     """Record which modules register at-fork handlers.
 
     Handlers of Python's own modules do not count, nor do those that a library registers
-    when it is imported: nobody can take them back, and any program may import it first.
+    when it is imported: they cannot be removed, and any program may import it first.
     """
     noted: list[str] = []
     usual = os.register_at_fork

@@ -174,7 +174,7 @@ class Reports:
         for end, state in zip(ends, expected, strict=True):
             trial.require(end.state is state, f"expected {state}: {end}")
 
-    @check("the batch handed over is the caller's: the list is not changed", dry=True)
+    @check("the list of submitted tasks is not changed", dry=True)
     async def test_the_batch_is_left_as_it_was(self, trial: Trial) -> None:
         driver = await trial.driver()
         batch = [quick(driver, kind) for kind in trial.kinds() for _ in range(3)]

@@ -77,7 +77,7 @@ class Route:
 class Routes:
     """Keywords, environment, output, failures and cancellation, for each form of call."""
 
-    @check("every form of call gets its arguments and keywords, on every route", FUNCTIONS)
+    @check("every form of call receives its arguments and keywords, on every route", FUNCTIONS)
     async def test_every_route_passes_arguments_and_keywords(self, trial: Trial) -> None:
         driver = await trial.driver()
         routes = routes_of(trial)
@@ -109,7 +109,7 @@ class Routes:
                 f"program's environment: {end}",
             )
 
-    @check("what is printed is kept for every form of call", FUNCTIONS, OUTPUT)
+    @check("printed output is kept for every form of call", FUNCTIONS, OUTPUT)
     async def test_every_route_keeps_what_is_printed(self, trial: Trial) -> None:
         driver = await trial.driver()
         routes = routes_of(trial)

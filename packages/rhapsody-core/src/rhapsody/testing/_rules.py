@@ -1,4 +1,4 @@
-"""What a conformance check says of itself, and the error it ends in.
+"""Declaration of a conformance check, and its error.
 
 A check names the rule that it proves, in one line, and what a backend must declare
 for it to apply. Running a check is in `_running`.

@@ -153,7 +153,7 @@ def _run_on_loop(kit: Settings, check: Check, body: Body, clock: Clock) -> None:
                     failure = runner.run(_main(kit, check, body, clock, None))
     except _LoopBlocked:
         raise check.error(
-            f"the loop was held up for more than {limit:g} s (`time_limit`): something blocks it"
+            f"the loop was blocked for more than {limit:g} s (`time_limit`)"
         ) from None
     if failure is not None:
         raise failure

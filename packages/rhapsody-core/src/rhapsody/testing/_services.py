@@ -38,7 +38,7 @@ class Services:
         trial.require(CANCELED not in driver.history(service), "it ended by itself")
         await _stop(trial, driver, service)
 
-    @check("`ready='stdout:REGEX'` gives the group or the match", SERVICES, STOPPABLE)
+    @check("`ready='stdout:REGEX'` returns the group or the match", SERVICES, STOPPABLE)
     async def test_it_is_ready_when_its_output_says_so(self, trial: Trial) -> None:
         driver = await trial.driver()
         for ready, expected in ((r"stdout:port (\d+)", "4711"), ("stdout:po.t 4", "port 4")):
@@ -46,7 +46,7 @@ class Services:
             await _serve(trial, driver, service, expected)
             await _stop(trial, driver, service)
 
-    @check("`ready='file:NAME'` gives the path", SERVICES, SHARED, STOPPABLE)
+    @check("`ready='file:NAME'` returns the path", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_ready_when_a_file_is_there(self, trial: Trial) -> None:
         driver = await trial.driver()
         service = driver.service(
@@ -61,7 +61,7 @@ class Services:
         )
         await _stop(trial, driver, service)
 
-    @check("`ready='tcp:PORT'` gives host and port", SERVICES, SHARED, STOPPABLE)
+    @check("`ready='tcp:PORT'` returns host and port", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_ready_when_it_listens(self, trial: Trial) -> None:
         driver = await trial.driver()
         with socket.socket() as probe:
@@ -77,7 +77,7 @@ class Services:
         await _connect(value)
         await _stop(trial, driver, service)
 
-    @check("`ready='tcp:PORT'` is refused where something listens", SERVICES, SHARED)
+    @check("`ready='tcp:PORT'` is refused if something listens there", SERVICES, SHARED)
     async def test_a_port_in_use_is_refused(self, trial: Trial) -> None:
         driver = await trial.driver()
         with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -113,7 +113,7 @@ class Services:
         await _connect(value)
         await _stop(trial, driver, service)
 
-    @check("a callable `ready` gives its value once it returns", SERVICES, STOPPABLE)
+    @check("a callable `ready` sets its return value as the result", SERVICES, STOPPABLE)
     async def test_it_is_ready_when_a_callable_says_so(self, trial: Trial) -> None:
         driver = await trial.driver()
         gate = threading.Event()
@@ -131,7 +131,7 @@ class Services:
             await _serve(trial, driver, service, ("up", True))
             await _stop(trial, driver, service)
 
-    @check("it is not said to be ready before it is", SERVICES, SHARED, STOPPABLE)
+    @check("a service is not reported as ready before it is", SERVICES, SHARED, STOPPABLE)
     async def test_it_is_not_ready_too_early(self, trial: Trial) -> None:
         driver = await trial.driver()
         gate = trial.work_dir / "gate"

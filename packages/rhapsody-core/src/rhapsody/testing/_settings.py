@@ -20,13 +20,12 @@ class Settings:
             multiple of it.
         settle: Seconds to watch for something that must not come. Processes, threads
             and files are given ten times as long to go.
-        silence: Seconds without a report after which the rest of a batch, of which some tasks
-            have ended, counts as lost; or three times as long as the batch has taken, where
-            that is more.
+        silence: Seconds without a report after which the rest of a batch counts as lost, once
+            some of its tasks have ended; at least three times as long as the batch has taken.
         loop_gap: Seconds that the loop may be held up at most. The best of three
             tries counts, and a machine that pauses is not mistaken for a fault.
-        submission_gap: Seconds that the loop may be held up in total by one submission of a
-            few tasks and their ends, however short each pause is.
+        submission_gap: Seconds for which one submission of a few tasks, including their ends,
+            may block the loop in total, however short each pause is.
         shutdown_limit: Seconds that the shutdown of an idle backend may take; the better
             of two tries counts.
         big_bytes: Size of the big argument and the big result.
@@ -34,15 +33,15 @@ class Settings:
         fan: Number of tasks in the big fan.
         cycles: Start and stop cycles in which nothing may grow.
         memory_growth: Bytes that the process may grow by in those cycles.
-        growth_per_task: Bytes that the program may keep of each task that has ended. The
+        growth_per_task: Bytes that the program may keep for each task that has ended. The
             results of the check's tasks are much bigger.
         cores: How many cores the backend of `make_backend` has. Must be set where
             the backend declares the resource `cores`.
         cores_per_task: How many of them one task can have at most, where that is fewer.
         gpus: The same of GPUs.
-        memory: How much memory it has for tasks, in bytes or as text such as `"2 GiB"`. Must
-            be set where the backend declares the resource `memory`.
-        memory_per_task: How much of it one task can have at most, where that is less.
+        memory: The memory that it has for tasks, in bytes or as text such as `"2 GiB"`. Must be
+            set if the backend declares the resource `memory`.
+        memory_per_task: The maximum for one task, if that is less.
         dry: The backend only pretends to run tasks: checks that look at what a
             task did are skipped.
         separate_processes: Functions run in processes of their own, so that one
@@ -55,7 +54,7 @@ class Settings:
         closure_bytes: Bytes that each of them holds. More than 32 MiB, glibc's highest
             `M_MMAP_THRESHOLD`, are seen to be given back as soon as they are.
         names_workers: The description of a task that has ended names the worker or host that
-            ran it. `False` where the system behind the backend does not say.
+            ran it. `False` if the system behind the backend does not report it.
         backend_scope: `"test"` makes a backend for each check, `"class"` one for
             all checks that do not stop it, for backends that are slow to start; one
             that a check has started is then left to a check that stops one.
@@ -63,7 +62,7 @@ class Settings:
             it needs what started the tests, such as `mpiexec`.
         leaves_behind: Patterns (`fnmatch`) of what may be left when the backend
             has been shut down, matched with `"process COMMAND"`, `"thread NAME"`,
-            `"task NAME"`, `"file TARGET"` and `"temporary NAME"`, for what is in the
+            `"task NAME"`, `"file TARGET"` and `"temporary NAME"`, for entries of the
             temporary directory.
         adds: What a backend may add to the program while it lives: any of `"threads"`,
             `"children"`, `"descriptors"` and `"sys.path"`, which must be as before when

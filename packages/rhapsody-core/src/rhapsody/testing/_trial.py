@@ -279,7 +279,9 @@ class Trial:
                 "the callback names tasks that were submitted", f"{stranger!r} was not"
             )
         if self._unseen:
-            raise ConformanceError("nothing fails unseen on the loop", " | ".join(self._unseen[:3]))
+            raise ConformanceError(
+                "no error on the loop goes unreported", " | ".join(self._unseen[:3])
+            )
 
     def _note_unseen(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error = context.get("exception")

@@ -34,7 +34,7 @@ from rhapsody.testing._work import process_memory_and_data, process_memory_and_d
 class Upkeep:
     """The loop, and what a backend holds."""
 
-    @check("the loop is not held up by start and shutdown", dry=True, times=3)
+    @check("start and shutdown do not block the loop", dry=True, times=3)
     async def test_the_loop_is_not_held_up_by_start_and_shutdown(self, trial: Trial) -> None:
         async def live(count: int) -> Gap:
             return (await _lives(trial, count))[count - 1].gap
@@ -114,7 +114,7 @@ class Upkeep:
             "`memory_growth`",
         )
 
-    @check("shutdown with work in flight ends all of it, each task once", SHARED, times=2)
+    @check("shutdown ends all running work, each task once", SHARED, times=2)
     async def test_shutdown_ends_work_in_flight(self, trial: Trial) -> None:
         with marked() as mark:
             before = Holdings.now(mark)
@@ -155,7 +155,7 @@ class Upkeep:
             end_processes(left)
         trial.require(not left, lambda: f"left behind: {listed(left)}")
 
-    @check("the loop is not held up by submitting and running", times=3)
+    @check("submitting and running do not block the loop", times=3)
     async def test_the_loop_is_not_held_up_by_tasks(self, trial: Trial) -> None:
         driver = await trial.driver()
         kinds = trial.kinds()
@@ -170,7 +170,7 @@ class Upkeep:
 
         await _require_free_loop(trial, work, "submitting and running")
 
-    @check("no submission holds the loop up for long in total", times=3)
+    @check("no submission blocks the loop for long in total", times=3)
     async def test_a_submission_takes_little_of_the_loop(self, trial: Trial) -> None:
         driver = await trial.driver()
         kinds = trial.kinds()
@@ -185,9 +185,9 @@ class Upkeep:
         what = "a submission of one task of each kind, with all pauses added up,"
         await _require_free_loop(trial, work, what, "submission_gap")
 
-    @check("what is kept of a finished task is small, in the program and on workers", FUNCTIONS)
+    @check("little memory is kept for a finished task, in the program and on workers", FUNCTIONS)
     async def test_finished_tasks_are_given_up(self, trial: Trial) -> None:
-        """Run tasks with big results, forget them, and look at what remains.
+        """Run tasks with big results, forget them, and measure the remaining memory.
 
         The memory that Python allocates in the program counts, and the size of the
         processes of workers.
@@ -227,7 +227,7 @@ class Upkeep:
                 tracemalloc.stop()
         trial.require(
             kept <= limit,
-            f"of each of {count} finished tasks, whose results have {size} bytes, the program "
+            f"for each of {count} finished tasks, whose results have {size} bytes, the program "
             f"keeps {kept} bytes; `growth_per_task` allows {limit}",
         )
         share = max(4_000_000, count * size // (2 * max(1, len(workers))))
@@ -342,13 +342,13 @@ async def _require_free_loop(
             held.append(gap.counted)
         if len(held) == _TRIES:
             raise trial.check.error(
-                f"{what} held the loop up for {min(held):.2f} s, longer than the {most:g} s of "
+                f"{what} blocked the loop for {min(held):.2f} s, longer than the {most:g} s of "
                 f"`{attribute}`, in each of {_TRIES} tries"
             )
 
 
 async def _traced(trial: Trial) -> int:
-    """Return the memory that Python has allocated, after what is on its way has been freed."""
+    """Return the memory that Python has allocated, after pending objects were freed."""
     await trial.clock.elapse(trial.kit.settle)
     gc.collect()
     return tracemalloc.get_traced_memory()[0]

@@ -85,7 +85,7 @@ class Values:
         ends = await driver.run(*(driver.call(empty, [1, 2, 3]) for _ in range(5)))
         trial.require(all(end.value == 6 for end in ends), f"{[*map(str, ends)]}")
 
-    @check("an argument that cannot be pickled fails its task alone, or is no problem", SYNC)
+    @check("an argument that cannot be pickled works, or fails only its task", SYNC)
     async def test_an_unpicklable_argument_fails_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
         bad = driver.call(lambda lock: type(lock).__name__, threading.Lock())
@@ -96,7 +96,7 @@ class Values:
             f"it did not run and has no exception: {second}",
         )
 
-    @check("a coroutine's unpicklable argument fails alone, or is no problem", ASYNC)
+    @check("a coroutine's unpicklable argument works, or fails only its task", ASYNC)
     async def test_an_asynchronous_unpicklable_argument_fails_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
 
@@ -110,7 +110,7 @@ class Values:
         trial.require(first.value == 2 and third.value == 3, f"neighbours: {first}; {third}")
         trial.require(second.state is DONE or second.error is not None, f"{second}")
 
-    @check("a result that cannot be pickled fails its task alone, or is no problem", SYNC)
+    @check("a result that cannot be pickled works, or fails only its task", SYNC)
     async def test_an_unpicklable_result_fails_alone(self, trial: Trial) -> None:
         driver = await trial.driver()
         tasks = [driver.call(add, 1), driver.call(make_lock), driver.call(add, 2)]
@@ -121,7 +121,7 @@ class Values:
             f"neither the result nor an exception: {second}",
         )
 
-    @check("an exception that cannot be unpickled still fails its task, and says why", SYNC)
+    @check("an exception that cannot be unpickled still fails its task, with the reason", SYNC)
     async def test_an_unpicklable_exception_still_says_why(self, trial: Trial) -> None:
         driver = await trial.driver()
         trial.doing("waiting for a task whose exception cannot be pickled")

@@ -259,13 +259,13 @@ def words(left: str, *, right: str = "") -> list[str]:
 
 
 async def words_async(left: str, *, right: str = "") -> list[str]:
-    """Return the arguments, after giving way once."""
+    """Return the arguments, after yielding to the loop once."""
     await asyncio.sleep(0)
     return [left, right]
 
 
 async def variable_async(name: str) -> str | None:
-    """Return an environment variable as the coroutine sees it after giving way."""
+    """Return an environment variable as the coroutine sees it after yielding to the loop."""
     await asyncio.sleep(0.01)
     return variable(name)
 
@@ -289,7 +289,7 @@ def fail_because(message: str) -> None:
 
 
 async def fail_because_async(message: str) -> None:
-    """Raise a `KitError` with a cause, after giving way once."""
+    """Raise a `KitError` with a cause, after yielding to the loop once."""
     await asyncio.sleep(0.01)
     try:
         raise LookupError("the reason for failure")
@@ -313,7 +313,7 @@ async def note_run_async(path: str) -> None:
 
 
 def process_memory_and_data(size: int) -> tuple[int, int, bytes]:
-    """Return the process it runs in, that process's memory, and so many bytes."""
+    """Return the id and the memory of its process, and the given number of bytes."""
     return *process_and_memory(), b"x" * size
 
 

@@ -32,7 +32,7 @@ def _count(text: str) -> int:
     """Return the value of `--rhapsody-repeat`.
 
     Raises:
-        ValueError: It is no number from 1.
+        ValueError: It is not a number from 1.
     """
     number = int(text)
     if number < 1:

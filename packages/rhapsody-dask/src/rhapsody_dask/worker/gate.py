@@ -80,7 +80,7 @@ class Gate:
             self._free_gpus.extend(gpus)
 
     def _take(self, cores: float) -> None:
-        self._free = round(self._free - cores, 3)  # fractions come in steps of 0.001
+        self._free = round(self._free - cores, 3)  # fractions are multiples of 0.001
 
     def _serve(self) -> None:
         while self._queue and self._free >= self._queue[0].cores:

@@ -39,7 +39,7 @@ class Order(NamedTuple):
             `None` for an executable.
         arguments: The packed arguments.
         more: What only some tasks have; empty for a plain function.
-        modules: Which versions of the program's own modules it was made with, see
+        modules: The versions of the program's own modules for the call, see
             `rhapsody.sdk.runner.Order`.
     """
 

@@ -118,7 +118,7 @@ class ProcessWorkers:
             BackendUnavailableError: It could not be started.
         """
         self._context = WorkerContext()
-        own_modules()  # finding them takes a while, here beside the loop
+        own_modules()  # finding them takes a while, so do it outside the loop
         memory_group()  # what was killed before does not count
         try:
             self._context.start()

@@ -138,7 +138,7 @@ class Slots:
 
 
 def _exact(cores: float) -> float:
-    """Remove the rounding error of a sum of cores, which come in steps of 0.001."""
+    """Remove the rounding error of a sum of cores, which are multiples of 0.001."""
     return cores if type(cores) is int else round(cores, 3)
 
 

@@ -95,7 +95,7 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
             number, order, call = taken
             if order is None:
                 sent_modules().receive(call.arguments)
-                _reused.cache_clear()  # functions refer to the modules that were there before
+                _reused.cache_clear()  # cached functions refer to the former modules
                 continue
             if next_one is None:
                 next_one = _taken(unbegun)
@@ -115,7 +115,7 @@ def modules_frame(modules: bytes) -> bytearray:
 
 
 def received(stream: IOBase) -> tuple[int, Order | None, Call] | None:
-    """The next call, or modules for it; `None` at the end, also where the program ended midway."""
+    """The next call, or modules for it; `None` at the end, or if the program ended midway."""
     start = stream.read(CALL.size)
     if len(start) < CALL.size:
         return None
@@ -189,8 +189,8 @@ class _WholeLines(BufferedIOBase):
     flushed before its end, may still be mixed with others.
 
     Args:
-        descriptor: The stream's.
-        at_once: Whether each line is written when it is complete, as on a terminal.
+        descriptor: The stream's descriptor.
+        at_once: Whether each line is written as soon as it is complete, as on a terminal.
     """
 
     def __init__(self, descriptor: int, at_once: bool) -> None:
@@ -221,7 +221,7 @@ class _WholeLines(BufferedIOBase):
             self._write(len(self._data))
 
     def _write(self, size: int) -> None:
-        """Write the first bytes of the buffer, and drop them also if that fails."""
+        """Write the first bytes of the buffer, and drop them even if that fails."""
         data, self._data = self._data[:size], self._data[size:]
         start = 0
         while start < size:

@@ -71,7 +71,7 @@ class Worker:
         self.over: bool = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._killing: asyncio.TimerHandle | None = None
-        self._modules: bytes | None = None  # that it was sent last
+        self._modules: bytes | None = None  # the last ones sent to it
         self._number = 0
         self._numbers = b""  # of calls that wait to be sent
         self._calls: list[bytearray] = []
@@ -152,7 +152,7 @@ class Worker:
         self._numbers = b""
         if self._calls:
             self._calls.clear()
-            self._modules = None  # may have been with them
+            self._modules = None  # the lost call may have contained them
         with suppress(BlockingIOError):  # it has begun all that were sent
             count += len(os.read(self._unbegun.fileno(), PIPE))
         jobs = [self.jobs.pop() for _ in range(count // NUMBER.size)]
