@@ -33,7 +33,7 @@ FAULTS: tuple[tuple[type[SmallBackend], str, str], ...] = (
     (
         faulty.NeverCallsBack,
         "test_each_task_is_reported_terminal_exactly_once",
-        "exactly one terminal callback per task: not done within",
+        "exactly one terminal callback per task: TimeoutError: ",
     ),
     (
         faulty.ReportsAnUnknownStateFromAThread,
