@@ -590,6 +590,41 @@ async def test_the_log_has_the_place_of_every_failure_and_the_frames_once(
 
 
 @pytest.mark.asyncio
+async def test_skipped_tasks_nobody_awaited_are_told_by_what_failed_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with WorkflowEngine.create(Inline()) as flow:
+
+        @flow.function_task
+        def clean(row: dict[str, int]) -> int:
+            return row["temp"]
+
+        @flow.function_task
+        def other() -> int:
+            raise LookupError("other")
+
+        @flow.function_task
+        def after(*values: int) -> int:
+            return sum(values)
+
+        first = [clean({}) for _ in range(30)]
+        for each in first:
+            after(after(each), first[0])
+        after(first[1], other())
+        del first
+    (text,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR")
+    head, *lines = text.splitlines()
+    assert head.endswith(
+        ": 31 failed tasks nobody awaited, and 31 that did not run because of them:"
+    )
+    group = r"  30 \N{MULTIPLICATION SIGN} KeyError: 'temp' in clean \(test_progress\.py:\d+\); .*"
+    assert re.fullmatch(group, lines[0])
+    assert '        return row["temp"]' in lines
+    assert any("other() (task." in line for line in lines)
+    assert "DependencyFailureError" not in text
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize("way", ["cancel", "shutdown"])
 async def test_a_service_that_was_ready_counts_as_done_in_code_and_in_the_account(
     way: str, capsys: pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ import pickle
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self, TypeGuard, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeGuard, TypeVar, cast
 
 E = TypeVar("E", bound=BaseException)
 
@@ -36,6 +36,24 @@ class RhapsodyError(Exception):
         return rebuilt, (type(self), self.args, state)
 
 
+class FirstFailure(NamedTuple):
+    """A task that failed, for which others did not run.
+
+    Attributes:
+        name: The task's name.
+        uid: Its uid.
+        attempt: Which attempt it was, from 1.
+        sandbox: The directory that it ran in, `None` if it had none.
+        error: Its exception.
+    """
+
+    name: str
+    uid: str
+    attempt: int
+    sandbox: str | None
+    error: BaseException
+
+
 class DependencyFailureError(RhapsodyError, RuntimeError):
     """A task did not run because something it depends on failed.
 
@@ -52,6 +70,7 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
     """
 
     _depth = 1  # how many failed one after the other because of the root
+    _first: tuple[FirstFailure, ...] = ()  # every task that it goes back to
 
     def __init__(
         self,
@@ -62,6 +81,11 @@ class DependencyFailureError(RhapsodyError, RuntimeError):
         super().__init__(message)
         self.failed_dependencies: list[str] = list(failed_dependencies)
         self.root_cause = root_cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, (kind, arguments, state) = super().__reduce__()
+        state.pop("_first", None)  # only for the account of this process
+        return rebuild, (kind, arguments, state)
 
     def follows(self, cause: BaseException) -> Self:
         """Set the exception of the direct dependency as the cause, and return this error.

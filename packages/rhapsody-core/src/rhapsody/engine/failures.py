@@ -21,6 +21,7 @@ from rhapsody.errors import (
     CALL,
     CapabilityError,
     DependencyFailureError,
+    FirstFailure,
     OutOfMemoryError,
     TaskFailedError,
     TaskTimeoutError,
@@ -70,7 +71,24 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
         root,
     )
     vars_of(error)[CALL] = what
+    error._first = _first_failures(failed)
     return error.follows(cause)
+
+
+def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure, ...]:
+    """The tasks that failed futures go back to, each once."""
+    found: dict[str, FirstFailure] = {}
+    for future in failed:
+        error = future.exception()
+        if is_a(error, DependencyFailureError):
+            if len(failed) == 1:
+                return error._first
+            found.update((each.uid, each) for each in error._first)
+        elif isinstance(future, TaskFuture) and error is not None:
+            found[future.uid] = FirstFailure(
+                future.name, future.uid, future.attempt, future.sandbox, error
+            )
+    return tuple(found.values())
 
 
 def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | None]:

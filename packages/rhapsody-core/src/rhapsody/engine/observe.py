@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from rhapsody.engine.node import Node
 from rhapsody.engine.notes import call_of
 from rhapsody.engine.timers import Clock
-from rhapsody.errors import DependencyFailureError, is_a, vars_of
+from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
 from rhapsody.observers.failure_groups import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.reports import ObservedEngine
@@ -223,6 +223,8 @@ class Tally:
         self.quiet: bool = False
         self._count = 0
         self._failures = FailureGroups()
+        self._skipped = 0
+        self._first: set[str] = set()  # tasks that those which were skipped go back to
         self._closed = False
 
     def add(self, future: TaskFuture[Any]) -> None:
@@ -231,11 +233,24 @@ class Tally:
         with self._lock:
             self.total += 1
             self._count += 1
-            if not self.quiet:
+            first = error._first if is_a(error, DependencyFailureError) else ()
+            if not self.quiet and first:
+                self._skipped += 1
+                self._add_first(first)
+            elif not self.quiet:
                 _add(self._failures, future, error)
             report = self._closed and self._count == 1
         if report:
             self._report()
+
+    def _add_first(self, first: Sequence[FirstFailure]) -> None:
+        """Adds the failures that a skipped task goes back to, each once."""
+        for each in first:
+            if each.uid not in self._first:
+                self._first.add(each.uid)
+                self._failures.add(
+                    each.name, each.uid, each.error, attempt=each.attempt, sandbox=each.sandbox
+                )
 
     def watch(self, future: TaskFuture[Any]) -> None:
         """A future has failed; somebody may still look at it."""
@@ -257,11 +272,14 @@ class Tally:
 
     def _report(self) -> None:
         with self._lock:
-            count, failures = self._count, self._failures
-            self._count, self._failures = 0, FailureGroups()
+            count, skipped, failures = self._count, self._skipped, self._failures
+            failed = count - skipped + len(self._first)
+            self._count, self._skipped, self._failures = 0, 0, FailureGroups()
+            self._first.clear()
         if count and not self.quiet:
             self._log.error(
-                "engine %s: %d failed task%s nobody awaited:\n%s",
-                self._uid, count, "" if count == 1 else "s",
+                "engine %s: %d failed task%s nobody awaited%s:\n%s",
+                self._uid, failed, "" if failed == 1 else "s",
+                f", and {skipped} that did not run because of them" if skipped else "",
                 "\n".join(f"  {line}" for line in failures.lines()),
             )  # fmt: skip
