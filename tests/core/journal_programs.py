@@ -577,6 +577,30 @@ CHANGED |= {
     "an event that is set": (
         "import threading\ne = threading.Event()\ne.set()\ndef f(x): return e.is_set()\n",
         "e.set()", "e.clear()"),
+    "an event of asyncio that is set": (
+        "import asyncio\ne = asyncio.Event()\ne.set()\ndef f(x): return e.is_set()\n",
+        "e.set()", "e.clear()"),
+    "an event of one's own": (
+        "import threading\nclass E(threading.Event): n = 0\ne = E()\ne.n = 1\n"
+        "def f(x): return e.n\n", "n = 1", "n = 2"),
+    "a formatter": (
+        "import logging\nm = logging.Formatter('a%(name)s')\ndef f(x): return m.format(x)\n",
+        "'a%", "'b%"),
+    "the state of a handler of one's own": (
+        "import logging\nclass H(logging.Handler): pass\nh = H()\nh.n = 1\n"
+        "def f(x): return h.n\n", "n = 1", "n = 2"),
+    "the code of a handler of one's own": (
+        "import logging\nclass H(logging.Handler):\n    def g(self): return 1\nh = H()\n"
+        "def f(x): return h.g()\n", "return 1", "return 2"),
+    "the state of a logger of one's own": (
+        "import logging\nclass L(logging.Logger): pass\nn = L('n')\nn.n = 1\n"
+        "def f(x): return n.n\n", "n.n = 1", "n.n = 2"),
+    "the code of a logger of one's own": (
+        "import logging\nclass L(logging.Logger):\n    def g(self): return 1\nh = L('n')\n"
+        "def f(x): return h.g()\n", "return 1", "return 2"),
+    "the state of a stream of one's own": (
+        "import io\nclass S(io.RawIOBase):\n    def writable(self): return True\ns = S()\n"
+        "s.n = 1\ndef f(x): return s.n\n", "n = 1", "n = 2"),
     "a name in builtins": (
         "import builtins\nbuiltins.rhapsody_n = 1\ndef f(x): return rhapsody_n\n",
         "rhapsody_n = 1", "rhapsody_n = 2"),
@@ -664,6 +688,12 @@ ORDINARY: dict[str, str] = {
         "local = threading.local()\ns = asyncio.Semaphore(2)\nc = threading.Condition()\n"
         "def f(x):\n    with lock, c: log.info(x); more.info(x); print(x, file=err)\n"
         "    return local, s\n"
+    ),
+    "loggers of one's own": (
+        "import logging, sys\nclass H(logging.FileHandler): pass\n"
+        "class L(logging.Logger): pass\nclass A(logging.LoggerAdapter): pass\nl = L('a')\n"
+        "l.addHandler(h := H('/dev/null', delay=True))\nm = A(l, {'n': 1})\n"
+        "def f(x): l.info(x); m.info(x); h.flush()\n"
     ),
     "a pool": (
         "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)\n"

@@ -8,6 +8,7 @@ one name (lambdas, say), and an object that keeps another's address, differ in e
 
 from __future__ import annotations
 
+import asyncio
 import copyreg
 import functools
 import hashlib
@@ -60,8 +61,12 @@ _LOCKS = frozenset((
 ))  # fmt: skip
 """Modules whose objects schedule or synchronize work and do not affect results."""
 
-_TALK = frozenset(("logging", "loguru", "structlog", "rich", "tqdm"))
+_TALK = frozenset(("loguru", "structlog", "rich", "tqdm"))
 """Packages whose objects only write messages."""
+
+_LOGGING = logging.Logger, logging.Handler, logging.LoggerAdapter
+
+_EVENTS = threading.Event | asyncio.Event
 
 _DESCRIPTORS = (
     types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType,
@@ -250,9 +255,13 @@ class Values:
         feed(b"%b%d:" % (tag, len(digests)) + b"".join(digests))
 
     def _object(self, value: Any, feed: Feed) -> None:
-        if _is_machinery(value) or (not self._whole and _is_mute(value)):
+        if _is_machinery(value):
             self._roughly(value, feed)
-        elif not self._whole and isinstance(value, threading.Event):
+        elif self._whole or self._around.own(type(value)):
+            self._apart(value, feed)
+        elif _is_mute(value):
+            self._roughly(value, feed)
+        elif isinstance(value, _EVENTS):
             self._items(b"E", (type(value), value.is_set()), feed)
         else:
             self._apart(value, feed)
@@ -282,6 +291,8 @@ class Values:
         kind = type(value)
         try:
             reduce = copyreg.dispatch_table.get(kind)
+            if reduce is None and isinstance(value, logging.Logger) and self._around.own(kind):
+                reduce = _logger_apart
             made: Any = value.__reduce_ex__(4) if reduce is None else reduce(value)
             if isinstance(made, str) and not hasattr(value, "__wrapped__"):
                 pickle.dumps(value)  # fails where that is not its name
@@ -377,6 +388,12 @@ def _cached_properties(kind: type) -> frozenset[str]:
     return frozenset(name for name, each in found if type(each) is functools.cached_property)
 
 
+def _logger_apart(logger: logging.Logger) -> tuple[Any, ...]:
+    """Return what a logger of a class of the user's own consists of; pickle keeps its name."""
+    state = {name: each for name, each in vars(logger).items() if name not in vars(logging.root)}
+    return type(logger), (logger.name,), state
+
+
 def _is_plain_python(kind: type) -> bool:
     """Return whether all of an object's state is in its `__dict__` and its slots."""
     size = object.__basicsize__ + 8 * len(copyreg._slotnames(kind))  # type: ignore[attr-defined]
@@ -408,5 +425,5 @@ def _is_mute(value: object) -> bool:
         return not value.closed and value.writable() and not value.readable()
     module = type(value).__module__
     return (
-        module in _LOCKS and not isinstance(value, threading.Event | threading.Thread)
+        module in _LOCKS and not isinstance(value, _EVENTS | threading.Thread)
     ) or module.partition(".")[0] in _TALK
