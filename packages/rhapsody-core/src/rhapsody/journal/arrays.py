@@ -49,8 +49,9 @@ def _table(value: Any) -> tuple[Any, ...] | None:
     if isinstance(value, pandas.Series):
         return value.name, value.index, value.array, value.attrs, repr(value.flags)
     if isinstance(value, pandas.MultiIndex):
-        levels = [value.get_level_values(number).array for number in range(value.nlevels)]
-        return list(value.names), levels
+        return list(value.names), list(value.levels), list(value.codes)
+    if isinstance(value, pandas.RangeIndex):
+        return value.name, value.start, value.stop, value.step
     if isinstance(value, pandas.Index):
         return value.name, value.array, getattr(value, "freqstr", None)
     if isinstance(value, pandas.Categorical):
@@ -62,4 +63,6 @@ def _table(value: Any) -> tuple[Any, ...] | None:
         return about, value.to_numpy()
     if value.dtype.kind == "O" and not isinstance(value.dtype, pandas.StringDtype):
         return about, value.to_numpy(object)
+    if value.dtype.kind == "f" and hasattr(value.dtype, "numpy_dtype"):  # zeros have signs
+        return about, value.to_numpy(value.dtype.numpy_dtype, na_value=0), value.isna()
     return about, pandas.util.hash_array(value).data
