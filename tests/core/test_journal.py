@@ -139,20 +139,17 @@ async def test_a_task_opts_out() -> None:
     assert ran() == {"double": 1, "sample": 2}
 
 
-async def test_a_version_stands_for_the_code() -> None:
+SAID: dict[str, str] = {}
+
+
+async def test_a_version_stands_for_the_code_and_what_it_uses() -> None:
     async def program(flow: WorkflowEngine, text: str, version: str) -> str:
-        if text == "one":
+        SAID["text"] = text
 
-            @flow.function_task(version=version)
-            def say() -> str:
-                note("say")
-                return "one"
-        else:
-
-            @flow.function_task(version=version)
-            def say() -> str:
-                note("say")
-                return "two"
+        @flow.function_task(version=version)
+        def say() -> str:
+            note("say")
+            return SAID["text"]
 
         found: str = await say()
         return found
