@@ -302,6 +302,20 @@ async def test_results_that_this_run_was_to_make_and_has_not_are_stale(here: Pat
     }
 
 
+async def test_a_file_that_a_task_of_this_run_reads_is_not_stale(here: Path) -> None:
+    (here / "names.txt").write_text("b\na\n")
+    async with WorkflowEngine.create() as flow:
+
+        @flow.function_task
+        def sort(names: Any, place: Any) -> None:
+            raise AssertionError("must not run")
+
+        future = sort(InputFile("names.txt"), OutputFile("names.txt", save="./"))
+        assert "reads that file" in str(await outcome(future))
+    assert flow.summary is not None
+    assert flow.summary.stale == ()
+
+
 async def test_a_temporary_file_goes_after_its_last_reader(
     here: Path, flow: WorkflowEngine
 ) -> None:

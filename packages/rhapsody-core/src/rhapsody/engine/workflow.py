@@ -461,7 +461,11 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             unawaited=shell.tally.total,
             backends=accounts(self.backends, log),
             results=self.results,
-            stale=tuple(shell.calls.promises.stale(self.results)),
+            stale=tuple(
+                file
+                for file in shell.calls.promises.stale(self.results)
+                if not shell.stager.results.places.is_read(file.path)
+            ),
             disk_use=shell.stager.disk_use,
             cut_short=shell.cut_short,
             held_back=shell.held_back,

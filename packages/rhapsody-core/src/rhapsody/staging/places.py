@@ -103,6 +103,10 @@ class Places:
                 break  # and those above it
             self._readers_below[parent] = task["name"]
 
+    def is_read(self, path: Path) -> bool:
+        """Return whether a task has read a file that is none of the run's own."""
+        return os.path.realpath(path) in self._readers
+
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
         """Where the outputs of an attempt are to be put, by their names; no other call may then.
 
