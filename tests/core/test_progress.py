@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody import LocalExecutionBackend, WorkflowEngine
+from rhapsody import InputFile, LocalExecutionBackend, WorkflowEngine
 from rhapsody.data import SavedFile
 from rhapsody.observers import progress
 from rhapsody.observers.account import account
@@ -642,3 +642,30 @@ async def test_a_service_that_was_ready_counts_as_done_in_code_and_in_the_accoun
             await within(service.ended())
     assert (flow.stats.done, flow.stats.cancelled) == (1, 0)
     assert re.search(r"^rhapsody: 1 done in .* s$", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.asyncio
+async def test_an_input_file_is_the_program_of_a_list_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts/run.sh"
+    script.write_text("#!/bin/sh\necho got $1\n")
+    script.chmod(0o755)
+    async with WorkflowEngine.create(progress=True) as flow:
+
+        @flow.executable_task
+        def given(program: InputFile) -> list[str | os.PathLike[str]]:
+            return [program, "3"]
+
+        @flow.executable_task
+        def undeclared() -> list[str]:
+            return ["scripts/run.sh", "3"]
+
+        assert await given(InputFile("scripts/run.sh")) == "got 3\n"
+        undeclared()
+    account = capsys.readouterr().err
+    assert "cannot start 'scripts/run.sh'" in account
+    assert account.count("hint: the command names 'scripts/run.sh'") == 1
+    assert "pass InputFile('scripts/run.sh') to the task" in account

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from rhapsody.data import File, InputFiles, moved
+from rhapsody.data import File, InputFile, InputFiles, moved
 from rhapsody.engine import failures
 from rhapsody.engine.arguments import Found, texts_in
 from rhapsody.engine.attach import Attached, find
@@ -448,6 +448,8 @@ def _checked_command(node: Node, command: object) -> str | list[str]:
     words: list[Any] = []
     if isinstance(command, list):
         words = [each for word in command for each in _words(word)]
+        if isinstance(next(iter(command), None), InputFile) and "/" not in words[0]:
+            words[0] = f"./{words[0]}"  # a bare name is looked for on PATH
     if words and all(isinstance(word, str) for word in words) and str.__len__(words[0]):
         return words
     wrong = [repr(word) for word in words if not isinstance(word, str)]

@@ -157,6 +157,8 @@ class FailureGroups:
                 call = f"{name} {own}"  # others have raised that exception, too
             frames = tuple(as_lines(last_frames(error), _here()))
             stdout = _stdout(error)
+            hints = [note for note in _notes(error) if note.startswith("hint: ")]
+            text = "\n".join([text, *hints])
             group.examples[uid] = Failure(call, text, attempt, frames, sandbox, stdout)
         return key
 
@@ -209,11 +211,16 @@ def _kind(error: BaseException | None) -> str:
     return type(error).__name__
 
 
+def _notes(error: BaseException | None) -> list[str]:
+    """Return the notes on an exception."""
+    notes = None if error is None else vars_of(error).get("__notes__")
+    return [note for note in notes if type(note) is str] if type(notes) is list else []
+
+
 def _stdout(error: BaseException | None) -> str:
     """The standard output in the note on an exception, with secrets hidden."""
-    notes = None if error is None else vars_of(error).get("__notes__")
-    for note in notes if type(notes) is list else ():
-        _, found, rest = str(note).partition("  standard output ended with:\n")
+    for note in _notes(error):
+        _, found, rest = note.partition("  standard output ended with:\n")
         if found:
             return dedent(rest.partition("\n  standard error ended with:\n")[0])
     return ""
