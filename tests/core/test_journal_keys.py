@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -485,3 +487,76 @@ def test_constants_that_are_paths_may_move_along_with_the_program(tmp_path: Path
     first = key_in(tmp_path, {"main.py": text})
     assert key_in(tmp_path, {"main.py": text}) == first
     assert key_in(tmp_path, {"main.py": text.replace("NAME", "OTHER")}) != first
+
+
+MODULE = """
+from functools import lru_cache, wraps
+from dataclasses import dataclass
+from inner import LIMIT
+
+K = 1
+NAMES: list = ["a"]
+EMPTY = {}
+COMPUTED = len(NAMES)
+
+def h(): return K
+
+def reads_all(): return K, NAMES, EMPTY, LIMIT, h(), cached(), Y().m()
+
+@lru_cache
+def cached(): return 1
+
+class X:
+    k = 1
+    def m(self): return self.k
+    @property
+    def p(self): return self.m()
+
+@dataclass
+class Y(X):
+    n: int = 1
+
+REGISTRY = {}
+def register(function):
+    REGISTRY[function.__name__] = function
+    return function
+
+def registered(): return sorted(REGISTRY)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "shared"),
+    [
+        ("def f(x): return m_a.reads_all()", True),
+        ("from m_a import K, h, X\ndef f(x): return K, h(), X().m()", True),
+        ("V = 1\ndef f(x): return V\nV = 5", True),
+        ("def f(x): return m_a.COMPUTED", False),
+        ("m_a.K = 5\ndef f(x): return m_a.K", False),
+        ("m_a.K = 5\ndef f(x): return m_a.reads_all()", False),
+        ("m_a.K = 5\ndef f(x): return getattr(m_a, 'K')", False),
+        ("m_a.NAMES.append('b')\ndef f(x): return m_a.reads_all()", False),
+        ("m_a.EMPTY['a'] = 5\ndef f(x): return m_a.reads_all()", False),
+        ("m_a.X.k = 5\ndef f(x): return m_a.Y().m()", False),
+        ("m_a.h = lambda: 5\ndef f(x): return m_a.reads_all()", False),
+        ("import inner\ninner.LIMIT = m_a.LIMIT = 5\ndef f(x): return m_a.LIMIT", False),
+        ("@m_a.register\ndef g(): ...\ndef f(x): return m_a.registered()", False),
+        ("import json\njson.dumps = lambda v: 5\ndef f(x): return json.dumps(1)", False),
+        ("import builtins\nbuiltins.EXTRA = 5\ndef f(x): return EXTRA", False),
+    ],
+)
+def test_a_worker_shares_results_unless_the_program_has_set_values_in_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, *, shared: bool
+) -> None:
+    monkeypatch.setattr("json.dumps", json.dumps)
+    write(tmp_path, {"m_a.py": MODULE, "inner.py": "LIMIT = 10\n"})
+    (tmp_path / "main.py").write_text(f"import m_a\n{code}\n")
+    with loaded(tmp_path, "m_a"):
+        script: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
+        exec(compile(f"import m_a\n{code}\n", str(tmp_path / "main.py"), "exec"), script)
+        keys = keys_in(tmp_path)
+        here, there = (
+            keys.of(described(script["f"], 1, shares_memory=memory), {}, {}).digest
+            for memory in (True, False)
+        )
+    assert (here == there) is shared

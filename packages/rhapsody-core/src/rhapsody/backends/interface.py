@@ -22,12 +22,16 @@ class BaseExecutionBackend(ABC):
         capabilities: What it declares it can do.
         dry: It runs nothing and only says that tasks are done. Then no file that a task
             declares is looked for, fetched, linked or missed.
+        shares_memory: Functions run in the program's own process and see what the program sets in
+            its modules. Resume does not share results that depend on that between backends that
+            differ in it.
         session: What this object's life is known by.
     """
 
     name: str = ""
     capabilities: Capabilities = Capabilities()
     dry: bool = False
+    shares_memory: bool = False
     session: Session
 
     @abstractmethod

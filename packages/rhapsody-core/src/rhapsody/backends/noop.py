@@ -34,6 +34,7 @@ class NoopExecutionBackend(ManagedBackend):
 
     name = "noop"
     dry = True
+    shares_memory = True
     output: str = DUMMY_OUTPUT
     capabilities: Capabilities = Capabilities(
         services=True,

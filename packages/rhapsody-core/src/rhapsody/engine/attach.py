@@ -36,6 +36,7 @@ class Attached:
     Attributes:
         capabilities: What it can do.
         dry: Whether it runs nothing.
+        shares_memory: Whether functions run in the program's own process.
         may_end: Whether it ends by itself, see its `seconds_left`.
         states: Its `StateMapper`.
         native: The canonical states by the backend's own, where `states` has such a table.
@@ -50,6 +51,7 @@ class Attached:
         "name",
         "native",
         "occupied",
+        "shares_memory",
         "states",
     )
 
@@ -58,6 +60,7 @@ class Attached:
         self.name: str = name
         self.capabilities: Capabilities = getattr(backend, "capabilities", Capabilities())
         self.dry: bool = getattr(backend, "dry", False) is True
+        self.shares_memory: bool = getattr(backend, "shares_memory", False) is True
         self.may_end: bool = not self.dry and backend.seconds_left() is not None
         self.states: Any = backend.get_task_states_map()
         self.native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})

@@ -224,6 +224,7 @@ class Recording:
         found["settings"] = node.task.recording_settings
         found["inputs"] = node.input_paths()
         found["implicit"], found["texts"] = (), node.texts()
+        found["shares_memory"] = node.backend is not None and node.backend.shares_memory
         if node.found is not None and node.backend is not None and node.backend.dry:
             found["inputs"] = _inputs(node)
         if node.extra is not None and self._implicit_data and "sandbox" in found:

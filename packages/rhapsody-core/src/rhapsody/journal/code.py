@@ -25,7 +25,9 @@ Not seen are files that are not arguments, what a program changes inside install
 from __future__ import annotations
 
 import abc
+import ast
 import builtins
+import functools
 import importlib.util
 import os
 import sys
@@ -84,6 +86,15 @@ _ELSEWHERE = frozenset(("os", "posix", "sys", "platform", "socket"))
 
 _EMPTY = (dict, list, set)
 
+_WRAPPERS: Mapping[type, str] = {
+    classmethod: "__func__",
+    staticmethod: "__func__",
+    property: "fget",
+    functools.cached_property: "func",
+    functools._lru_cache_wrapper: "__wrapped__",
+}
+"""What Python's own decorators make of functions, with the attribute that is the function."""
+
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 
 
@@ -103,6 +114,8 @@ class Ingredients:
         environment: The environment variables that were read.
         inner: Values that can change in place, with their digests.
         made_of: Functions, with their code and defaults, which programs can replace.
+        set_here: Whether a variable of a module may have another value than on a worker, which
+            imports the module: the value is not plainly what the source says.
     """
 
     __slots__ = (
@@ -124,6 +137,7 @@ class Ingredients:
         "parts",
         "paths",
         "read",
+        "set_here",
         "sizes",
     )
 
@@ -154,6 +168,7 @@ class Ingredients:
         self.environment: list[tuple[str, str | None]] = []
         self.inner: list[tuple[object, bytes]] = []
         self.made_of: list[tuple[types.FunctionType, tuple[object, ...]]] = []
+        self.set_here = False
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[str] = set()
@@ -312,7 +327,8 @@ class Ingredients:
         elif self._in_library(function):
             return
         for variable, cell in _closed_over(function):
-            self._cell(f"{variable} around {name}", cell, variable, code)
+            module = variables.get("__name__")
+            self._cell(f"{variable} around {name}", cell, variable, code, module)
         if function.__defaults__:
             self._used(f"the defaults of {name}", function.__defaults__)
         for argument, default in (function.__kwdefaults__ or {}).items():
@@ -322,7 +338,9 @@ class Ingredients:
         if own:
             self._names(code, variables, name)
 
-    def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> None:
+    def _cell(
+        self, part: str, cell: types.CellType, name: str, code: types.CodeType, module: object
+    ) -> None:
         """Collect a variable of a closure, unless it was empty and the function fills it."""
         value, memos = content_of(cell), self._program.memos
         known = id(cell), ""
@@ -331,6 +349,9 @@ class Ingredients:
         ):
             self._used(part, value)
             self.cells.append((cell, value))
+            kept = issubclass(type(value), types.FunctionType | types.ModuleType | type)
+            if not kept and type(value) not in _PLAIN and not _is_script(module):
+                self.set_here = True  # a registry, say
         else:
             self.parts[part] = "filled by the task"
             memos[known] = cell
@@ -402,12 +423,16 @@ class Ingredients:
                 continue
             known = (id(owner), attribute) in self._program.memos
             if owner is not None and (known or _is_empty(value)):
+                self._compare(attributes, attribute, value, owner)
                 part = f"{attribute} of {name}"
                 self._empty.append((part, attributes, attribute, value, owner))
                 continue
             self.read.append((attributes, attribute, value))
             file = getattr(getattr(value, "__code__", None), "co_filename", "")
-            if not (made and attribute.startswith("__") and file.startswith("<")):
+            special = made and attribute.startswith("__")
+            if not special and (owner is not None or "__name__" in attributes):
+                self._compare(attributes, attribute, value, owner)
+            if not (special and file.startswith("<")):
                 self._used(f"{attribute} of {name}", value)
 
     def _used(self, name: str, value: object) -> None:
@@ -481,11 +506,73 @@ class Ingredients:
         """Collect a variable; an empty one when it is known whether the reachable code fills it."""
         if use.filled() == (name,) and rest >= len(use.chain) - (use.by in CALLS):
             self._filled.add((id(variables), name))
+        self._compare(variables, name, value)
         if _is_empty(value) or (id(variables), name) in self._program.memos:
             self._empty.append((part, variables, name, value, variables))
         else:
             self._used(part, value)
             self.read.append((variables, name, value))
+
+    def _compare(
+        self, variables: Mapping[str, Any], name: str, value: object, owner: type | None = None
+    ) -> None:
+        """Note a variable of a module or class that is not plainly what its source says."""
+        holder = variables if owner is None else owner
+        if not self.set_here and (id(holder), name) not in self._program.memos:
+            self.set_here = not self._is_as_imported(variables, name, value, owner)
+
+    def _is_as_imported(
+        self, variables: Mapping[str, Any], name: str, value: Any, owner: type | None = None
+    ) -> bool:
+        """Return whether a variable has the value that a worker finds when it imports the module.
+
+        Args:
+            variables: Those of the module, or the attributes of a class.
+            name: The variable's name.
+            value: Its value.
+            owner: The class.
+        """
+        module = variables.get("__name__") if owner is None else owner.__module__
+        if _is_script(module) or issubclass(type(value), types.ModuleType):
+            return True  # the script's variables travel with its functions
+        if owner is not None and name == "__hash__" and value is None:
+            return True  # Python has set it, because the class has `__eq__`
+        space: Any = variables
+        if owner is not None:
+            space = getattr(sys.modules.get(owner.__module__), "__dict__", {})
+        file = space.get("__file__")
+        if not self._program.origins.own(file):  # other than constants the program has replaced it
+            return module == "sys" or (type(value) in (int, float, bool) and module != "builtins")
+        cls = "" if owner is None else owner.__qualname__
+        found = self._program.sources.binding(file, space, name, cls)
+        if isinstance(found, ast.Assign | ast.AnnAssign):
+            try:
+                literal = ast.literal_eval(found.value or ast.Constant(None))
+            except (ValueError, TypeError, SyntaxError, RecursionError):
+                return False
+            return type(value) is type(literal) and repr(value) == repr(literal)
+        if isinstance(found, ast.ImportFrom):
+            taken = next(e.name for e in found.names if (e.asname or e.name) == name)
+            source = "." * found.level + (found.module or "")
+            source = _resolved(source, space.get("__package__") or "")
+            there = getattr(sys.modules.get(source), "__dict__", {})
+            if there.get(taken, MISSING) is not value:
+                return False
+            return not self._program.origins.own(there.get("__file__")) or self._is_as_imported(
+                there, taken, value
+            )
+        if not isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            return False
+        if type(value) in _WRAPPERS:
+            value = getattr(value, _WRAPPERS[type(value)])
+        if issubclass(type(value), types.FunctionType):
+            made_here = not _is_script(value.__globals__.get("__name__"))
+        else:
+            made_here = issubclass(type(value), type)
+        return made_here and (value.__module__, value.__qualname__.rpartition(".")[2]) == (
+            module,
+            name,
+        )
 
     def _is_changed(self, module: types.ModuleType, name: str, member: Any) -> bool:
         """Return whether a library's variable may have been set by the program."""
@@ -706,6 +793,11 @@ def _made_of(function: types.FunctionType) -> tuple[object, ...]:
     """Return the parts of a function that can be set, in a form that compares by identity."""
     keywords = function.__kwdefaults__ or {}
     return function.__code__, id(function.__defaults__), {k: id(v) for k, v in keywords.items()}
+
+
+def _is_script(module: object) -> bool:
+    """Return whether a module is the program's script, whose functions are sent by value."""
+    return module in ("__main__", "__mp_main__")
 
 
 def _is_empty(value: object) -> bool:

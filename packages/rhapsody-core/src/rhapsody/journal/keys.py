@@ -181,6 +181,10 @@ class Keys:
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name])
+        if not task.get("shares_memory", True) and (
+            found.set_here or (code is not None and self._functions[function].found.set_here)
+        ):
+            parts["values of modules"] = "as a worker imports them"
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
         text = as_text(parts)

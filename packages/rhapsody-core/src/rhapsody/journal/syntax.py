@@ -43,6 +43,7 @@ class _File:
     functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
     codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
+    bindings: dict[str, dict[str, ast.stmt | None]] = field(default_factory=dict)
     names: Counter[str] = field(default_factory=Counter)
     tree: ast.Module | None = None
     code: types.CodeType | None = None
@@ -107,6 +108,26 @@ class Sources:
         digest = "" if file.tree is None else _digest(file.tree)
         return (digest, file.code) if digest and file.code is not None else None
 
+    def binding(
+        self, name: str, variables: dict[str, Any], variable: str, cls: str = ""
+    ) -> ast.stmt | None:
+        """Return the only statement of a file that binds a variable of the module.
+
+        Args:
+            name: The file.
+            variables: The variables of its module.
+            variable: The name of the variable.
+            cls: The qualified name of the class whose attribute it is, empty for a global.
+
+        Returns:
+            `None` where there are several or none at the top level of the module or class.
+        """
+        file = self._file(name, variables)
+        if cls not in file.bindings:
+            nodes = file.classes.get(cls, []) if cls else [file.tree] if file.tree else []
+            file.bindings[cls] = _bindings(nodes[0].body) if len(nodes) == 1 else {}
+        return file.bindings[cls].get(variable)
+
     def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
         """Return a file that was not changed since the program started."""
         file = self._file(name, variables)
@@ -164,6 +185,31 @@ def _definitions(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef |
             if not isinstance(child, ast.Lambda):
                 inner = f"{path}{child.name}.<locals>."
         todo += [(each, inner) for each in ast.iter_child_nodes(child)]
+
+
+def _bindings(body: list[ast.stmt]) -> dict[str, ast.stmt | None]:
+    """Return the names that a body binds, each with its statement where there is only one."""
+    found: dict[str, ast.stmt | None] = {}
+    for statement in body:
+        names: list[str] = []
+        plain: ast.stmt | None = statement
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [statement.name]
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            names = [each.asname or each.name.partition(".")[0] for each in statement.names]
+        else:
+            inner = list(ast.walk(statement))
+            names = [
+                e.id for e in inner if isinstance(e, ast.Name) and isinstance(e.ctx, ast.Store)
+            ]
+            names += [e.name for e in inner if isinstance(e, Function | ast.ClassDef)
+                      and not isinstance(e, ast.Lambda)]  # fmt: skip
+            names += [e.asname or e.name for e in inner if isinstance(e, ast.alias)]
+            if not isinstance(statement, ast.Assign | ast.AnnAssign) or len(names) != 1:
+                plain = None
+        for name in names:
+            found[name] = None if name in found else plain
+    return found
 
 
 def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:

@@ -242,7 +242,7 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """A task whose result is looked for: its description, as a mapping, and four keys more.
+    """A task whose result is looked for: its description, as a mapping, and five keys more.
 
     A service among the arguments is told by `("service", name, function, (args, kwargs))`, for what
     it says when it is ready, as a port, differs in each run. Of a command those are the `args`, and
@@ -256,12 +256,14 @@ class LookupTask(TaskDescription):
         implicit: The sandboxes of dependencies that declare no output files, all of which it
             sees, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
+        shares_memory: Whether its backend runs functions in the program's own process.
     """
 
     settings: Mapping[str, Any]
     inputs: Mapping[str, str | None]
     implicit: Sequence[str]
     texts: Sequence[str]
+    shares_memory: bool
 
 
 class CommandLine(Protocol):

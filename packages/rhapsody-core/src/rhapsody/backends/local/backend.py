@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -98,6 +98,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             self.capabilities = EXECUTOR
         elif self._executor == "process":
             self.capabilities = PROCESSES
+        in_threads = type(self._executor) is ThreadPoolExecutor  # others may start processes
+        self.shares_memory = self._executor == "thread" or in_threads
         self._slots = Slots(self.machine)
         self._queue: Queue[Job] = Queue(self._slots)
         self._ends: float | None = None  # by `monotonic`
