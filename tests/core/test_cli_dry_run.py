@@ -321,7 +321,8 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
         "task.000005  work  task.000004  runs: it needs task.000004, which runs",
     ], done.stderr
     assert sorted(tmp_path.rglob("*")) == before
-    rerun = run(PREVIEWED, "--dry-run", "--resume", "--rerun", "make")
+    rerun = run(PREVIEWED, "--dry-run", "--rerun", "make")  # implies --resume
+    assert "WITH --resume" in rerun.stdout.splitlines()[0]
     assert "task.000001  make  -            runs: --rerun asked for it" in rerun.stdout
     (journal,) = (tmp_path / ".rhapsody" / "journals").iterdir()
     with opened(journal) as database:

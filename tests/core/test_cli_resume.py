@@ -129,7 +129,7 @@ def test_without_a_journal_only_the_log_is_left(place: Place) -> None:
 def test_tasks_of_a_name_run_again(place: Place) -> None:
     place.run()
     place.ran()
-    done = place.run("--resume", "--rerun", "show", "--rerun", "main")
+    done = place.run("--rerun", "show", "--rerun", "main")  # implies --resume
     assert place.ran() == SHOW
     assert "--rerun main: no task of that name was called" in done.stderr
     assert "--rerun show" not in done.stderr

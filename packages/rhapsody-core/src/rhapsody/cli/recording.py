@@ -52,14 +52,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="run the tasks of this name again, whatever is kept of them; may be given several "
-        "times",
+        help="run the tasks of this name again, even if their results are recorded; implies "
+        "--resume: of the other tasks only those run that have changed or depend on a changed "
+        "result; may be given several times",
     )
 
 
 def resume_of(arguments: argparse.Namespace) -> bool | Literal["auto"]:
     """Whether results of the last run are used, see `WorkflowEngine.create`."""
     return False if arguments.fresh else True if arguments.resume else "auto"
+
+
+def resumes(arguments: argparse.Namespace) -> bool:
+    """Return whether results of the last run are used even if it succeeded."""
+    rerun = arguments.rerun and not (arguments.fresh or arguments.no_journal)
+    return bool(arguments.resume or rerun)
 
 
 class Recording:
@@ -94,7 +101,7 @@ class Recording:
             UsageError: The journal may not be used; the text says what to do.
         """
         arguments, journal = self._arguments, given.get("journal", True)
-        if arguments.dry_run and arguments.resume and journal is True and not self._opened:
+        if arguments.dry_run and resumes(arguments) and journal is True and not self._opened:
             self._opened = True
             self.preview = self._open(program, True)
             if self.preview is None:
@@ -106,7 +113,9 @@ class Recording:
                 return {"journal": None, "resume": "auto"}
             if not self._opened:
                 self._opened = True
-                self._journal = self._open(program, given.get("resume", resume_of(arguments)))
+                self._journal = self._open(
+                    program, given.get("resume", resumes(arguments) or resume_of(arguments))
+                )
                 self._announce()
             asked = "journal" in given and self._journal is None  # tells why it cannot be
             return {} if asked else {"journal": self._journal, "resume": "auto"}
@@ -128,7 +137,7 @@ class Recording:
         arguments, journal = self._arguments, self._journal
         if journal is None:
             return
-        if arguments.resume and not journal.reused:
+        if resumes(arguments) and not journal.reused:
             note("rhapsody: no earlier run with these arguments is recorded; everything runs")
         if journal.reused and not arguments.quiet:
             results = "1 result" if journal.reused == 1 else f"{journal.reused} results"

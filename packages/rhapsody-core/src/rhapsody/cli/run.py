@@ -168,7 +168,7 @@ def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: 
     from rhapsody.cli.engines import Engines
 
     engines, program = Engines(arguments.dry_run), None
-    if arguments.dry_run and arguments.resume:
+    if arguments.dry_run and recording.resumes(arguments):
         from rhapsody.cli.dry_run import Preview
 
         engines = Preview(recorded)
