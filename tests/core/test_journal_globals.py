@@ -145,6 +145,41 @@ def test_a_memo_of_a_class_does_not_change_the_next_key(keys: Keys) -> None:
     assert key_of(keys, with_class, 1).digest != first
 
 
+class SameNames:
+    memo: ClassVar[dict[int, int]] = {}
+
+    def get(self) -> dict[int, int]:
+        return self.memo
+
+
+class Mixin:
+    def add(self, x: int) -> None:
+        self.mixed.append(x)  # type: ignore[attr-defined]
+
+
+class Base:
+    mixed: ClassVar[list[int]] = []
+
+
+class Mixed(Mixin, Base):
+    pass
+
+
+def with_two_classes(x: int) -> Any:
+    Mixed().add(x)
+    return WithMemo().get(x), SameNames().get()
+
+
+def test_a_memo_of_a_class_does_not_hide_one_of_that_name_of_another(keys: Keys) -> None:
+    first = key_of(keys, with_two_classes, 1).digest
+    with_two_classes(1)
+    keys.begin()
+    assert key_of(keys, with_two_classes, 1).digest == first
+    SameNames.memo[1] = 2
+    keys.begin()
+    assert key_of(keys, with_two_classes, 1).digest != first
+
+
 def test_a_global_that_a_helper_sets_to_its_argument_is_no_memo(keys: Keys) -> None:
     digests = {key_of(keys, with_rate).digest}
     for rate in (1, 2):

@@ -171,7 +171,7 @@ class Ingredients:
         self.set_here = False
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
-        self._fills: set[str] = set()
+        self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
         self._todo: list[tuple[Any, str]] = []
         self._seen: dict[int, tuple[Any, str]] = {}
         self._called: dict[str, int] = {}
@@ -311,12 +311,23 @@ class Ingredients:
         empty, self._empty = self._empty, []
         for part, variables, name, value, owner in empty:
             known = id(owner), name
-            if known in self._filled or (owner is not variables and name in self._fills):
+            if known in self._filled or (isinstance(owner, type) and self._is_filled(owner, name)):
                 self.parts[part] = "filled by the task"
                 self._program.memos[known] = owner
             else:
                 self._used(part, value)
                 self.read.append((variables, name, value))
+
+    def _is_filled(self, owner: type, name: str) -> bool:
+        """Return whether code fills an attribute of a class.
+
+        That is any function, or a method of the class or of one that is related to it.
+        """
+        classes = [each for each, _ in self._seen.values() if isinstance(each, type)]
+        related = {*owner.__mro__, *type(owner).__mro__}
+        related.update(*(each.__mro__ for each in classes if owner in each.__mro__))
+        homes = [("", ""), *((each.__module__, each.__qualname__) for each in related)]
+        return any((*home, name) in self._fills for home in homes)
 
     def _function(self, function: types.FunctionType, name: str) -> None:
         code, variables = function.__code__, function.__globals__
@@ -361,11 +372,15 @@ class Ingredients:
         names, package = self._program.names(code), variables.get("__package__") or ""
         if not code.co_argcount and not code.co_kwonlyargcount:
             self._filled.update((id(variables), each) for each in names.stored)
-        self._fills |= names.filled
+        home = str(variables.get("__name__")), code.co_qualname.rpartition(".")[0]
+        if not home[1] or home[1].endswith("<locals>"):
+            home = "", ""
+        self._fills.update((*home, each) for each in names.filled)
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
                 raise NoDigestError(f"{name} uses {min(hidden)}, which may lead to any object")
         for use in names.uses:
+            self._fills.update(("", "", each) for each in use.filled())
             self._global(variables, use, name)
         for module, taken in names.modules:
             self._imported(module, taken, package)
