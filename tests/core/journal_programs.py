@@ -601,6 +601,23 @@ CHANGED |= {
     "the state of a stream of one's own": (
         "import io\nclass S(io.RawIOBase):\n    def writable(self): return True\ns = S()\n"
         "s.n = 1\ndef f(x): return s.n\n", "n = 1", "n = 2"),
+    "a default in a dataclass made by a call": (
+        "import dataclasses as d\nX = d.make_dataclass('X', [('a', int, 1)])\n"
+        "def f(x): return X().a\n", "int, 1", "int, 2"),
+    "a factory in a dataclass made by a call": (
+        "import dataclasses as d\n"
+        "X = d.make_dataclass('X', [('a', int, d.field(default_factory=lambda: 1))])\n"
+        "def f(x): return X().a\n", "lambda: 1", "lambda: 2"),
+    "a global that was in a factory of a dataclass": (
+        "from dataclasses import dataclass, field\nK = 1\n@dataclass\nclass X:\n"
+        "    v: int = field(default_factory=lambda k=K: k)\nK = 9\ndef f(x): return X().v\n",
+        "K = 1", "K = 2"),
+    "a global that was a default of a dataclass with slots": (
+        "from dataclasses import dataclass\nK = 1\n@dataclass(slots=True)\nclass X:\n"
+        "    v: int = K\nK = 9\ndef f(x): return X().v\n", "K = 1", "K = 2"),
+    "a global that was an option of a dataclass": (
+        "from dataclasses import dataclass\nK = True\n@dataclass(order=K)\nclass X:\n"
+        "    v: int = 1\nK = 9\ndef f(x): return X() < X()\n", "K = True", "K = False"),
     "a name in builtins": (
         "import builtins\nbuiltins.rhapsody_n = 1\ndef f(x): return rhapsody_n\n",
         "rhapsody_n = 1", "rhapsody_n = 2"),

@@ -75,6 +75,12 @@ _OF_CLASSES = frozenset((
 _MAKERS = ("__dataclass_fields__", "_fields", "__attrs_attrs__")
 """Attributes of classes whose special methods a library has generated."""
 
+_OPTIONS = ("init", "repr", "eq", "order", "unsafe_hash", "frozen")
+"""Options of dataclasses that every version of Python has."""
+
+_OF_FIELDS = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
+"""Attributes of the fields of dataclasses that affect the methods made of them."""
+
 _HIDDEN = frozenset((
     "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
     "get_objects", "get_referrers",
@@ -323,11 +329,13 @@ class Ingredients:
 
         That is any function, or a method of the class or of one that is related to it.
         """
-        classes = [each for each, _ in self._seen.values() if isinstance(each, type)]
-        related = {*owner.__mro__, *type(owner).__mro__}
-        related.update(*(each.__mro__ for each in classes if owner in each.__mro__))
-        homes = [("", ""), *((each.__module__, each.__qualname__) for each in related)]
-        return any((*home, name) in self._fills for home in homes)
+        metaclass: type = type(owner)
+        related = {*owner.__mro__, *metaclass.__mro__}
+        for each, _ in self._seen.values():
+            if isinstance(each, type) and owner in each.__mro__:
+                related.update(each.__mro__)
+        homes = {("", "")} | {(each.__module__, each.__qualname__) for each in related}
+        return any((module, kind, name) in self._fills for module, kind in homes)
 
     def _function(self, function: types.FunctionType, name: str) -> None:
         code, variables = function.__code__, function.__globals__
@@ -398,7 +406,8 @@ class Ingredients:
     def _class(self, cls: type, name: str) -> None:
         file = file_of(cls.__module__)
         own = self._own(cls.__module__, file)
-        if not own and ("<locals>" not in cls.__qualname__ or self._in_library(cls)):
+        made_by_call = "<locals>" in cls.__qualname__ or cls.__module__ == "types"
+        if not own and (not made_by_call or self._in_library(cls)):
             return
         variables = getattr(sys.modules.get(cls.__module__), "__dict__", {})
         body = self._program.sources.of_class(cls, file or "", variables) if own else None
@@ -412,6 +421,8 @@ class Ingredients:
             for number, each in enumerate(_registered(cls)):
                 self._used(f"registered class {number} of {name}", each)
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
+        if made and "__dataclass_fields__" in vars(cls):
+            self._used(f"the fields of {name}", _fields_of(cls))
         self._attributes(vars(cls), name, _OF_CLASSES, made=made, owner=cls)
 
     def _attributes(
@@ -794,6 +805,15 @@ def _resolved(name: str, package: str) -> str:
         return importlib.util.resolve_name(name, package)
     except ImportError:  # it fails in the task, too
         return name.lstrip(".")
+
+
+def _fields_of(cls: Any) -> list[tuple[Any, ...]]:
+    """Return the options and fields of a dataclass, which its body may have computed."""
+    options, fields = cls.__dataclass_params__, cls.__dataclass_fields__
+    found = [tuple(getattr(options, each) for each in _OPTIONS)]
+    for name, field in fields.items():
+        found.append((name, *(getattr(field, each) for each in _OF_FIELDS)))
+    return found
 
 
 def _registered(cls: abc.ABCMeta) -> list[type]:
