@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from rhapsody import DependencyFailureError, WorkflowEngine, literal, wait
+from rhapsody.engine.background import Background
 from tests.core.engine_fixtures import Machine, engine, local_processes, local_threads
 from tests.core.scripted import Scripted, outcome, turns, until, within
 
@@ -504,6 +506,31 @@ async def test_a_block_that_returns_a_future_resolves_to_its_value(synchronous: 
         assert await plus(block(1)) == 4
         with pytest.raises(DependencyFailureError, match="negative"):
             await block(-5)
+
+
+async def test_a_returned_future_is_awaited_while_the_thread_of_its_block_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done, former = threading.Event(), Background.soon_from_anywhere
+
+    def reported(self: Background, function: Callable[[], object]) -> bool:
+        found = former(self, function)
+        if threading.current_thread() is not threading.main_thread():
+            done.wait(5)  # the thread is held up after it has reported the block's end
+        return found
+
+    async with engine(Machine()) as flow:
+        plus = flow.function_task(lambda x: x + 1)
+
+        @flow.block
+        def outer() -> Any:
+            monkeypatch.setattr(Background, "soon_from_anywhere", reported)
+            return later
+
+        later = plus(1)
+        block = outer()
+        block.add_done_callback(lambda _: done.set())
+        assert await asyncio.wait_for(block, 4) == 2
 
 
 @pytest.mark.parametrize("synchronous", [False, True])

@@ -306,7 +306,9 @@ class Blocks:
         future = issubclass(type(value), asyncio.Future)  # without calling what the value defines
         if error is None and node.life.work is Work.RUNNING and future:
             self._threads.pop(node, None)
-            self._run(node, _value_of(value), node.more().context or contextvars.copy_context())
+            # A copy, because the block's thread may not have left its own context yet.
+            context = (node.more().context or contextvars.copy_context()).copy()
+            self._run(node, _value_of(value), context)
         else:
             self._ended(node, value, error)
 
