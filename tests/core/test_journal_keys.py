@@ -543,6 +543,8 @@ def registered(): return sorted(REGISTRY)
         ("@m_a.register\ndef g(): ...\ndef f(x): return m_a.registered()", False),
         ("import json\njson.dumps = lambda v: 5\ndef f(x): return json.dumps(1)", False),
         ("import builtins\nbuiltins.EXTRA = 5\ndef f(x): return EXTRA", False),
+        ("import os\ndef f(x): return os.environ.get('MODE')", False),
+        ("import os\ndef f(x): return dict(os.environ)", False),
     ],
 )
 def test_a_worker_shares_results_unless_the_program_has_set_values_in_modules(

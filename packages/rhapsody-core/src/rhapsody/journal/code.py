@@ -121,7 +121,8 @@ class Ingredients:
         inner: Values that can change in place, with their digests.
         made_of: Functions, with their code and defaults, which programs can replace.
         set_here: Whether a variable of a module may have another value than on a worker, which
-            imports the module: the value is not plainly what the source says.
+            imports the module: the value is not plainly what the source says. The same goes for
+            variables of the environment.
     """
 
     __slots__ = (
@@ -673,6 +674,7 @@ class Ingredients:
     ) -> None:
         if use.by in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             return
+        self.set_here = True  # workers have an environment of their own
         whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP")
         if rest == ("copy",) or (not rest and use.chain[-1] != "getenv" and whole):
             self._used(f"the environment used by {user}", os.environ)
