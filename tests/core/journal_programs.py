@@ -675,6 +675,15 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     # What: the program, and what the message says.
     "a module by a name that is made up": (
         "import importlib\ndef f(x): return importlib.import_module(f'm{x}')\n", "computed name"),
+    "a partial that imports": (
+        "import functools, importlib\nload = functools.partial(importlib.import_module, 'json')\n"
+        "def f(x): return load()\n", "may import any module"),
+    "a module by a name that is resolved": (
+        "import pkgutil\ndef f(x): return pkgutil.resolve_name('json:dumps')\n",
+        "may import any module"),
+    "builtins": (
+        "import builtins\ndef f(x): return getattr(builtins, '__import__')('json')\n",
+        "may import any module"),
     "a variable of the environment by a name that is made up": (
         "import os\ndef f(x): return os.environ[f'X{x}']\n", "names are not literals"),
     "variables of the environment": (
@@ -756,6 +765,10 @@ ORDINARY: dict[str, str] = {
     ),
     "a module of the standard library that is used as a whole": (
         "import sys, os, math, random, json\ndef f(x): return [sys, os, math, random, json]\n"
+    ),
+    "a program that imports by name": (
+        "from importlib import import_module\n"
+        "def f(x): return globals()['f'], import_module('json')\n"
     ),
     "a module that is loaded": (
         "import sys\ndef f(x): return 'torch' in sys.modules, sys.argv, sys.executable\n"

@@ -30,6 +30,7 @@ import builtins
 import functools
 import importlib.util
 import os
+import pkgutil
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sized
@@ -61,6 +62,11 @@ _SPECIAL: frozenset[int] = frozenset(map(id, (
     globals, eval, exec,
 )))  # fmt: skip
 """Objects of which code reads only the part that a subscript or an argument selects."""
+
+_IMPORTERS = frozenset(
+    map(id, (importlib.import_module, builtins.__import__, pkgutil.resolve_name))
+)
+"""Functions that import a module by its name; code may use them only in a call."""
 
 _OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
@@ -198,6 +204,8 @@ class Ingredients:
             self._todo.append(known)
             if thing is os.getenv:  # handed on, as `partial(os.getenv, "X")` does
                 self._used("the environment used by os.getenv", os.environ)
+            elif id(thing) in _IMPORTERS:
+                raise NoDigestError(f"{name}, which is handed on, may import any module")
         return known[1]
 
     def own(self, kind: type) -> bool:
@@ -446,7 +454,7 @@ class Ingredients:
         """
         self.sizes.append((attributes, len(attributes)))
         for attribute, value in list(attributes.items()):
-            if attribute in without:
+            if attribute in without or (without is _NOT_OF_MODULES and id(value) in _IMPORTERS):
                 continue
             known = (id(owner), attribute) in self._program.memos
             if owner is not None and (known or _is_empty(value)):
@@ -508,6 +516,8 @@ class Ingredients:
         value: Any = module
         while isinstance(value, types.ModuleType):
             inner = vars(value)
+            if depth == len(chain) and value is builtins:
+                raise NoDigestError(f"{user} uses all of builtins, which may import any module")
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
                 return
@@ -516,6 +526,8 @@ class Ingredients:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # its version
                 if self._special(member, chain[depth + 1 :], use, variables, user):
                     return
+                if member is pkgutil.resolve_name:
+                    self.code(member)  # refuses it
                 if not self._is_changed(value, chain[depth], member):
                     self._library_s(".".join(chain[: depth + 1]), user, value, member)
                     return
