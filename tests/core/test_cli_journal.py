@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sqlite3
 from pathlib import Path
@@ -93,6 +94,26 @@ def test_explain_names_what_has_changed(place: Place) -> None:
     check_mistake(
         place.command("journal", "explain", "shaw"), "recorded no task 'shaw'", "show, work"
     )
+
+
+def test_explain_says_that_a_file_is_gone_or_was_changed(place: Place) -> None:
+    program = """
+from rhapsody import OutputFile
+
+async def main(flow):
+    @flow.executable_task
+    def make(*files):
+        return "echo made | tee a.txt > b.txt"
+
+    await make(OutputFile("a.txt", save="./"), OutputFile("b.txt", save="./"))
+"""
+    place.write("wf.py", program)
+    place.run()
+    for path in place.path.glob(".rhapsody/2*"):
+        shutil.rmtree(path)
+    place.write("a.txt", "changed\n")
+    place.run("--resume")
+    assert "ran: a file that it made is gone or was changed\n" in explained(place, "make")
 
 
 def test_explain_without_a_name_lists_all_tasks_of_the_last_run(place: Place) -> None:

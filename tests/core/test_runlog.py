@@ -180,7 +180,10 @@ def test_the_command_line_leaves_a_log_of_every_run(
         "async def main(flow):\n"
         "    def part(number):\n"
         "        raise LookupError('odd')\n"
-        "    flow.map(flow.function_task(part), [1, 2])\n"
+        "    def after(part):\n"
+        "        pass\n"
+        "    parts = flow.map(flow.function_task(part), [1, 2])\n"
+        "    flow.map(flow.function_task(after), parts)\n"
     )
     log = tmp_path / ".rhapsody" / "latest" / "log.txt"
     for option in ("-e", "retries=0"), ("-q",):
@@ -189,7 +192,9 @@ def test_the_command_line_leaves_a_log_of_every_run(
         assert re.search(
             r" INFO rhapsody\.run: engine \S+ begins on local; process \d+ on ", begins
         )
-        assert any("INFO rhapsody.run: engine" in line and "2 failed" in line for line in lines)
+        assert any(
+            "INFO rhapsody.run: engine" in line and "2 failed, 2 skipped" in line for line in lines
+        )
         assert sum("LookupError: odd in part (flow.py:3)" in line for line in lines) == 1
         shutil.rmtree(log.parent.resolve())
     assert "the run's files" not in capsys.readouterr().err

@@ -63,6 +63,6 @@ class Engines:
             note_in_log(
                 engine.work_dir,
                 f"engine {engine.uid} ends after {duration(summary.seconds)}: {stats.done} done, "
-                f"{stats.recorded} of them reused, {stats.failed} failed, {stats.cancelled} "
-                f"cancelled, {stats.retried} retried",
+                f"{stats.recorded} of them reused, {stats.failed - stats.skipped} failed, "
+                f"{stats.skipped} skipped, {stats.cancelled} cancelled, {stats.retried} retried",
             )

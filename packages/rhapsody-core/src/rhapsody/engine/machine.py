@@ -22,7 +22,7 @@ from rhapsody.engine.life import OVER, READY, SUBMITTED, SUBMITTING, Event, Futu
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.node import Extra, Node
 from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.errors import is_a
+from rhapsody.errors import DependencyFailureError, is_a
 from rhapsody.plugins.reports import Stats
 from rhapsody.states import TasksMainStates
 
@@ -355,6 +355,8 @@ class Machine:
 
     def _failed(self, node: Node, error: BaseException) -> None:
         self.stats.failed += 1
+        if is_a(error, DependencyFailureError):
+            self.stats.skipped += 1
         error = self.actions.fail(node, error)
         if self.observed:
             self.actions.publish(node, FAILED, error)

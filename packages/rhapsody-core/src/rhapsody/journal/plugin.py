@@ -257,7 +257,7 @@ class Journal:
             recording, packed, noted = row
             files = None if noted is None else self._outputs.found(noted)
             if noted is not None and files is None:
-                return None, "a file that it made is gone, or was changed"
+                return None, "a file that it made is gone or was changed"
             content = pickle.loads(packed)  # noqa: S301 - the user's own, see `require_private`
             value, stdout, stderr, exit_code = content
         except JournalError as error:
@@ -275,7 +275,7 @@ class Journal:
             return found, None
         self._store.used[recording] = GONE
         self._gone[call] = recording, noted
-        return found, "a file that it made is gone"
+        return found, "a file that it made is gone or was changed"
 
     def _keep(
         self, records: Sequence[Record], database: sqlite3.Connection

@@ -27,6 +27,7 @@ class Stats:
         late: Updates that came too late or out of order, and ends that came twice; none of
             them was applied.
         unknown: Updates of tasks or states that nobody knows.
+        skipped: Those of `failed` that did not run, because one that they depend on has failed.
     """
 
     tasks: int = 0
@@ -38,6 +39,7 @@ class Stats:
     lost: int = 0
     late: int = 0
     unknown: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
