@@ -137,3 +137,11 @@ async def test_every_kind_of_local_backend_checks_settings(executor: str) -> Non
     async with WorkflowEngine.create(backend) as flow:
         with pytest.raises(CapabilityError, match="knows no 'ranks'"):
             await within(flow.function_task(nothing)(task_description={"ranks": 2}))
+
+
+async def test_a_resource_as_a_setting_gets_the_hint_to_write_resources() -> None:
+    async with WorkflowEngine.create(Inline()) as flow:
+        for name in ("cores", "gpus", "memory", "ranks", "walltime"):
+            given: Any = {name: 1}
+            with pytest.raises(TypeError, match=rf"setting '{name}' \(write resources={{'{name}'"):
+                flow.function_task(**given)(nothing)

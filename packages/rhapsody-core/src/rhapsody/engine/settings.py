@@ -147,6 +147,8 @@ class Settings:
             if check is None:
                 near = difflib.get_close_matches(name, _CHECKS, 1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
+                if name in Resources.__dataclass_fields__:
+                    hint = f" (write resources={{{name!r}: ...}})"
                 raise TypeError(
                     f"unknown setting {name!r}{hint}; there are {', '.join(sorted(_CHECKS))}"
                 )
