@@ -32,11 +32,6 @@ class TestDaskForeign(BackendConformance):
         "thread TCP-Executor*",
         "process *dask*",
     )
-    expected_failures: ClassVar = {
-        "test_modules_next_to_the_script_are_imported": (
-            "workers that were started by hand do not get the program's modules"
-        )
-    }
     given: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture(autouse=True, scope="class")
