@@ -181,7 +181,7 @@ class Ingredients:
         self.environment: list[tuple[str, str | None]] = []
         self.inner: list[tuple[object, bytes]] = []
         self.made_of: list[tuple[types.FunctionType, tuple[object, ...]]] = []
-        self.set_here = False
+        self.set_here: bool = False
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute

@@ -99,7 +99,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         elif self._executor == "process":
             self.capabilities = PROCESSES
         in_threads = type(self._executor) is ThreadPoolExecutor  # others may start processes
-        self.shares_memory = self._executor == "thread" or in_threads
+        self.shares_memory: bool = self._executor == "thread" or in_threads
         self._slots = Slots(self.machine)
         self._queue: Queue[Job] = Queue(self._slots)
         self._ends: float | None = None  # by `monotonic`
