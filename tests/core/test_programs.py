@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import DataError
+from rhapsody import CapabilityError, DataError
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
 from rhapsody.data import make_sandbox
@@ -42,6 +42,8 @@ class Short(LocalPrograms, ManagedBackend):
         function = task["function"]
         if function is None:
             return await self.run_program(task)
+        if task.get("environment"):
+            raise CapabilityError("functions share the environment of the program")
         if "sandbox" in task:
             make_sandbox(task["sandbox"])
         if is_async(function):
@@ -51,6 +53,8 @@ class Short(LocalPrograms, ManagedBackend):
 
 @pytest.mark.long
 class TestShortBackend(BackendConformance):
+    names_workers = False
+
     async def make_backend(self) -> Short:
         return Short()
 

@@ -246,7 +246,8 @@ def wrong_sandboxes(
         for call in reversed(graph):
             if call.number in wanted:
                 wanted.update(call.needs, call.after)
-        if report["keep"] == "failed":  # futures are held here to the end
+        # Declared outputs stay with "results", and with "failed" while futures are held.
+        if report["keep"] in ("failed", "results"):
             wanted.update(call.number for call in graph if call.kind in MAKES)
         may_stay = {report["uids"][number] for number in wanted}
     wrong = []
