@@ -522,6 +522,21 @@ def register(function):
     return function
 
 def registered(): return sorted(REGISTRY)
+
+def closed_over(values):
+    def inner(x): return values
+    return inner
+
+BOX = [0]
+def boxing(values):
+    def wrap(function):
+        @wraps(function)
+        def wrapper(): return values
+        return wrapper
+    return wrap
+
+@boxing(BOX)
+def boxed(): ...
 """
 
 
@@ -543,6 +558,8 @@ def registered(): return sorted(REGISTRY)
         ("@m_a.register\ndef g(): ...\ndef f(x): return m_a.registered()", False),
         ("import json\njson.dumps = lambda v: 5\ndef f(x): return json.dumps(1)", False),
         ("import builtins\nbuiltins.EXTRA = 5\ndef f(x): return EXTRA", False),
+        ("f = m_a.closed_over(m_a.NAMES)", True),
+        ("m_a.BOX.append(1)\ndef f(x): return m_a.boxed()", False),
         ("import os\ndef f(x): return os.environ.get('MODE')", False),
         ("import os\ndef f(x): return dict(os.environ)", False),
     ],

@@ -355,8 +355,12 @@ class Ingredients:
         elif self._in_library(function):
             return
         for variable, cell in _closed_over(function):
-            module = variables.get("__name__")
-            self._cell(f"{variable} around {name}", cell, variable, code, module)
+            value = self._cell(f"{variable} around {name}", cell, variable, code)
+            kind: type = type(value)
+            kept = kind in _PLAIN or issubclass(kind, types.FunctionType | types.ModuleType | type)
+            # Other functions travel with their closures, those of modules are imported.
+            if not kept and not _is_script(variables.get("__name__")):
+                self.set_here = self.set_here or _is_in_its_module(function)
         if function.__defaults__:
             self._used(f"the defaults of {name}", function.__defaults__)
         for argument, default in (function.__kwdefaults__ or {}).items():
@@ -366,10 +370,12 @@ class Ingredients:
         if own:
             self._names(code, variables, name)
 
-    def _cell(
-        self, part: str, cell: types.CellType, name: str, code: types.CodeType, module: object
-    ) -> None:
-        """Collect a variable of a closure, unless it was empty and the function fills it."""
+    def _cell(self, part: str, cell: types.CellType, name: str, code: types.CodeType) -> object:
+        """Collect a variable of a closure, unless it was empty and the function fills it.
+
+        Returns:
+            Its value; `None` where the function fills it.
+        """
         value, memos = content_of(cell), self._program.memos
         known = id(cell), ""
         if known not in memos and not (
@@ -377,12 +383,10 @@ class Ingredients:
         ):
             self._used(part, value)
             self.cells.append((cell, value))
-            kept = issubclass(type(value), types.FunctionType | types.ModuleType | type)
-            if not kept and type(value) not in _PLAIN and not _is_script(module):
-                self.set_here = True  # a registry, say
-        else:
-            self.parts[part] = "filled by the task"
-            memos[known] = cell
+            return value
+        self.parts[part] = "filled by the task"
+        memos[known] = cell
+        return None
 
     def _names(self, code: types.CodeType, variables: dict[str, Any], name: str) -> None:
         """Collect everything that compiled code uses from outside."""
