@@ -693,7 +693,8 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "a generator": ("G = (n for n in range(3))\ndef f(x): return next(G)\n", "G used by f"),
     "a file that is read": ("G = open(0, closefd=False)\ndef f(x): return G\n", "G used by f"),
     "a data base": (
-        "import sqlite3\ndb = sqlite3.connect(':memory:')\ndef f(x): return db.execute('')\n",
+        "import sqlite3\ndb = sqlite3.connect(':memory:')\ndb.close()\n"
+        "def f(x): return db.execute('')\n",
         "db used by f"),
     "a generator in a module that is used as a whole": (
         {"main.py": "import m\ndef f(x): return getattr(m, x)\n",

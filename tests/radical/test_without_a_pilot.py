@@ -266,8 +266,10 @@ def pair(uid: str, workers: Any = ({},)) -> raptor.Pair:
     return raptor.Pair(SimpleNamespace(uid=uid), [], {"workers": workers})
 
 
-def test_a_call_for_a_worker_of_ours_is_small() -> None:
+def test_a_call_for_a_worker_of_ours_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state of it carries all of it, through every component of RADICAL-Pilot."""
+    # With a batch of tasks, the program's own modules are in a file.
+    monkeypatch.setattr("rhapsody_radical.calls.own_modules", lambda: None)
     task = completed("task.000001", {"function": sum, "args": ([1, 2],)}, None)
     words, order = RadicalExecutionBackend()._functions.translate(task)
     pilot, sizes = client_pilot(0), []

@@ -71,7 +71,7 @@ def test_the_digits_example_runs_on_it(scaffold: Scaffold, tmp_path: Path) -> No
     output = check(rhapsody, "run", "-b", "demo", DIGITS, cwd=tmp_path, timeout=300)
     assert re.search(r"^ +1 +support vectors .* 0\.9\d+ ", output, re.MULTILINE), output
     assert re.search(r"^tasks +\d{3} done, 0 failed$", output, re.MULTILINE), output
-    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "log.txt"]
     assert [path.parent.name for path in left] == ["journals"]
 
 
@@ -119,7 +119,7 @@ def test_a_backend_that_claims_too_much_fails_its_tests_by_name(scaffold: Scaffo
     finally:
         plugin.write_text(honest)
     assert done.returncode == 1
-    assert "C4: a running function is really stopped: " in done.stdout
+    assert "a running function is really stopped: " in done.stdout
 
 
 def test_it_is_gone_once_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -> None:

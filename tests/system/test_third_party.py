@@ -123,7 +123,8 @@ def test_a_program_runs_on_the_processes_of_an_mpi_job(plugged_in: Path, program
     assert "printed 'squaring 3\\n'" in output
     assert "processes 2 elsewhere" in output
     left = [path for path in program.parent.rglob("*") if path.is_file()]
-    assert [path.name for path in left if path.parent.name != "journals"] == ["program.py"]
+    names = {path.name for path in left if path.parent.name != "journals"}
+    assert names == {"program.py", "log.txt", "sum"}
 
 
 def test_a_program_runs_on_processes_that_the_backend_starts(
