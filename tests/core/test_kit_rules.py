@@ -23,7 +23,6 @@ from tests.core.faulty_backends import (
     HonoursNoCores,
     IgnoresExitCodes,
     LeaksAThread,
-    ShutsDownSlowly,
 )
 from tests.core.kits import Lingering, Patient, Quick, kit_on
 from tests.core.small_backend import SmallBackend
@@ -191,7 +190,6 @@ def test_a_library_function_that_is_none_says_what_it_must_be(given: Any, proble
     [
         (LeaksAThread, "test_shutdown_leaves_nothing_behind", "leaves_behind = ('thread forgotte"),
         (AddsToThePath, "test_it_changes_nothing_of_the_program", "by `adds`: 'sys.path'"),
-        (ShutsDownSlowly, "test_shutdown_does_not_take_long", "`shutdown_limit`"),
         (HangsAtShutdown, "test_shutdown_twice_is_harmless", "`time_limit`"),
     ],
 )
