@@ -19,7 +19,7 @@ from rhapsody.errors import cause_of, text_of, traceback_of
 from rhapsody.sdk._origins import Origins
 
 SHOWN = 3
-"""How many of the user's own frames are shown at most."""
+"""Maximum number of the user's own frames that are shown."""
 
 OURS: str = os.path.dirname(__file__) + os.sep
 

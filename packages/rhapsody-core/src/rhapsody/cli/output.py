@@ -14,7 +14,7 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 READER_GONE = 141
-"""What a shell reports for a program that SIGPIPE killed, because nothing reads its output."""
+"""Exit code that a shell reports for a program that SIGPIPE has killed."""
 
 
 class UsageError(Exception):

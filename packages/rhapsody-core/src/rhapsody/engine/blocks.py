@@ -35,7 +35,7 @@ enclosing_block: contextvars.ContextVar[Node | None] = contextvars.ContextVar(
 calls_tasks: contextvars.ContextVar[bool] = contextvars.ContextVar(
     "rhapsody_calls_tasks", default=False
 )
-"""Whether this is the thread of a synchronous `main(flow)`, which calls tasks as a block does."""
+"""True on the thread of a synchronous `main(flow)`, which calls tasks as a block does."""
 
 
 class BlockFuture(TaskFuture[T]):

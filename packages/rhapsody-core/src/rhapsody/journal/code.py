@@ -105,7 +105,7 @@ _WRAPPERS: Mapping[type, str] = {
     functools.cached_property: "func",
     functools._lru_cache_wrapper: "__wrapped__",
 }
-"""What Python's own decorators make of functions, with the attribute that is the function."""
+"""Types that Python's own decorators return, with the attribute that is the function."""
 
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 

@@ -29,7 +29,7 @@ class Origins:
         self._versions: dict[str, tuple[str, str] | None] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
-        """Whether a module's file is the user's own, so that its source counts, not its version."""
+        """Return whether a file is the user's own, so that its source counts, not its version."""
         if not isinstance(file, str):
             return False
         if file.startswith("<"):  # a cell of a notebook, or the text of `exec`
@@ -47,7 +47,7 @@ class Origins:
         return self._versions[name]
 
     def _installed(self, path: str) -> bool:
-        """Whether a file is in a directory of installed packages, in any environment."""
+        """Return whether a file is in a directory of installed packages, in any environment."""
         return path.startswith(self._places) or "/site-packages/" in path
 
 
