@@ -331,3 +331,62 @@ def test_with_resume_it_shows_what_would_run_and_why_and_changes_nothing(
     before = sorted(tmp_path.rglob("*"))
     check_mistake(run(PREVIEWED, "--dry-run", "--resume"), f"journal {journal} cannot be read")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+MISSING = """
+from pathlib import Path
+from rhapsody import InputFile, OutputFile
+
+async def main(flow):
+    @flow.executable_task
+    def make(number, out):
+        return f"echo {number} > {out}"
+
+    @flow.executable_task
+    def copy(file, out):
+        return f"cat {file} > {out}"
+
+    @flow.function_task
+    def read(left, right):
+        return open(left).read() + open(right).read()
+
+    make(1, OutputFile("first.txt", temporary=True))
+    copy(InputFile("first.txt"), OutputFile("second.txt", temporary=True))
+    make(2, OutputFile("unread.txt"))
+    make(3, OutputFile("results/saved.txt"))
+    read(InputFile("second.txt"), InputFile("results/saved.txt"))
+    read(InputFile("second.txt"), InputFile("extra.txt"))
+"""
+
+
+def test_with_resume_it_shows_which_tasks_run_again_for_missing_files(
+    run: Run, tmp_path: Path
+) -> None:
+    def dry_run() -> list[str]:
+        shown = run(MISSING, "--dry-run", "--resume")
+        return [line.split("  ")[-1].strip() for line in shown.stdout.splitlines()[1:]]
+
+    (tmp_path / "extra.txt").write_text("one")
+    assert run(MISSING).returncode == 0
+    for file in tmp_path.glob(".rhapsody/*/*/*/unread.txt"):
+        file.unlink()
+    missing = "reused; its missing file {} is written again only if a task reads it"
+    assert dry_run() == [
+        missing.format("first.txt"),
+        missing.format("second.txt"),
+        missing.format("unread.txt"),
+        *["reused"] * 3,
+    ]
+    (tmp_path / "extra.txt").write_text("two")
+    (tmp_path / "results" / "saved.txt").unlink()
+    assert dry_run() == [
+        "reused, but runs again for first.txt, which task.000002 reads",
+        "reused, but runs again for second.txt, which task.000005 reads",
+        missing.format("unread.txt"),
+        "runs: its output saved.txt is missing",
+        "runs: it needs task.000004, which runs",
+        "runs: input file extra.txt changed",
+    ]
+    done = run(MISSING, "--resume")
+    assert "2 tasks of an earlier run run again" in done.stderr
+    assert "(4 of them reused)" in done.stderr

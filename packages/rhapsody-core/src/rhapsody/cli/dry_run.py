@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
@@ -69,6 +69,8 @@ class Preview(Engines):
     def __init__(self, recorded: Recording) -> None:
         super().__init__(dry_run=True)
         self._recorded = recorded
+        self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
+        """By the path of a missing file: the reused task that wrote it, and that task's inputs."""
 
     @hookimpl
     async def rhapsody_lookup_results(
@@ -93,8 +95,31 @@ class Preview(Engines):
         journal = self._recorded.preview
         found = None if journal is None else await journal.preview(list(asked.values()))
         for (number, task), (result, verdict) in zip(asked.items(), found or (), strict=False):
-            verdicts[future_uid(task)], results[number] = verdict, result
+            uid = future_uid(task)
+            verdicts[uid], results[number] = verdict, result
+            if result is not None and result.files is not None:
+                for name in result.files.gone:
+                    self._missing[result.files.paths[name]] = uid, task["inputs"].values()
+        for task in tasks:
+            uid = future_uid(task)
+            if verdicts.get(uid, "").startswith("runs"):
+                self._regenerate(verdicts, uid, task["inputs"].values())
         return results
+
+    def _regenerate(
+        self, verdicts: dict[str, str], uid: str, inputs: Collection[str | None]
+    ) -> None:
+        """Note which reused tasks run again because a task that runs reads their missing files."""
+        readers = [(uid, inputs)]
+        while readers:
+            reader, inputs = readers.pop()
+            for path in inputs:
+                producer = self._missing.pop(path or "", None)
+                if producer is not None:
+                    name = os.path.basename(path or "")
+                    verdict = f"reused, but runs again for {name}, which {reader} reads"
+                    verdicts[producer[0]] = verdict
+                    readers.append(producer)
 
 
 def _holds_no_value(value: object) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 from rhapsody.aio import asked_to_stop
@@ -23,7 +24,7 @@ from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.reports import ObservedEngine
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
-from rhapsody.staging.origins import origins
+from rhapsody.staging.origins import Origin, origins
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -303,10 +304,10 @@ def _inputs(node: Node) -> dict[str, str | None]:
     assert node.description is not None
     sources = node.extra.sources if node.extra is not None else ()
     made_by = {key: left for key, each in node.found.producers.items() if (left := each._outcome)}
-    try:
-        found = origins(node.description, node.found.inputs, sources, made_by)
-    except DataError:  # an input does not exist yet
-        return {}
+    found: dict[str, Origin] = {}
+    for file in node.found.inputs:
+        with suppress(DataError):  # it does not exist yet
+            found |= origins(node.description, [file], sources, made_by)
     return {
         name: origin.path if origin.producer is None else origin.producer.path_of(name)
         for name, origin in found.items()

@@ -119,6 +119,10 @@ class Outputs:
         matches = {pattern: tuple(names) for pattern, names in read["matches"].items()}
         return TaskFiles(sandbox, paths, matches, places, stays=read["stays"], gone=frozenset(gone))
 
+    def is_saved(self, noted: str, name: str) -> bool:
+        """Return whether a file was copied to a destination outside the sandbox."""
+        return "place" in json.loads(noted)["files"][name]
+
     def _told(self, path: str) -> str:
         return os.path.relpath(path, self._directory)
 

@@ -169,9 +169,24 @@ class Journal:
         database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", self._keys.codes.items())
         earlier = Earlier(database, self._store.run, self._store.lineage)
         return [
-            (found, "reused" if found is not None else self._why(task, earlier))
-            for task, found in zip(tasks, results, strict=True)
+            self._verdict(task, found, earlier) for task, found in zip(tasks, results, strict=True)
         ]
+
+    def _verdict(
+        self, task: LookupTask, found: Recorded | None, earlier: Earlier
+    ) -> tuple[Recorded | None, str]:
+        """Return the result that would be used, and whether the task would run."""
+        if found is None:
+            return None, self._why(task, earlier)
+        if found.files is None or not found.files.gone:
+            return found, "reused"
+        _, noted = self._gone[_call(task["uid"])]
+        missing = sorted(found.files.gone)
+        saved = [name for name in missing if self._outputs.is_saved(noted, name)]
+        if saved:
+            return None, f"runs: its output {saved[0]} is missing"
+        text = f"reused; its missing file {missing[0]} is written again only if a task reads it"
+        return found, text
 
     def _why(self, task: LookupTask, earlier: Earlier) -> str:
         call = self._calls.get(_call(task["uid"]))
