@@ -91,6 +91,14 @@ def test_a_run_that_ended_well_is_reused_only_when_asked(place: Place) -> None:
     assert place.ran() == WORK
 
 
+def test_reused_tasks_are_logged_as_reused(place: Place) -> None:
+    place.run()
+    logged = place.run("--resume", "-v", "-e", 'trace="trace.jsonl"').stderr.splitlines()
+    ends = [line.rpartition(": ")[2] for line in logged if " work(" in line]
+    assert ends == ["reused"] * 5
+    assert '"native": "reused"' in (place.path / "trace.jsonl").read_text()
+
+
 def test_options_of_the_backend_and_the_engine_do_not_count(place: Place) -> None:
     place.write("bad")
     place.run("-b", "local", "-o", "cores=1")

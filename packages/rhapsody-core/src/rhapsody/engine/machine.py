@@ -285,6 +285,7 @@ class Machine:
         """A plugin had the result of a node that is ready: it does not run."""
         if node.life is READY:
             self.stats.recorded += 1
+            node.native = "reused"
             node.step(Event.DONE)
             self.reveal(node, value)
 

@@ -63,7 +63,7 @@ class TaskLog:
         took = "" if began is None else f" after {_duration(event.monotonic - began)}"
         if state is TasksMainStates.FAILED:
             return f"failed{where}{took}{self._error(event)}"
-        return f"{_ENDS[state]}{took}"
+        return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
 
     def _error(self, event: TaskEvent) -> str:
         """The error and its place, and the last frames of the first one from there."""

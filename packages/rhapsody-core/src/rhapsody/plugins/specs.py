@@ -131,7 +131,8 @@ class TaskEvent:
         name: The task's name.
         attempt: Counted from 1.
         state: The canonical state that was entered.
-        native: The backend's word for it, `None` where the engine decided.
+        native: The backend's word for it, `"reused"` for a task that a plugin had the result of,
+            `None` where the engine decided.
         backend: The backend's name, `None` before one was chosen.
         time: Seconds since the epoch.
         monotonic: The engine clock's seconds, for durations.
