@@ -171,6 +171,30 @@ def test_explain_compares_with_the_same_call(place: Place) -> None:
     assert explained(place, "task.000004") == "work (task.000004)  ran: the run started over\n"
 
 
+def test_explain_compares_a_failed_run_that_started_over_with_the_run_before(place: Place) -> None:
+    place.run()
+    place.write("bad")
+    place.run()
+    assert explained(place, "task.000001") == (
+        "work (task.000001)  ran: the run started over; nothing had changed\n"
+    )
+    place.write("helpers.py", "def scale(number):\n    return 100 * number\n")
+    place.run("--fresh")
+    assert explained(place, "task.000001") == (
+        "work (task.000001)  ran: the run started over; scale in helpers.py, line 1 changed\n"
+    )
+
+
+def test_explain_says_that_failed_tasks_are_not_listed(place: Place) -> None:
+    place.write("bad")
+    place.run()
+    done = place.command("journal", "explain")
+    assert "the last run failed: tasks that failed or did not run are not listed" in done.stderr
+    (place.path / "bad").unlink()
+    place.run()
+    assert not place.command("journal", "explain").stderr
+
+
 def test_explain_compares_a_new_call_with_what_was_given_the_same_only(place: Place) -> None:
     program = """
 async def main(flow):

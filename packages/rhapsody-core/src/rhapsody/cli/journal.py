@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from rhapsody.cli.clean import age, base_of
-from rhapsody.cli.output import DONE, FAILED, UsageError, complain, say, table
+from rhapsody.cli.output import DONE, FAILED, UsageError, complain, note, say, table
+from rhapsody.cli.recording import HOW
 from rhapsody.errors import JournalError
 from rhapsody.quantities import size_text
 
@@ -99,13 +100,15 @@ def _show(path: Path) -> int:
 
 
 def _explain(path: Path, task: str | None) -> None:
-    from rhapsody.journal.reading import explain, opened
+    from rhapsody.journal.reading import explain, opened, runs
 
     with opened(path) as database:
-        found = explain(database, task)
+        found, how = explain(database, task), runs(database, path)[-1].how
     for each in found:
         call = f"{each.name} ({each.uid})" if each.uid else each.name
         say(f"{call}  {each.what}")
+    if how in HOW:
+        note(f"the last run {HOW[how]}: tasks that failed or did not run are not listed")
 
 
 def _prune(found: list[Path], older: str | None) -> int:

@@ -174,6 +174,9 @@ def _not_there(database: sqlite3.Connection, run: int, task: str) -> str:
 class Earlier:
     """The recordings that a run did not use, by what they have in common with its calls.
 
+    Those of a run that started over are what `--resume` would have used instead, as long as they
+    are in the journal.
+
     Args:
         database: The journal.
         run: The run's number.
@@ -183,10 +186,18 @@ class Earlier:
     def __init__(self, database: sqlite3.Connection, run: int, lineage: int) -> None:
         self._database = database
         self._run = run
-        self._lineage = lineage
         taken_up = "SELECT EXISTS (SELECT 1 FROM runs WHERE lineage = ? AND id < ?)"
         (took_up,) = database.execute(taken_up, (lineage, run)).fetchone()
         self._started_over = run > 1 and not took_up
+        if self._started_over:
+            former = database.execute(
+                "SELECT lineage FROM runs WHERE id < ? AND EXISTS "
+                "(SELECT 1 FROM recordings WHERE recordings.lineage = runs.lineage) "
+                "ORDER BY id DESC LIMIT 1",
+                (run,),
+            ).fetchone()
+            lineage = former[0] if former is not None else lineage
+        self._lineage = lineage
         self._names: dict[str, dict[object, list[tuple[str, str, bytes | None]]]] = {}
 
     def what_changed(self, name: str, uid: str, parts: str, code: bytes | None) -> str:
@@ -194,20 +205,23 @@ class Earlier:
 
         The recording is that of the same call, or of a call with equal arguments.
         """
-        if self._started_over:
-            return "the run started over"
         if name not in self._names:
             self._names[name] = self._load(name)
         known, now = self._names[name], _ingredients(self._database, parts, code)
-        changes = [
+        differences = [
             (their_uid != uid, len(changed), changed)
             for their_uid, their_parts, their_code in (
                 *known.get(uid, ()),
                 *known.get(_given(parts), ())[:COMPARED],
             )
-            if (changed := _changes(_ingredients(self._database, their_parts, their_code), now))
+            for changed in [_changes(_ingredients(self._database, their_parts, their_code), now)]
         ]
-        return "; ".join(min(changes)[2]) if changes else "it was not recorded before"
+        if self._started_over:
+            changes = min(differences)[2] if differences else ()
+            nothing = ("nothing had changed",) if differences else ()
+            return "; ".join(["the run started over", *(changes or nothing)])
+        changes = min((each for each in differences if each[1]), default=(False, 0, ()))[2]
+        return "; ".join(changes) or "it was not recorded before"
 
     def _load(self, name: str) -> dict[object, list[tuple[str, str, bytes | None]]]:
         found: dict[object, list[tuple[str, str, bytes | None]]] = {}
