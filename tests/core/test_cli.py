@@ -163,7 +163,9 @@ def test_one_backend_is_shown_with_what_it_enforces_and_what_it_only_counts(
     assert shown["enforced"] == "cores, gpus"
     assert shown["only"].split(maxsplit=1) == ["counted", "memory"]
     assert main(["backends", "locl"]) == 2
-    assert "no backend 'locl'; available: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "Backend 'locl' not found. There are: " in error
+    assert "Did you mean 'local'?" in error
 
 
 def test_tables_are_aligned_and_have_no_trailing_blanks() -> None:

@@ -54,6 +54,7 @@ def test_arguments_of_its_own_that_stand_in_the_wrong_place_are_told_the_right_o
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
+        (("--dry",), "did you mean --dry-run? or "),
         (("--resum",), "did you mean --resume? or "),
         (("--max-failure=3",), "did you mean --max-failures? or "),
         (("3", "--fail_fast"), "did you mean --fail-fast? or "),

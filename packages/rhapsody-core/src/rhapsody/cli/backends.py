@@ -27,17 +27,15 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: There is no backend of that name.
     """
-    from rhapsody.backends.catalog import normalise
     from rhapsody.backends.discovery import BackendRegistry
 
-    described = list(BackendRegistry.describe().values())
-    if arguments.name is not None:
-        names = [one.name for one in described]
-        described = [one for one in described if normalise(one.name) == normalise(arguments.name)]
-        if not described:
-            raise UsageError(
-                f"no backend {arguments.name!r}; available: {', '.join(sorted(names))}"
-            )
+    if arguments.name is None:
+        described = list(BackendRegistry.describe().values())
+    else:
+        try:
+            described = [BackendRegistry.describe(arguments.name)]
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     if arguments.json:
         say_json([one.as_dict() for one in described])
         return DONE
