@@ -122,8 +122,8 @@ class Commands:
         for word in unknown:
             said = word.partition("=")[0].removeprefix("--")
             close = difflib.get_close_matches(said, options, 1, 0.75)
-            begin = [each for each in options if said and each.startswith(said)]
-            if len(begin) == 1:
+            begin = [each for each in options if each.startswith(said)]
+            if len(said) > 2 and len(begin) == 1:
                 close = begin
             if close and word.startswith("--"):
                 return f"did you mean --{close[0]}? or "
