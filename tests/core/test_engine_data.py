@@ -362,6 +362,34 @@ async def test_a_command_that_misses_a_file_of_the_current_directory_gets_a_hint
         assert re.search(r"pass InputFile\('(\./)?data/x.csv'\)", said)
 
 
+@pytest.mark.parametrize("command", ["cat {0}", "cat '{0}'; exit 1", "cat {0} > {1}", "> {1}"])
+async def test_a_command_with_a_file_name_that_needs_quotes_gets_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data.csv").write_text("")
+
+    async with engine("local") as flow:
+
+        @flow.executable_task
+        def show(data: InputFile, out: OutputFile) -> str:
+            return command.format(data, out)
+
+        @flow.executable_task
+        def show_text(data: str) -> str:
+            return command.format(data, "x")
+
+        error = await outcome(show(InputFile("my data.csv"), OutputFile("my table.csv")))
+        hint = "write {shlex.quote(str(file))} in the command, or return a list of arguments"
+        assert (hint in str(error)) == ("'" not in command), error
+        name = "my table.csv" if command == "> {1}" else "my data.csv"
+        assert (f"the shell does not read {name!r} as one word" in str(error)) == (
+            hint in str(error)
+        )
+        if command == "cat {0}":
+            assert hint in str(await outcome(show_text("my data.csv")))
+
+
 async def test_a_failed_command_gets_no_hint_about_files_that_it_sees() -> None:
     Path("x.csv").write_text("text")
     Path("data").mkdir()

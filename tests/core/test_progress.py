@@ -207,9 +207,10 @@ def test_the_account_shows_standard_output_where_there_is_nothing_else_and_the_a
             solve()
         """
     )
-    _, error, said, *_ = done.stderr.splitlines()
+    _, error, label, said, *_ = done.stderr.splitlines()
     assert error.startswith("  solve() (task.000001), attempt 2: ended with exit code 3: ")
-    assert said == "    no convergence"
+    assert label == "    standard output ended with:"
+    assert said == "      no convergence"
 
 
 def test_the_account_names_stale_results_and_a_large_disk_use(
@@ -562,6 +563,23 @@ async def test_equal_failures_are_one_entry_with_their_place_and_the_first_in_fu
         "  exits(4) (task.000032): ended with exit code 4: exit 4",
         "rhapsody: 0 done, 32 failed",
     ]
+
+
+@pytest.mark.asyncio
+async def test_a_long_message_that_failures_share_is_shortened_in_their_summary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with WorkflowEngine.create(Inline(), progress=True) as flow:
+
+        @flow.function_task
+        def broken(number: int) -> None:
+            raise ValueError("x" * 1000)
+
+        await asyncio.wait(flow.map(broken, range(2)))
+    _, summary, first, *_ = capsys.readouterr().err.splitlines()
+    assert len(summary) < 250
+    assert "xxx... in broken (test_progress.py:" in summary
+    assert "x" * 1000 in first
 
 
 @pytest.mark.asyncio

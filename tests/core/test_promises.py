@@ -185,8 +185,10 @@ async def test_two_producers_that_are_passed_without_an_order_are_an_error(
     flow: WorkflowEngine,
 ) -> None:
     both = [writer(flow)(word, OutputFile("a.txt")) for word in ("one", "two")]
-    with pytest.raises(DataError, match="written by two of its dependencies"):
+    with pytest.raises(DataError, match="written by two of its dependencies") as raised:
         await within(reader(flow)(InputFile("a.txt"), *both))
+    for each in both:
+        assert f"'write' ({each.uid})" in str(raised.value)
 
 
 async def test_a_reader_fails_with_the_call_that_was_to_make_its_file(

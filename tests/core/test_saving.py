@@ -185,8 +185,11 @@ async def test_a_file_that_is_made_again_is_that_of_the_last(
 
 async def test_two_tasks_cannot_write_one_file_at_once(here: Path, flow: WorkflowEngine) -> None:
     first, gate = await held_open(here, flow, OutputFile("out/a.txt"), "printf slowly > a.txt")
-    with pytest.raises(DataError, match=r"'write' cannot save 'b' as .*task 'slow' is about to"):
+    with pytest.raises(DataError) as raised:
         await within(writer(flow)("word", OutputFile("b", save="out/a.txt")))
+    assert "task 'write' cannot save 'b' as " in str(raised.value)
+    assert f"task 'slow' ({first.uid}) is about to save one there, too" in str(raised.value)
+    assert "write.options(after=[future])" in str(raised.value)
     gate.write_text("go")
     await within(first)
     assert (here / "out/a.txt").read_text() == "slowly"

@@ -23,6 +23,7 @@ class Outcome:
         matches: Which of the files match each pattern that it declared.
         paths: Where the files are that an earlier run left; those of others are in the sandbox.
         make_again: Produces missing files of an earlier run, for the task with a uid.
+        name: The task's name.
     """
 
     uid: str
@@ -36,6 +37,12 @@ class Outcome:
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
     make_again: Callable[[Outcome, str], Awaitable[None]] | None = None
+    name: str = ""
+
+    @property
+    def task(self) -> str:
+        """The task in words, such as `'clean' (task.000003)`."""
+        return f"{self.name!r} ({'.'.join(self.uid.split('.')[-3:-1])})"
 
     def path_of(self, name: str) -> str:
         """Where a file or directory is that the attempt made."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rhapsody.data import STDERR_TAIL, stderr_tail, stdout_tail
+from rhapsody.data import STDERR_TAIL, File, stderr_tail, stdout_tail
 from rhapsody.engine.attach import Attached
 from rhapsody.engine.node import Node
 from rhapsody.engine.notes import hidden, printed_last
@@ -134,7 +134,7 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
         command = given if isinstance(given, str) else shlex.join(given)
     if isinstance(error, BaseException):
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
-            error.args = (hidden(node, str(error)) + _missing_files(node, report),)
+            error.args = (hidden(node, str(error)) + _hints(node, report),)
             error.command = error.command or command
             return _complete(error, report) if node.task.kind == "executable" else error
         if is_a(error, FileNotFoundError) and (hint := _missing_files(node, report)):
@@ -153,8 +153,34 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
     tail = printed_last(node, report.get("stderr"), STDERR_TAIL)
     if tail:
         message += f"\n{tail.rstrip()}"
-    message += _missing_files(node, report)
+    message += _hints(node, report)
     return _complete(TaskFailedError(message, command=command), report)
+
+
+def _hints(node: Node, report: Mapping[str, Any]) -> str:
+    """Return the hints about a failed command, each on a line of its own."""
+    return unquoted_files(node) or _missing_files(node, report)
+
+
+def unquoted_files(node: Node) -> str:
+    """Return a hint about the first file that a shell command names without the quotes it needs."""
+    command = node.extra.command if node.extra is not None else None
+    if not isinstance(command, str):
+        return ""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # quotes that do not match
+        return ""
+    for file in (*node.args, *(node.kwargs or {}).values()):
+        name = file.filename if isinstance(file, File) else file
+        if not (isinstance(name, str) and (isinstance(file, File) or os.path.exists(name))):
+            continue
+        if shlex.quote(name) != name and name in command and not any(name in w for w in words):
+            return (
+                f"\nhint: the shell does not read {name!r} as one word: write "
+                "{shlex.quote(str(file))} in the command, or return a list of arguments"
+            )
+    return ""
 
 
 def _missing_files(node: Node, report: Mapping[str, Any]) -> str:

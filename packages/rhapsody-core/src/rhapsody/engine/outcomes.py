@@ -13,6 +13,7 @@ from rhapsody.backends.scripts import write_again
 from rhapsody.data import Output
 from rhapsody.engine import failures
 from rhapsody.engine.node import Node
+from rhapsody.errors import DataError
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
@@ -73,7 +74,10 @@ class Outcomes:
         if node.backend.capabilities.shared_file_system and not node.backend.dry:
             resolved = node.extra.resolved
             given = resolved.places.keys() if resolved is not None else ()
-            matches = check_outputs(node.description, outputs, given=given)
+            try:
+                matches = check_outputs(node.description, outputs, given=given)
+            except DataError as error:
+                raise DataError(f"{error}{failures.unquoted_files(node)}") from None
             if resolved is not None:
                 resolved.matches.update(matches)
 
@@ -102,7 +106,7 @@ class Outcomes:
         if stdout is None and stderr is None and sandbox is None:
             return
         outcome = Outcome(node.uid, stdout, stderr, report.get("exit_code"), sandbox)
-        outcome.backend = node.future._backend
+        outcome.backend, outcome.name = node.future._backend, node.task.name
         if sandbox is not None:
             outputs = node.found.outputs if node.found is not None else ()
             if outputs:

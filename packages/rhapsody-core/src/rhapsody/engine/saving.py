@@ -85,6 +85,7 @@ class Saving:
             self._stager.was_read(node.extra.resolved)
         left = Outcome(
             uid=node.uid,
+            name=node.task.name,
             stdout=recorded.stdout,
             stderr=recorded.stderr,
             exit_code=recorded.exit_code,

@@ -22,6 +22,9 @@ GROUPS = 200
 LISTED = 20
 """Number of groups that are listed."""
 
+WIDTH = 160
+"""Number of characters of a group's summary, which is a single line."""
+
 PRINTED = 10
 """Number of last lines shown of an error, after its first line, or else of standard output."""
 
@@ -55,8 +58,11 @@ class Failure:
     def lines(self) -> list[str]:
         """Describe it in full."""
         lines = [self.summary]
-        printed = self.error.strip().splitlines()[1:] or self.stdout.strip().splitlines()
-        lines += [f"  {line}" for line in (*self.frames, *printed[-PRINTED:])]
+        more, printed = self.error.strip().splitlines()[1:], self.stdout.strip().splitlines()
+        lines += [f"  {line}" for line in (*self.frames, *more[-PRINTED:])]
+        if printed and not more:
+            lines.append("  standard output ended with:")
+            lines += [f"    {line}" for line in printed[-PRINTED:]]
         if self.sandbox is not None and os.path.isdir(self.sandbox):
             lines.append(f"  sandbox: {shown(self.sandbox)}")
             again = os.path.join(self.sandbox, AGAIN)
@@ -90,10 +96,9 @@ class FailureGroup:
         """One line that describes all of them."""
         where = f" ({self.location})" if self.location else ""
         if self.count == 1 and self.examples:
-            return f"{next(iter(self.examples.values())).summary}{where}"
-        return (
-            f"{self.count} \N{MULTIPLICATION SIGN} {self.text or self.kind} in {self.name}{where}"
-        )
+            return f"{_shortened(next(iter(self.examples.values())).summary)}{where}"
+        text = _shortened(self.text or self.kind)
+        return f"{self.count} \N{MULTIPLICATION SIGN} {text} in {self.name}{where}"
 
     def lines(self) -> list[str]:
         """Describe all of them, and the first in full."""
@@ -197,6 +202,10 @@ def _here() -> str | None:
 
 def _first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3].rstrip()}..."
 
 
 def _joined(words: Sequence[str]) -> str:

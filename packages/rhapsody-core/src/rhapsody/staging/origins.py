@@ -22,7 +22,7 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         if self.producer is not None:
-            return f"the file that {self.producer.uid} wrote"
+            return f"the file that task {self.producer.task} wrote"
         return without_secrets(self.url) if self.url is not None else repr(self.path)
 
 
@@ -120,7 +120,7 @@ def origin_of(
         if name in producer.output_files:
             return Origin(producer=producer)
         raise DataError(
-            f"task {task['name']!r}: missing input file {name!r}: {producer.uid} promised it, "
+            f"task {task['name']!r}: missing input file {name!r}: task {producer.task} promised it, "
             "but did not write it"
         )
     if file.remote_url is not None:
@@ -131,7 +131,8 @@ def origin_of(
         if len(producers) > 1:
             raise DataError(
                 f"task {task['name']!r}: input file {name!r} is written by two of its "
-                f"dependencies, {producers[0].uid} and {producers[1].uid}; rename one of the files"
+                f"dependencies, {producers[0].task} and {producers[1].task}; rename one of the "
+                f"files, or pass future.file({name!r}) of one of them"
             )
         if producers:
             return Origin(producer=producers[0])

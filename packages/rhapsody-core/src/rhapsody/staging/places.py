@@ -46,6 +46,9 @@ class _Claim:
     call: str
     task: str
 
+    def __str__(self) -> str:
+        return f"task {self.task!r} ({'.'.join(self.call.split('.')[-2:])})"
+
 
 @dataclass(slots=True)
 class _Gathering:
@@ -92,7 +95,7 @@ class Places:
         claim = self._claim_on(key, task_call(task), directory=True)
         if claim is not None:
             raise DataError(
-                f"task {task['name']!r} reads {path!r} while task {claim.task!r} is about to "
+                f"task {task['name']!r} reads {path!r} while {claim} is about to "
                 "write it; call that task first, or pass its future"
             )
         if key in self._ours or not self._ours.isdisjoint(_parents(key)):
@@ -251,8 +254,8 @@ class Places:
         claim = self._claim_on(key, task_call(task), directory=directory)
         if claim is not None:
             raise DataError(
-                f"{what}: task {claim.task!r} is about to save one there, too; save it elsewhere, "
-                "or let one of them wait for the other"
+                f"{what}: {claim} is about to save one there, too; save it elsewhere, or let one "
+                f"wait for the other: {task['name']}.options(after=[future])(...)"
             )
 
     def _read_there(self, key: str, *, directory: bool) -> tuple[str, str] | None:
