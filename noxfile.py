@@ -47,8 +47,8 @@ class Distribution(NamedTuple):
     tools: tuple[str, ...] = ()
 
 
-# One line for each backend: the only place to add another distribution. Its tests run in
-# an environment that holds core and that distribution alone.
+# The only place to add another distribution. Its tests run in an environment that contains
+# core and that distribution alone.
 DISTRIBUTIONS = {
     "core": Distribution(
         "packages/rhapsody-core",
@@ -70,6 +70,7 @@ DISTRIBUTIONS = {
         ci="split",
         pythons=("3.11", "3.12", "3.13"),  # RADICAL-Pilot's
     ),
+    "wfcommons": Distribution("packages/rhapsody-wfcommons", "tests/wfcommons"),
 }
 
 PYTHONS = ["3.11", "3.12", "3.13", "3.14", "3.14t"]
@@ -165,9 +166,8 @@ def types(session: nox.Session) -> None:
     # What is public is checked as a user of core and one plugin sees it. The environment to
     # check is the one whose Python comes first in PATH: with --verifytypes, --pythonpath is
     # ignored.
-    packages = {"core": "rhapsody", "dask": "rhapsody_dask", "radical": "rhapsody_radical"}
     for name in there:
-        package = packages[name]
+        package = "rhapsody" if name == "core" else f"rhapsody_{name}"
         alone = session.cache_dir.absolute() / f"{package}-alone"
         session.run("python", "-m", "venv", "--clear", str(alone), silent=True)
         folders = {f"./{DISTRIBUTIONS[each].folder}" for each in ("core", name)}
@@ -257,7 +257,8 @@ def lowest_allowed(pyproject: Path) -> dict[str, str]:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation: a strict build, and every code block run."""
-    install_distribution(session, "dask", DOCS, *TEST_TOOLS)
+    wfcommons = f"./{DISTRIBUTIONS['wfcommons'].folder}"  # documented in docs/replay.md
+    install_distribution(session, "dask", wfcommons, DOCS, *TEST_TOOLS)
     session.run(
         "mkdocs", "build", "--strict", "--site-dir", str((session.cache_dir / "site").absolute())
     )
@@ -283,7 +284,7 @@ def benchmarks(session: nox.Session) -> None:
 @nox.session
 def benchmarks_smoke(session: nox.Session) -> None:
     """The benchmarks at tiny sizes: that they run, not what they measure. Of core alone."""
-    install_distribution(session, "core", *DISTRIBUTIONS["core"].tools)
+    install_distribution(session, "wfcommons", *DISTRIBUTIONS["core"].tools)
     session.run("python", "-m", "benchmarks.suite", "--smoke", *session.posargs)
     for script in ("journal.py", "observer.py", "instructions.py"):
         session.run("python", f"benchmarks/{script}", "--smoke")

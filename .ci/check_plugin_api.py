@@ -42,7 +42,9 @@ MODULES = [
 
 EXPORTING = [
     "rhapsody",
+    "rhapsody.backends",
     "rhapsody.backends.commands",
+    "rhapsody.plugins",
     "rhapsody.sdk.calls",
     "rhapsody.sdk.capture",
     "rhapsody.sdk.executables",

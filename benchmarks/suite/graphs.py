@@ -132,8 +132,7 @@ def mixed(long: int, seconds: float, short: int) -> Graph:
 
 def makespan(graph: Graph, slots: int) -> float:
     """Seconds of a list schedule: whenever a slot is free, the first task that is ready gets it."""
-    from rhapsody.wfformat import RecordedTask
-    from rhapsody.wfformat.schedules import list_schedule
+    from rhapsody_wfcommons import RecordedTask, list_schedule
 
     tasks = [
         RecordedTask(str(n), "", parents=tuple(map(str, task.parents)), runtime=task.seconds)

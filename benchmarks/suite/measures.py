@@ -205,6 +205,7 @@ MEASURES: Mapping[str, Measure] = {
         floors.ProcessPool.title,
         mixed,
         [Budget(MIXED, ours.Processes.title, "", 1.1)],
+        needs="rhapsody_wfcommons",
     ),
     "programs": Measure(
         "Programs",
@@ -225,6 +226,7 @@ MEASURES: Mapping[str, Measure] = {
         [*THREADS, *PROCESSES],
         floors.ThreadPool.title,
         workflows,
+        needs="rhapsody_wfcommons",
     ),
     "dask": Measure(
         "On Dask",

@@ -67,6 +67,7 @@ def test_a_tree_and_a_mesh_have_one_last_task_that_all_lead_to() -> None:
 
 
 def test_the_list_schedule_fills_slots_in_order_and_waits_for_parents() -> None:
+    pytest.importorskip("rhapsody_wfcommons", reason="rhapsody-wfcommons is not installed")
     first = [graphs.timed(3.0, ()), graphs.timed(1.0, ()), graphs.timed(1.0, ())]
     assert graphs.makespan(first, 2) == 3.0
     assert graphs.makespan([*first, graphs.timed(1.0, (1, 2))], 2) == 3.0

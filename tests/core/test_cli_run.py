@@ -11,8 +11,8 @@ import pytest
 
 from rhapsody.cli import scripts
 from rhapsody.cli.commands import main
-from rhapsody.cli.output import UsageError
 from rhapsody.journal.reading import opened, runs
+from rhapsody.plugins.specs import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake
 from tests.core.programs import PATIENCE
 
@@ -517,7 +517,7 @@ async def main(flow):
 @pytest.mark.parametrize(
     "command",
     ["run wf.py", "run -m wf", "backends", "doctor", "clean", "journal show", "journal explain x",
-     "replay x.json", "new-backend x"],
+     "new-backend x"],
 )  # fmt: skip
 def test_a_current_directory_that_was_removed_is_a_mistake_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

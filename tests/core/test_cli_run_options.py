@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.cli import run as command
-from rhapsody.cli.output import UsageError
+from rhapsody.backends.options import parse_options
+from rhapsody.plugins.specs import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake, install_toy
 from tests.core.distributions import BACKEND, declaration, install, unique
 
@@ -138,19 +138,19 @@ def test_settings_become_keywords_or_resources(run: Run, tmp_path: Path) -> None
     ],
 )
 def test_values_are_read_as_toml_and_bare_words_as_strings(text: str, value: Any) -> None:
-    assert command.parse_options([f"key={text}"]) == {"key": value}
+    assert parse_options([f"key={text}"]) == {"key": value}
 
 
 @pytest.mark.parametrize("option", ["cores", "=2", "a b=2", "1x=2", "", "a.b=1"])
 def test_a_setting_of_another_form_is_refused(option: str) -> None:
     with pytest.raises(UsageError, match="write KEY=VALUE"):
-        command.parse_options([option])
+        parse_options([option])
 
 
 @pytest.mark.parametrize("text", ["[1", '"open', "{a = }", "'"])
 def test_a_value_that_is_broken_toml_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="broken TOML"):
-        command.parse_options([f"key={text}"])
+        parse_options([f"key={text}"])
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ ORDER = [
     "backends",
     "staging",
     "journal",
-    "wfformat",
     "observers",
     "engine",
     "testing",

@@ -22,8 +22,8 @@ from rhapsody import (
     WorkflowEngine,
     get_backend,
 )
-from rhapsody.cli.output import UsageError
-from rhapsody.cli.run import make_backend
+from rhapsody.backends.options import make_backend
+from rhapsody.plugins.specs import UsageError
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

@@ -23,6 +23,7 @@ TABLE = ROOT / "docs/plugins/versions.md"
 USERS = {
     "dask": [*(ROOT / "packages/rhapsody-dask/src").rglob("*.py")],
     "radical": [*(ROOT / "packages/rhapsody-radical/src").rglob("*.py")],
+    "wfcommons": [*(ROOT / "packages/rhapsody-wfcommons/src").rglob("*.py")],
     "examples": [*(ROOT / "examples").rglob("*.py")],
     "scaffold": [*(CORE / "cli/new_backend/template").glob("*.py.in")],
     "kit": [*(CORE / "testing").rglob("*.py")],

@@ -10,9 +10,10 @@ import pytest
 
 from rhapsody import WorkflowEngine
 from rhapsody.cli.commands import main
-from rhapsody.wfformat import read
 from rhapsody_dask import DaskExecutionBackend
-from tests.core.instances import recent, save
+from tests.wfcommons.instances import recent, save
+
+wfcommons = pytest.importorskip("rhapsody_wfcommons", reason="rhapsody-wfcommons is not installed")
 
 
 @pytest.mark.parametrize("more", [(), ("--files", "1"), ("--order", "critical-path")])
@@ -35,7 +36,8 @@ async def test_a_run_is_written_with_what_waited_for_what(
     backend: DaskExecutionBackend, tmp_path: Path, push_down: bool
 ) -> None:
     file = tmp_path / "run.json"
-    async with WorkflowEngine.create(backend, instance=file, push_down=push_down) as flow:
+    recorder = wfcommons.WfCommonsRecorder(file)
+    async with WorkflowEngine.create(backend, observers=[recorder], push_down=push_down) as flow:
 
         @flow.function_task
         def step(*_: object) -> None:
@@ -45,7 +47,7 @@ async def test_a_run_is_written_with_what_waited_for_what(
 
         first = step()
         await step([step(first), step(first)])
-    tasks = read(file).tasks
+    tasks = wfcommons.read(file).tasks
     assert [task.id.rpartition(".")[2].lstrip("0") for task in tasks] == ["1", "2", "3", "4"]
     ids = [task.id for task in tasks]
     assert [task.parents for task in tasks] == [(), (ids[0],), (ids[0],), (ids[1], ids[2])]

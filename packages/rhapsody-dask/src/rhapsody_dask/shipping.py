@@ -30,7 +30,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 PACKAGES = ("rhapsody", "rhapsody_guard", "rhapsody_dask")
 """What is carried: named, not imported, as the last of them has this module in it."""
 
-LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/", "rhapsody/wfformat/")
+LEFT_OUT = ("rhapsody/cli/", "rhapsody/testing/", "rhapsody/observers/")
 """Parts of the core that no worker needs."""
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
+    from rhapsody.backends.options import backend_from_options
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         "Session",
         "StateMapper",
         "TasksMainStates",
+        "backend_from_options",
         "discover_backends",
         "get_backend",
     ]
@@ -72,6 +74,7 @@ else:
             "Session": "rhapsody.backends.base",
             "StateMapper": "rhapsody.states",
             "TasksMainStates": "rhapsody.states",
+            "backend_from_options": "rhapsody.backends.options",
             "discover_backends": "rhapsody.backends.discovery",
             "get_backend": "rhapsody.backends.discovery",
         },

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from rhapsody.cli.output import DONE, UsageError, say, say_json, table
+from rhapsody.cli.output import DONE, say, say_json, table
+from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
     from rhapsody.capabilities import Capabilities

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rhapsody.cli.output import DONE, FAILED, UsageError, complain, say
+from rhapsody.cli.output import DONE, FAILED, complain, say
+from rhapsody.plugins.specs import UsageError
 from rhapsody.quantities import seconds, size_text
 
 if TYPE_CHECKING:

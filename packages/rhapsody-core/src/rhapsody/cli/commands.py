@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.cli import backends, clean, doctor, journal, new_backend, replay, run
+from rhapsody.cli import backends, clean, doctor, journal, new_backend, run
 from rhapsody.cli.output import (
     DONE,
     FAILED,
@@ -19,11 +19,11 @@ from rhapsody.cli.output import (
     READER_GONE,
     USAGE,
     CommandError,
-    UsageError,
     complain,
     say,
 )
 from rhapsody.errors import RhapsodyError
+from rhapsody.plugins.specs import UsageError
 
 Configure = Callable[[argparse.ArgumentParser], object]
 Run = Callable[[argparse.Namespace], int | None]
@@ -31,6 +31,9 @@ Run = Callable[[argparse.Namespace], int | None]
 
 HANDS_ON = ("run",)
 """Commands that hand on what follows `--`, as `arguments`."""
+
+PUBLISHED = {"replay": "rhapsody-wfcommons"}
+"""Commands of published plugins, with the distributions that they come with."""
 
 ENDED: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
 """What the exit codes of a run that an engine has ended for a signal mean."""
@@ -76,6 +79,13 @@ class Commands:
             SystemExit: argparse has written help, or an error.
         """
         name = next((one for one in arguments if not one.startswith("-")), None)
+        if name in PUBLISHED and name not in self._commands:
+            from rhapsody.plugins.installing import install_command
+
+            raise UsageError(
+                f"the command {name!r} comes with {PUBLISHED[name]}. To install it: "
+                f"{install_command(PUBLISHED[name])}"
+            )
         if name is not None and name not in self._commands:
             close = difflib.get_close_matches(name, self._commands, n=1)
             hint = f"did you mean {close[0]!r}?" if close else ""
@@ -186,7 +196,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_command("doctor", doctor.HELP, doctor.configure, doctor.run)
     commands.add_command("clean", clean.HELP, clean.configure, clean.run)
     commands.add_command("journal", journal.HELP, journal.configure, journal.run)
-    commands.add_command("replay", replay.HELP, replay.configure, replay.run)
     commands.add_command("new-backend", new_backend.HELP, new_backend.configure, new_backend.run)
     try:
         if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only

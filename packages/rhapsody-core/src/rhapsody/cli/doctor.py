@@ -32,7 +32,7 @@ from rhapsody.backends.catalog import (
     unmet,
 )
 from rhapsody.cli import probe
-from rhapsody.cli.output import DONE, FAILED, UsageError, say, say_json
+from rhapsody.cli.output import DONE, FAILED, say, say_json
 from rhapsody.plugins.entry_points import (
     BACKENDS,
     CORE,
@@ -43,6 +43,7 @@ from rhapsody.plugins.entry_points import (
     left_out,
 )
 from rhapsody.plugins.installing import install_command
+from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 from rhapsody.cli.clean import age, base_of
-from rhapsody.cli.output import DONE, FAILED, UsageError, complain, note, say, table
+from rhapsody.cli.output import DONE, FAILED, complain, note, say, table
 from rhapsody.cli.recording import HOW
 from rhapsody.errors import JournalError
+from rhapsody.plugins.specs import UsageError
 from rhapsody.quantities import size_text
 
 HELP = "show what is kept of runs to be taken up"

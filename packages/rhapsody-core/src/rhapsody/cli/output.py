@@ -17,10 +17,6 @@ READER_GONE = 141
 """Exit code that a shell reports for a program that SIGPIPE has killed."""
 
 
-class UsageError(Exception):
-    """A mistake in what the user gave: shown without a traceback, exit code 2."""
-
-
 class CommandError(Exception):
     """A command that failed for a known reason: shown without a traceback, exit code 1."""
 

@@ -14,9 +14,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rhapsody.cli.output import UsageError, complain, note
+from rhapsody.cli.output import complain, note
 from rhapsody.cli.scripts import Program
 from rhapsody.errors import JournalError
+from rhapsody.plugins.specs import UsageError
 from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:

@@ -11,24 +11,24 @@ import difflib
 import inspect
 import logging
 import signal
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from rhapsody.backends.options import make_backend, parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
     DONE,
     FAILED,
     CommandError,
-    UsageError,
     complain,
     note,
     reader_is_gone,
     say,
 )
 from rhapsody.errors import DataError, JournalError, RhapsodyError
+from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -296,34 +296,6 @@ def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
     return not (arguments.quiet or arguments.dry_run)
 
 
-def parse_options(options: Iterable[str], flag: str = "-o") -> dict[str, Any]:
-    """The settings in `KEY=VALUE` texts; of a key given twice the last one counts.
-
-    Raises:
-        UsageError: Not of that form, or a value that is broken TOML.
-    """
-    parsed: dict[str, Any] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        key = key.strip()
-        if not equals or not key.isidentifier():
-            such = "cores=2" if flag == "-o" else "retries=2"
-            raise UsageError(f"{flag} {option!r}: write KEY=VALUE, such as {flag} {such}")
-        parsed[key] = _value(text.strip(), f"{flag} {option!r}")
-    return parsed
-
-
-def _value(text: str, option: str) -> Any:
-    try:
-        found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
-        # A bare word is a string. What begins as something else was meant as that.
-        if text and (text[0] in "\"'[{" or "\n" in text):
-            raise UsageError(f"{option}: the value is broken TOML: {error}") from None
-        return text
-    return found["value"] if len(found) == 1 else text
-
-
 def engine_options(given: dict[str, Any]) -> dict[str, Any]:
     """The same options, which are all known to `WorkflowEngine.create`.
 
@@ -348,46 +320,6 @@ def engine_options(given: dict[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise UsageError(f"-e: {error}") from None
     return given
-
-
-def make_backend(name: str, options: dict[str, Any]) -> BaseExecutionBackend:
-    """A backend with settings: keywords of its class, all others in its `resources`.
-
-    Raises:
-        UsageError: There is no such backend, or it does not take a setting.
-    """
-    from rhapsody.backends.discovery import BackendRegistry
-
-    try:
-        cls = BackendRegistry.get_backend_class(name)
-    except (ValueError, ImportError, TypeError) as error:
-        raise UsageError(str(error)) from None
-    parameters = inspect.signature(cls).parameters.values()
-    keywords = [
-        one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    ]
-    resources: dict[str, Any] = {}
-    given: dict[str, Any] = {}
-    for key, value in options.items():
-        if key == "resources" and key in keywords:
-            if not isinstance(value, dict):
-                raise UsageError(f"-o resources: write resources={{cores = 2}}, got {value!r}")
-            resources |= value
-        elif key in keywords or any(one.kind is one.VAR_KEYWORD for one in parameters):
-            given[key] = value
-        elif "resources" in keywords:
-            resources[key] = value
-        else:
-            takes = f"it takes {', '.join(keywords)}" if keywords else "it takes none"
-            raise UsageError(f"backend {name!r} has no setting {key!r}; {takes}")
-    if resources:
-        given["resources"] = resources
-    try:
-        return cls(**given)
-    except (TypeError, ValueError, ImportError, RhapsodyError) as error:
-        meant = [difflib.get_close_matches(key, keywords, n=1) for key in resources]
-        hint = next((f"; did you mean -o {close[0]}=...?" for close in meant if close), "")
-        raise UsageError(f"backend {name!r}: {error}{hint}") from None
 
 
 async def _workflow(

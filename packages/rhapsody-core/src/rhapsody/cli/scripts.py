@@ -24,8 +24,8 @@ from importlib.util import find_spec
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.cli.output import UsageError
 from rhapsody.errors import DependencyFailureError
+from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
     from rhapsody.engine import WorkflowEngine

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from rhapsody.cli.run import make_backend, parse_options
+from rhapsody.backends.options import backend_from_options
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -26,7 +26,7 @@ def start(name: str, options: Iterable[str]) -> tuple[bool, str]:
     Raises:
         UsageError: There is no such backend, or it does not take a setting.
     """
-    backend = make_backend(name, parse_options(options))
+    backend = backend_from_options(name, options)
     try:
         return True, asyncio.run(_start(backend))
     except Exception as error:  # a backend's own code and library

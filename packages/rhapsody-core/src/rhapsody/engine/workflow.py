@@ -100,7 +100,6 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = None,
         work_dir: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
-        instance: str | os.PathLike[str] | None = None,
         progress: bool | Literal["lines"] | Progress = False,
         retries: RetryPolicy | int | Sequence[RetryPolicy] | None = None,
         lost_retries: int = 3,
@@ -138,8 +137,6 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 process: `.rhapsody/<UTC time>-<program>-<4 digits>/<engine uid>`.
             trace: A file for all that happens to tasks, and for the events that the program
                 gives to `prof`, as JSON lines; made anew, private to the user.
-            instance: A file for the run as a WfCommons instance (`rhapsody.wfformat`), which
-                `rhapsody replay` runs again; made anew, private to the user, at the end.
             progress: Shows on standard error what runs: a table that is kept up to date on a
                 terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`;
                 at the end an account of the run. While there is a table, what tasks print is
@@ -207,7 +204,6 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 implicit_data=flag("implicit_data")(implicit_data),
                 work_dir=work_dir,
                 trace=None if trace is None else new_file("trace", trace),
-                instance=None if instance is None else new_file("instance", instance),
                 progress=progress,
                 retries=as_policies(retries),
                 lost_retries=whole_number("lost_retries", 0)(lost_retries),
@@ -251,7 +247,6 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         implicit_data: bool,
         work_dir: str | os.PathLike[str] | None,
         trace: Path | None,
-        instance: Path | None,
         progress: bool | Literal["lines"] | Progress,
         observers: Iterable[object],
         handle_signals: bool,
@@ -270,7 +265,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         )
         self._dry_run = dry_run
         self._implicit_data = implicit_data
-        self._built_in = BuiltIn(trace, instance, progress, None if dry_run else journal)
+        self._built_in = BuiltIn(trace, progress, None if dry_run else journal)
         attached: dict[str, BaseExecutionBackend] = {}
         try:
             hooks = EngineHooks(observers, self._built_in.observers)

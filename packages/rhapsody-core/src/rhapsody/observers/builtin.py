@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rhapsody.errors import JournalError
 from rhapsody.journal.opening import Given
@@ -12,9 +12,6 @@ from rhapsody.observers.progress import Progress
 from rhapsody.observers.tasklog import TaskLog
 from rhapsody.observers.tasklog import log as task_log
 from rhapsody.observers.trace import Profiler, Trace
-
-if TYPE_CHECKING:
-    from rhapsody.observers.instance import InstanceRecorder
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
@@ -24,7 +21,6 @@ class BuiltIn:
 
     Args:
         trace: The file of the trace, `None` for no trace.
-        instance: The file of the run's instance, `None` for none.
         progress: As in `WorkflowEngine.create`.
         journal: See `rhapsody.journal.opening`.
 
@@ -42,7 +38,6 @@ class BuiltIn:
     def __init__(
         self,
         trace: Path | None,
-        instance: Path | None,
         progress: bool | Literal["lines"] | Progress,
         journal: Given,
     ) -> None:
@@ -52,7 +47,7 @@ class BuiltIn:
         self._trace = None if trace is None else Trace(trace)
         self.prof: Profiler = Profiler(self._trace)
         self.task_log: TaskLog | None = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
-        every = (self.task_log, self._journal, self._trace, _recorder(instance), self._progress)
+        every = (self.task_log, self._journal, self._trace, self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
     @property
@@ -76,14 +71,6 @@ class BuiltIn:
             self._progress.close()
         if self._trace is not None:
             self._trace.close()
-
-
-def _recorder(path: Path | None) -> InstanceRecorder | None:
-    if path is None:
-        return None
-    from rhapsody.observers.instance import InstanceRecorder
-
-    return InstanceRecorder(path)
 
 
 def _progress(given: object) -> Progress | None:

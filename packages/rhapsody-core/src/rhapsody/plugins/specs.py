@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import pluggy
 
 from rhapsody.capabilities import Capabilities
+from rhapsody.errors import RhapsodyError
 from rhapsody.plugins.reports import ObservedEngine, Stats, Summary
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -36,6 +37,7 @@ __all__ = [
     "Summary",
     "TaskEvent",
     "TaskFiles",
+    "UsageError",
     "hookimpl",
     "hookspec",
     "rhapsody_backends",
@@ -267,6 +269,10 @@ class LookupTask(TaskDescription):
     shares_memory: bool
 
 
+class UsageError(RhapsodyError, ValueError):
+    """Invalid argument of a command: shown without a traceback, exit code 2."""
+
+
 class CommandLine(Protocol):
     """What `rhapsody_commands` gets: the command line, to which commands are added."""
 
@@ -285,7 +291,8 @@ class CommandLine(Protocol):
             configure: Called with the command's own parser, to add its arguments;
                 only when the command is used or its help is asked for.
             run: Called with the parsed arguments; returns the exit code, `None` for 0.
-                A `RhapsodyError` is shown without a traceback.
+                A `RhapsodyError` is shown without a traceback, with the exit code 2 for a
+                `UsageError` and 1 for all others.
 
         Raises:
             ValueError: There is a command of that name already.

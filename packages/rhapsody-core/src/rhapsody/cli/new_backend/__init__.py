@@ -9,7 +9,8 @@ import argparse
 import re
 import shlex
 
-from rhapsody.cli.output import DONE, UsageError, say
+from rhapsody.cli.output import DONE, say
+from rhapsody.plugins.specs import UsageError
 
 HELP = "write the distribution of a new backend"
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause")

@@ -14,7 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from rhapsody.cli.output import UsageError
+from rhapsody.plugins.specs import UsageError
 
 _FILES = {
     "pyproject.toml": "pyproject.toml",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
-from rhapsody.wfformat.reading import loads
-from rhapsody.wfformat.values import InstanceError
+from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody_wfcommons.reading import loads
+from rhapsody_wfcommons.values import InstanceError
 
 _NOT_IN_TASKS = re.compile(r"[^0-9a-zA-Z\-_.#]")
 _NOT_IN_FILES = re.compile(r"[^0-9a-zA-Z\-_./:#]")
@@ -21,12 +21,12 @@ _Rename = Callable[[str], str]
 
 
 def write(instance: Instance, path: str | os.PathLike[str]) -> None:
-    """Writes an instance to a file, private to the user.
+    """Write an instance to a file, private to the user.
 
-    What was there stays until all of it is written.
+    An earlier file stays until the new one is complete.
 
     Raises:
-        InstanceError: It is none, see `dumps`; nothing is written.
+        InstanceError: The instance is invalid, see `dumps`; nothing is written.
         OSError: It cannot be written.
     """
     path, text = Path(path), dumps(instance)
@@ -45,15 +45,15 @@ def write(instance: Instance, path: str | os.PathLike[str]) -> None:
 
 
 def dumps(instance: Instance) -> str:
-    """The text of an instance's file.
+    """Return the text of an instance's file.
 
-    In ids, `_` stands for what the format does not allow there, and a number is added to one that
-    is there already. An instance without makespan, begin or a task's runtime has no `execution`,
-    for these are what the format demands of it. `?` stands for what is no character.
+    In ids, `_` replaces characters that the format does not allow, and a number is appended to one
+    that is taken. An instance without makespan, begin or a task's runtime has no `execution`,
+    because the format requires these there. `?` replaces lone surrogates.
 
     Raises:
-        InstanceError: `loads` would refuse the text, as where a task waits for one that is not
-            there, or a time is not a number.
+        InstanceError: `loads` would refuse the text: a parent is missing, for example, or a time
+            is not a number.
     """
     _check_parents(instance)
     tasks = _renamer(_NOT_IN_TASKS, (task.id for task in instance.tasks))
@@ -89,7 +89,7 @@ def _check_parents(instance: Instance) -> None:
 
 
 def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
-    """What gives each id as the format allows it."""
+    """Return a function from each id to one that the format allows."""
     given: dict[str, str] = {}
     taken: set[str] = set()
     for each in dict.fromkeys(ids):
@@ -104,7 +104,7 @@ def _renamer(disallowed: re.Pattern[str], ids: Iterable[str]) -> _Rename:
 
 
 def _drop_unknown(values: dict[str, Any]) -> dict[str, Any]:
-    """The members without those that are not known."""
+    """Return the members whose values are known."""
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 

@@ -1,4 +1,4 @@
-"""The tasks of a recorded workflow, run once more: each lasts as long as it did, times a scale.
+"""Tasks of a recorded workflow, run again: each lasts as long as it did, times a scale.
 
 A task sleeps, so that a hundred fit on one core. Values go from parents to children as in any
 workflow, so that whatever a backend does about dependencies is part of what is measured.
@@ -11,18 +11,18 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rhapsody.cli.output import CommandError
-from rhapsody.data import InputFile, OutputFile
-from rhapsody.errors import describe_error
-from rhapsody.wfformat.instance import RecordedFile, RecordedTask, parents_first
-from rhapsody.wfformat.schedules import slots_of
-
-if TYPE_CHECKING:
-    from rhapsody.engine import WorkflowEngine
-    from rhapsody.engine.tasks import Task
-    from rhapsody.task import TaskFuture
+from rhapsody import (
+    InputFile,
+    OutputFile,
+    RhapsodyError,
+    TaskFuture,
+    TaskSettings,
+    WorkflowEngine,
+)
+from rhapsody_wfcommons.instance import RecordedFile, RecordedTask, parents_first
+from rhapsody_wfcommons.schedules import slots_of
 
 WARM_UP: float = 0.001
 """Seconds that tasks last which start the workers, before the time is taken."""
@@ -31,10 +31,10 @@ _BLOCK = 1 << 20
 
 
 def task_function() -> Callable[..., None]:
-    """The function of every task: made here, so that it goes to other machines by value."""
+    """Return the function of every task: a nested one, so that it is pickled by value."""
     import time
 
-    early = 0.00015  # a sleep ends about so much too late
+    early = 0.00015  # a sleep ends about this much late
 
     def replayed(
         seconds: float, inputs: Sequence[Any], outputs: Sequence[tuple[Any, int]], *_: Any
@@ -58,13 +58,13 @@ def task_function() -> Callable[..., None]:
 
 
 class Replay:
-    """A recorded workflow that is to be run.
+    """A recorded workflow to run.
 
     Args:
-        tasks: Its tasks, with the seconds that each is to last.
-        urgency: Which of the ready tasks go first, see `wfformat.schedules.list_schedule`.
-        files: What sizes of files are multiplied by; `None` for no files.
-        directory: Where files are made that no task writes; needed where there are files.
+        tasks: Its tasks, each with the seconds that it is to last as `runtime`.
+        urgency: Order of the ready tasks, see `list_schedule`.
+        files: Factor for the sizes of files; `None` for no files.
+        directory: Directory for files that no task writes; needed with `files`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Replay:
         self._names: dict[tuple[str, str], str] = {}
 
     async def run(self, flow: WorkflowEngine, slots: int) -> float:
-        """Runs the tasks.
+        """Run the tasks.
 
         Args:
             flow: The engine.
@@ -94,17 +94,21 @@ class Replay:
             The seconds from the first call to the end of the last task.
 
         Raises:
-            CommandError: A file cannot be made, read or written.
+            RhapsodyError: A file cannot be made, read or written.
         """
         task = flow.function_task(cache=False)(task_function())
-        variants = {each: _variant(task, *each) for each in map(self._needs, self._tasks)}
+        # One variant for each combination of settings, which is cheaper than one for each task.
+        variants = {
+            needs: task.options(**_settings(*needs)) if needs != (1, 0) else task
+            for needs in map(self._needs, self._tasks)
+        }
         try:
             calls = [
                 (each, variants[self._needs(each)], *self._files_of(each)) for each in self._tasks
             ]
         except OSError as error:
-            raise CommandError(f"an input file cannot be made: {describe_error(error)}") from error
-        gc.collect()  # not while the time is taken, and before the workers start: it empties caches
+            raise RhapsodyError(f"an input file cannot be made: {_describe(error)}") from error
+        gc.collect()  # now, not while the time is taken; it empties caches
         workers = [task(WARM_UP, (), ()) for _ in range(min(slots, len(self._tasks)))]
         await asyncio.gather(*(task(WARM_UP, (), (), each) for each in workers))
         futures: dict[str, TaskFuture[None]] = {}
@@ -112,24 +116,25 @@ class Replay:
         first = sum(not each.parents for each in self._tasks)
         for number, (each, call, inputs, outputs) in enumerate(calls):
             if number == first:
-                await asyncio.sleep(0)  # what waits for nothing begins, as in any program
+                await asyncio.sleep(0)  # the first tasks begin, as in any program
             parents = [futures[parent] for parent in each.parents]
             futures[each.id] = call(each.runtime, inputs, outputs, *parents)
         try:
             await asyncio.gather(*futures.values())
         except OSError as error:  # tasks read and write files
-            raise CommandError(f"a task has failed: {describe_error(error)}") from error
+            raise RhapsodyError(f"a task has failed: {_describe(error)}") from error
         return perf_counter() - begin
 
     def _needs(self, task: RecordedTask) -> tuple[int, int]:
+        """Return a task's slots and its priority."""
         return slots_of(task), self._priorities.get(task.id, 0)
 
     def _files_of(
         self, task: RecordedTask
     ) -> tuple[tuple[InputFile, ...], tuple[tuple[OutputFile, int], ...]]:
-        """What a task reads and writes; what no parent writes is made now.
+        """Return what a task reads and writes, and make the inputs that no parent writes.
 
-        A task that writes a file makes its own: others may write one of the same name.
+        Each task that writes a file has one of its own: others may write one of the same name.
         """
         if self._files is None:
             return (), ()
@@ -145,14 +150,14 @@ class Replay:
         return inputs, outputs
 
     def _name(self, file: RecordedFile, writer: str = "") -> str:
-        """What a task's file is called here: recorded names may have directories in them."""
+        """Return the name of a task's file here: recorded names may contain directories."""
         return self._names.setdefault((writer, file.id), f"replayed-{len(self._names):06}")
 
     def _size(self, file: RecordedFile) -> int:
         return round((file.size or 0) * (self._files or 0))
 
     def _made(self, file: RecordedFile) -> str:
-        """The path of a file that is there before the workflow begins."""
+        """Return the path of a file that exists before the workflow begins."""
         assert self._directory is not None
         path = self._directory / self._name(file)
         if not path.exists():
@@ -162,8 +167,14 @@ class Replay:
         return str(path)
 
 
-def _variant(task: Task[..., None], cores: int, priority: int) -> Task[..., None]:
-    """The task with these settings; the same one where it has them."""
+def _settings(cores: int, priority: int) -> TaskSettings:
+    settings: TaskSettings = {}
     if cores > 1:
-        task = task.options(resources={"cores": cores})
-    return task.options(priority=priority) if priority else task
+        settings["resources"] = {"cores": cores}
+    if priority:
+        settings["priority"] = priority
+    return settings
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,8 +1,8 @@
-"""Reading an instance, of each version of the format that was published.
+"""Reading an instance of any published version of the format.
 
 Up to 1.4 everything about a task stands in one object (`workflow.tasks`, before 1.3
-`workflow.jobs`), and parents are named by `name`. Since 1.5 what a workflow is
-(`workflow.specification`) is apart from how it went (`workflow.execution`), and tasks and files
+`workflow.jobs`), and parents are named by `name`. Since 1.5 the workflow
+(`workflow.specification`) is separate from its run (`workflow.execution`), and tasks and files
 are named by `id`. What replaying does not need, such as commands, is neither kept nor checked.
 """
 
@@ -15,12 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from rhapsody.wfformat.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
-from rhapsody.wfformat.values import Value
+from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody_wfcommons.values import Value
 
 T = TypeVar("T")
 _Edges = dict[tuple[str, str], Value]
-"""Where each pair of a parent and its child is named."""
+"""The place that names each pair of a parent and its child."""
 
 VERSIONS: tuple[str, ...] = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
 _SYSTEMS = ("linux", "macos", "windows")
@@ -28,20 +28,20 @@ _MOST_CORES = 1_000_000
 
 
 def read(path: str | os.PathLike[str]) -> Instance:
-    """Reads an instance.
+    """Read an instance.
 
     File sizes of versions before 1.4 are taken as bytes, as WfCommons does when it converts them.
 
     Raises:
-        InstanceError: It is malformed: with the file, the place in it, what stands there, and
-            what would be accepted.
+        InstanceError: It is malformed. The message has the file, the place in it, the value, and
+            what is accepted.
         OSError: The file cannot be read.
     """
     return _instance(Value.of_json(os.fspath(path), Path(path).read_bytes()))
 
 
 def loads(text: str) -> Instance:
-    """Reads an instance from the text of its file, as `read` does.
+    """Read an instance from the text of its file, as `read` does.
 
     Raises:
         InstanceError: It is malformed.
@@ -69,7 +69,7 @@ def _instance(root: Value) -> Instance:
 
 
 def _maybe(of: Value | None, take: Callable[[Value], T], *names: str) -> T | None:
-    """The first of these members that is there, as `take` gives it."""
+    """Return the first of these members that exists, converted by `take`."""
     found = None if of is None else of.get(*names)
     return None if found is None else take(found)
 
@@ -144,7 +144,7 @@ def _unique(ids: Iterable[Value]) -> dict[str, Value]:
 
 
 def _executions(workflow: Value, known: Collection[str]) -> dict[str, Value]:
-    """What is recorded of each task's run, by its id."""
+    """Return the record of each task's run by task id."""
     execution = workflow.get("execution")
     if execution is None:
         return {}
@@ -200,15 +200,15 @@ def _flat_tasks(workflow: Value) -> tuple[RecordedTask, ...]:
 
 
 class _Names:
-    """What the tasks of an older instance are called.
+    """Ids of the tasks of an older instance.
 
-    An id is that of the task's name and its `id` put together as WfCommons does.
+    An id is the task's name and its `id` joined as WfCommons does.
 
     Args:
         tasks: The tasks.
 
     Attributes:
-        ids: A unique id of each.
+        ids: A unique id for each.
     """
 
     def __init__(self, tasks: Iterable[Value]) -> None:
@@ -225,7 +225,7 @@ class _Names:
         self.ids: tuple[str, ...] = tuple(found)
 
     def find(self, named: Value) -> str:
-        """The id of the task that is named somewhere."""
+        """Return the id of the task that a value names."""
         meant = self._meant[_known(named, self._meant)]
         if len(meant) > 1:
             named.fail(f"{named} may be {' or '.join(meant[:2])}; write one of these ids")
@@ -245,10 +245,10 @@ def _linked(task: Value, link: str) -> tuple[RecordedFile, ...]:
 
 
 def _known(named: Value, known: Collection[str]) -> str:
-    """The id that stands there.
+    """Return an id that a value names.
 
     Raises:
-        InstanceError: No task has it.
+        InstanceError: No task has this id.
     """
     name = named.text()
     if name not in known:
@@ -261,7 +261,7 @@ def _known(named: Value, known: Collection[str]) -> str:
 def _parents(
     tasks: Iterable[tuple[str, Value]], find: Callable[[Value], str]
 ) -> dict[str, tuple[str, ...]]:
-    """The parents of each task; those that only name it as a child count as well."""
+    """Return the parents of each task, including those that only name it as a child."""
     edges: _Edges = {}
     parents: dict[str, list[str]] = {}
     for name, task in tasks:

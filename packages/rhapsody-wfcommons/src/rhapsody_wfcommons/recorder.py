@@ -1,7 +1,8 @@
-"""The instance of a run: what its tasks waited for, how long each took, and its files.
+"""Recorder of a run as a WfCommons instance.
 
-A WfCommons instance (`rhapsody.wfformat`), for people who study workflows, and for `rhapsody
-replay`. Written once, at the end: what happens meanwhile is in the trace.
+The recorder is an observer of one engine. It notes what each task waits for before the task is
+submitted, and when it ran and which files it had when it ends. The file is written once, when the
+engine ends.
 """
 
 from __future__ import annotations
@@ -16,23 +17,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.errors import describe_error
-from rhapsody.plugins.reports import ObservedEngine
-from rhapsody.plugins.specs import TaskEvent, hookimpl
-from rhapsody.staging.runs import program
-from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskDescription
-from rhapsody.wfformat import Instance, RecordedFile, RecordedMachine, RecordedTask, write
+import rhapsody
+from rhapsody import LocalExecutionBackend, TaskDescription, TasksMainStates, hookimpl
+from rhapsody.plugins import ObservedEngine, TaskEvent
+from rhapsody_wfcommons.instance import Instance, RecordedFile, RecordedMachine, RecordedTask
+from rhapsody_wfcommons.writing import write
 
-log: logging.Logger = logging.getLogger("rhapsody.engine")
+log: logging.Logger = logging.getLogger("rhapsody_wfcommons")
 
 _PATTERN = re.compile(r"[*?[]")
 
 
 @dataclass(slots=True)
 class _Run:
-    """One task, as far as it has come."""
+    """One task as known so far."""
 
     name: str
     parents: list[str]
@@ -46,23 +44,41 @@ class _Run:
     inputs: dict[str, RecordedFile] = field(default_factory=dict)
     outputs: dict[str, RecordedFile] = field(default_factory=dict)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the last attempt took, `None` if the task did not run."""
+        if self.begin is None or self.end is None:
+            return None
+        return max(0.0, self.end - self.begin)
 
-class InstanceRecorder:
-    """Writes the instance of one engine's run, when that ends.
 
-    A task has the time of its last attempt. Services, blocks, and tasks that did not run are left
-    out, as those whose results were reused: what waited for such a task has its parents.
+class WfCommonsRecorder:
+    """Observer that writes the instance of one engine's run when the engine ends.
+
+        async with WorkflowEngine.create(observers=[WfCommonsRecorder("run.json")]) as flow:
+
+    A task has the time of its last attempt. Services, blocks and tasks that did not run, such as
+    those whose results were reused, are left out: what waited for such a task has its parents.
 
     Args:
-        path: The file, written at the end and private to the user.
+        path: The file. It is private to the user and written at the end; until then an earlier
+            file stays as it is.
 
     Attributes:
-        push_down: Tasks may go to their backends before their dependencies have ended.
+        push_down: True: tasks may go to their backends before their dependencies have ended.
+
+    Raises:
+        ValueError: No file can be written there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.push_down: bool = True
-        self._path = path.absolute()
+        self._path = Path(path).absolute()
+        if self._path.is_dir() or not self._path.parent.is_dir():
+            raise ValueError(
+                f"WfCommonsRecorder({os.fspath(path)!r}): the path of a file in an existing "
+                "directory is needed"
+            )
         self._cores: dict[str, int] = {}
         self._runs: dict[str, _Run] = {}
         self._ids: dict[str, str] = {}
@@ -70,7 +86,7 @@ class InstanceRecorder:
 
     @hookimpl
     def rhapsody_prepare_task(self, engine: ObservedEngine, task: TaskDescription) -> None:
-        """Notes what a task waits for, and the names of its files."""
+        """Note what a task waits for, and the names of its files."""
         own = f"{engine.uid}."
         if task["is_service"]:
             return
@@ -85,7 +101,7 @@ class InstanceRecorder:
 
     @hookimpl
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
-        """Notes when tasks begin and end, and the sizes of their files."""
+        """Note when tasks begin and end, and the sizes of their files."""
         for event in events:
             run = self._runs.get(event.uid)
             if run is None:
@@ -101,21 +117,23 @@ class InstanceRecorder:
                 backend = engine.backends.get(event.backend or "")
                 if isinstance(backend, LocalExecutionBackend):
                     run.local = True
-                    self._cores[backend.name] = backend.machine.cores
+                    _, self._cores[backend.name] = backend.cores_in_use()
                 if event.sandbox is not None and (run.reads or run.writes):
                     self._look_at_files(run, event.sandbox)
 
     @hookimpl
     def rhapsody_workflow_finished(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         instance = self._instance()
         if instance is None:
-            log.warning("%s: no task has run, so that there is nothing to record", self._path)
+            log.warning("%s: no task has run; nothing is recorded", self._path)
             return
         try:
             write(instance, self._path)
         except OSError as error:
-            log.error("%s: the run is not recorded: %s", self._path, describe_error(error))
+            log.error(
+                "%s: the run is not recorded: %s: %s", self._path, type(error).__name__, error
+            )
 
     def _look_at_files(self, run: _Run, sandbox: str) -> None:
         made: dict[str, RecordedFile] = {}
@@ -126,7 +144,7 @@ class InstanceRecorder:
         run.outputs = {name: self._file(sandbox, name) for name in names}
 
     def _file(self, sandbox: str, name: str) -> RecordedFile:
-        """A file by its name in a sandbox; the same for all links to it."""
+        """Return a file by its name in a sandbox; all links to one file have the same id."""
         path = os.path.realpath(os.path.join(sandbox, name))
         if path not in self._ids:
             free, number = name, 1
@@ -139,21 +157,22 @@ class InstanceRecorder:
         return RecordedFile(self._ids[path], size)
 
     def _instance(self) -> Instance | None:
-        ran = {uid: run for uid, run in self._runs.items() if _seconds(run) is not None}
+        """Return the run as an instance, `None` if no task ran."""
+        ran = {uid: run for uid, run in self._runs.items() if run.seconds is not None}
         begins = [run.begin for run in ran.values() if run.begin is not None]
         if not begins:
             return None
-        machine = this_machine(sum(self._cores.values()))
+        machine = _this_machine(sum(self._cores.values()))
         parents = _parents(self._runs, ran)
         ends = [run.end for run in ran.values() if run.end is not None]
         return Instance(
-            name=program(),
+            name=_program_name(),
             tasks=tuple(
                 RecordedTask(
                     id=uid,
                     name=run.name,
                     parents=parents[uid],
-                    runtime=_seconds(run),
+                    runtime=run.seconds,
                     cores=max(run.cores, 1),
                     inputs=tuple(run.inputs.values()),
                     outputs=tuple(run.outputs.values()),
@@ -166,19 +185,13 @@ class InstanceRecorder:
             makespan=max(ends) - min(begins),
             started=_timestamp(min(begins)),
             created=datetime.now(UTC).isoformat(),
-            made_by=_made_by(),
+            made_by=("Rhapsody", rhapsody.__version__),
         )
 
 
 def _own_id(uid: str, own: str) -> str:
-    """The id of a task in its engine, from the uid of an attempt."""
+    """Return a task's id in its engine, given the uid of an attempt."""
     return uid.removeprefix(own).rpartition(".")[0]
-
-
-def _seconds(run: _Run) -> float | None:
-    if run.begin is None or run.end is None:
-        return None
-    return max(0.0, run.end - run.begin)
 
 
 def _timestamp(when: float | None) -> str | None:
@@ -186,7 +199,7 @@ def _timestamp(when: float | None) -> str | None:
 
 
 def _parents(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tuple[str, ...]]:
-    """The parents of each task; those of the parent in place of one that is not kept."""
+    """Return the parents of each task; a parent that is not kept is replaced by its parents."""
     found: dict[str, tuple[str, ...]] = {}
     for uid in sorted(runs, key=lambda uid: int(uid.rpartition(".")[2])):  # parents come first
         parents: dict[str, None] = {}
@@ -196,12 +209,19 @@ def _parents(runs: Mapping[str, _Run], kept: Mapping[str, _Run]) -> dict[str, tu
     return found
 
 
-def this_machine(cores: int) -> RecordedMachine:
-    """What an instance says of the machine that this process runs on, with the cores in use."""
+def _program_name() -> str:
+    """Return the name of the script or package that this process runs."""
+    path = Path(sys.argv[0] if sys.argv else "")
+    name = path.parent.name if path.stem == "__main__" else path.stem  # `python -m package`
+    return name if name and not name.startswith("-") else "python"
+
+
+def _this_machine(cores: int) -> RecordedMachine:
+    """Return the description of the machine that this process runs on, with the cores in use."""
     system = {"linux": "linux", "darwin": "macos"}.get(sys.platform)
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):  # this system does not say
+    except (ValueError, OSError):  # not known on this system
         memory = 0
     return RecordedMachine(
         name=platform.node() or "localhost",
@@ -211,9 +231,3 @@ def this_machine(cores: int) -> RecordedMachine:
         memory=memory if memory > 0 else None,
         cores=cores or None,
     )
-
-
-def _made_by() -> tuple[str, str]:
-    from rhapsody._version import __version__
-
-    return "Rhapsody", __version__

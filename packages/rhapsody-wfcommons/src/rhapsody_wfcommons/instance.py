@@ -1,4 +1,4 @@
-"""What an instance holds: values only, the same for every version of the format."""
+"""Content of an instance: values only, the same for every version of the format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RecordedFile:
 
     Attributes:
         id: Its name, unique in the instance.
-        size: Bytes, `None` where the instance does not say.
+        size: Bytes, `None` if it is not recorded.
     """
 
     id: str
@@ -22,7 +22,7 @@ class RecordedFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordedMachine:
-    """A machine that tasks ran on; `None` is what is not known of it.
+    """A machine that tasks ran on; what is not known is `None`.
 
     Attributes:
         name: Its host name.
@@ -53,8 +53,8 @@ class RecordedTask:
         id: Unique in the instance.
         name: For people.
         parents: The ids of the tasks that it waited for.
-        runtime: Seconds that it took, `None` where it was not recorded.
-        cores: Processor cores that it had; 1 where the instance does not say.
+        runtime: Seconds that it took, `None` if it is not recorded.
+        cores: Processor cores that it had; 1 if it is not recorded.
         inputs: The files that it read.
         outputs: The files that it wrote.
         started: When it began, as text.
@@ -78,12 +78,12 @@ class Instance:
 
     Attributes:
         name: Its name.
-        tasks: Its tasks, in the order of the file; the parents of each are among them, and none
-            waits for itself.
+        tasks: Its tasks, in the order of the file. All parents are among them, and there is no
+            cycle.
         machines: The machines it ran on.
         makespan: Seconds from the begin of its first task to the end of its last.
         started: When it began, as text.
-        description: What it is, for people.
+        description: Free text.
         created: When the instance was made, as text.
         made_by: The name and version of the system that ran it.
     """
@@ -98,7 +98,7 @@ class Instance:
     made_by: tuple[str, str] | None = None
 
     def children(self) -> dict[str, tuple[str, ...]]:
-        """The ids of the tasks that wait for each task, by its id."""
+        """Return by task id the ids of the tasks that wait for it."""
         found: dict[str, list[str]] = {task.id: [] for task in self.tasks}
         for task in self.tasks:
             for parent in task.parents:
@@ -107,7 +107,7 @@ class Instance:
 
 
 def parents_first(tasks: Sequence[RecordedTask]) -> list[RecordedTask]:
-    """The tasks in their order, but for those that come after a parent that stands behind them."""
+    """Return the tasks in their order, except that each comes after its parents."""
     place = {task.id: index for index, task in enumerate(tasks)}
     waits = [len(task.parents) for task in tasks]
     children: list[list[int]] = [[] for _ in tasks]

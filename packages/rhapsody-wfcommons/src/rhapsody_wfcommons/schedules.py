@@ -1,8 +1,8 @@
-"""How long a workflow must take, and how long it takes on so many slots.
+"""Bounds for the time that a workflow takes on a number of slots.
 
-A list schedule starts tasks on slots that are free, in an order, and never leaves a slot free that
-the first task in that order fits on. It knows nothing of the engine, and costs no time itself: what
-a real run takes beyond it is the price of running.
+A list schedule starts tasks on free slots in a given order, and never leaves slots free that the
+next task in that order fits on. It is simulated and has no overhead: what a real run takes beyond
+it is the overhead of the engine and the backend.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 
-from rhapsody.wfformat.instance import RecordedTask, parents_first
+from rhapsody_wfcommons.instance import RecordedTask, parents_first
 
 
 def slots_of(task: RecordedTask) -> int:
-    """How many slots a task takes: its cores."""
+    """Return the number of slots that a task takes: its cores."""
     return math.ceil(task.cores)
 
 
 def bottom_levels(tasks: Sequence[RecordedTask]) -> dict[str, float]:
-    """The seconds from the begin of each task to the end of all that waits for it, by its id."""
+    """Return by task id the seconds from a task's begin to the end of all that depends on it."""
     runtime = {task.id: task.runtime or 0.0 for task in tasks}
     levels = dict(runtime)
     for task in reversed(parents_first(tasks)):
@@ -30,25 +30,25 @@ def bottom_levels(tasks: Sequence[RecordedTask]) -> dict[str, float]:
 
 
 def critical_path(tasks: Sequence[RecordedTask]) -> float:
-    """The seconds that a workflow takes on any number of slots."""
+    """Return the seconds that a workflow takes on an unlimited number of slots."""
     return max(bottom_levels(tasks).values(), default=0.0)
 
 
 def work(tasks: Sequence[RecordedTask]) -> float:
-    """The seconds that all tasks take together, each as often as it takes slots."""
+    """Return the seconds of all tasks together, each times its slots."""
     return sum(slots_of(task) * (task.runtime or 0.0) for task in tasks)
 
 
 def list_schedule(
     tasks: Sequence[RecordedTask], slots: int, urgency: Mapping[str, float] | None = None
 ) -> float:
-    """The seconds that a workflow takes by a list schedule.
+    """Return the seconds that a workflow takes by a list schedule.
 
     Args:
         tasks: Its tasks.
         slots: How many there are; no task takes more.
-        urgency: Which of the tasks that are ready goes first, by their ids: the highest. Without
-            it, and between equals, the one that was ready first does.
+        urgency: Priority by task id: of the ready tasks the highest goes first. Without it, and
+            between equals, the one that was ready first.
     """
     children: dict[str, list[RecordedTask]] = {task.id: [] for task in tasks}
     waits = {task.id: len(task.parents) for task in tasks}

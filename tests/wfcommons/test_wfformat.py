@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody.wfformat import (
+from rhapsody_wfcommons import (
     Instance,
     InstanceError,
     RecordedFile,
@@ -25,7 +25,7 @@ from rhapsody.wfformat import (
     read,
     write,
 )
-from tests.core.instances import RECORDED, check, older, recent, save
+from tests.wfcommons.instances import RECORDED, check, older, recent, save
 
 
 def test_an_instance_of_today(tmp_path: Path) -> None:
@@ -263,8 +263,8 @@ def test_a_file_that_is_no_json(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"[" * 100_000 + b"]" * 100_000, "its lists and objects are nested too deep"),
-        (b"9" * 5000, "a number in it has too many digits"),
+        (b"[" * 100_000 + b"]" * 100_000, "lists and objects are nested too deeply"),
+        (b"9" * 5000, "a number has too many digits"),
     ],
 )
 def test_json_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> None:
@@ -272,7 +272,7 @@ def test_json_that_cannot_be_read(tmp_path: Path, content: bytes, said: str) -> 
     path.write_bytes(content)
     with pytest.raises(InstanceError) as caught:
         read(path)
-    assert str(caught.value) == f"{path}: {said} to be read"
+    assert str(caught.value) == f"{path}: {said}"
 
 
 JSON = st.recursive(

@@ -1,4 +1,4 @@
-"""Values in a JSON file, each with its place in it, checked as they are taken out."""
+"""Values of a JSON file with their places in it, checked when they are read."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import math
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from rhapsody.errors import RhapsodyError
+from rhapsody import RhapsodyError
 
 _LONGEST = 60
 
 
 class InstanceError(RhapsodyError, ValueError):
-    """The file of an instance is malformed: its message has the place in it."""
+    """Malformed instance: the message names the file and the place in it."""
 
 
 def on_one_line(text: str) -> str:
-    """The text with what cannot be printed, such as line breaks, written as in Python."""
+    """Return the text with line breaks and other unprintable characters escaped."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 class Value:
-    """A value in a JSON file.
+    """Value in a JSON file.
 
     Args:
         file: The file, for errors.
-        place: Where it stands in it, such as `workflow.tasks[3].parents[0]`.
+        place: Its place, such as `workflow.tasks[3].parents[0]`.
         value: The value as `json` gives it.
     """
 
@@ -38,29 +38,29 @@ class Value:
 
     @classmethod
     def of_json(cls, file: str, content: str | bytes) -> Value:
-        """The whole of a file with this content.
+        """Return the content of a file as a value.
 
         Raises:
-            InstanceError: It is not JSON, or more than can be read.
+            InstanceError: It is not JSON, or beyond the limits of the parser.
         """
         try:
             return cls(file, "", json.loads(content))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             problem = f"this is not JSON: {error}; a WfCommons instance is a JSON file"
         except RecursionError:
-            problem = "its lists and objects are nested too deep to be read"
-        except ValueError:  # what `int` says of thousands of digits
-            problem = "a number in it has too many digits to be read"
+            problem = "lists and objects are nested too deeply"
+        except ValueError:  # `int` refuses thousands of digits
+            problem = "a number has too many digits"
         raise InstanceError(f"{file}: {problem}")
 
     def __str__(self) -> str:
-        """The value as it stands in the file, cut where it is long."""
+        """Return the value as JSON, shortened if it is long."""
         shown = json.dumps(self.value, ensure_ascii=False)
         shown = shown.encode("utf-8", "backslashreplace").decode()  # "\\ud800" is JSON
         return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
     def fail(self, problem: str) -> NoReturn:
-        """Raises for this value.
+        """Raise for this value.
 
         Raises:
             InstanceError: With its file and place, and the problem.
@@ -68,15 +68,15 @@ class Value:
         raise InstanceError(f"{self._file}: {self.place or 'top level'}: {on_one_line(problem)}")
 
     def refuse(self, accepted: str) -> NoReturn:
-        """Raises for a value in place of which something else is accepted.
+        """Raise for a value of the wrong kind.
 
         Raises:
-            InstanceError: With its place, what it is, and what would be accepted.
+            InstanceError: With the place, the value, and what is accepted.
         """
         self.fail(f"{accepted} is needed, got {self}")
 
     def get(self, *names: str) -> Value | None:
-        """The first of these members that is there; `null` is as if it were not."""
+        """Return the first of these members that exists and is not `null`."""
         if not isinstance(self.value, dict):
             self.refuse("an object")
         for name in names:
@@ -86,10 +86,10 @@ class Value:
         return None
 
     def need(self, *names: str) -> Value:
-        """The first of these members that is there.
+        """Return the first of these members that exists.
 
         Raises:
-            InstanceError: None is.
+            InstanceError: None of them exists.
         """
         found = self.get(*names)
         if found is None:
@@ -102,9 +102,9 @@ class Value:
         return found
 
     def items(self, *names: str, empty: bool = True) -> Iterator[Value]:
-        """What is in a list, that of the first of these members where any are named.
+        """Iterate over a list: this value, or the first of these members.
 
-        A member that is not there is an empty list.
+        A missing member counts as an empty list.
         """
         found = self.get(*names) if names else self
         if found is None:
@@ -115,7 +115,7 @@ class Value:
             yield Value(self._file, f"{found.place}[{index}]", value)
 
     def text(self) -> str:
-        """A string that is not empty."""
+        """Return a non-empty string."""
         if not isinstance(self.value, str) or not self.value:
             self.refuse("a non-empty string")
         if self.value.encode("utf-8", "replace").decode() != self.value:
@@ -123,7 +123,7 @@ class Value:
         return str(self.value)
 
     def number(self, least: float = 0) -> float:
-        """A finite number that is not smaller than the least one."""
+        """Return a finite number that is not smaller than `least`."""
         value, number = self.value, math.nan
         if isinstance(value, int | float) and not isinstance(value, bool):
             with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
@@ -133,14 +133,14 @@ class Value:
         return number
 
     def whole(self, least: int = 0) -> int:
-        """The same, without a fraction."""
+        """Return a whole number that is not smaller than `least`."""
         number = self.number(least)
         if not number.is_integer():
             self.refuse(f"a whole number of {least} or more")
         return int(self.value)
 
     def one_of(self, *accepted: str) -> str:
-        """One of these strings."""
+        """Return the value, which must be one of these strings."""
         if self.value not in accepted:
             self.refuse(f"one of the strings {json.dumps(accepted)[1:-1]}")
         return str(self.value)

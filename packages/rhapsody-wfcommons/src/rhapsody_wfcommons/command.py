@@ -1,45 +1,57 @@
 """`rhapsody replay`: runs a recorded workflow again, as tasks that only take time.
 
-What comes out is how much a backend adds to the best that any scheduler could do in that order on
-as many slots. How tasks are timed and files are made is in `rhapsody.cli.replaying`.
+The result is how much a backend adds to a simulated list schedule in the same order on as many
+slots. How tasks are timed and files are made is in `rhapsody_wfcommons.replay`.
+
+Rhapsody's engine and the backends are imported when the command runs, not when it is added.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import math
+import re
 import shutil
+import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.backends.base import ManagedBackend
-from rhapsody.cli.output import DONE, CommandError, UsageError, note, say, say_json
-from rhapsody.cli.run import make_backend, parse_options
-from rhapsody.errors import RhapsodyError
+from rhapsody import RhapsodyError
+from rhapsody.plugins import UsageError
+from rhapsody_wfcommons.instance import Instance
+from rhapsody_wfcommons.reading import read
+from rhapsody_wfcommons.schedules import (
+    bottom_levels,
+    critical_path,
+    list_schedule,
+    slots_of,
+    work,
+)
+from rhapsody_wfcommons.values import InstanceError, on_one_line
 
 if TYPE_CHECKING:
-    from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.engine import WorkflowEngine
-    from rhapsody.wfformat import Instance
+    from rhapsody import WorkflowEngine
+    from rhapsody.backends import BaseExecutionBackend
 
 HELP = "run a recorded workflow again, to see what a backend adds to it"
 
 SLOTS: int = 8
-"""How many tasks run at once where neither the user nor the instance says how many."""
+"""Number of tasks that run at once if neither the user nor the instance says."""
 
 LONGEST: tuple[float, float] = (1e-9, 1e9)
-"""How many seconds the longest task may last: as many as clocks can tell."""
+"""Limits for the longest task in seconds: what clocks can measure."""
 
 ORDERS: tuple[str, ...] = ("ready", "critical-path")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("file", metavar="FILE", help="a WfCommons instance")
     time = parser.add_mutually_exclusive_group()
     time.add_argument(
@@ -47,16 +59,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=1.0,
         metavar="S",
-        help="what recorded times are multiplied by (default: 1)",
+        help="factor for recorded times (default: 1)",
     )
     time.add_argument(
         "--shortest",
         type=_positive,
         metavar="SECONDS",
-        help="the scale at which the shortest task that took time lasts so long, such as 0.005",
+        help="choose the scale so that the shortest task that took time lasts so long",
     )
     parser.add_argument(
-        "-b", "--backend", default="local", metavar="NAME", help="the backend (default: local)"
+        "-b",
+        "--backend",
+        default="local",
+        metavar="NAME",
+        help="the backend (default: %(default)s)",
     )
     parser.add_argument(
         "-o",
@@ -70,32 +86,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--slots",
         type=_whole,
         metavar="N",
-        help="how many tasks of one core run at once (default: as many cores as the recorded "
-        f"machines had, or the backend has; {SLOTS} where neither is known)",
+        help="number of tasks of one core that run at once (default: the cores of the recorded "
+        f"machines, at most those of the backend; {SLOTS} if neither is known)",
     )
     parser.add_argument(
         "--order",
         choices=ORDERS,
         default=ORDERS[0],
-        help="which of the ready tasks goes first: the one that was ready first, or the one that "
-        "most of what is left waits for (default: %(default)s)",
+        help="which of the ready tasks goes first: the one that was ready first, or the one with "
+        "the longest chain of tasks behind it (default: %(default)s)",
     )
     parser.add_argument(
         "--files",
         type=_positive,
         metavar="S",
-        help="read and write real files, of recorded sizes times S (default: no files)",
+        help="read and write files of the recorded sizes times S (default: no files)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Replays the workflow, and prints how long it took beside how long it must take.
+def run(arguments: argparse.Namespace) -> None:
+    """Replay the workflow, and print how long it took next to how long it must take.
 
     Raises:
         UsageError: The file is no instance, has no times, or does not fit the slots; or the
-            backend or an option is not right.
-        CommandError: The backend cannot be started, or a task has failed.
+            backend or an option is invalid.
+        RhapsodyError: The backend cannot be started, or a task has failed.
     """
     instance = _read(arguments.file)
     scale = _scale(instance, arguments)
@@ -106,16 +122,11 @@ def run(arguments: argparse.Namespace) -> int:
         ),
     )
     report = asyncio.run(_replay(instance, scale, arguments))
-    if arguments.json:
-        say_json(report)
-    else:
-        _print(report)
-    return DONE
+    text = json.dumps(report, indent=2) if arguments.json else "\n".join(_lines(report))
+    print(text)  # noqa: T201 - the command's output
 
 
 def _read(file: str) -> Instance:
-    from rhapsody.wfformat import InstanceError, read
-
     try:
         instance = read(file)
     except InstanceError as error:
@@ -125,8 +136,8 @@ def _read(file: str) -> Instance:
     for task in instance.tasks:
         if task.runtime is None:
             raise UsageError(
-                f"{file}: task {task.id!r} has no recorded time, so that it cannot be replayed: "
-                "give it one, as `runtimeInSeconds` in `workflow.execution.tasks`"
+                f"{file}: task {task.id!r} has no recorded time and cannot be replayed; add "
+                "`runtimeInSeconds` in `workflow.execution.tasks`"
             )
     return instance
 
@@ -149,8 +160,7 @@ def _scale(instance: Instance, arguments: argparse.Namespace) -> float:
 async def _replay(
     instance: Instance, scale: float, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    from rhapsody.cli.replaying import Replay
-    from rhapsody.wfformat.schedules import bottom_levels, critical_path, list_schedule, work
+    from rhapsody_wfcommons.replay import Replay
 
     tasks, urgency = instance.tasks, None
     if arguments.order == "critical-path":
@@ -160,7 +170,7 @@ async def _replay(
     local = arguments.backend.strip().lower() == "local"
     held = urgency is not None or (arguments.slots is not None and not local)
     with tempfile.TemporaryDirectory(prefix="rhapsody-replay-") as made:
-        directory = None if arguments.files is None else Path(made)  # for sandboxes as well
+        directory = None if arguments.files is None else Path(made)  # for sandboxes, too
         if directory is not None:
             _check_room(instance, arguments.files, directory)
         async with _engine(
@@ -172,7 +182,9 @@ async def _replay(
             slots = _offered(backend, slots)
             _check_fit(instance, slots)
             bound = list_schedule(tasks, slots, urgency)
-            note(f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s")
+            if sys.stderr is not None:  # it was closed before the start
+                text = f"rhapsody: {_extent(len(tasks), slots)}: about {bound:.3f} s"
+                print(text, file=sys.stderr)  # noqa: T201 - the command's output
             makespan = await Replay(tasks, urgency, arguments.files, directory).run(flow, slots)
     return {
         "name": instance.name,
@@ -191,21 +203,22 @@ async def _replay(
 
 
 def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutionBackend:
-    """The backend; the local one has so many cores and workers."""
-    options = parse_options(arguments.option)
+    """Return the backend; the local one has so many cores and workers."""
+    from rhapsody.backends import backend_from_options
+
+    options: list[str] = arguments.option
     if workers is not None:
-        resources = options.get("resources")
-        for key in ("cores", "workers"):
-            if key in options or (isinstance(resources, dict) and key in resources):
+        for option in options:
+            if match := re.match(r"\s*(cores|workers|resources)\s*=", option):
                 raise UsageError(
-                    f"-o {key}: the local backend gets as many cores and workers as there are "
-                    "slots: write --slots N instead"
+                    f"-o {match[1]}: the local backend gets as many cores and workers as there "
+                    "are slots: write --slots N instead"
                 )
-        options |= {"cores": workers, "workers": workers}
-    backend = make_backend(arguments.backend, options)
+        options = [*options, f"cores={workers}", f"workers={workers}"]
+    backend = backend_from_options(arguments.backend, options)
     if getattr(backend, "dry", False):
         raise UsageError(
-            f"backend {backend.name!r} runs no task, so that there is nothing to measure: "
+            f"backend {backend.name!r} runs no task, so there is nothing to measure; "
             "`rhapsody backends` lists the others"
         )
     return backend
@@ -213,13 +226,13 @@ def _backend(arguments: argparse.Namespace, workers: int | None) -> BaseExecutio
 
 @asynccontextmanager
 async def _engine(backend: BaseExecutionBackend, **settings: Any) -> AsyncIterator[WorkflowEngine]:
-    """An engine, whose start is told from what comes after it."""
-    from rhapsody.engine import WorkflowEngine
+    """Start an engine; an error while it starts is the backend's."""
+    from rhapsody import WorkflowEngine
 
     try:
         flow = await WorkflowEngine.create(backend, **settings)
     except (RhapsodyError, OSError, ImportError, ValueError) as error:
-        raise CommandError(
+        raise RhapsodyError(
             f"backend {backend.name!r} cannot be started: {type(error).__name__}: {error}"
         ) from error
     async with flow:
@@ -227,7 +240,9 @@ async def _engine(backend: BaseExecutionBackend, **settings: Any) -> AsyncIterat
 
 
 def _offered(backend: BaseExecutionBackend, slots: int) -> int:
-    """So many slots, or as many as the backend has where it says so and has fewer."""
+    """Return the number of slots, at most the cores of the backend if it reports them."""
+    from rhapsody.backends import ManagedBackend
+
     cores = backend.cores_in_use() if isinstance(backend, ManagedBackend) else None
     return min(slots, cores[1]) if cores is not None and cores[1] else slots
 
@@ -242,13 +257,11 @@ def _check_room(instance: Instance, scale: float, directory: Path) -> None:
     if needed > free:
         raise UsageError(
             f"--files {scale:g} takes {needed:.3g} bytes, and {directory.parent} has {free:.3g}: "
-            "give a smaller number, or set TMPDIR to a directory that has them"
+            "use a smaller number, or set TMPDIR to a directory with more space"
         )
 
 
 def _check_fit(instance: Instance, slots: int) -> None:
-    from rhapsody.wfformat.schedules import slots_of
-
     for task in instance.tasks:
         if slots_of(task) > slots:
             raise UsageError(
@@ -257,25 +270,23 @@ def _check_fit(instance: Instance, slots: int) -> None:
             )
 
 
-def _print(report: dict[str, Any]) -> None:
-    """Writes the lines for people."""
-    from rhapsody.wfformat.values import on_one_line
-
+def _lines(report: Mapping[str, Any]) -> Sequence[str]:
+    """Return the report for people."""
     extent = _extent(report["tasks"], report["slots"])
-    say(
-        f"{on_one_line(report['name'])}: {extent} of {report['backend']}, "
-        f"recorded times x {report['scale']:.6g}"
-    )
     rows = {
         "makespan": report["makespan"],
         "critical path": report["critical_path"],
         "work / slots": report["work_per_slot"],
         "list schedule": report["list_schedule"],
     }
-    for name, seconds in rows.items():
-        say(f"  {name:<14} {seconds:10.3f} s")
+    lines = [
+        f"{on_one_line(report['name'])}: {extent} of {report['backend']}, "
+        f"recorded times x {report['scale']:.6g}",
+        *(f"  {name:<14} {seconds:10.3f} s" for name, seconds in rows.items()),
+    ]
     if report["ratio"] is not None:
-        say(f"  {'ratio':<14} {report['ratio']:10.3f}    makespan / list schedule")
+        lines.append(f"  {'ratio':<14} {report['ratio']:10.3f}    makespan / list schedule")
+    return lines
 
 
 def _extent(tasks: int, slots: int) -> str:

@@ -12,15 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rhapsody import LocalExecutionBackend, WorkflowEngine, hookimpl
+from rhapsody import (
+    LocalExecutionBackend,
+    RhapsodyError,
+    TasksMainStates,
+    WorkflowEngine,
+    hookimpl,
+)
 from rhapsody.cli.commands import main
-from rhapsody.cli.output import CommandError
-from rhapsody.cli.replaying import Replay
-from rhapsody.plugins.specs import TaskEvent
-from rhapsody.states import TasksMainStates
-from rhapsody.wfformat import RecordedFile, RecordedTask
-from rhapsody.wfformat.schedules import bottom_levels, critical_path, list_schedule, work
-from tests.core.instances import RECORDED, older, recent, save
+from rhapsody.plugins import TaskEvent
+from rhapsody_wfcommons import RecordedFile, RecordedTask
+from rhapsody_wfcommons.replay import Replay
+from rhapsody_wfcommons.schedules import bottom_levels, critical_path, list_schedule, work
+from tests.wfcommons.instances import RECORDED, older, recent, save
 
 
 def task(name: str, runtime: float, *parents: str, cores: float = 1) -> RecordedTask:
@@ -165,10 +169,10 @@ def test_a_name_moves_nothing_on_the_terminal(
         (
             {},
             ("-o", "resources={workers=1}", "--slots", "2"),
-            "-o workers: the local backend ",
+            "-o resources: the local backend gets as many cores and workers as there are slots",
         ),
         ({}, ("--files", "1e308"), "--files 1e+308 takes inf bytes, and "),
-        ({}, ("-b", "noop"), "backend 'noop' runs no task, so that there is nothing to measure"),
+        ({}, ("-b", "noop"), "backend 'noop' runs no task, so there is nothing to measure"),
     ],
 )
 def test_what_cannot_be_replayed(
@@ -195,8 +199,8 @@ def test_a_workflow_without_times_and_one_that_is_not_there(
     path = save(tmp_path / "diamond.json", content)
     assert main(["replay", str(path)]) == 2
     assert capsys.readouterr().err == (
-        f"rhapsody: {path}: task 'a' has no recorded time, so that it cannot be replayed: "
-        "give it one, as `runtimeInSeconds` in `workflow.execution.tasks`\n"
+        f"rhapsody: {path}: task 'a' has no recorded time and cannot be replayed; add "
+        "`runtimeInSeconds` in `workflow.execution.tasks`\n"
     )
     assert main(["replay", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.endswith(
@@ -289,7 +293,7 @@ def test_files_have_their_sizes_and_go_from_task_to_task(
 async def test_files_that_cannot_be_made_are_told(tmp_path: Path) -> None:
     replay = Replay([RecordedTask("a", "a", inputs=(RAW,))], files=1, directory=tmp_path / "none")
     async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
-        with pytest.raises(CommandError, match=r"^an input file cannot be made: .*none/replayed-"):
+        with pytest.raises(RhapsodyError, match=r"^an input file cannot be made: .*none/replayed-"):
             await replay.run(flow, 1)
 
 
