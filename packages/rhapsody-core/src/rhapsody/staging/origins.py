@@ -120,8 +120,8 @@ def origin_of(
         if name in producer.output_files:
             return Origin(producer=producer)
         raise DataError(
-            f"task {task['name']!r}: missing input file {name!r}: task {producer.task} promised it, "
-            "but did not write it"
+            f"task {task['name']!r}: missing input file {name!r}: task {producer.task} promised "
+            "it, but did not write it"
         )
     if file.remote_url is not None:
         return Origin(url=file.remote_url)
