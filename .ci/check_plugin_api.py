@@ -33,7 +33,7 @@ MODULES = [
     "rhapsody.context",
     "rhapsody.data",
     "rhapsody.errors",
-    "rhapsody.plugins.reports",
+    "rhapsody.plugins.specs",
     SPECS,
     "rhapsody.states",
     "rhapsody.task",

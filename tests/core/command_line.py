@@ -24,7 +24,7 @@ async def main(flow):
 
 def environment(site: Path) -> dict[str, str]:
     """Variables for a process that sees what is installed in a directory, and all of it."""
-    drop = {"RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"}
+    drop = {"RHAPSODY_DISABLE_PLUGINS"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     return {**kept, "PYTHONPATH": str(site)}
 

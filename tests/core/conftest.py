@@ -27,8 +27,7 @@ settings.load_profile("workspace")
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory of `sys.path` for what a test installs; all that is there may be used."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("RHAPSODY_DISABLE_PLUGINS", "RHAPSODY_BACKENDS"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RHAPSODY_DISABLE_PLUGINS", raising=False)
     return tmp_path
 
 

@@ -1,18 +1,18 @@
-"""Metadata that is nonsense is told of, and keeps nobody from the plugins beside it."""
+"""Metadata with arbitrary content is reported, and hides no other plugin."""
 
 from __future__ import annotations
 
-import contextlib
+import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rhapsody.backends.catalog import Catalog, UnusableError
-from rhapsody.plugins import entry_points
-from rhapsody.plugins.entry_points import BACKENDS, PLUGINS, Declared, Installed
+from rhapsody import BackendRegistry
+from rhapsody.plugins.entry_points import BACKENDS, PLUGINS, installed
 from tests.core.distributions import install
 
 pytestmark = pytest.mark.timeout(60)
@@ -22,42 +22,35 @@ LINES = st.one_of(
     st.text(max_size=20),
 )
 TEXTS = st.lists(LINES, max_size=8).map(lambda lines: "\n".join(lines).encode(errors="replace"))
-NAMES = st.text(max_size=8) | st.sampled_from(["dask", "local", "Da-sk", ""])
+NAMES = st.text(max_size=8) | st.sampled_from(["dask", "local", "Da-sk", "noop"])
 
 
 @given(points=TEXTS | st.binary(max_size=60), metadata=TEXTS | st.binary(max_size=60))
 @settings(max_examples=50)
-def test_files_that_are_none(points: bytes, metadata: bytes) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+def test_files_with_arbitrary_content(points: bytes, metadata: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory, patch.object(sys, "path", [directory]):
         info = install(Path(directory), "broken")
         (info / "entry_points.txt").write_bytes(f"[{BACKENDS}]\n".encode() + points)
         (info / "METADATA").write_bytes(metadata)
         install(Path(directory), "whole", backends={"fine": "a_module"})
-        found = entry_points._contents(directory)
-    assert "fine" in [one.name for _, one in found.declared]
-    assert all(one.name and one.group in (BACKENDS, PLUGINS) for _, one in found.declared)
+        found = installed()
+    assert "fine" in [entry.name for entry in found.entries]
+    assert all(entry.name and entry.group in (BACKENDS, PLUGINS) for entry in found.entries)
     assert all(len(reason) == 2 for reason in found.unreadable)
 
 
-@given(
-    st.lists(
-        st.builds(
-            Declared,
-            st.sampled_from([BACKENDS, PLUGINS]),
-            NAMES,
-            st.text(max_size=8).map(lambda text: f"there_is_no_{text}"),
-            NAMES,
-            st.text(max_size=4),
-        ),
-        max_size=5,
-    ).map(tuple)
-)
+@given(name=NAMES, value=st.text(max_size=8), distribution=NAMES, version=st.text(max_size=4))
 @settings(max_examples=50)
-def test_declarations_that_are_none(declared: tuple[Declared, ...]) -> None:
-    catalog = Catalog(Installed(declared))
-    for key in catalog.names():
-        assert catalog.claimants(key)
-        catalog.conflicts(key)
-        with contextlib.suppress(UnusableError):
-            catalog.spec(key)
-            raise AssertionError("a module that there is not was loaded")
+def test_entry_points_with_arbitrary_names_are_listed_as_unusable(
+    name: str, value: str, distribution: str, version: str
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, patch.object(sys, "path", [directory]):
+        info = install(Path(directory), "odd")
+        point = f"[{BACKENDS}]\n{name} = there_is_no_{value}\n"
+        (info / "entry_points.txt").write_bytes(point.encode(errors="replace"))
+        text = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        (info / "METADATA").write_bytes(text.encode(errors="replace"))
+        for described in BackendRegistry.describe().values():
+            assert not described.usable
+            assert described.reason
+            assert described.remedy

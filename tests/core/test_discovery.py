@@ -13,7 +13,7 @@ import pytest
 from rhapsody import BackendRegistry, StateMapper, discover_backends, get_backend
 from rhapsody.backends.base import Capabilities
 from rhapsody.backends.noop import NoopExecutionBackend
-from rhapsody.plugins.installing import install_command
+from rhapsody.plugins.entry_points import install_command
 from tests.core.distributions import BACKEND, declaration, install, install_backend, python, unique
 from tests.core.registry import SPEC, Mine
 
@@ -99,7 +99,7 @@ def test_a_name_of_a_plugin_that_is_left_out_says_so(
     install_backend(site, "toys", "toy")
     monkeypatch.setenv("RHAPSODY_DISABLE_PLUGINS", "toys")
     assert "toy" not in BackendRegistry.list_backends()
-    with pytest.raises(ValueError, match="toys, which has it, is left out by RHAPSODY_DISABLE"):
+    with pytest.raises(ValueError, match="toys, which has it, is disabled by RHAPSODY_DISABLE"):
         get_backend("toy")
 
 

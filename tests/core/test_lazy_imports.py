@@ -19,7 +19,7 @@ import pytest
 import rhapsody
 import rhapsody.backends
 from rhapsody import errors
-from rhapsody.plugins.installing import install_command
+from rhapsody.plugins.entry_points import install_command
 from tests.core.distributions import install, python
 
 PACKAGES = [rhapsody, rhapsody.backends]

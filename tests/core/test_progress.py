@@ -22,7 +22,7 @@ from rhapsody.data import SavedFile
 from rhapsody.observers import progress
 from rhapsody.observers.account import account
 from rhapsody.observers.counts import Counts, Row
-from rhapsody.plugins.reports import Stats, Summary
+from rhapsody.plugins.specs import Stats, Summary
 from tests.core.scripted import Inline, Scripted, within
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -153,7 +153,7 @@ BROKEN_BACKENDS = {
     ),
     "clash": (
         backend("clash-one", "clash", spec("clash")),
-        "clash-one and clash-two all claim the name 'clash'",
+        "the name 'clash' is claimed by clash-one and clash-two",
     ),
 }
 

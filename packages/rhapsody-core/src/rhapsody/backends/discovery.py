@@ -1,54 +1,92 @@
-"""The registry: which backends there are, whether they can be used, and their classes.
+"""Registry of backends: their names, whether each can be used here, and their classes.
 
-Backends come from entry points (see `rhapsody.plugins`) and from
-`register_backend`. Asking for names loads nothing, asking for descriptions loads
-the plugins' light modules, and only asking for a class imports it.
+Backends come from entry points (see `rhapsody.plugins`) and from `register_backend`. Listing
+names imports nothing, describing a backend imports its plugin's light module, and only a request
+for the class imports the class and the library behind it.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, overload
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from rhapsody.backends.catalog import (
-    PUBLISHED,
-    Catalog,
-    UnusableError,
-    catalog,
-    check_module,
-    normalise,
+from rhapsody.errors import PluginError
+from rhapsody.plugins.entry_points import (
+    BACKENDS,
+    CORE,
+    DISABLE,
+    PluginEntry,
+    install_command,
+    installed,
 )
-from rhapsody.plugins.installing import install_command
-from rhapsody.plugins.manager import named_where_slow
+from rhapsody.plugins.manager import load, warn_when_slow
 from rhapsody.plugins.specs import API_VERSION, BackendSpec, split_import_path
+from rhapsody_guard import ConflictError
 
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from rhapsody.backends.base import BaseExecutionBackend, Capabilities
+
+__all__ = ["BackendDescription", "BackendRegistry", "discover_backends", "get_backend"]
+
+PUBLISHED = {
+    "noop": CORE,
+    "local": CORE,
+    "dask": "rhapsody-dask",
+    "radical_pilot": "rhapsody-radical",
+}
+"""The reserved names, and the distribution that each belongs to."""
+
+FORMER = {
+    **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
+    **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
+    **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
+    **dict.fromkeys(("dry_run", "dummy"), "noop"),
+}
+"""Names of backends in other projects, and likely guesses."""
+
+
+class UnusableError(Exception):
+    """The reason why a backend cannot be used.
+
+    Args:
+        reason: The fault.
+        remedy: The fix, if possible as a command.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)
+        self.reason = reason
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendDescription:
-    """What is known of a backend without importing its class.
+    """A backend as known without importing its class.
 
     Attributes:
-        name: The name it is registered under.
-        usable: Whether it can be used here, as far as metadata tell.
-        reason: Why not, where it cannot.
-        remedy: What to do then, a command where there is one.
-        distribution: The distribution it comes with, `None` for one that was
-            registered at run time.
-        version: That distribution's version.
+        name: The name that it is registered under.
+        usable: Whether it can be used here, according to metadata.
+        reason: Why not, if it is not usable.
+        remedy: What to do then, if possible as a command.
+        distribution: The distribution that it comes with, `None` for one that was registered at
+            run time.
+        version: The distribution's version.
         summary: One line.
-        api_version: The plugin interface it was written for.
-        import_path: Where its class is.
+        api_version: The version of the plugin interface that it was written for.
+        import_path: The path of its class.
         requires: Distribution requirements.
-        capabilities: What it can do, `None` where that is not declared.
-        conflicts: Claims of other distributions on the name, which are not used,
-            each with why.
+        capabilities: Its capabilities, `None` if it does not declare them.
+        conflicts: Claims of other distributions on the name, which are not used, each with the
+            reason.
     """
 
     name: str
@@ -65,7 +103,7 @@ class BackendDescription:
     conflicts: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The description in plain values, for JSON."""
+        """Return the description as plain values, for JSON."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["requires"] = list(self.requires)
         values["conflicts"] = list(self.conflicts)
@@ -83,19 +121,19 @@ class _Registered:
     cls: type[BaseExecutionBackend] | None = None
 
     def same_as(self, other: _Registered) -> bool:
-        """Whether both name one class. Imports nothing."""
+        """Return True if both name the same class. Imports nothing."""
         if self.cls is None and other.cls is None:
             return self.import_path == other.import_path
         return self._loaded() is other._loaded()
 
     def _loaded(self) -> object:
-        """The class; for an import path what it names now, `None` if that is not imported."""
+        """Return the class that the import path names now, `None` if it is not imported."""
         if self.cls is not None:
             return self.cls
         module, _, qualname = self.import_path.partition(":")
         found: object = sys.modules.get(module)
         for name in qualname.split("."):
-            found = getattr(found, "__dict__", {}).get(name)  # no lazy attribute is loaded
+            found = getattr(found, "__dict__", {}).get(name)  # loads no lazy attribute
         return found
 
 
@@ -104,19 +142,19 @@ _registered: dict[str, _Registered] = {}
 
 
 class BackendRegistry:
-    """The backends there are. Not instantiated; its methods may be called from any thread.
+    """The registered backends. Not instantiated; its methods may be called from any thread.
 
-    Names are compared without case; `-` and `_` are the same.
+    Names are compared without case, and `-` and `_` are the same.
     """
 
     @classmethod
     def list_backends(cls) -> list[str]:
-        """The names of all backends, usable or not, sorted. Loads and imports none."""
-        return sorted(_names(catalog()).values())
+        """Return the names of all backends, usable or not, sorted. Imports no plugin."""
+        return sorted(_names().values())
 
     @classmethod
     def get_backend_class(cls, backend_name: str) -> type[BaseExecutionBackend]:
-        """Imports a backend's class.
+        """Import a backend's class.
 
         Args:
             backend_name: The backend's name.
@@ -125,53 +163,50 @@ class BackendRegistry:
             A subclass of `BaseExecutionBackend`.
 
         Raises:
-            ValueError: Nobody registered the name; says which there are, the
-                closest one, and what to install where that is known.
-            ImportError: The backend cannot be used or its class cannot be
-                imported; says why and what to do.
-            TypeError: The name is no string, or what is registered is no backend class.
+            ValueError: No backend has this name. The message lists the names, the closest match,
+                and the distribution to install if one is known.
+            ImportError: The backend cannot be used or its class cannot be imported. The message
+                says why and what to do.
+            TypeError: The name is not a string, or the registered object is not a backend class.
         """
         key = _key(backend_name)
-        known = catalog()
         own = _registered.get(key)
         if own is not None:
-            if own.cls is not None:
-                return own.cls
-            source = f"backend {own.name!r}"
             remedy = f"check {own.import_path!r}, which was given to register_backend"
-            return _import(own.import_path, source, remedy)
-        if key not in known:
-            raise ValueError(_unknown(backend_name, key, known))
+            return own.cls or _import(own.import_path, f"backend {own.name!r}", remedy)
+        if key not in _claims():
+            raise ValueError(_unknown(backend_name))
         try:
-            spec = known.spec(key)
-            known.check_usable(key, spec)
+            entry = claim(key)
+            spec = _spec(key, entry)
+            _check_usable(spec, entry.distribution)
         except UnusableError as error:
-            raise _unusable(backend_name, error) from _origin(error)
-        claim = known.claim(key)
-        remedy = spec.install_hint or f"pip install --force-reinstall {claim.distribution}"
-        source = f"backend {spec.name!r} of {claim.distribution}"
-        with named_where_slow(f"{source}: importing {spec.import_path}", claim.distribution):
+            cause = error.__cause__ and (error.__cause__.__cause__ or error.__cause__)
+            raise ImportError(
+                f"backend {backend_name!r} cannot be used: {error.reason}. {error.remedy}",
+                name=cause.name if isinstance(cause, ImportError) else None,
+            ) from cause
+        remedy = spec.install_hint or f"pip install --force-reinstall {entry.distribution}"
+        source = f"backend {spec.name!r} of {entry.distribution}"
+        with warn_when_slow(f"{source}: importing {spec.import_path}", entry.distribution):
             return _import(spec.import_path, source, remedy)
 
     @classmethod
     def register_backend(cls, name: str, import_path: str | type[BaseExecutionBackend]) -> None:
-        """Registers a backend for this process.
+        """Register a backend for this process.
 
-        Registering the same again is harmless. A class that was defined anew, in a
-        notebook's cell that was run again, is another one: `unregister_backend` makes
-        room for it.
+        Registering the same class again does nothing. A class that was defined again, for example
+        by running a notebook cell twice, is a different class: call `unregister_backend` first.
 
         Args:
             name: The backend's name.
-            import_path: `"package.module.Class"` or `"package.module:Class"`, which
-                is not imported now; or the class itself.
+            import_path: `"package.module.Class"` or `"package.module:Class"`, which is not
+                imported now; or the class itself.
 
         Raises:
-            ValueError: The path is malformed, or the name is taken by something else.
-            TypeError: Neither a string nor a backend class.
+            ValueError: The path is malformed, or the name is taken.
+            TypeError: Neither a string nor a backend class, or the class has a wrong attribute.
         """
-        from rhapsody.backends.checks import check_backend_class
-
         key = _key(name)
         if not key:
             raise ValueError("name must not be empty")
@@ -182,26 +217,25 @@ class BackendRegistry:
             checked = check_backend_class(import_path, f"backend {name!r}")
             path = f"{checked.__module__}:{checked.__qualname__}"
             new = _Registered(name.strip(), path, checked)
-        taken_by = _taken_by(key, new)
-        if taken_by == "itself":
+        owner = _owner(key, new)
+        if owner == "":
             return
-        if taken_by is None:
+        if owner is None:
             with _lock:
                 known = _registered.setdefault(key, new)
             if known.same_as(new):
                 return
-            taken_by = known.import_path
-            if taken_by == new.import_path:
+            owner = known.import_path
+            if owner == new.import_path:
                 raise ValueError(
-                    f"backend name {name!r} is taken by an earlier {taken_by}, another class than "
-                    "this one; to register this one in its place, call "
-                    f"BackendRegistry.unregister_backend({name!r}) first"
+                    f"backend name {name!r} is taken by an earlier {owner}, a different class; to "
+                    f"replace it, call BackendRegistry.unregister_backend({name!r}) first"
                 )
-        raise ValueError(f"backend name {name!r} is taken by {taken_by}; choose another name")
+        raise ValueError(f"backend name {name!r} is taken by {owner}; choose another name")
 
     @classmethod
     def unregister_backend(cls, name: str) -> None:
-        """Undoes `register_backend`.
+        """Undo `register_backend`.
 
         Args:
             name: The backend's name.
@@ -213,12 +247,12 @@ class BackendRegistry:
         with _lock:
             if _registered.pop(key, None) is not None:
                 return
-        if key in catalog():
+        if key in _claims():
             raise ValueError(
                 f"backend {name!r} was not registered at run time but comes with a distribution; "
-                "to leave that out, name it in RHAPSODY_DISABLE_PLUGINS"
+                f"to disable that, add it to {DISABLE}"
             )
-        raise ValueError(_unknown(name, key, catalog()))
+        raise ValueError(_unknown(name))
 
     @overload
     @classmethod
@@ -232,38 +266,37 @@ class BackendRegistry:
     def describe(
         cls, name: str | None = None
     ) -> dict[str, BackendDescription] | BackendDescription:
-        """What is known of one backend or of all, without importing their classes.
+        """Describe one backend or all of them, without importing their classes.
 
         Args:
             name: A backend's name, or `None` for all.
 
         Returns:
-            A description, or for all backends theirs by name, sorted.
+            A description, or a dict of all descriptions by name, sorted.
 
         Raises:
-            ValueError: Nobody registered the name.
+            ValueError: No backend has this name.
         """
-        known = catalog()
+        names = _names()
         if name is not None:
             key = _key(name)
-            names = _names(known)
             if key not in names:
-                raise ValueError(_unknown(name, key, known))
-            return _describe(key, names[key], known)
-        listed = sorted(_names(known).items(), key=lambda item: item[1])
-        return {display: _describe(key, display, known) for key, display in listed}
+                raise ValueError(_unknown(name))
+            return _describe(key, names[key])
+        listed = sorted(names.items(), key=lambda item: item[1])
+        return {display: _describe(key, display) for key, display in listed}
 
 
 def discover_backends() -> dict[str, bool]:
-    """Every registered backend, and whether it can be used here. Imports no library.
+    """Return every registered backend, and whether it can be used here. Imports no library.
 
-    `BackendRegistry.describe` says why one cannot.
+    `BackendRegistry.describe` gives the reasons.
     """
     return {name: known.usable for name, known in BackendRegistry.describe().items()}
 
 
 def get_backend(backend_name: str, *args: Any, **kwargs: Any) -> BaseExecutionBackend:
-    """Makes a backend.
+    """Create a backend.
 
     Args:
         backend_name: The backend's name.
@@ -271,95 +304,233 @@ def get_backend(backend_name: str, *args: Any, **kwargs: Any) -> BaseExecutionBa
         **kwargs: For its class.
 
     Returns:
-        The backend, to be awaited or entered with `async with`, which starts it.
+        The backend. To start it, await it or enter it with `async with`.
 
     Raises:
-        ValueError: Nobody registered the name.
+        ValueError: No backend has this name.
         ImportError: The backend cannot be used here.
     """
     return BackendRegistry.get_backend_class(backend_name)(*args, **kwargs)
 
 
+def normalize_name(name: str) -> str:
+    """Return the form in which backend names are compared."""
+    return name.strip().lower().replace("-", "_")
+
+
 def _key(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a backend's name must be a string, got {name!r}")
-    return normalise(name)
+    return normalize_name(name)
 
 
-def _names(known: Catalog) -> dict[str, str]:
-    return {**known.names(), **{key: own.name for key, own in list(_registered.items())}}
+# Backends of installed distributions.
 
 
-def _describe(key: str, name: str, known: Catalog) -> BackendDescription:
-    own = _registered.get(key)
-    if own is not None:
-        return _describe_registered(own)
-    spec: BackendSpec | None = None
-    problem: UnusableError | None = None
-    distribution = version = None
-    try:
-        claim = known.claim(key)
-        distribution, version = claim.distribution, claim.version
-        spec = known.spec(key)
-        known.check_usable(key, spec)
-    except UnusableError as error:
-        problem = error
-    return BackendDescription(
-        name=name,
-        usable=problem is None,
-        reason=None if problem is None else problem.reason,
-        remedy=None if problem is None else problem.remedy,
-        distribution=distribution,
-        version=version,
-        summary="" if spec is None else spec.summary,
-        api_version=None if spec is None else spec.api_version,
-        import_path=None if spec is None else spec.import_path,
-        requires=() if spec is None else tuple(spec.requires),
-        capabilities=None if spec is None else spec.capabilities,
-        conflicts=known.conflicts(key),
-    )
+def _claims() -> dict[str, list[PluginEntry]]:
+    """Return the entry points that claim each name."""
+    found: dict[str, list[PluginEntry]] = {}
+    for entry in installed().group(BACKENDS):
+        found.setdefault(normalize_name(entry.name), []).append(entry)
+    return found
 
 
-def _describe_registered(own: _Registered) -> BackendDescription:
-    problem: UnusableError | None = None
-    if own.cls is None:
-        top = own.import_path.partition(":")[0].partition(".")[0]
-        try:
-            check_module(
-                top, f"install the distribution that has {top!r}, or correct the import path"
+def _names() -> dict[str, str]:
+    """Return every backend's name as it is spelled, by its normalized form."""
+    claimed = {key: entries[0].name for key, entries in _claims().items()}
+    return claimed | {key: own.name for key, own in list(_registered.items())}
+
+
+def claim(key: str) -> PluginEntry:
+    """Return the entry point that a normalized name refers to.
+
+    Raises:
+        KeyError: No distribution claims the name.
+        UnusableError: Another distribution claims a reserved name, or several claim the name.
+    """
+    entries = _claims()[key]
+    owner = PUBLISHED.get(key)
+    if owner is not None:
+        others = _distributions(entries)
+        entries = [entry for entry in entries if entry.distribution == owner]
+        if not entries:
+            raise UnusableError(
+                f"the name {key!r} belongs to {owner}, but is claimed by {' and '.join(others)}",
+                install_command(owner),
             )
-        except UnusableError as error:
-            problem = error
-    return BackendDescription(
-        name=own.name,
-        usable=problem is None,
-        reason=None if problem is None else problem.reason,
-        remedy=None if problem is None else problem.remedy,
-        summary="registered at run time",
-        api_version=API_VERSION,
-        import_path=own.import_path,
-        capabilities=None if own.cls is None else own.cls.capabilities,
+    claimants = _distributions(entries)
+    if len(claimants) > 1:
+        raise UnusableError(
+            f"the name {key!r} is claimed by {' and '.join(claimants)}, of which only one may be "
+            "installed",
+            f"pip uninstall {' '.join(claimants[1:])}",
+        )
+    if len({entry.value for entry in entries}) > 1:
+        raise UnusableError(
+            f"{claimants[0]} has {len(entries)} different entry points of the name {key!r}",
+            f"pip install --upgrade {claimants[0]}",
+        )
+    return entries[0]
+
+
+def conflicts(key: str) -> tuple[str, ...]:
+    """Return the claims on a reserved name that are not used, each with the reason."""
+    owner = PUBLISHED.get(key)
+    entries = _claims().get(key, [])
+    if owner not in _distributions(entries):
+        return ()
+    return tuple(
+        f"{entry} is not used: the name belongs to {owner}"
+        for entry in entries
+        if entry.distribution != owner
     )
 
 
-def _taken_by(key: str, new: _Registered) -> str | None:
-    """Who has a name already: a distribution, `"itself"` for the same class, or nobody."""
-    known = catalog()
-    if key not in known:
-        owner = PUBLISHED.get(key)
-        return None if owner is None else f"{owner}, to which it belongs: {install_command(owner)}"
+def _distributions(entries: Iterable[PluginEntry]) -> list[str]:
+    return list(dict.fromkeys(entry.distribution for entry in entries))
+
+
+def _spec(key: str, entry: PluginEntry) -> BackendSpec:
+    """Return the declaration of a backend; imports the plugin's light module.
+
+    Raises:
+        UnusableError: The plugin cannot be loaded, or its declaration is invalid.
+    """
+    upgrade = f"pip install --upgrade {entry.distribution}"
     try:
-        module, qualname = split_import_path(known.spec(key).import_path)
-        if _Registered(key, f"{module}:{qualname}").same_as(new):
-            return "itself"
-        return known.claim(key).distribution
+        plugin = load(entry)
+    except PluginError as error:
+        conflict = error.__cause__
+        if isinstance(conflict, ConflictError):
+            raise UnusableError(conflict.reason, conflict.remedy) from error
+        raise UnusableError(str(error), upgrade) from error
+    if "rhapsody_backends" not in plugin.hooks:
+        raise UnusableError(f"{entry}: {entry.value} declares no backend", upgrade)
+    hook, _ = plugin.hooks["rhapsody_backends"]
+    try:
+        declared = hook.call()
+        many = isinstance(declared, Iterable) and not isinstance(declared, BackendSpec)
+        specs: list[BackendSpec] = list(declared) if many else [declared]
+        for spec in specs:
+            if not isinstance(spec, BackendSpec):
+                raise TypeError(f"rhapsody_backends returned {spec!r}; a BackendSpec is needed")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin's hook may raise anything
+        reason = f"{entry}: its declaration cannot be used: {type(error).__name__}: {error}"
+        raise UnusableError(reason, upgrade) from error
+    named = [spec for spec in specs if normalize_name(spec.name) == key]
+    if len(named) != 1:
+        count = f"{len(named)} backends" if named else "no backend"
+        others = ", ".join(repr(spec.name) for spec in specs) or "none"
+        raise UnusableError(
+            f"{entry}: {entry.value} declares {count} of this name; declared: {others}", upgrade
+        )
+    return named[0]
+
+
+def _check_usable(spec: BackendSpec, distribution: str) -> None:
+    """Raise `UnusableError` unless the API version fits and the requirements are installed."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    if spec.api_version != API_VERSION:
+        outdated = distribution if spec.api_version < API_VERSION else CORE
+        raise UnusableError(
+            f"{distribution} is written for version {spec.api_version} of the plugin interface, "
+            f"this {CORE} has version {API_VERSION}",
+            f"pip install --upgrade {outdated}",
+        )
+    for text in spec.requires:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement as error:
+            raise UnusableError(
+                f"{distribution} declares a malformed requirement {text!r}: {error}",
+                f"pip install --upgrade {distribution}",
+            ) from None
+        if requirement.marker is not None and not requirement.marker.evaluate():
+            continue
+        problem = unmet(requirement)
+        if problem is not None:
+            raise UnusableError(problem, spec.install_hint or f"pip install '{text}'")
+    reinstall = f"pip install --force-reinstall {distribution}"
+    _check_module(spec.import_path, spec.install_hint or reinstall)
+
+
+def unmet(requirement: Requirement) -> str | None:
+    """Return why a requirement is not met by what is installed, `None` if it is met."""
+    from importlib_metadata import PackageNotFoundError, version
+
+    try:
+        present = version(requirement.name)
+    except PackageNotFoundError:
+        return f"{requirement} is not installed"
+    if present is None or not requirement.specifier.contains(present, prereleases=True):
+        return f"{requirement} is needed, but {requirement.name} {present} is installed"
+    return None
+
+
+def _check_module(import_path: str, remedy: str) -> None:
+    """Raise `UnusableError` unless the path's top-level module can be found. Imports nothing."""
+    top = import_path.partition(":")[0].partition(".")[0]
+    try:
+        found = find_spec(top) is not None
+    except (ImportError, ValueError):  # ValueError: a module in sys.modules without a spec
+        found = True
+    if not found:
+        raise UnusableError(f"there is no module named {top!r}", remedy)
+
+
+# Descriptions and classes.
+
+
+def _describe(key: str, name: str) -> BackendDescription:
+    own = _registered.get(key)
+    known: dict[str, Any] = {"name": name}
+    try:
+        if own is not None:
+            known |= {
+                "summary": "registered at run time",
+                "api_version": API_VERSION,
+                "import_path": own.import_path,
+                "capabilities": None if own.cls is None else own.cls.capabilities,
+            }
+            if own.cls is None:
+                remedy = "install the distribution with that module, or correct the import path"
+                _check_module(own.import_path, remedy)
+        else:
+            known["conflicts"] = conflicts(key)
+            entry = claim(key)
+            known |= {"distribution": entry.distribution, "version": entry.version}
+            spec = _spec(key, entry)
+            known |= {
+                "summary": spec.summary,
+                "api_version": spec.api_version,
+                "import_path": spec.import_path,
+                "requires": tuple(spec.requires),
+                "capabilities": spec.capabilities,
+            }
+            _check_usable(spec, entry.distribution)
+    except UnusableError as error:
+        return BackendDescription(usable=False, reason=error.reason, remedy=error.remedy, **known)
+    return BackendDescription(usable=True, **known)
+
+
+def _owner(key: str, new: _Registered) -> str | None:
+    """Return the owner of a name: `None` if it is free, `""` if it names the same class."""
+    if key not in _claims():
+        owner = PUBLISHED.get(key)
+        return owner and f"{owner}, to which it belongs: {install_command(owner)}"
+    try:
+        entry = claim(key)
+        module, qualname = split_import_path(_spec(key, entry).import_path)
     except UnusableError as error:
         return f"a plugin that cannot be used ({error.reason})"
+    same = _Registered(key, f"{module}:{qualname}").same_as(new)
+    return "" if same else entry.distribution
 
 
 def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBackend]:
-    from rhapsody.backends.checks import check_backend_class
-
     module, qualname = split_import_path(import_path)
     try:
         found: Any = import_module(module)
@@ -381,48 +552,99 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
     return check_backend_class(found, source)
 
 
-def _unusable(name: str, error: UnusableError) -> ImportError:
-    origin = _origin(error)
-    return ImportError(
-        f"backend {name!r} cannot be used: {error.reason}. {error.remedy}",
-        name=origin.name if isinstance(origin, ImportError) else None,
-    )
-
-
-def _origin(error: UnusableError) -> BaseException | None:
-    """What a plugin raised; what we made of it is in the reason."""
-    origin: BaseException = error
-    while origin.__cause__ is not None:
-        origin = origin.__cause__
-    return None if origin is error else origin
-
-
-FORMER = {
-    **dict.fromkeys(("concurrent", "thread", "threads", "process", "processes"), "local"),
-    **dict.fromkeys(("dask_parallel", "distributed"), "dask"),
-    **dict.fromkeys(("radical", "rp", "radical.pilot"), "radical_pilot"),
-    **dict.fromkeys(("dry_run", "dummy"), "noop"),
-}
-"""What backends are called elsewhere, or by those who guess."""
-
-
-def _unknown(name: str, key: str, known: Catalog) -> str:
-    names = _names(known)
+def _unknown(name: str) -> str:
+    """Return the error message for a name that no backend has."""
+    key, names = normalize_name(name), _names()
     text = f"Backend {name!r} not found. There are: {', '.join(sorted(names.values()))}"
-    left_out = known.left_out(key)
-    if left_out is not None:
-        return f"{text}. {left_out}"
-    if key in PUBLISHED:
-        owner = PUBLISHED[key]
-        return f"{text}. {key} comes with {owner}: {install_command(owner)}"
-    former = FORMER.get(key)
-    if former in names:
-        return f"{text}. Did you mean {names[former]!r}?"
-    close = difflib.get_close_matches(key, {**PUBLISHED, **names}, n=1)
-    if not close:
-        return text
-    if close[0] not in names:
-        owner = PUBLISHED[close[0]]
-        install = install_command(owner)
-        return f"{text}. Did you mean {close[0]!r}, which comes with {owner}: {install}"
-    return f"{text}. Did you mean {names[close[0]]!r}?"
+    for entry in installed().disabled:
+        if entry.group == BACKENDS and normalize_name(entry.name) == key:
+            return f"{text}. {entry.distribution}, which has it, is disabled by {DISABLE}"
+    candidates = difflib.get_close_matches(key, {**PUBLISHED, **names}, n=1)
+    meant = FORMER.get(key, candidates[0] if candidates else "")
+    if meant in names:
+        return f"{text}. Did you mean {names[meant]!r}?"
+    if meant in PUBLISHED:
+        hint = "" if meant == key else f"Did you mean {meant!r}? "
+        owner = PUBLISHED[meant]
+        return f"{text}. {hint}{meant} comes with {owner}: {install_command(owner)}"
+    return text
+
+
+class _Interface(Protocol):
+    """The calls that the engine makes; parameter names matter only where it passes them."""
+
+    def submit_tasks(self, tasks: Any, /) -> Any: ...
+    def cancel_task(self, uid: Any, /) -> Any: ...
+    def link_explicit_data_deps(
+        self, src_task: Any, dst_task: Any, file_name: Any, file_path: Any
+    ) -> Any: ...
+    def link_implicit_data_deps(self, src_task: Any, dst_task: Any, /) -> Any: ...
+    def get_task_states_map(self) -> Any: ...
+    def register_callback(self, func: Any, /) -> Any: ...
+    def state(self) -> Any: ...
+    def task_state_cb(self, task: Any, state: Any, /) -> Any: ...
+    def shutdown(self) -> Any: ...
+
+
+def check_backend_class(cls: object, source: str) -> type[BaseExecutionBackend]:
+    """Check that a class can be instantiated, and called the way the engine calls it.
+
+    Args:
+        cls: The class.
+        source: Its origin, for messages.
+
+    Raises:
+        TypeError: It is not a subclass of `BaseExecutionBackend`, is abstract, or has a method or
+            attribute that the engine cannot use.
+    """
+    from rhapsody.backends.base import BaseExecutionBackend
+
+    if not (isinstance(cls, type) and issubclass(cls, BaseExecutionBackend)):
+        raise TypeError(
+            f"{source}: {cls!r} is no backend class; "
+            "subclass rhapsody.backends.BaseExecutionBackend"
+        )
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise TypeError(f"{source}: {cls.__qualname__} is abstract; it does not define {missing}")
+    check_attributes(cls, source)
+    if not cls.__module__.startswith("rhapsody."):
+        import typeguard
+
+        try:
+            typeguard.check_type(cls, type[_Interface])
+        except typeguard.TypeCheckError as error:
+            raise TypeError(f"{source}: {error}") from None
+    return cls
+
+
+def check_attributes(
+    backend: BaseExecutionBackend | type[BaseExecutionBackend], source: str
+) -> None:
+    """Check what mistakes in a backend's class would otherwise break in the middle of a run.
+
+    Args:
+        backend: The backend or its class.
+        source: Its origin, for messages.
+
+    Raises:
+        TypeError: A method that the engine awaits is not async, or `capabilities` is not a
+            `Capabilities`.
+    """
+    from rhapsody.backends.base import Capabilities
+
+    name = (backend if isinstance(backend, type) else type(backend)).__qualname__
+    for method in ("submit_tasks", "cancel_task", "shutdown"):
+        function = inspect.unwrap(getattr(backend, method))
+        plain = inspect.isfunction(function) or inspect.ismethod(function)
+        if plain and not inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{source}: {name}.{method} is {function!r}, which is not a coroutine function: "
+                f"write `async def {method}`, because the engine awaits it"
+            )
+    capabilities = backend.capabilities
+    if not isinstance(capabilities, Capabilities | property):
+        raise TypeError(
+            f"{source}: {name}.capabilities is {capabilities!r}: a Capabilities is needed, such as "
+            "rhapsody.backends.Capabilities(executables=False)"
+        )

@@ -80,7 +80,7 @@ class Commands:
         """
         name = next((one for one in arguments if not one.startswith("-")), None)
         if name in PUBLISHED and name not in self._commands:
-            from rhapsody.plugins.installing import install_command
+            from rhapsody.plugins.entry_points import install_command
 
             raise UsageError(
                 f"the command {name!r} comes with {PUBLISHED[name]}. To install it: "

@@ -21,14 +21,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import rhapsody_guard
-from rhapsody.backends.catalog import (
-    CHOICE,
+from rhapsody.backends.discovery import (
     PUBLISHED,
     UnusableError,
-    catalog,
-    idle_choices,
-    malformed_choices,
-    normalise,
+    claim,
+    conflicts,
+    normalize_name,
     unmet,
 )
 from rhapsody.cli import probe
@@ -37,12 +35,12 @@ from rhapsody.plugins.entry_points import (
     BACKENDS,
     CORE,
     DISABLE,
-    Declared,
     Installed,
+    PluginEntry,
+    disabled_distributions,
+    install_command,
     installed,
-    left_out,
 )
-from rhapsody.plugins.installing import install_command
 from rhapsody.plugins.specs import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ class Finding:
 class _Probed:
     """One plugin module and the entry points that name it."""
 
-    declared: Declared
+    entry: PluginEntry
     backends: list[str] = field(default_factory=list)
 
 
@@ -186,7 +184,7 @@ def _requirements(found: Installed) -> Iterable[Finding]:
     """What plugins' own metadata require, and is not there."""
     from importlib_metadata import PackageNotFoundError, distribution
 
-    for name in dict.fromkeys(one.distribution for one in found.declared):
+    for name in dict.fromkeys(one.distribution for one in found.entries):
         try:
             texts = distribution(name).requires if name != CORE else ()
         except PackageNotFoundError:  # its metadata are read elsewhere, and told of
@@ -207,21 +205,19 @@ def _environment(found: Installed) -> list[Finding]:
         for label, why in found.unreadable
     ]
     findings += [
-        Finding("note", one.distribution, f"its entry point {one.name!r} is left out by {DISABLE}")
+        Finding("note", one.distribution, f"its entry point {one.name!r} is disabled by {DISABLE}")
         for one in found.disabled
     ]
-    present = {one.distribution for one in (*found.declared, *found.disabled)}
+    present = {one.distribution for one in (*found.entries, *found.disabled)}
     findings += [
         Finding("note", DISABLE, f"no plugin is installed of the name {name!r}")
-        for name in sorted(left_out() - present - {"all"})
+        for name in sorted(disabled_distributions() - present - {"all"})
     ]
-    findings += [Finding("broken", CHOICE, problem) for problem in malformed_choices()]
-    findings += [Finding("note", CHOICE, problem) for problem in idle_choices(catalog())]
     return findings
 
 
 def _not_installed(found: Installed) -> list[Finding]:
-    present = {one.distribution for one in (*found.declared, *found.disabled)}
+    present = {one.distribution for one in (*found.entries, *found.disabled)}
     return [
         Finding("note", name, f"{owner} is not installed; to install it: {install_command(owner)}")
         for name, owner in PUBLISHED.items()
@@ -237,31 +233,26 @@ def _trial(name: str | None, options: list[str]) -> list[Finding]:
     from rhapsody.cli import trial
 
     started, text = trial.start(name, options)
-    return [Finding("ok" if started else "broken", f"backend {normalise(name)}", text)]
+    return [Finding("ok" if started else "broken", f"backend {normalize_name(name)}", text)]
 
 
 def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
     probed: dict[str, _Probed] = {}
     findings: list[Finding] = []
-    known = catalog()
-    for declared in found.declared:
-        one = probed.setdefault(declared.value, _Probed(declared))
-        if declared.group != BACKENDS:
+    for entry in found.entries:
+        one = probed.setdefault(entry.value, _Probed(entry))
+        if entry.group != BACKENDS:
             continue
-        key = normalise(declared.name)
+        key = normalize_name(entry.name)
+        subject = f"backend {key}"
         try:
-            effective = known.claim(key)
+            used = claim(key)
         except UnusableError as error:
-            findings.append(Finding("broken", f"backend {key}", error.reason, error.remedy))
+            findings.append(Finding("broken", subject, error.reason, error.remedy))
             continue
-        if effective == declared:
-            one.backends.append(declared.name)
-        elif effective.distribution != declared.distribution:
-            findings += [
-                Finding("note", f"backend {key}", text)
-                for text in known.conflicts(key)
-                if text.startswith(str(declared))
-            ]
+        if used == entry:
+            one.backends.append(entry.name)
+        findings += [Finding("note", subject, text) for text in conflicts(key)]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for result in pool.map(partial(_probe, timeout=timeout), probed.values()):
             findings += result
@@ -269,23 +260,21 @@ def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
 
 
 def _probe(probed: _Probed, timeout: float) -> list[Finding]:
-    declared = probed.declared
-    subject = f"{declared.distribution} {declared.version}"
-    remedy = f"pip install --upgrade {declared.distribution}"
+    entry = probed.entry
+    subject = f"{entry.distribution} {entry.version}"
+    remedy = f"pip install --upgrade {entry.distribution}"
     path = [entry for entry in sys.path if isinstance(entry, str)]
-    request = {"path": path, "declared": asdict(declared), "backends": probed.backends}
+    request = {"path": path, "entry": asdict(entry), "backends": probed.backends}
     answers, end = _ask(request, timeout)
     loads = [answer for answer in answers if answer["step"] == "load"]
     if not loads:
-        text = f"loading {declared.value} {end or 'gave no answer'}"
+        text = f"loading {entry.value} {end or 'gave no answer'}"
         return [Finding("broken", subject, text, remedy)]
     if not loads[0]["ok"]:
         return [Finding("broken", subject, loads[0]["reason"], remedy)]
     findings = []
     seconds = loads[0]["seconds"]
-    text = (
-        f"{declared.value} loads in {seconds:.2f} s and implements {', '.join(loads[0]['hooks'])}"
-    )
+    text = f"{entry.value} loads in {seconds:.2f} s and implements {', '.join(loads[0]['hooks'])}"
     if seconds > SLOW:
         text += "; that is slow, because it should import no library"
         findings.append(Finding("slow", subject, text))

@@ -15,7 +15,7 @@ from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.engine import WorkflowEngine
-    from rhapsody.plugins.reports import Summary
+    from rhapsody.plugins.specs import Summary
 
 
 class Engines:

@@ -30,7 +30,7 @@ def main(request: dict[str, Any]) -> None:
     """Loads one plugin and the backends it declares.
 
     Args:
-        request: `path`, the entry point as in `Declared`, and `backends`, the names
+        request: `path`, the entry point as in `PluginEntry`, and `backends`, the names
             it is registered under.
     """
     # The plugin may print, so it gets no hold of the pipe that the answers go through.
@@ -40,14 +40,14 @@ def main(request: dict[str, Any]) -> None:
     # Imported before the clock starts: what these need is not the plugin's doing.
     import rhapsody.backends.base  # noqa: F401
     from rhapsody.errors import PluginError
-    from rhapsody.plugins.entry_points import Declared
+    from rhapsody.plugins.entry_points import PluginEntry
     from rhapsody.plugins.manager import load
 
     def answer(**values: Any) -> None:
         os.write(answers, (json.dumps(values) + "\n").encode())
 
     try:
-        loaded = load(Declared(**request["declared"]))
+        loaded = load(PluginEntry(**request["entry"]))
     except PluginError as error:
         answer(step="load", ok=False, reason=str(error))
         return

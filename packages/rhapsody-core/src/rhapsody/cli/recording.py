@@ -22,7 +22,7 @@ from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
-    from rhapsody.plugins.reports import Summary
+    from rhapsody.plugins.specs import Summary
 
 LARGEST = 16 << 20
 """Bytes of a result that is kept; larger ones would make every run slow that nobody resumes."""

@@ -5,6 +5,6 @@ from rhapsody.engine.blocks import wait
 from rhapsody.engine.program import run
 from rhapsody.engine.tasks import Task
 from rhapsody.engine.workflow import WorkflowEngine
-from rhapsody.plugins.reports import Stats, Summary
+from rhapsody.plugins.specs import Stats, Summary
 
 __all__ = ["Stats", "Summary", "Task", "WorkflowEngine", "literal", "run", "wait"]

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rhapsody.backends.base import BaseExecutionBackend, Session
-from rhapsody.backends.catalog import normalise
-from rhapsody.backends.discovery import get_backend
+from rhapsody.backends.discovery import check_attributes, get_backend, normalize_name
 from rhapsody.capabilities import Capabilities
 from rhapsody.errors import describe_error
 from rhapsody.staging.files import Stager
@@ -83,8 +82,8 @@ def find(backends: Mapping[str, Attached], name: str) -> Attached:
     """
     found = backends.get(name)
     if found is None:
-        key = normalise(name)
-        found = next((one for own, one in backends.items() if normalise(own) == key), None)
+        key = normalize_name(name)
+        found = next((one for own, one in backends.items() if normalize_name(own) == key), None)
     if found is None:
         raise ValueError(
             f"no backend {name!r} is attached to this engine; there are: "
@@ -136,6 +135,7 @@ async def attach(
             if not isinstance(made, BaseExecutionBackend):
                 raise _not_a_backend(made)
             label = name or _label(one, made)
+            check_attributes(made, f"backend {label!r}")
             if dry_run and type(made).name != DRY_RUN:
                 raise WouldRunError(
                     f"dry_run=True runs nothing, and backend {label!r} would: leave `backend` "
@@ -191,7 +191,7 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
     """What a backend is called where its user gave no name: what tasks can call it."""
-    if isinstance(given, str) and normalise(given) != normalise(made.name):
+    if isinstance(given, str) and normalize_name(given) != normalize_name(made.name):
         return given.strip()
     return made.name or type(made).__name__
 

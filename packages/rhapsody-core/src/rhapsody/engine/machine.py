@@ -23,7 +23,7 @@ from rhapsody.engine.limits import Limits
 from rhapsody.engine.node import Extra, Node
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.errors import DependencyFailureError, is_a
-from rhapsody.plugins.reports import Stats
+from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED

@@ -18,8 +18,7 @@ from rhapsody.engine.timers import Clock
 from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
 from rhapsody.observers.failure_groups import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.reports import ObservedEngine
-from rhapsody.plugins.specs import TaskEvent
+from rhapsody.plugins.specs import ObservedEngine, TaskEvent
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 

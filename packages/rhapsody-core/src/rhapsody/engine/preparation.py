@@ -30,7 +30,7 @@ from rhapsody.engine.services import Services, is_service
 from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
 from rhapsody.errors import CapabilityError, PluginError, describe_error
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.reports import ObservedEngine
+from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.staging.files import Stager

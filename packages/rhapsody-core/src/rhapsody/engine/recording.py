@@ -22,8 +22,7 @@ from rhapsody.engine.services import is_service
 from rhapsody.engine.tasks import Task
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
-from rhapsody.plugins.reports import ObservedEngine
-from rhapsody.plugins.specs import LookupTask, Record, Recorded, TaskFiles
+from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
 from rhapsody.staging.origins import Origin, origins
 from rhapsody.task import TaskFuture
 

@@ -37,8 +37,7 @@ from rhapsody.errors import (
     is_a,
 )
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.reports import ObservedEngine
-from rhapsody.plugins.specs import Recorded
+from rhapsody.plugins.specs import ObservedEngine, Recorded
 from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
 

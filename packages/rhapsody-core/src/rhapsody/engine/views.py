@@ -18,7 +18,7 @@ from rhapsody.engine.shell import Shell
 from rhapsody.engine.timers import Clock
 from rhapsody.observers.builtin import BuiltIn
 from rhapsody.observers.trace import Profiler
-from rhapsody.plugins.reports import Stats, Summary
+from rhapsody.plugins.specs import Stats, Summary
 from rhapsody.states import StateMapper
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")

@@ -45,7 +45,7 @@ from rhapsody.journal import opening
 from rhapsody.observers.builtin import BuiltIn
 from rhapsody.observers.progress import Progress
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.reports import Summary
+from rhapsody.plugins.specs import Summary
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy, as_policies
 from rhapsody.staging.files import Stager

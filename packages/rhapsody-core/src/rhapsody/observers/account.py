@@ -9,7 +9,7 @@ from pathlib import Path
 from rhapsody.data import SavedFile
 from rhapsody.observers.counts import Counts
 from rhapsody.observers.failure_groups import shown
-from rhapsody.plugins.reports import Summary
+from rhapsody.plugins.specs import Summary
 from rhapsody.quantities import size_text
 from rhapsody.staging.runs import BASE, LOG
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rhapsody.context import running_task
 from rhapsody.observers.account import account, duration, numbers
 from rhapsody.observers.counts import Counts
-from rhapsody.plugins.reports import ObservedEngine, Summary
-from rhapsody.plugins.specs import TaskEvent, hookimpl
+from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
 from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:

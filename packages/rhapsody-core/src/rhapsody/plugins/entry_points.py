@@ -1,21 +1,30 @@
-"""Which plugins are installed, read from the metadata of distributions. Loads none of them.
+"""Installed plugins, read from the entry points of distributions. Imports no plugin.
 
-Metadata is read in the directories and zip files on `sys.path`.
-What was read is kept until one of them changes, so that asking is
-cheap and a plugin installed while the program runs is seen.
+`importlib_metadata` does the reading, in directories and zip files on `sys.path`. This module
+adds what isolation needs: one distribution with broken metadata does not hide the others, and
+every plugin that is left out is listed with its reason. The result is kept until a directory on
+`sys.path` changes, so a plugin that is installed while the program runs is found.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from importlib_metadata import EntryPoint
 
 BACKENDS = "rhapsody.backends"
 """The entry-point group of backends."""
@@ -25,30 +34,25 @@ PLUGINS = "rhapsody.plugins"
 
 CORE = "rhapsody-core"
 OTHER_FAMILY_MEMBER = "rhapsody-py"
-"""A distribution that puts classes, not plugins, into our group of backends."""
+"""A distribution that registers classes, not plugins, in our group of backends."""
 
 DISABLE = "RHAPSODY_DISABLE_PLUGINS"
-CORE_MODULE = "rhapsody.backends.plugin"
-"""Core's own plugin module, which is known to implement `rhapsody_backends` only."""
 
-_SETTLED = 2.0
-"""Seconds after which a directory's time stamp is sure to differ after one more change."""
-
-_METADATA = (".dist-info", ".egg-info")
-_SEPARATORS = re.compile(r"[-_.]+")
+_SETTLED = 2 * 10**9
+"""Nanoseconds after which a change of a directory is certain to change its time stamp."""
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
+class PluginEntry:
     """One entry point.
 
     Attributes:
         group: `rhapsody.backends` or `rhapsody.plugins`.
-        name: The entry point's name, a backend's name in the first group.
-        value: The module, or the object in one, written `module:object`.
-        distribution: The distribution's name, normalised.
+        name: The entry point's name; in the first group, the backend's name.
+        value: `module` or `module:object`.
+        distribution: The distribution's normalized name.
         version: The distribution's version.
     """
 
@@ -61,206 +65,212 @@ class Declared:
     def __str__(self) -> str:
         return f"entry point {self.name!r} of {self.distribution} {self.version}"
 
+    def load(self) -> Any:
+        """Import the module or object."""
+        from importlib_metadata import EntryPoint
+
+        return EntryPoint(self.name, self.value, self.group).load()
+
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What is installed here, at one time.
+    """The plugins that are installed, at one time.
 
     Attributes:
-        declared: The entry points in use, sorted by distribution and name.
-        disabled: Those that `RHAPSODY_DISABLE_PLUGINS` leaves out.
-        ignored: Those of `rhapsody-py`.
-        unreadable: Distributions whose entry points cannot be read, each with why.
-        outcomes: What loading gave, by entry-point value; filled by the manager.
+        entries: The entry points in use, sorted by distribution and name.
+        disabled: Entry points that `RHAPSODY_DISABLE_PLUGINS` excludes.
+        ignored: Entry points of `rhapsody-py`.
+        unreadable: Distributions whose metadata cannot be read, each with the reason.
+        outcomes: Loaded plugins and errors by entry-point value; filled by the manager.
     """
 
-    declared: tuple[Declared, ...] = ()
-    disabled: tuple[Declared, ...] = ()
-    ignored: tuple[Declared, ...] = ()
+    entries: tuple[PluginEntry, ...] = ()
+    disabled: tuple[PluginEntry, ...] = ()
+    ignored: tuple[PluginEntry, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     outcomes: dict[str, Any] = field(default_factory=dict, compare=False)
 
-    def group(self, name: str) -> tuple[Declared, ...]:
-        """The entry points in use of one group."""
-        return tuple(one for one in self.declared if one.group == name)
+    def group(self, name: str) -> tuple[PluginEntry, ...]:
+        """Return the entry points in use of one group."""
+        return tuple(one for one in self.entries if one.group == name)
 
 
-class _Contents(NamedTuple):
-    """What one entry of `sys.path` holds.
-
-    Attributes:
-        files: The names of the metadata directories, which have versions in them.
-        names: Every distribution in it, whether or not it has plugins.
-        declared: The entry points, each with its distribution as in `names`.
-        unreadable: As in `Installed`.
-    """
-
-    files: tuple[str, ...] = ()
-    names: frozenset[str] = frozenset()
-    declared: tuple[tuple[str, Declared], ...] = ()
-    unreadable: tuple[tuple[str, str], ...] = ()
-
-
-class _Scan(NamedTuple):
-    """When an entry of `sys.path` was read, and what it held.
-
-    Attributes:
-        stamp: Which directory it was, with its time stamp.
-        settled: Whether any change since then shows in the time stamp.
-        contents: What it held.
-    """
-
-    stamp: tuple[int, int, int]
-    settled: bool
-    contents: _Contents
-
-
-_scans: dict[str, _Scan] = {}
-_known: tuple[Any, Installed] = (None, Installed())
+_installed = Installed()
+_installed_key: object = None
 _reported: set[str] = set()
 
 
-def normalise_distribution(name: str) -> str:
-    """A distribution's name in its normal form (PEP 503)."""
-    return _SEPARATORS.sub("-", name.strip()).lower()
-
-
 def installed() -> Installed:
-    """What is installed here now. Cheap where nothing has changed since the last call."""
-    global _known
-    paths = dict.fromkeys(entry or os.curdir for entry in sys.path if isinstance(entry, str))
-    contents = [_scan(path).contents for path in paths]
-    # Only what holds distributions counts: programs write into other places all the time.
-    key = (os.environ.get(DISABLE, ""), [one for one in contents if one.files])
-    known_key, known = _known
-    if key == known_key:
-        return known
-    found = _in_effect(contents, left_out())
-    _known = (key, found)
-    _report(found)
-    return found
+    """Return the installed plugins: the same object as before while nothing has changed."""
+    global _installed, _installed_key
+    now = time.time_ns()
+    stamps = {str(entry): _modified(entry or os.curdir) for entry in sys.path}
+    key = (os.environ.get(DISABLE), list(stamps.items()))
+    if key != _installed_key:
+        found = _read()
+        if found != _installed:
+            _installed = found
+            _report(found)
+        # A second change within the clock's resolution would not show in the time stamps.
+        _installed_key = key if max(stamps.values(), default=0) < now - _SETTLED else None
+    return _installed
 
 
-def _scan(path: str) -> _Scan:
-    try:
-        status = os.stat(path)
-    except OSError:  # many entries of sys.path do not exist
-        return _Scan((0, 0, 0), True, _Contents())
-    stamp = (status.st_dev, status.st_ino, status.st_mtime_ns)
-    known = _scans.get(path)
-    if known is not None and known.settled and known.stamp == stamp:
-        return known
-    settled = abs(time.time() - status.st_mtime) > _SETTLED
-    scan = _Scan(stamp, settled, _contents(path))
-    _scans[path] = scan
-    return scan
-
-
-def _contents(path: str) -> _Contents:
-    try:
-        return _read(path, os.listdir(path), lambda name: os.path.join(path, name))
-    except NotADirectoryError:
-        return _contents_of_zip(path)
-    except OSError:  # a directory that may not be read
-        return _Contents()
-
-
-def _contents_of_zip(path: str) -> _Contents:
-    import zipfile
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            root = zipfile.Path(archive)
-            return _read(path, [each.name for each in root.iterdir()], lambda name: root / name)
-    except (OSError, zipfile.BadZipFile):  # any other file
-        return _Contents()
-
-
-def _read(path: str, listed: Iterable[str], place: Callable[[str], Any]) -> _Contents:
-    """Read the distributions of a directory or zip file; `place` locates what is listed."""
-    # A name that begins with ~ is what pip left behind.
-    files = sorted(one for one in listed if one.endswith(_METADATA) and not one.startswith("~"))
-    names: set[str] = set()
-    declared: list[tuple[str, Declared]] = []
-    unreadable: list[tuple[str, str]] = []
-    for file in files:
-        name = normalise_distribution(file.rpartition(".")[0].partition("-")[0])
-        names.add(name)
-        try:
-            if _has_plugins(place(file)):
-                found = _of_distribution(place(file), name)
-                declared += ((name, one) for one in found if one.name)
-                if not all(one.name for one in found):
-                    unreadable.append((os.path.join(path, file), "one has no name"))
-        except Exception as error:  # metadata is written by others and may be broken in any way
-            unreadable.append((os.path.join(path, file), f"{type(error).__name__}: {error}"))
-    return _Contents(tuple(files), frozenset(names), tuple(declared), tuple(unreadable))
-
-
-def _has_plugins(directory: Any) -> bool:
-    try:
-        if isinstance(directory, str):
-            with open(os.path.join(directory, "entry_points.txt"), "rb") as file:
-                text = file.read()
-        else:
-            text = (directory / "entry_points.txt").read_bytes()
-    except (OSError, KeyError):  # most distributions have no entry points
-        return False
-    return BACKENDS.encode() in text or PLUGINS.encode() in text
-
-
-def _of_distribution(directory: Any, name: str) -> list[Declared]:
-    from importlib_metadata import PathDistribution
-
-    place = Path(directory) if isinstance(directory, str) else directory
-    distribution = PathDistribution(place)
-    metadata = distribution.metadata
-    name = normalise_distribution(metadata.get("Name") or name)
-    version = metadata.get("Version") or ""
-    return [
-        Declared(point.group, point.name.strip(), point.value.strip(), name, version)
-        for point in distribution.entry_points
-        if point.group in (BACKENDS, PLUGINS)
-    ]
-
-
-def left_out() -> set[str]:
-    """The distributions that `RHAPSODY_DISABLE_PLUGINS` names; `all` is one of the names."""
+def disabled_distributions() -> set[str]:
+    """Return the names in `RHAPSODY_DISABLE_PLUGINS`; `all` is a possible name."""
     names = os.environ.get(DISABLE, "").split(",")
-    return {normalise_distribution(name) for name in names if name.strip()}
+    return {normalize_distribution(name) for name in names if name.strip()}
 
 
-def _in_effect(contents: list[_Contents], excluded: set[str]) -> Installed:
-    found: dict[Declared, None] = {}
-    shadowed: set[str] = set()
-    for one in contents:
-        # A distribution of the same name earlier on sys.path is the one in effect.
-        found.update((each, None) for name, each in one.declared if name not in shadowed)
-        shadowed |= one.names
-    declared, disabled, ignored = [], [], []
-    for each in sorted(found, key=lambda each: (each.distribution, each.group, each.name)):
-        if each.distribution == OTHER_FAMILY_MEMBER:
-            ignored.append(each)
-        elif each.distribution != CORE and not excluded.isdisjoint(("all", each.distribution)):
-            disabled.append(each)
+def normalize_distribution(name: str) -> str:
+    """Return a distribution's name in its normal form (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _modified(path: Any) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except (OSError, TypeError):  # entries that do not exist, or are not paths, are common
+        return 0
+
+
+def _read() -> Installed:
+    import importlib_metadata
+
+    importlib_metadata.MetadataPathFinder().invalidate_caches()
+    unreadable: list[tuple[str, str]] = []
+    points: Iterable[EntryPoint]
+    try:
+        points = importlib_metadata.entry_points()
+    except Exception:  # one broken distribution spoils that call for all of them
+        points = _readable_points(unreadable)
+    found = set()
+    for point in points:
+        if point.group not in (BACKENDS, PLUGINS):
+            continue
+        try:
+            assert point.dist is not None
+            name, version = normalize_distribution(point.dist.name), point.dist.version or ""
+            if not point.name:
+                raise ValueError(f"the entry point with the value {point.value!r} has no name")
+            found.add(PluginEntry(point.group, point.name, point.value, name, version))
+        except Exception as error:  # metadata may be broken in any way
+            unreadable.append(_unreadable(point.dist, error))
+    entries, disabled, ignored = [], [], []
+    excluded = disabled_distributions()
+    for entry in sorted(found, key=lambda one: (one.distribution, one.group, one.name, one.value)):
+        if entry.distribution == OTHER_FAMILY_MEMBER:
+            ignored.append(entry)
+        elif entry.distribution != CORE and not excluded.isdisjoint(("all", entry.distribution)):
+            disabled.append(entry)
         else:
-            declared.append(each)
-    unreadable = tuple(reason for one in contents for reason in one.unreadable)
-    return Installed(tuple(declared), tuple(disabled), tuple(ignored), unreadable)
+            entries.append(entry)
+    return Installed(tuple(entries), tuple(disabled), tuple(ignored), tuple(unreadable))
+
+
+def _readable_points(unreadable: list[tuple[str, str]]) -> Iterable[EntryPoint]:
+    """Yield the entry points of each distribution that can be read, and note the others."""
+    import importlib_metadata
+
+    seen = set()
+    for distribution in importlib_metadata.distributions():
+        try:
+            name = normalize_distribution(distribution.name)
+            points = () if name in seen else distribution.entry_points
+            seen.add(name)
+        except Exception as error:  # metadata may be broken in any way
+            unreadable.append(_unreadable(distribution, error))
+        else:
+            yield from points
+
+
+def _unreadable(distribution: Any, error: Exception) -> tuple[str, str]:
+    """Return a label for a distribution with broken metadata, and what is wrong with it."""
+    label = f"a distribution in {distribution.locate_file('')}"
+    with suppress(Exception):  # the name may be what is broken
+        label = normalize_distribution(distribution.name)
+    return label, f"{type(error).__name__}: {error}"
 
 
 def _report(found: Installed) -> None:
-    """Says what was left out for good reason, once per process."""
+    """Log the distributions that are left out, each once per process."""
     messages = [
-        f"the entry points of {OTHER_FAMILY_MEMBER} {one.version} are ignored: they are not "
-        "plugins. Run `rhapsody doctor`"
+        f"ignoring the entry points of {OTHER_FAMILY_MEMBER} {one.version}, which are not plugins: "
+        "run `rhapsody doctor`"
         for one in found.ignored[:1]
     ]
     messages += [
-        f"the entry points of {label} cannot be read ({why}): reinstall that distribution"
+        f"cannot read the entry points of {label} ({why}): reinstall that distribution"
         for label, why in found.unreadable
     ]
     for message in messages:
         if message not in _reported:
             _reported.add(message)
             logger.warning(message)
+
+
+def install_command(distribution: str) -> str:
+    """Return the command that installs a distribution of ours, from where core was installed.
+
+    Users who installed core from a folder or a repository find the other distributions next to
+    it. Installers record the origin of a distribution in `direct_url.json` (PEP 610).
+
+    Args:
+        distribution: Its name, which is also the name of its folder.
+
+    Returns:
+        `pip install` with a folder or repository if core came from one, else with the name.
+    """
+    source = _sibling(_origin(), distribution) or distribution
+    return f"pip install {shlex.quote(source)}"
+
+
+def _origin() -> dict[str, Any]:
+    """Return the recorded origin of core; empty if core was installed from an index."""
+    from importlib_metadata import PackageNotFoundError
+    from importlib_metadata import distribution as find
+
+    try:
+        origin = json.loads(find(CORE).read_text("direct_url.json") or "{}")
+    except (PackageNotFoundError, OSError, ValueError):
+        return {}
+    return origin if isinstance(origin, dict) else {}
+
+
+def _sibling(origin: dict[str, Any], distribution: str) -> str | None:
+    """Return pip's argument for the distribution next to core, `None` if none is known."""
+    url, inside = str(origin.get("url", "")), str(origin.get("subdirectory", ""))
+    if "dir_info" in origin and url.startswith("file:"):
+        folder = Path(unquote(urlsplit(url).path)).parent / distribution
+        return str(folder) if (folder / "pyproject.toml").is_file() else None
+    if not url or PurePosixPath(inside).name != CORE:
+        return None
+    # pip accepts the URL of a repository on this machine only without a name before it.
+    name = "" if url.startswith("file:") else f"{distribution} @ "
+    vcs = origin.get("vcs_info")
+    if isinstance(vcs, dict):
+        url = f"{vcs.get('vcs')}+{url}@{vcs.get('commit_id')}"
+    return f"{name}{url}#subdirectory={PurePosixPath(inside).with_name(distribution)}"
+
+
+def missing_plugin(name: str, distribution: str, error: ImportError) -> ModuleNotFoundError:
+    """Return the error for a name whose plugin cannot be imported.
+
+    Args:
+        name: The requested name.
+        distribution: The distribution that provides it.
+        error: The error of the import.
+
+    Returns:
+        An error whose text ends with the command that installs the plugin, or with the commands
+        that remove a conflicting distribution.
+    """
+    from rhapsody_guard import ConflictError
+
+    if isinstance(error, ConflictError):
+        return ModuleNotFoundError(f"{name} cannot be imported: {error}", name=error.name)
+    return ModuleNotFoundError(
+        f"{name} comes with {distribution}, which cannot be imported ({error}). "
+        f"To install it: {install_command(distribution)}",
+        name=error.name,
+    )

@@ -1,8 +1,7 @@
-"""Loads plugins, each on its own, and gives the engine the hooks they implement.
+"""Loads plugins, each in isolation, and calls the hooks that they implement.
 
-Each plugin has a pluggy manager of its own: what is wrong with one, when it is
-imported, registered or called, cannot touch another. Which backends the plugins
-declare is judged by `rhapsody.backends.discovery`.
+Each plugin has a pluggy manager of its own: an error while one is imported, registered or called
+cannot affect another. The registry of backends is `rhapsody.backends.discovery`.
 """
 
 from __future__ import annotations
@@ -14,35 +13,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import pluggy
 
 from rhapsody.errors import PluginError, describe_error
 from rhapsody.plugins import specs
-from rhapsody.plugins.entry_points import (
-    CORE,
-    CORE_MODULE,
-    DISABLE,
-    Declared,
-    Installed,
-    installed,
-)
+from rhapsody.plugins.entry_points import CORE, DISABLE, Installed, PluginEntry, installed
 from rhapsody_guard import ConflictError
 
 logger: logging.Logger = logging.getLogger("rhapsody.plugins")
 
-_ENGINE_HOOKS = (
-    "workflow_started",
-    "workflow_finished",
-    "task_events",
-    "prepare_task",
-    "select_backend",
-    "lookup_results",
-    "record_results",
-)
-_LOOKING = frozenset(
+_PER_TASK = frozenset(
     {
         "rhapsody_prepare_task",
         "rhapsody_select_backend",
@@ -50,11 +32,11 @@ _LOOKING = frozenset(
         "rhapsody_record_results",
     }
 )
-"""Hooks that are called for each task before it is with its backend, or with its value."""
+"""Hooks that see each task before it reaches its backend, or its value before the user does."""
 
 _AWAITABLE = frozenset({"rhapsody_lookup_results", "rhapsody_record_results"})
 SLOW = 5.0
-"""Seconds after which an import that has not come back is named."""
+"""Seconds after which an import that has not finished is logged."""
 
 _loading = threading.local()
 _reported: set[tuple[str, str]] = set()
@@ -64,9 +46,8 @@ class PluginHook(NamedTuple):
     """One plugin's implementation of one hook.
 
     Attributes:
-        plugin: Who implements it: a distribution's name, or an observer's class.
-        call: Calls it with the hook's arguments by name; the implementation gets
-            those it asks for.
+        plugin: The plugin's distribution, or the observer's class.
+        call: Calls the implementation with those of the given arguments that it names.
         hook: The hook's name.
     """
 
@@ -80,11 +61,11 @@ class LoadedPlugin:
     """A plugin that was imported and registered.
 
     Attributes:
-        label: Who it is, for messages.
+        label: The plugin's name in messages.
         plugin: The module or object.
-        hooks: Its implementations by hook name, each with its rank among those of
-            other plugins: -1 first, 1 last.
-        seconds: How long its import took.
+        hooks: Its implementations by hook name, each with its rank among those of other plugins:
+            -1 first, 1 last.
+        seconds: The duration of its import.
     """
 
     label: str
@@ -94,61 +75,44 @@ class LoadedPlugin:
 
 
 class EngineHooks:
-    """The hooks that one engine calls, as the plugins and its observers implement them.
+    """The hooks that one engine calls, as implemented by plugins and by its observers.
 
-    Each attribute is a tuple of `PluginHook`, empty where nobody implements the
-    hook: an engine asks for that and pays nothing. Observers come first, in the
-    order given, then plugins by the names of their distributions; pluggy's
-    `tryfirst` and `trylast` go before that. A plugin that cannot be loaded is
-    logged and left out.
+    Each attribute named after a hook is a tuple of `PluginHook`. It is empty if no plugin
+    implements the hook, so that an unused hook costs nothing per task. Observers come first, in
+    the given order, then plugins sorted by distribution; pluggy's `tryfirst` and `trylast` take
+    precedence over that. A plugin that cannot be loaded is logged and skipped.
 
     Args:
         observers: Objects whose methods are marked with `rhapsody.hookimpl`.
-        own: More of them, which come after.
+        own: The engine's own observers, which come after those.
 
     Attributes:
-        push_down: Whether tasks may go to their backend before their dependencies have ended:
-            nobody looks at each task, or those who do have an attribute of this name that is true.
+        push_down: True if tasks may be sent to their backend before their dependencies have
+            finished: every plugin that sees each task has a true attribute `push_down`.
 
     Raises:
-        TypeError: An observer is a class, or `observers` no list.
-        PluginError: An observer implements no hook, or one that does not fit.
+        TypeError: An observer is a class, or `observers` is not a list.
+        PluginError: An observer implements no hook, or one with wrong arguments.
     """
-
-    __slots__ = (
-        "_reported",
-        "lookup_results",
-        "prepare_task",
-        "push_down",
-        "record_results",
-        "select_backend",
-        "task_events",
-        "workflow_finished",
-        "workflow_started",
-    )
-
-    workflow_started: tuple[PluginHook, ...]
-    workflow_finished: tuple[PluginHook, ...]
-    task_events: tuple[PluginHook, ...]
-    prepare_task: tuple[PluginHook, ...]
-    select_backend: tuple[PluginHook, ...]
-    lookup_results: tuple[PluginHook, ...]
-    record_results: tuple[PluginHook, ...]
-    push_down: bool
 
     def __init__(self, observers: Iterable[object] = (), own: Iterable[object] = ()) -> None:
         self._reported: set[tuple[str, str]] = set()
         plugins = _unique([*_observers(observers), *_observers(own), *loaded_plugins()])
-        for hook in _ENGINE_HOOKS:
-            setattr(self, hook, implementations(f"rhapsody_{hook}", plugins) if plugins else ())
-        looking = (one for one in plugins if not _LOOKING.isdisjoint(one.hooks))
-        self.push_down = all(getattr(one.plugin, "push_down", False) for one in looking)
+        self.workflow_started = implementations("rhapsody_workflow_started", plugins)
+        self.workflow_finished = implementations("rhapsody_workflow_finished", plugins)
+        self.task_events = implementations("rhapsody_task_events", plugins)
+        self.prepare_task = implementations("rhapsody_prepare_task", plugins)
+        self.select_backend = implementations("rhapsody_select_backend", plugins)
+        self.lookup_results = implementations("rhapsody_lookup_results", plugins)
+        self.record_results = implementations("rhapsody_record_results", plugins)
+        per_task = (one for one in plugins if not _PER_TASK.isdisjoint(one.hooks))
+        self.push_down: bool = all(getattr(one.plugin, "push_down", False) for one in per_task)
 
     def call(self, hook: PluginHook, **arguments: Any) -> Any:
-        """Calls one plugin's implementation, and reports it where it raises.
+        """Call one plugin's implementation; log its error if it raises.
 
         Returns:
-            The result, `None` where it raised.
+            The result, `None` after an error.
         """
         try:
             return hook.call(**arguments)
@@ -159,7 +123,7 @@ class EngineHooks:
             return None
 
     def report(self, hook: PluginHook, error: BaseException) -> None:
-        """Logs that an implementation raised, once per plugin and hook."""
+        """Log an implementation's error, once per plugin and hook."""
         key = (hook.plugin, hook.hook)
         if key not in self._reported:
             self._reported.add(key)
@@ -167,9 +131,9 @@ class EngineHooks:
 
 
 def report(hook: PluginHook, error: BaseException) -> None:
-    """Logs that an implementation raised."""
+    """Log an implementation's error."""
     logger.error(
-        "plugin %s: %s raised %s (reported once; everything else goes on)",
+        "plugin %s: %s raised %s (reported once; other plugins are not affected)",
         hook.plugin,
         hook.hook,
         describe_error(error),
@@ -179,102 +143,90 @@ def report(hook: PluginHook, error: BaseException) -> None:
 
 
 def loaded_plugins() -> list[LoadedPlugin]:
-    """Every installed plugin that can be loaded, by distribution.
+    """Return every installed plugin that can be loaded, sorted by distribution.
 
-    Those that cannot are logged, once per process and reason. Core's own plugin
-    module is left out: it declares backends and implements nothing else.
+    A plugin that cannot be loaded is logged, once per process and reason. Core's own entry
+    points are skipped: they declare backends and implement no other hook.
     """
     found = installed()
     loaded = []
-    for declared in found.declared:
-        if declared.distribution == CORE and declared.value == CORE_MODULE:
+    for entry in found.entries:
+        if entry.distribution == CORE:
             continue
         try:
-            loaded.append(load(declared, found))
+            loaded.append(load(entry, found))
         except PluginError as error:
-            key = (declared.value, str(error))
-            if key not in _reported:
-                _reported.add(key)
-                remedy = f". To remove it: pip uninstall {declared.distribution}"
-                if isinstance(error.__cause__, ConflictError):
-                    remedy = ""  # it says itself what to remove
-                logger.error(
-                    "a plugin is left out: %s%s",
-                    error,
-                    remedy,
-                    extra={"plugin": declared.distribution},
-                )
+            key = (entry.value, str(error))
+            if key in _reported:
+                continue
+            _reported.add(key)
+            remedy = f". To remove it: pip uninstall {entry.distribution}"
+            if isinstance(error.__cause__, ConflictError):
+                remedy = ""  # the message names the commands
+            extra = {"plugin": entry.distribution}
+            logger.error("skipping a plugin: %s%s", error, remedy, extra=extra)
     return _unique(loaded)
 
 
 def implementations(hook: str, plugins: Iterable[LoadedPlugin]) -> tuple[PluginHook, ...]:
-    """The implementations of one hook in the order in which they are called."""
+    """Return the implementations of one hook in the order in which they are called."""
     found = [plugin.hooks[hook] for plugin in plugins if hook in plugin.hooks]
     found.sort(key=lambda one: one[1])
     return tuple(implementation for implementation, _ in found)
 
 
-def load(declared: Declared, found: Installed | None = None) -> LoadedPlugin:
-    """Imports and registers what an entry point names; one module is loaded once.
+def load(entry: PluginEntry, found: Installed | None = None) -> LoadedPlugin:
+    """Import and register the plugin that an entry point names; each module only once.
 
     Args:
-        declared: The entry point.
-        found: What it is part of, where the outcome is kept.
+        entry: The entry point.
+        found: The installation that it belongs to, which keeps the outcome.
 
     Raises:
-        PluginError: It cannot be used; says why and what to do.
+        PluginError: The plugin cannot be used; the message says why.
     """
     outcomes = (installed() if found is None else found).outcomes
-    outcome = outcomes.get(declared.value)
+    outcome = outcomes.get(entry.value)
     if outcome is None:
         active: set[str] = _loading.__dict__.setdefault("values", set())
-        if declared.value in active:
-            raise PluginError(f"{declared}: asked for while it is being imported itself")
-        active.add(declared.value)
+        if entry.value in active:
+            raise PluginError(f"{entry}: requested during its own import")
+        active.add(entry.value)
         try:
-            outcome = _load(declared)
+            outcome = _load(entry)
         except PluginError as error:
             outcome = error
         finally:
-            active.discard(declared.value)
-        outcomes[declared.value] = outcome
+            active.discard(entry.value)
+        outcomes[entry.value] = outcome
     if isinstance(outcome, PluginError):
-        # A fresh object: one that is raised again and again grows its traceback.
+        # A new object: the traceback of one that is raised repeatedly would grow.
         raise PluginError(str(outcome)) from outcome.__cause__
     loaded: LoadedPlugin = outcome
     return loaded
 
 
-def _load(declared: Declared) -> LoadedPlugin:
-    module, _, path = declared.value.partition(":")
+def _load(entry: PluginEntry) -> LoadedPlugin:
     start = time.perf_counter()
     try:
-        with named_where_slow(f"{declared}: importing {declared.value!r}", declared.distribution):
-            plugin: Any = import_module(module.strip())
-            for name in filter(None, path.strip().split(".")):
-                plugin = getattr(plugin, name)
+        with warn_when_slow(f"{entry}: importing {entry.value!r}", entry.distribution):
+            plugin = entry.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin's import may raise anything, SystemExit included
         raise PluginError(
-            f"{declared}: importing {declared.value!r} raised {type(error).__name__}: {error}"
+            f"{entry}: importing {entry.value!r} raised {type(error).__name__}: {error}"
         ) from error
     seconds = time.perf_counter() - start
-    return register(plugin, declared.distribution, str(declared), seconds)
+    return register(plugin, entry.distribution, str(entry), seconds)
 
 
 @contextmanager
-def named_where_slow(what: str, distribution: str) -> Iterator[None]:
-    """Says in the log what an import waits for, and how to leave it out, where it takes long."""
-
-    def say() -> None:
-        logger.warning(
-            "%s has not come back after %g s; to leave it out: %s=%s",
-            what, SLOW, DISABLE, distribution,
-            extra={"plugin": distribution},
-        )  # fmt: skip
-
-    timer = threading.Timer(SLOW, say)
+def warn_when_slow(what: str, distribution: str) -> Iterator[None]:
+    """Log a warning if an import takes long, with the setting that disables the plugin."""
+    message = f"{what} has taken more than {SLOW:g} s; to disable it: {DISABLE}={distribution}"
+    extra = {"plugin": distribution}
+    timer = threading.Timer(SLOW, logger.warning, (message,), {"extra": extra})
     timer.daemon = True
     timer.start()
     try:
@@ -284,16 +236,16 @@ def named_where_slow(what: str, distribution: str) -> Iterator[None]:
 
 
 def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> LoadedPlugin:
-    """Checks a plugin's hooks against their specifications.
+    """Check a plugin's hooks against their specifications.
 
     Args:
         plugin: A module or object.
-        label: Who it is, for messages about its hooks.
-        source: Where it comes from, for messages about it.
-        seconds: How long its import took.
+        label: Its name in messages about its hooks.
+        source: Its origin, for messages about the plugin itself.
+        seconds: The duration of its import.
 
     Raises:
-        PluginError: It implements no hook, or one that does not fit.
+        PluginError: It implements no hook, or one with wrong arguments.
     """
     if isinstance(plugin, type):
         raise PluginError(f"{source}: {plugin!r} is a class; a module or an object is needed")
@@ -324,9 +276,9 @@ def register(plugin: Any, label: str, source: str, seconds: float = 0.0) -> Load
 
 def _implementation(found: pluggy.HookImpl, hook: str, label: str) -> tuple[PluginHook, int]:
     if found.wrapper or found.hookwrapper:
-        raise TypeError(f"{hook} is a wrapper, and plugins are called one by one: there is none")
+        raise TypeError(f"{hook} is a wrapper; wrappers are not supported")
     if inspect.iscoroutinefunction(found.function) and hook not in _AWAITABLE:
-        raise TypeError(f"{hook} is a coroutine function, and the hook is called synchronously")
+        raise TypeError(f"{hook} is a coroutine function, but the hook is called synchronously")
     function, names = found.function, tuple(found.argnames)
 
     def call(**arguments: Any) -> Any:

@@ -1,23 +1,26 @@
-"""The hooks: what a plugin can declare, observe and decide.
+"""Hook specifications, and the values that plugins and the engine exchange.
 
-Hooks declare and observe; behaviour lives in backend classes. They are
-synchronous and called in batches where many calls would come together. What
-calls them, and what happens when one raises, is in `rhapsody.plugins.manager`.
+Hooks declare and observe; behavior lives in backend classes. They are synchronous, and called in
+batches where many calls would come together. `rhapsody.plugins.manager` calls them and isolates
+their errors.
 """
 
 from __future__ import annotations
 
+import asyncio
 import keyword
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import pluggy
 
 from rhapsody.capabilities import Capabilities
+from rhapsody.data import SavedFile
 from rhapsody.errors import RhapsodyError
-from rhapsody.plugins.reports import ObservedEngine, Stats, Summary
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
 
@@ -63,21 +66,21 @@ API_VERSION: int = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSpec:
-    """A plugin's declaration of one backend. Cheap to make: it imports no library.
+    """A plugin's declaration of one backend. Cheap to create: it imports no library.
 
     Attributes:
-        name: The backend's name, the same as its entry point's. Compared without
-            case, `-` and `_` alike.
-        import_path: `"package.module:Class"`, imported when the class is asked for.
+        name: The backend's name, equal to its entry point's. Names are compared without case,
+            and `-` and `_` are the same.
+        import_path: `"package.module:Class"`, imported when the class is requested.
         summary: One line for tables.
-        api_version: The plugin interface it was written for.
-        requires: Distribution requirements (`"distributed>=2024.1"`) that must be
-            installed for the backend to be usable; checked by metadata.
-        capabilities: What the backend can do; `None` where only an object can say.
+        api_version: The version of the plugin interface that it was written for.
+        requires: Distribution requirements (`"distributed>=2024.1"`) that must be installed for
+            the backend to be usable; checked by metadata.
+        capabilities: The backend's capabilities; `None` if only an instance knows them.
         install_hint: The command that installs what is missing.
 
     Raises:
-        TypeError: A value is of another type than the field.
+        TypeError: A value has the wrong type.
         ValueError: The name is empty or the import path malformed.
     """
 
@@ -90,30 +93,34 @@ class BackendSpec:
     install_hint: str = ""
 
     def __post_init__(self) -> None:
-        for field_name in ("name", "import_path", "summary", "install_hint"):
-            self._check(field_name, str, "a string")
+        for name, kind, words in (
+            ("name", str, "a string"),
+            ("import_path", str, "a string"),
+            ("summary", str, "a string"),
+            ("api_version", int, "a number"),
+            ("requires", Sequence, "a list of strings"),
+            ("capabilities", Capabilities | None, "a Capabilities or None"),
+            ("install_hint", str, "a string"),
+        ):
+            value = getattr(self, name)
+            fits = isinstance(value, kind)
+            if fits and name == "requires":
+                fits = not isinstance(value, str) and all(isinstance(one, str) for one in value)
+            if not fits:
+                raise TypeError(f"BackendSpec({name}={value!r}): {words} is needed")
         if not self.name.strip():
             raise ValueError("BackendSpec(name=''): a name is needed")
         split_import_path(self.import_path)
-        self._check("api_version", int, "a number")
-        listed = isinstance(self.requires, Sequence) and not isinstance(self.requires, str)
-        if not listed or not all(isinstance(text, str) for text in self.requires):
-            raise TypeError(f"BackendSpec(requires={self.requires!r}): a list of strings is needed")
-
-    def _check(self, name: str, kind: type, words: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, kind):
-            raise TypeError(f"BackendSpec({name}={value!r}): {words} is needed")
 
 
 def split_import_path(path: str) -> tuple[str, str]:
-    """The module and the qualified class name of `"package.module:Class"`.
+    """Split `"package.module:Class"` into the module and the qualified class name.
 
     Args:
-        path: With a colon, or with dots only, where the last part is the class.
+        path: With a colon, or with dots only; then the last part is the class.
 
     Raises:
-        ValueError: Malformed.
+        ValueError: The path is malformed.
     """
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     parts = [*module.split("."), *name.split(".")]
@@ -122,6 +129,127 @@ def split_import_path(path: str) -> tuple[str, str]:
     raise ValueError(
         f"import path {path!r} is malformed: write 'package.module:Class' or 'package.module.Class'"
     )
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters of one engine since it was made.
+
+    Attributes:
+        tasks: Calls of tasks and blocks.
+        done: Futures that got a result.
+        failed: Futures that got an exception.
+        cancelled: Futures that were cancelled.
+        recorded: Results that a plugin had recorded earlier; the tasks did not run.
+        retried: Attempts that failed and were followed by another.
+        lost: Attempts that the infrastructure lost.
+        late: Updates that came too late or out of order, and ends that came twice; none of
+            them was applied.
+        unknown: Updates of tasks or states that nobody knows.
+        skipped: Those of `failed` that did not run, because one that they depend on has failed.
+    """
+
+    tasks: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    recorded: int = 0
+    retried: int = 0
+    lost: int = 0
+    late: int = 0
+    unknown: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended; given to `rhapsody_workflow_finished`.
+
+    Attributes:
+        uid: The engine's uid.
+        stats: Its counters.
+        seconds: From its start to its end, by the wall clock.
+        still_running: Uids of tasks whose work could not be stopped.
+        problems: What went wrong while shutting down, in words.
+        graph: For a dry run: each call's uid, name and the uids it depends on.
+        unawaited: How many failed tasks and blocks nobody awaited.
+        backends: By each backend's name what it tells of its life, see `account` of
+            `ManagedBackend`; those that tell nothing are left out.
+        results: Files that tasks made and that are there now.
+        stale: Files of an earlier run at the destinations of results that this run did not
+            produce, because their tasks failed, were skipped or were cancelled.
+        disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), 0 if this run has
+            left nothing there. Counting stops after half a second.
+        cut_short: Whether so many tasks failed that all others were cancelled, see `fail_fast` and
+            `max_failures` of `WorkflowEngine.create`.
+        held_back: Whether tasks were held back for the next run, as their backend was about to
+            end.
+    """
+
+    uid: str
+    stats: Stats
+    seconds: float
+    still_running: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    graph: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    unawaited: int = 0
+    backends: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    results: tuple[SavedFile, ...] = ()
+    stale: tuple[SavedFile, ...] = ()
+    disk_use: int = 0
+    cut_short: bool = False
+    held_back: bool = False
+
+
+class ObservedEngine(Protocol):
+    """What a plugin may read of the engine that calls its hooks: a `WorkflowEngine`'s views.
+
+    All of it is to be read on the engine's loop, and none of it to be changed.
+    """
+
+    @property
+    def uid(self) -> str:
+        """The beginning of every uid that its backends get."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that it lives on, and on which hooks are called."""
+
+    @property
+    def log(self) -> logging.Logger:
+        """Its logger."""
+
+    @property
+    def work_dir(self) -> Path:
+        """Where sandboxes are made, an absolute path."""
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether nothing is really run."""
+
+    @property
+    def stats(self) -> Stats:
+        """Its counters."""
+
+    @property
+    def summary(self) -> Summary | None:
+        """How the run ended, `None` before it has."""
+
+    @property
+    def backends(self) -> Mapping[str, Any]:
+        """The attached backends by their names, the default one first."""
+
+    @property
+    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
+        """Each unfinished task and block by uid: the uids of what it depends on."""
+
+    @property
+    def queue(self) -> tuple[str, ...]:
+        """Uids of tasks that are ready and not yet handed to a backend."""
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Uids of tasks and blocks that are running now, services included."""
 
 
 @dataclass(frozen=True, slots=True)

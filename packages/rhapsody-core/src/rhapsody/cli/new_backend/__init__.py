@@ -61,7 +61,7 @@ def checked_name(given: str) -> str:
     Raises:
         UsageError: It is malformed, or belongs to a backend that there is.
     """
-    from rhapsody.backends.catalog import PUBLISHED, normalise
+    from rhapsody.backends.discovery import PUBLISHED, normalize_name
     from rhapsody.plugins.entry_points import BACKENDS, installed
 
     name = given.strip().lower()
@@ -78,7 +78,7 @@ def checked_name(given: str) -> str:
             f"rhapsody new-backend {alone.replace('_', '-')}"
         )
     claims = installed().group(BACKENDS)
-    owners = [one.distribution for one in claims if normalise(one.name) == name]
+    owners = [one.distribution for one in claims if normalize_name(one.name) == name]
     if name in PUBLISHED:
         owners = [PUBLISHED[name]]
     if owners:
