@@ -1,4 +1,4 @@
-"""Declarations say what is wrong with them when they are made (C3, C4)."""
+"""Invalid declarations are refused when they are made."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def test_capabilities_that_cannot_be_meant_are_refused(
         ({"summary": b"toys"}, TypeError, "summary=b'toys'): a string"),
         ({"api_version": "1"}, TypeError, "api_version='1'): a number"),
         ({"requires": "numpy"}, TypeError, "requires='numpy'): a list of strings"),
-        ({"requires": [1]}, TypeError, "a list of strings"),
+        ({"requires": [1]}, TypeError, "requires=[1]): a list of strings"),
+        ({"requires": b"ab"}, TypeError, "requires=b'ab'): a list of strings"),
+        ({"capabilities": "all"}, TypeError, "capabilities='all'): a Capabilities or None"),
+        ({"install_hint": 3}, TypeError, "install_hint=3): a string"),
     ],
 )
 def test_a_declaration_that_cannot_be_meant_is_refused(

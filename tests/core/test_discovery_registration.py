@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib
 import sys
 import threading
@@ -11,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody import BackendRegistry, discover_backends, get_backend
+from rhapsody import BackendRegistry, WorkflowEngine, discover_backends, get_backend
+from rhapsody.backends import Capabilities
 from tests.core.distributions import BACKEND, install_backend
 from tests.core.registry import Mine, Other
 
@@ -140,6 +143,53 @@ def test_a_class_whose_method_cannot_take_what_the_engine_passes_is_refused() ->
 
     with pytest.raises(TypeError, match="cancel_task"):
         BackendRegistry.register_backend("run_time", Narrow)
+
+
+@pytest.mark.parametrize("method", ["submit_tasks", "cancel_task", "shutdown"])
+def test_a_plain_method_that_the_engine_awaits_is_refused(method: str) -> None:
+    def plain(self: Any, *args: Any) -> None: ...
+
+    wrong = type("Wrong", (Mine,), {method: plain})
+    with pytest.raises(TypeError, match=rf"Wrong\.{method} is .*plain.*write `async def {method}`"):
+        BackendRegistry.register_backend("run_time", wrong)
+    assert "run_time" not in BackendRegistry.list_backends()
+    with pytest.raises(TypeError, match=rf"'mine'.*Wrong\.{method}"):
+        asyncio.run(use(wrong()))
+
+
+@pytest.mark.parametrize("value", ["all", None, Capabilities, {"files": True}], ids=repr)
+def test_capabilities_of_another_type_are_refused(value: Any) -> None:
+    wrong = type("Wrong", (Mine,), {"capabilities": value})
+    with pytest.raises(TypeError) as caught:
+        BackendRegistry.register_backend("run_time", wrong)
+    assert f"Wrong.capabilities is {value!r}: a Capabilities is needed" in str(caught.value)
+    with pytest.raises(TypeError, match=r"'mine'.*Wrong\.capabilities"):
+        asyncio.run(use(wrong()))
+
+
+async def use(backend: Any) -> None:
+    async with WorkflowEngine.create(backend):
+        pass
+
+
+def test_wrapped_coroutine_functions_and_computed_capabilities_are_accepted() -> None:
+    def logged(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        return call
+
+    class Wrapped(Mine):
+        submit_tasks = logged(Mine.submit_tasks)
+
+        @property
+        def capabilities(self) -> Capabilities:  # type: ignore[override]
+            return Capabilities(executables=False)
+
+    BackendRegistry.register_backend("run_time", Wrapped)
+    assert BackendRegistry.describe("run_time").capabilities is None
+    asyncio.run(use(Wrapped()))
 
 
 def test_a_class_with_other_parameter_names_and_an_async_state_is_accepted() -> None:

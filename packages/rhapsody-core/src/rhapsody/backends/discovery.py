@@ -493,7 +493,7 @@ def _describe(key: str, name: str) -> BackendDescription:
                 "summary": "registered at run time",
                 "api_version": API_VERSION,
                 "import_path": own.import_path,
-                "capabilities": None if own.cls is None else own.cls.capabilities,
+                "capabilities": _declared_capabilities(own.cls),
             }
             if own.cls is None:
                 remedy = "install the distribution with that module, or correct the import path"
@@ -514,6 +514,11 @@ def _describe(key: str, name: str) -> BackendDescription:
     except UnusableError as error:
         return BackendDescription(usable=False, reason=error.reason, remedy=error.remedy, **known)
     return BackendDescription(usable=True, **known)
+
+
+def _declared_capabilities(cls: type[BaseExecutionBackend] | None) -> Capabilities | None:
+    declared = None if cls is None else cls.capabilities
+    return None if isinstance(declared, property) else declared  # only an instance knows them
 
 
 def _owner(key: str, new: _Registered) -> str | None:
