@@ -666,6 +666,29 @@ CHANGED |= {
     "a variable of the environment by a function taken inside": (
         "import os\nos.environ['RH_X'] = 'a'\n"
         "def f(x):\n    from os import getenv\n    return getenv('RH_X')\n", "= 'a'", "= 'b'"),
+    "a variable of the environment by expandvars": (
+        "import os\nos.environ['RH_X'] = 'a'\ndef f(x): return os.path.expandvars('$RH_X')\n",
+        "= 'a'", "= 'b'"),
+    "a variable of a module that a module uses which a task imports": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x):\n    import k\n    return k.g()\n",
+         "k.py": "import m\ndef g(): return m.rate\n", "m.py": SETTINGS},
+        "m.rate = 1", "m.rate = 2"),
+    "a name taken by a module that a task imports": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x):\n    import k\n    return k.rate\n",
+         "k.py": "from m import rate\n", "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "all names taken by a module that a task imports": (
+        {"main.py": "import m\nm.rate = 1\ndef f(x):\n    import k\n    return k.rate\n",
+         "k.py": "from m import *\n", "m.py": SETTINGS}, "m.rate = 1", "m.rate = 2"),
+    "a module by a literal name in a module that a task imports": (
+        {"main.py": "def f(x):\n    import k\n    return k.g()\n",
+         "k.py": "import importlib\ndef g(): return importlib.import_module('m').n\n",
+         "m.py": "n = 1\n"}, "n = 1", "n = 2"),
+    "a module by __import__ in a package that a task imports": (
+        {"main.py": "def f(x):\n    import p\n    return p.k.n\n",
+         "p/__init__.py": "k = __import__('p.k').k\n", "p/k.py": "n = 1\n"}, "n = 1", "n = 2"),
+    "arguments of the program in a module that a task imports": (
+        {"main.py": "import sys\nsys.argv = ['a', 'b']\ndef f(x):\n    import m\n    return m.n\n",
+         "m.py": "import sys\nn = sys.argv[1]\n"}, "'b'", "'c'"),
     "a variable of the environment in a module that a task imports": (
         {"main.py": "import os\nos.environ['RH_X'] = 'a'\ndef f(x):\n    import m\n"
          "    return m.n\n", "m.py": "import os\nn = os.environ['RH_X']\n"}, "= 'a'", "= 'b'"),
@@ -681,6 +704,33 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "a module by a name that is resolved": (
         "import pkgutil\ndef f(x): return pkgutil.resolve_name('json:dumps')\n",
         "may import any module"),
+    "a module by a made-up name in a module that a task imports": (
+        {"main.py": "def f(x):\n    import m\n    return m.g()\n",
+         "m.py": "from importlib import import_module as i\ndef g(): return i(f'k{1}')\n"},
+        "computed name"),
+    "a module by a made-up name in a lazy package that a task imports": (
+        {"main.py": "def f(x):\n    from p import m\n    return m\n",
+         "p/__init__.py": "import importlib\ndef __getattr__(name):\n"
+         "    return importlib.import_module('.' + name, __name__)\n"}, "computed name"),
+    "sys.modules in a module that a task imports": (
+        {"main.py": "def f(x):\n    import m\n    return m.g()\n",
+         "m.py": "import sys\ndef g(): return sys.modules['main']\n"}, "sys.modules"),
+    "a module that runpy runs": (
+        "import runpy\ndef f(x): return runpy.run_module('json.tool')\n", "runpy.run_module"),
+    "a file that runpy runs": (
+        "from runpy import run_path\ndef f(x): return run_path('m.py')\n", "runpy.run_path"),
+    "a module by its path": (
+        "import importlib.util as u\ndef f(x): return u.spec_from_file_location('m', x)\n",
+        "spec_from_file_location"),
+    "a module by a loader": (
+        "from importlib.machinery import SourceFileLoader as S\n"
+        "def f(x): return S('m', x).load_module()\n", "SourceFileLoader"),
+    "importlib's __import__": (
+        "import importlib\ndef f(x): return importlib.__import__(f'm{x}')\n", "__import__"),
+    "a change of sys.path": (
+        "def f(x):\n    import sys\n    sys.path.insert(0, x)\n    import m\n", "sys.path"),
+    "a variable of the environment as bytes": (
+        "import os\ndef f(x): return os.getenvb(b'RH_X')\n", "not literals"),
     "builtins": (
         "import builtins\ndef f(x): return getattr(builtins, '__import__')('json')\n",
         "may import any module"),

@@ -31,14 +31,20 @@ import functools
 import importlib.util
 import os
 import pkgutil
+import runpy
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sized
 from functools import partial
-from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    ModuleSpec,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from typing import Any
 
-from rhapsody.journal.names import CALLS, Use, names_in
+from rhapsody.journal.names import CALLS, Names, Use, names_in
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import NoDigestError, Values, counts
 from rhapsody.sdk._origins import file_of, spec_of
@@ -58,15 +64,21 @@ _OF_MODULES = frozenset(
 _NOT_OF_MODULES = _OF_MODULES | {"__builtins__", "__doc__", "__annotations__", "__annotate__"}
 
 _SPECIAL: frozenset[int] = frozenset(map(id, (
-    os.environ, os.environb, sys.modules, os.getenv, importlib.import_module, builtins.__import__,
-    globals, eval, exec,
+    os.environ, os.environb, sys.modules, os.getenv, os.getenvb, os.path.expandvars,
+    importlib.import_module, builtins.__import__, globals, eval, exec,
 )))  # fmt: skip
 """Objects of which code reads only the part that a subscript or an argument selects."""
 
-_IMPORTERS = frozenset(
-    map(id, (importlib.import_module, builtins.__import__, pkgutil.resolve_name))
-)
-"""Functions that import a module by its name; code may use them only in a call."""
+_READERS = os.getenv, os.getenvb, os.path.expandvars
+"""Functions that read variables of the environment."""
+
+_IMPORTERS = frozenset(map(id, (
+    importlib.import_module, builtins.__import__, pkgutil.resolve_name, importlib.__import__,
+    importlib.util.spec_from_file_location, runpy.run_module, runpy.run_path, SourceFileLoader,
+    SourcelessFileLoader,
+)))  # fmt: skip
+"""Functions that run a module by its name or path; code may use only those in `_SPECIAL`, and
+those only in a call."""
 
 _OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
@@ -202,10 +214,10 @@ class Ingredients:
                 name = f"{name} ({number})"
             known = self._seen[id(thing)] = thing, name
             self._todo.append(known)
-            if thing is os.getenv:  # handed on, as `partial(os.getenv, "X")` does
-                self._used("the environment used by os.getenv", os.environ)
+            if any(thing is each for each in _READERS):  # passed on, as to a `partial`
+                self._used(f"the environment used by {name}", os.environ)
             elif id(thing) in _IMPORTERS:
-                raise NoDigestError(f"{name}, which is handed on, may import any module")
+                raise NoDigestError(f"{name} may import any module")
         return known[1]
 
     def own(self, kind: type) -> bool:
@@ -530,8 +542,9 @@ class Ingredients:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # its version
                 if self._special(member, chain[depth + 1 :], use, variables, user):
                     return
-                if member is pkgutil.resolve_name:
-                    self.code(member)  # refuses it
+                if id(member) in _IMPORTERS or (value is sys and chain[depth] == "path"):
+                    what = ".".join(chain[: depth + 1])
+                    raise NoDigestError(f"{user} uses {what}, which may import any module")
                 if not self._is_changed(value, chain[depth], member):
                     self._library_s(".".join(chain[: depth + 1]), user, value, member)
                     return
@@ -670,7 +683,10 @@ class Ingredients:
         if value is sys.modules:
             if use.by != "CONTAINS_OP":
                 raise NoDigestError(f"{user} reads sys.modules, which may be any module")
-        elif value is os.environ or value is os.environb or value is os.getenv:
+        elif value is os.path.expandvars:
+            self.set_here = True  # workers have an environment of their own
+            self._used(f"the environment used by {user}", os.environ)
+        elif any(value is each for each in (os.environ, os.environb, os.getenv, os.getenvb)):
             self._environment(rest, use, variables, user)
         elif value is importlib.import_module or value is builtins.__import__:
             name = self._key(use, variables)
@@ -692,7 +708,8 @@ class Ingredients:
             return
         self.set_here = True  # workers have an environment of their own
         whole = use.by in CALLS or use.by in ("DICT_UPDATE", "DICT_MERGE", "BINARY_OP")
-        if rest == ("copy",) or (not rest and use.chain[-1] != "getenv" and whole):
+        called = use.chain[-1] in ("getenv", "getenvb")
+        if rest == ("copy",) or (not rest and not called and whole):
             self._used(f"the environment used by {user}", os.environ)
             return
         name = self._key(use, variables)
@@ -767,10 +784,28 @@ class Ingredients:
         names = names_in(code)
         for module, taken in names.modules:
             self._imported(module, taken, package)
-        if whole is None and self._loaded(name) is None:  # a task will compute it on import
-            for _, use in names.members:
-                if use.chain[0] == "os" and use.chain[1:2] in (("environ",), ("getenv",)):
-                    self._special(getattr(os, use.chain[1]), use.chain[2:], use, {}, part)
+        if whole is None and self._loaded(name) is None:  # a task will run it
+            self._runs(names, {"__package__": package}, part)
+
+    def _runs(self, names: Names, variables: Mapping[str, Any], part: str) -> None:
+        """Collect what a module that a task will import uses of modules that are loaded.
+
+        Args:
+            names: The names in its code.
+            variables: Its package, as far as the module's variables are known.
+            part: The name of the module.
+        """
+        package = variables["__package__"]
+        for use in names.uses:
+            self._special(vars(builtins).get(use.chain[0]), use.chain[1:], use, variables, part)
+        taken = [(module, Use((module, each))) for module, all_ in names.modules for each in all_]
+        for module, use in (*names.members, *taken):
+            found = self._loaded(_resolved(module, package))
+            if found is None:
+                continue  # its source counts
+            known, member = vars(found), "".join(use.chain[1:2])
+            if member in ("", "*") or member in known or "__getattr__" in known:
+                self._member(found, use, variables, part)
 
     def _is_own(self, module: types.ModuleType) -> bool:
         """Return whether a module is the user's own: from a file, or created by the program."""

@@ -149,6 +149,8 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     with contextlib.suppress(OSError):  # a cell of a notebook is in none
         file.changed = os.stat(name).st_ctime_ns
     source = "".join(linecache.getlines(name, variables))
+    if not source and os.path.exists(name) and os.path.getsize(name):
+        return file  # it is compiled, or cannot be read
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the program has had them
