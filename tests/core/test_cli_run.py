@@ -74,6 +74,25 @@ def test_a_misspelt_option_before_the_script_is_asked_for(
     assert "; did you mean --resume? or write -- before" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("executor", ["thread", "process"])
+def test_a_class_of_the_script_is_named_as_if_python_ran_the_script(
+    run: Run, executor: str
+) -> None:
+    script = """
+        class OddError(Exception):
+            pass
+
+        async def main(flow):
+            @flow.function_task
+            def fail():
+                raise OddError("odd")
+            await fail()
+    """
+    done = run(script, "-o", f"executor={executor}")
+    assert "\nOddError: odd\n" in done.stderr
+    assert "__rhapsody_script__" not in done.stderr
+
+
 def test_the_end_says_which_files_there_are(run: Run, tmp_path: Path) -> None:
     done = run("""
         from rhapsody import OutputDir, OutputFile

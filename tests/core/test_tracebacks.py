@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import site
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from rhapsody import LocalExecutionBackend, WorkflowEngine, current_task
 from rhapsody.sdk.calls import RemoteTraceback
-from rhapsody.tracebacks import as_lines, is_users_code, last_frames, location_of
+from rhapsody.tracebacks import as_lines, format_error, is_users_code, last_frames, location_of
 from tests.core.scripted import outcome
 
 HERE = os.path.basename(__file__)
@@ -95,6 +96,37 @@ async def test_the_frames_of_who_awaited_the_task_are_left_out(tmp_path: Path) -
 
         error = await outcome(task())
     assert [frame.function for frame in last_frames(error)] == ["task", "parse", "raw_decode"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("way", ["cause", "context", "neither", "group"])
+async def test_a_traceback_from_a_process_is_printed_like_one_of_a_thread(way: str) -> None:
+    def fail() -> None:
+        try:
+            try:
+                parse("{")
+            except ValueError as first:
+                raise KeyError("second") from first
+        except KeyError as second:
+            if way == "context":
+                raise LookupError("third")  # noqa: B904 - it is what is tested
+            raise LookupError("third") from second if way == "cause" else None
+
+    printed = []
+    for kind in ("thread", "process"):
+        async with WorkflowEngine.create(LocalExecutionBackend(kind)) as flow:
+            try:
+                await flow.function_task(fail)()
+            except LookupError as error:
+                shown = ExceptionGroup("several", [error]) if way == "group" else error
+                printed.append(
+                    re.sub(r"\(rhapsody-worker-1\)|\(process \d+\)", "", format_error(shown))
+                )
+    thread, process = printed
+    assert process == thread
+    assert "RemoteTraceback" not in process
+    assert "task.py" not in process
+    assert process.count("in fail\n") == (3 if way in ("cause", "context") else 1)
 
 
 def test_packages_of_the_user_site_and_of_other_environments_are_no_users_code(

@@ -273,6 +273,12 @@ def cause_of(error: BaseException) -> BaseException | None:
     return cast("BaseException | None", slot.__get__(error))
 
 
+def context_of(error: BaseException) -> BaseException | None:
+    """Return the `__context__` of whatever exception."""
+    slot: Any = BaseException.__context__
+    return cast("BaseException | None", slot.__get__(error))
+
+
 def set_cause(error: BaseException, cause: BaseException) -> None:
     """Sets `__cause__` of whatever exception."""
     BaseException.__setattr__(error, "__cause__", cause)

@@ -1,4 +1,4 @@
-"""The last frames of an exception's traceback, as text for summaries and logs.
+"""Tracebacks of failed tasks as text: whole ones, and the last frames for summaries and logs.
 
 Works for tracebacks of this process and for those that arrive as text from a worker process.
 Frames of the user's code are preferred: an error in the depths of a library is found by the line
@@ -8,14 +8,16 @@ that called the library.
 from __future__ import annotations
 
 import functools
+import itertools
 import linecache
 import os
 import re
-from collections.abc import Sequence
+import traceback
+from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rhapsody.errors import cause_of, text_of, traceback_of
+from rhapsody.errors import cause_of, context_of, is_a, text_of, traceback_of
 from rhapsody.sdk._origins import Origins
 
 SHOWN = 3
@@ -28,6 +30,13 @@ _AWAITED = f"{OURS}task.py"
 
 _FRAME = re.compile(r'^ *File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<function>.+)$')
 _BEGIN = "Traceback (most recent call last):"
+_BECAUSE = "\nThe above exception was the direct cause of the following exception:\n"
+_WHILE = "\nDuring handling of the above exception, another exception occurred:\n"
+
+SCRIPT_MODULE = "__rhapsody_script__"
+"""Name of the module that `rhapsody run` imports a script as."""
+
+_OF_SCRIPT = re.compile(rf"^([ |]*){SCRIPT_MODULE}\.", re.MULTILINE)
 
 
 class Frame(NamedTuple):
@@ -94,6 +103,73 @@ def as_lines(frames: Sequence[Frame], directory: str | None = None) -> list[str]
     return lines
 
 
+class _Stack(traceback.StackSummary):
+    """Frames of this process, followed by those of another one as the text that it sent."""
+
+    remote: str = ""
+
+    def __bool__(self) -> bool:
+        return len(self) > 0 or bool(self.remote)
+
+    def format(self, **options: Any) -> list[str]:
+        """Format the frames, the outermost first."""
+        return [*super().format(**options), *self.remote.splitlines(keepends=True)]
+
+
+class _Earlier(traceback.TracebackException):
+    """Exceptions of another process that led to one, as the text that it sent."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(Exception, Exception(), None)
+        self._lines = text.splitlines(keepends=True)
+
+    def format_exception_only(self, **_: Any) -> Generator[str]:
+        """Return the lines."""
+        yield from self._lines
+
+
+def format_error(error: BaseException, trace: TracebackType | None = None) -> str:
+    """Format an exception like Python, with the frames of all processes in one traceback.
+
+    The frame in which Rhapsody raises the exception of a task again is left out, and classes of a
+    script are named as if Python ran the script.
+
+    Args:
+        error: The exception.
+        trace: Its traceback, if it is not the exception's own.
+    """
+    trace = trace or traceback_of(error)
+    whole = traceback.TracebackException(type(error), error, trace, compact=True)
+    found: list[tuple[BaseException | None, traceback.TracebackException | None]] = [(error, whole)]
+    while found:
+        each, printed = found.pop()
+        if each is None or printed is None:
+            continue
+        found += [(cause_of(each), printed.__cause__), (context_of(each), printed.__context__)]
+        if is_a(each, BaseExceptionGroup):
+            found += zip(each.exceptions, printed.exceptions or (), strict=False)
+        _join(printed, cause_of(each))
+    return _OF_SCRIPT.sub(r"\1", "".join(whole.format()))
+
+
+def _join(printed: traceback.TracebackException, cause: BaseException | None) -> None:
+    """Replace a cause that is a traceback from another process by its frames."""
+    stack = _Stack(each for each in printed.stack or () if each.filename != _AWAITED)
+    text = f"\n{text_of(cause)}" if _is_remote(cause) else ""
+    before, begin, last = text.rpartition(f"\n{_BEGIN}\n")
+    if begin:
+        lines = last.splitlines(keepends=True)
+        stack.remote = "".join(itertools.takewhile(lambda line: line.startswith("  "), lines))
+        printed.__cause__ = None
+        because, during = before.rfind(_BECAUSE), before.rfind(_WHILE)
+        earlier = _Earlier(before[before.find(_BEGIN) : max(because, during)])
+        if because > during:
+            printed.__cause__ = earlier
+        elif during >= 0:
+            printed.__context__, printed.__suppress_context__ = earlier, False
+    printed.stack = stack
+
+
 def users_part(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback from its first frame that is not Rhapsody's own."""
     part = trace
@@ -128,7 +204,7 @@ def _of_traceback(trace: TracebackType | None) -> list[Frame]:
 
 def _of_text(cause: BaseException | None) -> list[Frame]:
     """Return the frames in the text of a traceback from another process."""
-    if not type(cause).__name__.endswith("RemoteTraceback"):
+    if not _is_remote(cause):
         return []
     frames: list[Frame] = []
     lines = text_of(cause).splitlines()
@@ -142,3 +218,8 @@ def _of_text(cause: BaseException | None) -> list[Frame]:
                 Frame(found["file"], int(found["line"]), found["function"], source.strip())
             )
     return frames
+
+
+def _is_remote(cause: BaseException | None) -> bool:
+    """Return whether an exception is a traceback from another process, ours or a library's."""
+    return type(cause).__name__.endswith("RemoteTraceback")

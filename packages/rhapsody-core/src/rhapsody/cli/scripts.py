@@ -16,7 +16,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -24,14 +23,13 @@ from importlib.util import find_spec
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from rhapsody.cli.output import note
 from rhapsody.errors import DependencyFailureError
 from rhapsody.plugins.specs import UsageError
+from rhapsody.tracebacks import SCRIPT_MODULE, format_error
 
 if TYPE_CHECKING:
     from rhapsody.engine import WorkflowEngine
-
-SCRIPT_MODULE = "__rhapsody_script__"
-"""What a script is imported as: not `__main__`, and nothing that can be installed."""
 
 Main = Callable[["WorkflowEngine"], object]
 
@@ -384,8 +382,7 @@ def show(error: BaseException, path: str | None) -> None:
         error.with_traceback(start)
     if isinstance(error, DependencyFailureError):
         error.__cause__ = error.root_cause
-    with suppress(BrokenPipeError):
-        traceback.print_exception(error)
+    note(format_error(error).rstrip("\n"))
 
 
 def contains(error: BaseException, kind: type[BaseException]) -> bool:

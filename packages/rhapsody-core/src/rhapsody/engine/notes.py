@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import reprlib
 import shlex
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import PurePath
@@ -22,7 +21,7 @@ from rhapsody.engine.node import Node
 from rhapsody.errors import CALL, TaskFailedError, is_a, traceback_of, vars_of
 from rhapsody.staging.space import full_disk, used_up
 from rhapsody.task import TaskFuture
-from rhapsody.tracebacks import users_part
+from rhapsody.tracebacks import format_error, users_part
 
 ERROR = f"{RESERVED}error"
 """File in a failed task's sandbox that contains its traceback."""
@@ -143,8 +142,7 @@ def leave_error(node: Node, error: BaseException) -> None:
     if sandbox is None or not os.path.isdir(sandbox):
         return
     with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
-        trace = users_part(traceback_of(error))
-        text = "".join(traceback.format_exception(type(error), error, trace))
+        text = format_error(error, users_part(traceback_of(error)))
         with open(os.path.join(sandbox, ERROR), "w", encoding="utf-8", errors="replace") as file:
             file.write(hidden(node, text))
 
