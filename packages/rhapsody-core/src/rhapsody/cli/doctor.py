@@ -1,12 +1,14 @@
-"""`rhapsody doctor`: what is installed, whether it works, and what to do where it does not.
+"""`rhapsody doctor`: a report of what is installed, whether it works, and how to fix it.
 
 Each plugin is loaded in a process of its own with a time limit, so that one that
-crashes, exits or hangs is a line in the report.
+crashes, exits or hangs is a line in the report. The process writes JSON lines: each step
+before it begins, and each finding.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -14,10 +16,10 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import rhapsody_guard
@@ -29,7 +31,6 @@ from rhapsody.backends.discovery import (
     normalize_name,
     unmet,
 )
-from rhapsody.cli import probe
 from rhapsody.cli.output import DONE, FAILED, say, say_json
 from rhapsody.plugins.entry_points import (
     BACKENDS,
@@ -52,6 +53,18 @@ SLOW = 1.0
 
 Level = Literal["ok", "note", "slow", "broken"]
 
+LEVELS: tuple[Level, ...] = ("ok", "note", "broken")
+"""Levels that a backend's own diagnosis may use."""
+
+COMMAND = """
+import json, sys
+request = json.loads(sys.stdin.read())
+sys.path[:] = request["path"]
+from rhapsody.cli.doctor import probe
+probe(request)
+"""
+"""Program of a plugin's process, which takes over the module path of this one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -59,9 +72,9 @@ class Finding:
 
     Attributes:
         level: `"broken"` makes the command fail.
-        subject: What it is about.
-        text: What was found.
-        remedy: What to do, empty where nothing is to be done.
+        subject: The distribution, backend or variable that it is about.
+        text: The finding.
+        remedy: What to do, empty if nothing is to be done.
     """
 
     level: Level
@@ -70,16 +83,8 @@ class Finding:
     remedy: str = ""
 
 
-@dataclass(slots=True)
-class _Probed:
-    """One plugin module and the entry points that name it."""
-
-    entry: PluginEntry
-    backends: list[str] = field(default_factory=list)
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "-b", "--backend", metavar="NAME", help="start this backend as well, and end it again"
@@ -102,10 +107,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the report; fails where something is broken.
+    """Print the report; fail if something is broken.
 
     Raises:
-        UsageError: The backend to start, or a setting of it, is not right.
+        UsageError: The backend to start, or a setting of it, is invalid.
     """
     found = installed()
     system = {
@@ -167,7 +172,7 @@ def _core() -> list[Finding]:
 
 
 def _required(texts: Iterable[str] | None) -> Iterable[tuple[Requirement, str | None]]:
-    """What a distribution's metadata require here, each with what is wrong with it."""
+    """Return the requirements of a distribution here, each with its problem or `None`."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     for text in texts or ():
@@ -181,13 +186,13 @@ def _required(texts: Iterable[str] | None) -> Iterable[tuple[Requirement, str | 
 
 
 def _requirements(found: Installed) -> Iterable[Finding]:
-    """What plugins' own metadata require, and is not there."""
+    """Find requirements of plugins that are not met."""
     from importlib_metadata import PackageNotFoundError, distribution
 
     for name in dict.fromkeys(one.distribution for one in found.entries):
         try:
             texts = distribution(name).requires if name != CORE else ()
-        except PackageNotFoundError:  # its metadata are read elsewhere, and told of
+        except PackageNotFoundError:  # `_environment` reports it
             continue
         for requirement, problem in _required(texts):
             if problem is not None:
@@ -226,21 +231,39 @@ def _not_installed(found: Installed) -> list[Finding]:
 
 
 def _trial(name: str | None, options: list[str]) -> list[Finding]:
+    """Start the backend that `-b` names, and shut it down."""
     if name is None:
         if options:
             raise UsageError("-o is for a backend: name it with -b")
         return []
-    from rhapsody.cli import trial
+    from rhapsody.backends.options import backend_from_options
 
-    started, text = trial.start(name, options)
-    return [Finding("ok" if started else "broken", f"backend {normalize_name(name)}", text)]
+    backend, subject = backend_from_options(name, options), f"backend {normalize_name(name)}"
+
+    async def start() -> str:
+        begin = time.perf_counter()
+        try:
+            if isinstance(backend, Awaitable):
+                await backend
+            text = f"started in {time.perf_counter() - begin:.2f} s"
+            link = getattr(backend, "dashboard_link", None)
+            return f"{text}; its dashboard is at {link}" if link else text
+        finally:
+            await backend.shutdown()
+
+    try:
+        return [Finding("ok", subject, asyncio.run(start()))]
+    except Exception as error:  # a backend's own code and library
+        text = f"cannot be started: {type(error).__name__}: {error}"
+        return [Finding("broken", subject, text)]
 
 
 def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
-    probed: dict[str, _Probed] = {}
+    """Load each plugin module once, with the backends that it declares."""
+    modules: dict[str, tuple[PluginEntry, list[str]]] = {}
     findings: list[Finding] = []
     for entry in found.entries:
-        one = probed.setdefault(entry.value, _Probed(entry))
+        _, backends = modules.setdefault(entry.value, (entry, []))
         if entry.group != BACKENDS:
             continue
         key = normalize_name(entry.name)
@@ -251,57 +274,25 @@ def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:
             findings.append(Finding("broken", subject, error.reason, error.remedy))
             continue
         if used == entry:
-            one.backends.append(entry.name)
+            backends.append(entry.name)
         findings += [Finding("note", subject, text) for text in conflicts(key)]
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for result in pool.map(partial(_probe, timeout=timeout), probed.values()):
-            findings += result
+        asked = [pool.submit(_ask, *module, timeout) for module in modules.values()]
+    for answer in asked:
+        findings += answer.result()
     return dict.fromkeys(findings)
 
 
-def _probe(probed: _Probed, timeout: float) -> list[Finding]:
-    entry = probed.entry
-    subject = f"{entry.distribution} {entry.version}"
-    remedy = f"pip install --upgrade {entry.distribution}"
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    request = {"path": path, "entry": asdict(entry), "backends": probed.backends}
-    answers, end = _ask(request, timeout)
-    loads = [answer for answer in answers if answer["step"] == "load"]
-    if not loads:
-        text = f"loading {entry.value} {end or 'gave no answer'}"
-        return [Finding("broken", subject, text, remedy)]
-    if not loads[0]["ok"]:
-        return [Finding("broken", subject, loads[0]["reason"], remedy)]
-    findings = []
-    seconds = loads[0]["seconds"]
-    text = f"{entry.value} loads in {seconds:.2f} s and implements {', '.join(loads[0]['hooks'])}"
-    if seconds > SLOW:
-        text += "; that is slow, because it should import no library"
-        findings.append(Finding("slow", subject, text))
-    else:
-        findings.append(Finding("ok", subject, text))
-    answered = {answer["name"]: answer for answer in answers if answer["step"] == "backend"}
-    for name in probed.backends:
-        about = f"backend {name}"
-        answer = answered.get(name)
-        if answer is None:
-            text = f"importing its class {end or 'gave no answer'}"
-            findings.append(Finding("broken", about, text, remedy))
-            break  # nothing that comes after it was looked at
-        if answer["ok"]:
-            findings.append(Finding("ok", about, f"class imported in {answer['seconds']:.2f} s"))
-            findings += [
-                Finding(level, about, text, cure) for level, text, cure in answer["findings"]
-            ]
-        else:
-            findings.append(Finding("broken", about, answer["reason"], answer["remedy"]))
-    return findings
-
-
-def _ask(request: dict[str, Any], timeout: float) -> tuple[list[dict[str, Any]], str]:
-    """What a plugin's process answered, and how it ended where that was not in order."""
+def _ask(entry: PluginEntry, backends: list[str], timeout: float) -> list[Finding]:
+    """Return what a plugin's process found, and how it ended if it did not reach its end."""
+    request = {
+        "path": [each for each in sys.path if isinstance(each, str)],
+        "entry": asdict(entry),
+        "backends": backends,
+        "slow": SLOW,
+    }
     child = subprocess.Popen(
-        [sys.executable, "-P", "-c", probe.COMMAND],
+        [sys.executable, "-P", "-c", COMMAND],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -309,23 +300,110 @@ def _ask(request: dict[str, Any], timeout: float) -> tuple[list[dict[str, Any]],
         errors="replace",
         start_new_session=True,
     )
-    end = ""
     try:
         output, errors = child.communicate(json.dumps(request), timeout=timeout)
     except subprocess.TimeoutExpired:
         end = f"did not end within {timeout:g} s"
-        _kill(child)
-        output, errors = child.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        output, _ = child.communicate()
     else:
+        last = errors.strip().rpartition("\n")[2] or "nothing on standard error"
+        end = f"ended the process with exit code {child.returncode} ({last})"
         if child.returncode < 0:
             end = f"ended the process with {signal.Signals(-child.returncode).name}"
-        elif child.returncode:
-            last = errors.strip().rpartition("\n")[2] or "nothing on standard error"
-            end = f"ended the process with exit code {child.returncode} ({last})"
-    return [json.loads(line) for line in output.splitlines()], end
+        elif child.returncode == 0:
+            end = "gave no answer"
+    step, findings = {"subject": _subject(entry), "text": f"loading {entry.value}"}, []
+    for line in map(json.loads, output.splitlines()):
+        if "level" in line:
+            findings.append(Finding(**line))
+        else:
+            step = line
+    if step["text"]:
+        remedy = _upgrade(entry)
+        findings.append(Finding("broken", step["subject"], f"{step['text']} {end}", remedy))
+    return findings
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    """Ends the process and whatever it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
+def _subject(entry: PluginEntry) -> str:
+    return f"{entry.distribution} {entry.version}"
+
+
+def _upgrade(entry: PluginEntry) -> str:
+    return f"pip install --upgrade {entry.distribution}"
+
+
+# In a plugin's process.
+
+
+def probe(request: dict[str, Any]) -> None:
+    """Load one plugin and the backends that it declares, and report on standard output.
+
+    Args:
+        request: `path`, `entry`, the entry point, `backends`, the names that it is registered
+            under, and `slow`, the seconds that loading may take.
+    """
+    # The plugin may print: its output goes to standard error.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    os.set_inheritable(answers, False)
+    # Imported before the clock starts, because the plugin is not charged for it.
+    import rhapsody.backends.base  # noqa: F401
+
+    def answer(**values: Any) -> None:
+        os.write(answers, (json.dumps(values) + "\n").encode())
+
+    entry = PluginEntry(**request["entry"])
+    for finding in _steps(entry, request["backends"], request["slow"], answer):
+        answer(**asdict(finding))
+    answer(text="")  # the end
+    sys.stdout.flush()
+    # Threads that the library started must not keep this process.
+    os._exit(0)
+
+
+def _steps(
+    entry: PluginEntry, backends: list[str], slow: float, begin: Callable[..., None]
+) -> Iterator[Finding]:
+    from rhapsody.errors import PluginError
+    from rhapsody.plugins.manager import load
+
+    subject = _subject(entry)
+    try:
+        loaded = load(entry)
+    except PluginError as error:
+        yield Finding("broken", subject, str(error), _upgrade(entry))
+        return
+    hooks = ", ".join(sorted(loaded.hooks))
+    text = f"{entry.value} loads in {loaded.seconds:.2f} s and implements {hooks}"
+    if loaded.seconds > slow:
+        yield Finding("slow", subject, f"{text}; that is slow, because it should import no library")
+    else:
+        yield Finding("ok", subject, text)
+    for name in backends:
+        begin(subject=f"backend {name}", text="importing its class")
+        yield from _backend(name)
+
+
+def _backend(name: str) -> Iterator[Finding]:
+    """Import a backend's class, and let it diagnose its installation."""
+    from rhapsody.backends.discovery import BackendRegistry
+
+    subject, described = f"backend {name}", BackendRegistry.describe(name)
+    if not described.usable:
+        yield Finding("broken", subject, described.reason or "", described.remedy or "")
+        return
+    start = time.perf_counter()
+    try:
+        kind: Any = BackendRegistry.get_backend_class(name)
+    except (ImportError, TypeError) as error:
+        yield Finding("broken", subject, str(error))
+        return
+    yield Finding("ok", subject, f"class imported in {time.perf_counter() - start:.2f} s")
+    try:
+        for level, text, remedy in kind.diagnose() if hasattr(kind, "diagnose") else ():
+            yield Finding(level if level in LEVELS else "note", subject, str(text), str(remedy))
+    except Exception as error:  # the plugin's own
+        text = f"diagnose() raised {type(error).__name__}: {error}"
+        yield Finding("broken", subject, text)
