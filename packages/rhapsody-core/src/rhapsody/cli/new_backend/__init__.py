@@ -1,25 +1,47 @@
 """`rhapsody new-backend`: writes the distribution of a new backend, which works as it stands.
 
-Here is the command and what may be a backend's name; the writing is in `scaffold`.
+Its files are those in `template/`, filled in. Tests install the result and run its own tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import shlex
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from string import Template
 
 from rhapsody.cli.output import DONE, say
-from rhapsody.plugins.specs import UsageError
+from rhapsody.plugins.specs import API_VERSION, UsageError
 
 HELP = "write the distribution of a new backend"
 LICENSES = ("MIT", "Apache-2.0", "BSD-3-Clause")
+
+_FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "noxfile.py": "noxfile.py",
+    "gitignore": ".gitignore",
+    "ci.yml": ".github/workflows/ci.yml",
+    "init.py": "src/{package}/__init__.py",
+    "plugin.py": "src/{package}/plugin.py",
+    "backend.py": "src/{package}/backend.py",
+    "test_conformance.py": "tests/test_conformance.py",
+    "test_plugin.py": "tests/test_plugin.py",
+}
+"""Files of the template and their targets; a license and an empty `py.typed` are added."""
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("name", metavar="NAME", help="the backend's name, such as demo")
     parser.add_argument(
         "--dir", metavar="DIR", help="where to write it, new or empty (default: rhapsody-NAME)"
@@ -33,13 +55,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the distribution and says what to do next.
+    """Write the distribution, and print the next steps.
 
     Raises:
-        UsageError: The name cannot be used, or there is something at its place.
+        UsageError: The name cannot be used, or the target exists.
     """
-    from rhapsody.cli.new_backend.scaffold import render, write
-
     name = checked_name(arguments.name)
     distribution = f"rhapsody-{name.replace('_', '-')}"
     author = (arguments.author or f"The {distribution} authors").strip()
@@ -56,10 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def checked_name(given: str) -> str:
-    """The backend's name with `_` between its words.
+    """Return the backend's name with `_` between its words.
 
     Raises:
-        UsageError: It is malformed, or belongs to a backend that there is.
+        UsageError: It is malformed, or a backend has it already.
     """
     from rhapsody.backends.discovery import PUBLISHED, normalize_name
     from rhapsody.plugins.entry_points import BACKENDS, installed
@@ -86,3 +106,83 @@ def checked_name(given: str) -> str:
             f"there is a backend {name!r} already, of {owners[0]}; choose another name"
         )
     return name
+
+
+def render(name: str, license: str, author: str) -> dict[str, str]:
+    """Return the text of each file of the distribution by its path.
+
+    Args:
+        name: The backend's name, checked.
+        license: Its license, which is a file of the template.
+        author: The copyright holder.
+    """
+    stem = "".join(word.capitalize() for word in name.split("_"))
+    package = f"rhapsody_{name}"
+    values = {
+        "name": name,
+        "stem": stem,
+        "cls": f"{stem}Backend",
+        "package": package,
+        "distribution": package.replace("_", "-"),
+        "license": license,
+        "author": author,
+        "author_toml": json.dumps(author, ensure_ascii=False),  # a TOML string, too
+        "year": time.strftime("%Y"),
+        "api_version": str(API_VERSION),
+        "core_range": core_range(),
+    }
+    sources = {**_FILES, license: "LICENSE"}
+    made = {
+        path.format(package=package): Template(_template(source)).substitute(values)
+        for source, path in sources.items()
+    }
+    made[f"src/{package}/py.typed"] = ""
+    return dict(sorted(made.items()))
+
+
+def core_range() -> str:
+    """Return the range of core's versions for a plugin written today, `>=0.1,<0.2`."""
+    from packaging.version import Version
+
+    from rhapsody._version import __version__
+
+    version = Version(__version__)
+    lowest = str(version.public) if version.is_prerelease else f"{version.major}.{version.minor}"
+    bound = f"0.{version.minor + 1}" if version.major == 0 else f"{version.major + 1}"
+    return f">={lowest},<{bound}"
+
+
+def write(made: dict[str, str], directory: str) -> None:
+    """Write the files into a directory that is new, or empty except for `.git`.
+
+    Raises:
+        UsageError: The target exists, or it cannot be written.
+    """
+    target = Path(directory)
+    try:
+        if os.path.lexists(target):
+            if not target.is_dir():
+                raise UsageError(f"{target} is in the way; give another place with --dir")
+            there = sorted({entry.name for entry in target.iterdir()} - {".git"})
+            if there:
+                raise UsageError(
+                    f"{target} is not empty, {there[0]!r} is in it; give another place with --dir"
+                )
+        beside = target if target.is_dir() else target.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        # Written to a temporary directory first: no half of it stays after an error.
+        with tempfile.TemporaryDirectory(prefix=".new-backend-", dir=beside) as aside:
+            whole = Path(aside, "whole")
+            for path, text in made.items():
+                file = whole / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            target.mkdir(exist_ok=True)
+            for entry in whole.iterdir():
+                entry.rename(target / entry.name)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error}") from None
+
+
+def _template(source: str) -> str:
+    return (files(__package__) / "template" / f"{source}.in").read_text(encoding="utf-8")
