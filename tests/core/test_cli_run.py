@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.cli import scripts
-from rhapsody.cli.commands import main
+from rhapsody.cli import main, scripts
 from rhapsody.journal.reading import opened, runs
 from rhapsody.plugins.specs import UsageError
 from tests.core.command_line import SIMPLE, Run, check_mistake

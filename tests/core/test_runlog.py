@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.cli.commands import main
+from rhapsody.cli import main
 from rhapsody.staging.runlog import RunLog
 from tests.core.scripted import within
 
@@ -91,7 +91,7 @@ def test_an_exception_is_in_it_with_its_traceback(take: Callable[[], list[str]])
 PRINTS = """
 import asyncio, logging, sys
 from rhapsody import WorkflowEngine
-from rhapsody.cli.commands import main
+from rhapsody.cli import main
 {}
 
 async def main():

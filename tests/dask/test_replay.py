@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine
-from rhapsody.cli.commands import main
+from rhapsody.cli import main
 from rhapsody_dask import DaskExecutionBackend
 from tests.wfcommons.instances import recent, save
 

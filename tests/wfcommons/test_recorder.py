@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, LocalExecutionBackend, OutputDir, OutputFile, WorkflowEngine
-from rhapsody.cli.commands import main
+from rhapsody.cli import main
 from rhapsody_wfcommons import Instance, RecordedFile, RecordedTask, WfCommonsRecorder, read
 from tests.core.command_line import Run
 from tests.core.scripted import Inline

@@ -19,7 +19,7 @@ from rhapsody import (
     WorkflowEngine,
     hookimpl,
 )
-from rhapsody.cli.commands import main
+from rhapsody.cli import main
 from rhapsody.plugins import TaskEvent
 from rhapsody_wfcommons import RecordedFile, RecordedTask
 from rhapsody_wfcommons.replay import Replay

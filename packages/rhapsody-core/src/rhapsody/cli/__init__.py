@@ -1,9 +1,235 @@
-"""The command line: reads arguments, calls the library, prints, and gives exit codes.
+"""Command line: finds the command that the arguments name, and runs it.
 
-Each command has a module of its own here; plugins add theirs through the hook
-`rhapsody_commands`. It is started by `rhapsody_guard.command`.
+Each command of our own is a module here with `HELP`, `configure` and `run`; plugins add theirs
+through the hook `rhapsody_commands`. The console script is `rhapsody_guard.command`.
 """
 
-from rhapsody.cli.commands import main
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from rhapsody.cli import backends, clean, doctor, journal, new_backend, run
+from rhapsody.cli.output import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    READER_GONE,
+    USAGE,
+    CommandError,
+    complain,
+    say,
+)
+from rhapsody.errors import RhapsodyError
+from rhapsody.plugins.specs import UsageError
 
 __all__ = ["main"]
+
+Configure = Callable[[argparse.ArgumentParser], object]
+Run = Callable[[argparse.Namespace], int | None]
+
+OURS = {
+    "run": run,
+    "backends": backends,
+    "doctor": doctor,
+    "clean": clean,
+    "journal": journal,
+    "new-backend": new_backend,
+}
+
+PUBLISHED = {"replay": "rhapsody-wfcommons"}
+"""Commands of published plugins, with the distributions that they come with."""
+
+ENDED: dict[object, str] = {128 + each: each.name for each in (signal.SIGTERM, signal.SIGHUP)}
+"""Exit codes of a run that an engine ended because of a signal."""
+
+
+class _Command(NamedTuple):
+    help: str
+    configure: Configure | None
+    run: Run
+
+
+class Commands:
+    """Commands by their names; the argument of `rhapsody_commands`."""
+
+    def __init__(self) -> None:
+        self._commands = {
+            name: _Command(module.HELP, module.configure, module.run)
+            for name, module in OURS.items()
+        }
+
+    def add_command(self, name: str, help: str, configure: Configure | None, run: Run) -> None:
+        """Add a command, see `rhapsody.plugins.specs.CommandLine`."""
+        if not name or name.startswith("-") or name.split() != [name]:
+            raise ValueError(f"{name!r} cannot be the name of a command")
+        if name in self._commands:
+            raise ValueError(f"there is a command {name!r} already")
+        self._commands[name] = _Command(help, configure, run)
+
+    def add_from_plugins(self) -> None:
+        """Add the commands of plugins; report a plugin that raises."""
+        from rhapsody.plugins.manager import implementations, loaded_plugins, report
+
+        for hook in implementations("rhapsody_commands", loaded_plugins()):
+            try:
+                hook.call(cli=self)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin's error of any kind stays its own
+                report(hook, error)
+
+    def run(self, arguments: Sequence[str]) -> int:
+        """Run the command that the arguments name.
+
+        Raises:
+            UsageError: There is no such command.
+            SystemExit: argparse has written help, or an error.
+        """
+        if not arguments or arguments[0].startswith("-"):
+            parser = self._overview()
+            parser.parse_args(arguments)
+            parser.print_help(sys.stderr)
+            return USAGE
+        name, command = arguments[0], self._find(arguments[0])
+        parser = argparse.ArgumentParser(
+            prog=f"rhapsody {name}", description=command.help, allow_abbrev=False
+        )
+        if command.configure is not None:
+            command.configure(parser)
+        parsed, given = argparse.Namespace(), list(arguments[1:])
+        if name == "run":  # the script receives what follows `--`
+            end = [*given, "--"].index("--")
+            parsed.arguments, given = given[end + 1 :], given[:end]
+        parsed, unknown = parser.parse_known_args(given, parsed)
+        if unknown and name == "run":
+            raise UsageError(_misplaced(given, unknown, parsed.arguments, parser))
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        _require_directory()
+        result = command.run(parsed)
+        return DONE if result is None else result
+
+    def _overview(self) -> argparse.ArgumentParser:
+        parser = argparse.ArgumentParser(
+            prog="rhapsody", description="Runs workflows and says what they can run on."
+        )
+        parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+        commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+        for name, command in self._commands.items():
+            commands.add_parser(name, help=command.help)
+        return parser
+
+    def _find(self, name: str) -> _Command:
+        command = self._commands.get(name)
+        if command is not None:
+            return command
+        if name in PUBLISHED:
+            from rhapsody.plugins.entry_points import install_command
+
+            raise UsageError(
+                f"the command {name!r} comes with {PUBLISHED[name]}. To install it: "
+                f"{install_command(PUBLISHED[name])}"
+            )
+        close = difflib.get_close_matches(name, self._commands, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else ""
+        hint = hint or f"there are: {', '.join(self._commands)}"
+        raise UsageError(f"there is no command {name!r}; {hint}")
+
+
+def _require_directory() -> None:
+    """Raise a UsageError if the current directory was removed."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError(
+            "the current directory was removed; change to another directory, or enter it again "
+            "if it was recreated: cd ."
+        ) from None
+
+
+def _misplaced(
+    given: Sequence[str],
+    unknown: Sequence[str],
+    after: Sequence[str],
+    parser: argparse.ArgumentParser,
+) -> str:
+    """Return the error for arguments that belong after `--`, or are misspelled options."""
+    known = list(given)
+    for one in reversed(unknown):
+        if one in known:  # except for a part of several options in one word
+            del known[len(known) - 1 - known[::-1].index(one)]
+    command = shlex.join(["rhapsody", "run", *known, "--", *unknown, *after])
+    options = [each.removeprefix("--") for each in parser._option_string_actions]
+    meant = next((f"did you mean --{each}? or " for each in _close(unknown, options)), "")
+    return (
+        f"unrecognized arguments: {shlex.join(unknown)}; {meant}write -- before the script's own "
+        f"arguments: {command}"
+    )
+
+
+def _close(unknown: Sequence[str], options: Sequence[str]) -> Iterator[str]:
+    """Yield the options that misspelled or shortened ones may stand for."""
+    for word in (each.removeprefix("--") for each in unknown if each.startswith("--")):
+        word = word.partition("=")[0]
+        begin = [each for each in options if each.startswith(word)]
+        if len(word) > 2 and len(begin) == 1:
+            yield begin[0]
+        yield from difflib.get_close_matches(word, options, 1, 0.75)
+
+
+class _Version(argparse.Action):
+    """Reads the version only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from rhapsody._version import __version__
+
+        say(f"rhapsody-core {__version__}")
+        parser.exit()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; those of the process if `None`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: argparse has written help or an error, or a signal or the
+            user's program ended this one with an exit code of its own.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = Commands()
+    try:
+        if arguments[:1] != ["doctor"]:  # the doctor loads plugins in other processes only
+            commands.add_from_plugins()
+        code = commands.run(arguments)
+        if sys.stdout is not None:  # it was closed before the start
+            sys.stdout.flush()
+        return code
+    except UsageError as error:
+        complain(str(error))
+        return USAGE
+    except (CommandError, RhapsodyError) as error:
+        complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except SystemExit as end:
+        if end.code in ENDED:
+            complain(f"ended by {ENDED[end.code]}")
+        raise
+    except BrokenPipeError:
+        # Nothing reads standard output any more. Python must not complain at exit, either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
