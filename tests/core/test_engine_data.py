@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import os
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -343,13 +344,19 @@ async def test_an_input_that_is_not_there_fails_the_task_before_it_runs() -> Non
 @on_machines
 @pytest.mark.parametrize(
     "command",
-    ["sort 'data/x.csv'|uniq", ["sort", "--files0-from=data/x.csv"], ["./data/x.csv"]],
+    [
+        "sort 'data/x.csv'|uniq",
+        "sort 'data/x.csv' 'data/my x'",
+        ["sort", "--files0-from=data/x.csv"],
+        ["./data/x.csv"],
+    ],
 )
 async def test_a_command_that_misses_a_file_of_the_current_directory_gets_a_hint(
     machine: Any, command: Any
 ) -> None:
     Path("data").mkdir()
     Path("data/x.csv").write_text("text")
+    Path("data/my x").write_text("text")
     async with engine(machine()) as flow:
 
         @flow.executable_task
@@ -359,7 +366,9 @@ async def test_a_command_that_misses_a_file_of_the_current_directory_gets_a_hint
         error = await outcome(run())
         assert isinstance(error, TaskFailedError | FileNotFoundError)
         said = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        assert re.search(r"pass InputFile\('(\./)?data/x.csv'\)", said)
+        assert len(re.findall(r"pass InputFile\('(\./)?data/(x.csv|my x)'\)", said)) == 1
+        raised_in = list(map(str, traceback.extract_tb(error.__traceback__)))
+        assert not any("executables.py" in frame for frame in raised_in)
 
 
 @pytest.mark.parametrize("command", ["cat {0}", "cat '{0}'; exit 1", "cat {0} > {1}", "> {1}"])
@@ -369,7 +378,7 @@ async def test_a_command_with_a_file_name_that_needs_quotes_gets_a_hint(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my data.csv").write_text("")
 
-    async with engine("local") as flow:
+    async with engine(Machine()) as flow:
 
         @flow.executable_task
         def show(data: InputFile, out: OutputFile) -> str:

@@ -188,7 +188,7 @@ async def test_two_tasks_cannot_write_one_file_at_once(here: Path, flow: Workflo
     with pytest.raises(DataError) as raised:
         await within(writer(flow)("word", OutputFile("b", save="out/a.txt")))
     assert "task 'write' cannot save 'b' as " in str(raised.value)
-    assert f"task 'slow' ({first.uid}) is about to save one there, too" in str(raised.value)
+    assert "task 'slow' (task.000001) is about to save one there, too" in str(raised.value)
     assert "write.options(after=[future])" in str(raised.value)
     gate.write_text("go")
     await within(first)

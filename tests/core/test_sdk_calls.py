@@ -254,6 +254,12 @@ def test_an_outcome_of_another_version_is_refused_and_says_whom_to_upgrade(
         unpack(pickle.dumps((PROTOCOL_VERSION + newer, "what another version may send")))
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(0, 0), (0.5, 1), (2.0, 2), (3.5, 3)])
+def test_an_order_has_a_thread_for_each_whole_core(cores: float, threads: int) -> None:
+    number = order_of(described(print), cores=cores).cores
+    assert (number, type(number)) == (threads, int)
+
+
 def test_a_backend_can_have_steps_of_its_own() -> None:
     class Own(Runner):
         worker = "the node"

@@ -28,6 +28,7 @@ from rhapsody.errors import (
     describe_error,
     first_call,
     is_a,
+    set_traceback,
     vars_of,
 )
 from rhapsody.resources import Resources
@@ -133,6 +134,8 @@ def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
         given = node.extra.command
         command = given if isinstance(given, str) else shlex.join(given)
     if isinstance(error, BaseException):
+        if is_a(error, OSError) and node.task.kind == "executable":  # it names the command
+            set_traceback(error, None).__cause__ = None
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
             error.args = (hidden(node, str(error)) + _hints(node, report),)
             error.command = error.command or command
@@ -167,10 +170,7 @@ def unquoted_files(node: Node) -> str:
     command = node.extra.command if node.extra is not None else None
     if not isinstance(command, str):
         return ""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # quotes that do not match
-        return ""
+    words = _shell_words(command)
     for file in (*node.args, *(node.kwargs or {}).values()):
         name = file.filename if isinstance(file, File) else file
         if not (isinstance(name, str) and (isinstance(file, File) or os.path.exists(name))):
@@ -190,9 +190,11 @@ def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
     sandbox: str = report.get("sandbox") or described or ""
     if not command or node.task.settings.cwd is not None or not os.path.isdir(sandbox):
         return ""
-    text = command if isinstance(command, str) else "\n".join(command)
-    splits = _SHELL_SPLITS if isinstance(command, str) else _LIST_SPLITS
-    words = dict.fromkeys(splits.split(text)[:WORDS_LOOKED_AT])
+    if isinstance(command, str):
+        found = [*_shell_words(command), *_SHELL_SPLITS.split(command)]
+    else:
+        found = _LIST_SPLITS.split("\n".join(command))
+    words = dict.fromkeys(found[:WORDS_LOOKED_AT])
     missing = [word for word in words if word and _is_missing(word, sandbox)][:3]
     if not missing:
         return ""
@@ -201,6 +203,13 @@ def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
         f"\nhint: the command names {names}, missing from its sandbox: pass "
         f"InputFile({missing[0]!r}) to the task, and use that argument in the command"
     )
+
+
+def _shell_words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # quotes that do not match
+        return []
 
 
 def _is_missing(word: str, sandbox: str) -> bool:

@@ -32,9 +32,6 @@ OURS = "rhapsody: "
 LONGEST = 200
 """Characters of a call that are shown."""
 
-WORDS = 100
-"""How many words of a failed command are looked at."""
-
 PRINTED, LINES = 1000, 10
 """Characters and lines that are shown of what a task printed."""
 
@@ -172,13 +169,6 @@ def _note(node: Node, call: str, error: BaseException) -> str:
     short = full or used_up(error, program=node.task.kind == "executable")
     if short is not None:
         lines.append(f"  {short}")
-    beside = _beside(node)
-    if beside:
-        lines.append(
-            f"  {', '.join(map(repr, beside))} in {os.getcwd()} cannot be seen by that name: "
-            f"commands run in their sandbox; pass InputFile({beside[0]!r}), or the whole path, or "
-            f"set cwd={os.getcwd()!r}"
-        )
     lines += [
         f"  {place!r} is where the file is put when the task is done: the command writes {name!r}"
         for place, name in _places(node).items()
@@ -186,24 +176,6 @@ def _note(node: Node, call: str, error: BaseException) -> str:
     for name, text in _printed(node, error).items():
         lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
-
-
-def _beside(node: Node) -> list[str]:
-    """Words of a failed command that name files of the program's directory, and none it sees."""
-    description = node.description
-    if node.extra is None or node.extra.command is None or description is None:
-        return []
-    command, sandbox = node.extra.command, description.get("sandbox")
-    if sandbox is None or "cwd" in description or not os.path.isdir(sandbox):
-        return []
-    with suppress(ValueError, OSError):  # quotes that do not match; no directory any more
-        words = shlex.split(command) if isinstance(command, str) else command
-        return [
-            word
-            for word in dict.fromkeys(words[:WORDS])
-            if os.path.isfile(word) and not os.path.exists(os.path.join(sandbox, word))
-        ]
-    return []
 
 
 def _places(node: Node) -> dict[str, str]:
