@@ -23,6 +23,7 @@ from rhapsody.errors import (
     set_cause,
     set_traceback,
 )
+from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import (
     PROTOCOL_VERSION,
@@ -68,7 +69,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, n
 def order_of(
     task: TaskDescription,
     *,
-    cores: int = 0,
+    cores: float = 0,
     environment: Mapping[str, str] | None = None,
     directory: str | None = None,
     more: Mapping[str, Any] | None = None,
@@ -78,7 +79,8 @@ def order_of(
 
     Args:
         task: Its description.
-        cores: How many threads numeric libraries may use; 0 leaves them as they are.
+        cores: How many cores numeric libraries may use: they start one thread for each whole core,
+            and at least one; 0 leaves them as they are.
         environment: The variables to set. Default: the task's own.
         directory: Where files of the call's go. Default: its sandbox.
         more: What only the backend's own `Runner` reads; of Python's own types.
@@ -93,7 +95,7 @@ def order_of(
         task.get("attempt", 1),
         sandbox,
         task.get("timeout"),
-        cores,
+        thread_count(cores),
         task.get("environment", {}) if environment is None else environment,
         task.get("capture", True),
         sandbox if directory is None else directory,

@@ -22,7 +22,7 @@ from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
-__all__ = ["Launch", "TaskProgram", "task_environment", "thread_count", "working_directory"]
+__all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
 
 Launch = Callable[..., Program]
 """Starts a program: takes what `Program` takes, and gives one."""
@@ -143,7 +143,7 @@ class TaskProgram:
                 )
             except OSError as error:  # its number makes it of the same type
                 reason = f"task {task['name']!r} cannot start {executable!r:.200}: {error.strerror}"
-                raise OSError(error.errno, reason, error.filename) from error
+                raise OSError(error.errno, reason, error.filename) from None
             except ValueError as error:
                 raise ValueError(
                     f"task {task['name']!r} cannot start {executable!r:.200}: {error}"

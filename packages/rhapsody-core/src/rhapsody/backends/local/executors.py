@@ -20,7 +20,6 @@ from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError, is_a, set_traceback
 from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.capture import recording
-from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.loops import WorkerLoop, without_own_frames
 from rhapsody.sdk.runner import Outcome
 
@@ -135,7 +134,7 @@ class Call:
         environment = job.environment(self._gpus)
         order = order_of(
             job.task,
-            cores=thread_count(job.request.cores),
+            cores=job.request.cores,
             environment=environment,
             directory=job.spill,
         )

@@ -30,7 +30,6 @@ from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_err
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk.calls import order_of
-from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.runner import Outcome
@@ -249,11 +248,11 @@ class ProcessWorkers:
     def frame(self, job: Job) -> bytearray:
         """The call of a job that is packed, as it is sent."""
         assert job.call is not None
-        cores, environment = thread_count(job.request.cores), job.environment(self._gpus)
+        environment = job.environment(self._gpus)
         job.modules = modules = own_modules()
         order = order_of(
             job.task,
-            cores=cores,
+            cores=job.request.cores,
             environment=environment,
             directory=job.spill,
             modules=modules and modules[:REFERENCE],
