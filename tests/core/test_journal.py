@@ -305,15 +305,15 @@ async def test_a_file_that_changes_before_its_task_has_ended_is_not_recorded(
 
     async def program(flow: WorkflowEngine) -> str:
         @flow.function_task
-        def read(data: Any, gate: str, go: str) -> str:
+        def read(data: Any) -> str:
             note("read")
             text = Path(data).read_text()
             if "first" in text:
-                Path(gate).write_text("it was read")
-                Path(go).read_text()
+                gate.write_text("it was read")
+                go.read_text()
             return text
 
-        future = read(kind(here / "in.txt"), str(gate), str(go))
+        future = read(kind(here / "in.txt"))
         if not broken:
             await asyncio.to_thread(gate.read_text)
             (here / "in.txt").write_text("second")

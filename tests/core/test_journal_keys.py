@@ -109,16 +109,24 @@ def test_what_begins_like_the_program_s_directory_is_no_part_of_it(tmp_path: Pat
 
 
 def test_nothing_but_regular_files_is_read(keys: Keys, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "core").symlink_to("/proc/kcore")
-    names = ["fifo", "loop", "gone", "core", "/dev/zero", "/proc/kmsg", "/proc/kcore", ".",
+    names = ["loop", "gone", "core", "/dev/zero", "/proc/kmsg", "/proc/kcore", ".",
              "", "a" * 5000, "a\0b", "a\nb", "\ud800", "/" * 4096, "x/" * 2000]  # fmt: skip
     for name in names:
         key = key_of(keys, work, name)
         assert key.paths == {name: None}
         assert keys.files(key.paths) == key.paths
+
+
+def test_a_function_with_a_pipe_as_an_argument_has_no_key(keys: Keys, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in ("fifo", tmp_path / "fifo", "fifo"):
+        with pytest.raises(NoDigestError, match="fifo' is a pipe"):
+            key_of(keys, work, path)
+    (tmp_path / "fifo").unlink()
+    assert key_of(keys, work, "other").paths == {"other": None}
 
 
 def test_a_file_that_cannot_be_read_is_none(keys: Keys, tmp_path: Path, monkeypatch: Any) -> None:

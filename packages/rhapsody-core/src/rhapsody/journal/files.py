@@ -61,11 +61,13 @@ class FileDigests:
     Attributes:
         new: Digests that are to be kept for later runs, by their stamps.
         gone: Those of files that recorded tasks made and that are gone, by their paths.
+        pipes: Paths that were asked for and name pipes.
     """
 
     def __init__(self, earlier: Callable[[Stamp], bytes | None] = lambda _: None) -> None:
         self.new: dict[Stamp, bytes] = {}
         self.gone: dict[str, bytes] = {}
+        self.pipes: set[str] = set()
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
         self._missing: set[str] | None = None
@@ -91,6 +93,7 @@ class FileDigests:
         """
         if not path or len(path) > LONGEST or (self._missing and path in self._missing):
             return None
+        given = path
         if path[0] == "~" or "$" in path:  # libraries and shells expand them
             path = os.path.expandvars(os.path.expanduser(path))
         elif path.startswith("file:///"):
@@ -101,6 +104,8 @@ class FileDigests:
                     self._missing.add(path)
                 return None
             found = os.stat(path)
+            if stat.S_ISFIFO(found.st_mode):
+                self.pipes.add(given)
             if not stat.S_ISREG(found.st_mode) or found.st_dev in self._kernel:
                 return None
             return self._of(path, found)

@@ -164,6 +164,9 @@ class Keys:
         for name, value in sorted(task["kwargs"].items()):
             shown = name if name.isidentifier() else repr(name)  # no number
             parts[f"argument {shown}"] = found.value(value)
+        if function is not None and not self.program.pipes.isdisjoint(found.paths):
+            pipe = min(self.program.pipes & found.paths.keys())
+            raise NoDigestError(f"its argument {pipe!r} is a pipe, whose content is not known")
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)

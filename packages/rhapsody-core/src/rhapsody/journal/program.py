@@ -64,6 +64,11 @@ class Program:
         """The digest of a file's content; `None` where no file is there that can be read."""
         return self._files.of(path)
 
+    @property
+    def pipes(self) -> set[str]:
+        """The paths that `file` was called with and that name pipes."""
+        return self._files.pipes
+
     def which(self, name: str, path: str | None) -> str | None:
         """Return the path of a program that a command names.
 
