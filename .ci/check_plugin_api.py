@@ -62,7 +62,7 @@ EXPORTING = [
 """Modules of which that belongs to it which they export."""
 
 NAMES = {
-    "rhapsody.aio": ("asked_to_stop", "settable"),
+    "rhapsody.aio": ("is_cancelling", "settable"),
     "rhapsody.quantities": ("seconds",),
 }
 """Modules of which only some names belong to it."""

@@ -85,7 +85,7 @@ on_machines = pytest.mark.parametrize(
 
 @asynccontextmanager
 async def engine(
-    backend: BaseExecutionBackend | None = None, **settings: Any
+    backend: BaseExecutionBackend | str | None = None, **settings: Any
 ) -> AsyncIterator[WorkflowEngine]:
     """An engine for one test: with a time limit, and out of the way of pytest's signals.
 

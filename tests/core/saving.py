@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rhapsody import OutputFile, WorkflowEngine
-from rhapsody.staging.kept import LIST
+from rhapsody import OutputFile, TaskFuture, WorkflowEngine
+from rhapsody.staging.manifest import LIST
 from tests.core.scripted import within
 
 
@@ -51,7 +51,7 @@ PLOTS += "echo 3 > plots/deep/c.png"
 
 async def held_open(
     here: Path, flow: WorkflowEngine, output: Any, command: str
-) -> tuple[asyncio.Future[Any], Path]:
+) -> tuple[TaskFuture[Any], Path]:
     """A task that runs until something is written to the pipe."""
     started, gate = here / "started", here / "gate"
     os.mkfifo(started)

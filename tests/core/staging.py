@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.data import InputFile, OutputFile, link_all, link_into
 from rhapsody.staging import files
-from rhapsody.task import Outcome, TaskDescription
+from rhapsody.task import AttemptInfo, TaskDescription
 
 FULL = Capabilities(files=True, sandboxes=True, shared_file_system=True)
 
@@ -89,7 +89,7 @@ def ended(
     backend: str | None = "linking",
     succeeded: bool = True,
     result_is_path: bool = False,
-) -> Outcome:
+) -> AttemptInfo:
     """What is left of a task that wrote files, as the engine makes it."""
     task = describe(stager, uid)
     sandbox = Path(task["sandbox"])
@@ -97,7 +97,7 @@ def ended(
     for name, text in (writes or {}).items():
         (sandbox / name).write_text(text)
     outputs = [OutputFile(name) for name in writes or {}] if declares else []
-    return Outcome(
+    return AttemptInfo(
         uid=uid,
         sandbox=str(sandbox),
         output_files=tuple(file.filename for file in outputs),
@@ -111,7 +111,7 @@ async def link(
     task: TaskDescription,
     backend: Linking,
     inputs: list[InputFile] | None = None,
-    sources: list[Outcome] | None = None,
+    sources: list[AttemptInfo] | None = None,
     *,
     outputs: list[OutputFile] | None = None,
     implicit: bool = False,

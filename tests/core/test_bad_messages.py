@@ -17,7 +17,7 @@ from rhapsody.backends.local import packing, worker
 from rhapsody.errors import BackendError
 from rhapsody.sdk.calls import order_of, pack, unpack
 from rhapsody.sdk.mailbox import Mailbox
-from rhapsody.sdk.runner import Outcome, ProtocolVersionError, Runner
+from rhapsody.sdk.runner import CallResult, ProtocolVersionError, Runner
 from tests.core.scripted import within
 from tests.nonsense import little_memory, nonsense
 
@@ -37,7 +37,7 @@ def test_an_outcome_that_is_none(packed: bytes) -> None:
             found = unpack(packed)
         except (BackendError, ProtocolVersionError):
             return
-    assert isinstance(found, Outcome)
+    assert isinstance(found, CallResult)
 
 
 @given(nonsense(CALL))

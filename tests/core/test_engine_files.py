@@ -17,7 +17,7 @@ from rhapsody.backends.base import Capabilities
 from rhapsody.data import InputFile, OutputFile
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.staging.outputs import check_outputs, leads_into
-from rhapsody.task import Outcome
+from rhapsody.task import AttemptInfo
 from tests.core.staging import Linking, Stager, describe, ended, link
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
@@ -219,7 +219,7 @@ async def test_a_file_of_another_backend_that_can_be_seen_is_handed_over_by_its_
 async def test_a_file_of_the_same_backend_under_another_name_needs_no_detour(work: Path) -> None:
     backend = Linking("dask", Capabilities(files=True, sandboxes=True))
     stager = Stager(work, backends={"dask-2": backend})
-    source = Outcome("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="dask-2")
+    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="dask-2")
     await link(stager, describe(stager), backend, [InputFile("x.txt")], [source])
     assert backend.explicit[0]["src"]["uid"] == "u.1"
 
@@ -228,7 +228,7 @@ async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(wor
     far = Linking("far", Capabilities(files=True, sandboxes=True))
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
-    source = Outcome("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
+    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
     with pytest.raises(CapabilityError, match=r"'x\.txt'.*'far'.*cannot be reached"):
         await link(stager, describe(stager), here, [InputFile("x.txt")], [source])
     assert here.explicit == []
@@ -236,7 +236,7 @@ async def test_a_file_that_cannot_be_reached_from_here_is_a_capability_error(wor
 
 async def test_a_file_that_should_be_reachable_and_is_gone_is_a_data_error(work: Path) -> None:
     stager = Stager(work, backends={"far": Linking("far"), "here": Linking("here")})
-    source = Outcome("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
+    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
     with pytest.raises(DataError, match="is gone"):
         await link(stager, describe(stager), Linking("here"), [InputFile("x.txt")], [source])
 
@@ -260,7 +260,7 @@ async def test_a_file_of_a_distant_backend_is_copied_once_through_the_work_dir(
     far = Distant("far")
     here = Linking("here")
     stager = Stager(work, backends={"far": far, "here": here})
-    source = Outcome("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
+    source = AttemptInfo("u.1", sandbox="/far/u.1", output_files=("x.txt",), backend="far")
     boxes = await asyncio.gather(
         *(
             link(stager, describe(stager, f"r.{n}"), here, [InputFile("x.txt")], [source])
@@ -282,7 +282,7 @@ async def test_what_a_dependency_without_declared_outputs_left_is_linked(
     stager = Stager(work)
     quiet = ended(stager, "q.1", writes={"left over": "1"}, declares=False)
     declared = ended(stager, "d.1", writes={"declared": "2"})
-    nothing = Outcome("n.1", backend="linking")
+    nothing = AttemptInfo("n.1", backend="linking")
     task = describe(stager)
     sandbox = await link(stager, task, backend, sources=[quiet, declared, nothing], implicit=True)
     assert backend.implicit == [("q.1", task["uid"])]
@@ -315,7 +315,7 @@ async def test_implicit_links_between_backends_need_a_shared_file_system(work: P
     bare = Linking("bare", Capabilities())
     stager = Stager(work, backends={b.name: b for b in (shared, unshared, bare)})
     seen = ended(stager, "seen.1", writes={"a": "1"}, declares=False, backend="elsewhere")
-    unseen = Outcome("unseen.1", sandbox="/far/unseen.1", backend="elsewhere")
+    unseen = AttemptInfo("unseen.1", sandbox="/far/unseen.1", backend="elsewhere")
     for backend, expected in ((shared, ["seen.1"]), (unshared, []), (bare, [])):
         await link(stager, describe(stager), backend, sources=[seen, unseen], implicit=True)
         assert [uid for uid, _ in backend.implicit] == expected

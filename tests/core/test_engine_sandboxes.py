@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.data import InputFile
-from rhapsody.staging.sandboxes import Fate, Keep, Sandbox
+from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox
 from tests.core.staging import Linking, Stager, describe, ended, link
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio]
@@ -267,7 +267,7 @@ async def test_removals_that_fail_are_said_once_and_reach_nobody(
 
     stager = Stager(work, "none")
     outcomes = [ended(stager, f"u.{n}") for n in range(3)]
-    monkeypatch.setattr("rhapsody.staging.trees.shutil.rmtree", refuse)
+    monkeypatch.setattr("rhapsody.staging.fsutil.shutil.rmtree", refuse)
     with caplog.at_level(logging.WARNING):
         await stager.close()
     assert len(outcomes) == 3
@@ -288,7 +288,7 @@ async def test_the_loop_goes_on_while_a_sandbox_is_removed(
 
     stager = Stager(work, "none")
     outcome = ended(stager)
-    monkeypatch.setattr("rhapsody.staging.trees.shutil.rmtree", slow)
+    monkeypatch.setattr("rhapsody.staging.fsutil.shutil.rmtree", slow)
     closing = asyncio.create_task(stager.close())
     async with asyncio.timeout(10):
         assert await asyncio.to_thread(began.wait, 10)
@@ -350,7 +350,7 @@ async def test_a_long_chain_of_sandboxes_is_let_go_without_deep_recursion(work: 
     stager = Stager(work, "failed")
     keepers: tuple[Sandbox, ...] = ()
     for number in range(50_000):
-        keepers = (stager._sandboxes.hold(f"{work}/u.{number}", Fate.REMOVE, keepers),)
+        keepers = (stager._sandboxes.hold(f"{work}/u.{number}", Disposition.REMOVE, keepers),)
     keepers[0].spare()
     del keepers
     gc.collect()

@@ -136,7 +136,7 @@ async def test_a_restart_that_does_not_become_ready_counts_as_one() -> None:
         await clock.advance(6)
         error = await outcome(client)
         assert isinstance(error, DependencyFailureError)
-        assert "service 'server' is there no more: TaskTimeoutError" in str(error)
+        assert "service 'server' is no longer running: TaskTimeoutError" in str(error)
         await within(service.ended())
         assert len(backend.named("server")) == 3
         assert service.result() == "one"
@@ -248,7 +248,7 @@ async def test_dependents_of_a_service_that_is_gone_fail_with_its_error() -> Non
         for future in (waits, client(service), flow.block(lambda where: where)(service)):
             error: Any = await outcome(future)
             assert isinstance(error, DependencyFailureError)
-            assert "did not run because service 'server' is there no more" in str(error)
+            assert "did not run because service 'server' is no longer running" in str(error)
             assert error.failed_dependencies == ["server"]
             assert isinstance(error.root_cause, TaskFailedError)
             assert "ended by itself: exit code 3" in str(error.root_cause)

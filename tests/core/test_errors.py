@@ -15,7 +15,7 @@ BUILTINS = {
     "DependencyFailureError": RuntimeError,
     "TaskFailedError": RuntimeError,
     "TaskTimeoutError": TimeoutError,
-    "TaskHeldBackError": RuntimeError,
+    "InsufficientWalltimeError": RuntimeError,
     "TaskLostError": RuntimeError,
     "SubmissionError": RuntimeError,
     "BackendUnavailableError": ConnectionError,

@@ -20,9 +20,9 @@ import pytest
 
 import rhapsody
 from rhapsody import WorkflowEngine
-from rhapsody.engine.tasks import Task
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.journal.keys import Keys
-from rhapsody.journal.values import NoDigestError
+from rhapsody.journal.values import UnhashableError
 from tests.core.journal_keys import key_of, keys_in
 from tests.core.journal_values import WITHOUT, Color, Hostile, Odd, Point
 
@@ -34,9 +34,9 @@ def keys(tmp_path: Path) -> Keys:
 
 def test_a_closure_without_a_digest_is_told(keys: Keys) -> None:
     numbers = (n for n in range(3))
-    with pytest.raises(NoDigestError, match="numbers around"):
+    with pytest.raises(UnhashableError, match="numbers around"):
         key_of(keys, lambda: next(numbers))
-    with pytest.raises(NoDigestError, match="defaults of"):
+    with pytest.raises(UnhashableError, match="defaults of"):
         key_of(keys, lambda numbers=numbers: next(numbers))
 
 
@@ -290,7 +290,7 @@ def test_a_global_may_be_anything_that_can_be_followed(
 def test_a_global_without_a_digest_is_refused(what: str, keys: Keys, monkeypatch: Any) -> None:
     monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
     monkeypatch.setitem(globals(), "MODE", WITHOUT[what])
-    with pytest.raises(NoDigestError, match=r"MODE used by by_mode.*set version="):
+    with pytest.raises(UnhashableError, match=r"MODE used by by_mode.*set version="):
         key_of(keys, by_mode)
 
 
@@ -372,7 +372,7 @@ def test_the_code_of_another_task_counts_where_a_task_calls_it(
 ) -> None:
     digests: set[bytes] = set()
     for function in (lambda: 1, lambda: 2, lambda: 1):
-        task = object.__new__(Task)
+        task = object.__new__(TaskFunction)
         vars(task)["engine"] = threading.Lock()
         vars(task)["check"] = eval(f"lambda: {len(digests)}")  # of the engine's own making
         functools.update_wrapper(task, function)

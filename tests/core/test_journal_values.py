@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from rhapsody.journal.keys import Keys
-from rhapsody.journal.values import NoDigestError
+from rhapsody.journal.values import UnhashableError
 from tests.core.journal_keys import key_of, keys_in, twice, work
 from tests.core.journal_values import DIFFERENT, EQUAL, WITHOUT, Kept, Point
 
@@ -47,9 +47,9 @@ def test_different_values_have_different_keys(what: str, keys: Keys) -> None:
 @pytest.mark.parametrize("what", WITHOUT)
 def test_what_has_no_digest_is_told(what: str, keys: Keys, monkeypatch: Any) -> None:
     monkeypatch.setattr("rhapsody.journal.values.MOST", 10_000)
-    with pytest.raises(NoDigestError):
+    with pytest.raises(UnhashableError):
         key_of(keys, work, WITHOUT[what])
-    with pytest.raises(NoDigestError):
+    with pytest.raises(UnhashableError):
         key_of(keys, functools.partial(work, WITHOUT[what]))
 
 
@@ -150,7 +150,7 @@ def test_tables_count_by_all_that_is_in_them(keys: Keys) -> None:
     again = [key_of(keys, work, pickle.loads(pickle.dumps(each))).digest for each in different]
     assert again == digests
     assert key_of(keys, work, copied).digest == digests[0]
-    with pytest.raises(NoDigestError):
+    with pytest.raises(UnhashableError):
         key_of(keys, work, frame(b=[threading.Lock(), 1]))
 
 
@@ -209,7 +209,7 @@ def test_a_value_that_changes_while_it_is_read_is_told(keys: Keys) -> None:
                 self[key + "a"] = 1
                 yield key, 1
 
-    with pytest.raises(NoDigestError, match="changed size"):
+    with pytest.raises(UnhashableError, match="changed size"):
         key_of(keys, work, Growing(a=1))
 
 

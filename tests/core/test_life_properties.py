@@ -281,7 +281,7 @@ class History:
         """A future that was not cancelled has the result or the failure that was reported."""
         error = call.future.exception()
         failed = [one for one in call.dependencies if one.future.exception() is not None]
-        if isinstance(error, DependencyFailureError) and "is there no more" in str(error):
+        if isinstance(error, DependencyFailureError) and "is no longer running" in str(error):
             assert any(one.future.name == "server" for one in call.dependencies)
             return
         assert isinstance(error, DependencyFailureError) == bool(failed)

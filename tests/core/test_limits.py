@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from rhapsody import RetryPolicy, WorkflowEngine
-from rhapsody.engine.lanes import ReadyQueue
-from rhapsody.engine.node import Node
+from rhapsody.engine.dispatch import ReadyQueue
+from rhapsody.engine.record import TaskRecord
 from tests.core.scripted import Crowd, Inline, ManualClock, Scripted, turns, until, within
 
 pytestmark = pytest.mark.asyncio
@@ -129,10 +129,10 @@ async def test_higher_priority_goes_first_and_equals_in_order() -> None:
 
 async def test_a_priority_of_its_own_for_each_task_costs_no_more_with_many_tasks() -> None:
     def each(count: int) -> float:
-        queue, node = ReadyQueue(), cast("Node", None)
+        queue, record = ReadyQueue(), cast("TaskRecord", None)
         begin = time.process_time()
         for number in range(1, count + 1):
-            queue.push(node, number * 7919 % count)
+            queue.push(record, number * 7919 % count)
         while queue:
             queue.pop()
         return (time.process_time() - begin) / count

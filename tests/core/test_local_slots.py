@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from rhapsody.backends.local import machine as machine_module
-from rhapsody.backends.local.machine import (
-    Machine,
+from rhapsody.backends.local import host
+from rhapsody.backends.local.host import (
+    HostResources,
     available_cores,
     available_gpus,
     available_memory,
-    machine,
+    host_resources,
 )
 from rhapsody.backends.local.slots import Queue, Request, Slots
 
@@ -34,7 +34,7 @@ class Line:
     """A queue on a small machine, and what is running."""
 
     def __init__(self, cores: int = 4, gpus: int = 0, memory: int = 100, workers: int = 4) -> None:
-        self.slots = Slots(Machine(cores, tuple(map(str, range(gpus))), memory, workers))
+        self.slots = Slots(HostResources(cores, tuple(map(str, range(gpus))), memory, workers))
         self.queue: Queue[Item] = Queue(self.slots)
         self.items: dict[str, Item] = {}
 
@@ -188,7 +188,7 @@ def test_memory_is_counted() -> None:
 
 
 def test_unknown_memory_is_not_counted() -> None:
-    slots = Slots(Machine(1, (), None, 1))
+    slots = Slots(HostResources(1, (), None, 1))
     assert slots.missing(Request(memory=10**15)) is None
     assert slots.take(Request(memory=10**15)) == ()
 
@@ -219,7 +219,7 @@ def test_a_task_without_cores_needs_no_free_core() -> None:
 
 
 def test_the_machine_is_what_this_process_may_use() -> None:
-    found = machine(None)
+    found = host_resources(None)
     assert found.cores == found.workers == available_cores()
     if hasattr(os, "sched_getaffinity"):
         assert found.cores == len(os.sched_getaffinity(0))
@@ -227,27 +227,27 @@ def test_the_machine_is_what_this_process_may_use() -> None:
 
 
 def test_the_user_has_the_last_word() -> None:
-    found = machine({"cores": 3, "gpus": 2, "memory": "2 GiB", "workers": 7})
+    found = host_resources({"cores": 3, "gpus": 2, "memory": "2 GiB", "workers": 7})
     assert (found.cores, found.memory, found.workers) == (3, 2 * 1024**3, 7)
     assert len(found.gpus) == 2
 
 
 def test_workers_follow_the_cores() -> None:
-    assert machine({"cores": 5}).workers == 5
-    assert machine({"cores": 5}, workers=2).workers == 2
-    assert machine({"cores": 5, "workers": 1}, workers=2).workers == 1
+    assert host_resources({"cores": 5}).workers == 5
+    assert host_resources({"cores": 5}, workers=2).workers == 2
+    assert host_resources({"cores": 5, "workers": 1}, workers=2).workers == 1
 
 
 def test_so_many_workers_can_be_used_at_once() -> None:
     many = available_cores() + 3
-    assert machine({"workers": many}).cores == many
-    assert machine(None, workers=many).cores == many
-    assert machine({"workers": 1}).cores == available_cores()
-    assert machine({"cores": 1, "workers": many}).cores == 1
+    assert host_resources({"workers": many}).cores == many
+    assert host_resources(None, workers=many).cores == many
+    assert host_resources({"workers": 1}).cores == available_cores()
+    assert host_resources({"cores": 1, "workers": many}).cores == 1
 
 
 def test_gpus_may_be_named() -> None:
-    assert machine({"gpus": ["3", "GPU-1f"]}).gpus == ("3", "GPU-1f")
+    assert host_resources({"gpus": ["3", "GPU-1f"]}).gpus == ("3", "GPU-1f")
 
 
 @pytest.mark.parametrize(
@@ -259,24 +259,24 @@ def test_gpus_are_those_that_cuda_may_see(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert available_gpus() == gpus
-    assert machine(None).gpus == gpus
+    assert host_resources(None).gpus == gpus
 
 
 def test_a_number_of_gpus_takes_the_first_visible_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    assert machine({"gpus": 2}).gpus == ("4", "5")
+    assert host_resources({"gpus": 2}).gpus == ("4", "5")
 
 
 def test_gpus_are_found_by_their_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(machine_module, "DEVICES", tmp_path)
+    monkeypatch.setattr(host, "DEVICES", tmp_path)
     assert available_gpus() == ("0", "2", "10")
 
 
 def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "_control_group_limits", lambda: [12345, 99999])
+    monkeypatch.setattr(host, "_control_group_limits", lambda: [12345, 99999])
     assert available_memory() == 12345
 
 
@@ -296,5 +296,5 @@ def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_bad_resources_are_named(resources: Any, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind) as error:
-        machine(resources)
+        host_resources(resources)
     assert said in str(error.value)

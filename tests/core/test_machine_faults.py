@@ -1,4 +1,4 @@
-"""The histories find faults: each of these is planted into the machine, and found soon."""
+"""The histories find faults: each of these is planted into the scheduler, and found soon."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from rhapsody.engine.graph import Graph
-from rhapsody.engine.life import READY, Event, Future, Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Extra, Node
+from rhapsody.engine.record import Extra, TaskRecord
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.states import READY, FutureState, Transition, WorkState
 from rhapsody.states import TasksMainStates
 from tests.core.machine.world import history
 
@@ -17,7 +17,7 @@ SOON = 2000
 """Histories within which each fault is found: about a second."""
 
 
-class LostDecrement(Machine):
+class LostDecrement(Scheduler):
     """One of two dependencies that end is not counted."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
@@ -26,128 +26,128 @@ class LostDecrement(Machine):
 
 
 class ForgetfulGraph(Graph):
-    """Forgets to count a dependency of a node that waits for two."""
+    """Forgets to count a dependency of a task that waits for two."""
 
-    def _dependency_settled(self, node: Node, dependency: Any) -> None:
-        node.unfinished += node.unfinished == 2
-        super()._dependency_settled(node, dependency)
+    def _dependency_settled(self, record: TaskRecord, dependency: Any) -> None:
+        record.unfinished += record.unfinished == 2
+        super()._dependency_settled(record, dependency)
 
 
-class DoubleSettle(Machine):
+class DoubleSettle(Scheduler):
     """A result that a user had cancelled is revealed all the same."""
 
-    def reveal(self, node: Node, value: Any) -> None:
-        if not node.step(Event.REVEAL):
-            self.actions.succeed(node, value)
+    def reveal(self, record: TaskRecord, value: Any) -> None:
+        if not record.step(Transition.REVEAL):
+            self.actions.succeed(record, value)
             return
-        self._show(node, value)
+        self._show(record, value)
 
 
-class LateUpdateApplied(Machine):
+class LateUpdateApplied(Scheduler):
     """What a backend says of an attempt that is over counts for the next one."""
 
-    def _free(self, node: Node) -> None:
-        uid = node.uid
-        super()._free(node)
-        self.inflight[uid] = node
+    def _free(self, record: TaskRecord) -> None:
+        uid = record.uid
+        super()._free(record)
+        self.inflight[uid] = record
 
 
-class RetryAfterCancel(Machine):
+class RetryAfterCancel(Scheduler):
     """A task that was cancelled while it waited for its next attempt is tried again."""
 
-    def _disarm(self, node: Node) -> None:
-        if node.life.work is not Work.ENDED:
-            super()._disarm(node)
+    def _disarm(self, record: TaskRecord) -> None:
+        if record.life.work is not WorkState.ENDED:
+            super()._disarm(record)
 
-    def _again(self, node: Node) -> None:
-        node.life = READY
-        self.actions.route(node)
+    def _again(self, record: TaskRecord) -> None:
+        record.life = READY
+        self.actions.route(record)
 
 
-class SeenBeforeRecorded(Machine):
+class SeenBeforeRecorded(Scheduler):
     """A result is seen before it is recorded."""
 
-    def end(self, node: Node, main: TasksMainStates, report: Any) -> None:
+    def end(self, record: TaskRecord, main: TasksMainStates, report: Any) -> None:
         self.recording = False
-        super().end(node, main, report)
+        super().end(record, main, report)
 
 
-class SlotNotFreed(Machine):
+class SlotNotFreed(Scheduler):
     """An attempt that failed keeps its slot."""
 
-    def _attempt_failed(self, node: Node, error: BaseException) -> None:
-        assert node.backend is not None
-        node.backend.occupied += 1
-        super()._attempt_failed(node, error)
+    def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
+        assert record.backend is not None
+        record.backend.occupied += 1
+        super()._attempt_failed(record, error)
 
 
-class DeadlineNotDisarmed(Machine):
+class DeadlineNotDisarmed(Scheduler):
     """The time-out of an attempt that is over goes on."""
 
-    def _disarm(self, node: Node) -> None:
-        if node.extra is not None:
-            node.extra.timer = None
+    def _disarm(self, record: TaskRecord) -> None:
+        if record.extra is not None:
+            record.extra.timer = None
 
 
-class LimitNotGivenBack(Machine):
+class LimitNotGivenBack(Scheduler):
     """A cancelled task keeps its places under named limits."""
 
-    def _release(self, node: Node, extra: Extra) -> None:
-        if node.life.future is Future.CANCELLED:
-            self._disarm(node)
+    def _release(self, record: TaskRecord, extra: Extra) -> None:
+        if record.life.future is FutureState.CANCELLED:
+            self._disarm(record)
         else:
-            super()._release(node, extra)
+            super()._release(record, extra)
 
 
-class DependentsNotTold(Machine):
+class DependentsNotTold(Scheduler):
     """What waits for a cancelled task waits for ever."""
 
-    def _stop_cancelled(self, cancelled: tuple[Node, bool]) -> None:
+    def _stop_cancelled(self, cancelled: tuple[TaskRecord, bool]) -> None:
         cancelled[0].dependents = None
         super()._stop_cancelled(cancelled)
 
 
-class TriedForEver(Machine):
+class TriedForEver(Scheduler):
     """A failed attempt is not counted."""
 
-    def _attempt_failed(self, node: Node, error: BaseException) -> None:
-        super()._attempt_failed(node, error)
-        if node.extra is not None:
-            node.extra.failures, node.extra.losses = {}, 0
+    def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
+        super()._attempt_failed(record, error)
+        if record.extra is not None:
+            record.extra.failures, record.extra.losses = {}, 0
 
 
-class BackAndForth(Machine):
+class BackAndForth(Scheduler):
     """A task comes back to a backend that it has left."""
 
-    def _attempt_failed(self, node: Node, error: BaseException) -> None:
-        super()._attempt_failed(node, error)
-        if node.extra is not None:
-            node.extra.elsewhere = None
+    def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
+        super()._attempt_failed(record, error)
+        if record.extra is not None:
+            record.extra.elsewhere = None
 
 
-class WorkNotStopped(Machine):
+class WorkNotStopped(Scheduler):
     """The work of a cancelled task goes on, as nobody is asked to stop it."""
 
-    def _stop_cancelled(self, cancelled: tuple[Node, bool]) -> None:
+    def _stop_cancelled(self, cancelled: tuple[TaskRecord, bool]) -> None:
         super()._stop_cancelled((cancelled[0], False))
 
 
-class AnotherAttemptServes(Machine):
+class AnotherAttemptServes(Scheduler):
     """A service is ready as an attempt says so that is over."""
 
-    def serve(self, node: Node, uid: str, information: Any) -> None:
-        super().serve(node, node.uid, information)
+    def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
+        super().serve(record, record.uid, information)
 
 
-class FailureNotCounted(Machine):
+class FailureNotCounted(Scheduler):
     """A failed task is not counted."""
 
-    def _failed(self, node: Node, error: BaseException) -> None:
-        super()._failed(node, error)
+    def _failed(self, record: TaskRecord, error: BaseException) -> None:
+        super()._failed(record, error)
         self.stats.failed -= 1
 
 
-class RunsWithoutItsDependencies(Machine):
+class RunsWithoutItsDependencies(Scheduler):
     """A task whose dependency failed runs."""
 
     def __init__(self, *given: Any, **settings: Any) -> None:
@@ -158,7 +158,7 @@ class RunsWithoutItsDependencies(Machine):
 class CarelessGraph(Graph):
     """Does not look whether dependencies failed."""
 
-    def fail_with_dependencies(self, node: Node) -> bool:
+    def fail_with_dependencies(self, record: TaskRecord) -> bool:
         return False
 
 
@@ -171,11 +171,11 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: type[Machine]) -> None:
+def test_a_planted_fault_is_found(fault: type[Scheduler]) -> None:
     with pytest.raises((AssertionError, KeyError)):
         run_all(fault)
 
 
-def run_all(fault: type[Machine]) -> None:
+def run_all(fault: type[Scheduler]) -> None:
     for seed in range(SOON):
         history(seed, fault)

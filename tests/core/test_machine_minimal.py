@@ -1,12 +1,12 @@
-"""The shortest history of each fault that the machine has had."""
+"""The shortest history of each fault that the scheduler has had."""
 
 from __future__ import annotations
 
 from random import Random
 
 from rhapsody.engine.attempts import Attempts
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.errors import TaskTimeoutError
 from tests.core.machine.world import NothingHeld, World, definition
 
@@ -16,47 +16,47 @@ class Script(World):
 
     def __init__(self, *, max_failures: int | None = None) -> None:
         super().__init__(Random(0))
-        self.machine = Machine(Attempts(None, 0), max_failures)
-        self.machine.connect(self, NothingHeld())  # type: ignore[arg-type]
-        self.machine.limited = True
+        self.scheduler = Scheduler(Attempts(None, 0), max_failures)
+        self.scheduler.connect(self, NothingHeld())  # type: ignore[arg-type]
+        self.scheduler.limited = True
 
-    def task(self, **settings: object) -> Node:
+    def task(self, **settings: object) -> TaskRecord:
         """A task that was called."""
         return self.add(definition("function", **settings))
 
-    def hand_over(self, *nodes: Node) -> None:
+    def hand_over(self, *records: TaskRecord) -> None:
         """Tasks that are in the hands of the backend, which has not taken them yet."""
-        for node in nodes:
-            self.prepare(node)
-        self.machine.submit(nodes, self.backends[0])
+        for record in records:
+            self.prepare(record)
+        self.scheduler.submit(records, self.backends[0])
 
 
 def test_what_is_cancelled_while_a_batch_is_put_together_is_not_in_it() -> None:
     script = Script(max_failures=1)
     first, second = script.task(), script.task()
     script.prepare(first)
-    script.machine.refuse(second, LookupError())
-    assert script.machine.submit([first], script.backends[0]) == []
-    assert script.machine.inflight == {}
+    script.scheduler.refuse(second, LookupError())
+    assert script.scheduler.submit([first], script.backends[0]) == []
+    assert script.scheduler.inflight == {}
 
 
 def test_what_is_over_its_time_when_its_batch_is_refused_fails_for_its_time() -> None:
     script = Script()
-    node = script.task(timeout=5)
-    script.hand_over(node)
-    script.machine.run(node)
+    record = script.task(timeout=5)
+    script.hand_over(record)
+    script.scheduler.run(record)
     script.wait()
-    script.machine.reject(node, OSError("no"))
-    assert isinstance(node.future.exception(), TaskTimeoutError)
-    assert not script.machine.graph.live
+    script.scheduler.reject(record, OSError("no"))
+    assert isinstance(record.future.exception(), TaskTimeoutError)
+    assert not script.scheduler.graph.live
 
 
 def test_what_is_abandoned_gives_its_slot_and_its_limits_back() -> None:
     script = Script()
-    script.machine.limits.declare((("licence", 1),))
-    node = script.task(limit="licence:1")
-    assert script.machine.limits.take(node, node.task.settings.limit)
-    script.hand_over(node)
-    script.machine.abandon()
+    script.scheduler.limits.declare((("licence", 1),))
+    record = script.task(limit="licence:1")
+    assert script.scheduler.limits.take(record, record.task.settings.limit)
+    script.hand_over(record)
+    script.scheduler.abandon()
     assert script.backends[0].occupied == 0
-    assert script.machine.limits.take(script.task(limit="licence:1"), (("licence", 1),))
+    assert script.scheduler.limits.take(script.task(limit="licence:1"), (("licence", 1),))

@@ -26,7 +26,7 @@ from rhapsody import (
     TaskTimeoutError,
     WorkflowEngine,
 )
-from rhapsody.engine.failures import exit_code
+from rhapsody.engine.error_messages import exit_code
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]

@@ -225,7 +225,7 @@ def test_every_user_has_sources() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from rhapsody.backends.local import machine",
+        "from rhapsody.backends.local import host",
         "def f():\n    import rhapsody.engine.graph",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rhapsody import engine",
         "from rhapsody.backends.base import shutil",

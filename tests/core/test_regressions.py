@@ -175,9 +175,9 @@ async def test_an_error_in_the_engine_is_not_a_bare_cancelled_error(
         def broken(*_: Any, **__: Any) -> Any:
             raise ZeroDivisionError("a fault of ours")
 
-        from rhapsody.engine.lanes import Lane
+        from rhapsody.engine.dispatch import Dispatcher
 
-        monkeypatch.setattr(Lane, "_take", broken)
+        monkeypatch.setattr(Dispatcher, "_take", broken)
         last = part()
         await within(asyncio.wait([running, waiting, last]))
         for future in (running, last):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rhapsody import DataError, OutputFile, WorkflowEngine
-from rhapsody.staging.trees import copy_file
+from rhapsody.staging.fsutil import copy_file
 from tests.core.saving import writer
 from tests.core.scripted import within
 from tests.core.small_backend import SmallBackend

@@ -27,7 +27,7 @@ from rhapsody import (
     OutputFile,
     WorkflowEngine,
 )
-from rhapsody.staging.trees import copy_directory
+from rhapsody.staging.fsutil import copy_directory
 from tests.core.saving import PLOTS, files, held_open, listing, shell
 from tests.core.scripted import within
 
@@ -397,7 +397,7 @@ async def test_what_was_replaced_and_cannot_be_removed_is_named(
     def refuse(path: Any) -> None:
         raise PermissionError("not yours")
 
-    monkeypatch.setattr("rhapsody.staging.trees.remove_directory", refuse)
+    monkeypatch.setattr("rhapsody.staging.fsutil.remove_directory", refuse)
     await within(run("mkdir d; touch d/new", OutputDir("./d")))
     assert files(here / "d") == {"new"}
     (told,) = [record for record in caplog.records if record.levelno == logging.WARNING]

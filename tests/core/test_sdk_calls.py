@@ -23,7 +23,7 @@ from rhapsody import TaskDescription, current_task
 from rhapsody.errors import TaskFailedError
 from rhapsody.sdk import runner
 from rhapsody.sdk.calls import RemoteTraceback, finish, order_of, pack, unpack
-from rhapsody.sdk.runner import PROTOCOL_VERSION, Order, ProtocolVersionError, Runner
+from rhapsody.sdk.runner import PROTOCOL_VERSION, CallSpec, ProtocolVersionError, Runner
 
 SOURCE = Path(runner.__file__)
 
@@ -269,7 +269,7 @@ def test_a_backend_can_have_steps_of_its_own() -> None:
             function, args, kwargs = super().load(call)
             return function, (*args, self.own), kwargs
 
-        def context(self, order: Order) -> Any:
+        def context(self, order: CallSpec) -> Any:
             self.own = order.more["own"]
             return super().context(order)
 

@@ -78,5 +78,5 @@ def test_calls_and_files_of_one_task_are_counted() -> None:
     routes = ("benchmarks.counting.routes", "threads", "--tasks", "5")
     found = checkouts.measured(ROOT, *routes, counted=True)["user"]
     calls = {name.rpartition(":")[2]: times for name, times in found["functions"].items()}
-    assert calls["Task.__call__"] == 1
-    assert any(file.endswith("rhapsody/engine/tasks.py") for file in found["files"])
+    assert calls["TaskFunction.__call__"] == 1
+    assert any(file.endswith("rhapsody/engine/task_function.py") for file in found["files"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.task import Outcome, is_async, task_kind
+from rhapsody.task import AttemptInfo, is_async, task_kind
 
 
 async def coroutine(x: int = 0) -> int:
@@ -68,6 +68,6 @@ def test_services_and_executables_are_told_apart() -> None:
 
 
 def test_an_outcome_holds_nothing_but_what_it_was_given() -> None:
-    outcome = Outcome(uid="u")
+    outcome = AttemptInfo(uid="u")
     assert (outcome.stdout, outcome.exit_code, outcome.sandbox, outcome.keeper) == (None,) * 4
     assert outcome.output_files == ()

@@ -15,9 +15,9 @@ import pytest
 
 from rhapsody import (
     DependencyFailureError,
+    InsufficientWalltimeError,
     LocalExecutionBackend,
     NoopExecutionBackend,
-    TaskHeldBackError,
     WorkflowEngine,
     hookimpl,
 )
@@ -59,7 +59,7 @@ async def test_a_task_that_does_not_fit_is_held_back_and_others_run(tmp_path: Pa
         long = simulate.options(resources={"walltime": 600})(1)
         late = simulate.options(timeout=3600)(2)
         fits = simulate.options(resources={"walltime": 5}, timeout=3600)(3)
-        with pytest.raises(TaskHeldBackError) as caught:
+        with pytest.raises(InsufficientWalltimeError) as caught:
             await within(long)
         error = caught.value
         assert str(error).startswith(
@@ -69,7 +69,9 @@ async def test_a_task_that_does_not_fit_is_held_back_and_others_run(tmp_path: Pa
         assert str(error).endswith(" s; the next run takes it up")
         assert (error.backend, error.needs) == ("local", 600)
         assert 0 < error.left <= 60
-        with pytest.raises(TaskHeldBackError, match="it needs 3600 s by its time-out, and backend"):
+        with pytest.raises(
+            InsufficientWalltimeError, match="it needs 3600 s by its time-out, and backend"
+        ):
             await within(late)
         assert await within(fits) == 3
         assert await within(simulate(4)) == 4
@@ -112,7 +114,7 @@ async def test_it_goes_to_another_backend_unless_it_names_its_own(tmp_path: Path
         assert await within(future) == "ran"
         assert future.backend == "staying"
         assert await within(program()) == "ran\n"
-        with pytest.raises(TaskHeldBackError, match="backend 'ending' ends in"):
+        with pytest.raises(InsufficientWalltimeError, match="backend 'ending' ends in"):
             await within(moves.options(backend="ending")())
         named = moves.options(backend="ending", other_backends=["staying"])()
         assert (await within(named), named.backend) == ("ran", "staying")
@@ -191,9 +193,13 @@ async def test_a_queued_task_that_does_not_fit_any_more_is_not_started(
         await within(running)
         assert await within(queued) == "ran"
         assert (queued.backend, queued.attempt) == ("staying", 2)
-        with pytest.raises(TaskHeldBackError, match="it needs 30 s by its walltime, and backend"):
+        with pytest.raises(
+            InsufficientWalltimeError, match="it needs 30 s by its walltime, and backend"
+        ):
             await within(named)
-        with pytest.raises(TaskHeldBackError, match="needs 30 s, and the walltime is over in"):
+        with pytest.raises(
+            InsufficientWalltimeError, match="needs 30 s, and the walltime is over in"
+        ):
             await within(last)
         assert (flow.stats.retried, flow.stats.lost) == (0, 0)
     row = counts.all
@@ -213,7 +219,7 @@ async def test_nothing_stands_in_for_it_and_it_does_not_count_as_a_failure(tmp_p
             return 2
 
         held, runs = simulate(), quick()
-        with pytest.raises(TaskHeldBackError):
+        with pytest.raises(InsufficientWalltimeError):
             await within(held)
         assert await within(runs) == 2
         assert not flow.stats.retried
@@ -233,7 +239,7 @@ async def test_a_result_of_an_earlier_run_is_reused_however_little_time_is_left(
 
             return await within(simulate(3))
 
-    with pytest.raises(TaskHeldBackError):
+    with pytest.raises(InsufficientWalltimeError):
         await run(60)
     assert await run(3600) == 3
     assert await run(60) == 3
@@ -272,7 +278,7 @@ async def test_a_dependent_of_one_that_is_held_back_says_so(tmp_path: Path) -> N
         failed = step(step.options(timeout=600)(1))
         with pytest.raises(DependencyFailureError, match="was held back") as caught:
             await within(failed)
-        assert isinstance(caught.value.root_cause, TaskHeldBackError)
+        assert isinstance(caught.value.root_cause, InsufficientWalltimeError)
 
 
 @pytest.mark.parametrize(

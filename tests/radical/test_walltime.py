@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import TaskHeldBackError, WorkflowEngine
+from rhapsody import InsufficientWalltimeError, WorkflowEngine
 from rhapsody.resources import Resources
 from rhapsody.task import TaskDescription
 from rhapsody_radical.fleet import Fleet
@@ -95,9 +95,11 @@ async def test_a_pilot_gets_no_task_that_would_not_end_in_time(tmp_path: Path) -
         long = say.options(resources={"walltime": 1800})("too late")
         quick = say.options(resources={"walltime": 10}, timeout=1800)("in time")
         async with asyncio.timeout(150):
-            with pytest.raises(TaskHeldBackError, match="needs 1800 s by its walltime"):
+            with pytest.raises(InsufficientWalltimeError, match="needs 1800 s by its walltime"):
                 await long
             assert await quick == "in time\n"
-            with pytest.raises(TaskHeldBackError, match="needs 180 s by its time-out") as caught:
+            with pytest.raises(
+                InsufficientWalltimeError, match="needs 180 s by its time-out"
+            ) as caught:
                 await say.options(timeout=180)("for one that is active")
         assert caught.value.left < 180

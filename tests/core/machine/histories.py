@@ -1,4 +1,4 @@
-"""Runs random histories of the machine, and prints the seed of each that breaks a promise.
+"""Runs random histories of the scheduler, and prints the seed of each that breaks a promise.
 
     python -m tests.core.machine.histories [--count 10000000] [--first 0]
 
@@ -23,7 +23,7 @@ def broken(first: int, count: int) -> list[str]:
     for seed in range(first, first + count):
         try:
             history(seed)
-        except Exception as error:  # of the machine: whatever it is, it is told with its seed
+        except Exception as error:  # of the scheduler: whatever it is, it is told with its seed
             found.append(f"seed {seed}: {error!r}")
     return found
 

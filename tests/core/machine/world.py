@@ -1,6 +1,6 @@
-"""The machine alone, in a world that a random generator drives: no loop, no backend, no file.
+"""The scheduler alone, in a world that a random generator drives: no loop, no backend, no file.
 
-`World` is everything around the machine: it has the futures, hands batches over, reports what
+`World` is everything around the scheduler: it has the futures, hands batches over, reports what
 became of attempts in any order and more than once, lets time go by, and ends. What the contract
 promises is in `tests.core.machine.promises`, which looks at each step and at the end.
 """
@@ -16,13 +16,13 @@ from random import Random
 from typing import Any, cast
 
 from rhapsody.capabilities import Capabilities
-from rhapsody.engine.attach import Attached
 from rhapsody.engine.attempts import Attempts
-from rhapsody.engine.life import Future, Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import NO_FALLBACK, Settings
-from rhapsody.engine.tasks import CallKind, Task
+from rhapsody.engine.states import FutureState, WorkState
+from rhapsody.engine.task_function import CallKind, TaskFunction
 from rhapsody.errors import TaskLostError
 from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
@@ -47,7 +47,7 @@ class Result:
         self.outcome: tuple[str, Any] | None = None
         self._node: Any = None
         self._outcome = self._backend = None
-        self.followers: list[Node] = []
+        self.followers: list[TaskRecord] = []
 
     def settle(self, how: str, what: Any) -> None:
         if self.outcome is not None:
@@ -79,18 +79,18 @@ class NothingHeld:
     def is_at_rest(self, dependency: Any) -> bool:
         return False
 
-    def with_values(self, node: Node) -> Sequence[asyncio.Future[Any]]:
-        return node.dependencies
+    def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
+        return record.dependencies
 
-    def needs_values(self, node: Node) -> bool:
+    def needs_values(self, record: TaskRecord) -> bool:
         return False
 
-    def follow(self, node: Node) -> None: ...
+    def follow(self, record: TaskRecord) -> None: ...
 
-    def hold(self, node: Node, report: Any) -> bool:
+    def hold(self, record: TaskRecord, report: Any) -> bool:
         return False
 
-    def take_back(self, node: Node, report: Any) -> bool:
+    def take_back(self, record: TaskRecord, report: Any) -> bool:
         return False
 
     is_held = dependency_settled = None
@@ -106,14 +106,14 @@ class Deadline:
         self.call = None
 
 
-def definition(kind: CallKind, **settings: Any) -> Task[Any, Any]:
+def definition(kind: CallKind, **settings: Any) -> TaskFunction[Any, Any]:
     """A task of no engine."""
     nobody: Any = None
-    return Task(nobody, kind, lambda: None, Settings().changed(settings))
+    return TaskFunction(nobody, kind, lambda: None, Settings().changed(settings))
 
 
-def _tasks() -> list[Task[Any, Any]]:
-    """Definitions of every kind that makes a difference to the machine."""
+def _tasks() -> list[TaskFunction[Any, Any]]:
+    """Definitions of every kind that makes a difference to the scheduler."""
     made = [
         definition(
             "function", **dict(zip(("retries", "timeout", "limit", "fallback"), given, strict=True))
@@ -143,105 +143,105 @@ class World:
 
     Args:
         random: Says what happens.
-        machine: The class of the machine.
+        scheduler: The class of the scheduler.
     """
 
     LOST_RETRIES = 1
 
-    def __init__(self, random: Random, machine: type[Machine] = Machine) -> None:
+    def __init__(self, random: Random, scheduler: type[Scheduler] = Scheduler) -> None:
         self.random = random
-        self.machine = machine(
+        self.scheduler = scheduler(
             Attempts(None, self.LOST_RETRIES), max_failures=1 if random.random() < 0.1 else None
         )
-        self.machine.connect(self, NothingHeld())  # type: ignore[arg-type]
-        self.machine.observed = random.random() < 0.2
-        self.records = self.machine.recording = random.random() < 0.3
-        self.machine.limited = True
-        self.machine.limits.declare((("licence", 1), ("disk", 2)))
+        self.scheduler.connect(self, NothingHeld())  # type: ignore[arg-type]
+        self.scheduler.observed = random.random() < 0.2
+        self.saves = self.scheduler.recording = random.random() < 0.3
+        self.scheduler.limited = True
+        self.scheduler.limits.declare((("licence", 1), ("disk", 2)))
         self.backends = [self._backend("first"), self._backend("second")]
         self.obedient = random.random() < 0.7
-        self.nodes: list[Node] = []
-        self.calls: dict[Node, tuple[Any, ...]] = {}
-        self.ready: list[Node] = []
-        self.batch: list[Node] = []
+        self.records: list[TaskRecord] = []
+        self.calls: dict[TaskRecord, tuple[Any, ...]] = {}
+        self.ready: list[TaskRecord] = []
+        self.batch: list[TaskRecord] = []
         self.uids: list[str] = []
-        self.blocks: list[Node] = []
-        self.held: list[tuple[Node, Any]] = []
+        self.blocks: list[TaskRecord] = []
+        self.held: list[tuple[TaskRecord, Any]] = []
         self.foreign: list[Result] = []
-        self.stops: Counter[Node] = Counter()
-        self.submitted: Counter[tuple[Node, Attached]] = Counter()
-        self.recorded: dict[Node, Any] = {}
+        self.stops: Counter[TaskRecord] = Counter()
+        self.submitted: Counter[tuple[TaskRecord, BackendHandle]] = Counter()
+        self.recorded: dict[TaskRecord, Any] = {}
         self.clock = 0.0
-        self.timers: list[tuple[float, int, Node | None, Deadline]] = []
+        self.timers: list[tuple[float, int, TaskRecord | None, Deadline]] = []
         self.numbers = count()
         self.promises = Promises(self)
 
-    def _backend(self, name: str) -> Attached:
-        backend: Attached = object.__new__(Attached)
+    def _backend(self, name: str) -> BackendHandle:
+        backend: BackendHandle = object.__new__(BackendHandle)
         backend.name, backend.occupied = name, 0
         backend.capabilities = self.random.choice(BACKENDS)
         return backend
 
-    def of(self, node: Node) -> Attached:
-        """The backend of a node's next attempt."""
-        elsewhere = node.extra is not None and node.extra.elsewhere is not None
+    def of(self, record: TaskRecord) -> BackendHandle:
+        """The backend of a task's next attempt."""
+        elsewhere = record.extra is not None and record.extra.elsewhere is not None
         return self.backends[elsewhere]
 
-    # What the machine asks for.
+    # What the scheduler asks for.
 
-    def route(self, node: Node) -> None:
-        self.ready.append(node)
+    def route(self, record: TaskRecord) -> None:
+        self.ready.append(record)
 
-    def start_block(self, node: Node) -> None:
-        self.machine.run(node)
-        self.blocks.append(node)
+    def start_block(self, record: TaskRecord) -> None:
+        self.scheduler.run(record)
+        self.blocks.append(record)
 
-    def stop(self, node: Node) -> None:
-        self.stops[node] += 1
+    def stop(self, record: TaskRecord) -> None:
+        self.stops[record] += 1
 
-    def room(self, node: Node) -> None: ...
+    def room(self, record: TaskRecord) -> None: ...
 
     def after(self, delay: float, call: Callable[[], object]) -> Deadline:
         deadline = Deadline(call)
-        node = getattr(call, "args", (None,))[0]
-        heapq.heappush(self.timers, (self.clock + delay, next(self.numbers), node, deadline))
+        record = getattr(call, "args", (None,))[0]
+        heapq.heappush(self.timers, (self.clock + delay, next(self.numbers), record, deadline))
         return deadline
 
-    def follow(self, node: Node, dependency: Any) -> None:
-        dependency.followers.append(node)
+    def follow(self, record: TaskRecord, dependency: Any) -> None:
+        dependency.followers.append(record)
 
-    def unfollow(self, node: Node, dependency: Any) -> None:
-        dependency.followers.remove(node)
+    def unfollow(self, record: TaskRecord, dependency: Any) -> None:
+        dependency.followers.remove(record)
 
-    def outcome(self, node: Node, main: TasksMainStates, report: Any) -> tuple[Any, Any]:
-        if main is DONE and not node.task.settings.service:
+    def outcome(self, record: TaskRecord, main: TasksMainStates, report: Any) -> tuple[Any, Any]:
+        if main is DONE and not record.task.settings.service:
             return report["return_value"], None
         return None, report.get("exception") or TaskError("it ended")
 
-    def keep(self, node: Node, report: Any, *, succeeded: bool) -> None: ...
+    def keep(self, record: TaskRecord, report: Any, *, succeeded: bool) -> None: ...
 
-    def leave(self, node: Node) -> None: ...
+    def leave(self, record: TaskRecord) -> None: ...
 
-    def publish(self, node: Node, state: TasksMainStates, error: Any = None) -> None:
-        self.promises.published(node, state)
+    def publish(self, record: TaskRecord, state: TasksMainStates, error: Any = None) -> None:
+        self.promises.published(record, state)
 
-    def ended_by_itself(self, node: Node, main: Any, report: Any) -> tuple[Any, Any]:
+    def ended_by_itself(self, record: TaskRecord, main: Any, report: Any) -> tuple[Any, Any]:
         return main, report.get("exception")
 
-    def record(self, node: Node, value: Any) -> None:
-        self.recorded[node] = value
-        self.held.append((node, value))
+    def record(self, record: TaskRecord, value: Any) -> None:
+        self.recorded[record] = value
+        self.held.append((record, value))
 
-    def succeed(self, node: Node, value: Any) -> None:
-        node.future.settle("done", value)  # type: ignore[attr-defined]
-        self.promises.succeeded(node, value)
+    def succeed(self, record: TaskRecord, value: Any) -> None:
+        record.future.settle("done", value)  # type: ignore[attr-defined]
+        self.promises.succeeded(record, value)
 
-    def fail(self, node: Node, error: BaseException) -> BaseException:
-        node.future.settle("failed", error)  # type: ignore[attr-defined]
+    def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
+        record.future.settle("failed", error)  # type: ignore[attr-defined]
         return error
 
-    def cancel(self, node: Node, msg: Any) -> None:
-        node.future.settle("cancelled", msg)  # type: ignore[attr-defined]
+    def cancel(self, record: TaskRecord, msg: Any) -> None:
+        record.future.settle("cancelled", msg)  # type: ignore[attr-defined]
 
     # What happens.
 
@@ -249,118 +249,125 @@ class World:
         """Calls a task or block, with anything as its dependencies, perhaps inside a block."""
         random = self.random
         dependencies: list[Any] = []
-        if self.nodes and random.random() < 0.6:
-            chosen = {random.choice(self.nodes[-6:]).future for _ in range(random.randint(1, 3))}
+        if self.records and random.random() < 0.6:
+            chosen = {random.choice(self.records[-6:]).future for _ in range(random.randint(1, 3))}
             dependencies = sorted(chosen, key=lambda one: one.uid)
         if random.random() < 0.1:
             self.foreign.append(Result(f"foreign.{len(self.foreign)}"))
             dependencies.append(self.foreign[-1])
         parent = random.choice(self.blocks) if self.blocks and random.random() < 0.3 else None
-        if parent is not None and parent.life.future is not Future.PENDING:
+        if parent is not None and parent.life.future is not FutureState.PENDING:
             parent = None
         self.add(random.choice(TASKS), dependencies, parent)
 
     def add(
-        self, task: Task[Any, Any], dependencies: Sequence[Any] = (), parent: Node | None = None
-    ) -> Node:
+        self,
+        task: TaskFunction[Any, Any],
+        dependencies: Sequence[Any] = (),
+        parent: TaskRecord | None = None,
+    ) -> TaskRecord:
         """Makes a call."""
-        number = len(self.nodes)
+        number = len(self.records)
         future: Any = Result(f"{task.prefix}.{number:06d}")
-        node = Node(self.machine, task, future, number, (), None, None)
-        node.dependencies = tuple(dependencies)
-        future._node = node
-        self.nodes.append(node)
-        self.calls[node] = node.dependencies
-        self.machine.add(node, parent)
-        return node
+        record = TaskRecord(self.scheduler, task, future, number, (), None, None)
+        record.dependencies = tuple(dependencies)
+        future._node = record
+        self.records.append(record)
+        self.calls[record] = record.dependencies
+        self.scheduler.add(record, parent)
+        return record
 
     def submit(self) -> None:
         """Prepares what is ready, as far as there is room, and hands it over."""
         for backend in self.backends:
             self._submit(backend)
 
-    def _submit(self, backend: Attached) -> None:
-        machine, random, batch = self.machine, self.random, []
-        ready = [node for node in self.ready if self.of(node) is backend]
-        self.ready = [node for node in self.ready if self.of(node) is not backend]
+    def _submit(self, backend: BackendHandle) -> None:
+        scheduler, random, batch = self.scheduler, self.random, []
+        ready = [record for record in self.ready if self.of(record) is backend]
+        self.ready = [record for record in self.ready if self.of(record) is not backend]
         room = MAX_PENDING - backend.occupied
-        for node in ready:
-            if node.life.work is not Work.READY:
+        for record in ready:
+            if record.life.work is not WorkState.READY:
                 continue
-            service = node.task.settings.service
+            service = record.task.settings.service
             if not service and room <= 0:
-                self.ready.append(node)
-            elif node.task.settings.limit and not machine.limits.take(
-                node, node.task.settings.limit
+                self.ready.append(record)
+            elif record.task.settings.limit and not scheduler.limits.take(
+                record, record.task.settings.limit
             ):
                 continue
             elif random.random() < 0.05:
-                machine.refuse(node, TaskError("cannot be prepared"))
+                scheduler.refuse(record, TaskError("cannot be prepared"))
             elif random.random() < 0.05:
-                machine.recorded(node, "recorded")
+                scheduler.recorded(record, "recorded")
             else:
                 room -= not service
-                self.prepare(node)
-                batch.append(node)
-        self.batch = batch = machine.submit(batch, backend)
-        for node in batch:
-            self.submitted[node, backend] += 1
-            self.uids.append(node.uid)
-            self.promises.handed_over(node)
+                self.prepare(record)
+                batch.append(record)
+        self.batch = batch = scheduler.submit(batch, backend)
+        for record in batch:
+            self.submitted[record, backend] += 1
+            self.uids.append(record.uid)
+            self.promises.handed_over(record)
         while random.random() < 0.3:
             self.anything(during=True)
         self.batch = []
         if random.random() < 0.1:
-            for node in batch:
-                machine.reject(node, TaskLostError("not taken"))
+            for record in batch:
+                scheduler.reject(record, TaskLostError("not taken"))
         else:
-            machine.accept(batch, backend)
+            scheduler.accept(batch, backend)
 
-    def prepare(self, node: Node) -> None:
+    def prepare(self, record: TaskRecord) -> None:
         """Describes an attempt."""
-        node.attempt += 1
-        node.uid = f"world.{node.future.uid}.{node.attempt}"
-        node.backend = self.of(node)
-        node.description = cast("TaskDescription", {"uid": node.uid})
-        if node.task.settings.timeout is not None:
-            node.description["timeout"] = node.task.settings.timeout
+        record.attempt += 1
+        record.uid = f"world.{record.future.uid}.{record.attempt}"
+        record.backend = self.of(record)
+        record.description = cast("TaskDescription", {"uid": record.uid})
+        if record.task.settings.timeout is not None:
+            record.description["timeout"] = record.task.settings.timeout
 
     def report(self) -> None:
         """A backend says something of any attempt that there ever was, perhaps once more."""
         if not self.uids:
             return
         random = self.random
-        recent = random.random() < 0.8 and self.machine.inflight
-        uid = random.choice(list(self.machine.inflight) if recent else self.uids)
-        node = self.machine.inflight.get(uid)
-        if node is None:
+        recent = random.random() < 0.8 and self.scheduler.inflight
+        uid = random.choice(list(self.scheduler.inflight) if recent else self.uids)
+        record = self.scheduler.inflight.get(uid)
+        if record is None:
             return
         if random.random() < 0.4:
-            if self.machine.run(node) and node.task.settings.service and random.random() < 0.7:
+            if (
+                self.scheduler.run(record)
+                and record.task.settings.service
+                and random.random() < 0.7
+            ):
                 attempt = random.choice([uid, uid, "another"])
-                self.machine.serve(node, attempt, attempt)
+                self.scheduler.serve(record, attempt, attempt)
             return
         main = random.choice([DONE, DONE, FAILED, CANCELED])
         error = random.choice([TaskError("failed"), TaskLostError("lost")])
         report = {"return_value": uid} if main is DONE else {"exception": error}
-        self.machine.end(node, main, report)
+        self.scheduler.end(record, main, report)
 
     def stopped(self) -> None:
         """A backend has stopped what it was asked to, or cannot."""
-        asked = [node for node in self.machine.inflight.values() if self.stops[node]]
+        asked = [record for record in self.scheduler.inflight.values() if self.stops[record]]
         if asked:
-            node = self.random.choice(asked)
+            record = self.random.choice(asked)
             if self.obedient or self.random.random() < 0.3:
-                self.machine.end(node, CANCELED, {})
+                self.scheduler.end(record, CANCELED, {})
             else:
-                self.machine.cannot_stop(node)
+                self.scheduler.cannot_stop(record)
 
     def cancel_one(self) -> None:
         """A user cancels something."""
-        if self.nodes:
-            node = self.random.choice(self.nodes)
-            if node.future._node is node:
-                self.machine.cancel(node)
+        if self.records:
+            record = self.random.choice(self.records)
+            if record.future._node is record:
+                self.scheduler.cancel(record)
 
     def wait(self) -> None:
         """Time goes by until the next deadline."""
@@ -373,17 +380,17 @@ class World:
     def reveal(self) -> None:
         """A result has been recorded."""
         if self.held:
-            node, value = self.held.pop(self.random.randrange(len(self.held)))
-            self.machine.reveal(node, value)
+            record, value = self.held.pop(self.random.randrange(len(self.held)))
+            self.scheduler.reveal(record, value)
 
     def end_block(self) -> None:
         """A block ends in some way."""
         if self.blocks:
-            node = self.blocks.pop(self.random.randrange(len(self.blocks)))
-            cancelled = self.stops[node] or self.random.random() < 0.1
+            record = self.blocks.pop(self.random.randrange(len(self.blocks)))
+            cancelled = self.stops[record] or self.random.random() < 0.1
             ends = [TaskError("of a block"), None, None]
             error = asyncio.CancelledError() if cancelled else self.random.choice(ends)
-            self.machine.end_block(node, "value", error)
+            self.scheduler.end_block(record, "value", error)
 
     def end_foreign(self) -> None:
         """A future that is not the engine's is done."""
@@ -393,8 +400,8 @@ class World:
             how = self.random.choice(["done", "done", "failed", "cancelled"])
             one.settle(how, TaskError("foreign"))
             followers, one.followers = one.followers, []
-            for node in followers:
-                self.machine.graph.foreign_done(node, one)  # type: ignore[arg-type]
+            for record in followers:
+                self.scheduler.graph.foreign_done(record, one)  # type: ignore[arg-type]
 
     EVENTS = (
         (call, 5), (submit, 4), (report, 8), (stopped, 1), (cancel_one, 1), (wait, 2),
@@ -422,41 +429,41 @@ class World:
         """Nothing new is called, and backends do what they are told: all must end."""
         for _ in range(10_000):
             self.submit()
-            while self.machine.inflight:
-                uid = next(iter(self.machine.inflight))
-                node = self.machine.inflight[uid]
-                if node.life.work is Work.SERVING:
-                    self.machine.cancel(node)
-                self.machine.end(
-                    node, CANCELED if self.stops[node] else DONE, {"return_value": uid}
+            while self.scheduler.inflight:
+                uid = next(iter(self.scheduler.inflight))
+                record = self.scheduler.inflight[uid]
+                if record.life.work is WorkState.SERVING:
+                    self.scheduler.cancel(record)
+                self.scheduler.end(
+                    record, CANCELED if self.stops[record] else DONE, {"return_value": uid}
                 )
             self.reveal()
             self.end_block()
             self.end_foreign()
             self.wait()
-            if not self.machine.graph.live:
+            if not self.scheduler.graph.live:
                 return
-        raise BrokenPromiseError(f"these never end: {self.machine.graph.live}")
+        raise BrokenPromiseError(f"these never end: {self.scheduler.graph.live}")
 
     def _shut_down(self) -> None:
-        machine = self.machine
-        machine.closing = True
-        machine.interrupted = self.random.random() < 0.2
-        if not machine.interrupted:
+        scheduler = self.scheduler
+        scheduler.closing = True
+        scheduler.interrupted = self.random.random() < 0.2
+        if not scheduler.interrupted:
             while self.held:
                 self.reveal()
-            machine.cancel_all()
+            scheduler.cancel_all()
         for _ in range(self.random.randint(0, 3)):
             self.random.choice([World.report, World.stopped, World.end_block, World.wait])(self)
-        machine.abandon()
+        scheduler.abandon()
         while self.held:
             self.reveal()
 
 
-def history(seed: int, machine: type[Machine] = Machine) -> None:
+def history(seed: int, scheduler: type[Scheduler] = Scheduler) -> None:
     """Runs the history of a seed.
 
     Raises:
         BrokenPromiseError: A promise of the contract was broken.
     """
-    World(Random(seed), machine).run()
+    World(Random(seed), scheduler).run()

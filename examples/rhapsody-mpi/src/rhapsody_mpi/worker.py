@@ -11,7 +11,7 @@ from typing import Any
 from rhapsody.backends.base import CompletedExecutable, Session
 from rhapsody.backends.programs import LocalPrograms
 from rhapsody.context import TaskContext, task_context
-from rhapsody.sdk.runner import Order, Runner, known
+from rhapsody.sdk.runner import CallSpec, Runner, known
 from rhapsody.task import TaskDescription
 
 LOOK = 0.2
@@ -31,7 +31,7 @@ class _Runner(Runner):
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(self._until_stopped(coroutine))
 
-    def context(self, order: Order) -> AbstractContextManager[Any]:
+    def context(self, order: CallSpec) -> AbstractContextManager[Any]:
         self.stop = order.more["stop"]
         context = _Context(**known(order))
         context.stop = self.stop

@@ -15,7 +15,7 @@ from rhapsody.errors import is_a, set_traceback, traceback_of
 T = TypeVar("T")
 
 
-def asked_to_stop() -> bool:
+def is_cancelling() -> bool:
     """Whether the running asyncio task has been cancelled itself.
 
     If not, a `CancelledError` came out of what it awaited, and is an error like others.

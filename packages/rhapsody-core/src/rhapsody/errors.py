@@ -168,7 +168,7 @@ class SubmissionError(RhapsodyError, RuntimeError):
     """A backend did not accept a batch of tasks."""
 
 
-class TaskHeldBackError(SubmissionError):
+class InsufficientWalltimeError(SubmissionError):
     """A task was not started, as the backend ends before it would.
 
     Args:

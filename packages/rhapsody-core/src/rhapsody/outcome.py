@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Outcome:
+class AttemptInfo:
     """What is left of the attempt that ended a task, where it is more than a value.
 
     Attributes:
@@ -36,7 +36,7 @@ class Outcome:
     keeper: object = None
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
-    make_again: Callable[[Outcome, str], Awaitable[None]] | None = None
+    make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
     name: str = ""
 
     @property

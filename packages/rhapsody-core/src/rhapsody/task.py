@@ -17,17 +17,17 @@ from typing import Any, Literal, Protocol, TypedDict, TypeVar, cast
 
 from rhapsody.data import OUTPUT_FILES, InputFile, input_from
 from rhapsody.errors import DataError, first_call, set_traceback, traceback_of
-from rhapsody.outcome import Outcome
+from rhapsody.outcome import AttemptInfo
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 
 __all__ = [
+    "AttemptInfo",
     "Definition",
     "HeldValue",
     "LiveNode",
-    "Outcome",
     "Reference",
     "Resources",
     "RetryPolicy",
@@ -244,7 +244,7 @@ class TaskFuture(asyncio.Future[T]):
     _definition: Definition
     _node: LiveNode | None
     _number: int
-    _outcome: Outcome | None
+    _outcome: AttemptInfo | None
     _promised: Mapping[str, str | None]  # names of files, with their places; only where it has some
     _traceback: TracebackType | None
 

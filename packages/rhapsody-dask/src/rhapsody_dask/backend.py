@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rhapsody.aio import asked_to_stop
+from rhapsody.aio import is_cancelling
 from rhapsody.backends.base import BackendState, Capabilities, ManagedBackend
 from rhapsody.errors import BackendUnavailableError, TaskLostError
 from rhapsody.quantities import seconds
@@ -276,7 +276,7 @@ class DaskExecutionBackend(ManagedBackend):
             ready = await self._prepare(calls)
             self.require_running()
         except BaseException:
-            if not asked_to_stop():  # who stops a submission asks for the end of its tasks, too
+            if not is_cancelling():  # who stops a submission asks for the end of its tasks, too
                 for call in calls:
                     self._reports.withdraw(call)
             raise

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk.runner import Order, Outcome, Runner, dumps, sent_modules
+from rhapsody.sdk.runner import CallResult, CallSpec, Runner, dumps, sent_modules
 
 LARGE = 1 << 16
 """Bytes from which on a value travels in a file, where there is a directory for it."""
@@ -62,7 +62,7 @@ class RaptorRunner(Runner):
         self._directory: str | None = None
         self._name = ""
 
-    def make(self, order: Order, call: Any) -> Outcome:
+    def make(self, order: CallSpec, call: Any) -> CallResult:
         """Makes the call; its large values go to files."""
         self._directory, self._name = order.more["values"], f"{order.uid}.result"
         return super().make(order, call)
@@ -103,7 +103,7 @@ class RaptorRunner(Runner):
             return ValueError(refusal(what, error.size))
         return super().refusal(name, value, error)
 
-    def modules(self, order: Order) -> contextlib.AbstractContextManager[Any]:
+    def modules(self, order: CallSpec) -> contextlib.AbstractContextManager[Any]:
         """Makes the program's own modules importable, from a separate file."""
         path = order.more["modules"]
         if path is not None and not sent_modules().knows(order.modules or b""):
@@ -111,7 +111,7 @@ class RaptorRunner(Runner):
         return super().modules(order)
 
     @contextlib.contextmanager
-    def context(self, order: Order) -> Iterator[None]:
+    def context(self, order: CallSpec) -> Iterator[None]:
         """Goes to the sandbox, and takes back all that the call did to the environment."""
         former, directory = dict(os.environ), os.getcwd()
         try:

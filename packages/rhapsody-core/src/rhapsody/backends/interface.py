@@ -121,7 +121,7 @@ class BaseExecutionBackend(ABC):
         Called by the engine on its loop: once when it attaches the backend, and, unless that
         gave `None`, for each task with a time-out or the hint `walltime` that it is about to
         hand over. What does not fit goes to another backend, or is held back. A backend that
-        has tasks wait may fail one that does not fit any more with `TaskHeldBackError`.
+        has tasks wait may fail one that does not fit any more with `InsufficientWalltimeError`.
 
         Args:
             task: Its description, not to be changed; `None`: any task.

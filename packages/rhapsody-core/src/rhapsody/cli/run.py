@@ -212,7 +212,7 @@ def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: 
 def _check_backend(error: BaseException, program: scripts.Program) -> None:
     """Raises where a dry run has ended because of the backend that the program names."""
     from rhapsody.cli.dry_run import origin
-    from rhapsody.engine.attach import WouldRunError
+    from rhapsody.engine.backend_handles import WouldRunError
 
     if isinstance(origin(error), WouldRunError):
         raise UsageError(

@@ -2,9 +2,9 @@
 
 from rhapsody.engine.arguments import literal
 from rhapsody.engine.blocks import wait
+from rhapsody.engine.engine import WorkflowEngine
 from rhapsody.engine.program import run
-from rhapsody.engine.tasks import Task
-from rhapsody.engine.workflow import WorkflowEngine
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.plugins.specs import Stats, Summary
 
-__all__ = ["Stats", "Summary", "Task", "WorkflowEngine", "literal", "run", "wait"]
+__all__ = ["Stats", "Summary", "TaskFunction", "WorkflowEngine", "literal", "run", "wait"]

@@ -54,7 +54,7 @@ class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
         self.value: T = value
 
 
-class Found:
+class ArgumentScan:
     """What a call's arguments hold.
 
     Attributes:
@@ -114,7 +114,7 @@ class Found:
         return tuple(map(filled, args)), {key: filled(value) for key, value in kwargs.items()}
 
 
-def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None:
+def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:
     """Finds futures and files in a call's arguments; `None` where there are none.
 
     Raises:
@@ -128,7 +128,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
         if not kwargs or PLAIN.issuperset(map(type, kwargs.values())):
             return None
     roots: tuple[Any, ...] = (*args, *kwargs.values()) if kwargs else args
-    found = Found()
+    found = ArgumentScan()
     seen: set[int] = set()  # futures and files found, containers done
     for root in roots:
         if not (type(root) in PLAIN or _leaf(root, found, seen)):
@@ -138,7 +138,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Found | None
     return found
 
 
-def _walk(root: Any, found: Found, seen: set[int]) -> None:
+def _walk(root: Any, found: ArgumentScan, seen: set[int]) -> None:
     """Looks into a container and those in it."""
     odd: set[int] = set()  # ids of named tuples and dataclasses
     path: list[int] = []  # ids of the containers we are in
@@ -178,7 +178,7 @@ def _walk(root: Any, found: Found, seen: set[int]) -> None:
 _LITERAL_SEEN = -1  # no object has this id
 
 
-def _leaf(value: Any, found: Found, seen: set[int]) -> bool:
+def _leaf(value: Any, found: ArgumentScan, seen: set[int]) -> bool:
     kind = type(value)
     if kind in (list, tuple, dict, set):
         return False

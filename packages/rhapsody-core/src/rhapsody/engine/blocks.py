@@ -19,15 +19,15 @@ from typing import Any, TypeVar, cast
 
 from rhapsody.context import running_task
 from rhapsody.engine.background import Background
-from rhapsody.engine.life import Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.states import WorkState
 from rhapsody.quantities import seconds
 from rhapsody.task import TaskFuture
 
 T = TypeVar("T")
 
-enclosing_block: contextvars.ContextVar[Node | None] = contextvars.ContextVar(
+enclosing_block: contextvars.ContextVar[TaskRecord | None] = contextvars.ContextVar(
     "rhapsody_block", default=None
 )
 
@@ -47,11 +47,11 @@ class BlockFuture(TaskFuture[T]):
     __slots__ = ()
 
     def __await__(self) -> Generator[Any, None, T]:
-        node = _node_of(self)
+        record = _record_of(self)
         me = enclosing_block.get()
-        if node is None or me is None:
+        if record is None or me is None:
             return super().__await__()
-        return self._await_inside(me, node)
+        return self._await_inside(me, record)
 
     __iter__ = __await__
 
@@ -61,12 +61,12 @@ class BlockFuture(TaskFuture[T]):
         """As of any future; `asyncio.gather` and its like, which wait by it, are awaiting."""
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
-        if waits and me is not None and me is _node_of(self):
+        if waits and me is not None and me is _record_of(self):
             _check_cycle(me, me)
         super().add_done_callback(fn, context=context)
 
-    def _await_inside(self, me: Node, node: Node) -> Generator[Any, None, T]:
-        with _awaiting(me, node):
+    def _await_inside(self, me: TaskRecord, record: TaskRecord) -> Generator[Any, None, T]:
+        with _awaiting(me, record):
             return (yield from super().__await__())
 
 
@@ -108,7 +108,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     if future.done():
         return future.result()
     me = enclosing_block.get()
-    node = _node_of(future) if isinstance(future, BlockFuture) else None
+    record = _record_of(future) if isinstance(future, BlockFuture) else None
     done = threading.Event()
 
     def notify(_: asyncio.Future[Any]) -> None:
@@ -128,7 +128,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     for one in watched:
         one.get_loop().call_soon_threadsafe(follow, one)
     try:
-        with _awaiting(me, node) if me is not None and node is not None else nullcontext():
+        with _awaiting(me, record) if me is not None and record is not None else nullcontext():
             if me is not None:
                 me.more().in_wait = True
             done.wait(timeout)
@@ -145,41 +145,41 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     raise TimeoutError(f"{future!r} was not done within {timeout} seconds")
 
 
-def _node_of(future: BlockFuture[Any]) -> Node | None:
-    node: Any = future._node
-    return None if future.done() else node
+def _record_of(future: BlockFuture[Any]) -> TaskRecord | None:
+    record: Any = future._node
+    return None if future.done() else record
 
 
 @contextmanager
-def _awaiting(me: Node, node: Node) -> Iterator[None]:
-    """Notes that block `me` waits for block `node`.
+def _awaiting(me: TaskRecord, record: TaskRecord) -> Iterator[None]:
+    """Notes that block `me` waits for block `task`.
 
     Raises:
         RuntimeError: That one waits for `me`, directly or through others.
     """
     edges = me.more().awaiting
-    edges.append(node)  # before looking: of two threads at least one sees the other's
+    edges.append(record)  # before looking: of two threads at least one sees the other's
     try:
-        _check_cycle(me, node)
+        _check_cycle(me, record)
         yield
     finally:
-        edges.remove(node)
+        edges.remove(record)
 
 
-def _check_cycle(me: Node, node: Node) -> None:
-    seen, stack = {node}, [node]
+def _check_cycle(me: TaskRecord, record: TaskRecord) -> None:
+    seen, stack = {record}, [record]
     while stack:
         other = stack.pop()
         if other is me:
             raise RuntimeError(
                 f"block {me.task.name!r} ({me.future.uid}) would wait for itself: it awaits "
-                f"{node.task.name!r} ({node.future.uid})"
-                + ("" if node is me else ", which waits for it")
+                f"{record.task.name!r} ({record.future.uid})"
+                + ("" if record is me else ", which waits for it")
             )
         ahead = list(other.extra.awaiting) if other.extra is not None else []
         for dependency in other.dependencies:
             if isinstance(dependency, BlockFuture) and not dependency.done():
-                ahead.append(cast("Node", dependency._node))
+                ahead.append(cast("TaskRecord", dependency._node))
         for further in ahead:
             if further not in seen:
                 seen.add(further)
@@ -194,74 +194,76 @@ class Blocks:
     """Runs the blocks of one engine.
 
     Args:
-        machine: Is told how they end.
+        scheduler: Is told how they end.
         background: Makes the calls on the loop.
-        values: Fills in a node's arguments.
+        values: Fills in a task's arguments.
     """
 
     def __init__(
         self,
-        machine: Machine,
+        scheduler: Scheduler,
         background: Background,
-        values: Callable[[Node], tuple[tuple[Any, ...], dict[str, Any]]],
+        values: Callable[[TaskRecord], tuple[tuple[Any, ...], dict[str, Any]]],
     ) -> None:
-        self._machine = machine
+        self._scheduler = scheduler
         self._background = background
         self._values = values
-        self._threads: dict[Node, threading.Thread] = {}
-        self._woken: dict[Node, asyncio.Future[None]] = {}  # until their threads have ended
+        self._threads: dict[TaskRecord, threading.Thread] = {}
+        self._woken: dict[TaskRecord, asyncio.Future[None]] = {}  # until their threads have ended
 
-    def start(self, node: Node) -> None:
+    def start(self, record: TaskRecord) -> None:
         """Starts a block whose dependencies have ended."""
-        self._machine.run(node)
-        extra = node.more()
+        self._scheduler.run(record)
+        extra = record.more()
         context = extra.context or contextvars.copy_context()
-        context.run(enclosing_block.set, node)
+        context.run(enclosing_block.set, record)
         try:
-            args, kwargs = self._values(node)
-            coroutine = node.task.function(*args, **kwargs) if node.task.is_async else None
+            args, kwargs = self._values(record)
+            coroutine = record.task.function(*args, **kwargs) if record.task.is_async else None
         except (Exception, SystemExit) as error:  # of what the user gave: it fails alone
-            self._machine.end_block(node, None, error)
+            self._scheduler.end_block(record, None, error)
             return
         if coroutine is not None:
-            self._run(node, coroutine, context)
+            self._run(record, coroutine, context)
             return
         thread = threading.Thread(
             target=context.run,
-            args=(self._call, node, args, kwargs),
-            name=f"rhapsody {node.future.uid}",
+            args=(self._call, record, args, kwargs),
+            name=f"rhapsody {record.future.uid}",
             daemon=True,  # a block that never returns does not hold up the program's exit
         )
-        self._threads[node] = thread
+        self._threads[record] = thread
         try:
             thread.start()
         except RuntimeError as error:  # the system has no more threads to give
-            self._background.soon(partial(self._ended, node, None, error))
+            self._background.soon(partial(self._ended, record, None, error))
 
     def _run(
-        self, node: Node, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
+        self, record: TaskRecord, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
     ) -> None:
-        block = self._background.loop.create_task(coroutine, name=node.future.uid, context=context)
+        block = self._background.loop.create_task(
+            coroutine, name=record.future.uid, context=context
+        )
         guarded = self._background.guarded
-        block.add_done_callback(lambda task: guarded(partial(self._async_ended, node, task)))
-        node.more().block = block
+        block.add_done_callback(lambda task: guarded(partial(self._async_ended, record, task)))
+        record.more().block = block
 
-    def stop(self, node: Node) -> None:
+    def stop(self, record: TaskRecord) -> None:
         """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
-        if node.extra is None:
+        if record.extra is None:
             return
-        if node.extra.block is not None:
-            node.extra.block.cancel()
-        elif node.extra.in_wait and node not in self._woken:
-            self._woken[node] = self._background.loop.create_future()
+        if record.extra.block is not None:
+            record.extra.block.cancel()
+        elif record.extra.in_wait and record not in self._woken:
+            self._woken[record] = self._background.loop.create_future()
 
     @property
     def on_threads(self) -> tuple[str, ...]:
         """The uids of synchronous blocks that go on, but for those that a cancellation wakes."""
         return tuple(
-            node.future.uid
-            for node in self._threads
-            if node.extra is None or not node.extra.in_wait
+            record.future.uid
+            for record in self._threads
+            if record.extra is None or not record.extra.in_wait
         )
 
     async def drain(self, grace: float) -> None:
@@ -269,52 +271,52 @@ class Blocks:
 
         Of the synchronous ones those that were in `wait`.
         """
-        running = [n.extra.block for n in self._machine.graph.live if n.extra is not None]
+        running = [n.extra.block for n in self._scheduler.graph.live if n.extra is not None]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]
         if blocks:
             await asyncio.wait(blocks, timeout=grace)
 
-    def _call(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _call(self, record: TaskRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value, error = None, None
         try:
-            value = node.task.function(*args, **kwargs)
+            value = record.task.function(*args, **kwargs)
         except BaseException as raised:  # whatever it is, it is the block's outcome
             error = raised
-        ended = partial(self._thread_ended, node, value, error)
+        ended = partial(self._thread_ended, record, value, error)
         if not self._background.soon_from_anywhere(ended):
-            self._threads.pop(node, None)
-        del node, args, kwargs, error, ended  # the traceback of what it raised holds this frame
+            self._threads.pop(record, None)
+        del record, args, kwargs, error, ended  # the traceback of what it raised holds this frame
 
-    def _thread_ended(self, node: Node, value: Any, error: BaseException | None) -> None:
+    def _thread_ended(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
         if type(value) is CoroutineType:  # a plain wrapper around a coroutine function
-            if node.life.work is Work.RUNNING:
-                self._threads.pop(node, None)
-                self._run(node, value, contextvars.copy_context())
+            if record.life.work is WorkState.RUNNING:
+                self._threads.pop(record, None)
+                self._run(record, value, contextvars.copy_context())
                 return
             value.close()
-        self._returned(node, value, error)
+        self._returned(record, value, error)
 
-    def _async_ended(self, node: Node, task: asyncio.Task[Any]) -> None:
+    def _async_ended(self, record: TaskRecord, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
-            self._ended(node, None, asyncio.CancelledError())
+            self._ended(record, None, asyncio.CancelledError())
         else:
             error = task.exception()
-            self._returned(node, None if error is not None else task.result(), error)
+            self._returned(record, None if error is not None else task.result(), error)
 
-    def _returned(self, node: Node, value: Any, error: BaseException | None) -> None:
+    def _returned(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
         """End a block, or await the future that it has returned."""
         future = issubclass(type(value), asyncio.Future)  # without calling what the value defines
-        if error is None and node.life.work is Work.RUNNING and future:
-            self._threads.pop(node, None)
+        if error is None and record.life.work is WorkState.RUNNING and future:
+            self._threads.pop(record, None)
             # A copy, because the block's thread may not have left its own context yet.
-            context = (node.more().context or contextvars.copy_context()).copy()
-            self._run(node, _value_of(value), context)
+            context = (record.more().context or contextvars.copy_context()).copy()
+            self._run(record, _value_of(value), context)
         else:
-            self._ended(node, value, error)
+            self._ended(record, value, error)
 
-    def _ended(self, node: Node, value: Any, error: BaseException | None) -> None:
-        self._threads.pop(node, None)
-        woken = self._woken.pop(node, None)
+    def _ended(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
+        self._threads.pop(record, None)
+        woken = self._woken.pop(record, None)
         if woken is not None:
             woken.set_result(None)
-        self._machine.end_block(node, value, error)
+        self._scheduler.end_block(record, value, error)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from rhapsody.engine.life import Work
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.states import WorkState
 
 Limit = tuple[tuple[str, int], ...]
 
@@ -16,7 +16,7 @@ class Limits:
     def __init__(self) -> None:
         self._sizes: dict[str, int] = {}
         self._used: dict[str, int] = {}
-        self._waiting: dict[str, deque[Node]] = {}
+        self._waiting: dict[str, deque[TaskRecord]] = {}
 
     def declare(self, limits: Limit) -> None:
         """Notes the size of each limit.
@@ -31,30 +31,30 @@ class Limits:
                     f"limit {name!r} is {known} elsewhere in this engine, got {name}:{size}"
                 )
 
-    def take(self, node: Node, limits: Limit) -> bool:
-        """Takes a place under each limit, or puts the node into a waiting list."""
-        if node.more().limits:
+    def take(self, record: TaskRecord, limits: Limit) -> bool:
+        """Takes a place under each limit, or puts the task into a waiting list."""
+        if record.more().limits:
             return True  # taken for it when a place became free
         full = self._full(limits)
         if full is not None:
-            self._waiting.setdefault(full, deque()).append(node)
+            self._waiting.setdefault(full, deque()).append(record)
             return False
-        self._occupy(node, limits)
+        self._occupy(record, limits)
         return True
 
-    def give_back(self, node: Node) -> list[Node]:
-        """Gives the node's places back; returns the nodes that now have theirs."""
-        if node.extra is None or not node.extra.limits:
+    def give_back(self, record: TaskRecord) -> list[TaskRecord]:
+        """Gives the task's places back; returns the tasks that now have theirs."""
+        if record.extra is None or not record.extra.limits:
             return []
-        limits, node.extra.limits = node.extra.limits, ()
+        limits, record.extra.limits = record.extra.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
-        admitted: list[Node] = []
+        admitted: list[TaskRecord] = []
         for name, _ in limits:
             waiting = self._waiting.get(name)
             while waiting and self._used[name] < self._sizes[name]:
                 other = waiting.popleft()
-                if other.life.work is not Work.READY:
+                if other.life.work is not WorkState.READY:
                     continue  # cancelled while it waited
                 wanted = other.task.settings.limit
                 full = self._full(wanted)
@@ -71,7 +71,7 @@ class Limits:
                 return name
         return None
 
-    def _occupy(self, node: Node, limits: Limit) -> None:
+    def _occupy(self, record: TaskRecord, limits: Limit) -> None:
         for name, _ in limits:
             self._used[name] = self._used.get(name, 0) + 1
-        node.more().limits = limits
+        record.more().limits = limits

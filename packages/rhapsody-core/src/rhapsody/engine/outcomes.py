@@ -11,13 +11,13 @@ from typing import Any
 
 from rhapsody.backends.scripts import write_again
 from rhapsody.data import Output
-from rhapsody.engine import failures
-from rhapsody.engine.node import Node
+from rhapsody.engine import error_messages
+from rhapsody.engine.record import TaskRecord
 from rhapsody.errors import DataError
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
-from rhapsody.task import Outcome
+from rhapsody.task import AttemptInfo
 
 
 class Outcomes:
@@ -33,7 +33,7 @@ class Outcomes:
         self._recording = recording
 
     def read(
-        self, node: Node, main: TasksMainStates, report: Mapping[str, Any]
+        self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[Any, BaseException | None]:
         """Judges an attempt that a backend says is DONE or FAILED, and keeps what is left of it.
 
@@ -43,47 +43,47 @@ class Outcomes:
         value: Any = None
         error: BaseException | None = None
         if main is not TasksMainStates.DONE:
-            error = failures.of_attempt(node, report)
-        elif node.task.settings.service:
-            error = failures.of_service(node, report)
-        elif node.task.kind != "executable":
+            error = error_messages.of_attempt(record, report)
+        elif record.task.settings.service:
+            error = error_messages.of_service(record, report)
+        elif record.task.kind != "executable":
             value = report.get("return_value")
         elif report.get("exit_code"):
-            error = failures.of_attempt(node, report)
+            error = error_messages.of_attempt(record, report)
         else:
             value = report.get("stdout")
-        extra = node.extra
+        extra = record.extra
         if error is None and extra is not None:
             try:
-                if node.found is not None and node.found.outputs:
-                    self._check_outputs(node, node.found.outputs)
+                if record.found is not None and record.found.outputs:
+                    self._check_outputs(record, record.found.outputs)
             except Exception as mistake:  # a promised file is missing: the attempt failed
-                self.keep(node, report, succeeded=False)
+                self.keep(record, report, succeeded=False)
                 return None, mistake  # not by a name of this frame, which is in its traceback
             if extra.resolved is not None:
                 self._stager.was_read(extra.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
-            self.keep(node, report, succeeded=error is None, done=error is None, value=value)
+            self.keep(record, report, succeeded=error is None, done=error is None, value=value)
         return value, error
 
-    def _check_outputs(self, node: Node, outputs: Sequence[Output]) -> None:
+    def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
         """Raises where a file that a finished task promised is missing."""
-        assert node.backend is not None
-        assert node.description is not None
-        assert node.extra is not None
-        if node.backend.capabilities.shared_file_system and not node.backend.dry:
-            resolved = node.extra.resolved
+        assert record.backend is not None
+        assert record.description is not None
+        assert record.extra is not None
+        if record.backend.capabilities.shared_file_system and not record.backend.dry:
+            resolved = record.extra.resolved
             given = resolved.places.keys() if resolved is not None else ()
             try:
-                matches = check_outputs(node.description, outputs, given=given)
+                matches = check_outputs(record.description, outputs, given=given)
             except DataError as error:
-                raise DataError(f"{error}{failures.unquoted_files(node)}") from None
+                raise DataError(f"{error}{error_messages.unquoted_files(record)}") from None
             if resolved is not None:
                 resolved.matches.update(matches)
 
     def keep(
         self,
-        node: Node,
+        record: TaskRecord,
         report: Mapping[str, Any],
         *,
         succeeded: bool,
@@ -93,7 +93,7 @@ class Outcomes:
         """Puts onto the future what is left of the attempt besides its value.
 
         Args:
-            node: The task.
+            record: The task.
             report: What its backend says of the attempt.
             succeeded: Whether it has not failed, as one that was cancelled.
             done: Whether it has done its work, so that the files it promised are results.
@@ -102,47 +102,48 @@ class Outcomes:
         stdout, stderr = report.get("stdout"), report.get("stderr")
         sandbox = report.get("sandbox")
         if not succeeded:
-            leave_script(node)
+            leave_script(record)
         if stdout is None and stderr is None and sandbox is None:
             return
-        outcome = Outcome(node.uid, stdout, stderr, report.get("exit_code"), sandbox)
-        outcome.backend, outcome.name = node.future._backend, node.task.name
+        outcome = AttemptInfo(record.uid, stdout, stderr, report.get("exit_code"), sandbox)
+        outcome.backend, outcome.name = record.future._backend, record.task.name
         if sandbox is not None:
-            outputs = node.found.outputs if node.found is not None else ()
+            outputs = record.found.outputs if record.found is not None else ()
             if outputs:
-                outcome.matches = node.matches()
+                outcome.matches = record.matches()
                 outcome.output_files = names_of(outputs, outcome.matches)
-            assert node.description is not None
+            assert record.description is not None
             outcome.keeper = self._stager.keep(
-                node.description,
+                record.description,
                 succeeded=succeeded,
                 outputs=outputs if done else (),
-                result_is_path=node.task.settings.capture == "files" or leads_into(value, sandbox),
+                result_is_path=record.task.settings.capture == "files"
+                or leads_into(value, sandbox),
                 matches=outcome.matches,
-                recorded=self._recording and done and node.task.settings.cache,
+                recorded=self._recording and done and record.task.settings.cache,
             )
-        node.future._outcome = outcome
+        record.future._outcome = outcome
 
-    def leave(self, node: Node) -> None:
+    def leave(self, record: TaskRecord) -> None:
         """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
-        outcome = node.future._outcome
-        if node.description is None:
+        outcome = record.future._outcome
+        if record.description is None:
             return
-        self._stager.results.places.release(node.description)
-        if outcome is None or outcome.uid != node.uid:
-            self._stager.keep(node.description, succeeded=True)
+        self._stager.results.places.release(record.description)
+        if outcome is None or outcome.uid != record.uid:
+            self._stager.keep(record.description, succeeded=True)
 
-    def leave_interrupted(self, node: Node) -> None:
+    def leave_interrupted(self, record: TaskRecord) -> None:
         """Says of an attempt that a signal interrupted that its sandbox is as that of a failed one.
 
         When the futures are settled it is too late: by then what does not stay has been removed.
         """
-        if node.description is not None and "sandbox" in node.description:
-            self._stager.keep(node.description, succeeded=False)
+        if record.description is not None and "sandbox" in record.description:
+            self._stager.keep(record.description, succeeded=False)
 
 
-def leave_script(node: Node) -> None:
+def leave_script(record: TaskRecord) -> None:
     """Leaves a script in the sandbox of an executable that has failed, which runs it again."""
-    if node.task.kind == "executable" and node.description is not None:
+    if record.task.kind == "executable" and record.description is not None:
         with contextlib.suppress(OSError):  # it is not on this file system
-            write_again(node.description)
+            write_again(record.description)

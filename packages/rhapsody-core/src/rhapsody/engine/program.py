@@ -19,7 +19,7 @@ from typing import Any, TypeVar, overload
 
 from rhapsody.aio import settable
 from rhapsody.engine.blocks import calls_tasks
-from rhapsody.engine.workflow import WorkflowEngine
+from rhapsody.engine.engine import WorkflowEngine
 from rhapsody.sdk.threads import start_thread
 from rhapsody.task import is_async
 

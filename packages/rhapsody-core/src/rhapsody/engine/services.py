@@ -1,7 +1,7 @@
 """Services that have ended by themselves after they were ready: started again, and waited for.
 
 A service's future is done with the first word that it is ready, and stays so. Where the service is
-started again, another node takes the place of the one that has ended, with the same call and the
+started again, another task takes the place of the one that has ended, with the same call and the
 same future, and goes through a life of its own. What it says when it is ready is kept here for its
 dependents, and so are those that have not begun while it is not.
 """
@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, TypeGuard, cast
 from weakref import WeakKeyDictionary
 
-from rhapsody.engine import failures
-from rhapsody.engine.life import Future, Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
-from rhapsody.engine.tasks import Task
+from rhapsody.engine import error_messages
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.states import FutureState, WorkState
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DependencyFailureError, add_note, is_a, vars_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
@@ -27,7 +27,7 @@ from rhapsody.task import TaskFuture
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
-class Fate:
+class ServiceStatus:
     """What became of a service that has ended by itself.
 
     Attributes:
@@ -36,7 +36,7 @@ class Fate:
         again: Whether it was started again after that.
         up: Whether it is ready again.
         value: What it said then.
-        waiting: The nodes that wait for that.
+        waiting: The tasks that wait for that.
     """
 
     def __init__(self, error: BaseException, again: bool) -> None:
@@ -45,112 +45,114 @@ class Fate:
         self.again: bool = again
         self.up: bool = False
         self.value: Any = None
-        self.waiting: list[Node] = []
+        self.waiting: list[TaskRecord] = []
 
 
 class Services:
     """The services of one engine that have ended by themselves.
 
     Args:
-        machine: Starts them again, and what has waited for them.
+        scheduler: Starts them again, and what has waited for them.
 
     Attributes:
         any: Whether there are such; all else need not be asked before.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._fates: WeakKeyDictionary[TaskFuture[Any], Fate] = WeakKeyDictionary()
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._fates: WeakKeyDictionary[TaskFuture[Any], ServiceStatus] = WeakKeyDictionary()
         self.any: bool = False
 
     # What becomes of a service.
 
     def ended_by_itself(
-        self, node: Node, main: TasksMainStates, report: Mapping[str, Any]
+        self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
         """Notes the end of a service that was ready, and has it started again where asked.
 
         Returns:
             What observers are told: the state, and the error.
         """
-        restarts = node.extra.restarts if node.extra is not None else 0
-        again = restarts < node.task.settings.restarts and not self._machine.closing
-        error = failures.of_ended_service(node, report)
+        restarts = record.extra.restarts if record.extra is not None else 0
+        again = restarts < record.task.settings.restarts and not self._scheduler.closing
+        error = error_messages.of_ended_service(record, report)
         log.warning(
-            "service %r (%s) ended by itself%s: %s", node.task.name, node.future.uid,
-            " and is started again" if again else "", failures.ending(report),
+            "service %r (%s) ended by itself%s: %s", record.task.name, record.future.uid,
+            " and is started again" if again else "", error_messages.ending(report),
         )  # fmt: skip
-        if main is TasksMainStates.DONE and not node.task.settings.restarts:
+        if main is TasksMainStates.DONE and not record.task.settings.restarts:
             return main, report.get("exception")  # it may have done what it was for
         self.any = True
-        self._fates[node.future] = Fate(error, again)
+        self._fates[record.future] = ServiceStatus(error, again)
         if not again:
             return main, error if main is TasksMainStates.FAILED else report.get("exception")
-        former = node.more()
-        successor = _successor(node, restarts + 1)
+        former = record.more()
+        successor = _successor(record, restarts + 1)
         successor.more().waiters = former.waiters
         former.waiters = [partial(self._start_again, successor)]
         return TasksMainStates.FAILED, error
 
-    def _start_again(self, node: Node) -> None:
-        """Puts a node into the place of the one that has ended."""
-        self._machine.stats.done -= 1  # until it is ready again
-        node.future._node = node
-        if node.parent is not None:
-            node.parent.more().children[node] = None
-        self._machine.start_again(node)
+    def _start_again(self, record: TaskRecord) -> None:
+        """Puts a task into the place of the one that has ended."""
+        self._scheduler.stats.done -= 1  # until it is ready again
+        record.future._node = record
+        if record.parent is not None:
+            record.parent.more().children[record] = None
+        self._scheduler.start_again(record)
 
-    def ready_again(self, node: Node, value: Any) -> None:
+    def ready_again(self, record: TaskRecord, value: Any) -> None:
         """A service that was started again is ready: what waited for it goes on."""
-        fate = self._fates.get(node.future)
+        fate = self._fates.get(record.future)
         if fate is not None:
             fate.up, fate.value = True, value
             for waiting in _taken(fate):
-                self._machine.begin(waiting)
+                self._scheduler.begin(waiting)
 
-    def failed(self, node: Node, error: BaseException) -> None:
+    def failed(self, record: TaskRecord, error: BaseException) -> None:
         """A service could not be started again: what waited for it fails."""
-        fate = self._fates.get(node.future)
+        fate = self._fates.get(record.future)
         if fate is not None:
-            self._machine.stats.failed -= 1  # which counts futures, and this one is done
-            self._machine.stats.done += 1
+            self._scheduler.stats.failed -= 1  # which counts futures, and this one is done
+            self._scheduler.stats.done += 1
             fate.again, fate.error = False, error
             for waiting in _taken(fate):
-                self._machine.refuse(waiting, failures.of_gone_service(waiting, node.future, error))
+                self._scheduler.refuse(
+                    waiting, error_messages.of_gone_service(waiting, record.future, error)
+                )
 
-    def cancelled(self, node: Node) -> None:
+    def cancelled(self, record: TaskRecord) -> None:
         """A service was cancelled before it was ready again, and with it what waited."""
-        fate = self._fates.get(node.future)
+        fate = self._fates.get(record.future)
         if fate is not None:
-            self._machine.stats.cancelled -= 1
-            self._machine.stats.done += 1
+            self._scheduler.stats.cancelled -= 1
+            self._scheduler.stats.done += 1
             fate.again = False
             for waiting in _taken(fate):
-                why = f"its dependency {node.task.name!r} was cancelled"
-                self._machine.cancel(waiting, why)
+                why = f"its dependency {record.task.name!r} was cancelled"
+                self._scheduler.cancel(waiting, why)
 
     # What becomes of its dependents.
 
-    def hold_back(self, node: Node) -> bool:
-        """Whether a node that is ready may not begin now, since a service of its has ended.
+    def hold_back(self, record: TaskRecord) -> bool:
+        """Whether a task that is ready may not begin now, since a service of its has ended.
 
         It goes on when that is ready again, and fails where that will not be.
         """
-        for future in node.dependencies:
+        for future in record.dependencies:
             fate = self._fate(future)
             if fate is None:
                 continue
             if not (fate.up or fate.again):
-                gone = failures.of_gone_service(node, future, fate.error)
-                self._machine.refuse(node, gone)
+                gone = error_messages.of_gone_service(record, future, fate.error)
+                self._scheduler.refuse(record, gone)
                 return True
             if not fate.up:
-                fate.waiting.append(node)
-                for other in self._machine.limits.give_back(node):
-                    self._machine.begin(other)
+                fate.waiting.append(record)
+                for other in self._scheduler.limits.give_back(record):
+                    self._scheduler.begin(other)
                 return True
-            if node.extra is not None:
-                node.extra.command = None  # that of a former attempt has the former value
+            if record.extra is not None:
+                record.extra.command = None  # that of a former attempt has the former value
         return False
 
     def value(self, future: Any) -> Any:
@@ -158,18 +160,18 @@ class Services:
         fate = self._fate(future)
         return future.result() if fate is None else fate.value
 
-    def explain(self, node: Node, error: BaseException) -> None:
-        """Notes on the error of a node which of its services has ended while it ran."""
+    def explain(self, record: TaskRecord, error: BaseException) -> None:
+        """Notes on the error of a task which of its services has ended while it ran."""
         if is_a(error, DependencyFailureError):
             return
-        for future in node.dependencies:
+        for future in record.dependencies:
             fate = self._fate(future)
-            if fate is not None and (node.started is None or node.started <= fate.at):
-                note = failures.service_ended(future, fate.at, fate.error, fate.again)
+            if fate is not None and (record.started is None or record.started <= fate.at):
+                note = error_messages.service_ended(future, fate.at, fate.error, fate.again)
                 if note not in (vars_of(error).get("__notes__") or ()):
                     add_note(error, note)
 
-    def _fate(self, future: Any) -> Fate | None:
+    def _fate(self, future: Any) -> ServiceStatus | None:
         return self._fates.get(future) if isinstance(future, TaskFuture) else None
 
 
@@ -177,25 +179,31 @@ def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
     """Whether a future is that of a service."""
     if not isinstance(future, TaskFuture):
         return False
-    return cast("Task[Any, Any]", future._definition).settings.service
+    return cast("TaskFunction[Any, Any]", future._definition).settings.service
 
 
-def _successor(node: Node, restarts: int) -> Node:
-    """The node of the next attempt of a service, with all that was given at the call."""
-    new = Node(
-        node.machine, node.task, node.future, node.number, node.args, node.kwargs, node.specific
+def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
+    """The task of the next attempt of a service, with all that was given at the call."""
+    new = TaskRecord(
+        record.scheduler,
+        record.task,
+        record.future,
+        record.number,
+        record.args,
+        record.kwargs,
+        record.specific,
     )
-    new.attempt, new.dependencies, new.found = node.attempt, node.dependencies, node.found
-    if node.parent is not None and node.parent.life.future is Future.PENDING:
-        new.parent = node.parent
-    former, extra = node.more(), new.more()
+    new.attempt, new.dependencies, new.found = record.attempt, record.dependencies, record.found
+    if record.parent is not None and record.parent.life.future is FutureState.PENDING:
+        new.parent = record.parent
+    former, extra = record.more(), new.more()
     extra.restarts = restarts
     extra.scope, extra.texts = former.scope, former.texts
     extra.command, extra.built_for = former.command, former.built_for
     return new
 
 
-def _taken(fate: Fate) -> list[Node]:
+def _taken(fate: ServiceStatus) -> list[TaskRecord]:
     """What waits for a service, which waits no more; without what was cancelled meanwhile."""
     waiting, fate.waiting = fate.waiting, []
-    return [node for node in waiting if node.life.work is Work.READY]
+    return [record for record in waiting if record.life.work is WorkState.READY]

@@ -8,11 +8,11 @@ import logging
 import os
 from collections.abc import Collection
 
-from rhapsody.aio import asked_to_stop
-from rhapsody.engine.attach import Attached
-from rhapsody.engine.life import Future, Work
-from rhapsody.engine.node import Node
-from rhapsody.engine.shell import Shell
+from rhapsody.aio import is_cancelling
+from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.runtime import Runtime
+from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.errors import describe_error
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -21,7 +21,7 @@ GRACE = 10.0
 """Seconds for work that can be stopped to end, and for coroutines to take a cancellation."""
 
 
-async def stop_everything(shell: Shell, *, skip_backends: bool) -> tuple[str, ...]:
+async def stop_everything(shell: Runtime, *, skip_backends: bool) -> tuple[str, ...]:
     """Stops the work of an engine that is `closing`.
 
     Futures are settled, unless the engine is `interrupted`: then that is left to
@@ -30,12 +30,12 @@ async def stop_everything(shell: Shell, *, skip_backends: bool) -> tuple[str, ..
     Returns:
         What went wrong, in words.
     """
-    machine, problems = shell.machine, list[str]()
-    if not machine.interrupted:
+    scheduler, problems = shell.scheduler, list[str]()
+    if not scheduler.interrupted:
         await shell.saving.drain(GRACE)
         await shell.recording.drain(GRACE)
         _tell_unfinished(shell)
-        machine.cancel_all()
+        scheduler.cancel_all()
         shell.pushdown.close()
     shell.recording.stop_looking()
     await asyncio.gather(*(lane.close(GRACE) for lane in shell.lanes.values()))
@@ -53,18 +53,18 @@ async def stop_everything(shell: Shell, *, skip_backends: bool) -> tuple[str, ..
     shell.updates.drain()
     await shell.saving.drain(GRACE)
     await shell.recording.drain(GRACE)
-    if not machine.interrupted:
+    if not scheduler.interrupted:
         await shell.blocks.drain(GRACE)
     await shell.background.settle(GRACE)
-    if machine.interrupted:
-        for node in machine.graph.live:
-            shell.outcomes.leave_interrupted(node)
+    if scheduler.interrupted:
+        for record in scheduler.graph.live:
+            shell.outcomes.leave_interrupted(record)
     return tuple(problems)
 
 
-def _tell_unfinished(shell: Shell) -> None:
+def _tell_unfinished(shell: Runtime) -> None:
     """Says what is cancelled although nobody asked for it."""
-    pending = shell.machine.graph.pending()
+    pending = shell.scheduler.graph.pending()
     if pending:
         log.warning(
             "engine %s: %d unfinished task%s cancelled by the shutdown: %s; `await flow.join()` "
@@ -73,7 +73,7 @@ def _tell_unfinished(shell: Shell) -> None:
         )  # fmt: skip
 
 
-def tell_forgotten(shell: Shell, process: int) -> None:
+def tell_forgotten(shell: Runtime, process: int) -> None:
     """Says what was left undone by an engine that was never shut down.
 
     Called when the engine goes away, or at the program's end.
@@ -82,14 +82,14 @@ def tell_forgotten(shell: Shell, process: int) -> None:
         shell: The engine's.
         process: The id of the process that it belongs to; one forked from it has the engine, too.
     """
-    pending = shell.machine.graph.pending()
+    pending = shell.scheduler.graph.pending()
     if pending and os.getpid() == process:
         what = "was never shut down"
         hint = (
             "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` ends "
             "them"
         )
-        if shell.machine.closing:  # a second signal, say
+        if shell.scheduler.closing:  # a second signal, say
             what, hint = "was not shut down to the end", ""
         log.error(
             "engine %s %s, and %d task%s not ended: %s%s", shell.uid, what, len(pending),
@@ -97,54 +97,54 @@ def tell_forgotten(shell: Shell, process: int) -> None:
         )  # fmt: skip
 
 
-def _names(nodes: Collection[Node]) -> str:
+def _names(records: Collection[TaskRecord]) -> str:
     """The first of them, for people."""
-    first = sorted(nodes, key=lambda node: (node.task.prefix, node.number))[:5]
-    names = [f"{node.task.name!r} ({node.future.uid})" for node in first]
-    return ", ".join(names + ["..."] * (len(nodes) > len(first)))
+    first = sorted(records, key=lambda record: (record.task.prefix, record.number))[:5]
+    names = [f"{record.task.name!r} ({record.future.uid})" for record in first]
+    return ", ".join(names + ["..."] * (len(records) > len(first)))
 
 
-def settle_everything(shell: Shell) -> tuple[str, ...]:
+def settle_everything(shell: Runtime) -> tuple[str, ...]:
     """Cancels what is still pending and gives up on work that has not ended.
 
     Returns:
         The uids of tasks and synchronous blocks that nobody could stop.
     """
-    machine = shell.machine
-    left = [node for node in machine.graph.live if node.uid in machine.inflight]
+    scheduler = shell.scheduler
+    left = [record for record in scheduler.graph.live if record.uid in scheduler.inflight]
     on_threads = (f"{shell.uid}.{uid}" for uid in shell.blocks.on_threads)
-    still_running = tuple(sorted((*(node.uid for node in left), *on_threads)))
-    machine.abandon()
+    still_running = tuple(sorted((*(record.uid for record in left), *on_threads)))
+    scheduler.abandon()
     shell.pushdown.close()
     shell.timers.close()
     return still_running
 
 
-async def _shut_down(attached: Attached) -> str | None:
+async def _shut_down(attached: BackendHandle) -> str | None:
     try:
         result = attached.backend.shutdown()
         if inspect.isawaitable(result):
             await result
     except (Exception, asyncio.CancelledError) as error:  # must not keep the others open
-        if asked_to_stop():
+        if is_cancelling():
             raise
         return f"backend {attached.name!r} failed to shut down: {describe_error(error)}"
     return None
 
 
-async def _wait_for_stoppable(shell: Shell) -> None:
-    nodes = [node for node in shell.machine.graph.live if _stoppable(node)]
-    if nodes:
-        waiters = [asyncio.ensure_future(node.wait_ended()) for node in nodes]
+async def _wait_for_stoppable(shell: Runtime) -> None:
+    records = [record for record in shell.scheduler.graph.live if _stoppable(record)]
+    if records:
+        waiters = [asyncio.ensure_future(record.wait_ended()) for record in records]
         _, late = await asyncio.wait(waiters, timeout=GRACE)
         for waiter in late:
             waiter.cancel()
 
 
-def _stoppable(node: Node) -> bool:
-    if node.backend is None or node.life.work is not Work.CANCELING:
+def _stoppable(record: TaskRecord) -> bool:
+    if record.backend is None or record.life.work is not WorkState.CANCELING:
         return False
-    if node.life.future is Future.PENDING:
+    if record.life.future is FutureState.PENDING:
         return True
-    level = node.backend.capabilities.cancellation(node.task.task_kind)
+    level = record.backend.capabilities.cancellation(record.task.task_kind)
     return level == "running"

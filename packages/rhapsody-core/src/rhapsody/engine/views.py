@@ -11,10 +11,10 @@ from typing import Any
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.data import SavedFile
-from rhapsody.engine.calls import dependency_uids
-from rhapsody.engine.life import Work
-from rhapsody.engine.node import Node
-from rhapsody.engine.shell import Shell
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.runtime import Runtime
+from rhapsody.engine.states import WorkState
+from rhapsody.engine.submission import dependency_uids
 from rhapsody.engine.timers import Clock
 from rhapsody.observers.builtin import BuiltIn
 from rhapsody.observers.trace import Profiler
@@ -27,7 +27,7 @@ log: logging.Logger = logging.getLogger("rhapsody.engine")
 class Views:
     """The part of `WorkflowEngine` that is only read; of tasks, those that have not ended."""
 
-    _shell: Shell
+    _shell: Runtime
     _loop: asyncio.AbstractEventLoop
     _dry_run: bool
     _built_in: BuiltIn
@@ -85,7 +85,7 @@ class Views:
     @property
     def stats(self) -> Stats:
         """Counters since the engine was made."""
-        return self._shell.machine.stats
+        return self._shell.scheduler.stats
 
     @property
     def backend(self) -> BaseExecutionBackend:
@@ -113,14 +113,14 @@ class Views:
         """Each unfinished task and block by uid: its type, description and future."""
         return MappingProxyType(
             {
-                node.future.uid: MappingProxyType(
+                record.future.uid: MappingProxyType(
                     {
-                        "type": node.task.prefix,
-                        "description": node.describe(),
-                        "future": node.future,
+                        "type": record.task.prefix,
+                        "description": record.describe(),
+                        "future": record.future,
                     }
                 )
-                for node in self._nodes()
+                for record in self._nodes()
             }
         )
 
@@ -134,22 +134,24 @@ class Views:
     @property
     def resolved(self) -> frozenset[str]:
         """Uids of unfinished tasks and blocks whose dependencies have all ended."""
-        return frozenset(n.future.uid for n in self._nodes() if n.life.work is not Work.WAITING)
+        return frozenset(
+            n.future.uid for n in self._nodes() if n.life.work is not WorkState.WAITING
+        )
 
     @property
     def running(self) -> tuple[str, ...]:
         """Uids of tasks and blocks that are running now, services included."""
-        active = (Work.RUNNING, Work.SERVING, Work.CANCELING)
+        active = (WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING)
         return tuple(n.future.uid for n in self._nodes() if n.life.work in active)
 
     @property
     def queue(self) -> tuple[str, ...]:
         """Uids of tasks that are ready and not yet handed to a backend."""
-        return tuple(n.future.uid for n in self._nodes() if n.life.work is Work.READY)
+        return tuple(n.future.uid for n in self._nodes() if n.life.work is WorkState.READY)
 
-    def _nodes(self) -> list[Node]:
-        live = self._shell.machine.graph.live
-        return sorted(live, key=lambda node: (node.task.prefix, node.number))
+    def _nodes(self) -> list[TaskRecord]:
+        live = self._shell.scheduler.graph.live
+        return sorted(live, key=lambda record: (record.task.prefix, record.number))
 
     @property
     def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rhapsody.engine.attach import Attached
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
-from rhapsody.errors import TaskHeldBackError
+from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.errors import InsufficientWalltimeError
 from rhapsody.sdk.walltime import time_needed
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -25,30 +25,32 @@ class Shortage(NamedTuple):
     left: float
 
 
-def shortage(node: Node, backend: Attached) -> Shortage | None:
+def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
     """Tells by how much a backend ends too soon for a described task, `None` where it does not."""
-    if not backend.may_end or node.description is None:
+    if not backend.may_end or record.description is None:
         return None
-    needs = time_needed(node.description)
+    needs = time_needed(record.description)
     if needs is None:
         return None
-    left = backend.backend.seconds_left(node.description)
+    left = backend.backend.seconds_left(record.description)
     return None if left is None or needs <= left else Shortage(needs, left)
 
 
-def elsewhere(node: Node, backend: Attached, able: Callable[[Node], Sequence[str]]) -> str | None:
+def elsewhere(
+    record: TaskRecord, backend: BackendHandle, able: Callable[[TaskRecord], Sequence[str]]
+) -> str | None:
     """Names the backend that a task goes to as its own ends too soon, `None` where it stays.
 
     Args:
-        node: The task's node, described.
+        record: The task, described.
         backend: Its backend.
         able: Gives the backends that can run it and have time for it.
     """
-    settings = node.task.settings
+    settings = record.task.settings
     others = settings.other_backends
-    if node.pushed or (settings.backend and not others) or shortage(node, backend) is None:
+    if record.pushed or (settings.backend and not others) or shortage(record, backend) is None:
         return None  # with those named or pushed, the backend is the user's or has their values
-    return next((name for name in able(node) if name in others or not others), None)
+    return next((name for name in able(record) if name in others or not others), None)
 
 
 class HoldingBack:
@@ -56,26 +58,26 @@ class HoldingBack:
 
     Args:
         uid: The engine's uid.
-        machine: Fails them.
+        scheduler: Fails them.
     """
 
-    def __init__(self, uid: str, machine: Machine) -> None:
+    def __init__(self, uid: str, scheduler: Scheduler) -> None:
         self._uid = uid
-        self._machine = machine
+        self._scheduler = scheduler
         self._told: set[str] = set()
 
-    def hold_back(self, node: Node, backend: Attached, short: Shortage) -> None:
+    def hold_back(self, record: TaskRecord, backend: BackendHandle, short: Shortage) -> None:
         """Fails a task that is ready; a line in the log tells of the first one of each backend.
 
         Nothing stands in for its result: it has not failed, and the next run is to make it.
         """
         needs, left = short
-        assert node.description is not None
-        said = "time-out" if needs == node.description.get("timeout") else "walltime"
-        self._machine.fail(
-            node,
-            TaskHeldBackError(
-                f"{node.named()} was held back: it needs {needs:g} s by its {said}, and backend "
+        assert record.description is not None
+        said = "time-out" if needs == record.description.get("timeout") else "walltime"
+        self._scheduler.fail(
+            record,
+            InsufficientWalltimeError(
+                f"{record.named()} was held back: it needs {needs:g} s by its {said}, and backend "
                 f"{backend.name!r} ends in {left:.0f} s; the next run takes it up",
                 backend=backend.name,
                 needs=needs,
@@ -87,5 +89,5 @@ class HoldingBack:
             log.warning(
                 "engine %s: backend %r ends in %.0f s, and tasks that need longer are held back "
                 "for the next run; the first is %s, which needs %g s",
-                self._uid, backend.name, left, node.named(), needs,
+                self._uid, backend.name, left, record.named(), needs,
             )  # fmt: skip

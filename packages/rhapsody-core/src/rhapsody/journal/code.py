@@ -46,7 +46,7 @@ from typing import Any
 
 from rhapsody.journal.names import CALLS, Names, Use, names_in
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import NoDigestError, Values, counts
+from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk._origins import file_of, spec_of
 from rhapsody.sdk.modules import altered, with_inner
 
@@ -122,7 +122,7 @@ _WRAPPERS: Mapping[type, str] = {
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(...)))
 
 
-class Ingredients:
+class CodeFingerprint:
     """Collects everything that results depend on, by name, including values that contain code.
 
     Args:
@@ -217,7 +217,7 @@ class Ingredients:
             if any(thing is each for each in _READERS):  # passed on, as to a `partial`
                 self._used(f"the environment used by {name}", os.environ)
             elif id(thing) in _IMPORTERS:
-                raise NoDigestError(f"{name} may import any module")
+                raise UnhashableError(f"{name} may import any module")
         return known[1]
 
     def own(self, kind: type) -> bool:
@@ -256,7 +256,7 @@ class Ingredients:
         """What tells a value from others; what code it brings is collected, too.
 
         Raises:
-            NoDigestError: It has no digest.
+            UnhashableError: It has no digest.
         """
         shown = self._values.shown(value)
         if self._todo:
@@ -267,7 +267,7 @@ class Ingredients:
         """Collect a function, or an object that wraps one.
 
         Raises:
-            NoDigestError: Something that it uses has no digest or cannot be followed.
+            UnhashableError: Something that it uses has no digest or cannot be followed.
         """
         self._collecting = True
         code = getattr(function, "__code__", None)
@@ -284,7 +284,7 @@ class Ingredients:
         whose name does not identify it, such as one of two lambdas, counts with its code.
 
         Raises:
-            NoDigestError: One of those has no digest.
+            UnhashableError: One of those has no digest.
         """
         sources = self._program.sources
         todo: list[tuple[str, object]] = [("function", function)]
@@ -313,7 +313,7 @@ class Ingredients:
         values = Values(self)
         try:
             return all(values.digest(value, whole=False) == was for value, was in self.inner)
-        except NoDigestError:
+        except UnhashableError:
             return False
 
     def _collect(self) -> None:
@@ -411,7 +411,7 @@ class Ingredients:
         self._fills.update((*home, each) for each in names.filled)
         for each in with_inner(code):
             if hidden := _HIDDEN.intersection(each.co_names):
-                raise NoDigestError(f"{name} uses {min(hidden)}, which may lead to any object")
+                raise UnhashableError(f"{name} uses {min(hidden)}, which may lead to any object")
         for use in names.uses:
             self._fills.update(("", "", each) for each in use.filled())
             self._global(variables, use, name)
@@ -490,7 +490,7 @@ class Ingredients:
         """Collect a value that code uses.
 
         Raises:
-            NoDigestError: It has no digest.
+            UnhashableError: It has no digest.
         """
         if issubclass(type(value), types.FunctionType | types.ModuleType | type):
             self.parts[name] = self.code(value)
@@ -498,8 +498,8 @@ class Ingredients:
         values = Values(self)
         try:
             digest = values.digest(value, whole=False)
-        except NoDigestError as error:
-            raise NoDigestError(f"{name}: {error}") from error
+        except UnhashableError as error:
+            raise UnhashableError(f"{name}: {error}") from error
         self.parts[name] = digest.hex()
         if type(value) not in _PLAIN and values.size < LARGE:
             self.inner.append((value, digest))
@@ -533,7 +533,7 @@ class Ingredients:
         while isinstance(value, types.ModuleType):
             inner = vars(value)
             if depth == len(chain) and value is builtins:
-                raise NoDigestError(f"{user} uses all of builtins, which may import any module")
+                raise UnhashableError(f"{user} uses all of builtins, which may import any module")
             if depth == len(chain) or chain[depth] not in inner:
                 self._used(f"{'.'.join(chain[:depth])} used by {user}", value)  # all of it
                 return
@@ -544,7 +544,7 @@ class Ingredients:
                     return
                 if id(member) in _IMPORTERS or (value is sys and chain[depth] == "path"):
                     what = ".".join(chain[: depth + 1])
-                    raise NoDigestError(f"{user} uses {what}, which may import any module")
+                    raise UnhashableError(f"{user} uses {what}, which may import any module")
                 if not self._is_changed(value, chain[depth], member):
                     self._library_s(".".join(chain[: depth + 1]), user, value, member)
                     return
@@ -674,7 +674,7 @@ class Ingredients:
             Whether it is one of them.
 
         Raises:
-            NoDigestError: It cannot be determined which value is read.
+            UnhashableError: It cannot be determined which value is read.
         """
         if id(value) not in _SPECIAL:
             return False
@@ -682,7 +682,7 @@ class Ingredients:
             return True
         if value is sys.modules:
             if use.by != "CONTAINS_OP":
-                raise NoDigestError(f"{user} reads sys.modules, which may be any module")
+                raise UnhashableError(f"{user} reads sys.modules, which may be any module")
         elif value is os.path.expandvars:
             self.set_here = True  # workers have an environment of their own
             self._used(f"the environment used by {user}", os.environ)
@@ -691,7 +691,7 @@ class Ingredients:
         elif value is importlib.import_module or value is builtins.__import__:
             name = self._key(use, variables)
             if name is None:
-                raise NoDigestError(f"{user} imports a module by a computed name")
+                raise UnhashableError(f"{user} imports a module by a computed name")
             name = _resolved(name, variables.get("__package__") or "")
             self._imported(name, (), "")
             found = self._loaded(name)
@@ -714,7 +714,9 @@ class Ingredients:
             return
         name = self._key(use, variables)
         if name is None or rest not in ((), ("get",), ("setdefault",), ("pop",)):
-            raise NoDigestError(f"{user} reads environment variables whose names are not literals")
+            raise UnhashableError(
+                f"{user} reads environment variables whose names are not literals"
+            )
         if counts(name):
             value = os.environ.get(name)
             # As a digest, because it may be a secret, and people see the parts.
@@ -775,7 +777,7 @@ class Ingredients:
             variables = {"__name__": name, "__loader__": spec.loader, "__spec__": spec}
         source = self._program.sources.of_module(file, variables)
         if source is None and part not in self.parts and self._loaded(name) is None:
-            raise NoDigestError(f"the source of module {name} cannot be read")
+            raise UnhashableError(f"the source of module {name} cannot be read")
         if source is None or part in self.parts:
             self.parts.setdefault(part, "no source")
             return
@@ -820,7 +822,7 @@ class Ingredients:
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content
-                raise NoDigestError(
+                raise UnhashableError(
                     f"{os.path.basename(file)} was changed after the program had started; run it "
                     "again"
                 )

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rhapsody.journal.code import MISSING, Ingredients, content_of
+from rhapsody.journal.code import MISSING, CodeFingerprint, content_of
 from rhapsody.journal.program import Program
-from rhapsody.journal.values import LONGEST, SIZE, NoDigestError
+from rhapsody.journal.values import LONGEST, SIZE, UnhashableError
 
 _CODE = (types.FunctionType, type)
 
@@ -68,7 +68,7 @@ class _Known(NamedTuple):
     """
 
     digest: bytes
-    found: Ingredients
+    found: CodeFingerprint
     refused: str | None = None
 
     def is_current(self) -> bool:
@@ -111,10 +111,10 @@ class Keys:
     codes: dict[bytes, str] = field(default_factory=dict)
     _functions: WeakKeyDictionary[Any, _Known] = field(default_factory=WeakKeyDictionary)
     _checked: set[int] = field(default_factory=set)
-    _ingredients: Ingredients = field(init=False)  # one for all tasks: to make it takes a while
+    _ingredients: CodeFingerprint = field(init=False)  # one for all tasks: to make it takes a while
 
     def __post_init__(self) -> None:
-        self._ingredients = Ingredients(self.program)
+        self._ingredients = CodeFingerprint(self.program)
 
     def of(
         self,
@@ -132,15 +132,15 @@ class Keys:
             texts: The strings and paths in the arguments of a command, which may name files.
 
         Raises:
-            NoDigestError: An argument or what a function closes over has no digest, or an input
+            UnhashableError: An argument or what a function closes over has no digest, or an input
                 file cannot be read.
         """
         try:
             return self._of(task, settings, inputs, texts)
-        except NoDigestError:
+        except UnhashableError:
             raise
         except Exception as error:  # whatever an object raises when it is looked at
-            raise NoDigestError(f"its function cannot be read: {error!r}") from error
+            raise UnhashableError(f"its function cannot be read: {error!r}") from error
 
     def _of(
         self,
@@ -166,7 +166,7 @@ class Keys:
             parts[f"argument {shown}"] = found.value(value)
         if function is not None and not self.program.pipes.isdisjoint(found.paths):
             pipe = min(self.program.pipes & found.paths.keys())
-            raise NoDigestError(f"its argument {pipe!r} is a pipe, whose content is not known")
+            raise UnhashableError(f"its argument {pipe!r} is a pipe, whose content is not known")
         version, code = settings.get("version"), None
         if version is not None:
             parts["version"] = str(version)
@@ -203,7 +203,9 @@ class Keys:
             )
         return made.digest()
 
-    def _command(self, task: Mapping[str, Any], found: Ingredients, parts: dict[str, str]) -> None:
+    def _command(
+        self, task: Mapping[str, Any], found: CodeFingerprint, parts: dict[str, str]
+    ) -> None:
         """Add a command, the files that its words name, and its inherited variables."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
@@ -260,24 +262,24 @@ class Keys:
             parts: The parts of the key.
 
         Raises:
-            NoDigestError: A file, or a variable that a command inherits, has changed.
+            UnhashableError: A file, or a variable that a command inherits, has changed.
         """
         before = ast.literal_eval(parts)
         for name, path in inputs.items():
             if self.program.content(name, path).hex() != before.get(f"input file {name}"):
-                raise NoDigestError(
+                raise UnhashableError(
                     f"its input file {name!r} changed while the task waited or ran; run again when "
                     "nothing writes to it, and declare files that the task writes as OutputFile"
                 )
         if task["function"] is None:
             self._ingredients.begin()
             if self._variables(task, self._ingredients) != before.get(_VARIABLES):
-                raise NoDigestError(
+                raise UnhashableError(
                     "the program changed os.environ while the task waited or ran, and it may have "
                     "inherited either value; pass environment={...} to the task instead"
                 )
 
-    def _variables(self, task: Mapping[str, Any], found: Ingredients) -> str | None:
+    def _variables(self, task: Mapping[str, Any], found: CodeFingerprint) -> str | None:
         """Return the digest of the variables that the program has set, `None` if there are none."""
         own = task.get("environment") or {}
         inherited = self.program.variables()
@@ -292,13 +294,13 @@ class Keys:
         """Return the digest of what a function's code uses.
 
         Raises:
-            NoDigestError: It has none.
+            UnhashableError: It has none.
         """
         known = self._functions.get(function)
         if known is None or not known.is_current() or not self._is_unchanged(known):
             known = self._functions[function] = self._looked_at(function)
         if known.refused is not None:
-            raise NoDigestError(known.refused)
+            raise UnhashableError(known.refused)
         return known.digest
 
     def _is_unchanged(self, known: _Known) -> bool:
@@ -309,10 +311,10 @@ class Keys:
         return known.found.is_unchanged()
 
     def _looked_at(self, function: Any) -> _Known:
-        found = Ingredients(self.program)
+        found = CodeFingerprint(self.program)
         try:
             found.function(function)
-        except NoDigestError as error:
+        except UnhashableError as error:
             fix = "pass what it needs as an argument, or set version= and change it with the code"
             return _Known(b"", found, f"{error}; {fix}")
         if sys.flags.optimize:
@@ -329,18 +331,18 @@ def require_not_changed(
     """Raise if an existing file has changed or is missing now; new files are outputs.
 
     Raises:
-        NoDigestError: The task may have read it before the change, after it, or not at all.
+        UnhashableError: The task may have read it before the change, after it, or not at all.
     """
     for path, digest in before.items():
         if digest is not None and now[path] != digest:
-            raise NoDigestError(
+            raise UnhashableError(
                 f"the file {path!r} in its arguments changed while the task waited or ran; if the "
                 "task writes it, pass an OutputFile instead, or remove the file before the run; "
                 "otherwise run again when nothing writes to it"
             )
 
 
-def _taken_apart(function: Any, found: Ingredients, parts: dict[str, str]) -> Any:
+def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -> Any:
     """The function in a method, a `partial` or a library's wrapper, which are noted."""
     while not isinstance(function, _CODE):
         part = f"around {len(parts)}"

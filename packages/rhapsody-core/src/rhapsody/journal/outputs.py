@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rhapsody.data import RESERVED
 from rhapsody.journal.files import FileDigests
-from rhapsody.journal.values import NoDigestError
+from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import TaskFiles
 
 
@@ -34,12 +34,12 @@ class Outputs:
             named: Whether its result is, or holds, a path into its sandbox.
 
         Raises:
-            NoDigestError: They cannot be had again in a later run.
+            UnhashableError: They cannot be had again in a later run.
         """
         if files is None:
             return None
         if files.shared and has_files(files.sandbox):
-            raise NoDigestError(
+            raise UnhashableError(
                 f"it left files in its sandbox and declares none, so that its dependents see them "
                 f"all ({files.sandbox}); pass it an OutputFile for each that is needed"
             )
@@ -49,7 +49,7 @@ class Outputs:
         for name, path in files.paths.items():
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
             if digest is None:
-                raise NoDigestError(f"its output {name!r} cannot be read from here")
+                raise UnhashableError(f"its output {name!r} cannot be read from here")
             directory = os.path.isdir(path) or os.path.isdir(files.places.get(name, ""))
             kept[name] = {
                 "path": self._told(path),

@@ -20,7 +20,7 @@ from rhapsody.journal.outputs import Outputs, has_files
 from rhapsody.journal.program import Program
 from rhapsody.journal.reading import Earlier
 from rhapsody.journal.store import GONE, How, Recording, Store
-from rhapsody.journal.values import NoDigestError
+from rhapsody.journal.values import UnhashableError
 from rhapsody.plugins.specs import LookupTask, Record, Recorded, hookimpl
 from rhapsody.sdk.modules import own_modules
 from rhapsody.staging.outputs import leads_into
@@ -210,12 +210,12 @@ class Journal:
         name, call = task["name"], _call(task["uid"])
         try:
             if task["implicit"] and any(map(has_files, task["implicit"])):
-                raise NoDigestError(
+                raise UnhashableError(
                     "it sees what its dependencies left in their sandboxes; pass it an InputFile "
                     "for each that it reads, and them an OutputFile"
                 )
             key = self._keys.of(task, task["settings"], task["inputs"], task["texts"])
-        except NoDigestError as error:
+        except UnhashableError as error:
             self._say(name, str(error))
             return None
         former = self._calls.pop(call, None)
@@ -342,7 +342,7 @@ class Journal:
         recording, former = self._gone.pop(call, (0, None))
         try:
             files = self._files_of(record)
-        except NoDigestError:
+        except UnhashableError:
             return None
         if files is None or former is None:  # another plugin has found it
             return None
@@ -401,7 +401,7 @@ class Journal:
                 paths = now
                 digest = self._keys.digest(parts, code, paths)
                 number = self._number(digest, number)
-        except NoDigestError as error:
+        except UnhashableError as error:
             self._say(task["name"], str(error))
             return None
         if any(paths.values()):

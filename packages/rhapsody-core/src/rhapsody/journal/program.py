@@ -12,7 +12,7 @@ from pathlib import Path
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.names import Names, names_in
 from rhapsody.journal.syntax import Sources
-from rhapsody.journal.values import NoDigestError
+from rhapsody.journal.values import UnhashableError
 from rhapsody.sdk._origins import Origins, real_path
 
 
@@ -89,11 +89,11 @@ class Program:
         """The digest of an input file or directory.
 
         Raises:
-            NoDigestError: It cannot be read from here.
+            UnhashableError: It cannot be read from here.
         """
         digest = None if path is None else self._files.of_any(path)
         if digest is None:
-            raise NoDigestError(f"its input file {name!r} cannot be read from here")
+            raise UnhashableError(f"its input file {name!r} cannot be read from here")
         return digest
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhapsody.journal.values import SIZE, NoDigestError
+from rhapsody.journal.values import SIZE, UnhashableError
 from rhapsody.sdk.modules import with_inner
 from rhapsody.sdk.runner import process_began
 
@@ -86,7 +86,7 @@ class Sources:
             Both, or `None` where the body is not found, or its methods are not what is loaded.
 
         Raises:
-            NoDigestError: Its file was changed after the program had started.
+            UnhashableError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
         nodes = file.classes.get(cls.__qualname__, [])
@@ -102,7 +102,7 @@ class Sources:
         """The digest of a whole module and its code, `None` where its source is not found.
 
         Raises:
-            NoDigestError: Its file was changed after the program had started.
+            UnhashableError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
         digest = "" if file.tree is None else _digest(file.tree)
@@ -132,7 +132,7 @@ class Sources:
         """Return a file that was not changed since the program started."""
         file = self._file(name, variables)
         if file.changed > self.began:
-            raise NoDigestError(
+            raise UnhashableError(
                 f"{os.path.basename(name)} was changed after the program had started; run it again"
             )
         return file

@@ -50,7 +50,8 @@ Feed = Callable[[Any], object]
 _random = random.seed.__self__  # type: ignore[attr-defined]
 
 _MACHINERY = (
-    "rhapsody.engine.workflow", "rhapsody.engine.tasks", "rhapsody.backends.", "rhapsody_dask.",
+    "rhapsody.engine.engine", "rhapsody.engine.task_function", "rhapsody.backends.",
+    "rhapsody_dask.",
     "rhapsody_radical.",
 )  # fmt: skip
 """Prefixes of the modules whose objects are Rhapsody's own."""
@@ -76,7 +77,7 @@ _DESCRIPTORS = (
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
-class NoDigestError(TypeError):
+class UnhashableError(TypeError):
     """A value has no digest: what it is cannot be told from what can be read of it."""
 
 
@@ -116,7 +117,7 @@ class Values:
         """Returns the digits of a value's digest, of a small number itself: that takes less time.
 
         Raises:
-            NoDigestError: It has none.
+            UnhashableError: It has none.
         """
         if type(value) is str:
             text = self._text(value)
@@ -137,17 +138,17 @@ class Values:
                 results, such as loggers and locks, count by their class.
 
         Raises:
-            NoDigestError: It has none.
+            UnhashableError: It has none.
         """
         self._whole, self._entries, self.size = whole, 0, 0
         try:
             return self._inner(value)
-        except NoDigestError:
+        except UnhashableError:
             raise
         except RecursionError:
-            raise NoDigestError("it is nested too deep") from None
+            raise UnhashableError("it is nested too deep") from None
         except Exception as error:  # whatever an object raises when it is looked at
-            raise NoDigestError(f"{type(error).__name__}: {error}") from error
+            raise UnhashableError(f"{type(error).__name__}: {error}") from error
         finally:
             self._open.clear()
             self.size += self._entries
@@ -162,7 +163,7 @@ class Values:
         known = _PLAIN.get(kind)
         if known is not None:
             if kind is int and value in self._open:
-                raise NoDigestError("an object in it holds its own address")
+                raise UnhashableError("an object in it holds its own address")
             feed(known(value))
         elif kind is str:
             feed(self._text(value))
@@ -181,7 +182,7 @@ class Values:
 
     def _text(self, value: str) -> bytes:
         if " at 0x" in value and _ADDRESS.search(value):
-            raise NoDigestError("a text in it holds an object's address")
+            raise UnhashableError("a text in it holds an object's address")
         place = self._around.path(value)
         return _framed(b"s", value) if place is None else _framed(b"p", place)
 
@@ -189,7 +190,7 @@ class Values:
         """What may hold itself."""
         self._entries += 1
         if self._entries > MOST:
-            raise NoDigestError("it has too many parts")
+            raise UnhashableError("it has too many parts")
         if id(value) in self._open:
             feed(b"^%d;" % (len(self._open) - self._open[id(value)]))
             return
@@ -299,7 +300,7 @@ class Values:
         except Exception as error:  # whatever the object raises
             if self._whole or not _is_plain_python(kind):
                 text = f"a {kind.__qualname__} cannot be taken apart: {error}"
-                raise NoDigestError(text) from error
+                raise UnhashableError(text) from error
             slots = [getattr(value, each, None) for each in copyreg._slotnames(kind)]  # type: ignore[attr-defined]
             made = kind, (), (getattr(value, "__dict__", None), slots)
         if isinstance(made, str):

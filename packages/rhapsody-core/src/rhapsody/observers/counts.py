@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rhapsody.errors import DependencyFailureError, TaskHeldBackError, is_a
+from rhapsody.errors import DependencyFailureError, InsufficientWalltimeError, is_a
 from rhapsody.observers.failure_groups import FailureGroups, Key
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.states import TasksMainStates
@@ -114,7 +114,7 @@ class Counts:
             row.cancelled += 1
         elif is_a(event.error, DependencyFailureError):
             row.skipped += 1
-        elif is_a(event.error, TaskHeldBackError):
+        elif is_a(event.error, InsufficientWalltimeError):
             row.held += 1
             name, error = f"{event.name} ({event.uid})", event.error
             self.held[event.uid] = HeldBack(name, error.backend, error.needs, error.left)

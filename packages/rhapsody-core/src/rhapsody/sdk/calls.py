@@ -27,8 +27,8 @@ from rhapsody.sdk.executables import thread_count
 from rhapsody.sdk.modules import own_modules
 from rhapsody.sdk.runner import (
     PROTOCOL_VERSION,
-    Order,
-    Outcome,
+    CallResult,
+    CallSpec,
     ProtocolVersionError,
     dumps,
     loads,
@@ -74,7 +74,7 @@ def order_of(
     directory: str | None = None,
     more: Mapping[str, Any] | None = None,
     modules: bytes | Literal[True] | None = True,
-) -> Order:
+) -> CallSpec:
     """Return what a worker has to know of a task beside the call itself.
 
     Args:
@@ -88,7 +88,7 @@ def order_of(
             `REFERENCE` bytes if the worker has received them. Default: all modules.
     """
     sandbox = task.get("sandbox")
-    return Order(
+    return CallSpec(
         PROTOCOL_VERSION,
         task["uid"],
         task["name"],
@@ -105,7 +105,7 @@ def order_of(
 
 
 def pack(
-    task: TaskDescription, order: Order | None = None, *, worker: str = WORKER, cure: str = CURE
+    task: TaskDescription, order: CallSpec | None = None, *, worker: str = WORKER, cure: str = CURE
 ) -> bytes:
     """Make bytes of a task's call, for `Runner.run`.
 
@@ -193,7 +193,7 @@ def parts(task: TaskDescription) -> dict[str, Any]:
     return found
 
 
-def unpack(packed: bytes) -> Outcome:
+def unpack(packed: bytes) -> CallResult:
     """Return the outcome that `Runner.run` made of a call.
 
     Raises:
@@ -203,7 +203,7 @@ def unpack(packed: bytes) -> Outcome:
     try:
         fields = loads(packed)
         require_version(int(fields[0]), "the worker", "this program")
-        return Outcome(*fields)
+        return CallResult(*fields)
     except ProtocolVersionError:
         raise
     except Exception as error:  # whatever unpacking nonsense raises
@@ -213,7 +213,7 @@ def unpack(packed: bytes) -> Outcome:
 
 
 def finish(
-    task: TaskDescription, outcome: Outcome, unpack: Callable[[Any], Any] = loads
+    task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> BaseException | None:
     """Write what came of a call into its task's description: value or exception, and output.
 
@@ -235,7 +235,7 @@ def finish(
     return error
 
 
-def report(task: TaskDescription, outcome: Outcome) -> None:
+def report(task: TaskDescription, outcome: CallResult) -> None:
     """Write what a call printed into its task's description."""
     if outcome.stdout is not None:
         task["stdout"] = outcome.stdout
@@ -246,7 +246,7 @@ def report(task: TaskDescription, outcome: Outcome) -> None:
 
 
 def result(
-    task: TaskDescription, outcome: Outcome, unpack: Callable[[Any], Any] = loads
+    task: TaskDescription, outcome: CallResult, unpack: Callable[[Any], Any] = loads
 ) -> tuple[Any, BaseException | None]:
     """Return what a call returned, and what it raised, or unpacking its outcome did.
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import IO
 
 from rhapsody.sdk import _groups as groups
-from rhapsody.sdk._guardian import Guardian
+from rhapsody.sdk._reaper import Guardian
 from rhapsody.sdk.threads import start_thread
 
 __all__ = ["Guardian", "Program"]

@@ -18,7 +18,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from rhapsody.aio import asked_to_stop
+from rhapsody.aio import is_cancelling
 from rhapsody.data import plain_name, stderr_tail, stdout_tail
 from rhapsody.errors import TaskFailedError, describe_error
 from rhapsody.sdk.threads import in_thread
@@ -140,7 +140,7 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
         value = await in_thread(partial(ready, task))
         return await value if inspect.isawaitable(value) else value
     except (SystemExit, asyncio.CancelledError) as error:
-        if asked_to_stop():
+        if is_cancelling():
             raise
         raise RuntimeError(f"ready raised {describe_error(error)}") from error
 

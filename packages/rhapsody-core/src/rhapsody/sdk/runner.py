@@ -42,9 +42,24 @@ from types import CodeType, CoroutineType
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
-    "PROTOCOL_VERSION", "REFERENCE", "Captured", "Environment", "Order", "Outcome", "Output",
-    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "dumps", "known",
-    "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
+    "PROTOCOL_VERSION",
+    "REFERENCE",
+    "CallResult",
+    "CallSpec",
+    "Captured",
+    "Environment",
+    "Output",
+    "ProtocolVersionError",
+    "Runner",
+    "SentModules",
+    "StaleModuleError",
+    "dumps",
+    "known",
+    "pack_error",
+    "pickler",
+    "require_version",
+    "sent_modules",
+    "trimmed",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
@@ -61,7 +76,7 @@ class ProtocolVersionError(RuntimeError):
     """The program and a worker speak different versions of the protocol."""
 
 
-class Order(NamedTuple):
+class CallSpec(NamedTuple):
     """What a worker has to know of a task beside the call itself. Travels as a plain tuple.
 
     Attributes:
@@ -94,7 +109,7 @@ class Order(NamedTuple):
     modules: bytes | None = None
 
 
-class Outcome(NamedTuple):
+class CallResult(NamedTuple):
     """What came of a call. Travels as a plain tuple.
 
     Attributes:
@@ -177,12 +192,12 @@ class Runner:
         try:
             *fields, call = loads(packed)
             require_version(fields[0], "the program", "this worker")
-            outcome = self.make(Order(*fields), call)
+            outcome = self.make(CallSpec(*fields), call)
         except BaseException as error:  # such as one for the version
             outcome = self.failed(error)
         return pickle.dumps(tuple(outcome), 5)
 
-    def make(self, order: Order, call: Any) -> Outcome:
+    def make(self, order: CallSpec, call: Any) -> CallResult:
         """Make a call, which `load` takes, with all that is around it; nothing is raised."""
         output = _none
         try:
@@ -195,7 +210,7 @@ class Runner:
         return _outcome(done, payload, plain, output)
 
     def answer(self, name: str, call: Any) -> tuple[bool, Any, bool]:
-        """Make a call and nothing around it; see `Outcome` for what this returns."""
+        """Make a call and nothing around it; see `CallResult` for what this returns."""
         try:
             function, args, kwargs = self.load(call)
         except BaseException as error:  # loading runs the objects' own code
@@ -214,7 +229,7 @@ class Runner:
         except BaseException as error:  # pickling runs the objects' own code
             return False, self.pack_error(self.refusal(name, value, error)), False
 
-    def failed(self, error: BaseException, output: Output | None = None) -> Outcome:
+    def failed(self, error: BaseException, output: Output | None = None) -> CallResult:
         """Return the outcome of a call that failed."""
         return _outcome(False, self.pack_error(error), False, output or _none)
 
@@ -253,19 +268,19 @@ class Runner:
             f"{self.worker}: {type(error).__name__}: {_text(error)}; {self.cure}"
         )
 
-    def output(self, order: Order) -> Output:
+    def output(self, order: CallSpec) -> Output:
         """Return what keeps a call's output: here, that of the whole process."""
         return _none if order.capture is False else Captured(order)
 
-    def modules(self, order: Order) -> AbstractContextManager[Any]:
+    def modules(self, order: CallSpec) -> AbstractContextManager[Any]:
         """Return a context that makes the program's own modules importable in its versions."""
         return nullcontext() if order.modules is None else sent_modules().using(order.modules)
 
-    def environment(self, order: Order) -> AbstractContextManager[Any]:
+    def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
         """Return what sets the call's variables."""
         return Environment(order.environment)
 
-    def context(self, order: Order) -> AbstractContextManager[Any]:
+    def context(self, order: CallSpec) -> AbstractContextManager[Any]:
         """Return what makes `rhapsody.current_task()` work, where that is installed."""
         try:
             from rhapsody.context import TaskContext, task_context
@@ -274,7 +289,7 @@ class Runner:
         return task_context(TaskContext(**known(order)))
 
 
-def known(order: Order) -> dict[str, Any]:
+def known(order: CallSpec) -> dict[str, Any]:
     """Return what a running task can know of itself: the arguments of its `TaskContext`."""
     return {
         "uid": order.uid,
@@ -285,9 +300,9 @@ def known(order: Order) -> dict[str, Any]:
     }
 
 
-def _outcome(done: bool, payload: Any, plain: bool, output: Output) -> Outcome:
+def _outcome(done: bool, payload: Any, plain: bool, output: Output) -> CallResult:
     printed = output.stdout, output.stderr, output.directory
-    return Outcome(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid())
+    return CallResult(PROTOCOL_VERSION, done, payload, plain, *printed, _host, os.getpid())
 
 
 REFERENCE = 32
@@ -639,7 +654,7 @@ class Captured(Output):
 
     directory: str | None
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: CallSpec) -> None:
         self._stem = os.path.join(order.directory or "", order.uid)
         self.directory = order.directory if order.capture == "files" else None
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rhapsody.staging.kept import LIST, read_list
+from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.locks import FileLock, State, state_of
+from rhapsody.staging.manifest import LIST, read_list
 from rhapsody.staging.parts import remove_parts
 from rhapsody.staging.runs import LOCK, NAME, point_latest
-from rhapsody.staging.trees import remove_directory
 
 ENGINE: re.Pattern[str] = re.compile(r"engine\.[0-9a-f]{8}")
 """The name of an engine's directory that is in no run's: earlier versions made them."""

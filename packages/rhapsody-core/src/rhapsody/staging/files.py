@@ -31,17 +31,17 @@ from rhapsody.data import (
 )
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import in_thread
-from rhapsody.staging.claims import Claim
+from rhapsody.staging.destinations import Target
 from rhapsody.staging.fetch import Fetcher
-from rhapsody.staging.origins import as_several, origins
+from rhapsody.staging.inputs import as_several, origins
 from rhapsody.staging.outputs import future_uid, names_of, without_place
-from rhapsody.staging.places import Target
 from rhapsody.staging.resolved import InputPlace, Resolved, as_source, left_by
 from rhapsody.staging.results import Put, Results, copy_of
-from rhapsody.staging.sandboxes import Fate, Keep, Sandbox, SandboxKeeper
+from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.staging.space import disk_use
+from rhapsody.staging.uid_lock import Claim
 from rhapsody.staging.work_dir import WorkDir
-from rhapsody.task import Outcome, TaskDescription
+from rhapsody.task import AttemptInfo, TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
@@ -166,8 +166,8 @@ class Stager:
         self,
         file: File,
         sandbox: str,
-        sources: Sequence[Outcome] = (),
-        producer: Outcome | None = None,
+        sources: Sequence[AttemptInfo] = (),
+        producer: AttemptInfo | None = None,
         *,
         outputs: Sequence[Output] = (),
         by_path: bool = True,
@@ -202,8 +202,8 @@ class Stager:
         backend: BaseExecutionBackend,
         inputs: Sequence[InputFile],
         outputs: Sequence[Output],
-        sources: Sequence[Outcome],
-        made_by: Mapping[int, Outcome] = MappingProxyType({}),
+        sources: Sequence[AttemptInfo],
+        made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
     ) -> Resolved:
         """Find the files an attempt reads, and start fetching those that are far away.
 
@@ -323,7 +323,7 @@ class Stager:
         )
 
     def _elsewhere(
-        self, task: TaskDescription, producer: Outcome, name: str
+        self, task: TaskDescription, producer: AttemptInfo, name: str
     ) -> str | asyncio.Task[str]:
         """A file in a sandbox of another backend: its path, or its copy that comes."""
         path = left_by(producer, name)
@@ -348,7 +348,7 @@ class Stager:
         self,
         task: TaskDescription,
         backend: BaseExecutionBackend,
-        sources: Iterable[Outcome],
+        sources: Iterable[AttemptInfo],
         links: _Links,
     ) -> None:
         can = backend.capabilities
@@ -365,7 +365,7 @@ class Stager:
                     linked.append(source.keeper)
         links.implicit = tuple(linked)
 
-    def _is_on(self, backend: BaseExecutionBackend, source: Outcome) -> bool:
+    def _is_on(self, backend: BaseExecutionBackend, source: AttemptInfo) -> bool:
         known = self._backends.get(source.backend or "")
         return source.backend == backend.name if known is None else known is backend
 
@@ -416,7 +416,7 @@ class Stager:
         """Remove a file of a sandbox, off the loop; return `False` if there is none."""
         return self._keep != "all" and self._sandboxes.discard(path)
 
-    def spare(self, outcome: Outcome | None) -> None:
+    def spare(self, outcome: AttemptInfo | None) -> None:
         """Lets the sandbox of an attempt stay although it has ended well."""
         if outcome is not None and isinstance(outcome.keeper, Sandbox):
             outcome.keeper.spare()
@@ -442,7 +442,7 @@ class Stager:
             recorded: Whether its result is recorded: the outputs stay until the run ends well.
 
         Returns:
-            What must be held while the sandbox is needed, for `Outcome.keeper`;
+            What must be held while the sandbox is needed, for `AttemptInfo.keeper`;
             `None` where nothing need be.
         """
         links = self._links.pop(task["uid"], None) or _Links()
@@ -466,14 +466,14 @@ class Stager:
             return None
         if result_is_path:
             self.results.add(files.values())
-            self._sandboxes.note(sandbox, Fate.STAY)
+            self._sandboxes.note(sandbox, Disposition.STAY)
             for source in links.implicit:
                 source.spare()
             return None
         if not outputs:
-            return self._sandboxes.hold(sandbox, Fate.REMOVE, links.implicit)
+            return self._sandboxes.hold(sandbox, Disposition.REMOVE, links.implicit)
         self._declare(sandbox, outputs, matches or {}, files, recorded=recorded)
-        return self._sandboxes.hold(sandbox, Fate.PRODUCT, links.implicit)
+        return self._sandboxes.hold(sandbox, Disposition.PRODUCT, links.implicit)
 
     def _declare(
         self,
@@ -512,7 +512,7 @@ class Stager:
             self.results.add(unsaved.values())
             return None
         self._declare(sandbox, outputs, files.matches, unsaved, recorded=True)
-        return self._sandboxes.hold(sandbox, Fate.PRODUCT)
+        return self._sandboxes.hold(sandbox, Disposition.PRODUCT)
 
     async def save_again(
         self, task: TaskDescription, targets: Mapping[str, Target], files: TaskFiles

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
-from rhapsody.staging.trees import files_in
+from rhapsody.staging.fsutil import files_in
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:

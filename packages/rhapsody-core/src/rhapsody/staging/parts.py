@@ -12,9 +12,9 @@ import re
 import uuid
 from pathlib import Path
 
+from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.locks import state_of
 from rhapsody.staging.runs import LOCK, PARTS
-from rhapsody.staging.trees import remove_directory
 
 _TOKEN = re.compile(r"[0-9a-f]{8}")
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rhapsody.staging.places import Target
-from rhapsody.task import Outcome
+from rhapsody.staging.destinations import Target
+from rhapsody.task import AttemptInfo
 
 
 class InputPlace(NamedTuple):
@@ -21,8 +21,8 @@ class InputPlace(NamedTuple):
     """
 
     path: str | None
-    producer: Outcome | None = None
-    gone: Outcome | None = None
+    producer: AttemptInfo | None = None
+    gone: AttemptInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ class Resolved:
         matches: The files that match each pattern of its outputs, once it has ended well.
     """
 
-    sources: tuple[Outcome, ...]
+    sources: tuple[AttemptInfo, ...]
     places: Mapping[str, InputPlace]
     fetched: bool
     targets: Mapping[str, Target]
     reads: tuple[tuple[str, str], ...]
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def gone(self) -> list[Outcome]:
+    def gone(self) -> list[AttemptInfo]:
         """What is left of tasks of an earlier run whose files it reads, and which are gone."""
         found = {place.gone.uid: place.gone for place in self.places.values() if place.gone}
         return list(found.values())
@@ -55,13 +55,13 @@ class Resolved:
         return {name: place.path for name, place in self.places.items()}
 
 
-def left_by(producer: Outcome, name: str) -> str | None:
+def left_by(producer: AttemptInfo, name: str) -> str | None:
     """The path of a file in the sandbox of an ended task, `None` where it cannot be read here."""
     path = producer.path_of(name)
     return path if producer.sandbox and os.path.exists(path) else None
 
 
-def as_source(producer: Outcome) -> dict[str, Any]:
+def as_source(producer: AttemptInfo) -> dict[str, Any]:
     """As much of a description as backends need to link from."""
     return {
         "uid": producer.uid,

@@ -22,10 +22,10 @@ from typing import NamedTuple
 from rhapsody.data import SavedFile
 from rhapsody.errors import DataError
 from rhapsody.sdk.threads import in_thread
+from rhapsody.staging.destinations import Kind, Places
+from rhapsody.staging.fsutil import copy_directory, copy_file, replace_directory
 from rhapsody.staging.outputs import future_uid
 from rhapsody.staging.parts import new_token, part_of, remove
-from rhapsody.staging.places import Kind, Places
-from rhapsody.staging.trees import copy_directory, copy_file, replace_directory
 from rhapsody.task import TaskDescription
 
 log: logging.Logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 
 from rhapsody.data import RESERVED, SavedFile
 from rhapsody.sdk.threads import in_thread, start_thread
-from rhapsody.staging.trees import remove_directory
+from rhapsody.staging.fsutil import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
 """Which sandboxes stay on disk: those of failed tasks, all, or none; `"results"`: those of failed
@@ -41,7 +41,7 @@ def check_keep(value: Keep) -> Keep:
     return value
 
 
-class Fate(Enum):
+class Disposition(Enum):
     """What becomes of a sandbox."""
 
     REMOVE = "goes when nobody holds it, and at close"
@@ -110,21 +110,21 @@ class SandboxKeeper:
         self._kept = kept
         # Filled by the loop, emptied by the thread, read by destructors on any
         # thread: single operations on a dict, which are atomic.
-        self._fates: dict[str, Fate] = {}
+        self._fates: dict[str, Disposition] = {}
         self._declared: dict[str, _Declared] = {}
         self._dropped: SimpleQueue[str | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = self._ended_well = False
         self._complained = False
 
-    def hold(self, path: str, fate: Fate, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
+    def hold(self, path: str, fate: Disposition, needs: tuple[Sandbox, ...] = ()) -> Sandbox:
         """Return the object that keeps a sandbox on disk, and record its later fate."""
         self.note(path, fate)
         return Sandbox(path, self, needs)
 
-    def note(self, path: str, fate: Fate) -> None:
+    def note(self, path: str, fate: Disposition) -> None:
         """Record the fate of a sandbox that nothing holds."""
-        if self._closed or (fate is Fate.STAY and self._keep != "none"):
+        if self._closed or (fate is Disposition.STAY and self._keep != "none"):
             return
         self._fates[path] = fate
         if self._thread is None:
@@ -167,15 +167,15 @@ class SandboxKeeper:
             os.rename(path, removed)
         except OSError:  # it was removed, or is on another file system
             return False
-        self.note(removed, Fate.REMOVE)
+        self.note(removed, Disposition.REMOVE)
         self.drop(removed)
         return True
 
     def spare(self, path: str) -> bool:
-        """Keep a sandbox, see `Fate`; return `False` if it was kept already."""
-        if self._fates.get(path, Fate.STAY) is Fate.STAY:
+        """Keep a sandbox, see `Disposition`; return `False` if it was kept already."""
+        if self._fates.get(path, Disposition.STAY) is Disposition.STAY:
             return False
-        self._fates[path] = Fate.STAY
+        self._fates[path] = Disposition.STAY
         return True
 
     def drop(self, path: str) -> None:
@@ -199,15 +199,15 @@ class SandboxKeeper:
 
     def _run(self) -> None:
         while (path := self._dropped.get()) is not None:
-            if self._fates.get(path, Fate.STAY) is not Fate.STAY:
+            if self._fates.get(path, Disposition.STAY) is not Disposition.STAY:
                 del self._fates[path]
                 declared = self._declared.get(path)
                 self._remove(path, () if declared is None else declared.stay | declared.until_end)
         for path, fate in self._fates.items():
             declared = self._declared.pop(path, None)
-            if self._keep == "none" or fate is Fate.REMOVE:
+            if self._keep == "none" or fate is Disposition.REMOVE:
                 self._remove(path)
-            elif fate is Fate.PRODUCT and self._keep == "results" and declared is not None:
+            elif fate is Disposition.PRODUCT and self._keep == "results" and declared is not None:
                 self._trim(path, declared)
         for path, declared in self._declared.items():  # what was dropped before
             if self._keep == "results":

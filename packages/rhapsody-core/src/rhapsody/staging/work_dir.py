@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rhapsody.data import SavedFile
-from rhapsody.staging.kept import write_list
 from rhapsody.staging.locks import FileLock
+from rhapsody.staging.manifest import write_list
 from rhapsody.staging.parts import note, remove_parts_of_others
 from rhapsody.staging.runs import BASE, LOCK, NAME, enter_run, leave_run
 

@@ -18,13 +18,13 @@ from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
 from rhapsody.backends.local.executables import Executables, Services, check_shell
 from rhapsody.backends.local.executors import ExecutorWorkers
+from rhapsody.backends.local.host import HostResources, host_resources
 from rhapsody.backends.local.jobs import Job, Runner
-from rhapsody.backends.local.machine import Machine, machine
 from rhapsody.backends.local.slots import ONE_FUNCTION, Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
 from rhapsody.backends.sandboxes import SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError, TaskHeldBackError, is_a
+from rhapsody.errors import CapabilityError, InsufficientWalltimeError, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
@@ -92,7 +92,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         self._executor = _checked(executor)
         # An executor that says how many workers it has says it so.
         size = getattr(self._executor, "_max_workers", None)
-        self.machine: Machine = machine(resources, workers=size if isinstance(size, int) else None)
+        self.machine: HostResources = host_resources(
+            resources, workers=size if isinstance(size, int) else None
+        )
         self.grace: float = seconds("grace", grace, zero=True)
         if isinstance(self._executor, Executor):
             self.capabilities = EXECUTOR
@@ -386,11 +388,11 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         """Raises where a task that has waited for its slots would not end in time.
 
         Raises:
-            TaskHeldBackError: The engine may have another backend for it.
+            InsufficientWalltimeError: The engine may have another backend for it.
         """
         needs, left = time_needed(task), self.seconds_left()
         if needs is not None and left is not None and needs > left:
-            raise TaskHeldBackError(
+            raise InsufficientWalltimeError(
                 f"task {task['name']!r} was held back: it needs {needs:g} s, and the walltime is "
                 f"over in {left:.0f} s; the next run takes it up",
                 backend=self.name, needs=needs, left=left,

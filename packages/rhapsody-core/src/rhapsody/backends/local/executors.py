@@ -21,7 +21,7 @@ from rhapsody.errors import TaskLostError, is_a, set_traceback
 from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.capture import recording
 from rhapsody.sdk.loops import WorkerLoop, without_own_frames
-from rhapsody.sdk.runner import Outcome
+from rhapsody.sdk.runner import CallResult
 
 
 class ExecutorWorkers:
@@ -77,7 +77,7 @@ class ExecutorWorkers:
                 else set_traceback(error, None)
             )
         else:
-            if type(reply) is Outcome:
+            if type(reply) is CallResult:
                 job.worker = f"process {reply.pid}"
                 job.take(reply)
             elif reply is not None:

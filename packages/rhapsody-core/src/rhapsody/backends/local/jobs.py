@@ -20,7 +20,7 @@ from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
     from rhapsody.backends.local.worker import Call
-    from rhapsody.sdk.runner import Outcome
+    from rhapsody.sdk.runner import CallResult
 
 
 class Job:
@@ -109,7 +109,7 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"
 
-    def take(self, outcome: Outcome) -> None:
+    def take(self, outcome: CallResult) -> None:
         """Takes what came back from another process: the output, and the value or the error."""
         self.recorder = None  # nothing was printed here
         calls.report(self.task, outcome)

@@ -19,7 +19,7 @@ from typing import Any
 from rhapsody.backends.local.worker import CALL, THREADS, Call
 from rhapsody.sdk import calls
 from rhapsody.sdk.modules import with_inner
-from rhapsody.sdk.runner import PLAIN, Order, dumps
+from rhapsody.sdk.runner import PLAIN, CallSpec, dumps
 from rhapsody.task import TaskDescription
 
 SMALL: int = 1 << 16
@@ -54,7 +54,7 @@ def pack_call(task: TaskDescription) -> bytes:
     return calls.pack_call(task, worker="a worker process", cure=cure)
 
 
-def frame(order: Order, call: Call) -> bytearray:
+def frame(order: CallSpec, call: Call) -> bytearray:
     """A call as it is sent to a worker, with room for its number."""
     function, arguments, reusable = call
     packed = pickle.dumps(tuple(order), 5)

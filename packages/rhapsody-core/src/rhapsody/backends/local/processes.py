@@ -22,7 +22,7 @@ from itertools import zip_longest
 from queue import SimpleQueue
 
 from rhapsody.backends.local import packing, worker
-from rhapsody.backends.local.forks import WorkerContext
+from rhapsody.backends.local.forkserver import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.packing import SMALL
 from rhapsody.backends.local.workers import Worker
@@ -32,7 +32,7 @@ from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk.calls import order_of
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.modules import REFERENCE, own_modules
-from rhapsody.sdk.runner import Outcome
+from rhapsody.sdk.runner import CallResult
 from rhapsody.sdk.threads import in_thread, start_thread
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class ProcessWorkers:
         self._first: Worker | None = None
         self._packer: threading.Thread | None = None
         self._packing: Job | None = None
-        self._to_packer: SimpleQueue[tuple[Job, Outcome | None] | None] = SimpleQueue()
+        self._to_packer: SimpleQueue[tuple[Job, CallResult | None] | None] = SimpleQueue()
         self._stopping = False
         self._changed = asyncio.Event()
 
@@ -304,7 +304,7 @@ class ProcessWorkers:
         to.send(job, call)
         job.handle, job.pid, job.worker = to, to.pid, to.title
 
-    def _replied(self, by: Worker, reply: Outcome) -> None:
+    def _replied(self, by: Worker, reply: CallResult) -> None:
         if not by.jobs or by.jobs[0].cancelled:
             return  # which ends with its worker
         job = by.jobs.popleft()

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from rhapsody.backends.local.machine import Machine
+from rhapsody.backends.local.host import HostResources
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Slots:
         machine: All there is.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: HostResources) -> None:
         self.machine = machine
         self._cores: float = machine.cores
         self._gpus = list(machine.gpus)

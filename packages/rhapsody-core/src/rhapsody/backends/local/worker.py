@@ -28,9 +28,9 @@ from rhapsody.sdk.capture import Recorded, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
 from rhapsody.sdk.runner import (
     PLAIN,
+    CallResult,
+    CallSpec,
     Environment,
-    Order,
-    Outcome,
     Runner,
     known,
     loads,
@@ -114,7 +114,7 @@ def modules_frame(modules: bytes) -> bytearray:
     return bytearray(CALL.pack(0, False, 0, 0, len(modules))) + modules
 
 
-def received(stream: IOBase) -> tuple[int, Order | None, Call] | None:
+def received(stream: IOBase) -> tuple[int, CallSpec | None, Call] | None:
     """The next call, or modules for it; `None` at the end, or if the program ended midway."""
     start = stream.read(CALL.size)
     if len(start) < CALL.size:
@@ -126,10 +126,10 @@ def received(stream: IOBase) -> tuple[int, Order | None, Call] | None:
     order, function, arguments = parts
     call = Call(function, arguments, reusable)
     # From our own program.
-    return number, Order(*pickle.loads(order)) if order else None, call  # noqa: S301
+    return number, CallSpec(*pickle.loads(order)) if order else None, call  # noqa: S301
 
 
-def reply(outcome: Outcome) -> bytes:
+def reply(outcome: CallResult) -> bytes:
     """An outcome as it is sent."""
     version, done, payload, *others = outcome
     head = pickle.dumps((version, done, *others), 5)
@@ -158,7 +158,7 @@ def begin() -> None:
     streams.acquire()
 
 
-def execute(order: Order, call: bytes) -> Outcome:
+def execute(order: CallSpec, call: bytes) -> CallResult:
     """Makes one call on an executor that the user brings, which may be of another installation.
 
     Raises:
@@ -265,10 +265,10 @@ class _Runner(Runner):
     def pack(self, value: Any) -> Any:
         return pickle.dumps(value, 5) if type(value) in PLAIN else super().pack(value)
 
-    def output(self, order: Order) -> _Recorded:
+    def output(self, order: CallSpec) -> _Recorded:
         return _Recorded(order.directory, order.capture)
 
-    def context(self, order: Order) -> Setting[Any]:
+    def context(self, order: CallSpec) -> Setting[Any]:
         return task_context(TaskContext(**known(order)))
 
 
@@ -281,7 +281,7 @@ class _OwnRunner(_Runner):
         self._setting = Environment({})
         self._setting.__enter__()
 
-    def environment(self, order: Order) -> AbstractContextManager[Any]:
+    def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
         """Sets the call's variables, which stay until one wants others."""
         wanted = order.environment
         if wanted != self._variables:

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from rhapsody.backends.local import logs
-from rhapsody.backends.local.forks import WorkerContext
+from rhapsody.backends.local.forkserver import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.worker import LENGTHS, NUMBER, modules_frame, work
 from rhapsody.errors import describe_error
 from rhapsody.sdk import _groups as groups
-from rhapsody.sdk.runner import Outcome
+from rhapsody.sdk.runner import CallResult
 
 AT_ONCE = 1 << 18
 """Bytes that are read from a worker in one go."""
@@ -78,7 +78,7 @@ class Worker:
         self._unsent = NOTHING  # of what was begun to be sent
         self._buffer = memoryview(bytearray(AT_ONCE))  # to make one each time takes long
         self._received = bytearray()
-        self._replies: deque[Outcome] = deque()
+        self._replies: deque[CallResult] = deque()
         self._makes_sense = True
         with context.launching():
             # Holds the numbers of calls that were sent, until the worker begins with them.
@@ -111,7 +111,7 @@ class Worker:
     def attend(
         self,
         loop: asyncio.AbstractEventLoop,
-        replied: Callable[[Worker, Outcome], object],
+        replied: Callable[[Worker, CallResult], object],
         gone: Callable[[Worker, int | None, list[Job]], object],
     ) -> None:
         """Begins to hear the worker.
@@ -272,7 +272,7 @@ class Worker:
                 continue
             try:
                 version, done, *others = pickle.loads(head)  # noqa: S301 - from our own worker
-                self._replies.append(Outcome(version, done, payload, *others))
+                self._replies.append(CallResult(version, done, payload, *others))
             except Exception as error:  # whatever unpacking nonsense raises
                 return self._mistrust(describe_error(error))
         if begin:

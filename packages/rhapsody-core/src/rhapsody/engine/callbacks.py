@@ -1,8 +1,8 @@
-"""States in: what backends report, from any thread, given to the machine on the engine's loop.
+"""States in: what backends report, from any thread, given to the scheduler on the engine's loop.
 
 Late, doubled and unknown reports are left out, and counted unless they only say once more that
 a task runs. What a state means for retries and dependents is decided in
-`rhapsody.engine.machine`.
+`rhapsody.engine.scheduler`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from time import time
 from typing import Any
 
 from rhapsody.engine.background import Background
-from rhapsody.engine.life import Future, Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.errors import describe_error
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.states import TasksMainStates
@@ -32,19 +32,19 @@ FAILED = TasksMainStates.FAILED
 CANCELED = TasksMainStates.CANCELED
 RUNNING = TasksMainStates.RUNNING
 
-STARTED = frozenset({Work.RUNNING, Work.SERVING, Work.CANCELING})
+STARTED = frozenset({WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING})
 """Where it is no news that a task runs. A backend may have several states that mean it."""
 
 ServiceCallback = Callable[..., Any]
 Report = tuple[Any, Any, ServiceCallback | None]
 
 
-class Updates:
+class Callbacks:
     """Receives the states of one engine's tasks.
 
     Args:
         uid: The engine's uid, by which its own tasks are known.
-        machine: Is told of them.
+        scheduler: Is told of them.
         background: Makes the calls on the loop.
         crashed: Called with where the engine itself failed, and how.
 
@@ -58,12 +58,12 @@ class Updates:
     def __init__(
         self,
         uid: str,
-        machine: Machine,
+        scheduler: Scheduler,
         background: Background,
         crashed: Callable[[str, BaseException], object],
     ) -> None:
         self._prefix = f"{uid}."
-        self._machine = machine
+        self._scheduler = scheduler
         self._background = background
         self._crashed = crashed
         self._loop: asyncio.AbstractEventLoop = background.loop
@@ -103,18 +103,18 @@ class Updates:
 
         A backend may have many states between those that matter; RADICAL-Pilot has fifteen.
         """
-        if self._machine.observed or type(task) is not dict:
+        if self._scheduler.observed or type(task) is not dict:
             return False
         uid = task.get("uid")
-        node = self._machine.inflight.get(uid) if type(uid) is str else None
-        if node is None or node.backend is None:
+        record = self._scheduler.inflight.get(uid) if type(uid) is str else None
+        if record is None or record.backend is None:
             return False
         try:
-            main = node.backend.native.get(state)
+            main = record.backend.native.get(state)
         except Exception:  # it is told where it is applied
             return False
         if main is RUNNING:
-            return node.life.work in STARTED
+            return record.life.work in STARTED
         return not (main is None or main is DONE or main is FAILED or main is CANCELED)
 
     def drain(self) -> None:
@@ -129,39 +129,39 @@ class Updates:
         self._deliver(report)
 
     def _deliver(self, report: Report) -> None:
-        machine, (task, state, service_callback) = self._machine, report
+        scheduler, (task, state, service_callback) = self._scheduler, report
         try:
             if type(task) is not dict and not isinstance(task, Mapping):
                 task = task.as_dict() if hasattr(task, "as_dict") else {}
             uid = task.get("uid")
-            node = machine.inflight.get(uid)
+            record = scheduler.inflight.get(uid)
         except Exception as error:  # the backend's fault, and no task's that is known
             self._malformed(error)
             return
-        if node is None:
+        if record is None:
             self._stray(uid)
             return
-        assert node.backend is not None
+        assert record.backend is not None
         try:
             try:
-                main: TasksMainStates | None = node.backend.native[state]
+                main: TasksMainStates | None = record.backend.native[state]
             except (KeyError, TypeError):
-                main = node.backend.main_state(state)
-            if machine.observed and main is not None:
-                node.native = str(state)
+                main = record.backend.main_state(state)
+            if scheduler.observed and main is not None:
+                record.native = str(state)
             if main is DONE or main is FAILED or main is CANCELED:
-                machine.end(node, main, task)
+                scheduler.end(record, main, task)
             elif main is RUNNING:
-                self._running(node, task, state, service_callback)
+                self._running(record, task, state, service_callback)
             elif main is None:
-                self._unknown_state(node, state)
-            elif machine.observed and node.life.future is Future.PENDING:
-                machine.actions.publish(node, main)
+                self._unknown_state(record, state)
+            elif scheduler.observed and record.life.future is FutureState.PENDING:
+                scheduler.actions.publish(record, main)
         except Exception as error:  # a mistake of ours must not vanish in a backend's thread
             self._crashed("updates", error)
 
     def _stray(self, uid: object) -> None:
-        stats = self._machine.stats
+        stats = self._scheduler.stats
         if not isinstance(uid, str) or not uid.startswith(self._prefix):
             if isinstance(uid, str) and ".task." in uid:
                 return  # another engine's task on a backend that both use
@@ -170,7 +170,7 @@ class Updates:
             stats.late += 1
 
     def _malformed(self, error: Exception) -> None:
-        self._machine.stats.unknown += 1
+        self._scheduler.stats.unknown += 1
         if ("", "malformed") not in self._complained:
             self._complained.add(("", "malformed"))
             log.error(
@@ -178,51 +178,53 @@ class Updates:
                 "updates are left out. Reading it raised %s", describe_error(error),
             )  # fmt: skip
 
-    def _unknown_state(self, node: Node, state: Any) -> None:
-        self._machine.stats.unknown += 1
-        assert node.backend is not None
-        key = (node.backend.name, str(state))
+    def _unknown_state(self, record: TaskRecord, state: Any) -> None:
+        self._scheduler.stats.unknown += 1
+        assert record.backend is not None
+        key = (record.backend.name, str(state))
         if key not in self._complained:
             self._complained.add(key)
             log.error(
                 "backend %r reported the state %r, which its StateMapper does not know; such "
                 "updates are left out. Register it with "
                 "StateMapper.register_backend_tasks_states(...)",
-                node.backend.name, state,
+                record.backend.name, state,
             )  # fmt: skip
 
     def _running(
-        self, node: Node, task: Any, state: Any, service_callback: ServiceCallback | None
+        self, record: TaskRecord, task: Any, state: Any, service_callback: ServiceCallback | None
     ) -> None:
-        machine = self._machine
-        if not machine.run(node):
-            if node.life.work not in STARTED:
-                machine.stats.late += 1
+        scheduler = self._scheduler
+        if not scheduler.run(record):
+            if record.life.work not in STARTED:
+                scheduler.stats.late += 1
             return
-        node.started = time()
-        if not node.task.settings.service:
+        record.started = time()
+        if not record.task.settings.service:
             return
         if service_callback is None:
-            machine.serve(node, node.uid, None)
+            scheduler.serve(record, record.uid, None)
             return
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.add_done_callback(partial(self._ready_anywhere, node, node.uid))
+        future.add_done_callback(partial(self._ready_anywhere, record, record.uid))
         try:
             service_callback(future, task, state)
         except Exception as error:  # the backend's fault: this service cannot become ready
-            machine.stop_with(node, error)
+            scheduler.stop_with(record, error)
 
-    def _ready_anywhere(self, node: Node, uid: str, future: concurrent.futures.Future[Any]) -> None:
-        call = partial(self._ready, node, uid, future)
+    def _ready_anywhere(
+        self, record: TaskRecord, uid: str, future: concurrent.futures.Future[Any]
+    ) -> None:
+        call = partial(self._ready, record, uid, future)
         if not self._background.soon_from_anywhere(call):
-            self._machine.stats.late += 1
+            self._scheduler.stats.late += 1
 
-    def _ready(self, node: Node, uid: str, future: concurrent.futures.Future[Any]) -> None:
+    def _ready(self, record: TaskRecord, uid: str, future: concurrent.futures.Future[Any]) -> None:
         if future.cancelled():
-            self._machine.stats.late += 1
+            self._scheduler.stats.late += 1
             return
         error = future.exception()
         if error is None:
-            self._machine.serve(node, uid, future.result())
-        elif node.uid == uid:
-            self._machine.stop_with(node, error)
+            self._scheduler.serve(record, uid, future.result())
+        elif record.uid == uid:
+            self._scheduler.stop_with(record, error)

@@ -25,7 +25,7 @@ class WouldRunError(RuntimeError):
     """A dry run was given a backend that does work."""
 
 
-class Attached:
+class BackendHandle:
     """A backend and what it is called in one engine.
 
     Args:
@@ -74,7 +74,7 @@ class Attached:
         return TasksMainStates(main)
 
 
-def find(backends: Mapping[str, Attached], name: str) -> Attached:
+def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
     """The attached backend of a name; names are compared as the registry does.
 
     Raises:

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.context import running_task
-from rhapsody.engine.attach import attach, shut_down
+from rhapsody.engine.backend_handles import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
+from rhapsody.engine.compat import KeptNames
 from rhapsody.engine.decorators import Decorators
 from rhapsody.engine.defaults import with_defaults
-from rhapsody.engine.kept_names import KeptNames
-from rhapsody.engine.observe import accounts
-from rhapsody.engine.saving import save_files
+from rhapsody.engine.events import accounts
+from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import (
     current_directory,
     directory,
@@ -35,9 +35,9 @@ from rhapsody.engine.settings import (
     new_file,
     whole_number,
 )
-from rhapsody.engine.shell import Shell
 from rhapsody.engine.shutdown import settle_everything, stop_everything, tell_forgotten
 from rhapsody.engine.signals import registry as signal_registry
+from rhapsody.engine.stage_out import save_files
 from rhapsody.engine.starting import Starting
 from rhapsody.engine.timers import Clock, LoopClock
 from rhapsody.engine.views import Views
@@ -280,7 +280,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         except BaseException:
             self._built_in.close()
             raise
-        shell = self._shell = Shell(
+        shell = self._shell = Runtime(
             self,
             uid=uid,
             clock=clock or LoopClock(self._loop),
@@ -314,7 +314,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
 
     async def _undo(self, ours: list[BaseExecutionBackend]) -> None:
         """The start has failed: shuts `ours` down and leaves the other backends as they were."""
-        self._shell.machine.closing = True
+        self._shell.scheduler.closing = True
         signal_registry.remove(self)
         try:
             await stop_everything(self._shell, skip_backends=True)
@@ -365,7 +365,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         if asyncio.get_running_loop() is not self._loop:
             raise self._calls.foreign_loop_error("join() was called on")
         block, task = enclosing_block.get(), running_task()
-        own_block = block is not None and block.machine is self._shell.machine
+        own_block = block is not None and block.scheduler is self._shell.scheduler
         in_block = own_block and block is not None and not block.future.done()
         own = asyncio.current_task()  # such as one that builds a task's command, and has its uid
         uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
@@ -394,7 +394,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         if asyncio.get_running_loop() is not self._loop:
             raise self._calls.foreign_loop_error("shutdown() was called on")
         if self._ending is None:
-            self._shell.machine.closing = True
+            self._shell.scheduler.closing = True
             self._ending = self._loop.create_task(
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"
             )
@@ -414,18 +414,18 @@ class WorkflowEngine(Decorators, Views, KeptNames):
     async def _interrupt(self) -> None:
         """Stops all work because of a signal; the futures stay as they are for now."""
         if self._ending is None:
-            self._shell.machine.interrupted = True
+            self._shell.scheduler.interrupted = True
             self._ending = self._loop.create_task(self._stop(skip_backends=False))
         await end_of(self._ending)
 
     async def _stop(self, *, skip_backends: bool) -> None:
         shell = self._shell
-        shell.machine.closing = True
+        shell.scheduler.closing = True
         self._problems = await stop_everything(shell, skip_backends=skip_backends)
-        if not shell.machine.interrupted:
+        if not shell.scheduler.interrupted:
             self._still_running = settle_everything(shell)
         failed = shell.tally.has_unseen() or shell.cut_short or self._left_by_error
-        self._well = not (failed or shell.held_back or shell.machine.interrupted)
+        self._well = not (failed or shell.held_back or shell.scheduler.interrupted)
         await shell.stager.close(well=self._well)
 
     def _settle(self) -> None:
@@ -433,7 +433,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         if self._closed.done():
             return
         shell = self._shell
-        if shell.machine.interrupted:
+        if shell.scheduler.interrupted:
             self._still_running = settle_everything(shell)
         still_running = self._still_running
         for problem in self._problems:
@@ -448,7 +448,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         shell.tally.close()
         self._summary = Summary(
             uid=self.uid,
-            stats=shell.machine.stats,
+            stats=shell.scheduler.stats,
             seconds=shell.clock.monotonic() - self._began,
             still_running=still_running,
             problems=self._problems,
@@ -468,7 +468,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         for hook in shell.hooks.workflow_finished:
             shell.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
-        interrupted = shell.machine.interrupted
+        interrupted = shell.scheduler.interrupted
         self._built_in.close("interrupted" if interrupted else "done" if self._well else "failed")
         signal_registry.remove(self)
         self._forgotten.detach()

@@ -17,7 +17,7 @@ from typing import Any
 
 from rhapsody.backends.scripts import AGAIN, looks_secret
 from rhapsody.data import RESERVED, File, end_of_file
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
 from rhapsody.errors import CALL, TaskFailedError, is_a, traceback_of, vars_of
 from rhapsody.staging.space import full_disk, used_up
 from rhapsody.task import TaskFuture
@@ -40,11 +40,11 @@ SECRET = 8
 """From so many characters on, the value of a variable of a task's is shown nowhere."""
 
 
-def _values(node: Node) -> list[tuple[str, str]]:
+def _values(record: TaskRecord) -> list[tuple[str, str]]:
     """The values of variables that are not to be shown, longest first, and their names."""
-    environment: Mapping[str, str] | None = node.task.settings.environment
-    if node.description is not None:
-        environment = node.description.get("environment")
+    environment: Mapping[str, str] | None = record.task.settings.environment
+    if record.description is not None:
+        environment = record.description.get("environment")
     variables = dict(environment or {})
     for name in filter(looks_secret, os.environ):
         variables.setdefault(name, os.environ.get(name, ""))
@@ -52,41 +52,41 @@ def _values(node: Node) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: -len(pair[0]))
 
 
-def hidden(node: Node, text: str) -> str:
+def hidden(record: TaskRecord, text: str) -> str:
     """A text with `<NAME>` for each value of a variable that may be secret, see `_values`."""
     if len(text) < SECRET:
         return text
-    for value, name in _values(node):
+    for value, name in _values(record):
         text = text.replace(value, f"<{name}>")
     return text
 
 
-def printed_last(node: Node, text: object, count: int) -> str:
-    """The end of what a node's task printed, or of the file that holds it, without secrets."""
+def printed_last(record: TaskRecord, text: object, count: int) -> str:
+    """The end of what a task's task printed, or of the file that holds it, without secrets."""
     if not isinstance(text, str) or not text:
         return ""
-    values = [value for value, _ in _values(node)]
-    if node.task.settings.capture == "files":
+    values = [value for value, _ in _values(record)]
+    if record.task.settings.capture == "files":
         text = end_of_file(text, count + max(map(len, values), default=0))
     start = max(0, len(text) - count)
     for value in values:  # none is cut in two
         at = text.find(value, max(0, start - len(value) + 1), start + len(value) - 1)
         start = at if 0 <= at < start else start
-    return hidden(node, text[start:])
+    return hidden(record, text[start:])
 
 
 class _Brief(reprlib.Repr):
     """Shows values in few characters, without code of theirs.
 
     Args:
-        node: The node whose values they are.
+        task: The task whose values they are.
     """
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, record: TaskRecord) -> None:
         super().__init__()
         self.maxlevel = 2
         self.maxstring = self.maxother = 40
-        self._node = node
+        self._node = record
 
     def repr_str(self, x: str, level: int) -> str:
         """Shows text; what is not to be shown goes before it is shortened."""
@@ -104,21 +104,21 @@ class _Brief(reprlib.Repr):
         return f"<{kind.__name__}>"
 
 
-def call_of(node: Node) -> str:
-    """The call of a node as it stands in a program, shortened."""
-    brief = _Brief(node)
+def call_of(record: TaskRecord) -> str:
+    """The call of a task as it stands in a program, shortened."""
+    brief = _Brief(record)
     try:
-        given = [brief.repr(value) for value in node.args]
-        given += [f"{name}={brief.repr(value)}" for name, value in (node.kwargs or {}).items()]
-        text = hidden(node, ", ".join(given))
+        given = [brief.repr(value) for value in record.args]
+        given += [f"{name}={brief.repr(value)}" for name, value in (record.kwargs or {}).items()]
+        text = hidden(record, ", ".join(given))
     except Exception:  # an object that forbids to be looked at must not hide the failure
         text = "..."
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return f"{node.task.name}({text})"
+    return f"{record.task.name}({text})"
 
 
-def annotate(node: Node, error: BaseException) -> None:
-    """Puts the note of a node that has failed for good onto its exception.
+def annotate(record: TaskRecord, error: BaseException) -> None:
+    """Puts the note of a task that has failed for good onto its exception.
 
     That of a block stays that of the task whose exception it passes on.
     """
@@ -126,34 +126,34 @@ def annotate(node: Node, error: BaseException) -> None:
     notes = attributes.get("__notes__")
     notes = list(notes) if type(notes) is list else []
     others = [each for each in notes if not (type(each) is str and each.startswith(OURS))]
-    if node.task.prefix == "block" and len(others) < len(notes):
+    if record.task.prefix == "block" and len(others) < len(notes):
         return
-    call = call_of(node)
-    attributes[CALL] = f"{call} ({node.future.uid})"
-    attributes["__notes__"] = [*others, _note(node, call, error)]
+    call = call_of(record)
+    attributes[CALL] = f"{call} ({record.future.uid})"
+    attributes["__notes__"] = [*others, _note(record, call, error)]
 
 
-def leave_error(node: Node, error: BaseException) -> None:
+def leave_error(record: TaskRecord, error: BaseException) -> None:
     """Write the traceback of a task that has failed into its sandbox, if it has one."""
-    sandbox = None if node.description is None else node.description.get("sandbox")
+    sandbox = None if record.description is None else record.description.get("sandbox")
     if sandbox is None or not os.path.isdir(sandbox):
         return
     with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
         text = format_error(error, users_part(traceback_of(error)))
         with open(os.path.join(sandbox, ERROR), "w", encoding="utf-8", errors="replace") as file:
-            file.write(hidden(node, text))
+            file.write(hidden(record, text))
 
 
-def _note(node: Node, call: str, error: BaseException) -> str:
-    description, backend, extra = node.description, node.future._backend, node.extra
+def _note(record: TaskRecord, call: str, error: BaseException) -> str:
+    description, backend, extra = record.description, record.future._backend, record.extra
     if extra is not None and extra.elsewhere is not None:
         backend = extra.elsewhere
-    where = node.future.uid
+    where = record.future.uid
     if backend is not None:
         worker = None if description is None else description.get("worker")
-        where += f", attempt {node.attempt}, on {backend!r}"
+        where += f", attempt {record.attempt}, on {backend!r}"
         where += "" if worker is None else f" ({worker})"
-    elif node.task.prefix == "task":
+    elif record.task.prefix == "task":
         where += ", not submitted"
     lines = [f"{OURS}raised in {call}", f"  {where}"]
     if extra is not None and extra.elsewhere is not None:
@@ -163,24 +163,24 @@ def _note(node: Node, call: str, error: BaseException) -> str:
     sandbox = None if description is None else description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
-        if node.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
+        if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
             lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
     full = None if is_a(error, TaskFailedError) else full_disk(sandbox, error)  # it says so itself
-    short = full or used_up(error, program=node.task.kind == "executable")
+    short = full or used_up(error, program=record.task.kind == "executable")
     if short is not None:
         lines.append(f"  {short}")
     lines += [
         f"  {place!r} is where the file is put when the task is done: the command writes {name!r}"
-        for place, name in _places(node).items()
+        for place, name in _places(record).items()
     ]
-    for name, text in _printed(node, error).items():
+    for name, text in _printed(record, error).items():
         lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
     return "\n".join(lines)
 
 
-def _places(node: Node) -> dict[str, str]:
+def _places(record: TaskRecord) -> dict[str, str]:
     """Places of promised files that a failed command names in place of the files."""
-    extra, found = node.extra, node.found
+    extra, found = record.extra, record.found
     if extra is None or extra.command is None or found is None:
         return {}
     text = extra.command if isinstance(extra.command, str) else " ".join(extra.command)
@@ -188,9 +188,9 @@ def _places(node: Node) -> dict[str, str]:
     return {place: name for place, name in placed.items() if place in text}
 
 
-def _printed(node: Node, error: BaseException) -> dict[str, str]:
+def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
     """The ends of what a task printed, by the stream, but for what the error's message tells."""
-    outcome = node.future._outcome
+    outcome = record.future._outcome
     if outcome is None:
         return {}
     streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}
@@ -198,7 +198,7 @@ def _printed(node: Node, error: BaseException) -> dict[str, str]:
         del streams["standard error"]
     found: dict[str, str] = {}
     for name, text in streams.items():
-        last = printed_last(node, text, PRINTED)
+        last = printed_last(record, text, PRINTED)
         tail = "\n".join(last.rstrip().splitlines()[-LINES:])
         if tail:
             found[name] = tail

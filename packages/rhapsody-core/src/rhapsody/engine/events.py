@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from rhapsody.engine.node import Node
-from rhapsody.engine.notes import call_of
+from rhapsody.engine.error_notes import call_of
+from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.timers import Clock
 from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
 from rhapsody.observers.failure_groups import FailureGroups
@@ -66,26 +66,28 @@ class Observation:
         self._rows: list[Any] = []
         self._monotonic = clock.monotonic
 
-    def add(self, node: Node, state: TasksMainStates, error: BaseException | None = None) -> None:
+    def add(
+        self, record: TaskRecord, state: TasksMainStates, error: BaseException | None = None
+    ) -> None:
         """Notes that a task entered a state."""
-        rows, task, description, extra = self._rows, node.task, node.description, node.extra
+        rows, task, description, extra = self._rows, record.task, record.description, record.extra
         if not rows:
             self._soon(self.flush)
         rows += (
-            task.prefix, node.number, task.name, node.attempt or 1, state, node.native,
-            node.future._backend, self._monotonic(),
+            task.prefix, record.number, task.name, record.attempt or 1, state, record.native,
+            record.future._backend, self._monotonic(),
             None if description is None else description.get("worker"),
             None if extra is None else extra.scope, error,
             None if description is None else description.get("sandbox"),
-            node.future._outcome if state in _ENDS and task.settings.capture is True else None,
+            record.future._outcome if state in _ENDS and task.settings.capture is True else None,
             task.kind,
         )  # fmt: skip
-        node.native = None
+        record.native = None
         calls = self.calls
         if calls is None or state is TasksMainStates.PENDING:
             return
-        if (uid := node.future.uid) not in calls:
-            calls[uid] = call_of(node)
+        if (uid := record.future.uid) not in calls:
+            calls[uid] = call_of(record)
 
     def flush(self) -> None:
         """Hands on what was collected."""
@@ -168,15 +170,15 @@ class Failures:
         self._skipped: list[str] = []
         self._counts = [0, 0]
 
-    def add(self, node: Node, error: BaseException) -> None:
+    def add(self, record: TaskRecord, error: BaseException) -> None:
         """Notes a failure, and marks its exception as the engine's own."""
         vars_of(error)[_MARK] = self._uid
         skipped = is_a(error, DependencyFailureError)
         self._counts[skipped] += 1
         if not skipped:
-            _add(self._failed, node.future, error)
+            _add(self._failed, record.future, error)
         elif len(self._skipped) < _SHOWN:
-            self._skipped.append(f"{node.task.name!r} ({node.future.uid})")
+            self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
         """Whether an exception is that of one of the engine's tasks, or a group of such."""
@@ -204,7 +206,7 @@ def _add(groups: FailureGroups, future: TaskFuture[Any], error: BaseException | 
     groups.add(future.name, future.uid, error, attempt=future.attempt, sandbox=future.sandbox)
 
 
-class Tally:
+class UnawaitedErrors:
     """Failures that nobody looked at, logged in one record instead of one each.
 
     Attributes:

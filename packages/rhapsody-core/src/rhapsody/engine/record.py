@@ -1,7 +1,7 @@
 """One call of a task or block, from the call until its work has ended.
 
-A node holds what is known of the call and answers its future's questions. What
-happens to it is decided in `rhapsody.engine.machine`.
+A task holds what is known of the call and answers its future's questions. What
+happens to it is decided in `rhapsody.engine.scheduler`.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from rhapsody.aio import on_loop
-from rhapsody.engine import life
-from rhapsody.engine.arguments import Found
-from rhapsody.engine.attach import Attached
-from rhapsody.engine.life import Event, Future, Life, Work
-from rhapsody.engine.tasks import Task
+from rhapsody.engine import states
+from rhapsody.engine.arguments import ArgumentScan
+from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.states import FutureState, TaskState, Transition, WorkState
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.engine.timers import Timer
-from rhapsody.staging.places import Target
+from rhapsody.staging.destinations import Target
 from rhapsody.staging.resolved import Resolved
 from rhapsody.states import TasksMainStates
-from rhapsody.task import Outcome, TaskDescription, TaskFuture
+from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 _FUTURE_STATES = {
-    Future.DONE: TasksMainStates.DONE,
-    Future.FAILED: TasksMainStates.FAILED,
-    Future.CANCELLED: TasksMainStates.CANCELED,
+    FutureState.DONE: TasksMainStates.DONE,
+    FutureState.FAILED: TasksMainStates.FAILED,
+    FutureState.CANCELLED: TasksMainStates.CANCELED,
 }
 _WORK_STATES = {
-    Work.WAITING: TasksMainStates.PENDING,
-    Work.READY: TasksMainStates.PENDING,
-    Work.RETRY_WAIT: TasksMainStates.PENDING,
-    Work.SUBMITTING: TasksMainStates.SUBMITTED,
-    Work.SUBMITTED: TasksMainStates.SUBMITTED,
-    Work.RUNNING: TasksMainStates.RUNNING,
-    Work.SERVING: TasksMainStates.RUNNING,
-    Work.CANCELING: TasksMainStates.RUNNING,
-    Work.ENDED: TasksMainStates.RUNNING,
-    Work.LOST: TasksMainStates.RUNNING,
+    WorkState.WAITING: TasksMainStates.PENDING,
+    WorkState.READY: TasksMainStates.PENDING,
+    WorkState.RETRY_WAIT: TasksMainStates.PENDING,
+    WorkState.SUBMITTING: TasksMainStates.SUBMITTED,
+    WorkState.SUBMITTED: TasksMainStates.SUBMITTED,
+    WorkState.RUNNING: TasksMainStates.RUNNING,
+    WorkState.SERVING: TasksMainStates.RUNNING,
+    WorkState.CANCELING: TasksMainStates.RUNNING,
+    WorkState.ENDED: TasksMainStates.RUNNING,
+    WorkState.LOST: TasksMainStates.RUNNING,
 }
 
 
@@ -48,14 +48,14 @@ _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Canceller(Protocol):
-    """Who a node belongs to: its engine's machine."""
+    """Who a task belongs to: its engine's scheduler."""
 
-    def cancel(self, node: Node, msg: Any = None) -> bool:
-        """Cancels a node; on the loop."""
+    def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
+        """Cancels a task; on the loop."""
 
 
 class Extra:
-    """What only some nodes need, kept out of the others."""
+    """What only some tasks need, kept out of the others."""
 
     __slots__ = (
         "awaiting",
@@ -83,10 +83,10 @@ class Extra:
     )
 
     def __init__(self) -> None:
-        self.awaiting: list[Node] = []  # the blocks that a block awaits now
+        self.awaiting: list[TaskRecord] = []  # the blocks that a block awaits now
         self.block: asyncio.Task[Any] | None = None  # what runs an asynchronous block
         self.built_for: str = ""  # the sandbox that `command` was built for
-        self.children: dict[Node, None] = {}  # what a block has started
+        self.children: dict[TaskRecord, None] = {}  # what a block has started
         self.command: str | list[str] | None = None  # an executable's, once built
         self.context: contextvars.Context | None = None  # the one a block was called in
         self.elsewhere: str | None = None  # the one of its `other_backends` that it has gone on to
@@ -101,7 +101,7 @@ class Extra:
         self.resolved: Resolved | None = None  # where its input files are
         self.restarts: int = 0  # how often a service was started again after it was ready
         self.scope: str | None = None
-        self.sources: list[Outcome] = []  # what its dependencies left in sandboxes
+        self.sources: list[AttemptInfo] = []  # what its dependencies left in sandboxes
         self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
         self.timer: Timer | None = None  # its time-out, or the wait before a retry
         self.tried: Mapping[str, int] = (
@@ -111,7 +111,7 @@ class Extra:
         self.waiters: list[Callable[[], object]] = []  # called at the end of the work
 
 
-class Node:
+class TaskRecord:
     """One call of a task or block while its work is alive."""
 
     __slots__ = (
@@ -126,11 +126,11 @@ class Node:
         "future",
         "kwargs",
         "life",
-        "machine",
         "native",
         "number",
         "parent",
         "pushed",
+        "scheduler",
         "specific",
         "stage",
         "started",
@@ -142,22 +142,22 @@ class Node:
 
     def __init__(
         self,
-        machine: Canceller,
-        task: Task[Any, Any],
+        scheduler: Canceller,
+        task: TaskFunction[Any, Any],
         future: TaskFuture[Any],
         number: int,
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
         specific: Mapping[str, Any] | None,
     ) -> None:
-        self.machine: Canceller = machine
-        self.task: Task[Any, Any] = task
+        self.scheduler: Canceller = scheduler
+        self.task: TaskFunction[Any, Any] = task
         self.future: TaskFuture[Any] = future
         self.number: int = number
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] | None = kwargs
         self.specific: Mapping[str, Any] | None = specific
-        self.life: Life = life.START
+        self.life: TaskState = states.START
         self.unfinished: int = 0
         self.unsent: int = 0  # dependencies that are with a backend, see `pushdown`
         self.pushed: bool = False  # it is with a backend before they are finished
@@ -167,11 +167,11 @@ class Node:
         self.uid: str = ""
         self.native: str | None = None  # the backend's word for the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = ()
-        self.dependents: dict[Node, None] | None = None
+        self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription | None = None
-        self.backend: Attached | None = None
-        self.parent: Node | None = None
-        self.found: Found | None = None  # futures and files in the arguments
+        self.backend: BackendHandle | None = None
+        self.parent: TaskRecord | None = None
+        self.found: ArgumentScan | None = None  # futures and files in the arguments
         self.extra: Extra | None = None  # there where it has files
 
     def named(self) -> str:
@@ -179,13 +179,13 @@ class Node:
         return f"{self.task.prefix} {self.task.name!r} ({self.future.uid})"
 
     def more(self) -> Extra:
-        """The node's rare fields, made when first needed."""
+        """The task's rare fields, made when first needed."""
         if self.extra is None:
             self.extra = Extra()
         return self.extra
 
-    def step(self, event: Event) -> bool:
-        """Moves the node through the table; `False` for an event that has no row."""
+    def step(self, event: Transition) -> bool:
+        """Moves the task through the table; `False` for an event that has no row."""
         after = self.life.after.get(event)
         if after is None:
             return False
@@ -224,17 +224,21 @@ class Node:
     def state(self) -> TasksMainStates:
         """The canonical state of the future, or of the work while that is undecided."""
         future, work = self.life.future, self.life.work
-        if future is Future.DONE and work is not Work.ENDED and self.task.settings.service:
+        if (
+            future is FutureState.DONE
+            and work is not WorkState.ENDED
+            and self.task.settings.service
+        ):
             return TasksMainStates.RUNNING
         return _FUTURE_STATES.get(future) or _WORK_STATES[work]
 
     def cancel(self, msg: Any) -> bool:
         """Cancels from any thread; see `TaskFuture.cancel`."""
-        return on_loop(self.future.get_loop(), partial(self.machine.cancel, self, msg))
+        return on_loop(self.future.get_loop(), partial(self.scheduler.cancel, self, msg))
 
     async def wait_ended(self) -> None:
-        """Waits until the node is closed."""
-        if self.life.work in life.OVER and self.life.future is not Future.PENDING:
+        """Waits until the task is closed."""
+        if self.life.work in states.OVER and self.life.future is not FutureState.PENDING:
             return
         ended = asyncio.get_running_loop().create_future()
         self.more().waiters.append(lambda: None if ended.done() else ended.set_result(None))

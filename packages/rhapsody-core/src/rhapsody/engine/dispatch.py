@@ -1,6 +1,6 @@
-"""Batches of ready tasks to the backends, one lane for each attached backend.
+"""Batches of ready tasks to the backends, one dispatcher for each attached backend.
 
-A lane hands over one batch at a time; what becomes ready meanwhile forms the
+A dispatcher hands over one batch at a time; what becomes ready meanwhile forms the
 next one. Preparing a batch takes a few milliseconds of the loop at most.
 Cancellations do not queue behind submissions.
 """
@@ -15,15 +15,15 @@ import time
 from collections import deque
 from typing import Any
 
-from rhapsody.aio import asked_to_stop, resumed
-from rhapsody.engine.attach import Attached
+from rhapsody.aio import is_cancelling, resumed
+from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
-from rhapsody.engine.held import PushDown
-from rhapsody.engine.life import READY, Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
-from rhapsody.engine.preparation import Preparation
-from rhapsody.engine.updates import Updates
+from rhapsody.engine.callbacks import Callbacks
+from rhapsody.engine.pushdown import PushDown
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.states import READY, WorkState
+from rhapsody.engine.task_builder import TaskBuilder
 from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_error
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -39,20 +39,20 @@ class ReadyQueue:
     """Nodes by priority, first come first served within one."""
 
     def __init__(self) -> None:
-        self._first: deque[Node] = deque()  # of priority 0, as most are
-        self._others: list[tuple[int, int, Node]] = []  # a heap, the highest priority first
+        self._first: deque[TaskRecord] = deque()  # of priority 0, as most are
+        self._others: list[tuple[int, int, TaskRecord]] = []  # a heap, the highest priority first
         self._number = 0
 
-    def push(self, node: Node, priority: int) -> None:
-        """Adds a node."""
+    def push(self, record: TaskRecord, priority: int) -> None:
+        """Adds a task."""
         if priority == 0:
-            self._first.append(node)
+            self._first.append(record)
             return
         self._number += 1
-        heapq.heappush(self._others, (-priority, self._number, node))
+        heapq.heappush(self._others, (-priority, self._number, record))
 
-    def pop(self) -> Node | None:
-        """The next node, `None` where there is none."""
+    def pop(self) -> TaskRecord | None:
+        """The next task, `None` where there is none."""
         others = self._others
         if others and (others[0][0] < 0 or not self._first):
             return heapq.heappop(others)[2]
@@ -65,66 +65,66 @@ class ReadyQueue:
         return bool(self._first or self._others)
 
 
-class Lane:
+class Dispatcher:
     """One attached backend and what is on its way to it.
 
     Args:
         attached: The backend.
-        machine: Decides what becomes of tasks that are handed over, or are not.
-        preparation: Makes descriptions of nodes.
+        scheduler: Decides what becomes of tasks that are handed over, or are not.
+        preparation: Makes descriptions of tasks.
         updates: Keeps what the backend reports while it is given a batch.
         pushdown: Adds to a batch what may wait for it there.
-        background: Runs the lane.
+        background: Runs the dispatcher.
         max_pending: How many tasks the backend may have, services apart.
         submit_timeout: Seconds that it may take to accept a batch.
     """
 
     def __init__(
         self,
-        attached: Attached,
-        machine: Machine,
-        preparation: Preparation,
-        updates: Updates,
+        attached: BackendHandle,
+        scheduler: Scheduler,
+        preparation: TaskBuilder,
+        updates: Callbacks,
         pushdown: PushDown,
         background: Background,
         *,
         max_pending: int | None,
         submit_timeout: float | None,
     ) -> None:
-        self.attached: Attached = attached
+        self.attached: BackendHandle = attached
         self.queue: ReadyQueue = ReadyQueue()
-        self._machine = machine
+        self._scheduler = scheduler
         self._advance = preparation.advance
         self._updates = updates
         self._offer = pushdown.offer
         self._background = background
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
-        self._resumed: deque[Node] = deque()
-        self._services: deque[Node] = deque()  # where `max_pending` holds up the others
+        self._resumed: deque[TaskRecord] = deque()
+        self._services: deque[TaskRecord] = deque()  # where `max_pending` holds up the others
         self._waiter: asyncio.Future[None] | None = None
-        self._batch: set[Node] = set()
-        self._deferred: list[Node] = []
+        self._batch: set[TaskRecord] = set()
+        self._deferred: list[TaskRecord] = []
         self._closing = False
         self._idle = asyncio.Event()
         self._pump = background.spawn(self._run(), f"{attached.name} lane")
 
-    def push(self, node: Node) -> None:
-        """Queues a node that is ready or prepared."""
-        if node.task.settings.service and self._max_pending is not None:
-            self._services.append(node)
+    def push(self, record: TaskRecord) -> None:
+        """Queues a task that is ready or prepared."""
+        if record.task.settings.service and self._max_pending is not None:
+            self._services.append(record)
         else:
-            self.queue.push(node, node.task.settings.priority)
+            self.queue.push(record, record.task.settings.priority)
         self.wake()
 
-    def resume(self, node: Node) -> None:
-        """Queues a node whose preparation goes on, before those that have not begun."""
-        service = node.task.settings.service and self._max_pending is not None
-        (self._services if service else self._resumed).append(node)
+    def resume(self, record: TaskRecord) -> None:
+        """Queues a task whose preparation goes on, before those that have not begun."""
+        service = record.task.settings.service and self._max_pending is not None
+        (self._services if service else self._resumed).append(record)
         self.wake()
 
     def wake(self) -> None:
-        """Makes the lane look at its queues."""
+        """Makes the dispatcher look at its queues."""
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -139,7 +139,7 @@ class Lane:
             idle.cancel()
 
     async def close(self, grace: float) -> None:
-        """Ends the lane after the submission that is under way, if that does not take long."""
+        """Stop the dispatcher once the current submission ends, or after `grace` seconds."""
         self._closing = True
         self.wake()
         _, late = await asyncio.wait([self._pump], timeout=grace)
@@ -168,9 +168,9 @@ class Lane:
                 continue
             ends = time.perf_counter() + SLICE
 
-    def _take(self, ends: float) -> list[Node]:
+    def _take(self, ends: float) -> list[TaskRecord]:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""
-        batch: list[Node] = []
+        batch: list[TaskRecord] = []
         queue, resumed, attached = self.queue, self._resumed, self.attached
         services, room, advance = self._services, self._room(), self._advance
         looked_at = 0
@@ -183,26 +183,26 @@ class Lane:
                 if service.life is READY and advance(service, attached):
                     batch.append(service)
                 continue
-            node = resumed.popleft() if resumed else queue.pop()
-            if node is None:
+            record = resumed.popleft() if resumed else queue.pop()
+            if record is None:
                 break
-            if node.life is READY and advance(node, attached):
-                batch.append(node)
+            if record.life is READY and advance(record, attached):
+                batch.append(record)
                 room -= 1
-                if node.dependents:
-                    self._offer(node, attached)
+                if record.dependents:
+                    self._offer(record, attached)
         return batch
 
     def _room(self) -> float:
         limit = self._max_pending
         return float("inf") if limit is None else limit - self.attached.occupied
 
-    async def _submit(self, batch: list[Node]) -> None:
-        machine, updates = self._machine, self._updates
-        batch = machine.submit(batch, self.attached)
+    async def _submit(self, batch: list[TaskRecord]) -> None:
+        scheduler, updates = self._scheduler, self._updates
+        batch = scheduler.submit(batch, self.attached)
         if not batch:
             return
-        descriptions: list[Any] = [node.description for node in batch]
+        descriptions: list[Any] = [record.description for record in batch]
         self._batch = set(batch)
         timeout: asyncio.Timeout | None = None
         updates.handing_over += 1
@@ -218,57 +218,57 @@ class Lane:
                 async with (timeout := asyncio.timeout(self._submit_timeout)):
                     await resumed(submission, waits_for)
         except (Exception, asyncio.CancelledError) as error:  # it says: not accepted
-            if asked_to_stop():
+            if is_cancelling():
                 raise
             updates.apply()
             self._rejected(batch, error, timeout is not None and timeout.expired())
         else:
-            machine.accept(batch, self.attached)
+            scheduler.accept(batch, self.attached)
             updates.apply()
         finally:
             updates.handing_over -= 1
             updates.suspended()
             self._batch = set()
             deferred, self._deferred = self._deferred, []
-            for node in deferred:
-                self.cancel(node)
+            for record in deferred:
+                self.cancel(record)
 
-    def _rejected(self, batch: list[Node], error: BaseException, timed_out: bool) -> None:
+    def _rejected(self, batch: list[TaskRecord], error: BaseException, timed_out: bool) -> None:
         if timed_out:
             reason = f"did not accept {len(batch)} tasks within {self._submit_timeout} s"
         else:
             reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
-        for node in batch:
-            if timed_out and node.life.work in (Work.SUBMITTING, Work.CANCELING):
+        for record in batch:
+            if timed_out and record.life.work in (WorkState.SUBMITTING, WorkState.CANCELING):
                 # It may have been accepted all the same.
-                self._background.spawn(self._ask(node.uid), f"cancel {node.uid}")
+                self._background.spawn(self._ask(record.uid), f"cancel {record.uid}")
             if isinstance(error, BackendUnavailableError):
                 failure: Exception = BackendUnavailableError(str(error))
             else:
                 failure = SubmissionError(f"backend {self.attached.name!r} {reason}")
             failure.__cause__ = error
-            self._machine.reject(node, failure)
+            self._scheduler.reject(record, failure)
 
     # Cancellation.
 
-    def cancel(self, node: Node) -> None:
+    def cancel(self, record: TaskRecord) -> None:
         """Asks the backend to stop a task; waits for a submission that holds it."""
-        if node in self._batch:
-            self._deferred.append(node)
-        elif node.life.work is Work.CANCELING:
-            self._background.spawn(self._cancel(node, node.uid), f"cancel {node.uid}")
+        if record in self._batch:
+            self._deferred.append(record)
+        elif record.life.work is WorkState.CANCELING:
+            self._background.spawn(self._cancel(record, record.uid), f"cancel {record.uid}")
 
-    async def _cancel(self, node: Node, uid: str) -> None:
+    async def _cancel(self, record: TaskRecord, uid: str) -> None:
         known = await self._ask(uid)
-        if not known and node.uid == uid and node.life.work is Work.CANCELING:
-            self._machine.cannot_stop(node)
+        if not known and record.uid == uid and record.life.work is WorkState.CANCELING:
+            self._scheduler.cannot_stop(record)
 
     async def _ask(self, uid: str) -> bool:
         try:
             answer = self.attached.backend.cancel_task(uid)
             return bool(await answer if inspect.isawaitable(answer) else answer)
         except (Exception, asyncio.CancelledError) as error:  # must not hurt other tasks
-            if asked_to_stop():
+            if is_cancelling():
                 raise
             log.error(
                 "backend %r failed to cancel %s: %r", self.attached.name, uid, error, exc_info=error

@@ -1,9 +1,9 @@
-"""From a ready node to a description that a backend can have.
+"""From a ready task to a description that a backend can have.
 
 The order is fixed: arguments and command, the prepare hooks, the choice of a
 backend, where input files are, the look-up of recorded results, links to the files.
-Most tasks go through in one call; a step that has to wait takes the node out of its
-lane and brings it back.
+Most tasks go through in one call; a step that has to wait takes the task out of its
+dispatcher and brings it back.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Se
 from typing import Any
 
 from rhapsody.data import File, InputFile, InputFiles, moved
-from rhapsody.engine import failures
-from rhapsody.engine.arguments import Found, texts_in
-from rhapsody.engine.attach import Attached, find
+from rhapsody.engine import error_messages
+from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.attempts import resources_for
+from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
-from rhapsody.engine.held import PushDown
-from rhapsody.engine.life import Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.needs import lacking, unknown_settings
-from rhapsody.engine.node import Node
-from rhapsody.engine.recording import Recording
+from rhapsody.engine.capability_check import lacking, unknown_settings
+from rhapsody.engine.memoization import Memoization
+from rhapsody.engine.pushdown import PushDown
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, is_service
+from rhapsody.engine.states import WorkState
 from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
 from rhapsody.errors import CapabilityError, PluginError, describe_error
 from rhapsody.plugins.manager import EngineHooks
@@ -34,23 +34,23 @@ from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.staging.files import Stager
-from rhapsody.task import Outcome, TaskDescription, TaskFuture
+from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 Values = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
 
 NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
-"""How far a node's preparation has come (`Node.stage`)."""
+"""How far a task's preparation has come (`TaskRecord.stage`)."""
 
 _KEYS = TaskDescription.__required_keys__
 
 
-class Preparation:
-    """Prepares the nodes of one engine.
+class TaskBuilder:
+    """Prepares the tasks of one engine.
 
     Args:
         uid: The engine's uid.
-        machine: Is told of nodes that cannot be submitted; has the named limits.
+        scheduler: Is told of tasks that cannot be submitted; has the named limits.
         background: Runs what takes long.
         recording: Looks up results.
         pushdown: Gives references in place of values that stay with a backend.
@@ -59,7 +59,7 @@ class Preparation:
         hooks: The plugins' hooks.
         engine: What they are told is the engine.
         backends: The attached backends; may grow.
-        resume: Called with a node that goes on, and the backend that it goes to.
+        resume: Called with a task that goes on, and the backend that it goes to.
         timeout: Seconds for tasks that say nothing of their own.
         lost_retries: Tries after losses of such, for backends that try themselves.
         implicit_data: Whether tasks see what dependencies left in their sandboxes.
@@ -69,16 +69,16 @@ class Preparation:
     def __init__(
         self,
         uid: str,
-        machine: Machine,
+        scheduler: Scheduler,
         background: Background,
-        recording: Recording,
+        recording: Memoization,
         pushdown: PushDown,
         services: Services,
         stager: Stager,
         hooks: EngineHooks,
         engine: ObservedEngine,
-        backends: Mapping[str, Attached],
-        resume: Callable[[Node, Attached], object],
+        backends: Mapping[str, BackendHandle],
+        resume: Callable[[TaskRecord, BackendHandle], object],
         *,
         timeout: float | None,
         lost_retries: int,
@@ -86,7 +86,7 @@ class Preparation:
         quiet: bool,
     ) -> None:
         self._uid = uid
-        self._machine = machine
+        self._scheduler = scheduler
         self._background = background
         self._recording = recording
         self._pushdown = pushdown
@@ -100,103 +100,103 @@ class Preparation:
         self._lost_retries = lost_retries
         self._implicit_data = implicit_data
         self._quiet = quiet
-        self._holding_back = HoldingBack(uid, machine)
+        self._holding_back = HoldingBack(uid, scheduler)
 
-    def advance(self, node: Node, backend: Attached) -> bool:
-        """Takes a node as far as it goes; `True` when it can be submitted to this backend."""
-        if node.stage == PREPARED:
+    def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        """Takes a task as far as it goes; `True` when it can be submitted to this backend."""
+        if record.stage == PREPARED:
             return True
         try:
-            return self._advance(node, backend)
+            return self._advance(record, backend)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a builder raises: its task fails alone
-            self._machine.refuse(node, error)
+            self._scheduler.refuse(record, error)
             return False
 
-    def _advance(self, node: Node, backend: Attached) -> bool:
-        task, hooks, services = node.task, self._hooks, self._services
-        if node.stage == NEW:
-            if services.any and services.hold_back(node):
+    def _advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        task, hooks, services = record.task, self._hooks, self._services
+        if record.stage == NEW:
+            if services.any and services.hold_back(record):
                 return False
-            if task.settings.limit and not self._machine.limits.take(node, task.settings.limit):
+            if task.settings.limit and not self._scheduler.limits.take(record, task.settings.limit):
                 return False
-            self._describe(node)
-            if task.kind == "executable" and not self._command_built(node, backend):
+            self._describe(record)
+            if task.kind == "executable" and not self._command_built(record, backend):
                 return False
-            node.stage = BUILT
-        if node.stage == BUILT:
+            record.stage = BUILT
+        if record.stage == BUILT:
             if hooks.prepare_task:
-                self._call_prepare(node)
-            node.stage = ROUTED
+                self._call_prepare(record)
+            record.stage = ROUTED
             if hooks.select_backend and len(self._backends) > 1 and not task.settings.backend:
-                chosen = self._selected(node, backend)
+                chosen = self._selected(record, backend)
                 if chosen is not backend:
-                    self._resume(node, chosen)
+                    self._resume(record, chosen)
                     return False
-        if node.stage == ROUTED:
-            if backend.may_end and (other := elsewhere(node, backend, self._able)) is not None:
-                self._resume(node, self._backends[other])
+        if record.stage == ROUTED:
+            if backend.may_end and (other := elsewhere(record, backend, self._able)) is not None:
+                self._resume(record, self._backends[other])
                 return False
-            if task.accepted_by is not backend or hooks.prepare_task or node.specific:
-                self._check_capabilities(node, backend)
-            node.backend = backend
+            if task.accepted_by is not backend or hooks.prepare_task or record.specific:
+                self._check_capabilities(record, backend)
+            record.backend = backend
             if backend.capabilities.unfinished_dependencies:
-                assert node.description is not None
+                assert record.description is not None
                 own = task.settings.lost_retries
-                node.description["lost_retries"] = self._lost_retries if own is None else own
-            node.stage = RESOLVED
-            if node.extra is not None:
-                node.extra.resolved = None  # that of an earlier attempt
-                if self._has_files(node, backend):
-                    self._background.spawn(self._resolve(node, backend), f"files of {node.uid}")
+                record.description["lost_retries"] = self._lost_retries if own is None else own
+            record.stage = RESOLVED
+            if record.extra is not None:
+                record.extra.resolved = None  # that of an earlier attempt
+                if self._has_files(record, backend):
+                    self._background.spawn(self._resolve(record, backend), f"files of {record.uid}")
                     return False
-        if node.stage == RESOLVED:
-            node.stage = LOOKED_UP
-            if hooks.lookup_results and self._recording.look_up(node):
+        if record.stage == RESOLVED:
+            record.stage = LOOKED_UP
+            if hooks.lookup_results and self._recording.look_up(record):
                 return False
-        if node.stage == LOOKED_UP:
-            if backend.may_end and (short := shortage(node, backend)) is not None:
-                self._holding_back.hold_back(node, backend, short)
+        if record.stage == LOOKED_UP:
+            if backend.may_end and (short := shortage(record, backend)) is not None:
+                self._holding_back.hold_back(record, backend, short)
                 return False
-            resolved = node.extra.resolved if node.extra is not None else None
+            resolved = record.extra.resolved if record.extra is not None else None
             if resolved is not None and (gone := resolved.gone()):
-                again = self._make_again(node, backend, gone)
-                self._background.spawn(again, f"files for {node.uid}")
+                again = self._make_again(record, backend, gone)
+                self._background.spawn(again, f"files for {record.uid}")
                 return False
-            node.stage = PREPARED
+            record.stage = PREPARED
             if resolved is not None:
-                assert node.description is not None
-                implicit = self._implicit(node, backend)
-                self._stager.link(node.description, backend.backend, resolved, implicit=implicit)
+                assert record.description is not None
+                implicit = self._implicit(record, backend)
+                self._stager.link(record.description, backend.backend, resolved, implicit=implicit)
         return True
 
     # Arguments and command.
 
-    def _describe(self, node: Node) -> None:
-        task = node.task
-        node.attempt += 1
-        node.future._attempt = node.attempt
-        node.uid = uid = f"{self._uid}.task.{node.number:06d}.{node.attempt}"
-        settings, extra = task.settings, node.extra
+    def _describe(self, record: TaskRecord) -> None:
+        task = record.task
+        record.attempt += 1
+        record.future._attempt = record.attempt
+        record.uid = uid = f"{self._uid}.task.{record.number:06d}.{record.attempt}"
+        settings, extra = task.settings, record.extra
         executable = task.kind == "executable"
         description: TaskDescription = {
             "uid": uid,
             "name": task.name,
             "function": None if executable else task.function,
             "executable": None,
-            "args": () if executable else node.args,
-            "kwargs": {} if executable else (node.kwargs or {}),
+            "args": () if executable else record.args,
+            "kwargs": {} if executable else (record.kwargs or {}),
             "is_service": settings.service,
-            "task_backend_specific_kwargs": dict(node.specific or settings.specific),
+            "task_backend_specific_kwargs": dict(record.specific or settings.specific),
             "metadata": {"dependencies": [], "input_files": [], "output_files": []},
-            "attempt": node.attempt,
+            "attempt": record.attempt,
         }
-        node.description = description
+        record.description = description
         if task.optional:
             description.update(task.optional)  # type: ignore[typeddict-item]
             if callable(settings.resources):
-                description["resources"] = resources_for(node, settings.resources)
+                description["resources"] = resources_for(record, settings.resources)
         if self._timeout is not None and settings.timeout is None and not settings.service:
             description["timeout"] = self._timeout
         if settings.environment:
@@ -205,26 +205,26 @@ class Preparation:
             description["sandbox"] = self._stager.sandbox_path(uid)
         if self._quiet and not executable and settings.capture is True:
             description["capture"] = "quiet"
-        if node.dependencies:
-            self._describe_dependencies(node, description)
-            if node.pushed:
-                description["references"] = self._pushdown.references(node)
+        if record.dependencies:
+            self._describe_dependencies(record, description)
+            if record.pushed:
+                description["references"] = self._pushdown.references(record)
         if extra is not None and extra.scope is not None:
             description["scope"] = extra.scope
-        if node.found is not None:
-            self._describe_files(node, node.found, description)
+        if record.found is not None:
+            self._describe_files(record, record.found, description)
             if not executable:
-                description["args"], description["kwargs"] = self.values(node)
+                description["args"], description["kwargs"] = self.values(record)
 
-    def _describe_dependencies(self, node: Node, description: TaskDescription) -> None:
-        sources: list[Outcome] = []
+    def _describe_dependencies(self, record: TaskRecord, description: TaskDescription) -> None:
+        sources: list[AttemptInfo] = []
         uids = description["metadata"]["dependencies"]
-        found = node.found
+        found = record.found
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only files name
         if found is not None and found.producers:
-            passed = {*found.futures, *node.task.settings.after}
+            passed = {*found.futures, *record.task.settings.after}
             named = {each for each in found.producers.values() if each not in passed}
-        for future in node.dependencies:
+        for future in record.dependencies:
             if isinstance(future, TaskFuture):
                 left = future._outcome
                 if left is not None and left.sandbox is not None and future not in named:
@@ -233,31 +233,33 @@ class Preparation:
                 if definition.prefix == "task":
                     uids.append(f"{definition.engine.uid}.{future.uid}.{future.attempt}")
         if sources:
-            node.more().sources = sources
+            record.more().sources = sources
 
-    def _describe_files(self, node: Node, found: Found, description: TaskDescription) -> None:
+    def _describe_files(
+        self, record: TaskRecord, found: ArgumentScan, description: TaskDescription
+    ) -> None:
         if found.inputs or found.outputs:
             description["metadata"]["input_files"] = [f.filename for f in found.inputs]
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
-            description["sandbox"] = self._stager.sandbox_path(node.uid)
+            description["sandbox"] = self._stager.sandbox_path(record.uid)
 
-    def values(self, node: Node, stands_in: Callable[[Any], Any] | None = None) -> Values:
-        """The node's arguments with futures replaced by their values and files bound.
+    def values(self, record: TaskRecord, stands_in: Callable[[Any], Any] | None = None) -> Values:
+        """The task's arguments with futures replaced by their values and files bound.
 
         Args:
-            node: The node.
+            record: The task.
             stands_in: Gives what takes the place of a service's future.
         """
-        found = node.found
+        found = record.found
         if found is None:
-            return node.args, node.kwargs or {}
-        sandbox = node.description.get("sandbox") if node.description is not None else None
-        by_path = node.task.kind != "executable" or node.task.settings.cwd is not None
-        sources = node.extra.sources if node.extra is not None else ()
+            return record.args, record.kwargs or {}
+        sandbox = record.description.get("sandbox") if record.description is not None else None
+        by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
+        sources = record.extra.sources if record.extra is not None else ()
 
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
-                if node.pushed:
+                if record.pushed:
                     reference = self._pushdown.reference(leaf)
                     if reference is not None:
                         return reference
@@ -272,46 +274,46 @@ class Preparation:
                 leaf, sandbox, sources, own, outputs=found.outputs, by_path=by_path
             )
 
-        return found.fill(node.args, node.kwargs or {}, replace)
+        return found.fill(record.args, record.kwargs or {}, replace)
 
-    def _command_built(self, node: Node, backend: Attached) -> bool:
-        assert node.description is not None
-        extra, sandbox = node.more(), node.description["sandbox"]
+    def _command_built(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        assert record.description is not None
+        extra, sandbox = record.more(), record.description["sandbox"]
         former, extra.built_for = extra.built_for, sandbox
         if extra.command is None:  # a retry runs the same command
-            args, kwargs = self.values(node)
+            args, kwargs = self.values(record)
             if self._hooks.lookup_results or self._hooks.record_results:
                 extra.texts = texts_in([args, kwargs])
-            command = node.task.function(*args, **kwargs)
+            command = record.task.function(*args, **kwargs)
             if inspect.iscoroutine(command):
-                waiting = self._await_command(node, backend, command)
-                builder = self._background.spawn(waiting, node.uid, at_once=True)
-                node.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
+                waiting = self._await_command(record, backend, command)
+                builder = self._background.spawn(waiting, record.uid, at_once=True)
+                record.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
-            extra.command = _checked_command(node, command)
-        elif node.found is not None and former != sandbox:  # which may name its files
+            extra.command = _checked_command(record, command)
+        elif record.found is not None and former != sandbox:  # which may name its files
             extra.command = _moved(extra.command, former, sandbox)
-        _set_command(node, extra.command)
+        _set_command(record, extra.command)
         return True
 
     async def _await_command(
-        self, node: Node, backend: Attached, command: Coroutine[Any, Any, Any]
+        self, record: TaskRecord, backend: BackendHandle, command: Coroutine[Any, Any, Any]
     ) -> None:
         try:
-            built = _checked_command(node, await command)
+            built = _checked_command(record, await command)
         except BaseException as error:  # a builder's own error, whatever it is, fails its task
-            self._machine.refuse(node, error)
+            self._scheduler.refuse(record, error)
             return
-        if node.life.work is Work.READY:
-            node.more().command = built
-            _set_command(node, built)
-            node.stage = BUILT
-            self._resume(node, backend)
+        if record.life.work is WorkState.READY:
+            record.more().command = built
+            _set_command(record, built)
+            record.stage = BUILT
+            self._resume(record, backend)
 
     # Hooks.
 
-    def _call_prepare(self, node: Node) -> None:
-        description = node.description
+    def _call_prepare(self, record: TaskRecord) -> None:
+        description = record.description
         assert description is not None
         for hook in self._hooks.prepare_task:
             try:
@@ -320,25 +322,25 @@ class Preparation:
                 raise
             except BaseException as error:  # whatever a plugin raises fails this task alone
                 raise PluginError(
-                    f"plugin {hook.plugin!r} failed to prepare task {node.task.name!r}: "
+                    f"plugin {hook.plugin!r} failed to prepare task {record.task.name!r}: "
                     f"{describe_error(error)}"
                 ) from error
-            if description["uid"] != node.uid or not description.keys() >= _KEYS:
+            if description["uid"] != record.uid or not description.keys() >= _KEYS:
                 raise PluginError(
-                    f"plugin {hook.plugin!r} prepared task {node.task.name!r} so that it cannot "
+                    f"plugin {hook.plugin!r} prepared task {record.task.name!r} so that it cannot "
                     "be submitted: a description keeps its uid and the keys "
                     f"{', '.join(sorted(_KEYS))}"
                 )
             _check_prepared(hook.plugin, description)
 
-    def _selected(self, node: Node, default: Attached) -> Attached:
-        if node.extra is not None and node.extra.elsewhere is not None:
+    def _selected(self, record: TaskRecord, default: BackendHandle) -> BackendHandle:
+        if record.extra is not None and record.extra.elsewhere is not None:
             return default  # it has left the one that was selected
         hooks = self._hooks
-        candidates = self._able(node)
+        candidates = self._able(record)
         for hook in hooks.select_backend if candidates else ():
             name = hooks.call(
-                hook, engine=self._engine, task=node.description, candidates=tuple(candidates)
+                hook, engine=self._engine, task=record.description, candidates=tuple(candidates)
             )
             if name in candidates:
                 return find(self._backends, name)
@@ -349,21 +351,21 @@ class Preparation:
 
     # Capabilities and files.
 
-    def _others(self, node: Node) -> Iterator[Attached]:
+    def _others(self, record: TaskRecord) -> Iterator[BackendHandle]:
         """The backends that a task may go on to, before its first attempt."""
-        names = node.task.settings.other_backends if node.attempt == 1 else ()
+        names = record.task.settings.other_backends if record.attempt == 1 else ()
         return map(self._backends.__getitem__, names)
 
-    def _check_capabilities(self, node: Node, backend: Attached) -> None:
-        for each in (backend, *self._others(node)):
-            self._check_capable(node, each)
-        dynamic = callable(node.task.settings.resources)  # they may be others next time
-        node.task.accepted_by = None if dynamic else backend
+    def _check_capabilities(self, record: TaskRecord, backend: BackendHandle) -> None:
+        for each in (backend, *self._others(record)):
+            self._check_capable(record, each)
+        dynamic = callable(record.task.settings.resources)  # they may be others next time
+        record.task.accepted_by = None if dynamic else backend
 
-    def _check_capable(self, node: Node, backend: Attached) -> None:
-        task, missing = node.task, lacking(node, backend)
+    def _check_capable(self, record: TaskRecord, backend: BackendHandle) -> None:
+        task, missing = record.task, lacking(record, backend)
         if missing is not None:
-            able = self._able(node)
+            able = self._able(record)
             where = f"attached backends that can: {', '.join(able)}" if able else (
                 "attach one that does: WorkflowEngine.create(backends=[...])"
             )  # fmt: skip
@@ -371,49 +373,49 @@ class Preparation:
                 f"task {task.name!r} needs {missing}, which backend {backend.name!r}, as it is set "
                 f"up, does not offer; {where}"
             )
-        unknown = unknown_settings(node, backend)
+        unknown = unknown_settings(record, backend)
         if unknown:
-            raise failures.unknown_setting(node, backend, unknown[0], self._able(node))
+            raise error_messages.unknown_setting(record, backend, unknown[0], self._able(record))
 
-    def _able(self, node: Node) -> list[str]:
+    def _able(self, record: TaskRecord) -> list[str]:
         """The attached backends that can run a task as it is described, and have time for it."""
         return [
             one.name
             for one in self._backends.values()
-            if lacking(node, one) is None
-            and not unknown_settings(node, one)
-            and shortage(node, one) is None
+            if lacking(record, one) is None
+            and not unknown_settings(record, one)
+            and shortage(record, one) is None
         ]
 
-    def _has_files(self, node: Node, backend: Attached) -> bool:
-        assert node.extra is not None
+    def _has_files(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        assert record.extra is not None
         if backend.dry:
             return False  # what runs nothing reads nothing
-        found = node.found
+        found = record.found
         if found is not None and (found.inputs or found.outputs):
             return True
-        return self._implicit(node, backend)
+        return self._implicit(record, backend)
 
-    def _implicit(self, node: Node, backend: Attached) -> bool:
-        assert node.extra is not None
-        assert node.description is not None
+    def _implicit(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        assert record.extra is not None
+        assert record.description is not None
         return (
             self._implicit_data
             and backend.capabilities.sandboxes
-            and "sandbox" in node.description
-            and any(source.sandbox is not None for source in node.extra.sources)
+            and "sandbox" in record.description
+            and any(source.sandbox is not None for source in record.extra.sources)
         )
 
-    async def _resolve(self, node: Node, backend: Attached) -> None:
-        extra, description = node.extra, node.description
+    async def _resolve(self, record: TaskRecord, backend: BackendHandle) -> None:
+        extra, description = record.extra, record.description
         if extra is None or description is None:
             return  # cancelled before this began
-        inputs = node.found.inputs if node.found else ()
-        outputs = node.found.outputs if node.found else ()
+        inputs = record.found.inputs if record.found else ()
+        outputs = record.found.outputs if record.found else ()
         try:
-            for each in self._others(node):
+            for each in self._others(record):
                 self._stager.require_capable(description, each.backend, inputs, outputs)
-            made_by = node.found.producers if node.found else {}
+            made_by = record.found.producers if record.found else {}
             extra.resolved = await self._stager.resolve(
                 description,
                 backend.backend,
@@ -423,25 +425,27 @@ class Preparation:
                 {key: left for key, future in made_by.items() if (left := future._outcome)},
             )
         except Exception as error:  # a task whose files cannot be had fails alone
-            self._machine.refuse(node, error)
+            self._scheduler.refuse(record, error)
         else:
-            self._resume(node, backend)
+            self._resume(record, backend)
 
-    async def _make_again(self, node: Node, backend: Attached, gone: Sequence[Outcome]) -> None:
-        """Produce missing files of an earlier run that the node reads."""
-        reader = node.more().makes_again or node.uid
+    async def _make_again(
+        self, record: TaskRecord, backend: BackendHandle, gone: Sequence[AttemptInfo]
+    ) -> None:
+        """Produce missing files of an earlier run that the task reads."""
+        reader = record.more().makes_again or record.uid
         try:
             await asyncio.gather(
                 *(each.make_again(each, reader) for each in gone if each.make_again)
             )
         except Exception as error:  # of the tasks that make them: this one fails alone
-            self._machine.refuse(node, error)
+            self._scheduler.refuse(record, error)
         else:
-            node.stage = ROUTED  # they are elsewhere, and may differ
-            self._resume(node, backend)
+            record.stage = ROUTED  # they are elsewhere, and may differ
+            self._resume(record, backend)
 
 
-def _checked_command(node: Node, command: object) -> str | list[str]:
+def _checked_command(record: TaskRecord, command: object) -> str | list[str]:
     # By the methods of `str` itself: a dry run's values, which others hand on, have none.
     if isinstance(command, str) and str.strip(command):
         return command
@@ -454,7 +458,7 @@ def _checked_command(node: Node, command: object) -> str | list[str]:
         return words
     wrong = [repr(word) for word in words if not isinstance(word, str)]
     raise ValueError(
-        f"executable task {node.task.name!r} ({node.future.uid}) must return its command, "
+        f"executable task {record.task.name!r} ({record.future.uid}) must return its command, "
         f"a non-empty string for a shell or list of strings, not {command!r}"
         + (f": make {wrong[0]} a string" if wrong else "")
     )
@@ -477,13 +481,13 @@ def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[st
     return [moved(word, former, sandbox) for word in command]
 
 
-def _set_command(node: Node, command: str | list[str]) -> None:
-    assert node.description is not None
+def _set_command(record: TaskRecord, command: str | list[str]) -> None:
+    assert record.description is not None
     if isinstance(command, str):
-        node.description["executable"] = command
+        record.description["executable"] = command
     else:
-        node.description["executable"] = command[0]
-        node.description["arguments"] = command[1:]
+        record.description["executable"] = command[0]
+        record.description["arguments"] = command[1:]
 
 
 def _check_prepared(plugin: str, description: TaskDescription) -> None:

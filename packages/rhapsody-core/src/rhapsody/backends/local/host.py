@@ -22,7 +22,7 @@ KEYS = ("cores", "gpus", "memory", "workers", "walltime")
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class HostResources:
     """What tasks can be given at once.
 
     Attributes:
@@ -40,7 +40,9 @@ class Machine:
     walltime: float | None = None
 
 
-def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) -> Machine:
+def host_resources(
+    resources: Mapping[str, Any] | None, *, workers: int | None = None
+) -> HostResources:
     """The machine as the user describes it, and as it is where the user says nothing.
 
     Args:
@@ -73,7 +75,7 @@ def machine(resources: Mapping[str, Any] | None, *, workers: int | None = None) 
     cores = given.get("cores", max(available_cores(), workers or 1))
     cores = _number("cores", cores, least=1)
     memory = given.get("memory")
-    return Machine(
+    return HostResources(
         cores=cores,
         gpus=_gpus(given.get("gpus")),
         memory=available_memory() if memory is None else memory_in_bytes(memory),

@@ -20,23 +20,23 @@ from typing import Any, TypeVar
 
 from rhapsody.aio import on_loop
 from rhapsody.backends.base import ReferenceLostError
-from rhapsody.engine.attach import Attached
+from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
-from rhapsody.engine.life import Future, Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import NO_FALLBACK
-from rhapsody.engine.tasks import Task
+from rhapsody.engine.states import FutureState, WorkState
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import BackendUnavailableError, TaskLostError, is_a
 from rhapsody.states import TasksMainStates
-from rhapsody.task import HeldValue, Outcome, Reference, TaskFuture
+from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture
 
 T = TypeVar("T")
 
-_WITH_BACKEND = (Work.READY, Work.SUBMITTING, Work.SUBMITTED, Work.RUNNING)
+_WITH_BACKEND = (WorkState.READY, WorkState.SUBMITTING, WorkState.SUBMITTED, WorkState.RUNNING)
 
 
-class HeldFuture(TaskFuture[T]):
+class RemoteFuture(TaskFuture[T]):
     """A future whose value nobody has asked for. The first who does makes it a usual one."""
 
     __slots__ = ()
@@ -68,37 +68,37 @@ class HeldFuture(TaskFuture[T]):
         _ask(self)
 
 
-def _ask(future: HeldFuture[Any]) -> asyncio.InvalidStateError:
+def _ask(future: RemoteFuture[Any]) -> asyncio.InvalidStateError:
     """Has a value brought; gives the error for whom that is too late."""
-    node = future._node
-    if type(node) is Held:
-        node.ask()
+    record = future._node
+    if type(record) is RemoteResult:
+        record.ask()
     return asyncio.InvalidStateError(
         f"the value of {future.uid} ({future.name!r}) is still with its backend: await the future"
     )
 
 
-class Held:
-    """What stands behind a future in the place of its node (`rhapsody.task.LiveNode`).
+class RemoteResult:
+    """What stands behind a future in the place of its task (`rhapsody.task.LiveNode`).
 
     The future holds it and is not held by it, so that the value goes with the last
     who holds the future.
 
     Args:
         values: Those that backends hold for the engine.
-        node: The task's node.
+        record: The task.
         value: The value with the backend.
     """
 
     __slots__ = ("__weakref__", "_bringing", "_future", "_value", "backend", "uid", "values")
 
-    def __init__(self, values: PushDown, node: Node, value: HeldValue) -> None:
-        assert node.backend is not None
-        self.backend: Attached = node.backend
-        self.uid: str = node.uid
+    def __init__(self, values: PushDown, record: TaskRecord, value: HeldValue) -> None:
+        assert record.backend is not None
+        self.backend: BackendHandle = record.backend
+        self.uid: str = record.uid
         self.values: PushDown = values
         self._value = value
-        self._future = weakref.ref(node.future)
+        self._future = weakref.ref(record.future)
         self._bringing: asyncio.Task[None] | None = None
 
     # What the future asks.
@@ -172,7 +172,7 @@ class Held:
             return
         stdout, stderr = task.get("stdout"), task.get("stderr")
         if stdout is not None or stderr is not None:
-            future._outcome = Outcome(
+            future._outcome = AttemptInfo(
                 uid=self.uid, stdout=stdout, stderr=stderr, backend=future._backend
             )
         future.set_result(task["return_value"])
@@ -201,16 +201,16 @@ class Held:
 
 
 def _make_usual(future: Any) -> None:
-    if type(future) is HeldFuture:
+    if type(future) is RemoteFuture:
         future.__class__ = TaskFuture  # type: ignore[assignment]
 
 
-def held(future: asyncio.Future[Any]) -> Held | None:
+def held(future: asyncio.Future[Any]) -> RemoteResult | None:
     """What holds a future's value, `None` where it is here or yet to be made."""
     if isinstance(future, TaskFuture):
-        node: Any = future._node
-        if type(node) is Held:
-            return node
+        record: Any = future._node
+        if type(record) is RemoteResult:
+            return record
     return None
 
 
@@ -218,7 +218,7 @@ class PushDown:
     """What is pushed down in one engine.
 
     Args:
-        machine: Moves the nodes.
+        scheduler: Moves the tasks.
         background: Brings values.
         backends: The attached backends, the default one first; may grow.
         plain: Whether tasks that say nothing of their own may take part: a default time-out
@@ -232,139 +232,139 @@ class PushDown:
 
     def __init__(
         self,
-        machine: Machine,
+        scheduler: Scheduler,
         background: Background,
-        backends: Mapping[str, Attached],
+        backends: Mapping[str, BackendHandle],
         *,
         plain: bool,
         wanted: bool,
         unseen: Callable[[TaskFuture[Any]], object],
     ) -> None:
         self.background: Background = background
-        self._machine = machine
+        self._scheduler = scheduler
         self._backends = backends
         self._plain = plain
         self._wanted = wanted
         self._unseen = unseen
-        self._held: weakref.WeakSet[Held] = weakref.WeakSet()
+        self._held: weakref.WeakSet[RemoteResult] = weakref.WeakSet()
         self.holds: bool = False
 
     # Tasks to the backend.
 
-    def offer(self, node: Node, backend: Attached) -> None:
-        """A node is in the next batch for its backend: who waits for it may follow at once."""
-        dependents = node.dependents
+    def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """A task is in the next batch for its backend: who waits for it may follow at once."""
+        dependents = record.dependents
         if not dependents or not self._wanted or not backend.capabilities.unfinished_dependencies:
             return
-        if node.attempt != 1 or not self._takes_part(node, backend):
+        if record.attempt != 1 or not self._takes_part(record, backend):
             return
         for dependent in dependents:
-            if dependent.life.work is not Work.WAITING:
+            if dependent.life.work is not WorkState.WAITING:
                 continue
             dependent.unsent += 1
             if dependent.unsent >= dependent.unfinished:
                 self._push(dependent, backend)
 
-    def follow(self, node: Node) -> None:
-        """A new node waits for others: it goes to its backend where that has them all."""
+    def follow(self, record: TaskRecord) -> None:
+        """A new task waits for others: it goes to its backend where that has them all."""
         if not self._wanted:
             return
-        backend = self._of(node.task)
+        backend = self._of(record.task)
         if not backend.capabilities.unfinished_dependencies:
             return
-        node.unsent = sum(self._is_there(d, backend, sent=True) for d in node.dependencies)
-        if node.unsent >= node.unfinished:
-            self._push(node, backend)
+        record.unsent = sum(self._is_there(d, backend, sent=True) for d in record.dependencies)
+        if record.unsent >= record.unfinished:
+            self._push(record, backend)
 
-    def _push(self, node: Node, backend: Attached) -> None:
-        if not self._takes_part(node, backend) or self._hopeless(node):
+    def _push(self, record: TaskRecord, backend: BackendHandle) -> None:
+        if not self._takes_part(record, backend) or self._hopeless(record):
             return
-        for dependency in node.dependencies:
+        for dependency in record.dependencies:
             holder = held(dependency)
             if holder is not None:
                 if holder.backend is not backend:
                     return
             elif not (dependency.done() or self._is_there(dependency, backend)):
                 return
-        self._machine.push(node)
+        self._scheduler.push(record)
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
-        """What stands for a dependency of a pushed node, `None` where its value is here.
+        """What stands for a dependency of a pushed task, `None` where its value is here.
 
         One that has failed meanwhile has a reference that no backend knows, so that
-        the node comes back.
+        the task comes back.
         """
         holder = held(future)
         if holder is not None:
             return Reference(holder.uid)
         if future.done() and not future.cancelled() and future.exception() is None:
             return None
-        node = future._node if isinstance(future, TaskFuture) else None
-        return Reference(getattr(node, "uid", None) or "a task that failed")
+        record = future._node if isinstance(future, TaskFuture) else None
+        return Reference(getattr(record, "uid", None) or "a task that failed")
 
-    def references(self, node: Node) -> list[str]:
-        """The uids in the references of a pushed node's arguments."""
-        found = (self.reference(future) for future in node.dependencies)
+    def references(self, record: TaskRecord) -> list[str]:
+        """The uids in the references of a pushed task's arguments."""
+        found = (self.reference(future) for future in record.dependencies)
         return [reference.uid for reference in found if reference is not None]
 
-    def take_back(self, node: Node, report: Mapping[str, Any]) -> bool:
-        """The backend did not run a pushed node: a dependency has no value. Any attempt.
+    def take_back(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
+        """The backend did not run a pushed task: a dependency has no value. Any attempt.
 
         It fails or runs in the ordinary way once its dependencies have ended.
         """
         lost = is_a(report.get("exception"), ReferenceLostError)
-        if not lost or not self._machine.come_back(node):
+        if not lost or not self._scheduler.requeue(record):
             return False
-        if node.unfinished == 0:
-            self._resume(node)
+        if record.unfinished == 0:
+            self._resume(record)
         return True
 
-    def dependency_settled(self, node: Node, dependency: asyncio.Future[Any]) -> None:
-        """A dependency of a pushed node has ended."""
-        node.unfinished -= 1
+    def dependency_settled(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        """A dependency of a pushed task has ended."""
+        record.unfinished -= 1
         if dependency.cancelled():
-            self._machine.cancel(node)
-        elif node.unfinished == 0 and node.life.work is Work.RETRY_WAIT:
-            self._resume(node)
+            self._scheduler.cancel(record)
+        elif record.unfinished == 0 and record.life.work is WorkState.RETRY_WAIT:
+            self._resume(record)
 
-    def _resume(self, node: Node) -> None:
-        machine = self._machine
-        if any(dependency.cancelled() for dependency in node.dependencies):
-            machine.cancel(node)
-        elif machine.graph.fail_with_dependencies(node) or self._ask_for_values(node):
+    def _resume(self, record: TaskRecord) -> None:
+        scheduler = self._scheduler
+        if any(dependency.cancelled() for dependency in record.dependencies):
+            scheduler.cancel(record)
+        elif scheduler.graph.fail_with_dependencies(record) or self._ask_for_values(record):
             return
         else:
-            machine.go_again(node)
+            scheduler.resume_attempt(record)
 
-    def _hopeless(self, node: Node) -> bool:
+    def _hopeless(self, record: TaskRecord) -> bool:
         """Whether a dependency has failed already."""
         return any(
             d.done() and (d.cancelled() or d.exception() is not None)
-            for d in self.with_values(node)
+            for d in self.with_values(record)
         )
 
     # Values that stay there.
 
-    def hold(self, node: Node, report: Mapping[str, Any]) -> bool:
+    def hold(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
         """Whether a task that is done leaves its value with its backend until somebody asks."""
-        task = node.task
+        task = record.task
         if task.kind != "function" or task.settings.service:
             return False
         if report.get("return_value") is not None:
             return False
-        future, holder = node.future, Held(self, node, report["held"])
+        future, holder = record.future, RemoteResult(self, record, report["held"])
         self.holds = True
         self._held.add(holder)
         future._node = holder
         if type(future) is not TaskFuture or future._callbacks:
             holder.ask()  # somebody waits already
         else:
-            future.__class__ = HeldFuture
+            future.__class__ = RemoteFuture
         return True
 
     def lost(self, future: TaskFuture[Any], error: BaseException) -> None:
         """A value that was to be brought is lost."""
-        self._machine.value_lost()
+        self._scheduler.value_lost()
         future.fail(error)
         self._unseen(future)
 
@@ -375,35 +375,35 @@ class PushDown:
 
     def is_at_rest(self, dependency: asyncio.Future[Any]) -> bool:
         """Whether a value stays with a backend and nobody has asked for it."""
-        return type(dependency) is HeldFuture
+        return type(dependency) is RemoteFuture
 
-    def with_values(self, node: Node) -> Sequence[asyncio.Future[Any]]:
-        """A node's dependencies without those whose values are held."""
+    def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
+        """A task's dependencies without those whose values are held."""
         if not self.holds:
-            return node.dependencies
-        return [dependency for dependency in node.dependencies if held(dependency) is None]
+            return record.dependencies
+        return [dependency for dependency in record.dependencies if held(dependency) is None]
 
-    def needs_values(self, node: Node) -> bool:
-        """Whether a node whose dependencies have ended well has to wait for values to come.
+    def needs_values(self, record: TaskRecord) -> bool:
+        """Whether a task whose dependencies have ended well has to wait for values to come.
 
-        Where its own backend holds them all, they stay: the node gets references.
+        Where its own backend holds them all, they stay: the task gets references.
         """
         if not self.holds:
             return False
-        backends = {holder.backend for d in node.dependencies if (holder := held(d)) is not None}
-        if len(backends) == 1 and self._takes_part(node, backend := backends.pop()):
+        backends = {holder.backend for d in record.dependencies if (holder := held(d)) is not None}
+        if len(backends) == 1 and self._takes_part(record, backend := backends.pop()):
             assert backend.capabilities.unfinished_dependencies
-            node.pushed = True
+            record.pushed = True
             return False
-        return self._ask_for_values(node)
+        return self._ask_for_values(record)
 
-    def _ask_for_values(self, node: Node) -> bool:
-        """Asks for the values that a node needs; `False` where all are here."""
-        for dependency in node.dependencies:
+    def _ask_for_values(self, record: TaskRecord) -> bool:
+        """Asks for the values that a task needs; `False` where all are here."""
+        for dependency in record.dependencies:
             if held(dependency) is not None:
-                node.unfinished += 1
-                self._machine.actions.follow(node, dependency)
-        return node.unfinished > 0
+                record.unfinished += 1
+                self._scheduler.actions.follow(record, dependency)
+        return record.unfinished > 0
 
     def close(self) -> None:
         """The engine ends: no value comes any more."""
@@ -413,30 +413,30 @@ class PushDown:
     # Which tasks take part.
 
     def _is_there(
-        self, dependency: asyncio.Future[Any], backend: Attached, *, sent: bool = False
+        self, dependency: asyncio.Future[Any], backend: BackendHandle, *, sent: bool = False
     ) -> bool:
         if not isinstance(dependency, TaskFuture) or held(dependency) is not None:
             return False
-        node = dependency._node
+        record = dependency._node
         return (
-            isinstance(node, Node)
-            and node.machine is self._machine
-            and node.backend is backend
-            and node.life.future is Future.PENDING
-            and node.life.work in _WITH_BACKEND
-            and not (sent and node.life.work is Work.READY)
-            and self._takes_part(node, backend)
+            isinstance(record, TaskRecord)
+            and record.scheduler is self._scheduler
+            and record.backend is backend
+            and record.life.future is FutureState.PENDING
+            and record.life.work in _WITH_BACKEND
+            and not (sent and record.life.work is WorkState.READY)
+            and self._takes_part(record, backend)
         )
 
-    def _takes_part(self, node: Node, backend: Attached) -> bool:
-        task, found = node.task, node.found
+    def _takes_part(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        task, found = record.task, record.found
         if task.pushable is None or task.pushable[0] is not backend:
             task.pushable = backend, self._is_plain(task, backend)
-        if not task.pushable[1] or type(node.future) is not TaskFuture:
+        if not task.pushable[1] or type(record.future) is not TaskFuture:
             return False
         return found is None or not (found.inputs or found.outputs or found.inexact)
 
-    def _is_plain(self, task: Task[Any, Any], backend: Attached) -> bool:
+    def _is_plain(self, task: TaskFunction[Any, Any], backend: BackendHandle) -> bool:
         settings = task.settings
         return (
             self._plain
@@ -452,7 +452,7 @@ class PushDown:
             and self._of(task) is backend
         )
 
-    def _of(self, task: Task[Any, Any]) -> Attached:
+    def _of(self, task: TaskFunction[Any, Any]) -> BackendHandle:
         """The backend of a task."""
         name = task.settings.backend
         return next(iter(self._backends.values())) if name is None else self._backends[name]

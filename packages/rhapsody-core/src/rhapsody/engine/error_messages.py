@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rhapsody.data import STDERR_TAIL, File, stderr_tail, stdout_tail
-from rhapsody.engine.attach import Attached
-from rhapsody.engine.node import Node
-from rhapsody.engine.notes import hidden, printed_last
+from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.error_notes import hidden, printed_last
+from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import TaskSettings
 from rhapsody.errors import (
     CALL,
@@ -56,8 +56,10 @@ def future_name(future: asyncio.Future[Any]) -> str:
     return repr(future) if name is None else str(name())
 
 
-def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> DependencyFailureError:
-    """The error of a node that does not run because dependencies failed."""
+def of_dependencies(
+    record: TaskRecord, failed: Sequence[asyncio.Future[Any]]
+) -> DependencyFailureError:
+    """The error of a task that does not run because dependencies failed."""
     names = [future_name(future) for future in failed]
     cause = failed[0].exception()
     assert cause is not None
@@ -66,7 +68,7 @@ def of_dependencies(node: Node, failed: Sequence[asyncio.Future[Any]]) -> Depend
     others = f" (and {len(roots) - 1} more)" if len(roots) > 1 else ""
     why = next(iter(describe_error(root).splitlines()), "")  # the cause has all of it
     error = DependencyFailureError(
-        f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because "
+        f"{record.task.prefix} {record.task.name!r} ({record.future.uid}) did not run because "
         f"{what or repr(names[0])} failed{others}: {why}",
         names,
         root,
@@ -101,12 +103,12 @@ def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | N
 
 
 def unknown_setting(
-    node: Node, backend: Attached, key: object, able: Sequence[str]
+    record: TaskRecord, backend: BackendHandle, key: object, able: Sequence[str]
 ) -> CapabilityError:
-    """The error of a node with a setting that its backend does not know.
+    """The error of a task with a setting that its backend does not know.
 
     Args:
-        node: The node.
+        task: The task.
         backend: The backend it was to go to.
         key: The setting, a key of `task_description`.
         able: The attached backends that know it.
@@ -121,57 +123,57 @@ def unknown_setting(
     there = f"it knows: {', '.join(known)}" if known else "it takes none"
     where = f"; attached backends that know it: {', '.join(able)}" if able else ""
     return CapabilityError(
-        f"task {node.task.name!r}: backend {backend.name!r} knows no {key!r} in "
+        f"task {record.task.name!r}: backend {backend.name!r} knows no {key!r} in "
         f"task_description{hint} ({there}{where})"
     )
 
 
-def of_attempt(node: Node, report: Mapping[str, Any]) -> BaseException:
+def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
     """The error of an attempt that a backend says has failed."""
     error = report.get("exception")
     command = None
-    if node.extra is not None and node.extra.command is not None:
-        given = node.extra.command
+    if record.extra is not None and record.extra.command is not None:
+        given = record.extra.command
         command = given if isinstance(given, str) else shlex.join(given)
     if isinstance(error, BaseException):
-        if is_a(error, OSError) and node.task.kind == "executable":  # it names the command
+        if is_a(error, OSError) and record.task.kind == "executable":  # it names the command
             set_traceback(error, None).__cause__ = None
         if type(error) is TaskFailedError or type(error) is OutOfMemoryError:
-            error.args = (hidden(node, str(error)) + _hints(node, report),)
+            error.args = (hidden(record, str(error)) + _hints(record, report),)
             error.command = error.command or command
-            return _complete(error, report) if node.task.kind == "executable" else error
-        if is_a(error, FileNotFoundError) and (hint := _missing_files(node, report)):
+            return _complete(error, report) if record.task.kind == "executable" else error
+        if is_a(error, FileNotFoundError) and (hint := _missing_files(record, report)):
             error.add_note(hint.lstrip())
         return error
-    name = f"task {node.task.name!r} ({node.future.uid})"
+    name = f"task {record.task.name!r} ({record.future.uid})"
     message = f"{name} failed"
     if error:
-        message += f": {hidden(node, str(error))}"
+        message += f": {hidden(record, str(error))}"
     elif report.get("exit_code") is not None:
         message = f"{name} ended with exit code {exit_code(report['exit_code'])}"
         if full := full_disk(report.get("sandbox")):
             message += f" ({full})"
         if command:
-            message += f": {_shown(hidden(node, command))}"
-    tail = printed_last(node, report.get("stderr"), STDERR_TAIL)
+            message += f": {_shown(hidden(record, command))}"
+    tail = printed_last(record, report.get("stderr"), STDERR_TAIL)
     if tail:
         message += f"\n{tail.rstrip()}"
-    message += _hints(node, report)
+    message += _hints(record, report)
     return _complete(TaskFailedError(message, command=command), report)
 
 
-def _hints(node: Node, report: Mapping[str, Any]) -> str:
+def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return the hints about a failed command, each on a line of its own."""
-    return unquoted_files(node) or _missing_files(node, report)
+    return unquoted_files(record) or _missing_files(record, report)
 
 
-def unquoted_files(node: Node) -> str:
+def unquoted_files(record: TaskRecord) -> str:
     """Return a hint about the first file that a shell command names without the quotes it needs."""
-    command = node.extra.command if node.extra is not None else None
+    command = record.extra.command if record.extra is not None else None
     if not isinstance(command, str):
         return ""
     words = _shell_words(command)
-    for file in (*node.args, *(node.kwargs or {}).values()):
+    for file in (*record.args, *(record.kwargs or {}).values()):
         name = file.filename if isinstance(file, File) else file
         if not (isinstance(name, str) and (isinstance(file, File) or os.path.exists(name))):
             continue
@@ -183,12 +185,12 @@ def unquoted_files(node: Node) -> str:
     return ""
 
 
-def _missing_files(node: Node, report: Mapping[str, Any]) -> str:
+def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a hint about files that a command names and that only the current directory has."""
-    command = node.extra.command if node.extra is not None else None
-    described = node.description.get("sandbox") if node.description is not None else None
+    command = record.extra.command if record.extra is not None else None
+    described = record.description.get("sandbox") if record.description is not None else None
     sandbox: str = report.get("sandbox") or described or ""
-    if not command or node.task.settings.cwd is not None or not os.path.isdir(sandbox):
+    if not command or record.task.settings.cwd is not None or not os.path.isdir(sandbox):
         return ""
     if isinstance(command, str):
         found = [*_shell_words(command), *_SHELL_SPLITS.split(command)]
@@ -228,32 +230,34 @@ def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedEr
     return error
 
 
-def of_service(node: Node, report: Mapping[str, Any]) -> TaskFailedError:
+def of_service(record: TaskRecord, report: Mapping[str, Any]) -> TaskFailedError:
     """The error of a service that has ended before it was ready."""
     message = (
-        f"service {node.task.name!r} ({node.future.uid}) ended before it was ready: "
+        f"service {record.task.name!r} ({record.future.uid}) ended before it was ready: "
         f"{ending(report)}"
     )
     return _complete(TaskFailedError(message), report)
 
 
-def of_ended_service(node: Node, report: Mapping[str, Any]) -> BaseException:
+def of_ended_service(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
     """The error of a service that has ended by itself after it was ready."""
     error = report.get("exception")
     if isinstance(error, BaseException):
         return error
-    message = f"service {node.task.name!r} ({node.future.uid}) ended by itself: {ending(report)}"
+    message = (
+        f"service {record.task.name!r} ({record.future.uid}) ended by itself: {ending(report)}"
+    )
     return _complete(TaskFailedError(message), report)
 
 
 def of_gone_service(
-    node: Node, service: asyncio.Future[Any], cause: BaseException
+    record: TaskRecord, service: asyncio.Future[Any], cause: BaseException
 ) -> DependencyFailureError:
-    """The error of a node that does not run because a service has ended for good."""
+    """The error of a task that does not run because a service has ended for good."""
     name = future_name(service)
     why = next(iter(describe_error(cause).splitlines()), "")
     return DependencyFailureError(
-        f"{node.task.prefix} {node.task.name!r} ({node.future.uid}) did not run because service "
+        f"{record.task.prefix} {record.task.name!r} ({record.future.uid}) did not run because service "
         f"{name!r} is there no more: {why}",
         [name],
         cause,
@@ -263,18 +267,18 @@ def of_gone_service(
 def service_ended(
     service: asyncio.Future[Any], at: float, error: BaseException, again: bool
 ) -> str:
-    """The note on the error of a node that ran when a service that it depends on ended."""
+    """The note on the error of a task that ran when a service that it depends on ended."""
     why = next(iter(describe_error(error).splitlines()), "")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
     further = "started again" if again else "not started again"
     return f"its service {future_name(service)!r} ended at {when} and was {further}: {why}"
 
 
-def over_time(node: Node, limit: float) -> TaskTimeoutError:
+def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
     """The error of an attempt that has run, or a service that has started, for too long."""
-    what = f"{node.task.name!r} ({node.future.uid})"
-    if node.task.settings.service:
-        missing = _missing_sign(node.task.settings.ready)
+    what = f"{record.task.name!r} ({record.future.uid})"
+    if record.task.settings.service:
+        missing = _missing_sign(record.task.settings.ready)
         return TaskTimeoutError(f"service {what} was not ready within {limit:g} s{missing}")
     return TaskTimeoutError(f"task {what} ran for longer than its time-out of {limit:g} s")
 
@@ -289,23 +293,23 @@ def _missing_sign(ready: object) -> str:
     return f": nothing matched {ready!r}" if kind else ""
 
 
-def goes_on(node: Node, error: BaseException) -> BaseException:
-    """The error of a node whose work cannot be stopped, so that it says so of a time-out."""
+def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
+    """The error of a task whose work cannot be stopped, so that it says so of a time-out."""
     if not is_a(error, TaskTimeoutError):
         return error
-    assert node.backend is not None
+    assert record.backend is not None
     return TaskTimeoutError(
-        f"{error}; backend {node.backend.name!r} cannot stop it, so the work goes on and "
+        f"{error}; backend {record.backend.name!r} cannot stop it, so the work goes on and "
         "keeps its slot until it ends. Run such functions in processes, which can be "
         'stopped: LocalExecutionBackend("process")'
     )
 
 
-def cancelled_elsewhere(node: Node) -> str:
+def cancelled_elsewhere(record: TaskRecord) -> str:
     """Why a future is cancelled although nobody here asked for it."""
-    assert node.backend is not None
+    assert record.backend is not None
     return (
-        f"backend {node.backend.name!r} ended task {node.task.name!r} ({node.future.uid}) as "
+        f"backend {record.backend.name!r} ended task {record.task.name!r} ({record.future.uid}) as "
         "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "
         "somebody else shut the backend down, such as another engine that uses it "
         "(shutdown(skip_execution_backend=True) leaves it running)"

@@ -8,42 +8,42 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from rhapsody.engine.attach import Attached
+from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
-from rhapsody.engine.calls import Calls
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
 from rhapsody.engine.outcomes import leave_script
-from rhapsody.engine.remaking import MakingAgain, Reruns
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.regeneration import Regeneration, Reruns
+from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.submission import Submission
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager
 from rhapsody.staging.outputs import check_outputs, found_in
-from rhapsody.task import Outcome, TaskFuture
+from rhapsody.task import AttemptInfo, TaskFuture
 
 
-class Saving:
+class StageOut:
     """Saves the files of results, and hands the results on.
 
     Args:
-        machine: Is told of results that may be seen, and of files that cannot be saved.
+        scheduler: Is told of results that may be seen, and of files that cannot be saved.
         background: Runs what takes long.
         stager: Puts the files in their places.
         record: Called with each result that is to be recorded.
-        missing: Called with each node whose recorded files are to be saved and are gone.
+        missing: Called with each task whose recorded files are to be saved and are gone.
         calls: Takes calls that make files again.
     """
 
     def __init__(
         self,
-        machine: Machine,
+        scheduler: Scheduler,
         background: Background,
         stager: Stager,
-        record: Callable[[Node, Any], object],
-        missing: Callable[[Node], object],
-        calls: Calls,
+        record: Callable[[TaskRecord, Any], object],
+        missing: Callable[[TaskRecord], object],
+        calls: Submission,
     ) -> None:
-        self._machine = machine
+        self._scheduler = scheduler
         self._background = background
         self._stager = stager
         self._record = record
@@ -52,81 +52,81 @@ class Saving:
         self._reruns = Reruns(background.soon)
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def record(self, node: Node, value: Any) -> None:
+    def record(self, record: TaskRecord, value: Any) -> None:
         """Has a result saved, recorded where somebody does, and revealed."""
-        if not node.targets():
-            self._record(node, value)
+        if not record.targets():
+            self._record(record, value)
             return
-        self._begin(node, self._save(node, value))
+        self._begin(record, self._save(record, value))
 
-    async def _save(self, node: Node, value: Any) -> None:
-        if node.description is None:  # it was cancelled meanwhile
+    async def _save(self, record: TaskRecord, value: Any) -> None:
+        if record.description is None:  # it was cancelled meanwhile
             return
-        assert node.backend is not None
-        outcome = node.future._outcome
+        assert record.backend is not None
+        outcome = record.future._outcome
         try:
             await self._stager.save(
-                node.description, node.backend.backend, node.targets(), node.matches()
+                record.description, record.backend.backend, record.targets(), record.matches()
             )
         except Exception as error:  # a full disk, say: the task has failed
             self._stager.spare(outcome)
-            leave_script(node)
-            self._machine.fail(node, error)
+            leave_script(record)
+            self._scheduler.fail(record, error)
             return
-        if self._machine.recording and node.task.settings.cache:
-            self._record(node, value)
+        if self._scheduler.recording and record.task.settings.cache:
+            self._record(record, value)
         else:
-            self._machine.reveal(node, value)
+            self._scheduler.reveal(record, value)
 
-    def restore(self, node: Node, recorded: Recorded) -> None:
+    def restore(self, record: TaskRecord, recorded: Recorded) -> None:
         """Gives a task the result that a plugin had, with its files."""
-        files, dry = recorded.files, node.backend is not None and node.backend.dry
-        if node.extra is not None and node.extra.resolved is not None:
-            self._stager.was_read(node.extra.resolved)
-        left = Outcome(
-            uid=node.uid,
-            name=node.task.name,
+        files, dry = recorded.files, record.backend is not None and record.backend.dry
+        if record.extra is not None and record.extra.resolved is not None:
+            self._stager.was_read(record.extra.resolved)
+        left = AttemptInfo(
+            uid=record.uid,
+            name=record.task.name,
             stdout=recorded.stdout,
             stderr=recorded.stderr,
             exit_code=recorded.exit_code,
         )
         if files is None:
             if (left.stdout, left.stderr, left.exit_code) != (None, None, None):
-                node.future._outcome = left
-            self._machine.recorded(node, recorded.value)
+                record.future._outcome = left
+            self._scheduler.recorded(record, recorded.value)
             return
-        if not dry and not files.gone.isdisjoint(node.targets()):
-            self._missing(node)  # it is to be saved
+        if not dry and not files.gone.isdisjoint(record.targets()):
+            self._missing(record)  # it is to be saved
             return
-        assert node.description is not None
-        outputs = node.found.outputs if node.found is not None else ()
+        assert record.description is not None
+        outputs = record.found.outputs if record.found is not None else ()
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
         left.matches, left.paths = files.matches, files.paths
         if not dry:  # a dry run changes nothing on disk
-            left.keeper = self._stager.take_up(node.description, outputs, files)
-        node.future._outcome = left
+            left.keeper = self._stager.take_up(record.description, outputs, files)
+        record.future._outcome = left
         if files.gone and not dry:
-            left.make_again = MakingAgain(self._calls, self._reruns, node)
-        if not node.targets():
-            self._machine.recorded(node, recorded.value)
+            left.make_again = Regeneration(self._calls, self._reruns, record)
+        if not record.targets():
+            self._scheduler.recorded(record, recorded.value)
             return
-        self._begin(node, self._restore(node, recorded.value, files))
+        self._begin(record, self._restore(record, recorded.value, files))
 
-    def _begin(self, node: Node, work: Coroutine[Any, Any, None]) -> None:
-        """Has files of a node saved, which `drain` waits for."""
-        saving = self._background.spawn(work, f"save files of {node.uid}")
+    def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:
+        """Has files of a task saved, which `drain` waits for."""
+        saving = self._background.spawn(work, f"save files of {record.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)
 
-    async def _restore(self, node: Node, value: Any, files: TaskFiles) -> None:
-        if node.description is None:  # it was cancelled meanwhile
+    async def _restore(self, record: TaskRecord, value: Any, files: TaskFiles) -> None:
+        if record.description is None:  # it was cancelled meanwhile
             return
         try:
-            await self._stager.save_again(node.description, node.targets(), files)
+            await self._stager.save_again(record.description, record.targets(), files)
         except Exception as error:  # a full disk, say: the task has failed
-            self._machine.refuse(node, error)
+            self._scheduler.refuse(record, error)
         else:
-            self._machine.recorded(node, value)
+            self._scheduler.recorded(record, value)
 
     async def drain(self, grace: float) -> None:
         """Waits until all is saved, `grace` seconds at most. Used at shutdown."""
@@ -136,7 +136,7 @@ class Saving:
 
 async def save_files(
     stager: Stager,
-    backends: Mapping[str, Attached],
+    backends: Mapping[str, BackendHandle],
     future: TaskFuture[Any],
     place: str | os.PathLike[str],
     name: str | None,

@@ -41,15 +41,15 @@ class Caller(Protocol):
 
     def call(
         self,
-        task: Task[Any, Any],
+        task: TaskFunction[Any, Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
     ) -> TaskFuture[Any]:
-        """Takes in a checked call, on the loop; see `Task.__call__` for what it raises."""
+        """Takes in a checked call, on the loop; see `TaskFunction.__call__` for what it raises."""
 
     def call_elsewhere(
-        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
         """A task was called off the loop's thread."""
 
@@ -60,7 +60,7 @@ class Caller(Protocol):
         """A failed future that nobody looked at went away; from any thread."""
 
 
-class Task(Generic[P, R]):
+class TaskFunction(Generic[P, R]):
     """A decorated function: calling it returns a future at once.
 
     Attributes:
@@ -128,7 +128,7 @@ class Task(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else Method(self, instance)
 
-    def options(self, **settings: Unpack[TaskSettings]) -> Task[P, R]:
+    def options(self, **settings: Unpack[TaskSettings]) -> TaskFunction[P, R]:
         """The same task with other settings, for one call: `task.options(retries=2)(x)`.
 
         Raises:
@@ -148,17 +148,17 @@ class Task(Generic[P, R]):
 class Method:
     """A task that was decorated inside a class, of one object of that class."""
 
-    def __init__(self, task: Task[Any, Any], instance: object) -> None:
+    def __init__(self, task: TaskFunction[Any, Any], instance: object) -> None:
         functools.update_wrapper(self, types.MethodType(task.function, instance))
         self._task = task
         self._instance = instance
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
-        """As `Task.__call__`, with the object as the first argument."""
+        """As `TaskFunction.__call__`, with the object as the first argument."""
         return self._task(self._instance, *args, **kwargs)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Method:
-        """As `Task.options`."""
+        """As `TaskFunction.options`."""
         return Method(self._task.options(**settings), self._instance)
 
     def __getattr__(self, name: str) -> Any:
@@ -171,7 +171,7 @@ def make_task(
     function: Callable[..., Any],
     base: Settings,
     given: dict[str, Any],
-) -> Task[Any, Any]:
+) -> TaskFunction[Any, Any]:
     """Checks a definition and makes its task.
 
     Raises:
@@ -202,7 +202,7 @@ def make_task(
             f"restarts={settings.restarts} is for services, which end only when they are stopped; "
             "retries says how many more attempts a task gets that fails"
         )
-    return Task(engine, kind, function, engine.declare(settings))
+    return TaskFunction(engine, kind, function, engine.declare(settings))
 
 
 def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 
-class Future(StrEnum):
+class FutureState(StrEnum):
     """What the user's future says."""
 
     PENDING = "pending"
@@ -20,7 +20,7 @@ class Future(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Work(StrEnum):
+class WorkState(StrEnum):
     """What is being done about the task."""
 
     WAITING = "waiting"  # for its dependencies
@@ -35,11 +35,11 @@ class Work(StrEnum):
     LOST = "lost"  # nobody knows any more
 
 
-OVER: Final = (Work.ENDED, Work.LOST)
+OVER: Final = (WorkState.ENDED, WorkState.LOST)
 """Work of which nothing more comes."""
 
 
-class Event(StrEnum):
+class Transition(StrEnum):
     """What can happen to a task."""
 
     RESOLVE = "resolve"  # its last dependency has ended well
@@ -61,9 +61,9 @@ class Event(StrEnum):
     ABANDON = "abandon"  # the engine ends and the work has not
 
 
-_F, _W, _E = Future, Work, Event
+_F, _W, _E = FutureState, WorkState, Transition
 
-TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
+TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkState], ...]] = (
     (_F.PENDING, _W.WAITING, _E.RESOLVE, _F.PENDING, _W.READY),
     (_F.PENDING, _W.WAITING, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.WAITING, _E.CANCEL, _F.CANCELLED, _W.ENDED),
@@ -121,7 +121,7 @@ TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
     (_F.PENDING, _W.RETRY_WAIT, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.RETRY_WAIT, _E.CANCEL, _F.CANCELLED, _W.ENDED),
     # Ended well, and held until the result is recorded. Where the value stays with the
-    # backend, the node ends here: see `held`.
+    # backend, the task ends here: see `held`.
     (_F.PENDING, _W.ENDED, _E.REVEAL, _F.DONE, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),
@@ -129,7 +129,7 @@ TABLE: Final[tuple[tuple[Future, Work, Event, Future, Work], ...]] = (
 """Rows of (future, work, event, future after it, work after it)."""
 
 
-class Life:
+class TaskState:
     """One field of the table: a situation a task can be in, and the ways out of it.
 
     Attributes:
@@ -140,20 +140,20 @@ class Life:
 
     __slots__ = ("after", "future", "work")
 
-    def __init__(self, future: Future, work: Work) -> None:
-        self.future: Future = future
-        self.work: Work = work
-        self.after: dict[Event, Life] = {}
+    def __init__(self, future: FutureState, work: WorkState) -> None:
+        self.future: FutureState = future
+        self.work: WorkState = work
+        self.after: dict[Transition, TaskState] = {}
 
     def __repr__(self) -> str:
         return f"<{self.future} future, {self.work} work>"
 
 
-def _situations() -> dict[tuple[Future, Work], Life]:
-    situations: dict[tuple[Future, Work], Life] = {}
+def _situations() -> dict[tuple[FutureState, WorkState], TaskState]:
+    situations: dict[tuple[FutureState, WorkState], TaskState] = {}
 
-    def situation(future: Future, work: Work) -> Life:
-        return situations.setdefault((future, work), Life(future, work))
+    def situation(future: FutureState, work: WorkState) -> TaskState:
+        return situations.setdefault((future, work), TaskState(future, work))
 
     for future, work, event, next_future, next_work in TABLE:
         after = situation(future, work).after
@@ -164,10 +164,10 @@ def _situations() -> dict[tuple[Future, Work], Life]:
 
 
 SITUATIONS: Final = _situations()
-START: Final = SITUATIONS[Future.PENDING, Work.WAITING]
-READY: Final = START.after[Event.RESOLVE]
-SUBMITTING: Final = READY.after[Event.SUBMIT]
-SUBMITTED: Final = SUBMITTING.after[Event.ACCEPT]
+START: Final = SITUATIONS[FutureState.PENDING, WorkState.WAITING]
+READY: Final = START.after[Transition.RESOLVE]
+SUBMITTING: Final = READY.after[Transition.SUBMIT]
+SUBMITTED: Final = SUBMITTING.after[Transition.ACCEPT]
 
 
 def diagram() -> str:
@@ -179,10 +179,10 @@ def diagram() -> str:
     lines = ["stateDiagram-v2", "    direction LR"]
     for future, work in SITUATIONS:
         lines.append(f'    state "{work} ({future})" as {_node(future, work)}')
-    lines.append(f"    [*] --> {_node(Future.PENDING, Work.WAITING)}")
+    lines.append(f"    [*] --> {_node(FutureState.PENDING, WorkState.WAITING)}")
     lines += [f"    {a} --> {b} : {', '.join(events)}" for (a, b), events in edges.items()]
     return "\n".join(lines)
 
 
-def _node(future: Future, work: Work) -> str:
+def _node(future: FutureState, work: WorkState) -> str:
     return f"{work}_{future}".replace("-", "_")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rhapsody.engine.attach import Attached
-from rhapsody.engine.node import Node
+from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.record import TaskRecord
 from rhapsody.resources import Resources
 
 _KINDS: dict[str, str] = {
@@ -19,16 +19,16 @@ _KINDS: dict[str, str] = {
 _DEFAULTS: Resources = Resources()
 
 
-def unknown_settings(node: Node, backend: Attached) -> list[Any]:
+def unknown_settings(record: TaskRecord, backend: BackendHandle) -> list[Any]:
     """The keys of a task's settings in the backend's own words that the backend does not know."""
-    assert node.description is not None
-    given = node.description["task_backend_specific_kwargs"]
+    assert record.description is not None
+    given = record.description["task_backend_specific_kwargs"]
     return backend.capabilities.unknown_settings(given) if given else []
 
 
-def lacking(node: Node, backend: Attached) -> str | None:
+def lacking(record: TaskRecord, backend: BackendHandle) -> str | None:
     """What a task needs and a backend does not offer, in words."""
-    task, description = node.task, node.description
+    task, description = record.task, record.description
     if not backend.capabilities.runs(task.task_kind):
         return _KINDS[task.task_kind]
     assert description is not None

@@ -1,4 +1,4 @@
-"""Calls in: what a task's user gave becomes a future, and a node in the machine."""
+"""Calls in: what a task's user gave becomes a future, and a task in the scheduler."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 
 from rhapsody.aio import on_loop
 from rhapsody.engine.arguments import search
-from rhapsody.engine.attach import Attached, find
+from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
-from rhapsody.engine.life import Future
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
-from rhapsody.engine.observe import Tally
+from rhapsody.engine.events import UnawaitedErrors
 from rhapsody.engine.promises import Promises
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import Settings
-from rhapsody.engine.tasks import Task
+from rhapsody.engine.states import FutureState
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import describe_error
 from rhapsody.task import TaskFuture
 
@@ -33,13 +33,13 @@ current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 
-class Calls:
-    """What tasks ask of their engine (`rhapsody.engine.tasks.Caller`).
+class Submission:
+    """What tasks ask of their engine (`rhapsody.engine.task_function.Caller`).
 
     Args:
         uid: The engine's uid.
         loop: Its event loop.
-        machine: Gets the nodes.
+        scheduler: Gets the tasks.
         backends: The attached backends; may grow.
         tally: Counts failures that nobody looked at.
         here: The current directory when the engine was made, `None` where it was removed.
@@ -57,9 +57,9 @@ class Calls:
         self,
         uid: str,
         loop: asyncio.AbstractEventLoop,
-        machine: Machine,
-        backends: Mapping[str, Attached],
-        tally: Tally,
+        scheduler: Scheduler,
+        backends: Mapping[str, BackendHandle],
+        tally: UnawaitedErrors,
         *,
         here: str | None,
         results_dir: Path,
@@ -68,7 +68,7 @@ class Calls:
     ) -> None:
         self.uid: str = uid
         self.loop: asyncio.AbstractEventLoop = loop
-        self._machine = machine
+        self._scheduler = scheduler
         self._backends = backends
         self._here = here
         self._numbers = {"task": 0, "block": 0}
@@ -85,7 +85,7 @@ class Calls:
 
     def call(
         self,
-        task: Task[Any, Any],
+        task: TaskFunction[Any, Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
@@ -95,7 +95,7 @@ class Calls:
         """Accept a call and return its future.
 
         Args:
-            task: The task.
+            task: The function or block that is called.
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             specific: Settings in the backend's own words, for this call.
@@ -107,14 +107,14 @@ class Calls:
                 belongs to another loop or to a block around this call.
             ValueError: A container in the arguments holds itself.
         """
-        machine, again = self._machine, producers is not None
-        if machine.closing:
+        scheduler, again = self._scheduler, producers is not None
+        if scheduler.closing:
             raise self.closed_error(task.name)
         found = search(args, kwargs)
         parent = enclosing_block.get()
-        if parent is not None and parent.life.future is Future.CANCELLED:
+        if parent is not None and parent.life.future is FutureState.CANCELLED:
             raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
-        elif parent is not None and parent.life.future is not Future.PENDING:
+        elif parent is not None and parent.life.future is not FutureState.PENDING:
             parent = None  # it has ended, and left something behind that goes on
         after = task.settings.after
         dependencies: tuple[asyncio.Future[Any], ...] = ()
@@ -136,10 +136,10 @@ class Calls:
             future = BlockFuture(loop=self.loop)
         else:
             future = TaskFuture(loop=self.loop)
-        node = Node(machine, task, future, number, args, kwargs or None, specific)
-        node.dependencies = dependencies
-        node.found = found
-        future._node = node
+        record = TaskRecord(scheduler, task, future, number, args, kwargs or None, specific)
+        record.dependencies = dependencies
+        record.found = found
+        future._node = record
         future._definition = task
         future._number = number
         future._attempt = 1
@@ -147,23 +147,23 @@ class Calls:
         future._outcome = None
         scope = current_scope.get()
         if scope is not None or (found is not None and (found.inputs or found.outputs)):
-            node.more().scope = scope
+            record.more().scope = scope
         if task.prefix == "block":
-            node.more().context = contextvars.copy_context()
+            record.more().context = contextvars.copy_context()
         elif found is not None and found.outputs and not again:
             self.promises.promise(future, found.outputs)
         if found is not None and found.producers:
             self.promises.read(future, found.inputs, found.producers)
         if self._keep:
             self.made.append((future.uid, task.name, dependency_uids(dependencies)))
-        machine.add(node, parent)
+        scheduler.add(record, parent)
         return future
 
     def _check_dependencies(
         self,
-        task: Task[Any, Any],
+        task: TaskFunction[Any, Any],
         dependencies: tuple[asyncio.Future[Any], ...],
-        parent: Node | None,
+        parent: TaskRecord | None,
     ) -> None:
         for dependency in dependencies:
             if dependency.get_loop() is not self.loop:
@@ -181,10 +181,10 @@ class Calls:
                 around = around.parent
 
     def call_elsewhere(
-        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
         """A task was called off the loop's thread: fine inside a block, an error elsewhere."""
-        if self._machine.closing:
+        if self._scheduler.closing:
             raise self.closed_error(task.name)
         if running_loop() is not None:
             raise self.foreign_loop_error(f"task {task.name!r} was called on")
@@ -221,7 +221,7 @@ class Calls:
             settings = dataclasses.replace(settings, other_backends=names)
         if settings.cwd is not None:
             settings = dataclasses.replace(settings, cwd=self._absolute(settings.cwd))
-        self._machine.limits.declare(settings.limit)
+        self._scheduler.limits.declare(settings.limit)
         return settings
 
     def _absolute(self, cwd: str) -> str:

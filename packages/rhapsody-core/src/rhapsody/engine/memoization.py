@@ -12,50 +12,52 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from rhapsody.aio import asked_to_stop
+from rhapsody.aio import is_cancelling
 from rhapsody.engine.arguments import texts_in
 from rhapsody.engine.background import Background
-from rhapsody.engine.life import Work
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import is_service
-from rhapsody.engine.tasks import Task
+from rhapsody.engine.states import WorkState
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, PluginError
 from rhapsody.plugins.manager import EngineHooks, PluginHook
 from rhapsody.plugins.specs import LookupTask, ObservedEngine, Record, Recorded, TaskFiles
-from rhapsody.staging.origins import Origin, origins
+from rhapsody.staging.inputs import Origin, origins
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
-class Recording:
+class Memoization:
     """Looks results up, and holds those of tasks that have run until they are recorded.
 
     Args:
-        machine: Is told of results that are found, and of those that may be seen.
+        scheduler: Is told of results that are found, and of those that may be seen.
         hooks: The plugins' hooks.
         engine: What they are told is the engine.
         background: Runs what takes long.
-        missing: Called with each node for which no plugin has a result.
+        missing: Called with each task for which no plugin has a result.
         found: Called with each for which one has.
-        values: Gives a node's arguments, see `Preparation.values`.
+        values: Gives a task's arguments, see `Preparation.values`.
         implicit_data: Whether tasks see what dependencies left in their sandboxes.
     """
 
     def __init__(
         self,
-        machine: Machine,
+        scheduler: Scheduler,
         hooks: EngineHooks,
         engine: ObservedEngine,
         background: Background,
-        missing: Callable[[Node], object],
-        found: Callable[[Node, Recorded], object],
-        values: Callable[[Node, Callable[[Any], Any]], tuple[tuple[Any, ...], dict[str, Any]]],
+        missing: Callable[[TaskRecord], object],
+        found: Callable[[TaskRecord, Recorded], object],
+        values: Callable[
+            [TaskRecord, Callable[[Any], Any]], tuple[tuple[Any, ...], dict[str, Any]]
+        ],
         *,
         implicit_data: bool,
     ) -> None:
-        self._machine = machine
+        self._scheduler = scheduler
         self._hooks = hooks
         self._engine = engine
         self._background = background
@@ -64,37 +66,37 @@ class Recording:
         self._values = values
         self._implicit_data = implicit_data
         self._said = False
-        self._unlooked: list[Node] = []
+        self._unlooked: list[TaskRecord] = []
         self._looking: set[asyncio.Task[None]] = set()
-        self._unrecorded: list[tuple[Node, Any]] = []
+        self._unrecorded: list[tuple[TaskRecord, Any]] = []
         self._holding: set[asyncio.Task[None]] = set()
 
     # Before a task runs.
 
-    def look_up(self, node: Node) -> bool:
-        """Whether a node is being looked up; it goes on by `missing`, or is recorded."""
-        settings = node.task.settings
+    def look_up(self, record: TaskRecord) -> bool:
+        """Whether a task is being looked up; it goes on by `missing`, or is recorded."""
+        settings = record.task.settings
         if not self._hooks.lookup_results or settings.service or not settings.cache:
             return False
-        if node.attempt != 1 or node.pushed:  # the values of its arguments are not here
-            if node.pushed and not self._said:
-                self._say(node)
+        if record.attempt != 1 or record.pushed:  # the values of its arguments are not here
+            if record.pushed and not self._said:
+                self._say(record)
             return False
-        if node.extra is not None and node.extra.makes_again is not None:  # it was found before
+        if record.extra is not None and record.extra.makes_again is not None:  # it was found before
             return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
             self._looking.add(looking)
             looking.add_done_callback(self._looking.discard)
-        self._unlooked.append(node)
+        self._unlooked.append(record)
         return True
 
-    def _say(self, node: Node) -> None:
+    def _say(self, record: TaskRecord) -> None:
         self._said = True
         log.warning(
             "%r goes to its backend before its dependencies have ended: such tasks, and those "
             "whose values stay there, are not recorded, and run again when the run is; with "
-            "push_down=False they are (-e push_down=false)", node.task.name,
+            "push_down=False they are (-e push_down=false)", record.task.name,
         )  # fmt: skip
 
     def stop_looking(self) -> None:
@@ -105,10 +107,10 @@ class Recording:
     async def _look_up(self) -> None:
         waiting, self._unlooked = self._unlooked, []
         for hook in self._hooks.lookup_results:
-            waiting = [node for node in waiting if node.life.work is Work.READY]
+            waiting = [record for record in waiting if record.life.work is WorkState.READY]
             if not waiting:
                 return
-            tasks = [self._to_look_up(node) for node in waiting]
+            tasks = [self._to_look_up(record) for record in waiting]
             results = self._hooks.call(hook, engine=self._engine, tasks=tasks)
             if inspect.isawaitable(results):
                 results = await self._looked_up(hook, results)
@@ -119,33 +121,33 @@ class Recording:
                 self._hooks.report(hook, PluginError(answer))
                 continue
             missing = []
-            for node, result in zip(waiting, results, strict=True):
-                if node.life.work is not Work.READY:  # it was cancelled meanwhile
+            for record, result in zip(waiting, results, strict=True):
+                if record.life.work is not WorkState.READY:  # it was cancelled meanwhile
                     continue
                 if isinstance(result, Recorded):
-                    self._found(node, result)
+                    self._found(record, result)
                 else:
-                    missing.append(node)
+                    missing.append(record)
             waiting = missing
-        for node in waiting:
-            self._missing(node)
+        for record in waiting:
+            self._missing(record)
 
     async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
         try:
             return await results
         except (Exception, asyncio.CancelledError) as error:  # the plugin's own: the tasks run
-            if asked_to_stop():
+            if is_cancelling():
                 raise
             self._hooks.report(hook, error)
             return None
 
     # After it has run.
 
-    def record(self, node: Node, value: Any) -> None:
+    def record(self, record: TaskRecord, value: Any) -> None:
         """Has a result recorded with others of this turn of the loop, and then revealed."""
         if not self._unrecorded:
             self._background.soon(self._record)
-        self._unrecorded.append((node, value))
+        self._unrecorded.append((record, value))
 
     async def drain(self, grace: float) -> None:
         """Waits until nothing is held any more, `grace` seconds at most. Used at shutdown."""
@@ -163,7 +165,9 @@ class Recording:
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
         records = [
-            self._to_record(node, value) for node, value in batch if node.description is not None
+            self._to_record(record, value)
+            for record, value in batch
+            if record.description is not None
         ]
         hooks, pending = self._hooks, []
         for hook in hooks.record_results if records else ():
@@ -171,43 +175,43 @@ class Recording:
             if inspect.isawaitable(result):
                 pending.append((hook, result))
         if not pending:
-            for node, value in batch:
-                self._machine.reveal(node, value)
+            for record, value in batch:
+                self._scheduler.reveal(record, value)
             return
         task = self._background.spawn(self._hold(batch, pending), "record results")
         self._holding.add(task)
         task.add_done_callback(self._holding.discard)
 
-    def _to_record(self, node: Node, value: Any) -> Record:
+    def _to_record(self, record: TaskRecord, value: Any) -> Record:
         """What a plugin gets of a result."""
-        assert node.description is not None
-        uid, settings = node.future.uid, node.task.recording_settings
-        outcome = node.future._outcome
+        assert record.description is not None
+        uid, settings = record.future.uid, record.task.recording_settings
+        outcome = record.future._outcome
         if outcome is None:  # of a function that printed nothing
-            return Record(uid, node.description, value, settings, node.input_paths())
+            return Record(uid, record.description, value, settings, record.input_paths())
         return Record(
             uid,
-            node.description,
+            record.description,
             value,
             settings,
-            node.input_paths(),
-            self._files(node),
+            record.input_paths(),
+            self._files(record),
             outcome.stdout,
             outcome.stderr,
             outcome.exit_code,
-            node.texts(),
-            None if node.extra is None else node.extra.makes_again,
-            () if node.extra is None else tuple(node.extra.made_for),
+            record.texts(),
+            None if record.extra is None else record.extra.makes_again,
+            () if record.extra is None else tuple(record.extra.made_for),
         )
 
-    def _files(self, node: Node) -> TaskFiles | None:
+    def _files(self, record: TaskRecord) -> TaskFiles | None:
         """What a task has made that is done."""
-        outcome = node.future._outcome
+        outcome = record.future._outcome
         if outcome is None or outcome.sandbox is None:
             return None
         names, matches = outcome.output_files, outcome.matches or {}
         places: dict[str, str] = {}
-        for name, (path, kind) in node.targets().items():
+        for name, (path, kind) in record.targets().items():
             if kind == "matches":
                 places.update({each: str(path / each) for each in matches.get(name, ())})
             else:
@@ -217,30 +221,30 @@ class Recording:
         stays = outcome.keeper is None
         return TaskFiles(outcome.sandbox, paths, matches, places, shared, stays)
 
-    def _to_look_up(self, node: Node) -> LookupTask:
+    def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """What a plugin gets of a task to look for its result."""
-        assert node.description is not None
-        found: Any = node.description.copy()
-        found["settings"] = node.task.recording_settings
-        found["inputs"] = node.input_paths()
-        found["implicit"], found["texts"] = (), node.texts()
-        found["shares_memory"] = node.backend is not None and node.backend.shares_memory
-        if node.found is not None and node.backend is not None and node.backend.dry:
-            found["inputs"] = _inputs(node)
-        if node.extra is not None and self._implicit_data and "sandbox" in found:
-            sources = node.extra.sources
+        assert record.description is not None
+        found: Any = record.description.copy()
+        found["settings"] = record.task.recording_settings
+        found["inputs"] = record.input_paths()
+        found["implicit"], found["texts"] = (), record.texts()
+        found["shares_memory"] = record.backend is not None and record.backend.shares_memory
+        if record.found is not None and record.backend is not None and record.backend.dry:
+            found["inputs"] = _inputs(record)
+        if record.extra is not None and self._implicit_data and "sandbox" in found:
+            sources = record.extra.sources
             found["implicit"] = tuple(
                 each.sandbox for each in sources if each.sandbox and not each.output_files
             )
-        services = [each for each in node.dependencies if is_service(each)]
+        services = [each for each in record.dependencies if is_service(each)]
         if services:
-            self._tell(services, node, found)
+            self._tell(services, record, found)
         return cast("LookupTask", found)
 
-    def _tell(self, services: Sequence[TaskFuture[Any]], node: Node, found: Any) -> None:
+    def _tell(self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any) -> None:
         """Tells services by what they are called with: where they listen differs in each run."""
-        if node.task.kind != "executable":
-            found["args"], found["kwargs"] = self._values(node, self._stands_in)
+        if record.task.kind != "executable":
+            found["args"], found["kwargs"] = self._values(record, self._stands_in)
             return
         found["args"] = tuple(map(self._stands_in, services))
         said = [text for each in services for text in texts_in(each.result(), numbers=True)]
@@ -257,15 +261,15 @@ class Recording:
             found["arguments"] = [told(word) for word in found["arguments"]]
 
     def _stands_in(self, service: TaskFuture[Any]) -> tuple[Any, ...]:
-        definition, node = cast("Task[Any, Any]", service._definition), service._node
-        called = self._values(node, self._stands_in) if isinstance(node, Node) else None
+        definition, record = cast("TaskFunction[Any, Any]", service._definition), service._node
+        called = self._values(record, self._stands_in) if isinstance(record, TaskRecord) else None
         return "service", definition.name, definition.function, called
 
     async def _hold(
-        self, batch: list[tuple[Node, Any]], pending: list[tuple[Any, Awaitable[Any]]]
+        self, batch: list[tuple[TaskRecord, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
         # None waits for another plugin's, which may hang.
-        refused: dict[Node, BaseException] = {}
+        refused: dict[TaskRecord, BaseException] = {}
         others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:
             for hook, result in [*pending[:1], *others]:
@@ -273,7 +277,7 @@ class Recording:
                     answers = await result
                 except (Exception, asyncio.CancelledError) as error:
                     fault: BaseException = error
-                    if asked_to_stop():
+                    if is_cancelling():
                         for _, other in others:
                             other.cancel()
                         fault = TimeoutError("the engine ends, and results are not recorded yet")
@@ -281,32 +285,34 @@ class Recording:
                 else:
                     refused |= _refused(batch, answers)
         finally:  # a plugin's fault takes no result away
-            for node, value in batch:
-                if node in refused:
-                    self._machine.fail(node, refused[node])
+            for record, value in batch:
+                if record in refused:
+                    self._scheduler.fail(record, refused[record])
                 else:
-                    self._machine.reveal(node, value)
+                    self._scheduler.reveal(record, value)
 
 
-def _refused(batch: list[tuple[Node, Any]], answers: object) -> dict[Node, BaseException]:
-    """Return the nodes that a plugin fails, with their errors."""
-    recorded = [node for node, _ in batch if node.description is not None]
+def _refused(
+    batch: list[tuple[TaskRecord, Any]], answers: object
+) -> dict[TaskRecord, BaseException]:
+    """Return the tasks that a plugin fails, with their errors."""
+    recorded = [record for record, _ in batch if record.description is not None]
     if not isinstance(answers, Sequence) or len(answers) != len(recorded):
         return {}
     pairs = zip(recorded, answers, strict=True)
-    return {node: answer for node, answer in pairs if isinstance(answer, Exception)}
+    return {record: answer for record, answer in pairs if isinstance(answer, Exception)}
 
 
-def _inputs(node: Node) -> dict[str, str | None]:
-    """Return the paths of a node's input files in a dry run, which resolves no files."""
-    assert node.found is not None
-    assert node.description is not None
-    sources = node.extra.sources if node.extra is not None else ()
-    made_by = {key: left for key, each in node.found.producers.items() if (left := each._outcome)}
+def _inputs(record: TaskRecord) -> dict[str, str | None]:
+    """Return the paths of a task's input files in a dry run, which resolves no files."""
+    assert record.found is not None
+    assert record.description is not None
+    sources = record.extra.sources if record.extra is not None else ()
+    made_by = {key: left for key, each in record.found.producers.items() if (left := each._outcome)}
     found: dict[str, Origin] = {}
-    for file in node.found.inputs:
+    for file in record.found.inputs:
         with suppress(DataError):  # it does not exist yet
-            found |= origins(node.description, [file], sources, made_by)
+            found |= origins(record.description, [file], sources, made_by)
     return {
         name: origin.path if origin.producer is None else origin.producer.path_of(name)
         for name, origin in found.items()

@@ -1,4 +1,4 @@
-"""Around the machine: the parts of one engine, made and connected, that do what it decides."""
+"""Around the scheduler: the parts of one engine, made and connected, that do what it decides."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from typing import Any
 
 from rhapsody.aio import settable
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.engine.attach import Attached
 from rhapsody.engine.attempts import Attempts
+from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.blocks import Blocks, enclosing_block
-from rhapsody.engine.calls import Calls
-from rhapsody.engine.held import PushDown
-from rhapsody.engine.lanes import Lane
-from rhapsody.engine.machine import Machine
-from rhapsody.engine.node import Node
-from rhapsody.engine.notes import annotate, leave_error
-from rhapsody.engine.observe import Failures, Observation, Tally
+from rhapsody.engine.callbacks import Callbacks
+from rhapsody.engine.dispatch import Dispatcher
+from rhapsody.engine.error_notes import annotate, leave_error
+from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
+from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.outcomes import Outcomes
-from rhapsody.engine.preparation import Preparation
-from rhapsody.engine.recording import Recording
-from rhapsody.engine.saving import Saving
+from rhapsody.engine.pushdown import PushDown
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services
+from rhapsody.engine.stage_out import StageOut
+from rhapsody.engine.submission import Submission
+from rhapsody.engine.task_builder import TaskBuilder
 from rhapsody.engine.timers import Clock, Timer, Timers
-from rhapsody.engine.updates import Updates
 from rhapsody.errors import (
     BackendError,
     DependencyFailureError,
-    TaskHeldBackError,
+    InsufficientWalltimeError,
     describe_error,
     is_a,
 )
@@ -44,8 +44,8 @@ from rhapsody.staging.files import Stager
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
-class Shell:
-    """The parts of one engine, and what the machine asks of them (`engine.actions.Actions`).
+class Runtime:
+    """The parts of one engine, and what the scheduler asks of them (`engine.actions.Actions`).
 
     Made on the engine's loop, and used there.
 
@@ -96,28 +96,28 @@ class Shell:
         self.clock = clock
         self.hooks = hooks
         self.stager = stager
-        self.backends: dict[str, Attached] = {}
-        self.lanes: dict[str, Lane] = {}
-        self._default: Lane
+        self.backends: dict[str, BackendHandle] = {}
+        self.lanes: dict[str, Dispatcher] = {}
+        self._default: Dispatcher
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
 
-        machine: Machine = Machine(Attempts(retries, lost_retries), max_failures)
-        self.machine: Machine = machine
-        machine.observed = bool(hooks.task_events)
-        machine.recording = bool(hooks.record_results)
-        machine.limited = max_pending is not None
+        scheduler: Scheduler = Scheduler(Attempts(retries, lost_retries), max_failures)
+        self.scheduler: Scheduler = scheduler
+        scheduler.observed = bool(hooks.task_events)
+        scheduler.recording = bool(hooks.record_results)
+        scheduler.limited = max_pending is not None
         background = Background(self.crashed, context)
         self.background: Background = background
         self.timers: Timers = Timers(clock, background.guarded)
-        self.tally: Tally = Tally(log, uid)
+        self.tally: UnawaitedErrors = UnawaitedErrors(log, uid)
         self.held_back: bool = False
         self.failures: Failures | None = Failures(uid) if keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
-        self.calls: Calls = Calls(
+        self.calls: Submission = Submission(
             uid,
             background.loop,
-            machine,
+            scheduler,
             self.backends,
             self.tally,
             here=here,
@@ -126,27 +126,27 @@ class Shell:
             keep=dry_run,
         )
         self.pushdown: PushDown = PushDown(
-            machine,
+            scheduler,
             background,
             self.backends,
             plain=retries is None and timeout is None and hooks.push_down,
             wanted=push_down,
             unseen=self.tally.watch,
         )
-        self.recording: Recording = Recording(
-            machine,
+        self.recording: Memoization = Memoization(
+            scheduler,
             hooks,
             engine,
             background,
             self._resume_own,
             self._found,
-            lambda node, stands_in: self.preparation.values(node, stands_in),
+            lambda record, stands_in: self.preparation.values(record, stands_in),
             implicit_data=implicit_data,
         )
-        self.services: Services = Services(machine)
-        self.preparation: Preparation = Preparation(
+        self.services: Services = Services(scheduler)
+        self.preparation: TaskBuilder = TaskBuilder(
             uid,
-            machine,
+            scheduler,
             background,
             self.recording,
             self.pushdown,
@@ -161,11 +161,11 @@ class Shell:
             implicit_data=implicit_data,
             quiet=quiet,
         )
-        self.updates: Updates = Updates(uid, machine, background, self.crashed)
-        self.blocks: Blocks = Blocks(machine, background, self.preparation.values)
-        self.outcomes: Outcomes = Outcomes(stager, recording=machine.recording)
-        self.saving: Saving = Saving(
-            machine,
+        self.updates: Callbacks = Callbacks(uid, scheduler, background, self.crashed)
+        self.blocks: Blocks = Blocks(scheduler, background, self.preparation.values)
+        self.outcomes: Outcomes = Outcomes(stager, recording=scheduler.recording)
+        self.saving: StageOut = StageOut(
+            scheduler,
             background,
             stager,
             self.recording.record,
@@ -173,22 +173,22 @@ class Shell:
             self.calls,
         )
 
-        # What the machine asks for, of those who do it.
+        # What the scheduler asks for, of those who do it.
         self.after: Callable[[float, Callable[[], object]], Timer] = self.timers.after
         self.outcome: Callable[..., tuple[Any, Any]] = self.outcomes.read
         self.keep: Callable[..., None] = self.outcomes.keep
-        self.leave: Callable[[Node], None] = self.outcomes.leave
+        self.leave: Callable[[TaskRecord], None] = self.outcomes.leave
         self.ended_by_itself: Callable[..., tuple[Any, Any]] = self.services.ended_by_itself
-        self.record: Callable[[Node, Any], None] = self.saving.record
+        self.record: Callable[[TaskRecord, Any], None] = self.saving.record
         self.publish: Callable[..., None] = self.observation.add
-        machine.connect(self, self.pushdown)
+        scheduler.connect(self, self.pushdown)
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
         """Takes in a started backend; the first one is the default."""
-        attached = self.backends[name] = Attached(backend, name)
-        lane = self.lanes[name] = Lane(
+        attached = self.backends[name] = BackendHandle(backend, name)
+        lane = self.lanes[name] = Dispatcher(
             attached,
-            self.machine,
+            self.scheduler,
             self.preparation,
             self.updates,
             self.pushdown,
@@ -203,85 +203,85 @@ class Shell:
     @property
     def cut_short(self) -> bool:
         """Whether so many tasks failed that all others were cancelled."""
-        left = self.machine.failures_left
+        left = self.scheduler.failures_left
         return left is not None and left <= 0
 
-    # What the machine asks for.
+    # What the scheduler asks for.
 
-    def route(self, node: Node) -> None:
-        """Puts a ready node into the lane that it names, or into the default one."""
-        extra, name = node.extra, node.task.settings.backend
+    def route(self, record: TaskRecord) -> None:
+        """Puts a ready task into the dispatcher that it names, or into the default one."""
+        extra, name = record.extra, record.task.settings.backend
         if extra is not None and extra.elsewhere is not None:
             name = extra.elsewhere
-        (self._default if name is None else self.lanes[name]).push(node)
+        (self._default if name is None else self.lanes[name]).push(record)
 
-    def resume(self, node: Node, backend: Attached) -> None:
-        """Puts a node whose preparation goes on into its lane, before those that have not begun."""
-        self.lanes[backend.name].resume(node)
+    def resume(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Requeue a task that is already being prepared, ahead of those that are not."""
+        self.lanes[backend.name].resume(record)
 
-    def _resume_own(self, node: Node) -> None:
-        assert node.backend is not None
-        self.resume(node, node.backend)
+    def _resume_own(self, record: TaskRecord) -> None:
+        assert record.backend is not None
+        self.resume(record, record.backend)
 
-    def _found(self, node: Node, recorded: Recorded) -> None:
-        self.saving.restore(node, recorded)
+    def _found(self, record: TaskRecord, recorded: Recorded) -> None:
+        self.saving.restore(record, recorded)
 
-    def start_block(self, node: Node) -> None:
+    def start_block(self, record: TaskRecord) -> None:
         """Runs a block whose dependencies have ended, once its services are ready again."""
-        if not (self.services.any and self.services.hold_back(node)):
-            self.blocks.start(node)
+        if not (self.services.any and self.services.hold_back(record)):
+            self.blocks.start(record)
 
-    def stop(self, node: Node) -> None:
-        """Asks for the work of a node to be stopped."""
-        if node.task.prefix == "block":
-            self.blocks.stop(node)
-        elif node.backend is not None:
-            self.lanes[node.backend.name].cancel(node)
+    def stop(self, record: TaskRecord) -> None:
+        """Asks for the work of a task to be stopped."""
+        if record.task.prefix == "block":
+            self.blocks.stop(record)
+        elif record.backend is not None:
+            self.lanes[record.backend.name].cancel(record)
 
-    def room(self, node: Node) -> None:
-        """The backend that had this node has room for another task."""
-        assert node.backend is not None
-        self.lanes[node.backend.name].wake()
+    def room(self, record: TaskRecord) -> None:
+        """The backend that had this task has room for another task."""
+        assert record.backend is not None
+        self.lanes[record.backend.name].wake()
 
-    def follow(self, node: Node, dependency: asyncio.Future[Any]) -> None:
-        """Has the machine told when a future is done that is not the engine's."""
-        dependency.add_done_callback(_Follower(self, node))
+    def follow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        """Has the scheduler told when a future is done that is not the engine's."""
+        dependency.add_done_callback(_Follower(self, record))
 
-    def unfollow(self, node: Node, dependency: asyncio.Future[Any]) -> None:
+    def unfollow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         """Takes `follow` back."""
-        dependency.remove_done_callback(_Follower(self, node))
+        dependency.remove_done_callback(_Follower(self, record))
 
-    def succeed(self, node: Node, value: Any) -> None:
+    def succeed(self, record: TaskRecord, value: Any) -> None:
         """Gives a future its result."""
-        if not node.future.done():
-            node.future.set_result(value)
+        if not record.future.done():
+            record.future.set_result(value)
         else:
-            self.services.ready_again(node, value)
+            self.services.ready_again(record, value)
 
-    def fail(self, node: Node, error: BaseException) -> BaseException:
+    def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Gives a future its exception, and keeps account of it."""
-        error = settable(error, f"task {node.task.name!r}")
+        error = settable(error, f"task {record.task.name!r}")
         if not is_a(error, DependencyFailureError):
-            annotate(node, error)
-            leave_error(node, error)
+            annotate(record, error)
+            leave_error(record, error)
         if self.services.any:
-            self.services.explain(node, error)
-        if not node.future.done():
-            node.future.fail(error)
-            self.tally.watch(node.future)
-            self.held_back |= is_a(error, TaskHeldBackError)
+            self.services.explain(record, error)
+        if not record.future.done():
+            record.future.fail(error)
+            self.tally.watch(record.future)
+            self.held_back |= is_a(error, InsufficientWalltimeError)
         else:
-            self.services.failed(node, error)
+            self.services.failed(record, error)
         if self.failures is not None:
-            self.failures.add(node, error)
+            self.failures.add(record, error)
         return error
 
-    def cancel(self, node: Node, msg: Any) -> None:
+    def cancel(self, record: TaskRecord, msg: Any) -> None:
         """Cancels a future."""
-        if not node.future.done():
-            node.future.set_cancelled(msg)
+        if not record.future.done():
+            record.future.set_cancelled(msg)
         else:
-            self.services.cancelled(node)
+            self.services.cancelled(record)
 
     # Faults of our own.
 
@@ -290,16 +290,16 @@ class Shell:
         log.critical("engine %s failed in %s", self.uid, where, exc_info=error)
         self.calls.failure = error
 
-        def failure(_: Node) -> BackendError:
+        def failure(_: TaskRecord) -> BackendError:
             made = BackendError(f"engine {self.uid} failed in {where}: {describe_error(error)}")
             made.__cause__ = error
             return made
 
-        self.machine.crash(failure)
+        self.scheduler.crash(failure)
 
     async def all_settled(self) -> None:
         """Waits until no future is pending; those of calls made meanwhile count."""
-        graph = self.machine.graph
+        graph = self.scheduler.graph
         while pending := graph.pending():
             done = self.background.loop.create_future()
             tell: Callable[[], object] = partial(_set, done)
@@ -311,17 +311,17 @@ class Shell:
 
 
 class _Follower:
-    """Tells the machine that a future is done that is not the engine's."""
+    """Tells the scheduler that a future is done that is not the engine's."""
 
     __slots__ = ("_node", "_shell")
 
-    def __init__(self, shell: Shell, node: Node) -> None:
+    def __init__(self, shell: Runtime, record: TaskRecord) -> None:
         self._shell = shell
-        self._node = node
+        self._node = record
 
     def __call__(self, dependency: asyncio.Future[Any]) -> None:
         shell = self._shell
-        tell = partial(shell.machine.graph.foreign_done, self._node, dependency)
+        tell = partial(shell.scheduler.graph.foreign_done, self._node, dependency)
         shell.background.guarded(tell)
 
     def __eq__(self, other: object) -> bool:

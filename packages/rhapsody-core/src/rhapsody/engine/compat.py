@@ -10,10 +10,10 @@ from enum import Enum
 from typing import Any, cast
 
 from rhapsody.aio import end_of, settable
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import Settings
-from rhapsody.engine.shell import Shell
-from rhapsody.engine.tasks import Task
+from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import TaskFailedError
 from rhapsody.task import TaskFuture
 
@@ -21,7 +21,7 @@ from rhapsody.task import TaskFuture
 class KeptNames:
     """The part of `WorkflowEngine` that is there for the sake of its names."""
 
-    _shell: Shell
+    _shell: Runtime
     _closed: asyncio.Future[None]
 
     async def run(self) -> None:
@@ -60,7 +60,7 @@ class KeptNames:
             else:
                 block_fut.set_result(block.result())
 
-        task = Task[Any, Any](self._shell.calls, "block", func, Settings())
+        task = TaskFunction[Any, Any](self._shell.calls, "block", func, Settings())
         block = self._shell.calls.call(task, args, kwargs, None)
         block.add_done_callback(settle)
         block_fut.add_done_callback(lambda f: block.cancel() if f.cancelled() else None)
@@ -94,27 +94,27 @@ class KeptNames:
                 "task_callbacks: state must be a member of TasksMainStates or the backend's name "
                 f"of a state, got {state!r}"
             )
-        node = self._in_flight(uid)
-        if node is not None:
-            assert node.backend is not None
-            if state not in node.backend.native:
-                node.backend.states.to_main_state(state)  # raises where it is unknown
-            uid = node.uid
+        record = self._in_flight(uid)
+        if record is not None:
+            assert record.backend is not None
+            if state not in record.backend.native:
+                record.backend.states.to_main_state(state)  # raises where it is unknown
+            uid = record.uid
         report = {} if isinstance(task, str) else _as_mapping(task)
         self._shell.updates.receive({**report, "uid": uid}, state, service_callback)
 
-    def _in_flight(self, uid: str) -> Node | None:
+    def _in_flight(self, uid: str) -> TaskRecord | None:
         """Return the task of either uid, or `None` for an attempt that has ended.
 
         Raises:
             ValueError: There is no such task.
         """
-        inflight = self._shell.machine.inflight
-        if (node := inflight.get(uid)) is not None:
-            return node
-        for node in list(inflight.values()):
-            if node.future.uid == uid:
-                return node
+        inflight = self._shell.scheduler.inflight
+        if (record := inflight.get(uid)) is not None:
+            return record
+        for record in list(inflight.values()):
+            if record.future.uid == uid:
+                return record
         attempt = re.fullmatch(rf"{re.escape(self._shell.uid)}\.task\.(\d+)\.\d+", uid)
         if attempt is None or int(attempt[1]) > self._shell.calls.tasks_called:
             raise ValueError(
@@ -169,13 +169,16 @@ class KeptNames:
         """Whether the future is settled, or the engine has taken the report and will settle it."""
         if future.done():
             return True
-        node = future._node if isinstance(future, TaskFuture) else None
-        if isinstance(node, Node) and self._shell.machine.inflight.get(node.uid) is node:
-            assert node.backend is not None
-            if report.get("uid") in (node.uid, node.future.uid):
-                state = node.backend.states.get_backend_state(main)
+        record = future._node if isinstance(future, TaskFuture) else None
+        if (
+            isinstance(record, TaskRecord)
+            and self._shell.scheduler.inflight.get(record.uid) is record
+        ):
+            assert record.backend is not None
+            if report.get("uid") in (record.uid, record.future.uid):
+                state = record.backend.states.get_backend_state(main)
                 updates = self._shell.updates
-                updates.receive({**report, "uid": node.uid}, state)
+                updates.receive({**report, "uid": record.uid}, state)
                 if running_loop() is self._shell.background.loop:
                     updates.apply()  # at once, though a backend is being given tasks
                 return True

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from rhapsody.data import InputFile, InputFiles, without_secrets
 from rhapsody.errors import DataError
-from rhapsody.staging.trees import files_in
-from rhapsody.task import Outcome, TaskDescription
+from rhapsody.staging.fsutil import files_in
+from rhapsody.task import AttemptInfo, TaskDescription
 
 
 class Origin(NamedTuple):
     """Where an input comes from; exactly one is set."""
 
-    producer: Outcome | None = None
+    producer: AttemptInfo | None = None
     path: str | None = None
     url: str | None = None
 
@@ -29,8 +29,8 @@ class Origin(NamedTuple):
 def origins(
     task: TaskDescription,
     inputs: Sequence[InputFile],
-    sources: Sequence[Outcome],
-    made_by: Mapping[int, Outcome] = MappingProxyType({}),
+    sources: Sequence[AttemptInfo],
+    made_by: Mapping[int, AttemptInfo] = MappingProxyType({}),
 ) -> dict[str, Origin]:
     """Return the origin of each file that a task reads, by its name in the sandbox.
 
@@ -56,7 +56,10 @@ def origins(
 
 
 def _each(
-    task: TaskDescription, file: InputFile, sources: Sequence[Outcome], producer: Outcome | None
+    task: TaskDescription,
+    file: InputFile,
+    sources: Sequence[AttemptInfo],
+    producer: AttemptInfo | None,
 ) -> Iterator[tuple[str, Origin]]:
     producers = _matched_by(file, sources if producer is None else (producer,))
     for producer, names in producers:
@@ -67,7 +70,7 @@ def _each(
 
 
 def as_several(
-    file: InputFile, sources: Sequence[Outcome], producer: Outcome | None = None
+    file: InputFile, sources: Sequence[AttemptInfo], producer: AttemptInfo | None = None
 ) -> InputFiles | InputFile:
     """Return the object that a task receives for an input: one file or several.
 
@@ -97,8 +100,8 @@ def _is_absolute(file: InputFile) -> bool:
 
 
 def _matched_by(
-    file: InputFile, sources: Sequence[Outcome]
-) -> list[tuple[Outcome, tuple[str, ...]]]:
+    file: InputFile, sources: Sequence[AttemptInfo]
+) -> list[tuple[AttemptInfo, tuple[str, ...]]]:
     """The dependencies that promised the same pattern, and what matched it."""
     name = file.filename
     return [(each, each.matches[name]) for each in sources if each.matches and name in each.matches]
@@ -107,8 +110,8 @@ def _matched_by(
 def origin_of(
     task: TaskDescription,
     file: InputFile,
-    sources: Sequence[Outcome],
-    producer: Outcome | None = None,
+    sources: Sequence[AttemptInfo],
+    producer: AttemptInfo | None = None,
 ) -> Origin:
     """Return the origin of a task's input: its dependencies, a URL or the disk.
 

@@ -7,10 +7,10 @@ import dataclasses
 import logging
 from collections.abc import Callable
 
-from rhapsody.engine.calls import Calls
-from rhapsody.engine.node import Node
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.submission import Submission
 from rhapsody.staging.resolved import left_by
-from rhapsody.task import Outcome, TaskFuture
+from rhapsody.task import AttemptInfo, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -27,10 +27,10 @@ class Reruns:
 
     def __init__(self, soon: Callable[[Callable[[], object]], object]) -> None:
         self._soon = soon
-        self._known: set[MakingAgain] = set()
+        self._known: set[Regeneration] = set()
         self._new: list[str] = []
 
-    def add(self, making: MakingAgain) -> None:
+    def add(self, making: Regeneration) -> None:
         """Count a task, and the tasks whose missing files it needs."""
         waiting = [making]
         while waiting:
@@ -53,40 +53,45 @@ class Reruns:
         )  # fmt: skip
 
 
-class MakingAgain:
+class Regeneration:
     """Repeats the call of a recorded task, once, in order to produce its files again.
 
     Args:
         calls: Takes the call.
         reruns: Logs that the task runs again.
-        node: The call whose result was recorded.
+        record: The call whose result was recorded.
     """
 
-    def __init__(self, calls: Calls, reruns: Reruns, node: Node) -> None:
-        task, args, kwargs, specific = node.task, node.args, node.kwargs or {}, node.specific
-        inputs = node.found.inputs if node.found is not None else ()
-        producers = node.found.producers if node.found is not None else {}
+    def __init__(self, calls: Submission, reruns: Reruns, record: TaskRecord) -> None:
+        task, args, kwargs, specific = (
+            record.task,
+            record.args,
+            record.kwargs or {},
+            record.specific,
+        )
+        inputs = record.found.inputs if record.found is not None else ()
+        producers = record.found.producers if record.found is not None else {}
         self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
         self._reruns = reruns
         self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
             task, args, kwargs, specific, producers=producers
         )
-        self._attempt = node.uid
-        self.name: str = node.named()
+        self._attempt = record.uid
+        self.name: str = record.named()
         self._made: TaskFuture[object] | None = None
         self._readers: set[str] = set()
 
-    def before(self) -> list[MakingAgain]:
+    def before(self) -> list[Regeneration]:
         """Return the repeated calls that must produce files for this one."""
         found = []
         for future, name in self._reads:
             left = future._outcome
             if left is not None and left_by(left, name) is None:
                 again = left.make_again
-                found += [again] if isinstance(again, MakingAgain) else []
+                found += [again] if isinstance(again, Regeneration) else []
         return found
 
-    async def __call__(self, outcome: Outcome, reader: str) -> None:
+    async def __call__(self, outcome: AttemptInfo, reader: str) -> None:
         """Produce the files, or wait until they exist.
 
         Args:
@@ -101,10 +106,10 @@ class MakingAgain:
         if self._made is None:
             self._reruns.add(self)
             self._made = self._call()
-            node = self._made._node
-            assert isinstance(node, Node)
-            node.more().makes_again, node.more().made_for = self._attempt, self._readers
+            record = self._made._node
+            assert isinstance(record, TaskRecord)
+            record.more().makes_again, record.more().made_for = self._attempt, self._readers
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
-            for field in dataclasses.fields(Outcome):
+            for field in dataclasses.fields(AttemptInfo):
                 setattr(outcome, field.name, getattr(self._made._outcome, field.name))
