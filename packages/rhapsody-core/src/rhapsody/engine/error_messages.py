@@ -108,7 +108,7 @@ def unknown_setting(
     """The error of a task with a setting that its backend does not know.
 
     Args:
-        task: The task.
+        record: The task.
         backend: The backend it was to go to.
         key: The setting, a key of `task_description`.
         able: The attached backends that know it.
@@ -257,8 +257,7 @@ def of_gone_service(
     name = future_name(service)
     why = next(iter(describe_error(cause).splitlines()), "")
     return DependencyFailureError(
-        f"{record.task.prefix} {record.task.name!r} ({record.future.uid}) did not run because service "
-        f"{name!r} is there no more: {why}",
+        f"{record.named()} did not run because service {name!r} is no longer running: {why}",
         [name],
         cause,
     ).follows(cause)
