@@ -28,8 +28,18 @@ needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a 
 
 
 def guardians() -> list[psutil.Process]:
-    """The guardians among the children of this process."""
-    return [child for child in psutil.Process().children() if "-I" in child.cmdline()]
+    """Return the guardians among the children of this process."""
+    return [child for child in psutil.Process().children() if "-I" in _command(child)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Return the command line of a process, which is empty for a moment after it starts."""
+    end = time.monotonic() + 10
+    while not (command := process.cmdline()) and time.monotonic() < end:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            break
+        time.sleep(0.005)
+    return command
 
 
 @pytest.fixture

@@ -291,6 +291,7 @@ async def test_a_worker_that_is_cut_off_loses_its_task(tmp_path: Path) -> None:
 
                 trace = tmp_path / "trace"
                 future = where(str(trace))
+                await _until(lambda: trace.exists() and trace.read_text().endswith("\n"))
                 await _until(lambda: future.state is TasksMainStates.RUNNING)
                 pid = int(trace.read_text().split()[0])
                 os.kill(pid, signal.SIGSTOP)
