@@ -25,47 +25,17 @@ SOURCE = "packages/rhapsody-core/src"
 TAG = "rhapsody-core-v"
 SPECS = "rhapsody.plugins.specs"
 
-MODULES = [
-    "rhapsody.backends.base",
-    "rhapsody.backends.programs",
-    "rhapsody.backends.session",
-    "rhapsody.capabilities",
-    "rhapsody.context",
-    "rhapsody.data",
-    "rhapsody.errors",
-    "rhapsody.plugins.specs",
-    SPECS,
-    "rhapsody.states",
-    "rhapsody.task",
-]
-"""Modules of which everything public belongs to the interface."""
+MODULES = [SPECS]
+"""Modules of which everything public belongs to the interface: the hooks."""
 
-EXPORTING = [
+ROOTS = [
     "rhapsody",
     "rhapsody.backends",
-    "rhapsody.backends.commands",
     "rhapsody.plugins",
-    "rhapsody.sdk.calls",
-    "rhapsody.sdk.capture",
-    "rhapsody.sdk.executables",
-    "rhapsody.sdk.loops",
-    "rhapsody.sdk.mailbox",
-    "rhapsody.sdk.modules",
-    "rhapsody.sdk.processes",
-    "rhapsody.sdk.readiness",
-    "rhapsody.sdk.runner",
-    "rhapsody.sdk.services",
-    "rhapsody.sdk.threads",
-    "rhapsody.sdk.walltime",
+    "rhapsody.sdk",
     "rhapsody.testing",
 ]
-"""Modules of which that belongs to it which they export."""
-
-NAMES = {
-    "rhapsody.aio": ("is_cancelling", "settable"),
-    "rhapsody.quantities": ("seconds",),
-}
-"""Modules of which only some names belong to it."""
+"""Packages of which everything in `__all__` belongs to the interface."""
 
 HARMLESS = {
     # The version itself, and numbers that nobody depends on.
@@ -117,7 +87,7 @@ def offered(package: griffe.Object, path: str) -> dict[str, griffe.Object]:
     """What of a module belongs to the interface, by name."""
     module = find(package, path)
     found = {}
-    for name in NAMES.get(path) or (module.exports if module is not None else ()) or ():
+    for name in (module.exports if module is not None else None) or ():
         member = module.members.get(str(name)) if module is not None else None
         try:
             target = member.final_target if isinstance(member, griffe.Alias) else member
@@ -138,7 +108,7 @@ def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
             yield f"{path}: the module is gone"
             continue
         yield from compare(before, after, hooks=path == SPECS)
-    for path in (*EXPORTING, *NAMES):
+    for path in ROOTS:
         before_names, after_names = offered(old, path), offered(new, path)
         for name, thing in before_names.items():
             if name not in after_names:

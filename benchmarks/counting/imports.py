@@ -82,10 +82,21 @@ def imports(source: Source, modules: Mapping[str, Source]) -> Iterator[Import]:
 
 
 def graph(modules: Mapping[str, Source]) -> Graph:
-    """Which of the modules each of them imports."""
+    """Return the modules that each module imports.
+
+    A name that a package exports counts as an import of the module that defines it.
+    """
+    exports = {
+        name: {each.name: each.module for each in imports(source, modules) if each.name}
+        for name, source in modules.items()
+        if source.path.name == "__init__.py"
+    }
+
+    def home(one: Import) -> str:
+        return exports.get(one.module, {}).get(one.name, one.module)
+
     return {
-        name: frozenset(each.module for each in imports(source, modules) if each.module in modules)
-        - {name}
+        name: frozenset(map(home, imports(source, modules))) & modules.keys() - {name}
         for name, source in modules.items()
     }
 

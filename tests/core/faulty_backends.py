@@ -22,7 +22,7 @@ from rhapsody.backends.base import CompletedExecutable, ManagedBackend
 from rhapsody.data import plain_name
 from rhapsody.errors import CapabilityError, DataError
 from rhapsody.quantities import memory_in_bytes
-from rhapsody.sdk.capture import Recorded, recording, streams
+from rhapsody.sdk.capture import CapturedOutput, recording, streams
 from rhapsody.task import TaskDescription, task_kind
 from tests.core.small_backend import SmallBackend
 
@@ -520,7 +520,7 @@ class TwoRoutes(SmallBackend):
             return await super().run_task(task)
         resources = task.get("resources")
         waits = task_kind(task) == "async_function" and resources and not resources.cores
-        output = Recorded(None, True)
+        output = CapturedOutput(None, True)
         output.__enter__()
         try:
             return await (self.wait(task) if waits else super().run_task(task))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
 from rhapsody.backends.local import packing, worker
 from rhapsody.errors import BackendError
-from rhapsody.sdk.calls import order_of, pack, unpack
+from rhapsody.sdk.calls import call_spec, pack, unpack
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.runner import CallResult, ProtocolVersionError, Runner
 from tests.core.scripted import within
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 TASK: Any = {"uid": "task.1", "name": "one", "function": abs, "args": (-1,), "kwargs": {}}
 CALL = pack(TASK)
 OUTCOME = Runner().run(CALL)
-FRAME = packing.frame(order_of(TASK), worker.Call(b"", packing.pack_call(TASK)))
+FRAME = packing.frame(call_spec(TASK), worker.Call(b"", packing.pack_call(TASK)))
 
 
 @given(nonsense(OUTCOME))

@@ -22,7 +22,7 @@ import pytest
 from rhapsody import TaskDescription, current_task
 from rhapsody.errors import TaskFailedError
 from rhapsody.sdk import runner
-from rhapsody.sdk.calls import RemoteTraceback, finish, order_of, pack, unpack
+from rhapsody.sdk.calls import RemoteTraceback, call_spec, finish, pack, unpack
 from rhapsody.sdk.runner import PROTOCOL_VERSION, CallSpec, ProtocolVersionError, Runner
 
 SOURCE = Path(runner.__file__)
@@ -256,7 +256,7 @@ def test_an_outcome_of_another_version_is_refused_and_says_whom_to_upgrade(
 
 @pytest.mark.parametrize(("cores", "threads"), [(0, 0), (0.5, 1), (2.0, 2), (3.5, 3)])
 def test_an_order_has_a_thread_for_each_whole_core(cores: float, threads: int) -> None:
-    number = order_of(described(print), cores=cores).cores
+    number = call_spec(described(print), cores=cores).cores
     assert (number, type(number)) == (threads, int)
 
 
@@ -274,11 +274,11 @@ def test_a_backend_can_have_steps_of_its_own() -> None:
             return super().context(order)
 
     task = described(max, 1, 2)
-    packed = pack(task, order_of(task, more={"own": 3}))
+    packed = pack(task, call_spec(task, more={"own": 3}))
     assert _result(Own().run(packed)) == (3, None)
     task["function"] = threading.Condition
     task["args"] = ()
-    packed = pack(task, order_of(task, more={"own": None}))
+    packed = pack(task, call_spec(task, more={"own": None}))
     _, error = _result(Own().run(packed))
     assert "cannot be pickled back from the node: " in str(error)
     assert str(error).endswith("; return text")

@@ -41,6 +41,15 @@ def test_every_way_to_import_a_module_ties_a_knot(tmp_path: Path, text: str) -> 
     assert imports.knots(imports.graph(modules)) == [["p.a", "p.b", "p.c"]]
 
 
+def test_a_name_that_a_package_exports_counts_as_an_import_of_its_module(tmp_path: Path) -> None:
+    modules = written(tmp_path, a="from p import x", b="import p.a")
+    (tmp_path / "p/__init__.py").write_text("from p.b import x")
+    assert imports.knots(imports.graph(modules)) == []
+    imports.sources.cache_clear()
+    modules = imports.sources(tmp_path)
+    assert imports.knots(imports.graph(modules)) == [["p.a", "p.b"]]
+
+
 def test_two_knots_that_share_no_module_are_two(tmp_path: Path) -> None:
     modules = written(tmp_path, a="import p.b", b="import p.a, p.c", c="import p.d", d="import p.c")
     assert imports.knots(imports.graph(modules)) == [["p.a", "p.b"], ["p.c", "p.d"]]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from rhapsody import TasksMainStates, WorkflowEngine, hookimpl
-from rhapsody.plugins.specs import TaskEvent
+from rhapsody.plugins import TaskEvent
 
 RUNNING = TasksMainStates.RUNNING
 _began: dict[str, dict[str, float]] = {}  # for each engine, when its running tasks began

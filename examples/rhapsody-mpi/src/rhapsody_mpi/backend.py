@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rhapsody import BackendUnavailableError, TaskLostError
-from rhapsody.backends.base import ManagedBackend
-from rhapsody.backends.programs import SharedSandboxes
-from rhapsody.data import make_sandbox
-from rhapsody.sdk.calls import finish, order_of, pack, unpack
-from rhapsody.task import TaskDescription
+from rhapsody import BackendUnavailableError, TaskDescription, TaskLostError
+from rhapsody.backends import ManagedBackend, SharedSandboxes
+from rhapsody.sdk import call_spec, finish, make_sandbox, pack, unpack
 from rhapsody_mpi.plugin import CAPABILITIES
 from rhapsody_mpi.worker import run_program, work
 
@@ -129,7 +126,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
         """What a worker is to do, packed. An executable is a call that runs it."""
         if "sandbox" in task or task["function"] is None:
             task["sandbox"] = make_sandbox(self.sandbox_of(task))
-        order = order_of(task, more={"stop": str(self._stop_files / task["uid"])})
+        order = call_spec(task, more={"stop": str(self._stop_files / task["uid"])})
         if task["function"] is None:
             call = {"function": run_program, "args": (task,), "kwargs": {}}
             task = cast("TaskDescription", {**task, **call})

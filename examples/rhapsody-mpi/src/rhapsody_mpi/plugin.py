@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rhapsody import hookimpl
-from rhapsody.backends.base import Capabilities
-from rhapsody.plugins.specs import BackendSpec
+from rhapsody.backends import BackendSpec, Capabilities
 
 CAPABILITIES = Capabilities(
     # A worker stops its coroutine or program, and no one can stop a function.

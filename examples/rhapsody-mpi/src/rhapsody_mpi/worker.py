@@ -8,11 +8,9 @@ from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from typing import Any
 
-from rhapsody.backends.base import CompletedExecutable, Session
-from rhapsody.backends.programs import LocalPrograms
-from rhapsody.context import TaskContext, task_context
-from rhapsody.sdk.runner import CallSpec, Runner, known
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription
+from rhapsody.backends import CompletedExecutable, LocalPrograms, Session
+from rhapsody.sdk import CallSpec, Runner, TaskContext, known, task_context
 
 LOOK = 0.2
 """Seconds between two looks whether a coroutine or a program is to stop."""

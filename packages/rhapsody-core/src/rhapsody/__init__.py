@@ -1,8 +1,8 @@
-"""Workflows of functions, executables and services, on whichever backend there is.
+"""Workflows of functions, executables and services on interchangeable backends.
 
-The names listed here are the public interface; each is imported when it is first
-used, so that `import rhapsody` is quick and imports no backend's library. What
-they are is documented where they live.
+The names below are the public interface for users. Each is imported on first use, so that
+`import rhapsody` is quick and imports no backend's library. Plugin authors use four more packages:
+`rhapsody.backends`, `rhapsody.plugins`, `rhapsody.sdk` and `rhapsody.testing`.
 """
 
 from __future__ import annotations
@@ -50,94 +50,43 @@ if TYPE_CHECKING:
     from rhapsody.task import TaskDescription, TaskFuture
 
     __version__: str
+
     __all__ = [
-        "BackendError",
-        "BackendRegistry",
-        "BackendUnavailableError",
-        "CapabilityError",
-        "ConcurrentExecutionBackend",
-        "DaskExecutionBackend",
-        "DataError",
-        "DependencyFailureError",
-        "InputFile",
-        "InputFiles",
-        "InsufficientWalltimeError",
-        "JournalError",
-        "LocalExecutionBackend",
-        "NoopExecutionBackend",
-        "OutOfMemoryError",
-        "OutputDir",
-        "OutputFile",
-        "PluginError",
-        "RadicalExecutionBackend",
-        "Resources",
-        "RetryPolicy",
-        "RhapsodyError",
-        "StateMapper",
-        "SubmissionError",
-        "TaskDescription",
-        "TaskFailedError",
-        "TaskFuture",
-        "TaskLostError",
-        "TaskSettings",
-        "TaskTimeoutError",
-        "TasksMainStates",
-        "WorkflowEngine",
-        "__version__",
-        "current_task",
-        "discover_backends",
-        "get_backend",
-        "hookimpl",
-        "literal",
-        "run",
+        "BackendError", "BackendRegistry", "BackendUnavailableError", "CapabilityError",
+        "ConcurrentExecutionBackend", "DaskExecutionBackend", "DataError",
+        "DependencyFailureError", "InputFile", "InputFiles", "InsufficientWalltimeError",
+        "JournalError", "LocalExecutionBackend", "NoopExecutionBackend", "OutOfMemoryError",
+        "OutputDir", "OutputFile", "PluginError", "RadicalExecutionBackend", "Resources",
+        "RetryPolicy", "RhapsodyError", "StateMapper", "SubmissionError", "TaskDescription",
+        "TaskFailedError", "TaskFuture", "TaskLostError", "TaskSettings",
+        "TaskTimeoutError", "TasksMainStates", "WorkflowEngine", "__version__",
+        "current_task", "discover_backends", "get_backend", "hookimpl", "literal", "run",
         "wait",
-    ]
+    ]  # fmt: skip
 else:
-    _ERRORS = (
-        "BackendError",
-        "BackendUnavailableError",
-        "CapabilityError",
-        "DataError",
-        "DependencyFailureError",
-        "JournalError",
-        "OutOfMemoryError",
-        "PluginError",
-        "RhapsodyError",
-        "SubmissionError",
-        "TaskFailedError",
-        "InsufficientWalltimeError",
-        "TaskLostError",
-        "TaskTimeoutError",
-    )
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            **dict.fromkeys(_ERRORS, "rhapsody.errors"),
-            "BackendRegistry": "rhapsody.backends.discovery",
-            "ConcurrentExecutionBackend": "rhapsody.backends.local",
-            "DaskExecutionBackend": DASK,
-            "InputFile": "rhapsody.data",
-            "InputFiles": "rhapsody.data",
-            "LocalExecutionBackend": "rhapsody.backends.local",
-            "NoopExecutionBackend": "rhapsody.backends.noop",
-            "OutputDir": "rhapsody.data",
-            "OutputFile": "rhapsody.data",
-            "RadicalExecutionBackend": RADICAL,
-            "Resources": "rhapsody.resources",
-            "RetryPolicy": "rhapsody.retries",
-            "StateMapper": "rhapsody.states",
-            "TaskDescription": "rhapsody.task",
-            "TaskFuture": "rhapsody.task",
-            "TaskSettings": "rhapsody.engine.settings",
-            "TasksMainStates": "rhapsody.states",
-            "WorkflowEngine": "rhapsody.engine",
-            "__version__": "rhapsody._version",
-            "current_task": "rhapsody.context",
-            "discover_backends": "rhapsody.backends.discovery",
-            "get_backend": "rhapsody.backends.discovery",
-            "hookimpl": "rhapsody.plugins.specs",
-            "literal": "rhapsody.engine",
-            "run": "rhapsody.engine",
-            "wait": "rhapsody.engine",
+            "rhapsody._version": "__version__",
+            "rhapsody.backends.discovery": "BackendRegistry discover_backends get_backend",
+            DASK: "DaskExecutionBackend",
+            RADICAL: "RadicalExecutionBackend",
+            "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
+            "rhapsody.backends.noop": "NoopExecutionBackend",
+            "rhapsody.context": "current_task",
+            "rhapsody.data": "InputFile InputFiles OutputDir OutputFile",
+            "rhapsody.engine": "WorkflowEngine literal run wait",
+            "rhapsody.engine.settings": "TaskSettings",
+            "rhapsody.errors": (
+                "BackendError BackendUnavailableError CapabilityError DataError "
+                "DependencyFailureError InsufficientWalltimeError JournalError "
+                "OutOfMemoryError PluginError RhapsodyError SubmissionError TaskFailedError "
+                "TaskLostError TaskTimeoutError"
+            ),
+            "rhapsody.plugins.specs": "hookimpl",
+            "rhapsody.resources": "Resources",
+            "rhapsody.retries": "RetryPolicy",
+            "rhapsody.states": "StateMapper TasksMainStates",
+            "rhapsody.task": "TaskDescription TaskFuture",
         },
     )

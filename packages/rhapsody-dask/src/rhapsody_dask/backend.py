@@ -16,13 +16,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from rhapsody.aio import is_cancelling
-from rhapsody.backends.base import BackendState, Capabilities, ManagedBackend
-from rhapsody.errors import BackendUnavailableError, TaskLostError
-from rhapsody.quantities import seconds
-from rhapsody.sdk.modules import own_modules
-from rhapsody.sdk.threads import in_thread
-from rhapsody.task import TaskDescription, task_kind
+from rhapsody import BackendUnavailableError, TaskDescription, TaskLostError
+from rhapsody.backends import BackendState, Capabilities, ManagedBackend
+from rhapsody.sdk import in_thread, is_cancelling, own_modules, seconds, task_kind
 from rhapsody_dask import options, states
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.capabilities import CLUSTER

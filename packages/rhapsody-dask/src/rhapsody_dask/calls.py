@@ -6,8 +6,7 @@ import asyncio
 import os
 from typing import Any
 
-from rhapsody.errors import CapabilityError
-from rhapsody.task import TaskDescription
+from rhapsody import CapabilityError, TaskDescription
 from rhapsody_dask.demand import NOTHING, Demand
 from rhapsody_dask.files import Link
 from rhapsody_dask.shared import Entry
@@ -165,7 +164,7 @@ def _program(task: TaskDescription, more: dict[str, Any]) -> None:
     if callable(program.get("ready")):
         del program["ready"]  # it is called here
     elif "ready" in program:
-        from rhapsody.sdk.readiness import parse_ready
+        from rhapsody.sdk import parse_ready
 
         parse_ready(program["ready"])
     more["program"] = program

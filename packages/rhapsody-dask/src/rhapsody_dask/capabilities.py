@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rhapsody.backends.base import Capabilities
+from rhapsody.backends import Capabilities
 
 ANNOTATIONS = frozenset({"priority", "retries", "workers", "allow_other_workers", "resources"})
 """The keys of `task_description` that are handed on to Dask."""

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from rhapsody.errors import BackendUnavailableError
-from rhapsody.sdk.threads import in_thread
+from rhapsody import BackendUnavailableError
+from rhapsody.sdk import in_thread
 from rhapsody_dask.options import TLS, Options
 
 log: logging.Logger = logging.getLogger(__name__)

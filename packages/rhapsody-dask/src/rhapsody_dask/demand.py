@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rhapsody.errors import CapabilityError
-from rhapsody.task import Resources, TaskDescription
+from rhapsody import CapabilityError, Resources, TaskDescription
 
 
 class Demand(NamedTuple):

@@ -15,10 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rhapsody.data import OUTPUT_FILES, RESERVED, make_sandbox, plain_name
-from rhapsody.errors import DataError
-from rhapsody.sdk.threads import in_thread
-from rhapsody.task import TaskDescription
+from rhapsody import DataError, TaskDescription
+from rhapsody.sdk import OUTPUT_FILES, RESERVED, in_thread, make_sandbox, plain_name
 from rhapsody_dask.worker.sandboxes import pack_files, unpack_files
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -143,7 +141,7 @@ def write_back(task: TaskDescription, sandbox: str, packed: bytes, links: list[L
     Returns:
         The names of the files that the task promised and did not write.
     """
-    from rhapsody.data import link_all, link_into
+    from rhapsody.sdk import link_all, link_into
 
     directory = make_sandbox(sandbox)
     unpack_files(packed, directory)

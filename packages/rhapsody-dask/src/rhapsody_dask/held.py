@@ -11,7 +11,7 @@ from functools import partial
 from typing import cast
 from weakref import WeakValueDictionary
 
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription
 from rhapsody_dask.calls import Call
 
 

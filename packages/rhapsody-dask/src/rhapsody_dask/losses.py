@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rhapsody.errors import TaskLostError
+from rhapsody import TaskLostError
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.worker.witness import mark, running
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rhapsody.quantities import seconds
+from rhapsody.sdk import seconds
 from rhapsody_dask.demand import check_resources
 
 LOCAL = frozenset(

@@ -12,16 +12,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rhapsody.backends.base import ReferenceLostError
-from rhapsody.errors import (
-    BackendError,
-    DataError,
-    TaskFailedError,
-    TaskLostError,
-    add_note,
-)
-from rhapsody.sdk.calls import unpack_error
-from rhapsody.sdk.threads import in_thread
+from rhapsody import BackendError, DataError, TaskFailedError, TaskLostError
+from rhapsody.backends import ReferenceLostError
+from rhapsody.sdk import add_note, in_thread, unpack_error
 from rhapsody_dask.calls import Call, named
 from rhapsody_dask.losses import Losses
 from rhapsody_dask.worker.messages import (

@@ -14,11 +14,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from rhapsody.data import InputFile, InputFiles, OutputDir, OutputFile
-from rhapsody.sdk.calls import cannot_pack
-from rhapsody.sdk.modules import REFERENCE, own_modules
-from rhapsody.sdk.runner import dumps, pickler
-from rhapsody.task import Reference, TaskDescription
+from rhapsody import InputFile, InputFiles, OutputDir, OutputFile, TaskDescription
+from rhapsody.sdk import REFERENCE, Reference, cannot_pack, dumps, own_modules, pickler
 from rhapsody_dask.given import future_type, swapped
 from rhapsody_dask.worker.arguments import Value, file_here, value_here
 from rhapsody_dask.worker.messages import BIG, Order, pack

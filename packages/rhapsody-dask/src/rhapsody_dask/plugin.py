@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rhapsody.plugins.specs import BackendSpec, hookimpl
+from rhapsody import hookimpl
+from rhapsody.backends import BackendSpec
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rhapsody.sdk.readiness import call_ready
+from rhapsody.sdk import call_ready
 from rhapsody_dask.calls import Call
 
 

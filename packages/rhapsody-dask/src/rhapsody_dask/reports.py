@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from rhapsody.sdk.readiness import Readiness
-from rhapsody.states import StateMapper
+from rhapsody import StateMapper
+from rhapsody.sdk import Readiness
 from rhapsody_dask.calls import Call
 from rhapsody_dask.held import HeldValues
 

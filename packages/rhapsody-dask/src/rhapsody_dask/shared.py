@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pickle import PickleBuffer
 from typing import Any
 
-from rhapsody.sdk.threads import in_thread
+from rhapsody.sdk import in_thread
 from rhapsody_dask.given import future_type
 from rhapsody_dask.packing import Big
 from rhapsody_dask.worker.entry import knows

@@ -227,13 +227,13 @@ class ModulesSetup(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Called by Dask on the worker."""
-        from rhapsody.sdk.runner import sent_modules
+        from rhapsody.sdk import sent_modules
 
         sent_modules().receive(self.modules)
 
     def teardown(self, worker: Any) -> None:
         """Called by Dask when the worker closes or the plugin is removed."""
-        from rhapsody.sdk.runner import sent_modules
+        from rhapsody.sdk import sent_modules
 
         sent_modules().discard(self.reference)
 
@@ -328,7 +328,7 @@ class PackedSchedulerSetup(Packed, SchedulerPlugin):
 
 def modules_plugin(session: str, modules: bytes) -> PackedWorkerSetup:
     """The plugin that sends the program's own modules to the workers."""
-    from rhapsody.sdk.runner import REFERENCE
+    from rhapsody.sdk import REFERENCE
 
     return PackedWorkerSetup(ModulesSetup(session, modules, modules[:REFERENCE]))
 

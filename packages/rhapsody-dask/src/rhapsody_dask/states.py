@@ -7,7 +7,7 @@ shows can be looked up.
 
 from __future__ import annotations
 
-from rhapsody.states import StateMapper
+from rhapsody import StateMapper
 
 DONE = "finished"
 FAILED = "error"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from rhapsody.errors import CapabilityError
-from rhapsody.sdk.threads import in_thread
+from rhapsody import CapabilityError
+from rhapsody.sdk import in_thread
 from rhapsody_dask.calls import Call, details
 from rhapsody_dask.demand import demand, problem, unknown
 from rhapsody_dask.files import Links, View, content_of

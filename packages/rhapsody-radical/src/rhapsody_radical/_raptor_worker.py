@@ -339,7 +339,7 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
 
         import cloudpickle  # type: ignore[import-untyped,unused-ignore] # noqa: F401
 
-        import rhapsody.context  # noqa: F401
+        from rhapsody.sdk import task_context  # noqa: F401
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     made: list[int] = []
     while True:
@@ -372,13 +372,20 @@ def _serve(requests: socket.socket, run: Callable[[str], str]) -> None:
 
 
 def _runner() -> Callable[[str], str]:
-    """`call.run`: its package, and the core that it needs, may not be installed here."""
+    """Return `call.run`. Its package, and the core that it needs, may not be installed here."""
     here = os.path.dirname(os.path.abspath(__file__))
-    protocol = os.path.join(here, "runner.py")
-    if os.path.exists(protocol):  # it was sent along, and is of the program's version
-        name = "rhapsody.sdk.runner"
-        sys.modules[name] = _module(name, protocol)
-    run: Callable[[str], str] = _module("rhapsody_radical_call", os.path.join(here, "call.py")).run
+    call, protocol = os.path.join(here, "call.py"), os.path.join(here, "runner.py")
+    package, name = "rhapsody.sdk", "rhapsody.sdk.runner"
+    installed = sys.modules.get(package)
+    try:
+        if os.path.exists(protocol):  # it was sent along, and is of the program's version
+            # `call.py` imports from the package; the sent file defines all names that it needs.
+            sys.modules[package] = sys.modules[name] = _module(name, protocol)
+        run: Callable[[str], str] = _module("rhapsody_radical_call", call).run
+    finally:
+        sys.modules.pop(package, None)
+        if installed is not None:
+            sys.modules[package] = installed
     return run
 
 

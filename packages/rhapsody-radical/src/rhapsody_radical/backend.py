@@ -23,10 +23,9 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.backends.base import Capabilities, Session
-from rhapsody.errors import BackendError, CapabilityError, TaskLostError
-from rhapsody.sdk.threads import in_thread
-from rhapsody.task import TaskDescription
+from rhapsody import BackendError, CapabilityError, TaskDescription, TaskLostError
+from rhapsody.backends import Capabilities, Session
+from rhapsody.sdk import in_thread
 from rhapsody_radical import calls, capabilities, links, results, services, states, translate
 from rhapsody_radical.connection import Connection
 from rhapsody_radical.descriptions import can_work_in, check_flags, directory, pilot_descriptions

@@ -2,7 +2,7 @@
 
 A call and its outcome travel as text, because RAPTOR's channels take little else. Large
 values are in files beside it, where both sides see the same file system. All else is the
-call protocol of the core (`rhapsody.sdk.runner`). RAPTOR workers need nothing of ours
+call protocol of the core (`rhapsody.sdk`). RAPTOR workers need nothing of ours
 installed: our own are sent this file and the core's, others are sent `run` by value.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rhapsody.sdk.runner import CallResult, CallSpec, Runner, dumps, sent_modules
+from rhapsody.sdk import CallResult, CallSpec, Runner, dumps, sent_modules
 
 LARGE = 1 << 16
 """Bytes from which on a value travels in a file, where there is a directory for it."""

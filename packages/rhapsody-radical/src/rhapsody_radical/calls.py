@@ -16,11 +16,19 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from rhapsody.errors import BackendError, CapabilityError
-from rhapsody.sdk import calls as protocol
-from rhapsody.sdk import runner
-from rhapsody.sdk.modules import own_modules
-from rhapsody.task import TaskDescription
+from rhapsody import BackendError, CapabilityError, TaskDescription
+from rhapsody.sdk import (
+    REFERENCE,
+    ProtocolVersionError,
+    Runner,
+    call_spec,
+    cannot_pack,
+    dumps,
+    finish,
+    own_modules,
+    parts,
+)
+from rhapsody.sdk import unpack as unpack_result
 from rhapsody_radical import call
 from rhapsody_radical.descriptions import as_list
 from rhapsody_radical.translate import THREADS
@@ -64,8 +72,8 @@ def pack(
     }
     if modules is not None and directory is not None and batch is not None:
         more["modules"] = _kept(modules, directory)
-        modules = modules[: runner.REFERENCE]
-    order = protocol.order_of(task, environment=environment, more=more, modules=modules)
+        modules = modules[:REFERENCE]
+    order = call_spec(task, environment=environment, more=more, modules=modules)
     order = order._replace(capture=capture)
     packed = pickle.dumps((*order, _packed_call(task, directory, batch)), 5)
     return base64.b64encode(packed).decode("ascii")
@@ -84,7 +92,7 @@ def own_path() -> list[str]:
 
 def _kept(modules: bytes, directory: str) -> str:
     """The file with the program's own modules, which the first call creates."""
-    path = os.path.join(directory, f"modules.{modules[: runner.REFERENCE].hex()}")
+    path = os.path.join(directory, f"modules.{modules[:REFERENCE].hex()}")
     if not os.path.exists(path):
         with tempfile.TemporaryDirectory(dir=directory) as private:
             part = os.path.join(private, "modules")
@@ -136,7 +144,7 @@ class Batch:
             return function
         found = self._found.get(id(function))
         if found is None:
-            data = runner.dumps(function)
+            data = dumps(function)
             once = function if len(data) > call.LARGE else _Once(data)
             found = self._found[id(function)] = (function, once)
         return found[1]
@@ -147,11 +155,9 @@ def _packed_call(task: TaskDescription, directory: str | None, batch: Batch | No
         function = task["function"] if batch is None else batch.once(task["function"])
         data, buffers = call.dump((function, task["args"], task["kwargs"]), directory)
     except Exception as error:  # pickling runs the objects' own code
-        raise protocol.cannot_pack(task, error) from error
+        raise cannot_pack(task, error) from error
     if call.too_large(data, directory):
-        part, value = max(
-            protocol.parts(task).items(), key=lambda each: len(cloudpickle.dumps(each[1]))
-        )
+        part, value = max(parts(task).items(), key=lambda each: len(cloudpickle.dumps(each[1])))
         most = f"{part} ({type(value).__qualname__})"
         what = f"task {task['name']!r}: its call, whose largest part is {most},"
         raise CapabilityError(call.refusal(what, len(data)))
@@ -166,7 +172,7 @@ def _runner() -> bytes:
 
 @cache
 def _packed_runner() -> bytes:
-    shipped = (call, runner)
+    shipped = (call, sys.modules[Runner.__module__])
     for module in shipped:
         cloudpickle.register_pickle_by_value(module)
     try:
@@ -193,9 +199,9 @@ def unpack(text: str, task: TaskDescription) -> BaseException | None:
         The exception of a call that raised, with its traceback there as the cause.
     """
     try:
-        outcome = protocol.unpack(base64.b64decode(text))
-    except (runner.ProtocolVersionError, BackendError) as error:
+        outcome = unpack_result(base64.b64decode(text))
+    except (ProtocolVersionError, BackendError) as error:
         return error
     except ValueError as error:
         return BackendError(f"what came back from a worker cannot be read: {error}")
-    return protocol.finish(task, outcome, call.load)
+    return finish(task, outcome, call.load)

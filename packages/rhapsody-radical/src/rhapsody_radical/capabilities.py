@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rhapsody.backends.base import Capabilities
+from rhapsody.backends import Capabilities
 from rhapsody_radical import schema
 
 RAPTOR = Capabilities(

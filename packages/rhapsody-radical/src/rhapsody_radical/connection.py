@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from rhapsody.aio import settable
+from rhapsody.sdk import settable
 from rhapsody_radical import notes, processes
 from rhapsody_radical.calls import own_path
 from rhapsody_radical.environment import prepare, variables

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from rhapsody.errors import BackendUnavailableError
+from rhapsody import BackendUnavailableError
 from rhapsody_radical.environment import scripts
 
 Finding = tuple[str, str, str]

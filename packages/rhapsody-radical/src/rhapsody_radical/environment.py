@@ -14,7 +14,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from rhapsody.errors import BackendUnavailableError
+from rhapsody import BackendUnavailableError
 from rhapsody_radical import processes
 
 COMPONENT = "radical-pilot-component"

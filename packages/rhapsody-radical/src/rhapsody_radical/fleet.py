@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rhapsody.sdk.walltime import time_needed
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription
+from rhapsody.sdk import time_needed
 from rhapsody_radical.remote import Remote
 from rhapsody_radical.schema import FINAL, PMGR_ACTIVE
 

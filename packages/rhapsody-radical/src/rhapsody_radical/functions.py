@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from rhapsody.data import make_sandbox
-from rhapsody.errors import CapabilityError, TaskFailedError, TaskLostError
-from rhapsody.task import TaskDescription
+from rhapsody import CapabilityError, TaskDescription, TaskFailedError, TaskLostError
+from rhapsody.sdk import make_sandbox
 from rhapsody_radical import calls, raptor_config, schema, translate
 from rhapsody_radical.descriptions import as_list, task_settings
 from rhapsody_radical.fleet import Pilot

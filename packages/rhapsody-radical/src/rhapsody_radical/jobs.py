@@ -8,7 +8,7 @@ import time
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription
 from rhapsody_radical.fleet import Pilot
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription
+from rhapsody.backends import Capabilities, ManagedBackend
 from rhapsody_radical import calls, capabilities, functions, library, translate
 from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.raptor_config import checked, has_other_workers

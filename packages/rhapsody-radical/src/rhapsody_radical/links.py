@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.data import link_into, plain_name
+from rhapsody.sdk import link_into, plain_name
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rhapsody.errors import BackendError, BackendUnavailableError
+from rhapsody import BackendError, BackendUnavailableError
 
 FORMER = {
     "ComputePilotDescription": "PilotDescription",

@@ -12,16 +12,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rhapsody.data import end_of_file
-from rhapsody.errors import (
+from rhapsody import (
     CapabilityError,
     DataError,
+    TaskDescription,
     TaskFailedError,
     TaskLostError,
     TaskTimeoutError,
 )
-from rhapsody.sdk.readiness import too_early
-from rhapsody.task import TaskDescription
+from rhapsody.sdk import end_of_file, too_early
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.translate import missing_outputs, output_names
 

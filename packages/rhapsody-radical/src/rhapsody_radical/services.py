@@ -21,8 +21,8 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
-from rhapsody.errors import CapabilityError
-from rhapsody.sdk.readiness import (
+from rhapsody import CapabilityError, TaskDescription
+from rhapsody.sdk import (
     FREE,
     QUIET,
     Ready,
@@ -33,7 +33,6 @@ from rhapsody.sdk.readiness import (
     require_unused,
     wait_until,
 )
-from rhapsody.task import TaskDescription
 from rhapsody_radical.fleet import Pilot
 from rhapsody_radical.jobs import Job
 from rhapsody_radical.results import output_paths

@@ -13,7 +13,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rhapsody.states import StateMapper, TasksMainStates
+from rhapsody import StateMapper, TasksMainStates
 
 BACKEND = "radical_pilot"
 

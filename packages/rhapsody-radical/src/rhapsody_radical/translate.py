@@ -16,10 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rhapsody.data import OUTPUT_FILES, make_sandbox, moved
-from rhapsody.errors import CapabilityError, DataError
-from rhapsody.sdk.executables import working_directory
-from rhapsody.task import Resources, TaskDescription
+from rhapsody import CapabilityError, DataError, Resources, TaskDescription
+from rhapsody.sdk import OUTPUT_FILES, make_sandbox, moved, working_directory
 from rhapsody_radical import schema
 from rhapsody_radical.descriptions import as_list, can_work_in, encodable, task_settings
 

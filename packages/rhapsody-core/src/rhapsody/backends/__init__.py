@@ -1,7 +1,6 @@
-"""Backends: what runs the tasks. This package's names, imported when they are first used.
+"""Backends, which run tasks: the interface for their authors, and the registry.
 
-The interface is in `base`, the registry in `discovery`; `noop` and `local` come
-with core, others are plugins.
+This is a public package for plugin authors; its names are imported on first use.
 """
 
 from __future__ import annotations
@@ -12,13 +11,18 @@ from rhapsody._exports import DASK, RADICAL, lazy
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import (
+        BackendState,
         BaseBackend,
         BaseExecutionBackend,
+        CancelLevel,
         Capabilities,
         CompletedExecutable,
         ManagedBackend,
+        ReferenceLostError,
         Session,
+        TaskCallback,
     )
+    from rhapsody.backends.commands import CommandBackend, run_command
     from rhapsody.backends.discovery import (
         BackendDescription,
         BackendRegistry,
@@ -30,52 +34,38 @@ if TYPE_CHECKING:
     from rhapsody.backends.local import ConcurrentExecutionBackend, LocalExecutionBackend
     from rhapsody.backends.noop import NoopExecutionBackend
     from rhapsody.backends.options import backend_from_options
+    from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
     from rhapsody.plugins.specs import BackendSpec
     from rhapsody.states import StateMapper, TasksMainStates
 
     __all__ = [
-        "BackendDescription",
-        "BackendRegistry",
-        "BackendSpec",
-        "BaseBackend",
-        "BaseExecutionBackend",
-        "Capabilities",
-        "CompletedExecutable",
-        "ConcurrentExecutionBackend",
-        "DaskExecutionBackend",
-        "LocalExecutionBackend",
-        "ManagedBackend",
-        "NoopExecutionBackend",
-        "RadicalExecutionBackend",
-        "Session",
-        "StateMapper",
-        "TasksMainStates",
-        "backend_from_options",
-        "discover_backends",
-        "get_backend",
-    ]
+        "BackendDescription", "BackendRegistry", "BackendSpec", "BackendState",
+        "BaseBackend", "BaseExecutionBackend", "CancelLevel", "Capabilities",
+        "CommandBackend", "CompletedExecutable", "ConcurrentExecutionBackend",
+        "DaskExecutionBackend", "LocalExecutionBackend", "LocalPrograms", "ManagedBackend",
+        "NoopExecutionBackend", "RadicalExecutionBackend", "ReferenceLostError", "Session",
+        "SharedSandboxes", "StateMapper", "TaskCallback", "TasksMainStates",
+        "backend_from_options", "discover_backends", "get_backend", "run_command",
+    ]  # fmt: skip
 else:
     __getattr__, __dir__ = lazy(
         __name__,
         {
-            "BackendDescription": "rhapsody.backends.discovery",
-            "BackendRegistry": "rhapsody.backends.discovery",
-            "BackendSpec": "rhapsody.plugins.specs",
-            "BaseBackend": "rhapsody.backends.base",
-            "BaseExecutionBackend": "rhapsody.backends.base",
-            "Capabilities": "rhapsody.backends.base",
-            "CompletedExecutable": "rhapsody.backends.base",
-            "ConcurrentExecutionBackend": "rhapsody.backends.local",
-            "DaskExecutionBackend": DASK,
-            "LocalExecutionBackend": "rhapsody.backends.local",
-            "ManagedBackend": "rhapsody.backends.base",
-            "NoopExecutionBackend": "rhapsody.backends.noop",
-            "RadicalExecutionBackend": RADICAL,
-            "Session": "rhapsody.backends.base",
-            "StateMapper": "rhapsody.states",
-            "TasksMainStates": "rhapsody.states",
-            "backend_from_options": "rhapsody.backends.options",
-            "discover_backends": "rhapsody.backends.discovery",
-            "get_backend": "rhapsody.backends.discovery",
+            "rhapsody.backends.base": (
+                "BackendState BaseBackend BaseExecutionBackend CancelLevel Capabilities "
+                "CompletedExecutable ManagedBackend ReferenceLostError Session TaskCallback"
+            ),
+            "rhapsody.backends.commands": "CommandBackend run_command",
+            "rhapsody.backends.discovery": (
+                "BackendDescription BackendRegistry discover_backends get_backend"
+            ),
+            DASK: "DaskExecutionBackend",
+            RADICAL: "RadicalExecutionBackend",
+            "rhapsody.backends.local": "ConcurrentExecutionBackend LocalExecutionBackend",
+            "rhapsody.backends.noop": "NoopExecutionBackend",
+            "rhapsody.backends.options": "backend_from_options",
+            "rhapsody.backends.programs": "LocalPrograms SharedSandboxes",
+            "rhapsody.plugins.specs": "BackendSpec",
+            "rhapsody.states": "StateMapper TasksMainStates",
         },
     )

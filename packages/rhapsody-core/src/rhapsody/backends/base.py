@@ -1,8 +1,9 @@
-"""What authors of backends import: the interface, and what makes a backend short.
+"""Interface of a backend, and a base class that implements most of it.
 
-`BaseExecutionBackend` is what the engine calls. `ManagedBackend` implements all
-of it that is not specific to one system, so that a new backend can be one
-method. How tasks wait for each other is the engine's business, not a backend's.
+`BaseExecutionBackend` declares what the engine calls. `ManagedBackend` implements all of it that
+is not specific to one system, so that a new backend can be a single method. Dependencies between
+tasks are the engine's concern, not a backend's. Plugins import these names from
+`rhapsody.backends`.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import tempfile
 import time
+import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from operator import itemgetter
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar, cast
 
-from rhapsody.backends.descriptions import completed
-from rhapsody.backends.interface import BaseBackend, BaseExecutionBackend
-from rhapsody.backends.session import BackendState, Session
 from rhapsody.capabilities import CancelLevel, Capabilities
 from rhapsody.context import TaskContext, task_context
-from rhapsody.errors import BackendError, BackendUnavailableError
+from rhapsody.errors import BackendError, BackendUnavailableError, CapabilityError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.sdk.walltime import seconds_of_job
 from rhapsody.states import StateMapper
@@ -43,6 +46,219 @@ __all__ = [
     "Session",
     "TaskCallback",
 ]
+
+
+def _current() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed, which matters where nobody chooses another
+        return os.curdir
+
+
+@dataclass(slots=True)
+class Session:
+    """What one backend object's life is known by.
+
+    Attributes:
+        uid: Unique over backends and processes.
+        path: Where the program's files are: the current directory, unless the backend
+            says otherwise, or an engine starts the backend: then the engine's `work_dir`.
+            Not made here. What the backend writes goes where `directory` says.
+    """
+
+    uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
+    path: str = field(default_factory=_current)
+    _made_in: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._made_in = self.path
+
+    @property
+    def chosen(self) -> bool:
+        """Whether somebody has changed `path` since this was made."""
+        return self.path != self._made_in
+
+    @property
+    def temporary(self) -> str:
+        """Where `directory` is while nobody has chosen `path`; goes when the backend ends."""
+        return os.path.join(tempfile.gettempdir(), self.uid)
+
+    def directory(self, name: str) -> str:
+        """Where a file or directory of this name goes that the backend makes; not made here.
+
+        In `path` where an engine or the backend has chosen it, else in a directory of
+        this session's own in the system's place for temporary files, which
+        `ManagedBackend.shutdown` removes: never in the current directory.
+        """
+        chosen = self.path != self._made_in
+        return os.path.join(self.path if chosen else self.temporary, name)
+
+
+class BackendState(str):
+    """The state of a backend: a string that may be awaited as well."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, BackendState]:
+        return self
+        yield  # makes this a generator, which never suspends
+
+
+class BaseExecutionBackend(ABC):
+    """What the engine needs of a backend. Subclass `ManagedBackend` to get most of it.
+
+    A backend object is also awaitable (which starts it and gives itself) and an
+    asynchronous context manager. All coroutines run on the engine's loop.
+
+    Attributes:
+        name: What users call it.
+        capabilities: What it declares it can do.
+        dry: It runs nothing and only says that tasks are done. Then no file that a task
+            declares is looked for, fetched, linked or missed.
+        shares_memory: Functions run in the program's own process and see what the program sets in
+            its modules. Resume does not share results that depend on that between backends that
+            differ in it.
+        session: What this object's life is known by.
+    """
+
+    name: str = ""
+    capabilities: Capabilities = Capabilities()
+    dry: bool = False
+    shares_memory: bool = False
+    session: Session
+
+    @abstractmethod
+    async def submit_tasks(self, tasks: Any) -> Any:
+        """Starts tasks; returns when the backend has accepted them.
+
+        Called by the engine with a list of descriptions, never while an earlier
+        call is still running. States may be reported before this returns. A
+        problem with one task is a FAILED callback for it. Raising says that none
+        of the batch was accepted but the tasks already reported.
+
+        Args:
+            tasks: A list of `TaskDescription`. The backend owns them from now on.
+        """
+
+    @abstractmethod
+    async def cancel_task(self, uid: Any) -> Any:
+        """Asks for a task to be stopped; its terminal state arrives by the callback.
+
+        Called by the engine after the `submit_tasks` that held the task returned.
+
+        Returns:
+            `True` where the task was known and cancellation was attempted.
+        """
+
+    @abstractmethod
+    def build_task(self, *args: Any, **kwargs: Any) -> Any:
+        """Translates a description into the backend's own form.
+
+        For the backend's own use and for people who want to see the translation;
+        the engine does not call it.
+        """
+
+    @abstractmethod
+    def link_explicit_data_deps(
+        self,
+        src_task: Any = None,
+        dst_task: Any = None,
+        file_name: Any = None,
+        file_path: Any = None,
+    ) -> Any:
+        """Makes a declared file or directory available to a task that is about to be submitted.
+
+        Called by the engine on its loop, once for each, before `submit_tasks`.
+
+        Args:
+            src_task: The description of the attempt that produced the file (`uid`,
+                `sandbox` and `metadata` at least), `None` for a file from outside.
+            dst_task: The description of the task that needs it. May be changed.
+            file_name: The name that the task sees the file under.
+            file_path: Where a file from outside is, an absolute path.
+
+        Returns:
+            Anything or `None`; not used by the engine.
+        """
+
+    @abstractmethod
+    def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
+        """Makes all that `src_task` left in its sandbox available to `dst_task`.
+
+        Called by the engine on its loop, once per dependency that declared no
+        output files, before `submit_tasks`.
+        """
+
+    async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
+        """Writes a file that a task left in its sandbox to the engine's file system.
+
+        Called by the engine on its loop when a task of another backend needs the file and
+        the sandbox cannot be seen from here, only with `capabilities.copies_files_out`.
+        What is at `path` after cancellation, or after an error, is removed by the engine.
+
+        Args:
+            task: The description of the attempt that has ended (`uid`, `sandbox` and
+                `metadata` at least).
+            name: The file's name in the sandbox.
+            path: Where to write it. Nothing is there yet; its directory is.
+
+        Raises:
+            DataError: It is not there, or its name could leave the sandbox.
+            CapabilityError: The backend does not copy files out.
+        """
+        raise CapabilityError(f"backend {self.name!r} does not copy files out of its sandboxes")
+
+    def seconds_left(self, task: Any = None) -> float | None:
+        """How long a task could run if it were started now, before the backend ends.
+
+        Called by the engine on its loop: once when it attaches the backend, and, unless that
+        gave `None`, for each task with a time-out or the hint `walltime` that it is about to
+        hand over. What does not fit goes to another backend, or is held back. A backend that
+        has tasks wait may fail one that does not fit any more with `InsufficientWalltimeError`.
+
+        Args:
+            task: Its description, not to be changed; `None`: any task.
+
+        Returns:
+            Seconds, 0 or more; infinity where the end is not known yet, and `None` where
+            there is none.
+        """
+        return None
+
+    @abstractmethod
+    def get_task_states_map(self) -> Any:
+        """The `StateMapper` for the states this backend reports. Called once per engine."""
+
+    @abstractmethod
+    def register_callback(self, func: Any) -> Any:
+        """Sets whom to tell about states; called by the engine before the first submission.
+
+        Args:
+            func: `func(task, state, service_callback=None)`. `task` is the
+                description with the results in it, or an object with
+                `as_dict()`; `state` a native state. It may be called from any
+                thread, and never raises. `service_callback(future, task, state)`,
+                given with a service's running state, gets a future whose
+                `set_result` and `set_exception` may be called from any thread
+                when the service is ready.
+        """
+
+    @abstractmethod
+    def state(self) -> Any:
+        """`"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`."""
+
+    @abstractmethod
+    def task_state_cb(self, task: Any, state: Any) -> Any:
+        """Reports a state to whom `register_callback` named. Any thread."""
+
+    @abstractmethod
+    async def shutdown(self) -> Any:
+        """Stops every task and gives back all that the backend holds. Twice is harmless."""
+
+
+BaseBackend = BaseExecutionBackend
+"""Another name that programs use for the interface."""
+
 
 TaskCallback = Callable[..., Any]
 """`callback(task, state, service_callback=None)`, see `register_callback`."""
@@ -292,7 +508,7 @@ class ManagedBackend(BaseExecutionBackend):
         try:
             uids = {_always_there(task)[0] for task in batch}
         except (KeyError, TypeError):  # some are short; the engine's never are
-            batch, problems = completed(batch)
+            batch, problems = _completed(batch)
             uids = {task["uid"] for task in batch}
         if len(uids) < len(batch) or not self.__open.keys().isdisjoint(uids):
             taken = Counter([*uids.intersection(self.__open), *(task["uid"] for task in batch)])
@@ -469,6 +685,52 @@ def _checked_name(name: object) -> str:
             "class's own"
         )
     return name.strip()
+
+
+def _completed(
+    batch: list[TaskDescription],
+) -> tuple[list[TaskDescription], list[tuple[TaskDescription, Exception]]]:
+    """Puts missing keys into the descriptions of a batch.
+
+    Returns:
+        Those that can be understood, and the others, each with why not.
+    """
+    understood: list[TaskDescription] = []
+    problems: list[tuple[TaskDescription, Exception]] = []
+    for task in batch:
+        if not isinstance(task, dict):
+            raise TypeError(f"submit_tasks takes a list of dicts, one for each task, got {task!r}")
+    for task in batch:
+        problem = _complete(task)
+        if problem is None:
+            understood.append(task)
+        else:
+            problems.append((task, problem))
+    return understood, problems
+
+
+def _complete(task: Any) -> Exception | None:
+    """Puts missing keys into a description; gives what is wrong with it, if anything is."""
+    uid = task.setdefault("uid", "")
+    for key, value in (("args", ()), ("kwargs", {}), ("task_backend_specific_kwargs", {})):
+        if task.get(key) is None:
+            task[key] = value
+    for key in ("function", "executable"):
+        task.setdefault(key, None)
+    task.setdefault("name", str(uid))
+    task.setdefault("is_service", False)
+    task.setdefault("metadata", {"dependencies": [], "input_files": [], "output_files": []})
+    if not isinstance(uid, str) or not uid:
+        return ValueError(f"a task needs a 'uid', a string of its own, got {uid!r}")
+    function, executable = task["function"], task["executable"]
+    if function is None and (not isinstance(executable, str) or not executable):
+        return ValueError(
+            f"task {task['name']!r} has neither a 'function' nor an 'executable', which is a "
+            f"command for a shell, or a program with its 'arguments' in a list; got {executable!r}"
+        )
+    if function is not None and not callable(function):
+        return TypeError(f"task {task['name']!r}: its 'function' cannot be called: {function!r}")
+    return None
 
 
 _always_there = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})

@@ -3,7 +3,7 @@
 `pack` makes bytes of a task's call, `rhapsody.sdk.runner.Runner.run` makes the call where the
 bytes arrive, and `finish` writes what came of it into the task's description. How the bytes
 travel is the backend's business. A backend that ships the call in a form of its own uses the
-pieces: `order_of`, `pack_call` or `cannot_pack`, and `result`.
+pieces: `call_spec`, `pack_call` or `cannot_pack`, and `result`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from rhapsody.task import TaskDescription
 
 __all__ = [
     "RemoteTraceback",
+    "call_spec",
     "cannot_pack",
     "finish",
-    "order_of",
     "pack",
     "pack_call",
     "parts",
@@ -66,7 +66,7 @@ class RemoteTraceback(Exception):  # noqa: N818 - it is the cause of an error, n
         return f'\n"""\n{self.text}"""'
 
 
-def order_of(
+def call_spec(
     task: TaskDescription,
     *,
     cores: float = 0,
@@ -111,7 +111,7 @@ def pack(
 
     Args:
         task: Its description.
-        order: What the worker has to know beside the call. Default: `order_of(task)`.
+        order: What the worker has to know beside the call. Default: `call_spec(task)`.
         worker: What the worker is called in messages.
         cure: What a user can do about an object that cannot be pickled.
 
@@ -119,7 +119,7 @@ def pack(
         TypeError: Something of the call cannot be pickled; it names the argument.
     """
     call = pack_call(task, worker=worker, cure=cure)
-    return pickle.dumps((*(order_of(task) if order is None else order), call), 5)
+    return pickle.dumps((*(call_spec(task) if order is None else order), call), 5)
 
 
 def pack_call(task: TaskDescription, *, worker: str = WORKER, cure: str = CURE) -> bytes:

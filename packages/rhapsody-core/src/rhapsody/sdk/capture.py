@@ -24,7 +24,7 @@ from rhapsody.data import OUTPUT_FILES
 from rhapsody.sdk.runner import Output
 from rhapsody.task import TaskDescription
 
-__all__ = ["Recorded", "Recorder", "recording", "streams"]
+__all__ = ["CapturedOutput", "Recorder", "recording", "streams"]
 
 LIMIT = 1 << 20
 """Characters of one stream of one task that are kept in memory."""
@@ -212,7 +212,7 @@ def record_in(recorder: Recorder | None) -> None:
     _recorder.set(recorder)
 
 
-class Recorded(Output):
+class CapturedOutput(Output):
     """Keeps what the call in a `with` prints, on whatever thread, while others print, too.
 
     Args:
@@ -231,7 +231,7 @@ class Recorded(Output):
             self._recorder = recorder_for(capture, directory)
         self._setting = recording(self._recorder)
 
-    def __enter__(self) -> Recorded:
+    def __enter__(self) -> CapturedOutput:
         self._setting.__enter__()
         return self
 

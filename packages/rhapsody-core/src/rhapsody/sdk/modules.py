@@ -43,7 +43,7 @@ _IMPORT_CALL = re.compile(rb"(?:import_module|__import__)\(\s*[\"']([\w.]+)[\"']
 
 
 def own_modules() -> bytes | None:
-    """Return the program's own modules, packed for `Order.modules`; `None` if it has none.
+    """Return the program's own modules, packed for `CallSpec.modules`; `None` if it has none.
 
     Returns the same object as long as the modules are unchanged. Cheap to call for each task.
     """

@@ -42,28 +42,17 @@ from types import CodeType, CoroutineType
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
-    "PROTOCOL_VERSION",
-    "REFERENCE",
-    "CallResult",
-    "CallSpec",
-    "Captured",
-    "Environment",
-    "Output",
-    "ProtocolVersionError",
-    "Runner",
-    "SentModules",
-    "StaleModuleError",
-    "dumps",
-    "known",
-    "pack_error",
-    "pickler",
-    "require_version",
-    "sent_modules",
-    "trimmed",
+    "PROTOCOL_VERSION", "REFERENCE", "RUNNER_FILE", "CallResult", "CallSpec", "Captured",
+    "Environment", "Output",
+    "ProtocolVersionError", "Runner", "SentModules", "StaleModuleError", "dumps", "known",
+    "pack_error", "pickler", "require_version", "sent_modules", "trimmed",
 ]  # fmt: skip
 
 PROTOCOL_VERSION = 2
 """Raised by each change after which one side of a call could not understand the other."""
+
+RUNNER_FILE = __file__
+"""This file, which can be sent to a worker without Rhapsody and run there."""
 
 KEPT = 1 << 20
 """Bytes of output, and characters of a traceback, that an outcome holds at most."""

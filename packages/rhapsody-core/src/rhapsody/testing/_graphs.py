@@ -313,12 +313,12 @@ Context = tuple[str, str, int, bool, float]
 
 
 async def _require_context(trial: Trial, *, sync: bool) -> None:
-    from rhapsody import context as rhapsody_context
+    from rhapsody import current_task
 
     flow = await trial.engine()
 
     def look() -> Context:
-        context = rhapsody_context.current_task()
+        context = current_task()
         left = 0.0 if context.deadline is None else context.deadline - time.time()
         return context.uid, context.name, context.attempt, context.cancelled, left
 

@@ -11,8 +11,8 @@ import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rhapsody.sdk import loops
-from rhapsody.sdk.runner import dumps, pack_error, trimmed
+from rhapsody.sdk import OWN_FILES as SDK_FILES
+from rhapsody.sdk import dumps, pack_error, trimmed
 
 BIG = 1 << 20
 """Bytes from which a buffer travels beside the pickle instead of in it."""
@@ -21,7 +21,7 @@ DONE, FAILED, CANCELED, DEPENDENCY = range(4)
 """What a reply says: it returned, it failed, it was stopped, it never ran for a dependency."""
 
 OWN_FILES: tuple[str, ...] = (
-    *loops.OWN_FILES,
+    *SDK_FILES,
     os.path.join(os.path.dirname(os.path.dirname(__file__)), ""),
 )
 """Where the code is that runs tasks: its frames are left out of their tracebacks."""
@@ -40,7 +40,7 @@ class Order(NamedTuple):
         arguments: The packed arguments.
         more: What only some tasks have; empty for a plain function.
         modules: The versions of the program's own modules for the call, see
-            `rhapsody.sdk.runner.Order`.
+            `rhapsody.sdk.CallSpec`.
     """
 
     session: str

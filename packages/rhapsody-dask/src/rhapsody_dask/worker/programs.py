@@ -16,12 +16,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
-from rhapsody.data import OUTPUT_FILES, moved
-from rhapsody.sdk.executables import TaskProgram, task_environment
-from rhapsody.sdk.loops import WorkerLoop
-from rhapsody.sdk.processes import Program
-from rhapsody.sdk.services import TaskService
-from rhapsody.task import TaskDescription
+from rhapsody import TaskDescription
+from rhapsody.sdk import (
+    OUTPUT_FILES,
+    Program,
+    TaskProgram,
+    TaskService,
+    WorkerLoop,
+    moved,
+    task_environment,
+)
 from rhapsody_dask.worker import sandboxes
 from rhapsody_dask.worker.messages import CANCELED, DONE, FAILED, Order, Reply, failure, pack
 from rhapsody_dask.worker.site import Running, Site

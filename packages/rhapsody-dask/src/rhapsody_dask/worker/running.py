@@ -17,16 +17,17 @@ from typing import Any, cast
 
 from distributed import get_worker, secede
 
-from rhapsody.context import task_context
-from rhapsody.errors import (
-    BackendUnavailableError,
-    CapabilityError,
+from rhapsody import BackendUnavailableError, CapabilityError
+from rhapsody.sdk import (
+    CapturedOutput,
+    Environment,
+    Runner,
+    WorkerLoop,
     describe_error,
+    sent_modules,
+    task_context,
+    unpack_error,
 )
-from rhapsody.sdk.calls import unpack_error
-from rhapsody.sdk.capture import Recorded
-from rhapsody.sdk.loops import WorkerLoop
-from rhapsody.sdk.runner import Environment, Runner, sent_modules
 from rhapsody_dask.worker import arguments
 from rhapsody_dask.worker.messages import (
     CANCELED,
@@ -126,7 +127,7 @@ def _call(site: Site, order: Order, running: Running, values: Sequence[Any]) -> 
     with (
         nullcontext() if order.modules is None else sent_modules().using(order.modules),
         _environment(site, order),
-        Recorded(sandbox, more.get("capture", True)) as output,
+        CapturedOutput(sandbox, more.get("capture", True)) as output,
         task_context(running.context),
     ):
         done, outcome, _ = runner.answer(order.name, order)

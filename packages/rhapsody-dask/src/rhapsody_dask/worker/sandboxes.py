@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rhapsody.data import RESERVED, link_all, link_into, make_sandbox
+from rhapsody.sdk import RESERVED, link_all, link_into, make_sandbox
 from rhapsody_dask.worker.messages import Order, Reply
 from rhapsody_dask.worker.site import Running, Site
 

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable
 from time import time
 from typing import TYPE_CHECKING, Any
 
-from rhapsody.context import TaskContext
-from rhapsody.sdk.capture import streams
+from rhapsody.sdk import TaskContext, streams
 from rhapsody_dask.worker.gate import Gate, Waiting
 from rhapsody_dask.worker.messages import Order, key_of
 from rhapsody_dask.worker.supervisor import supervisor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rhapsody.sdk.processes import Guardian
+from rhapsody.sdk import Guardian
 
 ANNOUNCE = 'printf "+%d\\n" $$ >&2; exec "$@" 2>>"$0"'
 """Run by a shell whose standard error is the pipe, with the file for errors as `$0`."""

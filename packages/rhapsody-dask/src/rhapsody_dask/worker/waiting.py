@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-from rhapsody.sdk.loops import SharedLoop
+from rhapsody.sdk import SharedLoop
 
 STOP = 1.0
 """Seconds to wait for the end of a loop on which nothing runs."""

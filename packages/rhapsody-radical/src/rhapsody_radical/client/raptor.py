@@ -19,7 +19,7 @@ from typing import Any
 
 import radical.pilot as rp  # type: ignore[import-untyped,unused-ignore]
 
-from rhapsody.sdk import runner
+from rhapsody.sdk import RUNNER_FILE
 from rhapsody_radical import calls
 from rhapsody_radical.client.session import Pilot
 from rhapsody_radical.raptor_config import (
@@ -38,7 +38,7 @@ OWN_MASTER, OWN_WORKER, OWN_CALL = (
     Path(__file__).parents[1] / name
     for name in ("_raptor_master.py", "_raptor_worker.py", "call.py")
 )
-PROTOCOL = Path(runner.__file__)
+PROTOCOL = Path(RUNNER_FILE)
 ORDER = TASK_STATES[Generation.CURRENT]
 AGENT_SCHEDULING = "AGENT_SCHEDULING"
 BEFORE = ORDER[: ORDER.index(AGENT_SCHEDULING)]

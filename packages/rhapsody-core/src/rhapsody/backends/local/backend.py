@@ -22,7 +22,7 @@ from rhapsody.backends.local.host import HostResources, host_resources
 from rhapsody.backends.local.jobs import Job, Runner
 from rhapsody.backends.local.slots import ONE_FUNCTION, Queue, Request, Slots
 from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
-from rhapsody.backends.sandboxes import SharedSandboxes
+from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError, is_a
 from rhapsody.quantities import seconds

@@ -18,7 +18,7 @@ from typing import Any
 from rhapsody.backends.local.jobs import Job, no_environment
 from rhapsody.context import task_context
 from rhapsody.errors import TaskLostError, is_a, set_traceback
-from rhapsody.sdk.calls import order_of
+from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.capture import recording
 from rhapsody.sdk.loops import WorkerLoop, without_own_frames
 from rhapsody.sdk.runner import CallResult
@@ -130,9 +130,9 @@ class Call:
         from rhapsody.backends.local import packing, worker
 
         job = self._job
-        # Whoever unpickles it makes the call and gets an `Outcome`.
+        # Whoever unpickles it makes the call and gets a `CallResult`.
         environment = job.environment(self._gpus)
-        order = order_of(
+        order = call_spec(
             job.task,
             cores=job.request.cores,
             environment=environment,

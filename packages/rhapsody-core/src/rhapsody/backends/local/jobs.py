@@ -50,7 +50,7 @@ class Job:
         worker: The same in words, for people.
         attempts: How many worker processes were gone before one had begun with it.
         call: Its call for a worker process, where it is packed already.
-        modules: The program's own modules for its call, see `Order.modules`.
+        modules: The program's own modules for its call, see `CallSpec.modules`.
     """
 
     __slots__ = (

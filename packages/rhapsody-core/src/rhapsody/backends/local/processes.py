@@ -29,7 +29,7 @@ from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk import _groups as groups
 from rhapsody.sdk._memory import memory_error, memory_group
-from rhapsody.sdk.calls import order_of
+from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.runner import CallResult
@@ -250,7 +250,7 @@ class ProcessWorkers:
         assert job.call is not None
         environment = job.environment(self._gpus)
         job.modules = modules = own_modules()
-        order = order_of(
+        order = call_spec(
             job.task,
             cores=job.request.cores,
             environment=environment,

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.backends.local import logs
 from rhapsody.context import Setting, TaskContext, task_context
-from rhapsody.sdk.capture import Recorded, streams
+from rhapsody.sdk.capture import CapturedOutput, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
 from rhapsody.sdk.runner import (
     PLAIN,
@@ -231,7 +231,7 @@ class _WholeLines(BufferedIOBase):
             start += os.write(self._descriptor, data[start:end])
 
 
-class _Recorded(Recorded):
+class _WorkerOutput(CapturedOutput):
     """Shows what a call printed where the worker's output goes as soon as it has ended."""
 
     def __exit__(self, *error: object) -> None:
@@ -265,8 +265,8 @@ class _Runner(Runner):
     def pack(self, value: Any) -> Any:
         return pickle.dumps(value, 5) if type(value) in PLAIN else super().pack(value)
 
-    def output(self, order: CallSpec) -> _Recorded:
-        return _Recorded(order.directory, order.capture)
+    def output(self, order: CallSpec) -> _WorkerOutput:
+        return _WorkerOutput(order.directory, order.capture)
 
     def context(self, order: CallSpec) -> Setting[Any]:
         return task_context(TaskContext(**known(order)))
