@@ -666,6 +666,34 @@ CHANGED |= {
     "a variable of the environment by a function taken inside": (
         "import os\nos.environ['RH_X'] = 'a'\n"
         "def f(x):\n    from os import getenv\n    return getenv('RH_X')\n", "= 'a'", "= 'b'"),
+    "the name of a function that is set": (
+        "def make(n):\n    def g(x): return 1\n    g.__name__ = n\n    return g\ng = make('a')\n"
+        "def f(x): return g.__name__\n", "'a'", "'b'"),
+    "the qualified name of a function that is set": (
+        "def g(x): return 1\ng.__qualname__ = 'a'\ndef f(x): return g.__qualname__\n",
+        "'a'", "'b'"),
+    "the name of a class that is set": (
+        "class A: pass\nA.__name__ = 'a'\ndef f(x): return A.__name__\n", "'a'", "'b'"),
+    "the order of attributes in a pattern": (
+        "K = 'a', 'b'\nclass A:\n    __match_args__ = K\n    a = b = 1\nK = 9\n"
+        "def f(x):\n    match A():\n        case A(n): return n\n",
+        "'a', 'b'", "'b', 'a'"),
+    "the slots of a class": (
+        "A = type('A', (), {'__slots__': ('a', 'b')})\ndef f(x): return A.__slots__\n",
+        "'a', 'b'", "'b', 'a'"),
+    "an attribute of a member of an enum": (
+        "import enum\nclass A(enum.Enum):\n    N = 1\nA.N.rate = 1\ndef f(x): return A.N.rate\n",
+        "rate = 1", "rate = 2"),
+    "the metadata of a dataclass's field": (
+        "import dataclasses as d\nK = {'u': 1}\n@d.dataclass\nclass A:\n"
+        "    n: int = d.field(default=1, metadata=K)\nK = 9\n"
+        "def f(x): return d.fields(A)[0].metadata['u']\n", "'u': 1", "'u': 2"),
+    "a module of a package that belongs to no distribution": (
+        {"main.py": "import lib\ndef f(x): return lib.g(x)\n",
+         "site-packages/lib/__init__.py": "from .m import g\n",
+         "site-packages/lib/m.py": "def g(x): return 1\n"}, "return 1", "return 2"),
+    "what is shown of a library that shows progress": (
+        "import rich.text\nt = rich.text.Text('a')\ndef f(x): return t.plain\n", "'a'", "'b'"),
     "a variable of the environment by expandvars": (
         "import os\nos.environ['RH_X'] = 'a'\ndef f(x): return os.path.expandvars('$RH_X')\n",
         "= 'a'", "= 'b'"),
@@ -715,6 +743,9 @@ REFUSED: dict[str, tuple[str | Files, str]] = {
     "sys.modules in a module that a task imports": (
         {"main.py": "def f(x):\n    import m\n    return m.g()\n",
          "m.py": "import sys\ndef g(): return sys.modules['main']\n"}, "sys.modules"),
+    "a library in C": (
+        "import ctypes\nlib = ctypes.CDLL(None)\ndef f(x): return lib.getpid()\n",
+        "functions of the library"),
     "a module that runpy runs": (
         "import runpy\ndef f(x): return runpy.run_module('json.tool')\n", "runpy.run_module"),
     "a file that runpy runs": (

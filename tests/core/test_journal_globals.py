@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import ast
 import functools
 import linecache
@@ -78,6 +79,37 @@ def test_a_global_that_the_function_sets_counts_as_the_caller_saw_it(keys: Keys)
         digests.add(key_of(keys, counting).digest)
         counting()
     assert len(digests) == 3
+
+
+class FirstBase:
+    pass
+
+
+class OtherBase:
+    pass
+
+
+class Derived(FirstBase):
+    pass
+
+
+class Abstract(abc.ABC):  # noqa: B024
+    pass
+
+
+def with_classes() -> Any:
+    return Derived(), Abstract
+
+
+def test_bases_that_are_set_between_two_tasks_count(keys: Keys) -> None:
+    seen = [key_of(keys, with_classes).digest]
+    Derived.__bases__ = (OtherBase,)
+    keys.begin()
+    seen.append(key_of(keys, with_classes).digest)
+    Abstract.register(Derived)
+    keys.begin()
+    seen.append(key_of(keys, with_classes).digest)
+    assert len(set(seen)) == 3
 
 
 CACHE: dict[int, Any] = {}

@@ -32,7 +32,7 @@ def _array(value: Any) -> tuple[Any, ...] | None:
         about = about, metadata
     if array.dtype.names is not None:  # there may be rubbish between its fields
         return about, [array[name] for name in array.dtype.names]
-    if array.dtype.hasobject or array.dtype.kind == "U":  # texts may name files
+    if array.dtype.hasobject or array.dtype.kind in "SU":  # texts may name files
         return about, array.ravel().tolist()
     if array.dtype.char in "gG":  # there is rubbish in long doubles
         return about, repr(array.astype(str).tolist()).encode()
@@ -61,7 +61,7 @@ def _table(value: Any) -> tuple[Any, ...] | None:
     about = str(value.dtype).encode()
     if isinstance(value, pandas.arrays.NumpyExtensionArray):
         return about, value.to_numpy()
-    if value.dtype.kind == "O" and not isinstance(value.dtype, pandas.StringDtype):
+    if value.dtype.kind in "OSU":  # texts may name files
         return about, value.to_numpy(object)
     if value.dtype.kind == "f" and hasattr(value.dtype, "numpy_dtype"):  # zeros have signs
         return about, value.to_numpy(value.dtype.numpy_dtype, na_value=0), value.isna()

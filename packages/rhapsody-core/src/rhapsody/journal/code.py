@@ -80,10 +80,16 @@ _IMPORTERS = frozenset(map(id, (
 """Functions that run a module by its name or path; code may use only those in `_SPECIAL`, and
 those only in a call."""
 
+_STARTERS = (
+    "subprocess.", "os.popen", "os.spawn", "posix.system", "posix.posix_spawn",
+    "asyncio.subprocess.create_subprocess",
+)  # fmt: skip
+"""Names of functions that start programs."""
+
 _OF_CLASSES = frozenset((
     "__module__", "__qualname__", "__dict__", "__weakref__", "__doc__", "__annotations__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
-    "__firstlineno__", "__static_attributes__", "__slots__", "__match_args__", "__orig_bases__",
+    "__firstlineno__", "__static_attributes__", "__orig_bases__",
     "__parameters__", "__type_params__", "__abstractmethods__", "_abc_impl", "__final__",
     "__dataclass_fields__", "__dataclass_params__", "__protocol_attrs__",
     "__non_callable_proto_members__",
@@ -96,8 +102,10 @@ _MAKERS = ("__dataclass_fields__", "_fields", "__attrs_attrs__")
 _OPTIONS = ("init", "repr", "eq", "order", "unsafe_hash", "frozen")
 """Options of dataclasses that every version of Python has."""
 
-_OF_FIELDS = ("default", "default_factory", "init", "repr", "hash", "compare", "kw_only")
-"""Attributes of the fields of dataclasses that affect the methods made of them."""
+_OF_FIELDS = (
+    "default", "default_factory", "init", "repr", "hash", "compare", "kw_only", "metadata",
+)  # fmt: skip
+"""Attributes of the fields of dataclasses that the body of the class can compute."""
 
 _HIDDEN = frozenset((
     "__globals__", "__subclasses__", "_getframe", "currentframe", "f_globals", "f_locals",
@@ -137,10 +145,12 @@ class CodeFingerprint:
         sizes: Variables that were read as a whole, with their number.
         environment: The environment variables that were read.
         inner: Values that can change in place, with their digests.
-        made_of: Functions, with their code and defaults, which programs can replace.
+        made_of: Functions, with their code, defaults and names, which programs can replace.
+        related: Classes, with their bases and the like, which programs can replace.
         set_here: Whether a variable of a module may have another value than on a worker, which
             imports the module: the value is not plainly what the source says. The same goes for
             variables of the environment.
+        starts_programs: Whether it starts programs, which inherit variables of the environment.
     """
 
     __slots__ = (
@@ -162,8 +172,10 @@ class CodeFingerprint:
         "parts",
         "paths",
         "read",
+        "related",
         "set_here",
         "sizes",
+        "starts_programs",
     )
 
     def __init__(self, program: Program) -> None:
@@ -193,7 +205,9 @@ class CodeFingerprint:
         self.environment: list[tuple[str, str | None]] = []
         self.inner: list[tuple[object, bytes]] = []
         self.made_of: list[tuple[types.FunctionType, tuple[object, ...]]] = []
+        self.related: list[tuple[type, list[type]]] = []
         self.set_here: bool = False
+        self.starts_programs: bool = False
         self._filled: set[tuple[int, str]] = set()
         self._empty: list[tuple[str, Mapping[str, Any], str, object, object]] = []
         self._fills: set[tuple[str, str, str]] = set()  # module, class if a method, and attribute
@@ -214,6 +228,7 @@ class CodeFingerprint:
                 name = f"{name} ({number})"
             known = self._seen[id(thing)] = thing, name
             self._todo.append(known)
+            self.starts_programs = self.starts_programs or name.startswith(_STARTERS)
             if any(thing is each for each in _READERS):  # passed on, as to a `partial`
                 self._used(f"the environment used by {name}", os.environ)
             elif id(thing) in _IMPORTERS:
@@ -310,6 +325,8 @@ class CodeFingerprint:
         self._collecting = True
         if any(_made_of(each) != parts for each, parts in self.made_of):
             return False
+        if any(list(map(id, _related(cls))) != list(map(id, was)) for cls, was in self.related):
+            return False
         values = Values(self)
         try:
             return all(values.digest(value, whole=False) == was for value, was in self.inner)
@@ -378,6 +395,8 @@ class CodeFingerprint:
         for argument, default in (function.__kwdefaults__ or {}).items():
             self._used(f"the default {argument} of {name}", default)
         self.made_of.append((function, _made_of(function)))
+        if own and (function.__name__, function.__qualname__) != (code.co_name, code.co_qualname):
+            self.parts[f"names of {name}"] = f"{function.__name__} {function.__qualname__}"
         self._attributes(vars(function), name)
         if own:
             self._names(code, variables, name)
@@ -440,11 +459,12 @@ class CodeFingerprint:
             self.parts[name] = body[0]
             for chain in body[1]:
                 self._global(variables, Use(chain), name)
-        for number, base in enumerate((*cls.__bases__, type(cls))):
-            self._used(f"base {number} of {name}", base)
-        if isinstance(cls, abc.ABCMeta):
-            for number, each in enumerate(_registered(cls)):
-                self._used(f"registered class {number} of {name}", each)
+        if cls.__name__ != cls.__qualname__.rpartition(".")[2]:
+            self.parts[f"name of {name}"] = cls.__name__
+        related = _related(cls)
+        self.related.append((cls, related))
+        for number, each in enumerate(related):
+            self._used(f"class {number} related to {name}", each)
         made = body is not None and any(each in vars(cls) for each in _MAKERS)
         if made and "__dataclass_fields__" in vars(cls):
             self._used(f"the fields of {name}", _fields_of(cls))
@@ -649,6 +669,7 @@ class CodeFingerprint:
             return
         name = part.rpartition(".")[2]
         self.read.append((vars(module), name, member))
+        self.starts_programs = self.starts_programs or self._name(member).startswith(_STARTERS)
         home = str(member.__module__).partition(".")[0]
         if member.__name__ != name or home != module.__name__.partition(".")[0]:
             self.parts[f"{part} used by {user}"] = self._name(member)
@@ -831,7 +852,7 @@ class CodeFingerprint:
             return True
         found = program.origins.version(str(module), file or file_of(module))
         if found is not None:
-            self.parts[found[0]] = found[1]
+            self.parts[found[0]] = found[1] or program.package(found[0])
         return False
 
 
@@ -871,18 +892,21 @@ def _fields_of(cls: Any) -> list[tuple[Any, ...]]:
     return found
 
 
-def _registered(cls: abc.ABCMeta) -> list[type]:
-    """Return the classes that `register` has made subclasses of an abstract one."""
+def _related(cls: type) -> list[type]:
+    """Return a class's bases and its own class, and those registered as its subclasses."""
+    found = [*cls.__bases__, type(cls)]
+    if not isinstance(cls, abc.ABCMeta):
+        return found
     registry = abc._get_dump(cls)[0]  # type: ignore[attr-defined]
-    found = [each() for each in registry]
-    kinds = [each for each in found if isinstance(each, type)]
-    return sorted(kinds, key=lambda each: (each.__module__, each.__qualname__))
+    kinds = [each for each in (made() for made in registry) if isinstance(each, type)]
+    return found + sorted(kinds, key=lambda each: (each.__module__, each.__qualname__))
 
 
 def _made_of(function: types.FunctionType) -> tuple[object, ...]:
     """Return the parts of a function that can be set, in a form that compares by identity."""
-    keywords = function.__kwdefaults__ or {}
-    return function.__code__, id(function.__defaults__), {k: id(v) for k, v in keywords.items()}
+    keywords = {name: id(value) for name, value in (function.__kwdefaults__ or {}).items()}
+    names = function.__name__, function.__qualname__
+    return function.__code__, id(function.__defaults__), keywords, names
 
 
 def _is_script(module: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shutil
 import types
@@ -12,8 +13,8 @@ from pathlib import Path
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.names import Names, names_in
 from rhapsody.journal.syntax import Sources
-from rhapsody.journal.values import UnhashableError
-from rhapsody.sdk._origins import Origins, real_path
+from rhapsody.journal.values import SIZE, UnhashableError
+from rhapsody.sdk._origins import Origins, real_path, spec_of
 
 
 class Program:
@@ -36,6 +37,7 @@ class Program:
         self._roots = self._directory, os.path.abspath(directory)
         self._files = files
         self._names: dict[types.CodeType, Names] = {}
+        self._packages: dict[str, str] = {}
         self.memos: dict[tuple[int, str], object] = {}
         self.unloaded: set[str] = set()
 
@@ -68,6 +70,19 @@ class Program:
     def pipes(self) -> set[str]:
         """The paths that `file` was called with and that name pipes."""
         return self._files.pipes
+
+    def package(self, name: str) -> str:
+        """Return the digest of an installed package that belongs to no distribution."""
+        if name not in self._packages:
+            spec, made = spec_of(name, None), hashlib.blake2b(digest_size=SIZE)
+            places = spec and (spec.submodule_search_locations or [str(spec.origin)])
+            for place in places or ():
+                files = [Path(str(place)), *sorted(Path(str(place)).rglob("*"))]
+                for file in files:
+                    if "__pycache__" not in file.parts:
+                        made.update(self.file(str(file)) or b"")
+            self._packages[name] = made.hexdigest()
+        return self._packages[name]
 
     def which(self, name: str, path: str | None) -> str | None:
         """Return the path of a program that a command names.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copyreg
+import enum
 import functools
 import hashlib
 import io
@@ -62,8 +63,11 @@ _LOCKS = frozenset((
 ))  # fmt: skip
 """Modules whose objects schedule or synchronize work and do not affect results."""
 
-_TALK = frozenset(("loguru", "structlog", "rich", "tqdm"))
-"""Packages whose objects only write messages."""
+_TALK = frozenset((
+    "loguru", "structlog", "tqdm", "rich.console", "rich.live", "rich.logging", "rich.progress",
+    "rich.status",
+))  # fmt: skip
+"""Packages and modules whose objects only write messages."""
 
 _LOGGING = logging.Logger, logging.Handler, logging.LoggerAdapter
 
@@ -290,6 +294,9 @@ class Values:
     def _reduced(self, value: Any, feed: Feed) -> None:
         """Anything else by what it would be made of again."""
         kind = type(value)
+        ctypes = sys.modules.get("ctypes")
+        if ctypes is not None and isinstance(value, ctypes.CDLL):  # it holds an address
+            raise UnhashableError(f"the functions of the library {value._name!r} are not known")
         try:
             reduce = copyreg.dispatch_table.get(kind)
             if reduce is None and isinstance(value, logging.Logger) and self._around.own(kind):
@@ -316,6 +323,9 @@ class Values:
             state = state, value.__cause__  # which pickle leaves out
         elif is_array(value) and getattr(value, "__dict__", None):
             state = state, vars(value)
+        elif isinstance(value, enum.Enum):  # pickle keeps the value, but not other attributes
+            more = getattr(value, "__dict__", {}).items()
+            state = state, {name: each for name, each in more if not name[0] == name[-1] == "_"}
         self._items(b"r", (function, arguments, state), feed)
         self._items(b"l", items or (), feed)
         if isinstance(value, OrderedDict):
@@ -427,4 +437,4 @@ def _is_mute(value: object) -> bool:
     module = type(value).__module__
     return (
         module in _LOCKS and not isinstance(value, _EVENTS | threading.Thread)
-    ) or module.partition(".")[0] in _TALK
+    ) or not _TALK.isdisjoint((module, module.partition(".")[0]))

@@ -26,7 +26,7 @@ class Origins:
         self._places = _below([*places, site.getusersitepackages()])
         self._standard = _below([paths["stdlib"], paths["platstdlib"]])
         self._ours = _below([os.path.dirname(os.path.dirname(__file__))])
-        self._versions: dict[str, tuple[str, str] | None] = {}
+        self._versions: dict[str, tuple[str, str]] = {}
 
     def own(self, file: object) -> TypeGuard[str]:
         """Return whether a file is the user's own, so that its source counts, not its version."""
@@ -38,7 +38,10 @@ class Origins:
         return not (self._installed(path) or path.startswith((*self._standard, *self._ours)))
 
     def version(self, module: str, file: object) -> tuple[str, str] | None:
-        """The distribution of an installed module and its version; `None` for other modules."""
+        """Return the name and version of an installed module's package, `None` for other modules.
+
+        The version is empty if the package belongs to no distribution.
+        """
         if not isinstance(file, str) or not self._installed(real_path(file)):
             return None
         name = module.partition(".")[0]
@@ -55,13 +58,15 @@ def _below(places: Iterable[str]) -> tuple[str, ...]:
     return tuple({real_path(place) + os.sep for place in places})
 
 
-def _version(name: str) -> tuple[str, str] | None:
+def _version(name: str) -> tuple[str, str]:
     try:
-        return name, metadata.version(name)
-    except metadata.PackageNotFoundError:  # several may share a name, as `google`
-        found = sorted(set(_distributions().get(name, ())))
-        versions = [f"{each} {metadata.version(each)}" for each in found]
-        return (name, ", ".join(versions)) if found else None
+        files = metadata.distribution(name).read_text("RECORD")
+        if files is None or any(f"\n{name}{end}" in f"\n{files}" for end in "/."):
+            return name, metadata.version(name)
+    except metadata.PackageNotFoundError:
+        pass
+    several = sorted(set(_distributions().get(name, ())))  # as for `google`
+    return name, ", ".join(f"{each} {metadata.version(each)}" for each in several)
 
 
 def file_of(module: Any) -> str | None:
