@@ -38,7 +38,9 @@ def test_a_text_or_path_that_names_a_file_counts_with_its_content(
 ) -> None:
     data = tmp_path / "data.txt"
     data.write_text("one")
-    for name in (str(data), data, "data.txt", [{"at": data}], np.array(["data.txt"], object)):
+    named: list[Any] = [str(data), data, "data.txt", [{"at": data}]]
+    named += [np.array(["data.txt"], object), np.array([b"data.txt"])]
+    for name in named:
         data.write_text("one")
         first = key_of(keys, work, name)
         data.write_text("two")
@@ -47,6 +49,16 @@ def test_a_text_or_path_that_names_a_file_counts_with_its_content(
         data.write_text("one")
         assert key_of(keys, work, name).digest == first.digest
         assert keys.files(first.paths) == first.paths
+
+
+def test_a_file_that_a_column_of_a_table_names_counts(keys: Keys, tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    tables = [pd.DataFrame({"a": pd.Series(["data.txt"], dtype=d)}) for d in ("str", "object")]
+    seen = set()
+    for text in ("one", "two"):
+        (tmp_path / "data.txt").write_text(text)
+        seen |= {key_of(keys, work, table).digest for table in tables}
+    assert len(seen) == 4
 
 
 def test_a_file_counts_however_its_path_is_written(
@@ -318,14 +330,61 @@ def test_a_program_counts_with_its_place_on_the_path_and_its_content(
 
 @pytest.mark.parametrize(
     "word",
-    ["--in={}", "-I{}", "a,{}", "in:{}", "@{}", "{}#top", "cat <'{}'", "x; cat {} >/dev/null"],
+    [
+        "--in={}", "-I{}", "a,{}", "in:{}", "@{}", "{}#top", "cat <'{}'", "x; cat {} >/dev/null",
+        "tool -I{}", 'python -c "open(\\"{}\\")"', "cat $PLACE/data.txt", "cat ${{PLACE}}/data.txt",
+        'cat "${{PLACE}}"/data.txt', "cat '$PLACE/a file.txt'", r"cat $PLACE/a\ file.txt",
+        "cat ${{DIRECTORY}}/data.txt", "x" * 5000 + "; cat {}",
+    ],
+)  # fmt: skip
+def test_a_file_in_a_word_of_a_command_counts(
+    word: str, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIRECTORY", str(tmp_path))
+    data, environment = tmp_path / "data.txt", {"PLACE": str(tmp_path)}
+    seen = set()
+    for text in ("one", "two"):
+        data.write_text(text)
+        (tmp_path / "a file.txt").write_text(text)
+        seen.add(command(keys, "tool", word.format(data), environment=environment))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("text", ["7tool", "echo a b c d e f g h; 7tool", "true 1 2 3 && 7tool"])
+def test_a_program_in_a_command_of_a_shell_counts(text: str, keys: Keys, tmp_path: Path) -> None:
+    seen = set()
+    for content in ("one", "two"):
+        (tmp_path / "7tool").write_text(content)
+        (tmp_path / "7tool").chmod(0o755)
+        seen.add(command(keys, text, environment={"PATH": str(tmp_path)}))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import subprocess\ndef f(x): return subprocess.run(x)\n",
+        "from subprocess import check_output as run\ndef f(x): return run(x)\n",
+        "import os\ndef f(x): return os.popen(x), os.path.exists(x)\n",
+        "from os import system\ndef g(x): return system(x)\ndef f(x): return g(x)\n",
+        "import asyncio\nasync def f(x): return await asyncio.create_subprocess_exec(x)\n",
+    ],
 )
-def test_a_file_in_a_word_of_a_command_counts(word: str, keys: Keys, tmp_path: Path) -> None:
-    data = tmp_path / "data.txt"
-    data.write_text("one")
-    before = command(keys, "tool", word.format(data))
-    data.write_text("two")
-    assert command(keys, "tool", word.format(data)) != before
+def test_variables_that_the_program_has_set_count_where_a_function_starts_programs(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, {"main.py": program})
+    with loaded(tmp_path) as main:
+        keys = keys_in(tmp_path)
+        seen = [key_of(keys, main.f, "a").digest]
+        for value in ("1", "2"):
+            monkeypatch.setenv("TOOL_MODE", value)
+            seen.append(key_of(keys, main.f, "a").digest)
+        assert len(set(seen)) == 3
+        own = {"environment": {"TOOL_MODE": "3"}}
+        inherited = key_of(keys, main.f, "a", **own)
+        monkeypatch.setenv("TOOL_MODE", "1")
+        assert key_of(keys, main.f, "a", **own) == inherited
 
 
 def test_a_file_that_a_shell_command_names_counts_unless_it_is_written(

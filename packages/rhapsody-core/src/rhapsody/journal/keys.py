@@ -7,10 +7,12 @@ it is tried.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import os
 import re
+import shlex
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +29,13 @@ _CODE = (types.FunctionType, type)
 _VARIABLES = "variables set by the program"
 
 _WRITTEN = re.compile(r"[0-9&]?>>?\s*[^\s;|&()<>]+")
-_AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#]+")
+_AROUND_PATHS = re.compile(r"[\s'\"`|&;<>(){}=:,@#\\]+")
 _AFTER_FLAG = re.compile("^-[^/]+(/.*)|^-[A-Za-z](.+)", re.DOTALL)
-_PROGRAM = re.compile(r"[A-Za-z_][\w.+-]*")
+_PROGRAM = re.compile(r"\w*[A-Za-z_][\w.+-]*")
+_BRACED = re.compile(r"\$\{(\w+)\}(?!\w)")
+_VARIABLE = re.compile(r"\$(\w+)")
 
-MOST_PROGRAMS = 8
+MOST_PROGRAMS = 64
 """Words of a command that are looked for as programs, as in `mpirun -n 4 tool`."""
 
 SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_exec", "pre_launch")
@@ -184,9 +188,14 @@ class Keys:
         for name in SURROUNDINGS if specific else ():
             if specific.get(name):
                 parts[f"task_description {name}"] = found.value(specific[name])
-        if not task.get("shares_memory", True) and (
-            found.set_here or (code is not None and self._functions[function].found.set_here)
-        ):
+        used = found if code is None else self._functions[function].found
+        inherited = None
+        if used.starts_programs and _VARIABLES not in parts:
+            inherited = self._variables(task, found)
+        if inherited is not None:
+            parts[_VARIABLES] = inherited
+        elsewhere = found.set_here or used.set_here or inherited is not None
+        if elsewhere and not task.get("shares_memory", True):
             parts["values of modules"] = "as a worker imports them"
         if found.parts:
             parts = dict(sorted(found.parts.items())) | parts
@@ -229,13 +238,20 @@ class Keys:
         """
         programs: dict[str, None] = {}
         for word in words:
-            if len(word) > LONGEST:
-                continue
-            pieces = _AROUND_PATHS.split(_WRITTEN.sub(" ", word))
+            text = _BRACED.sub(r"$\1", _WRITTEN.sub(" ", word))
+            text = _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
+            pieces = _AROUND_PATHS.split(text)
             if len(programs) < MOST_PROGRAMS:
                 programs.update(dict.fromkeys(filter(_PROGRAM.fullmatch, pieces)))
-            pieces += [piece for pair in _AFTER_FLAG.findall(word) for piece in pair]
-            for piece in (word, *filter(None, pieces)):
+            if "\\" in text or "'" in text or '"' in text:
+                with contextlib.suppress(ValueError):  # it is not for a shell
+                    pieces += shlex.split(text)
+            pieces += [
+                last for each in pieces for pair in _AFTER_FLAG.findall(each) for last in pair
+            ]
+            for piece in dict.fromkeys((word, *filter(None, pieces))):
+                if len(piece) > LONGEST:
+                    continue
                 if piece.startswith(("/", "~", "$")):
                     yield piece
                 elif cwd is not None:
