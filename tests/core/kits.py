@@ -1,17 +1,23 @@
-"""The conformance kit as its own tests run it: on any backend, with short limits."""
+"""The conformance suite as its own tests run it: on any backend, with short limits."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+import itertools
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
 
 from rhapsody.testing import BackendConformance
-from rhapsody.testing._running import Stage, stages
 from tests.core.faulty_backends import use_library
 from tests.core.small_backend import SmallBackend
 
 
 class Quick(BackendConformance):
-    """The kit with limits short enough to wait for a fault."""
+    """The suite with limits short enough to wait for a fault."""
 
     time_limit = 1.5
     settle = 0.05
@@ -21,6 +27,7 @@ class Quick(BackendConformance):
     output_bytes = 200_000
     cycles = 4
     closures = 11
+    fan = 300
     cores = 2
     memory = "1 GiB"
     shares_memory = False
@@ -46,17 +53,46 @@ class Lingering(Patient):
     settle = 0.02
 
 
-Scope = Literal["test", "class"]
+Kit = type[BackendConformance]
+SUBJECT: Kit = Quick
+_NUMBERS = itertools.count()
+_MODULE = "from tests.core import kits\nTestSubject = kits.SUBJECT\n"
+_OPTIONS = (
+    *("--import-mode=importlib", "--capture=no", "--tb=short", "-q", "--no-header"),
+    *("-W", "error", "-W", "ignore:Module already imported"),
+    *("-o", "asyncio_default_fixture_loop_scope=function", "-o", "addopts="),
+    *(f"-pno:{name}" for name in ("cacheprovider", "faulthandler", "rerunfailures", "xdist")),
+)
 
 
-def kit_on(
-    backend: type[SmallBackend],
-    base: type[BackendConformance] = Quick,
-    scope: Scope = "test",
-) -> BackendConformance:
+@dataclass
+class Outcome:
+    """What pytest reports of some checks.
+
+    Attributes:
+        text: The failures and errors, or the reasons of skips and expected failures.
+        counts: How many checks passed, failed, and so on.
+    """
+
+    text: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def word(self) -> str:
+        """How the only check ended."""
+        return "failed" if "failed" in self.counts else next(iter(self.counts), "none")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a report of pytest's."""
+        reason = getattr(report, "wasxfail", "")
+        word = "xfailed" if reason and report.skipped else report.outcome
+        if report.when == "call" or word != "passed":
+            self.counts[word] = self.counts.get(word, 0) + 1
+        self.text += f"{reason}{report.longreprtext}"
+
+
+def kit_on(backend: type[SmallBackend], base: Kit = Quick) -> Kit:
     class On(base):  # type: ignore[misc, valid-type]
-        backend_scope = scope
-
         async def make_backend(self) -> SmallBackend:
             return backend()
 
@@ -66,17 +102,18 @@ def kit_on(
         async def make_failing_backend(self) -> SmallBackend:
             return backend()
 
-    return cast("BackendConformance", On())
+    return cast("Kit", On)
 
 
-def prove(kit: BackendConformance, check: str) -> None:
-    """Runs a check as pytest would, with a backend of its own or that of its class."""
-    if kit.backend_scope == "test":
-        getattr(kit, check)()
-        return
-    stage = stages[type(kit)] = Stage()
-    try:
-        getattr(kit, check)()
-    finally:
-        del stages[type(kit)]
-        stage.close(type(kit))
+def run(kit: Kit, *checks: str) -> Outcome:
+    """Runs checks in a pytest of their own, in this process."""
+    global SUBJECT
+    SUBJECT, outcome = kit, Outcome()
+    with tempfile.TemporaryDirectory() as root:
+        module = Path(root) / f"test_subject_{os.getpid()}_{next(_NUMBERS)}.py"
+        module.write_text(_MODULE)
+        nodes = (f"{module}::TestSubject::{check}" for check in checks)
+        options = (*_OPTIONS, f"--rootdir={root}", f"--confcutdir={root}")
+        pytest.main([*options, "-c", os.devnull, *nodes], plugins=[outcome])
+    assert outcome.counts, f"no check ran: {checks}"
+    return outcome

@@ -15,7 +15,6 @@ class TestCommandBackend(BackendConformance):
     cores = 2
     fan = 40
     names_workers = False  # the batch system of the example does not say
-    stands_alone = False  # the commands are this process's
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod

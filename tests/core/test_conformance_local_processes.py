@@ -18,7 +18,6 @@ class CannotStart(LocalExecutionBackend):
 
 
 class TestLocalProcesses(BackendConformance):
-    backend_scope = "class"
     cores = 2
     gpus = 2
     memory = "1 GiB"

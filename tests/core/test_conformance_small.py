@@ -1,4 +1,4 @@
-"""The conformance kit on the small backend, in both scopes: it finds no fault where there is none.
+"""The conformance suite on the small backend: it finds no fault where there is none.
 
 What is planted in this backend, and found, is in `test_kit_catches_faults`.
 """
@@ -20,10 +20,6 @@ class TestSmallBackend(BackendConformance):
 
     async def make_failing_backend(self) -> SmallBackend:
         return FailingBackend()
-
-
-class TestSmallBackendOfItsClass(TestSmallBackend):
-    backend_scope = "class"
 
 
 class FailingBackend(SmallBackend):

@@ -20,7 +20,6 @@ class TestDaskForeign(BackendConformance):
     memory = 2_000_000_000
     memory_per_task = 1_000_000_000
     separate_processes = True
-    backend_scope = "class"
     cycles = 4
     fan = 300
     time_limit = 60

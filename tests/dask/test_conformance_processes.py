@@ -18,7 +18,6 @@ class TestDaskProcesses(BackendConformance):
     memory = "2 GiB"
     memory_per_task = "1 GiB"
     separate_processes = True
-    backend_scope = "class"
     closures = 100
     cycles = 4
     fan = 300

@@ -23,7 +23,6 @@ class TestDaskThreads(BackendConformance):
     gpus = 2
     memory = "1 GiB"
     shares_memory = False  # each task unpacks its own
-    backend_scope = "class"
     cycles = 4
     fan = 300
     time_limit = 60

@@ -28,7 +28,6 @@ class TestRadicalPilot(BackendConformance):
     gpus = 1
     memory = "4 GiB"  # what RADICAL-Pilot says of a node of `local.localhost`
     separate_processes = True
-    backend_scope = "class"
     leaves_behind = ()
     # Not in the current directory, where its session goes by default.
     create_kwargs: ClassVar[Mapping[str, Any]] = {

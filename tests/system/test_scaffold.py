@@ -46,11 +46,10 @@ def scaffold(
 
 def test_its_own_tests_pass_with_the_conformance_kit_among_them(scaffold: Scaffold) -> None:
     output = check(scaffold.programs / "pytest", cwd=scaffold.root, timeout=300)
-    assert "conformance of TestDemo" in output
     counts = re.search(r"^=+ (\d+) passed, (\d+) skipped in .*=+$", output, re.MULTILINE)
     assert counts, output
     assert int(counts[1]) > 100
-    assert re.search(r"^executables .* yes +(\d+) of \1$", output, re.MULTILINE), output
+    assert "the backend does not declare services" in output
 
 
 def test_it_is_listed_with_what_it_declares(scaffold: Scaffold, tmp_path: Path) -> None:

@@ -103,7 +103,6 @@ def test_the_backend_passes_the_conformance_kit(plugged_in: Path, tmp_path: Path
     counts = re.search(r"^=+ (\d+) passed, (\d+) skipped in .*=+$", output, re.MULTILINE)
     assert counts, output
     assert int(counts[1]) > 100
-    assert "conformance of TestMPI" in output
 
 
 def test_its_readme_has_its_capabilities(plugged_in: Path, tmp_path: Path) -> None:

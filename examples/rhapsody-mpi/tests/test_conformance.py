@@ -16,11 +16,10 @@ if MPI.COMM_WORLD.size < 2:
 
 
 class TestMPI(BackendConformance):
-    """Some hundred checks; each says in its failure which rule was broken."""
+    """The checks of the conformance suite; each failure links to the rule that was broken."""
 
-    stands_alone = False
     closures = 10  # which take a second each through MPI
 
     async def make_backend(self) -> MPIBackend:
-        """Makes the backend that is proved."""
+        """Make the backend under test."""
         return MPIBackend()

@@ -1,30 +1,22 @@
-"""Tools for testing backends and workflows: the conformance kit, a driver, a recorder.
+"""Tools for tests of backends and workflows: the conformance suite, a driver, a recorder.
 
-The only part of the package that needs pytest and psutil, which the extra
-`rhapsody-core[testing]` brings. What a backend must do is in
-`rhapsody.backends.base`; here it is proved.
+`BackendConformance` is imported on first use, because only that needs pytest, its plugins
+pytest-asyncio and pytest-timeout, and psutil, which the extra `rhapsody-core[testing]` installs.
+Workers, which import functions of the checks, need none of them.
 """
 
 from __future__ import annotations
 
-try:
-    import psutil  # noqa: F401
-    import pytest  # noqa: F401
-except ModuleNotFoundError as _error:
-    raise ModuleNotFoundError(
-        f"rhapsody.testing needs {_error.name}: pip install 'rhapsody-core[testing]'",
-        name=_error.name,
-    ) from _error
+from typing import TYPE_CHECKING, Any
 
-from rhapsody.testing._conformance import BackendConformance
 from rhapsody.testing._driver import Driver, Fault, Finished, ReadyFuture, Report
-from rhapsody.testing._ledger import capability_table
-from rhapsody.testing._recorder import EventRecorder
-from rhapsody.testing._rules import ConformanceError
+from rhapsody.testing._tools import EventRecorder, capability_table
+
+if TYPE_CHECKING:
+    from rhapsody.testing._conformance import BackendConformance
 
 __all__ = [
     "BackendConformance",
-    "ConformanceError",
     "Driver",
     "EventRecorder",
     "Fault",
@@ -33,3 +25,12 @@ __all__ = [
     "Report",
     "capability_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the conformance suite on first use."""
+    if name == "BackendConformance":
+        from rhapsody.testing._conformance import BackendConformance
+
+        return BackendConformance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,89 +1,107 @@
-"""Checks of cancellation: before, while and after a task runs, for each kind."""
+"""Checks of cancellation: before, while and after a task runs, for each kind of task."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
 
 from rhapsody.context import current_task
 from rhapsody.task import TaskDescription, TaskKind
-from rhapsody.testing._driver import Driver
-from rhapsody.testing._machine import alive
-from rhapsody.testing._rules import SHARED, Need, cancels, cannot_stop, skip
-from rhapsody.testing._running import check
-from rhapsody.testing._tasks import CANCELED, DONE, Ticking, quick, until
-from rhapsody.testing._trial import Trial
-from rhapsody.testing._work import touch, touch_async
+from rhapsody.testing._suite import CANNOT_STOP, Need, Suite, cancels, check, each_kind
+from rhapsody.testing._system import alive
+from rhapsody.testing._tasks import CANCELED, DONE, Ticking, call, kinds_of, quick, routes_of, until
 
-MOST_AT_ONCE = 64
+if TYPE_CHECKING:
+    from rhapsody.testing._driver import Driver
 
-DYING = 2.0
-"""Seconds that a process which was killed may take to be gone, on a machine that is busy."""
+_MOST_AT_ONCE = 64
 
 COOPERATIVE = Need(
-    "cancel_functions",
     "the backend stops running functions, or cancels none",
-    lambda capabilities, _: (
+    lambda capabilities, *_: (
         capabilities.sync_functions and capabilities.cancel_functions == "queued"
     ),
 )
 
 
-class Cancellation:
+class Cancellation(Suite):
     """What `cancel_task` returns, what it stops, and what is reported."""
 
-    @check("cancel_task of an unknown uid is False", dry=True)
-    async def test_an_unknown_uid_is_not_cancelled(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        given = await driver.cancel("no.such.task.000001.1")
-        trial.require(given is False, f"it gave {given!r}")
+    @check("cancellation", dry=True)
+    async def test_unknown_and_finished_tasks_are_not_canceled(self, driver: Driver) -> None:
+        assert await driver.cancel("no.such.task.000001.1") is False
+        tasks = [quick(driver, kind) for kind in kinds_of(self.capabilities)]
+        await driver.run(*tasks)
+        assert [await driver.cancel(task) for task in tasks] == [False] * len(tasks)
+        await asyncio.sleep(self.settle)
+        assert [driver.history(task)[-1] for task in tasks] == [DONE] * len(tasks)
 
-    @check("cancel_task of a task that has ended is False, and changes nothing", dry=True)
-    async def test_an_ended_task_is_not_cancelled(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        for kind in trial.kinds():
-            task = quick(driver, kind)
-            await driver.run_one(task)
-            given = await driver.cancel(task)
-            trial.require(given is False, f"for a {kind} it gave {given!r}")
-            await trial.clock.elapse(trial.kit.settle)
-            states = driver.history(task)
-            trial.require(states[-1] is DONE, f"a {kind} was reported {[*map(str, states)]}")
+    @check("cancellation", cancels("queued"), "shared_file_system")
+    @each_kind
+    async def test_a_waiting_task_is_canceled(self, driver: Driver, kind: TaskKind) -> None:
+        blockers = [Ticking(driver, kind) for _ in range(_MOST_AT_ONCE)]
+        traces = [self.place / f"trace.{number}" for number in range(3)]
+        victims = [_tracing(driver, kind, str(trace)) for trace in traces]
+        await driver.submit(*(blocker.task for blocker in blockers), *victims)
+        await blockers[0].began()
+        before, begun = -1, 0
+        while begun > before:  # a busy machine starts them slowly
+            await asyncio.sleep(self.settle)
+            before, begun = begun, sum(blocker.begun for blocker in blockers)
+        try:
+            if begun == _MOST_AT_ONCE or any(trace.exists() for trace in traces):
+                pytest.skip(f"nothing waits: the backend starts {_MOST_AT_ONCE} tasks at once")
+            # All at once: a backend that is slow to start tasks continues to do so meanwhile.
+            await asyncio.gather(*(_cancel(driver, victim) for victim in victims))
+        finally:
+            for blocker in blockers:
+                blocker.release()
+        for blocker in blockers:
+            end = await driver.finished(blocker.task)
+            assert end.state is DONE, f"a task that was not canceled: {end}"
+        ran = [trace.name for trace in traces if trace.exists()]
+        assert not ran, f"{len(ran)} of 3 canceled tasks ran"
 
-    @check("a queued function can be cancelled", cancels("function", "queued"), SHARED)
-    async def test_a_waiting_function_is_cancelled(self, trial: Trial) -> None:
-        await _cancel_waiting(trial, "function")
+    @check("cancellation", cancels("running"), "shared_file_system")
+    @each_kind
+    async def test_a_running_task_is_stopped(self, driver: Driver, kind: TaskKind) -> None:
+        routes = [route for route in routes_of(self.capabilities) if route.kind == kind]
+        tickings = [Ticking(driver, kind) for _ in range(max(1, len(routes)))]
+        for route, ticking in zip(routes, tickings, strict=False):
+            route.take(ticking.task)
+        bystander = Ticking(driver, kind)
+        await driver.submit(*(each.task for each in (*tickings, bystander)))
+        names = [route.name for route in routes] or [f"an {kind}"]
+        open_names = set(names)
 
-    @check("a queued coroutine can be cancelled", cancels("async_function", "queued"), SHARED)
-    async def test_a_waiting_coroutine_is_cancelled(self, trial: Trial) -> None:
-        await _cancel_waiting(trial, "async_function")
+        async def cancel(name: str, ticking: Ticking) -> None:
+            await ticking.began()
+            answers = await asyncio.gather(*(driver.cancel(ticking.task) for _ in range(2)))
+            assert answers[0] is True, f"cancel_task of {name}, which runs, returned {answers[0]!r}"
+            end = await driver.finished(ticking.task)
+            assert end.state is CANCELED, f"{name} was canceled while it ran: {end}"
+            open_names.discard(name)
 
-    @check("a queued executable can be cancelled", cancels("executable", "queued"), SHARED)
-    async def test_a_waiting_executable_is_cancelled(self, trial: Trial) -> None:
-        await _cancel_waiting(trial, "executable")
+        try:
+            await asyncio.gather(*map(cancel, names, tickings))
+        except asyncio.CancelledError as error:
+            error.add_note(f"waiting for the end of {', '.join(sorted(open_names))}")
+            raise
+        still = await asyncio.gather(*(ticking.is_still() for ticking in tickings))
+        going = [name for name, ended in zip(names, still, strict=True) if not ended]
+        assert not going, f"reported CANCELED while the work goes on: {', '.join(going)}"
+        await bystander.began()
+        bystander.release()
+        end = await driver.finished(bystander.task)
+        assert end.state is DONE, f"a neighbor of canceled tasks: {end}"
+        assert (await driver.run_one(quick(driver, kind))).state is DONE, "a task afterwards"
 
-    @check("a running function is really stopped", cancels("function", "running"), SHARED)
-    async def test_a_running_function_is_stopped(self, trial: Trial) -> None:
-        await _cancel_running(trial, "function")
-
-    @check("a running coroutine is really stopped", cancels("async_function", "running"), SHARED)
-    async def test_a_running_coroutine_is_stopped(self, trial: Trial) -> None:
-        await _cancel_running(trial, "async_function")
-
-    @check("a running executable is really stopped", cancels("executable", "running"), SHARED)
-    async def test_a_running_executable_is_stopped(self, trial: Trial) -> None:
-        await _cancel_running(trial, "executable")
-
-    @check(
-        "an executable is stopped with all processes it started, also such as ignore SIGTERM",
-        cancels("executable", "running"),
-        SHARED,
-    )
-    async def test_an_executable_is_stopped_as_a_group(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        note = trial.work_dir / "pids"
+    @check("cancellation", "executables", cancels("running", "executable"), "shared_file_system")
+    async def test_an_executable_is_stopped_as_a_group(self, driver: Driver) -> None:
+        note = self.place / "pids"
         command = (
             f"trap '' TERM; (trap '' TERM; while :; do sleep 0.1; done) & "
             f"echo $$ $! > '{note}.part'; mv '{note}.part' '{note}'; "
@@ -93,41 +111,31 @@ class Cancellation:
         await driver.submit(task)
         await until(note.exists)
         pids = [int(word) for word in note.read_text().split()]
-        await _require_canceled(trial, driver, task, "executable")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DYING):
-                await until(lambda: not any(map(alive, pids)))
-        left = [pid for pid in pids if alive(pid)]
-        trial.require(not left, f"of the processes {pids} there are still {left}")
+        await _cancel(driver, task)
+        end = time.monotonic() + 2  # a killed process may take a while to disappear
+        while (left := [pid for pid in pids if alive(pid)]) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        assert not left, f"of the processes {pids}, which ignore SIGTERM, {left} still run"
 
-    @check(
-        "a function that cannot be stopped is reported when it ends",
-        cannot_stop("function"),
-        SHARED,
-    )
-    async def test_an_unstoppable_function_is_reported_when_it_ends(self, trial: Trial) -> None:
-        await _cancel_unstoppable(trial, "function")
+    @check("cancellation", CANNOT_STOP, "shared_file_system")
+    @each_kind
+    async def test_an_unstoppable_task_is_reported_when_it_ends(
+        self, driver: Driver, kind: TaskKind
+    ) -> None:
+        ticking = Ticking(driver, kind)
+        await driver.submit(ticking.task)
+        await ticking.began()
+        answer = await driver.cancel(ticking.task)
+        assert isinstance(answer, bool), f"cancel_task returned {answer!r}"
+        await asyncio.sleep(self.settle)
+        early = [state for state in driver.history(ticking.task) if state in (DONE, CANCELED)]
+        assert not early or await ticking.is_still(), f"it was reported {early} while it goes on"
+        ticking.release()
+        await driver.finished(ticking.task)
 
-    @check(
-        "a coroutine that cannot be stopped is reported when it ends",
-        cannot_stop("async_function"),
-        SHARED,
-    )
-    async def test_an_unstoppable_coroutine_is_reported_when_it_ends(self, trial: Trial) -> None:
-        await _cancel_unstoppable(trial, "async_function")
-
-    @check(
-        "an executable that cannot be stopped is reported when it ends",
-        cannot_stop("executable"),
-        SHARED,
-    )
-    async def test_an_unstoppable_executable_is_reported_when_it_ends(self, trial: Trial) -> None:
-        await _cancel_unstoppable(trial, "executable")
-
-    @check("a function can check for its cancellation and stop", COOPERATIVE)
-    async def test_a_function_can_see_that_it_was_cancelled(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        seconds = trial.kit.time_limit
+    @check("cancellation", COOPERATIVE)
+    async def test_a_function_can_see_that_it_was_canceled(self, driver: Driver) -> None:
+        seconds = self.time_limit
 
         def look() -> str:
             end = time.monotonic() + seconds
@@ -135,137 +143,37 @@ class Cancellation:
                 if current_task().cancelled:
                     return "saw it"
                 time.sleep(0.01)
-            return "saw nothing"
+            raise TimeoutError("current_task().cancelled stayed False")
 
         task = driver.call(look)
         await driver.submit(task)
-        if not trial.capabilities.reports_running:
-            await trial.clock.elapse(trial.kit.settle)
-        else:
+        if self.capabilities.reports_running:
             await driver.running(task)
+        else:
+            await asyncio.sleep(self.settle)
         await driver.cancel(task)
-        trial.doing("waiting for a function that looks at current_task().cancelled")
         await driver.finished(task)
 
-    @check("cancelling twice is one cancellation", SHARED)
-    async def test_cancelling_twice_is_one_cancellation(self, trial: Trial) -> None:
-        kinds = _stoppable(trial)
-        driver = await trial.driver()
-        for kind in kinds:
-            ticking = Ticking(trial, driver, kind)
-            await driver.submit(ticking.task)
-            await ticking.began()
-            await asyncio.gather(driver.cancel(ticking.task), driver.cancel(ticking.task))
-            end = await driver.finished(ticking.task)
-            trial.require(end.state is CANCELED, f"a {kind}: {end}")
-        await trial.clock.elapse(trial.kit.settle)
-
-    @check("cancelling one task leaves its neighbours alone", SHARED)
-    async def test_a_cancellation_leaves_neighbours_alone(self, trial: Trial) -> None:
-        kinds = _stoppable(trial)
-        driver = await trial.driver()
-        for kind in kinds:
-            stopped, other = Ticking(trial, driver, kind), Ticking(trial, driver, kind)
-            await driver.submit(stopped.task, other.task)
-            await stopped.began()
-            await _require_canceled(trial, driver, stopped.task, kind)
-            trial.doing(f"waiting for the neighbour of a cancelled {kind}")
-            await other.began()
-            other.release()
-            end = await driver.finished(other.task)
-            trial.require(end.state is DONE, f"the neighbour of a cancelled {kind}: {end}")
-            after = await driver.run_one(quick(driver, kind))
-            trial.require(after.state is DONE, f"after a cancelled {kind}: {after}")
-
-    @check("a cancellation in the same loop iteration as the submission is not lost", SHARED)
-    async def test_a_cancellation_at_once_is_not_lost(self, trial: Trial) -> None:
-        kinds = _stoppable(trial)
-        driver = await trial.driver()
-        for kind in kinds:
-            tasks = [Ticking(trial, driver, kind) for _ in range(3)]
-            await driver.submit(*(each.task for each in tasks))
-            for each in tasks:
-                await _require_canceled(trial, driver, each.task, kind)
-            still = [await each.is_still(0.1) for each in tasks]
-            trial.require(all(still), f"a {kind} goes on after its terminal state")
+    @check("cancellation", cancels("running"), "shared_file_system")
+    @each_kind
+    async def test_a_cancellation_at_once_is_not_lost(self, driver: Driver, kind: TaskKind) -> None:
+        tickings = [Ticking(driver, kind) for _ in range(3)]
+        await driver.submit(*(each.task for each in tickings))
+        for each in tickings:
+            await _cancel(driver, each.task)
+        still = await asyncio.gather(*(each.is_still() for each in tickings))
+        assert all(still), f"a {kind} goes on after its terminal state"
 
 
-async def _cancel_waiting(trial: Trial, kind: TaskKind) -> None:
-    """Fills the backend, then cancels what waits behind."""
-    driver = await trial.driver()
-    blockers = [Ticking(trial, driver, kind) for _ in range(MOST_AT_ONCE)]
-    traces = [trial.work_dir / f"trace.{number}" for number in range(3)]
-    victims = [_tracing(driver, kind, str(trace)) for trace in traces]
-    await driver.submit(*(blocker.task for blocker in blockers), *victims)
-    await blockers[0].began()
-    before, begun = -1, 0
-    while begun > before:  # a busy machine starts them slowly
-        await trial.clock.elapse(trial.kit.settle)
-        before, begun = begun, sum(blocker.has_begun() for blocker in blockers)
-    try:
-        if begun == MOST_AT_ONCE or any(trace.exists() for trace in traces):
-            skip(f"nothing waits: the backend starts {MOST_AT_ONCE} tasks of this kind at once")
-        # All at once: a backend that is slow to start what it has goes on with that meanwhile.
-        cancelling = (_require_canceled(trial, driver, victim, kind) for victim in victims)
-        await asyncio.gather(*cancelling)
-    finally:
-        for blocker in blockers:
-            blocker.release()
-    for blocker in blockers:
-        end = await driver.finished(blocker.task)
-        trial.require(end.state is DONE, f"a task that was not cancelled: {end}")
-    ran = [trace.name for trace in traces if trace.exists()]
-    trial.require(not ran, f"{len(ran)} of 3 cancelled tasks ran all the same")
-
-
-async def _cancel_running(trial: Trial, kind: TaskKind) -> None:
-    driver = await trial.driver()
-    ticking = Ticking(trial, driver, kind)
-    await driver.submit(ticking.task)
-    trial.doing(f"waiting for a {kind} to begin")
-    await ticking.began()
-    await _require_canceled(trial, driver, ticking.task, kind)
-    trial.require(
-        await ticking.is_still(), f"a {kind} was reported CANCELED while its work goes on"
-    )
-
-
-async def _cancel_unstoppable(trial: Trial, kind: TaskKind) -> None:
-    driver = await trial.driver()
-    ticking = Ticking(trial, driver, kind)
-    await driver.submit(ticking.task)
-    await ticking.began()
-    given = await driver.cancel(ticking.task)
-    trial.require(isinstance(given, bool), f"cancel_task gave {given!r}")
-    await trial.clock.elapse(trial.kit.settle)
-    early = [state for state in driver.history(ticking.task) if state in (DONE, CANCELED)]
-    going_on = not await ticking.is_still(0.1)
-    trial.require(not (early and going_on), f"a {kind} was reported {early} while it goes on")
-    ticking.release()
-    trial.doing(f"waiting for a {kind} that was asked to stop and released")
-    await driver.finished(ticking.task)
-
-
-async def _require_canceled(
-    trial: Trial, driver: Driver, task: TaskDescription, kind: TaskKind
-) -> None:
-    trial.doing(f"waiting for a cancelled {kind} to end")
-    given = await driver.cancel(task)
-    trial.require(given is True, f"cancel_task of a {kind} gave {given!r}")
+async def _cancel(driver: Driver, task: TaskDescription) -> None:
+    answer = await driver.cancel(task)
+    assert answer is True, f"cancel_task returned {answer!r}"
     end = await driver.finished(task)
-    trial.require(end.state is CANCELED, f"a cancelled {kind}: {end}")
+    assert end.state is CANCELED, str(end)
 
 
 def _tracing(driver: Driver, kind: TaskKind, path: str) -> TaskDescription:
+    """Describe a task that leaves a trace."""
     if kind == "executable":
         return driver.command(["touch", path])
-    function: Callable[..., object] = touch_async if kind == "async_function" else touch
-    return driver.call(function, path)
-
-
-def _stoppable(trial: Trial) -> list[TaskKind]:
-    kinds: list[TaskKind]
-    kinds = [k for k in trial.kinds() if trial.capabilities.cancellation(k) == "running"]
-    if not kinds:
-        skip("the backend does not declare that it cancels anything that runs")
-    return kinds
+    return call(driver, kind, "note_run", path)

@@ -1,205 +1,352 @@
-"""Checks of function tasks: what can be called, and how exceptions come back."""
+"""Checks of function tasks: every form of call, arguments, results, exceptions, isolation."""
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import functools
+import importlib
+import inspect
 import math
+import threading
+import traceback
+import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rhapsody.errors import TaskLostError
-from rhapsody.task import Resources
-from rhapsody.testing._grounds import grounds
-from rhapsody.testing._rules import ASYNC, FUNCTIONS, ISOLATED, OUTPUT, SYNC, honours
-from rhapsody.testing._running import check
-from rhapsody.testing._tasks import DONE, FAILED
-from rhapsody.testing._trial import Trial
-from rhapsody.testing._work import (
-    Adder,
-    KitError,
-    add,
-    add_async,
-    fail,
-    fail_async,
-    interval_async,
-    kill_own_process,
-    leave,
-    leave_async,
-    say,
-    say_async,
+import pytest
+
+from rhapsody.errors import CapabilityError, TaskLostError
+from rhapsody.task import Resources, TaskKind
+from rhapsody.testing import _work
+from rhapsody.testing._suite import (
+    COPIES,
+    FUNCTIONS,
+    ISOLATED,
+    Suite,
+    check,
+    each_function_kind,
+    honors,
 )
+from rhapsody.testing._system import NEIGHBOR, memory_in_use
+from rhapsody.testing._tasks import DONE, FAILED, Route, call, function_kinds, routes_of
+from rhapsody.testing._work import Collector, KitError, collect, process_and_memory, put_first
+
+if TYPE_CHECKING:
+    from rhapsody import WorkflowEngine
+    from rhapsody.backends.base import Capabilities
+    from rhapsody.testing._driver import Driver, Finished
+
+_VARIABLE = "RHAPSODY_KIT_ROUTE"
+_CALLS = 300
 
 
-class Functions:
-    """Functions of every form run, and their outcome comes back as it was."""
+class Functions(Suite):
+    """Functions of every form run, on every route, and their outcome comes back unchanged."""
 
-    @check("a function runs with positional arguments, keywords and defaults", SYNC)
-    async def test_it_runs_functions(self, trial: Trial) -> None:
-        await _require_values(
-            trial, (add, (1,), {}, 2), (add, (1, 2), {"more": 3}, 6), (add, (), {"left": 4}, 5)
-        )
+    @check("functions", FUNCTIONS)
+    async def test_every_route_passes_arguments(self, driver: Driver) -> None:
+        def task(route: Route, number: int) -> Any:
+            return route.call(driver, "words", f"left {number}", right=f"right {number}")
 
-    @check("a coroutine function runs with positional arguments and keywords", ASYNC)
-    async def test_it_runs_coroutine_functions(self, trial: Trial) -> None:
-        await _require_values(trial, (add_async, (1,), {}, 2), (add_async, (1, 2), {"more": 3}, 6))
+        for route, number, end in await _on_every_route(driver, self.capabilities, task):
+            expected = [f"left {number}", f"right {number}"]
+            assert end.state is DONE and end.value == expected, f"{route.name}: {end}"
 
-    @check("lambdas and closures run", SYNC)
-    async def test_it_runs_lambdas_and_closures(self, trial: Trial) -> None:
+    @check("functions")
+    @each_function_kind
+    async def test_functions_of_any_origin_run(self, driver: Driver, kind: TaskKind) -> None:
         base = 10
 
         def closure(number: int) -> int:
             return base + number
 
-        await _require_values(
-            trial, (lambda number: base * number, (2,), {}, 20), (closure, (2,), {}, 12)
-        )
-
-    @check("nested coroutine functions run", ASYNC)
-    async def test_it_runs_nested_coroutine_functions(self, trial: Trial) -> None:
-        base = 10
-
-        async def closure(number: int) -> int:
+        async def closure_async(number: int) -> int:
             return base + number
 
-        await _require_values(trial, (closure, (2,), {}, 12))
-
-    @check("partials, methods, callable objects and built-ins run", SYNC)
-    async def test_it_runs_partials_methods_and_objects(self, trial: Trial) -> None:
-        await _require_values(
-            trial,
-            (functools.partial(add, 1, more=5), (2,), {}, 8),
-            (Adder(3).add, (4,), {}, 7),
-            (Adder(3), (5,), {}, 8),
+        partial = functools.partial(_work.add, 1, more=5)
+        partial_async = functools.partial(_work.add_async, 1, more=5)
+        cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = [
+            (_work.add, (1,), {}, 2),
+            (_work.add, (1, 2), {"more": 3}, 6),
+            (_work.add, (), {"left": 4}, 5),
+            (closure, (2,), {}, 12),
+            (partial, (2,), {}, 8),
+            (lambda number: base * number, (2,), {}, 20),
             (math.factorial, (5,), {}, 120),
             (dict, (), {"a": 1}, {"a": 1}),
-        )
+        ]
+        if kind == "async_function":
+            cases = [
+                (_work.add_async, (1, 2), {"more": 3}, 6),
+                (closure_async, (2,), {}, 12),
+                (partial_async, (2,), {}, 8),
+            ]
+        tasks = [driver.call(function, *args, **kwargs) for function, args, kwargs, _ in cases]
+        for end, (_, args, kwargs, expected) in zip(await driver.run(*tasks), cases, strict=True):
+            assert end.state is DONE, f"called with {args} and {kwargs}: {end}"
+            assert end.value == expected
 
-    @check("partials and methods that are coroutine functions run", ASYNC)
-    async def test_it_runs_asynchronous_partials_and_methods(self, trial: Trial) -> None:
-        await _require_values(
-            trial,
-            (functools.partial(add_async, 1, more=5), (2,), {}, 8),
-            (Adder(3).add_async, (4,), {}, 7),
-        )
+    @check("functions", FUNCTIONS)
+    async def test_every_route_has_its_environment(self, driver: Driver) -> None:
+        def task(route: Route, number: int) -> Any:
+            description = route.call(driver, "variable", _VARIABLE)
+            description["environment"] = {_VARIABLE: f"value {number}"}
+            return description
 
-    @check("`None` and falsy values are results like any other", FUNCTIONS)
-    async def test_none_and_falsy_results_come_back(self, trial: Trial) -> None:
-        function = trial.form(lambda value: value)
-        values: tuple[Any, ...] = (None, 0, "", [], False)
-        await _require_values(trial, *((function, (value,), {}, value) for value in values))
+        for route, number, end in await _on_every_route(driver, self.capabilities, task):
+            if end.state is FAILED and isinstance(end.error, CapabilityError):
+                continue
+            assert end.state is DONE and end.value == f"value {number}", (
+                f"{route.name} with environment={{'{_VARIABLE}': 'value {number}'}} must see the "
+                f"variable, or fail with a CapabilityError if functions share the program's "
+                f"environment: {end}"
+            )
 
-    @check("an exception keeps its type, message and attributes", SYNC)
-    async def test_an_exception_keeps_type_and_message(self, trial: Trial) -> None:
-        await _require_error(trial, fail)
+    @check("output", FUNCTIONS, "captures_output")
+    async def test_every_route_keeps_its_output(self, driver: Driver) -> None:
+        def task(route: Route, number: int) -> Any:
+            return route.call(driver, "say", f"grüße {number}")
 
-    @check("a coroutine function's exception keeps type, message and attributes", ASYNC)
-    async def test_an_asynchronous_exception_keeps_type_and_message(self, trial: Trial) -> None:
-        await _require_error(trial, fail_async)
+        for route, number, end in await _on_every_route(driver, self.capabilities, task):
+            assert end.state is DONE, f"{route.name}: {end}"
+            expected = f"grüße {number}\n", f"grüße {number} aside\n"
+            assert (end.stdout, end.stderr) == expected, f"{route.name} printed {expected}"
 
-    @check("built-in exceptions keep type and arguments", FUNCTIONS)
-    async def test_builtin_exceptions_keep_type_and_arguments(self, trial: Trial) -> None:
-        driver = await trial.driver()
+    @check("exceptions", FUNCTIONS)
+    async def test_every_route_keeps_failures_whole(self, driver: Driver) -> None:
+        def task(route: Route, number: int) -> Any:
+            return route.call(driver, "fail", f"grüße {number}")
 
+        for route, number, end in await _on_every_route(driver, self.capabilities, task):
+            error = end.error
+            assert end.state is FAILED, f"{route.name}: {end}"
+            assert type(error) is KitError, f"a KitError of {route.name} came back as {error!r}"
+            assert error.args == (f"grüße {number}", 7) and error.code == 7, f"{route.name}: {end}"
+            shown = "".join(traceback.format_exception(error))
+            function = "fail_async" if route.kind == "async_function" else "fail"
+            for what, text in {
+                "its cause": "LookupError: the reason for failure",
+                "the file that raised it": _work.__file__,
+                "the function that raised it": f"in {function}",
+            }.items():
+                assert text in shown, (
+                    f"the failure of {route.name} does not show {what}, {text!r}, in its traceback "
+                    "or in that of its `__cause__`"
+                )
+
+    @check("exceptions", FUNCTIONS)
+    async def test_builtin_exceptions_keep_their_arguments(self, driver: Driver) -> None:
         def missing() -> None:
             raise FileNotFoundError(2, "No such file", "données.txt")
 
         def divide() -> None:
             raise ZeroDivisionError("division by 0")
 
-        ends = await driver.run(*(driver.call(trial.form(f)) for f in (missing, divide)))
+        ends = await driver.run(
+            *(driver.call(form(self.capabilities, f)) for f in (missing, divide))
+        )
         first, second = (end.error for end in ends)
-        trial.require(
-            isinstance(first, FileNotFoundError)
-            and first.errno == 2
-            and first.filename == "données.txt",
-            f"FileNotFoundError(2, ..., 'données.txt') came back as {first!r}",
+        assert isinstance(first, FileNotFoundError)
+        assert (first.errno, first.filename) == (2, "données.txt")
+        assert type(second) is ZeroDivisionError
+        assert second.args == ("division by 0",)
+
+    @check("submission", FUNCTIONS, "shared_file_system", times=2)
+    async def test_each_call_is_executed_exactly_once(self, driver: Driver) -> None:
+        routes = routes_of(self.capabilities)
+        marks = [self.place / f"run.{number}" for number in range(min(_CALLS, self.fan))]
+        await driver.run(
+            *(
+                routes[number % len(routes)].call(driver, "note_run", str(mark))
+                for number, mark in enumerate(marks)
+            )
         )
-        trial.require(
-            type(second) is ZeroDivisionError and second.args == ("division by 0",),
-            f"ZeroDivisionError('division by 0') came back as {second!r}",
+        await asyncio.sleep(self.settle)  # a second execution may follow
+        counts = [mark.stat().st_size if mark.exists() else 0 for mark in marks]
+        wrong = {number: count for number, count in enumerate(counts) if count != 1}
+        assert not wrong, f"{len(wrong)} of {len(marks)} calls, with their executions: {wrong}"
+
+    @check("submission", FUNCTIONS)
+    async def test_results_belong_to_their_tasks(self, driver: Driver) -> None:
+        kind = function_kinds(self.capabilities)[0]
+        ends = await driver.run(*(call(driver, kind, "add", number) for number in range(100)))
+        assert [end.value for end in ends] == list(range(1, 101))
+
+    @check("values")
+    @each_function_kind
+    async def test_values_come_through_equal(self, driver: Driver, kind: TaskKind) -> None:
+        values: list[Any] = [
+            {"text": "naïve ☃ \N{MUSICAL SYMBOL G CLEF}", "bytes": b"\x00\xff", "none": None},
+            [(1, 2.5, 1j), {3}, frozenset({4}), range(3), [[[[]]]]],
+            float("inf"),
+            10**40,
+            *(None, 0, "", [], False),
+        ]
+        ends = await driver.run(*(call(driver, kind, "echo", value) for value in values))
+        for end, value in zip(ends, values, strict=True):
+            assert end.state is DONE, str(end)
+            assert end.value == value and type(end.value) is type(value)
+
+    @check("values", "sync_functions", times=2)
+    async def test_big_values_come_through_whole(self, driver: Driver) -> None:
+        data = _work.pattern(self.big_bytes)
+        taken, made = await driver.run(
+            driver.call(_work.digest, data), driver.call(_work.pattern, self.big_bytes)
         )
+        assert taken.value == _work.digest(data), f"an argument of {self.big_bytes} bytes"
+        whole = isinstance(made.value, bytes) and _work.digest(made.value) == taken.value
+        assert whole, f"a result of {self.big_bytes} bytes: {made}"
 
-    @check("a function that raises SystemExit fails its task and nothing else", FUNCTIONS)
-    async def test_system_exit_fails_its_task_alone(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        if trial.capabilities.sync_functions:
-            functions: tuple[Callable[..., Any], ...] = (leave, add)
-        else:
-            functions = (leave_async, add_async)
-        for round_ in range(2):
-            left, good = await driver.run(*(driver.call(function, 3) for function in functions))
-            trial.require(left.state is FAILED, f"round {round_ + 1}: {left}")
-            trial.require(left.error is not None, f"it has no exception: {left}")
-            trial.require(good.state is DONE, f"its neighbour in round {round_ + 1}: {good}")
+    @check("values", FUNCTIONS)
+    async def test_arguments_belong_to_the_caller(self, driver: Driver) -> None:
+        args: tuple[Any, ...] = ([3, 1, 2], {"b": [2], "a": 1})
+        kwargs: dict[str, Any] = {"option": ["x", {"y": 1}], "other": {"z": None}}
+        before = copy.deepcopy((args, kwargs))
 
-    @check("a worker that is killed fails its task alone", SYNC, ISOLATED)
-    async def test_a_killed_worker_fails_its_task_alone(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        good = [driver.call(add, number) for number in range(10)]
-        batch = [*good[:5], driver.call(kill_own_process), *good[5:]]
-        trial.doing("waiting for the task whose worker was killed and ten others")
-        await driver.submit(*batch)
-        lost = await driver.finished(batch[5])
-        trial.require(
-            lost.state is FAILED and isinstance(lost.error, TaskLostError),
-            f"the task, with a TaskLostError: {lost}",
-        )
-        for number, task in enumerate(good):
-            end = await driver.finished(task)
-            trial.require(end.value == number + 1, f"a neighbour: {end}")
-        after = await driver.run_one(driver.call(add, 1))
-        trial.require(after.value == 2, f"a task afterwards: {after}")
+        def look(*args: Any, **kwargs: Any) -> str:
+            return repr((args, kwargs))
 
-    @check("the output of a function is kept with its task", SYNC, OUTPUT)
-    async def test_what_a_function_prints_is_kept(self, trial: Trial) -> None:
-        await _require_output(trial, say)
+        end = await driver.run_one(driver.call(form(self.capabilities, look), *args, **kwargs))
+        assert (args, kwargs) == before, "the backend changed the caller's arguments"
+        assert end.value == repr(before), "the function received something else"
 
-    @check("the output of a coroutine is kept with its task", ASYNC, OUTPUT)
-    async def test_what_a_coroutine_prints_is_kept(self, trial: Trial) -> None:
-        await _require_output(trial, say_async)
+    @check("values")
+    @each_function_kind
+    @pytest.mark.parametrize("what", ["argument", "result", "exception"])
+    async def test_what_cannot_be_pickled_fails_alone(
+        self, driver: Driver, kind: TaskKind, what: str
+    ) -> None:
+        odd = {
+            "argument": lambda: call(driver, kind, "name_of_type", threading.Lock()),
+            "result": lambda: call(driver, kind, "make_lock"),
+            "exception": lambda: call(driver, kind, "fail_oddly", "the odd reason"),
+        }[what]()
+        neighbors = [call(driver, kind, "add", number) for number in (1, 2)]
+        first, end, second = await driver.run(neighbors[0], odd, neighbors[1])
+        assert (first.value, second.value) == (2, 3), f"neighbors: {first}; {second}"
+        if end.state is DONE and what != "exception":
+            assert end.value is not None
+            return
+        assert end.state is FAILED and end.error is not None, str(end)
+        if what == "exception":
+            assert "the odd reason" in f"{end.error!r} {end.error} {end.stderr or ''}"
 
-    @check("coroutine functions without cores share a loop", ASYNC, honours("cores"))
-    async def test_waiting_coroutines_do_not_hold_slots(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        count = 50
-        tasks = [driver.call(interval_async, 0.2) for _ in range(count)]
+    @check("exceptions")
+    @each_function_kind
+    async def test_system_exit_fails_its_task_alone(self, driver: Driver, kind: TaskKind) -> None:
+        for _ in range(2):
+            left, good = await driver.run(
+                call(driver, kind, "leave", 3), call(driver, kind, "add", 3)
+            )
+            assert left.state is FAILED and left.error is not None, str(left)
+            assert good.state is DONE, f"its neighbor: {good}"
+
+    @check("exceptions", "sync_functions", ISOLATED)
+    async def test_a_killed_worker_fails_its_task_alone(self, driver: Driver) -> None:
+        good = [driver.call(_work.add, number) for number in range(10)]
+        ends = await driver.run(*good[:5], driver.call(_work.kill_own_process), *good[5:])
+        lost = ends.pop(5)
+        assert lost.state is FAILED and isinstance(lost.error, TaskLostError), str(lost)
+        assert [end.value for end in ends] == list(range(1, 11)), "its neighbors"
+        assert (await driver.run_one(driver.call(_work.add, 1))).value == 2, "a task afterwards"
+
+    @check("tasks-without-cores", "functions", honors("cores"))
+    async def test_coroutines_without_cores_wait_together(self, driver: Driver) -> None:
+        tasks = [driver.call(_work.interval_async, 0.2) for _ in range(50)]
         for task in tasks:
             task["resources"] = Resources(cores=0)
-        ends = await driver.run(*tasks)
-        times = [end.value for end in ends]
-        trial.require(all(times), f"{ends[0]}")
-        most = most_at_once(times)
-        cores = trial.kit.cores or 1
-        trial.require(most > cores, f"of {count} that wait, {most} did so at once")
+        most = most_at_once([end.value for end in await driver.run(*tasks)])
+        assert most > (self.cores or 1), f"of 50 that wait, {most} did so at once"
 
-    @check("modules next to the program's script are imported where functions run", FUNCTIONS)
-    async def test_modules_next_to_the_script_are_imported(self, trial: Trial) -> None:
-        """Calls a function of a module that only the program's `sys.path` leads to.
+    @check("functions")
+    @each_function_kind
+    async def test_modules_next_to_the_script_are_imported(
+        self, driver: Driver, kind: TaskKind
+    ) -> None:
+        neighbor = importlib.import_module(NEIGHBOR)
+        function = neighbor.triple_async if kind == "async_function" else neighbor.triple
+        end = await driver.run_one(driver.call(function, 2))
+        assert end.state is DONE and end.value == 6, (
+            f"workers need the program's sys.path, or the modules in it themselves: {end}"
+        )
 
-        Its directory is on `sys.path` before the backend is made.
-        """
-        driver = await trial.driver()
-        neighbor = grounds.neighbor()
-        functions = {"function": neighbor.triple, "async_function": neighbor.triple_async}
-        for kind in trial.kinds(of=("function", "async_function")):
-            end = await driver.run_one(driver.call(functions[kind], 2))
-            trial.require(
-                end.state is DONE and end.value == 6,
-                f"a {kind} of a module in a directory of the program's sys.path must run and "
-                f"return 6; workers need the program's sys.path, or the module itself: {end}",
+    @check("isolation", "sync_functions", COPIES)
+    async def test_tasks_do_not_share_a_functions_state(self, driver: Driver) -> None:
+        for what, function, data in _stateful():
+            for number in range(4):
+                if number == 2:
+                    data.append("program")
+                end = await driver.run_one(driver.call(function, number))
+                assert end.value == [*data, number], f"call {number + 1} with {what}: {end}"
+
+    @check("isolation", "sync_functions", COPIES)
+    async def test_tasks_do_not_share_arguments(self, driver: Driver) -> None:
+        small: list[Any] = ["program"]
+        big = bytearray(min(self.big_bytes, 5_000_000))
+        for number in range(4):
+            end = await driver.run_one(driver.call(collect, number, small))
+            assert end.value == ["program", number], f"call {number + 1} with one list: {end}"
+            end = await driver.run_one(driver.call(put_first, big))
+            assert end.value == 0, f"call {number + 1} with one bytearray: {end}"
+        assert small == ["program"] and big[0] == 0, "the program's own were changed"
+
+    @check("memory", "sync_functions", times=4)
+    async def test_big_closures_do_not_pile_up(self, flow: WorkflowEngine) -> None:
+        data, limit = bytes(self.closure_bytes), 8 * self.closure_bytes
+        first: dict[int, int] = {}
+        here = 0
+        for number in range(self.closures):
+            size, process, memory = await flow.function_task(_holding(data, number))()
+            assert size == len(data) + number
+            here = here or memory_in_use()
+            grown = {
+                f"process {process}": memory - first.setdefault(process, memory),
+                "the program": memory_in_use() - here,
+            }
+            for whose, more in grown.items():
+                assert more <= limit, (
+                    f"after {number + 1} closures of {len(data)} bytes {whose} holds {more} bytes "
+                    "more than after the first"
+                )
+
+    @check("functions", "sync_functions")
+    async def test_a_task_may_use_the_backends_library(self, driver: Driver) -> None:
+        function = self.library_function()
+        if function is NotImplemented:
+            pytest.skip("the class has no library_function")
+        _require_a_call(function)
+        # More at once than the backend has room for: each may need a place of its own.
+        tasks = [driver.call(function) for _ in range(2 * (self.cores or 2))]
+        for end in await driver.run(*tasks):
+            assert end.state is DONE and end.value, (
+                f"the function of `library_function` must return a true value: {end}"
             )
 
-    @check("a batch of functions runs whatever the order in which they end", FUNCTIONS)
-    async def test_results_belong_to_their_tasks(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        function = add if trial.capabilities.sync_functions else add_async
-        ends = await driver.run(*(driver.call(function, number) for number in range(100)))
-        wrong = [end for number, end in enumerate(ends) if end.value != number + 1]
-        trial.require(not wrong, lambda: f"{len(wrong)} of 100 are not theirs, such as {wrong[0]}")
+
+async def _on_every_route(
+    driver: Driver, capabilities: Capabilities, make: Callable[[Route, int], Any]
+) -> list[tuple[Route, int, Finished]]:
+    """Run a task on every route in one batch."""
+    routes = routes_of(capabilities)
+    ends = await driver.run(*(make(route, number) for number, route in enumerate(routes)))
+    return list(zip(routes, range(len(routes)), ends, strict=True))
+
+
+def form(capabilities: Capabilities, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function, or the same as a coroutine function if only those run."""
+    if capabilities.sync_functions:
+        return function
+
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*args, **kwargs)
+
+    return coroutine
 
 
 def most_at_once(intervals: list[tuple[float, float]]) -> int:
-    """How many of the intervals overlap at most."""
+    """Return the largest number of intervals that overlap."""
     steps = sorted(step for began, ended in intervals for step in ((began, 1), (ended, -1)))
     most = now = 0
     for _, change in steps:
@@ -208,36 +355,59 @@ def most_at_once(intervals: list[tuple[float, float]]) -> int:
     return most
 
 
-async def _require_values(
-    trial: Trial, *calls: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any]
-) -> None:
-    driver = await trial.driver()
-    tasks = [driver.call(function, *args, **kwargs) for function, args, kwargs, _ in calls]
-    for end, (_, args, kwargs, expected) in zip(await driver.run(*tasks), calls, strict=True):
-        trial.require(
-            end.state is DONE and end.value == expected and type(end.value) is type(expected),
-            f"called with {args} and {kwargs}, expected {expected!r}: {end}",
-        )
-
-
-async def _require_output(trial: Trial, function: Callable[..., Any]) -> None:
-    driver = await trial.driver()
-    texts = [f"grüße {number}" for number in range(4)]
-    ends = await driver.run(*(driver.call(function, text) for text in texts))
-    for text, end in zip(texts, ends, strict=True):
-        trial.require(end.value == text, f"the result: {end}")
-        trial.require(end.stdout == f"{text}\n", f"stdout, and not {text!r} alone: {end}")
-        trial.require(end.stderr == f"{text} aside\n", f"stderr: {end}")
-
-
-async def _require_error(trial: Trial, function: Callable[..., Any]) -> None:
-    driver = await trial.driver()
-    end = await driver.run_one(driver.call(function, "grüße, on purpose"))
-    error = end.error
-    trial.require(end.state is FAILED, f"{end}")
-    trial.require(type(error) is KitError, f"a KitError came back as {error!r}")
-    assert isinstance(error, KitError)
-    trial.require(
-        error.args == ("grüße, on purpose", 7) and error.code == 7,
-        f"KitError('grüße, on purpose', 7) came back as {error!r} with code {error.code}",
+def _require_a_call(function: Any) -> None:
+    """Fail unless `library_function` returned a function that takes no arguments."""
+    problem = "" if callable(function) else "which cannot be called"
+    if not problem:
+        try:
+            inspect.signature(function).bind()
+        except TypeError as error:
+            problem = f"which cannot be called without arguments: {error}"
+        except ValueError:  # a built-in without a signature
+            pass
+    assert not problem, (
+        "`library_function` must return a function that takes no arguments, or NotImplemented; "
+        f"it returned {function!r}, {problem}"
     )
+
+
+def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
+    own = bytes(number)
+
+    def held() -> tuple[int, int, int]:
+        return len(data) + len(own), *process_and_memory()
+
+    return held
+
+
+def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
+    """Return functions that append their argument to data they hold, each with its data."""
+    closure: list[Any] = []
+    default: list[Any] = []
+    bound: list[Any] = []
+    attribute: list[Any] = []
+    variable: list[Any] = []
+
+    def with_closure(number: int) -> list[Any]:
+        closure.append(number)
+        return list(closure)
+
+    def with_default(number: int, held: list[Any] = default) -> list[Any]:
+        held.append(number)
+        return list(held)
+
+    def from_globals(number: int) -> list[Any]:
+        own.append(number)  # type: ignore[name-defined]  # noqa: F821
+        return list(own)  # type: ignore[name-defined]  # noqa: F821
+
+    # As in a program's `__main__`, or a notebook: its globals travel with it.
+    with_global = types.FunctionType(
+        from_globals.__code__, {"own": variable, "__builtins__": __builtins__}
+    )
+    return [
+        ("a closure", with_closure, closure),
+        ("a default argument", with_default, default),
+        ("a bound argument", functools.partial(collect, held=bound), bound),
+        ("an object", Collector(attribute), attribute),
+        ("a global variable", with_global, variable),
+    ]

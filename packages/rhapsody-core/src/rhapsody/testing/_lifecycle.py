@@ -1,218 +1,443 @@
-"""Checks of a backend's life: start, states of its own, shutdown, declaration."""
+"""Checks of starting and stopping, of the loop, and of everything that a backend holds."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
 import sys
+import time
+import tracemalloc
+import weakref
+from collections.abc import Awaitable, Callable, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from rhapsody.testing._graphs import adder
-from rhapsody.testing._machine import Holdings, end_processes, left_behind, listed, marked
-from rhapsody.testing._rules import FUNCTIONS, SYNC, skip
-from rhapsody.testing._running import check
-from rhapsody.testing._trial import Trial, state_of
+import pytest
 
-STATES = ("initialized", "running", "shutting_down", "shutdown", "error")
+from rhapsody.testing._driver import Driver, started
+from rhapsody.testing._engine import adder
+from rhapsody.testing._suite import FUNCTIONS, NewBackend, NewEngine, Suite, check, state_of
+from rhapsody.testing._system import (
+    Gap,
+    Heartbeat,
+    Holdings,
+    Leftover,
+    Program,
+    end_processes,
+    fork_handlers,
+    listed,
+    marked,
+    memory_in_use,
+    settled,
+)
+from rhapsody.testing._tasks import DONE, Ticking, call, function_kinds, kinds_of, quick
+
+if TYPE_CHECKING:
+    pass
+
+_TRIES = 3
+_SUBMISSIONS = 4
+_BATCH, _ROUNDS = 20, 5
+_KEPT = ("processes", "threads", "tasks", "temporary")
+_HELD = {"threads": "threads", "children": "processes", "descriptors": "files"}
+_WORDS = {*_HELD, "sys.path", "at-fork handlers"}
+Way = Literal["await", "async with", "create"]
+WAYS: tuple[Way, ...] = ("await", "async with", "create")
 
 
-class Lifecycle:
-    """What must hold before, at and after a backend's start.
+@dataclass(frozen=True, slots=True)
+class Life:
+    """Measurements of one backend from its start to its shutdown, with a task of each kind.
 
-    Checks that start a backend and checks that stop one take turns, see `Trial.hand_on`.
+    Attributes:
+        way: How it was started.
+        backend: The backend, if it is still in memory.
+        gap: The longest pause of the loop.
+        shutdown: Seconds that its shutdown took, with no task left.
+        left: What it left behind.
+        memory: The size of the process afterwards.
     """
 
-    @check("awaiting a backend starts it and returns it", dry=True)
-    async def test_awaiting_starts_it_and_gives_it_back(self, trial: Trial) -> None:
-        backend = await trial.unstarted()
-        given = await backend
-        trial.require(given is backend, f"await gave {given!r}, not the backend itself")
-        await _require_state(trial, backend, "running")
-        trial.hand_on(backend)
+    way: Way
+    backend: weakref.ref[Any]
+    gap: Gap
+    shutdown: float
+    left: list[Leftover]
+    memory: int
 
-    @check("shutdown may be called twice, and at once", dry=True)
-    async def test_shutdown_twice_is_harmless(self, trial: Trial) -> None:
-        backend = await trial.own()
-        await asyncio.gather(backend.shutdown(), backend.shutdown())
-        await backend.shutdown()
-        await _require_state(trial, backend, "shutdown")
 
-    @check("`await Backend.create(...)` returns a started backend", dry=True)
-    async def test_create_makes_and_starts_it(self, trial: Trial) -> None:
-        kind = type(await trial.fresh())
-        arguments = trial.kit.create_args, trial.kit.create_kwargs
-        backend = trial.take(await kind.create(*arguments[0], **arguments[1]))
-        trial.require(isinstance(backend, kind), f"create gave {backend!r}")
-        await _require_state(trial, backend, "running")
-        trial.hand_on(backend)
+class Lifecycle(Suite):
+    """What must hold before, at and after a backend's start.
 
-    @check("state() is one of the five words, and may be awaited", dry=True)
-    async def test_its_state_is_a_known_word(self, trial: Trial) -> None:
-        seen = [await state_of(await trial.fresh())]
-        backend = await trial.own()
-        seen.append(await state_of(backend))
-        state = backend.state()
-        if hasattr(type(state), "__await__"):
-            state = await state
-        trial.require(str(state) == seen[-1], f"awaiting state() gave {state!r}, not {seen[-1]!r}")
-        await backend.shutdown()
-        seen.append(await state_of(backend))
-        unknown = [word for word in seen if word not in STATES]
-        trial.require(not unknown, f"it said {unknown}, and the words are {', '.join(STATES)}")
-        expected = [seen[0], "running", "shutdown"]
-        trial.require(
-            seen[0] in ("initialized", "running") and seen == expected,
-            f"over its life it said {' -> '.join(seen)}",
-        )
+    Most checks look at the same few lives of backends.
+    """
 
-    @check("the time until its end is None or a number of seconds, 0 or more", dry=True)
-    async def test_its_end_is_seconds_or_none(self, trial: Trial) -> None:
-        driver = await trial.driver()
-        task = driver.command("true")
-        for left in (driver.backend.seconds_left(), driver.backend.seconds_left(task)):
-            number = isinstance(left, int | float) and not isinstance(left, bool)
-            trial.require(left is None or (number and left >= 0), f"seconds_left gave {left!r}")
+    @check("starting-and-stopping", dry=True, times=2)
+    @pytest.mark.parametrize("way", WAYS)
+    async def test_it_starts_and_stops(self, way: Way) -> None:
+        while not any(life.way == way for life in self._current.lives):
+            await self._lives(len(self._current.lives) + 1)
 
-    @check("submitting a task after shutdown is an error", dry=True)
-    async def test_a_task_after_shutdown_is_an_error(self, trial: Trial) -> None:
-        from rhapsody.testing._driver import Driver
+    @check("the-users-program", dry=True, times=3)
+    async def test_it_changes_nothing_of_the_program(self, new_backend: NewBackend) -> None:
+        await self._current.discard(self.time_limit)  # which may add something while it runs
+        program, adds = self._current.program, frozenset(self.adds)
+        await self._lives(1)
+        # Handlers may be those of a library that was imported in the first life.
+        found = [w for w in Program.now().since(program, frozenset()) if "handler of" not in w]
+        program.restore()
+        assert not found, f"after earlier lives {'; '.join(found)}"
+        made = await new_backend()
+        own = type(made).__module__.partition(".")[0]
+        with marked() as mark, fork_handlers(own) as forks:
 
-        backend = await trial.ended()
-        task = Driver(backend).command("true")
-        try:
-            await backend.submit_tasks([task])
-        except Exception:  # any error is right
-            return
-        raise trial.check.error("submit_tasks raised nothing")
+            async def compare(moment: str, allowed: Set[str]) -> None:
+                def look() -> list[str]:
+                    words = Program.now().since(program, allowed)
+                    if "at-fork handlers" not in adds:
+                        words += [f"{module} has an at-fork handler" for module in forks]
+                    for name, kind in _HELD.items():
+                        if name not in allowed:
+                            left = Holdings.now(mark).since(held, self.leaves_behind, [kind])
+                            words += [f"there is {' '.join(each.text.split())}" for each in left]
+                    return words
 
-    @check("`async with` starts a backend and shuts it down", dry=True)
-    async def test_async_with_starts_it_and_shuts_it_down(self, trial: Trial) -> None:
-        made = await trial.fresh()
-        async with made as backend:
-            trial.require(backend is made, f"`async with` gave {backend!r}, not the backend")
-            await _require_state(trial, backend, "running")
-        await _require_state(trial, backend, "shutdown")
+                found = await settled(look, 10 * self.settle)
+                end_processes(Holdings.now(mark).since(held, (), ["processes"]) if found else [])
+                assert not found, (
+                    f"after {moment} {'; '.join(found)}. `adds` allows {sorted(_WORDS)} while the "
+                    "backend runs, `leaves_behind` allows what a library keeps on purpose"
+                )
 
-    @check("starting twice is one start", dry=True)
-    async def test_starting_twice_is_one_start(self, trial: Trial) -> None:
-        backend = await trial.fresh()
+            held = Holdings.now(mark)
+            try:
+                backend = await started(made)
+                await compare("its start", adds)
+                async with Driver(backend, work_dir=self.place) as driver:
+                    await driver.run(*(quick(driver, kind) for kind in kinds_of(self.capabilities)))
+                    await compare("a few tasks", adds)
+                await backend.shutdown()
+                del backend, made, driver
+                gc.collect()
+                await compare("its shutdown", frozenset())
+            finally:
+                program.restore()
 
-        async def start() -> object:
-            return await backend
-
-        first, second = await asyncio.gather(start(), start())
-        third = await start()
-        same = first is backend and second is backend and third is backend
-        trial.require(same, "awaiting it again gave something else than the backend")
-        await _require_state(trial, backend, "running")
-        trial.hand_on(backend)
-
-    @check("a second backend of the same class does not disturb the first", SYNC)
-    async def test_two_backends_at_once_do_not_mix(self, trial: Trial) -> None:
-        from rhapsody.testing._work import add
-
-        first, second = [await trial.driver(await trial.own()) for _ in range(2)]
-        one, two = first.call(add, 1), second.call(add, 2)
-        ends = await asyncio.gather(first.run_one(one), second.run_one(two))
-        trial.require([end.value for end in ends] == [2, 3], f"they gave {[*map(str, ends)]}")
-        await second.backend.shutdown()
-        third = await first.run_one(first.call(add, 3))
-        trial.require(third.value == 4, f"after the other's shutdown: {third}")
-
-    @check("the engine starts a backend that was not awaited, and shuts it down", dry=True)
-    async def test_the_engine_starts_and_stops_it(self, trial: Trial) -> None:
-        backend = await trial.fresh()
-        flow = await trial.engine(backend)
-        plus = adder(trial, flow)
-        await plus(1)
+    @check("starting-and-stopping", dry=True)
+    async def test_the_engine_starts_and_stops_it(
+        self, new_backend: NewBackend, new_engine: NewEngine
+    ) -> None:
+        backend = await new_backend()
+        flow = await new_engine(backend)
+        await adder(flow)(1)
         await flow.shutdown()
-        state = await state_of(backend)
-        trial.require(state == "shutdown", f"after the engine's shutdown it is {state!r}")
+        assert await state_of(backend) == "shutdown"
 
-    @check("a backend that was shut down leaves the next one usable", FUNCTIONS)
-    async def test_another_can_be_started_after_it(self, trial: Trial) -> None:
-        from rhapsody.testing._work import add, add_async
-
-        function = add if trial.capabilities.sync_functions else add_async
-        await trial.ended()
-        backend = await trial.fresh()
-        driver = await trial.driver(backend)
-        end = await driver.run_one(driver.call(function, 1))
-        trial.require(end.value == 2, f"the next backend: {end}")
-
-    @check("use before the start is an error that asks to await the backend", dry=True)
-    async def test_use_before_start_says_to_await_it(self, trial: Trial) -> None:
-        from rhapsody.testing._driver import Driver
-
-        backend = await trial.unstarted()
-        task = Driver(backend).command("true")
-        try:
-            await backend.submit_tasks([task])
-        except Exception as error:  # whatever the backend raises is judged by its text
-            trial.require("await" in str(error), f"the error does not say so: {error!r}")
-        else:
-            raise trial.check.error("submit_tasks raised nothing")
-
-    @check("shutdown before the start is harmless", dry=True)
-    async def test_shutdown_before_the_start_is_harmless(self, trial: Trial) -> None:
-        backend = await trial.unstarted()
+    @check("starting-and-stopping", dry=True)
+    async def test_use_before_the_start_is_an_error(self, new_backend: NewBackend) -> None:
+        backend = await new_backend()
+        if await state_of(backend) != "initialized":
+            pytest.skip("make_backend returns a backend that is started already")
+        with pytest.raises(Exception, match="await"):
+            await backend.submit_tasks([Driver(backend).command("true")])
         await backend.shutdown()
-        await _require_state(trial, backend, "shutdown")
+        assert await state_of(backend) == "shutdown", "a shutdown before the start is harmless"
 
-    @check("a failed start leaves nothing running", dry=True)
-    async def test_a_failed_start_leaves_nothing_running(self, trial: Trial) -> None:
+    @check("starting-and-stopping", FUNCTIONS)
+    async def test_two_backends_do_not_mix(self, driver: Driver, new_backend: NewBackend) -> None:
+        kind = function_kinds(self.capabilities)[0]
+        async with self.drive(await new_backend(start=True)) as second:
+            tasks = call(driver, kind, "add", 1), call(second, kind, "add", 2)
+            ends = await asyncio.gather(driver.run_one(tasks[0]), second.run_one(tasks[1]))
+            assert [end.value for end in ends] == [2, 3]
+            await second.backend.shutdown()
+        end = await driver.run_one(call(driver, kind, "add", 3))
+        assert end.value == 4, f"after the other's shutdown: {end}"
+
+    @check("starting-and-stopping", dry=True)
+    async def test_a_failed_start_leaves_nothing_running(self) -> None:
         with marked() as mark:
             before = Holdings.now()
-            backend = await trial.kit.make_failing_backend()
+            backend = await self.make_failing_backend()
             if backend is NotImplemented:
-                skip("the class has no make_failing_backend")
+                pytest.skip("the class has no make_failing_backend")
             try:
                 await backend
-            except Exception:  # noqa: S110 - any error is right, what is left is the question
-                pass
+            except Exception:  # any error is right
+                state = await state_of(backend)
             else:
-                raise trial.check.error("the start of make_failing_backend's backend did not fail")
-            state = await state_of(backend)
-            trial.require(
-                state in ("error", "shutdown"), f"after a failed start its state is {state!r}"
-            )
+                pytest.fail("the start of make_failing_backend's backend did not fail")
+            assert state in ("error", "shutdown"), f"after a failed start its state is {state!r}"
             await backend.shutdown()
-            left = await left_behind(
-                before,
-                trial.kit.leaves_behind,
-                trial.clock,
-                within=10 * trial.kit.settle,
-                files=False,
-                mark=mark,
-            )
-            end_processes(left)
-        trial.require(not left, lambda: f"left behind: {listed(left)}")
+            left = await self._left(before, _KEPT, mark)
+        assert not left, listed(left)
 
-    @check("declaring the backend imports no library behind it", dry=True)
-    async def test_its_declaration_is_light(self, trial: Trial) -> None:
-        backend = await trial.fresh()
+    @check("declaration", dry=True)
+    async def test_its_declaration_imports_no_library(self, new_backend: NewBackend) -> None:
+        name = str((await new_backend()).name)
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-c",
-            _DECLARE,
-            str(backend.name),
+            *(sys.executable, "-c", _DECLARE, name),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         out, err = await process.communicate()
-        trial.require(process.returncode == 0, f"its entry point fails: {err.decode()[-500:]}")
+        assert process.returncode == 0, f"its entry point fails: {err.decode()[-500:]}"
         found = json.loads(out)
         if found is None:
-            skip(f"no entry point in the group rhapsody.backends is called {backend.name!r}")
-        trial.require(not found, f"its entry point imports {', '.join(found)}")
+            pytest.skip(f"no entry point in the group rhapsody.backends is called {name!r}")
+        assert not found, f"its entry point imports {', '.join(found)}"
+
+    @check("the-event-loop", dry=True, times=3)
+    async def test_start_and_shutdown_do_not_block_the_loop(self) -> None:
+        async def live(count: int) -> Gap:
+            gap: Gap = (await self._lives(count))[count - 1].gap
+            return gap
+
+        await _require_free_loop(live, self.loop_gap, "loop_gap")
+
+    @check("the-event-loop", times=3)
+    @pytest.mark.parametrize("what", ["a batch", "a few tasks"])
+    async def test_a_submission_does_not_block_the_loop(self, driver: Driver, what: str) -> None:
+        kinds = kinds_of(self.capabilities)
+        # What is started on first use belongs to the check of the start.
+        await driver.run(*(quick(driver, kind) for kind in kinds))
+
+        async def batch(_: int) -> Gap:
+            tasks = [quick(driver, kind) for kind in kinds for _ in range(20)]
+            with Heartbeat(self._current.clock) as heartbeat:
+                await driver.run(*tasks)
+            return heartbeat.worst
+
+        async def few(_: int) -> Gap:
+            with Heartbeat(self._current.clock) as heartbeat:
+                for _ in range(_SUBMISSIONS):
+                    await driver.run(*(quick(driver, kind) for kind in kinds))
+            return Gap(*(seconds / _SUBMISSIONS for seconds in heartbeat.total))
+
+        if what == "a batch":
+            await _require_free_loop(batch, self.loop_gap, "loop_gap")
+        else:
+            await _require_free_loop(few, self.submission_gap, "submission_gap")
+
+    @check("what-shutdown-leaves", dry=True, times=2)
+    async def test_shutdown_leaves_nothing_behind(self) -> None:
+        for count in (1, 2):
+            left = [each for life in await self._lives(count) for each in life.left]
+            assert not left, listed(left)
+
+    @check("starting-and-stopping", dry=True, times=2)
+    async def test_an_idle_backend_is_shut_down_quickly(self) -> None:
+        for count in (1, 2):
+            took = min(life.shutdown for life in await self._lives(count))
+            if took <= self.shutdown_limit:
+                return
+        raise AssertionError(
+            f"shutdown() took {took:.2f} s in the better of two tries, longer than the "
+            f"{self.shutdown_limit:g} s of `shutdown_limit`"
+        )
+
+    @check("what-shutdown-leaves", dry=True, times=4)
+    async def test_nothing_grows_over_cycles(self) -> None:
+        lives = await self._lives(self.cycles)
+        # What is made once per process comes in the first cycles.
+        first, last = lives[min(2, max(0, len(lives) - 2))], lives[-1]
+        assert not last.left, f"in cycle {len(lives)}: {listed(last.left)}"
+        await asyncio.sleep(self.settle)  # for what is on its way through the loop
+        gc.collect()
+        alive = sum(life.backend() is not None for life in lives)
+        assert alive <= 1, f"{alive} of {len(lives)} backends are still in memory after shutdown"
+        grown = last.memory - first.memory
+        assert grown <= self.memory_growth, (
+            f"the process grew by {grown} bytes, more than the {self.memory_growth} of "
+            "`memory_growth`"
+        )
+
+    @check("what-shutdown-leaves", "shared_file_system", times=2)
+    async def test_shutdown_ends_work_in_flight(self, new_backend: NewBackend) -> None:
+        kinds = kinds_of(self.capabilities)
+        with marked() as mark:
+            before = Holdings.now(mark)
+            backend = await new_backend(start=True)
+            async with self.drive(backend) as driver:
+                ticking = [Ticking(driver, kind) for kind in kinds for _ in range(3)]
+                tasks = [each.task for each in ticking]
+                tasks += [quick(driver, kind) for kind in kinds for _ in range(5)]
+                await driver.submit(*tasks)
+                await ticking[0].began()
+                # Shutdown may wait for work that cannot be stopped: let that end a little later.
+                stops = self.capabilities.cancellation
+                stuck = [each for each in ticking if stops(each.kind) != "running"]
+                for each in stuck:
+                    asyncio.get_running_loop().call_later(0.3, each.release)
+                await backend.shutdown()
+                assert await state_of(backend) == "shutdown"
+                for task in tasks:
+                    await driver.finished(task)
+                for each in stuck:
+                    each.release()
+                    while not await each.is_still(0.1):
+                        pass
+                still = await asyncio.gather(*(each.is_still() for each in ticking))
+                assert all(still), "work goes on after the shutdown"
+            left = await self._left(before, _KEPT, mark)
+        assert not left, listed(left)
+
+    @check("memory", FUNCTIONS)
+    async def test_finished_tasks_are_given_up(self, driver: Driver) -> None:
+        size = min(400_000, self.big_bytes)
+        kind = function_kinds(self.capabilities)[0]
+        workers: dict[int, tuple[int, int]] = {}
+
+        async def run(rounds: int) -> None:
+            for _ in range(rounds):
+                name = "process_memory_and_data"
+                ends = await driver.run(*(call(driver, kind, name, size) for _ in range(_BATCH)))
+                for end in ends:
+                    assert end.state is DONE, str(end)
+                    process, memory, data = end.value
+                    assert len(data) == size
+                    if process != os.getpid():
+                        workers[process] = workers.get(process, (memory, 0))[0], memory
+                driver.forget()
+
+        async def traced() -> int:
+            await asyncio.sleep(self.settle)
+            gc.collect()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracing = tracemalloc.is_tracing()
+        if not tracing:
+            tracemalloc.start(1)
+        try:
+            await run(2)
+            before = await traced()
+            await run(_ROUNDS)
+            count, end = _ROUNDS * _BATCH, time.monotonic() + 10 * self.settle
+            while (kept := (await traced() - before) // count) > self.growth_per_task:
+                if time.monotonic() >= end:
+                    break
+        finally:
+            if not tracing:
+                tracemalloc.stop()
+        assert kept <= self.growth_per_task, (
+            f"for each of {count} finished tasks, whose results have {size} bytes, the program "
+            f"keeps {kept} bytes; `growth_per_task` allows {self.growth_per_task}"
+        )
+        share = max(4_000_000, count * size // (2 * max(1, len(workers))))
+        for process, (first, last) in workers.items():
+            assert last - first <= share, (
+                f"worker process {process} grew by {last - first} bytes while {count} tasks "
+                f"returned {size} bytes each: it must not keep results that were delivered"
+            )
+
+    async def _lives(self, count: int) -> list[Life]:
+        """Return at least so many lives, including those that other checks have measured."""
+        lives: list[Life] = self._current.lives
+        while len(lives) < count:
+            way = WAYS[len(lives) % len(WAYS)]
+            with marked() as mark:
+                before, files = Holdings.now(mark), set(os.listdir())
+                with Heartbeat(self._current.clock) as heartbeat:
+                    backend, shutdown = await self._live(way)
+                gc.collect()
+                # Files that are opened once per process are opened in the first life.
+                left = await self._left(before, (*_KEPT, "files") if lives else _KEPT, mark)
+                left += [
+                    Leftover(f"the file {name!r} in the current directory", None)
+                    for name in set(os.listdir()) - files
+                ]
+            lives.append(
+                Life(
+                    way=way,
+                    backend=backend,
+                    gap=heartbeat.worst,
+                    shutdown=shutdown,
+                    left=left,
+                    memory=memory_in_use(),
+                )
+            )
+        return lives
+
+    async def _live(self, way: Way) -> tuple[weakref.ref[Any], float]:
+        """Start a backend, run a task of each kind, and shut it down."""
+        made = await self.make_backend()
+        if way == "create":
+            unused, kind = made, type(made)
+            made = await kind.create(*self.create_args, **self.create_kwargs)
+            await unused.shutdown()
+            assert isinstance(made, kind), f"create returned {made!r}"
+        else:
+            state = await state_of(made)
+            assert state in ("initialized", "running"), f"before its start its state is {state!r}"
+
+        async def start() -> Any:
+            return await made
+
+        try:
+            if way == "async with":
+                entered = await made.__aenter__()
+                assert entered is made, f"`async with` returned {entered!r}, not the backend"
+            elif way == "await":  # starting twice is one start
+                for backend in await asyncio.gather(start(), start()):
+                    assert backend is made, f"await returned {backend!r}, not the backend"
+            state = await state_of(made)
+            assert state == "running", f"after its start its state is {state!r}"
+            async with Driver(made, work_dir=self.place) as driver:
+                kinds = kinds_of(made.capabilities)
+                tasks = [quick(driver, kind) for kind in kinds]
+                if "executable" in kinds:  # without a sandbox; the current directory is none
+                    tasks.append(driver.describe("nowhere", executable="echo 2"))
+                await driver.run(*tasks)
+        finally:
+            began = self._current.clock.now()
+            if way == "async with":
+                await made.__aexit__(None, None, None)
+            else:
+                await asyncio.gather(made.shutdown(), made.shutdown())
+            took = self._current.clock.now() - began
+        await made.shutdown()
+        state = await state_of(made)
+        assert state == "shutdown", f"after its shutdown its state is {state!r}"
+        try:
+            await made.submit_tasks([Driver(made).command("true")])
+        except Exception:  # any error is right
+            return weakref.ref(made), took
+        raise AssertionError("submit_tasks after the shutdown raised nothing")
+
+    async def _left(self, before: Holdings, kinds: tuple[str, ...], mark: str) -> list[Leftover]:
+        """Return what is left behind after some time, and end the processes in it."""
+        left = await settled(
+            lambda: Holdings.now(mark).since(before, self.leaves_behind, kinds), 10 * self.settle
+        )
+        end_processes(left)
+        return left
 
 
-async def _require_state(trial: Trial, backend: object, expected: str) -> None:
-    state = await state_of(backend)
-    trial.require(state == expected, f"its state is {state!r}, not {expected!r}")
+async def _require_free_loop(
+    measure: Callable[[int], Awaitable[Gap]], most: float, attribute: str
+) -> None:
+    """Fail if the backend blocked the loop in each of three tries.
+
+    A try in which the process stood still shows nothing: what blocked the loop may have ended
+    meanwhile. After six tries the backend is believed.
+    """
+    blocked = []
+    for count in range(1, 2 * _TRIES + 1):
+        gap = await measure(count)
+        if gap.seen <= most:
+            return
+        if gap.counted > most:
+            blocked.append(gap.counted)
+        assert len(blocked) < _TRIES, (
+            f"the loop was blocked for {min(blocked):.2f} s, longer than the {most:g} s of "
+            f"`{attribute}`, in each of {_TRIES} tries"
+        )
 
 
-# Prints the modules of required distributions that loading the declaration imports,
-# or null where there is no entry point of that name.
+# Print the modules of required distributions that loading the declaration imports, or null if
+# there is no entry point of that name.
 _DECLARE = """
 import json, re, sys
 from importlib.metadata import entry_points, packages_distributions

@@ -1,234 +1,175 @@
-"""Checks of resources: what is declared is honoured, all else is refused."""
+"""Checks of resources: what is declared is honored, all else is refused."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from rhapsody.errors import CapabilityError
 from rhapsody.quantities import memory_in_bytes
-from rhapsody.task import Resources, TaskDescription
-from rhapsody.testing._driver import Driver
+from rhapsody.task import Resources
+from rhapsody.testing._engine import adder
 from rhapsody.testing._functions import most_at_once
-from rhapsody.testing._graphs import adder
-from rhapsody.testing._rules import (
-    EXECUTABLES,
-    ISOLATED,
-    SETTINGS,
-    SYNC,
-    Need,
-    binds,
-    honours,
-    runs,
-    skip,
+from rhapsody.testing._suite import FUNCTIONS, ISOLATED, Suite, binds, check, honors
+from rhapsody.testing._tasks import (
+    DONE,
+    FAILED,
+    call,
+    function_kinds,
+    kinds_of,
+    quick,
+    with_resources,
 )
-from rhapsody.testing._running import check
-from rhapsody.testing._tasks import DONE, FAILED, quick
-from rhapsody.testing._trial import Trial
-from rhapsody.testing._work import interval, interval_async, variable
+from rhapsody.testing._work import variable
 
-ALL = ("cores", "gpus", "memory", "ranks")
-TOO_MUCH = {
+if TYPE_CHECKING:
+    from rhapsody import WorkflowEngine
+    from rhapsody.backends.base import Capabilities
+    from rhapsody.testing._driver import Driver
+
+_TOO_MUCH = {
     "cores": Resources(cores=1_000_000),
     "gpus": Resources(gpus=1_000_000),
     "memory": Resources(memory=2**60),
     "ranks": Resources(ranks=1_000_000),
 }
-LIMITED = Need(
-    "resources",
-    "the backend declares none of the resources that a machine can run out of",
-    lambda capabilities, _: bool(capabilities.resources & set(ALL)),
-)
-WORKS = runs("function", "async_function")
+_SOME = {
+    "cores": Resources(cores=2),
+    "fractional_cores": Resources(cores=1.5),
+    "gpus": Resources(gpus=1),
+    "memory": Resources(memory=1024),
+    "ranks": Resources(ranks=2),
+}
 
 
-class Resourcefulness:
+class ResourceRequests(Suite):
     """Slots, variables and refusals."""
 
-    @check("no more tasks run at once than their cores allow", WORKS, honours("cores"))
-    async def test_cores_bound_what_runs_at_once(self, trial: Trial) -> None:
-        cores = _owned(trial, "cores")
-        driver = await trial.driver()
-        most = await _most_at_once(trial, driver, Resources(cores=1), 2 * cores + 2)
-        trial.require(most <= cores, f"on {cores} cores {most} tasks of one core ran at once")
-        each = trial.kit.cores_per_task or cores
-        if each > 1:
-            most = await _most_at_once(trial, driver, Resources(cores=each), 2 * cores // each + 1)
-            trial.require(
-                most <= cores // each, f"on {cores} cores {most} tasks of {each} cores ran at once"
-            )
+    @check("resources", FUNCTIONS)
+    @pytest.mark.parametrize("resource", ["cores", "fractional_cores", "gpus", "memory"])
+    async def test_resources_bound_what_runs_at_once(self, driver: Driver, resource: str) -> None:
+        _require_declared(self.capabilities, resource)
+        cores = 0 if "cores" in self.capabilities.resources else 1
+        amounts: list[tuple[Resources, int]] = []
+        match resource:
+            case "cores":
+                total = self._total("cores")
+                each = self.cores_per_task or total
+                amounts = [(Resources(cores=1), total)]
+                if each > 1:
+                    amounts.append((Resources(cores=each), total // each))
+            case "fractional_cores":
+                total = self._total("cores")
+                amounts = [(Resources(cores=0.5), 2 * total)]
+            case "gpus":
+                amounts = [(Resources(cores=0, gpus=1), self._total("gpus"))]
+            case "memory":
+                memory = memory_in_bytes(self._total("memory"))
+                each = memory_in_bytes(self.memory_per_task or memory)
+                amounts = [(Resources(cores=cores, memory=each), memory // each)]
+        for request, allowed in amounts:
+            most = await self._most_at_once(driver, request, 2 * allowed + 1)
+            assert most <= allowed, f"{most} tasks with {request} ran at once, not {allowed}"
 
-    @check("tasks of half a core share cores", WORKS, honours("fractional_cores"))
-    async def test_fractions_of_cores_are_counted(self, trial: Trial) -> None:
-        cores = _owned(trial, "cores")
-        driver = await trial.driver()
-        most = await _most_at_once(trial, driver, Resources(cores=0.5), 4 * cores + 2)
-        trial.require(most <= 2 * cores, f"on {cores} cores {most} tasks of 0.5 cores ran at once")
-        each = trial.kit.cores_per_task or cores
-        await _most_at_once(trial, driver, Resources(cores=each), 1)  # all are free again
-
-    @check("as many tasks run at once as there are cores", SYNC, honours("cores"))
-    async def test_all_cores_are_used(self, trial: Trial) -> None:
-        cores = _owned(trial, "cores")
+    @check("resources", "sync_functions", honors("cores"))
+    async def test_all_cores_are_used(self, driver: Driver) -> None:
+        cores = self._total("cores")
         if cores == 1:
-            skip("the backend has one core")
-        driver = await trial.driver()
+            pytest.skip("the backend has one core")
         most = 0
         for seconds in (0.1, 0.5, 1.0):  # workers may need a while to start
-            most = await _most_at_once(trial, driver, Resources(), 2 * cores, seconds)
+            most = await self._most_at_once(driver, Resources(), 2 * cores, seconds)
             if most == cores:
                 return
-        raise trial.check.error(f"on {cores} cores no more than {most} tasks ran at once")
+        raise AssertionError(f"on {cores} cores no more than {most} tasks ran at once")
 
-    @check("no more tasks run at once than their GPUs allow", WORKS, honours("gpus"))
-    async def test_gpus_bound_what_runs_at_once(self, trial: Trial) -> None:
-        gpus = _owned(trial, "gpus")
-        driver = await trial.driver()
-        most = await _most_at_once(trial, driver, Resources(cores=0, gpus=1), 2 * gpus + 2)
-        trial.require(most <= gpus, f"on {gpus} GPUs {most} tasks of one GPU ran at once")
+    @check("resources")
+    @pytest.mark.parametrize("resource", list(_TOO_MUCH))
+    async def test_more_than_the_backend_has_is_refused(
+        self, driver: Driver, resource: str
+    ) -> None:
+        _require_declared(self.capabilities, resource)
+        kinds = kinds_of(self.capabilities)
+        kind = "executable" if resource == "ranks" and "executable" in kinds else kinds[0]
+        end = await driver.run_one(with_resources(quick(driver, kind), _TOO_MUCH[resource]))
+        refused = end.state is FAILED and isinstance(end.error, CapabilityError)
+        assert refused, f"{_TOO_MUCH[resource]}: {end}"
+        assert resource in str(end.error), "the error must name the resource"
 
-    @check("no more tasks run at once than their memory allows", WORKS, honours("memory"))
-    async def test_memory_bounds_what_runs_at_once(self, trial: Trial) -> None:
-        memory = memory_in_bytes(_owned(trial, "memory"))
-        each = memory_in_bytes(trial.kit.memory_per_task or memory)
-        driver = await trial.driver()
-        cores = 0 if "cores" in trial.capabilities.resources else 1
-        most = await _most_at_once(
-            trial, driver, Resources(cores=cores, memory=each), 2 * memory // each + 1
-        )
-        trial.require(
-            most <= memory // each,
-            f"with {memory} bytes of memory (`memory`) {most} tasks of {each} bytes ran at once",
-        )
-
-    @check("a task that needs more than there is fails with CapabilityError", LIMITED)
-    async def test_more_than_there_is_is_refused(self, trial: Trial) -> None:
-        names = [name for name in ALL if name in trial.capabilities.resources]
-        driver = await trial.driver()
-        kinds = trial.kinds()
-        for name in names:
-            kind = "executable" if name == "ranks" and "executable" in kinds else kinds[0]
-            task = quick(driver, kind)
-            task["resources"] = TOO_MUCH[name]
-            trial.doing(f"waiting for a task that needs far too many {name} to be refused")
-            await driver.submit(task)
-            end = await driver.finished(task)
-            trial.require(
-                end.state is FAILED and isinstance(end.error, CapabilityError),
-                f"{TOO_MUCH[name]}: {end}",
-            )
-            trial.require(name in str(end.error), f"the error does not name {name}: {end.error}")
-
-    @check(
-        "an executable's thread-count variables follow its cores",
-        EXECUTABLES,
-        binds("cores"),
-    )
-    async def test_cores_set_the_thread_counts(self, trial: Trial) -> None:
-        cores = min(_owned(trial, "cores"), 2)
-        driver = await trial.driver()
+    @check("resources", "executables", binds("cores"))
+    async def test_cores_set_the_thread_counts(self, driver: Driver) -> None:
+        cores = min(self._total("cores"), 2)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        task = driver.command(" ".join(["echo", *(f"${name}" for name in names)]))
-        task["resources"] = Resources(cores=cores)
-        end = await driver.run_one(task)
-        expected = " ".join([str(cores)] * 3) + "\n"
-        trial.require(end.stdout == expected, f"with {cores} cores {names} are: {end}")
-        task = driver.command("echo $OMP_NUM_THREADS", environment={"OMP_NUM_THREADS": "7"})
-        task["resources"] = Resources(cores=cores)
-        end = await driver.run_one(task)
-        trial.require(end.stdout == "7\n", f"the task's own OMP_NUM_THREADS=7 is lost: {end}")
+        counts = driver.command(" ".join(["echo", *(f"${name}" for name in names)]))
+        own = driver.command("echo $OMP_NUM_THREADS", environment={"OMP_NUM_THREADS": "7"})
+        request = Resources(cores=cores)
+        ends = await driver.run(*(with_resources(task, request) for task in (counts, own)))
+        assert ends[0].stdout == " ".join([str(cores)] * 3) + "\n", f"{names}: {ends[0]}"
+        assert ends[1].stdout == "7\n", "the task's own variable has precedence"
 
-    @check("an executable sees the GPUs it was given, and no others", EXECUTABLES, binds("gpus"))
-    async def test_gpus_are_given_to_executables(self, trial: Trial) -> None:
-        gpus = _owned(trial, "gpus")
-        driver = await trial.driver()
+    @check("resources", "executables", binds("gpus"))
+    async def test_gpus_are_assigned_to_executables(self, driver: Driver) -> None:
+        gpus = self._total("gpus")
 
-        def make() -> TaskDescription:
-            return driver.command("echo $CUDA_VISIBLE_DEVICES; sleep 0.2")
+        def task(count: int) -> Any:
+            command = driver.command("echo $CUDA_VISIBLE_DEVICES; sleep 0.2")
+            return with_resources(command, Resources(cores=0, gpus=count))
 
-        ends = await driver.run(*(_with(make(), Resources(cores=0, gpus=1)) for _ in range(gpus)))
+        ends = await driver.run(*(task(1) for _ in range(gpus)))
         seen = sorted((end.stdout or "").strip() for end in ends)
-        trial.require(
-            len(set(seen)) == gpus and all(seen),
-            f"{gpus} tasks at once saw the GPUs {seen}, not one each",
-        )
-        whole = await driver.run_one(_with(make(), Resources(cores=0, gpus=gpus)))
-        listed = sorted((whole.stdout or "").strip().split(","))
-        trial.require(listed == seen, f"a task with all GPUs saw {listed}, not {seen}")
+        assert len(set(seen)) == gpus and all(seen), f"{gpus} tasks saw the GPUs {seen}"
+        whole = await driver.run_one(task(gpus))
+        assert sorted((whole.stdout or "").strip().split(",")) == seen, str(whole)
 
-    @check("a function in a process of its own sees its GPUs", SYNC, ISOLATED, binds("gpus"))
-    async def test_gpus_are_given_to_functions(self, trial: Trial) -> None:
-        gpus = _owned(trial, "gpus")
-        driver = await trial.driver()
+    @check("resources", "sync_functions", ISOLATED, binds("gpus"))
+    async def test_gpus_are_assigned_to_functions(self, driver: Driver) -> None:
         task = driver.call(variable, "CUDA_VISIBLE_DEVICES")
-        end = await driver.run_one(_with(task, Resources(gpus=1)))
-        trial.require(
-            isinstance(end.value, str) and end.value.isdigit() and int(end.value) >= 0,
-            f"with 1 of {gpus} GPUs CUDA_VISIBLE_DEVICES is: {end}",
-        )
+        end = await driver.run_one(with_resources(task, Resources(gpus=1)))
+        assert isinstance(end.value, str) and end.value.isdigit(), str(end)
 
-    @check("a resource that is not declared is refused before the task is submitted")
-    async def test_an_undeclared_resource_is_refused(self, trial: Trial) -> None:
-        given = {
-            "cores": Resources(cores=2),
-            "gpus": Resources(gpus=1),
-            "memory": Resources(memory=1024),
-            "ranks": Resources(ranks=2),
-        }
-        declared = trial.capabilities.resources
-        undeclared = [name for name in ALL if name not in declared]
-        if "fractional_cores" not in declared and "cores" in declared:
-            given["cores"] = Resources(cores=1.5)
-            undeclared.append("cores")
-        if not undeclared:
-            skip("the backend declares every resource")
-        flow = await trial.engine()
-        for name in undeclared:
-            future = adder(trial, flow).options(resources=given[name])(1)
-            try:
-                value = await future
-            except CapabilityError as error:
-                trial.require(name in str(error), f"the error does not name {name}: {error}")
-            else:
-                raise trial.check.error(f"a task with {given[name]} ran and gave {value!r}")
+    @check("resources")
+    @pytest.mark.parametrize("resource", list(_SOME))
+    async def test_an_undeclared_resource_is_refused(
+        self, flow: WorkflowEngine, resource: str
+    ) -> None:
+        if resource in self.capabilities.resources:
+            pytest.skip(f"the backend declares the resource {resource!r}")
+        if resource == "fractional_cores" and "cores" not in self.capabilities.resources:
+            pytest.skip("the backend does not declare the resource 'cores'")
+        name = "cores" if resource == "fractional_cores" else resource
+        with pytest.raises(CapabilityError, match=name):
+            await adder(flow).options(resources=_SOME[resource])(1)
 
-    @check("a setting that is not declared is refused before the task is submitted", SETTINGS)
-    async def test_an_undeclared_setting_is_refused(self, trial: Trial) -> None:
-        flow = await trial.engine()
-        task = adder(trial, flow)
-        future = task.options(task_description={"kit_4711": 1})(1)
-        try:
-            value = await future
-        except CapabilityError as error:
-            trial.require("kit_4711" in str(error), f"the error does not name it: {error}")
-        else:
-            raise trial.check.error(f"a task with 'kit_4711' ran and gave {value!r}")
-        trial.doing("waiting for a task without settings")
+    @check("resources", "task_settings")
+    async def test_an_undeclared_setting_is_refused(self, flow: WorkflowEngine) -> None:
+        task = adder(flow)
+        with pytest.raises(CapabilityError, match="kit_4711"):
+            await task.options(task_description={"kit_4711": 1})(1)
         await task(1)
 
-
-def _owned(trial: Trial, name: str) -> Any:
-    """How much of the resource the test class says there is."""
-    value = getattr(trial.kit, name)
-    if value is None:
-        raise trial.check.error(
+    def _total(self, name: str) -> Any:
+        value = getattr(self, name)
+        assert value is not None, (
             f"the backend declares the resource {name!r}: say in the test class how many "
             f"make_backend's backend has, `{name} = ...`"
         )
-    return value
+        return value
+
+    async def _most_at_once(
+        self,
+        driver: Driver,
+        resources: Resources,
+        count: int,
+        seconds: float = 0.1,
+    ) -> int:
+        kind = function_kinds(self.capabilities)[0]
+        tasks = [call(driver, kind, "interval", seconds) for _ in range(count)]
+        ends = await driver.run(*(with_resources(task, resources) for task in tasks))
+        assert all(end.state is DONE for end in ends), f"with {resources}: {ends[0]}"
+        return most_at_once([end.value for end in ends])
 
 
-def _with(task: TaskDescription, resources: Resources) -> TaskDescription:
-    task["resources"] = resources
-    return task
-
-
-async def _most_at_once(
-    trial: Trial, driver: Driver, resources: Resources, count: int, seconds: float = 0.1
-) -> int:
-    function = interval if trial.capabilities.sync_functions else interval_async
-    tasks = [_with(driver.call(function, seconds), resources) for _ in range(count)]
-    trial.doing(f"waiting for {count} tasks with {resources}")
-    ends = await driver.run(*tasks)
-    for end in ends:
-        trial.require(end.state is DONE, f"with {resources}: {end}")
-    return most_at_once([end.value for end in ends])
+def _require_declared(capabilities: Capabilities, resource: str) -> None:
+    if resource not in capabilities.resources:
+        pytest.skip(f"the backend does not declare the resource {resource!r}")

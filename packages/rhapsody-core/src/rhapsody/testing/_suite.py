@@ -1,0 +1,502 @@
+"""Base of the conformance suite: settings, fixtures, and the declaration of a check.
+
+Each topic has a class with its checks that derives from `Suite`; `BackendConformance` derives from
+all of them. The checks of one test class run on one event loop and share one backend, which is
+replaced after a failed check. Only checks of starting and stopping have backends of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import functools
+import inspect
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import pytest
+import pytest_asyncio
+
+from rhapsody.backends.base import CancelLevel, Capabilities
+from rhapsody.task import TaskKind
+from rhapsody.testing._driver import Driver, started
+from rhapsody.testing._system import Clock, Holdings, Program, listed, scratch, settled
+from rhapsody.testing._tasks import FUNCTION_KINDS, KINDS, function_kinds
+
+if TYPE_CHECKING:
+    from rhapsody import WorkflowEngine
+
+CONTRACT = "docs/plugins/contract.md"
+"""The page whose sections state the rules."""
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+each_function_kind = pytest.mark.parametrize("kind", FUNCTION_KINDS)
+
+
+class NewBackend(Protocol):
+    """Make a backend that is shut down at the end of the check, as `make_backend` does."""
+
+    async def __call__(self, *, start: bool = False) -> Any: ...
+
+
+class NewEngine(Protocol):
+    """Make an engine on a backend, or on the backend of the class."""
+
+    async def __call__(self, backend: Any = None, **settings: Any) -> WorkflowEngine: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Condition for a check to apply.
+
+    Attributes:
+        reason: The reason for the skip if it is not met, with a place for `{kind}`.
+        met: Decides from the capabilities, the test class and the kind of task, if there is one.
+    """
+
+    reason: str
+    met: Callable[[Capabilities, Suite, Any], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Declaration of a check: the section of the contract that it tests, and its conditions."""
+
+    section: str
+    needs: tuple[str | Need, ...]
+    dry: bool
+    times: float
+
+    def why_skipped(self, capabilities: Capabilities, suite: Suite, kind: Any) -> str:
+        """Return why the check does not apply, or an empty string."""
+        if suite.dry and not self.dry:
+            return "dry = True: the backend only pretends to run tasks"
+        if kind is not None and not capabilities.runs(kind):
+            return f"the backend runs no {kind}"
+        for need in self.needs:
+            if isinstance(need, str):
+                if getattr(capabilities, need) in (False, None):
+                    return f"the backend does not declare {need}"
+            elif not need.met(capabilities, suite, kind):
+                return need.reason.format(kind=kind)
+        return ""
+
+
+def check(
+    section: str, *needs: str | Need, dry: bool = False, times: float = 1.0
+) -> Callable[[Callable[..., Awaitable[None]]], Any]:
+    """Declare a method as a check.
+
+    Args:
+        section: The anchor of the section of the contract that states the rule.
+        needs: Capabilities that must be declared, or other conditions.
+        dry: The check also applies to a backend that only pretends to run tasks.
+        times: How many of the class's time limits the check may take.
+    """
+    declaration = Check(section, needs, dry, times)
+
+    def decorate(body: Callable[..., Awaitable[None]]) -> Any:
+        @functools.wraps(body)
+        async def test(self: Suite, **fixtures: Any) -> None:
+            __tracebackhide__ = True
+            shared, limit = self._current, self.time_limit * times
+            try:
+                async with shared.clock.within(limit) as timer:
+                    await body(self, **fixtures)
+                    shared.judge()
+            except pytest.skip.Exception:
+                raise
+            except BaseException as error:
+                shared.failed = True
+                note = f"The rule: {CONTRACT}#{section}"
+                if isinstance(error, TimeoutError) and timer.expired():
+                    note = (
+                        f"The check did not end within {limit:g} s (`time_limit`); "
+                        f"{shared.status()}\n{note}"
+                    )
+                error.add_note(note)
+                raise
+
+        test.__dict__["check"] = declaration
+        return pytest.mark.asyncio(loop_scope="class")(pytest.mark.usefixtures("_prepared")(test))
+
+    return decorate
+
+
+def honors(resource: str) -> Need:
+    """Require a resource among those that the backend declares."""
+    reason = f"the backend does not declare the resource {resource!r}"
+    return Need(reason, lambda capabilities, *_: resource in capabilities.resources)
+
+
+def binds(resource: str) -> Need:
+    """Require a resource among those that the backend declares to enforce."""
+    reason = f"the backend does not declare that it binds {resource!r}"
+    return Need(reason, lambda capabilities, *_: resource in capabilities.binds)
+
+
+def cancels(level: CancelLevel, kind: TaskKind | None = None) -> Need:
+    """Require that tasks of this kind, or of the check's kind, can be canceled to this level."""
+    enough = ("running",) if level == "running" else ("queued", "running")
+    return Need(
+        f"the backend does not declare that it cancels a {level} {kind or '{kind}'}",
+        lambda capabilities, _, given: capabilities.cancellation(kind or given) in enough,
+    )
+
+
+CANNOT_STOP = Need(
+    "the backend declares that it cancels a running {kind}",
+    lambda capabilities, _, kind: capabilities.cancellation(kind) != "running",
+)
+FUNCTIONS = Need(
+    "the backend runs no functions", lambda capabilities, *_: function_kinds(capabilities)
+)
+REACHABLE = Need(
+    "its sandboxes cannot be reached from here",
+    lambda capabilities, *_: capabilities.shared_file_system or capabilities.copies_files_out,
+)
+COPIES = Need(
+    "tasks share the program's memory (`shares_memory`)",
+    lambda _, suite, __: (
+        suite.separate_processes if suite.shares_memory is None else not suite.shares_memory
+    ),
+)
+ISOLATED = Need(
+    "separate_processes = False: functions share a process",
+    lambda _, suite, __: suite.separate_processes,
+)
+
+
+@dataclass(slots=True)
+class Shared:
+    """State that the checks of one test class share.
+
+    Attributes:
+        clock: The clock for all limits.
+        program: The program's settings before any backend was made.
+        parent: The directory for sandboxes and files.
+        backend: The backend, started; `None` before its first use and after a failed check.
+        declared: The backend's capabilities, once it was made.
+        lives: Measurements of whole lives of other backends.
+        drivers: The drivers of the running check.
+        known: The uids of submitted tasks, and of engines that submit tasks.
+        errors: Errors that nothing handled on the loop.
+        failed: The running check has failed.
+    """
+
+    clock: Clock
+    program: Program
+    parent: Path
+    backend: Any = None
+    declared: Capabilities | None = None
+    lives: list[Any] = field(default_factory=list)
+    drivers: list[Driver] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    errors: list[str] = field(default_factory=list)
+    failed: bool = False
+
+    async def capabilities(self, suite: Suite) -> Capabilities:
+        """Return what the backend declares; make it if necessary."""
+        if self.declared is None:
+            self.backend = await suite.make_backend()
+            self.declared = self.backend.capabilities
+        return self.declared
+
+    async def started(self, suite: Suite) -> Any:
+        """Return the backend of the class, started."""
+        async with self.clock.within(2 * suite.time_limit):
+            backend = self.backend if self.backend is not None else await suite.make_backend()
+            self.backend = await started(backend)
+        return self.backend
+
+    async def discard(self, limit: float) -> None:
+        """Shut the backend down; the next check makes another."""
+        backend, self.backend = self.backend, None
+        if backend is not None:
+            async with self.clock.within(limit):
+                await backend.shutdown()
+
+    def judge(self) -> None:
+        """Fail for what the backend did wrong during the check, whatever the check was about."""
+        __tracebackhide__ = True
+        for driver in self.drivers:
+            for fault in driver.faults:
+                raise AssertionError(f"{fault.rule}: {fault.detail}")
+        for uid in self.strangers():
+            raise AssertionError(f"the callback named the task {uid!r}, which was not submitted")
+        if self.errors:
+            raise AssertionError(f"nothing handled an error on the loop: {self.errors[0]}")
+        if written := sorted(os.listdir()):
+            for name in written:
+                shutil.rmtree(name) if os.path.isdir(name) else os.unlink(name)
+            raise AssertionError(
+                f"the backend wrote {written} into the current directory; write files into "
+                "`self.session.directory(...)`"
+            )
+
+    def status(self) -> str:
+        """Return which tasks have not ended, and which unknown tasks were reported."""
+        unfinished = [text for driver in self.drivers for text in driver.unfinished()]
+        words = f"no terminal state for {'; '.join(unfinished[:5])}" if unfinished else ""
+        strangers = self.strangers()
+        if strangers:
+            words += f"; the callback named {strangers[0]!r}, which was not submitted"
+        return words or "no task was open"
+
+    def strangers(self) -> list[str]:
+        """Return the reported uids that neither a driver nor an engine submitted."""
+        for driver in self.drivers:
+            self.known.update(driver.uids())
+        named = [uid for driver in self.drivers for uid in driver.strangers]
+        return [
+            uid
+            for uid in named
+            if uid not in self.known and uid.partition(".task.")[0] not in self.known
+        ]
+
+    def note_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Keep an error that nothing handled on the loop."""
+        self.errors.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+
+class Suite:
+    """Settings of a conformance test class, and the fixtures of its checks.
+
+    Attributes:
+        time_limit: Seconds that one check may take, without those in which the machine gave this
+            process no processor. A few checks may take a multiple of it.
+        settle: Seconds to wait for something that must not happen. Processes, threads and files
+            have ten times as long to disappear.
+        silence: Seconds without a report after which the rest of a batch counts as lost, once
+            some of its tasks have ended; at least three times as long as the batch has taken.
+        loop_gap: Seconds for which the loop may be blocked. The best of three tries counts.
+        submission_gap: Seconds for which one submission of a few tasks, including their ends,
+            may block the loop in total, however short each pause is.
+        shutdown_limit: Seconds that the shutdown of an idle backend may take; the better of two
+            tries counts.
+        big_bytes: Size of the big argument and the big result.
+        output_bytes: Size of an executable's big output.
+        fan: Number of tasks in the big fan.
+        cycles: Number of starts and stops over which nothing may grow.
+        memory_growth: Bytes by which the process may grow in those cycles.
+        growth_per_task: Bytes that the program may keep for each finished task. The results of
+            the check's tasks are much larger.
+        cores: Cores of the backend of `make_backend`. Required if `cores` is declared.
+        cores_per_task: The maximum for one task, if that is less.
+        gpus: GPUs of the backend. Required if `gpus` is declared.
+        memory: Memory of the backend for tasks, in bytes or as text such as `"2 GiB"`. Required
+            if `memory` is declared.
+        memory_per_task: The maximum for one task, if that is less.
+        dry: The backend only pretends to run tasks: checks of their effects are skipped.
+        separate_processes: Functions run in processes of their own, so that one which kills its
+            process fails alone.
+        shares_memory: Functions and arguments of a task are the program's own objects. `None`:
+            the opposite of `separate_processes`.
+        closures: Number of functions that each hold `closure_bytes` and run one after the other.
+        closure_bytes: Bytes that each of them holds. Above 32 MiB, the highest value of glibc's
+            `M_MMAP_THRESHOLD`, memory is returned to the system as soon as it is freed.
+        names_workers: The description of a finished task names the worker or host that ran it.
+            `False` if the system behind the backend does not report it.
+        leaves_behind: Patterns (`fnmatch`) for what may be left after the shutdown, matched with
+            `"process COMMAND"`, `"thread NAME"`, `"task NAME"`, `"file TARGET"` and
+            `"temporary NAME"`.
+        adds: What the backend may add to the program while it runs: any of `"threads"`,
+            `"children"`, `"descriptors"` and `"sys.path"`, which must be as before after the
+            shutdown, and `"at-fork handlers"`, which cannot be removed.
+        expected_failures: Checks that are known to fail, with reasons. A check that passes
+            nevertheless is an error.
+        create_args: Arguments for the class's `create`.
+        create_kwargs: Keyword arguments for the class's `create`.
+        work_dir: The directory for sandboxes and files, which the backend must see if it declares
+            `shared_file_system`. Default: the system's temporary directory.
+    """
+
+    time_limit: ClassVar[float] = 30.0
+    settle: ClassVar[float] = 0.2
+    silence: ClassVar[float] = 10.0
+    loop_gap: ClassVar[float] = 0.25
+    submission_gap: ClassVar[float] = 0.1
+    shutdown_limit: ClassVar[float] = 5.0
+    big_bytes: ClassVar[int] = 5_000_000
+    output_bytes: ClassVar[int] = 10_000_000
+    fan: ClassVar[int] = 1_000
+    cycles: ClassVar[int] = 6
+    memory_growth: ClassVar[int] = 32 * 1024 * 1024
+    growth_per_task: ClassVar[int] = 20_000
+    cores: ClassVar[int | None] = None
+    cores_per_task: ClassVar[int | None] = None
+    gpus: ClassVar[int | None] = None
+    memory: ClassVar[int | str | None] = None
+    memory_per_task: ClassVar[int | str | None] = None
+    names_workers: ClassVar[bool] = True
+    dry: ClassVar[bool] = False
+    separate_processes: ClassVar[bool] = False
+    shares_memory: ClassVar[bool | None] = None
+    closures: ClassVar[int] = 20
+    closure_bytes: ClassVar[int] = 34_000_000
+    leaves_behind: ClassVar[Sequence[str]] = ()
+    adds: ClassVar[Set[str]] = frozenset({"threads", "children", "descriptors"})
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    create_args: ClassVar[Sequence[Any]] = ()
+    create_kwargs: ClassVar[Mapping[str, Any]] = {}
+    work_dir: ClassVar[Path | None] = None
+
+    # During a check: what the backend declares, and a directory that is removed at the end.
+    capabilities: Capabilities
+    place: Path
+    _current: Shared
+
+    async def make_backend(self) -> Any:
+        """Make the backend under test, started or not.
+
+        Called on a running loop, several times per class.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must have `async def make_backend(self)` that returns a backend"
+        )
+
+    async def make_failing_backend(self) -> Any:
+        """Make a backend whose start fails, or return `NotImplemented`."""
+        return NotImplemented
+
+    def library_function(self) -> Any:
+        """Return a function for a task that uses the library behind the backend directly.
+
+        For example, one that opens a client of the same cluster, computes something with it, and
+        returns a true value. It takes no arguments and runs several times concurrently.
+
+        Returns:
+            The function, or `NotImplemented` if the backend has no library, or none that can be
+            used inside a task.
+        """
+        return NotImplemented
+
+    @pytest_asyncio.fixture(scope="class", loop_scope="class", name="shared")
+    @classmethod
+    async def _shared(cls) -> AsyncIterator[Shared]:
+        # Relative paths and the temporary directory of the tests are those outside.
+        parent = Path(tempfile.gettempdir() if cls.work_dir is None else cls.work_dir).resolve()
+        with scratch(), Clock() as clock:
+            before = Holdings.now()
+            shared = Shared(clock, Program.now(), parent)
+            asyncio.get_running_loop().set_exception_handler(shared.note_error)
+            yield shared
+            await shared.discard(cls.time_limit)
+            left = await settled(
+                lambda: Holdings.now().since(before, cls.leaves_behind, ["temporary"]),
+                10 * cls.settle,
+            )
+            assert not left, listed(left)
+
+    @pytest_asyncio.fixture(loop_scope="class")
+    async def _prepared(
+        self, request: pytest.FixtureRequest, shared: Shared
+    ) -> AsyncIterator[None]:
+        """Skip a check that does not apply, set its limit, and replace the backend it broke."""
+        check: Check = request.function.check
+        name = request.node.name
+        callspec = getattr(request.node, "callspec", None)
+        kind = callspec.params.get("kind") if callspec is not None else None
+        capabilities = await shared.capabilities(self)
+        if reason := check.why_skipped(capabilities, self, kind):
+            pytest.skip(reason)
+        expected = self.expected_failures
+        if reason := expected.get(name) or expected.get(request.node.originalname) or "":
+            request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+        # For code that blocks the loop: any other check ends at its own limit, which is later on a
+        # machine that pauses.
+        limit = pytest.mark.timeout(10 + 4 * self.time_limit * check.times, func_only=True)
+        request.node.add_marker(limit, append=False)
+        shared.failed, shared.drivers, shared.errors = False, [], []
+        self._current, self.capabilities = shared, capabilities
+        self.place = Path(tempfile.mkdtemp(prefix="rhapsody-kit-", dir=shared.parent))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(shared.program.directory)  # fixtures of the author's may have left it
+            yield
+        shutil.rmtree(self.place, ignore_errors=True)
+        if shared.failed:
+            with suppress(Exception):  # the failure is reported, not its consequences
+                await shared.discard(self.time_limit)
+
+    @pytest_asyncio.fixture(loop_scope="class", name="backend")
+    async def _backend(self, shared: Shared) -> Any:
+        return await shared.started(self)
+
+    @pytest_asyncio.fixture(loop_scope="class", name="driver")
+    async def _driver(self, backend: Any) -> AsyncIterator[Driver]:
+        async with self.drive(backend) as driver:
+            yield driver
+
+    def drive(self, backend: Any) -> Driver:
+        """Make a driver that is judged at the end of the check."""
+        driver = Driver(backend, work_dir=self.place, silence=self.silence)
+        self._current.drivers.append(driver)
+        return driver
+
+    @pytest_asyncio.fixture(loop_scope="class", name="new_backend")
+    async def _new_backend(self, shared: Shared) -> AsyncIterator[NewBackend]:
+        async with AsyncExitStack() as ends:
+
+            async def new_backend(*, start: bool = False) -> Any:
+                backend = await self.make_backend()
+                ends.push_async_callback(self._shut_down, backend)
+                return await started(backend) if start else backend
+
+            yield new_backend
+
+    async def _shut_down(self, backend: Any) -> None:
+        async with self._current.clock.within(self.time_limit):
+            await backend.shutdown()
+
+    @pytest_asyncio.fixture(loop_scope="class", name="new_engine")
+    async def _new_engine(self, shared: Shared) -> AsyncIterator[NewEngine]:
+        from rhapsody import WorkflowEngine
+
+        async with AsyncExitStack() as ends:
+
+            async def new_engine(backend: Any = None, **settings: Any) -> WorkflowEngine:
+                if backend is None:
+                    backend = await shared.started(self)
+                settings.setdefault("work_dir", self.place / f"engine.{len(shared.known)}")
+                settings.setdefault("handle_signals", False)
+                engine = await WorkflowEngine.create(backend, **settings)
+                ends.push_async_callback(engine.shutdown, skip_execution_backend=True)
+                shared.known.add(engine.uid)
+                return engine
+
+            yield new_engine
+
+    @pytest_asyncio.fixture(loop_scope="class", name="flow")
+    async def _flow(self, new_engine: NewEngine) -> WorkflowEngine:
+        return await new_engine()
+
+
+def require_unchanged(cls: type[Suite], base: type[Suite]) -> None:
+    """Raise `TypeError` if a class replaces checks, or expects unknown checks to fail."""
+    checks = {name: getattr(base, name) for name in dir(base) if name.startswith("test_")}
+    for name, test in checks.items():
+        if getattr(cls, name, None) is not test:
+            raise TypeError(
+                f"{cls.__name__} replaces the check {name!r}: give your test another name, "
+                f"or say why the check must fail with "
+                f'`expected_failures = {{"{name}": "the reason"}}`'
+            )
+    for name, reason in cls.expected_failures.items():
+        if name.partition("[")[0] not in checks:
+            close = difflib.get_close_matches(name, checks, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"expected_failures: there is no check {name!r}{hint}")
+        if not isinstance(reason, str) or not reason.strip():
+            raise TypeError(f"expected_failures: {name!r} needs a reason, got {reason!r}")
+
+
+async def state_of(backend: Any) -> str:
+    """Return a backend's state, whether its `state` is plain or asynchronous."""
+    state = backend.state()
+    return str(await state) if inspect.isawaitable(state) else str(state)

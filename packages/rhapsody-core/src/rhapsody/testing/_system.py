@@ -1,0 +1,432 @@
+"""Measurements of this process and its machine, for the conformance suite.
+
+Nothing is judged here. The clock counts only the time in which this process could run, so that a
+machine that pauses or is overloaded is not mistaken for a slow backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import fnmatch
+import itertools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import psutil
+import pytest
+
+MARK = "RHAPSODY_CONFORMANCE"
+"""The environment variable by which orphaned descendants are found."""
+
+NEIGHBOR = "rhapsody_kit_neighbor"
+"""A module that only the program's `sys.path` leads to."""
+
+_NEIGHBOR_SOURCE = """
+def triple(number):
+    return 3 * number
+
+
+async def triple_async(number):
+    return 3 * number
+"""
+
+_PYTHONS_OWN = (
+    # Helpers that the standard library starts once per process, and their directory.
+    "process *multiprocessing.resource_tracker*",
+    "process *multiprocessing.forkserver*",
+    "temporary pymp-*",
+    # pytest's, if it makes its first temporary directory during a check.
+    "temporary pytest-of-*",
+    # The loop's own executor, which the loop stops when it is closed.
+    "thread asyncio_*",
+)
+
+
+class Clock:
+    """A clock that stops while this process cannot run.
+
+    A daemon thread ticks. If a tick comes late, then the process did not run, and only the
+    processor time that it used meanwhile counts. A backend that blocks the loop does not delay the
+    thread. Where Linux reports it, the time for which the loop's thread waited for a processor
+    does not count either. Enter it on the loop's thread.
+    """
+
+    def __enter__(self) -> Self:
+        try:
+            path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+            self._statistics = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            self._statistics = -1
+        self._tick = (0.0, time.monotonic(), time.process_time(), self._waited())
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="rhapsody-kit-clock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._statistics >= 0:
+            os.close(self._statistics)
+
+    def now(self) -> float:
+        """Return the seconds counted so far."""
+        return self._next()[0]
+
+    @asynccontextmanager
+    async def within(self, seconds: float) -> AsyncIterator[asyncio.Timeout]:
+        """Limit the block to this number of counted seconds, as `asyncio.timeout` does."""
+        loop = asyncio.get_running_loop()
+        end = self.now() + seconds
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            left = end - self.now()
+            if left > 0:
+                timer = loop.call_later(left, look)
+            else:
+                limit.reschedule(loop.time())
+
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(seconds, look)
+            try:
+                yield limit
+            finally:
+                timer.cancel()
+
+    def _work(self) -> None:
+        while not self._stop.wait(0.02):
+            self._tick = self._next()
+
+    def _next(self) -> tuple[float, float, float, float]:
+        """Return what a tick at this moment would be: counted, time, processor time, waited."""
+        counted, last, used, waited = self._tick
+        now, using, waiting = time.monotonic(), time.process_time(), self._waited()
+        ran = now - last - (waiting - waited)
+        return counted + min(ran, max(0.03, using - used)), now, using, waiting
+
+    def _waited(self) -> float:
+        if self._statistics < 0:
+            return 0.0
+        return int(os.pread(self._statistics, 100, 0).split()[1]) / 1e9
+
+
+class Gap(NamedTuple):
+    """The longest pause of the loop, in counted seconds and in seconds of the wall clock."""
+
+    counted: float
+    seen: float
+
+
+class Heartbeat:
+    """Measure the times for which the running loop was blocked.
+
+    Attributes:
+        worst: The longest pause, valid after the block.
+        total: The sum of all pauses of more than a few milliseconds, valid after the block.
+    """
+
+    def __init__(self, clock: Clock, interval: float = 0.005) -> None:
+        self.worst = self.total = Gap(0.0, 0.0)
+        self._clock = clock
+        self._interval = interval
+
+    def __enter__(self) -> Self:
+        self._last = self._clock.now(), time.monotonic()
+        self._schedule()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+        self._measure()
+
+    def _schedule(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
+
+    def _beat(self) -> None:
+        self._measure()
+        self._schedule()
+
+    def _measure(self) -> None:
+        now = self._clock.now(), time.monotonic()
+        counted, seen = (now[i] - self._last[i] - self._interval for i in (0, 1))
+        self.worst = Gap(max(self.worst.counted, counted), max(self.worst.seen, seen))
+        if seen > 0.005:
+            self.total = Gap(self.total.counted + max(counted, 0.0), self.total.seen + seen)
+        self._last = now
+
+
+class Leftover(NamedTuple):
+    """Something that should not be held any more; `pid` if it is a process."""
+
+    text: str
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What this process holds at one moment: identities with descriptions like `"thread NAME"`."""
+
+    processes: Mapping[object, str]
+    threads: Mapping[object, str]
+    tasks: Mapping[object, str]
+    temporary: Mapping[object, str]
+    files: Mapping[object, str]
+
+    @classmethod
+    def now(cls, mark: str | None = None) -> Self:
+        """Look at this process, and at orphans that carry the mark of `marked`."""
+        return cls(_processes(mark), _threads(), _tasks(), temporary_entries(), _files())
+
+    def since(
+        self, before: Holdings, allowed: Sequence[str], kinds: Iterable[str] = ()
+    ) -> list[Leftover]:
+        """Return what is held and was not before, except for what the patterns allow."""
+        patterns = (*_PYTHONS_OWN, *allowed)
+        return [
+            Leftover(text, identity[0] if isinstance(identity, tuple) else None)
+            for kind in kinds or _KINDS
+            for identity, text in getattr(self, kind).items()
+            if identity not in getattr(before, kind)
+            and not any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns)
+        ]
+
+
+_KINDS = ("processes", "threads", "tasks", "temporary", "files")
+
+
+Found = TypeVar("Found")
+
+
+async def settled(look: Callable[[], list[Found]], within: float) -> list[Found]:
+    """Call `look` until it returns nothing or the time is up, and return the last answer."""
+    end = time.monotonic() + within
+    while (left := look()) and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+    return left
+
+
+def listed(left: Sequence[Leftover]) -> str:
+    """Describe leftovers, with the attribute that allows them."""
+    texts = ", ".join(each.text for each in left)
+    return (
+        f"left behind: {texts}. If a library keeps it on purpose, allow it: "
+        f"leaves_behind = ({left[0].text if left else ''!r},)"
+    )
+
+
+@contextmanager
+def marked() -> Iterator[str]:
+    """Put a mark into the environment, by which descendants are found even if orphaned."""
+    mark = uuid.uuid4().hex
+    before = os.environ.get(MARK)
+    os.environ[MARK] = mark
+    try:
+        yield mark
+    finally:
+        if before is None:
+            del os.environ[MARK]
+        else:
+            os.environ[MARK] = before
+
+
+def end_processes(left: Iterable[Leftover]) -> None:
+    """Kill the processes among the leftovers, so that a faulty backend leaves none."""
+    for leftover in left:
+        if leftover.pid is not None:
+            with suppress(psutil.Error):
+                psutil.Process(leftover.pid).kill()
+
+
+def alive(pid: int) -> bool:
+    """Return whether the process exists and is not a zombie."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def memory_in_use() -> int:
+    """Return the resident size of this process in bytes."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _processes(mark: str | None) -> dict[object, str]:
+    found = psutil.Process().children(recursive=True)
+    if mark is not None:
+        known = {os.getpid(), *(process.pid for process in found)}
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid not in known and process.environ().get(MARK) == mark:
+                    found.append(process)
+    described: dict[object, str] = {}
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            command = " ".join(process.cmdline()) if not zombie else f"{process.name()} <defunct>"
+            described[process.pid, process.create_time()] = f"process {command[:200]}"
+    return described
+
+
+def _threads() -> dict[object, str]:
+    return {thread.ident: f"thread {thread.name}" for thread in threading.enumerate()}
+
+
+def _tasks() -> dict[object, str]:
+    current = asyncio.current_task()
+    return {
+        id(task): f"task {task.get_name()} ({task.get_coro()!r})"
+        for task in asyncio.all_tasks()
+        if task is not current
+    }
+
+
+def _files() -> dict[object, str]:
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except FileNotFoundError:  # not Linux
+        return {file.fd: f"file {file.path}" for file in psutil.Process().open_files()}
+    found: dict[object, str] = {}
+    for number in numbers:
+        with suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/self/fd/{number}")
+            if not target.startswith("/proc/"):  # the listing itself
+                found[f"{number} {target}"] = f"file {target}"
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Settings of this process that no backend may change."""
+
+    environment: Mapping[str, str]
+    handlers: Mapping[str, Any]
+    directory: str
+    umask: str
+    path: Sequence[str]
+
+    @classmethod
+    def now(cls) -> Self:
+        """Look at this process."""
+        mask = os.umask(0o077)  # there is no other way to ask
+        os.umask(mask)
+        own = (MARK, "PYTEST_")
+        return cls(
+            environment={k: v for k, v in os.environ.items() if not k.startswith(own)},
+            handlers={each.name: signal.getsignal(each) for each in signal.Signals},
+            directory=os.getcwd(),
+            umask=f"{mask:03o}",
+            path=tuple(sys.path),
+        )
+
+    def since(self, before: Program, adds: Set[str]) -> list[str]:
+        """Describe what differs."""
+        words = []
+        for what, name in {"environment": "variable", "handlers": "handler of"}.items():
+            now, former = getattr(self, what), getattr(before, what)
+            keys = sorted(now.keys() | former.keys())
+            changed = [key for key in keys if now.get(key) != former.get(key)]
+            words += [f"the {name} {key} is another" for key in changed]
+        if self.directory != before.directory:
+            words.append(f"the current directory is {self.directory}, not {before.directory}")
+        if self.umask != before.umask:
+            words.append(f"the umask is {self.umask}, not {before.umask}")
+        if "sys.path" not in adds:
+            new = [entry for entry in self.path if entry not in before.path]
+            lost = [entry for entry in before.path if entry not in self.path]
+            words += [f"sys.path has {entry!r}" for entry in new]
+            words += [f"sys.path lost {entry!r}" for entry in lost]
+        return words
+
+    def restore(self) -> None:
+        """Undo all changes, so that the same changes are seen again."""
+        for name, handler in self.handlers.items():
+            if handler is not None and signal.getsignal(signal.Signals[name]) is not handler:
+                signal.signal(signal.Signals[name], handler)
+        for name in Program.now().environment.keys() - self.environment.keys():
+            del os.environ[name]
+        os.environ.update(self.environment)
+        os.chdir(self.directory)
+        os.umask(int(self.umask, 8))
+        sys.path[:] = self.path
+
+
+@contextmanager
+def fork_handlers(own: str) -> Iterator[list[str]]:
+    """Record which modules of a top-level package register at-fork handlers.
+
+    Those of libraries do not count: they register them once per process, when they are imported
+    or first used, and any program may do that first.
+    """
+    noted: list[str] = []
+    usual = os.register_at_fork
+
+    def register(**handlers: Any) -> None:
+        module = sys._getframe(1).f_globals.get("__name__", "something")
+        if module.partition(".")[0] == own:
+            noted.append(module)
+        usual(**handlers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "register_at_fork", register)
+        yield noted
+
+
+@contextmanager
+def scratch() -> Iterator[None]:
+    """Enter directories in which the files that a backend leaves are detected.
+
+    Each test class has a fresh current directory. The temporary directory is shared by all classes
+    of the process, because `multiprocessing` keeps a socket in it. A third directory is on
+    `sys.path`, as the directory of a program's script is. All are removed when the process exits,
+    because workers may have been started in any of them.
+    """
+    root = _scratch_root()
+    current, temporary = root / f"{next(_numbers)}", os.fspath(root / "t")
+    current.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(current)
+        patch.setenv("TMPDIR", temporary)
+        patch.setattr(tempfile, "tempdir", temporary)
+        patch.syspath_prepend(root / "m")
+        yield
+
+
+_numbers = itertools.count(1)
+_roots: list[Path] = []
+
+
+def _scratch_root() -> Path:
+    if not _roots:
+        root = Path(tempfile.mkdtemp(prefix="rk-"))
+        _roots.append(root)
+        (root / "t").mkdir()
+        (root / "m").mkdir()
+        (root / "m" / f"{NEIGHBOR}.py").write_text(_NEIGHBOR_SOURCE)
+        owner = os.getpid()
+
+        def remove() -> None:
+            if os.getpid() == owner:  # not in a fork of it
+                shutil.rmtree(root, ignore_errors=True)
+
+        atexit.register(remove)
+    return _roots[0]
+
+
+def temporary_entries() -> dict[object, str]:
+    """Return descriptions of the entries of the suite's temporary directory."""
+    place = _roots[0] / "t" if _roots else None
+    return {name: f"temporary {name}" for name in os.listdir(place)} if place else {}
