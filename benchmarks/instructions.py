@@ -20,6 +20,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parents[1]
@@ -28,11 +29,38 @@ if __name__ == "__main__":  # beside this file one would stand for Dask itself, 
     sys.path[:] = [*(each for each in sys.path if Path(each).absolute() != BESIDE), str(ROOT)]
 
 FEW, MANY = 100, 600
-WORK = ("fan", "chain", "threads", "coroutines")
+WORK = ("fan", "chain", "threads", "coroutines", "recorded", "reused")
+
+
+async def recorded(size: int, directory: str, *, resume: bool) -> None:
+    """Run a fan of no-ops with two small arguments and a journal."""
+    from rhapsody import NoopExecutionBackend, WorkflowEngine
+
+    async with WorkflowEngine.create(
+        NoopExecutionBackend(),
+        handle_signals=False,
+        work_dir=f"{directory}/work",
+        journal=f"{directory}/journal.sqlite",
+        resume=resume,
+    ) as flow:
+
+        @flow.function_task
+        def nothing(number: int, name: str) -> None: ...
+
+        await asyncio.gather(*(nothing(number, "name") for number in range(size)))
 
 
 async def work(name: str, size: int) -> None:
-    """Runs a fan or a chain of no-ops on the noop backend, or a chain on threads."""
+    """Run a fan or a chain of no-ops on the noop backend, a chain on threads, or with a journal.
+
+    "recorded" is a fan that is recorded, "reused" the same with a second run that reuses it.
+    """
+    if name in ("recorded", "reused"):
+        with tempfile.TemporaryDirectory() as directory:
+            await recorded(size, directory, resume=False)
+            if name == "reused":
+                await recorded(size, directory, resume=True)
+        return
     from rhapsody import LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
 
     backend = NoopExecutionBackend() if name in ("fan", "chain") else LocalExecutionBackend()

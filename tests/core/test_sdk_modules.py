@@ -336,3 +336,20 @@ def test_the_process_of_the_program_keeps_its_modules(place: Path, sent: SentMod
     with sent.using(modules):
         assert sys.modules["stale_main"] is main
     assert sent not in sys.meta_path
+
+
+def test_a_namespace_package_in_one_that_is_not_imported_is_sent(place: Path) -> None:
+    inner = place / "stale_space" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "value.py").write_text("V = 1\n")
+    (place / "stale_main.py").write_text("def f():\n    from stale_space.inner import value\n")
+    importlib.import_module("stale_main")
+    packed = own_modules()
+    assert packed is not None
+    sources = pickle.loads(zlib.decompress(packed[REFERENCE:]))
+    assert {name for name in sources if name.startswith("stale_")} == {
+        "stale_main",
+        "stale_space",
+        "stale_space.inner",
+        "stale_space.inner.value",
+    }

@@ -79,6 +79,19 @@ def file_of(module: Any) -> str | None:
 
 
 def spec_of(name: str, path: Any) -> ModuleSpec | None:
-    """The spec of a module, which is not imported for this."""
+    """Return the spec of a module without importing it.
+
+    Args:
+        name: Its full name.
+        path: The `__path__` of its parent package, `None` for a module of the top level.
+    """
     spec = getattr(sys.modules.get(name), "__spec__", None)
-    return spec if isinstance(spec, ModuleSpec) else PathFinder.find_spec(name, path)
+    if isinstance(spec, ModuleSpec):
+        return spec
+    try:
+        return PathFinder.find_spec(name, path)
+    except KeyError:  # a namespace package whose parent is not imported
+        places = [os.path.join(each, name.rpartition(".")[2]) for each in path]
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [each for each in places if os.path.isdir(each)]
+        return spec
