@@ -313,6 +313,10 @@ DIFFERENT: dict[str, tuple[Any, Any]] = {
     "dates": (np.array(["2020"], "M8[s]"), np.array(["2020"], "M8[ms]")),
     "no date": (np.array(["NaT"], "M8[s]"), np.array(["2020"], "M8[s]")),
     "fields": (np.zeros(1, [("a", "f8")]), np.zeros(1, [("b", "f8")])),
+    "offset of a field": (
+        np.zeros(1, {"names": ["a"], "formats": ["u1"], "offsets": [0], "itemsize": 4}),
+        np.zeros(1, {"names": ["a"], "formats": ["u1"], "offsets": [1], "itemsize": 4}),
+    ),
     "value in a field": (np.ones(1, [("a", "f8")]), np.zeros(1, [("a", "f8")])),
     "array of objects": (np.array([1, "a"], object), np.array(["1", "a"], object)),
     "mask": (masked(3.0), np.ma.masked_array([1.0, 3.0], mask=[True, False])),

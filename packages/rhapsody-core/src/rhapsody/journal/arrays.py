@@ -31,7 +31,8 @@ def _array(value: Any) -> tuple[Any, ...] | None:
     if metadata is not None:
         about = about, metadata
     if array.dtype.names is not None:  # there may be rubbish between its fields
-        return about, [array[name] for name in array.dtype.names]
+        offsets = [array.dtype.fields[name][1] for name in array.dtype.names]
+        return about, offsets, [array[name] for name in array.dtype.names]
     if array.dtype.hasobject or array.dtype.kind in "SU":  # texts may name files
         return about, array.ravel().tolist()
     if array.dtype.char in "gG":  # there is rubbish in long doubles
