@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import settings
 
+from rhapsody import WorkflowEngine
 from rhapsody.backends import discovery
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.testing import Driver
@@ -38,6 +39,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.chdir(place)
     return place
+
+
+@pytest_asyncio.fixture
+async def flow() -> AsyncIterator[WorkflowEngine]:
+    """An engine on the local backend."""
+    async with WorkflowEngine.create() as engine:
+        yield engine
 
 
 @pytest.fixture

@@ -10,12 +10,10 @@ import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import (
     CapabilityError,
@@ -30,12 +28,6 @@ from rhapsody.engine.error_messages import exit_code
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def flow() -> AsyncIterator[WorkflowEngine]:
-    async with WorkflowEngine.create() as flow:
-        yield flow
 
 
 async def failure(future: asyncio.Future[Any]) -> BaseException:

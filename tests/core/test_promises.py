@@ -7,12 +7,10 @@ import asyncio
 import gc
 import os
 import weakref
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import (
     DataError,
@@ -30,12 +28,6 @@ from tests.core.saving import writer
 from tests.core.scripted import outcome, within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def flow() -> AsyncIterator[WorkflowEngine]:
-    async with WorkflowEngine.create() as flow:
-        yield flow
 
 
 def reader(flow: WorkflowEngine) -> Any:

@@ -13,12 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import (
     CapabilityError,
@@ -37,12 +35,6 @@ from tests.core.saving import files, held_open, writer
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def flow() -> AsyncIterator[WorkflowEngine]:
-    async with WorkflowEngine.create() as flow:
-        yield flow
 
 
 async def test_a_name_may_be_as_long_as_a_file_system_takes(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import (
     DataError,
@@ -21,12 +19,6 @@ from tests.core.saving import files, held_open, listing, shell
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def flow() -> AsyncIterator[WorkflowEngine]:
-    async with WorkflowEngine.create() as flow:
-        yield flow
 
 
 async def test_all_files_that_match_are_saved_and_handed_on(

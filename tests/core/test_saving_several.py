@@ -10,12 +10,10 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from rhapsody import (
     CapabilityError,
@@ -32,12 +30,6 @@ from tests.core.saving import PLOTS, files, held_open, listing, shell
 from tests.core.scripted import within
 
 pytestmark = [pytest.mark.usefixtures("here"), pytest.mark.asyncio, pytest.mark.timeout(60)]
-
-
-@pytest_asyncio.fixture
-async def flow() -> AsyncIterator[WorkflowEngine]:
-    async with WorkflowEngine.create() as flow:
-        yield flow
 
 
 # Directories.

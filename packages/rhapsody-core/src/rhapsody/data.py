@@ -11,9 +11,9 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from rhapsody._sandbox import (
@@ -322,6 +322,9 @@ class OutputDir(File):
             where it stays in the sandbox.
     """
 
+    many: ClassVar[bool] = False
+    temporary: ClassVar[bool] = False
+
     save: str | Literal[False] | None
 
     def __init__(
@@ -429,7 +432,7 @@ def without_secrets(url: str) -> str:
 
 
 def _field_names(file: File) -> list[str]:
-    return list(type(file).__dataclass_fields__)
+    return [each.name for each in fields(file)]
 
 
 def _changed(file: AnyFile, **values: Any) -> AnyFile:

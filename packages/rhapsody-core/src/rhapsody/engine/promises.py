@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rhapsody.data import InputFile, Output, OutputDir, OutputFile, SavedFile
+from rhapsody.data import InputFile, Output, OutputDir, SavedFile
 from rhapsody.errors import DataError
 from rhapsody.task import TaskFuture
 
@@ -58,9 +58,9 @@ class Promises:
         promised: dict[str, str | None] = {}
         for output in outputs:
             place = promised[output.filename] = self._place(output)
-            if not getattr(output, "many", False):  # several calls may promise one pattern
+            if not output.many:  # several calls may promise one pattern
                 self._latest[place or output.filename] = future
-            if isinstance(output, OutputFile) and output.temporary:
+            if output.temporary:
                 self._temporary[future._number, output.filename] = _Temporary()
         future._promised = promised
         future.add_done_callback(self._ended)

@@ -232,8 +232,8 @@ class Journal:
         elif self._store.reused:
             found, why = self._found(call, name, key, number, database)
             if found is not None:
-                for path in task["inputs"].values():
-                    self._readers.setdefault(path or "", {})[call] = name
+                for path in filter(None, task["inputs"].values()):
+                    self._readers.setdefault(path, {})[call] = name
             if found is not None and not (found.files and found.files.gone):
                 return found
         self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
@@ -309,8 +309,8 @@ class Journal:
                 if (
                     self._gone.pop(uid, None) is not None
                 ):  # it was not reused because files are missing
-                    for path in record.inputs.values():
-                        self._readers.get(path or "", {}).pop(uid, None)
+                    for path in filter(None, record.inputs.values()):
+                        self._readers.get(path, {}).pop(uid, None)
                 call = self._calls.pop(uid, None)
                 try:
                     recording = None if call is None else self._recording(record, call)

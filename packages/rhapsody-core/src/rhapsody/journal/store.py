@@ -408,7 +408,30 @@ class Store:
         and noted by `refuse`.
         """
         try:
-            self._write(database, recordings, codes, digests)
+            with _transaction(database):
+                if codes:
+                    database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
+                if digests:
+                    database.executemany(
+                        "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)",
+                        [(*stamp, digest) for stamp, digest in digests.items()],
+                    )
+                if self.reused:
+                    database.executemany(
+                        "DELETE FROM recordings WHERE id = "
+                        "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
+                        [(each.key, each.number) for each in recordings],
+                    )
+                where = self.lineage, self.run, self.run
+                database.executemany(
+                    "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, "
+                    "code, files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
+                    "nullif(?, ''), nullif(?, ''), ?, ?)",
+                    ((*where, *_row(each)) for each in recordings),
+                )
+                kept = self.kept + len(recordings)
+                database.execute("UPDATE runs SET kept = ? WHERE id = ?", (kept, self.run))
+            self.kept = kept
         except UNSTORABLE as error:
             if len(recordings) > 1:
                 for each in recordings:
@@ -418,38 +441,6 @@ class Store:
                 why = f"its result cannot be stored in the journal: {error}"
                 log.warning("task %r is not recorded: %s", each.name, why)
                 self.refuse(each.name, why)
-
-    def _write(
-        self,
-        database: sqlite3.Connection,
-        recordings: Collection[Recording],
-        codes: Mapping[bytes, str],
-        digests: Mapping[Stamp, bytes],
-    ) -> None:
-        with _transaction(database):
-            if codes:
-                database.executemany("INSERT OR IGNORE INTO codes VALUES (?, ?)", codes.items())
-            if digests:
-                database.executemany(
-                    "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)",
-                    [(*stamp, digest) for stamp, digest in digests.items()],
-                )
-            if self.reused:
-                database.executemany(
-                    "DELETE FROM recordings WHERE id = "
-                    "(SELECT id FROM earlier WHERE key = ? AND number = ?)",
-                    [(each.key, each.number) for each in recordings],
-                )
-            where = self.lineage, self.run, self.run
-            database.executemany(
-                "INSERT INTO recordings (lineage, run, used, key, number, name, uid, parts, code, "
-                "files, why, value, intact) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, "
-                "nullif(?, ''), nullif(?, ''), ?, ?)",
-                ((*where, *_row(each)) for each in recordings),
-            )
-            kept = self.kept + len(recordings)
-            database.execute("UPDATE runs SET kept = ? WHERE id = ?", (kept, self.run))
-        self.kept = kept
 
     def _end(self, how: How) -> None:
         with contextlib.closing(self._database) as database:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rhapsody.staging.fsutil import remove_directory
+from rhapsody.staging.fsutil import remove
 from rhapsody.staging.locks import FileLock, State, state_of
 from rhapsody.staging.manifest import LIST, read_list
 from rhapsody.staging.parts import remove_parts
@@ -78,10 +78,7 @@ class LeftRun:
         try:
             remove_parts(self.path)
             for path in paths:
-                if os.path.isdir(path) and not os.path.islink(path):
-                    remove_directory(path)
-                else:
-                    Path(path).unlink(missing_ok=True)
+                remove(path)
         finally:
             lock.release()
         with contextlib.suppress(OSError):  # results are in it

@@ -23,7 +23,6 @@ from rhapsody.data import (
     InputFiles,
     Output,
     OutputDir,
-    OutputFile,
     SavedFile,
     name_beside_output,
     plain_name,
@@ -485,7 +484,7 @@ class Stager:
         recorded: bool,
     ) -> None:
         """Let the declared outputs outlive their sandbox, saved ones until the end."""
-        rest = [o for o in outputs if o.save or (isinstance(o, OutputFile) and o.temporary)]
+        rest = [o for o in outputs if o.save or o.temporary]
         stay = [output for output in outputs if output not in rest]
         self._sandboxes.declare(
             sandbox, names_of(stay, matches), names_of(rest, matches), results, recorded=recorded

@@ -152,9 +152,21 @@ def replace_directory(new: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     try:
-        old.unlink() if old.is_symlink() else remove_directory(old)
+        remove(old)
     except OSError as error:
         log.warning("what was at %s before is at %s and cannot be removed: %s", path, old, error)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a file, a directory with its content, or a link; do nothing if there is none.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if os.path.isdir(path) and not os.path.islink(path):
+        remove_directory(path)
+    else:
+        Path(path).unlink(missing_ok=True)
 
 
 def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -> None:

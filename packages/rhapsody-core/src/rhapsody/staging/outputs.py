@@ -55,7 +55,7 @@ def check_outputs(
         return {}
     missing, matches = [], {}
     for name, output in {output.filename: output for output in outputs}.items():
-        if isinstance(output, OutputFile) and output.many:
+        if output.many:
             matches[name] = _matching(task, name, given)
             continue
         directory = isinstance(output, OutputDir)
@@ -146,11 +146,7 @@ def without_place(
 ) -> dict[str, SavedFile]:
     """Return the results without a place that an attempt wrote, by their names."""
     uid = future_uid(task)
-    results = [
-        each
-        for each in outputs
-        if each.save is None and not (isinstance(each, OutputFile) and each.temporary)
-    ]
+    results = [each for each in outputs if each.save is None and not each.temporary]
     return {
         name: SavedFile(Path(sandbox, name), task["name"], uid)
         for name in names_of(results, matches)

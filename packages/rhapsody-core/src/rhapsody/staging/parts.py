@@ -12,7 +12,7 @@ import re
 import uuid
 from pathlib import Path
 
-from rhapsody.staging.fsutil import remove_directory
+from rhapsody.staging.fsutil import remove
 from rhapsody.staging.locks import state_of
 from rhapsody.staging.runs import LOCK, PARTS
 
@@ -51,14 +51,6 @@ def remove_parts(run: Path) -> None:
                     remove(Path(directory, name))
     with contextlib.suppress(OSError):
         (run / PARTS).unlink()
-
-
-def remove(part: Path) -> None:
-    """Remove a copy, a file or a directory."""
-    if part.is_dir():
-        remove_directory(part)
-    else:
-        part.unlink(missing_ok=True)
 
 
 def remove_parts_of_others(base: Path, own: Path) -> None:

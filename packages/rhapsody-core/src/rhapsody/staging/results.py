@@ -23,9 +23,9 @@ from rhapsody.data import SavedFile
 from rhapsody.errors import DataError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.destinations import Kind, Places
-from rhapsody.staging.fsutil import copy_directory, copy_file, replace_directory
+from rhapsody.staging.fsutil import copy_directory, copy_file, remove, replace_directory
 from rhapsody.staging.outputs import future_uid
-from rhapsody.staging.parts import new_token, part_of, remove
+from rhapsody.staging.parts import new_token, part_of
 from rhapsody.task import TaskDescription
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class Results:
     def __init__(
         self,
         directory: Path,
-        needed: Iterable[Path] = (),
-        note_parts: Callable[[str, Path], object] = lambda token, directory: None,
+        needed: Iterable[Path],
+        note_parts: Callable[[str, Path], object],
     ) -> None:
         self.directory = directory
         self.places: Places = Places(directory, needed)
