@@ -1,9 +1,9 @@
-"""What `rhapsody run` runs: a script or a module, which is found, read, and run once.
+"""Scripts and modules that `rhapsody run` runs: found, read, and run once.
 
-Whether it has a function for a workflow is read from its syntax tree. One that has is
-imported, and is not the program's main module: what stands under `if __name__ ==
-"__main__"` does not run, and worker processes do not run a script again, because its
-functions and classes travel by value. Any other is run as the `python` command runs it.
+The syntax tree decides whether a program has a function for a workflow. One that has is
+imported, and is not the program's main module: code under `if __name__ == "__main__"` does
+not run, and worker processes do not run the script again, because its functions and classes
+are pickled by value. Any other program is run by `runpy`, as the `python` command runs it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import difflib
 import inspect
 import io
 import os
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rhapsody.cli.output import note
@@ -36,14 +37,14 @@ Main = Callable[["WorkflowEngine"], object]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A script, or a module.
+    """Script or module to run.
 
     Attributes:
-        path: Its file, absolute.
-        name: What messages call it: the file's base name, or the module's name.
-        target: The same as the user writes it, for `target:FUNC`.
-        function: The function to call, `None` where the user names none.
-        spec: Of a module, how Python found it.
+        path: Its absolute file.
+        name: Its name for messages: the file's base name, or the module's name.
+        target: The name as given on the command line, for `target:FUNC`.
+        function: The function to call, `None` if the user names none.
+        spec: A module's spec, `None` for a script.
     """
 
     path: str
@@ -53,11 +54,11 @@ class Program:
     spec: ModuleSpec | None = None
 
     def tree(self) -> ast.Module:
-        """Its syntax tree, an empty one where a module has no source.
+        """Return its syntax tree, an empty one if a module has no source.
 
         Raises:
             UsageError: It cannot be read.
-            SyntaxError: It is no Python.
+            SyntaxError: It is not valid Python.
         """
         if self.spec is None:
             return ast.parse(_read(self.path), self.path)
@@ -65,53 +66,41 @@ class Program:
         return ast.parse(loader.get_source(self.spec.name) or "", self.path)
 
     def workflow(self) -> Main:
-        """Imports it, and gives the function that is called with an engine.
+        """Import it, and return the function that is called with an engine.
 
         Raises:
             UsageError: There is none, or it cannot be called with an engine.
-            Exception: Whatever the program raises.
+            Exception: Any error of the program.
         """
         module = import_module(self.spec.name) if self.spec else _load_script(self.path)
         return find_main(module, self.function or "main", self.name)
 
     def run(self) -> None:
-        """Runs it as the main module, as `python SCRIPT` and `python -m MODULE` do.
+        """Run it as the main module, as `python SCRIPT` and `python -m MODULE` do.
 
         Raises:
-            BaseException: Whatever the program raises.
+            BaseException: Any error of the program.
         """
-        module = ModuleType("__main__")
-        vars(module).update(
-            __file__=self.path,
-            __cached__=self.spec.cached if self.spec else None,
-            __loader__=self.spec.loader if self.spec else SourceFileLoader("__main__", self.path),
-            __package__=self.spec.parent if self.spec else None,
-            __spec__=self.spec,
-        )
-        sys.modules["__main__"] = module  # processes that it starts import the program by this
-        exec(self._code(), module.__dict__)  # noqa: S102 - it is what the user asks for
-
-    def _code(self) -> CodeType:
         if self.spec is None:
-            return _compiled(self.path)
+            runpy.run_path(self.path, run_name="__main__")
+            return
         loader: Any = self.spec.loader
-        code: CodeType | None = loader.get_code(self.spec.name)
-        if code is None:
+        if loader.get_code(self.spec.name) is None:
             raise UsageError(f"{self.name} is no Python code, and cannot be run")
-        return code
+        runpy.run_module(self.spec.name, run_name="__main__", alter_sys=True)
 
 
 def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Program:
-    """Finds what the user wants to run, and lets it see itself as a program does.
+    """Find the program, and set `sys.argv` and `sys.path` for it.
 
     Args:
         script: `SCRIPT[:FUNC]`, or `None`.
         module: `MODULE[:FUNC]`, or `None`.
-        arguments: What it finds in `sys.argv[1:]`.
+        arguments: Its `sys.argv[1:]`.
 
     Raises:
         UsageError: There is no such file or module.
-        Exception: What the package of a module raises when it is imported.
+        Exception: Any error of a module's package when it is imported.
     """
     if module is not None:
         program = find_module(module)
@@ -125,7 +114,7 @@ def find(script: str | None, module: str | None, arguments: Iterable[str]) -> Pr
 
 
 def split_target(target: str) -> tuple[str, str | None]:
-    """The absolute path in `SCRIPT[:FUNC]`, and the function's name, `None` where it has none.
+    """Return the absolute path in `SCRIPT[:FUNC]`, and the function's name or `None`.
 
     Raises:
         UsageError: There is no such file.
@@ -147,13 +136,13 @@ def _check_function(name: str | None, target: str, before: str) -> None:
 
 
 def find_module(target: str) -> Program:
-    """The module that `MODULE[:FUNC]` means, found as `python -m` finds it.
+    """Find the module in `MODULE[:FUNC]`, as `python -m` finds it.
 
     The current directory comes first on `sys.path`; a package is its `__main__`.
 
     Raises:
         UsageError: There is none.
-        Exception: What its package raises when it is imported.
+        Exception: Any error of its package when it is imported.
     """
     module, colon, function = target.partition(":")
     if os.path.isfile(module):
@@ -163,10 +152,10 @@ def find_module(target: str) -> Program:
     name = function if colon else None
     _check_function(name, target, module)
     sys.path.insert(0, os.getcwd())
-    spec = _found(module)
+    spec = _spec(module)
     if spec.submodule_search_locations is not None:
         try:
-            spec = _found(f"{module}.__main__")
+            spec = _spec(f"{module}.__main__")
         except UsageError:
             raise UsageError(
                 f"{module!r} is a package, and has no module '__main__' to run; name one of its "
@@ -175,28 +164,25 @@ def find_module(target: str) -> Program:
     return Program(spec.origin or module, spec.name, f"-m {module}", name, spec)
 
 
-def _found(module: str) -> ModuleSpec:
-    """How Python finds a module; imports the packages that it is in.
+def _spec(module: str) -> ModuleSpec:
+    """Find a module, and import the packages that contain it.
 
     Raises:
-        UsageError: It, or one of its packages, is not there, or a package cannot be imported.
+        UsageError: It or one of its packages does not exist, or a package cannot be imported.
     """
-    parts = module.split(".")
-    for end in range(1, len(parts) + 1):
-        name = ".".join(parts[:end])
-        spec = None
-        try:
-            spec = find_spec(name)
-        except ValueError:  # it is in sys.modules without a spec, as `__main__` may be
-            pass
-        except (SyntaxError, ImportError) as error:
-            if getattr(error, "name", None) != name:  # it is something that the package imports
-                raise cannot_be_loaded(error, module) from None
-        if spec is None:
-            so = "" if name == module else f", and so no {module!r}"
-            where = f"looked in {os.getcwd()}, and where Python looks for modules"
-            raise UsageError(f"there is no module {name!r}{so} ({where})")
-    assert spec is not None
+    spec, missing = None, module
+    try:
+        spec = find_spec(module)
+    except ValueError:  # it is in sys.modules without a spec, as `__main__` may be
+        pass
+    except (SyntaxError, ImportError) as error:
+        missing = str(getattr(error, "name", None))
+        if not f"{module}.".startswith(f"{missing}."):  # a package imports something else
+            raise cannot_be_loaded(error, module) from None
+    if spec is None:
+        so = "" if missing == module else f", and so no {module!r}"
+        where = f"looked in {os.getcwd()}, and where Python looks for modules"
+        raise UsageError(f"there is no module {missing!r}{so} ({where})")
     return spec
 
 
@@ -208,12 +194,8 @@ def _read(path: str) -> bytes:
         raise UsageError(f"{path!r} cannot be read: {error.strerror}") from None
 
 
-def _compiled(path: str) -> CodeType:
-    return compile(_read(path), path, "exec", dont_inherit=True)
-
-
 def _load_script(path: str) -> ModuleType:
-    """Runs a script as a module of its own."""
+    """Run a script as a module of its own."""
     import cloudpickle  # type: ignore[import-untyped]
 
     module = ModuleType(SCRIPT_MODULE)
@@ -221,110 +203,90 @@ def _load_script(path: str) -> ModuleType:
     sys.modules[SCRIPT_MODULE] = module
     # No other process can import this module.
     cloudpickle.register_pickle_by_value(module)
-    exec(_compiled(path), module.__dict__)  # noqa: S102 - it is what the user asks for
+    code = compile(_read(path), path, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # noqa: S102 - the user asks for it
     return module
 
 
-# What its syntax tree tells.
+# The syntax tree.
 
 
 def takes_engine(tree: ast.Module, name: str = "main") -> bool:
-    """Whether a program has a function of this name that is to be called with an engine.
+    """Return whether a program has a function of this name that is to be called with an engine.
 
-    A function has to take an argument for that, and a plain one must not be decorated, as for
-    another tool's command line. Of a name that is imported or assigned the tree tells no more.
+    The function has to take an argument, and a plain one must not be decorated, as for
+    another tool's command line. A name that is imported or assigned may be such a function.
     If the program calls the function itself, only an asynchronous function that cannot be called
     without an argument counts; none counts if the program passes it to `rhapsody.run`.
     """
-    if _runs(tree, name):
+    if any(_passes_to_run(node, name) for node in ast.walk(tree)):
         return False
-    called = _calls(tree, name)
-    return any(_binds_workflow(one, name, called) for one in _statements(tree.body))
-
-
-def _calls(tree: ast.Module, name: str) -> bool:
-    """Whether a program calls what has this name when it is run, or hands it on in its guard."""
-    for one in tree.body:
-        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        for node in ast.walk(one):
-            used = node if _is_guard(one) else getattr(node, "func", None)
-            if isinstance(used, ast.Name) and (used.id, type(used.ctx)) == (name, ast.Load):
-                return True
-    return False
-
-
-def _runs(tree: ast.Module, name: str) -> bool:
-    """Return whether a program passes this name to a function `run`: `rhapsody.run(main)`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args:
-            function, first = node.func, node.args[0]
-            called = getattr(function, "attr", None) or getattr(function, "id", None)
-            if called == "run" and isinstance(first, ast.Name) and first.id == name:
-                return True
-    return False
-
-
-def _is_guard(one: ast.stmt) -> bool:
-    return isinstance(one, ast.If) and "__name__" in ast.unparse(one.test)
+    nodes = [*_top_level(tree)]
+    called = any(_uses(node, name, guarded) for node, guarded in nodes)
+    return any(_binds_workflow(node, name, called) for node, guarded in nodes if not guarded)
 
 
 def workflows(tree: ast.Module) -> list[str]:
-    """The names of its asynchronous functions that have to be given something."""
-    found = [one for one in _statements(tree.body) if isinstance(one, ast.AsyncFunctionDef)]
-    return [one.name for one in found if _requires(one.args)]
+    """Return the names of asynchronous functions that require an argument."""
+    return [
+        node.name
+        for node, guarded in _top_level(tree)
+        if isinstance(node, ast.AsyncFunctionDef) and not guarded and _requires(node.args)
+    ]
 
 
-def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """What may run when a module is imported: not the inside of functions, nor of its guard."""
-    for one in body:
-        yield one
-        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        if not _is_guard(one):
-            yield from _statements(getattr(one, "body", ()))
-        for part in ("orelse", "finalbody"):
-            yield from _statements(getattr(one, part, ()))
-        for part in ("handlers", "cases"):
-            for clause in getattr(one, part, ()):
-                yield from _statements(clause.body)
+def _top_level(node: ast.AST, guarded: bool = False) -> Iterator[tuple[ast.AST, bool]]:
+    """Yield what runs when a module is run, and whether `if __name__ == ...` guards it."""
+    for child in ast.iter_child_nodes(node):
+        yield child, guarded
+        inner = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if not inner and not (isinstance(child, ast.AnnAssign) and child.value is None):
+            guard = isinstance(child, ast.If) and "__name__" in ast.unparse(child.test)
+            yield from _top_level(child, guarded or guard)
 
 
-def _binds_workflow(one: ast.stmt, name: str, called: bool) -> bool:
-    if isinstance(one, ast.AsyncFunctionDef):
-        optional = one.args.args and not (called or one.decorator_list)
-        return one.name == name and (_requires(one.args) or bool(optional))
+def _passes_to_run(node: ast.AST, name: str) -> bool:
+    """Return whether a node passes this name to a function `run`: `rhapsody.run(main)`."""
+    match node:
+        case ast.Call(
+            func=ast.Attribute(attr="run") | ast.Name(id="run"), args=[ast.Name(id=first), *_]
+        ):
+            return first == name
+    return False
+
+
+def _uses(node: ast.AST, name: str, guarded: bool) -> bool:
+    """Return whether a node calls this name, or in the guard does anything with it."""
+    used = node if guarded else getattr(node, "func", None)
+    return isinstance(used, ast.Name) and used.id == name and isinstance(used.ctx, ast.Load)
+
+
+def _binds_workflow(node: ast.AST, name: str, called: bool) -> bool:
+    if isinstance(node, ast.AsyncFunctionDef):
+        optional = node.args.args and not (called or node.decorator_list)
+        return node.name == name and (_requires(node.args) or bool(optional))
     if called:
         return False
-    if isinstance(one, ast.FunctionDef):
-        return one.name == name and _requires(one.args) and not one.decorator_list
-    if isinstance(one, ast.ImportFrom):
-        return any((alias.asname or alias.name) == name for alias in one.names)
-    targets: list[ast.expr] = []
-    if isinstance(one, ast.Assign):
-        targets = one.targets
-    elif isinstance(one, ast.AnnAssign) and one.value is not None:
-        targets = [one.target]
-    inside = (node for target in targets for node in ast.walk(target))
-    return any(isinstance(node, ast.Name) and node.id == name for node in inside)
+    if isinstance(node, ast.FunctionDef):
+        return node.name == name and _requires(node.args) and not node.decorator_list
+    if isinstance(node, ast.ImportFrom):
+        return any((alias.asname or alias.name) == name for alias in node.names)
+    return isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Store)
 
 
 def _requires(arguments: ast.arguments) -> bool:
-    """Whether a call has to give an argument."""
+    """Return whether a call has to pass an argument."""
     positional = len(arguments.posonlyargs) + len(arguments.args)
     return positional > len(arguments.defaults) or None in arguments.kw_defaults
 
 
-# What the imported program has.
-
-
 def find_main(module: ModuleType, name: str, where: str) -> Main:
-    """The workflow's function in a module.
+    """Return the workflow's function in a module.
 
     Args:
         module: The module.
         name: The function's name.
-        where: What messages call the module.
+        where: The module's name for messages.
 
     Raises:
         UsageError: There is none, or it cannot be called with an engine.
@@ -352,11 +314,8 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
     return main
 
 
-# What goes wrong in it.
-
-
 def cannot_be_loaded(error: SyntaxError | ImportError, name: str) -> UsageError:
-    """The error for a program that cannot be imported: where what keeps it from that is."""
+    """Return the error for a program that cannot be imported, with the place of the cause."""
     what = f"{name} cannot be loaded: "
     if isinstance(error, SyntaxError):
         text = "".join(traceback.format_exception_only(error))
@@ -371,9 +330,9 @@ def cannot_be_loaded(error: SyntaxError | ImportError, name: str) -> UsageError:
 
 
 def show(error: BaseException, path: str | None) -> None:
-    """Prints the traceback of the user's own code, from the program's file on.
+    """Print the traceback of the user's own code, from the program's file on.
 
-    Of what did not run because something else failed: that, and none of those in between.
+    For a task that was skipped, that is the traceback of the task that failed first.
     """
     start = error.__traceback__
     while start is not None and start.tb_frame.f_code.co_filename != path:
