@@ -1,35 +1,34 @@
-"""`rhapsody run --dry-run`: the values that its tasks give, where it stops, and its graphs."""
+"""`rhapsody run --dry-run`: placeholders for values, the place where it stops, and the graphs."""
 
 from __future__ import annotations
 
 import os
-import sysconfig
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from rhapsody.backends.noop import DUMMY_OUTPUT, NoopExecutionBackend
-from rhapsody.cli.engines import Engines
-from rhapsody.cli.output import table
+from rhapsody.cli.output import note, say, table
+from rhapsody.cli.recording import Recording
+from rhapsody.cli.scripts import Program
+from rhapsody.engine.backend_handles import WouldRunError
 from rhapsody.errors import DependencyFailureError
-from rhapsody.plugins.specs import LookupTask, Recorded, hookimpl
+from rhapsody.plugins.specs import LookupTask, Recorded, UsageError, hookimpl
 from rhapsody.staging.outputs import future_uid
+from rhapsody.tracebacks import is_users_code
 
 if TYPE_CHECKING:
-    from rhapsody.cli.recording import Recording
     from rhapsody.engine import WorkflowEngine
-
-OURS: str = os.path.dirname(os.path.dirname(__file__))
 
 
 class NoValueError(Exception):
-    """A program looks at the value of a task that was not run."""
+    """The program inspected the value of a task that was not run."""
 
 
 class NoValue(str):
-    """The value of a task that was not run: it can be handed on, printed and formatted.
+    """Placeholder for the value of a task: it can be passed on, printed and formatted.
 
-    Whatever else a program does with it would go another way with the real one.
+    Any other operation raises, because the real value could take the program another way.
     """
 
     __slots__ = ()
@@ -44,14 +43,14 @@ LOOKS: tuple[str, ...] = (
     *("int", "float", "index", "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv"),
     "mod",  # not `rmod`, which formats it
 )
-"""Operations that look at a value, beside all methods of a text."""
+"""Operations that inspect a value, in addition to all methods of `str`."""
 
 for _name in (*(f"__{name}__" for name in LOOKS), *(n for n in dir(str) if n[0] != "_")):
     setattr(NoValue, _name, _refuse)
 
 
 class DryRunBackend(NoopExecutionBackend):
-    """Runs nothing, and gives values that cannot be looked at."""
+    """Backend that runs nothing and returns placeholders."""
 
     output: str = NoValue(DUMMY_OUTPUT)
 
@@ -59,25 +58,36 @@ class DryRunBackend(NoopExecutionBackend):
         super().__init__()
 
 
-class Preview(Engines):
-    """Looks up in a copy of the journal what `--resume` would reuse, for the engines of a dry run.
+class DryRun:
+    """Observer of the engines of a dry run, for their graphs.
+
+    With `--resume` it also looks up in a copy of the journal what would be reused.
 
     Args:
         recorded: Opens the copy for the first engine.
     """
 
     def __init__(self, recorded: Recording) -> None:
-        super().__init__(dry_run=True)
         self._recorded = recorded
+        self._engines: list[WorkflowEngine] = []
+        self._verdicts: dict[str, dict[str, str]] = {}
+        """By the uids of engines and tasks, whether each task would run, and why."""
         self._missing: dict[str, tuple[str, Collection[str | None]]] = {}
         """By the path of a missing file: the reused task that wrote it, and that task's inputs."""
 
     @hookimpl
+    def rhapsody_workflow_started(self, engine: WorkflowEngine) -> None:
+        """Keep the engine."""
+        self._engines.append(engine)
+
+    @hookimpl
     async def rhapsody_lookup_results(
         self, engine: WorkflowEngine, tasks: Sequence[LookupTask]
-    ) -> Sequence[Recorded | None]:
+    ) -> Sequence[Recorded | None] | None:
         """Find results, and note for each task whether it would run."""
-        verdicts = self.verdicts.setdefault(engine.uid, {})
+        if not self._recorded.resumes:
+            return None
+        verdicts = self._verdicts.setdefault(engine.uid, {})
         needs = {uid: given for uid, _, given in engine.graph}
         asked: dict[int, LookupTask] = {}
         for number, task in enumerate(tasks):
@@ -92,7 +102,7 @@ class Preview(Engines):
             else:
                 asked[number] = task
         results: list[Recorded | None] = [None] * len(tasks)
-        journal = self._recorded.preview
+        journal = self._recorded.journal
         found = None if journal is None else await journal.preview(list(asked.values()))
         for (number, task), (result, verdict) in zip(asked.items(), found or (), strict=False):
             uid = future_uid(task)
@@ -121,6 +131,50 @@ class Preview(Engines):
                     verdicts[producer[0]] = verdict
                     readers.append(producer)
 
+    def show(self) -> None:
+        """Print the calls of each engine and their dependencies."""
+        for engine in self._engines:
+            if len(self._engines) > 1:
+                say(f"engine {engine.uid}")
+            rows = [[uid, name, ", ".join(needs) or "-"] for uid, name, needs in engine.graph]
+            header = ["TASK", "NAME", "DEPENDS ON"]
+            verdicts = self._verdicts.get(engine.uid)
+            if verdicts is not None:
+                header.append("WITH --resume")
+                rows = [[*row, verdicts.get(row[0], "runs")] for row in rows]
+            for line in table(header, rows) if rows else ["no task was called"]:
+                say(line)
+
+    def explains(self, error: BaseException, program: Program) -> bool:
+        """Print the place in the user's code where the dry run stopped, and the reason.
+
+        Returns:
+            False if there was no engine yet: the error is the program's own.
+
+        Raises:
+            UsageError: The program names a backend.
+        """
+        error = _origin(error)
+        if isinstance(error, WouldRunError):
+            raise UsageError(
+                f"{program.name} names its backend, and --dry-run runs nothing: leave it out of "
+                "WorkflowEngine.create(...), and say it on the command line, -b NAME"
+            ) from None
+        if not self._engines:
+            return False
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [each for each in frames if program.path == each.filename or _is_users(each.filename)]
+        place = (own or frames)[-1]
+        what = str(error)
+        if not isinstance(error, NoValueError):
+            what = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+            what += f" (tasks give {DUMMY_OUTPUT!r} in a dry run)"
+        note(
+            f"the dry run stopped at {os.path.relpath(place.filename)}, line {place.lineno}: "
+            f"{what}; this is the graph up to there"
+        )
+        return True
+
 
 def _holds_no_value(value: object) -> bool:
     if type(value) is dict:
@@ -130,40 +184,8 @@ def _holds_no_value(value: object) -> bool:
     return type(value) is NoValue
 
 
-def graph(engine: WorkflowEngine, verdicts: Mapping[str, str] | None = None) -> list[str]:
-    """Return the lines that show the calls of a dry run and their dependencies.
-
-    Args:
-        engine: The engine.
-        verdicts: Whether each task would run with `--resume`, and why.
-    """
-    rows = [[uid, name, ", ".join(needs) or "-"] for uid, name, needs in engine.graph]
-    if not rows:
-        return ["no task was called"]
-    header = ["TASK", "NAME", "DEPENDS ON"]
-    if verdicts is not None:
-        header.append("WITH --resume")
-        rows = [[*row, verdicts.get(row[0], "runs")] for row in rows]
-    return table(header, rows)
-
-
-def stop(error: BaseException, path: str) -> str:
-    """Says in a line where in the user's code a dry run has stopped, and by what."""
-    error = origin(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = next((one for one in reversed(frames) if _is_users(one.filename, path)), frames[-1])
-    what = str(error)
-    if not isinstance(error, NoValueError):
-        what = " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
-        what += f" (tasks give {DUMMY_OUTPUT!r} in a dry run)"
-    return (
-        f"the dry run stopped at {os.path.relpath(place.filename)}, line {place.lineno}: {what}; "
-        "this is the graph up to there"
-    )
-
-
-def origin(error: BaseException) -> BaseException:
-    """What failed first, where an error tells of others."""
+def _origin(error: BaseException) -> BaseException:
+    """Return the first failure that an error refers to."""
     while True:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -173,10 +195,5 @@ def origin(error: BaseException) -> BaseException:
             return error
 
 
-def _is_users(file: str, path: str) -> bool:
-    """Whether a file is the program's, or another of the user's own."""
-    paths = sysconfig.get_paths()
-    others = {paths[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")} | {OURS}
-    return file == path or not (
-        file.startswith("<") or any(file.startswith(f"{other}{os.sep}") for other in others)
-    )
+def _is_users(file: str) -> bool:
+    return not file.startswith("<") and is_users_code(file)

@@ -1,4 +1,4 @@
-"""The journal of `rhapsody run`: one for each program and its arguments."""
+"""Journal of `rhapsody run`: one for each program and its arguments."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LARGEST = 16 << 20
 """Bytes of a result that is kept; larger ones would make every run slow that nobody resumes."""
 
 HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupted"}
-"""How a run ended, in words."""
+"""Phrases for how a run ended."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say what is reused of the last run."""
+    """Add the options for reusing results of the last run."""
     reused = parser.add_mutually_exclusive_group()
     reused.add_argument(
         "--fresh",
@@ -59,88 +59,78 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def resume_of(arguments: argparse.Namespace) -> bool | Literal["auto"]:
-    """Whether results of the last run are used, see `WorkflowEngine.create`."""
-    return False if arguments.fresh else True if arguments.resume else "auto"
-
-
-def resumes(arguments: argparse.Namespace) -> bool:
-    """Return whether results of the last run are used even if it succeeded."""
-    rerun = arguments.rerun and not (arguments.fresh or arguments.no_journal)
-    return bool(arguments.resume or rerun)
-
-
 class Recording:
-    """The journal of one run, which is opened for the first engine that names no other.
+    """Journal of one run, opened for the first engine that names no other.
 
     Args:
         arguments: The command's.
 
     Attributes:
-        how: How the run has ended, to be set where no signal ended it.
-        summaries: Of its engines: one that has held tasks back has not ended well.
-        preview: A copy of the journal, for a dry run that shows what would be reused.
+        resumes: Results of the last run are used even if it succeeded.
+        how: How the run has ended; stays as it is if a signal ended it.
+        summaries: Those of its engines: one that held tasks back has not ended well.
+        journal: The journal, for a dry run a copy of it.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
+        rerun = arguments.rerun and not (arguments.fresh or arguments.no_journal)
+        self.resumes: bool = bool(arguments.resume or rerun)
         self.how: Literal["done", "failed", "interrupted"] = "interrupted"
         self.summaries: Sequence[Summary] = ()
-        self.preview: Journal | None = None
-        self._copied: Path | None = None
+        self.journal: Journal | None = None
         self._arguments = arguments
-        self._journal: Journal | None = None
-        self._opened = self._told = False
+        self._copied: Path | None = None
+        self._opened = self._warned = False
 
     def settings(self, program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of an engine that say what it records and reuses.
+        """Return the settings `journal` and `resume` for an engine.
 
         Args:
-            program: What runs.
+            program: The program.
             given: The engine's settings.
 
         Raises:
-            UsageError: The journal may not be used; the text says what to do.
+            UsageError: The journal cannot be used; the message says what to do.
         """
         arguments, journal = self._arguments, given.get("journal", True)
-        if arguments.dry_run and resumes(arguments) and journal is True and not self._opened:
-            self._opened = True
-            self.preview = self._open(program, True)
-            if self.preview is None:
-                note("rhapsody: no earlier run with these arguments is recorded; everything runs")
-        if arguments.dry_run or journal is None or journal is False:
+        named = "resume" in given
+        resume = False if arguments.fresh else True if arguments.resume else "auto"
+        if arguments.dry_run:
+            if self.resumes and journal is True:
+                self._open(program, True)
+            return {}
+        if journal is None or journal is False:
             return {}
         if journal is True:
             if arguments.no_journal:
                 return {"journal": None, "resume": "auto"}
-            if not self._opened:
-                self._opened = True
-                self._journal = self._open(
-                    program, given.get("resume", resumes(arguments) or resume_of(arguments))
-                )
-                self._announce()
-            asked = "journal" in given and self._journal is None  # tells why it cannot be
-            return {} if asked else {"journal": self._journal, "resume": "auto"}
-        named = "resume" in given
+            self._open(program, given.get("resume", self.resumes or resume))
+            asked = "journal" in given and self.journal is None  # the engine raises the reason
+            return {} if asked else {"journal": self.journal, "resume": "auto"}
         useless = {
             "--no-journal": arguments.no_journal,
             "--rerun": arguments.rerun,
             "--resume": arguments.resume and named,
             "--fresh": arguments.fresh and named,
         }
-        if any(useless.values()) and not self._told:
-            self._told = True
+        if any(useless.values()) and not self._warned:
+            self._warned = True
             options = " and ".join(name for name, asked in useless.items() if asked)
             complain(f"{options}: not for the journal that the program names, {journal}")
-        return {} if named else {"resume": resume_of(arguments)}
+        return {} if named else {"resume": resume}
 
-    def _announce(self) -> None:
-        """Says what of the last run is reused."""
-        arguments, journal = self._arguments, self._journal
-        if journal is None:
+    def _open(self, program: Program, resume: bool | Literal["auto"]) -> None:
+        """Open the journal once, and print what is reused."""
+        if self._opened:
             return
-        if resumes(arguments) and not journal.reused:
+        self._opened = True
+        arguments, journal = self._arguments, self._journal(program, resume)
+        self.journal = journal
+        if journal is None and not arguments.dry_run:
+            return
+        if self.resumes and (journal is None or not journal.reused):
             note("rhapsody: no earlier run with these arguments is recorded; everything runs")
-        if journal.reused and not arguments.quiet:
+        elif journal is not None and journal.reused and not (arguments.quiet or arguments.dry_run):
             results = "1 result" if journal.reused == 1 else f"{journal.reused} results"
             if journal.before in HOW:
                 note(
@@ -150,13 +140,13 @@ class Recording:
             else:
                 note(f"rhapsody: reusing what has not changed since the last run ({results})")
 
-    def _open(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
+    def _journal(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
         from rhapsody.journal.places import NotYoursError, journal_of_program
         from rhapsody.journal.plugin import Journal
         from rhapsody.journal.store import JournalInUseError
 
         arguments = self._arguments
-        module = program.spec is not None
+        base = Path.cwd() if program.spec is not None else Path(program.path).parent
         try:
             path = journal_of_program(
                 [program.path, *arguments.arguments], function=program.function
@@ -169,7 +159,7 @@ class Recording:
             path.parent.mkdir(0o775, parents=True, exist_ok=True)
             return Journal(
                 path,
-                Path.cwd() if module else Path(os.path.dirname(program.path)),
+                base,
                 resume=None if resume == "auto" else resume,
                 shared=False,
                 largest=LARGEST,
@@ -195,14 +185,15 @@ class Recording:
         return self._copied
 
     def end(self) -> None:
-        """Ends the run in the journal, and says how to go on where it has not ended well."""
-        journal = self._journal
-        if self.preview is not None:
-            with suppress(JournalError):
-                self.preview.end("failed")
-        if self._copied is not None:
-            for each in self._copied.parent.glob(f"{self._copied.name}*"):
+        """End the run in the journal, and say how to go on if it has not ended well."""
+        journal = self.journal
+        if self._arguments.dry_run:
+            if journal is not None:
+                with suppress(JournalError):
+                    journal.end("failed")
+            for each in self._copied.parent.glob(f"{self._copied.name}*") if self._copied else ():
                 each.unlink(missing_ok=True)
+            return
         if journal is None:
             return
         if self.how == "done" and any(summary.held_back for summary in self.summaries):
@@ -243,7 +234,9 @@ def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
         with opened(path) as database:
             known = names(database)
     words = set[str]()
-    for file in {program.path, *map(_source_of, list(sys.modules.values()))} - {None}:
+    modules = {getattr(module, "__file__", None) for module in [*sys.modules.values()]}
+    own = {file for file in modules if str(file).endswith(".py") and is_users_code(str(file))}
+    for file in {program.path, *own}:
         with suppress(OSError):
             words.update(re.findall(r"[\w.-]+", Path(str(file)).read_text(errors="replace")))
     for name in wanted:
@@ -253,10 +246,3 @@ def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:
             there = f"; the journal contains {', '.join(sorted(known)[:20])}" if known else ""
             hint = f"; did you mean {close[0]}?" if close else there
             raise UsageError(f"--rerun {name}: no task of the program has that name{hint}")
-
-
-def _source_of(module: object) -> str | None:
-    """Return the file of a module, if it is the user's code."""
-    file = getattr(module, "__file__", None)
-    own = isinstance(file, str) and file.endswith(".py") and is_users_code(file)
-    return file if own else None

@@ -1,6 +1,7 @@
-"""`rhapsody run`: runs a script as a workflow, with the options of its engines.
+"""`rhapsody run`: runs a script as a workflow, with settings for the engines that it makes.
 
-What a script is, and how it is run, is in `rhapsody.cli.scripts`.
+How a script is found and run is in `rhapsody.cli.scripts`, its journal in
+`rhapsody.cli.recording`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,18 @@ import asyncio
 import difflib
 import inspect
 import logging
+import os
+import platform
+import shlex
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from rhapsody._version import __version__
 from rhapsody.backends.options import make_backend, parse_options
 from rhapsody.cli import recording, scripts
 from rhapsody.cli.output import (
@@ -23,16 +30,17 @@ from rhapsody.cli.output import (
     FAILED,
     CommandError,
     complain,
-    note,
     reader_is_gone,
-    say,
 )
+from rhapsody.cli.recording import Recording
 from rhapsody.errors import DataError, JournalError, RhapsodyError
-from rhapsody.plugins.specs import UsageError
+from rhapsody.observers.account import duration
+from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
+from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.cli.engines import Engines
+    from rhapsody.engine.defaults import Defaults
 
 HELP = "run a workflow"
 
@@ -49,13 +57,13 @@ OTHERS = {
     "resume": "use --resume, or --fresh",
     "profile": "there are no profiles yet; the file of a run's events is -e trace=run.jsonl",
 }
-"""Options of the engine that `-e` does not take, and what to do."""
+"""Options of the engine that `-e` does not accept, and what to do."""
 
 _SIGNALLED = (128 + signal.SIGHUP, 128 + signal.SIGTERM)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     what = parser.add_mutually_exclusive_group()  # one is required, see `run`
     what.add_argument(
         "script",
@@ -124,18 +132,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the workflow.
+    """Run the workflow.
 
     Raises:
-        UsageError: The script, the function, the backend or an option is not right;
-            or the script, or what it imports, has a syntax error or is not there.
+        UsageError: The script, the function, the backend or an option is invalid, or the script
+            or an import of it does not exist or has a syntax error.
         CommandError: The backend could not be started.
         SystemExit: The script ends with an exit code of its own.
         BrokenPipeError: Nothing reads standard output any more.
     """
     _take_script(arguments)
-    with ExitStack() as at_end:  # what comes after a traceback
-        recorded = recording.Recording(arguments)
+    with ExitStack() as at_end:  # runs after a traceback was printed
+        recorded = Recording(arguments)
         at_end.callback(recorded.end)
         try:
             code = _code(arguments, recorded, at_end)
@@ -164,72 +172,109 @@ def _take_script(arguments: argparse.Namespace) -> None:
     arguments.arguments = rest[1:] if rest[:1] == ["--"] else rest
 
 
-def _code(arguments: argparse.Namespace, recorded: recording.Recording, at_end: ExitStack) -> int:
-    from rhapsody.cli.engines import Engines
+class _Engines:
+    """Observer of every engine that the program makes: keeps its summary, and logs its run.
 
-    engines, program = Engines(arguments.dry_run), None
-    if arguments.dry_run and recording.resumes(arguments):
-        from rhapsody.cli.dry_run import Preview
+    Attributes:
+        started: Number of engines.
+        summaries: Those of the engines that have ended.
+    """
 
-        engines = Preview(recorded)
+    def __init__(self) -> None:
+        self.started: int = 0
+        self.summaries: list[Summary] = []
+
+    @hookimpl
+    def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
+        """Count the engine, and begin the log of its run."""
+        self.started += 1
+        if not engine.dry_run:
+            note_in_log(
+                engine.work_dir,
+                f"engine {engine.uid} begins on {', '.join(engine.backends)}; process "
+                f"{os.getpid()} on {platform.node()}, rhapsody-core {__version__}, Python "
+                f"{platform.python_version()}: {shlex.join(sys.argv)}",
+            )
+
+    @hookimpl
+    def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
+        """Keep the summary, and end the log."""
+        self.summaries.append(summary)
+        if not engine.dry_run:
+            stats = summary.stats
+            note_in_log(
+                engine.work_dir,
+                f"engine {engine.uid} ends after {duration(summary.seconds)}: {stats.done} done, "
+                f"{stats.recorded} of them reused, {stats.failed - stats.skipped} failed, "
+                f"{stats.skipped} skipped, {stats.cancelled} cancelled, {stats.retried} retried",
+            )
+
+
+def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack) -> int:
+    """Run the program, and return the exit code."""
+    from rhapsody.engine.defaults import Defaults
+
+    engines, dry, program = _Engines(), None, None
     recorded.summaries = engines.summaries
+    if arguments.dry_run:
+        from rhapsody.cli.dry_run import DryRun
+
+        dry = DryRun(recorded)
     try:
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
-        options = parse_options(arguments.option)
-        engine = engine_options(parse_options(arguments.engine, "-e"))
-        engine |= {"fail_fast": arguments.fail_fast, "keep_going": not arguments.fail_fast}
-        if arguments.max_failures is not None and arguments.max_failures < 1:
-            raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
-        engine |= {"max_failures": arguments.max_failures, "progress": _progress(arguments)}
-        name = arguments.backend or ("local" if options else None)
-        make: Callable[[], BaseExecutionBackend] | None = (
-            None if name is None else partial(make_backend, name, options)
+        defaults = Defaults(
+            _engine_settings(arguments),
+            _backend_maker(arguments),
+            (engines,) if dry is None else (engines, dry),
+            partial(recorded.settings, program),
         )
-        if arguments.dry_run:
-            from rhapsody.cli.dry_run import DryRunBackend
-
-            make, engine["dry_run"] = DryRunBackend, True
-        _run(program, make, engine, partial(recorded.settings, program), engines, at_end)
+        _run(program, defaults, engines, at_end)
     except (UsageError, CommandError):
         raise
     except (Exception, asyncio.CancelledError) as error:  # the user's own code may raise anything
-        if arguments.dry_run and program is not None:
-            _check_backend(error, program)
         if reader_is_gone() and scripts.contains(error, BrokenPipeError):
             raise BrokenPipeError from None
-        if program is None or not engines.dry:
+        if dry is None or program is None or not dry.explains(error, program):
             scripts.show(error, program.path if program else None)
             return FAILED
-        from rhapsody.cli.dry_run import stop
-
-        note(stop(error, program.path))
     finally:
-        _show_graphs(engines)
+        if dry is not None:
+            dry.show()
     failed = any(summary.unawaited or summary.cut_short for summary in engines.summaries)
-    return FAILED if failed and not engines.dry else DONE
+    return FAILED if failed and dry is None else DONE
 
 
-def _check_backend(error: BaseException, program: scripts.Program) -> None:
-    """Raises where a dry run has ended because of the backend that the program names."""
-    from rhapsody.cli.dry_run import origin
-    from rhapsody.engine.backend_handles import WouldRunError
+def _engine_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of engines that the options ask for."""
+    if arguments.max_failures is not None and arguments.max_failures < 1:
+        raise UsageError(f"--max-failures must be 1 or more, got {arguments.max_failures}")
+    settings = {
+        **_checked(parse_options(arguments.engine, "-e")),
+        "fail_fast": arguments.fail_fast,
+        "keep_going": not arguments.fail_fast,
+        "max_failures": arguments.max_failures,
+        "progress": _progress(arguments),
+    }
+    return {**settings, "dry_run": True} if arguments.dry_run else settings
 
-    if isinstance(origin(error), WouldRunError):
-        raise UsageError(
-            f"{program.name} names its backend, and --dry-run runs nothing: leave it out of "
-            "WorkflowEngine.create(...), and say it on the command line, -b NAME"
-        ) from None
+
+def _backend_maker(arguments: argparse.Namespace) -> Callable[[], BaseExecutionBackend] | None:
+    """Return a function that makes the backend, `None` if the options ask for none."""
+    options = parse_options(arguments.option)
+    if arguments.dry_run:
+        from rhapsody.cli.dry_run import DryRunBackend
+
+        return DryRunBackend
+    name = arguments.backend or ("local" if options else None)
+    return None if name is None else partial(make_backend, name, options)
 
 
 def _run(
-    program: scripts.Program,
-    make: Callable[[], BaseExecutionBackend] | None,
-    engine: dict[str, Any],
-    recording: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-    engines: Engines,
-    at_end: ExitStack,
+    program: scripts.Program, defaults: Defaults, engines: _Engines, at_end: ExitStack
 ) -> None:
-    """Calls the program's function with an engine, or runs it as it is."""
+    """Call the program's function with an engine, or run the program as it is."""
+    from rhapsody.engine.defaults import defaults_of_engines
+
     try:
         tree = program.tree()
         as_it_is = program.function is None and not scripts.takes_engine(tree)
@@ -237,58 +282,60 @@ def _run(
     except (SyntaxError, ImportError) as error:  # of the script, or of a module of the user's
         raise scripts.cannot_be_loaded(error, program.name) from None
     if main is not None:
-        if engine["progress"]:
-            from rhapsody.observers.progress import Progress
-
-            progress = Progress(lines=engine["progress"] == "lines", account=False)
-            at_end.callback(progress.print_account)
-            engine["progress"] = progress
-        more = {**recording(engine), "observers": [engines]}
-        asyncio.run(_workflow(main, make, engine, more))
+        asyncio.run(_workflow(main, defaults, at_end))
         return
-    from rhapsody.engine.defaults import Defaults, defaults_of_engines
-
-    with defaults_of_engines(Defaults(engine, make, (engines,), recording)):
-        end = _exit_of(program)
+    end = None
+    with defaults_of_engines(defaults):
+        try:
+            program.run()
+        except SystemExit as error:
+            end = error
     if not engines.started and (end is None or not end.code):
-        complain(_no_engine(program, scripts.workflows(tree)))
+        calls = [f"rhapsody run {program.target}:{name}" for name in scripts.workflows(tree)]
+        hint = "write `def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
+        if calls:
+            hint = f"to call a function with one: {' or '.join(calls)}"
+        complain(f"{program.name} has run, and has made no workflow engine; {hint}")
     if end is not None:
         raise end
 
 
-def _exit_of(program: scripts.Program) -> SystemExit | None:
-    """Runs a program as it is, and gives its own exit where it has one."""
+async def _workflow(main: scripts.Main, defaults: Defaults, at_end: ExitStack) -> None:
+    """Call the program's function with an engine."""
+    from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.defaults import defaults_of_engines
+    from rhapsody.engine.program import call_main
+    from rhapsody.observers.progress import Progress
+
+    settings = dict(defaults.settings)
+    if settings["progress"]:
+        progress = Progress(lines=settings["progress"] == "lines", account=False)
+        at_end.callback(progress.print_account)
+        settings["progress"] = progress
+    backend = None if defaults.backend is None else defaults.backend()
+    name = "local" if backend is None else backend.name
+    started = False
     try:
-        program.run()
-    except SystemExit as end:
-        return end
-    return None
-
-
-def _no_engine(program: scripts.Program, functions: Sequence[str]) -> str:
-    """Says of a program that it made no engine, and what could have been meant."""
-    if functions:
-        call = " or ".join(f"rhapsody run {program.target}:{name}" for name in functions)
-        hint = f"to call a function with one: {call}"
-    else:
-        hint = "write `def main(flow): ...`, or `async with WorkflowEngine.create() as flow:`"
-    return f"{program.name} has run, and has made no workflow engine; {hint}"
-
-
-def _show_graphs(engines: Engines) -> None:
-    if not engines.dry:
-        return
-    from rhapsody.cli.dry_run import graph
-
-    for engine in engines.dry:
-        if len(engines.dry) > 1:
-            say(f"engine {engine.uid}")
-        for line in graph(engine, engines.verdicts.get(engine.uid)):
-            say(line)
+        with defaults_of_engines(replace(defaults, settings=settings, backend=None)):
+            starting = WorkflowEngine.create(backend)
+        async with starting as flow:
+            started = True
+            await call_main(main, flow)
+    except (RhapsodyError, OSError, ImportError, ValueError, TypeError) as error:
+        if started or isinstance(error, UsageError):
+            raise
+        if isinstance(error, JournalError | DataError):
+            raise UsageError(str(error)) from error
+        if isinstance(error, ValueError | TypeError):
+            what = "-e: " if settings.keys() - OTHERS.keys() else f"backend {name!r}: "
+            raise UsageError(f"{what}{error}") from error
+        raise CommandError(
+            f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
-    """What is shown of the run, see `WorkflowEngine.create`."""
+    """Return the setting `progress` of `WorkflowEngine.create`."""
     if arguments.verbose:
         logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("rhapsody").setLevel(logging.INFO)
@@ -296,12 +343,12 @@ def _progress(arguments: argparse.Namespace) -> bool | Literal["lines"]:
     return not (arguments.quiet or arguments.dry_run)
 
 
-def engine_options(given: dict[str, Any]) -> dict[str, Any]:
-    """The same options, which are all known to `WorkflowEngine.create`.
+def _checked(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the same options, checked.
 
     Raises:
-        UsageError: One is not, or is for the command line to say in another way; or a value
-            cannot be.
+        UsageError: `WorkflowEngine.create` does not accept one or its value, or `rhapsody run` has
+            another option for it.
     """
     from rhapsody.engine import WorkflowEngine
 
@@ -316,40 +363,7 @@ def engine_options(given: dict[str, Any]) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise UsageError(f"-e {name}: an engine has no such option; {hint}")
     try:
-        WorkflowEngine.create(**given).close()  # which checks them, and makes no engine
+        WorkflowEngine.create(**given).close()  # checks them without making an engine
     except (TypeError, ValueError) as error:
         raise UsageError(f"-e: {error}") from None
     return given
-
-
-async def _workflow(
-    main: scripts.Main,
-    make: Callable[[], BaseExecutionBackend] | None,
-    engine: dict[str, Any],
-    more: dict[str, Any],
-) -> None:
-    from rhapsody.engine import WorkflowEngine
-    from rhapsody.engine.program import call_main
-
-    backend = None if make is None else make()
-    name = "local" if backend is None else backend.name
-    started = False
-    try:
-        async with WorkflowEngine.create(backend=backend, **{**engine, **more}) as flow:
-            started = True
-            await call_main(main, flow)
-    except (JournalError, DataError) as error:
-        if started:
-            raise
-        raise UsageError(str(error)) from error
-    except (ValueError, TypeError) as error:
-        if started:
-            raise
-        what = "-e: " if engine.keys() - OTHERS.keys() else f"backend {name!r}: "
-        raise UsageError(f"{what}{error}") from error
-    except (RhapsodyError, OSError, ImportError) as error:
-        if started:
-            raise
-        raise CommandError(
-            f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
-        ) from error
