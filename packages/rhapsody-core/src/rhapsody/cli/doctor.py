@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import rhapsody_guard
 from rhapsody.backends.discovery import (
@@ -43,9 +43,6 @@ from rhapsody.plugins.entry_points import (
     installed,
 )
 from rhapsody.plugins.specs import UsageError
-
-if TYPE_CHECKING:
-    from packaging.requirements import Requirement
 
 HELP = "check the installation and every plugin"
 SLOW = 1.0
@@ -120,11 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
     }
     findings = [
         *_conflict(),
-        *_core(),
+        *_distributions(found),
         *_environment(found),
-        *_requirements(found),
         *_plugins(found, arguments.timeout),
-        *_not_installed(found),
         *_trial(arguments.backend, arguments.option),
     ]
     broken = any(finding.level == "broken" for finding in findings)
@@ -155,79 +150,50 @@ def _conflict() -> list[Finding]:
     return [Finding("broken", "rhapsody-py", text, f"\n{remedy}")]
 
 
-def _core() -> list[Finding]:
+def _distributions(found: Installed) -> Iterator[Finding]:
+    """Check that core and each plugin have what their metadata require."""
     from importlib_metadata import PackageNotFoundError, distribution, version
-
-    try:
-        core = distribution(CORE)
-    except PackageNotFoundError:
-        return [Finding("broken", CORE, "its metadata are missing", f"pip install {CORE}")]
-    findings = [Finding("ok", CORE, core.version)]
-    for requirement, problem in _required(core.requires):
-        if problem is None:
-            findings.append(Finding("ok", requirement.name, version(requirement.name)))
-        else:
-            findings.append(Finding("broken", CORE, problem, f"pip install '{requirement}'"))
-    return findings
-
-
-def _required(texts: Iterable[str] | None) -> Iterable[tuple[Requirement, str | None]]:
-    """Return the requirements of a distribution here, each with its problem or `None`."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    for text in texts or ():
+    for name in dict.fromkeys([CORE, *(entry.distribution for entry in found.entries)]):
         try:
-            requirement = Requirement(text)
-        except InvalidRequirement:  # pip has said so
+            metadata = distribution(name)
+        except PackageNotFoundError:
+            if name == CORE:
+                yield Finding("broken", CORE, "its metadata are missing", f"pip install {CORE}")
             continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if name == CORE:
+            yield Finding("ok", CORE, metadata.version)
+        for text in metadata.requires or ():
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:  # pip reports it
+                continue
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+                continue
             requirement.marker = None
-            yield requirement, unmet(requirement)
-
-
-def _requirements(found: Installed) -> Iterable[Finding]:
-    """Find requirements of plugins that are not met."""
-    from importlib_metadata import PackageNotFoundError, distribution
-
-    for name in dict.fromkeys(one.distribution for one in found.entries):
-        try:
-            texts = distribution(name).requires if name != CORE else ()
-        except PackageNotFoundError:  # `_environment` reports it
-            continue
-        for requirement, problem in _required(texts):
+            problem = unmet(requirement)
             if problem is not None:
                 yield Finding("broken", name, problem, f"pip install '{requirement}'")
+            elif name == CORE:
+                yield Finding("ok", requirement.name, version(requirement.name))
 
 
-def _environment(found: Installed) -> list[Finding]:
-    findings = [
-        Finding(
-            "broken",
-            label,
-            f"its entry points cannot be read: {why}",
-            "reinstall that distribution",
-        )
-        for label, why in found.unreadable
-    ]
-    findings += [
-        Finding("note", one.distribution, f"its entry point {one.name!r} is disabled by {DISABLE}")
-        for one in found.disabled
-    ]
-    present = {one.distribution for one in (*found.entries, *found.disabled)}
-    findings += [
-        Finding("note", DISABLE, f"no plugin is installed of the name {name!r}")
-        for name in sorted(disabled_distributions() - present - {"all"})
-    ]
-    return findings
-
-
-def _not_installed(found: Installed) -> list[Finding]:
-    present = {one.distribution for one in (*found.entries, *found.disabled)}
-    return [
-        Finding("note", name, f"{owner} is not installed; to install it: {install_command(owner)}")
-        for name, owner in PUBLISHED.items()
-        if owner not in present and owner != CORE
-    ]
+def _environment(found: Installed) -> Iterator[Finding]:
+    """Report what is unreadable, disabled or not installed."""
+    for label, why in found.unreadable:
+        text = f"its entry points cannot be read: {why}"
+        yield Finding("broken", label, text, "reinstall that distribution")
+    for entry in found.disabled:
+        text = f"its entry point {entry.name!r} is disabled by {DISABLE}"
+        yield Finding("note", entry.distribution, text)
+    present = {entry.distribution for entry in (*found.entries, *found.disabled)}
+    for name in sorted(disabled_distributions() - present - {"all"}):
+        yield Finding("note", DISABLE, f"no plugin is installed of the name {name!r}")
+    for name, owner in PUBLISHED.items():
+        if owner not in present and owner != CORE:
+            text = f"{owner} is not installed; to install it: {install_command(owner)}"
+            yield Finding("note", name, text)
 
 
 def _trial(name: str | None, options: list[str]) -> list[Finding]:
@@ -254,8 +220,7 @@ def _trial(name: str | None, options: list[str]) -> list[Finding]:
     try:
         return [Finding("ok", subject, asyncio.run(start()))]
     except Exception as error:  # a backend's own code and library
-        text = f"cannot be started: {type(error).__name__}: {error}"
-        return [Finding("broken", subject, text)]
+        return [Finding("broken", subject, f"cannot be started: {type(error).__name__}: {error}")]
 
 
 def _plugins(found: Installed, timeout: float) -> Iterable[Finding]:

@@ -34,7 +34,6 @@ from rhapsody.cli.output import (
 )
 from rhapsody.cli.recording import Recording
 from rhapsody.errors import DataError, JournalError, RhapsodyError
-from rhapsody.observers.account import duration
 from rhapsody.plugins.specs import ObservedEngine, Summary, UsageError, hookimpl
 from rhapsody.staging.runs import note_in_log
 
@@ -199,6 +198,8 @@ class _Engines:
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
         """Keep the summary, and end the log."""
+        from rhapsody.observers.account import duration
+
         self.summaries.append(summary)
         if not engine.dry_run:
             stats = summary.stats
