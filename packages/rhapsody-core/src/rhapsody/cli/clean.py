@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ HELP = "remove the directories of runs that have ended"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "directory",
         nargs="?",
@@ -43,10 +44,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Removes the directories, and says of each how much that was.
+    """Remove the directories, and print the size of each.
 
     Raises:
-        UsageError: The age or the directory is not right.
+        UsageError: The age or the directory is invalid.
     """
     from rhapsody.staging.cleaning import left_runs, tidy
 
@@ -56,77 +57,67 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         say(f"no runs in {base}")
         return DONE
-    cleaning = _Cleaning(arguments.keep_results, arguments.dry_run)
-    for one in found:
-        if one.state == "held":
-            cleaning.alive += 1
-        elif one.state == "unknown":
-            cleaning.pass_by(one)
-        elif one.changed > before:
-            cleaning.young += 1
+    stays: Counter[str] = Counter()
+    removed, size, alive, code = 0, 0, 0, DONE
+    for each in found:
+        if each.state == "held":
+            alive += 1
+        elif each.state == "unknown":
+            stays["may still run"] += 1
+            say(
+                f"{each.path.name}  stays: whether it still runs, on another host, cannot be seen "
+                f"from here; if it does not: rm {each.lock}"
+            )
+        elif each.changed > before:
+            stays[f"changed in the last {arguments.older}"] += 1
         else:
-            cleaning.clean(one)
+            try:
+                freed = _clean(each, arguments.keep_results, arguments.dry_run)
+            except BlockingIOError:
+                alive += 1
+            except FileNotFoundError:  # another process removes it, too
+                pass
+            except OSError as error:
+                complain(f"{each.path} cannot be removed: {error}")
+                code = FAILED
+            else:
+                removed, size = removed + (freed is not None), size + (freed or 0)
     if not arguments.dry_run:
         tidy(base)
-    say(cleaning.account(arguments.older))
-    return FAILED if cleaning.failed else DONE
+    verb = "would remove" if arguments.dry_run else "removed"
+    parts = [f"{verb} {removed} run{'s' * (removed != 1)}, {size_text(size)}"]
+    rest = {"still runs" if alive == 1 else "still run": alive, **stays}
+    say("; ".join([*parts, *(f"{count} {what}" for what, count in rest.items() if count)]))
+    return code
 
 
-class _Cleaning:
-    """What has been removed so far, or would be, and what stays."""
+def _clean(run: LeftRun, keep_results: bool, dry: bool) -> int | None:
+    """Remove a run's directory, or all but its results, and print its size.
 
-    def __init__(self, keep_results: bool, dry: bool) -> None:
-        self._keep, self._dry = keep_results, dry
-        self.runs = self.bytes = self.alive = self.unknown = self.young = 0
-        self.failed = False
+    Returns:
+        The size in bytes, `None` if nothing is to be removed.
 
-    def pass_by(self, run: LeftRun) -> None:
-        """Says what can be done about a run that another host may have."""
-        self.unknown += 1
-        say(
-            f"{run.path.name}  stays: whether it still runs, on another host, cannot be seen from "
-            f"here; if it does not: rm {run.lock}"
-        )
-
-    def clean(self, run: LeftRun) -> None:
-        """Removes a run's directory, or all but its results, and says so."""
-        try:
-            kept = run.results() if self._keep else set()
-        except (ValueError, OSError) as error:
-            say(f"{run.path.name}  stays: {error}")
-            return
-        try:
-            goes = run.goes(kept)
-            if kept and not goes:
-                return
-            if not self._dry and not run.remove(iter(goes)):
-                self.alive += 1
-                return
-        except FileNotFoundError:  # another one removes it, too
-            return
-        except OSError as error:
-            self.failed = True
-            complain(f"{run.path} cannot be removed: {error}")
-            return
-        self.runs += 1
-        self.bytes += sum(goes.values())
-        stays = " but for its results" if kept else ""
-        say(f"{run.path.name}  {size_text(sum(goes.values()))}{stays}")
-
-    def account(self, older: str | None) -> str:
-        """The last line."""
-        verb = "would remove" if self._dry else "removed"
-        first = f"{verb} {self.runs} run{'s' * (self.runs != 1)}, {size_text(self.bytes)}"
-        rest = {
-            "still runs" if self.alive == 1 else "still run": self.alive,
-            "may still run": self.unknown,
-            f"changed in the last {older}": self.young,
-        }
-        return "; ".join([first, *(f"{count} {what}" for what, count in rest.items() if count)])
+    Raises:
+        BlockingIOError: The run is alive again.
+        OSError: Something cannot be removed.
+    """
+    try:
+        kept = run.results() if keep_results else set()
+    except (ValueError, OSError) as error:
+        say(f"{run.path.name}  stays: {error}")
+        return None
+    goes = run.goes(kept)
+    if kept and not goes:
+        return None
+    if not dry and not run.remove(iter(goes)):
+        raise BlockingIOError(f"{run.path} is in use")
+    size = sum(goes.values())
+    say(f"{run.path.name}  {size_text(size)}{' except for its results' if kept else ''}")
+    return size
 
 
 def base_of(directory: str) -> Path:
-    """The `.rhapsody` of a directory, or the directory itself where it is one.
+    """Return the `.rhapsody` of a directory, or the directory itself if it is one.
 
     Raises:
         UsageError: There is no such directory.
@@ -140,10 +131,10 @@ def base_of(directory: str) -> Path:
 
 
 def age(text: str) -> float:
-    """The seconds in an age such as `30d`.
+    """Return the seconds in an age such as `30d`.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is invalid.
     """
     try:
         return seconds("--older", text, zero=True)
