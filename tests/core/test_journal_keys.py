@@ -148,6 +148,7 @@ def test_a_file_that_cannot_be_read_is_none(keys: Keys, tmp_path: Path, monkeypa
         raise PermissionError("no")
 
     monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.open", refuse)
     assert key_of(keys, work, "data.txt").paths == {"data.txt": None}
 
 

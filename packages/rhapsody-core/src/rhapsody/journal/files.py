@@ -20,6 +20,9 @@ from rhapsody.journal.values import LONGEST, SIZE
 KERNEL: tuple[str, ...] = ("/proc", "/sys")
 """Where files are none: some have no end, and reading some waits for news."""
 
+SMALL = 16 << 10
+"""Bytes up to which a file is read each time: looking whether it changed takes as long."""
+
 LARGE = 1 << 20
 """Bytes from which on a file's digest is kept for later runs; of smaller ones it is made again."""
 
@@ -70,7 +73,7 @@ class FileDigests:
         self.pipes: set[str] = set()
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
-        self._missing: set[str] | None = None
+        self._seen: dict[str, bytes | None] | None = None
         self._mapped: set[int] | None = None
         self._once: dict[object, Any] | None = None
         self._systems: dict[int, str] = {}
@@ -78,12 +81,12 @@ class FileDigests:
 
     @contextlib.contextmanager
     def looking_once(self) -> Iterator[None]:
-        """In this context a place where no file was is not looked at again."""
-        self._missing, self._once = set(), {}
+        """Look at each path once in this context."""
+        self._seen, self._once = {}, {}
         try:
             yield
         finally:
-            self._missing = self._mapped = self._once = None
+            self._seen = self._mapped = self._once = None
 
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, `None` if there is no readable file.
@@ -91,18 +94,21 @@ class FileDigests:
         Args:
             path: Its path; `~`, `$NAME` and `file:///` are expanded as most libraries do.
         """
-        if not path or len(path) > LONGEST or (self._missing and path in self._missing):
+        if not path or len(path) > LONGEST:
             return None
-        given = path
+        if self._seen is None:
+            return self._look(path)
+        if path not in self._seen:
+            self._seen[path] = self._look(path)
+        return self._seen[path]
+
+    def _look(self, given: str) -> bytes | None:
+        path = given
         if path[0] == "~" or "$" in path:  # libraries and shells expand them
             path = os.path.expandvars(os.path.expanduser(path))
         elif path.startswith("file:///"):
             path = path[7:]
         try:
-            if not os.access(path, os.F_OK):  # which costs less than an exception
-                if self._missing is not None:
-                    self._missing.add(path)
-                return None
             found = os.stat(path)
             if stat.S_ISFIFO(found.st_mode):
                 self.pipes.add(given)
@@ -127,8 +133,9 @@ class FileDigests:
         It has none where one of them cannot be read, or is a link to a directory. Of a file that
         is gone and known by `gone` it is what its content was.
         """
-        if not os.path.isdir(path):
-            return self.of(path) or self.gone.get(path)
+        digest = self.of(path)
+        if digest is not None or not os.path.isdir(path):
+            return digest or self.gone.get(path)
         made = hashlib.blake2b(b"directory", digest_size=SIZE)
 
         def feed(inner: str, tag: bytes, digest: bytes) -> None:
@@ -151,6 +158,8 @@ class FileDigests:
     def _of(self, path: str, found: os.stat_result) -> bytes:
         if not found.st_size:  # reading other files of the kernel may block
             return hashlib.blake2b(digest_size=SIZE).digest()
+        if found.st_size <= SMALL:
+            return _read_small(path)
         system = self._systems.get(found.st_dev)
         if system is None:
             system = self._systems[found.st_dev] = file_system(path)
@@ -179,12 +188,12 @@ class FileDigests:
         if self._mapped is not None:
             return self._mapped
         found: set[int] = set()
-        with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:  # no Linux
-            for line in maps:
+        with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # no Linux
+            for line in maps.read().splitlines():
                 _, access, _, _, inode, *_ = line.split(None, 5)
                 if access == b"rw-s":
                     found.add(int(inode))
-        if self._missing is not None:
+        if self._seen is not None:
             self._mapped = found
         return found
 
@@ -192,3 +201,15 @@ class FileDigests:
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=SIZE)).digest()
+
+
+def _read_small(path: str) -> bytes:
+    """Return the digest of a file, read with as few calls to the system as possible."""
+    made = hashlib.blake2b(digest_size=SIZE)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while data := os.read(descriptor, SMALL + 1):
+            made.update(data)
+    finally:
+        os.close(descriptor)
+    return made.digest()

@@ -15,7 +15,7 @@ import re
 import shlex
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -218,23 +218,28 @@ class Keys:
         """Add a command, the files that its words name, and its inherited variables."""
         words = [str(each) for each in (task.get("executable"), *task.get("arguments", ()))]
         sandbox, environment = task.get("sandbox"), task.get("environment") or {}
-        for path in self._files_named(words, environment, task.get("cwd")):
+        metadata = task["metadata"]
+        declared = {*metadata.get("input_files", ()), *metadata.get("output_files", ())}
+        for path in self._files_named(words, environment, task.get("cwd"), declared):
             found.path(path)
         variables = self._variables(task, found)
         if variables is not None:
             parts[_VARIABLES] = variables
         if sandbox:  # told by a name that no file in the current directory has
-            inside = re.compile(re.escape(sandbox) + r"(?![\w.-])")
-            words = [inside.sub("\0", word) for word in words]
+            words = [_without(sandbox, word) if sandbox in word else word for word in words]
         parts["command"] = found.value((words, "arguments" in task))
 
     def _files_named(
-        self, words: Sequence[str], environment: Mapping[str, str], cwd: str | None
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: str | None,
+        declared: Collection[str],
     ) -> Iterator[str]:
         """Yield the programs that a command names, and possible paths in its words.
 
         This includes the file in `--in=PATH`, in the text of a shell, and in `environment`, but not
-        files that a shell writes to.
+        files that a shell writes to. Names of declared files after the first word are no programs.
         """
         programs: dict[str, None] = {}
         for word in words:
@@ -242,7 +247,9 @@ class Keys:
             text = _VARIABLE.sub(lambda found: environment.get(found[1], found[0]), text)
             pieces = _AROUND_PATHS.split(text)
             if len(programs) < MOST_PROGRAMS:
-                programs.update(dict.fromkeys(filter(_PROGRAM.fullmatch, pieces)))
+                for piece in filter(_PROGRAM.fullmatch, pieces):
+                    if not programs or piece not in declared:
+                        programs[piece] = None
             if "\\" in text or "'" in text or '"' in text:
                 with contextlib.suppress(ValueError):  # it is not for a shell
                     pieces += shlex.split(text)
@@ -339,6 +346,11 @@ class Keys:
         digest = hashlib.blake2b(text.encode(), digest_size=SIZE).digest()
         self.codes[digest] = as_text({"parts": found.parts, "lines": found.lines})
         return _Known(digest, found)
+
+
+def _without(sandbox: str, word: str) -> str:
+    """Return a word with the path of a sandbox replaced by a character that no path has."""
+    return re.sub(re.escape(sandbox) + r"(?![\w.-])", "\0", word)
 
 
 def require_not_changed(

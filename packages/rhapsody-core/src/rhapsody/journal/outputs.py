@@ -50,11 +50,12 @@ class Outputs:
             digest = self._digests.of_any(path) or self._digests.of_any(files.places.get(name, ""))
             if digest is None:
                 raise UnhashableError(f"its output {name!r} cannot be read from here")
-            directory = os.path.isdir(path) or os.path.isdir(files.places.get(name, ""))
+            # `of` looks once at what is a file, and has no digest of a directory.
+            there = digest in (self._digests.of(path), self._digests.of(files.places.get(name, "")))
             kept[name] = {
                 "path": self._told(path),
                 "digest": digest.hex(),
-                "directory": directory,
+                "directory": not there,
             }
             if name in files.places:
                 kept[name]["place"] = self._told(files.places[name])

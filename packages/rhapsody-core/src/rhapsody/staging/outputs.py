@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -48,8 +49,7 @@ def check_outputs(
     """
     if not outputs:
         return {}
-    place = task.get("sandbox", "")
-    sandbox = os.path.realpath(place)
+    sandbox = task.get("sandbox", "")
     shared = backend is None or backend.capabilities.shared_file_system
     if not shared and not os.path.isdir(sandbox):
         return {}
@@ -59,28 +59,46 @@ def check_outputs(
             matches[name] = _matching(task, name, given)
             continue
         directory = isinstance(output, OutputDir)
-        real = os.path.realpath(os.path.join(sandbox, name))
-        if not real.startswith(sandbox + os.sep):
-            raise DataError(
-                f"task {task['name']!r}: its output file {name!r} is a link that leaves the "
-                f"sandbox, to {real!r}; write the file itself"
-            )
-        if not os.path.exists(real):
+        mode = _mode(task, name)
+        if mode is None:
             missing.append(f"the directory {name!r}" if directory else repr(name))
-        elif os.path.isdir(real) is not directory:
+        elif stat.S_ISDIR(mode) is not directory:
             promised, wrote, cure = ("directory", "file", "OutputFile") if directory else (
                 "file", "directory", "OutputDir",
             )  # fmt: skip
             raise DataError(
                 f"task {task['name']!r} promised a {promised} {name!r} and wrote a {wrote} of "
-                f"that name in {place!r}; declare {cure}({name!r}), or write a {promised}"
+                f"that name in {sandbox!r}; declare {cure}({name!r}), or write a {promised}"
             )
     if missing:
+        known = {*given, *(output.filename for output in outputs)}
         raise DataError(
-            f"task {task['name']!r} promised and did not write {', '.join(missing)} in {place!r}; "
-            f"{_wrote_instead(task, {*given, *(output.filename for output in outputs)})}"
+            f"task {task['name']!r} promised and did not write {', '.join(missing)} in "
+            f"{sandbox!r}; {_wrote_instead(task, known)}"
         )
     return matches
+
+
+def _mode(task: TaskDescription, name: str) -> int | None:
+    """Return the mode of an output, or `None` if it is missing.
+
+    Raises:
+        DataError: It is a link that leads out of the sandbox.
+    """
+    path = os.path.join(task.get("sandbox", ""), name)
+    try:
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISLNK(mode):
+            return mode
+        real = os.path.realpath(path)
+        if not real.startswith(os.path.realpath(os.path.dirname(path)) + os.sep):
+            raise DataError(
+                f"task {task['name']!r}: its output file {name!r} is a link that leaves the "
+                f"sandbox, to {real!r}; write the file itself"
+            )
+        return os.stat(real).st_mode
+    except OSError:
+        return None
 
 
 def _wrote_instead(task: TaskDescription, given: Collection[str]) -> str:
