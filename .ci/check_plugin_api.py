@@ -118,8 +118,13 @@ def breaks(old: griffe.Object, new: griffe.Object) -> Iterator[str]:
 
 
 def compare(old: griffe.Object, new: griffe.Object, *, hooks: bool = False) -> Iterator[str]:
-    """What is broken in one module, class or function."""
-    for found in griffe.find_breaking_changes(old, new):
+    """Yield each break in one module, class or function."""
+    changes = griffe.find_breaking_changes(old, new)
+    if old.is_function and old.parent is not None and new.parent is not None:
+        # griffe compares only the members of what it is given.
+        around = griffe.find_breaking_changes(old.parent, new.parent)
+        changes = (found for found in around if found.obj.path == old.path)
+    for found in changes:
         hook = hooks and found.obj.is_function and found.obj.name.startswith("rhapsody_")
         if found.kind in HARMLESS or (hook and found.kind in HARMLESS_IN_HOOKS):
             continue
