@@ -30,7 +30,7 @@ BESIDE = ROOT / "benchmarks"
 if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
     sys.path[:] = [str(ROOT), *(each for each in sys.path if Path(each).absolute() != BESIDE)]
 
-from benchmarks.counting.checkouts import checkout, measured  # noqa: E402
+from benchmarks.checkouts import checkout, measured  # noqa: E402
 
 PARTS = ("engine", "dask", "raptor")
 LIMIT = 1.05
@@ -120,8 +120,7 @@ def main() -> None:
             for number in range(options.pairs):
                 turn = [0, 1] if number % 2 == 0 else [1, 0]
                 took = {
-                    side: measured(places[side], "benchmarks.counting.cpu", part, *more)
-                    for side in turn
+                    side: measured(places[side], "benchmarks.cpu", part, *more) for side in turn
                 }
                 pairs.append((took[0], took[1]))
                 print(f"{part}: pair {number + 1} of {options.pairs}", file=sys.stderr)

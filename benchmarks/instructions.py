@@ -116,7 +116,7 @@ def main() -> None:
         gc.disable()  # it comes where it likes
         asyncio.run(work(options.work[0], int(options.work[1])))
         return
-    from benchmarks.counting.checkouts import checkout
+    from benchmarks.checkouts import checkout
 
     titles = [options.a or "here", options.b or "here"]
     print(f"{'instructions per task':24} {titles[0]:>12.12} {titles[1]:>12.12}  B / A")

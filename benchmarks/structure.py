@@ -1,99 +1,263 @@
-"""How simple the code is, in numbers, side by side for several commits.
+"""Size and shape of the code, side by side for several commits.
 
-- Calls of our functions, and files that they are in, for one task from `task(x)` until its node
-  is closed, on three routes: threads of this machine, a worker process of Dask, RAPTOR on a
-  pilot on this machine. Tasks run one after the other; see `benchmarks/counting/routes.py`.
-- How much of the engine hangs on the object that all its parts hold.
-- Knots: modules that import each other. Imports in functions and for type checkers count.
-- Imports that run upwards: between core's parts by `tests/core/test_imports_direction.py`, and
-  inside the engine by the table in the checkout's own `docs/architecture.md`.
-- What our backends, the examples, the scaffold and the kit use of core beyond what the
-  checkout's `docs/plugins/versions.md` names.
+For each distribution: code lines (without comments, docstrings and blank lines) and modules, for
+core by package. For core: the lengths of functions, import cycles (imports inside functions and for
+type checkers count), and the calls, modules and changes of module for one warm task on local
+threads.
 
-    python benchmarks/structure.py [--commit 8f69be6 --commit HEAD] [--routes threads dask]
+    python benchmarks/structure.py [--commit 8f69be6 --commit HEAD] [--list]
 
-Without `--commit` it is what is here. A route whose packages are not installed is left out.
+Without `--commit` the working tree is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import ast
+import asyncio
+import io
+import itertools
 import json
+import statistics
 import sys
+import threading
+import tokenize
+from collections.abc import Iterator, Mapping
+from importlib.util import resolve_name
 from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
 BESIDE = ROOT / "benchmarks"
-if __name__ == "__main__":  # beside this file one would stand for Dask itself, whose name it has
+if __name__ == "__main__":  # `benchmarks/dask.py` must not hide Dask
     sys.path[:] = [str(ROOT), *(each for each in sys.path if Path(each).absolute() != BESIDE)]
 
-from benchmarks.counting import imports  # noqa: E402
-from benchmarks.counting.checkouts import checkout, measured  # noqa: E402
-
-NEEDS = {"threads": "rhapsody", "dask": "rhapsody_dask", "raptor": "rhapsody_radical"}
-"""The routes, and what must be installed for each."""
+from benchmarks.checkouts import checkout, measured  # noqa: E402
 
 Table = dict[str, str]
-"""What was counted, by what it is."""
+"""Measures and their values."""
+
+Graph = Mapping[str, frozenset[str]]
+"""The modules that each module imports."""
+
+_NOT_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENCODING, tokenize.ENDMARKER,
+}  # fmt: skip
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, *_FUNCTIONS)
 
 
-def routes(place: Path, names: list[str], tasks: int, details: list[str]) -> Table:
-    """Calls and files for one task."""
+# Lines.
+
+
+def code_lines(text: str) -> set[int]:
+    """Return the numbers of the lines with code: no comment, docstring or blank line."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in _NOT_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, _WITH_DOCSTRING) and ast.get_docstring(node, clean=False) is not None:
+            docstring = node.body[0]
+            lines -= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+    return lines
+
+
+def function_lengths(text: str) -> list[int]:
+    """Return the number of code lines of each function, its signature included."""
+    code = code_lines(text)
+    return [
+        sum(node.lineno <= line <= (node.end_lineno or 0) for line in code)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, _FUNCTIONS)
+    ]
+
+
+def sizes(place: Path) -> Table:
+    """Return lines and modules of each distribution and of core's packages."""
     table: Table = {}
-    for name in names:
-        found = measured(
-            place, "benchmarks.counting.routes", name, "--tasks", str(tasks), counted=True
-        )
-        files = {file for each in found.values() for file in each["files"]}
-        calls = sum(each["calls"] for each in found.values())
-        table[f"{name}, all processes"] = f"{calls:.1f} calls, {len(files)} files"
-        for process, each in found.items():
-            title = f"{name}, {process} process"
-            table[title] = f"{each['calls']:.1f} calls, {len(each['files'])} files"
-            details += [f"{title}: {n:g} {what}" for what, n in each["functions"].items()]
+    for source in sorted(place.glob("packages/*/src")):
+        name = source.parent.name
+        counts = {path: len(code_lines(path.read_text())) for path in source.rglob("*.py")}
+        table[name] = f"{sum(counts.values()):,} lines, {len(counts)} modules"
+        if name != "rhapsody-core":
+            continue
+        parts: dict[str, list[int]] = {}
+        for path, count in counts.items():
+            folders = path.relative_to(source).parts[1:-1]
+            parts.setdefault(folders[0] if folders else "(top)", []).append(count)
+        for part, each in sorted(parts.items()):
+            table[f"  {part}"] = f"{sum(each):,} lines, {len(each)} modules"
+        lengths = [n for path in counts for n in function_lengths(path.read_text())]
+        median, tenth = statistics.median(lengths), statistics.quantiles(lengths, n=10)[-1]
+        table["functions of core"] = f"median {median:g} lines, 90th percentile {tenth:g}"
     return table
 
 
-def sizes(knots: list[list[str]]) -> str:
-    """The numbers of modules in some knots."""
-    return " ".join(str(len(each)) for each in knots) or "none"
+# Imports.
 
 
-def static(place: Path, details: list[str]) -> Table:
-    """What the sources say."""
-    modules = imports.packages(place)
-    edges, table = imports.graph(modules), {}
-    hub = imports.hub(modules)
-    table["hub of the engine"] = (
-        f"{hub.uses} uses, {hub.attributes} attributes, {hub.modules} modules"
+def modules_below(root: Path) -> dict[str, Path]:
+    """Return the files of the modules below a directory of `sys.path`, by module name."""
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(name: str, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield each imported module, with the imported name or an empty string."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package)
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def import_graph(modules: Mapping[str, Path]) -> Graph:
+    """Return the import graph; a name that a package exports leads to the module defining it."""
+    exports = {
+        name: {taken: module for module, taken in imported(name, path) if taken}
+        for name, path in modules.items()
+        if path.name == "__init__.py"
+    }
+
+    def home(module: str, taken: str) -> str:
+        inner = f"{module}.{taken}"
+        return inner if inner in modules else exports.get(module, {}).get(taken, module)
+
+    return {
+        name: frozenset(home(*each) for each in imported(name, path)) & modules.keys() - {name}
+        for name, path in modules.items()
+    }
+
+
+def cycles(graph: Graph) -> list[list[str]]:
+    """Return the groups of modules that import each other, the largest first (Tarjan)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in order:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], order[other])
+        if lowest[name] == order[name]:
+            at = stack.index(name)
+            found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for name in graph:
+        if name not in order:
+            visit(name)
+    return sorted((each for each in found if len(each) > 1), key=lambda each: (-len(each), each))
+
+
+def all_modules(place: Path) -> dict[str, Path]:
+    """Return the modules of all distributions of a checkout."""
+    folders = sorted(place.glob("packages/*/src"))
+    return {name: path for each in folders for name, path in modules_below(each).items()}
+
+
+# Calls.
+
+
+def same(x: int) -> int:
+    """Return the argument; the task whose calls are counted."""
+    return x
+
+
+async def called(tasks: int) -> list[CodeType]:
+    """Return the code of each call on any thread while some warm tasks run one by one."""
+    from rhapsody import LocalExecutionBackend, WorkflowEngine
+
+    calls: list[CodeType] = []
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and "/rhapsody/" in frame.f_code.co_filename:
+            calls.append(frame.f_code)
+
+    threading.setprofile(note)
+    async with WorkflowEngine.create(LocalExecutionBackend(), handle_signals=False) as flow:
+        task = flow.function_task(same)
+        for number in range(20):
+            await task(number)
+        sys.setprofile(note)
+        calls.clear()
+        for number in range(tasks):
+            await task(number)
+        sys.setprofile(None)
+        return [
+            code
+            for code in calls
+            if (code.co_name[0] != "<" or code.co_name == "<lambda>") and code.co_name != "__del__"
+        ]
+
+
+def count_calls(tasks: int) -> None:
+    """Print the calls, modules and changes of module per task as JSON."""
+    codes = asyncio.run(called(tasks))
+    names: dict[str, int] = {}
+    for code in codes:
+        key = f"{code.co_filename.rpartition('/src/')[2]}:{code.co_qualname}"
+        names[key] = names.get(key, 0) + 1
+    often = {name: count for name, count in names.items() if 2 * count >= tasks}
+    changes = sum(a.co_filename != b.co_filename for a, b in itertools.pairwise(codes))
+    print(
+        json.dumps(
+            {
+                "calls": len(codes) / tasks,
+                "modules": len({name.partition(":")[0] for name in often}),
+                "changes": changes / tasks,
+                "functions": dict(sorted(often.items(), key=lambda item: -item[1])),
+            }
+        )
     )
-    knots = imports.knots(edges)
-    table["knots, all packages"] = sizes(knots)
-    details += [f"knot of {len(each)}: {' '.join(each)}" for each in knots]
-    for package in ("rhapsody", "rhapsody.engine", "rhapsody_dask", "rhapsody_radical"):
-        table[f"knots, {package} alone"] = sizes(imports.knots(imports.among(edges, package)))
-    wrong = imports.upward(modules, imports.order_of_parts(ROOT))
-    table["imports upwards in core"] = str(len(wrong))
-    inside, count = imports.upward_inside(modules, imports.order_inside_engine(place))
-    table["imports upwards in the engine"] = f"{len(inside)} of {count}"
-    details += [f"upwards: {each}" for each in (*wrong, *inside)]
-    users = {folder: imports.sources(place / folder) for folder in imports.BACKENDS}
-    users |= {"examples": imports.sources(place / "examples")}
-    users |= {"scaffold": imports.template(place), "kit": imports.sources(place / imports.KIT)}
-    for user, files in users.items():
-        private = imports.private_imports(place, files)
-        attributes = imports.private_attributes(place, files)
-        name = user.split("/")[1] if "/" in user else user
-        table[f"private use of core, {name}"] = (
-            f"{len(private)} imports, {len(attributes)} attributes"
-        )
-        details += [f"private: {each}" for each in (*private, *attributes)]
+
+
+def measure(place: Path, tasks: int, details: list[str]) -> Table:
+    """Measure one checkout."""
+    table = sizes(place)
+    found = cycles(import_graph(all_modules(place)))
+    table["import cycles"] = " ".join(str(len(each)) for each in found) or "none"
+    details += [f"cycle: {' '.join(each)}" for each in found]
+    one = measured(place, "benchmarks.structure", "--count-calls", str(tasks))
+    table["one task on threads"] = (
+        f"{one['calls']:.0f} calls, {one['modules']} modules, {one['changes']:.0f} changes"
+    )
+    details += [f"{count / tasks:g} {name}" for name, count in one["functions"].items()]
     return table
 
 
-def show(columns: dict[str, Table]) -> None:
-    """Prints the tables side by side."""
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--commit", action="append", help="a revision; repeat it to compare")
+    parser.add_argument("--tasks", type=int, default=100, help="tasks whose calls are counted")
+    parser.add_argument("--list", action="store_true", help="also print what was counted")
+    parser.add_argument("--smoke", action="store_true", help="count few tasks")
+    parser.add_argument("--count-calls", type=int, metavar="TASKS", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.count_calls:
+        count_calls(options.count_calls)
+        return
+    columns: dict[str, Table] = {}
+    details: list[str] = []
+    for revision in options.commit or [None]:
+        with checkout(revision) as place:
+            columns[revision or "here"] = measure(place, 5 if options.smoke else options.tasks,
+                                                  details)  # fmt: skip
     rows = list(dict.fromkeys(row for table in columns.values() for row in table))
     first = max(map(len, rows))
     width = max(len(cell) for table in columns.values() for cell in [*columns, *table.values()])
@@ -101,38 +265,8 @@ def show(columns: dict[str, Table]) -> None:
     for row in rows:
         cells = (f"{table.get(row, '-'):{width}}" for table in columns.values())
         print(f"{row:{first}}", *cells, sep="  ")
-
-
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--commit", action="append", help="a revision, several times for several")
-    parser.add_argument(
-        "--routes", nargs="*", choices=list(NEEDS), help="default: those that are installed"
-    )
-    parser.add_argument("--tasks", type=int, default=100, help="tasks that count, on each route")
-    parser.add_argument("--list", action="store_true", help="also what was counted, one by one")
-    parser.add_argument("--json", metavar="FILE", help="also write the table there")
-    parser.add_argument("--smoke", action="store_true", help="threads, what is here, few tasks")
-    options = parser.parse_args()
-    there = [name for name, package in NEEDS.items() if importlib.util.find_spec(package)]
-    names = there if options.routes is None else options.routes
-    if options.smoke:
-        names, options.tasks = ["threads"], 5
-    columns: dict[str, Table] = {}
-    listed: dict[str, list[str]] = {}
-    for revision in options.commit or [None]:
-        title = revision or "here"
-        details: list[str] = []
-        with checkout(revision) as place:
-            columns[title] = routes(place, names, options.tasks, details) | static(place, details)
-        listed[title] = [each.replace(f"{place}/", "") for each in details]
-    show(columns)
     if options.list:
-        for title, lines in listed.items():
-            print(f"\n{title}", *lines, sep="\n  ")
-    if options.json:
-        Path(options.json).write_text(json.dumps({"table": columns, "list": listed}, indent=1))
+        print(*details, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the processor time of our part of a benchmark: `python -m benchmarks.counting.cpu PART`.
+"""Measures the processor time of our part of a benchmark: `python -m benchmarks.cpu PART`.
 
 The work is that of `benchmarks/suite`, `dask.py` and `radical_pilot.py`, without its other
 contestants. Prints JSON: for each measure microseconds per task, the median of some rounds,

@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.counting import profiler
-
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @contextlib.contextmanager
@@ -39,30 +37,20 @@ def checkout(revision: str | None) -> Iterator[Path]:
             subprocess.run([*git, "remove", "--force", str(place)], check=True)
 
 
-def measured(place: Path, module: str, *arguments: str, counted: bool = False) -> Any:
-    """Runs a module of ours with a checkout's packages, and returns the JSON that it prints.
+def measured(place: Path, module: str, *arguments: str) -> Any:
+    """Run a module of ours with the packages of a checkout and return the JSON that it prints.
 
-    What the packages depend on is what is installed where this runs.
-
-    Args:
-        place: The checkout.
-        module: The module.
-        arguments: For its command line.
-        counted: Whether calls are counted, see `benchmarks.counting.profiler`.
+    The dependencies are those that are installed here.
 
     Raises:
-        SystemExit: It failed; it has said why.
+        SystemExit: It failed; its own message was printed.
     """
     folders = [str(folder) for folder in sorted(place.glob("packages/*/src"))]
-    with tempfile.TemporaryDirectory() as directory:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([directory, *folders])}
-        if counted:
-            Path(directory, "sitecustomize.py").write_text(Path(profiler.__file__).read_text())
-            environment[profiler.COUNTED] = os.pathsep.join(folders)
-        command = [sys.executable, "-m", module, *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
-        )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{module} {' '.join(arguments)} failed with the packages of {place}")
     return json.loads(done.stdout.splitlines()[-1])
