@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import tempfile
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -168,18 +167,10 @@ def write(made: dict[str, str], directory: str) -> None:
                 raise UsageError(
                     f"{target} is not empty, {there[0]!r} is in it; give another place with --dir"
                 )
-        beside = target if target.is_dir() else target.parent
-        beside.mkdir(parents=True, exist_ok=True)
-        # Written to a temporary directory first: no half of it stays after an error.
-        with tempfile.TemporaryDirectory(prefix=".new-backend-", dir=beside) as aside:
-            whole = Path(aside, "whole")
-            for path, text in made.items():
-                file = whole / path
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text, encoding="utf-8")
-            target.mkdir(exist_ok=True)
-            for entry in whole.iterdir():
-                entry.rename(target / entry.name)
+        for path, text in made.items():
+            file = target / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error}") from None
 
