@@ -1,4 +1,4 @@
-"""`rhapsody backends`: which backends there are and whether they can be used."""
+"""`rhapsody backends`: lists the backends and whether they can be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HELP = "list the backends and whether they can be used here"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "name", nargs="?", metavar="NAME", help="show the capabilities of one backend"
     )

@@ -1,4 +1,4 @@
-"""`rhapsody journal`: what is kept of runs, why a task ran again, and what can go."""
+"""`rhapsody journal`: shows, explains, prunes and verifies the journals of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HELP = "show what is kept of runs to be taken up"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "what",
         choices=("show", "explain", "prune", "verify"),
@@ -42,10 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does what is asked for.
+    """Do what the arguments name.
 
     Raises:
-        UsageError: There is no journal, or an argument is missing or not right.
+        UsageError: There is no journal, or an argument is missing or invalid.
     """
     if arguments.what != "explain" and arguments.task is not None:
         raise UsageError(f"only explain takes {arguments.task!r}")
@@ -73,7 +73,7 @@ def _directory() -> Path:
 
 
 def _journals(given: str | None) -> list[Path]:
-    """The journals that are meant, the one that was used last at the end."""
+    """Return the journals, the one that was used last at the end."""
     if given is not None:
         return [Path(os.path.abspath(given))]
     return sorted(_directory().glob("*.sqlite"), key=lambda path: path.stat().st_mtime)

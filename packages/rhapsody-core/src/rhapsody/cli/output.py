@@ -1,4 +1,4 @@
-"""What commands share: printing, tables, and the errors that are the user's to mend."""
+"""Exit codes, printing and tables for all commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CommandError(Exception):
 
 
 def say(text: str = "") -> None:
-    """Writes a line to standard output."""
+    """Write a line to standard output."""
     _write(sys.stdout, text)
 
 
@@ -38,7 +38,7 @@ def complain(text: str) -> None:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    """Writes a line, to nowhere where the stream was closed before the start."""
+    """Write a line, unless the stream was closed before the start."""
     if stream is not None:
         stream.write(f"{text}\n")
 
@@ -54,12 +54,12 @@ def reader_is_gone() -> bool:
 
 
 def say_json(value: Any) -> None:
-    """Writes a value as JSON."""
+    """Write a value as JSON."""
     say(json.dumps(value, indent=2))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in plain, aligned text."""
+    """Return the lines of a table in plain, aligned text."""
     lines = [tuple(header), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return [

@@ -34,28 +34,19 @@ HOW = {"killed": "was killed", "failed": "failed", "interrupted": "was interrupt
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options for reusing results of the last run."""
     reused = parser.add_mutually_exclusive_group()
-    reused.add_argument(
-        "--fresh",
-        action="store_true",
-        help="run everything, also where the last run of this program with these arguments did "
-        "not end well; otherwise what that one has done is not done again",
-    )
-    reused.add_argument(
-        "--resume",
-        action="store_true",
-        help="run only what has changed since the last run, also where that one ended well",
-    )
-    reused.add_argument(
-        "--no-journal", action="store_true", help="reuse nothing, and keep nothing to be reused"
-    )
+    text = "run everything; by default a run that failed or was interrupted is resumed"
+    reused.add_argument("--fresh", action="store_true", help=text)
+    text = "run only what has changed since the last run, even if that succeeded"
+    reused.add_argument("--resume", action="store_true", help=text)
+    text = "reuse nothing, and record nothing"
+    reused.add_argument("--no-journal", action="store_true", help=text)
     parser.add_argument(
         "--rerun",
         action="append",
         default=[],
         metavar="NAME",
-        help="run the tasks of this name again, even if their results are recorded; implies "
-        "--resume: of the other tasks only those run that have changed or depend on a changed "
-        "result; may be given several times",
+        help="run the tasks of this name again, and otherwise what --resume runs; may be given "
+        "several times",
     )
 
 

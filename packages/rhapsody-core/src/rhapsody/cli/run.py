@@ -68,66 +68,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "script",
         nargs="?",
         metavar="SCRIPT[:FUNC]",
-        help="a Python file, and the name of its function for an engine (default: main); one "
-        "without such a function is run as python runs it",
+        help="a Python file, and its function for an engine (default: main); a script without "
+        "such a function is run as python runs it",
     )
     what.add_argument(
         "-m", "--module", metavar="MODULE[:FUNC]", help="the same with a module, as for python -m"
     )
-    parser.add_argument(
-        "-b", "--backend", metavar="NAME", help="the backend's name (default: local)"
-    )
-    parser.add_argument(
-        "-o",
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the backend, its value as in TOML; may be given several times",
-    )
-    parser.add_argument(
-        "-e",
-        "--engine",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="an option of WorkflowEngine.create, such as retries=2, in the same way",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="run no task, and print what would be called"
-    )
+    parser.add_argument("-b", "--backend", metavar="NAME", help="the backend (default: local)")
+    text = "a setting of the backend, its value as in TOML; may be given several times"
+    keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("-o", "--option", **keys, help=text)
+    text = "an option of WorkflowEngine.create, such as retries=2, in the same way"
+    parser.add_argument("-e", "--engine", **keys, help=text)
+    text = "run no task, and print what would be called"
+    parser.add_argument("--dry-run", action="store_true", help=text)
     parser.epilog = (
         "Arguments after -- are passed to the script as sys.argv[1:]. To run a script whose name "
         "begins with a dash, put another -- before it: rhapsody run -- -x.py -- ARGUMENTS."
     )
     failing = parser.add_mutually_exclusive_group()
-    failing.add_argument(
-        "-k",
-        "--keep-going",
-        action="store_true",
-        help="when a task has failed, run what does not depend on it before the end (the default)",
-    )
-    failing.add_argument(
-        "--fail-fast", action="store_true", help="cancel everything when a task has failed"
-    )
-    failing.add_argument(
-        "--max-failures", type=int, metavar="N", help="cancel everything when N tasks have failed"
-    )
+    text = "after a failure, run what does not depend on it (the default)"
+    failing.add_argument("-k", "--keep-going", action="store_true", help=text)
+    text = "cancel everything when a task has failed"
+    failing.add_argument("--fail-fast", action="store_true", help=text)
+    text = "cancel everything when N tasks have failed"
+    failing.add_argument("--max-failures", type=int, metavar="N", help=text)
     recording.configure(parser)
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "-q",
-        "--quiet",
-        action="store_true",
-        help="show neither progress nor the account at the end",
-    )
-    shown.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="show the begin and end of each task, what functions print as it comes, and what "
-        "programs print when they end",
-    )
+    text = "show neither progress nor the summary at the end"
+    shown.add_argument("-q", "--quiet", action="store_true", help=text)
+    text = "log the begin and end of each task, and show what tasks print"
+    shown.add_argument("-v", "--verbose", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
