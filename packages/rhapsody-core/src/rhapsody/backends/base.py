@@ -105,7 +105,7 @@ class BackendState(str):
 
 
 class BaseExecutionBackend(ABC):
-    """What the engine needs of a backend. Subclass `ManagedBackend` to get most of it.
+    """Interface between the engine and a backend. Subclass `ManagedBackend` to get most of it.
 
     A backend object is also awaitable (which starts it and gives itself) and an
     asynchronous context manager. All coroutines run on the engine's loop.
@@ -129,7 +129,7 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     async def submit_tasks(self, tasks: Any) -> Any:
-        """Starts tasks; returns when the backend has accepted them.
+        """Start tasks; return when the backend has accepted them.
 
         Called by the engine with a list of descriptions, never while an earlier
         call is still running. States may be reported before this returns. A
@@ -142,7 +142,7 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     async def cancel_task(self, uid: Any) -> Any:
-        """Asks for a task to be stopped; its terminal state arrives by the callback.
+        """Request that a task be stopped; its terminal state arrives through the callback.
 
         Called by the engine after the `submit_tasks` that held the task returned.
 
@@ -152,7 +152,7 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
-        """Translates a description into the backend's own form.
+        """Translate a description into the backend's own form.
 
         For the backend's own use and for people who want to see the translation;
         the engine does not call it.
@@ -166,7 +166,7 @@ class BaseExecutionBackend(ABC):
         file_name: Any = None,
         file_path: Any = None,
     ) -> Any:
-        """Makes a declared file or directory available to a task that is about to be submitted.
+        """Make a declared file or directory available to a task that is about to be submitted.
 
         Called by the engine on its loop, once for each, before `submit_tasks`.
 
@@ -183,14 +183,14 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
-        """Makes all that `src_task` left in its sandbox available to `dst_task`.
+        """Make everything that `src_task` left in its sandbox available to `dst_task`.
 
         Called by the engine on its loop, once per dependency that declared no
         output files, before `submit_tasks`.
         """
 
     async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
-        """Writes a file that a task left in its sandbox to the engine's file system.
+        """Write a file that a task left in its sandbox to the engine's file system.
 
         Called by the engine on its loop when a task of another backend needs the file and
         the sandbox cannot be seen from here, only with `capabilities.copies_files_out`.
@@ -231,7 +231,7 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def register_callback(self, func: Any) -> Any:
-        """Sets whom to tell about states; called by the engine before the first submission.
+        """Register a state callback; called by the engine before the first submission.
 
         Args:
             func: `func(task, state, service_callback=None)`. `task` is the
@@ -249,11 +249,11 @@ class BaseExecutionBackend(ABC):
 
     @abstractmethod
     def task_state_cb(self, task: Any, state: Any) -> Any:
-        """Reports a state to whom `register_callback` named. Any thread."""
+        """Report a state to the registered callback. May be called from any thread."""
 
     @abstractmethod
     async def shutdown(self) -> Any:
-        """Stops every task and gives back all that the backend holds. Twice is harmless."""
+        """Stop every task and release all resources. A second call does nothing."""
 
 
 BaseBackend = BaseExecutionBackend
@@ -281,7 +281,7 @@ class CompletedExecutable(NamedTuple):
 
 
 def _also_as_callback(method: F) -> F:
-    """Lets a method's `func` be given as `callback`, without a change for those who override it."""
+    """Accept the keyword `callback` instead of `func`, also in methods that override this one."""
 
     @wraps(method)
     def either(self: Any, func: Any = None, *, callback: Any = None) -> Any:
@@ -291,7 +291,7 @@ def _also_as_callback(method: F) -> F:
 
 
 class ManagedBackend(BaseExecutionBackend):
-    """Everything of a backend that is not specific to one system.
+    """Base class that implements everything of a backend that is not specific to one system.
 
     A minimal backend implements `run_task`. One that holds something open
     implements `start` and `stop` as well; one that hands batches to a system of
@@ -353,13 +353,13 @@ class ManagedBackend(BaseExecutionBackend):
     # What an author writes.
 
     async def start(self) -> None:
-        """Opens what the backend needs. Called once, on the loop, before any task."""
+        """Open what the backend needs. Called once, on the loop, before any task."""
 
     async def stop(self) -> None:
-        """Closes what `start` opened, also after a `start` that failed half way."""
+        """Close what `start` opened, also after a `start` that failed half way."""
 
     async def run_task(self, task: TaskDescription) -> Any:
-        """Runs one task to its end, on the loop; it must not block.
+        """Run one task to its end, on the loop; it must not block.
 
         Called once per task by `submit_tasks`, each call in an asyncio task of
         its own, which is cancelled by `cancel_task` and `shutdown`. The task is
@@ -381,7 +381,7 @@ class ManagedBackend(BaseExecutionBackend):
 
     @classmethod
     async def create(cls, *args: Any, **kwargs: Any) -> Self:
-        """Makes and starts a backend."""
+        """Create and start a backend."""
         return await cls(*args, **kwargs)
 
     async def __aenter__(self) -> Self:
@@ -419,7 +419,7 @@ class ManagedBackend(BaseExecutionBackend):
         return BackendState(self.__state)
 
     def require_running(self) -> None:
-        """Raises unless the backend was started and not shut down.
+        """Raise an error unless the backend is running.
 
         Raises:
             BackendUnavailableError: It says what to do.
@@ -435,7 +435,7 @@ class ManagedBackend(BaseExecutionBackend):
         raise BackendUnavailableError(f"{name} is {self.__state}: make and start a new one")
 
     async def shutdown(self) -> None:
-        """Cancels every task, waits for them and closes the backend.
+        """Cancel every task, wait for them and close the backend.
 
         Removes the session's temporary directory, where something is in it.
         """
@@ -465,7 +465,7 @@ class ManagedBackend(BaseExecutionBackend):
     # Tasks.
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
-        """Runs each task with `run_task` in an asyncio task of its own."""
+        """Run each task with `run_task` in an asyncio task of its own."""
         self.require_running()
         for task in self.admit(tasks):
             self.accept(task)
@@ -474,7 +474,7 @@ class ManagedBackend(BaseExecutionBackend):
             run.add_done_callback(partial(self.__run_ended, task))
 
     async def cancel_task(self, uid: str) -> bool:
-        """Cancels the asyncio task that runs `run_task`.
+        """Cancel the asyncio task that runs `run_task`.
 
         Returns:
             `False` for a task that is unknown or has ended, and where the
@@ -491,7 +491,7 @@ class ManagedBackend(BaseExecutionBackend):
         return True
 
     def admit(self, tasks: Iterable[TaskDescription]) -> list[TaskDescription]:
-        """Looks at a batch before any of it is accepted. The first thing in `submit_tasks`.
+        """Check a batch before any of it is accepted; call this first in `submit_tasks`.
 
         Puts in the keys that somebody who calls a backend without an engine left out. A
         description that cannot be understood is reported as failed.
@@ -520,7 +520,7 @@ class ManagedBackend(BaseExecutionBackend):
         return batch
 
     def accept(self, task: TaskDescription) -> None:
-        """Notes a task as open: from now on one terminal state is reported for it.
+        """Add a task to `open_tasks`: from now on one terminal state is reported for it.
 
         Raises:
             BackendError: A task of this uid is open already.
@@ -572,7 +572,7 @@ class ManagedBackend(BaseExecutionBackend):
 
     @_also_as_callback
     def register_callback(self, func: TaskCallback) -> None:
-        """Adds whom to tell about states; several engines in turn may share a backend.
+        """Register a state callback; several engines in turn may share a backend.
 
         Takes the keyword `callback` in place of `func`, as older programs do.
 
@@ -585,7 +585,7 @@ class ManagedBackend(BaseExecutionBackend):
             self.__callbacks = (*self.__callbacks, func)
 
     def unregister_callback(self, func: TaskCallback) -> None:
-        """Stops telling `func`; unknown ones are ignored. Called by the engine when it ends."""
+        """Remove a callback; unknown ones are ignored. Called by the engine when it ends."""
         self.__callbacks = tuple(one for one in self.__callbacks if one != func)
 
     def task_state_cb(
@@ -594,7 +594,7 @@ class ManagedBackend(BaseExecutionBackend):
         state: Any,
         service_callback: Callable[..., Any] | None = None,
     ) -> None:
-        """Reports a state, a terminal one at most once per task. Any thread."""
+        """Report a state, a terminal one at most once per task. May be called from any thread."""
         terminal = state in self.get_task_states_map().terminal_states
         if terminal and self.__open.pop(task["uid"], None) is None:
             return
@@ -658,7 +658,7 @@ class ManagedBackend(BaseExecutionBackend):
         return None
 
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
-        """Gives the description back: it needs no translation."""
+        """Return the description unchanged: it needs no translation."""
         return args[0] if args else kwargs
 
     def link_explicit_data_deps(
@@ -668,11 +668,11 @@ class ManagedBackend(BaseExecutionBackend):
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> Any:
-        """Does nothing: a backend with `capabilities.files` replaces it."""
+        """Do nothing: a backend with `capabilities.files` overrides it."""
         return None
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> Any:
-        """Does nothing: a backend with `capabilities.files` replaces it."""
+        """Do nothing: a backend with `capabilities.files` overrides it."""
         return None
 
 
@@ -690,7 +690,7 @@ def _checked_name(name: object) -> str:
 def _completed(
     batch: list[TaskDescription],
 ) -> tuple[list[TaskDescription], list[tuple[TaskDescription, Exception]]]:
-    """Puts missing keys into the descriptions of a batch.
+    """Add missing keys to the descriptions of a batch.
 
     Returns:
         Those that can be understood, and the others, each with why not.
@@ -710,7 +710,7 @@ def _completed(
 
 
 def _complete(task: Any) -> Exception | None:
-    """Puts missing keys into a description; gives what is wrong with it, if anything is."""
+    """Add missing keys to a description; return an error if it is invalid."""
     uid = task.setdefault("uid", "")
     for key, value in (("args", ()), ("kwargs", {}), ("task_backend_specific_kwargs", {})):
         if task.get(key) is None:
@@ -734,4 +734,4 @@ def _complete(task: Any) -> Exception | None:
 
 
 _always_there = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})
-"""Gives a description's keys that must be there, the uid first."""
+"""Returns the values of a description's required keys, the uid first."""

@@ -1,4 +1,4 @@
-"""Declares the backends that come with core, the same way as any plugin does."""
+"""Declaration of the backends that come with core, made like that of any plugin."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rhapsody.plugins.specs import BackendSpec, hookimpl
 
 @hookimpl
 def rhapsody_backends() -> list[BackendSpec]:
-    """The two backends of core; for `local` what it can do with threads, its default."""
+    """Declare the two backends of core; `local` with the capabilities of threads, its default."""
     from rhapsody.backends.local.capabilities import THREADS
     from rhapsody.backends.noop import NoopExecutionBackend
 

@@ -1,7 +1,8 @@
-"""Executables and files on this machine, for backends that bring nothing better.
+"""Executables and files on this machine, for backends without support of their own.
 
-Two classes to put in front of `ManagedBackend`, for backends whose tasks see the
-engine's file system. Functions, and when a task may start, are the backend's business.
+Two classes to inherit from before `ManagedBackend`, for backends whose tasks see the engine's file
+system. Functions, and when a task may start, are the backend's concern. Plugins import both from
+`rhapsody.backends`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ __all__ = ["LocalPrograms", "SharedSandboxes"]
 
 
 class SharedSandboxes:
-    """Links files into sandboxes that tasks see under the same path as the engine.
+    """Links between sandboxes on a file system that tasks see under the same paths as the engine.
 
-    In front of `ManagedBackend` it lets a backend declare `files` and
-    `shared_file_system`. A task's sandbox is made by `rhapsody.data.make_sandbox`,
-    where its description names one.
+    With it a backend can declare `files` and `shared_file_system`. The backend creates a task's
+    sandbox with `rhapsody.sdk.make_sandbox` if its description names one.
     """
 
     session: Session
@@ -38,7 +38,7 @@ class SharedSandboxes:
         file_name: str | None = None,
         file_path: str | None = None,
     ) -> None:
-        """Links a file into the sandbox of the task that needs it.
+        """Link a file into the sandbox of the task that needs it.
 
         Raises:
             ValueError: Neither a path nor a task and a name are given.
@@ -53,43 +53,42 @@ class SharedSandboxes:
         link_into(self.sandbox_of(dst_task), name, source)
 
     def link_implicit_data_deps(self, src_task: Mapping[str, Any], dst_task: Any) -> None:
-        """Links all that one task left in its sandbox into another's, but what it printed."""
+        """Link everything that a task left in its sandbox, except its output, into another one."""
         link_all(self.sandbox_of(src_task), self.sandbox_of(dst_task))
 
     def sandbox_of(self, task: Mapping[str, Any]) -> str:
-        """The sandbox that a description names, or one of the backend's own."""
+        """Return the sandbox that a description names, or one of the backend's own."""
         sandbox: str = task.get("sandbox") or self.own_sandbox(task["uid"])
         return sandbox
 
     def own_sandbox(self, uid: str) -> str:
-        """The sandbox of a task that names none."""
+        """Return the sandbox of a task whose description names none."""
         return self.session.directory(uid)
 
 
 class LocalPrograms(SharedSandboxes):
-    """Runs executables as processes of this machine, each in its sandbox.
+    """Executables as processes of this machine, each in its sandbox.
 
-    In front of `ManagedBackend`, whose `run_task` hands executables to
-    `run_program`, it lets a backend declare `executables`, `sandboxes` and
-    `cancel_executables="running"` as well.
+    The backend's `run_task` passes executables to `run_program`. With this class a backend can
+    declare `executables`, `sandboxes` and `cancel_executables="running"` as well.
 
-    Beside it runs, from the first executable to `shutdown`, a small process that ends
-    what still runs where this one is killed.
+    From the first executable to `shutdown`, a small process runs that ends the programs if this
+    process is killed.
 
     Attributes:
-        grace: Seconds between SIGTERM and SIGKILL for what is stopped.
+        grace: Seconds between SIGTERM and SIGKILL when a program is stopped.
     """
 
     grace: float = 5.0
     __guardian: Guardian | None = None
 
     async def run_program(self, task: TaskDescription) -> CompletedExecutable:
-        """Runs an executable task to its end, in a process group of its own.
+        """Run an executable task to its end, in a process group of its own.
 
-        Cancelling it stops the whole group and waits until it is gone.
+        Canceling it stops the whole group and waits for its end.
 
         Returns:
-            What `ManagedBackend.run_task` is to return.
+            The result for `ManagedBackend.run_task`.
 
         Raises:
             OSError: The program cannot be started.
@@ -104,7 +103,7 @@ class LocalPrograms(SharedSandboxes):
         return CompletedExecutable(code, task["stdout"], task["stderr"])
 
     async def shutdown(self) -> None:
-        """Shuts the backend down, and ends what watches over its programs."""
+        """Shut the backend down, and the process that watches over its programs."""
         await super().shutdown()  # type: ignore[misc]  # of `ManagedBackend`
         if self.__guardian is not None:
             await in_thread(self.__guardian.stop, or_here=True)
