@@ -448,7 +448,8 @@ async def test_a_sync_block_in_wait_is_stopped_at_shutdown(
 
     outer()
     await within(backend.next())
-    await until(lambda: sum(node.more().in_wait for node in flow._shell.scheduler.graph.live) == 2)
+    live = flow._runtime.scheduler.graph.live
+    await until(lambda: sum(node.more().in_wait for node in live) == 2)
     await within(flow.shutdown())
     assert sorted(cleaned) == ["inner", "outer"]
     assert flow.summary is not None

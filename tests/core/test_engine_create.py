@@ -13,14 +13,14 @@ import pytest
 
 from rhapsody import BackendRegistry, NoopExecutionBackend, WorkflowEngine
 from rhapsody.backends.base import ManagedBackend
-from rhapsody.engine.starting import Starting
+from rhapsody.engine.engine import Starting
 from tests.core.engine_fixtures import LIMIT, Machine, engine
 from tests.core.scripted import Scripted, until
 
 pytestmark = pytest.mark.asyncio
 
 
-def create(*args: Any, **settings: Any) -> Starting[WorkflowEngine]:
+def create(*args: Any, **settings: Any) -> Starting:
     settings.setdefault("handle_signals", False)
     return WorkflowEngine.create(*args, **settings)
 

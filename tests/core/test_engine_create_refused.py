@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from rhapsody import NoopExecutionBackend, WorkflowEngine
-from rhapsody.engine.starting import Starting
+from rhapsody.engine.engine import Starting
 from tests.core.scripted import Scripted, outcome
 
 pytestmark = pytest.mark.asyncio
 
 
-def create(*args: Any, **settings: Any) -> Starting[WorkflowEngine]:
+def create(*args: Any, **settings: Any) -> Starting:
     settings.setdefault("handle_signals", False)
     return WorkflowEngine.create(*args, **settings)
 

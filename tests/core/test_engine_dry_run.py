@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rhapsody import InputFile, NoopExecutionBackend, OutputFile, WorkflowEngine
-from rhapsody.engine.starting import Starting
+from rhapsody.engine.engine import Starting
 from tests.core.engine_fixtures import Machine
 from tests.core.scripted import outcome
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio
 NOWHERE = "https://nowhere.invalid/data.bin"
 
 
-def create(*args: Any, **settings: Any) -> Starting[WorkflowEngine]:
+def create(*args: Any, **settings: Any) -> Starting:
     return WorkflowEngine.create(*args, handle_signals=False, **settings)
 
 

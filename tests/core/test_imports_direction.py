@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "aio",
     "states",
+    "compat",
     "_sandbox",
     "data",
     "context",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
-import inspect
 import logging
 import os
 import platform
@@ -39,7 +38,7 @@ from rhapsody.staging.runs import note_in_log
 
 if TYPE_CHECKING:
     from rhapsody.backends.base import BaseExecutionBackend
-    from rhapsody.engine.defaults import Defaults
+    from rhapsody.engine.options import EngineDefaults
 
 HELP = "run a workflow"
 
@@ -184,7 +183,7 @@ class _Engines:
 
 def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack) -> int:
     """Run the program, and return the exit code."""
-    from rhapsody.engine.defaults import Defaults
+    from rhapsody.engine.options import EngineDefaults
 
     engines, dry, program = _Engines(), None, None
     recorded.summaries = engines.summaries
@@ -194,7 +193,7 @@ def _code(arguments: argparse.Namespace, recorded: Recording, at_end: ExitStack)
         dry = DryRun(recorded)
     try:
         program = scripts.find(arguments.script, arguments.module, arguments.arguments)
-        defaults = Defaults(
+        defaults = EngineDefaults(
             _engine_settings(arguments),
             _backend_maker(arguments),
             (engines,) if dry is None else (engines, dry),
@@ -242,10 +241,10 @@ def _backend_maker(arguments: argparse.Namespace) -> Callable[[], BaseExecutionB
 
 
 def _run(
-    program: scripts.Program, defaults: Defaults, engines: _Engines, at_end: ExitStack
+    program: scripts.Program, defaults: EngineDefaults, engines: _Engines, at_end: ExitStack
 ) -> None:
     """Call the program's function with an engine, or run the program as it is."""
-    from rhapsody.engine.defaults import defaults_of_engines
+    from rhapsody.engine.options import engine_defaults
 
     try:
         tree = program.tree()
@@ -257,7 +256,7 @@ def _run(
         asyncio.run(_workflow(main, defaults, at_end))
         return
     end = None
-    with defaults_of_engines(defaults):
+    with engine_defaults(defaults):
         try:
             program.run()
         except SystemExit as error:
@@ -272,14 +271,14 @@ def _run(
         raise end
 
 
-async def _workflow(main: scripts.Main, defaults: Defaults, at_end: ExitStack) -> None:
+async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitStack) -> None:
     """Call the program's function with an engine."""
     from rhapsody.engine import WorkflowEngine
-    from rhapsody.engine.defaults import defaults_of_engines
+    from rhapsody.engine.options import engine_defaults
     from rhapsody.engine.program import call_main
     from rhapsody.observers.progress import Progress
 
-    settings = dict(defaults.settings)
+    settings = dict(defaults.options)
     if settings["progress"]:
         progress = Progress(lines=settings["progress"] == "lines", account=False)
         at_end.callback(progress.print_account)
@@ -288,7 +287,7 @@ async def _workflow(main: scripts.Main, defaults: Defaults, at_end: ExitStack) -
     name = "local" if backend is None else backend.name
     started = False
     try:
-        with defaults_of_engines(replace(defaults, settings=settings, backend=None)):
+        with engine_defaults(replace(defaults, options=settings, backend=None)):
             starting = WorkflowEngine.create(backend)
         async with starting as flow:
             started = True
@@ -322,11 +321,9 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
         UsageError: `WorkflowEngine.create` does not accept one or its value, or `rhapsody run` has
             another option for it.
     """
-    from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.options import OPTIONS, EngineOptions
 
-    known = [
-        name for name in inspect.signature(WorkflowEngine.create).parameters if name not in OTHERS
-    ]
+    known = [name for name in OPTIONS if name not in OTHERS]
     for name in given:
         if name in OTHERS:
             raise UsageError(f"-e {name}: {OTHERS[name]}")
@@ -335,7 +332,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
             hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
             raise UsageError(f"-e {name}: an engine has no such option; {hint}")
     try:
-        WorkflowEngine.create(**given).close()  # checks them without making an engine
-    except (TypeError, ValueError) as error:
+        EngineOptions.of(given)
+    except (TypeError, ValueError, OSError) as error:
         raise UsageError(f"-e: {error}") from None
     return given

@@ -11,6 +11,7 @@ from typing import Any
 from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.discovery import check_attributes, get_backend, normalize_name
 from rhapsody.capabilities import Capabilities
+from rhapsody.engine.options import EngineOptions
 from rhapsody.errors import describe_error
 from rhapsody.staging.files import Stager
 from rhapsody.states import TasksMainStates
@@ -94,35 +95,27 @@ def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
 
 
 async def attach(
-    backend: Any,
-    backends: Any,
-    *,
-    dry_run: bool,
-    stager: Stager,
-    ours: list[BaseExecutionBackend],
+    options: EngineOptions, *, stager: Stager, owned: list[BaseExecutionBackend]
 ) -> dict[str, BaseExecutionBackend]:
-    """Starts the backends of an engine; the first one is the default.
+    """Start the backends of an engine; the first one is the default.
 
     If one cannot be started, those that this call started are shut down again.
 
     Args:
-        backend: As in `WorkflowEngine.create`.
-        backends: As there.
-        dry_run: Takes no backend that does work.
-        stager: Knows where what a backend that is started here keeps in files goes.
-        ours: Gets those that this call starts, for `shut_down`.
+        options: The engine's options.
+        stager: The engine's files, where backends that are started here keep theirs.
+        owned: Filled with the backends that this call starts, for `shut_down`.
 
     Raises:
         TypeError: Something is not a backend.
-        ValueError: Nobody registered a name, or two backends have the same.
-        WouldRunError: A dry run with a backend that does work.
+        ValueError: A name is not registered, or two backends have the same one.
+        WouldRunError: A dry run with a backend that runs tasks.
     """
-    given = _given(backend, backends)
+    dry_run, given = options.dry_run, _given(options.backend, options.backends)
     if not given:
-        if backend is not None or backends is not None:
+        if options.backend is not None or options.backends is not None:
             raise ValueError(
-                "backend: the list that was given is empty; leave it out for the embedded "
-                f"{EMBEDDED!r} backend"
+                f"backend: the list is empty; leave it out for the embedded {EMBEDDED!r} backend"
             )
         given = [(None, DRY_RUN if dry_run else EMBEDDED)]
     started: dict[str, BaseExecutionBackend] = {}
@@ -131,7 +124,7 @@ async def attach(
             made = get_backend(one) if isinstance(one, str) else one
             if not isinstance(made, BaseExecutionBackend) and inspect.isawaitable(made):
                 made = await made  # `Backend.create(...)`, not awaited
-                ours += [made] if isinstance(made, BaseExecutionBackend) else []
+                owned += [made] if isinstance(made, BaseExecutionBackend) else []
             if not isinstance(made, BaseExecutionBackend):
                 raise _not_a_backend(made)
             label = name or _label(one, made)
@@ -152,20 +145,20 @@ async def attach(
                 state = await state
             if str(state) != "running":
                 _settle_in(made, stager)
-                ours.append(made)
+                owned.append(made)
             if inspect.isawaitable(made):
                 made = await made
             started[label] = made
     except BaseException:
-        await shut_down(ours)
+        await shut_down(owned)
         raise
     return started
 
 
-async def shut_down(ours: list[BaseExecutionBackend]) -> None:
+async def shut_down(owned: list[BaseExecutionBackend]) -> None:
     """Shuts down, and takes off the list, what was started for an engine that cannot be made."""
-    while ours:
-        one = ours.pop()
+    while owned:
+        one = owned.pop()
         try:
             await one.shutdown()
         except Exception as error:  # must not keep the others open, nor hide why

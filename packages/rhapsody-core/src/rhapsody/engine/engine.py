@@ -1,7 +1,7 @@
-"""The public class: makes an engine, says what it is doing, ends it.
+"""The public class: creates an engine, shows what it is doing, and shuts it down.
 
-How functions become tasks is in `rhapsody.engine.decorators`, what happens to a
-task in the other modules of this package.
+How a call becomes a task is in `rhapsody.engine.task_function` and `rhapsody.engine.submission`,
+and what happens to a task afterwards in `rhapsody.engine.scheduler`.
 """
 
 from __future__ import annotations
@@ -9,48 +9,71 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import uuid as uuids
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from asyncio import _get_running_loop as running_loop
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
 from rhapsody.aio import end_of
 from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
+from rhapsody.data import SavedFile
 from rhapsody.engine.backend_handles import attach, shut_down
 from rhapsody.engine.blocks import enclosing_block
-from rhapsody.engine.compat import KeptNames
-from rhapsody.engine.decorators import Decorators
-from rhapsody.engine.defaults import with_defaults
 from rhapsody.engine.events import accounts
-from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import (
-    current_directory,
-    directory,
-    engine_uid,
-    failures_taken,
-    flag,
-    new_file,
-    whole_number,
+from rhapsody.engine.options import (
+    BackendLike,
+    EngineOptions,
+    KeepSandboxes,
+    runs_directory,
+    takes_options,
 )
+from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.runtime import Runtime
+from rhapsody.engine.settings import Settings, TaskSettings, whole_number
 from rhapsody.engine.shutdown import settle_everything, stop_everything, tell_forgotten
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.stage_out import save_files
-from rhapsody.engine.starting import Starting
-from rhapsody.engine.timers import Clock, LoopClock
-from rhapsody.engine.views import Views
-from rhapsody.journal import opening
+from rhapsody.engine.states import WorkState
+from rhapsody.engine.submission import current_scope, dependency_uids
+from rhapsody.engine.task_function import (
+    BlockDecorator,
+    CallKind,
+    Command,
+    ExecutableDecorator,
+    FunctionDecorator,
+    TaskFunction,
+    definition_settings,
+    make_task,
+)
+from rhapsody.engine.timers import Clock
 from rhapsody.observers.builtin import BuiltIn
 from rhapsody.observers.progress import Progress
+from rhapsody.observers.trace import Profiler
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.specs import Summary
-from rhapsody.quantities import seconds
-from rhapsody.retries import RetryPolicy, as_policies
+from rhapsody.plugins.specs import Stats, Summary
+from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
 from rhapsody.staging.runs import BASE
-from rhapsody.staging.sandboxes import check_keep
+from rhapsody.states import StateMapper, TasksMainStates
 from rhapsody.task import TaskFuture
 
 if TYPE_CHECKING:
@@ -58,39 +81,71 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
-BackendLike = BaseExecutionBackend | str
-KeepSandboxes = Literal["results", "failed", "all", "none"]
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_LATER: Any = object()
+"""Stands for the function where a decorator is called with its settings alone."""
+
+_HOW_TO_CREATE = (
+    "write `async with WorkflowEngine.create(...) as flow:`, or `flow = await "
+    "WorkflowEngine.create(...)`, inside the coroutine that asyncio.run() runs"
+)
 
 
-class WorkflowEngine(Decorators, Views, KeptNames):
+class WorkflowEngine(OlderNames):
     """Runs a graph of function tasks, executables, services and blocks on backends.
 
-    Made by `await WorkflowEngine.create(...)` or `async with
-    WorkflowEngine.create(...) as flow`. It lives on the event loop it was made
-    on; tasks are called there, or in the threads of its synchronous blocks.
+    Created by `await WorkflowEngine.create(...)` or `async with WorkflowEngine.create(...) as
+    flow`. It belongs to the event loop on which it was created. Tasks are called there, or in the
+    threads of its synchronous blocks.
     """
 
-    def __init__(self, *_: Any, **settings: Any) -> None:
-        write = (
-            "write `async with WorkflowEngine.create(...) as flow:`, or `flow = await "
-            "WorkflowEngine.create(...)`, inside the coroutine that asyncio.run() runs"
-        )
-        if not settings.pop("created", False):
-            raise RuntimeError(f"WorkflowEngine(...) starts nothing: {write}")
+    def __init__(self, options: EngineOptions | None = None, /, *_: Any, **__: Any) -> None:
+        if not isinstance(options, EngineOptions):
+            raise RuntimeError(f"WorkflowEngine(...) starts nothing: {_HOW_TO_CREATE}")
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError(f"an engine lives on a running event loop: {write}") from None
-        self._settings = settings
+            raise RuntimeError(
+                f"an engine lives on a running event loop: {_HOW_TO_CREATE}"
+            ) from None
+        self._options = options
         self._ending: asyncio.Task[None] | None = None
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._summary: Summary | None = None
         self._problems: tuple[str, ...] = ()
         self._left_by_error = self._well = False
         self._still_running: tuple[str, ...] = ()
+        self._began = 0.0
+        self._attached: dict[str, BaseExecutionBackend] = {}
+        self._built_in = BuiltIn(
+            options.trace, options.progress, None if options.dry_run else options.journal
+        )
+        uid = options.uid or f"engine.{uuids.uuid4().hex[:8]}"
+        try:
+            hooks = EngineHooks(options.observers, self._built_in.observers)
+            stager = Stager(
+                options.work_dir or runs_directory(BASE),
+                options.keep_sandboxes,
+                in_run=uid if options.work_dir is None else None,
+                uid=options.uid,
+                backends=self._attached,
+                results_dir=options.results_dir,
+            )
+        except BaseException:
+            self._built_in.close()
+            raise
+        self._runtime = Runtime(
+            self, uid, options, hooks, stager, quiet=self._built_in.shows_output
+        )
+        self._calls = self._runtime.calls
+        if self._built_in.task_log is not None:
+            self._runtime.observation.calls = self._built_in.task_log.calls
 
     @classmethod
-    @with_defaults
+    @takes_options
     def create(
         cls,
         backend: BackendLike | Sequence[BackendLike] | None = None,
@@ -120,209 +175,231 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         uid: str | None = None,
         clock: Clock | None = None,
         profile: None = None,
-    ) -> Starting[WorkflowEngine]:
-        """Makes an engine and starts its backends.
+    ) -> Starting:
+        """Create an engine and start its backends.
 
-        Args:
-            backend: A backend object, started or not, a registered name, or a list
-                of such, of which the first is the default. Without one, the
-                embedded local backend, or the noop backend for a dry run.
-            dry_run: Runs nothing: every task completes at once with
-                `"Dummy Output"`, and the summary holds the graph.
-            implicit_data: Whether a task sees what its dependencies left in their
-                sandboxes, where they declare no output files.
-            backends: Further backends, or all of them under names of your own.
-            work_dir: Where sandboxes are made; default: a directory of the engine's in that of
-                the run, which is made when first needed, has the log, and is one for each
-                process: `.rhapsody/<UTC time>-<program>-<4 digits>/<engine uid>`.
-            trace: A file for all that happens to tasks, and for the events that the program
-                gives to `prof`, as JSON lines; made anew, private to the user.
-            progress: Shows on standard error what runs: a table that is kept up to date on a
-                terminal or in a notebook, a line every ten seconds elsewhere and with `"lines"`;
-                at the end an account of the run. While there is a table, what tasks print is
-                shown above it when each ends; with `"lines"` what programs print is shown then.
-            retries: How many more attempts a failed task gets, or a `RetryPolicy`, or several,
-                of which the first that covers a failure counts it.
-            lost_retries: How many more attempts a task gets whose worker, pilot or
-                connection was lost.
-            timeout: Time that each attempt of a task may run, in seconds or as text such as
-                `"3 min"` or `"1h30m"`; services run until they are cancelled.
-            observers: Objects with methods marked `rhapsody.hookimpl`.
-            max_pending: How many tasks are with a backend at once, at most.
-                Services and blocks do not count.
-            push_down: Whether backends that can wait for dependencies themselves get
-                tasks before these are finished, and keep values until they are
-                asked for.
-            submit_timeout: Time that a backend may take to accept a batch, as for `timeout`.
-            handle_signals: Shuts down gracefully on SIGINT, SIGTERM and SIGHUP,
-                if this is the main thread.
-            fail_fast: Whether the first failure cancels all that is unfinished.
-            max_failures: After how many failed tasks all that is unfinished is cancelled; those
-                that did not run because of another, or were held back, do not count. Default:
-                never.
-            keep_going: Whether leaving the context with the exception of one of the
-                engine's own tasks waits for the others first, where they do not
-                depend on it, and then gives an account of what failed.
-            keep_sandboxes: Which sandboxes stay on disk: `"results"`: those of failed tasks,
-                and of others the declared outputs; `"failed"`: those of failed tasks; `"all"`;
-                or `"none"`.
-            results_dir: What the places of saved files are relative to, see `OutputFile`;
-                default: the current directory.
-            journal: A file that keeps the results of tasks, see `resume`; `True`: that of this
-                program and its arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private
-                to the user; on a local file system several engines may use one at a time.
-            resume: Whether results that the last run with this journal has kept are used in place
-                of running the same tasks again; `"auto"`: where that run did not end well.
-            journal_max_value: Bytes, or text such as `"16 MiB"`, that a result may have in the
-                journal; a larger one is not kept. Default: any number.
-            uid: The engine's uid, which no other engine uses at the same time, in this
-                process or in `work_dir`; made up by default. What an earlier run of
-                the same uid left in sandboxes stays there, and is not used again.
-            clock: Where to read the time, for tests and simulations.
-            profile: For named profiles, which do not exist yet.
+        The options are described in `rhapsody.engine.options.EngineOptions`.
 
         Returns:
-            A coroutine that is an async context manager, too.
+            A coroutine that is also an async context manager.
 
         Raises:
             TypeError: An argument is of the wrong type.
-            ValueError: An argument is out of range, another engine uses the uid, or
-                nobody registered a backend.
-            RuntimeError: A dry run with a backend that does work.
-            JournalError: The journal cannot be used: it is damaged, say, or others may write it.
+            ValueError: An argument is out of range, another engine uses the uid, or no backend of
+                that name is registered.
+            RuntimeError: A dry run with a backend that runs tasks.
+            JournalError: The journal cannot be used: it is damaged, say, or other users may write
+                it.
         """
-        if profile not in (None, False):
-            raise ValueError(
-                f"profile={profile!r}: there are no profiles yet; the file of a run's events is "
-                'trace="run.jsonl"'
-            )
-        return Starting(
-            cls._create(
-                backend,
-                backends,
-                dry_run=flag("dry_run")(dry_run),
-                implicit_data=flag("implicit_data")(implicit_data),
-                work_dir=work_dir,
-                trace=None if trace is None else new_file("trace", trace),
-                progress=progress,
-                retries=as_policies(retries),
-                lost_retries=whole_number("lost_retries", 0)(lost_retries),
-                timeout=None if timeout is None else seconds("timeout", timeout),
-                observers=observers,
-                max_pending=None
-                if max_pending is None
-                else whole_number("max_pending", 1)(max_pending),
-                submit_timeout=None
-                if submit_timeout is None
-                else seconds("submit_timeout", submit_timeout),
-                handle_signals=flag("handle_signals")(handle_signals),
-                fail_fast=flag("fail_fast")(fail_fast),
-                max_failures=None
-                if max_failures is None
-                else whole_number("max_failures", 1)(max_failures),
-                keep_going=flag("keep_going")(keep_going),
-                push_down=flag("push_down")(push_down),
-                keep_sandboxes=check_keep(keep_sandboxes),
-                results_dir=None
-                if results_dir is None
-                else directory("results_dir", results_dir, ""),
-                journal=opening.checked(journal, resume, journal_max_value),
-                uid=uid,
-                clock=clock,
-            )
-        )
+        given = locals()  # before any other name: the arguments
+        return Starting(cls._start(EngineOptions.of(given)))
 
     @classmethod
-    async def _create(cls, backend: Any, backends: Any, **settings: Any) -> WorkflowEngine:
-        engine = cls(created=True, **settings)
-        await engine._start(backend, backends, **settings)
+    async def _start(cls, options: EngineOptions) -> Self:
+        engine = cls(options)
+        runtime, hooks = engine._runtime, engine._runtime.hooks
+        owned: list[BaseExecutionBackend] = []
+        starting = attach(options, stager=runtime.stager, owned=owned)
+        try:
+            if options.handle_signals:
+                starting = signal_registry.guard(starting)
+            engine._attached.update(await starting)
+            for name, backend in engine._attached.items():
+                runtime.attach(backend, name)
+            engine._began = runtime.clock.monotonic()
+            if options.handle_signals:
+                signal_registry.add(engine, engine._interrupt, engine._settle)
+            for hook in hooks.workflow_started:
+                hooks.call(hook, engine=engine)
+        except BaseException:
+            await engine._undo(owned)
+            raise
+        engine._forgotten = weakref.finalize(engine, tell_forgotten, runtime, os.getpid())
+        engine.prof.event("workflow_started", engine.uid)
         return engine
 
-    async def _start(
-        self,
-        backend: Any,
-        backends: Any,
-        *,
-        dry_run: bool,
-        implicit_data: bool,
-        work_dir: str | os.PathLike[str] | None,
-        trace: Path | None,
-        progress: bool | Literal["lines"] | Progress,
-        observers: Iterable[object],
-        handle_signals: bool,
-        keep_sandboxes: KeepSandboxes,
-        results_dir: Path | None,
-        journal: opening.Given,
-        uid: str | None,
-        clock: Clock | None,
-        **limits: Any,
-    ) -> None:
-        chosen, uid = uid, engine_uid(f"engine.{uuids.uuid4().hex[:8]}" if uid is None else uid)
-        if clock is not None and not all(hasattr(clock, n) for n in ("monotonic", "call_at")):
-            raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {clock!r}")
-        limits["max_failures"] = failures_taken(
-            limits.pop("fail_fast"), limits["max_failures"], limits["keep_going"]
-        )
-        self._dry_run = dry_run
-        self._implicit_data = implicit_data
-        self._built_in = BuiltIn(trace, progress, None if dry_run else journal)
-        attached: dict[str, BaseExecutionBackend] = {}
-        try:
-            hooks = EngineHooks(observers, self._built_in.observers)
-            stager = Stager(
-                directory("work_dir", work_dir, BASE),
-                keep_sandboxes,
-                in_run=uid if work_dir is None else None,
-                uid=chosen,
-                backends=attached,
-                results_dir=results_dir,
-            )
-        except BaseException:
-            self._built_in.close()
-            raise
-        shell = self._shell = Runtime(
-            self,
-            uid=uid,
-            clock=clock or LoopClock(self._loop),
-            hooks=hooks,
-            stager=stager,
-            here=current_directory(),
-            dry_run=dry_run,
-            implicit_data=implicit_data,
-            quiet=self._built_in.shows_output,
-            **limits,
-        )
-        self._calls = shell.calls
-        if self._built_in.task_log is not None:
-            shell.observation.calls = self._built_in.task_log.calls
-        ours: list[BaseExecutionBackend] = []
-        starting = attach(backend, backends, dry_run=dry_run, stager=stager, ours=ours)
-        try:
-            attached.update(await (signal_registry.guard(starting) if handle_signals else starting))
-            for name, one in attached.items():
-                shell.attach(one, name)
-            self._began = shell.clock.monotonic()
-            if handle_signals:
-                signal_registry.add(self, self._interrupt, self._settle)
-            for hook in hooks.workflow_started:
-                hooks.call(hook, engine=self)
-        except BaseException:
-            await self._undo(ours)
-            raise
-        self._forgotten = weakref.finalize(self, tell_forgotten, shell, os.getpid())
-        self.prof.event("workflow_started", uid)
-
-    async def _undo(self, ours: list[BaseExecutionBackend]) -> None:
-        """The start has failed: shuts `ours` down and leaves the other backends as they were."""
-        self._shell.scheduler.closing = True
+    async def _undo(self, owned: list[BaseExecutionBackend]) -> None:
+        """Shut down the `owned` backends after a failed start, and leave the others running."""
+        self._runtime.scheduler.closing = True
         signal_registry.remove(self)
         try:
-            await stop_everything(self._shell, skip_backends=True)
+            await stop_everything(self._runtime, skip_backends=True)
         finally:
-            await shut_down(ours)
-            await self._shell.stager.close()
-            self._shell.stager.leave()
+            await shut_down(owned)
+            await self._runtime.stager.close()
+            self._runtime.stager.leave()
             self._built_in.close()
+
+    # Decorators and calls.
+
+    @overload
+    def function_task(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> TaskFunction[P, R]: ...
+    @overload
+    def function_task(self, function: Callable[P, R], /) -> TaskFunction[P, R]: ...
+    @overload
+    def function_task(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
+    def function_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
+        """Makes tasks of a function; `@flow.function_task` or `@flow.function_task(...)`.
+
+        Calling the decorated function returns a `TaskFuture` of its result at once.
+        The function, synchronous or a coroutine function, runs on the backend;
+        futures among its arguments are waited for and replaced by their values.
+
+        Args:
+            function: The function to decorate.
+            **settings: See `rhapsody.TaskSettings`.
+
+        Raises:
+            TypeError: Not callable, an unknown setting, or one of the wrong type.
+            ValueError: A setting out of range.
+        """
+        return self._decorate("function", function, settings)
+
+    @overload
+    def executable_task(
+        self, function: Callable[P, Coroutine[Any, Any, Command]], /
+    ) -> TaskFunction[P, str]: ...
+    @overload
+    def executable_task(self, function: Callable[P, Command], /) -> TaskFunction[P, str]: ...
+    @overload
+    def executable_task(self, /, **settings: Unpack[TaskSettings]) -> ExecutableDecorator: ...
+    def executable_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
+        """Makes tasks of the commands that a function returns.
+
+        The function runs on the engine's loop once its dependencies have their
+        values, and returns a string, run by a shell, or a list of arguments, run
+        without one. The command runs in a sandbox directory of its own. The future's
+        result is its standard output; a non-zero exit code fails it with
+        `TaskFailedError`.
+
+        Args:
+            function: The function to decorate.
+            **settings: See `rhapsody.TaskSettings`.
+
+        Raises:
+            TypeError: Not callable, an unknown setting, or one of the wrong type.
+            ValueError: A setting out of range.
+        """
+        return self._decorate("executable", function, settings)
+
+    @overload
+    def block(
+        self, function: Callable[P, Coroutine[Any, Any, asyncio.Future[R]]], /
+    ) -> TaskFunction[P, R]: ...
+    @overload
+    def block(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> TaskFunction[P, R]: ...
+    @overload
+    def block(self, function: Callable[P, asyncio.Future[R]], /) -> TaskFunction[P, R]: ...
+    @overload
+    def block(self, function: Callable[P, R], /) -> TaskFunction[P, R]: ...
+    @overload
+    def block(self, /, **settings: Unpack[TaskSettings]) -> BlockDecorator: ...
+    def block(self, function: Any = _LATER, /, **settings: Any) -> Any:
+        """Makes a part of the workflow that calls tasks and awaits them.
+
+        A coroutine function runs on the engine's loop. A synchronous one runs in a
+        thread of its own and waits with `rhapsody.wait`. A future that a block returns
+        is awaited: its value is the block's. Cancelling a block cancels what it has
+        started and is unfinished.
+
+        Args:
+            function: The function to decorate.
+            **settings: `name` and `after`, see `rhapsody.TaskSettings`.
+
+        Raises:
+            TypeError: Not callable, or an unknown setting.
+        """
+        return self._decorate("block", function, settings)
+
+    def _decorate(self, kind: CallKind, function: Any, settings: dict[str, Any]) -> Any:
+        def decorate(function: Callable[..., Any]) -> TaskFunction[Any, Any]:
+            base = Settings()
+            if callable(function):
+                base = base.changed(definition_settings(function))
+            return make_task(self._calls, kind, function, base, settings)
+
+        return decorate if function is _LATER else decorate(function)
+
+    def map(
+        self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]
+    ) -> list[TaskFuture[T]]:
+        """Calls a task with the items of each iterable, like the built-in `map`.
+
+        Args:
+            task: A decorated function.
+            *iterables: Its arguments; the shortest one ends the map.
+
+        Returns:
+            The futures in order, submitted as one batch.
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable of arguments")
+        return [_call("map", task, *arguments) for arguments in zip(*iterables, strict=False)]
+
+    async def imap(
+        self,
+        task: Callable[..., TaskFuture[T]],
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        window: int = 1000,
+    ) -> AsyncGenerator[T, None]:
+        """Calls a task with each item and yields the results in order, in bounded memory.
+
+        Draws the next item when a result is taken, so that `iterable` may be
+        larger than memory. Leaving the loop early, or a failure, cancels the calls
+        that are under way.
+
+        Args:
+            task: A decorated function of one argument.
+            iterable: Its arguments, from a plain or an asynchronous iterable.
+            window: How many calls may be under way at once.
+
+        Yields:
+            The results.
+
+        Raises:
+            ValueError: `window` is less than 1.
+            BaseException: What the first failed call raised.
+        """
+        window = whole_number("window", 1)(window)
+        futures: deque[TaskFuture[T]] = deque()
+        try:
+            if isinstance(iterable, AsyncIterable):
+                async for item in iterable:
+                    futures.append(_call("imap", task, item))
+                    if len(futures) >= window:
+                        yield await futures.popleft()
+            else:
+                for item in iterable:
+                    futures.append(_call("imap", task, item))
+                    if len(futures) >= window:
+                        yield await futures.popleft()
+            while futures:
+                yield await futures.popleft()
+        finally:
+            for future in futures:
+                future.cancel()
+
+    @asynccontextmanager
+    async def scope(self, name: str) -> AsyncIterator[str]:
+        """Label the tasks that are made inside, in events, reports and traces.
+
+        Args:
+            name: The label. Inside another scope, `/` joins it to the outer label.
+
+        Yields:
+            The whole label.
+        """
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"scope() takes a non-empty string, got {name!r}")
+        outer = current_scope.get()
+        label = name if outer is None else f"{outer}/{name}"
+        token = current_scope.set(label)
+        try:
+            yield label
+        finally:
+            current_scope.reset(token)
 
     async def save(
         self, future: TaskFuture[Any], place: str | os.PathLike[str], name: str | None = None
@@ -348,7 +425,138 @@ class WorkflowEngine(Decorators, Views, KeptNames):
             TypeError: Not the future of a task.
             Exception: What the task raised.
         """
-        return await save_files(self._shell.stager, self._shell.backends, future, place, name)
+        return await save_files(self._runtime.stager, self._runtime.backends, future, place, name)
+
+    # Views; of tasks, they show those that have not ended.
+
+    @property
+    def uid(self) -> str:
+        """The engine's uid, the beginning of every uid that its backends get."""
+        return self._runtime.uid
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop the engine lives on."""
+        return self._loop
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether nothing is really run."""
+        return self._options.dry_run
+
+    @property
+    def work_dir(self) -> Path:
+        """Where sandboxes are made, an absolute path."""
+        return self._runtime.stager.work_dir
+
+    @property
+    def results_dir(self) -> Path:
+        """What the places of saved files are relative to, an absolute path."""
+        return self._runtime.stager.results.directory
+
+    @property
+    def results(self) -> tuple[SavedFile, ...]:
+        """Files that tasks made and that stay: those that were saved, in the order of that.
+
+        At the end also those without a place that no task has read, see `keep_sandboxes`.
+        """
+        return tuple(self._runtime.stager.results.saved)
+
+    @property
+    def prof(self) -> Profiler:
+        """Takes named, timestamped events; puts them into the `trace`."""
+        return self._built_in.prof
+
+    @property
+    def log(self) -> logging.Logger:
+        """The engine's logger."""
+        return log
+
+    @property
+    def clock(self) -> Clock:
+        """Where the engine reads the time."""
+        return self._runtime.clock
+
+    @property
+    def stats(self) -> Stats:
+        """Counters since the engine was made."""
+        return self._runtime.scheduler.stats
+
+    @property
+    def backend(self) -> BaseExecutionBackend:
+        """The default backend."""
+        return next(iter(self._attached.values()))
+
+    @property
+    def backends(self) -> Mapping[str, BaseExecutionBackend]:
+        """Every attached backend by its name, the default one first."""
+        return MappingProxyType(self._attached)
+
+    @property
+    def implicit_data_mode(self) -> bool:
+        """Whether dependents see the files of their dependencies' sandboxes."""
+        return self._options.implicit_data
+
+    @property
+    def task_states_map(self) -> StateMapper:
+        """The states of the default backend."""
+        states: StateMapper = next(iter(self._runtime.backends.values())).states
+        return states
+
+    @property
+    def components(self) -> Mapping[str, Mapping[str, Any]]:
+        """Each unfinished task and block by uid: its type, description and future."""
+        return MappingProxyType(
+            {
+                record.future.uid: MappingProxyType(
+                    {
+                        "type": record.task.prefix,
+                        "description": record.describe(),
+                        "future": record.future,
+                    }
+                )
+                for record in self._unfinished()
+            }
+        )
+
+    @property
+    def dependencies(self) -> Mapping[str, tuple[str, ...]]:
+        """Each unfinished task and block by uid: the uids of what it depends on."""
+        return MappingProxyType(
+            {n.future.uid: dependency_uids(n.dependencies) for n in self._unfinished()}
+        )
+
+    @property
+    def resolved(self) -> frozenset[str]:
+        """Uids of unfinished tasks and blocks whose dependencies have all ended."""
+        return frozenset(
+            n.future.uid for n in self._unfinished() if n.life.work is not WorkState.WAITING
+        )
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """Uids of tasks and blocks that are running now, services included."""
+        active = (WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING)
+        return tuple(n.future.uid for n in self._unfinished() if n.life.work in active)
+
+    @property
+    def queue(self) -> tuple[str, ...]:
+        """Uids of tasks that are ready and not yet handed to a backend."""
+        return tuple(n.future.uid for n in self._unfinished() if n.life.work is WorkState.READY)
+
+    def _unfinished(self) -> list[TaskRecord]:
+        live = self._runtime.scheduler.graph.live
+        return sorted(live, key=lambda record: (record.task.prefix, record.number))
+
+    @property
+    def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+        """Of a dry run, what was called so far: each call's uid, name and what it depends on."""
+        return tuple(self._runtime.calls.made)
+
+    @property
+    def summary(self) -> Summary | None:
+        """How the run ended, `None` before it has."""
+        return self._summary
 
     # The end.
 
@@ -365,7 +573,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         if asyncio.get_running_loop() is not self._loop:
             raise self._calls.foreign_loop_error("join() was called on")
         block, task = enclosing_block.get(), running_task()
-        own_block = block is not None and block.scheduler is self._shell.scheduler
+        own_block = block is not None and block.scheduler is self._runtime.scheduler
         in_block = own_block and block is not None and not block.future.done()
         own = asyncio.current_task()  # such as one that builds a task's command, and has its uid
         uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
@@ -374,7 +582,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 "join() waits for all that the engine does, and so would wait for the block or "
                 "task that calls it: await the futures that you need"
             )
-        await self._shell.all_settled()
+        await self._runtime.all_settled()
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
         """Cancels what is unfinished, stops the work and shuts the backends down.
@@ -394,7 +602,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
         if asyncio.get_running_loop() is not self._loop:
             raise self._calls.foreign_loop_error("shutdown() was called on")
         if self._ending is None:
-            self._shell.scheduler.closing = True
+            self._runtime.scheduler.closing = True
             self._ending = self._loop.create_task(
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"
             )
@@ -414,27 +622,27 @@ class WorkflowEngine(Decorators, Views, KeptNames):
     async def _interrupt(self) -> None:
         """Stops all work because of a signal; the futures stay as they are for now."""
         if self._ending is None:
-            self._shell.scheduler.interrupted = True
+            self._runtime.scheduler.interrupted = True
             self._ending = self._loop.create_task(self._stop(skip_backends=False))
         await end_of(self._ending)
 
     async def _stop(self, *, skip_backends: bool) -> None:
-        shell = self._shell
-        shell.scheduler.closing = True
-        self._problems = await stop_everything(shell, skip_backends=skip_backends)
-        if not shell.scheduler.interrupted:
-            self._still_running = settle_everything(shell)
-        failed = shell.tally.has_unseen() or shell.cut_short or self._left_by_error
-        self._well = not (failed or shell.held_back or shell.scheduler.interrupted)
-        await shell.stager.close(well=self._well)
+        runtime = self._runtime
+        runtime.scheduler.closing = True
+        self._problems = await stop_everything(runtime, skip_backends=skip_backends)
+        if not runtime.scheduler.interrupted:
+            self._still_running = settle_everything(runtime)
+        failed = runtime.tally.has_unseen() or runtime.cut_short or self._left_by_error
+        self._well = not (failed or runtime.held_back or runtime.scheduler.interrupted)
+        await runtime.stager.close(well=self._well)
 
     def _settle(self) -> None:
         """The last step: nothing of this engine is left pending, and everybody is told."""
         if self._closed.done():
             return
-        shell = self._shell
-        if shell.scheduler.interrupted:
-            self._still_running = settle_everything(shell)
+        runtime = self._runtime
+        if runtime.scheduler.interrupted:
+            self._still_running = settle_everything(runtime)
         still_running = self._still_running
         for problem in self._problems:
             log.error("engine %s: %s", self.uid, problem)
@@ -443,36 +651,36 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 "engine %s: could not be stopped and may still be running (%d in all): %s",
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
-        shell.observation.flush()
-        shell.tally.quiet |= self._built_in.shows_failures
-        shell.tally.close()
+        runtime.observation.flush()
+        runtime.tally.quiet |= self._built_in.shows_failures
+        runtime.tally.close()
         self._summary = Summary(
             uid=self.uid,
-            stats=shell.scheduler.stats,
-            seconds=shell.clock.monotonic() - self._began,
+            stats=runtime.scheduler.stats,
+            seconds=runtime.clock.monotonic() - self._began,
             still_running=still_running,
             problems=self._problems,
             graph=self.graph,
-            unawaited=shell.tally.total,
+            unawaited=runtime.tally.total,
             backends=accounts(self.backends, log),
             results=self.results,
             stale=tuple(
                 file
-                for file in shell.calls.promises.stale(self.results)
-                if not shell.stager.results.places.is_read(file.path)
+                for file in runtime.calls.promises.stale(self.results)
+                if not runtime.stager.results.places.is_read(file.path)
             ),
-            disk_use=shell.stager.disk_use,
-            cut_short=shell.cut_short,
-            held_back=shell.held_back,
+            disk_use=runtime.stager.disk_use,
+            cut_short=runtime.cut_short,
+            held_back=runtime.held_back,
         )
-        for hook in shell.hooks.workflow_finished:
-            shell.hooks.call(hook, engine=self, summary=self._summary)
+        for hook in runtime.hooks.workflow_finished:
+            runtime.hooks.call(hook, engine=self, summary=self._summary)
         self.prof.event("workflow_finished", self.uid)
-        interrupted = shell.scheduler.interrupted
+        interrupted = runtime.scheduler.interrupted
         self._built_in.close("interrupted" if interrupted else "done" if self._well else "failed")
         signal_registry.remove(self)
         self._forgotten.detach()
-        shell.stager.leave()
+        runtime.stager.leave()
         self._closed.set_result(None)
 
     async def __aenter__(self) -> Self:
@@ -488,7 +696,7 @@ class WorkflowEngine(Decorators, Views, KeptNames):
 
         Raises nothing for tasks that failed: what nobody awaited is logged in one line.
         """
-        failures = self._shell.failures
+        failures = self._runtime.failures
         self._left_by_error = error is not None
         own = error is not None and failures is not None and failures.include(error)
         try:
@@ -496,6 +704,137 @@ class WorkflowEngine(Decorators, Views, KeptNames):
                 await self.join()
             if own and not self._built_in.shows_failures:
                 log.error("engine %s: %s", self.uid, failures)
-                self._shell.tally.quiet = True
+                self._runtime.tally.quiet = True
         finally:
             await self.shutdown()
+
+    # Behind the older names, see `rhapsody.compat`.
+
+    async def run(self) -> None:
+        """Wait until the engine has been shut down. The engine runs without it."""
+        await end_of(self._closed)
+
+    async def submit(self) -> None:
+        """Wait until the backends have accepted all ready tasks. This happens without it."""
+        await asyncio.sleep(0)  # tasks that ended in this turn make others ready
+        await asyncio.gather(*(lane.flushed() for lane in self._runtime.lanes.values()))
+
+    def _call_block(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> asyncio.Future[Any]:
+        task = TaskFunction[Any, Any](self._calls, "block", function, Settings())
+        return self._calls.call(task, args, kwargs, None)
+
+    def _report(
+        self,
+        uid: str,
+        report: Mapping[str, Any],
+        state: str | Enum,
+        service_callback: Callable[..., Any] | None,
+    ) -> None:
+        record = self._in_flight(uid)
+        if record is not None and record.backend is not None:
+            if state not in record.backend.native:
+                record.backend.states.to_main_state(state)  # raises if it is unknown
+            uid = record.uid
+        self._runtime.updates.receive({**report, "uid": uid}, state, service_callback)
+
+    def _in_flight(self, uid: str) -> TaskRecord | None:
+        """Return the task of either uid, or `None` for an attempt that has ended.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        inflight = self._runtime.scheduler.inflight
+        if (record := inflight.get(uid)) is not None:
+            return record
+        for record in list(inflight.values()):
+            if record.future.uid == uid:
+                return record
+        attempt = re.fullmatch(rf"{re.escape(self.uid)}\.task\.(\d+)\.\d+", uid)
+        if attempt is None or int(attempt[1]) > self._calls.tasks_called:
+            raise ValueError(
+                f"task_callbacks: no backend has a task {uid!r}; flow.running and flow.components "
+                "show the uids of tasks that have not ended"
+            )
+        return None
+
+    def _report_end(
+        self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
+    ) -> bool:
+        record = future._node if isinstance(future, TaskFuture) else None
+        inflight, updates = self._runtime.scheduler.inflight, self._runtime.updates
+        if not isinstance(record, TaskRecord) or inflight.get(record.uid) is not record:
+            return False
+        if record.backend is None or report.get("uid") not in (record.uid, record.future.uid):
+            return False
+        native = record.backend.states.get_backend_state(state)
+        updates.receive({**report, "uid": record.uid}, native)
+        if running_loop() is self._loop:
+            updates.apply()  # at once, even while the backend is accepting tasks
+        return True
+
+
+class Starting(Coroutine[Any, Any, WorkflowEngine]):
+    """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
+
+    `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
+    it with `async with`, see `WorkflowEngine.__aexit__`.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
+        self._coroutine = coroutine
+        self._engine: WorkflowEngine | None = None
+
+    def __await__(self) -> Generator[Any, None, WorkflowEngine]:
+        return self._coroutine.__await__()
+
+    if not TYPE_CHECKING:  # which would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith(("_", "cr_")):
+                raise AttributeError(name)
+            raise AttributeError(
+                f"the engine has not been started, and so has no {name!r}: write `flow = await "
+                "WorkflowEngine.create(...)`, or `async with WorkflowEngine.create(...) as flow:`"
+            )
+
+    def send(self, value: Any, /) -> Any:
+        """Part of the coroutine protocol."""
+        return self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Part of the coroutine protocol."""
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Part of the coroutine protocol."""
+        self._coroutine.close()
+
+    async def __aenter__(self) -> WorkflowEngine:
+        self._engine = await self._coroutine
+        return self._engine
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._engine is not None
+        await self._engine.__aexit__(kind, error, traceback)
+
+
+def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:
+    """Calls what the user gave in place of a task.
+
+    Raises:
+        TypeError: It does not return a future.
+    """
+    future = task(*arguments) if callable(task) else None
+    if not isinstance(future, TaskFuture):
+        raise TypeError(
+            f"{caller}() takes a decorated function, or one that returns a task's future, "
+            f"got {task!r}"
+        )
+    return future

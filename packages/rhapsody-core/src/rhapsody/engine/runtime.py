@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,16 @@ from rhapsody.engine.dispatch import Dispatcher
 from rhapsody.engine.error_notes import annotate, leave_error
 from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
 from rhapsody.engine.memoization import Memoization
+from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services
 from rhapsody.engine.stage_out import StageOut
-from rhapsody.engine.submission import Submission
+from rhapsody.engine.submission import Submission, current_directory
 from rhapsody.engine.task_builder import TaskBuilder
-from rhapsody.engine.timers import Clock, Timer, Timers
+from rhapsody.engine.timers import Clock, LoopClock, Timer, Timers
 from rhapsody.errors import (
     BackendError,
     DependencyFailureError,
@@ -38,7 +39,6 @@ from rhapsody.errors import (
 )
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine, Recorded
-from rhapsody.retries import RetryPolicy
 from rhapsody.staging.files import Stager
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -50,69 +50,49 @@ class Runtime:
     Made on the engine's loop, and used there.
 
     Args:
-        engine: What plugins are told is the engine.
+        engine: The engine that hooks receive.
         uid: Its uid.
-        clock: Where the time is read.
+        options: Its options.
         hooks: The plugins' hooks.
         stager: Its files.
-        here: The current directory when it is made, `None` where that was removed.
-        dry_run: Whether calls are kept for the summary.
-        implicit_data: See `WorkflowEngine.create`, as for the others.
-        retries: As there.
-        lost_retries: As there.
-        timeout: As there.
-        max_pending: As there.
-        submit_timeout: As there.
-        max_failures: After how many failures all that is unfinished is cancelled.
-        keep_going: As there.
-        push_down: As there.
         quiet: Whether workers show nothing of what functions print.
     """
 
     def __init__(
         self,
         engine: ObservedEngine,
-        *,
         uid: str,
-        clock: Clock,
+        options: EngineOptions,
         hooks: EngineHooks,
         stager: Stager,
-        here: str | None,
-        dry_run: bool,
-        implicit_data: bool,
-        retries: Sequence[RetryPolicy] | None,
-        lost_retries: int,
-        timeout: float | None,
-        max_pending: int | None,
-        submit_timeout: float | None,
-        max_failures: int | None,
-        keep_going: bool,
-        push_down: bool,
+        *,
         quiet: bool,
     ) -> None:
         context = contextvars.copy_context()
         context.run(enclosing_block.set, None)
         self.uid = uid
-        self.clock = clock
         self.hooks = hooks
         self.stager = stager
         self.backends: dict[str, BackendHandle] = {}
         self.lanes: dict[str, Dispatcher] = {}
         self._default: Dispatcher
-        self._max_pending = max_pending
-        self._submit_timeout = submit_timeout
+        self._options = options
 
-        scheduler: Scheduler = Scheduler(Attempts(retries, lost_retries), max_failures)
+        scheduler: Scheduler = Scheduler(
+            Attempts(options.retries, options.lost_retries), options.max_failures
+        )
         self.scheduler: Scheduler = scheduler
         scheduler.observed = bool(hooks.task_events)
         scheduler.recording = bool(hooks.record_results)
-        scheduler.limited = max_pending is not None
+        scheduler.limited = options.max_pending is not None
         background = Background(self.crashed, context)
         self.background: Background = background
+        clock: Clock = options.clock or LoopClock(background.loop)
+        self.clock: Clock = clock
         self.timers: Timers = Timers(clock, background.guarded)
         self.tally: UnawaitedErrors = UnawaitedErrors(log, uid)
         self.held_back: bool = False
-        self.failures: Failures | None = Failures(uid) if keep_going else None
+        self.failures: Failures | None = Failures(uid) if options.keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
         self.calls: Submission = Submission(
             uid,
@@ -120,17 +100,17 @@ class Runtime:
             scheduler,
             self.backends,
             self.tally,
-            here=here,
+            here=current_directory(),
             results_dir=stager.results.directory,
             discard=stager.discard,
-            keep=dry_run,
+            keep=options.dry_run,
         )
         self.pushdown: PushDown = PushDown(
             scheduler,
             background,
             self.backends,
-            plain=retries is None and timeout is None and hooks.push_down,
-            wanted=push_down,
+            plain=options.retries is None and options.timeout is None and hooks.push_down,
+            wanted=options.push_down,
             unseen=self.tally.watch,
         )
         self.recording: Memoization = Memoization(
@@ -141,7 +121,7 @@ class Runtime:
             self._resume_own,
             self._found,
             lambda record, stands_in: self.preparation.values(record, stands_in),
-            implicit_data=implicit_data,
+            implicit_data=options.implicit_data,
         )
         self.services: Services = Services(scheduler)
         self.preparation: TaskBuilder = TaskBuilder(
@@ -156,9 +136,9 @@ class Runtime:
             engine,
             self.backends,
             self.resume,
-            timeout=timeout,
-            lost_retries=lost_retries,
-            implicit_data=implicit_data,
+            timeout=options.timeout,
+            lost_retries=options.lost_retries,
+            implicit_data=options.implicit_data,
             quiet=quiet,
         )
         self.updates: Callbacks = Callbacks(uid, scheduler, background, self.crashed)
@@ -193,8 +173,8 @@ class Runtime:
             self.updates,
             self.pushdown,
             self.background,
-            max_pending=self._max_pending,
-            submit_timeout=self._submit_timeout,
+            max_pending=self._options.max_pending,
+            submit_timeout=self._options.submit_timeout,
         )
         if len(self.lanes) == 1:
             self._default = lane

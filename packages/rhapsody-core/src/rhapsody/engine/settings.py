@@ -9,10 +9,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
-from rhapsody.errors import DataError
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.retries import RetryPolicy, as_policies
@@ -20,9 +18,6 @@ from rhapsody.task import is_async
 
 NO_FALLBACK: Any = object()
 """Says that a task has no `fallback`, since `None` may be one."""
-
-LONGEST_UID = 200
-"""Bytes of an engine's uid: file systems allow 255 for a name, and tasks' uids begin with it."""
 
 _LIMIT = re.compile(r"\s*([^:\s][^:]*?)\s*:\s*(\d+)\s*")
 _READY = re.compile(r"(stdout|file|tcp):(.+)", re.DOTALL)
@@ -203,101 +198,6 @@ def whole_number(name: str, least: int | None) -> Callable[[object], int]:
         return value
 
     return check
-
-
-def new_file(argument: str, value: object) -> Path:
-    """A file that an engine is to write.
-
-    Raises:
-        TypeError: No path.
-        ValueError: No file can be written there.
-    """
-    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
-        raise TypeError(f"{argument} must be a path, got {value!r}")
-    path = Path(value)
-    if not path.name or path.is_dir():
-        raise ValueError(f"{argument} must be the path of a file, got {str(value)!r}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{argument}: there is no directory for {str(path)!r}")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ValueError(f"{argument}: {str(path)!r} may not be written")
-    return path
-
-
-def failures_taken(fail_fast: bool, most: int | None, keep_going: bool) -> int | None:
-    """After how many failures all that is unfinished is cancelled, `None` for never.
-
-    Raises:
-        ValueError: The options contradict each other.
-    """
-    if fail_fast and keep_going:
-        raise ValueError(
-            "fail_fast=True cancels all at the first failure, and keep_going=True does not: "
-            "choose one of them"
-        )
-    if fail_fast and most not in (None, 1):
-        raise ValueError(f"fail_fast=True is max_failures=1, got max_failures={most} as well")
-    return 1 if fail_fast else most
-
-
-def engine_uid(value: object) -> str:
-    """An engine's uid, which names directories.
-
-    Raises:
-        ValueError: It cannot be one.
-    """
-    if not isinstance(value, str) or not value or value.startswith(".") or set(value) & {"/", "\0"}:
-        raise ValueError(f"uid must be a plain name, without '/' and NUL, got {value!r}")
-    try:
-        size = len(os.fsencode(value))
-    except UnicodeEncodeError as error:
-        raise ValueError(f"uid must be a name that files can have, got {value!r}") from error
-    if size > LONGEST_UID:
-        raise ValueError(
-            f"uid must be a name of at most {LONGEST_UID} bytes, as those of files are made of "
-            f"it, got {size}: {value!r}"
-        )
-    return value
-
-
-def current_directory() -> str | None:
-    """The current directory, `None` where it was removed."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return None
-
-
-def directory(argument: str, value: object, default: str) -> Path:
-    """A directory that an engine works with, wherever the program goes later.
-
-    Raises:
-        TypeError: No path.
-        DataError: The default one is a file.
-        ValueError: No directory can be there.
-        FileNotFoundError: It is relative, and the current directory was removed.
-    """
-    path = default if value is None else value
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"{argument} must be a path, got {value!r}")
-    text = os.fspath(path)
-    if "\0" in text:
-        raise ValueError(f"{argument} must be a path that can exist, got {value!r}")
-    try:
-        found = Path(os.path.abspath(text))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            error.errno,
-            f"{argument}={value!r} lies in the current directory, which was removed; give an "
-            "absolute one, or change to a directory that is there",
-        ) from error
-    if found.exists() and not found.is_dir():
-        if value is None:
-            raise DataError(
-                f"{found} is a file, and runs have their directories there; move it away"
-            )
-        raise ValueError(f"{argument} must be a directory, and {str(found)!r} is a file")
-    return found
 
 
 def _other_backends(value: object) -> tuple[str, ...]:

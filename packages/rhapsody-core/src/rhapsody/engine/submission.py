@@ -255,3 +255,11 @@ class Submission:
 def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
     """The uids of those dependencies that are tasks or blocks."""
     return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))
+
+
+def current_directory() -> str | None:
+    """Return the current directory, or `None` if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None

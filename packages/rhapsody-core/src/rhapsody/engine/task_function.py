@@ -10,10 +10,11 @@ import asyncio
 import functools
 import inspect
 import keyword
+import os
 import re
 import types
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
@@ -26,6 +27,10 @@ R = TypeVar("R")
 CallKind = Literal["function", "executable", "block"]
 
 _BLOCK_SETTINGS = frozenset({"name", "after", "service"})
+
+
+Command = str | Sequence[str | os.PathLike[str]]
+"""A command: a string for a shell, or a list of arguments, which may be files and paths."""
 
 
 class Caller(Protocol):
@@ -163,6 +168,41 @@ class Method:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
+
+
+class FunctionDecorator(Protocol):
+    """What `@flow.function_task(...)` with settings returns."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> TaskFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R]: ...
+
+
+class BlockDecorator(Protocol):
+    """What `@flow.block(...)` with settings returns."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, asyncio.Future[R]]], /
+    ) -> TaskFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> TaskFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, asyncio.Future[R]], /) -> TaskFunction[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> TaskFunction[P, R]: ...
+
+
+class ExecutableDecorator(Protocol):
+    """What `@flow.executable_task(...)` with settings gives."""
+
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, Command]], /
+    ) -> TaskFunction[P, str]: ...
+    @overload
+    def __call__(self, function: Callable[P, Command], /) -> TaskFunction[P, str]: ...
 
 
 def make_task(

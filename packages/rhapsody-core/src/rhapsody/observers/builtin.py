@@ -30,7 +30,6 @@ class BuiltIn:
         task_log: The observer that logs each task, if INFO is enabled.
 
     Raises:
-        TypeError: `progress` is of another type.
         OSError: The trace cannot be written.
         JournalError: The journal cannot be used.
     """
@@ -41,7 +40,13 @@ class BuiltIn:
         progress: bool | Literal["lines"] | Progress,
         journal: Given,
     ) -> None:
-        self._progress = _progress(progress)
+        self._progress = (
+            progress
+            if isinstance(progress, Progress)
+            else Progress(lines=progress == "lines")
+            if progress
+            else None
+        )
         self._ends_journal = callable(journal)
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
@@ -71,11 +76,3 @@ class BuiltIn:
             self._progress.close()
         if self._trace is not None:
             self._trace.close()
-
-
-def _progress(given: object) -> Progress | None:
-    if isinstance(given, Progress):
-        return given
-    if isinstance(given, bool) or given == "lines":
-        return Progress(lines=given == "lines") if given else None
-    raise TypeError(f'progress must be True, False or "lines", got {given!r}')

@@ -1,37 +1,66 @@
-"""Methods of the engine that older programs call. None of them is needed, and none polls."""
+"""Methods of `WorkflowEngine` that programs for older members of its family call.
+
+None of them is needed, and none polls.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
-from asyncio import _get_running_loop as running_loop
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, cast
 
-from rhapsody.aio import end_of, settable
-from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.runtime import Runtime
-from rhapsody.engine.settings import Settings
-from rhapsody.engine.task_function import TaskFunction
+from rhapsody.aio import settable
 from rhapsody.errors import TaskFailedError
-from rhapsody.task import TaskFuture
+from rhapsody.states import TasksMainStates
 
 
-class KeptNames:
-    """The part of `WorkflowEngine` that is there for the sake of its names."""
+class OlderNames(ABC):
+    """Base class of `WorkflowEngine` with the older names.
 
-    _shell: Runtime
-    _closed: asyncio.Future[None]
+    It is a base class because type checkers and `help()` find only methods that are defined in
+    a class body. It knows the engine by the abstract methods alone.
+    """
 
+    @abstractmethod
     async def run(self) -> None:
-        """Returns when the engine has been shut down. The engine runs without it."""
-        await end_of(self._closed)
+        """Wait until the engine has been shut down. The engine runs without it."""
 
+    @abstractmethod
     async def submit(self) -> None:
-        """Returns when the backends have had all that is ready. The engine does so without it."""
-        await asyncio.sleep(0)  # what ended in this turn makes others ready
-        await asyncio.gather(*(lane.flushed() for lane in self._shell.lanes.values()))
+        """Wait until the backends have accepted all ready tasks. This happens without it."""
+
+    @abstractmethod
+    def _call_block(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> asyncio.Future[Any]:
+        """Run a function as a block, without a decorator."""
+
+    @abstractmethod
+    def _report(
+        self,
+        uid: str,
+        report: Mapping[str, Any],
+        state: str | Enum,
+        service_callback: Callable[..., Any] | None,
+    ) -> None:
+        """Process a state that was reported for a task or one of its attempts. Any thread.
+
+        Raises:
+            ValueError: No backend has a task of this uid, or its backend has no such state.
+        """
+
+    @abstractmethod
+    def _report_end(
+        self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
+    ) -> bool:
+        """Process the reported end of the task of a future.
+
+        Returns:
+            False if no backend of this engine has the task, so that the engine will not settle
+            the future.
+        """
 
     async def execute_block(
         self,
@@ -40,11 +69,11 @@ class KeptNames:
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Runs a function as a block and settles `block_fut` as it ends.
+        """Run a function as a block and settle `block_fut` as the block ends.
 
         Args:
-            block_fut: A future of the engine's loop. Cancelling it cancels the block, as
-                does cancelling this call, which cancels `block_fut` too.
+            block_fut: A future of the engine's loop. Cancelling it cancels the block. Cancelling
+                this call cancels the block and `block_fut`.
             func: The function, synchronous or a coroutine function.
             *args: Its arguments.
             **kwargs: Its keyword arguments.
@@ -60,8 +89,7 @@ class KeptNames:
             else:
                 block_fut.set_result(block.result())
 
-        task = TaskFunction[Any, Any](self._shell.calls, "block", func, Settings())
-        block = self._shell.calls.call(task, args, kwargs, None)
+        block = self._call_block(func, args, kwargs)
         block.add_done_callback(settle)
         block_fut.add_done_callback(lambda f: block.cancel() if f.cancelled() else None)
         try:
@@ -94,39 +122,13 @@ class KeptNames:
                 "task_callbacks: state must be a member of TasksMainStates or the backend's name "
                 f"of a state, got {state!r}"
             )
-        record = self._in_flight(uid)
-        if record is not None:
-            assert record.backend is not None
-            if state not in record.backend.native:
-                record.backend.states.to_main_state(state)  # raises where it is unknown
-            uid = record.uid
         report = {} if isinstance(task, str) else _as_mapping(task)
-        self._shell.updates.receive({**report, "uid": uid}, state, service_callback)
-
-    def _in_flight(self, uid: str) -> TaskRecord | None:
-        """Return the task of either uid, or `None` for an attempt that has ended.
-
-        Raises:
-            ValueError: There is no such task.
-        """
-        inflight = self._shell.scheduler.inflight
-        if (record := inflight.get(uid)) is not None:
-            return record
-        for record in list(inflight.values()):
-            if record.future.uid == uid:
-                return record
-        attempt = re.fullmatch(rf"{re.escape(self._shell.uid)}\.task\.(\d+)\.\d+", uid)
-        if attempt is None or int(attempt[1]) > self._shell.calls.tasks_called:
-            raise ValueError(
-                f"task_callbacks: no backend has a task {uid!r}; flow.running and flow.components "
-                "show the uids of tasks that have not ended"
-            )
-        return None
+        self._report(uid, report, state, service_callback)
 
     def handle_task_success(self, task: Any, task_fut: asyncio.Future[Any]) -> None:
-        """Settles a future with a finished task's result: its return value or output."""
+        """Settle a future with a finished task's return value or output."""
         report = _as_mapping(task)
-        if not self._reported(report, "DONE", task_fut):
+        if not self._settles(task_fut, report, TasksMainStates.DONE):
             command = report.get("executable") or "return_value" not in report
             task_fut.set_result(report.get("stdout") if command else report["return_value"])
 
@@ -136,13 +138,12 @@ class KeptNames:
         task_fut: asyncio.Future[Any],
         override_error_message: str | BaseException | None = None,
     ) -> None:
-        """Settles a future with a failed task's exception.
+        """Settle a future with a failed task's exception.
 
         Args:
-            task: The description, with `exception` or `stderr` in it.
+            task: The description, which contains `exception` or `stderr`.
             task_fut: The task's future.
-            override_error_message: Used instead: an exception as it is, text as a
-                `RuntimeError`.
+            override_error_message: An exception to use instead, or text for a `RuntimeError`.
         """
         report, error = _as_mapping(task), cast("Any", override_error_message)
         if isinstance(error, str):
@@ -152,37 +153,27 @@ class KeptNames:
         if not isinstance(error, BaseException):
             text = str(error or report.get("stderr") or "the task failed")
             error = TaskFailedError(text, exit_code=report.get("exit_code"))
-        if not self._reported({**report, "exception": error}, "FAILED", task_fut):
+        if not self._settles(task_fut, {**report, "exception": error}, TasksMainStates.FAILED):
             task_fut.set_exception(settable(error, "the task"))
 
     def handle_task_cancellation(self, task: Any, task_fut: asyncio.Future[Any]) -> bool:
-        """Settles a future as cancelled; `False` for one that was settled before."""
+        """Settle a future as cancelled; return False if it was already settled."""
         if task_fut.done():
             return False
-        return self._reported(_as_mapping(task), "CANCELED", task_fut) or task_fut.cancel()
+        return (
+            self._settles(task_fut, _as_mapping(task), TasksMainStates.CANCELED)
+            or task_fut.cancel()
+        )
 
     handle_component_success = handle_task_success
     handle_component_failure = handle_task_failure
     handle_component_cancellation = handle_task_cancellation
 
-    def _reported(self, report: Mapping[str, Any], main: str, future: asyncio.Future[Any]) -> bool:
-        """Whether the future is settled, or the engine has taken the report and will settle it."""
-        if future.done():
-            return True
-        record = future._node if isinstance(future, TaskFuture) else None
-        if (
-            isinstance(record, TaskRecord)
-            and self._shell.scheduler.inflight.get(record.uid) is record
-        ):
-            assert record.backend is not None
-            if report.get("uid") in (record.uid, record.future.uid):
-                state = record.backend.states.get_backend_state(main)
-                updates = self._shell.updates
-                updates.receive({**report, "uid": record.uid}, state)
-                if running_loop() is self._shell.background.loop:
-                    updates.apply()  # at once, though a backend is being given tasks
-                return True
-        return False
+    def _settles(
+        self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
+    ) -> bool:
+        """Return True if the future is settled or the engine will settle it."""
+        return future.done() or self._report_end(future, report, state)
 
 
 def _as_mapping(task: Any) -> Mapping[str, Any]:

@@ -1,0 +1,438 @@
+"""Options of a workflow engine, each described once: name, type, default, check and help.
+
+`WorkflowEngine.create` repeats the names, types and defaults in its signature, for editors and
+type checkers; a test compares the two. It passes its arguments to `EngineOptions.of`, and
+everything below takes the resulting object. The docstring of `create`, `rhapsody run -e` and the
+page `docs/engine-options.md` are made from the descriptions here.
+
+`rhapsody run` also sets options for engines that a program creates itself, see `EngineDefaults`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.engine.settings import flag, whole_number
+from rhapsody.engine.timers import Clock
+from rhapsody.errors import DataError
+from rhapsody.journal import opening
+from rhapsody.observers.progress import Progress
+from rhapsody.quantities import seconds
+from rhapsody.retries import RetryPolicy, as_policies
+from rhapsody.staging.sandboxes import check_keep
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BackendLike = BaseExecutionBackend | str
+KeepSandboxes = Literal["results", "failed", "all", "none"]
+
+LONGEST_UID = 200
+"""Bytes of an engine's uid. File systems allow 255 for a name, and task uids begin with it."""
+
+
+def directory(argument: str, value: object) -> Path:
+    """Return the absolute path of a directory that the engine will use or create.
+
+    Raises:
+        TypeError: The value is not a path.
+        ValueError: There is a file of this name, or no directory can have it.
+        FileNotFoundError: The path is relative and the current directory was removed.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{argument} must be a path, got {value!r}")
+    text = os.fspath(value)
+    if "\0" in text:
+        raise ValueError(f"{argument} must be a path that can exist, got {value!r}")
+    try:
+        path = Path(os.path.abspath(text))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            error.errno,
+            f"{argument}={value!r} is relative to the current directory, which was removed; give "
+            "an absolute path or change to an existing directory",
+        ) from error
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{argument} must be a directory, and {str(path)!r} is a file")
+    return path
+
+
+def runs_directory(path: str) -> Path:
+    """Return the absolute path of the directory of runs, which is used without `work_dir`.
+
+    Raises:
+        DataError: There is a file of this name.
+        FileNotFoundError: The current directory was removed.
+    """
+    try:
+        return directory("work_dir", path)
+    except ValueError:
+        raise DataError(
+            f"{os.path.abspath(path)} is a file, but runs keep their directories there; move it "
+            "away or pass work_dir="
+        ) from None
+
+
+def _trace(value: object) -> Path:
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"trace must be a path, got {value!r}")
+    path = Path(value)
+    if not path.name or path.is_dir():
+        raise ValueError(f"trace must be the path of a file, got {str(value)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"trace: there is no directory for {str(path)!r}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"trace: no permission to write {str(path)!r}")
+    return path
+
+
+def _uid(value: object) -> str:
+    if not isinstance(value, str) or not value or value.startswith(".") or set(value) & {"/", "\0"}:
+        raise ValueError(f"uid must be a plain name, without '/' and NUL, got {value!r}")
+    try:
+        size = len(os.fsencode(value))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"uid must be a name that files can have, got {value!r}") from error
+    if size > LONGEST_UID:
+        raise ValueError(
+            f"uid must have at most {LONGEST_UID} bytes because file names begin with it, got "
+            f"{size}: {value!r}"
+        )
+    return value
+
+
+def _progress(value: object) -> bool | Literal["lines"] | Progress:
+    if isinstance(value, bool | Progress) or value == "lines":
+        return value
+    raise TypeError(f'progress must be True, False or "lines", got {value!r}')
+
+
+def _clock(value: object) -> Clock:
+    if not all(hasattr(value, name) for name in ("monotonic", "call_at")):
+        raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {value!r}")
+    clock: Any = value
+    return clock
+
+
+def _profile(value: object) -> None:
+    if value is not False:
+        raise ValueError(
+            f"profile={value!r}: there are no profiles yet; to record a run's events, pass "
+            'trace="run.jsonl"'
+        )
+
+
+def _about(
+    description: str, check: Callable[[Any], Any] = lambda value: value
+) -> Mapping[str, Any]:
+    """Describe an option; `check` returns its value as the engine uses it, or raises."""
+    return {"help": description, "check": check}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Options of one engine. `of` makes and checks it; each field carries its description."""
+
+    backend: BackendLike | Sequence[BackendLike] | None = field(
+        default=None,
+        metadata=_about(
+            "Backend object, started or not, or registered name, or a list of these, of which the "
+            "first is the default backend. Default: the embedded local backend, or the noop "
+            "backend for a dry run.",
+        ),
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata=_about(
+            'Run nothing: every task completes at once with "Dummy Output", and the summary '
+            "contains the graph.",
+            flag("dry_run"),
+        ),
+    )
+    implicit_data: bool = field(
+        default=True,
+        metadata=_about(
+            "Link the files in a dependency's sandbox into the sandboxes of its dependents if it "
+            "declares no output files.",
+            flag("implicit_data"),
+        ),
+    )
+    backends: Mapping[str, BackendLike] | Iterable[BackendLike] | None = field(
+        default=None,
+        metadata=_about("Further backends, or a dict of all backends under names of your own."),
+    )
+    work_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Directory of the sandboxes. Default: `.rhapsody/<UTC time>-<program>-<4 "
+            "digits>/<engine uid>`, in a directory of this process's run that also contains the "
+            "log and is made when first needed.",
+            lambda value: directory("work_dir", value),
+        ),
+    )
+    trace: Path | None = field(
+        default=None,
+        metadata=_about(
+            "File for the events of all tasks and those that the program passes to `prof`, as JSON "
+            "lines. Overwritten, and private to the user.",
+            _trace,
+        ),
+    )
+    progress: bool | Literal["lines"] | Progress = field(
+        default=False,
+        metadata=_about(
+            "Show on standard error what is running: a live table on a terminal or in a notebook, "
+            'a line every ten seconds elsewhere and with "lines"; at the end a summary. Output of '
+            'tasks appears above the table when each ends; with "lines", output of programs does.',
+            _progress,
+        ),
+    )
+    retries: tuple[RetryPolicy, ...] | None = field(
+        default=None,
+        metadata=_about(
+            "Number of further attempts of a failed task, or a `RetryPolicy`, or a list of "
+            "policies, of which the first that covers a failure counts it.",
+            as_policies,
+        ),
+    )
+    lost_retries: int = field(
+        default=3,
+        metadata=_about(
+            "Number of further attempts of a task whose worker, pilot or connection was lost.",
+            whole_number("lost_retries", 0),
+        ),
+    )
+    timeout: float | None = field(
+        default=None,
+        metadata=_about(
+            'Time limit of each attempt of a task: seconds, or text such as `"3 min"` or '
+            '`"1h30m"`. Services run until they are cancelled.',
+            lambda value: seconds("timeout", value),
+        ),
+    )
+    observers: Iterable[object] = field(
+        default=(), metadata=_about("Objects with methods marked `rhapsody.hookimpl`.")
+    )
+    max_pending: int | None = field(
+        default=None,
+        metadata=_about(
+            "Largest number of tasks that a backend has at once. Services and blocks do not count.",
+            whole_number("max_pending", 1),
+        ),
+    )
+    push_down: bool = field(
+        default=True,
+        metadata=_about(
+            "Send tasks to backends that can wait for dependencies before these have finished, and "
+            "leave results there until they are needed.",
+            flag("push_down"),
+        ),
+    )
+    submit_timeout: float | None = field(
+        default=300.0,
+        metadata=_about(
+            "Time limit for a backend to accept a batch, in seconds or as text.",
+            lambda value: None if value is None else seconds("submit_timeout", value),
+        ),
+    )
+    handle_signals: bool = field(
+        default=True,
+        metadata=_about(
+            "Shut down gracefully on SIGINT, SIGTERM and SIGHUP if this is the main thread.",
+            flag("handle_signals"),
+        ),
+    )
+    fail_fast: bool = field(
+        default=False,
+        metadata=_about("Cancel everything unfinished at the first failure.", flag("fail_fast")),
+    )
+    max_failures: int | None = field(
+        default=None,
+        metadata=_about(
+            "Cancel everything unfinished after this number of failed tasks. Tasks that did not "
+            "run because of another one or for lack of walltime do not count. Default: never.",
+            whole_number("max_failures", 1),
+        ),
+    )
+    keep_going: bool = field(
+        default=False,
+        metadata=_about(
+            "When the context is left with the exception of one of the engine's tasks, finish the "
+            "tasks that do not depend on it first, then list what failed.",
+            flag("keep_going"),
+        ),
+    )
+    keep_sandboxes: KeepSandboxes = field(
+        default="results",
+        metadata=_about(
+            'Sandboxes to keep on disk: `"results"` (those of failed tasks, and the declared '
+            'outputs of others), `"failed"` (those of failed tasks), `"all"` or `"none"`.',
+            check_keep,
+        ),
+    )
+    results_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "Directory that destinations of output files are relative to, see `OutputFile`. "
+            "Default: the current directory.",
+            lambda value: directory("results_dir", value),
+        ),
+    )
+    journal: opening.Given = field(
+        default=None,
+        metadata=_about(
+            "File that keeps results for `resume`, or `True` for the file of this program and its "
+            "arguments, `.rhapsody/journals/<program>-<digits>.sqlite`. Private to the user. On a "
+            "local file system, several engines may use it one after another.",
+        ),
+    )
+    resume: bool | Literal["auto"] = field(
+        default="auto",
+        metadata=_about(
+            'Reuse the results in the journal instead of running the same tasks again; `"auto"`: '
+            "if the last run with this journal did not end well.",
+        ),
+    )
+    journal_max_value: int | str | None = field(
+        default=None,
+        metadata=_about(
+            'Size limit of a result in the journal, in bytes or as text such as `"16 MiB"`; larger '
+            "results are not recorded. Default: no limit.",
+        ),
+    )
+    uid: str | None = field(
+        default=None,
+        metadata=_about(
+            "Uid of the engine, which no other engine may use at the same time in this process or "
+            "in `work_dir`. Sandboxes that an earlier run of the same uid left are not used again. "
+            "Default: a random one.",
+            _uid,
+        ),
+    )
+    clock: Clock | None = field(
+        default=None,
+        metadata=_about("Clock that the engine reads, for tests and simulations.", _clock),
+    )
+    profile: None = field(
+        default=None,
+        metadata=_about("Reserved for named profiles, which do not exist yet.", _profile),
+    )
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> EngineOptions:
+        """Check options and fill in defaults.
+
+        Raises:
+            TypeError: A value is of the wrong type.
+            ValueError: A value is out of range, or two options contradict each other.
+            FileNotFoundError: A path is relative and the current directory was removed.
+        """
+        values = {}
+        for option in fields(cls):
+            value = given.get(option.name, option.default)
+            default = value is option.default
+            values[option.name] = value if default else option.metadata["check"](value)
+        if values["fail_fast"]:
+            if values["keep_going"]:
+                raise ValueError(
+                    "fail_fast=True cancels everything at the first failure, and keep_going=True "
+                    "does not: choose one of them"
+                )
+            if values["max_failures"] not in (None, 1):
+                raise ValueError(
+                    f"fail_fast=True means max_failures=1, got max_failures="
+                    f"{values['max_failures']} as well"
+                )
+            values["max_failures"] = 1
+        values["journal"] = opening.checked(
+            values["journal"], values["resume"], values["journal_max_value"]
+        )
+        return cls(**values)
+
+
+OPTIONS: Mapping[str, Field[Any]] = {option.name: option for option in fields(EngineOptions)}
+"""Fields by name, in the order of the signature of `WorkflowEngine.create`."""
+
+_FAILING = frozenset({"fail_fast", "keep_going", "max_failures"})
+"""Options that are one choice: a program that sets one of them has made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDefaults:
+    """Options that `rhapsody run` sets for engines that a program creates.
+
+    What the program passes to `create` takes precedence, except that a dry run runs nothing.
+
+    Attributes:
+        options: Options by name.
+        backend: Makes a backend for an engine that is created without one.
+        observers: Observers that every engine has in addition to its own.
+        recording: Returns `journal` and `resume` for an engine with the given options, if they
+            differ from its own.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    backend: Callable[[], BaseExecutionBackend] | None = None
+    observers: tuple[object, ...] = ()
+    recording: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _: {}
+
+    def fill_in(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the arguments of a call of `create`."""
+        chosen = _FAILING if _FAILING & given.keys() else frozenset[str]()
+        ours = {name: value for name, value in self.options.items() if name not in chosen}
+        filled = {**ours, **given}
+        filled |= self.recording(filled)
+        filled["observers"] = (*given.get("observers", ()), *self.observers)
+        overruled = ours.get("dry_run", False)
+        if overruled:
+            filled["dry_run"] = True
+        named = any(given.get(name) is not None for name in ("backend", "backends"))
+        works = overruled or not filled.get("dry_run")
+        if self.backend is not None and not named and works:
+            filled["backend"] = self.backend()
+        return filled
+
+
+_defaults: EngineDefaults | None = None
+
+
+@contextmanager
+def engine_defaults(defaults: EngineDefaults) -> Iterator[None]:
+    """Set defaults for engines created meanwhile in this process, in any thread."""
+    global _defaults
+    before, _defaults = _defaults, defaults
+    try:
+        yield
+    finally:
+        _defaults = before
+
+
+def takes_options(create: Callable[P, R]) -> Callable[P, R]:
+    """Fill in the process's defaults in calls of `create`, and the options in its docstring.
+
+    Only a decorator can tell arguments that the program passed from defaults of the signature.
+    """
+
+    @wraps(create)
+    def filled(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _defaults is None:
+            return create(*args, **kwargs)
+        given = inspect.signature(create).bind(*args, **kwargs).arguments
+        call: Callable[..., R] = create
+        return call(**_defaults.fill_in(given))
+
+    lines = (f"{name}: {option.metadata['help']}" for name, option in OPTIONS.items())
+    text = "\n".join(textwrap.fill(line, 84, subsequent_indent="    ") for line in lines)
+    described = f"        Args:\n{textwrap.indent(text, ' ' * 12)}\n\n"
+    before, _, after = (create.__doc__ or "").partition("        Returns:\n")
+    filled.__doc__ = f"{before}{described}        Returns:\n{after}"
+    return filled
