@@ -141,6 +141,7 @@ class WorkflowEngine(OlderNames):
             self, uid, options, hooks, stager, quiet=self._built_in.shows_output
         )
         self._calls = self._runtime.calls
+        self._forgotten = weakref.finalize(self, tell_forgotten, self._runtime, os.getpid())
         if self._built_in.task_log is not None:
             self._runtime.observation.calls = self._built_in.task_log.calls
 
@@ -214,13 +215,13 @@ class WorkflowEngine(OlderNames):
         except BaseException:
             await engine._undo(owned)
             raise
-        engine._forgotten = weakref.finalize(engine, tell_forgotten, runtime, os.getpid())
         engine.prof.event("workflow_started", engine.uid)
         return engine
 
     async def _undo(self, owned: list[BaseExecutionBackend]) -> None:
         """Shut down the `owned` backends after a failed start, and leave the others running."""
         self._runtime.scheduler.closing = True
+        self._forgotten.detach()
         signal_registry.remove(self)
         try:
             await stop_everything(self._runtime, skip_backends=True)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.settings import flag, whole_number
@@ -119,8 +119,7 @@ def _progress(value: object) -> bool | Literal["lines"] | Progress:
 def _clock(value: object) -> Clock:
     if not all(hasattr(value, name) for name in ("monotonic", "call_at")):
         raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {value!r}")
-    clock: Any = value
-    return clock
+    return cast("Clock", value)
 
 
 def _profile(value: object) -> None:
@@ -431,7 +430,9 @@ def takes_options(create: Callable[P, R]) -> Callable[P, R]:
         return call(**_defaults.fill_in(given))
 
     lines = (f"{name}: {option.metadata['help']}" for name, option in OPTIONS.items())
-    text = "\n".join(textwrap.fill(line, 84, subsequent_indent="    ") for line in lines)
+    text = "\n".join(
+        textwrap.fill(line, 84, subsequent_indent="    ", break_on_hyphens=False) for line in lines
+    )
     described = f"        Args:\n{textwrap.indent(text, ' ' * 12)}\n\n"
     before, _, after = (create.__doc__ or "").partition("        Returns:\n")
     filled.__doc__ = f"{before}{described}        Returns:\n{after}"

@@ -1,0 +1,26 @@
+"""Options of the engine are described once, and everything else agrees with that."""
+
+from __future__ import annotations
+
+import inspect
+
+from rhapsody import WorkflowEngine
+from rhapsody.engine.options import OPTIONS
+from tests.docs import option_reference
+
+
+def test_the_signature_of_create_has_the_options_and_their_defaults() -> None:
+    parameters = inspect.signature(WorkflowEngine.create).parameters
+    # Without a journal, the checked value is None.
+    defaults = {name: option.default for name, option in OPTIONS.items()} | {"journal": False}
+    assert {name: each.default for name, each in parameters.items()} == defaults
+
+
+def test_the_docstring_of_create_describes_every_option() -> None:
+    text = " ".join((WorkflowEngine.create.__doc__ or "").split())
+    assert [name for name, each in OPTIONS.items() if each.metadata["help"] not in text] == []
+    assert [name for name in OPTIONS if f"{name}: " not in text] == []
+
+
+def test_the_page_of_options_is_current() -> None:
+    assert option_reference.PAGE.read_text() == option_reference.page()
