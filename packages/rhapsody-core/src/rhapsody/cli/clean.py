@@ -21,26 +21,14 @@ HELP = "remove the directories of runs that have ended"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument(
-        "directory",
-        nargs="?",
-        default=".",
-        metavar="DIRECTORY",
-        help="where the programs ran: the directory with .rhapsody in it (default: this one)",
-    )
-    parser.add_argument(
-        "--older",
-        metavar="AGE",
-        help="only runs without a change for as long as this, such as 30d, 12h or 45m",
-    )
-    parser.add_argument(
-        "--keep-results",
-        action="store_true",
-        help="keep promised files without a destination that no task has read, and list them",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="remove nothing, show what would be removed"
-    )
+    text = "the directory that contains .rhapsody (default: this one)"
+    parser.add_argument("directory", nargs="?", default=".", metavar="DIRECTORY", help=text)
+    text = "only runs that have not changed for so long, such as 30d, 12h or 45m"
+    parser.add_argument("--older", metavar="AGE", help=text)
+    text = "keep promised files without a destination that no task has read, and list them"
+    parser.add_argument("--keep-results", action="store_true", help=text)
+    text = "remove nothing, show what would be removed"
+    parser.add_argument("--dry-run", action="store_true", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -83,24 +83,13 @@ class Finding:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "-b", "--backend", metavar="NAME", help="start this backend as well, and end it again"
-    )
-    parser.add_argument(
-        "-o",
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of that backend, as for `rhapsody run`",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="how long one plugin may take to load (default: 30)",
-    )
+    text = "start this backend as well, and end it again"
+    parser.add_argument("-b", "--backend", metavar="NAME", help=text)
+    keys: dict[str, Any] = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+    text = "a setting of that backend, as for `rhapsody run`"
+    parser.add_argument("-o", "--option", **keys, help=text)
+    text = "time limit for loading one plugin (default: 30)"
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,23 +22,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("show", "explain", "prune", "verify"),
-        help="show: the journals, and their runs; explain: why tasks of the last run ran or were "
-        "reused; prune: remove what no run can take up any more; verify: whether it is whole",
+        help="show: list journals and their runs; explain: why tasks of the last run ran or were "
+        "reused; prune: remove what no run can reuse; verify: look for damage",
     )
-    parser.add_argument(
-        "task", nargs="?", metavar="TASK", help="for explain: its name or uid (default: all tasks)"
-    )
-    parser.add_argument(
-        "-j",
-        "--journal",
-        metavar="FILE",
-        help="the journal (default: those in .rhapsody/journals; to explain, the one used last)",
-    )
-    parser.add_argument(
-        "--older",
-        metavar="AGE",
-        help="for prune: whole journals that were not used for as long as this, such as 30d",
-    )
+    text = "for explain: its name or uid (default: all tasks)"
+    parser.add_argument("task", nargs="?", metavar="TASK", help=text)
+    text = "the journal (default: those in .rhapsody/journals; to explain, the one used last)"
+    parser.add_argument("-j", "--journal", metavar="FILE", help=text)
+    text = "for prune: whole journals that were not used for so long, such as 30d"
+    parser.add_argument("--older", metavar="AGE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:

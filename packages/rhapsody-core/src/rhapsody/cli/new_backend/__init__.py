@@ -42,15 +42,12 @@ _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("name", metavar="NAME", help="the backend's name, such as demo")
-    parser.add_argument(
-        "--dir", metavar="DIR", help="where to write it, new or empty (default: rhapsody-NAME)"
-    )
-    parser.add_argument(
-        "--license", choices=LICENSES, default=LICENSES[0], help="its licence (default: MIT)"
-    )
-    parser.add_argument(
-        "--author", metavar="WHO", help="who holds the copyright (default: its authors)"
-    )
+    text = "the target directory, new or empty (default: rhapsody-NAME)"
+    parser.add_argument("--dir", metavar="DIR", help=text)
+    text = "its license (default: MIT)"
+    parser.add_argument("--license", choices=LICENSES, default=LICENSES[0], help=text)
+    text = "the copyright holder (default: its authors)"
+    parser.add_argument("--author", metavar="WHO", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
