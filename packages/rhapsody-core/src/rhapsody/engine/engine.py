@@ -608,7 +608,7 @@ class WorkflowEngine(OlderNames):
                 self._end(skip_execution_backend), name=f"{self.uid} shutdown"
             )
         await end_of(self._ending)
-        await signal_registry.told()
+        await signal_registry.delivered()
 
     async def _end(self, skip: bool) -> None:
         if skip:

@@ -1,12 +1,17 @@
-"""SIGINT, SIGTERM and SIGHUP: the first one shuts every engine down, the second ends at once.
+"""SIGINT, SIGTERM and SIGHUP: the first shuts every engine down, the second ends at once.
 
-The second one kills the programs and worker processes, and its exception is raised by the loop.
-Only where the loop is blocked it is raised in what blocks it, be that in the middle of a step.
+After the graceful end, SIGINT appears in the main coroutine as `KeyboardInterrupt`, the others as
+`SystemExit(128 + n)`. The second signal kills programs and worker processes, and the loop raises
+its exception. Only if the loop is blocked, the exception is raised in the blocking code, possibly
+in the middle of a step.
 
-One registry for the process serves all engines and puts back the handlers it
-found when the last one is gone. A signal that is ignored stays ignored, as `nohup`
-expects. After the graceful end SIGINT appears in the main coroutine as
-`KeyboardInterrupt`, the others as `SystemExit(128 + n)`.
+One registry per process serves all engines and restores the handlers it found when the last
+engine is gone. An ignored signal stays ignored, as `nohup` expects.
+
+`loop.add_signal_handler` is not enough: its callbacks cannot run while the loop is blocked, and it
+would replace callbacks that the program has set on the same loop. `asyncio.Runner` handles SIGINT
+only, and by cancelling the main task, which a program may take for a cancellation of its own. So
+the handlers are Python's, and `_Alarm` wakes the loop as asyncio does for its own.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from rhapsody.sdk import _groups as groups
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ONE = 0.1
-"""Seconds in which several count as one: `timeout`, and a terminal that is closed, send two."""
+"""Seconds within which signals count as one: `timeout` and a closing terminal send two."""
 
 T = TypeVar("T")
 
@@ -33,25 +38,25 @@ Stop = Callable[[], Coroutine[Any, Any, None]]
 
 
 class _Registry:
-    """The engines that want to end gracefully, and the handlers they displaced."""
+    """The engines to be shut down by signals, and the handlers they replaced."""
 
     def __init__(self) -> None:
         self._stops: dict[object, tuple[Stop, Callable[[], Any]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._main: asyncio.Task[Any] | None = None
         self._found: dict[int, Any] = {}
-        self._received: float | None = None  # when the last signal came
-        self._forced = False  # by the second
+        self._received: float | None = None  # time of the last signal
+        self._forced = False  # by a second signal
         self._ending: asyncio.Task[None] | None = None
         self._alarm: _Alarm | None = None
 
     def add(self, engine: object, stop: Stop, settle: Callable[[], Any]) -> None:
-        """Registers an engine; nothing happens off the main thread, where signals do not go.
+        """Register an engine. Off the main thread, which gets no signals, do nothing.
 
         Args:
-            engine: Whose it is.
-            stop: Stops its work, leaving its futures as they are.
-            settle: Settles them, after the main coroutine has got its exception.
+            engine: The engine, or what stands for one that is starting.
+            stop: Stops its work and leaves its futures pending.
+            settle: Settles them, after the exception was raised in the main coroutine.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -59,7 +64,7 @@ class _Registry:
         if self._stops and self._loop is not loop:
             if self._loop is not None and self._loop.is_running():
                 return
-            self._forget()  # engines of a loop that is gone, never shut down
+            self._forget()  # engines that were not shut down, of a loop that has ended
         self._loop = loop
         if self._main is None or self._main.done():
             self._main = _outermost(loop)
@@ -74,12 +79,12 @@ class _Registry:
                 self._alarm = _Alarm(loop)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs what an engine needs before it is one; a signal cancels it.
+        """Run the start of an engine, which a signal cancels.
 
-        The main coroutine gets its exception after `work` has cleaned up.
+        The exception is raised in the main coroutine after `work` has cleaned up.
 
         Args:
-            work: Undoes what it has done where it is cancelled.
+            work: The start; undoes what it has done if it is cancelled.
         """
         running = asyncio.ensure_future(work)
         gate = running.get_loop().create_future()  # where the signal's exception is raised
@@ -103,16 +108,16 @@ class _Registry:
             running.cancel()
             await asyncio.wait([running])
             if not running.cancelled():
-                running.exception()  # it has made way for the one that is raised
+                running.exception()  # replaced by the one that is raised
             raise
         finally:
             self.remove(gate)
         return running.result()
 
-    async def told(self) -> None:
-        """Waits until a signal that came meanwhile has been told to the main coroutine.
+    async def delivered(self) -> None:
+        """Wait until the exception of a signal received meanwhile is raised in the main coroutine.
 
-        Without one it returns at once.
+        Without one, return at once.
         """
         if self._received is not None and self._ending is None:
             await asyncio.sleep(0)  # `_start` is the loop's next
@@ -120,7 +125,7 @@ class _Registry:
             await asyncio.wait([self._ending])
 
     def remove(self, engine: object) -> None:
-        """Forgets an engine; the last one takes the handlers with it."""
+        """Remove an engine, and with the last one the handlers."""
         if self._stops.pop(engine, None) is not None and not self._stops and self._received is None:
             self._forget()
 
@@ -155,17 +160,17 @@ class _Registry:
             raise _exception(number)
         else:
             self._received, self._forced = now, True
-            groups.kill_all()  # what was told to end takes its time
+            groups.kill_all()  # they are still ending
             loop.call_soon_threadsafe(self._force, number)
 
     def _force(self, number: int) -> None:
-        """Ends the loop between two steps, of which none is left half done."""
+        """End the loop between two steps, so that none is left half done."""
         if self._forced:
             self._forget()
             raise _exception(number)
 
     def _start(self, number: int) -> None:
-        if self._loop is None:  # it was blocked, and another signal has come before this
+        if self._loop is None:  # a second signal came while the loop was blocked
             return
         self._ending = self._loop.create_task(self._end(number), name="rhapsody interrupted")
 
@@ -183,8 +188,8 @@ class _Registry:
 class _Alarm:
     """Wakes a loop for signals that do not interrupt its wait.
 
-    Such are one that comes just before the wait begins, and one that the system gives to
-    another thread: Python notes it, and calls its handler when the main thread goes on.
+    These are a signal that arrives just before the wait begins, and one that the system delivers
+    to another thread: Python runs its handler only when the main thread goes on.
 
     Args:
         loop: The loop of the main thread, which calls this.
@@ -195,16 +200,16 @@ class _Alarm:
         self._reads, self._writes = socket.socketpair()
         self._reads.setblocking(False)
         self._writes.setblocking(False)
-        there = signal.set_wakeup_fd(self._writes.fileno(), warn_on_full_buffer=False)
-        if there != -1:  # asyncio's own, which wakes the loop, too
-            signal.set_wakeup_fd(there)
+        former = signal.set_wakeup_fd(self._writes.fileno(), warn_on_full_buffer=False)
+        if former != -1:  # asyncio's, which wakes the loop as well
+            signal.set_wakeup_fd(former)
         loop.add_reader(self._reads, self._reads.recv, 4096)
 
     def close(self) -> None:
-        """Takes itself away; what a program has put in its place stays."""
-        there = signal.set_wakeup_fd(-1)
-        if there != self._writes.fileno():
-            signal.set_wakeup_fd(there)
+        """Restore the wakeup descriptor, unless the program has set another one."""
+        former = signal.set_wakeup_fd(-1)
+        if former != self._writes.fileno():
+            signal.set_wakeup_fd(former)
         if not self._loop.is_closed():
             self._loop.remove_reader(self._reads)
         self._reads.close()
@@ -216,13 +221,13 @@ def _exception(number: int) -> BaseException:
 
 
 def _insist(main: asyncio.Task[Any] | None, number: int) -> None:
-    """Ends a loop that goes on, since what ran when a signal came has caught its exception."""
+    """End a loop that continues because the blocking code caught the exception."""
     if main is not None and not main.done() and not main.cancelling():
         raise _exception(number)
 
 
 def _outermost(loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
-    """The task that `asyncio.run` made, as far as can be told: the first that is alive."""
+    """Return the task that `asyncio.run` made: presumably the first one that is not done."""
     tasks = [task for task in asyncio.all_tasks(loop) if not task.done()]
     numbered = sorted(tasks, key=_number)
     return numbered[0] if numbered else None
@@ -235,11 +240,10 @@ def _number(task: asyncio.Task[Any]) -> tuple[int, str]:
 
 
 def _raise_in(task: asyncio.Task[Any], error: BaseException) -> None:
-    """Makes `error` appear where a suspended task waits.
+    """Raise `error` where a suspended task waits.
 
-    What the task waits for gets the exception, if it is a plain future. Where it
-    waits for another task, that one is followed; the last resort is to cancel it
-    and to end the loop with the error.
+    If the task waits for a plain future, set the exception on that. If it waits for another task,
+    go on with that one. As a last resort, cancel the task and end the loop with the error.
     """
     waits_for: Any = task
     while hasattr(waits_for, "get_coro"):  # a task, of whatever class
