@@ -24,19 +24,19 @@ from rhapsody.task import TaskFuture
 T = TypeVar("T")
 
 MAX_DEPTH = 100
-"""How many levels of containers are searched."""
+"""Number of levels of containers that are searched."""
 
 PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray, range})
-"""Types that hold nothing to find, recognised without a look at the value."""
+"""Types that contain no futures or files."""
 
 
 EXACT = (list, tuple, dict, set)
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
-"""Of subclasses of these, and of the last three themselves, futures cannot be filled in."""
+"""Containers in whose subclasses (and in the last three types) futures cannot be replaced."""
 
 LOOKED_AT = 1000
-"""How many containers inside an unsearched one are looked into, so that big data costs little."""
+"""Number of containers inside an unsearched one that are checked, so that big data is cheap."""
 
 _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 
@@ -44,8 +44,8 @@ _NO_PRODUCERS: Mapping[int, TaskFuture[Any]] = MappingProxyType({})
 class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
     """Marks an argument that is not searched for futures and files.
 
-    The task gets `value` itself. Useful for large data structures, and for
-    futures that are meant as objects.
+    The task receives `value` itself. Useful for large data structures, and for futures that are
+    passed as objects.
     """
 
     __slots__ = ("value",)
@@ -55,13 +55,13 @@ class literal(Generic[T]):  # noqa: N801 - reads as a function: f(literal(x))
 
 
 class ArgumentScan:
-    """What a call's arguments hold.
+    """Futures and files found in a call's arguments.
 
     Attributes:
         futures: Each future once, in the order of the arguments.
         inputs: The declared input files.
         outputs: The declared output files and directories.
-        inexact: A future is in something else than an exact list, tuple, dict or set.
+        inexact: True if a future is in another container than an exact list, tuple, dict or set.
         producers: The futures of the calls that make the inputs, by the `id` of each input.
     """
 
@@ -76,7 +76,7 @@ class ArgumentScan:
         self._touched: set[int] = set()
 
     def _touch(self, path: Sequence[int], odd: Set[int]) -> None:
-        """A future or file is in these containers, of which some are no exact ones."""
+        """Note the containers around a future or file, and whether one of them is inexact."""
         self._touched.update(path)
         if not odd.isdisjoint(path):
             self.inexact = True
@@ -84,7 +84,7 @@ class ArgumentScan:
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Return the arguments with copies of the containers on the way to a future or file.
 
-        From then on `fill` is for the copies.
+        Afterwards `fill` works on the copies.
         """
         if not self._touched:
             return args, kwargs
@@ -98,9 +98,9 @@ class ArgumentScan:
     def fill(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], replace: Callable[[Any], Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with each future and file replaced, `literal` marks taken off.
+        """Return the arguments with each future and file replaced and `literal` marks removed.
 
-        Containers without any are handed on as they are; others are copied.
+        Containers without any are passed on unchanged; others are copied.
         """
 
         def leaf(value: Any) -> Any:
@@ -115,7 +115,7 @@ class ArgumentScan:
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:
-    """Finds futures and files in a call's arguments; `None` where there are none.
+    """Find futures and files in a call's arguments; return None if there are none.
 
     Raises:
         TypeError: A future is a key of a dict, or in a container that is not searched.
@@ -139,7 +139,7 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan
 
 
 def _walk(root: Any, found: ArgumentScan, seen: set[int]) -> None:
-    """Looks into a container and those in it."""
+    """Search a container and those in it."""
     odd: set[int] = set()  # ids of named tuples and dataclasses
     path: list[int] = []  # ids of the containers we are in
     walk: list[Iterator[Any]] = [iter((root,))]
@@ -198,7 +198,7 @@ def _leaf(value: Any, found: ArgumentScan, seen: set[int]) -> bool:
 
 
 def _children(value: Any) -> Any:
-    """The values to look at inside a container, `None` for anything else."""
+    """Return the values to search in a container, or None for anything else."""
     kind = type(value)
     if kind is list or kind is tuple or kind is set:
         children = value
@@ -219,9 +219,9 @@ def _children(value: Any) -> Any:
 
 
 def _require_no_future(value: Any, outer: Any) -> None:
-    """Raises where a future is in a container that is not searched, or one level below it.
+    """Raise if a future is in a container that is not searched, or one level below.
 
-    Looks at types, at the speed of C, and at their objects only where that tells too little.
+    Types are checked first, at the speed of C, and objects only if that is not enough.
     """
     kinds = set(map(type, _items(value)))
     if PLAIN.issuperset(kinds):
@@ -243,7 +243,7 @@ def _require_no_future(value: Any, outer: Any) -> None:
 
 
 def _items(value: Any) -> Iterator[Any]:
-    """What is in a container, whatever a class of its own makes of that."""
+    """Iterate over a container as its built-in base class does."""
     if isinstance(value, dict):
         return iter(dict.values(value))
     kind: Any = next(kind for kind in UNSEARCHED if isinstance(value, kind))
@@ -252,7 +252,7 @@ def _items(value: Any) -> Iterator[Any]:
 
 
 def _check_keys(value: dict[Any, Any]) -> None:
-    """Raises where a future is a key, or in a tuple that is one."""
+    """Raise if a future is a key of a dict, or in a tuple that is one."""
     for key in value:
         for part in key if type(key) is tuple else (key,):
             if asyncio.isfuture(part):
@@ -264,11 +264,11 @@ def _check_keys(value: dict[Any, Any]) -> None:
 
 
 _anew: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-"""What `_made_anew` has found, as it takes longer than all else here."""
+"""Results of `_made_anew`, the slowest function here."""
 
 
 def _made_anew(kind: type) -> bool:
-    """Whether a dataclass makes something of its `init` fields, and nothing but them."""
+    """Return True if a dataclass has a `__post_init__` and takes no arguments but its fields."""
     if not hasattr(kind, "__post_init__"):
         return False
     answer = _anew.get(kind)
@@ -279,14 +279,14 @@ def _made_anew(kind: type) -> bool:
 
 
 def _replaced(value: Any, changes: dict[str, Any]) -> Any:
-    """A dataclass with other values in its `init` fields."""
+    """Return a dataclass with other values in its `init` fields."""
     if _made_anew(type(value)):
         return dataclasses.replace(value, **changes)
     return _changed(value, changes)
 
 
 def _changed(value: Any, changes: dict[str, Any]) -> Any:
-    """A copy of a dataclass with other values, made without calling its `__init__`."""
+    """Return a copy of a dataclass with other values, without calling its `__init__`."""
     new = copy.copy(value)  # with what `__init__` does not know
     for name, change in changes.items():
         object.__setattr__(new, name, change)  # frozen ones too
@@ -294,13 +294,13 @@ def _changed(value: Any, changes: dict[str, Any]) -> Any:
 
 
 class _Rebuild:
-    """Makes anew the containers in a value that are on the way to futures and files.
+    """Rebuilds the containers in a value that are on the way to futures and files.
 
     Args:
         touched: The ids of these containers.
-        made: What was made in their places, by the same ids, as one may be in several values.
-        leaf: Gives what takes the place of a value that is none of them.
-        dataclass: Makes a dataclass with other values in its `init` fields.
+        made: Their copies, by the same ids, because one may be in several values.
+        leaf: Returns the replacement of any other value.
+        dataclass: Returns a dataclass with other values in its `init` fields.
     """
 
     def __init__(
@@ -337,11 +337,11 @@ class _Rebuild:
 
 
 def texts_in(value: object, *, numbers: bool = False) -> tuple[str, ...]:
-    """The strings and paths in a value, and in lists, tuples, dicts and sets of it.
+    """Return the strings and paths in a value, and in lists, tuples, dicts and sets in it.
 
     Args:
         value: The value.
-        numbers: Whether integers are texts, too.
+        numbers: Also return integers, as text.
     """
     found: dict[str, None] = {}
     waiting = [value]

@@ -1,4 +1,4 @@
-"""Which backends an engine works with: what it knows of each, and how they are started."""
+"""Backends of an engine: starting them, and what the engine knows about each."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ EMBEDDED = "local"
 
 
 class WouldRunError(RuntimeError):
-    """A dry run was given a backend that does work."""
+    """A dry run was given a backend that runs tasks."""
 
 
 class BackendHandle:
-    """A backend and what it is called in one engine.
+    """A backend as one engine uses it.
 
     Args:
         backend: The backend, started.
-        name: What it is called.
+        name: Its name in the engine.
 
     Attributes:
-        capabilities: What it can do.
-        dry: Whether it runs nothing.
-        shares_memory: Whether functions run in the program's own process.
-        may_end: Whether it ends by itself, see its `seconds_left`.
+        capabilities: Its declared capabilities.
+        dry: True if it runs nothing.
+        shares_memory: True if functions run in the program's own process.
+        may_end: True if it has a limited walltime, see its `seconds_left`.
         states: Its `StateMapper`.
-        native: The canonical states by the backend's own, where `states` has such a table.
-        occupied: How many tasks it has that count against `max_pending`.
+        native: Canonical states by native ones, if `states` has such a table.
+        occupied: Number of its tasks that count towards `max_pending`.
     """
 
     __slots__ = (
@@ -67,7 +67,7 @@ class BackendHandle:
         self.occupied: int = 0
 
     def main_state(self, native: Any) -> TasksMainStates | None:
-        """The canonical state for one that is not in `native`, `None` for one nobody registered."""
+        """Return the canonical state of one that is not in `native`, or None if it is unknown."""
         try:
             main = self.states.to_main_state(native)
         except (ValueError, TypeError):
@@ -76,7 +76,7 @@ class BackendHandle:
 
 
 def find(backends: Mapping[str, BackendHandle], name: str) -> BackendHandle:
-    """The attached backend of a name; names are compared as the registry does.
+    """Return the attached backend of a name. Names are compared as in the registry.
 
     Raises:
         ValueError: No backend of that name is attached.
@@ -156,12 +156,14 @@ async def attach(
 
 
 async def shut_down(owned: list[BaseExecutionBackend]) -> None:
-    """Shuts down, and takes off the list, what was started for an engine that cannot be made."""
+    """Shut down the backends that were started for an engine whose start failed."""
     while owned:
         one = owned.pop()
         try:
             await one.shutdown()
-        except Exception as error:  # must not keep the others open, nor hide why
+        except (
+            Exception
+        ) as error:  # the others must still be shut down, and the cause of the failed start raised
             logger.error(
                 "backend %r failed to shut down: %s", _label(None, one), describe_error(error)
             )
@@ -183,14 +185,14 @@ def _given(backend: Any, backends: Any) -> list[tuple[str | None, Any]]:
 
 
 def _label(given: Any, made: BaseExecutionBackend) -> str:
-    """What a backend is called where its user gave no name: what tasks can call it."""
+    """Return the name of a backend for which the user gave none."""
     if isinstance(given, str) and normalize_name(given) != normalize_name(made.name):
         return given.strip()
     return made.name or type(made).__name__
 
 
 def _settle_in(backend: BaseExecutionBackend, stager: Stager) -> None:
-    """Gives a backend that has chosen no place for its files the engine's."""
+    """Default the backend's session directory to the engine's."""
     session = getattr(backend, "session", None)
     if isinstance(session, Session) and not session.chosen:
         alone = backend.name in (EMBEDDED, DRY_RUN)  # they keep no files but sandboxes

@@ -1,4 +1,4 @@
-"""The settings of a decorated function, checked where the user writes them."""
+"""Settings of task functions, checked where the user writes them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rhapsody.retries import RetryPolicy, as_policies
 from rhapsody.task import is_async
 
 NO_FALLBACK: Any = object()
-"""Says that a task has no `fallback`, since `None` may be one."""
+"""Stands for no `fallback`, because `None` may be one."""
 
 _LIMIT = re.compile(r"\s*([^:\s][^:]*?)\s*:\s*(\d+)\s*")
 _READY = re.compile(r"(stdout|file|tcp):(.+)", re.DOTALL)
 
 
 class TaskSettings(TypedDict, total=False):
-    """The keywords that the decorators and `task.options` take; each may be left out.
+    """Keyword arguments of the decorators and of `task.options`, all optional.
 
     Attributes:
         service: The task runs until it is cancelled; its future resolves when it is
@@ -101,7 +101,7 @@ class TaskSettings(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What `TaskSettings` come to. Each `None` means the engine's own.
+    """Checked settings of a task function. `None` means the engine's default.
 
     Attributes named differently: `specific` is `task_description`.
     """
@@ -130,7 +130,7 @@ class Settings:
     specific: Mapping[str, Any] = field(default_factory=dict)
 
     def changed(self, given: Mapping[str, Any]) -> Settings:
-        """These settings with others in some places, checked.
+        """Return these settings with some of them replaced and checked.
 
         Raises:
             TypeError: An unknown setting, or a value of the wrong type.
@@ -152,7 +152,7 @@ class Settings:
 
 
 def specific_settings(value: object) -> dict[str, Any]:
-    """A `task_description` given by the user, checked and copied.
+    """Check and copy a `task_description` given by the user.
 
     Raises:
         TypeError: Not a dict.
@@ -166,7 +166,7 @@ def specific_settings(value: object) -> dict[str, Any]:
 
 
 def flag(name: str) -> Callable[[object], bool]:
-    """A check for `True` or `False`; `name` is for its error."""
+    """Return a check for `True` or `False`; `name` appears in its error."""
 
     def check(value: object) -> bool:
         if not isinstance(value, bool):
@@ -188,7 +188,7 @@ def _text(name: str) -> Callable[[object], str | None]:
 
 
 def whole_number(name: str, least: int | None) -> Callable[[object], int]:
-    """A check for a whole number that is at least `least`; `name` is for its errors."""
+    """Return a check for a whole number of at least `least`; `name` appears in its errors."""
 
     def check(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):

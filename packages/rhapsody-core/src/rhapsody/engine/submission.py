@@ -1,4 +1,4 @@
-"""Calls in: what a task's user gave becomes a future, and a task in the scheduler."""
+"""Submission of calls: each becomes a future for the user and a task for the scheduler."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 
 class Submission:
-    """What tasks ask of their engine (`rhapsody.engine.task_function.Caller`).
+    """The engine as its task functions see it (`rhapsody.engine.task_function.Caller`).
 
     Args:
         uid: The engine's uid.
         loop: Its event loop.
-        scheduler: Gets the tasks.
+        scheduler: Receives the tasks.
         backends: The attached backends; may grow.
-        tally: Counts failures that nobody looked at.
-        here: The current directory when the engine was made, `None` where it was removed.
-        results_dir: What the places of outputs are relative to.
+        tally: Counts failures that were never awaited.
+        here: The current directory when the engine was created, `None` if it was removed.
+        results_dir: Directory that destinations of outputs are relative to.
         discard: Removes temporary files, see `Promises`.
-        keep: Whether calls are kept, for a dry run's graph.
+        keep: Keep the calls, for the graph of a dry run.
 
     Attributes:
-        promises: The files that calls have promised.
-        made: The calls: each one's uid, name and the uids that it depends on.
-        failure: Why the engine itself has failed.
+        promises: Files that calls have declared as outputs.
+        made: Uid, name and uids of dependencies of each call, if they are kept.
+        failure: Fault in the engine itself, if there was one.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Submission:
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
-        """A task was called off the loop's thread: fine inside a block, an error elsewhere."""
+        """Accept a call on another thread than the loop's, which is an error outside of blocks."""
         if self._scheduler.closing:
             raise self.closed_error(task.name)
         if running_loop() is not None:
@@ -207,7 +207,7 @@ class Submission:
         return on_loop(self.loop, partial(task, *args, **kwargs))
 
     def declare(self, settings: Settings) -> Settings:
-        """Checks the settings of a definition against what the engine has.
+        """Check the settings of a definition against the engine's backends and named limits.
 
         Raises:
             ValueError: No backend of that name is attached, a limit is known with another
@@ -233,14 +233,14 @@ class Submission:
         return os.path.normpath(os.path.join(self._here or "/", cwd))
 
     def foreign_loop_error(self, what: str) -> RuntimeError:
-        """The error for what happens on a loop that is not the engine's."""
+        """Return the error for a call on another event loop than the engine's."""
         return RuntimeError(
             f"{what} another event loop than that of engine {self.uid}: an engine belongs to the "
             "loop it was made on; make one here with `await WorkflowEngine.create(...)`"
         )
 
     def closed_error(self, name: str) -> RuntimeError:
-        """The error for a call after the end."""
+        """Return the error for a call after the end."""
         if self.failure is not None:
             return RuntimeError(
                 f"task {name!r} was called after engine {self.uid} had failed: "
@@ -253,7 +253,7 @@ class Submission:
 
 
 def dependency_uids(dependencies: Iterable[asyncio.Future[Any]]) -> tuple[str, ...]:
-    """The uids of those dependencies that are tasks or blocks."""
+    """Return the uids of those dependencies that are tasks or blocks."""
     return tuple(future.uid for future in dependencies if isinstance(future, TaskFuture))
 
 

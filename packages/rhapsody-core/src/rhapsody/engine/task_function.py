@@ -1,7 +1,7 @@
-"""What the decorators make: callables that return futures instead of results.
+"""Decorated functions: callables that return futures instead of results.
 
-A definition knows its function, its settings and whose it is. What happens to a call
-after it was checked is the engine's business.
+A `TaskFunction` has a function, settings and an engine. It checks a call, and the engine does the
+rest, see `rhapsody.engine.submission`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Command = str | Sequence[str | os.PathLike[str]]
 
 
 class Caller(Protocol):
-    """What a task asks of the engine that it belongs to.
+    """Interface of the engine to its task functions.
 
     Attributes:
         uid: The engine's uid.
@@ -51,18 +51,18 @@ class Caller(Protocol):
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
     ) -> TaskFuture[Any]:
-        """Takes in a checked call, on the loop; see `TaskFunction.__call__` for what it raises."""
+        """Accept a checked call, on the loop. Raises as `TaskFunction.__call__` does."""
 
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskFuture[Any]:
-        """A task was called off the loop's thread."""
+        """Accept a call on another thread than the loop's."""
 
     def declare(self, settings: Settings) -> Settings:
-        """Checks settings against what the engine has: backends and named limits."""
+        """Check settings against the engine's backends and named limits."""
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """A failed future that nobody looked at went away; from any thread."""
+        """Count a failed future that was collected without being awaited. Any thread."""
 
 
 class TaskFunction(Generic[P, R]):
@@ -97,7 +97,7 @@ class TaskFunction(Generic[P, R]):
         self.optional: dict[str, Any] = _optional_keys(settings)
         recording = {"cache": settings.cache, "version": settings.version}
         self.recording_settings: Mapping[str, Any] = types.MappingProxyType(recording)
-        self.accepted_by: object = None  # the backend whose capabilities were checked last
+        self.accepted_by: object = None  # the backend that was checked last
         self.pushable: tuple[object, bool] | None = None  # to which backend, see `held`
         self._check = file_checker(function, call_checker(function))
 
@@ -106,7 +106,7 @@ class TaskFunction(Generic[P, R]):
     @overload
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]: ...
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[R]:
-        """Makes a task of this call and returns its future.
+        """Create a task for this call and return its future.
 
         Takes the function's own arguments, futures in place of values, and
         `task_description` with settings in the backend's own words.
@@ -134,7 +134,7 @@ class TaskFunction(Generic[P, R]):
         return self if instance is None else Method(self, instance)
 
     def options(self, **settings: Unpack[TaskSettings]) -> TaskFunction[P, R]:
-        """The same task with other settings, for one call: `task.options(retries=2)(x)`.
+        """Return the same task with other settings, for one call: `task.options(retries=2)(x)`.
 
         Raises:
             TypeError: An unknown setting, or a value of the wrong type.
@@ -143,7 +143,7 @@ class TaskFunction(Generic[P, R]):
         return make_task(self.engine, self.kind, self.function, self.settings, dict(settings))
 
     def unawaited(self, future: TaskFuture[Any]) -> None:
-        """Called by a failed future that nobody looked at before it went away."""
+        """Count a failed future that was collected without being awaited. Any thread."""
         self.engine.unawaited(future)
 
     def __repr__(self) -> str:
@@ -151,7 +151,7 @@ class TaskFunction(Generic[P, R]):
 
 
 class Method:
-    """A task that was decorated inside a class, of one object of that class."""
+    """A task function that was decorated in a class body, bound to one object."""
 
     def __init__(self, task: TaskFunction[Any, Any], instance: object) -> None:
         functools.update_wrapper(self, types.MethodType(task.function, instance))
@@ -159,11 +159,11 @@ class Method:
         self._instance = instance
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> TaskFuture[Any]:
-        """As `TaskFunction.__call__`, with the object as the first argument."""
+        """Call the task function with the object as the first argument."""
         return self._task(self._instance, *args, **kwargs)
 
     def options(self, **settings: Unpack[TaskSettings]) -> Method:
-        """As `TaskFunction.options`."""
+        """Return the same method with other settings, see `TaskFunction.options`."""
         return Method(self._task.options(**settings), self._instance)
 
     def __getattr__(self, name: str) -> Any:
@@ -171,7 +171,7 @@ class Method:
 
 
 class FunctionDecorator(Protocol):
-    """What `@flow.function_task(...)` with settings returns."""
+    """Result of `@flow.function_task(...)` with settings."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> TaskFunction[P, R]: ...
@@ -180,7 +180,7 @@ class FunctionDecorator(Protocol):
 
 
 class BlockDecorator(Protocol):
-    """What `@flow.block(...)` with settings returns."""
+    """Result of `@flow.block(...)` with settings."""
 
     @overload
     def __call__(
@@ -195,7 +195,7 @@ class BlockDecorator(Protocol):
 
 
 class ExecutableDecorator(Protocol):
-    """What `@flow.executable_task(...)` with settings gives."""
+    """Result of `@flow.executable_task(...)` with settings."""
 
     @overload
     def __call__(
@@ -212,7 +212,7 @@ def make_task(
     base: Settings,
     given: dict[str, Any],
 ) -> TaskFunction[Any, Any]:
-    """Checks a definition and makes its task.
+    """Check a definition and return its task function.
 
     Raises:
         TypeError: Not callable, an unknown setting, or a value of the wrong type.
@@ -246,7 +246,7 @@ def make_task(
 
 
 def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
-    """The settings that a function carries in a parameter called `task_description`.
+    """Return the settings in the default of a function's parameter `task_description`.
 
     Raises:
         TypeError: The parameter's default is not a dict.
@@ -266,10 +266,10 @@ def definition_settings(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def call_checker(function: Callable[..., Any]) -> Callable[..., None]:
-    """A function of the same signature that does nothing but take the arguments.
+    """Return an empty function with the same signature.
 
-    Calling it lets Python itself check a call, a hundred times faster than
-    `inspect.Signature.bind` and in Python's own words.
+    Calling it has Python check the arguments, a hundred times faster than
+    `inspect.Signature.bind` and with Python's own messages.
     """
     if isinstance(function, functools.partial):
         return functools.partial(call_checker(function.func), *function.args, **function.keywords)
@@ -318,9 +318,9 @@ FILES: frozenset[str] = frozenset({"InputFile", "OutputDir", "OutputFile"})
 
 
 def file_checker(function: Callable[..., Any], check: Callable[..., None]) -> Callable[..., None]:
-    """The check of a call that also sees text given for a file, where parameters are files.
+    """Extend the check of a call: refuse text for parameters that are annotated as files.
 
-    Only annotations that name one of these classes, and no text beside it, are read.
+    An annotation counts if it names one of these classes and no type of text or path.
     """
     try:
         signature = inspect.signature(function)
@@ -370,7 +370,7 @@ def _task_kind(kind: CallKind, asynchronous: bool, service: bool) -> TaskKind:
 
 
 def _optional_keys(settings: Settings) -> dict[str, Any]:
-    """The keys of a description that are there only where they apply."""
+    """Return the keys of a description that depend on the settings."""
     keys = {
         "resources": settings.resources,
         "timeout": settings.timeout,
