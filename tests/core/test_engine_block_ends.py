@@ -448,7 +448,7 @@ async def test_a_sync_block_in_wait_is_stopped_at_shutdown(
 
     outer()
     await within(backend.next())
-    live = flow._runtime.scheduler.graph.live
+    live = flow._runtime.scheduler.live
     await until(lambda: sum(node.more().in_wait for node in live) == 2)
     await within(flow.shutdown())
     assert sorted(cleaned) == ["inner", "outer"]

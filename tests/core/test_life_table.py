@@ -98,6 +98,8 @@ def test_whatever_a_backend_has_can_end_and_can_be_left_behind(situation: Situat
         WorkState.CANCELING,
     ):  # over its time: whatever ends it, it failed
         ends = {Transition.FAIL}
+    elif future is not FutureState.PENDING:  # however it ends, nothing waits for it
+        ends = {Transition.STOPPED}
     else:
         ends = {Transition.DONE, Transition.FAIL, Transition.STOPPED}
     for event in ends:

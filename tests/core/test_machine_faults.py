@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from rhapsody.engine.graph import Graph
 from rhapsody.engine.record import Extra, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import READY, FutureState, Transition, WorkState
@@ -20,14 +19,6 @@ SOON = 2000
 class LostDecrement(Scheduler):
     """One of two dependencies that end is not counted."""
 
-    def __init__(self, *given: Any, **settings: Any) -> None:
-        super().__init__(*given, **settings)
-        self.graph = ForgetfulGraph(self)
-
-
-class ForgetfulGraph(Graph):
-    """Forgets to count a dependency of a task that waits for two."""
-
     def _dependency_settled(self, record: TaskRecord, dependency: Any) -> None:
         record.unfinished += record.unfinished == 2
         super()._dependency_settled(record, dependency)
@@ -37,10 +28,10 @@ class DoubleSettle(Scheduler):
     """A result that a user had cancelled is revealed all the same."""
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
-        if not record.step(Transition.REVEAL):
-            self.actions.succeed(record, value)
-            return
-        self._show(record, value)
+        if Transition.REVEAL in record.life.after:
+            super().reveal(record, value)
+        else:
+            record.future.set_result(value)
 
 
 class LateUpdateApplied(Scheduler):
@@ -61,7 +52,7 @@ class RetryAfterCancel(Scheduler):
 
     def _again(self, record: TaskRecord) -> None:
         record.life = READY
-        self.actions.route(record)
+        self._actions.route(record)
 
 
 class SeenBeforeRecorded(Scheduler):
@@ -76,7 +67,6 @@ class SlotNotFreed(Scheduler):
     """An attempt that failed keeps its slot."""
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
-        assert record.backend is not None
         record.backend.occupied += 1
         super()._attempt_failed(record, error)
 
@@ -150,15 +140,7 @@ class FailureNotCounted(Scheduler):
 class RunsWithoutItsDependencies(Scheduler):
     """A task whose dependency failed runs."""
 
-    def __init__(self, *given: Any, **settings: Any) -> None:
-        super().__init__(*given, **settings)
-        self.graph = CarelessGraph(self)
-
-
-class CarelessGraph(Graph):
-    """Does not look whether dependencies failed."""
-
-    def fail_with_dependencies(self, record: TaskRecord) -> bool:
+    def _fail_with_dependencies(self, record: TaskRecord) -> bool:
         return False
 
 

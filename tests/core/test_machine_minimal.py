@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from rhapsody.engine.attempts import Attempts
 from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.scheduler import Scheduler
 from rhapsody.errors import TaskTimeoutError
-from tests.core.machine.world import NothingHeld, World, definition
+from tests.core.machine.world import World, definition
 
 
 class Script(World):
@@ -16,9 +14,7 @@ class Script(World):
 
     def __init__(self, *, max_failures: int | None = None) -> None:
         super().__init__(Random(0))
-        self.scheduler = Scheduler(Attempts(None, 0), max_failures)
-        self.scheduler.connect(self, NothingHeld())  # type: ignore[arg-type]
-        self.scheduler.limited = True
+        self.scheduler.failures_left = max_failures
 
     def task(self, **settings: object) -> TaskRecord:
         """A task that was called."""
@@ -48,7 +44,7 @@ def test_what_is_over_its_time_when_its_batch_is_refused_fails_for_its_time() ->
     script.wait()
     script.scheduler.reject(record, OSError("no"))
     assert isinstance(record.future.exception(), TaskTimeoutError)
-    assert not script.scheduler.graph.live
+    assert not script.scheduler.live
 
 
 def test_what_is_abandoned_gives_its_slot_and_its_limits_back() -> None:

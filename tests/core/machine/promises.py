@@ -40,7 +40,6 @@ class Promises:
             self.hold(good, f"{future.uid} runs without the value of {one.uid}")
         policies = record.task.settings.retries or ()
         most = 1 + world.LOST_RETRIES + sum(policy.attempts for policy in policies)
-        assert record.backend is not None
         where = world.submitted[record, record.backend]
         self.hold(where <= most, f"{future.uid} is tried too often on {record.backend.name}")
         others = (
@@ -69,7 +68,7 @@ class Promises:
             there = sum(record.backend is backend for record in inflight)
             self.hold(backend.occupied == there, "slots are not what is in flight")
         used: Counter[str] = Counter()
-        for record in scheduler.graph.live:
+        for record in scheduler.live:
             uid = record.future.uid
             used.update(name for name, _ in (record.extra.limits if record.extra else ()))
             if record.life.work is WorkState.WAITING:
@@ -107,7 +106,7 @@ class Promises:
             if failed and not ran and future.outcome[0] == "failed":
                 right = isinstance(future.exception(), DependencyFailureError)
                 self.hold(right, f"{future.uid} fails otherwise than with its dependency")
-        self.hold(not scheduler.graph.live and not scheduler.inflight, "something is still alive")
+        self.hold(not scheduler.live and not scheduler.inflight, "something is still alive")
         self.hold(not any(b.occupied for b in self.world.backends), "a slot is not free")
         self.hold(not any(scheduler.limits._used.values()), "a place under a limit is not free")
         told = {"done": stats.done, "failed": stats.failed, "cancelled": stats.cancelled}

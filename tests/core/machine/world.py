@@ -11,13 +11,14 @@ import asyncio
 import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count, product
 from random import Random
 from typing import Any, cast
 
 from rhapsody.capabilities import Capabilities
-from rhapsody.engine.attempts import Attempts
 from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import NO_FALLBACK, Settings
@@ -48,11 +49,17 @@ class Result:
         self._node: Any = None
         self._outcome = self._backend = None
         self.followers: list[TaskRecord] = []
+        self.on_result: Callable[[Any], object] | None = None
 
     def settle(self, how: str, what: Any) -> None:
         if self.outcome is not None:
             raise BrokenPromiseError(f"{self.uid} is settled twice: {self.outcome}, {how} {what}")
         self.outcome = how, what
+
+    def set_result(self, value: Any) -> None:
+        self.settle("done", value)
+        if self.on_result is not None:
+            self.on_result(value)
 
     def done(self) -> bool:
         return self.outcome is not None
@@ -69,31 +76,6 @@ class Result:
 
     def is_running(self) -> bool:
         return False
-
-
-class NothingHeld:
-    """Backends of a history hold no values."""
-
-    holds = False
-
-    def is_at_rest(self, dependency: Any) -> bool:
-        return False
-
-    def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
-        return record.dependencies
-
-    def needs_values(self, record: TaskRecord) -> bool:
-        return False
-
-    def follow(self, record: TaskRecord) -> None: ...
-
-    def hold(self, record: TaskRecord, report: Any) -> bool:
-        return False
-
-    def take_back(self, record: TaskRecord, report: Any) -> bool:
-        return False
-
-    is_held = dependency_settled = None
 
 
 class Deadline:
@@ -150,13 +132,22 @@ class World:
 
     def __init__(self, random: Random, scheduler: type[Scheduler] = Scheduler) -> None:
         self.random = random
+        max_failures = 1 if random.random() < 0.1 else None
+        observed, self.saves = random.random() < 0.2, random.random() < 0.3
+        stub: Any = self
         self.scheduler = scheduler(
-            Attempts(None, self.LOST_RETRIES), max_failures=1 if random.random() < 0.1 else None
+            stub,
+            stub,
+            stub,
+            stub,
+            PushDown(stub, {}, plain=False, wanted=False, value_lost=stub),
+            retries=None,
+            lost_retries=self.LOST_RETRIES,
+            max_failures=max_failures,
+            observed=observed,
+            recording=self.saves,
+            limited=True,
         )
-        self.scheduler.connect(self, NothingHeld())  # type: ignore[arg-type]
-        self.scheduler.observed = random.random() < 0.2
-        self.saves = self.scheduler.recording = random.random() < 0.3
-        self.scheduler.limited = True
         self.scheduler.limits.declare((("licence", 1), ("disk", 2)))
         self.backends = [self._backend("first"), self._backend("second")]
         self.obedient = random.random() < 0.7
@@ -213,7 +204,7 @@ class World:
     def unfollow(self, record: TaskRecord, dependency: Any) -> None:
         dependency.followers.remove(record)
 
-    def outcome(self, record: TaskRecord, main: TasksMainStates, report: Any) -> tuple[Any, Any]:
+    def read(self, record: TaskRecord, main: TasksMainStates, report: Any) -> tuple[Any, Any]:
         if main is DONE and not record.task.settings.service:
             return report["return_value"], None
         return None, report.get("exception") or TaskError("it ended")
@@ -225,16 +216,15 @@ class World:
     def publish(self, record: TaskRecord, state: TasksMainStates, error: Any = None) -> None:
         self.promises.published(record, state)
 
-    def ended_by_itself(self, record: TaskRecord, main: Any, report: Any) -> tuple[Any, Any]:
+    def service_ended(self, record: TaskRecord, main: Any, report: Any) -> tuple[Any, Any]:
         return main, report.get("exception")
+
+    def service_settled(self, record: TaskRecord, value: Any = None, error: Any = None) -> None:
+        raise BrokenPromiseError(f"{record.future.uid} is settled twice")
 
     def record(self, record: TaskRecord, value: Any) -> None:
         self.recorded[record] = value
         self.held.append((record, value))
-
-    def succeed(self, record: TaskRecord, value: Any) -> None:
-        record.future.settle("done", value)  # type: ignore[attr-defined]
-        self.promises.succeeded(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         record.future.settle("failed", error)  # type: ignore[attr-defined]
@@ -272,6 +262,7 @@ class World:
         record = TaskRecord(self.scheduler, task, future, number, (), None, None)
         record.dependencies = tuple(dependencies)
         future._node = record
+        future.on_result = partial(self.promises.succeeded, record)
         self.records.append(record)
         self.calls[record] = record.dependencies
         self.scheduler.add(record, parent)
@@ -401,7 +392,7 @@ class World:
             one.settle(how, TaskError("foreign"))
             followers, one.followers = one.followers, []
             for record in followers:
-                self.scheduler.graph.foreign_done(record, one)  # type: ignore[arg-type]
+                self.scheduler.foreign_done(record, one)  # type: ignore[arg-type]
 
     EVENTS = (
         (call, 5), (submit, 4), (report, 8), (stopped, 1), (cancel_one, 1), (wait, 2),
@@ -441,9 +432,9 @@ class World:
             self.end_block()
             self.end_foreign()
             self.wait()
-            if not self.scheduler.graph.live:
+            if not self.scheduler.live:
                 return
-        raise BrokenPromiseError(f"these never end: {self.scheduler.graph.live}")
+        raise BrokenPromiseError(f"these never end: {self.scheduler.live}")
 
     def _shut_down(self) -> None:
         scheduler = self.scheduler

@@ -162,7 +162,7 @@ async def limited(name: str, mode: str, seed: int, size: int, place: Path, limit
             task.print_stack(limit=8)
         engines = [each for each in gc.get_objects() if type(each) is WorkflowEngine]
         for engine in engines:
-            print("waits:", *list(engine._runtime.scheduler.graph.live)[:20], sep="\n  ")
+            print("waits:", *list(engine._runtime.scheduler.live)[:20], sep="\n  ")
         faulthandler.dump_traceback()
         sys.stderr.flush()
         os._exit(70)

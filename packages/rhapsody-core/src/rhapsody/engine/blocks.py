@@ -271,7 +271,7 @@ class Blocks:
 
         Of the synchronous ones those that were in `wait`.
         """
-        running = [n.extra.block for n in self._scheduler.graph.live if n.extra is not None]
+        running = [n.extra.block for n in self._scheduler.live if n.extra is not None]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]
         if blocks:
             await asyncio.wait(blocks, timeout=grace)

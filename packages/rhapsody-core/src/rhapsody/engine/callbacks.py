@@ -18,6 +18,7 @@ from time import time
 from typing import Any
 
 from rhapsody.engine.background import Background
+from rhapsody.engine.events import Observation
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
@@ -46,6 +47,7 @@ class Callbacks:
         uid: The engine's uid, by which its own tasks are known.
         scheduler: Is told of them.
         background: Makes the calls on the loop.
+        observation: Publishes states.
         crashed: Called with where the engine itself failed, and how.
 
     Attributes:
@@ -60,11 +62,13 @@ class Callbacks:
         uid: str,
         scheduler: Scheduler,
         background: Background,
+        observation: Observation,
         crashed: Callable[[str, BaseException], object],
     ) -> None:
         self._prefix = f"{uid}."
         self._scheduler = scheduler
         self._background = background
+        self._observation = observation
         self._crashed = crashed
         self._loop: asyncio.AbstractEventLoop = background.loop
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
@@ -107,7 +111,7 @@ class Callbacks:
             return False
         uid = task.get("uid")
         record = self._scheduler.inflight.get(uid) if type(uid) is str else None
-        if record is None or record.backend is None:
+        if record is None:
             return False
         try:
             main = record.backend.native.get(state)
@@ -141,7 +145,6 @@ class Callbacks:
         if record is None:
             self._stray(uid)
             return
-        assert record.backend is not None
         try:
             try:
                 main: TasksMainStates | None = record.backend.native[state]
@@ -156,7 +159,7 @@ class Callbacks:
             elif main is None:
                 self._unknown_state(record, state)
             elif scheduler.observed and record.life.future is FutureState.PENDING:
-                scheduler.actions.publish(record, main)
+                self._observation.publish(record, main)
         except Exception as error:  # a mistake of ours must not vanish in a backend's thread
             self._crashed("updates", error)
 
@@ -180,7 +183,6 @@ class Callbacks:
 
     def _unknown_state(self, record: TaskRecord, state: Any) -> None:
         self._scheduler.stats.unknown += 1
-        assert record.backend is not None
         key = (record.backend.name, str(state))
         if key not in self._complained:
             self._complained.add(key)

@@ -21,7 +21,6 @@ _DEFAULTS: Resources = Resources()
 
 def unknown_settings(record: TaskRecord, backend: BackendHandle) -> list[Any]:
     """The keys of a task's settings in the backend's own words that the backend does not know."""
-    assert record.description is not None
     given = record.description["task_backend_specific_kwargs"]
     return backend.capabilities.unknown_settings(given) if given else []
 
@@ -31,7 +30,6 @@ def lacking(record: TaskRecord, backend: BackendHandle) -> str | None:
     task, description = record.task, record.description
     if not backend.capabilities.runs(task.task_kind):
         return _KINDS[task.task_kind]
-    assert description is not None
     if "cwd" in description and not backend.capabilities.cwd:
         return f"cwd={description['cwd']!r}"
     resources = description.get("resources")

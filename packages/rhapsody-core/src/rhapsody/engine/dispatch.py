@@ -19,7 +19,6 @@ from rhapsody.aio import is_cancelling, resumed
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.callbacks import Callbacks
-from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import READY, WorkState
@@ -73,7 +72,6 @@ class Dispatcher:
         scheduler: Decides what becomes of tasks that are handed over, or are not.
         preparation: Makes descriptions of tasks.
         updates: Keeps what the backend reports while it is given a batch.
-        pushdown: Adds to a batch what may wait for it there.
         background: Runs the dispatcher.
         max_pending: How many tasks the backend may have, services apart.
         submit_timeout: Seconds that it may take to accept a batch.
@@ -85,7 +83,6 @@ class Dispatcher:
         scheduler: Scheduler,
         preparation: TaskBuilder,
         updates: Callbacks,
-        pushdown: PushDown,
         background: Background,
         *,
         max_pending: int | None,
@@ -94,9 +91,8 @@ class Dispatcher:
         self.attached: BackendHandle = attached
         self.queue: ReadyQueue = ReadyQueue()
         self._scheduler = scheduler
-        self._advance = preparation.advance
+        self._preparation = preparation
         self._updates = updates
-        self._offer = pushdown.offer
         self._background = background
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
@@ -172,7 +168,7 @@ class Dispatcher:
         """The next batch: as many tasks as can be prepared until the slice of time ends."""
         batch: list[TaskRecord] = []
         queue, resumed, attached = self.queue, self._resumed, self.attached
-        services, room, advance = self._services, self._room(), self._advance
+        services, room, preparation = self._services, self._room(), self._preparation
         looked_at = 0
         while services or room > 0:
             looked_at += 1
@@ -180,17 +176,17 @@ class Dispatcher:
                 break
             if services:
                 service = services.popleft()
-                if service.life is READY and advance(service, attached):
+                if service.life is READY and preparation.advance(service, attached):
                     batch.append(service)
                 continue
             record = resumed.popleft() if resumed else queue.pop()
             if record is None:
                 break
-            if record.life is READY and advance(record, attached):
+            if record.life is READY and preparation.advance(record, attached):
                 batch.append(record)
                 room -= 1
                 if record.dependents:
-                    self._offer(record, attached)
+                    self._scheduler.offer(record, attached)
         return batch
 
     def _room(self) -> float:

@@ -546,7 +546,7 @@ class WorkflowEngine(OlderNames):
         return tuple(n.future.uid for n in self._unfinished() if n.life.work is WorkState.READY)
 
     def _unfinished(self) -> list[TaskRecord]:
-        live = self._runtime.scheduler.graph.live
+        live = self._runtime.scheduler.live
         return sorted(live, key=lambda record: (record.task.prefix, record.number))
 
     @property
@@ -734,7 +734,7 @@ class WorkflowEngine(OlderNames):
         service_callback: Callable[..., Any] | None,
     ) -> None:
         record = self._in_flight(uid)
-        if record is not None and record.backend is not None:
+        if record is not None:
             if state not in record.backend.native:
                 record.backend.states.to_main_state(state)  # raises if it is unknown
             uid = record.uid
@@ -767,7 +767,7 @@ class WorkflowEngine(OlderNames):
         inflight, updates = self._runtime.scheduler.inflight, self._runtime.updates
         if not isinstance(record, TaskRecord) or inflight.get(record.uid) is not record:
             return False
-        if record.backend is None or report.get("uid") not in (record.uid, record.future.uid):
+        if report.get("uid") not in (record.uid, record.future.uid):
             return False
         native = record.backend.states.get_backend_state(state)
         updates.receive({**report, "uid": record.uid}, native)

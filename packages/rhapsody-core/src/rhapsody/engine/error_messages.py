@@ -188,7 +188,7 @@ def unquoted_files(record: TaskRecord) -> str:
 def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a hint about files that a command names and that only the current directory has."""
     command = record.extra.command if record.extra is not None else None
-    described = record.description.get("sandbox") if record.description is not None else None
+    described = record.description.get("sandbox")
     sandbox: str = report.get("sandbox") or described or ""
     if not command or record.task.settings.cwd is not None or not os.path.isdir(sandbox):
         return ""
@@ -296,7 +296,6 @@ def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
     """The error of a task whose work cannot be stopped, so that it says so of a time-out."""
     if not is_a(error, TaskTimeoutError):
         return error
-    assert record.backend is not None
     return TaskTimeoutError(
         f"{error}; backend {record.backend.name!r} cannot stop it, so the work goes on and "
         "keeps its slot until it ends. Run such functions in processes, which can be "
@@ -306,7 +305,6 @@ def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
 
 def cancelled_elsewhere(record: TaskRecord) -> str:
     """Why a future is cancelled although nobody here asked for it."""
-    assert record.backend is not None
     return (
         f"backend {record.backend.name!r} ended task {record.task.name!r} ({record.future.uid}) as "
         "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "

@@ -43,7 +43,7 @@ SECRET = 8
 def _values(record: TaskRecord) -> list[tuple[str, str]]:
     """The values of variables that are not to be shown, longest first, and their names."""
     environment: Mapping[str, str] | None = record.task.settings.environment
-    if record.description is not None:
+    if record.description:
         environment = record.description.get("environment")
     variables = dict(environment or {})
     for name in filter(looks_secret, os.environ):
@@ -135,7 +135,7 @@ def annotate(record: TaskRecord, error: BaseException) -> None:
 
 def leave_error(record: TaskRecord, error: BaseException) -> None:
     """Write the traceback of a task that has failed into its sandbox, if it has one."""
-    sandbox = None if record.description is None else record.description.get("sandbox")
+    sandbox = record.description.get("sandbox")
     if sandbox is None or not os.path.isdir(sandbox):
         return
     with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
@@ -150,7 +150,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
         backend = extra.elsewhere
     where = record.future.uid
     if backend is not None:
-        worker = None if description is None else description.get("worker")
+        worker = description.get("worker")
         where += f", attempt {record.attempt}, on {backend!r}"
         where += "" if worker is None else f" ({worker})"
     elif record.task.prefix == "task":
@@ -160,7 +160,7 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
         lines.append(
             f"  attempts: {', '.join(f'{n} on {name!r}' for name, n in extra.tried.items())}"
         )
-    sandbox = None if description is None else description.get("sandbox")
+    sandbox = description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
         if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):

@@ -66,19 +66,19 @@ class Observation:
         self._rows: list[Any] = []
         self._monotonic = clock.monotonic
 
-    def add(
+    def publish(
         self, record: TaskRecord, state: TasksMainStates, error: BaseException | None = None
     ) -> None:
-        """Notes that a task entered a state."""
+        """Record that a task entered a state."""
         rows, task, description, extra = self._rows, record.task, record.description, record.extra
         if not rows:
             self._soon(self.flush)
         rows += (
             task.prefix, record.number, task.name, record.attempt or 1, state, record.native,
             record.future._backend, self._monotonic(),
-            None if description is None else description.get("worker"),
+            description.get("worker"),
             None if extra is None else extra.scope, error,
-            None if description is None else description.get("sandbox"),
+            description.get("sandbox"),
             record.future._outcome if state in _ENDS and task.settings.capture is True else None,
             task.kind,
         )  # fmt: skip
@@ -108,7 +108,7 @@ _BATCH = 500
 
 
 def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
-    """Makes events of the values that `Observation.add` has put in rows."""
+    """Makes events of the values that `Observation.publish` has put in rows."""
     (
         prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
         errors, sandboxes, outcomes, kinds,

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from rhapsody.aio import is_cancelling
-from rhapsody.engine.arguments import texts_in
+from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
@@ -164,11 +164,7 @@ class Memoization:
 
     def _record(self) -> None:
         batch, self._unrecorded = self._unrecorded, []
-        records = [
-            self._to_record(record, value)
-            for record, value in batch
-            if record.description is not None
-        ]
+        records = [self._to_record(record, value) for record, value in batch if record.description]
         hooks, pending = self._hooks, []
         for hook in hooks.record_results if records else ():
             result = hooks.call(hook, engine=self._engine, records=records)
@@ -184,7 +180,6 @@ class Memoization:
 
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
         """What a plugin gets of a result."""
-        assert record.description is not None
         uid, settings = record.future.uid, record.task.recording_settings
         outcome = record.future._outcome
         if outcome is None:  # of a function that printed nothing
@@ -223,14 +218,13 @@ class Memoization:
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
         """What a plugin gets of a task to look for its result."""
-        assert record.description is not None
         found: Any = record.description.copy()
         found["settings"] = record.task.recording_settings
         found["inputs"] = record.input_paths()
         found["implicit"], found["texts"] = (), record.texts()
-        found["shares_memory"] = record.backend is not None and record.backend.shares_memory
-        if record.found is not None and record.backend is not None and record.backend.dry:
-            found["inputs"] = _inputs(record)
+        found["shares_memory"] = record.backend.shares_memory
+        if record.found is not None and record.backend.dry:
+            found["inputs"] = _inputs(record, record.found)
         if record.extra is not None and self._implicit_data and "sandbox" in found:
             sources = record.extra.sources
             found["implicit"] = tuple(
@@ -296,21 +290,19 @@ def _refused(
     batch: list[tuple[TaskRecord, Any]], answers: object
 ) -> dict[TaskRecord, BaseException]:
     """Return the tasks that a plugin fails, with their errors."""
-    recorded = [record for record, _ in batch if record.description is not None]
+    recorded = [record for record, _ in batch if record.description]
     if not isinstance(answers, Sequence) or len(answers) != len(recorded):
         return {}
     pairs = zip(recorded, answers, strict=True)
     return {record: answer for record, answer in pairs if isinstance(answer, Exception)}
 
 
-def _inputs(record: TaskRecord) -> dict[str, str | None]:
+def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
     """Return the paths of a task's input files in a dry run, which resolves no files."""
-    assert record.found is not None
-    assert record.description is not None
     sources = record.extra.sources if record.extra is not None else ()
-    made_by = {key: left for key, each in record.found.producers.items() if (left := each._outcome)}
+    made_by = {key: left for key, each in scan.producers.items() if (left := each._outcome)}
     found: dict[str, Origin] = {}
-    for file in record.found.inputs:
+    for file in scan.inputs:
         with suppress(DataError):  # it does not exist yet
             found |= origins(record.description, [file], sources, made_by)
     return {

@@ -14,16 +14,14 @@ from __future__ import annotations
 import asyncio
 import weakref
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from rhapsody.aio import on_loop
-from rhapsody.backends.base import ReferenceLostError
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
@@ -93,7 +91,6 @@ class RemoteResult:
     __slots__ = ("__weakref__", "_bringing", "_future", "_value", "backend", "uid", "values")
 
     def __init__(self, values: PushDown, record: TaskRecord, value: HeldValue) -> None:
-        assert record.backend is not None
         self.backend: BackendHandle = record.backend
         self.uid: str = record.uid
         self.values: PushDown = values
@@ -168,7 +165,7 @@ class RemoteResult:
         if future.done():
             return  # cancelled meanwhile
         if error is not None:
-            self.values.lost(future, error)
+            self.values.value_lost(future, error)
             return
         stdout, stderr = task.get("stdout"), task.get("stderr")
         if stdout is not None or stderr is not None:
@@ -218,13 +215,12 @@ class PushDown:
     """What is pushed down in one engine.
 
     Args:
-        scheduler: Moves the tasks.
-        background: Brings values.
+        background: Runs the fetching of values.
         backends: The attached backends, the default one first; may grow.
         plain: Whether tasks that say nothing of their own may take part: a default time-out
             or retries, or a plugin that looks at each task, keeps them all in the graph.
         wanted: `False` pushes nothing down.
-        unseen: Called with a future whose value is lost, until somebody looks at it.
+        value_lost: Called with a future whose value is lost, and the error to set.
 
     Attributes:
         holds: A backend has held a value for this engine.
@@ -232,27 +228,25 @@ class PushDown:
 
     def __init__(
         self,
-        scheduler: Scheduler,
         background: Background,
         backends: Mapping[str, BackendHandle],
         *,
         plain: bool,
         wanted: bool,
-        unseen: Callable[[TaskFuture[Any]], object],
+        value_lost: Callable[[TaskFuture[Any], BaseException], object],
     ) -> None:
         self.background: Background = background
-        self._scheduler = scheduler
         self._backends = backends
         self._plain = plain
         self._wanted = wanted
-        self._unseen = unseen
+        self.value_lost: Callable[[TaskFuture[Any], BaseException], object] = value_lost
         self._held: weakref.WeakSet[RemoteResult] = weakref.WeakSet()
         self.holds: bool = False
 
     # Tasks to the backend.
 
-    def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """A task is in the next batch for its backend: who waits for it may follow at once."""
+    def followers(self, record: TaskRecord, backend: BackendHandle) -> Iterator[TaskRecord]:
+        """Yield the dependents of a task in the next batch that may be sent right after it."""
         dependents = record.dependents
         if not dependents or not self._wanted or not backend.capabilities.unfinished_dependencies:
             return
@@ -262,31 +256,31 @@ class PushDown:
             if dependent.life.work is not WorkState.WAITING:
                 continue
             dependent.unsent += 1
-            if dependent.unsent >= dependent.unfinished:
-                self._push(dependent, backend)
+            if dependent.unsent >= dependent.unfinished and self._may_go(dependent, backend):
+                yield dependent
 
-    def follow(self, record: TaskRecord) -> None:
-        """A new task waits for others: it goes to its backend where that has them all."""
+    def may_follow(self, record: TaskRecord) -> bool:
+        """Return whether a new task may be sent now, because its backend has its dependencies."""
         if not self._wanted:
-            return
+            return False
         backend = self._of(record.task)
         if not backend.capabilities.unfinished_dependencies:
-            return
+            return False
         record.unsent = sum(self._is_there(d, backend, sent=True) for d in record.dependencies)
-        if record.unsent >= record.unfinished:
-            self._push(record, backend)
+        return record.unsent >= record.unfinished and self._may_go(record, backend)
 
-    def _push(self, record: TaskRecord, backend: BackendHandle) -> None:
+    def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        """Return whether the backend has each dependency, or the dependency's value is here."""
         if not self._takes_part(record, backend) or self._hopeless(record):
-            return
+            return False
         for dependency in record.dependencies:
             holder = held(dependency)
             if holder is not None:
                 if holder.backend is not backend:
-                    return
+                    return False
             elif not (dependency.done() or self._is_there(dependency, backend)):
-                return
-        self._scheduler.push(record)
+                return False
+        return True
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
         """What stands for a dependency of a pushed task, `None` where its value is here.
@@ -306,35 +300,6 @@ class PushDown:
         """The uids in the references of a pushed task's arguments."""
         found = (self.reference(future) for future in record.dependencies)
         return [reference.uid for reference in found if reference is not None]
-
-    def take_back(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
-        """The backend did not run a pushed task: a dependency has no value. Any attempt.
-
-        It fails or runs in the ordinary way once its dependencies have ended.
-        """
-        lost = is_a(report.get("exception"), ReferenceLostError)
-        if not lost or not self._scheduler.requeue(record):
-            return False
-        if record.unfinished == 0:
-            self._resume(record)
-        return True
-
-    def dependency_settled(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """A dependency of a pushed task has ended."""
-        record.unfinished -= 1
-        if dependency.cancelled():
-            self._scheduler.cancel(record)
-        elif record.unfinished == 0 and record.life.work is WorkState.RETRY_WAIT:
-            self._resume(record)
-
-    def _resume(self, record: TaskRecord) -> None:
-        scheduler = self._scheduler
-        if any(dependency.cancelled() for dependency in record.dependencies):
-            scheduler.cancel(record)
-        elif scheduler.graph.fail_with_dependencies(record) or self._ask_for_values(record):
-            return
-        else:
-            scheduler.resume_attempt(record)
 
     def _hopeless(self, record: TaskRecord) -> bool:
         """Whether a dependency has failed already."""
@@ -362,12 +327,6 @@ class PushDown:
             future.__class__ = RemoteFuture
         return True
 
-    def lost(self, future: TaskFuture[Any], error: BaseException) -> None:
-        """A value that was to be brought is lost."""
-        self._scheduler.value_lost()
-        future.fail(error)
-        self._unseen(future)
-
     def is_held(self, dependency: asyncio.Future[Any]) -> bool:
         """Whether a dependency has ended, and a backend of this engine holds its value."""
         holder = held(dependency)
@@ -384,26 +343,21 @@ class PushDown:
         return [dependency for dependency in record.dependencies if held(dependency) is None]
 
     def needs_values(self, record: TaskRecord) -> bool:
-        """Whether a task whose dependencies have ended well has to wait for values to come.
+        """Return whether values that backends hold must be fetched before a task is ready.
 
-        Where its own backend holds them all, they stay: the task gets references.
+        Where the task's own backend holds them all, they stay there and the task gets references.
         """
         if not self.holds:
             return False
         backends = {holder.backend for d in record.dependencies if (holder := held(d)) is not None}
-        if len(backends) == 1 and self._takes_part(record, backend := backends.pop()):
-            assert backend.capabilities.unfinished_dependencies
+        if len(backends) == 1 and self._takes_part(record, next(iter(backends))):
             record.pushed = True
             return False
-        return self._ask_for_values(record)
+        return bool(backends)
 
-    def _ask_for_values(self, record: TaskRecord) -> bool:
-        """Asks for the values that a task needs; `False` where all are here."""
-        for dependency in record.dependencies:
-            if held(dependency) is not None:
-                record.unfinished += 1
-                self._scheduler.actions.follow(record, dependency)
-        return record.unfinished > 0
+    def remote(self, record: TaskRecord) -> list[asyncio.Future[Any]]:
+        """Return the dependencies of a task whose values backends hold."""
+        return [dependency for dependency in record.dependencies if held(dependency) is not None]
 
     def close(self) -> None:
         """The engine ends: no value comes any more."""
@@ -420,8 +374,7 @@ class PushDown:
         record = dependency._node
         return (
             isinstance(record, TaskRecord)
-            and record.scheduler is self._scheduler
-            and record.backend is backend
+            and getattr(record, "backend", None) is backend  # unset until one has been chosen
             and record.life.future is FutureState.PENDING
             and record.life.work in _WITH_BACKEND
             and not (sent and record.life.work is WorkState.READY)

@@ -11,7 +11,7 @@ import contextvars
 from collections.abc import Callable, Mapping, Set
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from rhapsody.aio import on_loop
 from rhapsody.engine import states
@@ -46,12 +46,15 @@ _WORK_STATES = {
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
+NOT_DESCRIBED: TaskDescription = cast("TaskDescription", {})
+"""Description of a task without an attempt. Never changed; test whether a description is true."""
 
-class Canceller(Protocol):
-    """Who a task belongs to: its engine's scheduler."""
+
+class Owner(Protocol):
+    """Scheduler of a task."""
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
-        """Cancels a task; on the loop."""
+        """Cancel a task; on the loop."""
 
 
 class Extra:
@@ -142,7 +145,7 @@ class TaskRecord:
 
     def __init__(
         self,
-        scheduler: Canceller,
+        scheduler: Owner,
         task: TaskFunction[Any, Any],
         future: TaskFuture[Any],
         number: int,
@@ -150,7 +153,7 @@ class TaskRecord:
         kwargs: dict[str, Any] | None,
         specific: Mapping[str, Any] | None,
     ) -> None:
-        self.scheduler: Canceller = scheduler
+        self.scheduler: Owner = scheduler
         self.task: TaskFunction[Any, Any] = task
         self.future: TaskFuture[Any] = future
         self.number: int = number
@@ -168,8 +171,8 @@ class TaskRecord:
         self.native: str | None = None  # the backend's word for the last state, for events
         self.dependencies: tuple[asyncio.Future[Any], ...] = ()
         self.dependents: dict[TaskRecord, None] | None = None
-        self.description: TaskDescription | None = None
-        self.backend: BackendHandle | None = None
+        self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
+        self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: TaskRecord | None = None
         self.found: ArgumentScan | None = None  # futures and files in the arguments
         self.extra: Extra | None = None  # there where it has files
@@ -215,7 +218,7 @@ class TaskRecord:
         """The next attempt is described from the beginning."""
         self.stage = 0
         self.started = None
-        self.description = None
+        self.description = NOT_DESCRIBED
         if self.extra is not None and self.extra.elsewhere is not None:
             self.future._outcome = None  # this backend may keep less than the one before
 
@@ -246,7 +249,7 @@ class TaskRecord:
 
     def describe(self) -> Mapping[str, Any]:
         """The description of the attempt, or of the call before the first one."""
-        if self.description is not None:
+        if self.description:
             return MappingProxyType(self.description)
         return {
             "uid": self.future.uid,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from rhapsody.aio import settable
 from rhapsody.backends.base import BaseExecutionBackend
-from rhapsody.engine.attempts import Attempts
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.blocks import Blocks, enclosing_block
@@ -21,15 +20,15 @@ from rhapsody.engine.error_notes import annotate, leave_error
 from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
 from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.options import EngineOptions
-from rhapsody.engine.outcomes import Outcomes
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.results import Results
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.submission import Submission, current_directory
 from rhapsody.engine.task_builder import TaskBuilder
-from rhapsody.engine.timers import Clock, LoopClock, Timer, Timers
+from rhapsody.engine.timers import Clock, LoopClock, Timers
 from rhapsody.errors import (
     BackendError,
     DependencyFailureError,
@@ -40,12 +39,14 @@ from rhapsody.errors import (
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine, Recorded
 from rhapsody.staging.files import Stager
+from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
 class Runtime:
-    """The parts of one engine, and what the scheduler asks of them (`engine.actions.Actions`).
+    """The parts of one engine, and what the scheduler asks of them (`scheduler.Actions`).
 
     Made on the engine's loop, and used there.
 
@@ -78,13 +79,6 @@ class Runtime:
         self._default: Dispatcher
         self._options = options
 
-        scheduler: Scheduler = Scheduler(
-            Attempts(options.retries, options.lost_retries), options.max_failures
-        )
-        self.scheduler: Scheduler = scheduler
-        scheduler.observed = bool(hooks.task_events)
-        scheduler.recording = bool(hooks.record_results)
-        scheduler.limited = options.max_pending is not None
         background = Background(self.crashed, context)
         self.background: Background = background
         clock: Clock = options.clock or LoopClock(background.loop)
@@ -94,6 +88,29 @@ class Runtime:
         self.held_back: bool = False
         self.failures: Failures | None = Failures(uid) if options.keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
+        recording = bool(hooks.record_results)
+        self.results: Results = Results(stager, recording=recording)
+        self.pushdown: PushDown = PushDown(
+            background,
+            self.backends,
+            plain=options.retries is None and options.timeout is None and hooks.push_down,
+            wanted=options.push_down,
+            value_lost=self.value_lost,
+        )
+        scheduler = Scheduler(
+            self,
+            self.timers,
+            self.results,
+            self.observation,
+            self.pushdown,
+            retries=options.retries,
+            lost_retries=options.lost_retries,
+            max_failures=options.max_failures,
+            observed=bool(hooks.task_events),
+            recording=recording,
+            limited=options.max_pending is not None,
+        )
+        self.scheduler: Scheduler = scheduler
         self.calls: Submission = Submission(
             uid,
             background.loop,
@@ -104,14 +121,6 @@ class Runtime:
             results_dir=stager.results.directory,
             discard=stager.discard,
             keep=options.dry_run,
-        )
-        self.pushdown: PushDown = PushDown(
-            scheduler,
-            background,
-            self.backends,
-            plain=options.retries is None and options.timeout is None and hooks.push_down,
-            wanted=options.push_down,
-            unseen=self.tally.watch,
         )
         self.recording: Memoization = Memoization(
             scheduler,
@@ -141,9 +150,10 @@ class Runtime:
             implicit_data=options.implicit_data,
             quiet=quiet,
         )
-        self.updates: Callbacks = Callbacks(uid, scheduler, background, self.crashed)
+        self.updates: Callbacks = Callbacks(
+            uid, scheduler, background, self.observation, self.crashed
+        )
         self.blocks: Blocks = Blocks(scheduler, background, self.preparation.values)
-        self.outcomes: Outcomes = Outcomes(stager, recording=scheduler.recording)
         self.saving: StageOut = StageOut(
             scheduler,
             background,
@@ -153,16 +163,6 @@ class Runtime:
             self.calls,
         )
 
-        # What the scheduler asks for, of those who do it.
-        self.after: Callable[[float, Callable[[], object]], Timer] = self.timers.after
-        self.outcome: Callable[..., tuple[Any, Any]] = self.outcomes.read
-        self.keep: Callable[..., None] = self.outcomes.keep
-        self.leave: Callable[[TaskRecord], None] = self.outcomes.leave
-        self.ended_by_itself: Callable[..., tuple[Any, Any]] = self.services.ended_by_itself
-        self.record: Callable[[TaskRecord, Any], None] = self.saving.record
-        self.publish: Callable[..., None] = self.observation.add
-        scheduler.connect(self, self.pushdown)
-
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
         """Takes in a started backend; the first one is the default."""
         attached = self.backends[name] = BackendHandle(backend, name)
@@ -171,7 +171,6 @@ class Runtime:
             self.scheduler,
             self.preparation,
             self.updates,
-            self.pushdown,
             self.background,
             max_pending=self._options.max_pending,
             submit_timeout=self._options.submit_timeout,
@@ -200,7 +199,6 @@ class Runtime:
         self.lanes[backend.name].resume(record)
 
     def _resume_own(self, record: TaskRecord) -> None:
-        assert record.backend is not None
         self.resume(record, record.backend)
 
     def _found(self, record: TaskRecord, recorded: Recorded) -> None:
@@ -212,34 +210,30 @@ class Runtime:
             self.blocks.start(record)
 
     def stop(self, record: TaskRecord) -> None:
-        """Asks for the work of a task to be stopped."""
+        """Ask for the work of a task to be stopped."""
         if record.task.prefix == "block":
             self.blocks.stop(record)
-        elif record.backend is not None:
+        else:
             self.lanes[record.backend.name].cancel(record)
 
     def room(self, record: TaskRecord) -> None:
-        """The backend that had this task has room for another task."""
-        assert record.backend is not None
+        """Use the free slot of the backend that had this task."""
         self.lanes[record.backend.name].wake()
 
     def follow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Has the scheduler told when a future is done that is not the engine's."""
+        """Call `Scheduler.foreign_done` once a future that is not the engine's is done."""
         dependency.add_done_callback(_Follower(self, record))
 
     def unfollow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Takes `follow` back."""
+        """Undo `follow`."""
         dependency.remove_done_callback(_Follower(self, record))
 
-    def succeed(self, record: TaskRecord, value: Any) -> None:
-        """Gives a future its result."""
-        if not record.future.done():
-            record.future.set_result(value)
-        else:
-            self.services.ready_again(record, value)
+    def record(self, record: TaskRecord, value: Any) -> None:
+        """Save the files of a result and record it."""
+        self.saving.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
-        """Gives a future its exception, and keeps account of it."""
+        """Set a future's exception with its note, and take account of it."""
         error = settable(error, f"task {record.task.name!r}")
         if not is_a(error, DependencyFailureError):
             annotate(record, error)
@@ -250,18 +244,31 @@ class Runtime:
             record.future.fail(error)
             self.tally.watch(record.future)
             self.held_back |= is_a(error, InsufficientWalltimeError)
-        else:
-            self.services.failed(record, error)
         if self.failures is not None:
             self.failures.add(record, error)
         return error
 
     def cancel(self, record: TaskRecord, msg: Any) -> None:
-        """Cancels a future."""
-        if not record.future.done():
-            record.future.set_cancelled(msg)
-        else:
-            self.services.cancelled(record)
+        """Cancel a future."""
+        record.future.set_cancelled(msg)
+
+    def service_ended(
+        self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
+    ) -> tuple[TasksMainStates, BaseException | None]:
+        """Start a service again that has ended although it was not stopped, if it says so."""
+        return self.services.ended(record, main, report)
+
+    def service_settled(
+        self, record: TaskRecord, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        """Let tasks go on that wait for a service that was started again."""
+        self.services.settled(record, value, error)
+
+    def value_lost(self, future: TaskFuture[Any], error: BaseException) -> None:
+        """Fail a future whose value its backend has lost."""
+        self.scheduler.value_lost()
+        future.fail(error)
+        self.tally.watch(future)
 
     # Faults of our own.
 
@@ -279,15 +286,15 @@ class Runtime:
 
     async def all_settled(self) -> None:
         """Waits until no future is pending; those of calls made meanwhile count."""
-        graph = self.scheduler.graph
-        while pending := graph.pending():
+        scheduler = self.scheduler
+        while pending := scheduler.pending():
             done = self.background.loop.create_future()
             tell: Callable[[], object] = partial(_set, done)
-            join = graph.when_settled(pending, tell)
+            join = scheduler.when_settled(pending, tell)
             try:
                 await done
             finally:
-                graph.forget(join)
+                scheduler.forget(join)
 
 
 class _Follower:
@@ -301,7 +308,7 @@ class _Follower:
 
     def __call__(self, dependency: asyncio.Future[Any]) -> None:
         shell = self._shell
-        tell = partial(shell.scheduler.graph.foreign_done, self._node, dependency)
+        tell = partial(shell.scheduler.foreign_done, self._node, dependency)
         shell.background.guarded(tell)
 
     def __eq__(self, other: object) -> bool:

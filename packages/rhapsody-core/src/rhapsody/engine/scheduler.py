@@ -1,155 +1,311 @@
-"""What is decided about tasks: the one place that moves them through the table of their lives.
+"""Task scheduler: the only code that changes the state of a task.
 
-Events come in as calls: a task was called, a backend has ended an attempt, a deadline is over.
-The scheduler counts, gives slots and named limits back, tries again, and tells what depends on a
-task. It knows no event loop, no backend's library and no file: what is to be done it asks of
-`Actions`, by direct calls. Tests give it a stub, and run it without any of them.
+Events come in as method calls: a task was called, a backend ended an attempt, a deadline passed.
+Each event picks a transition. The table of `rhapsody.engine.states` has the state that follows,
+and `ROWS` at the end of this module adds the handler that carries out the effects. A transition
+without a row is an error of the engine and raises `IllegalTransitionError`. Where an event may come
+too late, because users cancel at any time and a backend may report twice, the event checks for a
+row first.
+
+The scheduler uses no event loop, no backend library and no file. It requests work outside it from
+`Actions` by direct calls; tests replace that by a stub and run the scheduler alone.
+
+Chains of tasks may be a hundred thousand long, so whatever spreads from task to task goes through
+a `SerialQueue` instead of recursion.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final, Generic, Protocol, TypeVar
 
+from rhapsody.backends.base import ReferenceLostError
 from rhapsody.engine import error_messages
-from rhapsody.engine.actions import Actions, HeldValues
-from rhapsody.engine.attempts import LOST, NOT_COUNTED, Attempts, fallback
 from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.graph import Graph, SerialQueue
+from rhapsody.engine.events import Observation
 from rhapsody.engine.limits import Limits
-from rhapsody.engine.record import Extra, TaskRecord
+from rhapsody.engine.pushdown import PushDown
+from rhapsody.engine.record import NOT_DESCRIBED, Extra, TaskRecord
+from rhapsody.engine.results import Results
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
     OVER,
     READY,
-    SUBMITTED,
-    SUBMITTING,
+    SITUATIONS,
     FutureState,
+    TaskState,
     Transition,
     WorkState,
 )
-from rhapsody.errors import DependencyFailureError, is_a
+from rhapsody.engine.timers import Timers
+from rhapsody.errors import (
+    BackendUnavailableError,
+    DependencyFailureError,
+    InsufficientWalltimeError,
+    TaskLostError,
+    blame,
+    is_a,
+)
 from rhapsody.plugins.specs import Stats
+from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskFuture
+
+T = TypeVar("T")
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
-PENDING, CANCELING, ENDED_WELL, REVEAL = (
-    FutureState.PENDING,
-    WorkState.CANCELING,
-    Transition.DONE,
-    Transition.REVEAL,
-)
 
-STOPPING = 30.0
+STOPPING: Final = 30.0
 """Seconds that a future waits for work over its time to stop: longer than a program's grace."""
+
+LOST = (TaskLostError, BackendUnavailableError)
+"""Errors caused by the infrastructure, for which `lost_retries` counts instead of `retries`."""
+
+NOT_COUNTED = (DependencyFailureError, InsufficientWalltimeError)
+"""Errors of tasks that did not run: they count neither for `max_failures` nor as retried."""
+
+
+class IllegalTransitionError(RuntimeError):
+    """The engine tried to move a task in a way that the table does not have."""
+
+    def __init__(self, record: TaskRecord, transition: Transition) -> None:
+        super().__init__(
+            f"{record.named()}, attempt {record.attempt}: no transition {transition!s} from "
+            f"{record.life}"
+        )
+
+
+class Actions(Protocol):
+    """Interface of everything that the scheduler requests, always on the engine's loop."""
+
+    def route(self, record: TaskRecord) -> None:
+        """Queue a ready task for its backend."""
+
+    def start_block(self, record: TaskRecord) -> None:
+        """Run a block whose dependencies have ended."""
+
+    def stop(self, record: TaskRecord) -> None:
+        """Ask for the work of a task in the state CANCELING to be stopped."""
+
+    def room(self, record: TaskRecord) -> None:
+        """Use the free slot of the backend that had this task."""
+
+    def follow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        """Call `Scheduler.foreign_done` once a future that is not the engine's is done."""
+
+    def unfollow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        """Undo `follow`."""
+
+    def record(self, record: TaskRecord, value: Any) -> None:
+        """Save the files of a result and record it, then call `Scheduler.reveal` or `fail`."""
+
+    def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
+        """Set the exception of a pending future and return it as it was set."""
+
+    def cancel(self, record: TaskRecord, msg: Any) -> None:
+        """Cancel a pending future."""
+
+    def service_ended(
+        self, record: TaskRecord, main: TasksMainStates, report: Any
+    ) -> tuple[TasksMainStates, BaseException | None]:
+        """Handle the end of a ready service that was not stopped.
+
+        Returns the state and the error to publish.
+        """
+
+    def service_settled(
+        self, record: TaskRecord, value: Any = None, error: BaseException | None = None
+    ) -> None:
+        """Handle the outcome of a service that was started again; its future is done already.
+
+        It is ready with `value`, or has failed with `error`, which may be a cancellation.
+        """
+
+
+class SerialQueue(Generic[T]):
+    """Queue that handles one item after the other, also those that are put meanwhile.
+
+    Args:
+        handle: Called with each item.
+    """
+
+    def __init__(self, handle: Callable[[T], object]) -> None:
+        self._handle = handle
+        self._items: deque[T] = deque()
+        self._handling = False
+
+    def put(self, item: T) -> None:
+        """Handle an item after those before it."""
+        self._items.append(item)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._items:
+                self._handle(self._items.popleft())
+        finally:
+            self._handling = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Handle the items that are put meanwhile only at the end."""
+        outer, self._handling = self._handling, True
+        try:
+            yield
+        finally:
+            self._handling = outer
+            if self._items and not outer:
+                self.put(self._items.pop())
 
 
 class Scheduler:
-    """All unfinished tasks and blocks of one engine, and what becomes of them.
+    """Scheduler of the unfinished tasks and blocks of one engine.
 
     Args:
-        attempts: Says whether a failed one is followed by another.
-        max_failures: After how many failures all that is unfinished is cancelled.
-
-    Attributes:
-        actions: What it asks things of; set before the first event.
-        held: Values that stay with backends.
+        actions: Carries out what is decided.
+        timers: Deadlines and waits.
+        results: Reads the reports of attempts that have ended.
+        observation: Publishes states, if `observed`.
+        pushdown: Values that stay with backends, and tasks that are sent there early.
+        retries: Policies of tasks without their own; the first that covers an error counts it.
+        lost_retries: Number of retries after losses for tasks without their own.
+        max_failures: Number of failures after which all unfinished tasks are cancelled.
         observed: Whether states are published.
         recording: Whether results are recorded.
-        limited: Whether backends have at most so many tasks at once.
-        closing: The engine ends: no task is tried again.
-        interrupted: It ends by a signal: futures are left for `abandon`.
-        graph: What has not ended, and what waits for what.
-        inflight: What backends have, by the uids of the attempts.
-        failures_left: How many more failures there may be; `None` where they are not limited.
+        limited: Whether `max_pending` limits the tasks of each backend.
+
+    Attributes:
+        closing: The engine is shutting down: no task is tried again.
+        interrupted: It is shutting down because of a signal: futures are left for `abandon`.
+        live: The tasks that have not ended.
+        inflight: The tasks that backends have, by the uids of the attempts.
+        failures_left: How many more failures there may be; `None` for any number.
     """
 
-    def __init__(self, attempts: Attempts, max_failures: int | None = None) -> None:
-        self.actions: Actions
-        self.held: HeldValues
-        self.graph: Graph = Graph(self)
-        self.observed: bool = False
-        self.recording: bool = False
-        self.limited: bool = False
+    def __init__(
+        self,
+        actions: Actions,
+        timers: Timers,
+        results: Results,
+        observation: Observation,
+        pushdown: PushDown,
+        *,
+        retries: Sequence[RetryPolicy] | None,
+        lost_retries: int,
+        max_failures: int | None = None,
+        observed: bool = False,
+        recording: bool = False,
+        limited: bool = False,
+    ) -> None:
+        self._actions = actions
+        self._timers = timers
+        self._results = results
+        self._observation = observation
+        self._pushdown = pushdown
+        self._retries: Sequence[RetryPolicy] = retries or (RetryPolicy(attempts=0),)
+        self._lost_retries = lost_retries
+        self.failures_left: int | None = max_failures
+        self.observed: bool = observed
+        self.recording: bool = recording
+        self._limited = limited
         self.closing: bool = False
         self.interrupted: bool = False
         self.stats: Stats = Stats()
         self.limits: Limits = Limits()
+        self.live: set[TaskRecord] = set()
         self.inflight: dict[str, TaskRecord] = {}
-        self._attempts = attempts
-        self.failures_left: int | None = max_failures
+        self._joins: list[tuple[set[TaskRecord], Callable[[], object]]] = []
         self._cancelled = SerialQueue(self._stop_cancelled)
+        self._settled = SerialQueue(self._notify_dependents)
 
-    def connect(self, actions: Actions, held: HeldValues) -> None:
-        """Says who does what the scheduler asks for; before the first event."""
-        self.actions = self.graph.actions = actions
-        self.held = self.graph.held = held
+    def _move(self, record: TaskRecord, transition: Transition, argument: Any = None) -> None:
+        """Move a task along a row of the table and call the row's handler.
+
+        Raises:
+            IllegalTransitionError: There is no such row.
+        """
+        row = ROWS[record.life].get(transition)
+        if row is None:
+            raise IllegalTransitionError(record, transition)
+        record.life, handler = row
+        handler(self, record, argument)
+
+    # From the call to the backend.
 
     def add(self, record: TaskRecord, parent: TaskRecord | None) -> None:
-        """A task or block was called, with the dependencies it has, perhaps inside a block."""
-        self.graph.live.add(record)
+        """Take in a task or block that was called, perhaps inside the block `parent`."""
+        self.live.add(record)
         if parent is not None:
             record.parent = parent
             parent.more().children[record] = None
         self.stats.tasks += 1
         if self.observed:
-            self.actions.publish(record, TasksMainStates.PENDING)
+            self._observation.publish(record, TasksMainStates.PENDING)
         if record.dependencies:
-            self.graph.link(record)
-        elif record.task.prefix == "task":
-            record.life = READY
-            self.actions.route(record)
+            self._link(record)
         else:
-            self.begin(record)
-
-    def begin(self, record: TaskRecord) -> None:
-        """The dependencies of a task have ended well, and it has all of their values."""
-        record.step(Transition.RESOLVE)
-        if record.task.prefix == "task":
-            self.actions.route(record)
-        else:
-            self.actions.start_block(record)
+            record.life, handler = ROWS[record.life][Transition.RESOLVE]
+            handler(self, record, None)
 
     def start_again(self, record: TaskRecord) -> None:
-        """A service has ended by itself, and a task takes its place that nobody has called."""
-        self.graph.live.add(record)
+        """Take in the record that replaces a service that has ended."""
+        self.live.add(record)
         self.stats.retried += 1
-        self.begin(record)
+        self._move(record, Transition.RESOLVE)
 
-    def push(self, record: TaskRecord) -> None:
-        """A task goes to its backend before its dependencies have ended."""
+    def resume(self, record: TaskRecord) -> None:
+        """Continue with a ready task or block that had to wait for a service or a limit."""
+        if record.task.prefix == "task":
+            self._actions.route(record)
+        else:
+            self._actions.start_block(record)
+
+    def _on_resolve(self, record: TaskRecord, _: None) -> None:
+        self.resume(record)
+
+    def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Push down dependents of a task that is in the next batch for its backend."""
+        for dependent in self._pushdown.followers(record, backend):
+            self._push(dependent)
+
+    def _push(self, record: TaskRecord) -> None:
+        """Send a task to its backend before its dependencies have ended."""
         record.pushed = True
-        self.begin(record)
+        self._move(record, Transition.RESOLVE)
 
     def submit(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> list[TaskRecord]:
-        """A batch is about to be handed to its backend; gives what was not cancelled meanwhile."""
-        inflight, submitted = self.inflight, []
-        for record in batch:
-            if record.life is not READY:
-                continue
-            record.life = SUBMITTING
-            submitted.append(record)
-            inflight[record.uid] = record
-            record.future._backend = backend.name
-            if not record.task.settings.service:
-                backend.occupied += 1
-            if self.observed:
-                self.actions.publish(record, TasksMainStates.SUBMITTED)
+        """Mark a batch as being handed over; return it without the tasks cancelled meanwhile."""
+        submitted = [record for record in batch if record.life is READY]
+        for record in submitted:
+            record.life, handler = ROWS[READY][Transition.SUBMIT]
+            handler(self, record, backend)
         return submitted
 
+    def _on_submit(self, record: TaskRecord, backend: BackendHandle) -> None:
+        self.inflight[record.uid] = record
+        record.future._backend = backend.name
+        if not record.task.settings.service:
+            backend.occupied += 1
+        if self.observed:
+            self._observation.publish(record, TasksMainStates.SUBMITTED)
+
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
-        """The backend has taken a batch."""
-        reports_running = backend.capabilities.reports_running
+        """Mark a batch as taken by its backend."""
         for record in batch:
-            if record.life is SUBMITTING:
-                record.life = SUBMITTED
-                if not reports_running:
-                    self._started(record)
+            if (row := ROWS[record.life].get(Transition.ACCEPT)) is not None:
+                record.life, handler = row
+                handler(self, record, backend)
+
+    def _on_accept(self, record: TaskRecord, backend: BackendHandle) -> None:
+        if not backend.capabilities.reports_running:
+            self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
-        """The backend has not taken a task of the batch; one that it runs already it has."""
+        """Handle a task of a batch that the backend has not taken; not one that it runs already."""
         if record.life.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
             return
         self._free(record)
@@ -157,10 +313,10 @@ class Scheduler:
             verdict = record.extra.verdict if record.extra is not None else None
             self._attempt_failed(record, verdict or error)
         else:
-            self._stopped(record)
+            self._move(record, Transition.STOPPED)
 
     def refuse(self, record: TaskRecord, error: BaseException) -> None:
-        """A task that is ready cannot be handed to a backend."""
+        """Handle a ready task that cannot be handed to a backend."""
         if record.life.work is not WorkState.READY:
             return  # cancelled meanwhile
         if is_a(error, asyncio.CancelledError):
@@ -168,355 +324,660 @@ class Scheduler:
         else:
             self._give_up(record, error)
 
-    # What backends and blocks say.
+    # Reports of backends and blocks.
 
     def run(self, record: TaskRecord) -> bool:
-        """An attempt or block runs; `False` where that is no news."""
-        if (after := record.life.after.get(Transition.RUN)) is None:
+        """Mark an attempt or block as running; return `False` if it was already, or has ended."""
+        row = ROWS[record.life].get(Transition.RUN)
+        if row is None:
             return False
-        record.life = after
-        if self.observed:
-            self.actions.publish(record, TasksMainStates.RUNNING)
-        if record.task.prefix == "task":
-            self._started(record)
+        record.life, handler = row
+        handler(self, record, None)
         return True
 
-    def _started(self, record: TaskRecord) -> None:
-        """An attempt runs, as far as is known: its time counts from now."""
+    def _on_run(self, record: TaskRecord, _: None) -> None:
+        if self.observed:
+            self._observation.publish(record, TasksMainStates.RUNNING)
+        if record.task.prefix == "task":
+            self._start_clock(record)
+
+    def _start_clock(self, record: TaskRecord) -> None:
+        """Let the time of an attempt count from now."""
         if record.extra is not None and record.extra.timer is not None:
-            self._disarm(record)  # of one that was taken to run from its acceptance on
-        assert record.description is not None
+            self._disarm(record)  # it counted from the acceptance of the task
         settings = record.task.settings
         limit = settings.ready_timeout if settings.service else record.description.get("timeout")
         if limit is not None:
-            record.more().timer = self.actions.after(limit, partial(self._over_time, record, limit))
+            over = partial(self._over_time, record, limit)
+            record.more().timer = self._timers.after(limit, over)
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
-        """A service is ready, in the attempt of this uid."""
-        if record.uid != uid or not record.step(Transition.SERVE):
+        """Mark a service as ready in the attempt of this uid."""
+        if record.uid == uid and Transition.SERVE in record.life.after:
+            self._move(record, Transition.SERVE, information)
+        else:
             self.stats.late += 1
-            return
+
+    def _on_serve(self, record: TaskRecord, information: Any) -> None:
         self._disarm(record)
-        self.stats.done += 1
-        self.actions.succeed(record, information)
+        self._succeed(record, information)
         self._settle(record)
 
-    def end(self, record: TaskRecord, main: TasksMainStates, report: Any) -> None:
-        """A backend has ended an attempt, in one of the three ways."""
+    def end(self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]) -> None:
+        """Handle the end of an attempt, in one of the three canonical ways."""
         self._free(record)
-        if record.pushed and main is FAILED and self.held.take_back(record, report):
+        if record.pushed and main is FAILED and self._returned(record, report):
             return
         if self.interrupted:
             return  # its future is settled when everything has stopped
-        actions, life = self.actions, record.life
-        if life.future is not PENDING:
+        if record.life.future is not FutureState.PENDING:
             self._end_of_settled(record, main, report)
-        elif life.work is CANCELING:
+        elif record.life.work is WorkState.CANCELING:
+            self._results.keep(record, report, succeeded=False)
             verdict = record.more().verdict
-            assert verdict is not None
-            actions.keep(record, report, succeeded=False)
-            self._attempt_failed(record, verdict)
+            self._attempt_failed(record, verdict or error_messages.of_attempt(record, report))
         elif main is CANCELED:
-            actions.keep(record, report, succeeded=True)
-            self._stopped(record, why=error_messages.cancelled_elsewhere(record))
-        elif main is DONE and "held" in report and self.held.hold(record, report):
-            self._hold(record)
+            self._results.keep(record, report, succeeded=True)
+            self._move(record, Transition.STOPPED, error_messages.cancelled_elsewhere(record))
+        elif main is DONE and "held" in report and self._pushdown.hold(record, report):
+            self._move(record, Transition.HOLD)
         else:
-            value, error = actions.outcome(record, main, report)
-            if error is not None:
-                self._attempt_failed(record, error)
-                del error  # this frame is behind that of its traceback
-                return
-            record.life = life.after[ENDED_WELL]
-            saves = record.extra is not None and record.targets()
-            if saves or (self.recording and record.task.settings.cache):
-                actions.record(record, value)
+            value, error = self._results.read(record, main, report)
+            if error is None:
+                record.life, handler = ROWS[record.life][Transition.DONE]
+                handler(self, record, value)
             else:
-                record.life = record.life.after[REVEAL]
-                self._show(record, value)
-
-    def _end_of_settled(self, record: TaskRecord, main: TasksMainStates, report: Any) -> None:
-        state, error = CANCELED, None
-        if record.life.work is WorkState.SERVING and main is not CANCELED:
-            state, error = self.actions.ended_by_itself(record, main, report)
-        elif main is DONE and record.life.future is not FutureState.DONE:
-            self.stats.late += 1  # the result of a cancelled task
-        self.actions.keep(record, report, succeeded=record.life.future is not FutureState.FAILED)
-        self._stopped(record, state, error)
-
-    def _hold(self, record: TaskRecord) -> None:
-        """The task is done, and its value stays with the backend."""
-        record.step(Transition.DONE)
-        self.stats.done += 1
-        if self.observed:
-            self.actions.publish(record, DONE)
-        self._settle(record)
-
-    def value_lost(self) -> None:
-        """A value that stayed with its backend is lost: its task has failed after all."""
-        self.stats.done -= 1
-        self.stats.failed += 1
+                self._attempt_failed(record, error)
+                del error  # this frame is in its traceback
 
     def end_block(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
-        """A block has ended."""
+        """Handle the end of a block."""
         if record.life.work is WorkState.LOST:
             return
         if record.life.future is not FutureState.PENDING or is_a(error, asyncio.CancelledError):
-            self._stopped(record)  # where it was cancelled before, what it says now is not seen
+            self._move(record, Transition.STOPPED)
         elif error is not None:
-            self.fail(record, error)
+            self._move(record, Transition.FAIL, error)
         else:
-            record.step(Transition.DONE)
-            self.reveal(record, value)
+            self._move(record, Transition.DONE, value)
+
+    def _on_done(self, record: TaskRecord, value: Any) -> None:
+        saves = record.extra is not None and record.targets()
+        records = self.recording and record.task.settings.cache and record.task.prefix == "task"
+        if saves or records:
+            self._actions.record(record, value)
+        else:
+            record.life, handler = ROWS[record.life][Transition.REVEAL]
+            handler(self, record, value)
+
+    def recorded(self, record: TaskRecord, value: Any) -> None:
+        """Use a result that a plugin had for a ready task, which does not run."""
+        if record.life is READY:
+            self.stats.recorded += 1
+            record.native = "reused"
+            self._move(record, Transition.SUBSTITUTE, value)
+
+    def reveal(self, record: TaskRecord, value: Any) -> None:
+        """Set the result of a task that has ended, unless it was cancelled meanwhile."""
+        if Transition.REVEAL in record.life.after:
+            self._move(record, Transition.REVEAL, value)
+
+    def _on_reveal(self, record: TaskRecord, value: Any) -> None:
+        self._succeed(record, value)
+        if self.observed:
+            self._observation.publish(record, DONE)
+        self._settle(record)
+
+    def _on_substitute(self, record: TaskRecord, value: Any) -> None:
+        self._move(record, Transition.REVEAL, value)
+
+    def _succeed(self, record: TaskRecord, value: Any) -> None:
+        """Set the result of a future."""
+        if record.future.done():
+            self._actions.service_settled(record, value)
+        else:
+            self.stats.done += 1
+            record.future.set_result(value)
+
+    def _on_hold(self, record: TaskRecord, _: None) -> None:
+        """The task is done and its value stays with the backend."""
+        self.stats.done += 1
+        if self.observed:
+            self._observation.publish(record, DONE)
+        self._settle(record)
+
+    def value_lost(self) -> None:
+        """Count a task as failed after all, because the value that its backend kept is lost."""
+        self.stats.done -= 1
+        self.stats.failed += 1
 
     def _free(self, record: TaskRecord) -> None:
-        """A backend has nothing to do with an attempt any more: frees what it held."""
+        """Release what an attempt occupied that a backend no longer has."""
         if self.inflight.pop(record.uid, None) is None:
             return
         if not record.task.settings.service:
-            assert record.backend is not None
             record.backend.occupied -= 1
-            if self.limited:
-                self.actions.room(record)
+            if self._limited:
+                self._actions.room(record)
         if record.extra is not None:
             self._release(record, record.extra)
 
     def _release(self, record: TaskRecord, extra: Extra) -> None:
-        """Takes back a deadline, and gives back places under named limits."""
+        """Cancel a deadline and give back places under named limits."""
         if extra.timer is not None:
             self._disarm(record)
         if extra.limits:
             for other in self.limits.give_back(record):
-                self.actions.route(other)
+                self._actions.route(other)
 
     def _disarm(self, record: TaskRecord) -> None:
         if record.extra is not None and record.extra.timer is not None:
             record.extra.timer.cancel()
             record.extra.timer = None
 
-    def recorded(self, record: TaskRecord, value: Any) -> None:
-        """A plugin had the result of a task that is ready: it does not run."""
-        if record.life is READY:
-            self.stats.recorded += 1
-            record.native = "reused"
-            record.step(Transition.DONE)
-            self.reveal(record, value)
-
-    def reveal(self, record: TaskRecord, value: Any) -> None:
-        """The result may be seen: sets the future, unless it was cancelled meanwhile."""
-        if record.step(Transition.REVEAL):
-            self._show(record, value)
-
-    def _show(self, record: TaskRecord, value: Any) -> None:
-        self.stats.done += 1
-        self.actions.succeed(record, value)
-        if self.observed:
-            self.actions.publish(record, DONE)
-        self._settle(record)
+    # Failures and retries.
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
-        """An attempt failed: another one, or the end."""
+        """Try a task again whose attempt has failed, or give it up."""
         record.more().verdict = None
         if is_a(error, LOST):
             self.stats.lost += 1
-        delay, error = (None, error) if self.closing else self._attempts.next(record, error)
-        if delay is None or not record.step(Transition.RETRY):
+        delay, error = (None, error) if self.closing else self._next_attempt(record, error)
+        if delay is None or Transition.RETRY not in record.life.after:
             self._give_up(record, error)
             return
+        self._move(record, Transition.RETRY)
         self.stats.retried += not is_a(error, NOT_COUNTED)  # one that was held back has not run
         if self.observed:
-            self.actions.publish(record, FAILED, error)
+            self._observation.publish(record, FAILED, error)
+        record.more().timer = self._timers.after(delay, partial(self._again, record))
+
+    def _next_attempt(
+        self, record: TaskRecord, error: BaseException
+    ) -> tuple[float | None, BaseException]:
+        """Count a failed attempt.
+
+        Returns:
+            The seconds until the next attempt, `None` if there is none; and the error to raise
+            then, which is another one if the user's own `wait` failed.
+        """
+        try:
+            return self._retry_delay(record, error), error
+        except (Exception, SystemExit) as mistake:  # the user's own `wait` raised
+            blame(mistake, error, f"`wait` in the retries of {record.named()}")
+            return None, mistake
+
+    def _retry_delay(self, record: TaskRecord, error: BaseException) -> float | None:
+        settings, extra = record.task.settings, record.more()
+        if extra.restarts:  # a service that was ready before
+            extra.restarts += 1
+            return 0.0 if extra.restarts <= settings.restarts else None
+        other = _next_backend(record) if settings.other_backends else None
+        if is_a(error, (*LOST, InsufficientWalltimeError)):  # the latter by a backend with a queue
+            extra.losses += 1
+            most = self._lost_retries if settings.lost_retries is None else settings.lost_retries
+            leaves = other is not None and is_a(
+                error, (BackendUnavailableError, InsufficientWalltimeError)
+            )
+            if extra.losses <= most and not leaves:
+                return 0.0
+        else:
+            policies = settings.retries or self._retries
+            covering = (place for place, each in enumerate(policies) if each.covers(error))
+            place = next(covering, None)
+            if place is None:
+                return None
+            spent = extra.failures.get(place, 0) + 1
+            extra.failures = {**extra.failures, place: spent}
+            if spent <= policies[place].attempts:
+                return policies[place].delay(record.attempt)
+        if other is None:
+            return None
+        extra.elsewhere, extra.failures, extra.losses = other, {}, 0
+        return 0.0
+
+    def _on_retry(self, record: TaskRecord, _: None) -> None:
         record.start_anew()
-        record.more().timer = self.actions.after(delay, partial(self._again, record))
 
     def _again(self, record: TaskRecord) -> None:
-        if record.step(Transition.DUE):
-            record.more().timer = None
-            self.actions.route(record)
+        """The wait before the next attempt is over."""
+        record.more().timer = None
+        self._move(record, Transition.DUE)
 
-    def requeue(self, record: TaskRecord) -> bool:
-        """A task waits once more, as its backend did not have what it needed."""
-        if record.life.future is not FutureState.PENDING or not record.step(Transition.RETRY):
-            return False
-        record.start_anew()
-        return True
-
-    def resume_attempt(self, record: TaskRecord) -> None:
-        """A task that has come back has what it needs now."""
-        if record.step(Transition.DUE):
-            record.pushed = False
-            self.actions.route(record)
+    def _on_due(self, record: TaskRecord, _: None) -> None:
+        self._actions.route(record)
 
     def _give_up(self, record: TaskRecord, error: BaseException) -> None:
-        """No attempt is left: the fallback, or failure."""
+        """No attempt is left: use the fallback, or fail."""
         value, error = self._fallback(record, error)
-        if value is not NO_FALLBACK and record.step(Transition.FALL_BACK):
-            self.reveal(record, value)
+        if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.life.after:
+            self._move(record, Transition.SUBSTITUTE, value)
         else:
             self.fail(record, error)
 
     def _fallback(self, record: TaskRecord, error: BaseException) -> tuple[Any, BaseException]:
-        return (NO_FALLBACK, error) if self.closing else fallback(record, error)
+        """Evaluate the fallback of a task that has failed for good.
+
+        Returns:
+            Its value, or `NO_FALLBACK`; and the error to raise in that case, which is another one
+            if the user's own fallback failed.
+        """
+        given = record.task.settings.fallback
+        if given is NO_FALLBACK or self.closing:
+            return NO_FALLBACK, error
+        try:
+            return given(error) if callable(given) else given, error
+        except (Exception, SystemExit) as mistake:  # the user's own fallback raised
+            blame(mistake, error, f"the fallback of {record.named()}")
+            return NO_FALLBACK, mistake
 
     def fail(self, record: TaskRecord, error: BaseException) -> None:
-        """The task has failed for good."""
-        if not record.step(Transition.FAIL):
+        """Fail a task for good, unless it has been settled meanwhile."""
+        if record.life.future is FutureState.PENDING and Transition.FAIL in record.life.after:
+            self._move(record, Transition.FAIL, error)
+        else:
             self.stats.late += 1
-            return
-        if record.life.future is FutureState.FAILED:
-            self._failed(record, error)
+
+    def _on_fail(self, record: TaskRecord, error: BaseException) -> None:
+        self._failed(record, error)
         self._settle(record)
 
     def _failed(self, record: TaskRecord, error: BaseException) -> None:
-        self.stats.failed += 1
-        if is_a(error, DependencyFailureError):
-            self.stats.skipped += 1
-        error = self.actions.fail(record, error)
+        """Set the exception of a future and count the failure."""
+        started_again = record.future.done()
+        error = self._actions.fail(record, error)
+        if started_again:
+            self._actions.service_settled(record, error=error)
+        else:
+            self.stats.failed += 1
+            self.stats.skipped += is_a(error, DependencyFailureError)
         if self.observed:
-            self.actions.publish(record, FAILED, error)
+            self._observation.publish(record, FAILED, error)
         if self.failures_left is not None and not is_a(error, NOT_COUNTED):
             self.failures_left -= 1
             if self.failures_left <= 0 and not self.closing:
                 self.cancel_all(f"{record.named()} failed, after which all is cancelled")
 
-    # Cancelling, and stopping what runs.
+    # Cancellation, and work that is over its time.
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
-        """Cancels a task and, at once, all that depends on it; `False` where it was too late."""
-        before = record.life
-        if before.work is WorkState.SERVING:
-            record.step(Transition.CANCEL)
-            self.actions.stop(record)
-            return True
-        if before.future is not FutureState.PENDING or not record.step(Transition.CANCEL):
+        """Cancel a task and, at once, its dependents; return `False` if it is too late."""
+        if Transition.CANCEL not in record.life.after:
             return False
-        self._disarm(record)
-        self.stats.cancelled += 1
-        self.actions.cancel(record, msg)
-        stop = record.life.work is WorkState.CANCELING and before.work is not WorkState.CANCELING
-        self._cancelled.put((record, stop))
+        self._move(record, Transition.CANCEL, msg)
         return True
 
+    def _on_cancel(self, record: TaskRecord, msg: Any) -> None:
+        self._disarm(record)
+        self._cancel_future(record, msg)
+        self._cancelled.put((record, False))
+
+    def _on_cancel_work(self, record: TaskRecord, msg: Any) -> None:
+        self._disarm(record)
+        self._cancel_future(record, msg)
+        self._cancelled.put((record, True))
+
+    def _on_cancel_service(self, record: TaskRecord, _: object) -> None:
+        self._actions.stop(record)
+
+    def _cancel_future(self, record: TaskRecord, msg: Any = None) -> None:
+        if record.future.done():
+            self._actions.service_settled(record, error=asyncio.CancelledError())
+        else:
+            self.stats.cancelled += 1
+            self._actions.cancel(record, msg)
+
     def _stop_cancelled(self, cancelled: tuple[TaskRecord, bool]) -> None:
-        """Stops the work of a cancelled task and what a block has started; tells dependents."""
+        """Stop the work of a cancelled task and the children of a block; notify dependents."""
         record, stop = cancelled
         if stop:
-            self.actions.stop(record)
+            self._actions.stop(record)
         if self.observed and record.life.work is WorkState.ENDED:
-            self.actions.publish(record, CANCELED)
+            self._observation.publish(record, CANCELED)
         if record.extra is not None:
             for child in tuple(record.extra.children):
                 child.cancel(None)  # by the engine that it belongs to
         self._settle(record)
 
     def cancel_all(self, msg: Any = None) -> None:
-        """Cancels every unfinished task, services that serve included, all for the same reason."""
+        """Cancel all unfinished tasks and ready services, all for the same reason."""
         with self._cancelled.together():
-            for record in tuple(self.graph.live):
+            for record in tuple(self.live):
                 self.cancel(record, msg)
 
-    def _stopped(
-        self,
-        record: TaskRecord,
-        state: TasksMainStates = CANCELED,
-        error: BaseException | None = None,
-        why: str | None = None,
-    ) -> None:
-        """The work of a settled future has ended, or was cancelled by whomever.
+    def _on_stopped(self, record: TaskRecord, why: str | None) -> None:
+        """The backend has cancelled a task whose future is pending."""
+        self._cancel_future(record, why)
+        if self.observed:
+            self._observation.publish(record, CANCELED)
+        self._settle(record)
 
-        Observers are told `state` and `error`, and who still awaits the future is told `why`.
-        """
-        pending = record.life.future is FutureState.PENDING
-        if not record.step(Transition.STOPPED):
-            self.stats.late += 1
-            return
-        if pending:
-            self.stats.cancelled += 1
-            self.actions.cancel(record, why)
+    def _end_of_settled(
+        self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
+    ) -> None:
+        """Handle the end of work whose future is settled already."""
+        state, error = CANCELED, None
+        if record.life.work is WorkState.SERVING and main is not CANCELED:
+            state, error = self._actions.service_ended(record, main, report)
+        elif main is DONE and record.life.future is not FutureState.DONE:
+            self.stats.late += 1  # the result of a cancelled task
+        succeeded = record.life.future is not FutureState.FAILED
+        self._results.keep(record, report, succeeded=succeeded)
+        self._move(record, Transition.STOPPED, (state, error))
+
+    def _on_end_of_settled(
+        self, record: TaskRecord, ended: tuple[TasksMainStates, BaseException | None] | None
+    ) -> None:
+        state, error = ended or (CANCELED, None)
         future, service = record.life.future, record.task.settings.service
         if service and future is FutureState.DONE and state is CANCELED:
             state = DONE  # it was ready, and the program stopped it
-        told = future is FutureState.FAILED or (future is FutureState.DONE and not service)
-        if self.observed and not told:
-            self.actions.publish(record, state, error)
+        published = future is FutureState.FAILED or (future is FutureState.DONE and not service)
+        if self.observed and not published:
+            self._observation.publish(record, state, error)
         self._settle(record)
 
     def stop_with(self, record: TaskRecord, error: BaseException) -> None:
-        """Fails a pending task with `error`, stopping its work first where it has any."""
-        if record.step(Transition.STOP):
-            self._disarm(record)
-            record.more().verdict = error
-            record.more().timer = self.actions.after(STOPPING, partial(self.cannot_stop, record))
-            self.actions.stop(record)
+        """Fail a pending task with `error`, after stopping its work if there is any."""
+        if Transition.STOP in record.life.after:
+            self._move(record, Transition.STOP, error)
         else:
             self.fail(record, error)
 
+    def _on_stop(self, record: TaskRecord, error: BaseException) -> None:
+        self._disarm(record)
+        record.more().verdict = error
+        record.more().timer = self._timers.after(STOPPING, partial(self.cannot_stop, record))
+        self._actions.stop(record)
+
     def _over_time(self, record: TaskRecord, limit: float) -> None:
-        """A time-out is over: stops the work, or lets go of it where that is impossible."""
-        assert record.backend is not None
+        """Stop work whose timeout is over; if that is impossible, fail its task without it."""
         record.more().timer = None
-        stops = record.backend.capabilities.cancellation(record.task.task_kind) == "running"
-        (self.stop_with if stops else self._let_go)(record, error_messages.over_time(record, limit))
+        error = error_messages.over_time(record, limit)
+        if record.backend.capabilities.cancellation(record.task.task_kind) == "running":
+            self.stop_with(record, error)
+        else:
+            self._let_go(record, error)
 
     def cannot_stop(self, record: TaskRecord) -> None:
-        """The backend refused to stop a task that is CANCELING, or has not for too long."""
+        """Handle work that its backend cannot stop, or has not stopped for too long."""
         verdict = record.extra.verdict if record.extra is not None else None
         if record.life.future is FutureState.PENDING and verdict is not None:
             self._let_go(record, verdict)
 
     def _let_go(self, record: TaskRecord, error: BaseException) -> None:
+        """Settle the future of a task whose work goes on."""
         value, error = self._fallback(record, error_messages.goes_on(record, error))
-        if value is not NO_FALLBACK and record.step(Transition.LET_GO):
-            self._show(record, value)
-        elif record.step(Transition.GIVE_UP):
-            self._failed(record, error)
-            self._settle(record)
-        else:
-            return
-        self.actions.stop(record)  # lets a cooperative function see `current_task().cancelled`
+        if value is not NO_FALLBACK and Transition.LET_GO in record.life.after:
+            self._move(record, Transition.LET_GO, value)
+        elif Transition.GIVE_UP in record.life.after:
+            self._move(record, Transition.GIVE_UP, error)
 
-    # The end of all.
+    def _on_let_go(self, record: TaskRecord, value: Any) -> None:
+        self._on_reveal(record, value)
+        self._actions.stop(record)  # a cooperative function sees `current_task().cancelled`
 
-    def abandon(self) -> None:
-        """The engine ends, and what has not by now is lost; every future is settled."""
-        for record in tuple(self.graph.live):
-            if record.task.prefix == "block":
-                self.actions.stop(record)
-            known = record.uid in self.inflight
-            self._free(record)
-            events = (
-                (Transition.ABANDON,)
-                if known
-                else (Transition.STOPPED, Transition.ABANDON, Transition.CANCEL)
-            )
-            changed = any(record.step(event) for event in events)
-            if not record.future.done():
-                self.stats.cancelled += 1
-                self.actions.cancel(record, None)
-            if changed and self.observed and record.life.future is FutureState.CANCELLED:
-                self.actions.publish(record, CANCELED)
-            self._settle(record)
+    def _on_give_up(self, record: TaskRecord, error: BaseException) -> None:
+        self._on_fail(record, error)
+        self._actions.stop(record)
 
-    def crash(self, failure: Callable[[TaskRecord], BaseException]) -> None:
-        """The engine's own machinery failed: every unfinished future gets the error made for it."""
-        self.closing = True
-        for record in tuple(self.graph.live):
-            if record.future.done():
+    # Dependencies.
+
+    def _own(self, dependency: asyncio.Future[Any]) -> TaskRecord | None:
+        """Return the record behind a future of this engine that is not settled."""
+        record = getattr(dependency, "_node", None)
+        return record if isinstance(record, TaskRecord) and record.scheduler is self else None
+
+    def _link(self, record: TaskRecord) -> None:
+        """Make a task wait for those of its dependencies that have not ended."""
+        pushdown, cancelled = self._pushdown, False
+        for dependency in record.dependencies:
+            if pushdown.holds and pushdown.is_held(dependency):
                 continue
-            if record.step(Transition.GIVE_UP):
-                self._failed(record, failure(record))
-                self._settle(record)
-                self.actions.stop(record)
+            if dependency.done():
+                cancelled = cancelled or dependency.cancelled()
+                continue
+            record.unfinished += 1
+            other = self._own(dependency)
+            if other is None:
+                self._actions.follow(record, dependency)
+            elif other.dependents is None:
+                other.dependents = {record: None}
             else:
-                self.fail(record, failure(record))
-            if not record.future.done():  # its life was ahead of it
-                self.actions.fail(record, failure(record))
+                other.dependents[record] = None
+        if cancelled:
+            self.cancel(record)
+        elif record.unfinished == 0:
+            self._all_ended(record)
+        elif pushdown.may_follow(record):
+            self._push(record)
+
+    def _unlink(self, record: TaskRecord) -> None:
+        for dependency in record.dependencies:
+            if self._pushdown.is_at_rest(dependency) or dependency.done():
+                continue
+            other = self._own(dependency)
+            if other is None:
+                self._actions.unfollow(record, dependency)
+            elif other.dependents is not None:
+                other.dependents.pop(record, None)
+
+    def foreign_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        """Handle a dependency that is done and is not a future of this engine."""
+        if record.pushed or record.life.work is WorkState.WAITING:
+            self._dependency_settled(record, dependency)
+
+    def _notify_dependents(self, record: TaskRecord) -> None:
+        dependents, record.dependents = record.dependents, None
+        for dependent in dependents or ():
+            if dependent.pushed or dependent.life.work is WorkState.WAITING:
+                self._dependency_settled(dependent, record.future)
+
+    def _dependency_settled(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        record.unfinished -= 1
+        if dependency.cancelled():
+            name = error_messages.future_name(dependency)
+            self.cancel(record, f"its dependency {name!r} was cancelled")
+        elif record.unfinished == 0:
+            if not record.pushed:
+                self._all_ended(record)
+            elif record.life.work is WorkState.RETRY_WAIT:
+                self._resume_pushed(record)
+
+    def _all_ended(self, record: TaskRecord) -> None:
+        """The last dependency has ended: the task is ready, fails, or waits for remote values."""
+        if self._fail_with_dependencies(record):
+            return
+        if not self._pushdown.needs_values(record) or not self._fetch_values(record):
+            self._move(record, Transition.RESOLVE)
+
+    def _fail_with_dependencies(self, record: TaskRecord) -> bool:
+        """Fail a task whose dependencies have ended if one of them failed."""
+        failed = [
+            d  # `exception` of ours takes a call more; one that has failed is of another class
+            for d in self._pushdown.with_values(record)
+            if not d.cancelled()
+            and (d._exception if type(d) is TaskFuture else d.exception()) is not None
+        ]
+        if failed:
+            self.fail(record, error_messages.of_dependencies(record, failed))
+        return bool(failed)
+
+    def _fetch_values(self, record: TaskRecord) -> bool:
+        """Request the values that a task needs and backends hold; return `False` for none."""
+        for dependency in self._pushdown.remote(record):
+            record.unfinished += 1
+            self._actions.follow(record, dependency)
+        return record.unfinished > 0
+
+    # Tasks that were pushed down and come back, because a dependency left no value there.
+
+    def _returned(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
+        """Let a task wait for its dependencies here if its backend did not have their values."""
+        lost = is_a(report.get("exception"), ReferenceLostError)
+        pending = record.life.future is FutureState.PENDING
+        if not (lost and pending and Transition.RETRY in record.life.after):
+            return False
+        self._move(record, Transition.RETRY)
+        if record.unfinished == 0:
+            self._resume_pushed(record)
+        return True
+
+    def _resume_pushed(self, record: TaskRecord) -> None:
+        """Send a task again in the ordinary way, once all of its dependencies have ended."""
+        if any(dependency.cancelled() for dependency in record.dependencies):
+            self.cancel(record)
+        elif not (self._fail_with_dependencies(record) or self._fetch_values(record)):
+            record.pushed = False
+            self._move(record, Transition.DUE)
+
+    # The end of tasks, and of the engine.
 
     def _settle(self, record: TaskRecord) -> None:
-        """The future of a task has been settled: what it held is free if its work has ended."""
-        self.graph.settle(record)
-        if record.extra is not None and record.life.work in OVER:
+        """Notify whatever waits for a future that is settled, and close ended work."""
+        if record.dependents is not None:
+            self._settled.put(record)
+        for join in tuple(self._joins) if self._joins else ():
+            join[0].discard(record)
+            if not join[0]:
+                self.forget(join)
+                join[1]()
+        if record.life.work in OVER:
+            self._close(record)
+
+    def _close(self, record: TaskRecord) -> None:
+        """Release everything that a task held whose work has ended."""
+        self.live.discard(record)
+        if record.description and "sandbox" in record.description:
+            self._results.leave(record)
+        if record.future._node is record:
+            record.future._node = None
+        if record.unfinished:
+            self._unlink(record)
+        record.dependencies, record.found = (), None
+        if record.parent is not None:
+            if record.parent.extra is not None:
+                record.parent.extra.children.pop(record, None)
+            record.parent = None
+        record.args, record.kwargs, record.specific = (), None, None
+        record.description = NOT_DESCRIBED
+        if record.extra is not None:
             self._release(record, record.extra)
             extra, record.extra = record.extra, None
             for call in extra.waiters:
                 call()
+
+    def pending(self) -> set[TaskRecord]:
+        """Return the tasks whose futures are not settled."""
+        return {record for record in self.live if record.life.future is FutureState.PENDING}
+
+    def when_settled(self, records: Iterable[TaskRecord], call: Callable[[], object]) -> object:
+        """Call back once the futures of these tasks are settled; return what `forget` takes."""
+        join = (set(records), call)
+        self._joins.append(join)
+        return join
+
+    def forget(self, join: Any) -> None:
+        """Undo `when_settled`; harmless after the call."""
+        if join in self._joins:
+            self._joins.remove(join)
+
+    def abandon(self) -> None:
+        """Settle every future at the end of the engine; work that has not ended is lost."""
+        for record in tuple(self.live):
+            if record not in self.live:
+                continue  # ended with another one
+            if record.task.prefix == "block":
+                self._actions.stop(record)
+            ways = _ABANDON if record.uid in self.inflight else _ABANDON_ENDED
+            self._free(record)
+            self._move(record, next((way for way in ways if way in record.life.after), ways[0]))
+            if not record.future.done():  # an error interrupted its last transition
+                self._cancel_future(record)
+
+    def _on_abandon(self, record: TaskRecord, _: None) -> None:
+        if record.life.future is FutureState.CANCELLED:
+            if not record.future.cancelled():
+                self._cancel_future(record)
+            if self.observed:
+                self._observation.publish(record, CANCELED)
+        self._settle(record)
+
+    def crash(self, failure: Callable[[TaskRecord], BaseException]) -> None:
+        """Fail every unfinished future after an error of the engine itself.
+
+        Args:
+            failure: Makes the exception of each future.
+        """
+        self.closing = True
+        for record in tuple(self.live):
+            if record.future.done():
+                continue
+            if Transition.GIVE_UP in record.life.after:
+                self._move(record, Transition.GIVE_UP, failure(record))
+            else:
+                self.fail(record, failure(record))
+            if not record.future.done():  # the error interrupted its last transition
+                self._actions.fail(record, failure(record))
+
+
+def _next_backend(record: TaskRecord) -> str | None:
+    """Count a failed attempt on its backend; return the next of the task's other backends."""
+    extra, name = record.more(), record.backend.name
+    tried = extra.tried = {**extra.tried, name: extra.tried.get(name, 0) + 1}
+    return next(
+        (other for other in record.task.settings.other_backends if other not in tried), None
+    )
+
+
+_ABANDON = (Transition.ABANDON,)
+_ABANDON_ENDED = (Transition.STOPPED, Transition.ABANDON, Transition.CANCEL)
+
+Handler = Callable[[Scheduler, TaskRecord, Any], None]
+"""Effects of a transition; called after the state has changed."""
+
+_ON_PENDING: Final[Mapping[Transition, Handler]] = {
+    Transition.RESOLVE: Scheduler._on_resolve,
+    Transition.SUBMIT: Scheduler._on_submit,
+    Transition.ACCEPT: Scheduler._on_accept,
+    Transition.RUN: Scheduler._on_run,
+    Transition.SERVE: Scheduler._on_serve,
+    Transition.DONE: Scheduler._on_done,
+    Transition.HOLD: Scheduler._on_hold,
+    Transition.SUBSTITUTE: Scheduler._on_substitute,
+    Transition.LET_GO: Scheduler._on_let_go,
+    Transition.REVEAL: Scheduler._on_reveal,
+    Transition.FAIL: Scheduler._on_fail,
+    Transition.RETRY: Scheduler._on_retry,
+    Transition.DUE: Scheduler._on_due,
+    Transition.STOPPED: Scheduler._on_stopped,
+    Transition.CANCEL: Scheduler._on_cancel,
+    Transition.STOP: Scheduler._on_stop,
+    Transition.GIVE_UP: Scheduler._on_give_up,
+    Transition.ABANDON: Scheduler._on_abandon,
+}
+"""Handlers of the transitions of tasks whose futures are pending."""
+
+_ON_SETTLED: Final[Mapping[Transition, Handler]] = {
+    Transition.CANCEL: Scheduler._on_cancel_service,
+    Transition.STOPPED: Scheduler._on_end_of_settled,
+    Transition.ABANDON: Scheduler._on_abandon,
+}
+"""Handlers of the transitions of tasks whose futures are settled while their work goes on."""
+
+_ON_WORK: Final[Mapping[Transition, Handler]] = {Transition.CANCEL: Scheduler._on_cancel_work}
+"""Handlers of the transitions of pending tasks that a backend has and nothing stops yet."""
+
+
+def _handlers(state: TaskState) -> Mapping[Transition, Handler]:
+    if state.future is not FutureState.PENDING:
+        return _ON_SETTLED
+    with_backend = (WorkState.SUBMITTING, WorkState.SUBMITTED, WorkState.RUNNING)
+    return {**_ON_PENDING, **_ON_WORK} if state.work in with_backend else _ON_PENDING
+
+
+ROWS: Final[Mapping[TaskState, Mapping[Transition, tuple[TaskState, Handler]]]] = {
+    state: {event: (after, _handlers(state)[event]) for event, after in state.after.items()}
+    for state in SITUATIONS.values()
+}
+"""The table of `rhapsody.engine.states` with the handler of each transition."""

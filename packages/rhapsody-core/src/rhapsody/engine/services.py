@@ -8,6 +8,7 @@ dependents, and so are those that have not begun while it is not.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ class Services:
 
     # What becomes of a service.
 
-    def ended_by_itself(
+    def ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
         """Notes the end of a service that was ready, and has it started again where asked.
@@ -93,43 +94,36 @@ class Services:
         return TasksMainStates.FAILED, error
 
     def _start_again(self, record: TaskRecord) -> None:
-        """Puts a task into the place of the one that has ended."""
-        self._scheduler.stats.done -= 1  # until it is ready again
+        """Put a record into the place of the one that has ended."""
         record.future._node = record
         if record.parent is not None:
             record.parent.more().children[record] = None
         self._scheduler.start_again(record)
 
-    def ready_again(self, record: TaskRecord, value: Any) -> None:
-        """A service that was started again is ready: what waited for it goes on."""
-        fate = self._fates.get(record.future)
-        if fate is not None:
+    def settled(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
+        """Handle the outcome of a service that was started again, for the tasks that wait for it.
+
+        It is ready with `value`, or has failed with `error`, which may be a cancellation.
+        """
+        fate = self._fates[record.future]
+        waiting, fate.waiting = fate.waiting, []
+        if error is None:
             fate.up, fate.value = True, value
-            for waiting in _taken(fate):
-                self._scheduler.begin(waiting)
-
-    def failed(self, record: TaskRecord, error: BaseException) -> None:
-        """A service could not be started again: what waited for it fails."""
-        fate = self._fates.get(record.future)
-        if fate is not None:
-            self._scheduler.stats.failed -= 1  # which counts futures, and this one is done
-            self._scheduler.stats.done += 1
-            fate.again, fate.error = False, error
-            for waiting in _taken(fate):
-                self._scheduler.refuse(
-                    waiting, error_messages.of_gone_service(waiting, record.future, error)
-                )
-
-    def cancelled(self, record: TaskRecord) -> None:
-        """A service was cancelled before it was ready again, and with it what waited."""
-        fate = self._fates.get(record.future)
-        if fate is not None:
-            self._scheduler.stats.cancelled -= 1
-            self._scheduler.stats.done += 1
+        elif is_a(error, asyncio.CancelledError):
             fate.again = False
-            for waiting in _taken(fate):
+        else:
+            fate.again, fate.error = False, error
+        for each in waiting:
+            if each.life.work is not WorkState.READY:
+                continue  # cancelled meanwhile
+            if error is None:
+                self._scheduler.resume(each)
+            elif is_a(error, asyncio.CancelledError):
                 why = f"its dependency {record.task.name!r} was cancelled"
-                self._scheduler.cancel(waiting, why)
+                self._scheduler.cancel(each, why)
+            else:
+                gone = error_messages.of_gone_service(each, record.future, error)
+                self._scheduler.refuse(each, gone)
 
     # What becomes of its dependents.
 
@@ -149,7 +143,7 @@ class Services:
             if not fate.up:
                 fate.waiting.append(record)
                 for other in self._scheduler.limits.give_back(record):
-                    self._scheduler.begin(other)
+                    self._scheduler.resume(other)
                 return True
             if record.extra is not None:
                 record.extra.command = None  # that of a former attempt has the former value
@@ -201,9 +195,3 @@ def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
     extra.scope, extra.texts = former.scope, former.texts
     extra.command, extra.built_for = former.command, former.built_for
     return new
-
-
-def _taken(fate: ServiceStatus) -> list[TaskRecord]:
-    """What waits for a service, which waits no more; without what was cancelled meanwhile."""
-    waiting, fate.waiting = fate.waiting, []
-    return [record for record in waiting if record.life.work is WorkState.READY]

@@ -57,14 +57,14 @@ async def stop_everything(shell: Runtime, *, skip_backends: bool) -> tuple[str, 
         await shell.blocks.drain(GRACE)
     await shell.background.settle(GRACE)
     if scheduler.interrupted:
-        for record in scheduler.graph.live:
-            shell.outcomes.leave_interrupted(record)
+        for record in scheduler.live:
+            shell.results.leave_interrupted(record)
     return tuple(problems)
 
 
 def _tell_unfinished(shell: Runtime) -> None:
     """Says what is cancelled although nobody asked for it."""
-    pending = shell.scheduler.graph.pending()
+    pending = shell.scheduler.pending()
     if pending:
         log.warning(
             "engine %s: %d unfinished task%s cancelled by the shutdown: %s; `await flow.join()` "
@@ -82,7 +82,7 @@ def tell_forgotten(shell: Runtime, process: int) -> None:
         shell: The engine's.
         process: The id of the process that it belongs to; one forked from it has the engine, too.
     """
-    pending = shell.scheduler.graph.pending()
+    pending = shell.scheduler.pending()
     if pending and os.getpid() == process:
         what = "was never shut down"
         hint = (
@@ -111,7 +111,7 @@ def settle_everything(shell: Runtime) -> tuple[str, ...]:
         The uids of tasks and synchronous blocks that nobody could stop.
     """
     scheduler = shell.scheduler
-    left = [record for record in scheduler.graph.live if record.uid in scheduler.inflight]
+    left = [record for record in scheduler.live if record.uid in scheduler.inflight]
     on_threads = (f"{shell.uid}.{uid}" for uid in shell.blocks.on_threads)
     still_running = tuple(sorted((*(record.uid for record in left), *on_threads)))
     scheduler.abandon()
@@ -133,7 +133,7 @@ async def _shut_down(attached: BackendHandle) -> str | None:
 
 
 async def _wait_for_stoppable(shell: Runtime) -> None:
-    records = [record for record in shell.scheduler.graph.live if _stoppable(record)]
+    records = [record for record in shell.scheduler.live if _stoppable(record)]
     if records:
         waiters = [asyncio.ensure_future(record.wait_ended()) for record in records]
         _, late = await asyncio.wait(waiters, timeout=GRACE)
@@ -142,7 +142,7 @@ async def _wait_for_stoppable(shell: Runtime) -> None:
 
 
 def _stoppable(record: TaskRecord) -> bool:
-    if record.backend is None or record.life.work is not WorkState.CANCELING:
+    if record.task.prefix == "block" or record.life.work is not WorkState.CANCELING:
         return False
     if record.life.future is FutureState.PENDING:
         return True

@@ -1,8 +1,10 @@
-"""The life of a task as one table: the future its user holds by the work a backend does.
+"""State table of a task, as data.
 
-Everything the engine does to a task is an event in this table. What it has no
-row for is late, doubled or out of order, and is not applied. The picture in
-docs/architecture.md is drawn from it. What an event makes the engine do is not here.
+The state of a task has two parts: the future that its user holds, and the work that a backend does.
+They differ because a cancelled future is cancelled at once, while its work may take a while to
+stop, and because the future of a service is done while the service runs. Whatever happens to a
+task is a transition of this table; `rhapsody.engine.scheduler` adds the handler of each. The
+diagram in docs/architecture.md is generated from it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Final
 
 
 class FutureState(StrEnum):
-    """What the user's future says."""
+    """State of the user's future."""
 
     PENDING = "pending"
     DONE = "done"
@@ -21,7 +23,7 @@ class FutureState(StrEnum):
 
 
 class WorkState(StrEnum):
-    """What is being done about the task."""
+    """State of the work that is done for the task."""
 
     WAITING = "waiting"  # for its dependencies
     READY = "ready"  # for its turn to be handed to a backend
@@ -32,15 +34,15 @@ class WorkState(StrEnum):
     CANCELING = "canceling"  # asked to stop, not yet ended
     RETRY_WAIT = "retry-wait"  # between two attempts
     ENDED = "ended"
-    LOST = "lost"  # nobody knows any more
+    LOST = "lost"  # the engine ended before it did
 
 
 OVER: Final = (WorkState.ENDED, WorkState.LOST)
-"""Work of which nothing more comes."""
+"""States of work that has ended."""
 
 
 class Transition(StrEnum):
-    """What can happen to a task."""
+    """Event in the life of a task."""
 
     RESOLVE = "resolve"  # its last dependency has ended well
     SUBMIT = "submit"  # it goes into a batch
@@ -48,13 +50,14 @@ class Transition(StrEnum):
     RUN = "run"  # the backend says it runs
     SERVE = "serve"  # the service is ready
     DONE = "done"  # the work ended well
-    FALL_BACK = "fall-back"  # no attempt is left, and something stands in for the result
-    LET_GO = "let-go"  # the same, while the work goes on
+    HOLD = "hold"  # the same, and the value stays with the backend
+    SUBSTITUTE = "substitute"  # a recorded result or the fallback takes the place of the work's
+    LET_GO = "let-go"  # the fallback does, while the work goes on
     REVEAL = "reveal"  # its result may be seen
     FAIL = "fail"  # it has failed for good, or never could run
     RETRY = "retry"  # it failed and has an attempt left
     DUE = "due"  # the wait before the next attempt is over
-    STOPPED = "stopped"  # the backend says it was cancelled
+    STOPPED = "stopped"  # the work was cancelled, or ended when nothing waited for it any more
     CANCEL = "cancel"  # the user, or the end of the engine
     STOP = "stop"  # over its time: stop the work, then decide
     GIVE_UP = "give up"  # over its time, and the work cannot be stopped
@@ -69,8 +72,7 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.WAITING, _E.CANCEL, _F.CANCELLED, _W.ENDED),
     (_F.PENDING, _W.READY, _E.SUBMIT, _F.PENDING, _W.SUBMITTING),
     (_F.PENDING, _W.READY, _E.RUN, _F.PENDING, _W.RUNNING),
-    (_F.PENDING, _W.READY, _E.DONE, _F.PENDING, _W.ENDED),
-    (_F.PENDING, _W.READY, _E.FALL_BACK, _F.PENDING, _W.ENDED),
+    (_F.PENDING, _W.READY, _E.SUBSTITUTE, _F.PENDING, _W.ENDED),
     (_F.PENDING, _W.READY, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.READY, _E.CANCEL, _F.CANCELLED, _W.ENDED),
     (_F.PENDING, _W.SUBMITTING, _E.ACCEPT, _F.PENDING, _W.SUBMITTED),
@@ -82,7 +84,8 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
         for row in (
             (_F.PENDING, work, _E.SERVE, _F.DONE, _W.SERVING),
             (_F.PENDING, work, _E.DONE, _F.PENDING, _W.ENDED),
-            (_F.PENDING, work, _E.FALL_BACK, _F.PENDING, _W.ENDED),
+            (_F.PENDING, work, _E.HOLD, _F.PENDING, _W.ENDED),
+            (_F.PENDING, work, _E.SUBSTITUTE, _F.PENDING, _W.ENDED),
             (_F.PENDING, work, _E.LET_GO, _F.DONE, _W.CANCELING),
             (_F.PENDING, work, _E.FAIL, _F.FAILED, _W.ENDED),
             (_F.PENDING, work, _E.RETRY, _F.PENDING, _W.RETRY_WAIT),
@@ -94,27 +97,23 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
         )
     ),
     # Stopped for its time: whatever ends it, it has failed.
-    (_F.PENDING, _W.CANCELING, _E.FALL_BACK, _F.PENDING, _W.ENDED),
+    (_F.PENDING, _W.CANCELING, _E.SUBSTITUTE, _F.PENDING, _W.ENDED),
     (_F.PENDING, _W.CANCELING, _E.LET_GO, _F.DONE, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.CANCELING, _E.RETRY, _F.PENDING, _W.RETRY_WAIT),
     (_F.PENDING, _W.CANCELING, _E.GIVE_UP, _F.FAILED, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.CANCEL, _F.CANCELLED, _W.CANCELING),
     (_F.PENDING, _W.CANCELING, _E.ABANDON, _F.CANCELLED, _W.LOST),
-    # The future is settled, the work goes on: nothing it says is seen any more.
+    # The future is settled and the work goes on: however it ends, the outcome is not used.
     *(
         row
         for future in (_F.CANCELLED, _F.FAILED, _F.DONE)
         for row in (
-            (future, _W.CANCELING, _E.DONE, future, _W.ENDED),
-            (future, _W.CANCELING, _E.FAIL, future, _W.ENDED),
             (future, _W.CANCELING, _E.STOPPED, future, _W.ENDED),
             (future, _W.CANCELING, _E.ABANDON, future, _W.LOST),
         )
     ),
     (_F.DONE, _W.SERVING, _E.CANCEL, _F.DONE, _W.CANCELING),
-    (_F.DONE, _W.SERVING, _E.DONE, _F.DONE, _W.ENDED),
-    (_F.DONE, _W.SERVING, _E.FAIL, _F.DONE, _W.ENDED),
     (_F.DONE, _W.SERVING, _E.STOPPED, _F.DONE, _W.ENDED),
     (_F.DONE, _W.SERVING, _E.ABANDON, _F.DONE, _W.LOST),
     (_F.PENDING, _W.RETRY_WAIT, _E.DUE, _F.PENDING, _W.READY),
@@ -126,16 +125,16 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),
 )
-"""Rows of (future, work, event, future after it, work after it)."""
+"""Rows of (future, work, transition, future after it, work after it)."""
 
 
 class TaskState:
-    """One field of the table: a situation a task can be in, and the ways out of it.
+    """One state of the table, and the transitions that leave it.
 
     Attributes:
-        future: What the user's future says.
-        work: What is being done.
-        after: The situation after each event that may happen here.
+        future: The state of the user's future.
+        work: The state of the work.
+        after: The state after each transition that is possible here.
     """
 
     __slots__ = ("after", "future", "work")
@@ -171,7 +170,7 @@ SUBMITTED: Final = SUBMITTING.after[Transition.ACCEPT]
 
 
 def diagram() -> str:
-    """The table as a Mermaid state diagram, events between the same two situations joined."""
+    """Return the table as a Mermaid state diagram, with one edge for each pair of states."""
     edges: dict[tuple[str, str], list[str]] = {}
     for future, work, event, next_future, next_work in TABLE:
         edge = (_node(future, work), _node(next_future, next_work))

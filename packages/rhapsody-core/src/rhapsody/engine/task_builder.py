@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from rhapsody.data import File, InputFile, InputFiles, moved
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, texts_in
-from rhapsody.engine.attempts import resources_for
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.capability_check import lacking, unknown_settings
@@ -27,14 +27,22 @@ from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, is_service
 from rhapsody.engine.states import WorkState
-from rhapsody.engine.walltime import HoldingBack, elsewhere, shortage
-from rhapsody.errors import CapabilityError, PluginError, describe_error
+from rhapsody.errors import (
+    CapabilityError,
+    InsufficientWalltimeError,
+    PluginError,
+    add_note,
+    describe_error,
+)
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
+from rhapsody.sdk.walltime import time_needed
 from rhapsody.staging.files import Stager
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
+
+log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 Values = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""
@@ -100,7 +108,7 @@ class TaskBuilder:
         self._lost_retries = lost_retries
         self._implicit_data = implicit_data
         self._quiet = quiet
-        self._holding_back = HoldingBack(uid, scheduler)
+        self._held_back: set[str] = set()  # backends that tasks were held back for
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Takes a task as far as it goes; `True` when it can be submitted to this backend."""
@@ -135,14 +143,13 @@ class TaskBuilder:
                     self._resume(record, chosen)
                     return False
         if record.stage == ROUTED:
-            if backend.may_end and (other := elsewhere(record, backend, self._able)) is not None:
+            if backend.may_end and (other := self._with_more_time(record, backend)) is not None:
                 self._resume(record, self._backends[other])
                 return False
             if task.accepted_by is not backend or hooks.prepare_task or record.specific:
                 self._check_capabilities(record, backend)
             record.backend = backend
             if backend.capabilities.unfinished_dependencies:
-                assert record.description is not None
                 own = task.settings.lost_retries
                 record.description["lost_retries"] = self._lost_retries if own is None else own
             record.stage = RESOLVED
@@ -157,7 +164,7 @@ class TaskBuilder:
                 return False
         if record.stage == LOOKED_UP:
             if backend.may_end and (short := shortage(record, backend)) is not None:
-                self._holding_back.hold_back(record, backend, short)
+                self._hold_back(record, backend, short)
                 return False
             resolved = record.extra.resolved if record.extra is not None else None
             if resolved is not None and (gone := resolved.gone()):
@@ -166,7 +173,6 @@ class TaskBuilder:
                 return False
             record.stage = PREPARED
             if resolved is not None:
-                assert record.description is not None
                 implicit = self._implicit(record, backend)
                 self._stager.link(record.description, backend.backend, resolved, implicit=implicit)
         return True
@@ -253,7 +259,7 @@ class TaskBuilder:
         found = record.found
         if found is None:
             return record.args, record.kwargs or {}
-        sandbox = record.description.get("sandbox") if record.description is not None else None
+        sandbox = record.description.get("sandbox")
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         sources = record.extra.sources if record.extra is not None else ()
 
@@ -277,7 +283,6 @@ class TaskBuilder:
         return found.fill(record.args, record.kwargs or {}, replace)
 
     def _command_built(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        assert record.description is not None
         extra, sandbox = record.more(), record.description["sandbox"]
         former, extra.built_for = extra.built_for, sandbox
         if extra.command is None:  # a retry runs the same command
@@ -314,7 +319,6 @@ class TaskBuilder:
 
     def _call_prepare(self, record: TaskRecord) -> None:
         description = record.description
-        assert description is not None
         for hook in self._hooks.prepare_task:
             try:
                 hook.call(engine=self._engine, task=description)
@@ -387,8 +391,45 @@ class TaskBuilder:
             and shortage(record, one) is None
         ]
 
+    # Backends that end before a task does.
+
+    def _with_more_time(self, record: TaskRecord, backend: BackendHandle) -> str | None:
+        """Return the backend that takes a task for which its own has too little time left.
+
+        A task stays where it was pushed, and on a backend that its user has named alone.
+        """
+        settings = record.task.settings
+        others = settings.other_backends
+        if record.pushed or (settings.backend and not others) or shortage(record, backend) is None:
+            return None
+        return next((name for name in self._able(record) if name in others or not others), None)
+
+    def _hold_back(self, record: TaskRecord, backend: BackendHandle, short: Shortage) -> None:
+        """Fail a task that its backend has too little time for, without a fallback.
+
+        The next run computes its result. Logs the first such task of each backend.
+        """
+        needs, left = short
+        setting = "time-out" if needs == record.description.get("timeout") else "walltime"
+        self._scheduler.fail(
+            record,
+            InsufficientWalltimeError(
+                f"{record.named()} was held back: it needs {needs:g} s by its {setting}, and "
+                f"backend {backend.name!r} ends in {left:.0f} s; the next run takes it up",
+                backend=backend.name,
+                needs=needs,
+                left=left,
+            ),
+        )
+        if backend.name not in self._held_back:
+            self._held_back.add(backend.name)
+            log.warning(
+                "engine %s: backend %r ends in %.0f s, and tasks that need longer are held back "
+                "for the next run; the first is %s, which needs %g s",
+                self._uid, backend.name, left, record.named(), needs,
+            )  # fmt: skip
+
     def _has_files(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        assert record.extra is not None
         if backend.dry:
             return False  # what runs nothing reads nothing
         found = record.found
@@ -397,8 +438,6 @@ class TaskBuilder:
         return self._implicit(record, backend)
 
     def _implicit(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        assert record.extra is not None
-        assert record.description is not None
         return (
             self._implicit_data
             and backend.capabilities.sandboxes
@@ -408,7 +447,7 @@ class TaskBuilder:
 
     async def _resolve(self, record: TaskRecord, backend: BackendHandle) -> None:
         extra, description = record.extra, record.description
-        if extra is None or description is None:
+        if extra is None or not description:
             return  # cancelled before this began
         inputs = record.found.inputs if record.found else ()
         outputs = record.found.outputs if record.found else ()
@@ -482,7 +521,6 @@ def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[st
 
 
 def _set_command(record: TaskRecord, command: str | list[str]) -> None:
-    assert record.description is not None
     if isinstance(command, str):
         record.description["executable"] = command
     else:
@@ -510,3 +548,44 @@ def _check_prepared(plugin: str, description: TaskDescription) -> None:
         raise PluginError(f"{what} a cwd that is no absolute path: {cwd!r}")
     if resources is not None and not isinstance(resources, Resources):
         raise PluginError(f"{what} resources that are no rhapsody.Resources: {resources!r}")
+
+
+def resources_for(record: TaskRecord, given: Callable[[int], Any]) -> Resources:
+    """Asks for what an attempt gets of a task whose resources depend on the attempt's number.
+
+    Raises:
+        TypeError: The answer is not a `Resources` or a dict of its fields.
+        ValueError: A number in it is out of range.
+    """
+    whose = f"the resources of {record.named()} for attempt {record.attempt}"
+    try:
+        answer = given(record.attempt)
+    except (Exception, SystemExit) as mistake:  # the user's own callable raised
+        add_note(mistake, f"raised by {whose}")
+        raise
+    try:
+        found = Resources.of(answer)
+        if found is None:
+            raise TypeError("a Resources or a dict such as {'cores': 2} is needed, got None")
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{whose}: {error} (in {answer!r})") from None
+    return found
+
+
+class Shortage(NamedTuple):
+    """What a task needs, and what its backend has left, both in seconds."""
+
+    needs: float
+    left: float
+
+
+def shortage(record: TaskRecord, backend: BackendHandle) -> Shortage | None:
+    """Tells by how much a backend ends too soon for a described task, `None` where it does not."""
+    if not (backend.may_end and record.description):
+        return None
+    needs = time_needed(record.description)
+    if needs is None:
+        return None
+    left = backend.backend.seconds_left(record.description)
+    return None if left is None or needs <= left else Shortage(needs, left)

@@ -20,7 +20,7 @@ from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo
 
 
-class Outcomes:
+class Results:
     """Reads reports of attempts that have ended.
 
     Args:
@@ -68,11 +68,8 @@ class Outcomes:
 
     def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
         """Raises where a file that a finished task promised is missing."""
-        assert record.backend is not None
-        assert record.description is not None
-        assert record.extra is not None
         if record.backend.capabilities.shared_file_system and not record.backend.dry:
-            resolved = record.extra.resolved
+            resolved = record.extra.resolved if record.extra is not None else None
             given = resolved.places.keys() if resolved is not None else ()
             try:
                 matches = check_outputs(record.description, outputs, given=given)
@@ -112,7 +109,6 @@ class Outcomes:
             if outputs:
                 outcome.matches = record.matches()
                 outcome.output_files = names_of(outputs, outcome.matches)
-            assert record.description is not None
             outcome.keeper = self._stager.keep(
                 record.description,
                 succeeded=succeeded,
@@ -127,7 +123,7 @@ class Outcomes:
     def leave(self, record: TaskRecord) -> None:
         """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
         outcome = record.future._outcome
-        if record.description is None:
+        if not record.description:
             return
         self._stager.results.places.release(record.description)
         if outcome is None or outcome.uid != record.uid:
@@ -138,12 +134,12 @@ class Outcomes:
 
         When the futures are settled it is too late: by then what does not stay has been removed.
         """
-        if record.description is not None and "sandbox" in record.description:
+        if "sandbox" in record.description:
             self._stager.keep(record.description, succeeded=False)
 
 
 def leave_script(record: TaskRecord) -> None:
     """Leaves a script in the sandbox of an executable that has failed, which runs it again."""
-    if record.task.kind == "executable" and record.description is not None:
+    if record.task.kind == "executable" and record.description:
         with contextlib.suppress(OSError):  # it is not on this file system
             write_again(record.description)
