@@ -442,6 +442,7 @@ class TaskBuilder:
             self._implicit_data
             and backend.capabilities.sandboxes
             and "sandbox" in record.description
+            and record.extra is not None
             and any(source.sandbox is not None for source in record.extra.sources)
         )
 
