@@ -139,7 +139,7 @@ def test_after_a_failure_only_what_no_task_has_read_is_a_result(run: Run) -> Non
     account = done.stderr[done.stderr.index("results (") :]
     assert account.startswith("results (1):\n")
     assert "second.txt  (write, task.000002)\nfailed:\n" in account
-    assert "\n    one\n    two\n    sandbox: " in account
+    assert "\n    standard output ended with:\n      one\n      two\n    sandbox: " in account
 
 
 @pytest.mark.parametrize(("saved", "more"), [(1, 0), (19, 1)])
