@@ -63,8 +63,8 @@ def test_a_file_where_runs_are_is_told_as_such(run: Run, tmp_path: Path) -> None
     (tmp_path / ".rhapsody").touch()
     for options in ((), ("-e", "retries=2"), ("-b", "noop")):
         done = run(SIMPLE, "--no-journal", *options)
-        check_mistake(done, f"rhapsody: {tmp_path}/.rhapsody is a file, and runs have their ")
-        assert done.stderr.endswith("; move it away\n")
+        check_mistake(done, f"rhapsody: {tmp_path}/.rhapsody is a file")
+        assert "; move it away" in done.stderr
 
 
 def test_a_number_of_failures_that_cannot_be(run: Run) -> None:
