@@ -21,7 +21,6 @@ class Quick(BackendConformance):
 
     time_limit = 1.5
     settle = 0.05
-    silence = 0.5
     shutdown_limit = 0.3
     big_bytes = 100_000
     output_bytes = 200_000

@@ -192,7 +192,10 @@ def test_what_the_import_of_a_library_changes_is_not_the_backends_fault(
 
 @pytest.mark.parametrize(
     ("given", "problem"),
-    [(True, "True, which cannot be called"), (lambda number: number, "without arguments: missing")],
+    [
+        (True, "True is not a callable object"),
+        (lambda number: number, "missing a required argument"),
+    ],
 )
 def test_a_library_function_that_is_none_says_what_it_must_be(given: Any, problem: str) -> None:
     class Mine(Quick):

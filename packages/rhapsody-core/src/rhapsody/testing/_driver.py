@@ -1,7 +1,7 @@
-"""A small stand-in for the engine: hands tasks to a backend and keeps what it reports.
+"""Driver of a backend: submits tasks as an engine does, and keeps what the backend reports.
 
-For the conformance kit and for the tests of backend authors. It waits for nothing
-but the callback, knows no dependencies and repeats nothing.
+For the conformance suite and for the tests of backend authors. It knows neither dependencies nor
+retries.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -25,12 +25,9 @@ from rhapsody.task import TaskDescription
 
 _TERMINAL = (TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED)
 
-ONE_TERMINAL = "exactly one terminal callback per task"
-KNOWN_STATES = "every reported state is known to get_task_states_map()"
-
 
 class Fault(NamedTuple):
-    """Something a backend reported that the contract forbids."""
+    """A report that breaks a rule of the contract."""
 
     rule: str
     detail: str
@@ -43,11 +40,11 @@ class Report:
     Attributes:
         uid: The task's uid.
         native: The state as the backend calls it.
-        state: The canonical state, `None` where the backend's mapper knows none.
-        thread: The identity of the thread that called.
-        time: The monotonic clock's seconds.
-        during_submit: Whether `submit_tasks` had not returned yet.
-        task: The task's dict at that moment, a shallow copy.
+        state: The canonical state, `None` if the backend's mapper does not know it.
+        thread: The identity of the calling thread.
+        time: Seconds of the monotonic clock.
+        during_submit: `submit_tasks` had not returned yet.
+        task: A shallow copy of the task's dict.
     """
 
     uid: str
@@ -61,7 +58,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A task that has ended, as the backend reported it."""
+    """Finished task, as the backend reported it."""
 
     uid: str
     state: TasksMainStates
@@ -69,7 +66,7 @@ class Finished:
 
     @property
     def value(self) -> Any:
-        """A function's return value, `None` where there is none."""
+        """The return value of a function, if there is one."""
         return self.task.get("return_value")
 
     @property
@@ -80,49 +77,46 @@ class Finished:
 
     @property
     def stdout(self) -> str | None:
-        """Standard output, `None` where there is none."""
+        """The standard output, if there is one."""
         return self.task.get("stdout")
 
     @property
     def stderr(self) -> str | None:
-        """Standard error, `None` where there is none."""
+        """The standard error, if there is one."""
         return self.task.get("stderr")
 
     @property
     def exit_code(self) -> int | None:
-        """An executable's exit code, `None` where there is none."""
+        """The exit code of an executable, if there is one."""
         return self.task.get("exit_code")
 
     def __str__(self) -> str:
-        shown = {
-            key: _short(self.task[key])
-            for key in ("return_value", "exception", "exit_code", "stdout", "stderr")
-            if key in self.task
-        }
-        words = ", ".join(f"{key}={value}" for key, value in shown.items())
+        keys = ("return_value", "exception", "exit_code", "stdout", "stderr")
+        shown = (f"{key}={_short(self.task[key])}" for key in keys if key in self.task)
+        words = ", ".join(shown)
         return f"task {self.task.get('name')!r} ended {self.state} with {words or 'no results'}"
 
 
 class ReadyFuture:
-    """The future of a service's readiness; may be set from any thread, by the backend."""
+    """Future for the readiness of a service, which the backend may set from any thread."""
 
     def __init__(self, future: asyncio.Future[Any]) -> None:
         self._future = future
 
     def set_result(self, value: Any) -> None:
-        """Says that the service is ready."""
+        """Report that the service is ready."""
         self._set(self._future.set_result, value)
 
     def set_exception(self, error: BaseException) -> None:
-        """Says that the service will not be ready."""
+        """Report that the service will not be ready."""
         self._set(self._future.set_exception, error)
 
     def done(self) -> bool:
-        """Whether it was set."""
+        """Return whether it was set."""
         return self._future.done()
 
     def cancelled(self) -> bool:
-        """Whether it was cancelled."""
+        """Return whether it was cancelled."""
         return self._future.cancelled()
 
     def _set(self, how: Callable[[Any], None], value: Any) -> None:
@@ -135,7 +129,7 @@ class ReadyFuture:
 
 @dataclass(slots=True)
 class _Followed:
-    """What the driver knows of one task."""
+    """State of one task."""
 
     description: TaskDescription
     reports: list[Report] = field(default_factory=list)
@@ -147,17 +141,13 @@ class _Followed:
 class Driver:
     """Drives a backend the way the engine does, one call at a time.
 
-    Used as `async with Driver(backend) as driver`: entering it starts the backend
-    where it was not started and registers the callback; leaving it unregisters the
-    callback and leaves the backend running. It waits as long as it takes: put
-    `asyncio.timeout` around it.
+    `async with Driver(backend) as driver` starts the backend if necessary and registers the
+    callback; the end of the block unregisters it and leaves the backend running. Waiting has no
+    limit: use `asyncio.timeout`.
 
     Args:
         backend: A backend, started or not.
-        work_dir: Where sandboxes are made; a temporary directory that is removed
-            at the end where none is given.
-        silence: Seconds without a report after which `run` considers the rest of a batch lost,
-            once some of its tasks have ended. `None`: no limit.
+        work_dir: The directory for sandboxes. Default: a temporary one, removed at the end.
 
     Attributes:
         backend: The backend, started.
@@ -172,13 +162,11 @@ class Driver:
         backend: Any,
         *,
         work_dir: Path | str | None = None,
-        silence: float | None = None,
     ) -> None:
         self.backend: Any = backend
         self.reports: list[Report] = []
         self.faults: list[Fault] = []
         self.strangers: list[str] = []
-        self._silence = silence
         self._own_dir = work_dir is None
         self.work_dir: Path = Path(work_dir if work_dir is not None else ".")
         # With what a program's own `uid` may have in it, so that one that is changed is seen.
@@ -216,7 +204,7 @@ class Driver:
     # Descriptions.
 
     def describe(self, name: str, /, **keys: Any) -> TaskDescription:
-        """A description with a uid of its own and the keys given."""
+        """Return a description with a new uid and the given keys."""
         number = next(self._numbers)
         description = {
             "uid": f"{self._uid}.task.{number:06d}.1",
@@ -234,36 +222,34 @@ class Driver:
         return cast("TaskDescription", description)
 
     def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskDescription:
-        """The description of a function's call; add keys such as `resources` to it."""
+        """Describe a call of a function; add keys such as `resources` to it."""
         name = getattr(function, "__name__", type(function).__name__)
         return self.describe(name, function=function, args=args, kwargs=kwargs)
 
     def command(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
-        """The description of a shell command (a string) or a program (a list)."""
-        if isinstance(command, str):
-            words: dict[str, Any] = {"executable": command}
-        else:
-            words = {"executable": command[0], "arguments": list(command[1:])}
-        task = self.describe("command", **words, **keys)
-        return self.with_sandbox(task)
+        """Describe a shell command (a string) or a program (a list)."""
+        if not isinstance(command, str):
+            keys["arguments"] = list(command[1:])
+            command = command[0]
+        return self.with_sandbox(self.describe("command", executable=command, **keys))
 
     def service(self, command: str | Sequence[str], /, **keys: Any) -> TaskDescription:
-        """The description of a command that runs until it is cancelled."""
+        """Describe a command that runs until it is cancelled."""
         return self.command(command, is_service=True, **keys)
 
     def with_sandbox(self, task: TaskDescription) -> TaskDescription:
-        """Gives the task a sandbox, as the engine does for every executable."""
+        """Add a sandbox to a description, as the engine does for every executable."""
         task.setdefault("sandbox", os.fspath(self.work_dir / task["uid"]))
         return task
 
     # Driving.
 
     async def submit(self, *tasks: TaskDescription) -> None:
-        """Hands the tasks to the backend as one batch."""
+        """Submit the tasks as one batch."""
         await self.submit_batch(list(tasks))
 
     async def submit_batch(self, tasks: list[TaskDescription]) -> None:
-        """Hands this very list to the backend."""
+        """Submit this very list."""
         async with self._one_submission:
             with self._lock:
                 for task in tasks:
@@ -275,105 +261,64 @@ class Driver:
                 self._submitting.clear()
 
     async def run(self, *tasks: TaskDescription) -> list[Finished]:
-        """Submit the tasks and wait until each has ended.
-
-        Returns:
-            Their ends, in the given order.
-
-        Raises:
-            TimeoutError: Some tasks ended, then nothing was reported for `silence` seconds.
-        """
-        began = time.monotonic()
+        """Submit the tasks, wait until each has ended, and return their ends in order."""
         await self.submit(*tasks)
-        followed = [self._tasks[task["uid"]] for task in tasks]
-        while open_count := sum(each.finished is None for each in followed):
-            ended = len(followed) - open_count
-            patience = None
-            if self._silence is not None and ended:
-                # A batch that has been slow so far may stay slow.
-                patience = max(self._silence, 3 * (time.monotonic() - began))
-            try:
-                async with asyncio.timeout(patience):
-                    await self._change()
-            except TimeoutError:
-                raise TimeoutError(
-                    f"{ended} of {len(followed)} tasks ended, then nothing was reported for "
-                    f"{patience:.1f} s (`silence`); no terminal state for "
-                    f"{'; '.join(self.unfinished()[:5])}"
-                ) from None
         return [await self.finished(task) for task in tasks]
 
     async def run_one(self, task: TaskDescription) -> Finished:
-        """Submits one task and waits until it has ended."""
+        """Submit one task and wait until it has ended."""
         return (await self.run(task))[0]
 
     async def finished(self, task: TaskDescription) -> Finished:
-        """Waits for the task's terminal state."""
+        """Wait for the task's terminal state."""
         followed = self._tasks[task["uid"]]
         while followed.finished is None:
             await self._change()
         return followed.finished
 
     async def running(self, task: TaskDescription) -> bool:
-        """Waits until the task is reported to run; `False` where it ended before that."""
-        while True:
-            states = self.history(task)
-            if TasksMainStates.RUNNING in states:
-                return True
+        """Wait until the task is reported to run; return `False` if it ended before that."""
+        while TasksMainStates.RUNNING not in self.history(task):
             if self._tasks[task["uid"]].finished is not None:
                 return False
             await self._change()
+        return True
 
     async def ready(self, task: TaskDescription) -> Any:
-        """Waits until a service is ready and gives its readiness information.
+        """Wait until a service is ready, and return its readiness information.
 
         Raises:
             RuntimeError: It ended before it was ready.
         """
         followed = self._tasks[task["uid"]]
-        while not followed.asked_ready:
-            if followed.finished is not None:
-                raise followed.finished.error or RuntimeError(str(followed.finished))
-            await self._change()
-        while followed.ready is not None and not followed.ready.done():
+        while not followed.asked_ready or (followed.ready and not followed.ready.done()):
             if followed.finished is not None:
                 raise followed.finished.error or RuntimeError(str(followed.finished))
             await self._change()
         return None if followed.ready is None else followed.ready.result()
 
     async def cancel(self, task: TaskDescription | str) -> Any:
-        """Calls the backend's `cancel_task` and gives what it returns."""
+        """Call the backend's `cancel_task` and return its answer."""
         return await self.backend.cancel_task(task if isinstance(task, str) else task["uid"])
 
     # Looking back.
 
     def history(self, task: TaskDescription) -> list[TasksMainStates | None]:
-        """The canonical states reported for the task, in order."""
-        with self._lock:
-            return [report.state for report in self._tasks[task["uid"]].reports]
+        """Return the canonical states reported for the task, in order."""
+        return [report.state for report in self.of(task)]
 
     def of(self, task: TaskDescription) -> list[Report]:
-        """What was reported of the task, in order."""
+        """Return the reports of the task, in order."""
         with self._lock:
             return list(self._tasks[task["uid"]].reports)
 
     def uids(self) -> set[str]:
-        """The uids of all tasks that were submitted."""
+        """Return the uids of all submitted tasks."""
         with self._lock:
             return set(self._tasks)
 
-    def forget(self) -> None:
-        """Drop the results and reports of all tasks that have ended, but not their uids."""
-        with self._lock:
-            self.reports.clear()
-            for uid, followed in self._tasks.items():
-                if followed.finished is not None:
-                    bare = self.describe(followed.description["name"], uid=uid)
-                    end = Finished(uid, followed.finished.state, {})
-                    self._tasks[uid] = _Followed(bare, list(map(_bare, followed.reports)), end)
-
     def unfinished(self) -> list[str]:
-        """What was submitted and has not ended, for people."""
+        """Describe the tasks that have not ended."""
         with self._lock:
             return [
                 f"{followed.description['name']} "
@@ -416,7 +361,7 @@ class Driver:
             return TasksMainStates(self._states.to_main_state(state))
         except ValueError as error:
             self._fault(
-                KNOWN_STATES,
+                "every reported state is known to get_task_states_map()",
                 f"task {task.get('name')!r} was reported {state!r}: {error}",
             )
             return None
@@ -427,7 +372,7 @@ class Driver:
         if report.state in _TERMINAL:
             if before:
                 self._fault(
-                    ONE_TERMINAL,
+                    "exactly one terminal callback per task",
                     f"task {name!r} was reported {[*map(str, before), str(report.native)]}",
                 )
             else:
@@ -469,12 +414,8 @@ class Driver:
         await future
 
 
-def _bare(report: Report) -> Report:
-    return replace(report, task={})
-
-
 async def started(backend: Any) -> Any:
-    """The backend, started where it can be awaited; as the engine does it."""
+    """Start a backend if it can be awaited, as the engine does."""
     return await backend if hasattr(type(backend), "__await__") else backend
 
 

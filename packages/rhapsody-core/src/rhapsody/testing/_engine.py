@@ -135,18 +135,6 @@ class Engine(Suite):
         assert others == ["the task", 1, False]
         assert 900 < left <= 1000, f"its deadline, of 1000 s, is {left:.0f} s ahead"
 
-    @check("workflows", FUNCTIONS)
-    async def test_a_block_runs_tasks(self, flow: WorkflowEngine) -> None:
-        plus = adder(flow)
-
-        @flow.block
-        async def repeat(number: int) -> int:
-            while number < 5:
-                number = int(await plus(number))
-            return number
-
-        assert int(await plus(repeat(0))) == 6
-
     @check("workflows", dry=True)
     async def test_several_engines_use_one_backend(
         self, new_engine: NewEngine, backend: Any

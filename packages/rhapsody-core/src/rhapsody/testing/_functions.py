@@ -10,7 +10,6 @@ import inspect
 import math
 import threading
 import traceback
-import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -64,15 +63,12 @@ class Functions(Suite):
         async def closure_async(number: int) -> int:
             return base + number
 
-        partial = functools.partial(_work.add, 1, more=5)
-        partial_async = functools.partial(_work.add_async, 1, more=5)
         cases: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = [
-            (_work.add, (1,), {}, 2),
             (_work.add, (1, 2), {"more": 3}, 6),
             (_work.add, (), {"left": 4}, 5),
             (closure, (2,), {}, 12),
-            (partial, (2,), {}, 8),
             (lambda number: base * number, (2,), {}, 20),
+            (functools.partial(_work.add, 1, more=5), (2,), {}, 8),
             (math.factorial, (5,), {}, 120),
             (dict, (), {"a": 1}, {"a": 1}),
         ]
@@ -80,7 +76,7 @@ class Functions(Suite):
             cases = [
                 (_work.add_async, (1, 2), {"more": 3}, 6),
                 (closure_async, (2,), {}, 12),
-                (partial_async, (2,), {}, 8),
+                (functools.partial(_work.add_async, 1, more=5), (2,), {}, 8),
             ]
         tasks = [driver.call(function, *args, **kwargs) for function, args, kwargs, _ in cases]
         for end, (_, args, kwargs, expected) in zip(await driver.run(*tasks), cases, strict=True):
@@ -315,7 +311,13 @@ class Functions(Suite):
         function = self.library_function()
         if function is NotImplemented:
             pytest.skip("the class has no library_function")
-        _require_a_call(function)
+        try:
+            inspect.signature(function).bind()
+        except TypeError as error:
+            pytest.fail(
+                "`library_function` must return a function that takes no arguments, or "
+                f"NotImplemented; it returned {function!r}: {error}"
+            )
         # More at once than the backend has room for: each may need a place of its own.
         tasks = [driver.call(function) for _ in range(2 * (self.cores or 2))]
         for end in await driver.run(*tasks):
@@ -355,22 +357,6 @@ def most_at_once(intervals: list[tuple[float, float]]) -> int:
     return most
 
 
-def _require_a_call(function: Any) -> None:
-    """Fail unless `library_function` returned a function that takes no arguments."""
-    problem = "" if callable(function) else "which cannot be called"
-    if not problem:
-        try:
-            inspect.signature(function).bind()
-        except TypeError as error:
-            problem = f"which cannot be called without arguments: {error}"
-        except ValueError:  # a built-in without a signature
-            pass
-    assert not problem, (
-        "`library_function` must return a function that takes no arguments, or NotImplemented; "
-        f"it returned {function!r}, {problem}"
-    )
-
-
 def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
     own = bytes(number)
 
@@ -382,30 +368,16 @@ def _holding(data: bytes, number: int) -> Callable[[], tuple[int, int, int]]:
 
 def _stateful() -> list[tuple[str, Callable[[int], Any], list[Any]]]:
     """Return functions that append their argument to data they hold, each with its data."""
-    closure: list[Any] = []
-    default: list[Any] = []
-    bound: list[Any] = []
-    attribute: list[Any] = []
-    variable: list[Any] = []
-
-    def with_closure(number: int) -> list[Any]:
-        closure.append(number)
-        return list(closure)
+    closure, default, bound, attribute, variable = ([] for _ in range(5))  # type: ignore[var-annotated]
 
     def with_default(number: int, held: list[Any] = default) -> list[Any]:
-        held.append(number)
-        return list(held)
-
-    def from_globals(number: int) -> list[Any]:
-        own.append(number)  # type: ignore[name-defined]  # noqa: F821
-        return list(own)  # type: ignore[name-defined]  # noqa: F821
+        return collect(number, held)
 
     # As in a program's `__main__`, or a notebook: its globals travel with it.
-    with_global = types.FunctionType(
-        from_globals.__code__, {"own": variable, "__builtins__": __builtins__}
-    )
+    names = {"own": variable, "collect": collect}
+    with_global = eval("lambda number: collect(number, own)", names)  # noqa: S307
     return [
-        ("a closure", with_closure, closure),
+        ("a closure", lambda number: collect(number, closure), closure),
         ("a default argument", with_default, default),
         ("a bound argument", functools.partial(collect, held=bound), bound),
         ("an object", Collector(attribute), attribute),

@@ -285,7 +285,7 @@ class Lifecycle(Suite):
         assert not left, listed(left)
 
     @check("memory", FUNCTIONS)
-    async def test_finished_tasks_are_given_up(self, driver: Driver) -> None:
+    async def test_finished_tasks_are_given_up(self, backend: Any) -> None:
         size = min(400_000, self.big_bytes)
         kind = function_kinds(self.capabilities)[0]
         workers: dict[int, tuple[int, int]] = {}
@@ -293,14 +293,16 @@ class Lifecycle(Suite):
         async def run(rounds: int) -> None:
             for _ in range(rounds):
                 name = "process_memory_and_data"
-                ends = await driver.run(*(call(driver, kind, name, size) for _ in range(_BATCH)))
+                async with Driver(backend, work_dir=self.place) as driver:
+                    tasks = [call(driver, kind, name, size) for _ in range(_BATCH)]
+                    ends = await driver.run(*tasks)
                 for end in ends:
                     assert end.state is DONE, str(end)
                     process, memory, data = end.value
                     assert len(data) == size
                     if process != os.getpid():
                         workers[process] = workers.get(process, (memory, 0))[0], memory
-                driver.forget()
+                del driver, tasks, ends, end, data
 
         async def traced() -> int:
             await asyncio.sleep(self.settle)
@@ -436,30 +438,22 @@ async def _require_free_loop(
         )
 
 
-# Print the modules of required distributions that loading the declaration imports, or null if
-# there is no entry point of that name.
+# Print the modules of required distributions that describing the backend imports, or null if no
+# distribution has registered it.
 _DECLARE = """
 import json, re, sys
-from importlib.metadata import entry_points, packages_distributions
+from importlib.metadata import packages_distributions
+from rhapsody import BackendRegistry
 
 def same(name):
     return re.sub("[-_.]+", "-", name).lower()
 
-found = None
-for point in entry_points(group="rhapsody.backends"):
-    if same(point.name) != same(sys.argv[1]):
-        continue
-    plugin = point.load()
-    spec = plugin.rhapsody_backends()
-    specs = spec if isinstance(spec, (list, tuple)) else [spec]
-    needed = {
-        same(re.match("[A-Za-z0-9._-]+", text)[0])
-        for spec in specs if same(spec.name) == same(sys.argv[1]) for text in spec.requires
-    }
-    heavy = {
-        module for module, names in packages_distributions().items()
-        if any(same(name) in needed for name in names)
-    }
-    found = sorted(heavy & {name.partition(".")[0] for name in sys.modules})
+name, found = sys.argv[1], None
+if name in BackendRegistry.list_backends():
+    requires = BackendRegistry.describe(name).requires
+    needed = {same(re.match("[A-Za-z0-9._-]+", text)[0]) for text in requires}
+    modules = {each.partition(".")[0] for each in sys.modules}
+    owners = packages_distributions()
+    found = sorted(m for m in modules if needed & {same(owner) for owner in owners.get(m, ())})
 print(json.dumps(found))
 """

@@ -273,8 +273,6 @@ class Suite:
             process no processor. A few checks may take a multiple of it.
         settle: Seconds to wait for something that must not happen. Processes, threads and files
             have ten times as long to disappear.
-        silence: Seconds without a report after which the rest of a batch counts as lost, once
-            some of its tasks have ended; at least three times as long as the batch has taken.
         loop_gap: Seconds for which the loop may be blocked. The best of three tries counts.
         submission_gap: Seconds for which one submission of a few tasks, including their ends,
             may block the loop in total, however short each pause is.
@@ -319,7 +317,6 @@ class Suite:
 
     time_limit: ClassVar[float] = 30.0
     settle: ClassVar[float] = 0.2
-    silence: ClassVar[float] = 10.0
     loop_gap: ClassVar[float] = 0.25
     submission_gap: ClassVar[float] = 0.1
     shutdown_limit: ClassVar[float] = 5.0
@@ -435,7 +432,7 @@ class Suite:
 
     def drive(self, backend: Any) -> Driver:
         """Make a driver that is judged at the end of the check."""
-        driver = Driver(backend, work_dir=self.place, silence=self.silence)
+        driver = Driver(backend, work_dir=self.place)
         self._current.drivers.append(driver)
         return driver
 

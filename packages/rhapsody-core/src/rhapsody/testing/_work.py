@@ -14,6 +14,18 @@ import time
 from typing import Any
 
 
+def _coroutine_function(function: Any) -> Any:
+    """Return the same as a coroutine function, under the name with `_async`."""
+
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0)
+        return function(*args, **kwargs)
+
+    call.__module__ = __name__
+    call.__name__ = call.__qualname__ = f"{function.__name__}_async"
+    return call
+
+
 class KitError(ValueError):
     """Error with an attribute of its own."""
 
@@ -52,30 +64,13 @@ def add(left: Any, right: Any = 1, *, more: Any = 0) -> Any:
     return left + right + more
 
 
-async def add_async(left: Any, right: Any = 1, *, more: Any = 0) -> Any:
-    """Return the sum, after yielding to the loop once."""
-    await asyncio.sleep(0)
-    return left + right + more
-
-
 def echo(value: Any) -> Any:
-    """Return the argument."""
-    return value
-
-
-async def echo_async(value: Any) -> Any:
     """Return the argument."""
     return value
 
 
 def words(left: str, *, right: str = "") -> list[str]:
     """Return the arguments."""
-    return [left, right]
-
-
-async def words_async(left: str, *, right: str = "") -> list[str]:
-    """Return the arguments, after yielding to the loop once."""
-    await asyncio.sleep(0)
     return [left, right]
 
 
@@ -101,17 +96,7 @@ def fail_oddly(message: str) -> None:
     raise OddError(message, threading.Lock())
 
 
-async def fail_oddly_async(message: str) -> None:
-    """Raise an error that cannot be unpickled."""
-    fail_oddly(message)
-
-
 def leave(code: int) -> None:
-    """Raise `SystemExit`."""
-    raise SystemExit(code)
-
-
-async def leave_async(code: int) -> None:
     """Raise `SystemExit`."""
     raise SystemExit(code)
 
@@ -160,11 +145,6 @@ def process_memory_and_data(size: int) -> tuple[int, int, bytes]:
     return *process_and_memory(), b"x" * size
 
 
-async def process_memory_and_data_async(size: int) -> tuple[int, int, bytes]:
-    """Return the same from a coroutine."""
-    return process_memory_and_data(size)
-
-
 def digest(data: bytes) -> str:
     """Return the SHA-256 of the data."""
     return hashlib.sha256(data).hexdigest()
@@ -181,17 +161,7 @@ def make_lock() -> Any:
     return threading.Lock()
 
 
-async def make_lock_async() -> Any:
-    """Return an object that cannot be pickled."""
-    return threading.Lock()
-
-
 def name_of_type(value: Any) -> str:
-    """Return the name of the argument's type."""
-    return type(value).__name__
-
-
-async def name_of_type_async(value: Any) -> str:
     """Return the name of the argument's type."""
     return type(value).__name__
 
@@ -260,12 +230,6 @@ def note_run(path: str) -> None:
         os.close(file)
 
 
-async def note_run_async(path: str) -> None:
-    """Append one byte to a file, as a count of executions."""
-    note_run(path)
-    await asyncio.sleep(0)
-
-
 def variable(name: str) -> str | None:
     """Return an environment variable as the function sees it."""
     return os.environ.get(name)
@@ -281,3 +245,14 @@ def read(path: Any) -> str:
     """Return the text of a file given as anything that `open` takes."""
     with open(path) as file:
         return file.read()
+
+
+add_async = _coroutine_function(add)
+echo_async = _coroutine_function(echo)
+words_async = _coroutine_function(words)
+leave_async = _coroutine_function(leave)
+fail_oddly_async = _coroutine_function(fail_oddly)
+make_lock_async = _coroutine_function(make_lock)
+name_of_type_async = _coroutine_function(name_of_type)
+note_run_async = _coroutine_function(note_run)
+process_memory_and_data_async = _coroutine_function(process_memory_and_data)
