@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rhapsody.sdk import _memory
-from rhapsody.sdk._memory import V2, Files, MemoryGroup
+from rhapsody.sdk import executables
+from rhapsody.sdk.executables import V2, Files, MemoryGroup
 
 MiB = 1 << 20
 
@@ -32,7 +32,7 @@ def pretend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     own.write_text("0::/job/step\n")
     counts = write(tmp_path / "mount" / "job" / "step", V2, 1, 500 * MiB, 499 * MiB)
     group = MemoryGroup(own, tmp_path / "mount")
-    monkeypatch.setattr(_memory, "memory_group", lambda: group)
+    monkeypatch.setattr(executables, "memory_group", lambda: group)
     return counts
 
 

@@ -16,8 +16,8 @@ from rhapsody import LocalExecutionBackend, TaskLostError, WorkflowEngine
 from rhapsody.backends.local import packing, worker
 from rhapsody.errors import BackendError
 from rhapsody.sdk.calls import call_spec, pack, unpack
-from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.runner import CallResult, ProtocolVersionError, Runner
+from rhapsody.sdk.threads import Mailbox
 from tests.core.scripted import within
 from tests.nonsense import little_memory, nonsense
 

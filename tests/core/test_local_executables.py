@@ -18,7 +18,6 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.sdk import _groups as groups
 from rhapsody.sdk import processes
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING, needing
@@ -284,7 +283,7 @@ async def test_no_descriptor_is_lost(driver: Driver) -> None:
         *(driver.command("kill $$") for _ in range(5)),
     )
     assert process.num_fds() == before
-    assert not groups._open
+    assert not processes._groups
 
 
 async def test_executables_take_no_worker() -> None:
@@ -350,10 +349,10 @@ async def test_a_program_whose_end_nobody_would_hear_of_does_not_go_on(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_watch", lambda pid: None)
-    before = dict(groups._open)
+    before = dict(processes._groups)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         end = await driver.run_one(driver.command("sleep 600"))
     assert end.state is FAILED
     assert "new thread" in str(end.task["exception"])
-    assert groups._open == before
+    assert processes._groups == before

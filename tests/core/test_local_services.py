@@ -21,8 +21,8 @@ import pytest_asyncio
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import TaskFailedError
-from rhapsody.sdk import readiness, services
-from rhapsody.sdk.readiness import Ready, parse_ready
+from rhapsody.sdk import services
+from rhapsody.sdk.services import Ready, parse_ready
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING
 from tests.core.scripted import until
@@ -53,7 +53,7 @@ async def test_well_formed(text: str, kind: str, value: Any) -> None:
     assert parse_ready(text) == Ready(kind, value)
     assert parse_ready("stdout:a:(b)").value.pattern == "a:(b)"
     assert parse_ready(len) == Ready("call", len)
-    assert parse_ready("tcp") == Ready("tcp", readiness.FREE)
+    assert parse_ready("tcp") == Ready("tcp", services.FREE)
 
 
 @pytest.mark.parametrize(

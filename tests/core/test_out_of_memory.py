@@ -15,7 +15,7 @@ import pytest
 from rhapsody import OutOfMemoryError, RetryPolicy, TaskFailedError, TaskLostError
 from rhapsody.backends.local import LocalExecutionBackend
 from rhapsody.errors import describe_error
-from rhapsody.sdk._memory import V1, V2, Files, MemoryGroup
+from rhapsody.sdk.executables import V1, V2, Files, MemoryGroup
 from tests.core.engine_fixtures import engine, local_threads
 from tests.core.scripted import outcome
 from tests.machine import gone

@@ -14,7 +14,7 @@ from rhapsody import CapabilityError, DataError
 from rhapsody.backends.base import Capabilities, ManagedBackend
 from rhapsody.backends.programs import LocalPrograms, SharedSandboxes
 from rhapsody.data import make_sandbox
-from rhapsody.sdk import _groups as groups
+from rhapsody.sdk.processes import group_alive
 from rhapsody.task import TaskDescription, is_async
 from rhapsody.testing import BackendConformance, Driver
 from rhapsody.testing._tasks import until
@@ -136,4 +136,4 @@ def test_a_cancelled_program_is_gone_when_that_is_reported(tmp_path: Path) -> No
     backend.session.path = str(tmp_path / "chosen")
     printed = Path(backend.own_sandbox("x"), ".rhapsody.stdout")
     asyncio.run(run(backend, printed))
-    assert not groups.alive(int(printed.read_text()))
+    assert not group_alive(int(printed.read_text()))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rhapsody.sdk import mailbox
-from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk import threads
+from rhapsody.sdk.threads import Mailbox
 
 pytestmark = pytest.mark.asyncio
 
@@ -99,10 +99,10 @@ async def test_long_work_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPat
 
     def now() -> float:
         nonlocal clock
-        clock += mailbox.TURN / 2
+        clock += threads.TURN / 2
         return clock
 
-    monkeypatch.setattr(mailbox, "perf_counter", now)
+    monkeypatch.setattr(threads, "perf_counter", now)
     box = Box(30)
     for number in range(30):
         box.mailbox.put(number)

@@ -11,9 +11,9 @@ import pytest
 
 from rhapsody.data import make_sandbox
 from rhapsody.errors import TaskFailedError
-from rhapsody.sdk import _outputs
-from rhapsody.sdk._groups import alive
+from rhapsody.sdk import executables
 from rhapsody.sdk.executables import TaskProgram, task_environment
+from rhapsody.sdk.processes import group_alive
 from rhapsody.sdk.services import TaskService
 from rhapsody.task import TaskDescription
 from tests.core.scripted import within
@@ -50,7 +50,7 @@ async def test_a_cancelled_wait_leaves_no_process_and_nothing_in_the_description
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await within(waiting)
-    assert not alive(program.pid)
+    assert not group_alive(program.pid)
     assert "stdout" not in task
 
 
@@ -58,7 +58,7 @@ async def test_what_a_program_leaves_running_is_gone_when_it_has_ended(tmp_path:
     task = described(tmp_path, "for _ in $(seq 50); do sleep 60 & done")
     program = TaskProgram(task, task_environment(task))
     assert await within(program.wait(1)) == 0
-    assert not alive(program.pid)
+    assert not group_alive(program.pid)
 
 
 async def test_variables_say_what_a_task_was_given(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ async def test_a_service_tells_when_it_is_ready_and_is_stopped_by_a_cancelled_wa
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await within(serving)
-    assert not alive(service.pid)
+    assert not group_alive(service.pid)
 
 
 async def test_a_service_that_is_cancelled_before_it_is_ready_never_is(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_a_service_that_is_cancelled_before_it_is_ready_never_is(tmp_path:
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await within(serving)
-    assert not alive(service.pid)
+    assert not group_alive(service.pid)
     assert told == []
 
 
@@ -119,7 +119,7 @@ async def test_large_output_takes_little_more_memory_than_its_text(tmp_path: Pat
 async def test_characters_may_lie_across_the_pieces_that_output_is_read_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_outputs, "CHUNK", 3)
+    monkeypatch.setattr(executables, "CHUNK", 3)
     task = described(tmp_path, "printf 'a\\303\\244\\360\\237\\230\\200\\377b\\303'")
     await asyncio.wait_for(TaskProgram(task, {}).wait(grace=1), 30)
     assert task["stdout"] == "aä😀\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}"

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from rhapsody.errors import cause_of, context_of, is_a, text_of, traceback_of
-from rhapsody.sdk._origins import Origins
+from rhapsody.sdk.origins import Origins
 
 SHOWN = 3
 """Maximum number of the user's own frames that are shown."""

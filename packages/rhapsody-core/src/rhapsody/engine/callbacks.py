@@ -23,7 +23,7 @@ from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.errors import describe_error
-from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk.threads import Mailbox
 from rhapsody.states import TasksMainStates
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")

@@ -25,7 +25,7 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, TypeVar
 
-from rhapsody.sdk import _groups as groups
+from rhapsody.sdk.processes import kill_groups
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -155,12 +155,12 @@ class _Registry:
         elif self._ending is None or self._forced:  # the loop is blocked
             main = self._main
             self._forget()
-            groups.kill_all()
+            kill_groups()
             loop.call_soon_threadsafe(_insist, main, number)
             raise _exception(number)
         else:
             self._received, self._forced = now, True
-            groups.kill_all()  # they are still ending
+            kill_groups()  # they are still ending
             loop.call_soon_threadsafe(self._force, number)
 
     def _force(self, number: int) -> None:

@@ -47,8 +47,8 @@ from typing import Any
 from rhapsody.journal.names import CALLS, Names, Use, names_in
 from rhapsody.journal.program import Program
 from rhapsody.journal.values import UnhashableError, Values, counts
-from rhapsody.sdk._origins import file_of, spec_of
 from rhapsody.sdk.modules import altered, with_inner
+from rhapsody.sdk.origins import file_of, spec_of
 
 MISSING: object = object()
 """Stands for the value of a global that is not set."""

@@ -14,7 +14,7 @@ from rhapsody.journal.files import FileDigests
 from rhapsody.journal.names import Names, names_in
 from rhapsody.journal.syntax import Sources
 from rhapsody.journal.values import SIZE, UnhashableError
-from rhapsody.sdk._origins import Origins, real_path, spec_of
+from rhapsody.sdk.origins import Origins, real_path, spec_of
 
 
 class Program:

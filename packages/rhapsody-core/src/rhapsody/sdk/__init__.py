@@ -39,22 +39,8 @@ if TYPE_CHECKING:
     from rhapsody.sdk.capture import CapturedOutput, Recorder, recording, streams
     from rhapsody.sdk.executables import Launch, TaskProgram, task_environment, working_directory
     from rhapsody.sdk.loops import OWN_FILES, SharedLoop, WorkerLoop, without_own_frames
-    from rhapsody.sdk.mailbox import Mailbox
     from rhapsody.sdk.modules import own_modules
     from rhapsody.sdk.processes import Guardian, Program
-    from rhapsody.sdk.readiness import (
-        FREE,
-        QUIET,
-        Readiness,
-        Ready,
-        Search,
-        accepts,
-        call_ready,
-        parse_ready,
-        require_unused,
-        too_early,
-        wait_until,
-    )
     from rhapsody.sdk.runner import (
         PROTOCOL_VERSION,
         REFERENCE,
@@ -75,8 +61,21 @@ if TYPE_CHECKING:
         sent_modules,
         trimmed,
     )
-    from rhapsody.sdk.services import TaskService
-    from rhapsody.sdk.threads import in_thread, start_thread
+    from rhapsody.sdk.services import (
+        FREE,
+        QUIET,
+        Readiness,
+        Ready,
+        Search,
+        TaskService,
+        accepts,
+        call_ready,
+        parse_ready,
+        require_unused,
+        too_early,
+        wait_until,
+    )
+    from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
     from rhapsody.sdk.walltime import seconds_of_job, time_needed
     from rhapsody.task import Reference, TaskKind, is_async, task_kind
 
@@ -114,20 +113,18 @@ else:
             "rhapsody.sdk.capture": "CapturedOutput Recorder recording streams",
             "rhapsody.sdk.executables": "Launch TaskProgram task_environment working_directory",
             "rhapsody.sdk.loops": "OWN_FILES SharedLoop WorkerLoop without_own_frames",
-            "rhapsody.sdk.mailbox": "Mailbox",
             "rhapsody.sdk.modules": "own_modules",
             "rhapsody.sdk.processes": "Guardian Program",
-            "rhapsody.sdk.readiness": (
-                "FREE QUIET Readiness Ready Search accepts call_ready parse_ready "
-                "require_unused too_early wait_until"
-            ),
             "rhapsody.sdk.runner": (
                 "PROTOCOL_VERSION REFERENCE RUNNER_FILE CallResult CallSpec Captured "
                 "Environment Output ProtocolVersionError Runner StaleModuleError dumps known "
                 "pack_error pickler require_version sent_modules trimmed"
             ),
-            "rhapsody.sdk.services": "TaskService",
-            "rhapsody.sdk.threads": "in_thread start_thread",
+            "rhapsody.sdk.services": (
+                "FREE QUIET Readiness Ready Search TaskService accepts call_ready parse_ready "
+                "require_unused too_early wait_until"
+            ),
+            "rhapsody.sdk.threads": "Mailbox in_thread start_thread",
             "rhapsody.sdk.walltime": "seconds_of_job time_needed",
             "rhapsody.task": "Reference TaskKind is_async task_kind",
         },

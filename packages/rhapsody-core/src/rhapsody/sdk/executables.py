@@ -1,28 +1,216 @@
-"""Runs executable tasks: a description in, a program in its directory, its results in again.
+"""Executable tasks: a description becomes a program, whose results are written into it.
 
-For backends that start programs themselves, on this machine or on their workers. Where the
-sandbox is, when a task may start and what it is given are the backend's to decide. Services
-are in `rhapsody.sdk.services`.
+For backends that start programs themselves, on this machine or on their workers. The backend
+decides where the sandbox is, when a task starts and which resources it receives. Services are in
+`rhapsody.sdk.services`.
+
+Output is read through the descriptors that the program was started with, because the paths
+belong to the program: it may remove its output files or replace them with links or FIFOs.
+
+The kernel reports processes that it killed for lack of memory in the files of their control
+group, which programs and worker processes share with the process that starts them. These files are
+read before the first program starts and whenever one was ended by SIGKILL; if the count has
+increased since, that program is reported as out of memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
 
 from rhapsody.aio import wait_through
-from rhapsody.data import OUTPUT_FILES
-from rhapsody.sdk._memory import memory_error, memory_group
-from rhapsody.sdk._outputs import ProgramOutput
+from rhapsody.data import OUTPUT_FILES, stderr_tail
+from rhapsody.errors import OutOfMemoryError
 from rhapsody.sdk.processes import Program
 from rhapsody.sdk.threads import in_thread
 from rhapsody.task import TaskDescription
 
 __all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
+
+CHUNK = 1 << 20
+"""Bytes that are read at once."""
+
+
+class ProgramOutput:
+    """The files for the standard output and standard error of one program.
+
+    Args:
+        directory: The sandbox that they are made in.
+
+    Raises:
+        OSError: They cannot be made.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._descriptors: list[int] = []
+        for name in OUTPUT_FILES:
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+            self._descriptors.append(os.open(os.path.join(directory, name), flags, 0o600))
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """What the program writes to."""
+        stdout, stderr = self._descriptors
+        return stdout, stderr
+
+    @property
+    def size(self) -> int:
+        """The bytes that have been written."""
+        return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
+
+    def take(self) -> list[str]:
+        """Return what was written to each file, and close them."""
+        try:
+            return [_text(descriptor) for descriptor in self._descriptors]
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the files; they stay on disk."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _text(descriptor: int) -> str:
+    """Return the current content of a file, without output that is still being written.
+
+    CPython extends a string in place if only this loop refers to it, so that the peak memory is
+    the text and one piece. Joining a list, or decoding all bytes at once, takes twice the size.
+    """
+    text = ""
+    for piece in _pieces(descriptor):
+        text += piece
+    return text
+
+
+def _pieces(descriptor: int) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    size, offset = os.fstat(descriptor).st_size, 0
+    while offset < size:
+        data = os.pread(descriptor, min(CHUNK, size - offset), offset)
+        if not data:  # truncated meanwhile
+            break
+        offset += len(data)
+        yield decoder.decode(data)
+    yield decoder.decode(b"", final=True)
+
+
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Exit codes of what SIGKILL has ended, of itself and of the shell that ran it."""
+
+UNLIMITED = 1 << 60
+"""Bytes from which on a limit is none: version 1 has a number in place of a word."""
+
+
+class Files(NamedTuple):
+    """The names of files in the directory of a control group.
+
+    Attributes:
+        kills: Has the line `oom_kill COUNT`.
+        limit: The bytes that the group may use.
+        peak: The most bytes that it has used.
+    """
+
+    kills: str
+    limit: str
+    peak: str
+
+
+V1 = Files("memory.oom_control", "memory.limit_in_bytes", "memory.max_usage_in_bytes")
+V2 = Files("memory.events", "memory.max", "memory.peak")
+
+
+class MemoryGroup:
+    """Reads how many processes of this process's control group the kernel has killed so far.
+
+    Args:
+        own: The file that names the groups of this process.
+        mount: Where control groups are mounted.
+    """
+
+    def __init__(
+        self, own: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+    ) -> None:
+        lines = [line.split(":", 2) for line in _read_text(own).splitlines()]
+        paths = {kind: path for _, kinds, path in lines for kind in kinds.split(",")}
+        first = "memory" in paths
+        self._files = V1 if first else V2
+        self._top = mount / "memory" if first else mount
+        inside = self._top / paths.get("memory" if first else "", "").lstrip("/")
+        # In a container it may be the one that is mounted.
+        self._directory = inside if (inside / self._files.kills).exists() else self._top
+        self._seen = self._kills()
+
+    def has_killed(self) -> bool:
+        """Return whether the kernel has killed one of the group since this was last asked."""
+        former, self._seen = self._seen, self._kills()
+        return self._seen > former
+
+    def usage(self) -> str:
+        """Return how much memory the group may use and has used, for people."""
+        for group in (self._directory, *self._directory.parents):
+            limit = _read_text(group / self._files.limit).strip()
+            if limit.isdecimal() and int(limit) < UNLIMITED:
+                peak = _read_text(group / self._files.peak).strip()
+                used = f", and up to {_size(peak)} of it were in use" if peak.isdecimal() else ""
+                return f"the limit is {_size(limit)} for all processes of {group}{used}"
+            if group == self._top:
+                break
+        return "no limit is known here, so it may have been all memory of the machine"
+
+    def _kills(self) -> int:
+        for line in _read_text(self._directory / self._files.kills).splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+        return 0
+
+
+@cache
+def memory_group() -> MemoryGroup:
+    """The group of this process; what was killed before the first call does not count."""
+    return MemoryGroup()
+
+
+def memory_error(task: TaskDescription, code: int | None) -> OutOfMemoryError | None:
+    """Return the error of a task whose process the kernel has killed for memory, else `None`.
+
+    Args:
+        task: Its description, with its output.
+        code: The exit code of the process, which nobody here has killed.
+    """
+    if code not in KILLED or not memory_group().has_killed():
+        return None
+    tail = stderr_tail(task)
+    message = (
+        f"task {task['name']!r} was killed by the kernel because memory ran out: "
+        f"{memory_group().usage()}. Run it where there is more, or let fewer tasks run at once, as "
+        "a backend does that is told with resources={'memory': ...} how much each of them needs"
+    )
+    message += f"\n{tail.rstrip()}" if tail.strip() else ""
+    return OutOfMemoryError(message, exit_code=code, stderr=tail)
+
+
+def _read_text(path: Path) -> str:
+    with suppress(OSError):  # another kernel, or another system
+        return path.read_text()
+    return ""
+
+
+def _size(count: str) -> str:
+    return f"{int(count) / 2**20:.0f} MiB"
+
 
 Launch = Callable[..., Program]
 """Starts a program: takes what `Program` takes, and gives one."""

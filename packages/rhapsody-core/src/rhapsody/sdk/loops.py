@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any
 
 from rhapsody.errors import describe_error
-from rhapsody.sdk.mailbox import Mailbox
 from rhapsody.sdk.runner import trimmed
+from rhapsody.sdk.threads import Mailbox
 
 __all__ = ["OWN_FILES", "SharedLoop", "WorkerLoop", "without_own_frames"]
 

@@ -24,7 +24,7 @@ from importlib.machinery import SOURCE_SUFFIXES
 from importlib.util import decode_source, resolve_name
 from typing import Any
 
-from rhapsody.sdk._origins import Origins, spec_of
+from rhapsody.sdk.origins import Origins, spec_of
 from rhapsody.sdk.runner import REFERENCE, Source, digest_of, process_began, sent_modules
 
 __all__ = ["REFERENCE", "altered", "own_modules"]

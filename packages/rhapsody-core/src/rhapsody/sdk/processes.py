@@ -1,30 +1,228 @@
-"""Runs programs, each in a process group of its own, and ends them as a group.
+"""Programs and their process groups, and the reaper that outlives this process.
 
-No thread and no pipe: output goes to files or descriptors, and the system tells the loop
-when a program has ended. What a program left running in its group is ended with it, at the
-latest when the interpreter ends. What a task's description says of a program is understood
-in `rhapsody.sdk.executables`.
+Each program runs in a process group of its own and is ended together with everything that it
+started there. `Program` needs no thread and no pipe: output goes to files or descriptors, and the
+kernel wakes the event loop when a program exits. Groups that are still registered are killed when
+the interpreter exits. If this process is killed first, a small child process does it: it reads the
+start and end of each group from a pipe, and kills the remaining groups once this process is dead.
+
+`rhapsody.sdk.executables` translates a task's description into a program.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import IO
 
-from rhapsody.sdk import _groups as groups
-from rhapsody.sdk._reaper import Guardian
 from rhapsody.sdk.threads import start_thread
 
 __all__ = ["Guardian", "Program"]
+
+_groups: dict[int, int] = {}  # and the process that opened each
+
+
+def register_group(pid: int) -> None:
+    """Notes a group that must not outlive this process."""
+    _groups[pid] = os.getpid()
+
+
+def forget_group(pid: int) -> None:
+    """Forgets a group that has ended; its number may soon be somebody else's."""
+    _groups.pop(pid, None)
+
+
+@atexit.register
+def kill_groups() -> None:
+    """Ends every group that is open by force. For the end of the interpreter.
+
+    A child that the program has forked leaves the program's groups alone when it ends.
+    """
+    for pid, owner in tuple(_groups.items()):
+        if owner == os.getpid():
+            signal_group(pid, signal.SIGKILL)
+
+
+def signal_group(pid: int, number: int) -> None:
+    """Sends a signal to a group; one that is gone is no error."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def group_exists(pid: int) -> bool:
+    """Whether a process group has members, be they only dead ones that nobody reaped."""
+    try:
+        os.killpg(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def group_alive(pid: int) -> bool:
+    """Whether a process group has members that live.
+
+    In a container the first process often reaps orphans late or never, so that the
+    group of a dead program goes on to exist.
+    """
+    if not group_exists(pid):
+        return False
+    try:
+        processes = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:  # only Linux has it, and only Linux counts the dead
+        return True
+    for process in processes:
+        with suppress(OSError, ValueError, IndexError):  # it has just gone
+            with open(f"/proc/{process}/stat", "rb") as file:
+                state, _, group = file.read().rpartition(b")")[2].split()[:3]
+            if int(group) == pid and state not in b"ZX":
+                return True
+    return False
+
+
+# Others may hold the pipe, too: what the process forked without starting a program. So it is told
+# of a group that begins (`+`), of one that ends (`-`), and when it is to end (`!`). To be woken for
+# each message would take a core's time from the programs: those that come meanwhile are read
+# in one go, while the end of the process is seen at once.
+WATCH = """
+import os, select, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+live, rest, poll, end = set(), b"", select.poll(), select.poll()
+poll.register(0, select.POLLIN)
+end.register(0, 0)
+try:
+    process = os.pidfd_open(int(sys.argv[1]))
+    poll.register(process, select.POLLIN)
+    end.register(process, select.POLLIN)
+except (AttributeError, OSError):
+    pass
+while 0 in dict(poll.poll()):
+    data = os.read(0, 65536)
+    if not data:
+        break
+    *lines, rest = (rest + data).split(b"\\n")
+    for line in lines:
+        (live.add if line[:1] == b"+" else live.discard)(int(line[1:]))
+    if rest == b"!":
+        break
+    end.poll(100)
+for pid in live:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+class Guardian:
+    """The guardian of this process's programs, started when the first one is.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None
+        self._owner = 0
+        self._live: set[int] = set()
+        self._stopped = False
+
+    def pipe(self) -> int:
+        """Return the descriptor that it is told on, once it runs.
+
+        Raises:
+            OSError: It cannot be started.
+        """
+        with self._lock:
+            self._stopped = False
+            return self._opened()
+
+    def began(self, pid: int) -> None:
+        """Tell it that a process group has begun."""
+        with self._lock:
+            if self._stopped:  # it is what is left of a group that ends
+                return
+            self._live.add(pid)
+            with suppress(OSError):  # the next program is not started then: see `pipe`
+                self._opened()
+            self._tell(b"+", pid)
+
+    def ended(self, pid: int) -> None:
+        """Tell it that a process group has ended; to be called before its leader is reaped.
+
+        From then on its number may be anybody's.
+        """
+        with self._lock:
+            self._live.discard(pid)
+            self._tell(b"-", pid)
+
+    def stop(self) -> None:
+        """End it, and with it what it still watches over; blocks for a moment.
+
+        Only `pipe` starts it again.
+        """
+        with self._lock:
+            self._stopped = True
+            self._close()
+            self._live.clear()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # at the end of the process the system does it
+            self._close()
+
+    def _opened(self) -> int:
+        if self._process is not None and self._process.poll() is not None:
+            self._close()  # somebody killed it: there must be another
+        if self._pipe is None:
+            reader, self._pipe = os.pipe()
+            self._owner = os.getpid()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", WATCH, str(os.getpid())],
+                    stdin=reader,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    cwd="/",
+                )
+            except BaseException:
+                self._close()
+                raise
+            finally:
+                os.close(reader)
+            for pid in self._live:
+                self._tell(b"+", pid)
+        return self._pipe
+
+    def _tell(self, what: bytes, pid: int) -> None:
+        if self._pipe is not None:
+            with suppress(BrokenPipeError):  # it was killed; the next is told of all there is
+                os.write(self._pipe, b"%b%d\n" % (what, pid))
+
+    def _close(self) -> None:
+        if self._pipe is not None:
+            if self._owner == os.getpid():  # no fork of the one that started it
+                with suppress(BrokenPipeError):  # it was killed
+                    os.write(self._pipe, b"!")
+            os.close(self._pipe)
+            self._pipe = None
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._process = None
+
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -99,7 +297,7 @@ class Program:
             try:
                 start_thread(self._wait, f"rhapsody-wait-{self._process.pid}")
             except RuntimeError:  # nobody would hear of its end
-                groups.send(self.pid, signal.SIGKILL)
+                signal_group(self.pid, signal.SIGKILL)
                 self._closed()
                 self._exit_code()
                 raise
@@ -110,12 +308,12 @@ class Program:
         return self._process.pid
 
     def _opened(self) -> None:
-        groups.opened(self.pid)
+        register_group(self.pid)
         if self._guardian is not None:
             self._guardian.began(self.pid)
 
     def _closed(self) -> None:
-        groups.closed(self.pid)
+        forget_group(self.pid)
         if self._guardian is not None:
             self._guardian.ended(self.pid)
 
@@ -124,8 +322,8 @@ class Program:
         if self.exited.done() or self._deadline is not None:
             return
         self._deadline = time.monotonic() + grace
-        groups.send(self.pid, signal.SIGTERM)
-        self._killer = self._loop.call_later(grace, groups.send, self.pid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGTERM)
+        self._killer = self._loop.call_later(grace, signal_group, self.pid, signal.SIGKILL)
 
     def _wait(self) -> None:
         """Waits for the leader where the system cannot tell the loop. On a thread."""
@@ -142,17 +340,17 @@ class Program:
         if self._deadline is None:  # what it leaves running has no time to end
             self._deadline = time.monotonic()
             # Before the leader is reaped its group's number cannot be anybody else's.
-            groups.send(self.pid, signal.SIGKILL)
+            signal_group(self.pid, signal.SIGKILL)
         self._closed()
         code = self._exit_code()
-        if groups.exists(self.pid):
+        if group_exists(self.pid):
             self._opened()  # while it has members its number is nobody else's
             # A shell ends at once when it is told to; what it runs has its time to do so.
             wait = partial(self._wait_for_group, self._deadline, code)
             try:
                 start_thread(wait, f"rhapsody-end-{self.pid}")
             except RuntimeError:  # there are too many threads to give it its time
-                groups.send(self.pid, signal.SIGKILL)
+                signal_group(self.pid, signal.SIGKILL)
                 self._closed()
                 self._over(code)
         else:
@@ -174,11 +372,11 @@ class Program:
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
         """Waits for the rest of the group, until it is time for force. On a thread."""
-        while groups.alive(self.pid) and time.monotonic() < deadline:
+        while group_alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK)
-        groups.send(self.pid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGKILL)
         gone = time.monotonic() + KILLED
-        while groups.alive(self.pid) and time.monotonic() < gone:
+        while group_alive(self.pid) and time.monotonic() < gone:
             time.sleep(CHECK)
         self._closed()
         with suppress(RuntimeError):  # the loop is closed

@@ -1,20 +1,26 @@
-"""Does blocking work beside the loop, on threads that nobody waits for at exit.
+"""Threads next to an event loop: blocking calls on threads, and a mailbox from threads to the loop.
 
-A library that blocks must not run on the engine's loop. `asyncio.to_thread` puts it on the
-loop's executor, whose threads Python joins at exit: a call that hangs would hold the program.
+A library that blocks must not run on the engine's loop. `asyncio.to_thread` uses the loop's
+executor, whose threads Python joins at exit: a call that hangs would keep the program from ending.
+The threads here are daemons that are never joined at exit.
+
+A `Mailbox` passes items from any thread to one loop, in order and in batches. It is not a queue to
+wait on: it schedules its delivery on the loop, and an empty mailbox never wakes the loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from time import perf_counter
+from typing import Generic, TypeVar
 
 from rhapsody.aio import settable
 
-__all__ = ["in_thread", "start_thread"]
+__all__ = ["Mailbox", "in_thread", "start_thread"]
 
 T = TypeVar("T")
 
@@ -76,3 +82,87 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     finally:
         if future.done() and not future.cancelled():
             thread.join()  # it has nothing left to do
+
+
+TURN = 0.005
+"""Seconds of work after which a drain lets the loop do something else."""
+
+
+class Mailbox(Generic[T]):
+    """A box that any thread puts into and that one loop empties.
+
+    However many items are put, one wake-up of the loop is under way at a time.
+
+    Args:
+        loop: The loop that `deliver` is called on.
+        deliver: Called with each item, in the order of `put` for each thread. An
+            exception goes to the loop's exception handler, and the other items
+            are delivered all the same.
+
+    Attributes:
+        lost: How many items were dropped because the loop was closed.
+    """
+
+    __slots__ = ("_deliver", "_items", "_loop", "_woken", "lost")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Callable[[T], object]) -> None:
+        self._loop = loop
+        self._deliver = deliver
+        self._items: deque[T] = deque()
+        self._woken = False
+        self.lost: int = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Adds an item, from any thread. Where the loop is closed it is counted as lost."""
+        self._items.append(item)
+        if self._woken:
+            return
+        # Two threads may both come here: that is one drain too many, never one too few,
+        # because `drain` takes the flag down before it looks for items.
+        self._woken = True
+        try:
+            self._loop.call_soon_threadsafe(self.drain)
+        except RuntimeError:  # the loop is closed
+            self._woken = False
+            self._drop()
+
+    def drain(self) -> None:
+        """Delivers what is there, for about 5 ms, and leaves the rest to the loop's next turn.
+
+        On the loop's thread. The mailbox calls it by itself; calling it earlier is
+        allowed, also from within `deliver`.
+        """
+        self._woken = False
+        items = self._items
+        end = 0.0
+        try:
+            while items:
+                item = items.popleft()
+                try:
+                    self._deliver(item)
+                except Exception as error:
+                    # Whatever one receiver does wrong, the others get theirs.
+                    self._loop.call_exception_handler(
+                        {"message": f"{self._deliver!r} failed for {item!r}", "exception": error}
+                    )
+                del item  # not kept alive until the next one comes
+                now = perf_counter()
+                if not end:
+                    end = now + TURN
+                elif now > end:
+                    return
+        finally:
+            if items and not self._woken:
+                self._woken = True
+                self._loop.call_soon(self.drain)
+
+    def _drop(self) -> None:
+        while True:
+            try:
+                self._items.popleft()
+            except IndexError:
+                return
+            self.lost += 1

@@ -28,10 +28,9 @@ from rhapsody.errors import CapabilityError, InsufficientWalltimeError, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
-from rhapsody.sdk.mailbox import TURN, Mailbox
 from rhapsody.sdk.processes import Guardian
-from rhapsody.sdk.readiness import parse_ready
-from rhapsody.sdk.threads import in_thread
+from rhapsody.sdk.services import parse_ready
+from rhapsody.sdk.threads import TURN, Mailbox, in_thread
 from rhapsody.sdk.walltime import time_needed
 from rhapsody.task import TaskDescription, is_async
 

@@ -10,8 +10,7 @@ from rhapsody.backends.local.jobs import Job
 from rhapsody.data import make_sandbox
 from rhapsody.sdk.executables import TaskProgram
 from rhapsody.sdk.processes import Guardian, Program
-from rhapsody.sdk.readiness import Readiness
-from rhapsody.sdk.services import TaskService
+from rhapsody.sdk.services import Readiness, TaskService
 from rhapsody.task import TaskDescription
 
 

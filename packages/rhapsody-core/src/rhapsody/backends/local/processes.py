@@ -27,13 +27,12 @@ from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.packing import SMALL
 from rhapsody.backends.local.workers import Worker
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
-from rhapsody.sdk import _groups as groups
-from rhapsody.sdk._memory import memory_error, memory_group
 from rhapsody.sdk.calls import call_spec
-from rhapsody.sdk.mailbox import Mailbox
+from rhapsody.sdk.executables import memory_error, memory_group
 from rhapsody.sdk.modules import REFERENCE, own_modules
+from rhapsody.sdk.processes import kill_groups
 from rhapsody.sdk.runner import CallResult
-from rhapsody.sdk.threads import in_thread, start_thread
+from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ LONG = 0.01
 """Seconds after which those that wait for a call are taken back."""
 
 # Before multiprocessing's own, which was registered first and waits for workers to end.
-atexit.register(groups.kill_all)
+atexit.register(kill_groups)
 
 
 class ProcessWorkers:

@@ -23,7 +23,7 @@ from rhapsody.backends.local.forkserver import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.worker import LENGTHS, NUMBER, modules_frame, work
 from rhapsody.errors import describe_error
-from rhapsody.sdk import _groups as groups
+from rhapsody.sdk.processes import forget_group, register_group, signal_group
 from rhapsody.sdk.runner import CallResult
 
 AT_ONCE = 1 << 18
@@ -98,7 +98,7 @@ class Worker:
             assert self._process.pid is not None
             self.pid: int = self._process.pid
             self.title: str = f"process {self.pid}"
-            groups.opened(self.pid)
+            register_group(self.pid)
             self._socket.settimeout(timeout)
             if not self._socket.recv(1):
                 raise EOFError("the process ended before it could take a call")
@@ -181,7 +181,7 @@ class Worker:
     def kill(self) -> None:
         """Ends the worker and what it has started by force."""
         self.over = True
-        groups.send(self.pid, signal.SIGKILL)
+        signal_group(self.pid, signal.SIGKILL)
 
     def _flush(self) -> None:
         """Sends what waits, as soon as the socket takes it."""
@@ -302,7 +302,7 @@ class Worker:
             held.close()
         if self._process.pid is None:
             return
-        groups.send(self._process.pid, signal.SIGKILL)
-        groups.closed(self._process.pid)
+        signal_group(self._process.pid, signal.SIGKILL)
+        forget_group(self._process.pid)
         self._process.join()
         self._process.close()
