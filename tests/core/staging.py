@@ -117,6 +117,8 @@ async def link(
     implicit: bool = False,
 ) -> Path:
     async with asyncio.timeout(20):
-        resolved = await stager.resolve(task, backend, inputs or [], outputs or [], sources or [])
+        resolved = stager.resolve(task, backend, inputs or [], outputs or [], sources or [])
+        if resolved.coming:
+            await stager.fetched(task, resolved, outputs or [])
         stager.link(task, backend, resolved, implicit=implicit)
     return Path(task["sandbox"])

@@ -19,6 +19,7 @@ from rhapsody import (
     DataError,
     DependencyFailureError,
     InputFile,
+    OutputDir,
     OutputFile,
     TaskFailedError,
     WorkflowEngine,
@@ -536,18 +537,71 @@ async def test_of_two_dependencies_both_are_there_and_an_empty_one_is_harmless(
 async def test_a_functions_files_are_implicit_data_too_where_it_declared_none(
     machine: Any,
 ) -> None:
-    Path("in.txt").write_text("x")
     async with engine(machine()) as flow:
 
-        @flow.function_task
-        def leave(given: InputFile) -> None:
-            Path(os.path.dirname(given), "left.txt").write_text("left")
+        @flow.function_task(capture="files")
+        def leave() -> None:
+            Path(str(current_task().sandbox), "left.txt").write_text("left")
 
         @flow.executable_task
         def look(*_: Any) -> str:
             return "cat left.txt"
 
-        assert await look(leave(InputFile("in.txt"))) == "left"
+        assert await look(leave()) == "left"
+
+
+@on_machines
+async def test_a_function_with_inputs_only_reads_them_where_they_are(machine: Any) -> None:
+    Path("in.txt").write_text("x")
+    Path("some").mkdir()
+    Path("some/other.txt").write_text("y")
+    async with engine(machine()) as flow:
+
+        @flow.executable_task
+        def make(*outputs: Any) -> str:
+            return "echo made > made.txt; mkdir -p parts; echo 1 > parts/a; echo 2 > part-1.csv"
+
+        @flow.function_task
+        def read(*files: Any) -> list[Any]:
+            paths = [list(f) if isinstance(f, list) else Path(f) for f in files]
+            return [current_task().sandbox, *paths]
+
+        outputs = [OutputFile("made.txt"), OutputDir("parts"), OutputFile("*.csv", many=True)]
+        made = make(*outputs)
+        inputs = [made.file(name) for name in ("made.txt", "parts", "*.csv")]
+        found = await read(InputFile("in.txt"), InputFile("some/other.txt"), *inputs)
+        directory = Path(str(made.sandbox))
+        assert found == [
+            None,
+            Path("in.txt").absolute(),
+            Path("some/other.txt").absolute(),
+            directory / "made.txt",
+            [directory / "parts" / "a"],
+            [directory / "part-1.csv"],
+        ]
+
+
+@on_machines
+async def test_what_a_failed_function_has_read_stays(machine: Any) -> None:
+    async with engine(machine(), keep_sandboxes="failed") as flow:
+
+        @flow.executable_task
+        def make(output: OutputFile) -> str:
+            return f"echo made > {output}"
+
+        @flow.function_task
+        def read(file: InputFile, *, well: bool) -> str:
+            assert well, os.fspath(file)
+            return os.fspath(file)
+
+        kept = make(OutputFile("one.txt"))
+        failing = read(kept.file("one.txt"), well=False)
+        dropped = await read(make(OutputFile("two.txt")).file("two.txt"), well=True)
+        with pytest.raises(AssertionError):
+            await failing
+        path = Path(str(kept.sandbox), "one.txt")
+    assert path.read_text() == "made\n"
+    assert not os.path.exists(dropped)
 
 
 # Backends and what they can.

@@ -150,7 +150,8 @@ async def fetch(stager: Stager, *urls: str, uid: str = "e.task.000001.1") -> Pat
     """Links URLs into a task's sandbox, which is given back."""
     task = describe(stager, uid)
     async with asyncio.timeout(30):
-        resolved = await stager.resolve(task, Linking(), [InputFile(u) for u in urls], [], [])
+        resolved = stager.resolve(task, Linking(), [InputFile(u) for u in urls], [], [])
+        await stager.fetched(task, resolved, [])
         stager.link(task, Linking(), resolved, implicit=False)
     return Path(task["sandbox"])
 

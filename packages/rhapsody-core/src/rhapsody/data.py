@@ -129,9 +129,10 @@ class InputFile(File):
 
     Attributes:
         filename: The base name, which the task sees the file under.
-        filepath: In a task, the absolute path in its sandbox. Before that the
-            absolute path of a local file, the bare name of another task's file,
-            and `None` for a URL, which is fetched when a task is about to run.
+        filepath: In a task, the absolute path: in its sandbox, or where the file is for a
+            function without one. Before that the absolute path of a local file, the bare
+            name of another task's file, and `None` for a URL, which is fetched when a task
+            is about to run.
         remote_url: The URL.
         local_file: The existing path as it was given.
         other_task_file: The name as it was given.
@@ -177,6 +178,11 @@ class InputFile(File):
     def __repr__(self) -> str:
         spec = self.local_file or self.other_task_file or without_secrets(self.remote_url or "")
         return f"InputFile({spec!r})"
+
+
+def found_at(file: InputFile, path: str) -> InputFile:
+    """Return an input for a function that reads the file where it is."""
+    return _changed(file, filepath=Path(os.path.abspath(path)), _by_path=True, _producer=None)
 
 
 def renamed(file: InputFile) -> InputFile:

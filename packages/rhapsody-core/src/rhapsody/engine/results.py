@@ -53,6 +53,8 @@ class Results:
         else:
             value = report.get("stdout")
         extra = record.extra
+        if error is not None and extra is not None and extra.resolved is not None:
+            self._stager.spare_inputs(record.description, extra.resolved)
         if error is None and extra is not None:
             try:
                 if record.found is not None and record.found.outputs:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from rhapsody.data import File, InputFile, InputFiles, moved
+from rhapsody.data import File, InputFile, InputFiles, Output, moved
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.backend_handles import BackendHandle, find
@@ -40,6 +40,7 @@ from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.walltime import time_needed
 from rhapsody.staging.files import Stager
+from rhapsody.staging.resolved import Resolved
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -155,11 +156,12 @@ class TaskBuilder:
             record.stage = RESOLVED
             if record.extra is not None:
                 record.extra.resolved = None  # that of an earlier attempt
-                if self._has_files(record, backend):
-                    self._background.spawn(self._resolve(record, backend), f"files of {record.uid}")
+                if self._has_files(record, backend) and not self._resolved(record, backend):
                     return False
         if record.stage == RESOLVED:
             record.stage = LOOKED_UP
+            if record.found is not None and record.found.inputs and task.kind != "executable":
+                self._place_inputs(record, backend)
             if hooks.lookup_results and self._recording.look_up(record):
                 return False
         if record.stage == LOOKED_UP:
@@ -247,7 +249,8 @@ class TaskBuilder:
         if found.inputs or found.outputs:
             description["metadata"]["input_files"] = [f.filename for f in found.inputs]
             description["metadata"]["output_files"] = [f.filename for f in found.outputs]
-            description["sandbox"] = self._stager.sandbox_path(record.uid)
+            if found.outputs:
+                description["sandbox"] = self._stager.sandbox_path(record.uid)
 
     def values(self, record: TaskRecord, stands_in: Callable[[Any], Any] | None = None) -> Values:
         """The task's arguments with futures replaced by their values and files bound.
@@ -262,6 +265,7 @@ class TaskBuilder:
         sandbox = record.description.get("sandbox")
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         sources = record.extra.sources if record.extra is not None else ()
+        resolved = record.extra.resolved if record.extra is not None else None
 
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
@@ -272,10 +276,13 @@ class TaskBuilder:
                 if stands_in is not None and is_service(leaf):
                     return stands_in(leaf)
                 return self._services.value(leaf) if self._services.any else leaf.result()
-            if sandbox is None:
+            if sandbox is None and resolved is None:
                 return leaf
             producer = found.producers.get(id(leaf))
             own = None if producer is None else producer._outcome
+            if sandbox is None:
+                assert resolved is not None
+                return self._stager.located(leaf, resolved, own)
             return self._stager.bind(
                 leaf, sandbox, sources, own, outputs=found.outputs, by_path=by_path
             )
@@ -446,28 +453,52 @@ class TaskBuilder:
             and any(source.sandbox is not None for source in record.extra.sources)
         )
 
-    async def _resolve(self, record: TaskRecord, backend: BackendHandle) -> None:
-        extra, description = record.extra, record.description
-        if extra is None or not description:
+    def _resolved(self, record: TaskRecord, backend: BackendHandle) -> bool:
+        """Find the files of a task; return `False` while some of them are being fetched."""
+        extra, description, found = record.more(), record.description, record.found
+        inputs, outputs = (found.inputs, found.outputs) if found is not None else ((), ())
+        made_by = found.producers if found is not None else {}
+        for each in self._others(record):
+            self._stager.require_capable(description, each.backend, inputs, outputs)
+        extra.resolved = self._stager.resolve(
+            description,
+            backend.backend,
+            inputs,
+            outputs,
+            extra.sources,
+            {key: left for key, future in made_by.items() if (left := future._outcome)},
+        )
+        if extra.resolved.coming:
+            fetching = self._fetch(record, backend, extra.resolved, outputs)
+            self._background.spawn(fetching, f"files of {record.uid}")
+            return False
+        return True
+
+    async def _fetch(
+        self,
+        record: TaskRecord,
+        backend: BackendHandle,
+        resolved: Resolved,
+        outputs: Sequence[Output],
+    ) -> None:
+        description = record.description
+        if not description:
             return  # cancelled before this began
-        inputs = record.found.inputs if record.found else ()
-        outputs = record.found.outputs if record.found else ()
         try:
-            for each in self._others(record):
-                self._stager.require_capable(description, each.backend, inputs, outputs)
-            made_by = record.found.producers if record.found else {}
-            extra.resolved = await self._stager.resolve(
-                description,
-                backend.backend,
-                inputs,
-                outputs,
-                extra.sources,
-                {key: left for key, future in made_by.items() if (left := future._outcome)},
-            )
+            await self._stager.fetched(description, resolved, outputs)
         except Exception as error:  # a task whose files cannot be had fails alone
             self._scheduler.refuse(record, error)
         else:
             self._resume(record, backend)
+
+    def _place_inputs(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Let a function read its inputs where they are, or in a sandbox if it must have one."""
+        description, resolved = record.description, record.more().resolved
+        if "sandbox" in description:
+            return
+        if resolved is None or not self._stager.in_place(backend.backend, resolved):
+            description["sandbox"] = self._stager.sandbox_path(record.uid)
+        description["args"], description["kwargs"] = self.values(record)
 
     async def _make_again(
         self, record: TaskRecord, backend: BackendHandle, gone: Sequence[AttemptInfo]

@@ -32,7 +32,7 @@ from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.destinations import Target
 from rhapsody.staging.fetch import Fetcher
-from rhapsody.staging.inputs import as_several, origins
+from rhapsody.staging.inputs import as_several, located, origins
 from rhapsody.staging.outputs import future_uid, names_of, without_place
 from rhapsody.staging.resolved import InputPlace, Resolved, as_source, left_by
 from rhapsody.staging.results import Put, Results, copy_of
@@ -195,7 +195,7 @@ class Stager:
 
     # Before an attempt.
 
-    async def resolve(
+    def resolve(
         self,
         task: TaskDescription,
         backend: BaseExecutionBackend,
@@ -206,6 +206,8 @@ class Stager:
     ) -> Resolved:
         """Find the files an attempt reads, and start fetching those that are far away.
 
+        `fetched` must be awaited if some are being fetched.
+
         Args:
             task: The attempt's description.
             backend: The backend it is about to be submitted to.
@@ -215,8 +217,8 @@ class Stager:
             made_by: The outcomes of the tasks that make inputs, by the `id` of each input.
 
         Raises:
-            DataError: An input is missing, ambiguous or cannot be fetched; or a file cannot be
-                saved where it is to be, see `Results.claim`.
+            DataError: An input is missing or ambiguous; or a file cannot be saved where it is to
+                be, see `Results.claim`.
             CapabilityError: The backend cannot link files or have them saved, or a file cannot
                 get from one backend to the other.
         """
@@ -247,13 +249,49 @@ class Stager:
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
-        for name, fetch in coming.items():
-            places[name] = InputPlace(await asyncio.shield(fetch))
-        for name in places.keys() & {output.filename for output in outputs}:
-            _move_aside(task, name, places)
-        targets = self.results.places.claim(task, outputs)
         sources = tuple({each.uid: each for each in (*sources, *made_by.values())}.values())
-        return Resolved(sources, places, bool(coming), targets, tuple(reads))
+        resolved = Resolved(sources, places, coming, {}, tuple(reads))
+        if not coming:
+            self._complete(task, resolved, outputs)
+        return resolved
+
+    async def fetched(
+        self, task: TaskDescription, resolved: Resolved, outputs: Sequence[Output]
+    ) -> None:
+        """Wait for the files of an attempt that are being fetched.
+
+        Raises:
+            DataError: One cannot be fetched, or see `resolve`.
+        """
+        for name, fetch in resolved.coming.items():
+            resolved.places[name] = InputPlace(await asyncio.shield(fetch))
+        self._complete(task, resolved, outputs)
+
+    def _complete(
+        self, task: TaskDescription, resolved: Resolved, outputs: Sequence[Output]
+    ) -> None:
+        if outputs:
+            for name in resolved.places.keys() & {output.filename for output in outputs}:
+                _move_aside(task, name, resolved.places)
+            resolved.targets.update(self.results.places.claim(task, outputs))
+
+    def in_place(self, backend: BaseExecutionBackend, resolved: Resolved) -> bool:
+        """Return whether a function on a backend can read its inputs where they are."""
+        can = backend.capabilities
+        shared = can.shared_file_system and not can.copies_files_out  # no worker is elsewhere
+        return shared and all(place.path is not None for place in resolved.places.values())
+
+    def located(
+        self, file: InputFile, resolved: Resolved, producer: AttemptInfo | None = None
+    ) -> InputFile | InputFiles:
+        """Return the object that a function without a sandbox receives for an input.
+
+        Args:
+            file: The input.
+            resolved: Where the inputs of its task are.
+            producer: The outcome of the task that makes this file, if that is known.
+        """
+        return located(file, resolved.paths(), resolved.sources, producer)
 
     def link(
         self,
@@ -274,8 +312,10 @@ class Stager:
             implicit: Whether dependencies without declared output files share all
                 that they left in their sandboxes.
         """
+        if "sandbox" not in task:
+            return  # it reads its inputs where they are, and `resolved` keeps them there
         keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
-        links = self._links[task["uid"]] = _Links(keepers, fetched=resolved.fetched)
+        links = self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
         try:
             for name, (path, producer, _) in resolved.places.items():
                 backend.link_explicit_data_deps(
@@ -410,6 +450,13 @@ class Stager:
         for put in puts.values():
             self._sandboxes.saved(sandbox, put.name)
         return list(puts)
+
+    def spare_inputs(self, task: TaskDescription, resolved: Resolved) -> None:
+        """Keep the files that a failed attempt has read if it has no sandbox with links to them."""
+        if "sandbox" not in task and self._keep in ("results", "failed"):
+            for source in resolved.sources:
+                self.spare(source)
+            self._cache_stays |= bool(resolved.coming)
 
     def discard(self, path: str) -> bool:
         """Remove a file of a sandbox, off the loop; return `False` if there is none."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from rhapsody.data import InputFile, InputFiles, without_secrets
+from rhapsody.data import InputFile, InputFiles, found_at, without_secrets
 from rhapsody.errors import DataError
 from rhapsody.staging.fsutil import files_in
 from rhapsody.task import AttemptInfo, TaskDescription
@@ -93,6 +93,36 @@ def as_several(
         return file
     names = (os.path.join(name, each) for each in files_in(directory))
     return InputFiles(file, names, directory=True)
+
+
+def located(
+    file: InputFile,
+    paths: Mapping[str, str | None],
+    sources: Sequence[AttemptInfo],
+    producer: AttemptInfo | None = None,
+) -> InputFiles | InputFile:
+    """Return the object that a function receives for an input that it reads where it is.
+
+    Args:
+        file: The input.
+        paths: The paths of the task's inputs, by their names.
+        sources: What is left of its dependencies.
+        producer: The outcome of the task that makes this file, if that is known.
+    """
+    if producer is not None:
+        sources = (producer,)
+    matched = () if file.remote_url is not None else _matched_by(file, sources)
+    names = dict.fromkeys(name for _, names in matched for name in names)
+    if names:
+        found = [path for name in names if (path := paths[name]) is not None]
+        pattern = os.path.join(os.path.dirname(found[0]), file.filename)
+        return InputFiles(found_at(file, pattern), found, directory=False)
+    path = paths[file.filename] or ""
+    bound = found_at(file, path)
+    if not os.path.isdir(path) or not any(file.filename in each.output_files for each in sources):
+        return bound
+    inside = (os.path.join(path, each) for each in files_in(path))
+    return InputFiles(bound, inside, directory=True)
 
 
 def _is_absolute(file: InputFile) -> bool:

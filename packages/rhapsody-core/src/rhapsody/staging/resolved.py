@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,16 +33,16 @@ class Resolved:
     Attributes:
         sources: What is left of its dependencies, each once.
         places: The inputs by their names.
-        fetched: Whether an input was brought into the cache.
+        coming: The inputs that are fetched into the cache, by their names.
         targets: Where its outputs are to be saved, by their names.
         reads: Files of other tasks that it reads: their sandboxes and names.
         matches: The files that match each pattern of its outputs, once it has ended well.
     """
 
     sources: tuple[AttemptInfo, ...]
-    places: Mapping[str, InputPlace]
-    fetched: bool
-    targets: Mapping[str, Target]
+    places: dict[str, InputPlace]
+    coming: Mapping[str, asyncio.Task[str]]
+    targets: dict[str, Target]
     reads: tuple[tuple[str, str], ...]
     matches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
