@@ -16,7 +16,7 @@ import pytest
 from rhapsody import OutputFile, WorkflowEngine
 from rhapsody.cli import main
 from rhapsody.quantities import size_text
-from rhapsody.staging import cleaning
+from rhapsody.staging import runs
 from rhapsody.staging.runs import Run, enter_run, leave_run
 from tests.core.scripted import within
 
@@ -73,13 +73,13 @@ def test_runs_that_have_ended_go_and_one_that_lives_stays(
 def test_a_run_that_somebody_else_removes_meanwhile_is_passed_by(
     base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def found(base: Path) -> list[cleaning.LeftRun]:
+    def found(base: Path) -> list[runs.LeftRun]:
         runs = left_runs(base)
         shutil.rmtree(base / NAMES[1])
         return runs
 
-    left_runs = cleaning.left_runs
-    monkeypatch.setattr(cleaning, "left_runs", found)
+    left_runs = runs.left_runs
+    monkeypatch.setattr(runs, "left_runs", found)
     others = [f"{name}  1.0 kB" for name in (NAMES[0], NAMES[2])]
     assert clean(capsys) == [*others, "removed 2 runs, 2.0 kB"]
 

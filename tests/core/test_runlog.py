@@ -16,7 +16,7 @@ import pytest
 
 from rhapsody import WorkflowEngine
 from rhapsody.cli import main
-from rhapsody.staging.runlog import RunLog
+from rhapsody.staging.runs import RunLog
 from tests.core.scripted import within
 
 log = logging.getLogger("rhapsody.task")

@@ -452,9 +452,9 @@ async def test_a_result_that_something_else_took_the_place_of_is_none(here: Path
 KILLED_WHILE_SAVING = """
 import asyncio, os, signal
 from rhapsody import OutputDir, OutputFile, WorkflowEngine
-from rhapsody.staging import results
+from rhapsody.staging import outputs
 
-results._rename = lambda part, path: os.kill(os.getpid(), signal.SIGKILL)
+outputs._rename = lambda part, path: os.kill(os.getpid(), signal.SIGKILL)
 
 async def main():
     async with WorkflowEngine.create() as flow:

@@ -14,7 +14,7 @@ from rhapsody.plugins.specs import UsageError
 from rhapsody.quantities import seconds, size_text
 
 if TYPE_CHECKING:
-    from rhapsody.staging.cleaning import LeftRun
+    from rhapsody.staging.runs import LeftRun
 
 HELP = "remove the directories of runs that have ended"
 
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UsageError: The age or the directory is invalid.
     """
-    from rhapsody.staging.cleaning import left_runs, tidy
+    from rhapsody.staging.runs import left_runs, tidy
 
     before = time.time() - (0 if arguments.older is None else age(arguments.older))
     base = base_of(arguments.directory)

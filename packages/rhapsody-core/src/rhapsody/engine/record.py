@@ -21,7 +21,7 @@ from rhapsody.engine.states import FutureState, TaskState, Transition, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.engine.timers import Timer
 from rhapsody.staging.destinations import Target
-from rhapsody.staging.resolved import Resolved
+from rhapsody.staging.inputs import Resolved
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 

@@ -23,8 +23,8 @@ from rhapsody.engine.submission import Submission
 from rhapsody.errors import DataError
 from rhapsody.plugins.specs import Recorded, TaskFiles
 from rhapsody.staging.files import Stager
+from rhapsody.staging.inputs import left_by
 from rhapsody.staging.outputs import check_outputs, found_in
-from rhapsody.staging.resolved import left_by
 from rhapsody.task import AttemptInfo, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")

@@ -40,7 +40,7 @@ from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.walltime import time_needed
 from rhapsody.staging.files import Stager
-from rhapsody.staging.resolved import Resolved
+from rhapsody.staging.inputs import Resolved
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")

@@ -32,14 +32,20 @@ from rhapsody.errors import CapabilityError, DataError
 from rhapsody.sdk.threads import in_thread
 from rhapsody.staging.destinations import Target
 from rhapsody.staging.fetch import Fetcher
-from rhapsody.staging.inputs import as_several, located, origins
-from rhapsody.staging.outputs import future_uid, names_of, without_place
-from rhapsody.staging.resolved import InputPlace, Resolved, as_source, left_by
-from rhapsody.staging.results import Put, Results, copy_of
+from rhapsody.staging.inputs import (
+    InputPlace,
+    Resolved,
+    as_several,
+    as_source,
+    left_by,
+    located,
+    origins,
+)
+from rhapsody.staging.locks import Claim
+from rhapsody.staging.outputs import Put, Results, copy_of, future_uid, names_of, without_place
+from rhapsody.staging.runs import WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.staging.space import disk_use
-from rhapsody.staging.uid_lock import Claim
-from rhapsody.staging.work_dir import WorkDir
 from rhapsody.task import AttemptInfo, TaskDescription
 
 if TYPE_CHECKING:

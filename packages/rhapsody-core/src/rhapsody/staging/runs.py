@@ -1,21 +1,123 @@
-"""A run's directory: one for each process and `.rhapsody`, with its engines' directories in it.
+"""Directories of runs: how they are named, locked, logged, listed and cleaned.
 
-Its name sorts by time and says what ran; `latest` beside it leads to the last one. It is made
-when it is first needed, and locked while an engine of the process is alive.
+Each process has one directory in each `.rhapsody`, with the directories of its engines in it. Its
+name sorts by time and says what ran; the link `latest` leads to the newest. It is made when it is
+first needed, and locked while an engine of the process is alive.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import re
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from rhapsody.staging.locks import FileLock
-from rhapsody.staging.runlog import RunLog
+from rhapsody.data import SavedFile
+from rhapsody.staging.fsutil import remove
+from rhapsody.staging.locks import FileLock, State, state_of
+
+log: logging.Logger = logging.getLogger("rhapsody")
+
+FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
+TIMES = "%Y-%m-%dT%H:%M:%S"
+"""The format of a line, and of the time in it, which is UTC, as in the names of runs."""
+
+
+class RunLog(logging.Handler):
+    """Writes records into a file that it opens for the first of them.
+
+    Args:
+        path: Makes the file's directory and says where the file is.
+    """
+
+    def __init__(self, path: Callable[[], str]) -> None:
+        super().__init__()
+        self._path = path
+        self._file = -1
+        self._pid = os.getpid()
+        self._taking = False
+        self._broken = False
+        lines = logging.Formatter(FORMAT, TIMES)
+        lines.converter = time.gmtime
+        self.setFormatter(lines)
+
+    def begin(self) -> None:
+        """Takes records from here on; twice is harmless."""
+        self._taking = True
+        log.addHandler(self)
+
+    def end(self) -> None:
+        """Takes no more records, until it begins again."""
+        self._taking = False
+        log.removeHandler(self)
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; another record opens it again."""
+        self.acquire()
+        try:
+            file, self._file = self._file, -1
+            if file >= 0:
+                with contextlib.suppress(OSError):  # a disk that is full may say so now
+                    os.close(file)
+        finally:
+            self.release()
+        super().close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record; what is wrong with the disk is said once, and harms nobody."""
+        self._take(record)
+        if self._is_alone(record):
+            _hand_on(record)
+
+    def note(self, text: str) -> None:
+        """Write a text to the log file only."""
+        self._take(logging.LogRecord("rhapsody.run", logging.INFO, "", 0, text, None, None))
+
+    def _take(self, record: logging.LogRecord) -> None:
+        taking = self._taking and not self._broken and os.getpid() == self._pid
+        if taking and record.levelno >= logging.INFO:
+            try:
+                self._write(self.format(record))
+            except OSError as error:
+                self._broken = True
+                log.warning("the log of this run ends here: %s", error)
+            except Exception:  # noqa: S110 - of the record's own values: who prints it says so
+                pass
+
+    def _write(self, text: str) -> None:
+        if self._file < 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = os.open(self._path(), flags, 0o600)
+        os.write(self._file, f"{text}\n".encode(errors="backslashreplace"))
+
+    def _is_alone(self, record: logging.LogRecord) -> bool:
+        """Whether nobody handles a record but logs of runs, of which this is the first.
+
+        `logging` prints a record that has no handler (`logging.lastResort`), and counts this one.
+        """
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        found: list[logging.Handler] = []
+        while logger is not None:
+            found += logger.handlers
+            logger = logger.parent if logger.propagate else None
+        return found[:1] == [self] and all(isinstance(each, RunLog) for each in found)
+
+
+def _hand_on(record: logging.LogRecord) -> None:
+    """Prints a record as `logging` does with those that nobody handles."""
+    last = logging.lastResort
+    if last is not None and record.levelno >= last.level:
+        last.handle(record)
+
 
 BASE = ".rhapsody"
 """Where runs are, in the current directory."""
@@ -24,7 +126,7 @@ LATEST, LOCK, LOG = "latest", ".lock", "log.txt"
 """The link to the newest run; the files in a run's directory beside those of its engines."""
 
 PARTS = ".parts"
-"""File that lists where the run's live engines save files, see `staging.parts`."""
+"""File that lists where the run's live engines save files, see `remove_parts`."""
 
 NAME: re.Pattern[str] = re.compile(r"\d{8}T\d{6}-[A-Za-z0-9_.-]{1,32}-[0-9a-f]{4}")
 """What a run's directory is called."""
@@ -232,3 +334,283 @@ def _replace(link: Path, newest: list[str]) -> None:
         link.unlink(missing_ok=True)
     finally:
         new.unlink(missing_ok=True)
+
+
+_TOKEN = re.compile(r"[0-9a-f]{8}")
+
+
+def new_token() -> str:
+    """Return the common part of the names of one engine's copies."""
+    return uuid.uuid4().hex[:8]
+
+
+def part_of(path: Path, token: str) -> Path:
+    """Return a name for a copy that is to be renamed to a path."""
+    return path.with_name(f".{path.name[:40]}.{token}{uuid.uuid4().hex[8:]}.part")
+
+
+def note(run: Path, token: str, directory: Path) -> None:
+    """Record that a run saves files in a directory."""
+    with open(run / PARTS, "a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"{token} {directory}\n")
+
+
+def remove_parts(run: Path) -> None:
+    """Remove the unfinished copies of a dead run."""
+    try:
+        noted = (run / PARTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except (OSError, ValueError):
+        return
+    for token, _, directory in (line.partition(" ") for line in noted):
+        if not (_TOKEN.fullmatch(token) and os.path.isabs(directory)):
+            continue
+        part = re.compile(rf"\..{{1,40}}\.{token}[0-9a-f]{{24}}\.part", re.DOTALL)
+        with contextlib.suppress(OSError):  # it was removed, or may not be read
+            for name in os.listdir(directory):
+                if part.fullmatch(name):
+                    remove(Path(directory, name))
+    with contextlib.suppress(OSError):
+        (run / PARTS).unlink()
+
+
+def remove_parts_of_others(base: Path, own: Path) -> None:
+    """Remove the unfinished copies of earlier runs in a `.rhapsody`."""
+    with contextlib.suppress(OSError), os.scandir(base) as entries:
+        for entry in entries:
+            run = Path(entry.path)
+            if run == own or entry.stat(follow_symlinks=False).st_uid != os.geteuid():
+                continue
+            if os.path.exists(run / PARTS) and state_of(run / LOCK) in ("left", "free"):
+                remove_parts(run)
+
+
+LIST = "results.json"
+"""The file in an engine's directory that says so, where there are any."""
+
+
+def write_list(files: Iterable[SavedFile], work_dir: Path) -> None:
+    """Writes which of these, which are all there, are below the engine's directory."""
+    listed = [
+        {"path": str(file.path.relative_to(work_dir)), "task": file.task, "uid": file.uid}
+        for file in files
+        if file.path.is_relative_to(work_dir)
+    ]
+    if listed:
+        with contextlib.suppress(OSError):  # a full disk keeps no engine from closing
+            (work_dir / LIST).write_text(json.dumps(listed, indent=1), encoding="utf-8")
+
+
+def read_list(work_dir: Path) -> set[str]:
+    """The paths of results from an engine's directory, none where no list was written.
+
+    Raises:
+        ValueError: The list is broken.
+        OSError: It cannot be read.
+    """
+    try:
+        listed = json.loads((work_dir / LIST).read_text(encoding="utf-8"))
+        return {str(each["path"]) for each in listed}
+    except FileNotFoundError:
+        return set()
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{work_dir / LIST} is no list of results") from error
+
+
+class WorkDir:
+    """The directory of an engine, which is made when it is first needed.
+
+    Args:
+        place: The directory; with `in_run` the `.rhapsody` that the run's is in.
+        in_run: The engine's uid, where it works in a directory of that name in the run's.
+
+    Attributes:
+        base: The directory of all runs if it is in one, otherwise the same as `path`.
+        path: Where it is; may change until `settle` is called.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], in_run: str | None = None) -> None:
+        self.base: Path = Path(os.path.abspath(place))
+        self.path: Path = self.base
+        self._run = None
+        self._used: dict[Path, Callable[[], object]] = {}
+        if in_run is not None:
+            self._run = enter_run(self.path, in_run)
+            self.path = self._run.path / in_run
+        self._existed = self.path.exists()
+        self.settled: bool = self._run is None
+
+    def settle(self) -> Path:
+        """Makes the run's directory, so that `path` no longer changes, which it returns.
+
+        Where it cannot be made, what is put into it fails. Any thread.
+        """
+        if self._run is not None and not self.settled:
+            with contextlib.suppress(OSError):
+                self.path = self._run.make() / self.path.name
+                self.settled = True
+            remove_parts_of_others(self.base, self.path.parent)
+        return self.path
+
+    def note_parts(self, token: str, directory: Path) -> None:
+        """Record where files are saved, in case this process is killed."""
+        if self._run is not None:
+            with contextlib.suppress(OSError):  # a full disk
+                note(self._run.make(), token, directory)
+
+    def use(self, sandbox: str) -> None:
+        """Keeps the directory of the run that a sandbox is in from being cleaned, until `leave`."""
+        run = Path(sandbox).parent.parent
+        if run in self._used or run.parent.name != BASE or NAME.fullmatch(run.name) is None:
+            return
+        with contextlib.suppress(OSError):  # another run uses it as well, or this one
+            there = os.path.exists(run / LOCK)
+            lock = FileLock(run / LOCK)
+            self._used[run] = lock.let_go if there else lock.release
+
+    def close(self, results: Iterable[SavedFile]) -> None:
+        """Lists the results that stay in it; removes it where it is empty and was not there."""
+        if self._run is not None and self.settled:
+            write_list(results, self.path)
+        if self._existed:
+            return
+        with contextlib.suppress(OSError):  # not empty, or never made
+            self.path.rmdir()
+        if self.path.parent.name == BASE:
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
+    def leave(self) -> None:
+        """Says that the engine has ended: with the last one of a run its directory may go."""
+        for let_go in self._used.values():
+            let_go()
+        self._used.clear()
+        if self._run is not None:
+            leave_run(self._run, self.path.name)
+
+
+ENGINE: re.Pattern[str] = re.compile(r"engine\.[0-9a-f]{8}")
+"""The name of an engine's directory that is in no run's: earlier versions made them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftRun:
+    """The directory of a run.
+
+    Attributes:
+        path: Where it is.
+        lock: The file that it locks while it lives.
+        state: `"held"` while the run lives, `"free"` where it ended, `"left"` where it was
+            killed, `"unknown"` where that cannot be seen from here.
+        changed: When something in it was last made or removed, by the system's clock.
+    """
+
+    path: Path
+    lock: Path
+    state: State
+    changed: float
+
+    def results(self) -> set[str]:
+        """The paths of its results, and of the lists of them.
+
+        Raises:
+            ValueError: Which they are is not known.
+        """
+        if self.state != "free" or not NAME.fullmatch(self.path.name):
+            raise ValueError("it did not end by itself, so that its results are not known")
+        found: set[str] = set()
+        for engine in _directories(self.path):
+            named = {os.path.normpath(os.path.join(engine, name)) for name in read_list(engine)}
+            there = {path for path in named if os.path.lexists(path)}
+            found |= {*there, str(engine / LIST)} if there else set()
+        return found
+
+    def goes(self, kept: set[str]) -> dict[str, int]:
+        """What is removed where some paths stay, with its sizes in bytes."""
+        above = {str(parent) for path in kept for parent in Path(path).parents}
+        stays = kept | {str(self.lock)}
+        return {path: _size(path) for path in _others(self.path, stays, above)}
+
+    def remove(self, paths: Iterator[str]) -> bool:
+        """Remove paths in it, and with the last one the directory itself.
+
+        Its unfinished copies of results are removed, too.
+
+        Returns:
+            `False` where the run has come back to life meanwhile.
+
+        Raises:
+            OSError: Something cannot be removed.
+        """
+        try:
+            lock = FileLock(self.lock)
+        except BlockingIOError:
+            return False
+        try:
+            remove_parts(self.path)
+            for path in paths:
+                remove(path)
+        finally:
+            lock.release()
+        with contextlib.suppress(OSError):  # results are in it
+            self.path.rmdir()
+        return True
+
+
+def left_runs(base: Path) -> list[LeftRun]:
+    """The directories of runs in a `.rhapsody`, the oldest first."""
+    found = []
+    for path in _directories(base):
+        if NAME.fullmatch(path.name):
+            lock = path / LOCK
+        elif ENGINE.fullmatch(path.name):
+            lock = path / f".{path.name}.lock"
+        else:
+            continue
+        with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+            changed = max(os.lstat(each).st_mtime for each in (path, *path.iterdir()))
+            found.append(LeftRun(path, lock, state_of(lock), changed))
+    return sorted(found, key=lambda run: run.path.name)
+
+
+def tidy(base: Path) -> None:
+    """Lets `latest` lead to the newest run that is left; removes a `.rhapsody` without any."""
+    point_latest(base)
+    with contextlib.suppress(OSError):  # there is something in it
+        base.rmdir()
+
+
+def _directories(place: Path) -> list[Path]:
+    """The directories in a directory that are this user's, and no links."""
+    with contextlib.suppress(OSError), os.scandir(place) as entries:
+        return [
+            Path(entry.path)
+            for entry in entries
+            if entry.is_dir(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        ]
+    return []
+
+
+def _others(directory: Path, kept: set[str], above: set[str]) -> Iterator[str]:
+    """What is in a directory besides `kept`, and besides the directories `above` those."""
+    for path in directory.iterdir():
+        if str(path) in kept:
+            continue
+        if str(path) in above and path.is_dir() and not path.is_symlink():
+            yield from _others(path, kept, above)
+        else:
+            yield str(path)
+
+
+def _size(path: str) -> int:
+    """The bytes of the files in a path that are nowhere else; links are not followed."""
+    paths = [path]
+    for place, _, names in () if os.path.islink(path) else os.walk(path):
+        paths += [os.path.join(place, name) for name in names]
+    size = 0
+    for each in paths:
+        with contextlib.suppress(OSError):
+            status = os.lstat(each)
+            if status.st_nlink == 1:
+                size += status.st_size
+    return size
