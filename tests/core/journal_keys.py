@@ -16,8 +16,7 @@ from typing import Any
 
 from rhapsody.journal.files import FileDigests
 from rhapsody.journal.keys import Key, Keys
-from rhapsody.journal.program import Program
-from rhapsody.journal.syntax import Sources
+from rhapsody.journal.program import Program, Sources
 
 SOURCES = Sources()
 SOURCES.began = sys.maxsize  # programs are written while it is there

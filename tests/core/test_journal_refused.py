@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from rhapsody import JournalError, WorkflowEngine
-from rhapsody.journal.places import NotYoursError, require_private
 from rhapsody.journal.plugin import Journal
 from rhapsody.journal.reading import opened, runs
+from rhapsody.journal.store import NotYoursError, require_private
 from tests.core.recorded import LOG, broken_off, chain, engine, note, ran, tasks
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.usefixtures("here")]

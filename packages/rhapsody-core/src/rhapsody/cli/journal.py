@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _directory() -> Path:
-    from rhapsody.journal.places import DIRECTORY
+    from rhapsody.journal.store import DIRECTORY
 
     return base_of(".") / DIRECTORY
 

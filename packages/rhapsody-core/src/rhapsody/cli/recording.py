@@ -132,9 +132,8 @@ class Recording:
                 note(f"rhapsody: reusing what has not changed since the last run ({results})")
 
     def _journal(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
-        from rhapsody.journal.places import NotYoursError, journal_of_program
         from rhapsody.journal.plugin import Journal
-        from rhapsody.journal.store import JournalInUseError
+        from rhapsody.journal.store import JournalInUseError, NotYoursError, journal_of_program
 
         arguments = self._arguments
         base = Path.cwd() if program.spec is not None else Path(program.path).parent

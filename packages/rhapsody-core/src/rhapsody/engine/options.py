@@ -24,7 +24,7 @@ from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.settings import flag, whole_number
 from rhapsody.engine.timers import Clock
 from rhapsody.errors import DataError
-from rhapsody.journal import opening
+from rhapsody.journal import JournalOption, checked_journal
 from rhapsody.observers.progress import Progress
 from rhapsody.quantities import seconds
 from rhapsody.retries import RetryPolicy, as_policies
@@ -286,7 +286,7 @@ class EngineOptions:
             lambda value: directory("results_dir", value),
         ),
     )
-    journal: opening.Given = field(
+    journal: JournalOption = field(
         default=None,
         metadata=_about(
             "File that keeps results for `resume`, or `True` for the file of this program and its "
@@ -352,7 +352,7 @@ class EngineOptions:
                     f"{values['max_failures']} as well"
                 )
             values["max_failures"] = 1
-        values["journal"] = opening.checked(
+        values["journal"] = checked_journal(
             values["journal"], values["resume"], values["journal_max_value"]
         )
         return cls(**values)

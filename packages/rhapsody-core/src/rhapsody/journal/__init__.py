@@ -1,1 +1,74 @@
-"""Results that are kept from one run to the next."""
+"""Results that are kept from one run to the next, and the options that ask for them.
+
+This module is imported with the engine; it loads the rest of the package only for a journal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+
+from rhapsody.quantities import memory_in_bytes
+
+if TYPE_CHECKING:
+    from rhapsody.journal.plugin import Journal
+
+JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
+"""A function that opens a journal, an open journal that the caller closes, or no journal."""
+
+
+def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:
+    """What opens the journal that a user asks for; nothing is made yet.
+
+    Args:
+        journal: `True` for that of the program; a path; an open journal; or none.
+        resume: As in `WorkflowEngine.create`.
+        largest: Its `journal_max_value`.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: It is out of range.
+    """
+    if resume not in ("auto", True, False):
+        raise ValueError(f'resume must be "auto", True or False, got {resume!r}')
+    if largest is not None and not isinstance(largest, int | str):
+        raise TypeError(f"journal_max_value must be bytes or text as '16 MiB', got {largest!r}")
+    limit = None if largest is None else memory_in_bytes(largest, "journal_max_value")
+    if journal is None or journal is False:
+        if resume is True:
+            raise ValueError("resume=True takes up what a journal has kept: give journal=True, too")
+        return None
+    if hasattr(journal, "rhapsody_lookup_results"):
+        return cast("Journal", journal)
+    if journal is not True and not (
+        isinstance(journal, str | os.PathLike) and isinstance(os.fspath(journal), str)
+    ):
+        raise TypeError(f"journal must be True, False or the path of a file, got {journal!r}")
+    return partial(_opened, journal, None if resume == "auto" else bool(resume), limit)
+
+
+def _opened(
+    journal: Literal[True] | str | os.PathLike[str], resume: bool | None, largest: int | None
+) -> Journal:
+    from rhapsody.journal.plugin import Journal
+    from rhapsody.journal.store import journal_of_program
+
+    if journal is True:
+        path = journal_of_program()
+        path.parent.mkdir(0o775, parents=True, exist_ok=True)
+    else:
+        path = Path(os.path.abspath(journal))
+    return Journal(path, _program_directory(), resume=resume, largest=largest)
+
+
+def _program_directory() -> Path:
+    """Where the program is that runs; for a module, and at a prompt, the current directory."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return Path.cwd()
+    return Path(os.path.dirname(os.path.realpath(file)))

@@ -44,8 +44,7 @@ from importlib.machinery import (
 )
 from typing import Any
 
-from rhapsody.journal.names import CALLS, Names, Use, names_in
-from rhapsody.journal.program import Program
+from rhapsody.journal.program import CALLS, Names, Program, Use, names_in
 from rhapsody.journal.values import UnhashableError, Values, counts
 from rhapsody.sdk.modules import altered, with_inner
 from rhapsody.sdk.origins import file_of, spec_of

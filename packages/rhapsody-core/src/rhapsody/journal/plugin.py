@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from rhapsody.errors import DataError, JournalError, describe_error
-from rhapsody.journal.files import FileDigests
+from rhapsody.journal.files import FileDigests, Outputs, has_files
 from rhapsody.journal.keys import Key, Keys, as_text, require_not_changed
-from rhapsody.journal.outputs import Outputs, has_files
 from rhapsody.journal.program import Program
 from rhapsody.journal.reading import Earlier
 from rhapsody.journal.store import GONE, How, Recording, Store

@@ -1,20 +1,527 @@
-"""Where modules come from: of the program's own the source counts, of others the version."""
+"""Source code of the program: what it means, what it uses, and where it comes from.
+
+Functions and classes of the user's own count by the meaning of their source: comments, docstrings,
+positions, the place of the file, and annotations of arguments and of variables in functions do
+not count. The loaded code counts, not the current content of the file. If the two differ, or if
+there is no source, the digest is that of the compiled code, which depends on the minor version of
+Python. For modules and classes there is only the file: one that has changed since the program
+started is refused. Installed packages count by their version.
+
+The names that a function uses from outside are read from its compiled code, which is what runs. It
+shows which globals a function reads, with the attributes that are read directly (`settings.rate`),
+which modules it imports, and the literal arguments of the few calls whose first argument is a name,
+such as `os.environ["RATE"]`.
+"""
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dis
 import functools
 import hashlib
+import linecache
 import os
+import re
 import shutil
+import sys
+import time
 import types
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rhapsody.journal.files import FileDigests
-from rhapsody.journal.names import Names, names_in
-from rhapsody.journal.syntax import Sources
 from rhapsody.journal.values import SIZE, UnhashableError
+from rhapsody.sdk.modules import with_inner
 from rhapsody.sdk.origins import Origins, real_path, spec_of
+from rhapsody.sdk.runner import process_began
+
+BEGAN: int = process_began() or time.time_ns()
+"""Start time of this process, or of its parent if it was forked after this module was loaded."""
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+_SKIPPED = frozenset({"ctx", "kind", "type_comment", "type_ignores", "returns", "annotation"})
+
+
+@dataclass(slots=True)
+class _File:
+    """A source file as it is compiled now, and when it was last changed before."""
+
+    functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
+    classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
+    codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
+    bindings: dict[str, dict[str, ast.stmt | None]] = field(default_factory=dict)
+    names: Counter[str] = field(default_factory=Counter)
+    tree: ast.Module | None = None
+    code: types.CodeType | None = None
+    changed: int = 0
+
+
+class Sources:
+    """The source files of a program, each read once.
+
+    Attributes:
+        began: When the process was started, in nanoseconds. Source that was changed later (by the
+            `ctime` of its file, which tools that copy files cannot set) may differ from what was
+            imported.
+    """
+
+    def __init__(self) -> None:
+        self.began: int = BEGAN
+        self._files: dict[str, _File] = {}
+
+    def of_function(self, function: types.FunctionType) -> str:
+        """The digest of a function's own code."""
+        code = function.__code__
+        file = self._file(code.co_filename, function.__globals__)
+        place = code.co_name, code.co_firstlineno
+        nodes = file.functions.get(place, [])
+        if len(nodes) == 1 and file.codes.get(place) == [code]:
+            return _digest(nodes[0]) or of_code(code)
+        return of_code(code)
+
+    def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
+        """Return whether no other function in a file has the same qualified name."""
+        return self._file(code.co_filename, variables).names[code.co_qualname] < 2
+
+    def of_class(
+        self, cls: type, name: str, variables: dict[str, Any]
+    ) -> tuple[str, tuple[tuple[str, ...], ...]] | None:
+        """The digest of a class's own body without its methods, and the globals in it.
+
+        Returns:
+            Both, or `None` where the body is not found, or its methods are not what is loaded.
+
+        Raises:
+            UnhashableError: Its file was changed after the program had started.
+        """
+        file = self._unchanged(name, variables)
+        nodes = file.classes.get(cls.__qualname__, [])
+        for method in vars(cls).values():
+            if isinstance(method, types.FunctionType) and method.__code__.co_filename == name:
+                code = method.__code__
+                if code not in file.codes.get((code.co_name, code.co_firstlineno), []):
+                    return None
+        digest = _digest(nodes[0]) if len(nodes) == 1 else ""
+        return (digest, _chains(nodes[0])) if digest else None
+
+    def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
+        """The digest of a whole module and its code, `None` where its source is not found.
+
+        Raises:
+            UnhashableError: Its file was changed after the program had started.
+        """
+        file = self._unchanged(name, variables)
+        digest = "" if file.tree is None else _digest(file.tree)
+        return (digest, file.code) if digest and file.code is not None else None
+
+    def binding(
+        self, name: str, variables: dict[str, Any], variable: str, cls: str = ""
+    ) -> ast.stmt | None:
+        """Return the only statement of a file that binds a variable of the module.
+
+        Args:
+            name: The file.
+            variables: The variables of its module.
+            variable: The name of the variable.
+            cls: The qualified name of the class whose attribute it is, empty for a global.
+
+        Returns:
+            `None` where there are several or none at the top level of the module or class.
+        """
+        file = self._file(name, variables)
+        if cls not in file.bindings:
+            nodes = file.classes.get(cls, []) if cls else [file.tree] if file.tree else []
+            file.bindings[cls] = _bindings(nodes[0].body) if len(nodes) == 1 else {}
+        return file.bindings[cls].get(variable)
+
+    def _unchanged(self, name: str, variables: dict[str, Any]) -> _File:
+        """Return a file that was not changed since the program started."""
+        file = self._file(name, variables)
+        if file.changed > self.began:
+            raise UnhashableError(
+                f"{os.path.basename(name)} was changed after the program had started; run it again"
+            )
+        return file
+
+    def _file(self, name: str, variables: dict[str, Any]) -> _File:
+        found = self._files.get(name)
+        if found is None:
+            found = self._files[name] = _read(name, variables)
+        return found
+
+
+def _read(name: str, variables: dict[str, Any]) -> _File:
+    file = _File()
+    with contextlib.suppress(OSError):  # a cell of a notebook is in none
+        file.changed = os.stat(name).st_ctime_ns
+    source = "".join(linecache.getlines(name, variables))
+    if not source and os.path.exists(name) and os.path.getsize(name):
+        return file  # it is compiled, or cannot be read
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program has had them
+            tree = ast.parse(source)
+            compiled = compile(source, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError):  # it is no Python, or was changed
+        return file
+    file.tree, file.code = tree, compiled
+    for path, node in _definitions(tree, ""):
+        if isinstance(node, ast.ClassDef):
+            file.classes.setdefault(path, []).append(node)
+        else:
+            decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
+            first = min([node.lineno, *(each.lineno for each in decorators)])
+            short = "<lambda>" if isinstance(node, ast.Lambda) else node.name
+            file.functions.setdefault((short, first), []).append(node)
+    for code in with_inner(compiled):
+        file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
+        file.names[code.co_qualname] += 1
+    return file
+
+
+def _definitions(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef | Function]]:
+    """Every class and function in a tree, with the class's qualified name."""
+    todo = [(child, path) for child in ast.iter_child_nodes(tree)]
+    while todo:
+        child, path = todo.pop()
+        inner = path
+        if isinstance(child, ast.ClassDef):
+            yield f"{path}{child.name}", child
+            inner = f"{path}{child.name}."
+        elif isinstance(child, Function):
+            yield path, child
+            if not isinstance(child, ast.Lambda):
+                inner = f"{path}{child.name}.<locals>."
+        todo += [(each, inner) for each in ast.iter_child_nodes(child)]
+
+
+def _bindings(body: list[ast.stmt]) -> dict[str, ast.stmt | None]:
+    """Return the names that a body binds, each with its statement where there is only one."""
+    found: dict[str, ast.stmt | None] = {}
+    for statement in body:
+        names: list[str] = []
+        plain: ast.stmt | None = statement
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [statement.name]
+        elif isinstance(statement, ast.Import | ast.ImportFrom):
+            names = [each.asname or each.name.partition(".")[0] for each in statement.names]
+        else:
+            inner = list(ast.walk(statement))
+            names = [
+                e.id for e in inner if isinstance(e, ast.Name) and isinstance(e.ctx, ast.Store)
+            ]
+            names += [e.name for e in inner if isinstance(e, Function | ast.ClassDef)
+                      and not isinstance(e, ast.Lambda)]  # fmt: skip
+            names += [e.asname or e.name for e in inner if isinstance(e, ast.alias)]
+            if not isinstance(statement, ast.Assign | ast.AnnAssign) or len(names) != 1:
+                plain = None
+        for name in names:
+            found[name] = None if name in found else plain
+    return found
+
+
+def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
+    """The names in a class's body, each with the attributes that are read of it at once."""
+    chains: dict[tuple[str, ...], None] = {}
+    for each in ast.walk(node):
+        chain: list[str] = []
+        while isinstance(each, ast.Attribute):
+            chain.insert(0, each.attr)
+            each = each.value
+        if isinstance(each, ast.Name):
+            chains[(each.id, *chain)] = None
+    return tuple(chains)
+
+
+def _digest(node: ast.AST) -> str:
+    """The digest of a tree; empty where that is nested too deep."""
+    made = hashlib.blake2b(digest_size=SIZE)
+
+    def feed(text: str) -> None:
+        made.update(text.encode("utf-8", "surrogatepass"))
+
+    try:
+        if isinstance(node, ast.ClassDef):
+            _write_class(node, feed)
+        else:
+            _write(node, feed, outermost=isinstance(node, Function))
+    except RecursionError:
+        return ""
+    return made.hexdigest()
+
+
+def _write_class(node: ast.ClassDef, feed: Callable[[str], None]) -> None:
+    methods = [each for each in node.body if isinstance(each, Function)]
+    others = [each for each in node.body if not isinstance(each, Function)]
+    _write_items(_without_docstring(node, others), feed)
+    _write_items([*node.bases, *node.keywords, *node.decorator_list], feed)
+    for method in sorted(methods, key=lambda each: each.name):
+        # Methods have digests of their own, but for what decorates them.
+        _write_items([ast.Name(method.name), *method.decorator_list], feed)
+
+
+def _write(
+    value: Any, feed: Callable[[str], None], *, outermost: bool = False, local: bool = False
+) -> None:
+    """Writes what counts of a syntax tree, the same in every version of Python as far as it can.
+
+    Args:
+        value: The tree, or what is in one.
+        feed: Takes text.
+        outermost: Whether it is the function whose digest is made.
+        local: Whether it is in a function, and in no class there.
+    """
+    if isinstance(value, list):
+        _write_items(value, feed, local=local)
+        return
+    if local and isinstance(value, ast.AnnAssign) and value.value is not None:
+        value = ast.Assign([value.target], value.value)
+    if not isinstance(value, ast.AST):
+        feed(f"{type(value).__name__}:{_constant(value)};")
+        return
+    feed(f"({type(value).__name__}")
+    if isinstance(value, Function | ast.ClassDef):
+        local = isinstance(value, Function)
+    # It makes the fields of a dataclass; that of a local variable is never evaluated.
+    annotated = isinstance(value, ast.AnnAssign) and not local
+    for name, inner in ast.iter_fields(value):
+        if inner is None or inner == [] or (name in _SKIPPED and not annotated):
+            continue
+        if outermost and name == "decorator_list":
+            continue  # what they have made of the function is looked at itself
+        feed(f" {name}=")
+        whole = not (name == "body" and isinstance(inner, list))
+        _write(inner if whole else _without_docstring(value, inner), feed, local=local)
+    feed(")")
+
+
+def _write_items(items: list[Any], feed: Callable[[str], None], *, local: bool = False) -> None:
+    feed("[")
+    for item in items:
+        _write(item, feed, local=local)
+    feed("]")
+
+
+def _without_docstring(owner: ast.AST, body: list[Any]) -> list[Any]:
+    if not isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+        return body
+    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
+    text = isinstance(first, ast.Constant) and isinstance(first.value, str)
+    return body[1:] if text else body
+
+
+def of_code(code: types.CodeType) -> str:
+    """The digest of compiled code, for this minor version of Python."""
+    made = hashlib.blake2b(digest_size=SIZE)
+    made.update(repr(sys.version_info[:2]).encode())
+    for one in with_inner(code):
+        constants = [each for each in one.co_consts if not isinstance(each, types.CodeType)]
+        counts = one.co_argcount, one.co_posonlyargcount, one.co_kwonlyargcount, one.co_flags
+        names = one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars
+        text = f"{_constant(tuple(constants))} {names} {counts} {one.co_exceptiontable!r}"
+        made.update(one.co_code + text.encode("utf-8", "surrogatepass"))
+    return made.hexdigest()
+
+
+def _constant(value: Any) -> str:
+    """A constant of a program, a set in an order that does not change."""
+    if isinstance(value, tuple):
+        return f"({','.join(map(_constant, value))})"
+    if isinstance(value, frozenset):
+        return f"{{{','.join(sorted(map(_constant, value)))}}}"
+    return hex(value) if type(value) is int else repr(value)  # `repr` has a limit of digits
+
+
+_LOADS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+
+_ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+
+_IGNORED = frozenset({"EXTENDED_ARG", "PUSH_NULL", "NOP", "NOT_TAKEN"})
+
+_LOCALS = frozenset({"LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
+
+_STORES = frozenset({"STORE_FAST", "STORE_DEREF", "STORE_GLOBAL", "STORE_NAME"})
+
+CALLS: frozenset[str] = frozenset({
+    "PRECALL", "CALL", "CALL_KW", "KW_NAMES", "CALL_FUNCTION_EX", "CALL_INTRINSIC_1",
+})  # fmt: skip
+"""Instructions that pass a value to a call or prepare that."""
+
+
+_FILLS = frozenset({
+    "add", "append", "appendleft", "extend", "insert", "move_to_end", "setdefault", "update",
+})  # fmt: skip
+"""Methods that fill a container."""
+
+
+class Use(NamedTuple):
+    """A global that is read.
+
+    Attributes:
+        chain: Its name and the attributes that are read from it directly.
+        by: The instruction that takes the value, such as `BINARY_SUBSCR` or one of `CALLS`.
+        key: The subscript or the first argument: a text, or the name of a global in a tuple;
+            `None` if it is something else.
+    """
+
+    chain: tuple[str, ...]
+    by: str = ""
+    key: str | tuple[str] | None = None
+
+    def filled(self) -> tuple[str, ...]:
+        """Return the name of the container that is filled in place, if one is."""
+        if self.by in CALLS:
+            return self.chain[-2:-1] if self.chain[-1] in _FILLS else ()
+        return self.chain[-1:] if self.by in ("STORE_SUBSCR", "DELETE_SUBSCR") else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names and imports that code uses from outside itself.
+
+    Attributes:
+        uses: The globals that it reads.
+        modules: Modules that it imports itself: the name, with a dot for each level, and what is
+            taken from there.
+        members: The uses of those modules, by the name of the module, with which the chain begins.
+        stored: Names of globals that it sets.
+        filled: Names of variables in closures and of attributes that it fills in place, as
+            `seen.append(x)` and `self.seen.append(x)` do.
+    """
+
+    uses: tuple[Use, ...]
+    modules: tuple[tuple[str, tuple[str, ...]], ...]
+    members: tuple[tuple[str, Use], ...]
+    stored: frozenset[str]
+    filled: frozenset[str]
+
+
+class _Step(NamedTuple):
+    """An instruction, with what it adds to the stack."""
+
+    name: str
+    value: Any
+    effect: int
+
+
+def names_in(code: types.CodeType) -> Names:
+    """Return the names that a function and its nested functions use from outside."""
+    uses: dict[Use, None] = {}
+    modules: dict[tuple[str, tuple[str, ...]], None] = {}
+    members: dict[tuple[str, Use], None] = {}
+    stored: set[str] = set()
+    filled: set[str] = set()
+    bodies = [list(_steps(one)) for one in with_inner(code)]
+    imported: dict[str, list[tuple[str, tuple[str, ...]]]] = {}  # by the variable's name
+    for steps in bodies:
+        for number, step in enumerate(steps):
+            if step.name == "IMPORT_NAME":
+                level, taken = (each.value for each in steps[number - 2 : number])
+                name = "." * level + step.value
+                modules[name, taken or ()] = None
+                for variable, member in _imported(steps, number, name, taken):
+                    imported.setdefault(variable, []).append(member)
+    for steps in bodies:
+        for number, step in enumerate(steps):
+            if step.name in _LOADS and step.value not in imported:
+                use = _use(steps, number)
+                uses[use] = None
+                filled.update(use.filled() if len(use.chain) > 1 else ())
+            elif step.name in _LOADS or step.name in _LOCALS:
+                for module, chain in imported.get(step.value, ()):
+                    use = _use(steps, number)
+                    whole = module, *chain, *use.chain[1:]
+                    members[module, use._replace(chain=whole)] = None
+                if step.name not in _LOADS:
+                    filled.update(_use(steps, number).filled())
+            elif step.name == "STORE_GLOBAL":
+                stored.add(step.value)
+    made = tuple(uses), tuple(modules), tuple(members)
+    return Names(*made, frozenset(stored), frozenset(filled))
+
+
+def _steps(code: types.CodeType) -> Iterator[_Step]:
+    """Yield the relevant instructions, with combined instructions split in two."""
+    for each in dis.get_instructions(code):
+        if each.opname in _IGNORED:
+            continue
+        parts = re.findall("(LOAD|STORE)_FAST", each.opname)
+        if len(parts) > 1:
+            for part, value in zip(parts, each.argval, strict=True):
+                yield _Step(f"{part}_FAST", value, 1 if part == "LOAD" else -1)
+            continue
+        name = f"{parts[0]}_FAST" if parts else each.opname
+        if name == "BINARY_OP" and each.argrepr == "[]":
+            name = "BINARY_SUBSCR"
+        yield _Step(name, each.argval, dis.stack_effect(each.opcode, each.arg, jump=False))
+
+
+def _chain(steps: list[_Step], number: int) -> tuple[str, ...]:
+    """Return the name that an instruction loads, and the attributes read from it directly."""
+    chain = [steps[number].value]
+    for step in steps[number + 1 :]:
+        if step.name not in _ATTRIBUTES:
+            break
+        chain.append(step.value)
+    return tuple(chain)
+
+
+def _use(steps: list[_Step], number: int) -> Use:
+    chain = _chain(steps, number)
+    last = number + len(chain) - 1
+    taker = _taker(steps, last)
+    if taker is None:
+        return Use(chain)
+    by, first = steps[taker].name, steps[last + 1]
+    key: str | tuple[str] | None = None
+    if by == "CONTAINS_OP":
+        key = _key(steps[number - 1]) if taker == last + 1 else None
+    elif by.endswith("_SUBSCR"):
+        key = _key(first) if taker == last + 2 else None
+    elif steps[last].name in _ATTRIBUTES or by in CALLS:
+        ends = _taker(steps, last + 1)
+        key = _key(first) if ends is not None and steps[ends].name in CALLS else None
+    return Use(chain, by, key)
+
+
+def _key(step: _Step) -> str | tuple[str] | None:
+    if step.name == "LOAD_CONST" and isinstance(step.value, str):
+        return step.value
+    return (step.value,) if step.name in _LOADS else None
+
+
+def _taker(steps: list[_Step], number: int) -> int | None:
+    """Return the instruction that consumes the value which another one put on the stack."""
+    depth = 1
+    for at in range(number + 1, len(steps)):
+        depth += steps[at].effect
+        if depth <= 1:
+            return at
+    return None
+
+
+def _imported(
+    steps: list[_Step], number: int, name: str, taken: tuple[str, ...] | None
+) -> Iterator[tuple[str, tuple[str, tuple[str, ...]]]]:
+    """Yield the variables that an import sets, each with the module and the imported name."""
+    member, alias = "", False
+    for step in steps[number + 1 :]:
+        if step.name == "IMPORT_FROM":
+            member, alias = step.value, True
+        elif step.name in _STORES:
+            if taken:
+                yield step.value, (name, (member,))
+                continue
+            yield step.value, (name if alias else name.partition(".")[0], ())
+            return
+        elif (step.name == "POP_TOP" and taken) or step.name not in ("SWAP", "POP_TOP", "ROT_TWO"):
+            return
 
 
 class Program:

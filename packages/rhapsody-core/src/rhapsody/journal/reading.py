@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rhapsody.errors import JournalError
-from rhapsody.journal.places import on_network, require_private
+from rhapsody.journal.files import on_network
 from rhapsody.journal.store import (
     GONE,
     MADE_AGAIN,
@@ -22,6 +22,7 @@ from rhapsody.journal.store import (
     done_mark,
     intact_mark,
     lock_of,
+    require_private,
     version_of,
 )
 from rhapsody.staging.locks import state_of

@@ -12,22 +12,30 @@ import hashlib
 import logging
 import os
 import sqlite3
+import stat
+import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from rhapsody.errors import JournalError
-from rhapsody.journal.files import Stamp
-from rhapsody.journal.places import SUFFIXES, on_network, require_private
+from rhapsody.journal.files import Stamp, on_network
 from rhapsody.journal.values import SIZE
 from rhapsody.staging.locks import FileLock, state_of
+from rhapsody.staging.runs import BASE, program
 from rhapsody.staging.space import full_disk
 
 T = TypeVar("T")
 
 log: logging.Logger = logging.getLogger("rhapsody.journal")
+
+DIRECTORY = "journals"
+"""Where they are in a `.rhapsody`."""
+
+SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""What SQLite adds to a database's name for the files that it takes into account beside it."""
 
 SCHEMA = 2
 """The version of the tables, the database's `user_version`."""
@@ -82,6 +90,10 @@ SELECT key, number, id FROM recordings WHERE lineage = ? ORDER BY id
 
 class JournalInUseError(JournalError):
     """Another run uses the journal at this time."""
+
+
+class NotYoursError(JournalError):
+    """The journal is another user's."""
 
 
 class _Run(NamedTuple):
@@ -473,6 +485,76 @@ class Store:
         database.execute(
             "DELETE FROM codes WHERE digest NOT IN "
             "(SELECT code FROM recordings WHERE code IS NOT NULL)"
+        )
+
+
+def journal_of_program(
+    arguments: Sequence[str] | None = None, *, function: str | None = None
+) -> Path:
+    """The journal of what this process runs, for `journal=True` and for `rhapsody run`.
+
+    The same program with the same arguments has the same one, wherever its directory is moved to.
+
+    Args:
+        arguments: The program, and what it was started with; default: `sys.argv`.
+        function: The function that is called of it, where it is not `main`.
+
+    Raises:
+        FileNotFoundError: The current directory was removed.
+    """
+    here = os.getcwd()
+    started, *others = sys.argv if arguments is None else arguments
+    path = os.path.realpath(started) if started else ""
+    words = [os.path.relpath(path, here) if path.startswith(here + os.sep) else path, *others]
+    made = hashlib.blake2b(digest_size=4)
+    for word in [*words, *([f":{function}"] if function not in (None, "main") else [])]:
+        data = os.fsencode(word)
+        made.update(b"%d:%b" % (len(data), data))
+    return Path(here, BASE, DIRECTORY, f"{program()}-{made.hexdigest()}.sqlite")
+
+
+def require_private(path: Path) -> None:
+    """Raises where somebody else could write into a journal, or beside it: it holds pickles.
+
+    Raises:
+        JournalError: It says what to do.
+    """
+    try:
+        above = os.stat(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
+    if above.st_mode & stat.S_IWOTH:
+        meant = above.st_mode & stat.S_ISVTX or above.st_uid != os.geteuid()  # as /tmp is
+        hint = "" if meant else f", or if nobody has: chmod o-w {path.parent}"
+        raise JournalError(
+            f"journal {path} is in a directory where everybody may put files, and what is in them "
+            f"could be code; name another{hint}"
+        )
+    if above.st_uid != os.geteuid() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise NotYoursError(f"journal {path} would be in a directory of another user's")
+    for suffix in SUFFIXES:
+        _require_own(Path(f"{path}{suffix}"))
+
+
+def _require_own(path: Path) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise JournalError(f"journal {path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise JournalError(f"journal {path} is no file, or is a link; name another")
+    if found.st_uid != os.geteuid():
+        raise NotYoursError(
+            f"journal {path} is another user's, and what is in it could be code; name another"
+        )
+    if stat.S_IMODE(found.st_mode) & 0o022:
+        raise JournalError(
+            f"journal {path} can be written by others, and what is in it could be code; if nobody "
+            f"has: chmod 600 {path}"
         )
 
 

@@ -33,7 +33,6 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from rhapsody.data import File, InputFiles
-from rhapsody.journal.arrays import is_array, parts_of
 
 SIZE = 16
 """Bytes of a digest: two different values of 2^64 have the same one with even odds."""
@@ -280,7 +279,7 @@ class Values:
 
     def _apart(self, value: Any, feed: Feed) -> None:
         kind = type(value)
-        parts = parts_of(value)
+        parts = _parts_of_array(value)
         if parts is not None:
             feed(_framed(b"A", kind.__qualname__))
             self._items(b"A", parts, feed)
@@ -321,7 +320,7 @@ class Values:
             state = {name: each for name, each in state.items() if name not in cached}
         if isinstance(value, BaseException) and value.__cause__ is not None:
             state = state, value.__cause__  # which pickle leaves out
-        elif is_array(value) and getattr(value, "__dict__", None):
+        elif _is_array(value) and getattr(value, "__dict__", None):
             state = state, vars(value)
         elif isinstance(value, enum.Enum):  # pickle keeps the value, but not other attributes
             more = getattr(value, "__dict__", {}).items()
@@ -438,3 +437,66 @@ def _is_mute(value: object) -> bool:
     return (
         module in _LOCKS and not isinstance(value, _EVENTS | threading.Thread)
     ) or not _TALK.isdisjoint((module, module.partition(".")[0]))
+
+
+def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
+    """What an array or a table consists of, `None` for anything else."""
+    library = str(type(value).__module__).partition(".")[0]
+    if library == "pandas":
+        return _parts_of_table(value)
+    return _parts_of_numpy(value) if library == "numpy" else None
+
+
+def _is_array(value: object) -> bool:
+    """Return whether it is an array of NumPy's, or of a class derived from that."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def _parts_of_numpy(value: Any) -> tuple[Any, ...] | None:
+    numpy: Any = sys.modules["numpy"]
+    if type(value) is not numpy.ndarray and not isinstance(value, numpy.generic):
+        return None
+    array = numpy.asarray(value)
+    turned = array.flags.fnc  # in Fortran's order, which `ravel("K")` shows
+    metadata = dict(array.dtype.metadata or {}) or None
+    about: Any = repr((array.dtype.str, array.dtype.names, array.shape, turned)).encode()
+    if metadata is not None:
+        about = about, metadata
+    if array.dtype.names is not None:  # there may be rubbish between its fields
+        offsets = [array.dtype.fields[name][1] for name in array.dtype.names]
+        return about, offsets, [array[name] for name in array.dtype.names]
+    if array.dtype.hasobject or array.dtype.kind in "SU":  # texts may name files
+        return about, array.ravel().tolist()
+    if array.dtype.char in "gG":  # there is rubbish in long doubles
+        return about, repr(array.astype(str).tolist()).encode()
+    if not array.nbytes:
+        return (about,)
+    return about, numpy.ascontiguousarray(array).reshape(-1).view("u1").data
+
+
+def _parts_of_table(value: Any) -> tuple[Any, ...] | None:
+    pandas: Any = sys.modules["pandas"]
+    if isinstance(value, pandas.DataFrame):
+        columns = [value.iloc[:, number].array for number in range(value.shape[1])]
+        return value.columns, value.index, columns, value.attrs, repr(value.flags)
+    if isinstance(value, pandas.Series):
+        return value.name, value.index, value.array, value.attrs, repr(value.flags)
+    if isinstance(value, pandas.MultiIndex):
+        return list(value.names), list(value.levels), list(value.codes)
+    if isinstance(value, pandas.RangeIndex):
+        return value.name, value.start, value.stop, value.step
+    if isinstance(value, pandas.Index):
+        return value.name, value.array, getattr(value, "freqstr", None)
+    if isinstance(value, pandas.Categorical):
+        return value.categories, value.codes, value.ordered
+    if not isinstance(value, pandas.api.extensions.ExtensionArray):
+        return None
+    about = str(value.dtype).encode()
+    if isinstance(value, pandas.arrays.NumpyExtensionArray):
+        return about, value.to_numpy()
+    if value.dtype.kind in "OSU":  # texts may name files
+        return about, value.to_numpy(object)
+    if value.dtype.kind == "f" and hasattr(value.dtype, "numpy_dtype"):  # zeros have signs
+        return about, value.to_numpy(value.dtype.numpy_dtype, na_value=0), value.isna()
+    return about, pandas.util.hash_array(value).data

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rhapsody.errors import JournalError
-from rhapsody.journal.opening import Given
+from rhapsody.journal import JournalOption
 from rhapsody.observers.progress import Progress
 from rhapsody.observers.tasklog import TaskLog
 from rhapsody.observers.tasklog import log as task_log
@@ -22,7 +22,7 @@ class BuiltIn:
     Args:
         trace: The file of the trace, `None` for no trace.
         progress: As in `WorkflowEngine.create`.
-        journal: See `rhapsody.journal.opening`.
+        journal: See `rhapsody.journal.JournalOption`.
 
     Attributes:
         observers: Those that are asked for.
@@ -38,7 +38,7 @@ class BuiltIn:
         self,
         trace: Path | None,
         progress: bool | Literal["lines"] | Progress,
-        journal: Given,
+        journal: JournalOption,
     ) -> None:
         self._progress = (
             progress
