@@ -1,4 +1,4 @@
-"""The engine's own coroutines and calls, none of whose errors goes unnoticed."""
+"""Coroutines and calls of the engine itself, whose errors end the engine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class Background:
-    """What one engine does beside the calls of its users. Used on its loop.
+    """Runs the coroutines and calls of one engine. Used on its loop.
 
     Args:
-        crashed: Called with where something of the engine's own failed, and how.
-        context: The context of its coroutines, which are in no block of any user.
+        crashed: Called with the name and the exception of a coroutine or call that failed.
+        context: Context of the coroutines, outside of all blocks.
 
     Attributes:
         loop: The engine's event loop.
@@ -34,12 +34,12 @@ class Background:
     def spawn(
         self, coroutine: Coroutine[Any, Any, T], name: str, *, at_once: bool = False
     ) -> asyncio.Task[T]:
-        """Runs a coroutine, whose error ends the engine, loudly.
+        """Run a coroutine, whose exception ends the engine.
 
         Args:
-            coroutine: What to run.
+            coroutine: The coroutine.
             name: Its task's name.
-            at_once: Whether it runs to its first wait before this returns.
+            at_once: Run it to its first wait before returning.
         """
         create = begun if at_once else self.loop.create_task
         task: asyncio.Task[T] = create(coroutine, name=name, context=self._context.copy())
@@ -53,26 +53,26 @@ class Background:
             self._crashed(task.get_name(), error)
 
     def guarded(self, call: Callable[[], object]) -> None:
-        """Makes a call from the loop; what it raises ends the engine."""
+        """Make a call whose exception ends the engine."""
         try:
             call()
-        except Exception as error:  # else the loop would log it and every caller wait
+        except Exception as error:  # the loop would only log it, and futures stay pending
             self._crashed(getattr(call, "__qualname__", repr(call)), error)
 
     def soon(self, call: Callable[[], object]) -> None:
-        """Makes a call in the loop's next turn."""
+        """Make a call in the loop's next turn."""
         self.loop.call_soon(self.guarded, call)
 
     def soon_from_anywhere(self, call: Callable[[], object]) -> bool:
-        """Makes a call on the loop, from any thread; `False` where the loop is closed."""
+        """Make a call on the loop; return False if that is closed. Any thread."""
         try:
             self.loop.call_soon_threadsafe(self.guarded, call)
-        except RuntimeError:  # nobody waits any more
+        except RuntimeError:  # the loop is closed
             return False
         return True
 
     async def settle(self, grace: float) -> None:
-        """Waits for the coroutines, and cancels those that take longer than `grace` seconds."""
+        """Wait for the coroutines, and cancel those that take longer than `grace` seconds."""
         if self._running:
             _, late = await asyncio.wait(tuple(self._running), timeout=grace)
             for task in late:

@@ -242,11 +242,11 @@ class WorkflowEngine(OlderNames):
     @overload
     def function_task(self, /, **settings: Unpack[TaskSettings]) -> FunctionDecorator: ...
     def function_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
-        """Makes tasks of a function; `@flow.function_task` or `@flow.function_task(...)`.
+        """Decorate a function whose calls are tasks: `@flow.function_task`, or with settings.
 
-        Calling the decorated function returns a `TaskFuture` of its result at once.
-        The function, synchronous or a coroutine function, runs on the backend;
-        futures among its arguments are waited for and replaced by their values.
+        Calling the decorated function returns a `TaskFuture` of its result at once. The function,
+        synchronous or a coroutine function, runs on the backend. Futures among its arguments are
+        waited for and replaced by their values.
 
         Args:
             function: The function to decorate.
@@ -267,13 +267,12 @@ class WorkflowEngine(OlderNames):
     @overload
     def executable_task(self, /, **settings: Unpack[TaskSettings]) -> ExecutableDecorator: ...
     def executable_task(self, function: Any = _LATER, /, **settings: Any) -> Any:
-        """Makes tasks of the commands that a function returns.
+        """Decorate a function that returns commands, which run as tasks.
 
-        The function runs on the engine's loop once its dependencies have their
-        values, and returns a string, run by a shell, or a list of arguments, run
-        without one. The command runs in a sandbox directory of its own. The future's
-        result is its standard output; a non-zero exit code fails it with
-        `TaskFailedError`.
+        The function runs on the engine's loop once its dependencies have their values. It returns
+        a string for a shell, or a list of arguments to run without one. The command runs in a
+        sandbox directory of its own. The future's result is its standard output; a non-zero exit
+        code fails it with `TaskFailedError`.
 
         Args:
             function: The function to decorate.
@@ -298,12 +297,11 @@ class WorkflowEngine(OlderNames):
     @overload
     def block(self, /, **settings: Unpack[TaskSettings]) -> BlockDecorator: ...
     def block(self, function: Any = _LATER, /, **settings: Any) -> Any:
-        """Makes a part of the workflow that calls tasks and awaits them.
+        """Decorate a function that calls tasks and awaits them, as a part of the workflow.
 
-        A coroutine function runs on the engine's loop. A synchronous one runs in a
-        thread of its own and waits with `rhapsody.wait`. A future that a block returns
-        is awaited: its value is the block's. Cancelling a block cancels what it has
-        started and is unfinished.
+        A coroutine function runs on the engine's loop. A synchronous one runs in a thread of its
+        own and waits with `rhapsody.wait`. If a block returns a future, the block's result is that
+        future's. Cancelling a block cancels its unfinished tasks.
 
         Args:
             function: The function to decorate.
@@ -326,7 +324,7 @@ class WorkflowEngine(OlderNames):
     def map(
         self, task: Callable[..., TaskFuture[T]], /, *iterables: Iterable[Any]
     ) -> list[TaskFuture[T]]:
-        """Calls a task with the items of each iterable, like the built-in `map`.
+        """Call a task with the items of each iterable, like the built-in `map`.
 
         Args:
             task: A decorated function.
@@ -345,23 +343,22 @@ class WorkflowEngine(OlderNames):
         iterable: Iterable[Any] | AsyncIterable[Any],
         window: int = 1000,
     ) -> AsyncGenerator[T, None]:
-        """Calls a task with each item and yields the results in order, in bounded memory.
+        """Call a task with each item and yield the results in order, in bounded memory.
 
-        Draws the next item when a result is taken, so that `iterable` may be
-        larger than memory. Leaving the loop early, or a failure, cancels the calls
-        that are under way.
+        The next item is drawn when a result is taken, so that `iterable` may be larger than
+        memory. Leaving the loop early, or a failure, cancels the unfinished calls.
 
         Args:
             task: A decorated function of one argument.
             iterable: Its arguments, from a plain or an asynchronous iterable.
-            window: How many calls may be under way at once.
+            window: Largest number of unfinished calls.
 
         Yields:
             The results.
 
         Raises:
             ValueError: `window` is less than 1.
-            BaseException: What the first failed call raised.
+            BaseException: The exception of the first failed call.
         """
         window = whole_number("window", 1)(window)
         futures: deque[TaskFuture[T]] = deque()
@@ -405,108 +402,108 @@ class WorkflowEngine(OlderNames):
     async def save(
         self, future: TaskFuture[Any], place: str | os.PathLike[str], name: str | None = None
     ) -> list[Path]:
-        """Puts files that a task left in its sandbox where you want them; waits for the task.
+        """Wait for a task and copy files from its sandbox to a place of your choice.
 
-        For files and directories whose place was not planned, see `OutputFile`. A cancellation
-        leaves those that were saved by then.
+        Use it for files and directories without a destination of their own, see `OutputFile`.
+        A cancellation leaves the files that were already saved.
 
         Args:
-            future: The task's.
-            place: A directory to put them in, where it ends in `/` or is one; otherwise the file
-                itself. Directories are always put into it. Relative to `results_dir`, or
-                absolute.
-            name: The name of a file or directory in the sandbox; default: all that the task
-                declares.
+            future: The task's future.
+            place: A directory to copy into if it ends in `/` or exists as one; otherwise the
+                file's own destination. Directories are always copied into it. Relative to
+                `results_dir`, or absolute.
+            name: Name of a file or directory in the sandbox. Default: all declared outputs.
 
         Returns:
-            Where they are.
+            The destinations.
 
         Raises:
             DataError: There is no such file, or it cannot be saved there.
             TypeError: Not the future of a task.
-            Exception: What the task raised.
+            Exception: The exception of the task.
         """
         return await save_files(self._runtime.stager, self._runtime.backends, future, place, name)
 
-    # Views; of tasks, they show those that have not ended.
+    # Views. Those of tasks show unfinished ones only.
 
     @property
     def uid(self) -> str:
-        """The engine's uid, the beginning of every uid that its backends get."""
+        """Uid of the engine. The uids that its backends receive begin with it."""
         return self._runtime.uid
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop the engine lives on."""
+        """Event loop of the engine."""
         return self._loop
 
     @property
     def dry_run(self) -> bool:
-        """Whether nothing is really run."""
+        """True if no task is run."""
         return self._options.dry_run
 
     @property
     def work_dir(self) -> Path:
-        """Where sandboxes are made, an absolute path."""
+        """Directory of the sandboxes, an absolute path."""
         return self._runtime.stager.work_dir
 
     @property
     def results_dir(self) -> Path:
-        """What the places of saved files are relative to, an absolute path."""
+        """Directory that destinations of saved files are relative to, an absolute path."""
         return self._runtime.stager.results.directory
 
     @property
     def results(self) -> tuple[SavedFile, ...]:
-        """Files that tasks made and that stay: those that were saved, in the order of that.
+        """Files of tasks that are kept, in the order in which they were saved.
 
-        At the end also those without a place that no task has read, see `keep_sandboxes`.
+        After the shutdown also outputs without a destination that no task has read, see
+        `keep_sandboxes`.
         """
         return tuple(self._runtime.stager.results.saved)
 
     @property
     def prof(self) -> Profiler:
-        """Takes named, timestamped events; puts them into the `trace`."""
+        """Recorder of the program's own events in the `trace`."""
         return self._built_in.prof
 
     @property
     def log(self) -> logging.Logger:
-        """The engine's logger."""
+        """Logger of the engine."""
         return log
 
     @property
     def clock(self) -> Clock:
-        """Where the engine reads the time."""
+        """Clock of the engine."""
         return self._runtime.clock
 
     @property
     def stats(self) -> Stats:
-        """Counters since the engine was made."""
+        """Counters since the engine was created."""
         return self._runtime.scheduler.stats
 
     @property
     def backend(self) -> BaseExecutionBackend:
-        """The default backend."""
+        """Default backend."""
         return next(iter(self._attached.values()))
 
     @property
     def backends(self) -> Mapping[str, BaseExecutionBackend]:
-        """Every attached backend by its name, the default one first."""
+        """Attached backends by name, the default one first."""
         return MappingProxyType(self._attached)
 
     @property
     def implicit_data_mode(self) -> bool:
-        """Whether dependents see the files of their dependencies' sandboxes."""
+        """True if dependents see the files in their dependencies' sandboxes."""
         return self._options.implicit_data
 
     @property
     def task_states_map(self) -> StateMapper:
-        """The states of the default backend."""
+        """States of the default backend."""
         states: StateMapper = next(iter(self._runtime.backends.values())).states
         return states
 
     @property
     def components(self) -> Mapping[str, Mapping[str, Any]]:
-        """Each unfinished task and block by uid: its type, description and future."""
+        """Type, description and future of each unfinished task and block, by uid."""
         return MappingProxyType(
             {
                 record.future.uid: MappingProxyType(
@@ -522,7 +519,7 @@ class WorkflowEngine(OlderNames):
 
     @property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
-        """Each unfinished task and block by uid: the uids of what it depends on."""
+        """Uids of the dependencies of each unfinished task and block, by uid."""
         return MappingProxyType(
             {n.future.uid: dependency_uids(n.dependencies) for n in self._unfinished()}
         )
@@ -536,13 +533,13 @@ class WorkflowEngine(OlderNames):
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Uids of tasks and blocks that are running now, services included."""
+        """Uids of running tasks and blocks, including services."""
         active = (WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING)
         return tuple(n.future.uid for n in self._unfinished() if n.life.work in active)
 
     @property
     def queue(self) -> tuple[str, ...]:
-        """Uids of tasks that are ready and not yet handed to a backend."""
+        """Uids of tasks that are ready and not yet with a backend."""
         return tuple(n.future.uid for n in self._unfinished() if n.life.work is WorkState.READY)
 
     def _unfinished(self) -> list[TaskRecord]:
@@ -551,21 +548,21 @@ class WorkflowEngine(OlderNames):
 
     @property
     def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-        """Of a dry run, what was called so far: each call's uid, name and what it depends on."""
+        """Calls of a dry run so far: uid, name and uids of the dependencies."""
         return tuple(self._runtime.calls.made)
 
     @property
     def summary(self) -> Summary | None:
-        """How the run ended, `None` before it has."""
+        """Summary of the run, or None before the shutdown."""
         return self._summary
 
     # The end.
 
     async def join(self) -> None:
-        """Waits until all that was called has ended, and services are ready.
+        """Wait until all tasks have ended and services are ready.
 
-        What is called meanwhile is waited for, too. Failures raise nothing here: they are
-        on the futures. Cancelling this call cancels nothing else.
+        This includes tasks that are called meanwhile. Failures raise nothing here: they are on
+        the futures. Cancelling this call cancels nothing else.
 
         Raises:
             RuntimeError: Called inside a block or a task, which would wait for itself, or
@@ -576,7 +573,7 @@ class WorkflowEngine(OlderNames):
         block, task = enclosing_block.get(), running_task()
         own_block = block is not None and block.scheduler is self._runtime.scheduler
         in_block = own_block and block is not None and not block.future.done()
-        own = asyncio.current_task()  # such as one that builds a task's command, and has its uid
+        own = asyncio.current_task()  # may build a task's command, and is named after its uid then
         uids = [task.uid if task is not None else "", own.get_name() if own is not None else ""]
         if in_block or any(uid.startswith(f"{self.uid}.") for uid in uids):
             raise RuntimeError(
@@ -586,14 +583,14 @@ class WorkflowEngine(OlderNames):
         await self._runtime.all_settled()
 
     async def shutdown(self, skip_execution_backend: bool = False) -> None:
-        """Cancels what is unfinished, stops the work and shuts the backends down.
+        """Cancel unfinished tasks, stop the work and shut the backends down.
 
-        Every future is settled when this returns. What had to be cancelled, and what
-        could not be stopped, is logged; the latter is in the summary, too. Twice is
-        harmless. Cancelling this call does not cancel the shutdown.
+        Every future is settled when this returns. Cancelled tasks and work that could not be
+        stopped are logged; the latter is also in the summary. Further calls do nothing.
+        Cancelling this call does not cancel the shutdown.
 
         Args:
-            skip_execution_backend: Leaves the backends running, for another engine.
+            skip_execution_backend: Leave the backends running, for another engine.
 
         Raises:
             RuntimeError: Called on another event loop than the engine's.
@@ -621,7 +618,7 @@ class WorkflowEngine(OlderNames):
         self._settle()
 
     async def _interrupt(self) -> None:
-        """Stops all work because of a signal; the futures stay as they are for now."""
+        """Stop all work because of a signal, and leave the futures pending for now."""
         if self._ending is None:
             self._runtime.scheduler.interrupted = True
             self._ending = self._loop.create_task(self._stop(skip_backends=False))
@@ -638,7 +635,7 @@ class WorkflowEngine(OlderNames):
         await runtime.stager.close(well=self._well)
 
     def _settle(self) -> None:
-        """The last step: nothing of this engine is left pending, and everybody is told."""
+        """Settle what is left, write the summary, and call the last hooks."""
         if self._closed.done():
             return
         runtime = self._runtime
@@ -693,9 +690,9 @@ class WorkflowEngine(OlderNames):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Waits for all that was called, or cancels it because of an exception, and shuts down.
+        """Wait for all tasks, or cancel them because of an exception, and shut down.
 
-        Raises nothing for tasks that failed: what nobody awaited is logged in one line.
+        Raises nothing for failed tasks: those never awaited are logged in one line.
         """
         failures = self._runtime.failures
         self._left_by_error = error is not None
@@ -777,10 +774,10 @@ class WorkflowEngine(OlderNames):
 
 
 class Starting(Coroutine[Any, Any, WorkflowEngine]):
-    """What `WorkflowEngine.create` returns: a coroutine, and an async context manager.
+    """Result of `WorkflowEngine.create`: a coroutine that is also an async context manager.
 
-    `await` it, give it to `asyncio.run`, `create_task` or a task group, or enter
-    it with `async with`, see `WorkflowEngine.__aexit__`.
+    Await it, pass it to `asyncio.run`, `create_task` or a task group, or enter it with `async
+    with`, see `WorkflowEngine.__aexit__`.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
@@ -790,7 +787,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
     def __await__(self) -> Generator[Any, None, WorkflowEngine]:
         return self._coroutine.__await__()
 
-    if not TYPE_CHECKING:  # which would take every name for an attribute
+    if not TYPE_CHECKING:  # which would accept every attribute
 
         def __getattr__(self, name: str) -> Any:
             if name.startswith(("_", "cr_")):
@@ -801,15 +798,15 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
             )
 
     def send(self, value: Any, /) -> Any:
-        """Part of the coroutine protocol."""
+        """Implement the coroutine protocol."""
         return self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Part of the coroutine protocol."""
+        """Implement the coroutine protocol."""
         return self._coroutine.throw(*error)
 
     def close(self) -> None:
-        """Part of the coroutine protocol."""
+        """Implement the coroutine protocol."""
         self._coroutine.close()
 
     async def __aenter__(self) -> WorkflowEngine:
@@ -827,7 +824,7 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
 
 
 def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:
-    """Calls what the user gave in place of a task.
+    """Call the task that a user passed to `map` or `imap`.
 
     Raises:
         TypeError: It does not return a future.
