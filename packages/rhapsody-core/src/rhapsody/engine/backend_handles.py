@@ -13,13 +13,25 @@ from rhapsody.backends.discovery import check_attributes, get_backend, normalize
 from rhapsody.capabilities import Capabilities
 from rhapsody.engine.options import EngineOptions
 from rhapsody.errors import describe_error
+from rhapsody.resources import Resources
 from rhapsody.staging.files import Stager
 from rhapsody.states import TasksMainStates
+from rhapsody.task import TaskDescription, TaskKind
 
 logger: logging.Logger = logging.getLogger("rhapsody.engine")
 
 DRY_RUN = "noop"
 EMBEDDED = "local"
+
+
+_KINDS: dict[TaskKind, str] = {
+    "function": "to run ordinary functions",
+    "async_function": "to run coroutine functions",
+    "executable": "to run executables",
+    "service": "to run services",
+    "function_service": "to run functions as services",
+}
+_DEFAULTS = Resources()
 
 
 class WouldRunError(RuntimeError):
@@ -65,6 +77,28 @@ class BackendHandle:
         self.states: Any = backend.get_task_states_map()
         self.native: Mapping[Any, TasksMainStates] = getattr(self.states, "native", {})
         self.occupied: int = 0
+
+    def lacking(self, kind: TaskKind, description: TaskDescription) -> str | None:
+        """Return, in words, something that a task needs and the backend does not offer."""
+        capabilities, resources = self.capabilities, description.get("resources")
+        if not capabilities.runs(kind):
+            return _KINDS[kind]
+        if "cwd" in description and not capabilities.cwd:
+            return f"cwd={description['cwd']!r}"
+        if resources is None:
+            return None
+        for name in ("cores", "gpus", "memory", "ranks"):
+            value = getattr(resources, name)
+            if value != getattr(_DEFAULTS, name) and name not in capabilities.resources:
+                return f"{name}={value!r}"
+        if isinstance(resources.cores, float) and "fractional_cores" not in capabilities.resources:
+            return f"cores={resources.cores!r}, which is not a whole number"
+        return None
+
+    def unknown_settings(self, description: TaskDescription) -> list[Any]:
+        """Return the keys of `task_backend_specific_kwargs` that the backend does not know."""
+        given = description["task_backend_specific_kwargs"]
+        return self.capabilities.unknown_settings(given) if given else []
 
     def main_state(self, native: Any) -> TasksMainStates | None:
         """Return the canonical state of one that is not in `native`, or None if it is unknown."""

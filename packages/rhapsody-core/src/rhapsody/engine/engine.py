@@ -49,7 +49,7 @@ from rhapsody.engine.options import (
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import Settings, TaskSettings, whole_number
-from rhapsody.engine.shutdown import settle_everything, stop_everything, tell_forgotten
+from rhapsody.engine.shutdown import settle_everything, stop_everything, warn_of_forgotten
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.stage_out import save_files
 from rhapsody.engine.states import WorkState
@@ -141,7 +141,7 @@ class WorkflowEngine(OlderNames):
             self, uid, options, hooks, stager, quiet=self._built_in.shows_output
         )
         self._calls = self._runtime.calls
-        self._forgotten = weakref.finalize(self, tell_forgotten, self._runtime, os.getpid())
+        self._forgotten = weakref.finalize(self, warn_of_forgotten, self._runtime, os.getpid())
         if self._built_in.task_log is not None:
             self._runtime.observation.calls = self._built_in.task_log.calls
 

@@ -1,4 +1,9 @@
-"""The exceptions that tell users what became of their tasks, and the words in them."""
+"""Errors of failed tasks: their messages, and the note that each exception carries (PEP 678).
+
+The note shows which call it was, where it ran, and what it printed last. No code of the user runs
+for that: an argument that is not of a built-in type is shown by its type. Of the values of
+`environment=`, and of variables of this process that look secret, only the names are shown.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +11,18 @@ import asyncio
 import difflib
 import os
 import re
+import reprlib
 import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import PurePath
 from typing import Any
 
-from rhapsody.data import STDERR_TAIL, File, stderr_tail, stdout_tail
+from rhapsody.backends.scripts import AGAIN, looks_secret
+from rhapsody.data import RESERVED, STDERR_TAIL, File, end_of_file, stderr_tail, stdout_tail
 from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.error_notes import hidden, printed_last
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import TaskSettings
 from rhapsody.errors import (
@@ -29,11 +37,13 @@ from rhapsody.errors import (
     first_call,
     is_a,
     set_traceback,
+    traceback_of,
     vars_of,
 )
 from rhapsody.resources import Resources
-from rhapsody.staging.space import full_disk
+from rhapsody.staging.space import full_disk, used_up
 from rhapsody.task import TaskFuture
+from rhapsody.tracebacks import format_error, users_part
 
 _MEANINGS = {126: "the command cannot be executed", 127: "command not found"}
 _SIGNALS = {int(each): each for each in signal.Signals}
@@ -47,9 +57,28 @@ WORDS_LOOKED_AT = 500
 COMMAND_SHOWN = 500
 """Characters of a command that the message of a `TaskFailedError` shows."""
 
+ERROR = f"{RESERVED}error"
+"""File in a failed task's sandbox that contains its traceback."""
+
+OURS = "rhapsody: "
+"""Beginning of each note. A new note replaces a former one on the same exception."""
+
+LONGEST = 200
+"""Characters of a call that are shown."""
+
+PRINTED, LINES = 1000, 10
+"""Characters and lines that are shown of what a task printed."""
+
+
+SECRET = 8
+"""Number of characters from which the values of variables are hidden."""
+
+
+# Messages.
+
 
 def future_name(future: asyncio.Future[Any]) -> str:
-    """What a future is called in messages."""
+    """Return the name of a future for messages."""
     if isinstance(future, TaskFuture):
         return future.name
     name = getattr(future, "get_name", None)  # of asyncio's tasks
@@ -59,7 +88,7 @@ def future_name(future: asyncio.Future[Any]) -> str:
 def of_dependencies(
     record: TaskRecord, failed: Sequence[asyncio.Future[Any]]
 ) -> DependencyFailureError:
-    """The error of a task that does not run because dependencies failed."""
+    """Return the error of a task that does not run because dependencies failed."""
     names = [future_name(future) for future in failed]
     cause = failed[0].exception()
     assert cause is not None
@@ -79,7 +108,7 @@ def of_dependencies(
 
 
 def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure, ...]:
-    """The tasks that failed futures go back to, each once."""
+    """Return the tasks whose failures caused those of some futures, each once."""
     found: dict[str, FirstFailure] = {}
     for future in failed:
         error = future.exception()
@@ -95,17 +124,17 @@ def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure
 
 
 def _root_of(future: asyncio.Future[Any]) -> tuple[BaseException | None, str | None]:
-    """What a failed future failed of first, and the call that this was."""
+    """Return the first cause of a future's failure, and the call that raised it."""
     error = future.exception()
     root = error.root_cause if is_a(error, DependencyFailureError) else error
-    # The exception may be one object that others have raised meanwhile.
+    # Another task may have raised the same exception object meanwhile.
     return root, getattr(future, "_call", None) or first_call(root)
 
 
 def unknown_setting(
     record: TaskRecord, backend: BackendHandle, key: object, able: Sequence[str]
 ) -> CapabilityError:
-    """The error of a task with a setting that its backend does not know.
+    """Return the error of a task with a setting that its backend does not know.
 
     Args:
         record: The task.
@@ -129,7 +158,7 @@ def unknown_setting(
 
 
 def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
-    """The error of an attempt that a backend says has failed."""
+    """Return the error of an attempt that its backend reported as failed."""
     error = report.get("exception")
     command = None
     if record.extra is not None and record.extra.command is not None:
@@ -210,7 +239,7 @@ def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
 def _shell_words(command: str) -> list[str]:
     try:
         return shlex.split(command)
-    except ValueError:  # quotes that do not match
+    except ValueError:  # unbalanced quotes
         return []
 
 
@@ -221,7 +250,7 @@ def _is_missing(word: str, sandbox: str) -> bool:
 
 
 def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedError:
-    """The same error, with what it does not hold yet of the report."""
+    """Fill in attributes of an error from the report, and return it."""
     if error.exit_code is None:
         error.exit_code = report.get("exit_code")
     error.stderr = error.stderr or stderr_tail(report)
@@ -231,7 +260,7 @@ def _complete(error: TaskFailedError, report: Mapping[str, Any]) -> TaskFailedEr
 
 
 def of_service(record: TaskRecord, report: Mapping[str, Any]) -> TaskFailedError:
-    """The error of a service that has ended before it was ready."""
+    """Return the error of a service that ended before it was ready."""
     message = (
         f"service {record.task.name!r} ({record.future.uid}) ended before it was ready: "
         f"{ending(report)}"
@@ -240,7 +269,7 @@ def of_service(record: TaskRecord, report: Mapping[str, Any]) -> TaskFailedError
 
 
 def of_ended_service(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
-    """The error of a service that has ended by itself after it was ready."""
+    """Return the error of a service that ended although it was not stopped."""
     error = report.get("exception")
     if isinstance(error, BaseException):
         return error
@@ -253,7 +282,7 @@ def of_ended_service(record: TaskRecord, report: Mapping[str, Any]) -> BaseExcep
 def of_gone_service(
     record: TaskRecord, service: asyncio.Future[Any], cause: BaseException
 ) -> DependencyFailureError:
-    """The error of a task that does not run because a service has ended for good."""
+    """Return the error of a task that does not run because a service has ended for good."""
     name = future_name(service)
     why = next(iter(describe_error(cause).splitlines()), "")
     return DependencyFailureError(
@@ -266,7 +295,7 @@ def of_gone_service(
 def service_ended(
     service: asyncio.Future[Any], at: float, error: BaseException, again: bool
 ) -> str:
-    """The note on the error of a task that ran when a service that it depends on ended."""
+    """Return the note on the error of a task that ran while a service it depends on ended."""
     why = next(iter(describe_error(error).splitlines()), "")
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
     further = "started again" if again else "not started again"
@@ -274,7 +303,7 @@ def service_ended(
 
 
 def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
-    """The error of an attempt that has run, or a service that has started, for too long."""
+    """Return the error of an attempt over its time limit, or of a service not ready in time."""
     what = f"{record.task.name!r} ({record.future.uid})"
     if record.task.settings.service:
         missing = _missing_sign(record.task.settings.ready)
@@ -283,7 +312,7 @@ def over_time(record: TaskRecord, limit: float) -> TaskTimeoutError:
 
 
 def _missing_sign(ready: object) -> str:
-    """What was not there of a service that says with `ready` when it is ready."""
+    """Describe which readiness signal of a service was missing."""
     kind, _, sign = ready.partition(":") if isinstance(ready, str) else ("", "", "")
     if kind == "tcp":
         return f": nothing listened on {f'port {sign}' if sign else 'its port'}"
@@ -293,7 +322,7 @@ def _missing_sign(ready: object) -> str:
 
 
 def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
-    """The error of a task whose work cannot be stopped, so that it says so of a time-out."""
+    """Return the error of a task whose work cannot be stopped; a timeout is extended by that."""
     if not is_a(error, TaskTimeoutError):
         return error
     return TaskTimeoutError(
@@ -304,7 +333,7 @@ def goes_on(record: TaskRecord, error: BaseException) -> BaseException:
 
 
 def cancelled_elsewhere(record: TaskRecord) -> str:
-    """Why a future is cancelled although nobody here asked for it."""
+    """Explain the cancellation of a task that its engine did not cancel."""
     return (
         f"backend {record.backend.name!r} ended task {record.task.name!r} ({record.future.uid}) as "
         "cancelled, which its engine had not asked for: the task itself raised CancelledError, or "
@@ -314,7 +343,7 @@ def cancelled_elsewhere(record: TaskRecord) -> str:
 
 
 def ending(report: Mapping[str, Any]) -> str:
-    """How a task ended, in a few words."""
+    """Describe in a few words how a task ended."""
     error = report.get("exception")
     if error is not None:
         return describe_error(error) if is_a(error, BaseException) else str(error)
@@ -324,7 +353,7 @@ def ending(report: Mapping[str, Any]) -> str:
 
 
 def exit_code(code: Any) -> str:
-    """An exit code with what it means, where that is agreed upon.
+    """Return an exit code with its meaning, if it has a common one.
 
     A shell gives 127 and 126 for what it cannot start, and 128 and the signal's number for what a
     signal ended (POSIX.1-2017, XCU 2.8.2).
@@ -343,6 +372,174 @@ def exit_code(code: Any) -> str:
 
 
 def _shown(command: str) -> str:
-    """As much of a command as a message may hold; the error's `command` has all of it."""
+    """Return the part of a command that fits a message; the error's `command` has all of it."""
     more = len(command) - COMMAND_SHOWN
     return command if more <= 0 else f"{command[:COMMAND_SHOWN]} [and {more} characters more]"
+
+
+# Notes.
+
+
+def _values(record: TaskRecord) -> list[tuple[str, str]]:
+    """Return the hidden values of variables, longest first, and their names."""
+    environment: Mapping[str, str] | None = record.task.settings.environment
+    if record.description:
+        environment = record.description.get("environment")
+    variables = dict(environment or {})
+    for name in filter(looks_secret, os.environ):
+        variables.setdefault(name, os.environ.get(name, ""))
+    pairs = [(value, name) for name, value in variables.items() if len(value) >= SECRET]
+    return sorted(pairs, key=lambda pair: -len(pair[0]))
+
+
+def hidden(record: TaskRecord, text: str) -> str:
+    """Replace the values of variables that may be secret by `<NAME>`, see `_values`."""
+    if len(text) < SECRET:
+        return text
+    for value, name in _values(record):
+        text = text.replace(value, f"<{name}>")
+    return text
+
+
+def printed_last(record: TaskRecord, text: object, count: int) -> str:
+    """Return the end of a task's output, or of the file that contains it, without secrets."""
+    if not isinstance(text, str) or not text:
+        return ""
+    values = [value for value, _ in _values(record)]
+    if record.task.settings.capture == "files":
+        text = end_of_file(text, count + max(map(len, values), default=0))
+    start = max(0, len(text) - count)
+    for value in values:  # do not cut a value in two
+        at = text.find(value, max(0, start - len(value) + 1), start + len(value) - 1)
+        start = at if 0 <= at < start else start
+    return hidden(record, text[start:])
+
+
+class _Brief(reprlib.Repr):
+    """Shortens values for display without running code of their classes.
+
+    Args:
+        record: The task, for the values to hide.
+    """
+
+    def __init__(self, record: TaskRecord) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 40
+        self._record = record
+
+    def repr_str(self, x: str, level: int) -> str:
+        """Shorten text after hiding secret values."""
+        return super().repr_str(hidden(self._record, x), level)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Show a value that is of no built-in type."""
+        kind = type(x)
+        if issubclass(kind, TaskFuture):
+            return f"<{x.uid}>"
+        if issubclass(kind, PurePath | File):
+            return repr(x)
+        if kind in (float, bool, type(None), complex):
+            return repr(x)
+        return f"<{kind.__name__}>"
+
+
+def call_of(record: TaskRecord) -> str:
+    """Return the call of a task as it is written in a program, shortened."""
+    brief = _Brief(record)
+    try:
+        given = [brief.repr(value) for value in record.args]
+        given += [f"{name}={brief.repr(value)}" for name, value in (record.kwargs or {}).items()]
+        text = hidden(record, ", ".join(given))
+    except Exception:  # an object that cannot be inspected must not hide the failure
+        text = "..."
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return f"{record.task.name}({text})"
+
+
+def annotate(record: TaskRecord, error: BaseException) -> None:
+    """Add the note of a failed task to its exception.
+
+    A block that passes on a task's exception keeps the task's note.
+    """
+    attributes = vars_of(error)
+    notes = attributes.get("__notes__")
+    notes = list(notes) if type(notes) is list else []
+    others = [each for each in notes if not (type(each) is str and each.startswith(OURS))]
+    if record.task.prefix == "block" and len(others) < len(notes):
+        return
+    call = call_of(record)
+    attributes[CALL] = f"{call} ({record.future.uid})"
+    attributes["__notes__"] = [*others, _note(record, call, error)]
+
+
+def leave_error(record: TaskRecord, error: BaseException) -> None:
+    """Write the traceback of a task that has failed into its sandbox, if it has one."""
+    sandbox = record.description.get("sandbox")
+    if sandbox is None or not os.path.isdir(sandbox):
+        return
+    with suppress(Exception):  # a full disk, or an exception whose own code cannot be run
+        text = format_error(error, users_part(traceback_of(error)))
+        with open(os.path.join(sandbox, ERROR), "w", encoding="utf-8", errors="replace") as file:
+            file.write(hidden(record, text))
+
+
+def _note(record: TaskRecord, call: str, error: BaseException) -> str:
+    description, backend, extra = record.description, record.future._backend, record.extra
+    if extra is not None and extra.elsewhere is not None:
+        backend = extra.elsewhere
+    where = record.future.uid
+    if backend is not None:
+        worker = description.get("worker")
+        where += f", attempt {record.attempt}, on {backend!r}"
+        where += "" if worker is None else f" ({worker})"
+    elif record.task.prefix == "task":
+        where += ", not submitted"
+    lines = [f"{OURS}raised in {call}", f"  {where}"]
+    if extra is not None and extra.elsewhere is not None:
+        lines.append(
+            f"  attempts: {', '.join(f'{n} on {name!r}' for name, n in extra.tried.items())}"
+        )
+    sandbox = description.get("sandbox")
+    if backend is not None and sandbox is not None:
+        lines.append(f"  sandbox: {sandbox}")
+        if record.task.kind == "executable" and os.path.isfile(os.path.join(sandbox, AGAIN)):
+            lines.append(f"  to run it again: sh {shlex.quote(os.path.join(sandbox, AGAIN))}")
+    full = None if is_a(error, TaskFailedError) else full_disk(sandbox, error)  # it says so itself
+    short = full or used_up(error, program=record.task.kind == "executable")
+    if short is not None:
+        lines.append(f"  {short}")
+    lines += [
+        f"  {place!r} is where the file is put when the task is done: the command writes {name!r}"
+        for place, name in _places(record).items()
+    ]
+    for name, text in _printed(record, error).items():
+        lines += [f"  {name} ended with:", *(f"    {line}" for line in text.splitlines())]
+    return "\n".join(lines)
+
+
+def _places(record: TaskRecord) -> dict[str, str]:
+    """Return destinations of outputs that a failed command names instead of the file names."""
+    extra, found = record.extra, record.found
+    if extra is None or extra.command is None or found is None:
+        return {}
+    text = extra.command if isinstance(extra.command, str) else " ".join(extra.command)
+    placed = {f"{out.save}{out.filename}": out.filename for out in found.outputs if out.save}
+    return {place: name for place, name in placed.items() if place in text}
+
+
+def _printed(record: TaskRecord, error: BaseException) -> dict[str, str]:
+    """Return the ends of a task's output by stream, except for one in the error's message."""
+    outcome = record.future._outcome
+    if outcome is None:
+        return {}
+    streams = {"standard output": outcome.stdout, "standard error": outcome.stderr}
+    if is_a(error, TaskFailedError):
+        del streams["standard error"]
+    found: dict[str, str] = {}
+    for name, text in streams.items():
+        last = printed_last(record, text, PRINTED)
+        tail = "\n".join(last.rstrip().splitlines()[-LINES:])
+        if tail:
+            found[name] = tail
+    return found

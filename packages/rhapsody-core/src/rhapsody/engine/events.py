@@ -1,7 +1,4 @@
-"""What an engine tells about itself: events for plugins, and failures that nobody saw.
-
-It reports; it decides nothing.
-"""
+"""Reports of an engine: events for plugins, and failures that were never awaited."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from rhapsody.engine.error_notes import call_of
+from rhapsody.engine.error_messages import call_of
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.timers import Clock
 from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
@@ -24,27 +21,27 @@ from rhapsody.task import TaskFuture
 
 
 def accounts(backends: Mapping[str, Any], log: logging.Logger) -> dict[str, Mapping[str, Any]]:
-    """What backends tell of their lives."""
-    told: dict[str, Mapping[str, Any]] = {}
+    """Return the backends' accounts of the run, by name."""
+    collected: dict[str, Mapping[str, Any]] = {}
     for name, backend in backends.items():
         try:
-            told[name] = getattr(backend, "account", dict)()
-        except Exception:  # the backend's own; the others have something to say, too
+            collected[name] = getattr(backend, "account", dict)()
+        except Exception:  # a fault of the backend; the others' accounts are still wanted
             log.exception("backend %r could not give an account of itself", name)
-    return {name: account for name, account in told.items() if account}
+    return {name: account for name, account in collected.items() if account}
 
 
 class Observation:
-    """Collects events and hands them to the plugins in batches, on the loop.
+    """Collects events and passes them to the plugins in batches, on the loop.
 
-    Until then an event is its values in a row of a flat list: a fan makes events by
-    the ten thousand, and as many objects would have the collector look at all others.
+    Until then an event is a row of values in a flat list. A fan makes ten thousands of events, and
+    as many objects would make the garbage collector examine all others.
 
     Args:
         hooks: The plugins' hooks.
-        engine: What they are told is the engine.
-        clock: Where the time is read.
-        soon: Makes a call in the loop's next turn.
+        engine: The engine that hooks receive.
+        clock: The engine's clock.
+        soon: Function that makes a call in the loop's next turn.
 
     Attributes:
         calls: The calls, as text, of tasks that are running or have ended, for an observer that
@@ -90,7 +87,7 @@ class Observation:
             calls[uid] = call_of(record)
 
     def flush(self) -> None:
-        """Hands on what was collected."""
+        """Pass the collected events to the plugins."""
         rows, self._rows = self._rows, []
         if not rows:
             return
@@ -108,7 +105,7 @@ _BATCH = 500
 
 
 def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
-    """Makes events of the values that `Observation.publish` has put in rows."""
+    """Make events of the rows that `Observation.publish` has collected."""
     (
         prefixes, numbers, names, attempts, states, natives, backends, times, workers, scopes,
         errors, sandboxes, outcomes, kinds,
@@ -133,8 +130,8 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
 class _NewEvent:
     """A `TaskEvent` while it is being made.
 
-    Making one that is frozen from the start takes five times as long, as every field
-    is set through `object.__setattr__`; an event is to cost a microsecond.
+    A frozen dataclass takes five times as long to make, because every field is set through
+    `object.__setattr__`; an event should cost a microsecond.
     """
 
     uid: str
@@ -158,7 +155,7 @@ _MARK = "_rhapsody_engine"
 
 
 class Failures:
-    """What failed and what did not run because of it, for the account of an engine that goes on.
+    """Failed tasks and those that did not run because of them, for an engine with `keep_going`.
 
     Args:
         uid: The engine's uid.
@@ -171,7 +168,7 @@ class Failures:
         self._counts = [0, 0]
 
     def add(self, record: TaskRecord, error: BaseException) -> None:
-        """Notes a failure, and marks its exception as the engine's own."""
+        """Add a failure, and mark its exception as one of the engine's tasks."""
         vars_of(error)[_MARK] = self._uid
         skipped = is_a(error, DependencyFailureError)
         self._counts[skipped] += 1
@@ -181,7 +178,7 @@ class Failures:
             self._skipped.append(f"{record.task.name!r} ({record.future.uid})")
 
     def include(self, error: BaseException) -> bool:
-        """Whether an exception is that of one of the engine's tasks, or a group of such."""
+        """Return True if an exception is that of one of the engine's tasks, or a group of such."""
         if is_a(error, BaseExceptionGroup):
             return all(self.include(one) for one in error.exceptions)
         return bool(vars_of(error).get(_MARK) == self._uid)
@@ -207,17 +204,17 @@ def _add(groups: FailureGroups, future: TaskFuture[Any], error: BaseException | 
 
 
 class UnawaitedErrors:
-    """Failures that nobody looked at, logged in one record instead of one each.
+    """Failures that were never awaited, logged in one record instead of one each.
 
     Attributes:
-        total: How many there were so far.
-        quiet: Whether they have been told already, so that there is no line.
+        total: Their number so far.
+        quiet: True if they are reported elsewhere, so that nothing is logged.
     """
 
     def __init__(self, log: logging.Logger, uid: str) -> None:
         self._log = log
         self._uid = uid
-        # Text and memory that are made under it may free another future, which comes here, too.
+        # Allocations under the lock may collect another future, which calls `add` again.
         self._lock = threading.RLock()
         self._held: weakref.WeakSet[TaskFuture[Any]] = weakref.WeakSet()
         self.total: int = 0
@@ -225,11 +222,11 @@ class UnawaitedErrors:
         self._count = 0
         self._failures = FailureGroups()
         self._skipped = 0
-        self._first: set[str] = set()  # tasks that those which were skipped go back to
+        self._first: set[str] = set()  # failed tasks that caused others to be skipped
         self._closed = False
 
     def add(self, future: TaskFuture[Any]) -> None:
-        """Called when a failed future goes away, from whatever thread collects it."""
+        """Add a failed future that was collected. Any thread."""
         error = future._exception
         with self._lock:
             self.total += 1
@@ -245,7 +242,7 @@ class UnawaitedErrors:
             self._report()
 
     def _add_first(self, first: Sequence[FirstFailure]) -> None:
-        """Adds the failures that a skipped task goes back to, each once."""
+        """Add the failures that caused a task to be skipped, each once."""
         for each in first:
             if each.uid not in self._first:
                 self._first.add(each.uid)
@@ -254,15 +251,15 @@ class UnawaitedErrors:
                 )
 
     def watch(self, future: TaskFuture[Any]) -> None:
-        """A future has failed; somebody may still look at it."""
+        """Watch a failed future, which may still be awaited."""
         self._held.add(future)
 
     def has_unseen(self) -> bool:
-        """Whether anything failed that nobody has looked at so far."""
+        """Return True if a failure has not been awaited so far."""
         return self.total > 0 or any(future._log_traceback for future in tuple(self._held))
 
     def close(self) -> None:
-        """The engine ends: writes the line, with the failures that are still held."""
+        """Log the failures, including those of futures that still exist."""
         for future in sorted(self._held, key=lambda future: future.uid):
             if future._log_traceback:
                 future._log_traceback = False

@@ -1,4 +1,4 @@
-"""Around the scheduler: the parts of one engine, made and connected, that do what it decides."""
+"""Wiring of one engine: makes its parts and connects them, and acts for the scheduler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rhapsody.engine.background import Background
 from rhapsody.engine.blocks import Blocks, enclosing_block
 from rhapsody.engine.callbacks import Callbacks
 from rhapsody.engine.dispatch import Dispatcher
-from rhapsody.engine.error_notes import annotate, leave_error
+from rhapsody.engine.error_messages import annotate, leave_error
 from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
 from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.options import EngineOptions
@@ -46,9 +46,9 @@ log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
 class Runtime:
-    """The parts of one engine, and what the scheduler asks of them (`scheduler.Actions`).
+    """Parts of one engine, and the actions that its scheduler requests (`scheduler.Actions`).
 
-    Made on the engine's loop, and used there.
+    Made and used on the engine's loop.
 
     Args:
         engine: The engine that hooks receive.
@@ -56,7 +56,7 @@ class Runtime:
         options: Its options.
         hooks: The plugins' hooks.
         stager: Its files.
-        quiet: Whether workers show nothing of what functions print.
+        quiet: True if workers do not show the output of functions.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Runtime:
         )
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
-        """Takes in a started backend; the first one is the default."""
+        """Attach a started backend; the first one is the default."""
         attached = self.backends[name] = BackendHandle(backend, name)
         lane = self.lanes[name] = Dispatcher(
             attached,
@@ -181,14 +181,14 @@ class Runtime:
 
     @property
     def cut_short(self) -> bool:
-        """Whether so many tasks failed that all others were cancelled."""
+        """True if so many tasks failed that all others were cancelled."""
         left = self.scheduler.failures_left
         return left is not None and left <= 0
 
-    # What the scheduler asks for.
+    # Actions for the scheduler.
 
     def route(self, record: TaskRecord) -> None:
-        """Puts a ready task into the dispatcher that it names, or into the default one."""
+        """Queue a ready task for the backend that it names, or for the default one."""
         extra, name = record.extra, record.task.settings.backend
         if extra is not None and extra.elsewhere is not None:
             name = extra.elsewhere
@@ -205,7 +205,7 @@ class Runtime:
         self.saving.restore(record, recorded)
 
     def start_block(self, record: TaskRecord) -> None:
-        """Runs a block whose dependencies have ended, once its services are ready again."""
+        """Run a block whose dependencies have ended, once its services are ready again."""
         if not (self.services.any and self.services.hold_back(record)):
             self.blocks.start(record)
 
@@ -270,10 +270,10 @@ class Runtime:
         future.fail(error)
         self.tally.watch(future)
 
-    # Faults of our own.
+    # Faults in the engine itself.
 
     def crashed(self, where: str, error: BaseException) -> None:
-        """The engine's own machinery failed: every unfinished future says so."""
+        """Fail every unfinished future because of a fault in the engine itself."""
         log.critical("engine %s failed in %s", self.uid, where, exc_info=error)
         self.calls.failure = error
 
@@ -285,7 +285,7 @@ class Runtime:
         self.scheduler.crash(failure)
 
     async def all_settled(self) -> None:
-        """Waits until no future is pending; those of calls made meanwhile count."""
+        """Wait until no future is pending, including those of calls made meanwhile."""
         scheduler = self.scheduler
         while pending := scheduler.pending():
             done = self.background.loop.create_future()
@@ -298,24 +298,24 @@ class Runtime:
 
 
 class _Follower:
-    """Tells the scheduler that a future is done that is not the engine's."""
+    """Done-callback of a future that is not the engine's; equal for equal tasks."""
 
-    __slots__ = ("_node", "_shell")
+    __slots__ = ("_record", "_runtime")
 
-    def __init__(self, shell: Runtime, record: TaskRecord) -> None:
-        self._shell = shell
-        self._node = record
+    def __init__(self, runtime: Runtime, record: TaskRecord) -> None:
+        self._runtime = runtime
+        self._record = record
 
     def __call__(self, dependency: asyncio.Future[Any]) -> None:
-        shell = self._shell
-        tell = partial(shell.scheduler.foreign_done, self._node, dependency)
-        shell.background.guarded(tell)
+        runtime = self._runtime
+        tell = partial(runtime.scheduler.foreign_done, self._record, dependency)
+        runtime.background.guarded(tell)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Follower) and other._node is self._node
+        return isinstance(other, _Follower) and other._record is self._record
 
     def __hash__(self) -> int:
-        return hash(self._node)
+        return hash(self._record)
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -20,7 +20,6 @@ from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
-from rhapsody.engine.capability_check import lacking, unknown_settings
 from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
@@ -374,7 +373,8 @@ class TaskBuilder:
         record.task.accepted_by = None if dynamic else backend
 
     def _check_capable(self, record: TaskRecord, backend: BackendHandle) -> None:
-        task, missing = record.task, lacking(record, backend)
+        task = record.task
+        missing = backend.lacking(task.task_kind, record.description)
         if missing is not None:
             able = self._able(record)
             where = f"attached backends that can: {', '.join(able)}" if able else (
@@ -384,7 +384,7 @@ class TaskBuilder:
                 f"task {task.name!r} needs {missing}, which backend {backend.name!r}, as it is set "
                 f"up, does not offer; {where}"
             )
-        unknown = unknown_settings(record, backend)
+        unknown = backend.unknown_settings(record.description)
         if unknown:
             raise error_messages.unknown_setting(record, backend, unknown[0], self._able(record))
 
@@ -393,8 +393,8 @@ class TaskBuilder:
         return [
             one.name
             for one in self._backends.values()
-            if lacking(record, one) is None
-            and not unknown_settings(record, one)
+            if one.lacking(record.task.task_kind, record.description) is None
+            and not one.unknown_settings(record.description)
             and shortage(record, one) is None
         ]
 
