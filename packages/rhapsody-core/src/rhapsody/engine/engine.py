@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Callable,
     Coroutine,
     Generator,
@@ -25,7 +24,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -379,25 +378,18 @@ class WorkflowEngine(OlderNames):
             for future in futures:
                 future.cancel()
 
-    @asynccontextmanager
-    async def scope(self, name: str) -> AsyncIterator[str]:
+    def scope(self, name: str) -> AbstractAsyncContextManager[str]:
         """Label the tasks that are made inside, in events, reports and traces.
 
         Args:
             name: The label. Inside another scope, `/` joins it to the outer label.
 
-        Yields:
-            The whole label.
+        Returns:
+            A context manager for `async with`, whose value is the whole label.
         """
         if not isinstance(name, str) or not name:
             raise TypeError(f"scope() takes a non-empty string, got {name!r}")
-        outer = current_scope.get()
-        label = name if outer is None else f"{outer}/{name}"
-        token = current_scope.set(label)
-        try:
-            yield label
-        finally:
-            current_scope.reset(token)
+        return _Scope(name)
 
     async def save(
         self, future: TaskFuture[Any], place: str | os.PathLike[str], name: str | None = None
@@ -821,6 +813,22 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
     ) -> None:
         assert self._engine is not None
         await self._engine.__aexit__(kind, error, traceback)
+
+
+class _Scope(AbstractAsyncContextManager[str]):
+    """Result of `scope`. Unlike one of `contextlib`'s, it leaves the tracebacks of errors alone."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def __aenter__(self) -> str:
+        outer = current_scope.get()
+        label = self._name if outer is None else f"{outer}/{self._name}"
+        self._token = current_scope.set(label)
+        return label
+
+    async def __aexit__(self, *error: object) -> None:
+        current_scope.reset(self._token)
 
 
 def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[Any]:
