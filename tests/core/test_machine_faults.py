@@ -19,9 +19,10 @@ SOON = 2000
 class LostDecrement(Scheduler):
     """One of two dependencies that end is not counted."""
 
-    def _dependency_settled(self, record: TaskRecord, dependency: Any) -> None:
-        record.unfinished += record.unfinished == 2
-        super()._dependency_settled(record, dependency)
+    def _notify_dependents(self, record: TaskRecord) -> None:
+        for dependent in record.dependents or ():
+            dependent.unfinished += dependent.unfinished == 2
+        super()._notify_dependents(record)
 
 
 class DoubleSettle(Scheduler):

@@ -111,7 +111,8 @@ class Dispatcher:
             self._services.append(record)
         else:
             self.queue.push(record, record.task.settings.priority)
-        self.wake()
+        if self._waiter is not None:
+            self.wake()
 
     def resume(self, record: TaskRecord) -> None:
         """Queues a task whose preparation goes on, before those that have not begun."""

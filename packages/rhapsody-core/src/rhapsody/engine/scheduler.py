@@ -259,13 +259,13 @@ class Scheduler:
 
     def resume(self, record: TaskRecord) -> None:
         """Continue with a ready task or block that had to wait for a service or a limit."""
+        self._on_resolve(record, None)
+
+    def _on_resolve(self, record: TaskRecord, _: None) -> None:
         if record.task.prefix == "task":
             self._actions.route(record)
         else:
             self._actions.start_block(record)
-
-    def _on_resolve(self, record: TaskRecord, _: None) -> None:
-        self.resume(record)
 
     def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Push down dependents of a task that is in the next batch for its backend."""
@@ -723,28 +723,24 @@ class Scheduler:
 
     # Dependencies.
 
-    def _own(self, dependency: asyncio.Future[Any]) -> TaskRecord | None:
-        """Return the record behind a future of this engine that is not settled."""
-        record = getattr(dependency, "_node", None)
-        return record if isinstance(record, TaskRecord) and record.scheduler is self else None
-
     def _link(self, record: TaskRecord) -> None:
         """Make a task wait for those of its dependencies that have not ended."""
-        pushdown, cancelled = self._pushdown, False
+        pushdown, unfinished, cancelled = self._pushdown, 0, False
         for dependency in record.dependencies:
             if pushdown.holds and pushdown.is_held(dependency):
                 continue
             if dependency.done():
                 cancelled = cancelled or dependency.cancelled()
                 continue
-            record.unfinished += 1
-            other = self._own(dependency)
-            if other is None:
+            unfinished += 1
+            other = getattr(dependency, "_node", None)
+            if type(other) is not TaskRecord or other.scheduler is not self:
                 self._actions.follow(record, dependency)
             elif other.dependents is None:
                 other.dependents = {record: None}
             else:
                 other.dependents[record] = None
+        record.unfinished = unfinished
         if cancelled:
             self.cancel(record)
         elif record.unfinished == 0:
@@ -756,8 +752,8 @@ class Scheduler:
         for dependency in record.dependencies:
             if self._pushdown.is_at_rest(dependency) or dependency.done():
                 continue
-            other = self._own(dependency)
-            if other is None:
+            other = getattr(dependency, "_node", None)
+            if type(other) is not TaskRecord or other.scheduler is not self:
                 self._actions.unfollow(record, dependency)
             elif other.dependents is not None:
                 other.dependents.pop(record, None)
@@ -769,8 +765,11 @@ class Scheduler:
 
     def _notify_dependents(self, record: TaskRecord) -> None:
         dependents, record.dependents = record.dependents, None
+        cancelled = record.life.future is FutureState.CANCELLED
         for dependent in dependents or ():
-            if dependent.pushed or dependent.life.work is WorkState.WAITING:
+            if dependent.unfinished > 1 and not cancelled:
+                dependent.unfinished -= 1
+            elif dependent.pushed or dependent.life.work is WorkState.WAITING:
                 self._dependency_settled(dependent, record.future)
 
     def _dependency_settled(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
@@ -837,13 +836,17 @@ class Scheduler:
         """Notify whatever waits for a future that is settled, and close ended work."""
         if record.dependents is not None:
             self._settled.put(record)
-        for join in tuple(self._joins) if self._joins else ():
+        if self._joins:
+            self._notify_joins(record)
+        if record.life.work in OVER:
+            self._close(record)
+
+    def _notify_joins(self, record: TaskRecord) -> None:
+        for join in tuple(self._joins):
             join[0].discard(record)
             if not join[0]:
                 self.forget(join)
                 join[1]()
-        if record.life.work in OVER:
-            self._close(record)
 
     def _close(self, record: TaskRecord) -> None:
         """Release everything that a task held whose work has ended."""

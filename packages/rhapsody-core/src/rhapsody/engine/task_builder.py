@@ -111,72 +111,73 @@ class TaskBuilder:
         self._held_back: set[str] = set()  # backends that tasks were held back for
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Takes a task as far as it goes; `True` when it can be submitted to this backend."""
-        if record.stage == PREPARED:
-            return True
+        """Prepare a task as far as possible; return `True` once it can be submitted."""
         try:
-            return self._advance(record, backend)
+            task, hooks, services = record.task, self._hooks, self._services
+            if record.stage == NEW:
+                if services.any and services.hold_back(record):
+                    return False
+                if task.settings.limit and not self._scheduler.limits.take(
+                    record, task.settings.limit
+                ):
+                    return False
+                self._describe(record)
+                if task.kind == "executable" and not self._command_built(record, backend):
+                    return False
+                record.stage = BUILT
+            if record.stage == BUILT:
+                if hooks.prepare_task:
+                    self._call_prepare(record)
+                record.stage = ROUTED
+                if hooks.select_backend and len(self._backends) > 1 and not task.settings.backend:
+                    chosen = self._selected(record, backend)
+                    if chosen is not backend:
+                        self._resume(record, chosen)
+                        return False
+            if record.stage == ROUTED:
+                if backend.may_end and (other := self._with_more_time(record, backend)) is not None:
+                    self._resume(record, self._backends[other])
+                    return False
+                if task.accepted_by is not backend or hooks.prepare_task or record.specific:
+                    self._check_capabilities(record, backend)
+                record.backend = backend
+                if backend.capabilities.unfinished_dependencies:
+                    own = task.settings.lost_retries
+                    record.description["lost_retries"] = self._lost_retries if own is None else own
+                record.stage = RESOLVED
+                if record.extra is not None:
+                    record.extra.resolved = None  # that of an earlier attempt
+                    if self._has_files(record, backend) and not self._resolved(record, backend):
+                        return False
+            if record.stage == RESOLVED:
+                record.stage = LOOKED_UP
+                if record.found is not None and record.found.inputs and task.kind != "executable":
+                    self._place_inputs(record, backend)
+                if hooks.lookup_results and self._recording.look_up(record):
+                    return False
+            if record.stage == LOOKED_UP:
+                if backend.may_end and (short := shortage(record, backend)) is not None:
+                    self._hold_back(record, backend, short)
+                    return False
+                resolved = record.extra.resolved if record.extra is not None else None
+                if resolved is not None and (gone := resolved.gone()):
+                    again = self._make_again(record, backend, gone)
+                    self._background.spawn(again, f"files for {record.uid}")
+                    return False
+                record.stage = PREPARED
+                if resolved is not None:
+                    implicit = self._implicit(record, backend)
+                    self._stager.link(
+                        record.description, backend.backend, resolved, implicit=implicit
+                    )
+            return True
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # whatever a builder raises: its task fails alone
+        except (
+            BaseException
+        ) as error:  # of a builder or plugin, whatever it is: its task fails alone
             self._scheduler.refuse(record, error)
             return False
-
-    def _advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        task, hooks, services = record.task, self._hooks, self._services
-        if record.stage == NEW:
-            if services.any and services.hold_back(record):
-                return False
-            if task.settings.limit and not self._scheduler.limits.take(record, task.settings.limit):
-                return False
-            self._describe(record)
-            if task.kind == "executable" and not self._command_built(record, backend):
-                return False
-            record.stage = BUILT
-        if record.stage == BUILT:
-            if hooks.prepare_task:
-                self._call_prepare(record)
-            record.stage = ROUTED
-            if hooks.select_backend and len(self._backends) > 1 and not task.settings.backend:
-                chosen = self._selected(record, backend)
-                if chosen is not backend:
-                    self._resume(record, chosen)
-                    return False
-        if record.stage == ROUTED:
-            if backend.may_end and (other := self._with_more_time(record, backend)) is not None:
-                self._resume(record, self._backends[other])
-                return False
-            if task.accepted_by is not backend or hooks.prepare_task or record.specific:
-                self._check_capabilities(record, backend)
-            record.backend = backend
-            if backend.capabilities.unfinished_dependencies:
-                own = task.settings.lost_retries
-                record.description["lost_retries"] = self._lost_retries if own is None else own
-            record.stage = RESOLVED
-            if record.extra is not None:
-                record.extra.resolved = None  # that of an earlier attempt
-                if self._has_files(record, backend) and not self._resolved(record, backend):
-                    return False
-        if record.stage == RESOLVED:
-            record.stage = LOOKED_UP
-            if record.found is not None and record.found.inputs and task.kind != "executable":
-                self._place_inputs(record, backend)
-            if hooks.lookup_results and self._recording.look_up(record):
-                return False
-        if record.stage == LOOKED_UP:
-            if backend.may_end and (short := shortage(record, backend)) is not None:
-                self._hold_back(record, backend, short)
-                return False
-            resolved = record.extra.resolved if record.extra is not None else None
-            if resolved is not None and (gone := resolved.gone()):
-                again = self._make_again(record, backend, gone)
-                self._background.spawn(again, f"files for {record.uid}")
-                return False
-            record.stage = PREPARED
-            if resolved is not None:
-                implicit = self._implicit(record, backend)
-                self._stager.link(record.description, backend.backend, resolved, implicit=implicit)
-        return True
 
     # Arguments and command.
 
