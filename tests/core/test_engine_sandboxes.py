@@ -8,7 +8,6 @@ import asyncio
 import gc
 import logging
 import os
-import shutil
 import stat
 import threading
 from collections.abc import AsyncIterator
@@ -19,6 +18,8 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.data import InputFile
+from rhapsody.staging import sandboxes
+from rhapsody.staging.fsutil import remove_directory
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox
 from tests.core.staging import Linking, Stager, describe, ended, link
 
@@ -262,12 +263,12 @@ async def test_removal_follows_no_links_and_copes_with_directories_nobody_may_wr
 async def test_removals_that_fail_are_said_once_and_reach_nobody(
     work: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(path: str, **kwargs: Any) -> None:
+    def refuse(path: str, names: Any) -> None:
         raise OSError(f"no, not {path}")
 
     stager = Stager(work, "none")
     outcomes = [ended(stager, f"u.{n}") for n in range(3)]
-    monkeypatch.setattr("rhapsody.staging.fsutil.shutil.rmtree", refuse)
+    monkeypatch.setattr(sandboxes, "remove_directory", refuse)
     with caplog.at_level(logging.WARNING):
         await stager.close()
     assert len(outcomes) == 3
@@ -279,16 +280,16 @@ async def test_the_loop_goes_on_while_a_sandbox_is_removed(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, go_on = threading.Event(), threading.Event()
-    real = shutil.rmtree
+    real = remove_directory
 
-    def slow(path: str, **kwargs: Any) -> None:
+    def slow(path: str, names: Any) -> None:
         began.set()
         assert go_on.wait(timeout=10)
-        real(path)
+        real(path, names)
 
     stager = Stager(work, "none")
     outcome = ended(stager)
-    monkeypatch.setattr("rhapsody.staging.fsutil.shutil.rmtree", slow)
+    monkeypatch.setattr(sandboxes, "remove_directory", slow)
     closing = asyncio.create_task(stager.close())
     async with asyncio.timeout(10):
         assert await asyncio.to_thread(began.wait, 10)

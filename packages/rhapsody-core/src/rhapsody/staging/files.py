@@ -42,7 +42,7 @@ from rhapsody.staging.inputs import (
     origins,
 )
 from rhapsody.staging.locks import Claim
-from rhapsody.staging.outputs import Put, Results, copy_of, future_uid, names_of, without_place
+from rhapsody.staging.outputs import Put, Results, future_uid, names_of, without_place
 from rhapsody.staging.runs import WorkDir
 from rhapsody.staging.sandboxes import Disposition, Keep, Sandbox, SandboxKeeper
 from rhapsody.staging.space import disk_use
@@ -447,9 +447,9 @@ class Stager:
         for name, (path, kind) in targets.items():
             if kind == "matches":
                 for each in matches.get(name, ()):
-                    puts[path / each] = Put(each, copy_of(f"{sandbox}/{each}", sandbox), "file")
+                    puts[path / each] = Put(each, f"{sandbox}/{each}", "file", sandbox)
             elif backend.capabilities.shared_file_system:
-                puts[path] = Put(name, copy_of(os.path.join(sandbox, name), sandbox), kind)
+                puts[path] = Put(name, os.path.join(sandbox, name), kind, sandbox)
             else:
                 puts[path] = Put(name, partial(backend.copy_file_out, source, name), kind)
         await self.results.save(source, puts)
@@ -578,9 +578,9 @@ class Stager:
         for name, (path, kind) in targets.items():
             if kind == "matches":
                 for each in files.matches.get(name, ()):
-                    puts[path / each] = Put(each, copy_of(files.paths[each]), "file")
+                    puts[path / each] = Put(each, files.paths[each], "file")
             else:
-                puts[path] = Put(name, copy_of(files.paths[name]), kind)
+                puts[path] = Put(name, files.paths[name], kind)
         there = {Path(place) for place in files.places.values()}
         await self.results.save(task, puts, there)
         for put in puts.values():

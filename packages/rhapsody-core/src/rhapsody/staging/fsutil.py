@@ -183,9 +183,9 @@ def remove_directory(path: str | os.PathLike[str], kept: Collection[str] = ()) -
 
 
 def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
-    if not kept:
-        shutil.rmtree(path)
-        return
+    """Remove what is in a directory, with fewer system calls than `shutil.rmtree` if it is flat."""
+    if os.path.islink(path):
+        raise NotADirectoryError(errno.ENOTDIR, "it is a link", os.fspath(path))
     with os.scandir(path) as entries:
         others = [entry for entry in entries if entry.name not in kept]
     for entry in others:
@@ -193,6 +193,8 @@ def _clear(path: str | os.PathLike[str], kept: Collection[str]) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+    if not kept:
+        os.rmdir(path)
 
 
 def _make_writable(path: str | os.PathLike[str]) -> None:

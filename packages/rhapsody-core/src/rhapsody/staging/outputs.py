@@ -233,22 +233,21 @@ def _is_path_into(value: object, sandbox: str) -> bool:
 _AT_ONCE = 8
 """How many files are copied at once, each on a thread."""
 
-Copy = Callable[[Path], Awaitable[None]]
-"""Writes a file or directory of a sandbox to a path where nothing is."""
-
 
 class Put(NamedTuple):
-    """Something that is put in its place.
+    """A file or directory to save.
 
     Attributes:
         name: Its name in the sandbox.
-        copy: What writes it.
+        source: Its path, or what copies it from elsewhere to a path where nothing is.
         kind: A file or a directory.
+        root: The directory that a file must be in, also if a link is changed meanwhile.
     """
 
     name: str
-    copy: Copy
+    source: str | Callable[[Path], Awaitable[None]]
     kind: Kind
+    root: str | None = None
 
 
 class Results:
@@ -312,30 +311,47 @@ class Results:
         """
         title, uid = task["name"], future_uid(task)
         self.places.take(task, {path: put.name for path, put in puts.items()})
-        for path, (name, copy, kind) in puts.items():
+        for path, put in puts.items():
+            what = f"its {put.kind} {put.name!r}"
             async with self._slots:
                 try:
                     if path not in there:
-                        await self._put(path, copy)
+                        await self._put(path, put)
                 except Exception as error:  # a full disk, a directory that nobody may write to
                     raise DataError(
-                        f"task {title!r} ({uid}) is done, and its {kind} {name!r} could not "
-                        f"be saved as {str(path)!r}: {error}"
+                        f"task {title!r} ({uid}) is done, and {what} could not be saved as "
+                        f"{str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, title, uid)
             self.places.saved(path)
         self._look_for_others()
 
-    async def _put(self, path: Path, copy: Copy) -> None:
+    async def _put(self, path: Path, put: Put) -> None:
         part = part_of(path, self._token)
-        await in_thread(partial(self._make_room, path.parent))
+        stop = threading.Event()
         try:
-            await copy(part)
-            await in_thread(partial(_rename, part, path))
+            if isinstance(put.source, str):  # on one thread: starting one takes longer than this
+                await in_thread(partial(self._copy_in, put.source, put.root, part, path, stop))
+            else:
+                await in_thread(partial(self._make_room, path.parent))
+                await put.source(part)
+                await in_thread(partial(_rename, part, path))
         except BaseException:
+            stop.set()
             with contextlib.suppress(OSError):
                 await in_thread(partial(remove, part))
             raise
+
+    def _copy_in(
+        self, source: str, root: str | None, part: Path, path: Path, stop: threading.Event
+    ) -> None:
+        self._make_room(path.parent)
+        if os.path.isdir(source):
+            copy_directory(source, part, stop)
+        else:
+            copy_file(source, part, root)
+        if not stop.is_set():
+            _rename(part, path)
 
     def _make_room(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -366,27 +382,6 @@ class Results:
             self._look_for_others()
             os.close(self._own_directory)
             self._own_directory = None
-
-
-def copy_of(path: str, sandbox: str | None = None) -> Copy:
-    """What copies a file or directory of this file system, or of a sandbox alone."""
-
-    async def copy(part: Path) -> None:
-        stop = threading.Event()
-        try:
-            await in_thread(partial(_copy, path, part, stop, sandbox))
-        except asyncio.CancelledError:
-            stop.set()
-            raise
-
-    return copy
-
-
-def _copy(path: str, part: Path, stop: threading.Event, sandbox: str | None) -> None:
-    if os.path.isdir(path):
-        copy_directory(path, part, stop)
-    else:
-        copy_file(path, part, sandbox)
 
 
 def _rename(part: Path, path: Path) -> None:
