@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.suite import cases, floors, graphs, options, ours, peers, whole
+from benchmarks.suite import cases, floors, graphs, options, ours, pairs, peers, whole
 from benchmarks.suite.cases import Case, fans, graph, programs, schedule
 from benchmarks.suite.contestant import Contestant
 from benchmarks.suite.graphs import Task
@@ -304,6 +304,24 @@ MEASURES: Mapping[str, Measure] = {
         options.ByItself.title,
         lambda smoke, directory: [
             graph("files", 10 if smoke else 1_000, partial(graphs.fan, task=options.WRITING))
+        ],
+    ),
+    "pairs": Measure(
+        "A program that writes a file and a function that reads it",
+        "ms per pair",
+        "`cp` into a declared output and a function with that file, with a journal.",
+        pairs.PAIRS,
+        pairs.ByHand.title,
+        lambda smoke, directory: [
+            graph("pairs", count, pairs.pairs, 1e-3)
+            for count in ((4,) if smoke else (1_000, 20_000))
+        ],
+        [
+            Budget("pairs 1,000", pairs.Journaled.title, pairs.ByHand.title, 1.5),
+            Budget("pairs 1,000", pairs.Journaled.title, pairs.ParslFiles.title, 0.7),
+            Budget(
+                "pairs 20,000", pairs.Journaled.title, pairs.ByHand.title, 1.1, since="pairs 1,000"
+            ),
         ],
     ),
 }
