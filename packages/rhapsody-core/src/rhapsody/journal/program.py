@@ -29,7 +29,7 @@ import time
 import types
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,9 @@ BEGAN: int = process_began() or time.time_ns()
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
-_SKIPPED = frozenset({"ctx", "kind", "type_comment", "type_ignores", "returns", "annotation"})
+_DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+
+_IN_BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class _File:
 
     functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
     classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
+    chains: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
     bindings: dict[str, dict[str, ast.stmt | None]] = field(default_factory=dict)
     names: Counter[str] = field(default_factory=Counter)
@@ -108,7 +111,7 @@ class Sources:
                 if code not in file.codes.get((code.co_name, code.co_firstlineno), []):
                     return None
         digest = _digest(nodes[0]) if len(nodes) == 1 else ""
-        return (digest, _chains(nodes[0])) if digest else None
+        return (digest, file.chains[cls.__qualname__]) if digest else None
 
     def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
         """The digest of a whole module and its code, `None` where its source is not found.
@@ -117,8 +120,9 @@ class Sources:
             UnhashableError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
-        digest = "" if file.tree is None else _digest(file.tree)
-        return (digest, file.code) if digest and file.code is not None else None
+        if file.tree is None or file.code is None:
+            return None
+        return _digest(file.tree) or of_code(file.code), file.code
 
     def binding(
         self, name: str, variables: dict[str, Any], variable: str, cls: str = ""
@@ -174,6 +178,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     for path, node in _definitions(tree, ""):
         if isinstance(node, ast.ClassDef):
             file.classes.setdefault(path, []).append(node)
+            file.chains[path] = _chains(node)
         else:
             decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
             first = min([node.lineno, *(each.lineno for each in decorators)])
@@ -182,6 +187,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     for code in with_inner(compiled):
         file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
         file.names[code.co_qualname] += 1
+    _strip(tree)
     return file
 
 
@@ -239,81 +245,56 @@ def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
     return tuple(chains)
 
 
-def _digest(node: ast.AST) -> str:
-    """The digest of a tree; empty where that is nested too deep."""
-    made = hashlib.blake2b(digest_size=SIZE)
+def _strip(tree: ast.Module) -> None:
+    """Remove docstrings, and annotations of arguments and local variables, from a tree.
 
-    def feed(text: str) -> None:
-        made.update(text.encode("utf-8", "surrogatepass"))
-
-    try:
-        if isinstance(node, ast.ClassDef):
-            _write_class(node, feed)
-        else:
-            _write(node, feed, outermost=isinstance(node, Function))
-    except RecursionError:
-        return ""
-    return made.hexdigest()
-
-
-def _write_class(node: ast.ClassDef, feed: Callable[[str], None]) -> None:
-    methods = [each for each in node.body if isinstance(each, Function)]
-    others = [each for each in node.body if not isinstance(each, Function)]
-    _write_items(_without_docstring(node, others), feed)
-    _write_items([*node.bases, *node.keywords, *node.decorator_list], feed)
-    for method in sorted(methods, key=lambda each: each.name):
-        # Methods have digests of their own, but for what decorates them.
-        _write_items([ast.Name(method.name), *method.decorator_list], feed)
-
-
-def _write(
-    value: Any, feed: Callable[[str], None], *, outermost: bool = False, local: bool = False
-) -> None:
-    """Writes what counts of a syntax tree, the same in every version of Python as far as it can.
-
-    Args:
-        value: The tree, or what is in one.
-        feed: Takes text.
-        outermost: Whether it is the function whose digest is made.
-        local: Whether it is in a function, and in no class there.
+    Annotations in the body of a class remain, because they make the fields of a dataclass.
     """
-    if isinstance(value, list):
-        _write_items(value, feed, local=local)
-        return
-    if local and isinstance(value, ast.AnnAssign) and value.value is not None:
-        value = ast.Assign([value.target], value.value)
-    if not isinstance(value, ast.AST):
-        feed(f"{type(value).__name__}:{_constant(value)};")
-        return
-    feed(f"({type(value).__name__}")
-    if isinstance(value, Function | ast.ClassDef):
-        local = isinstance(value, Function)
-    # It makes the fields of a dataclass; that of a local variable is never evaluated.
-    annotated = isinstance(value, ast.AnnAssign) and not local
-    for name, inner in ast.iter_fields(value):
-        if inner is None or inner == [] or (name in _SKIPPED and not annotated):
-            continue
-        if outermost and name == "decorator_list":
-            continue  # what they have made of the function is looked at itself
-        feed(f" {name}=")
-        whole = not (name == "body" and isinstance(inner, list))
-        _write(inner if whole else _without_docstring(value, inner), feed, local=local)
-    feed(")")
+    todo: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while todo:
+        node, local = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            local, node.returns, given = True, None, node.args
+            for each in (*given.posonlyargs, *given.args, *given.kwonlyargs):
+                each.annotation = None
+            for star in filter(None, (given.vararg, given.kwarg)):
+                star.annotation = None
+        elif isinstance(node, ast.ClassDef):
+            local = False
+        elif isinstance(node, ast.AnnAssign) and local:
+            node.annotation = ast.Constant(None)
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+        for inner in vars(node).values():
+            if isinstance(inner, list) and inner and isinstance(inner[0], _IN_BLOCKS):
+                if local:
+                    inner[:] = map(_without_annotation, inner)
+                todo += [(each, local) for each in inner]
 
 
-def _write_items(items: list[Any], feed: Callable[[str], None], *, local: bool = False) -> None:
-    feed("[")
-    for item in items:
-        _write(item, feed, local=local)
-    feed("]")
+def _without_annotation(node: Any) -> Any:
+    if isinstance(node, ast.AnnAssign) and node.value is not None:
+        return ast.Assign([node.target], node.value)
+    return node
 
 
-def _without_docstring(owner: ast.AST, body: list[Any]) -> list[Any]:
-    if not isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-        return body
-    first = body[0].value if body and isinstance(body[0], ast.Expr) else None
-    text = isinstance(first, ast.Constant) and isinstance(first.value, str)
-    return body[1:] if text else body
+def _digest(node: ast.AST) -> str:
+    """Return the digest of a stripped tree, empty if it is nested too deep."""
+    parts: list[list[ast.AST]] = [[node]]
+    if isinstance(node, ast.ClassDef):  # methods have digests of their own, without decorators
+        others = [each for each in node.body if not isinstance(each, Function)]
+        methods = [each for each in node.body if isinstance(each, Function)]
+        methods.sort(key=lambda each: each.name)
+        parts = [[*others], [*node.bases, *node.keywords, *node.decorator_list]]
+        parts += [[ast.Name(each.name), *each.decorator_list] for each in methods]
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        fields = dict(ast.iter_fields(node)) | {"decorator_list": []}
+        parts = [[type(node)(**fields)]]  # the decorated function itself is inspected
+    try:
+        text = repr([[ast.dump(each) for each in part] for part in parts])
+    except (RecursionError, ValueError):  # or a number has too many digits
+        return ""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=SIZE).hexdigest()
 
 
 def of_code(code: types.CodeType) -> str:
