@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.backends.local.host import available_cores
+from rhapsody.backends.local.jobs import available_cores
 from rhapsody.context import current_task
 from rhapsody.errors import CapabilityError, TaskLostError
 from rhapsody.testing import Driver

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 
-from rhapsody.backends.local import host
-from rhapsody.backends.local.host import (
+from rhapsody.backends.local import jobs
+from rhapsody.backends.local.jobs import (
     HostResources,
+    Queue,
+    Request,
+    Slots,
     available_cores,
     available_gpus,
     available_memory,
     host_resources,
 )
-from rhapsody.backends.local.slots import Queue, Request, Slots
 
 
 class Item:
@@ -271,12 +273,12 @@ def test_gpus_are_found_by_their_devices(monkeypatch: pytest.MonkeyPatch, tmp_pa
     for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(host, "DEVICES", tmp_path)
+    monkeypatch.setattr(jobs, "DEVICES", tmp_path)
     assert available_gpus() == ("0", "2", "10")
 
 
 def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_control_group_limits", lambda: [12345, 99999])
+    monkeypatch.setattr(jobs, "_control_group_limits", lambda: [12345, 99999])
     assert available_memory() == 12345
 
 

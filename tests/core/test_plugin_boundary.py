@@ -231,7 +231,7 @@ def test_every_user_has_sources() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "from rhapsody.backends.local import host",
+        "from rhapsody.backends.local import jobs",
         "def f():\n    import rhapsody.engine.limits",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rhapsody import engine",
         "from rhapsody.backends.base import ManagedBackend",

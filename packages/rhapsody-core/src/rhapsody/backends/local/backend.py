@@ -1,8 +1,8 @@
-"""The local backend: when each task starts, and what is reported of it.
+"""Local backend: functions on threads or in worker processes, and programs, on this host.
 
-It hands out the machine's slots and knows every open task. Running them is left
-to `threads`, `processes`, `executors`, `executables` and `services` beside this
-module, dependencies and retries to the engine.
+The backend knows every open task and assigns the host's slots to them (`jobs`). Programs and
+services are started here, functions by `threads` and `processes`. All state changes happen on the
+engine's event loop; ended jobs come back through a mailbox.
 """
 
 from __future__ import annotations
@@ -11,28 +11,178 @@ import asyncio
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
 from rhapsody.backends.base import Capabilities, ManagedBackend
-from rhapsody.backends.local.capabilities import EXECUTOR, PROCESSES, THREADS
-from rhapsody.backends.local.executables import Executables, Services, check_shell
-from rhapsody.backends.local.executors import ExecutorWorkers
-from rhapsody.backends.local.host import HostResources, host_resources
-from rhapsody.backends.local.jobs import Job, Runner
-from rhapsody.backends.local.slots import ONE_FUNCTION, Queue, Request, Slots
-from rhapsody.backends.local.threads import SharedThread, ThreadWorkers
+from rhapsody.backends.local.jobs import (
+    ONE_FUNCTION,
+    HostResources,
+    Job,
+    Queue,
+    Request,
+    Runner,
+    Slots,
+    host_resources,
+)
+from rhapsody.backends.local.threads import ExecutorWorkers, SharedThread, ThreadWorkers
 from rhapsody.backends.programs import SharedSandboxes
 from rhapsody.data import make_sandbox
 from rhapsody.errors import CapabilityError, InsufficientWalltimeError, is_a
 from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.capture import streams
-from rhapsody.sdk.processes import Guardian
-from rhapsody.sdk.services import parse_ready
+from rhapsody.sdk.executables import TaskProgram
+from rhapsody.sdk.processes import Guardian, Program
+from rhapsody.sdk.services import Readiness, TaskService, parse_ready
 from rhapsody.sdk.threads import TURN, Mailbox, in_thread
 from rhapsody.sdk.walltime import time_needed
 from rhapsody.task import TaskDescription, is_async
+
+THREADS = Capabilities(
+    services=True,
+    cancel_functions="queued",
+    cancel_async_functions="running",
+    cancel_executables="running",
+    cancel_services="running",
+    sandboxes=True,
+    cwd=True,
+    files=True,
+    shared_file_system=True,
+    task_settings=frozenset({"shell"}),
+    resources=frozenset({"cores", "fractional_cores", "gpus", "memory", "walltime"}),
+    binds=frozenset({"cores", "gpus"}),
+    captures_output=True,
+    reports_running=True,
+)
+"""Functions on threads: a function that runs cannot be stopped, a coroutine can.
+
+Executables are bound to their cores and GPUs by variables; functions on threads
+share the program's own variables, and are only counted.
+"""
+
+PROCESSES = replace(THREADS, cancel_functions="running")
+"""Functions in worker processes: everything can be stopped, and is bound by variables."""
+
+EXECUTOR = replace(THREADS, cancel_async_functions="queued")
+"""Functions on an executor that the user brings: what runs there cannot be stopped."""
+
+
+class Executables:
+    """Runs executable tasks.
+
+    Args:
+        deliver: Takes each job that has ended; called on the loop.
+        sandbox: Gives a task's sandbox where the description names none.
+        gpus: All the GPUs there are to give.
+        grace: Seconds between asking a program to end and ending it by force.
+        guardian: What ends the programs where this process is killed.
+    """
+
+    announces = False
+    stoppable = True
+
+    def __init__(
+        self,
+        deliver: Callable[[Job], object],
+        sandbox: Callable[[str], str],
+        gpus: tuple[str, ...],
+        grace: float,
+        guardian: Guardian,
+    ) -> None:
+        self._deliver = deliver
+        self._sandbox = sandbox
+        self._gpus = gpus
+        self._grace = grace
+        self._launch = partial(Program, guardian=guardian)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, job: Job) -> None:
+        """Starts the program."""
+        self._run(job, TaskProgram)
+
+    def _run(self, job: Job, start: Callable[..., TaskProgram]) -> None:
+        job.task["sandbox"] = make_sandbox(job.task.get("sandbox") or self._sandbox(job.uid))
+        environment = job.environment(self._gpus)
+        job.handle = program = start(job.task, environment, launch=self._launch)
+        job.pid = program.pid
+        job.worker = f"process {program.pid}"
+        task = asyncio.create_task(self._finish(job, program))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def cancel(self, job: Job) -> None:
+        """Asks the program's group to end, and ends it by force after the grace period."""
+        job.cancelled = True
+        if job.handle is not None:
+            job.handle.terminate(self._grace)
+
+    def ended(self, job: Job) -> None:
+        """Nothing to note."""
+
+    async def stop(self) -> None:
+        """Waits until nothing is left to do for jobs that have ended."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _finish(self, job: Job, program: TaskProgram) -> None:
+        try:
+            job.failed = await program.wait(self._grace) != 0
+        except Exception as error:  # its output cannot be read, or it was not ready
+            job.error = error
+        self._deliver(job)
+
+
+def check_shell(task: TaskDescription) -> None:
+    """Raise where a task's setting `shell` is not what its command says.
+
+    Raises:
+        ValueError: It says what to write instead.
+    """
+    wanted = task["task_backend_specific_kwargs"].get("shell")
+    by_shell = "arguments" not in task
+    if wanted not in (None, by_shell):
+        command = "a string, which a shell runs" if by_shell else "a list, which no shell sees"
+        raise ValueError(
+            f"task {task['name']!r}: task_description says shell={wanted!r}, and the command is "
+            f"{command}; return a {'list of words' if by_shell else 'string'} instead"
+        )
+
+
+class Services(Executables):
+    """Runs executable services.
+
+    Args:
+        deliver: Takes each job that has ended; called on the loop.
+        serving: Called on the loop with each job whose program was started.
+        sandbox: Gives a task's sandbox where the description names none.
+        gpus: All the GPUs there are to give.
+        grace: Seconds between asking a program to end and ending it by force.
+        guardian: What ends the programs where this process is killed.
+    """
+
+    announces = True
+
+    def __init__(
+        self,
+        deliver: Callable[[Job], object],
+        serving: Callable[[Job, Callable[..., None] | None], object],
+        sandbox: Callable[[str], str],
+        gpus: tuple[str, ...],
+        grace: float,
+        guardian: Guardian,
+    ) -> None:
+        super().__init__(deliver, sandbox, gpus, grace, guardian)
+        self._serving = serving
+
+    def run(self, job: Job) -> None:
+        """Starts the service's program and begins to watch for its readiness."""
+        readiness = Readiness()
+        self._run(job, partial(TaskService, ready=readiness.set))
+        self._serving(job, None if job.task.get("ready") is None else readiness.attach)
+
 
 EXECUTORS = ("thread", "process")
 
@@ -45,7 +195,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     Functions run on `executor`. Executables are programs in process groups of their
     own, on every executor. Tasks get slots first come, first served; one that does not
-    fit yet holds back those behind it, except behind services (`backends/local/slots.py`).
+    fit yet holds back those behind it, except behind services (`backends/local/jobs.py`).
     A service that names no resources takes no slot, since it mostly waits.
 
     In threads a running function cannot be stopped: it goes on, unless it looks at

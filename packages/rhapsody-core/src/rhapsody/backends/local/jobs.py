@@ -1,18 +1,36 @@
-"""One task in the hands of the local backend, from submission to its end.
+"""Jobs, and the resources that they use: what the host offers, the queue and the slots.
 
-A job carries what the parts of the backend have to know of a task. What is done
-with it is up to them: `backend` decides when it starts and reports its states,
-`threads`, `processes`, `executors` and `executables` run it.
+A job is one task in the local backend, from submission to its end. `backend` decides when it starts
+and reports its states; `threads`, `processes` and `executables` run it.
+
+`HostResources` describes what this process may use (processor affinity, control groups, visible
+GPUs) or what the user declares. `Slots` assigns it to jobs, first come, first served: a task that
+does not fit yet holds back those behind it, so that small tasks never starve a big one. There are
+two exceptions. Tasks that wait only for services to end let others pass, since services may never
+end; and function tasks that wait for a worker let executables pass, which need none.
+
+The thread of a worker does not wait until the loop has released the slots of its task: it takes
+over the next task of the queue at once if that needs exactly the same.
 """
 
 from __future__ import annotations
 
+import difflib
+import itertools
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from rhapsody.backends.local.slots import Request
 from rhapsody.context import TaskContext
 from rhapsody.errors import CapabilityError
+from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder, recorder_for
 from rhapsody.sdk.executables import task_environment
@@ -22,7 +40,392 @@ if TYPE_CHECKING:
     from rhapsody.backends.local.worker import Call
     from rhapsody.sdk.runner import CallResult
 
+DEVICES = Path("/dev")
+KEYS = ("cores", "gpus", "memory", "workers", "walltime")
 
+
+@dataclass(frozen=True, slots=True)
+class HostResources:
+    """What tasks can be given at once.
+
+    Attributes:
+        cores: Processor cores.
+        gpus: The GPUs, in the words of `CUDA_VISIBLE_DEVICES`.
+        memory: Main memory in bytes, `None` where it is unknown: then it is not counted.
+        workers: Function tasks at once.
+        walltime: Seconds that it has, from the backend's start; `None` where nobody said so.
+    """
+
+    cores: int
+    gpus: tuple[str, ...]
+    memory: int | None
+    workers: int
+    walltime: float | None = None
+
+
+def host_resources(
+    resources: Mapping[str, Any] | None, *, workers: int | None = None
+) -> HostResources:
+    """The machine as the user describes it, and as it is where the user says nothing.
+
+    Args:
+        resources: Values for `cores`, `gpus` (a number, or a list of devices),
+            `memory`, `workers` and `walltime` (seconds).
+        workers: How many workers there are where the user does not say.
+
+    Raises:
+        TypeError: Not a mapping, an unknown key, or a value of the wrong type.
+        ValueError: A value that is too small.
+    """
+    if resources is None:
+        resources = {}
+    if not isinstance(resources, Mapping):
+        raise TypeError(
+            f"resources must be a dict such as {{'cores': 4}}, got {resources!r}; "
+            f"there are {', '.join(KEYS)}"
+        )
+    for key in resources:
+        if key not in KEYS:
+            close = difflib.get_close_matches(str(key), KEYS, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            raise TypeError(
+                f"resources: the local backend has no {key!r}{hint} (there are {', '.join(KEYS)})"
+            )
+    given = {key: value for key, value in resources.items() if value is not None}
+    if "workers" in given:
+        workers = _number("workers", given["workers"], least=1)
+    # Who names no more than the workers wants as many tasks at once.
+    cores = given.get("cores", max(available_cores(), workers or 1))
+    cores = _number("cores", cores, least=1)
+    memory = given.get("memory")
+    return HostResources(
+        cores=cores,
+        gpus=_gpus(given.get("gpus")),
+        memory=available_memory() if memory is None else memory_in_bytes(memory),
+        workers=workers or cores,
+        walltime=seconds("walltime", given["walltime"]) if "walltime" in given else None,
+    )
+
+
+def available_cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """The machine's main memory or the control group's limit, whichever is smaller."""
+    limits = _control_group_limits()
+    with suppress(ValueError, OSError):  # this system does not tell
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min((limit for limit in limits if limit > 0), default=None)
+
+
+def available_gpus() -> tuple[str, ...]:
+    """The GPUs that this process may use: `CUDA_VISIBLE_DEVICES`, else NVIDIA's devices."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        devices = [device.strip() for device in visible.split(",")]
+        # CUDA itself ignores what follows an invalid entry, such as -1.
+        invalid = next((i for i, device in enumerate(devices) if device in ("", "-1")), None)
+        return tuple(devices[:invalid])
+    numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in DEVICES.glob("nvidia*"))
+    return tuple(str(number) for number in sorted(int(match[1]) for match in numbers if match))
+
+
+def _control_group_limits() -> list[int]:
+    """Memory limits of this process's control group and of those above it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = Path("/sys/fs/cgroup"), "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for directory in (group, *group.parents):
+            with suppress(OSError, ValueError):  # no such file, or no limit: "max"
+                limits.append(int((directory / name).read_text()))
+            if directory == root:
+                break
+    return limits
+
+
+def _gpus(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return available_gpus()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(str(device) for device in value)
+    number = _number("gpus", value, least=0)
+    visible = available_gpus()
+    return visible[:number] if number <= len(visible) else tuple(map(str, range(number)))
+
+
+def _number(key: str, value: Any, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"resources: {key} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"resources: {key} must be at least {least}, got {value}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one task takes while it runs.
+
+    Attributes:
+        cores: Processor cores.
+        gpus: Number of GPUs.
+        memory: Bytes of main memory.
+        workers: 1 for a function task that occupies a worker, else 0.
+        endless: The task is a service: nobody knows when it gives back what it took.
+    """
+
+    cores: float = 1
+    gpus: int = 0
+    memory: int = 0
+    workers: int = 0
+    endless: bool = False
+
+
+ONE_FUNCTION = Request(cores=1, workers=1)
+
+
+class Waiting(Protocol):
+    """What can wait in a `Queue`."""
+
+    request: Request
+    number: int
+    gpus: tuple[str, ...]
+    waits: bool
+
+
+W = TypeVar("W", bound=Waiting)
+
+
+class Slots:
+    """What is free.
+
+    Args:
+        machine: All there is.
+    """
+
+    def __init__(self, machine: HostResources) -> None:
+        self.machine = machine
+        self._cores: float = machine.cores
+        self._gpus = list(machine.gpus)
+        self._memory = machine.memory
+        self._workers = machine.workers
+        self._endless: list[Request] = []
+
+    def missing(self, request: Request) -> str | None:
+        """Why the request can never be met here, `None` where it can."""
+        machine = self.machine
+        if request.cores > machine.cores:
+            return f"it asks for {request.cores} cores, there are {machine.cores}"
+        if request.gpus > len(machine.gpus):
+            return f"it asks for {request.gpus} gpus, there are {len(machine.gpus)}"
+        if machine.memory is not None and request.memory > machine.memory:
+            return f"it asks for {request.memory} bytes of memory, there are {machine.memory}"
+        return None
+
+    def take(self, request: Request) -> tuple[str, ...] | None:
+        """Takes what is requested; the GPUs given, or `None` where it is not free."""
+        if request.workers > self._workers or not self.fits(request):  # mostly of workers
+            return None
+        self._cores = _exact(self._cores - request.cores)
+        self._workers -= request.workers
+        if self._memory is not None:
+            self._memory -= request.memory
+        if request.endless:
+            self._endless.append(request)
+        if not request.gpus:
+            return ()
+        gpus, self._gpus = self._gpus[: request.gpus], self._gpus[request.gpus :]
+        return tuple(gpus)
+
+    def release(self, request: Request, gpus: tuple[str, ...]) -> None:
+        """Gives back what `take` took."""
+        self._cores = _exact(self._cores + request.cores)
+        self._workers += request.workers
+        if self._memory is not None:
+            self._memory += request.memory
+        if request.endless:
+            self._endless.remove(request)
+        if gpus:
+            order = self.machine.gpus
+            self._gpus = sorted([*self._gpus, *gpus], key=order.index)
+
+    @property
+    def cores_in_use(self) -> float:
+        """How many cores are taken."""
+        return _exact(self.machine.cores - self._cores)
+
+    def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
+        """Whether the request can be met now, or could if a worker were free."""
+        return (
+            (but_for_worker or request.workers <= self._workers)
+            and request.cores <= self._cores
+            and request.gpus <= len(self._gpus)
+            and (self._memory is None or request.memory <= self._memory)
+        )
+
+    def waits_for_service(self, request: Request) -> bool:
+        """Whether the request could not be met although all but services had ended."""
+        if not self._endless:
+            return False
+        machine, held = self.machine, self._endless
+        return (
+            request.cores > _exact(machine.cores - sum(service.cores for service in held))
+            or request.gpus > len(machine.gpus) - sum(service.gpus for service in held)
+            or (
+                machine.memory is not None
+                and request.memory > machine.memory - sum(service.memory for service in held)
+            )
+        )
+
+
+def _exact(cores: float) -> float:
+    """Remove the rounding error of a sum of cores, which are multiples of 0.001."""
+    return cores if type(cores) is int else round(cores, 3)
+
+
+class Queue(Generic[W]):
+    """Tasks that wait for slots; all of it but `take_over` is for the loop.
+
+    Args:
+        slots: Where they come from.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._functions: deque[W] = deque()
+        self._programs: deque[W] = deque()
+        self._passed: list[W] = []  # wait for services, and let others pass meanwhile
+
+    def __bool__(self) -> bool:
+        return bool(self._functions or self._programs or self._passed)
+
+    def push(self, item: W) -> None:
+        """Adds a task behind all others."""
+        item.number = next(self._numbers)
+        item.waits = True
+        (self._functions if item.request.workers else self._programs).append(item)
+
+    def withdraw(self, item: W) -> bool:
+        """Takes out a task; `False` for one that does not wait any more."""
+        with self._lock:
+            waits, item.waits = item.waits, False
+            return waits
+
+    def take_over(self, request: Request) -> W | None:
+        """The next task, where it has the same request and gets what another has had; any thread.
+
+        Not while programs wait, or a task that others pass: whose turn it is, is seen by `pop`.
+        """
+        functions = self._functions
+        with self._lock:
+            while functions and not self._programs and not self._passed:
+                item = functions[0]
+                if item.waits and item.request is not request:
+                    return None
+                functions.popleft()
+                if item.waits:
+                    item.waits = False
+                    return item
+        return None
+
+    def pop(self) -> W | None:
+        """The next task, with what it needs taken; `None` where it is nobody's turn."""
+        with self._lock:
+            item = self._pop()
+            if item is not None:
+                item.waits = False
+            return item
+
+    def _pop(self) -> W | None:
+        if self._passed:
+            item, reserved = self._pop_passed()
+            if item is not None or reserved:
+                return item
+        lines = [self._functions, self._programs]
+        while True:
+            line = self._first(lines)
+            if line is None:
+                return None
+            item = line[0]
+            if not item.waits:
+                line.popleft()
+            elif self._take(item):
+                return line.popleft()
+            elif self._slots.waits_for_service(item.request):
+                self._passed.append(line.popleft())
+            elif item.request.workers and self._slots.fits(item.request, but_for_worker=True):
+                lines = [self._programs]
+            else:
+                return None
+
+    def first(self) -> W | None:
+        """The next function task, where no others wait."""
+        functions = self._functions
+        while functions and not functions[0].waits:
+            functions.popleft()
+        return functions[0] if functions and not self._programs and not self._passed else None
+
+    def put_back(self, items: Iterable[W]) -> None:
+        """Puts function tasks that were taken over where they were."""
+        place = 0
+        with self._lock:
+            for item in items:
+                while place < len(self._functions) and self._functions[place].number < item.number:
+                    place += 1
+                item.waits = True
+                self._functions.insert(place, item)
+
+    def clear(self) -> list[W]:
+        """Takes out all that waits, in the order it came."""
+        with self._lock:
+            items = [*self._passed, *self._functions, *self._programs]
+            for line in (self._passed, self._functions, self._programs):
+                line.clear()
+        waiting = [item for item in items if self.withdraw(item)]
+        return sorted(waiting, key=lambda item: item.number)
+
+    def _take(self, item: W) -> bool:
+        gpus = self._slots.take(item.request)
+        if gpus is None:
+            return False
+        item.gpus = gpus
+        return True
+
+    def _pop_passed(self) -> tuple[W | None, bool]:
+        """A task that others passed, and whether one of them is now to be waited for."""
+        self._passed = [item for item in self._passed if item.waits]
+        for index, item in enumerate(self._passed):
+            if self._take(item):
+                return self._passed.pop(index), False
+            if not self._slots.waits_for_service(item.request):
+                return None, True
+        return None, False
+
+    @staticmethod
+    def _first(lines: list[deque[W]]) -> deque[W] | None:
+        filled = [line for line in lines if line]
+        if len(filled) == 2:
+            return min(filled, key=lambda line: line[0].number)
+        return filled[0] if filled else None
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A task, and how it stands.
 
@@ -53,58 +456,33 @@ class Job:
         modules: The program's own modules for its call, see `CallSpec.modules`.
     """
 
-    __slots__ = (
-        "announced",
-        "attempts",
-        "call",
-        "cancelled",
-        "context",
-        "error",
-        "failed",
-        "given",
-        "gpus",
-        "handle",
-        "modules",
-        "number",
-        "over",
-        "pid",
-        "recorder",
-        "request",
-        "runner",
-        "spill",
-        "successor",
-        "task",
-        "uid",
-        "value",
-        "waits",
-        "worker",
-    )
+    task: TaskDescription
+    request: Request
+    runner: Runner
+    uid: str = field(init=False)
+    number: int = 0
+    gpus: tuple[str, ...] = ()
+    context: TaskContext | None = None
+    recorder: Recorder | None = None
+    spill: str = ""
+    cancelled: bool = False
+    waits: bool = False
+    successor: Job | None = None
+    given: bool = False
+    announced: bool = False
+    over: bool = False
+    value: Any = None
+    error: BaseException | None = None
+    failed: bool = False
+    handle: Any = None
+    pid: int | None = None
+    worker: str | None = None
+    attempts: int = 0
+    call: Call | None = None
+    modules: bytes | None = None
 
-    def __init__(self, task: TaskDescription, request: Request, runner: Runner) -> None:
-        self.task: TaskDescription = task
-        self.uid: str = task["uid"]
-        self.request: Request = request
-        self.runner: Runner = runner
-        self.number: int = 0
-        self.gpus: tuple[str, ...] = ()
-        self.context: TaskContext | None = None
-        self.recorder: Recorder | None = None
-        self.spill: str = ""
-        self.cancelled: bool = False
-        self.waits: bool = False
-        self.successor: Job | None = None
-        self.given: bool = False
-        self.announced: bool = False
-        self.over: bool = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.failed: bool = False
-        self.handle: Any = None
-        self.pid: int | None = None
-        self.worker: str | None = None
-        self.attempts: int = 0
-        self.call: Call | None = None
-        self.modules: bytes | None = None
+    def __post_init__(self) -> None:
+        self.uid = self.task["uid"]
 
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"

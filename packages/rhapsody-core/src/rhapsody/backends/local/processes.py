@@ -22,10 +22,9 @@ from itertools import zip_longest
 from queue import SimpleQueue
 
 from rhapsody.backends.local import packing, worker
-from rhapsody.backends.local.forkserver import WorkerContext
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.packing import SMALL
-from rhapsody.backends.local.workers import Worker
+from rhapsody.backends.local.workers import Worker, WorkerContext
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.executables import memory_error, memory_group

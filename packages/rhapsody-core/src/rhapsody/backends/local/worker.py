@@ -1,15 +1,18 @@
-"""What runs in a worker process: one call at a time, packed and unpacked.
+"""Worker process: makes one call at a time, and forwards log records to the program.
 
-Everything crosses the border as bytes made by cloudpickle, so that closures,
-lambdas and functions of the main program work, and so that what cannot be
-pickled fails its own task with a reason. Short calls wait here for those before them, until
-they are begun or taken back. The other side is `rhapsody.backends.local.workers`.
+Calls and results cross the border as bytes made by cloudpickle, so that closures, lambdas and
+functions of the main program work, and so that an object that cannot be pickled fails its own task
+with a reason. Short calls wait here behind those before them until they are started or taken back.
+The program's side is `rhapsody.backends.local.workers`; it handles log records as it configured
+that.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import re
 import signal
 import socket
 import struct
@@ -19,12 +22,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
 from io import BufferedIOBase, IOBase, TextIOWrapper
+from logging.handlers import QueueHandler
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rhapsody.backends.local import logs
-from rhapsody.context import Setting, TaskContext, task_context
-from rhapsody.sdk.capture import CapturedOutput, streams
+from rhapsody.context import Setting, TaskContext, running_task, task_context
+from rhapsody.sdk.capture import CapturedOutput, keep, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
 from rhapsody.sdk.runner import (
     PLAIN,
@@ -78,7 +81,7 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
         connection: Where calls come from and outcomes go to. One byte is sent at first.
         unbegun: Holds the numbers of the calls that were sent; each is taken when the call
             begins, here or by the program, which then takes it back.
-        levels: What of log records goes to the program, see `logs.forward`.
+        levels: What of log records goes to the program, see `forward_logs`.
     """
     begin()
     pid, sending = os.getpid(), threading.Lock()
@@ -87,7 +90,7 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
         with sending:
             connection.sendall(data)
 
-    logs.forward(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
+    forward_logs(lambda record: send(LENGTHS.pack(0, len(record)) + record), levels)
     connection.sendall(b".")
     with connection.makefile("rb", buffering=1 << 16) as stream:
         next_one = None
@@ -323,3 +326,84 @@ def _die_with_parent() -> None:
         fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
         flags = fcntl.fcntl(sentinel, fcntl.F_GETFL)
         fcntl.fcntl(sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+
+_ATTEMPT = re.compile(r".+\.(task\.[0-9]+)\.[0-9]+", re.DOTALL)
+"""The uid of an engine's attempt; the group is that of the future."""
+
+
+def log_levels() -> dict[str, int]:
+    """The levels that the program has set, by the names of its loggers; `""` is the root's."""
+    loggers = {name: logging.getLogger(name) for name in list(logging.root.manager.loggerDict)}
+    return {"": logging.root.level} | {
+        name: logger.level for name, logger in loggers.items() if logger.level
+    }
+
+
+def forward_logs(send: Callable[[bytes], object], program: Mapping[str, int]) -> None:
+    """In a worker: sends what is logged to the program.
+
+    Args:
+        send: Sends a packed record.
+        program: The levels that the program has set.
+    """
+    for name, level in program.items():
+        logging.getLogger(name).setLevel(level)
+    logging.root.addHandler(_Forwarder(send))
+
+
+def handle_log(record: bytes | memoryview) -> None:
+    """In the program: handles a record that `forward_logs` has sent.
+
+    What its handlers raise, or its own values when they are unpickled, is told as `logging` tells
+    of it, and harms nobody: the outcome of the task comes behind it.
+    """
+    made = logging.makeLogRecord({"msg": "a log record of a worker process"})
+    try:
+        made = logging.makeLogRecord(pickle.loads(record))  # noqa: S301 - from our own worker
+        logger = logging.getLogger(made.name)
+        if logger.isEnabledFor(made.levelno):
+            logger.handle(made)
+    except Exception:
+        _reporter.handleError(made)
+
+
+_reporter = logging.Handler()
+
+
+class _Forwarder(QueueHandler):
+    """Packs records whose text is made here, since their arguments may not travel."""
+
+    def __init__(self, send: Callable[[bytes], object]) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self._send = send
+        self._pid = os.getpid()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Sends a record with the task that it is from."""
+        if os.getpid() != self._pid:  # the task has forked
+            if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+                logging.lastResort.handle(record)
+            return
+        attributes: dict[str, Any] = dict(vars(record))
+        task = running_task()
+        if task is not None:
+            attempt = _ATTEMPT.fullmatch(task.uid)
+            attributes.setdefault("task_uid", attempt[1] if attempt else task.uid)
+            attributes.setdefault("task_name", task.name)
+        if record.levelno >= logging.WARNING:
+            keep("stderr", f"{record.message}\n")
+        self._send(_packed(attributes))
+
+
+def _packed(attributes: dict[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(attributes)
+    except Exception:  # what the program has added to a record may be anything
+        plain = (str, int, float, type(None))
+        return pickle.dumps(
+            {
+                name: value if type(value) in plain else repr(value)
+                for name, value in attributes.items()
+            }
+        )
