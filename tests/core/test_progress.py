@@ -20,8 +20,7 @@ import pytest
 from rhapsody import InputFile, LocalExecutionBackend, WorkflowEngine
 from rhapsody.data import SavedFile
 from rhapsody.observers import progress
-from rhapsody.observers.account import account
-from rhapsody.observers.counts import Counts, Row
+from rhapsody.observers.account import Counts, Row, account
 from rhapsody.plugins.specs import Stats, Summary
 from tests.core.scripted import Inline, Scripted, within
 

@@ -22,7 +22,7 @@ from rhapsody import (
     hookimpl,
 )
 from rhapsody.backends.local import backend as local
-from rhapsody.observers.counts import Counts
+from rhapsody.observers.account import Counts
 from rhapsody.plugins.specs import TaskEvent
 from rhapsody.sdk.walltime import seconds_of_job
 from tests.core.scripted import Scripted, within

@@ -13,7 +13,7 @@ from rhapsody.engine.error_messages import call_of
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.timers import Clock
 from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
-from rhapsody.observers.failure_groups import FailureGroups
+from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import ObservedEngine, TaskEvent
 from rhapsody.states import TasksMainStates

@@ -1,20 +1,384 @@
-"""The account of a run: what became of its tasks, why, and where the results are, in words."""
+"""Account of a run: counts of its tasks, groups of equal failures, and the summary in words."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import dedent
 
+from rhapsody.backends.scripts import AGAIN
 from rhapsody.data import SavedFile
-from rhapsody.observers.counts import Counts
-from rhapsody.observers.failure_groups import shown
-from rhapsody.plugins.specs import Summary
+from rhapsody.errors import (
+    DependencyFailureError,
+    InsufficientWalltimeError,
+    TaskFailedError,
+    describe_error,
+    first_call,
+    is_a,
+    text_of,
+    vars_of,
+)
+from rhapsody.plugins.specs import Summary, TaskEvent
 from rhapsody.quantities import size_text
 from rhapsody.staging.runs import BASE, LOG
+from rhapsody.states import TasksMainStates
+from rhapsody.tracebacks import as_lines, last_frames, location_of
+
+EXAMPLES = 4
+"""Number of failures of a group that are kept, the first ones."""
+
+GROUPS = 200
+"""Number of groups that are kept, the first ones."""
 
 LISTED = 20
-"""How many results are listed."""
+"""Number of groups, results or outdated files that are listed."""
+
+WIDTH = 160
+"""Number of characters of a group's summary, which is a single line."""
+
+PRINTED = 10
+"""Number of last lines shown of an error, after its first line, or else of standard output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A task that has failed.
+
+    Attributes:
+        call: The call with its arguments, shortened, and the uid.
+        error: Its exception in words.
+        attempt: Which attempt it was, from 1.
+        frames: The last frames of its traceback, as Python prints them.
+        sandbox: The directory that it ran in, `None` if it had none.
+        stdout: The end of its standard output, from the note on its exception.
+    """
+
+    call: str
+    error: str
+    attempt: int
+    frames: tuple[str, ...]
+    sandbox: str | None
+    stdout: str
+
+    @property
+    def summary(self) -> str:
+        """The call, and the first line of the error."""
+        attempt = f", attempt {self.attempt}" if self.attempt > 1 else ""
+        return f"{self.call}{attempt}: {_first_line(self.error)}"
+
+    def lines(self) -> list[str]:
+        """Describe it in full."""
+        lines = [self.summary]
+        more, printed = self.error.strip().splitlines()[1:], self.stdout.strip().splitlines()
+        lines += [f"  {line}" for line in (*self.frames, *more[-PRINTED:])]
+        if printed and not more:
+            lines.append("  standard output ended with:")
+            lines += [f"    {line}" for line in printed[-PRINTED:]]
+        if self.sandbox is not None and os.path.isdir(self.sandbox):
+            lines.append(f"  sandbox: {shown(self.sandbox)}")
+            again = os.path.join(self.sandbox, AGAIN)
+            if os.path.isfile(again):
+                lines.append(f"  to run it again: sh {shlex.quote(shown(again))}")
+        return lines
+
+
+@dataclass(slots=True)
+class FailureGroup:
+    """Failures with the same task name, type and place in the user's code.
+
+    Attributes:
+        name: The tasks' name.
+        kind: The exception's type, or the exit code.
+        text: The first line of the error, `None` if the failures differ in it.
+        location: The place, such as `stats.py:12`, `None` if there is none.
+        count: How many there are.
+        examples: The first failures by uid, without those that were retried.
+    """
+
+    name: str
+    kind: str
+    text: str | None
+    location: str | None
+    count: int = 0
+    examples: dict[str, Failure] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """One line that describes all of them."""
+        where = f" ({self.location})" if self.location else ""
+        if self.count == 1 and self.examples:
+            return f"{_shortened(next(iter(self.examples.values())).summary)}{where}"
+        text = _shortened(self.text or self.kind)
+        return f"{self.count} \N{MULTIPLICATION SIGN} {text} in {self.name}{where}"
+
+    def lines(self) -> list[str]:
+        """Describe all of them, and the first in full."""
+        examples = list(self.examples.values())
+        if not examples:
+            return [self.summary]
+        if self.count == 1:
+            return examples[0].lines()
+        lines = [f"{self.summary}; the first:", *(f"  {line}" for line in examples[0].lines())]
+        calls, more = [each.call for each in examples[1:]], self.count - len(examples)
+        calls += [f"{more} more"] * (more > 0)
+        if calls:
+            lines.append(f"  the others: {_joined(calls)}")
+        return lines
+
+
+Key = tuple[str, str, str | None]
+"""Key of a group: the tasks' name, `kind` and `location`."""
+
+
+class FailureGroups:
+    """The groups of a run's failures, in the order of the first failure of each.
+
+    Only text is kept, for the first groups and the first failures of each: a million failures must
+    not hold a million tracebacks.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[Key, FailureGroup] = {}
+        self._ungrouped = 0
+
+    @property
+    def latest(self) -> list[FailureGroup]:
+        """The groups, the most recent one at the end."""
+        return list(self._groups.values())
+
+    def add(
+        self,
+        name: str,
+        uid: str,
+        error: BaseException | None,
+        *,
+        attempt: int,
+        sandbox: str | None,
+    ) -> Key:
+        """Add the failure of a task, and return the key of its group."""
+        location, text = location_of(error), _in_words(name, uid, error)
+        key = (name, _kind(error), location)
+        group = self._groups.get(key)
+        if group is None:
+            if len(self._groups) >= GROUPS:
+                self._ungrouped += 1
+                return key
+            group = self._groups[key] = FailureGroup(name, key[1], _first_line(text), location)
+        group.count += 1
+        if group.text != _first_line(text):
+            group.text = None
+        if len(group.examples) < EXAMPLES:
+            call, own = first_call(error), f"({uid})"
+            if call is None or not (uid.startswith("block.") or call.endswith(own)):
+                call = f"{name} {own}"  # others have raised that exception, too
+            frames = tuple(as_lines(last_frames(error), _here()))
+            stdout = _stdout(error)
+            hints = [note for note in _notes(error) if note.startswith("hint: ")]
+            text = "\n".join([text, *hints])
+            group.examples[uid] = Failure(call, text, attempt, frames, sandbox, stdout)
+        return key
+
+    def discard(self, key: Key, uid: str) -> None:
+        """Remove the failure of an attempt that is followed by another one."""
+        group = self._groups.get(key)
+        if group is None:
+            self._ungrouped -= 1
+            return
+        group.count -= 1
+        group.examples.pop(uid, None)
+        if not group.count:
+            del self._groups[key]
+
+    def lines(self) -> list[str]:
+        """Describe every group, and the first failure of each in full; nothing without failures."""
+        groups = self.latest
+        lines = [line for group in groups[:LISTED] for line in group.lines()]
+        more = sum(group.count for group in groups[LISTED:]) + self._ungrouped
+        return lines + [f"... and {more} more"] * (more > 0)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """The shortest form of a path from the current directory."""
+    try:
+        return min(os.path.relpath(path), os.fspath(path), key=len)
+    except OSError:  # the current directory was removed
+        return os.fspath(path)
+
+
+def _here() -> str | None:
+    with suppress(OSError):  # the current directory was removed
+        return os.getcwd()
+    return None
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.strip().splitlines()), "")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3].rstrip()}..."
+
+
+def _joined(words: Sequence[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _kind(error: BaseException | None) -> str:
+    """The exception type or exit code that a group's failures have in common."""
+    if is_a(error, TaskFailedError) and error.exit_code is not None:
+        return f"exit code {error.exit_code}"
+    return type(error).__name__
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """Return the notes on an exception."""
+    notes = None if error is None else vars_of(error).get("__notes__")
+    return [note for note in notes if type(note) is str] if type(notes) is list else []
+
+
+def _stdout(error: BaseException | None) -> str:
+    """The standard output in the note on an exception, with secrets hidden."""
+    for note in _notes(error):
+        _, found, rest = note.partition("  standard output ended with:\n")
+        if found:
+            return dedent(rest.partition("\n  standard error ended with:\n")[0])
+    return ""
+
+
+def _in_words(name: str, uid: str, error: BaseException | None) -> str:
+    """The error of a task, without the task's name, with which some messages begin."""
+    if error is None:
+        return ""
+    text = text_of(error)
+    for kind in ("task", "service"):
+        own = f"{kind} {name!r} ({uid}) "
+        if text.startswith(own):
+            return text.removeprefix(own)
+    return describe_error(error)
+
+
+PENDING, RUNNING = TasksMainStates.PENDING, TasksMainStates.RUNNING
+DONE, FAILED = TasksMainStates.DONE, TasksMainStates.FAILED
+CANCELED = TasksMainStates.CANCELED
+
+
+@dataclass(slots=True)
+class Row:
+    """How many tasks of one name there are, and of them, how many in which state.
+
+    Attributes:
+        total: All that were called.
+        held: Those that were held back, as their backend ends before they would.
+        skipped: Those that did not run, because one that they depend on has failed.
+    """
+
+    total: int = 0
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    held: int = 0
+    skipped: int = 0
+    cancelled: int = 0
+
+    @property
+    def ended(self) -> int:
+        """How many have ended, in whatever way."""
+        return self.done + self.failed + self.held + self.skipped + self.cancelled
+
+    @property
+    def waiting(self) -> int:
+        """How many have neither ended nor begun."""
+        return self.total - self.running - self.ended
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """A task that was held back, in seconds.
+
+    Attributes:
+        name: The task's name and uid.
+        backend: The backend that ends too soon.
+        needs: How long it takes.
+        left: How long the backend had left.
+    """
+
+    name: str
+    backend: str
+    needs: float
+    left: float
+
+
+class Counts:
+    """What has become of the tasks and blocks of a run so far.
+
+    Attributes:
+        rows: The counts by the tasks' names, in the order of their first calls.
+        held: The tasks that were held back, by their uids.
+        failures: The failures, equal ones together.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.held: dict[str, HeldBack] = {}
+        self._running: set[str] = set()
+        self.failures: FailureGroups = FailureGroups()
+        self._failed: dict[str, Key] = {}
+
+    @property
+    def all(self) -> Row:
+        """The counts of all tasks together."""
+        rows = list(self.rows.values())
+        return Row(*(sum(getattr(row, name) for row in rows) for name in Row.__slots__))
+
+    def add(self, events: Iterable[TaskEvent]) -> None:
+        """Counts what happened."""
+        for event in events:
+            row = self.rows.get(event.name)
+            if row is None:
+                row = self.rows[event.name] = Row()
+            if event.state is PENDING:
+                row.total += 1
+                continue
+            uid = event.uid
+            if uid in self._failed:  # that was an attempt, and here is the next one
+                self.failures.discard(self._failed.pop(uid), uid)
+                row.failed -= 1
+            elif self.held.pop(uid, None) is not None:  # it waits for another backend after all
+                row.held -= 1
+            if event.state is RUNNING:
+                row.running += 1
+                self._running.add(uid)
+            elif event.state in _ENDS:
+                if uid in self._running:
+                    self._running.discard(uid)
+                    row.running -= 1
+                self._end(row, event)
+
+    def _end(self, row: Row, event: TaskEvent) -> None:
+        if event.state is DONE:
+            row.done += 1
+        elif event.state is CANCELED:
+            row.cancelled += 1
+        elif is_a(event.error, DependencyFailureError):
+            row.skipped += 1
+        elif is_a(event.error, InsufficientWalltimeError):
+            row.held += 1
+            name, error = f"{event.name} ({event.uid})", event.error
+            self.held[event.uid] = HeldBack(name, error.backend, error.needs, error.left)
+        else:
+            row.failed += 1
+            self._failed[event.uid] = self.failures.add(
+                event.name, event.uid, event.error, attempt=event.attempt, sandbox=event.sandbox
+            )
+
+
+_ENDS = frozenset({DONE, FAILED, CANCELED})
+
 
 MUCH = 10**9
 """Disk use of runs, in bytes, above which it is shown."""

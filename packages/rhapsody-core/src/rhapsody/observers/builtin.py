@@ -1,19 +1,93 @@
-"""The observers that an engine's own options ask for."""
+"""Observers that an engine's own options ask for; among them the log of each task."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from rhapsody.errors import JournalError
+from rhapsody.errors import JournalError, describe_error
 from rhapsody.journal import JournalOption
+from rhapsody.observers.account import duration
 from rhapsody.observers.progress import Progress
-from rhapsody.observers.tasklog import TaskLog
-from rhapsody.observers.tasklog import log as task_log
 from rhapsody.observers.trace import Profiler, Trace
+from rhapsody.plugins.specs import TaskEvent, hookimpl
+from rhapsody.states import TasksMainStates
+from rhapsody.tracebacks import as_lines, last_frames, location_of
 
-log: logging.Logger = logging.getLogger("rhapsody.journal")
+log: logging.Logger = logging.getLogger("rhapsody.task")
+"""Where they go, at INFO, with `task_uid` and `task_name` in each record."""
+
+journal_log: logging.Logger = logging.getLogger("rhapsody.journal")
+
+PLACES = 1000
+"""Number of places of failures that are remembered, so that each is shown in full only once."""
+
+_ENDS = {
+    TasksMainStates.DONE: "done",
+    TasksMainStates.FAILED: "failed",
+    TasksMainStates.CANCELED: "cancelled",
+}
+
+
+class TaskLog:
+    """Logs that tasks begin and end. An engine has one where INFO is enabled when it is made.
+
+    Attributes:
+        calls: Calls with their arguments by uid, filled by the engine before their events come.
+    """
+
+    def __init__(self) -> None:
+        self.calls: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+        self._places: set[tuple[str, str, str | None]] = set()
+
+    @hookimpl
+    def rhapsody_task_events(self, events: Sequence[TaskEvent]) -> None:
+        """Log a batch of events."""
+        for event in events:
+            text = self._text(event)
+            if text:
+                call = self.calls.get(event.uid, event.name)
+                extra = {"task_uid": event.uid, "task_name": event.name}
+                log.info("%s %s: %s", event.uid, call, text, extra=extra)
+            if event.state in _ENDS:
+                self.calls.pop(event.uid, None)
+                self._began.pop(event.uid, None)
+
+    def _text(self, event: TaskEvent) -> str:
+        state, attempt = event.state, event.attempt
+        where = "" if event.backend is None else f" on {event.backend}"
+        where += "" if event.worker is None else f" ({event.worker})"
+        where += "" if attempt == 1 else f", attempt {attempt}"
+        if state is TasksMainStates.RUNNING:
+            self._began[event.uid] = event.monotonic
+            return f"begins{where}"
+        if state not in _ENDS:
+            return ""
+        began = self._began.get(event.uid)
+        took = "" if began is None else f" after {_duration(event.monotonic - began)}"
+        if state is TasksMainStates.FAILED:
+            return f"failed{where}{took}{self._error(event)}"
+        return event.native if event.native == "reused" else f"{_ENDS[state]}{took}"
+
+    def _error(self, event: TaskEvent) -> str:
+        """The error and its place, and the last frames of the first one from there."""
+        error = event.error
+        if error is None:
+            return ""
+        place = (event.name, type(error).__name__, location_of(error))
+        text = f": {describe_error(error)}"
+        text += f" ({place[2]})" if place[2] else ""
+        if place not in self._places and len(self._places) < PLACES:
+            self._places.add(place)
+            text = "\n  ".join([text, *as_lines(last_frames(error))])
+        return text
+
+
+def _duration(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else f"{1000 * seconds:.0f} ms"
 
 
 class BuiltIn:
@@ -51,7 +125,7 @@ class BuiltIn:
         self._journal = journal() if callable(journal) else journal
         self._trace = None if trace is None else Trace(trace)
         self.prof: Profiler = Profiler(self._trace)
-        self.task_log: TaskLog | None = TaskLog() if task_log.isEnabledFor(logging.INFO) else None
+        self.task_log: TaskLog | None = TaskLog() if log.isEnabledFor(logging.INFO) else None
         every = (self.task_log, self._journal, self._trace, self._progress)
         self.observers: list[object] = [each for each in every if each is not None]
 
@@ -71,7 +145,7 @@ class BuiltIn:
             try:
                 self._journal.end(how)
             except JournalError as error:  # the results are there, and in it
-                log.error("%s", error)
+                journal_log.error("%s", error)
         if self._progress is not None:
             self._progress.close()
         if self._trace is not None:

@@ -23,8 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rhapsody.errors import describe_error
-from rhapsody.observers.account import duration
-from rhapsody.observers.counts import Counts, Row
+from rhapsody.observers.account import Counts, Row, duration
 from rhapsody.sdk.capture import streams
 
 log: logging.Logger = logging.getLogger("rhapsody.progress")

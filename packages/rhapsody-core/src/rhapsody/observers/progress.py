@@ -13,8 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal
 
 from rhapsody.context import running_task
-from rhapsody.observers.account import account, duration, numbers
-from rhapsody.observers.counts import Counts
+from rhapsody.observers.account import Counts, account, duration, numbers
 from rhapsody.plugins.specs import ObservedEngine, Summary, TaskEvent, hookimpl
 from rhapsody.staging.runs import note_in_log
 
