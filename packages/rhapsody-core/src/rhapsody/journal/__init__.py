@@ -22,10 +22,10 @@ JournalOption: TypeAlias = "Callable[[], Journal] | Journal | None"
 
 
 def checked_journal(journal: object, resume: object, largest: object) -> JournalOption:
-    """What opens the journal that a user asks for; nothing is made yet.
+    """Check the journal options; nothing is opened or created yet.
 
     Args:
-        journal: `True` for that of the program; a path; an open journal; or none.
+        journal: `True` for the program's own journal, a path, an open journal, or none.
         resume: As in `WorkflowEngine.create`.
         largest: Its `journal_max_value`.
 
@@ -66,7 +66,7 @@ def _opened(
 
 
 def _program_directory() -> Path:
-    """Where the program is that runs; for a module, and at a prompt, the current directory."""
+    """Return the program's directory: the current one for a module and at a prompt."""
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if file is None or getattr(main, "__spec__", None) is not None:

@@ -184,10 +184,10 @@ class CodeFingerprint:
         self.begin()
 
     def begin(self, sandbox: str = "") -> None:
-        """Begins anew, for another task.
+        """Start again for another task.
 
         Args:
-            sandbox: Its sandbox; a path in it is told by its name there.
+            sandbox: Its sandbox; paths in it count by their names relative to it.
         """
         if self._seen:
             self._forget()
@@ -195,7 +195,7 @@ class CodeFingerprint:
         self.paths: dict[str, bytes | None] = {}
 
     def _forget(self) -> None:
-        """Forgets what code was collected; where there was none, there is nothing to forget."""
+        """Discard everything that was collected."""
         self.parts: dict[str, str] = {}
         self.lines: dict[str, int] = {}
         self.read: list[tuple[Mapping[str, Any], str, object]] = []
@@ -215,10 +215,10 @@ class CodeFingerprint:
         self._called: dict[str, int] = {}
         self._collecting = False
 
-    # What the digests of values ask.
+    # Called by the digests of values.
 
     def code(self, thing: Any) -> str:
-        """Notes a function, class or module; returns what it is called, and nothing else is."""
+        """Collect a function, class or module and return a unique name for it."""
         known = self._seen.get(id(thing))
         if known is None:
             name = self._name(thing)
@@ -235,11 +235,15 @@ class CodeFingerprint:
         return known[1]
 
     def own(self, kind: type) -> bool:
-        """Whether a class is of the program itself, and of no library."""
+        """Return whether a class belongs to the program and not to a library."""
         return self._program.origins.own(file_of(kind.__module__))
 
     def path(self, text: str) -> str | None:
-        """Notes that a text may name a file; the portable form of one in the program's places."""
+        """Collect a text that may name a file.
+
+        Returns:
+            The portable form of a path in the sandbox or the program's directory, else `None`.
+        """
         sandbox, program = self._sandbox, self._program
         if sandbox and (text == sandbox or text.startswith(sandbox + os.sep)):
             return "\0sandbox" + text.removeprefix(sandbox)  # its content is that of an input file
@@ -264,10 +268,10 @@ class CodeFingerprint:
         kind = "class " if isinstance(thing, type) else ""
         return f"{kind}{name} in {program.place(file)}"
 
-    # What is collected.
+    # Collecting.
 
     def value(self, value: object) -> str:
-        """What tells a value from others; what code it brings is collected, too.
+        """Return the digest of a value, and collect the code that it contains.
 
         Raises:
             UnhashableError: It has no digest.
@@ -838,7 +842,7 @@ class CodeFingerprint:
         return "__path__" in variables or variables.get("__spec__") is None
 
     def _own(self, module: Any, file: Any) -> bool:
-        """Whether a module's own code counts; the version of its distribution is noted."""
+        """Return whether a module's own code counts, or else collect its version."""
         program = self._program
         if program.origins.own(file):
             if altered(str(module)):  # workers would run its current content
@@ -868,7 +872,7 @@ def _is_in_its_module(thing: types.FunctionType | type) -> bool:
 
 
 def content_of(cell: types.CellType) -> object:
-    """What is in a variable of a closure, `MISSING` where nothing is."""
+    """Return the content of a closure's cell, `MISSING` if it is empty."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -22,7 +22,7 @@ from rhapsody.journal.values import LONGEST, SIZE, UnhashableError
 from rhapsody.plugins.specs import TaskFiles
 
 KERNEL: tuple[str, ...] = ("/proc", "/sys")
-"""Where files are none: some have no end, and reading some waits for news."""
+"""File systems of the kernel: some of their files have no end, and reading some blocks."""
 
 SMALL = 16 << 10
 """Bytes up to which a file is read each time: looking whether it changed takes as long."""
@@ -54,7 +54,7 @@ WITHOUT_CHANGE_TIME = frozenset(
 
 
 class Stamp(NamedTuple):
-    """What of a file changes with its content.
+    """Attributes of a file that change with its content.
 
     The time is that of the inode's change (`st_ctime_ns`): whoever writes to a file can set the
     time of its last modification to what it was, as `cp -p` does, but not this one.
@@ -67,10 +67,10 @@ class Stamp(NamedTuple):
 
 
 class FileDigests:
-    """Makes digests of files, each once while it does not change. Used on one thread.
+    """Digests of files, each computed once until the file changes. Not thread-safe.
 
     Args:
-        earlier: Gives the digest that an earlier run kept for a stamp.
+        earlier: Returns the digest that an earlier run kept for a stamp.
 
     Attributes:
         new: Digests that are to be kept for later runs, by their stamps.
@@ -139,10 +139,10 @@ class FileDigests:
         return found
 
     def of_any(self, path: str) -> bytes | None:
-        """The same of a file or a directory, which has the digests of all files in it.
+        """Return the digest of a file, or of all files in a directory.
 
-        It has none where one of them cannot be read, or is a link to a directory. Of a file that
-        is gone and known by `gone` it is what its content was.
+        A directory has no digest if one of its files cannot be read or is a link to a directory.
+        A missing file that is in `gone` has the digest of its former content.
         """
         digest = self.of(path)
         if digest is not None or not os.path.isdir(path):
@@ -248,9 +248,9 @@ def file_system(path: str) -> str:
 
 
 class Outputs:
-    """Notes what tasks made, and finds it again where it has not changed.
+    """Records of the files that tasks made, which are reused only if they have not changed.
 
-    Paths are told relative to the journal's directory, so that it can be moved with the files.
+    Paths are relative to the journal's directory, so that it can be moved with the files.
 
     Args:
         directory: The journal's.
@@ -262,14 +262,14 @@ class Outputs:
         self._digests = digests
 
     def noted(self, files: TaskFiles | None, *, named: bool) -> str | None:
-        """What is kept of a task's files, as JSON; `None` where there are none.
+        """Return the record of a task's files as JSON, `None` if there are none.
 
         Args:
-            files: What it made.
+            files: The files.
             named: Whether its result is, or holds, a path into its sandbox.
 
         Raises:
-            UnhashableError: They cannot be had again in a later run.
+            UnhashableError: A later run could not find them again.
         """
         if files is None:
             return None
@@ -323,11 +323,11 @@ class Outputs:
         }
 
     def found(self, noted: str) -> TaskFiles | None:
-        """What is there of a task's files.
+        """Find a task's files.
 
         Returns:
-            The files, which may be gone; `None` where one has changed, a directory is gone, or
-            something of what the task's result names.
+            The files, some of which may be missing; `None` if one has changed, or if a directory
+            or a file that the task's result names is missing.
         """
         read = json.loads(noted)
         paths, places, gone = {}, {}, set()
@@ -367,7 +367,7 @@ class Outputs:
 
 
 def has_files(sandbox: str) -> bool:
-    """Whether a task left something in its sandbox besides what was put there for it."""
+    """Return whether a task left files in its sandbox other than those put there for it."""
     own = os.path.basename(sandbox)
     try:
         with os.scandir(sandbox) as entries:

@@ -1,7 +1,6 @@
-"""The key of a task: the digest of all that its result depends on, as far as that can be known.
+"""Key of a task: the digest of everything that its result is known to depend on.
 
-What backend runs it does not count, nor what it may use there, how long it may take and how often
-it is tried.
+The backend, resources, timeouts and retries do not count.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ SURROUNDINGS: tuple[str, ...] = ("environment", "named_env", "container", "pre_e
 
 
 class Key(NamedTuple):
-    """What a task's result depends on.
+    """Everything that a task's result depends on.
 
     Attributes:
         digest: Of all of it, see `Keys.digest`.
@@ -63,7 +62,7 @@ class Key(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A function that was looked at.
+    """A function that was inspected.
 
     Attributes:
         digest: Of its code, and all that it uses.
@@ -93,19 +92,19 @@ class _Known(NamedTuple):
 
 
 def as_text(parts: Mapping[str, object]) -> str:
-    """Ingredients as text, the same in each run: what `ast.literal_eval` makes a `dict` of.
+    """Return ingredients as text that `ast.literal_eval` reads, the same in each run.
 
-    It takes half the time of JSON with sorted keys.
+    This takes half the time of JSON with sorted keys.
     """
     return ascii(parts)
 
 
 @dataclass(slots=True)
 class Keys:
-    """Makes keys of tasks.
+    """Factory of task keys.
 
     Args:
-        program: What is the same for all functions of a run.
+        program: The state shared by all functions of a run.
 
     Attributes:
         codes: What functions' code uses, and where, by its digest, see `as_text`.
@@ -127,7 +126,7 @@ class Keys:
         inputs: Mapping[str, str | None],
         texts: Sequence[str] = (),
     ) -> Key:
-        """The key of a task.
+        """Return the key of a task.
 
         Args:
             task: Its description.
@@ -203,7 +202,7 @@ class Keys:
         return Key(self.digest(text, code, found.paths), text, code, found.paths)
 
     def digest(self, parts: str, code: bytes | None, paths: Mapping[str, bytes | None]) -> bytes:
-        """The digest of a key's parts, code and the files that its paths name now."""
+        """Return the digest of a key's parts, code and the files that its paths name now."""
         made = hashlib.blake2b((code or b"") + parts.encode(), digest_size=SIZE)
         if any(paths.values()):
             portable = self.program.portable
@@ -271,7 +270,7 @@ class Keys:
             yield from (piece for piece in value.split(":") if piece.startswith("/"))
 
     def files(self, paths: Iterable[str]) -> dict[str, bytes | None]:
-        """The digests of files as they are now; `None` where there is no file."""
+        """Return the digests of files as they are now, `None` if there is no file."""
         return {path: self.program.file(path) for path in paths}
 
     def require_unchanged(
@@ -371,7 +370,7 @@ def require_not_changed(
 
 
 def _taken_apart(function: Any, found: CodeFingerprint, parts: dict[str, str]) -> Any:
-    """The function in a method, a `partial` or a library's wrapper, which are noted."""
+    """Return the function in a method, a `partial` or a library's wrapper; collect the latter."""
     while not isinstance(function, _CODE):
         part = f"around {len(parts)}"
         if isinstance(function, functools.partial):

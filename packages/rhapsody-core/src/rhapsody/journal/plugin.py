@@ -1,4 +1,4 @@
-"""The journal as a plugin: finds results of an earlier run, and keeps those of this one."""
+"""Journal plugin: reuses results of an earlier run and records those of this one."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ and the rest of the key. A plain tuple: many are held, and those the collector o
 
 
 class Journal:
-    """Keeps the results of a run, so that the next one need not make them again.
+    """Results of a run, recorded so that the next run can reuse them.
 
-    One run of a program, whose engines may be several. Its hooks are called on the engines' loop;
-    the work is done on a thread of the journal's own, and waited for.
+    A journal object belongs to one run of a program, which may have several engines. Its hooks are
+    called on the engines' loop and wait for the work, which is done on the journal's own thread.
 
     Args:
-        path: The journal's file; made where it is not there, for its user alone.
-        program: The directory of the program: paths below it are told relative to it.
+        path: The journal's file; created if missing, with access for its user only.
+        program: The directory of the program; paths below it count relative to it.
         resume: Whether recordings of the last run are taken up; `None`: where that one did not
             end well.
         shared: Whether another run may use the journal at the same time.
@@ -96,26 +96,26 @@ class Journal:
 
     @property
     def kept(self) -> int:
-        """How many results of this run are in the file."""
+        """Number of results of this run in the file."""
         return self._store.kept
 
     @property
     def taken(self) -> int:
-        """How many results of an earlier run were used so far."""
+        """Number of results of an earlier run that were reused so far."""
         return len(self._store.used)
 
     @property
     def reused(self) -> int:
-        """How many recordings there were to take up when this run began."""
+        """Number of recordings that were available when this run began."""
         return self._store.reused
 
     @property
     def before(self) -> str:
-        """How the run ended that is taken up."""
+        """How the resumed run ended."""
         return self._store.before or "killed"
 
     def end(self, how: How) -> None:
-        """Ends the run; twice is harmless.
+        """End the run; calling this twice is harmless.
 
         Raises:
             JournalError: The file cannot be written.
@@ -128,7 +128,7 @@ class Journal:
     async def rhapsody_lookup_results(
         self, tasks: Sequence[LookupTask]
     ) -> Sequence[Recorded | None]:
-        """Finds what an earlier run has kept of the same calls."""
+        """Find the results of the same calls in an earlier run."""
         return await self._on_thread(partial(self._find, tasks)) or [None] * len(tasks)
 
     @hookimpl
@@ -139,7 +139,7 @@ class Journal:
         return await self._on_thread(partial(self._keep, records))
 
     async def _on_thread(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
-        """Does something on the journal's thread, unless the journal has failed."""
+        """Call a function on the journal's thread, unless the journal has failed."""
         if self._failed:
             return None
         try:
@@ -239,11 +239,11 @@ class Journal:
         return found
 
     def _number(self, key: bytes, wanted: int | None = None) -> int:
-        """Which call with a key another one is.
+        """Return the number of a call among those with the same key.
 
         Args:
             key: The key's digest.
-            wanted: Its number with a former key, which it keeps where that is free.
+            wanted: Its number with a former key, which it keeps if that is free.
         """
         counted, moved = self._numbers.get(key, 0), self._moved.get(key, ())
         if wanted is not None and wanted > counted and wanted not in moved:
@@ -263,7 +263,7 @@ class Journal:
         number: int,
         database: sqlite3.Connection,
     ) -> tuple[Recorded | None, str | None]:
-        """What is recorded of a call, or why that is not used, where there is something."""
+        """Return the recorded result of a call, or the reason why an existing one is not used."""
         try:
             row = self._store.find(database, key.digest, number)
             if row is None:
@@ -380,12 +380,12 @@ class Journal:
             return False
 
     def _files_of(self, record: Record) -> str | None:
-        """What is noted of the files that a task has made, see `Outputs.noted`."""
+        """Return the record of a task's files, see `Outputs.noted`."""
         named = record.files is not None and leads_into(record.value, record.files.sandbox)
         return self._outputs.noted(record.files, named=named)
 
     def _recording(self, record: Record, call: _Call) -> Recording | None:
-        """What is written of a result, `None` where it is not kept."""
+        """Return the recording of a result, `None` if it is not recorded."""
         task = record.task
         digest, number, why, parts, code, paths = call
         packed = self._packed(record)
@@ -432,7 +432,7 @@ class Journal:
         return packed
 
     def _say(self, name: str, why: str) -> None:
-        """Says, once for a task's name, that a result is not kept."""
+        """Log a warning, once per task name, that results are not recorded."""
         if name not in self._told:
             self._told[name] = why
             self._store.refuse(name, why)
@@ -440,5 +440,5 @@ class Journal:
 
 
 def _call(uid: str) -> str:
-    """What is the same of the uids of all attempts of a call."""
+    """Return the part of a uid that all attempts of a call share."""
     return uid.rpartition(".")[0]

@@ -79,7 +79,7 @@ class Sources:
         self._files: dict[str, _File] = {}
 
     def of_function(self, function: types.FunctionType) -> str:
-        """The digest of a function's own code."""
+        """Return the digest of a function's own code."""
         code = function.__code__
         file = self._file(code.co_filename, function.__globals__)
         place = code.co_name, code.co_firstlineno
@@ -95,10 +95,10 @@ class Sources:
     def of_class(
         self, cls: type, name: str, variables: dict[str, Any]
     ) -> tuple[str, tuple[tuple[str, ...], ...]] | None:
-        """The digest of a class's own body without its methods, and the globals in it.
+        """Return the digest of a class's own body without its methods, and the globals in it.
 
         Returns:
-            Both, or `None` where the body is not found, or its methods are not what is loaded.
+            Both, or `None` if the body is not found or differs from the loaded methods.
 
         Raises:
             UnhashableError: Its file was changed after the program had started.
@@ -114,7 +114,7 @@ class Sources:
         return (digest, file.chains[cls.__qualname__]) if digest else None
 
     def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
-        """The digest of a whole module and its code, `None` where its source is not found.
+        """Return the digest of a whole module and its code, `None` if its source is not found.
 
         Raises:
             UnhashableError: Its file was changed after the program had started.
@@ -192,7 +192,7 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
 
 
 def _definitions(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef | Function]]:
-    """Every class and function in a tree, with the class's qualified name."""
+    """Yield every class and function in a tree, with the class's qualified name."""
     todo = [(child, path) for child in ast.iter_child_nodes(tree)]
     while todo:
         child, path = todo.pop()
@@ -233,7 +233,7 @@ def _bindings(body: list[ast.stmt]) -> dict[str, ast.stmt | None]:
 
 
 def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
-    """The names in a class's body, each with the attributes that are read of it at once."""
+    """Return the names in a class's body, each with the attributes read directly from it."""
     chains: dict[tuple[str, ...], None] = {}
     for each in ast.walk(node):
         chain: list[str] = []
@@ -298,7 +298,7 @@ def _digest(node: ast.AST) -> str:
 
 
 def of_code(code: types.CodeType) -> str:
-    """The digest of compiled code, for this minor version of Python."""
+    """Return the digest of compiled code, which depends on the minor version of Python."""
     made = hashlib.blake2b(digest_size=SIZE)
     made.update(repr(sys.version_info[:2]).encode())
     for one in with_inner(code):
@@ -311,7 +311,7 @@ def of_code(code: types.CodeType) -> str:
 
 
 def _constant(value: Any) -> str:
-    """A constant of a program, a set in an order that does not change."""
+    """Return a constant as text, with sets sorted."""
     if isinstance(value, tuple):
         return f"({','.join(map(_constant, value))})"
     if isinstance(value, frozenset):
@@ -509,8 +509,8 @@ class Program:
     """State shared by all functions of a run.
 
     Args:
-        directory: The program's: paths below it are told relative to it.
-        files: Makes digests of files.
+        directory: The program's directory; paths below it count relative to it.
+        files: The digests of files.
 
     Attributes:
         memos: Variables that count as empty, because tasks fill them: a global by the address of
@@ -530,20 +530,20 @@ class Program:
         self.unloaded: set[str] = set()
 
     def names(self, code: types.CodeType) -> Names:
-        """What code takes from outside itself."""
+        """Return the names that code uses from outside."""
         found = self._names.get(code)
         if found is None:
             found = self._names[code] = names_in(code)
         return found
 
     def place(self, file: str) -> str:
-        """What a file with source is called: its path from the program's directory."""
+        """Return the name of a source file: its path relative to the program's directory."""
         if file.startswith("<") or not os.path.exists(file):  # a cell of a notebook has a number
             return "a text"
         return os.path.relpath(os.path.realpath(file), self._directory)
 
     def portable(self, path: str) -> str:
-        """A path as an argument: below the program's directory it does not tell where that is."""
+        """Return a path in a form that does not depend on where the program's directory is."""
         if path.startswith(self._roots):
             for root in self._roots:
                 if path == root or path.startswith(root + os.sep):
@@ -551,12 +551,12 @@ class Program:
         return path
 
     def file(self, path: str) -> bytes | None:
-        """The digest of a file's content; `None` where no file is there that can be read."""
+        """Return the digest of a file's content, `None` if there is no readable file."""
         return self._files.of(path)
 
     @property
     def pipes(self) -> set[str]:
-        """The paths that `file` was called with and that name pipes."""
+        """Paths passed to `file` that name pipes."""
         return self._files.pipes
 
     def package(self, name: str) -> str:
@@ -589,7 +589,7 @@ class Program:
         return self._files.once(_set_by_program)
 
     def content(self, name: str, path: str | None) -> bytes:
-        """The digest of an input file or directory.
+        """Return the digest of an input file or directory.
 
         Raises:
             UnhashableError: It cannot be read from here.

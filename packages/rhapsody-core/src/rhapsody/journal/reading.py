@@ -1,4 +1,4 @@
-"""What a journal tells people: which runs it knows, why a task ran again, whether it is whole."""
+"""Reports about a journal: its runs, why tasks ran again, and damage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rhapsody.journal.store import (
 from rhapsody.staging.locks import state_of
 
 _HOW = {"held": "running", "free": "killed", "left": "killed"}
-"""How a run has ended that does not say so, by the state of its lock."""
+"""How a run without a recorded end has ended, by the state of its lock."""
 
 COMPARED = 100
 """Number of recorded calls with equal arguments that a call is compared with."""
@@ -41,13 +41,12 @@ _OF_FILES = {
 
 @dataclass(frozen=True, slots=True)
 class RunOf:
-    """A run that a journal knows.
+    """A run in a journal.
 
     Attributes:
         number: Its number in the journal.
         began: When it began, in seconds since the epoch.
-        how: How it ended, also `"killed"`, or `"running"`; `None` where it is one of the two and
-            nobody knows which.
+        how: How it ended, `"killed"` or `"running"`; `None` if it is unknown which of the two.
         kept: How many results it kept.
         reused: How many of earlier runs it used.
     """
@@ -76,7 +75,7 @@ class Explained:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
-    """Opens a journal for reading.
+    """Open a journal for reading.
 
     Raises:
         JournalError: There is none, or it cannot be read.
@@ -98,7 +97,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def runs(database: sqlite3.Connection, path: Path) -> list[RunOf]:
-    """The runs that are known, the oldest first."""
+    """Return the runs in a journal, the oldest first."""
     # Whoever ends says so before the lock is let go: looked at first, it tells of those below.
     open_ended = database.execute("SELECT id FROM runs WHERE how IS NULL").fetchall()
     locks = (
@@ -237,7 +236,7 @@ class Earlier:
 
 
 def _given(parts: str) -> frozenset[tuple[str, str]]:
-    """What a task was given: its arguments or its command, and its files, as in its key."""
+    """Return a task's inputs: its arguments or its command, and its files."""
     return frozenset(
         (name, value)
         for name, value in ast.literal_eval(parts).items()
@@ -248,7 +247,7 @@ def _given(parts: str) -> frozenset[tuple[str, str]]:
 def _ingredients(
     database: sqlite3.Connection, parts: str, code: bytes | None
 ) -> dict[str, tuple[str, int | None]]:
-    """What a key was made of: for each ingredient its digest or version, and its line."""
+    """Return the ingredients of a key: each with its digest or version, and its line."""
     found: dict[str, tuple[str, int | None]] = {
         name: (value, None) for name, value in ast.literal_eval(parts).items()
     }
@@ -284,7 +283,11 @@ def _is_digest(value: str) -> bool:
 
 
 def damage(database: sqlite3.Connection) -> list[str]:
-    """What is not as it was written, in words; nothing where all is whole."""
+    """Describe everything that differs from what was written: an empty list if nothing does.
+
+    SQLite's own check finds damaged pages; the digest of each recording finds changes that leave
+    the pages valid.
+    """
     found = [
         f"the file: {text}"
         for (text,) in database.execute("PRAGMA integrity_check")

@@ -1,4 +1,4 @@
-"""The file of a journal: an SQLite database, read and written on a thread of its own.
+"""File of a journal: an SQLite database, read and written on a thread of its own.
 
 A lineage is a run and those that have taken it up: they share their recordings. In it the n-th
 recording of a key belongs to the n-th call with that key.
@@ -32,10 +32,10 @@ T = TypeVar("T")
 log: logging.Logger = logging.getLogger("rhapsody.journal")
 
 DIRECTORY = "journals"
-"""Where they are in a `.rhapsody`."""
+"""Directory of journals in `.rhapsody`."""
 
 SUFFIXES = ("", "-wal", "-shm", "-journal")
-"""What SQLite adds to a database's name for the files that it takes into account beside it."""
+"""Suffixes of the files that SQLite uses for a database."""
 
 SCHEMA = 2
 """The version of the tables, the database's `user_version`."""
@@ -45,7 +45,7 @@ PATIENCE = 30.0
 
 UNREADABLE = (sqlite3.Error, OSError, ArithmeticError, AttributeError, LookupError, RecursionError,
     SyntaxError, TypeError, ValueError)  # fmt: skip
-"""What is raised about a file that is broken, or holds what nobody of us has written."""
+"""Errors raised for a file that is damaged or was not written by Rhapsody."""
 
 UNSTORABLE = (sqlite3.DataError, sqlite3.InterfaceError, OverflowError, UnicodeError, MemoryError)
 """Errors of `sqlite3` that concern a single value, not the journal."""
@@ -54,7 +54,7 @@ GONE, MADE_AGAIN = 1, 2
 """Of a recording that was used: files of it are gone, or were and are there again; else 0."""
 
 How = Literal["done", "failed", "interrupted"]
-"""How a run has ended; one that was killed has not said so."""
+"""How a run ended; a killed run has no such entry."""
 
 # No index on the recordings: their keys come in any order, so that each would touch another page of
 # it. Runs that take something up make `earlier` instead.
@@ -93,7 +93,7 @@ class JournalInUseError(JournalError):
 
 
 class NotYoursError(JournalError):
-    """The journal is another user's."""
+    """The journal belongs to another user."""
 
 
 class _Run(NamedTuple):
@@ -103,7 +103,7 @@ class _Run(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """A result, as it is written.
+    """A result as it is written.
 
     Attributes:
         key: The digest of the task's key.
@@ -218,12 +218,12 @@ class Store:
             raise JournalError(f"journal {self.path} cannot be used: {error}; {hint}") from error
 
     async def do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Calls something with the database on its thread, after what came before."""
+        """Call a function with the database on its thread, after all earlier calls."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, work, self._database)
 
     def begin(self, resume: bool | None) -> None:
-        """Begins a run.
+        """Begin a run.
 
         Args:
             resume: Whether it takes up the recordings of the last run that has ended; `None`:
@@ -235,7 +235,7 @@ class Store:
         self._wait(lambda: self._begin(resume))
 
     def end(self, how: How) -> None:
-        """Ends the run; what is under way is done before. Twice is harmless.
+        """End the run after all work in progress; calling this twice is harmless.
 
         Raises:
             JournalError: The journal cannot be written.
@@ -254,7 +254,7 @@ class Store:
             self._release()
 
     def prune(self) -> None:
-        """Removes what no run can take up any more, gives its room back, and closes the journal.
+        """Remove recordings that no run can reuse, free their space, and close the journal.
 
         Raises:
             JournalError: The journal cannot be written.
@@ -266,10 +266,10 @@ class Store:
 
     @staticmethod
     def remove(path: Path) -> None:
-        """Removes a journal that nobody uses.
+        """Remove a journal that is not in use.
 
         Raises:
-            JournalInUseError: Somebody does.
+            JournalInUseError: A run uses it.
             JournalError: It cannot be read.
         """
         store = Store(path, shared=False)
@@ -334,7 +334,7 @@ class Store:
             database.execute("VACUUM")
 
     def _earlier(self, database: sqlite3.Connection) -> tuple[list[_Run], list[_Run]]:
-        """The runs that have ended or were killed, the oldest first, and those that live."""
+        """Return the runs that ended or were killed, the oldest first, and the running ones."""
         ended, living = list[_Run](), list[_Run]()
         for row in database.execute("SELECT id, lineage, how FROM runs ORDER BY id").fetchall():
             run = _Run(*row)
@@ -350,7 +350,7 @@ class Store:
         return ended, living
 
     def _holds(self, run: _Run) -> bool:
-        """Whether there is something to take up of a run, or it has ended well without."""
+        """Return whether a run has recordings, or succeeded without any."""
         exists = "SELECT EXISTS (SELECT 1 FROM recordings WHERE lineage = ?)"
         (found,) = self._database.execute(exists, (run.lineage,)).fetchone()
         return run.how == "done" or bool(found)
@@ -358,7 +358,7 @@ class Store:
     def find(
         self, database: sqlite3.Connection, key: bytes, number: int
     ) -> tuple[int, bytes, str | None] | None:
-        """The id, packed value and files of an earlier recording, `None` where there is none.
+        """Return the id, packed value and files of an earlier recording, `None` if there is none.
 
         Raises:
             JournalError: What is there was damaged.
@@ -376,7 +376,7 @@ class Store:
         return id_, value, files
 
     def replace_files(self, recording: int, files: str) -> None:
-        """Notes where the files of a recording are that was used, as they were made again."""
+        """Update the files of a reused recording after they were produced again."""
         database = self._database
         with _transaction(database):
             select = "SELECT key, number, value FROM recordings WHERE id = ?"
@@ -393,7 +393,7 @@ class Store:
         self.used.pop(recording, None)
 
     def digest(self, stamp: Stamp) -> bytes | None:
-        """The digest of a large file that an earlier run has made."""
+        """Return the digest of a large file that an earlier run computed."""
         row = self._database.execute(
             "SELECT digest FROM digests "
             "WHERE device = ? AND inode = ? AND size = ? AND changed = ?",
@@ -491,13 +491,13 @@ class Store:
 def journal_of_program(
     arguments: Sequence[str] | None = None, *, function: str | None = None
 ) -> Path:
-    """The journal of what this process runs, for `journal=True` and for `rhapsody run`.
+    """Return the journal of this process's program, for `journal=True` and `rhapsody run`.
 
-    The same program with the same arguments has the same one, wherever its directory is moved to.
+    The same program with the same arguments has the same journal, even if its directory is moved.
 
     Args:
-        arguments: The program, and what it was started with; default: `sys.argv`.
-        function: The function that is called of it, where it is not `main`.
+        arguments: The program and its arguments; default: `sys.argv`.
+        function: The function that is called, if it is not `main`.
 
     Raises:
         FileNotFoundError: The current directory was removed.
@@ -514,10 +514,10 @@ def journal_of_program(
 
 
 def require_private(path: Path) -> None:
-    """Raises where somebody else could write into a journal, or beside it: it holds pickles.
+    """Raise if another user could write to a journal or its directory: it contains pickles.
 
     Raises:
-        JournalError: It says what to do.
+        JournalError: The message names the fix.
     """
     try:
         above = os.stat(path.parent)
@@ -559,7 +559,7 @@ def _require_own(path: Path) -> None:
 
 
 def lock_of(path: Path, run: int) -> str:
-    """The lock that a run has while it lives, but on a network file system."""
+    """Return the file that a run locks, except on network file systems."""
     return f"{path}.{run}.lock"
 
 
@@ -569,7 +569,7 @@ def done_mark(path: Path, run: int) -> str:
 
 
 def version_of(database: sqlite3.Connection, path: Path) -> int:
-    """The version of a journal's tables, 0 where there are none yet.
+    """Return the version of a journal's tables, 0 if there are none yet.
 
     Raises:
         JournalError: It is a database of something else.
@@ -582,7 +582,7 @@ def version_of(database: sqlite3.Connection, path: Path) -> int:
 
 
 def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> bytes:
-    """What says later that nothing of a recording has changed."""
+    """Return the digest that later shows whether a recording was damaged."""
     head = b"%b%d %d " % (key, number, len(value))
     made = hashlib.blake2b(head, digest_size=SIZE)
     made.update(value)
@@ -592,10 +592,10 @@ def intact_mark(key: bytes, number: int, value: bytes, files: str | None) -> byt
 
 
 def _row(recording: Recording) -> tuple[object, ...]:
-    """What is written of a recording.
+    """Return the row of a recording.
 
-    Of `None` and `bytes` (but not `bytearray`) the `sqlite3` module looks for an adapter each
-    time, which takes longer than to write them. Large values are not copied for that.
+    For `None` and `bytes` (but not `bytearray`) the `sqlite3` module searches an adapter each time,
+    which takes longer than writing them. Large values are not copied to avoid that.
     """
     key, number, name, uid, parts, code, files, why, value = recording
     return (

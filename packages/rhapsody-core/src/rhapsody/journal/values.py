@@ -45,7 +45,7 @@ MOST = 5_000_000
 through a net of objects that refer to each other may be more than can ever be gone."""
 
 Feed = Callable[[Any], object]
-"""Takes bytes, or a buffer of them."""
+"""Function that takes bytes or a buffer."""
 
 _random = random.seed.__self__  # type: ignore[attr-defined]
 
@@ -81,27 +81,27 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
 
 
 class UnhashableError(TypeError):
-    """A value has no digest: what it is cannot be told from what can be read of it."""
+    """A value has no digest, because its state cannot be read completely."""
 
 
 class Surroundings(Protocol):
-    """What is known of values beside themselves."""
+    """Context of values: the code and files that they refer to."""
 
     def code(self, thing: Any) -> str:
-        """Notes a function, module or class; returns what it is called."""
+        """Collect a function, module or class and return a unique name for it."""
 
     def own(self, kind: type) -> bool:
-        """Whether a class is of the program itself, and of no library."""
+        """Return whether a class belongs to the program and not to a library."""
 
     def path(self, text: str) -> str | None:
-        """Notes that a text may name a file; the portable form of one in the program's places."""
+        """Collect a text that may name a file; return its portable form if it has one."""
 
 
 class Values:
-    """Makes digests of values.
+    """Digests of values.
 
     Args:
-        surroundings: Where functions, classes and paths are looked for.
+        surroundings: Collects the functions, classes and paths in values.
 
     Attributes:
         size: Of the last value: its parts, and each 128 bytes of data.
@@ -117,7 +117,7 @@ class Values:
         self.size: int = 0
 
     def shown(self, value: object) -> str:
-        """Returns the digits of a value's digest, of a small number itself: that takes less time.
+        """Return a value's digest in hexadecimal, or a small number itself, which is faster.
 
         Raises:
             UnhashableError: It has none.
@@ -133,7 +133,7 @@ class Values:
         return self.digest(value).hex()
 
     def digest(self, value: object, *, whole: bool = True) -> bytes:
-        """Returns a value's digest.
+        """Return a value's digest.
 
         Args:
             value: The value.
@@ -190,7 +190,7 @@ class Values:
         return _framed(b"s", value) if place is None else _framed(b"p", place)
 
     def _entered(self, value: Any, feed: Feed) -> None:
-        """What may hold itself."""
+        """Feed a value that may contain itself."""
         self._entries += 1
         if self._entries > MOST:
             raise UnhashableError("it has too many parts")
@@ -291,7 +291,7 @@ class Values:
             self._reduced(value, feed)
 
     def _reduced(self, value: Any, feed: Feed) -> None:
-        """Anything else by what it would be made of again."""
+        """Feed any other object by the parts that pickle would rebuild it from."""
         kind = type(value)
         ctypes = sys.modules.get("ctypes")
         if ctypes is not None and isinstance(value, ctypes.CDLL):  # it holds an address
@@ -335,7 +335,7 @@ class Values:
 
 @functools.lru_cache(maxsize=1024)
 def _digits(text: bytes) -> str:
-    """The digest of a text, kept where it is short: the same names and words come in many tasks."""
+    """Return the digest of a text, cached because many tasks have the same short texts."""
     return hashlib.blake2b(text, digest_size=SIZE).hexdigest()
 
 
@@ -377,7 +377,7 @@ def counts(variable: str) -> bool:
 
 
 def _is_free(value: object) -> bool:
-    """Whether it is a function in C, and no method of an object."""
+    """Return whether a value is a function in C and not a method of an object."""
     return isinstance(value, types.BuiltinFunctionType) and (
         value.__self__ is None or isinstance(value.__self__, types.ModuleType)
     )
@@ -440,7 +440,7 @@ def _is_mute(value: object) -> bool:
 
 
 def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
-    """What an array or a table consists of, `None` for anything else."""
+    """Return the parts of an array or a table, `None` for anything else."""
     library = str(type(value).__module__).partition(".")[0]
     if library == "pandas":
         return _parts_of_table(value)
@@ -448,7 +448,7 @@ def _parts_of_array(value: Any) -> tuple[Any, ...] | None:
 
 
 def _is_array(value: object) -> bool:
-    """Return whether it is an array of NumPy's, or of a class derived from that."""
+    """Return whether a value is a NumPy array or an instance of a subclass."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
 
