@@ -772,9 +772,10 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
     with`, see `WorkflowEngine.__aexit__`.
     """
 
+    _engine: WorkflowEngine  # from `__aenter__` on
+
     def __init__(self, coroutine: Coroutine[Any, Any, WorkflowEngine]) -> None:
         self._coroutine = coroutine
-        self._engine: WorkflowEngine | None = None
 
     def __await__(self) -> Generator[Any, None, WorkflowEngine]:
         return self._coroutine.__await__()
@@ -811,7 +812,6 @@ class Starting(Coroutine[Any, Any, WorkflowEngine]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._engine is not None
         await self._engine.__aexit__(kind, error, traceback)
 
 
