@@ -105,7 +105,9 @@ class Services:
 
         It is ready with `value`, or has failed with `error`, which may be a cancellation.
         """
-        fate = self._fates[record.future]
+        fate = self._fates.get(record.future)
+        if fate is None:
+            return  # no service: a signal's exception was set on the future
         waiting, fate.waiting = fate.waiting, []
         if error is None:
             fate.up, fate.value = True, value
