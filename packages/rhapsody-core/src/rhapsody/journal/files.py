@@ -2,7 +2,8 @@
 
 A digest is kept for as long as a file's size, time of change and inode stay the same. The time of
 change does not reveal writes through a memory map on tmpfs, or later writes to a page that is
-already dirty, and some file systems have no such time. Such files are read each time.
+already dirty, and some file systems have no such time. Such files are read each time, and
+so are small ones.
 """
 
 from __future__ import annotations
