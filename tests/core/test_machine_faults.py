@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody.engine.record import Extra, TaskRecord
+from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import READY, FutureState, Transition, WorkState
 from rhapsody.states import TasksMainStates
@@ -76,18 +76,17 @@ class DeadlineNotDisarmed(Scheduler):
     """The time-out of an attempt that is over goes on."""
 
     def _disarm(self, record: TaskRecord) -> None:
-        if record.extra is not None:
-            record.extra.timer = None
+        record.timer = None
 
 
 class LimitNotGivenBack(Scheduler):
     """A cancelled task keeps its places under named limits."""
 
-    def _release(self, record: TaskRecord, extra: Extra) -> None:
+    def _release(self, record: TaskRecord) -> None:
         if record.life.future is FutureState.CANCELLED:
             self._disarm(record)
         else:
-            super()._release(record, extra)
+            super()._release(record)
 
 
 class DependentsNotTold(Scheduler):

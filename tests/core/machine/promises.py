@@ -70,7 +70,7 @@ class Promises:
         used: Counter[str] = Counter()
         for record in scheduler.live:
             uid = record.future.uid
-            used.update(name for name, _ in (record.extra.limits if record.extra else ()))
+            used.update(name for name, _ in record.limits)
             if record.life.work is WorkState.WAITING:
                 left = sum(not one.done() for one in record.dependencies)
                 self.hold(record.unfinished == left, f"{uid} waits for a wrong number")
@@ -84,7 +84,7 @@ class Promises:
             self.hold(used[name] <= size, f"too many have {name}")
         for _, _, timed, deadline in world.timers:
             if deadline.call is not None and timed is not None:
-                now: Any = None if timed.extra is None else timed.extra.timer
+                now: Any = timed.timer
                 right = now is deadline
                 self.hold(right, f"a deadline of {timed.future.uid} was not taken back")
 

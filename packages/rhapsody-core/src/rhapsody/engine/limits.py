@@ -33,7 +33,7 @@ class Limits:
 
     def take(self, record: TaskRecord, limits: Limit) -> bool:
         """Takes a place under each limit, or puts the task into a waiting list."""
-        if record.more().limits:
+        if record.limits:
             return True  # taken for it when a place became free
         full = self._full(limits)
         if full is not None:
@@ -44,9 +44,7 @@ class Limits:
 
     def give_back(self, record: TaskRecord) -> list[TaskRecord]:
         """Gives the task's places back; returns the tasks that now have theirs."""
-        if record.extra is None or not record.extra.limits:
-            return []
-        limits, record.extra.limits = record.extra.limits, ()
+        limits, record.limits = record.limits, ()
         for name, _ in limits:
             self._used[name] -= 1
         admitted: list[TaskRecord] = []
@@ -74,4 +72,4 @@ class Limits:
     def _occupy(self, record: TaskRecord, limits: Limit) -> None:
         for name, _ in limits:
             self._used[name] = self._used.get(name, 0) + 1
-        record.more().limits = limits
+        record.limits = limits

@@ -70,18 +70,14 @@ class Extra:
         "elsewhere",
         "failures",
         "in_wait",
-        "limits",
         "losses",
         "made_for",
         "makes_again",
-        "resolved",
         "restarts",
         "scope",
         "sources",
         "texts",
-        "timer",
         "tried",
-        "verdict",
         "waiters",
     )
 
@@ -97,20 +93,16 @@ class Extra:
             _NONE  # attempts that failed, by the place of their policy
         )
         self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
-        self.limits: tuple[tuple[str, int], ...] = ()  # named limits it holds
         self.losses: int = 0  # attempts that the infrastructure lost
         self.made_for: Set[str] = frozenset()  # readers of the files that it produces again
         self.makes_again: str | None = None  # the attempt that was found, and files of it are gone
-        self.resolved: Resolved | None = None  # where its input files are
         self.restarts: int = 0  # how often a service was started again after it was ready
         self.scope: str | None = None
         self.sources: list[AttemptInfo] = []  # what its dependencies left in sandboxes
         self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
-        self.timer: Timer | None = None  # its time-out, or the wait before a retry
         self.tried: Mapping[str, int] = (
             _NONE  # failed attempts by backend, where it has `other_backends`
         )
-        self.verdict: BaseException | None = None  # why it is being stopped
         self.waiters: list[Callable[[], object]] = []  # called at the end of the work
 
 
@@ -129,18 +121,22 @@ class TaskRecord:
         "future",
         "kwargs",
         "life",
+        "limits",
         "native",
         "number",
         "parent",
         "pushed",
+        "resolved",
         "scheduler",
         "specific",
         "stage",
         "started",
         "task",
+        "timer",
         "uid",
         "unfinished",
         "unsent",
+        "verdict",
     )
 
     def __init__(
@@ -175,7 +171,11 @@ class TaskRecord:
         self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: TaskRecord | None = None
         self.found: ArgumentScan | None = None  # futures and files in the arguments
-        self.extra: Extra | None = None  # there where it has files
+        self.resolved: Resolved | None = None  # the input files, once found
+        self.limits: tuple[tuple[str, int], ...] = ()  # named limits that it occupies
+        self.timer: Timer | None = None  # its timeout, or the wait before a retry
+        self.verdict: BaseException | None = None  # why its work is being stopped
+        self.extra: Extra | None = None  # rarely needed fields
 
     def named(self) -> str:
         """Its task in messages."""
@@ -201,18 +201,15 @@ class TaskRecord:
 
     def input_paths(self) -> Mapping[str, str | None]:
         """Where the input files are, by their names; `None` for what cannot be read here."""
-        resolved = self.extra.resolved if self.extra is not None else None
-        return _NONE if resolved is None else resolved.paths()
+        return _NONE if self.resolved is None else self.resolved.paths()
 
     def targets(self) -> Mapping[str, Target]:
         """Where its output files are to be saved, by their names."""
-        resolved = self.extra.resolved if self.extra is not None else None
-        return {} if resolved is None else resolved.targets
+        return {} if self.resolved is None else self.resolved.targets
 
     def matches(self) -> Mapping[str, tuple[str, ...]]:
         """The files that match each pattern of its outputs, once an attempt has ended well."""
-        resolved = self.extra.resolved if self.extra is not None else None
-        return {} if resolved is None else resolved.matches
+        return {} if self.resolved is None else self.resolved.matches
 
     def start_anew(self) -> None:
         """The next attempt is described from the beginning."""

@@ -52,18 +52,17 @@ class Results:
             error = error_messages.of_attempt(record, report)
         else:
             value = report.get("stdout")
-        extra = record.extra
-        if error is not None and extra is not None and extra.resolved is not None:
-            self._stager.spare_inputs(record.description, extra.resolved)
-        if error is None and extra is not None:
+        if error is not None and record.resolved is not None:
+            self._stager.spare_inputs(record.description, record.resolved)
+        if error is None:
             try:
                 if record.found is not None and record.found.outputs:
                     self._check_outputs(record, record.found.outputs)
             except Exception as mistake:  # a promised file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
                 return None, mistake  # not by a name of this frame, which is in its traceback
-            if extra.resolved is not None:
-                self._stager.was_read(extra.resolved)
+            if record.resolved is not None:
+                self._stager.was_read(record.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
             self.keep(record, report, succeeded=error is None, done=error is None, value=value)
         return value, error
@@ -71,7 +70,7 @@ class Results:
     def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
         """Raises where a file that a finished task promised is missing."""
         if record.backend.capabilities.shared_file_system and not record.backend.dry:
-            resolved = record.extra.resolved if record.extra is not None else None
+            resolved = record.resolved
             given = resolved.places.keys() if resolved is not None else ()
             try:
                 matches = check_outputs(record.description, outputs, given=given)

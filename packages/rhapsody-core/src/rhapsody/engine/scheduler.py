@@ -29,7 +29,7 @@ from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.events import Observation
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import NOT_DESCRIBED, Extra, TaskRecord
+from rhapsody.engine.record import NOT_DESCRIBED, TaskRecord
 from rhapsody.engine.results import Results
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
@@ -58,6 +58,11 @@ from rhapsody.task import TaskFuture
 T = TypeVar("T")
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
+
+# Those that every task needs; looking them up in their class takes a call each in Python 3.11.
+_PENDING, _WAITING, _CANCELING = FutureState.PENDING, WorkState.WAITING, WorkState.CANCELING
+_RESOLVE, _SUBMIT, _ACCEPT = Transition.RESOLVE, Transition.SUBMIT, Transition.ACCEPT
+_RUN, _ENDED_WELL, _REVEAL = Transition.RUN, Transition.DONE, Transition.REVEAL
 
 STOPPING: Final = 30.0
 """Seconds that a future waits for work over its time to stop: longer than a program's grace."""
@@ -248,7 +253,7 @@ class Scheduler:
         if record.dependencies:
             self._link(record)
         else:
-            record.life, handler = ROWS[record.life][Transition.RESOLVE]
+            record.life, handler = ROWS[record.life][_RESOLVE]
             handler(self, record, None)
 
     def start_again(self, record: TaskRecord) -> None:
@@ -281,7 +286,7 @@ class Scheduler:
         """Mark a batch as being handed over; return it without the tasks cancelled meanwhile."""
         submitted = [record for record in batch if record.life is READY]
         for record in submitted:
-            record.life, handler = ROWS[READY][Transition.SUBMIT]
+            record.life, handler = ROWS[READY][_SUBMIT]
             handler(self, record, backend)
         return submitted
 
@@ -296,7 +301,7 @@ class Scheduler:
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
         """Mark a batch as taken by its backend."""
         for record in batch:
-            if (row := ROWS[record.life].get(Transition.ACCEPT)) is not None:
+            if (row := ROWS[record.life].get(_ACCEPT)) is not None:
                 record.life, handler = row
                 handler(self, record, backend)
 
@@ -310,8 +315,7 @@ class Scheduler:
             return
         self._free(record)
         if record.life.future is FutureState.PENDING:
-            verdict = record.extra.verdict if record.extra is not None else None
-            self._attempt_failed(record, verdict or error)
+            self._attempt_failed(record, record.verdict or error)
         else:
             self._move(record, Transition.STOPPED)
 
@@ -328,7 +332,7 @@ class Scheduler:
 
     def run(self, record: TaskRecord) -> bool:
         """Mark an attempt or block as running; return `False` if it was already, or has ended."""
-        row = ROWS[record.life].get(Transition.RUN)
+        row = ROWS[record.life].get(_RUN)
         if row is None:
             return False
         record.life, handler = row
@@ -343,13 +347,13 @@ class Scheduler:
 
     def _start_clock(self, record: TaskRecord) -> None:
         """Let the time of an attempt count from now."""
-        if record.extra is not None and record.extra.timer is not None:
+        if record.timer is not None:
             self._disarm(record)  # it counted from the acceptance of the task
         settings = record.task.settings
         limit = settings.ready_timeout if settings.service else record.description.get("timeout")
         if limit is not None:
             over = partial(self._over_time, record, limit)
-            record.more().timer = self._timers.after(limit, over)
+            record.timer = self._timers.after(limit, over)
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
         """Mark a service as ready in the attempt of this uid."""
@@ -370,11 +374,11 @@ class Scheduler:
             return
         if self.interrupted:
             return  # its future is settled when everything has stopped
-        if record.life.future is not FutureState.PENDING:
+        if record.life.future is not _PENDING:
             self._end_of_settled(record, main, report)
-        elif record.life.work is WorkState.CANCELING:
+        elif record.life.work is _CANCELING:
             self._results.keep(record, report, succeeded=False)
-            verdict = record.more().verdict
+            verdict = record.verdict
             self._attempt_failed(record, verdict or error_messages.of_attempt(record, report))
         elif main is CANCELED:
             self._results.keep(record, report, succeeded=True)
@@ -384,7 +388,7 @@ class Scheduler:
         else:
             value, error = self._results.read(record, main, report)
             if error is None:
-                record.life, handler = ROWS[record.life][Transition.DONE]
+                record.life, handler = ROWS[record.life][_ENDED_WELL]
                 handler(self, record, value)
             else:
                 self._attempt_failed(record, error)
@@ -402,12 +406,12 @@ class Scheduler:
             self._move(record, Transition.DONE, value)
 
     def _on_done(self, record: TaskRecord, value: Any) -> None:
-        saves = record.extra is not None and record.targets()
+        saves = record.resolved is not None and record.resolved.targets
         records = self.recording and record.task.settings.cache and record.task.prefix == "task"
         if saves or records:
             self._actions.record(record, value)
         else:
-            record.life, handler = ROWS[record.life][Transition.REVEAL]
+            record.life, handler = ROWS[record.life][_REVEAL]
             handler(self, record, value)
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
@@ -459,27 +463,26 @@ class Scheduler:
             record.backend.occupied -= 1
             if self._limited:
                 self._actions.room(record)
-        if record.extra is not None:
-            self._release(record, record.extra)
+        if record.timer is not None or record.limits:
+            self._release(record)
 
-    def _release(self, record: TaskRecord, extra: Extra) -> None:
+    def _release(self, record: TaskRecord) -> None:
         """Cancel a deadline and give back places under named limits."""
-        if extra.timer is not None:
-            self._disarm(record)
-        if extra.limits:
+        self._disarm(record)
+        if record.limits:
             for other in self.limits.give_back(record):
                 self._actions.route(other)
 
     def _disarm(self, record: TaskRecord) -> None:
-        if record.extra is not None and record.extra.timer is not None:
-            record.extra.timer.cancel()
-            record.extra.timer = None
+        if record.timer is not None:
+            record.timer.cancel()
+            record.timer = None
 
     # Failures and retries.
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
         """Try a task again whose attempt has failed, or give it up."""
-        record.more().verdict = None
+        record.verdict = None
         if is_a(error, LOST):
             self.stats.lost += 1
         delay, error = (None, error) if self.closing else self._next_attempt(record, error)
@@ -490,7 +493,7 @@ class Scheduler:
         self.stats.retried += not is_a(error, NOT_COUNTED)  # one that was held back has not run
         if self.observed:
             self._observation.publish(record, FAILED, error)
-        record.more().timer = self._timers.after(delay, partial(self._again, record))
+        record.timer = self._timers.after(delay, partial(self._again, record))
 
     def _next_attempt(
         self, record: TaskRecord, error: BaseException
@@ -541,7 +544,7 @@ class Scheduler:
 
     def _again(self, record: TaskRecord) -> None:
         """The wait before the next attempt is over."""
-        record.more().timer = None
+        record.timer = None
         self._move(record, Transition.DUE)
 
     def _on_due(self, record: TaskRecord, _: None) -> None:
@@ -686,13 +689,13 @@ class Scheduler:
 
     def _on_stop(self, record: TaskRecord, error: BaseException) -> None:
         self._disarm(record)
-        record.more().verdict = error
-        record.more().timer = self._timers.after(STOPPING, partial(self.cannot_stop, record))
+        record.verdict = error
+        record.timer = self._timers.after(STOPPING, partial(self.cannot_stop, record))
         self._actions.stop(record)
 
     def _over_time(self, record: TaskRecord, limit: float) -> None:
         """Stop work whose timeout is over; if that is impossible, fail its task without it."""
-        record.more().timer = None
+        record.timer = None
         error = error_messages.over_time(record, limit)
         if record.backend.capabilities.cancellation(record.task.task_kind) == "running":
             self.stop_with(record, error)
@@ -701,9 +704,8 @@ class Scheduler:
 
     def cannot_stop(self, record: TaskRecord) -> None:
         """Handle work that its backend cannot stop, or has not stopped for too long."""
-        verdict = record.extra.verdict if record.extra is not None else None
-        if record.life.future is FutureState.PENDING and verdict is not None:
-            self._let_go(record, verdict)
+        if record.life.future is FutureState.PENDING and record.verdict is not None:
+            self._let_go(record, record.verdict)
 
     def _let_go(self, record: TaskRecord, error: BaseException) -> None:
         """Settle the future of a task whose work goes on."""
@@ -769,7 +771,7 @@ class Scheduler:
         for dependent in dependents or ():
             if dependent.unfinished > 1 and not cancelled:
                 dependent.unfinished -= 1
-            elif dependent.pushed or dependent.life.work is WorkState.WAITING:
+            elif dependent.pushed or dependent.life.work is _WAITING:
                 self._dependency_settled(dependent, record.future)
 
     def _dependency_settled(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
@@ -788,7 +790,7 @@ class Scheduler:
         if self._fail_with_dependencies(record):
             return
         if not self._pushdown.needs_values(record) or not self._fetch_values(record):
-            self._move(record, Transition.RESOLVE)
+            self._move(record, _RESOLVE)
 
     def _fail_with_dependencies(self, record: TaskRecord) -> bool:
         """Fail a task whose dependencies have ended if one of them failed."""
@@ -864,8 +866,10 @@ class Scheduler:
             record.parent = None
         record.args, record.kwargs, record.specific = (), None, None
         record.description = NOT_DESCRIBED
+        if record.timer is not None or record.limits:
+            self._release(record)
+        record.resolved = record.verdict = None
         if record.extra is not None:
-            self._release(record, record.extra)
             extra, record.extra = record.extra, None
             for call in extra.waiters:
                 call()

@@ -188,8 +188,8 @@ class StageOut:
     def restore(self, record: TaskRecord, recorded: Recorded) -> None:
         """Gives a task the result that a plugin had, with its files."""
         files, dry = recorded.files, record.backend.dry
-        if record.extra is not None and record.extra.resolved is not None:
-            self._stager.was_read(record.extra.resolved)
+        if record.resolved is not None:
+            self._stager.was_read(record.resolved)
         left = AttemptInfo(
             uid=record.uid,
             name=record.task.name,

@@ -145,10 +145,10 @@ class TaskBuilder:
                     own = task.settings.lost_retries
                     record.description["lost_retries"] = self._lost_retries if own is None else own
                 record.stage = RESOLVED
-                if record.extra is not None:
-                    record.extra.resolved = None  # that of an earlier attempt
-                    if self._has_files(record, backend) and not self._resolved(record, backend):
-                        return False
+                record.resolved = None  # that of an earlier attempt
+                has_files = record.extra is not None and self._has_files(record, backend)
+                if has_files and not self._resolved(record, backend):
+                    return False
             if record.stage == RESOLVED:
                 record.stage = LOOKED_UP
                 if record.found is not None and record.found.inputs and task.kind != "executable":
@@ -159,7 +159,7 @@ class TaskBuilder:
                 if backend.may_end and (short := shortage(record, backend)) is not None:
                     self._hold_back(record, backend, short)
                     return False
-                resolved = record.extra.resolved if record.extra is not None else None
+                resolved = record.resolved
                 if resolved is not None and (gone := resolved.gone()):
                     again = self._make_again(record, backend, gone)
                     self._background.spawn(again, f"files for {record.uid}")
@@ -265,7 +265,7 @@ class TaskBuilder:
         sandbox = record.description.get("sandbox")
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         sources = record.extra.sources if record.extra is not None else ()
-        resolved = record.extra.resolved if record.extra is not None else None
+        resolved = record.resolved
 
         def replace(leaf: Any) -> Any:
             if asyncio.isfuture(leaf):
@@ -461,7 +461,7 @@ class TaskBuilder:
         made_by = found.producers if found is not None else {}
         for each in self._others(record):
             self._stager.require_capable(description, each.backend, inputs, outputs)
-        extra.resolved = self._stager.resolve(
+        record.resolved = resolved = self._stager.resolve(
             description,
             backend.backend,
             inputs,
@@ -469,8 +469,8 @@ class TaskBuilder:
             extra.sources,
             {key: left for key, future in made_by.items() if (left := future._outcome)},
         )
-        if extra.resolved.coming:
-            fetching = self._fetch(record, backend, extra.resolved, outputs)
+        if resolved.coming:
+            fetching = self._fetch(record, backend, resolved, outputs)
             self._background.spawn(fetching, f"files of {record.uid}")
             return False
         return True
@@ -494,7 +494,7 @@ class TaskBuilder:
 
     def _place_inputs(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Let a function read its inputs where they are, or in a sandbox if it must have one."""
-        description, resolved = record.description, record.more().resolved
+        description, resolved = record.description, record.resolved
         if "sandbox" in description:
             return
         if resolved is None or not self._stager.in_place(backend.backend, resolved):
