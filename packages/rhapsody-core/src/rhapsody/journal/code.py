@@ -152,31 +152,6 @@ class CodeFingerprint:
         starts_programs: Whether it starts programs, which inherit variables of the environment.
     """
 
-    __slots__ = (
-        "_called",
-        "_collecting",
-        "_empty",
-        "_filled",
-        "_fills",
-        "_program",
-        "_sandbox",
-        "_seen",
-        "_todo",
-        "_values",
-        "cells",
-        "environment",
-        "inner",
-        "lines",
-        "made_of",
-        "parts",
-        "paths",
-        "read",
-        "related",
-        "set_here",
-        "sizes",
-        "starts_programs",
-    )
-
     def __init__(self, program: Program) -> None:
         self._program = program
         self._values = Values(self)

@@ -86,7 +86,6 @@ class FileDigests:
         self._earlier = earlier
         self._known: dict[Stamp, bytes] = {}
         self._seen: dict[str, bytes | None] | None = None
-        self._mapped: set[int] | None = None
         self._once: dict[object, Any] | None = None
         self._systems: dict[int, str] = {}
         self._kernel = {os.stat(place).st_dev for place in KERNEL if os.path.exists(place)}
@@ -98,7 +97,7 @@ class FileDigests:
         try:
             yield
         finally:
-            self._seen = self._mapped = self._once = None
+            self._seen = self._once = None
 
     def of(self, path: str) -> bytes | None:
         """Return the digest of a file's content, `None` if there is no readable file.
@@ -188,26 +187,23 @@ class FileDigests:
             coarse = system in NETWORK or not stamp.changed % 1_000_000_000
             settled = time.time_ns() - stamp.changed > (SETTLED if coarse else QUICKLY_SETTLED)
             digest = _read(path)
-            if not settled or stamp.inode in self._mapped_here():
+            if not settled or stamp.inode in self.once(_mapped_inodes):
                 return digest
             if stamp.size >= LARGE:
                 self.new[stamp] = digest
         self._known[stamp] = digest
         return digest
 
-    def _mapped_here(self) -> set[int]:
-        """Return the inodes that this process has mapped to write, looked up once per context."""
-        if self._mapped is not None:
-            return self._mapped
-        found: set[int] = set()
-        with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # no Linux
-            for line in maps.read().splitlines():
-                _, access, _, _, inode, *_ = line.split(None, 5)
-                if access == b"rw-s":
-                    found.add(int(inode))
-        if self._seen is not None:
-            self._mapped = found
-        return found
+
+def _mapped_inodes() -> set[int]:
+    """Return the inodes that this process has mapped to write."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError), open("/proc/self/maps", "rb", 0) as maps:  # no Linux
+        for line in maps.read().splitlines():
+            _, access, _, _, inode, *_ = line.split(None, 5)
+            if access == b"rw-s":
+                found.add(int(inode))
+    return found
 
 
 def _read(path: str) -> bytes:
@@ -289,14 +285,14 @@ class Outputs:
             # `of` looks once at what is a file, and has no digest of a directory.
             there = digest in (self._digests.of(path), self._digests.of(files.places.get(name, "")))
             kept[name] = {
-                "path": self._told(path),
+                "path": self._relative(path),
                 "digest": digest.hex(),
                 "directory": not there,
             }
             if name in files.places:
-                kept[name]["place"] = self._told(files.places[name])
+                kept[name]["place"] = self._relative(files.places[name])
         noted = {
-            "sandbox": self._told(files.sandbox),
+            "sandbox": self._relative(files.sandbox),
             "named": named,
             "stays": files.stays,
             "matches": dict(files.matches),
@@ -316,7 +312,7 @@ class Outputs:
         """
         before, now = json.loads(former)["files"], json.loads(made)["files"]
         return {
-            self._path(file[kind]): bytes.fromhex(now[name]["digest"]) if name in now else b""
+            self._absolute(file[kind]): bytes.fromhex(now[name]["digest"]) if name in now else b""
             for name, file in before.items()
             if before.keys() != now.keys() or file["digest"] != now[name]["digest"]
             for kind in ("path", "place")
@@ -332,12 +328,13 @@ class Outputs:
         """
         read = json.loads(noted)
         paths, places, gone = {}, {}, set()
-        sandbox = self._path(read["sandbox"])
+        sandbox = self._absolute(read["sandbox"])
         if read["named"] and not os.path.isdir(sandbox):
             return None
         for name, file in read["files"].items():
             digest = bytes.fromhex(file["digest"])
-            path, place = self._path(file["path"]), self._path(file.get("place", file["path"]))
+            path = self._absolute(file["path"])
+            place = self._absolute(file.get("place", file["path"]))
             in_place = "place" in file and self._digests.of_any(place) == digest
             if os.path.lexists(path) and self._digests.of_any(path) == digest:
                 paths[name] = path
@@ -360,11 +357,11 @@ class Outputs:
         """Return whether a file was copied to a destination outside the sandbox."""
         return "place" in json.loads(noted)["files"][name]
 
-    def _told(self, path: str) -> str:
+    def _relative(self, path: str) -> str:
         return os.path.relpath(path, self._directory)
 
-    def _path(self, told: str) -> str:
-        return os.path.normpath(os.path.join(self._directory, told))
+    def _absolute(self, path: str) -> str:
+        return os.path.normpath(os.path.join(self._directory, path))
 
 
 def has_files(sandbox: str) -> bool:

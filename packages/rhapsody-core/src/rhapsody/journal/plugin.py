@@ -91,7 +91,7 @@ class Journal:
         self._readers: dict[str, dict[str, str]] = {}  # by input path: reused calls and their names
         self._numbers: dict[bytes, int] = {}
         self._moved: dict[bytes, set[int]] = {}  # numbers of calls that had another key before
-        self._told: dict[str, str] = {}
+        self._refused: dict[str, str] = {}
         self._failed = False
 
     @property
@@ -190,10 +190,9 @@ class Journal:
     def _why(self, task: LookupTask, earlier: Earlier) -> str:
         call = self._calls.get(_call(task["uid"]))
         if call is None:
-            return f"runs: {self._told.get(task['name'], 'it is not recorded')}"
-        _, _, why, parts, code, paths = call[:6]
-        read = {f"file {path}": made.hex() for path, made in paths.items() if made}
-        parts = as_text(ast.literal_eval(parts) | read)
+            return f"runs: {self._refused.get(task['name'], 'it is not recorded')}"
+        _, _, why, parts, code, paths = call
+        parts = _with_files(parts, paths)
         uid = ".".join(task["uid"].split(".")[-3:-1])
         return f"runs: {why or earlier.what_changed(task['name'], uid, parts, code)}"
 
@@ -215,7 +214,7 @@ class Journal:
                 )
             key = self._keys.of(task, task["settings"], task["inputs"], task["texts"])
         except UnhashableError as error:
-            self._say(name, str(error))
+            self._refuse(name, str(error))
             return None
         former = self._calls.pop(call, None)
         if former is None:
@@ -305,9 +304,7 @@ class Journal:
                         refused[record.uid] = error
                     continue
                 uid = _call(record.task["uid"])
-                if (
-                    self._gone.pop(uid, None) is not None
-                ):  # it was not reused because files are missing
+                if self._gone.pop(uid, None) is not None:  # its files are missing: it ran again
                     for path in filter(None, record.inputs.values()):
                         self._readers.get(path, {}).pop(uid, None)
                 call = self._calls.pop(uid, None)
@@ -316,7 +313,7 @@ class Journal:
                 except sqlite3.Error:
                     raise
                 except Exception as error:  # whatever its value or its files cause
-                    self._say(record.task["name"], f"{type(error).__name__}: {error}")
+                    self._refuse(record.task["name"], f"{type(error).__name__}: {error}")
                     continue
                 if recording is not None:
                     kept.append(recording)
@@ -401,12 +398,9 @@ class Journal:
                 digest = self._keys.digest(parts, code, paths)
                 number = self._number(digest, number)
         except UnhashableError as error:
-            self._say(task["name"], str(error))
+            self._refuse(task["name"], str(error))
             return None
-        if any(paths.values()):
-            read = {f"file {path}": made.hex() for path, made in paths.items() if made}
-            parts = as_text(ast.literal_eval(parts) | read)
-        name, uid = task["name"], record.uid
+        name, uid, parts = task["name"], record.uid, _with_files(parts, paths)
         return Recording(digest, number, name, uid, parts, code, files, why, packed)
 
     def _packed(self, record: Record) -> bytes | None:
@@ -422,21 +416,29 @@ class Journal:
             try:
                 packed = cloudpickle.dumps(value)
             except Exception as error:
-                self._say(name, f"its result cannot be pickled: {describe_error(error)}")
+                self._refuse(name, f"its result cannot be pickled: {describe_error(error)}")
                 return None
         size = len(packed) or sys.getsizeof(record.value)
         if largest is not None and size > largest:
             kept = f"{largest} are kept at most (journal_max_value)"
-            self._say(name, f"its result has {size} bytes, and {kept}")
+            self._refuse(name, f"its result has {size} bytes, and {kept}")
             return None
         return packed
 
-    def _say(self, name: str, why: str) -> None:
+    def _refuse(self, name: str, why: str) -> None:
         """Log a warning, once per task name, that results are not recorded."""
-        if name not in self._told:
-            self._told[name] = why
+        if name not in self._refused:
+            self._refused[name] = why
             self._store.refuse(name, why)
             log.warning("task %r is not recorded, and runs again when the run is: %s", name, why)
+
+
+def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
+    """Return the parts of a key and the digests of the files that its paths name."""
+    if not any(paths.values()):
+        return parts
+    read = {f"file {path}": digest.hex() for path, digest in paths.items() if digest}
+    return as_text(ast.literal_eval(parts) | read)
 
 
 def _call(uid: str) -> str:
