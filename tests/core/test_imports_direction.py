@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def engine_order() -> list[str]:
 def test_every_module_of_the_engine_is_in_the_architecture_once() -> None:
     there = sorted(path.stem for path in (ROOT / "engine").glob("*.py") if path.stem != "__init__")
     assert sorted(engine_order()) == there
+
+
+def test_the_code_that_the_architecture_refers_to_exists() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    table = text.partition("## Where things happen")[2].partition("\n## ")[0]
+    found = re.findall(r"`((?:rhapsody\.)?[a-z][\w.]*)\.([A-Z]\w+)\.(\w+)`", table)
+    assert found
+    for module, owner, method in found:
+        name = module if module.startswith("rhapsody.") else f"rhapsody.engine.{module}"
+        assert hasattr(getattr(import_module(name), owner), method), f"{module}.{owner}.{method}"
 
 
 @pytest.mark.parametrize("module", engine_order())
