@@ -11,7 +11,6 @@ import asyncio
 import contextvars
 import logging
 import os
-import selectors
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -60,24 +59,8 @@ def _task_factory(
     return task
 
 
-class _Selector(selectors.DefaultSelector):
-    """A selector that can leave out one look.
-
-    A coroutine's first step waits for nothing, and many have no second one. Looking
-    for events before it would cost a system call and hand other threads the turn.
-    """
-
-    leave_out = False
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if self.leave_out:
-            self.leave_out = False
-            return []
-        return super().select(timeout)
-
-
-def _new_loop(selector: selectors.BaseSelector) -> asyncio.AbstractEventLoop:
-    loop = asyncio.SelectorEventLoop(selector)
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.SelectorEventLoop()
     loop.set_task_factory(_task_factory)  # type: ignore[arg-type]
     return loop
 
@@ -96,6 +79,13 @@ async def _end_family(family: set[asyncio.Task[Any]]) -> None:
         )
 
 
+def _run_until_done(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    """Run a loop until a task is done, even if another task stops the loop meanwhile."""
+    task.add_done_callback(lambda _: loop.stop())
+    while not task.done():
+        loop.run_forever()
+
+
 class WorkerLoop:
     """Runs one coroutine at a time, on the thread that asks for it.
 
@@ -109,7 +99,7 @@ class WorkerLoop:
     def run(
         self,
         coroutine: Coroutine[Any, Any, Any],
-        started: Callable[[asyncio.AbstractEventLoop, asyncio.Task[None]], object] | None = None,
+        started: Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], object] | None = None,
     ) -> Any:
         """Run a coroutine to its end; blocks the calling thread.
 
@@ -127,36 +117,27 @@ class WorkerLoop:
         Raises:
             BaseException: What it raised, `asyncio.CancelledError` where it was cancelled.
         """
+        if self._loop is None:
+            self._loop = _new_loop()
         loop = self._loop
-        if loop is None:
-            self._selector = _Selector()
-            loop = self._loop = _new_loop(self._selector)
         family: set[asyncio.Task[Any]] = set()
-        token = _family.set(family)
-        ends: list[_Outcome] = []  # the first one counts
-        task = asyncio.Task(self._drive(coroutine, loop, ends), loop=loop)
-        _family.reset(token)
+        task = _started(lambda: coroutine, family, contextvars.copy_context(), loop)
+        raised: BaseException | None
         try:
             if started is not None:
                 started(loop, task)
-            self._selector.leave_out = True
-            loop.run_forever()
-            while not ends:  # the coroutine itself stopped the loop
-                loop.run_forever()
-        except BaseException as error:  # a SystemExit out of any of its tasks
-            ends.append((None, error))
-        if not task.done():
-            family.add(task)
-        if family:
-            loop.run_until_complete(_end_family(family))
-            if family:
-                self.close()  # the next coroutine gets a clean one
-        value, raised = ends[0]
+            _run_until_done(loop, task)
+            value, raised = task.result()
+        except BaseException as error:  # a cancellation, or a SystemExit out of any of its tasks
+            value, raised = None, error
+            _run_until_done(loop, asyncio.Task(_end_family(family | {task}), loop=loop))
+        if family or not task.done():
+            self.close()  # the next coroutine gets a clean one
         if raised is not None:
             try:
                 raise raised
             finally:
-                del raised, ends  # its traceback holds this frame
+                del raised, task  # its traceback holds this frame
         return value
 
     def close(self) -> None:
@@ -167,22 +148,6 @@ class WorkerLoop:
 
     def __del__(self) -> None:
         self.close()
-
-    @staticmethod
-    async def _drive(
-        coroutine: Coroutine[Any, Any, Any],
-        loop: asyncio.AbstractEventLoop,
-        ends: list[_Outcome],
-    ) -> None:
-        # `run_until_complete` costs a callback and a turn of the loop more.
-        value = raised = None
-        try:
-            value = await coroutine
-        except BaseException as error:  # whatever a coroutine raises is its result
-            raised = error
-        if not ends:  # else it was ended because the loop fell over
-            loop.stop()
-        ends.append((value, raised))
 
 
 class SharedLoop:
@@ -217,7 +182,7 @@ class SharedLoop:
         """Start the thread unless another one has done so, and return its inbox."""
         with self._lock:
             if self._inbox is None:
-                loop = _new_loop(selectors.DefaultSelector())
+                loop = _new_loop()
                 self._loop = loop
                 self._thread = threading.Thread(
                     target=self._run, args=(loop,), name=self._name, daemon=True
@@ -248,10 +213,7 @@ class SharedLoop:
         Returns:
             The task that runs it; cancelling it cancels the coroutine.
         """
-        family: set[asyncio.Task[Any]] = set()
-        context.run(_family.set, family)
-        loop = asyncio.get_running_loop()
-        task = asyncio.Task(_drive(call, family), loop=loop, context=context)
+        task = _started(call, set(), context, asyncio.get_running_loop())
         task.add_done_callback(partial(_tell, ended))
         return task
 
@@ -275,6 +237,17 @@ class SharedLoop:
             except BaseException as error:  # a SystemExit out of a task that one started
                 log.warning("a task on the shared loop raised %s", describe_error(error))
         loop.close()
+
+
+def _started(
+    call: Callable[[], Coroutine[Any, Any, Any]],
+    family: set[asyncio.Task[Any]],
+    context: contextvars.Context,
+    loop: asyncio.AbstractEventLoop,
+) -> asyncio.Task[_Outcome]:
+    """Create the task that runs a coroutine and ends the tasks that it leaves behind."""
+    context.run(_family.set, family)
+    return asyncio.Task(_drive(call, family), loop=loop, context=context)
 
 
 async def _drive(
