@@ -38,6 +38,7 @@ before April 2025: were the wrapper freed while a thread prints, the process wou
 """
 
 Name = Literal["stdout", "stderr"]
+NAMES: tuple[Name, Name] = ("stdout", "stderr")
 
 Capture = bool | Literal["files", "quiet"]
 """What a task's description says about its output."""
@@ -50,8 +51,6 @@ class Record:
         path: The file for what exceeds `LIMIT`; without one the rest is dropped.
         whole: All of it goes to the file, and `result` gives the path.
     """
-
-    __slots__ = ("_closed", "_file", "_lock", "_parts", "_path", "_size", "_whole")
 
     def __init__(self, path: str | None, *, whole: bool = False) -> None:
         self._path = path
@@ -119,25 +118,21 @@ class Recorder:
         directory: The task's sandbox, for large output; made when there is some.
         files: All output goes to files there.
         quiet: It is kept only, and does not go where it always went.
-
     """
-
-    __slots__ = ("_directory", "_files", "_quiet_in", "_records")
 
     def __init__(
         self, directory: str | None = None, *, files: bool = False, quiet: bool = False
     ) -> None:
         self._quiet_in = os.getpid() if quiet else None
         self._directory = directory
-        self._files = files
         self._records: dict[Name, Record] = {}
+        for name, file in zip(NAMES, OUTPUT_FILES, strict=True):
+            path = None if directory is None else os.path.join(directory, file)
+            self._records[name] = Record(path, whole=files)
 
     def write(self, name: Name, text: str) -> None:
-        """Keeps text that goes to one of the streams."""
-        record = self._records.get(name)
-        if record is None:
-            record = self._records.setdefault(name, self._record(name))
-        record.write(text)
+        """Keep text that goes to one of the streams."""
+        self._records[name].write(text)
 
     @property
     def quiet(self) -> bool:
@@ -152,12 +147,7 @@ class Recorder:
 
     def result(self, name: Name) -> str:
         """Return what was printed to a stream, or with `files` the path of its file."""
-        record = self._records.get(name)
-        if record is None:
-            if not self._files:
-                return ""
-            record = self._records.setdefault(name, self._record(name))
-        return record.result()
+        return self._records[name].result()
 
     def report(self, task: TaskDescription) -> None:
         """Write what was printed into the task's description.
@@ -165,18 +155,9 @@ class Recorder:
         Raises:
             OSError: Its files cannot be written.
         """
-        if not self._records and not self._files:
-            task["stdout"] = task["stderr"] = ""
-            return
-        task["stdout"], task["stderr"] = self.result("stdout"), self.result("stderr")
+        task["stdout"], task["stderr"] = map(self.result, NAMES)
         if self.in_files is not None:
             task["sandbox"] = self.in_files
-
-    def _record(self, name: Name) -> Record:
-        if self._directory is None:
-            return Record(None)
-        file = OUTPUT_FILES[0] if name == "stdout" else OUTPUT_FILES[1]
-        return Record(os.path.join(self._directory, file), whole=self._files)
 
 
 def recorder_for(capture: Capture, directory: str | None = None) -> Recorder | None:
@@ -226,9 +207,7 @@ class CapturedOutput(Output):
 
     def __init__(self, directory: str | None, capture: Capture) -> None:
         streams.ensure()
-        self._recorder = None
-        if capture is not False:
-            self._recorder = recorder_for(capture, directory)
+        self._recorder = recorder_for(capture, directory)
         self._setting = recording(self._recorder)
 
     def __enter__(self) -> CapturedOutput:
@@ -239,7 +218,7 @@ class CapturedOutput(Output):
         self._setting.__exit__(*error)
         recorder = self._recorder
         if recorder is not None:
-            self.stdout, self.stderr = recorder.result("stdout"), recorder.result("stderr")
+            self.stdout, self.stderr = map(recorder.result, NAMES)
             self.directory = recorder.in_files
 
 
@@ -256,20 +235,16 @@ class Tee:
 
     def __init__(self, name: Name, stream: Any) -> None:
         self.rhapsody_stream: Any = stream
-        self._name: Name = name
+        self.rhapsody_name: Name = name
         self._on_terminal = False
         with suppress(ValueError):  # it is closed
             self._on_terminal = hasattr(stream, "isatty") and stream.isatty()
-
-    def stands_for(self, name: Name, stream: Any) -> bool:
-        """Whether it stands for that stream."""
-        return self._name == name and self.rhapsody_stream is stream
 
     def write(self, text: str) -> int:
         """Writes text to the real stream, and to the record of the task that runs here."""
         recorder = _recorder.get()
         if recorder is not None:
-            recorder.write(self._name, text)
+            recorder.write(self.rhapsody_name, text)
             if streams.exiting or recorder.quiet:
                 return len(text)
         if self.rhapsody_stream is None:
@@ -305,7 +280,7 @@ class Tee:
         """The stream for bytes; what a task writes there is kept as text."""
         buffer = self.rhapsody_stream.buffer
         recorder = _recorder.get()
-        return buffer if recorder is None else _Bytes(self._name, buffer, recorder)
+        return buffer if recorder is None else _Bytes(self.rhapsody_name, buffer, recorder)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rhapsody_stream, name)
@@ -352,8 +327,7 @@ class Streams:
 
     def ensure(self) -> None:
         """Wrap them again where somebody has put others in their place; before each task."""
-        names: tuple[Name, Name] = ("stdout", "stderr")
-        for name in names:
+        for name in NAMES:
             stream = getattr(sys, name)
             if type(stream) is not Tee:
                 _replace(name, self._tee(name, stream))
@@ -362,12 +336,9 @@ class Streams:
         """Put the real streams back after the last user."""
         with self._lock:
             self._users -= 1
-            if self._users:
-                return
-            names: tuple[Name, Name] = ("stdout", "stderr")
-            for name in names:
-                while type(stream := getattr(sys, name)) is Tee:
-                    _replace(name, stream.rhapsody_stream)
+            if not self._users:
+                for name in NAMES:
+                    _replace(name, self.real(name))
 
     def real(self, name: Name) -> Any:
         """Return the stream that is wrapped."""
@@ -378,11 +349,10 @@ class Streams:
 
     def _tee(self, name: Name, stream: Any) -> Tee:
         for tee in self._tees:
-            if tee.stands_for(name, stream):
+            if tee.rhapsody_name == name and tee.rhapsody_stream is stream:
                 return tee
-        tee = Tee(name, stream)
-        self._tees.append(tee)
-        return tee
+        self._tees.append(Tee(name, stream))
+        return self._tees[-1]
 
     def exit(self) -> None:
         """Pass on no more of what tasks print: the interpreter is about to close the streams."""
@@ -393,7 +363,7 @@ def _replace(name: Name, stream: Any) -> None:
     """Sets a standard stream, also for the log handlers that write to it."""
     former = getattr(sys, name)
     setattr(sys, name, stream)
-    if former is None or stream is None:
+    if former is None or stream is None or former is stream:
         return
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     for logger in loggers:

@@ -513,10 +513,7 @@ class Job:
             sandbox=sandbox,
             deadline=None if timeout is None else time() + timeout,
         )
-        capture = task.get("capture", True)
-        self.recorder = (
-            Recorder(self.spill) if capture is True else recorder_for(capture, self.spill)
-        )
+        self.recorder = recorder_for(task.get("capture", True), self.spill)
         return self.context
 
 
