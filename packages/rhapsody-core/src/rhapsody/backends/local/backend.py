@@ -71,28 +71,32 @@ EXECUTOR = replace(THREADS, cancel_async_functions="queued")
 
 
 class Executables:
-    """Runs executable tasks.
+    """Runner of executable tasks and services.
 
     Args:
-        deliver: Takes each job that has ended; called on the loop.
-        sandbox: Gives a task's sandbox where the description names none.
-        gpus: All the GPUs there are to give.
-        grace: Seconds between asking a program to end and ending it by force.
-        guardian: What ends the programs where this process is killed.
+        deliver: Called on the loop with each job that has ended.
+        announce: Called on the loop with each job whose program was started; for a service that
+            will signal its readiness, also with the function that takes the engine's future.
+        sandbox: Returns the sandbox of a task whose description names none.
+        gpus: All GPUs of the backend.
+        grace: Seconds between asking a program to end and killing it.
+        guardian: Kills the programs if this process is killed.
     """
 
-    announces = False
+    announces = True
     stoppable = True
 
     def __init__(
         self,
         deliver: Callable[[Job], object],
+        announce: Callable[[Job, Callable[..., None] | None], object],
         sandbox: Callable[[str], str],
         gpus: tuple[str, ...],
         grace: float,
         guardian: Guardian,
     ) -> None:
         self._deliver = deliver
+        self._announce = announce
         self._sandbox = sandbox
         self._gpus = gpus
         self._grace = grace
@@ -100,10 +104,13 @@ class Executables:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def run(self, job: Job) -> None:
-        """Starts the program."""
-        self._run(job, TaskProgram)
-
-    def _run(self, job: Job, start: Callable[..., TaskProgram]) -> None:
+        """Start the program; of a service, watch for its readiness."""
+        start: Callable[..., TaskProgram] = TaskProgram
+        attach = None
+        if job.request.endless:
+            readiness = Readiness()
+            start = partial(TaskService, ready=readiness.set)
+            attach = None if job.task.get("ready") is None else readiness.attach
         job.task["sandbox"] = make_sandbox(job.task.get("sandbox") or self._sandbox(job.uid))
         environment = job.environment(self._gpus)
         job.handle = program = start(job.task, environment, launch=self._launch)
@@ -112,6 +119,7 @@ class Executables:
         task = asyncio.create_task(self._finish(job, program))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._announce(job, attach)
 
     def cancel(self, job: Job) -> None:
         """Asks the program's group to end, and ends it by force after the grace period."""
@@ -149,39 +157,6 @@ def check_shell(task: TaskDescription) -> None:
             f"task {task['name']!r}: task_description says shell={wanted!r}, and the command is "
             f"{command}; return a {'list of words' if by_shell else 'string'} instead"
         )
-
-
-class Services(Executables):
-    """Runs executable services.
-
-    Args:
-        deliver: Takes each job that has ended; called on the loop.
-        serving: Called on the loop with each job whose program was started.
-        sandbox: Gives a task's sandbox where the description names none.
-        gpus: All the GPUs there are to give.
-        grace: Seconds between asking a program to end and ending it by force.
-        guardian: What ends the programs where this process is killed.
-    """
-
-    announces = True
-
-    def __init__(
-        self,
-        deliver: Callable[[Job], object],
-        serving: Callable[[Job, Callable[..., None] | None], object],
-        sandbox: Callable[[str], str],
-        gpus: tuple[str, ...],
-        grace: float,
-        guardian: Guardian,
-    ) -> None:
-        super().__init__(deliver, sandbox, gpus, grace, guardian)
-        self._serving = serving
-
-    def run(self, job: Job) -> None:
-        """Starts the service's program and begins to watch for its readiness."""
-        readiness = Readiness()
-        self._run(job, partial(TaskService, ready=readiness.set))
-        self._serving(job, None if job.task.get("ready") is None else readiness.attach)
 
 
 EXECUTORS = ("thread", "process")
@@ -284,9 +259,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         put, gpus = mailbox.put, self.machine.gpus
         self._shared = SharedThread(put, "rhapsody-waiters")
         self._guardian = Guardian()
-        programs = self.own_sandbox, gpus, self.grace, self._guardian
-        self._executables = Executables(self._ended, *programs)
-        self._services = Services(self._ended, self._announce, *programs)
+        self._executables = Executables(
+            self._ended, self._announce, self.own_sandbox, gpus, self.grace, self._guardian
+        )
         self._mailbox = mailbox  # from here on there is something to stop
         self._functions: Runner
         if isinstance(self._executor, Executor):
@@ -333,7 +308,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             await self._processes.close()
         await self._wait_for_ends()
         await self._executables.stop()
-        await self._services.stop()
         await in_thread(self._guardian.stop, or_here=True)
         self._shared.stop(self.thread_grace)
         if self._threads is not None:
@@ -463,7 +437,7 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
         elif service:
             if "ready" in task:
                 parse_ready(task["ready"])
-            job.runner = self._services
+            job.runner = self._executables
             job.request = _request(resources, endless=True) if resources else ONE_SERVICE
         else:
             job.runner = self._executables
