@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import lru_cache
 from io import BufferedIOBase, IOBase, TextIOWrapper
 from logging.handlers import QueueHandler
@@ -33,7 +33,6 @@ from rhapsody.sdk.runner import (
     PLAIN,
     CallResult,
     CallSpec,
-    Environment,
     Runner,
     known,
     loads,
@@ -104,7 +103,7 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
                 next_one = _taken(unbegun)
             if number == next_one:
                 next_one = None
-                outcome = _own_runner.make(order, call)
+                outcome = _runner.make(order, call)
                 if os.getpid() != pid:
                     os._exit(0)  # the call has forked, and its child came back
                 send(reply(outcome))
@@ -275,30 +274,7 @@ class _Runner(Runner):
         return task_context(TaskContext(**known(order)))
 
 
-class _OwnRunner(_Runner):
-    """Makes the calls of a worker process of ours, which mostly want the same variables."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._variables: Mapping[str, str] = {}
-        self._setting = Environment({})
-        self._setting.__enter__()
-
-    def environment(self, order: CallSpec) -> AbstractContextManager[Any]:
-        """Sets the call's variables, which stay until one wants others."""
-        wanted = order.environment
-        if wanted != self._variables:
-            self._setting.__exit__()
-            self._variables, self._setting = wanted, Environment(wanted)
-            self._setting.__enter__()
-        for name, value in wanted.items():
-            if os.environ.get(name) != value:  # a call has changed it
-                os.environ[name] = value
-        return nullcontext()
-
-
 _runner = _Runner()
-_own_runner = _OwnRunner()
 _reused = lru_cache(64)(loads)
 
 
