@@ -30,24 +30,24 @@ from rhapsody.sdk.threads import start_thread
 
 __all__ = ["Guardian", "Program"]
 
-_groups: dict[int, int] = {}  # and the process that opened each
+_groups: dict[int, int] = {}  # the process that registered each
 
 
 def register_group(pid: int) -> None:
-    """Notes a group that must not outlive this process."""
+    """Register a group that must not outlive this process."""
     _groups[pid] = os.getpid()
 
 
 def forget_group(pid: int) -> None:
-    """Forgets a group that has ended; its number may soon be somebody else's."""
+    """Unregister a group that has ended: the system may reuse its number."""
     _groups.pop(pid, None)
 
 
 @atexit.register
 def kill_groups() -> None:
-    """Ends every group that is open by force. For the end of the interpreter.
+    """Kill every registered group. Called when the interpreter exits.
 
-    A child that the program has forked leaves the program's groups alone when it ends.
+    A forked child does not kill the groups of its parent when it exits.
     """
     for pid, owner in tuple(_groups.items()):
         if owner == os.getpid():
@@ -55,13 +55,13 @@ def kill_groups() -> None:
 
 
 def signal_group(pid: int, number: int) -> None:
-    """Sends a signal to a group; one that is gone is no error."""
+    """Send a signal to a group, if it still exists."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 
 
 def group_exists(pid: int) -> bool:
-    """Whether a process group has members, be they only dead ones that nobody reaped."""
+    """Return whether a process group has members, including zombies."""
     try:
         os.killpg(pid, 0)
     except (ProcessLookupError, PermissionError):
@@ -70,10 +70,10 @@ def group_exists(pid: int) -> bool:
 
 
 def group_alive(pid: int) -> bool:
-    """Whether a process group has members that live.
+    """Return whether a process group has members other than zombies.
 
-    In a container the first process often reaps orphans late or never, so that the
-    group of a dead program goes on to exist.
+    In a container the first process often reaps orphans late or never, so that the group of a dead
+    program continues to exist.
     """
     if not group_exists(pid):
         return False
@@ -90,10 +90,10 @@ def group_alive(pid: int) -> bool:
     return False
 
 
-# Others may hold the pipe, too: what the process forked without starting a program. So it is told
-# of a group that begins (`+`), of one that ends (`-`), and when it is to end (`!`). To be woken for
-# each message would take a core's time from the programs: those that come meanwhile are read
-# in one go, while the end of the process is seen at once.
+# The end of the pipe alone is not enough: children that the process forked may hold it open. So
+# messages report the start of a group (`+`), its end (`-`), and a regular exit (`!`). Waking for
+# each message would use CPU time that the programs need, so messages are read in batches, while
+# the end of the process is noticed immediately.
 WATCH = """
 import os, select, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -126,7 +126,9 @@ for pid in live:
 
 
 class Guardian:
-    """The guardian of this process's programs, started when the first one is.
+    """Reaper process that kills the programs of this process if this process is killed.
+
+    It is started with the first program.
 
     All methods may be called from any thread.
     """
@@ -140,7 +142,7 @@ class Guardian:
         self._stopped = False
 
     def pipe(self) -> int:
-        """Return the descriptor that it is told on, once it runs.
+        """Start the reaper if necessary, and return the descriptor of its pipe.
 
         Raises:
             OSError: It cannot be started.
@@ -150,9 +152,9 @@ class Guardian:
             return self._opened()
 
     def began(self, pid: int) -> None:
-        """Tell it that a process group has begun."""
+        """Report that a process group has started."""
         with self._lock:
-            if self._stopped:  # it is what is left of a group that ends
+            if self._stopped:  # the rest of a group that is being ended
                 return
             self._live.add(pid)
             with suppress(OSError):  # the next program is not started then: see `pipe`
@@ -160,16 +162,16 @@ class Guardian:
             self._tell(b"+", pid)
 
     def ended(self, pid: int) -> None:
-        """Tell it that a process group has ended; to be called before its leader is reaped.
+        """Report that a process group has ended. Call this before its leader is reaped.
 
-        From then on its number may be anybody's.
+        After that the system may reuse its number.
         """
         with self._lock:
             self._live.discard(pid)
             self._tell(b"-", pid)
 
     def stop(self) -> None:
-        """End it, and with it what it still watches over; blocks for a moment.
+        """Stop the reaper, which kills the groups that remain; blocks briefly.
 
         Only `pipe` starts it again.
         """
@@ -184,7 +186,7 @@ class Guardian:
 
     def _opened(self) -> int:
         if self._process is not None and self._process.poll() is not None:
-            self._close()  # somebody killed it: there must be another
+            self._close()  # it was killed: start another
         if self._pipe is None:
             reader, self._pipe = os.pipe()
             self._owner = os.getpid()
@@ -326,7 +328,7 @@ class Program:
         self._killer = self._loop.call_later(grace, signal_group, self.pid, signal.SIGKILL)
 
     def _wait(self) -> None:
-        """Waits for the leader where the system cannot tell the loop. On a thread."""
+        """Wait on a thread for the leader, on systems without `pidfd_open`."""
         with suppress(ChildProcessError):
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with suppress(RuntimeError):  # the loop is closed
@@ -357,7 +359,7 @@ class Program:
             self._over(code)
 
     def _exit_code(self) -> int:
-        """Reaps the leader. Of one that somebody else has reaped the code is taken for 255."""
+        """Reap the leader and return its exit code, 255 if other code has reaped it."""
         try:
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError:  # for which `Popen.wait` says 0
@@ -371,7 +373,7 @@ class Program:
         return self._process.wait()
 
     def _wait_for_group(self, deadline: float, code: int) -> None:
-        """Waits for the rest of the group, until it is time for force. On a thread."""
+        """Wait on a thread for the rest of the group, and kill it at the deadline."""
         while group_alive(self.pid) and time.monotonic() < deadline:
             time.sleep(CHECK)
         signal_group(self.pid, signal.SIGKILL)
@@ -390,7 +392,7 @@ class Program:
 
 
 def _watch(pid: int) -> int | None:
-    """A descriptor that can be read from when the process ends, where there are such."""
+    """Return a descriptor that is readable when the process has ended, if the system has them."""
     if not hasattr(os, "pidfd_open"):
         return None
     try:

@@ -89,9 +89,9 @@ TURN = 0.005
 
 
 class Mailbox(Generic[T]):
-    """A box that any thread puts into and that one loop empties.
+    """Queue from any thread to one event loop.
 
-    However many items are put, one wake-up of the loop is under way at a time.
+    At most one wake-up of the loop is pending at a time.
 
     Args:
         loop: The loop that `deliver` is called on.
@@ -116,7 +116,7 @@ class Mailbox(Generic[T]):
         return len(self._items)
 
     def put(self, item: T) -> None:
-        """Adds an item, from any thread. Where the loop is closed it is counted as lost."""
+        """Add an item from any thread. If the loop is closed, count it as lost."""
         self._items.append(item)
         if self._woken:
             return
@@ -130,10 +130,10 @@ class Mailbox(Generic[T]):
             self._drop()
 
     def drain(self) -> None:
-        """Delivers what is there, for about 5 ms, and leaves the rest to the loop's next turn.
+        """Deliver items for about 5 ms, and schedule the rest for the loop's next iteration.
 
-        On the loop's thread. The mailbox calls it by itself; calling it earlier is
-        allowed, also from within `deliver`.
+        The mailbox calls this on the loop's thread. Calling it earlier is allowed, also from
+        within `deliver`.
         """
         self._woken = False
         items = self._items
@@ -144,7 +144,7 @@ class Mailbox(Generic[T]):
                 try:
                     self._deliver(item)
                 except Exception as error:
-                    # Whatever one receiver does wrong, the others get theirs.
+                    # A failing receiver must not keep items from the others.
                     self._loop.call_exception_handler(
                         {"message": f"{self._deliver!r} failed for {item!r}", "exception": error}
                     )
