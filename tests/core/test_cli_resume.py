@@ -326,7 +326,7 @@ def test_source_that_is_replaced_after_its_import_is_not_taken_for_what_ran(
     assert first.stdout == "[1, 1, 1]\n"
     for name in ("by_module", "by_class", "by_function"):  # a worker would run the new source
         said = (
-            f"task '{name}' is not recorded, and runs again when the run is: "
+            f"task '{name}' is not recorded and will run again on resume: "
             "helpers.py was changed after the program had started; run it again"
         )
         assert first.stderr.count(said) == 1, first.stderr

@@ -438,7 +438,7 @@ async def test_what_is_not_kept_is_said_once(caplog: pytest.LogCaptureFixture) -
         await broken_off(program, journal_max_value="4 kB")
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3
-    assert "task 'lock' is not recorded, and runs again when the run is: its result" in said[0]
+    assert "task 'lock' is not recorded and will run again on resume: its result" in said[0]
     assert "cannot pickle" in said[0]
     assert any("task 'take' is not recorded" in line and "lock" in line for line in said)
     assert any("has 5" in line and "journal_max_value" in line for line in said)

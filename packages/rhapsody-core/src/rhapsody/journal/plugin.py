@@ -148,9 +148,10 @@ class Journal:
             if not self._failed:
                 self._failed = True
                 log.error(
-                    "journal %s cannot be used any more: %s; what is done from now on is not "
-                    "recorded, and runs again when the run is", self.path, error,
-                )  # fmt: skip
+                    "journal %s: disabled (%s); the next run will recompute results from now on",
+                    self.path,
+                    error,
+                )
             return None
 
     async def preview(
@@ -430,7 +431,7 @@ class Journal:
         if name not in self._refused:
             self._refused[name] = why
             self._store.refuse(name, why)
-            log.warning("task %r is not recorded, and runs again when the run is: %s", name, why)
+            log.warning("task %r is not recorded and will run again on resume: %s", name, why)
 
 
 def _with_files(parts: str, paths: Mapping[str, bytes | None]) -> str:
