@@ -19,6 +19,8 @@ from rhapsody.backends.local.jobs import (
     available_memory,
     host_resources,
 )
+from rhapsody.sdk.executables import V2, MemoryGroup
+from tests.memory_group import write
 
 
 class Item:
@@ -277,8 +279,14 @@ def test_gpus_are_found_by_their_devices(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert available_gpus() == ("0", "2", "10")
 
 
-def test_the_control_groups_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_control_group_limits", lambda: [12345, 99999])
+def test_the_smallest_limit_of_the_control_groups_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "own").write_text("0::/job/step\n")
+    write(tmp_path / "job", V2, 0, 12345, 0)
+    write(tmp_path / "job" / "step", V2, 0, 99999, 0)
+    group = MemoryGroup(tmp_path / "own", tmp_path)
+    monkeypatch.setattr(jobs, "memory_group", lambda: group)
     assert available_memory() == 12345
 
 

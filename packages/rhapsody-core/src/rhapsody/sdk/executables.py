@@ -157,16 +157,23 @@ class MemoryGroup:
         former, self._seen = self._seen, self._kills()
         return self._seen > former
 
-    def usage(self) -> str:
-        """Return how much memory the group may use and has used, for people."""
+    def limits(self) -> dict[Path, int]:
+        """Return the limits in bytes of the group and of those above it that have one."""
+        limits = {}
         for group in (self._directory, *self._directory.parents):
             limit = _read_text(group / self._files.limit).strip()
             if limit.isdecimal() and int(limit) < UNLIMITED:
-                peak = _read_text(group / self._files.peak).strip()
-                used = f", and up to {_size(peak)} of it were in use" if peak.isdecimal() else ""
-                return f"the limit is {_size(limit)} for all processes of {group}{used}"
+                limits[group] = int(limit)
             if group == self._top:
                 break
+        return limits
+
+    def usage(self) -> str:
+        """Return how much memory the group may use and has used, for people."""
+        for group, limit in self.limits().items():
+            peak = _read_text(group / self._files.peak).strip()
+            used = f", and up to {_size(peak)} of it were in use" if peak.isdecimal() else ""
+            return f"the limit is {_size(limit)} for all processes of {group}{used}"
         return "no limit is known here, so it may have been all memory of the machine"
 
     def _kills(self) -> int:
@@ -208,7 +215,7 @@ def _read_text(path: Path) -> str:
     return ""
 
 
-def _size(count: str) -> str:
+def _size(count: int | str) -> str:
     return f"{int(count) / 2**20:.0f} MiB"
 
 

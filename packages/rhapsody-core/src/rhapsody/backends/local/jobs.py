@@ -33,7 +33,7 @@ from rhapsody.errors import CapabilityError
 from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder, recorder_for
-from rhapsody.sdk.executables import task_environment
+from rhapsody.sdk.executables import memory_group, task_environment
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def available_cores() -> int:
 
 def available_memory() -> int | None:
     """The machine's main memory or the control group's limit, whichever is smaller."""
-    limits = _control_group_limits()
+    limits = list(memory_group().limits().values())
     with suppress(ValueError, OSError):  # this system does not tell
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min((limit for limit in limits if limit > 0), default=None)
@@ -132,30 +132,6 @@ def available_gpus() -> tuple[str, ...]:
         return tuple(devices[:invalid])
     numbers = (re.fullmatch(r"nvidia(\d+)", path.name) for path in DEVICES.glob("nvidia*"))
     return tuple(str(number) for number in sorted(int(match[1]) for match in numbers if match))
-
-
-def _control_group_limits() -> list[int]:
-    """Memory limits of this process's control group and of those above it."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    limits = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        for directory in (group, *group.parents):
-            with suppress(OSError, ValueError):  # no such file, or no limit: "max"
-                limits.append(int((directory / name).read_text()))
-            if directory == root:
-                break
-    return limits
 
 
 def _gpus(value: Any) -> tuple[str, ...]:
