@@ -19,6 +19,8 @@ from rhapsody.staging.outputs import check_outputs, leads_into, names_of
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo
 
+DONE = TasksMainStates.DONE
+
 
 class Results:
     """Reads reports of attempts that have ended.
@@ -42,7 +44,7 @@ class Results:
         """
         value: Any = None
         error: BaseException | None = None
-        if main is not TasksMainStates.DONE:
+        if main is not DONE:
             error = error_messages.of_attempt(record, report)
         elif record.task.settings.service:
             error = error_messages.of_service(record, report)

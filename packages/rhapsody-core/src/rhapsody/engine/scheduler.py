@@ -364,7 +364,11 @@ class Scheduler:
 
     def _on_serve(self, record: TaskRecord, information: Any) -> None:
         self._disarm(record)
-        self._succeed(record, information)
+        if record.future.done():  # it was started again
+            self._actions.service_settled(record, information)
+        else:
+            self.stats.done += 1
+            record.future.set_result(information)
         self._settle(record)
 
     def end(self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]) -> None:
@@ -427,21 +431,17 @@ class Scheduler:
             self._move(record, Transition.REVEAL, value)
 
     def _on_reveal(self, record: TaskRecord, value: Any) -> None:
-        self._succeed(record, value)
+        if record.future.done():  # of a service that was started again
+            self._actions.service_settled(record, value)
+        else:
+            self.stats.done += 1
+            record.future.set_result(value)
         if self.observed:
             self._observation.publish(record, DONE)
         self._settle(record)
 
     def _on_substitute(self, record: TaskRecord, value: Any) -> None:
         self._move(record, Transition.REVEAL, value)
-
-    def _succeed(self, record: TaskRecord, value: Any) -> None:
-        """Set the result of a future."""
-        if record.future.done():
-            self._actions.service_settled(record, value)
-        else:
-            self.stats.done += 1
-            record.future.set_result(value)
 
     def _on_hold(self, record: TaskRecord, _: None) -> None:
         """The task is done and its value stays with the backend."""
