@@ -81,6 +81,7 @@ class Places:
         self._by_call: dict[str, list[str]] = {}
         self._gathering: dict[str, _Gathering] = {}  # by the directory
         self._number = 0  # of files written to these
+        self._real: dict[str, str] = {}  # the paths that tasks read, with links followed
         self._readers: dict[str, str] = {}  # the task, by the file that is none of ours
         self._readers_below: dict[str, str] = {}  # one of them, by each directory it is in
         self._ours: set[str] = set()  # what was saved
@@ -91,7 +92,9 @@ class Places:
         Raises:
             DataError: Another task is about to write it.
         """
-        key = os.path.realpath(path)
+        key = self._real.get(path)
+        if key is None:  # many tasks read one file
+            key = self._real[path] = os.path.realpath(path)
         claim = self._claim_on(key, task_call(task), directory=True)
         if claim is not None:
             raise DataError(
