@@ -99,7 +99,7 @@ async def test_a_trace_on_a_full_disk_harms_no_run(caplog: pytest.LogCaptureFixt
 
 async def test_a_traces_former_name_says_the_new_one(tmp_path: Path) -> None:
     former: Any = {"profile": tmp_path / "run.jsonl"}
-    with pytest.raises(ValueError, match=r'events is trace="run\.jsonl"$'):
+    with pytest.raises(ValueError, match=r'events, pass trace="run\.jsonl"$'):
         await WorkflowEngine.create(Inline(), **former)
 
 
