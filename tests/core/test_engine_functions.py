@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rhapsody import InputFile, current_task
+from rhapsody import InputFile, OutputFile, current_task
 from rhapsody.context import TaskContext
 from tests.core.engine_fixtures import Machine, engine, local_processes, local_threads, on_machines
 from tests.core.scripted import outcome
@@ -273,13 +273,18 @@ async def test_a_block_and_a_command_builder_are_no_tasks_on_a_backend() -> None
 
 
 @on_machines
-async def test_a_task_with_files_knows_its_sandbox(machine: Any) -> None:
+async def test_a_task_that_writes_files_knows_its_sandbox(machine: Any) -> None:
     def look(_: InputFile) -> str | None:
+        return current_task().sandbox
+
+    def write(file: OutputFile) -> str | None:
+        Path(str(file)).write_text("x")
         return current_task().sandbox
 
     Path("data.txt").write_text("x")  # noqa: ASYNC240 - it is a small one
     async with engine(machine(), work_dir="work") as flow:
-        future = flow.function_task(look)(InputFile("data.txt"))
+        assert await flow.function_task(look)(InputFile("data.txt")) is None
+        future = flow.function_task(write)(OutputFile("out.txt"))
         sandbox = await future
         assert sandbox is not None
         assert os.path.isabs(sandbox)
