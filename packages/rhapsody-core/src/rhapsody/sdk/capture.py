@@ -125,14 +125,22 @@ class Recorder:
     ) -> None:
         self._quiet_in = os.getpid() if quiet else None
         self._directory = directory
-        self._records: dict[Name, Record] = {}
-        for name, file in zip(NAMES, OUTPUT_FILES, strict=True):
-            path = None if directory is None else os.path.join(directory, file)
-            self._records[name] = Record(path, whole=files)
+        self._files = files
+        self._records: dict[Name, Record] = {}  # most tasks print nothing
+        self._ended = False
 
     def write(self, name: Name, text: str) -> None:
-        """Keep text that goes to one of the streams."""
-        self._records[name].write(text)
+        """Keep text that goes to one of the streams. What comes after a result is ignored."""
+        if not self._ended:
+            self._record(name).write(text)
+
+    def _record(self, name: Name) -> Record:
+        record = self._records.get(name)
+        if record is None:
+            file = OUTPUT_FILES[NAMES.index(name)]
+            path = None if self._directory is None else os.path.join(self._directory, file)
+            record = self._records.setdefault(name, Record(path, whole=self._files))
+        return record
 
     @property
     def quiet(self) -> bool:
@@ -147,7 +155,10 @@ class Recorder:
 
     def result(self, name: Name) -> str:
         """Return what was printed to a stream, or with `files` the path of its file."""
-        return self._records[name].result()
+        self._ended = True
+        if name in self._records or self._files:
+            return self._record(name).result()
+        return ""
 
     def report(self, task: TaskDescription) -> None:
         """Write what was printed into the task's description.
@@ -155,6 +166,10 @@ class Recorder:
         Raises:
             OSError: Its files cannot be written.
         """
+        if not (self._records or self._files):
+            self._ended = True
+            task["stdout"] = task["stderr"] = ""
+            return
         task["stdout"], task["stderr"] = map(self.result, NAMES)
         if self.in_files is not None:
             task["sandbox"] = self.in_files
