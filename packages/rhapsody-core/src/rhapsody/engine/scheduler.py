@@ -285,8 +285,9 @@ class Scheduler:
     def submit(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> list[TaskRecord]:
         """Mark a batch as being handed over; return it without the tasks cancelled meanwhile."""
         submitted = [record for record in batch if record.life is READY]
+        after, handler = ROWS[READY][_SUBMIT]
         for record in submitted:
-            record.life, handler = ROWS[READY][_SUBMIT]
+            record.life = after
             handler(self, record, backend)
         return submitted
 
