@@ -95,6 +95,14 @@ class EngineHooks:
         PluginError: An observer implements no hook, or one with wrong arguments.
     """
 
+    workflow_started: tuple[PluginHook, ...]
+    workflow_finished: tuple[PluginHook, ...]
+    task_events: tuple[PluginHook, ...]
+    prepare_task: tuple[PluginHook, ...]
+    select_backend: tuple[PluginHook, ...]
+    lookup_results: tuple[PluginHook, ...]
+    record_results: tuple[PluginHook, ...]
+
     def __init__(self, observers: Iterable[object] = (), own: Iterable[object] = ()) -> None:
         self._reported: set[tuple[str, str]] = set()
         plugins = _unique([*_observers(observers), *_observers(own), *loaded_plugins()])

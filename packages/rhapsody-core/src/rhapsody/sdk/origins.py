@@ -14,7 +14,11 @@ from typing import Any, TypeGuard
 
 _distributions = functools.cache(metadata.packages_distributions)
 
-real_path = functools.lru_cache(maxsize=None)(os.path.realpath)
+
+@functools.cache
+def real_path(path: str) -> str:
+    """Return `os.path.realpath(path)`, which is computed once."""
+    return os.path.realpath(path)
 
 
 class Origins:
