@@ -124,12 +124,12 @@ BROKEN_BACKENDS = {
             [(BACKENDS, "twice", "registers_twice"), (BACKENDS, "Twice", "registers_twice_too")],
             {"registers_twice": "", "registers_twice_too": ""},
         ),
-        "registers-twice has 2 different entry points of this name",
+        "registers-twice has 2 different entry points of the name 'twice'",
     ),
     "nonsense": (
         backend("nonsense-declared", "nonsense", "42"),
         "nonsense-declared 1.0: its declaration cannot be used: TypeError: rhapsody_backends "
-        "gave 42, which is no BackendSpec",
+        "returned 42; a BackendSpec is needed",
     ),
     "fields": (
         backend("nonsense-fields", "fields", spec("fields", ", capabilities={'gpus': True}")),

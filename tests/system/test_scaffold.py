@@ -114,12 +114,13 @@ def test_a_backend_that_claims_too_much_fails_its_tests_by_name(scaffold: Scaffo
     claim = '    cancel_functions="running",\n    cancel_async_functions="running",\n'
     plugin.write_text(honest.replace('    cancel_async_functions="running",\n', claim))
     try:
-        command = (scaffold.programs / "pytest", "-k", "running_function_is_stopped")
+        command = (scaffold.programs / "pytest", "-k", "running_task_is_stopped")
         done = run(*command, cwd=scaffold.root)
     finally:
         plugin.write_text(honest)
     assert done.returncode == 1
-    assert "a running function is really stopped: " in done.stdout
+    assert "test_a_running_task_is_stopped[function]" in done.stdout
+    assert "docs/plugins/contract.md#cancellation" in done.stdout
 
 
 def test_it_is_gone_once_it_is_uninstalled(scaffold: Scaffold, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class MPIBackend(SharedSandboxes, ManagedBackend):
     @property
     def _stop_files(self) -> Path:
         """Where a file asks a task to stop: no other way leads to a worker that is busy."""
-        return Path(self.session.path, f"{self.session.uid}.stop").absolute()
+        return Path(self.session.directory("stop")).absolute()
 
     def _fill(self) -> None:
         states = self.get_task_states_map()
