@@ -256,12 +256,6 @@ def set_traceback(error: BaseException, trace: TracebackType | None) -> BaseExce
     return BaseException.with_traceback(error, trace)
 
 
-def args_of(error: BaseException) -> tuple[Any, ...]:
-    """Return the `args` of whatever exception."""
-    slot: Any = BaseException.args
-    return cast("tuple[Any, ...]", slot.__get__(error))
-
-
 def vars_of(error: BaseException) -> dict[str, Any]:
     """Return the attributes of whatever exception."""
     return cast("dict[str, Any]", BaseException.__getattribute__(error, "__dict__"))

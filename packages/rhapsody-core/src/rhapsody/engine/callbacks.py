@@ -1,8 +1,7 @@
-"""States in: what backends report, from any thread, given to the scheduler on the engine's loop.
+"""Receiver of the states that backends report from any thread, for the scheduler on the loop.
 
-Late, doubled and unknown reports are left out, and counted unless they only say once more that
-a task runs. What a state means for retries and dependents is decided in
-`rhapsody.engine.scheduler`.
+Late, duplicate and unknown reports are ignored and counted, except repeated reports that a task is
+running. `rhapsody.engine.scheduler` decides what a state means for retries and dependents.
 """
 
 from __future__ import annotations
@@ -34,27 +33,27 @@ CANCELED = TasksMainStates.CANCELED
 RUNNING = TasksMainStates.RUNNING
 
 STARTED = frozenset({WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING})
-"""Where it is no news that a task runs. A backend may have several states that mean it."""
+"""Work that has started. A backend may report several states that mean it."""
 
 ServiceCallback = Callable[..., Any]
 Report = tuple[Any, Any, ServiceCallback | None]
 
 
 class Callbacks:
-    """Receives the states of one engine's tasks.
+    """Receiver of the states of one engine's tasks.
 
     Args:
-        uid: The engine's uid, by which its own tasks are known.
-        scheduler: Is told of them.
-        background: Makes the calls on the loop.
+        uid: The engine's uid, the prefix of its tasks' uids.
+        scheduler: Receives the states.
+        background: Schedules calls on the loop.
         observation: Publishes states.
-        crashed: Called with where the engine itself failed, and how.
+        crashed: Called with the place and the exception if the engine itself fails.
 
     Attributes:
-        handing_over: How many backends are being given tasks. What is reported meanwhile on the
-            loop waits for `apply`, or for the loop's next turn, so that nothing that comes of a
-            report runs inside a backend's own `submit_tasks`.
-        applied_soon: Whoever hands tasks over calls `apply` before the loop has its next turn.
+        handing_over: Number of submissions under way. Reports on the loop meanwhile wait for
+            `apply`, or for the loop's next iteration, so that no effect of a report happens inside
+            a backend's `submit_tasks`.
+        applied_soon: True if `apply` will be called before the loop's next iteration.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Callbacks:
     def receive(
         self, task: Any, state: Any, service_callback: ServiceCallback | None = None
     ) -> None:
-        """A backend's callback; any thread."""
+        """Receive a state; the callback that backends call from any thread."""
         if running_loop() is not self._loop:
             if not self._changes_nothing(task, state):
                 self._mailbox.put((task, state, service_callback))
@@ -92,20 +91,20 @@ class Callbacks:
             self._queued.append((task, state, service_callback))
 
     def suspended(self) -> None:
-        """The loop goes on: the backend that is given tasks waits for something, or has them."""
+        """Schedule `apply`, because a submission waits or has ended."""
         self.applied_soon = False
         if self._queued:
             self._loop.call_soon(self.apply)
 
     def apply(self) -> None:
-        """Applies what was reported while tasks were being handed over."""
+        """Apply the reports that came during submissions."""
         while self._queued:
             self._deliver(self._queued.popleft())
 
     def _changes_nothing(self, task: Any, state: Any) -> bool:
-        """Whether the loop need not be woken for a state: nobody would do anything. Any thread.
+        """Return True if a state has no effect, so that the loop need not wake. Any thread.
 
-        A backend may have many states between those that matter; RADICAL-Pilot has fifteen.
+        A backend may report many intermediate states; RADICAL-Pilot has fifteen.
         """
         if self._scheduler.observed or type(task) is not dict:
             return False
@@ -115,19 +114,19 @@ class Callbacks:
             return False
         try:
             main = record.backend.native.get(state)
-        except Exception:  # it is told where it is applied
+        except Exception:  # reported when the state is applied
             return False
         if main is RUNNING:
             return record.life.work in STARTED
         return not (main is None or main is DONE or main is FAILED or main is CANCELED)
 
     def drain(self) -> None:
-        """Applies what has been reported so far."""
+        """Apply all reports received so far."""
         self.apply()
         self._mailbox.drain()
 
     def _deliver_in_order(self, report: Report) -> None:
-        """Applies what a thread has reported, after what was reported on the loop before."""
+        """Apply a report from a thread, after earlier reports from the loop."""
         if self._queued:
             self.apply()
         self._deliver(report)
@@ -139,7 +138,7 @@ class Callbacks:
                 task = task.as_dict() if hasattr(task, "as_dict") else {}
             uid = task.get("uid")
             record = scheduler.inflight.get(uid)
-        except Exception as error:  # the backend's fault, and no task's that is known
+        except Exception as error:  # a fault of the backend, for no known task
             self._malformed(error)
             return
         if record is None:
@@ -160,7 +159,7 @@ class Callbacks:
                 self._unknown_state(record, state)
             elif scheduler.observed and record.life.future is FutureState.PENDING:
                 self._observation.publish(record, main)
-        except Exception as error:  # a mistake of ours must not vanish in a backend's thread
+        except Exception as error:  # a fault of the engine must not be lost in a backend's thread
             self._crashed("updates", error)
 
     def _stray(self, uid: object) -> None:
@@ -211,7 +210,7 @@ class Callbacks:
         future.add_done_callback(partial(self._ready_anywhere, record, record.uid))
         try:
             service_callback(future, task, state)
-        except Exception as error:  # the backend's fault: this service cannot become ready
+        except Exception as error:  # a fault of the backend: this service cannot become ready
             scheduler.stop_with(record, error)
 
     def _ready_anywhere(

@@ -1,8 +1,8 @@
-"""Batches of ready tasks to the backends, one dispatcher for each attached backend.
+"""Dispatchers, one for each backend: submit batches of ready tasks, and cancel tasks.
 
-A dispatcher hands over one batch at a time; what becomes ready meanwhile forms the
-next one. Preparing a batch takes a few milliseconds of the loop at most.
-Cancellations do not queue behind submissions.
+A dispatcher submits one batch at a time. Tasks that become ready meanwhile form the next batch.
+Preparing a batch takes a few milliseconds of the loop at most. A cancellation does not wait for
+submissions, except for the one that contains its task.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_e
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 SLICE = 0.005
-"""Seconds of work before the loop gets its turn."""
+"""Seconds of work after which the loop may run other callbacks."""
 
 CHECK_EVERY = 32
-"""Tasks between two looks at the clock."""
+"""Number of tasks after which the clock is read."""
 
 
 class ReadyQueue:
-    """Nodes by priority, first come first served within one."""
+    """Queue of ready tasks, ordered by priority, then first in, first out."""
 
     def __init__(self) -> None:
-        self._first: deque[TaskRecord] = deque()  # of priority 0, as most are
-        self._others: list[tuple[int, int, TaskRecord]] = []  # a heap, the highest priority first
+        self._first: deque[TaskRecord] = deque()  # tasks of priority 0
+        self._others: list[tuple[int, int, TaskRecord]] = []  # heap; highest priority first
         self._number = 0
 
     def push(self, record: TaskRecord, priority: int) -> None:
-        """Adds a task."""
+        """Add a task."""
         if priority == 0:
             self._first.append(record)
             return
@@ -51,7 +51,7 @@ class ReadyQueue:
         heapq.heappush(self._others, (-priority, self._number, record))
 
     def pop(self) -> TaskRecord | None:
-        """The next task, `None` where there is none."""
+        """Remove and return the next task; return `None` if the queue is empty."""
         others = self._others
         if others and (others[0][0] < 0 or not self._first):
             return heapq.heappop(others)[2]
@@ -65,48 +65,50 @@ class ReadyQueue:
 
 
 class Dispatcher:
-    """One attached backend and what is on its way to it.
+    """Queue of the ready tasks of one backend, and the coroutine that submits them.
 
     Args:
-        attached: The backend.
-        scheduler: Decides what becomes of tasks that are handed over, or are not.
-        preparation: Makes descriptions of tasks.
-        updates: Keeps what the backend reports while it is given a batch.
-        background: Runs the dispatcher.
-        max_pending: How many tasks the backend may have, services apart.
-        submit_timeout: Seconds that it may take to accept a batch.
+        handle: The backend.
+        scheduler: Receives the outcome of each submission.
+        task_builder: Builds the descriptions of tasks.
+        callbacks: Queues the backend's reports during a submission.
+        background: Runs the dispatcher's coroutines.
+        max_pending: Largest number of tasks that the backend has at once, except services.
+        submit_timeout: Seconds within which the backend must accept a batch.
     """
 
     def __init__(
         self,
-        attached: BackendHandle,
+        handle: BackendHandle,
         scheduler: Scheduler,
-        preparation: TaskBuilder,
-        updates: Callbacks,
+        task_builder: TaskBuilder,
+        callbacks: Callbacks,
         background: Background,
         *,
         max_pending: int | None,
         submit_timeout: float | None,
     ) -> None:
-        self.attached: BackendHandle = attached
+        self._handle = handle
         self.queue: ReadyQueue = ReadyQueue()
         self._scheduler = scheduler
-        self._preparation = preparation
-        self._updates = updates
+        self._task_builder = task_builder
+        self._callbacks = callbacks
         self._background = background
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
         self._resumed: deque[TaskRecord] = deque()
-        self._services: deque[TaskRecord] = deque()  # where `max_pending` holds up the others
+        self._services: deque[TaskRecord] = (
+            deque()
+        )  # with `max_pending`, which does not apply to them
         self._waiter: asyncio.Future[None] | None = None
         self._batch: set[TaskRecord] = set()
         self._deferred: list[TaskRecord] = []
         self._closing = False
         self._idle = asyncio.Event()
-        self._pump = background.spawn(self._run(), f"{attached.name} lane")
+        self._pump = background.spawn(self._run(), f"{handle.name} dispatcher")
 
     def push(self, record: TaskRecord) -> None:
-        """Queues a task that is ready or prepared."""
+        """Queue a task that is ready or prepared."""
         if record.task.settings.service and self._max_pending is not None:
             self._services.append(record)
         else:
@@ -115,20 +117,20 @@ class Dispatcher:
             self.wake()
 
     def resume(self, record: TaskRecord) -> None:
-        """Queues a task whose preparation goes on, before those that have not begun."""
+        """Queue a task that is being prepared, ahead of tasks that are not."""
         service = record.task.settings.service and self._max_pending is not None
         (self._services if service else self._resumed).append(record)
         self.wake()
 
     def wake(self) -> None:
-        """Makes the dispatcher look at its queues."""
+        """Make the dispatcher check its queues."""
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
             self._idle.clear()
 
     async def flushed(self) -> None:
-        """Waits until the backend has had all that can be handed over now."""
+        """Wait until all tasks that can be submitted now have been."""
         idle = asyncio.ensure_future(self._idle.wait())
         try:
             await asyncio.wait([idle, self._pump], return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +153,7 @@ class Dispatcher:
             batch = self._take(ends)
             if batch:
                 await self._submit(batch)
-            del batch  # its tasks may be finished and forgotten long before the next ones
+            del batch  # do not keep finished tasks alive until the next batch
             if self._closing:
                 return
             if not (self._services or ((self._resumed or self.queue) and self._room() > 0)):
@@ -160,16 +162,16 @@ class Dispatcher:
                 await self._waiter
                 self._waiter = None
             elif time.perf_counter() > ends:
-                await asyncio.sleep(0)  # the loop's turn
+                await asyncio.sleep(0)  # let the loop run other callbacks
             else:
                 continue
             ends = time.perf_counter() + SLICE
 
     def _take(self, ends: float) -> list[TaskRecord]:
-        """The next batch: as many tasks as can be prepared until the slice of time ends."""
+        """Return the next batch: the tasks that can be prepared before the time slice ends."""
         batch: list[TaskRecord] = []
-        queue, resumed, attached = self.queue, self._resumed, self.attached
-        services, room, preparation = self._services, self._room(), self._preparation
+        queue, resumed, handle = self.queue, self._resumed, self._handle
+        services, room, task_builder = self._services, self._room(), self._task_builder
         looked_at = 0
         while services or room > 0:
             looked_at += 1
@@ -177,54 +179,54 @@ class Dispatcher:
                 break
             if services:
                 service = services.popleft()
-                if service.life is READY and preparation.advance(service, attached):
+                if service.life is READY and task_builder.advance(service, handle):
                     batch.append(service)
                 continue
             record = resumed.popleft() if resumed else queue.pop()
             if record is None:
                 break
-            if record.life is READY and preparation.advance(record, attached):
+            if record.life is READY and task_builder.advance(record, handle):
                 batch.append(record)
                 room -= 1
                 if record.dependents:
-                    self._scheduler.offer(record, attached)
+                    self._scheduler.offer(record, handle)
         return batch
 
     def _room(self) -> float:
         limit = self._max_pending
-        return float("inf") if limit is None else limit - self.attached.occupied
+        return float("inf") if limit is None else limit - self._handle.occupied
 
     async def _submit(self, batch: list[TaskRecord]) -> None:
-        scheduler, updates = self._scheduler, self._updates
-        batch = scheduler.submit(batch, self.attached)
+        scheduler, callbacks = self._scheduler, self._callbacks
+        batch = scheduler.submit(batch, self._handle)
         if not batch:
             return
         descriptions: list[Any] = [record.description for record in batch]
         self._batch = set(batch)
         timeout: asyncio.Timeout | None = None
-        updates.handing_over += 1
-        updates.applied_soon = True
+        callbacks.handing_over += 1
+        callbacks.applied_soon = True
         try:
-            submission = self.attached.backend.submit_tasks(descriptions).__await__()
+            submission = self._handle.backend.submit_tasks(descriptions).__await__()
             try:
                 waits_for = next(submission)
-            except StopIteration:  # it did not wait: nor need anybody see to it that it ends
+            except StopIteration:  # it did not wait, so it needs no timeout
                 pass
             else:
-                updates.suspended()
+                callbacks.suspended()
                 async with (timeout := asyncio.timeout(self._submit_timeout)):
                     await resumed(submission, waits_for)
-        except (Exception, asyncio.CancelledError) as error:  # it says: not accepted
+        except (Exception, asyncio.CancelledError) as error:  # the batch was not accepted
             if is_cancelling():
                 raise
-            updates.apply()
+            callbacks.apply()
             self._rejected(batch, error, timeout is not None and timeout.expired())
         else:
-            scheduler.accept(batch, self.attached)
-            updates.apply()
+            scheduler.accept(batch, self._handle)
+            callbacks.apply()
         finally:
-            updates.handing_over -= 1
-            updates.suspended()
+            callbacks.handing_over -= 1
+            callbacks.suspended()
             self._batch = set()
             deferred, self._deferred = self._deferred, []
             for record in deferred:
@@ -237,19 +239,19 @@ class Dispatcher:
             reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
         for record in batch:
             if timed_out and record.life.work in (WorkState.SUBMITTING, WorkState.CANCELING):
-                # It may have been accepted all the same.
+                # The backend may have accepted it nevertheless.
                 self._background.spawn(self._ask(record.uid), f"cancel {record.uid}")
             if isinstance(error, BackendUnavailableError):
                 failure: Exception = BackendUnavailableError(str(error))
             else:
-                failure = SubmissionError(f"backend {self.attached.name!r} {reason}")
+                failure = SubmissionError(f"backend {self._handle.name!r} {reason}")
             failure.__cause__ = error
             self._scheduler.reject(record, failure)
 
     # Cancellation.
 
     def cancel(self, record: TaskRecord) -> None:
-        """Asks the backend to stop a task; waits for a submission that holds it."""
+        """Ask the backend to stop a task, after the submission that contains it."""
         if record in self._batch:
             self._deferred.append(record)
         elif record.life.work is WorkState.CANCELING:
@@ -262,12 +264,15 @@ class Dispatcher:
 
     async def _ask(self, uid: str) -> bool:
         try:
-            answer = self.attached.backend.cancel_task(uid)
+            answer = self._handle.backend.cancel_task(uid)
             return bool(await answer if inspect.isawaitable(answer) else answer)
-        except (Exception, asyncio.CancelledError) as error:  # must not hurt other tasks
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # an error of the backend must not affect other tasks
             if is_cancelling():
                 raise
             log.error(
-                "backend %r failed to cancel %s: %r", self.attached.name, uid, error, exc_info=error
+                "backend %r failed to cancel %s: %r", self._handle.name, uid, error, exc_info=error
             )
             return False

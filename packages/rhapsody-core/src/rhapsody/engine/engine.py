@@ -139,7 +139,7 @@ class WorkflowEngine(OlderNames):
         self._runtime = Runtime(
             self, uid, options, hooks, stager, quiet=self._built_in.shows_output
         )
-        self._calls = self._runtime.calls
+        self._submission = self._runtime.submission
         self._forgotten = weakref.finalize(self, warn_of_forgotten, self._runtime, os.getpid())
         if self._built_in.task_log is not None:
             self._runtime.observation.calls = self._built_in.task_log.calls
@@ -316,7 +316,7 @@ class WorkflowEngine(OlderNames):
             base = Settings()
             if callable(function):
                 base = base.changed(definition_settings(function))
-            return make_task(self._calls, kind, function, base, settings)
+            return make_task(self._submission, kind, function, base, settings)
 
         return decorate if function is _LATER else decorate(function)
 
@@ -541,7 +541,7 @@ class WorkflowEngine(OlderNames):
     @property
     def graph(self) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
         """Calls of a dry run so far: uid, name and uids of the dependencies."""
-        return tuple(self._runtime.calls.made)
+        return tuple(self._runtime.submission.made)
 
     @property
     def summary(self) -> Summary | None:
@@ -561,7 +561,7 @@ class WorkflowEngine(OlderNames):
                 on another event loop than the engine's.
         """
         if asyncio.get_running_loop() is not self._loop:
-            raise self._calls.foreign_loop_error("join() was called on")
+            raise self._submission.foreign_loop_error("join() was called on")
         block, task = enclosing_block.get(), running_task()
         own_block = block is not None and block.scheduler is self._runtime.scheduler
         in_block = own_block and block is not None and not block.future.done()
@@ -590,7 +590,7 @@ class WorkflowEngine(OlderNames):
         if self._closed.done():
             return
         if asyncio.get_running_loop() is not self._loop:
-            raise self._calls.foreign_loop_error("shutdown() was called on")
+            raise self._submission.foreign_loop_error("shutdown() was called on")
         if self._ending is None:
             self._runtime.scheduler.closing = True
             self._ending = self._loop.create_task(
@@ -622,7 +622,7 @@ class WorkflowEngine(OlderNames):
         self._problems = await stop_everything(runtime, skip_backends=skip_backends)
         if not runtime.scheduler.interrupted:
             self._still_running = settle_everything(runtime)
-        failed = runtime.tally.has_unseen() or runtime.cut_short or self._left_by_error
+        failed = runtime.unawaited.has_unseen() or runtime.cut_short or self._left_by_error
         self._well = not (failed or runtime.held_back or runtime.scheduler.interrupted)
         await runtime.stager.close(well=self._well)
 
@@ -642,8 +642,8 @@ class WorkflowEngine(OlderNames):
                 self.uid, len(still_running), ", ".join(still_running[:5]),
             )  # fmt: skip
         runtime.observation.flush()
-        runtime.tally.quiet |= self._built_in.shows_failures
-        runtime.tally.close()
+        runtime.unawaited.quiet |= self._built_in.shows_failures
+        runtime.unawaited.close()
         self._summary = Summary(
             uid=self.uid,
             stats=runtime.scheduler.stats,
@@ -651,12 +651,12 @@ class WorkflowEngine(OlderNames):
             still_running=still_running,
             problems=self._problems,
             graph=self.graph,
-            unawaited=runtime.tally.total,
+            unawaited=runtime.unawaited.total,
             backends=accounts(self.backends, log),
             results=self.results,
             stale=tuple(
                 file
-                for file in runtime.calls.promises.stale(self.results)
+                for file in runtime.submission.promises.stale(self.results)
                 if not runtime.stager.results.places.is_read(file.path)
             ),
             disk_use=runtime.stager.disk_use,
@@ -694,7 +694,7 @@ class WorkflowEngine(OlderNames):
                 await self.join()
             if own and not self._built_in.shows_failures:
                 log.error("engine %s: %s", self.uid, failures)
-                self._runtime.tally.quiet = True
+                self._runtime.unawaited.quiet = True
         finally:
             await self.shutdown()
 
@@ -707,13 +707,15 @@ class WorkflowEngine(OlderNames):
     async def submit(self) -> None:
         """Wait until the backends have accepted all ready tasks. This happens without it."""
         await asyncio.sleep(0)  # tasks that ended in this turn make others ready
-        await asyncio.gather(*(lane.flushed() for lane in self._runtime.lanes.values()))
+        await asyncio.gather(
+            *(dispatcher.flushed() for dispatcher in self._runtime.dispatchers.values())
+        )
 
     def _call_block(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> asyncio.Future[Any]:
-        task = TaskFunction[Any, Any](self._calls, "block", function, Settings())
-        return self._calls.call(task, args, kwargs, None)
+        task = TaskFunction[Any, Any](self._submission, "block", function, Settings())
+        return self._submission.call(task, args, kwargs, None)
 
     def _report(
         self,
@@ -727,7 +729,7 @@ class WorkflowEngine(OlderNames):
             if state not in record.backend.native:
                 record.backend.states.to_main_state(state)  # raises if it is unknown
             uid = record.uid
-        self._runtime.updates.receive({**report, "uid": uid}, state, service_callback)
+        self._runtime.callbacks.receive({**report, "uid": uid}, state, service_callback)
 
     def _in_flight(self, uid: str) -> TaskRecord | None:
         """Return the task of either uid, or `None` for an attempt that has ended.
@@ -742,7 +744,7 @@ class WorkflowEngine(OlderNames):
             if record.future.uid == uid:
                 return record
         attempt = re.fullmatch(rf"{re.escape(self.uid)}\.task\.(\d+)\.\d+", uid)
-        if attempt is None or int(attempt[1]) > self._calls.tasks_called:
+        if attempt is None or int(attempt[1]) > self._submission.tasks_called:
             raise ValueError(
                 f"task_callbacks: no backend has a task {uid!r}; flow.running and flow.components "
                 "show the uids of tasks that have not ended"
@@ -753,15 +755,15 @@ class WorkflowEngine(OlderNames):
         self, future: asyncio.Future[Any], report: Mapping[str, Any], state: TasksMainStates
     ) -> bool:
         record = future._node if isinstance(future, TaskFuture) else None
-        inflight, updates = self._runtime.scheduler.inflight, self._runtime.updates
+        inflight, callbacks = self._runtime.scheduler.inflight, self._runtime.callbacks
         if not isinstance(record, TaskRecord) or inflight.get(record.uid) is not record:
             return False
         if report.get("uid") not in (record.uid, record.future.uid):
             return False
         native = record.backend.states.get_backend_state(state)
-        updates.receive({**report, "uid": record.uid}, native)
+        callbacks.receive({**report, "uid": record.uid}, native)
         if running_loop() is self._loop:
-            updates.apply()  # at once, even while the backend is accepting tasks
+            callbacks.apply()  # at once, even while the backend is accepting tasks
         return True
 
 

@@ -30,17 +30,17 @@ log: logging.Logger = logging.getLogger("rhapsody.engine")
 
 
 class Memoization:
-    """Looks results up, and holds those of tasks that have run until they are recorded.
+    """Lookup of earlier results, and recording of new ones before their futures are set.
 
     Args:
-        scheduler: Is told of results that are found, and of those that may be seen.
+        scheduler: Reveals or fails tasks whose results have been recorded.
         hooks: The plugins' hooks.
-        engine: What they are told is the engine.
-        background: Runs what takes long.
+        engine: The engine that hooks receive.
+        background: Runs awaitables that hooks return.
         missing: Called with each task for which no plugin has a result.
-        found: Called with each for which one has.
-        values: Gives a task's arguments, see `Preparation.values`.
-        implicit_data: Whether tasks see what dependencies left in their sandboxes.
+        found: Called with each task for which a plugin has a result, and the result.
+        values: Returns the arguments of a task; see `TaskBuilder.values`.
+        implicit_data: True if tasks see files that dependencies left in their sandboxes.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Memoization:
         self._found = found
         self._values = values
         self._implicit_data = implicit_data
-        self._said = False
+        self._warned = False
         self._unlooked: list[TaskRecord] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._unrecorded: list[tuple[TaskRecord, Any]] = []
@@ -74,13 +74,16 @@ class Memoization:
     # Before a task runs.
 
     def look_up(self, record: TaskRecord) -> bool:
-        """Whether a task is being looked up; it goes on by `missing`, or is recorded."""
+        """Start looking a task up; return False if it need not be.
+
+        After the lookup either `missing` or `found` is called with it.
+        """
         settings = record.task.settings
         if not self._hooks.lookup_results or settings.service or not settings.cache:
             return False
-        if record.attempt != 1 or record.pushed:  # the values of its arguments are not here
-            if record.pushed and not self._said:
-                self._say(record)
+        if record.attempt != 1 or record.pushed:  # its arguments have no values in this process
+            if record.pushed and not self._warned:
+                self._warn(record)
             return False
         if record.extra is not None and record.extra.makes_again is not None:  # it was found before
             return False
@@ -91,8 +94,8 @@ class Memoization:
         self._unlooked.append(record)
         return True
 
-    def _say(self, record: TaskRecord) -> None:
-        self._said = True
+    def _warn(self, record: TaskRecord) -> None:
+        self._warned = True
         log.warning(
             "%r goes to its backend before its dependencies have ended: such tasks, and those "
             "whose values stay there, are not recorded, and run again when the run is; with "
@@ -100,7 +103,7 @@ class Memoization:
         )  # fmt: skip
 
     def stop_looking(self) -> None:
-        """The engine ends: nobody waits for what plugins look up any more."""
+        """Cancel the lookups under way, because the engine is shutting down."""
         for looking in tuple(self._looking):
             looking.cancel()
 
@@ -135,7 +138,10 @@ class Memoization:
     async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
         try:
             return await results
-        except (Exception, asyncio.CancelledError) as error:  # the plugin's own: the tasks run
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as error:  # an error of the plugin: the tasks run
             if is_cancelling():
                 raise
             self._hooks.report(hook, error)
@@ -144,13 +150,13 @@ class Memoization:
     # After it has run.
 
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Has a result recorded with others of this turn of the loop, and then revealed."""
+        """Record a result with others of this iteration of the loop, then reveal it."""
         if not self._unrecorded:
             self._background.soon(self._record)
         self._unrecorded.append((record, value))
 
     async def drain(self, grace: float) -> None:
-        """Waits until nothing is held any more, `grace` seconds at most. Used at shutdown."""
+        """Wait up to `grace` seconds until all results are recorded. Called at shutdown."""
         self._record()
         loop = self._background.loop
         end = loop.time() + grace
@@ -179,7 +185,7 @@ class Memoization:
         task.add_done_callback(self._holding.discard)
 
     def _to_record(self, record: TaskRecord, value: Any) -> Record:
-        """What a plugin gets of a result."""
+        """Return a result as hooks receive it."""
         uid, settings = record.future.uid, record.task.recording_settings
         outcome = record.future._outcome
         if outcome is None:  # of a function that printed nothing
@@ -200,7 +206,7 @@ class Memoization:
         )
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
-        """What a task has made that is done."""
+        """Return the files of a task that has succeeded."""
         outcome = record.future._outcome
         if outcome is None or outcome.sandbox is None:
             return None
@@ -217,7 +223,7 @@ class Memoization:
         return TaskFiles(outcome.sandbox, paths, matches, places, shared, stays)
 
     def _to_look_up(self, record: TaskRecord) -> LookupTask:
-        """What a plugin gets of a task to look for its result."""
+        """Return a task as the lookup hook receives it."""
         found: Any = record.description.copy()
         found["settings"] = record.task.recording_settings
         found["inputs"] = record.input_paths()
@@ -232,27 +238,31 @@ class Memoization:
             )
         services = [each for each in record.dependencies if is_service(each)]
         if services:
-            self._tell(services, record, found)
+            self._name_services(services, record, found)
         return cast("LookupTask", found)
 
-    def _tell(self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any) -> None:
-        """Tells services by what they are called with: where they listen differs in each run."""
+    def _name_services(
+        self, services: Sequence[TaskFuture[Any]], record: TaskRecord, found: Any
+    ) -> None:
+        """Replace services by their calls, because their addresses differ in each run."""
         if record.task.kind != "executable":
             found["args"], found["kwargs"] = self._values(record, self._stands_in)
             return
         found["args"] = tuple(map(self._stands_in, services))
-        said = [text for each in services for text in texts_in(each.result(), numbers=True)]
-        said = [text for text in said if len(text) > 3]  # shorter ones may mean anything
-        found["texts"] = tuple(text for text in found["texts"] if text not in said)
+        addresses = [text for each in services for text in texts_in(each.result(), numbers=True)]
+        addresses = [
+            text for text in addresses if len(text) > 3
+        ]  # shorter texts may have other meanings
+        found["texts"] = tuple(text for text in found["texts"] if text not in addresses)
 
-        def told(word: str) -> str:
-            for text in sorted(said, key=len, reverse=True):
-                word = word.replace(text, f"\0{said.index(text)}\0")
+        def named(word: str) -> str:
+            for text in sorted(addresses, key=len, reverse=True):
+                word = word.replace(text, f"\0{addresses.index(text)}\0")
             return word
 
-        found["executable"] = told(found["executable"])
+        found["executable"] = named(found["executable"])
         if "arguments" in found:
-            found["arguments"] = [told(word) for word in found["arguments"]]
+            found["arguments"] = [named(word) for word in found["arguments"]]
 
     def _stands_in(self, service: TaskFuture[Any]) -> tuple[Any, ...]:
         definition, record = cast("TaskFunction[Any, Any]", service._definition), service._node
@@ -262,7 +272,7 @@ class Memoization:
     async def _hold(
         self, batch: list[tuple[TaskRecord, Any]], pending: list[tuple[Any, Awaitable[Any]]]
     ) -> None:
-        # None waits for another plugin's, which may hang.
+        # Each is awaited by itself, because another plugin's may hang.
         refused: dict[TaskRecord, BaseException] = {}
         others = [(hook, asyncio.ensure_future(result)) for hook, result in pending[1:]]
         try:
@@ -278,7 +288,7 @@ class Memoization:
                     self._hooks.report(hook, fault)
                 else:
                     refused |= _refused(batch, answers)
-        finally:  # a plugin's fault takes no result away
+        finally:  # a fault of a plugin loses no result
             for record, value in batch:
                 if record in refused:
                     self._scheduler.fail(record, refused[record])
@@ -312,7 +322,7 @@ def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
 
 
 def _answers(results: object, number: int) -> bool:
-    """Whether a look-up was answered with one result or `None` for each task."""
+    """Return True if a lookup returned a result or `None` for each task."""
     return (
         isinstance(results, Sequence)
         and len(results) == number

@@ -1,6 +1,6 @@
-"""What came of an attempt: its value or error, read from a backend's report, and what is kept.
+"""Results of attempts: value or error from a backend's report, output and sandbox for the future.
 
-Files that a task promised are looked for here, before its result is recorded or seen.
+Declared output files are checked here, before the result is recorded and set.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ DONE = TasksMainStates.DONE
 
 
 class Results:
-    """Reads reports of attempts that have ended.
+    """Reader of the reports of attempts that have ended.
 
     Args:
-        stager: Keeps sandboxes, and knows the files in them.
-        recording: Whether results are recorded.
+        stager: Keeps or removes sandboxes.
+        recording: True if results are recorded.
     """
 
     def __init__(self, stager: Stager, *, recording: bool) -> None:
@@ -37,10 +37,10 @@ class Results:
     def read(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[Any, BaseException | None]:
-        """Judges an attempt that a backend says is DONE or FAILED, and keeps what is left of it.
+        """Return the outcome of an attempt that is DONE or FAILED, and call `keep`.
 
         Returns:
-            Its value and `None`, or `None` and its error.
+            The value and `None`, or `None` and the error.
         """
         value: Any = None
         error: BaseException | None = None
@@ -60,9 +60,9 @@ class Results:
             try:
                 if record.found is not None and record.found.outputs:
                     self._check_outputs(record, record.found.outputs)
-            except Exception as mistake:  # a promised file is missing: the attempt failed
+            except Exception as mistake:  # a declared file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
-                return None, mistake  # not by a name of this frame, which is in its traceback
+                return None, mistake  # no local name: this frame is in its traceback
             if record.resolved is not None:
                 self._stager.was_read(record.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
@@ -70,7 +70,7 @@ class Results:
         return value, error
 
     def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
-        """Raises where a file that a finished task promised is missing."""
+        """Raise `DataError` if a declared output file is missing."""
         if record.backend.capabilities.shared_file_system and not record.backend.dry:
             resolved = record.resolved
             given = resolved.places.keys() if resolved is not None else ()
@@ -90,14 +90,14 @@ class Results:
         done: bool = False,
         value: Any = None,
     ) -> None:
-        """Puts onto the future what is left of the attempt besides its value.
+        """Set the attempt's output, exit code and sandbox on the future.
 
         Args:
             record: The task.
-            report: What its backend says of the attempt.
-            succeeded: Whether it has not failed, as one that was cancelled.
-            done: Whether it has done its work, so that the files it promised are results.
-            value: Its value.
+            report: The backend's report of the attempt.
+            succeeded: False if the attempt failed; true for a cancelled one.
+            done: True if the attempt succeeded, so that its output files are results.
+            value: The attempt's value.
         """
         stdout, stderr = report.get("stdout"), report.get("stderr")
         sandbox = report.get("sandbox")
@@ -124,7 +124,7 @@ class Results:
         record.future._outcome = outcome
 
     def leave(self, record: TaskRecord) -> None:
-        """Nobody needs the sandbox of an attempt that left nothing: it was cancelled or lost."""
+        """Release the sandbox of an attempt without a result: it was cancelled or lost."""
         outcome = record.future._outcome
         if not record.description:
             return
@@ -133,16 +133,16 @@ class Results:
             self._stager.keep(record.description, succeeded=True)
 
     def leave_interrupted(self, record: TaskRecord) -> None:
-        """Says of an attempt that a signal interrupted that its sandbox is as that of a failed one.
+        """Keep the sandbox of an attempt that a signal interrupted, as that of a failed attempt.
 
-        When the futures are settled it is too late: by then what does not stay has been removed.
+        Called before futures are settled, because sandboxes are removed then.
         """
         if "sandbox" in record.description:
             self._stager.keep(record.description, succeeded=False)
 
 
 def leave_script(record: TaskRecord) -> None:
-    """Leaves a script in the sandbox of an executable that has failed, which runs it again."""
+    """Write a script that runs a failed executable again into its sandbox."""
     if record.task.kind == "executable" and record.description:
-        with contextlib.suppress(OSError):  # it is not on this file system
+        with contextlib.suppress(OSError):  # the sandbox is not on this file system
             write_again(record.description)

@@ -75,7 +75,7 @@ class Runtime:
         self.hooks = hooks
         self.stager = stager
         self.backends: dict[str, BackendHandle] = {}
-        self.lanes: dict[str, Dispatcher] = {}
+        self.dispatchers: dict[str, Dispatcher] = {}
         self._default: Dispatcher
         self._options = options
 
@@ -84,7 +84,7 @@ class Runtime:
         clock: Clock = options.clock or LoopClock(background.loop)
         self.clock: Clock = clock
         self.timers: Timers = Timers(clock, background.guarded)
-        self.tally: UnawaitedErrors = UnawaitedErrors(log, uid)
+        self.unawaited: UnawaitedErrors = UnawaitedErrors(log, uid)
         self.held_back: bool = False
         self.failures: Failures | None = Failures(uid) if options.keep_going else None
         self.observation: Observation = Observation(hooks, engine, clock, background.soon)
@@ -111,33 +111,33 @@ class Runtime:
             limited=options.max_pending is not None,
         )
         self.scheduler: Scheduler = scheduler
-        self.calls: Submission = Submission(
+        self.submission: Submission = Submission(
             uid,
             background.loop,
             scheduler,
             self.backends,
-            self.tally,
+            self.unawaited,
             here=current_directory(),
             results_dir=stager.results.directory,
             discard=stager.discard,
             keep=options.dry_run,
         )
-        self.recording: Memoization = Memoization(
+        self.memoization: Memoization = Memoization(
             scheduler,
             hooks,
             engine,
             background,
             self._resume_own,
             self._found,
-            lambda record, stands_in: self.preparation.values(record, stands_in),
+            lambda record, stands_in: self.task_builder.values(record, stands_in),
             implicit_data=options.implicit_data,
         )
         self.services: Services = Services(scheduler)
-        self.preparation: TaskBuilder = TaskBuilder(
+        self.task_builder: TaskBuilder = TaskBuilder(
             uid,
             scheduler,
             background,
-            self.recording,
+            self.memoization,
             self.pushdown,
             self.services,
             stager,
@@ -150,34 +150,34 @@ class Runtime:
             implicit_data=options.implicit_data,
             quiet=quiet,
         )
-        self.updates: Callbacks = Callbacks(
+        self.callbacks: Callbacks = Callbacks(
             uid, scheduler, background, self.observation, self.crashed
         )
-        self.blocks: Blocks = Blocks(scheduler, background, self.preparation.values)
-        self.saving: StageOut = StageOut(
+        self.blocks: Blocks = Blocks(scheduler, background, self.task_builder.values)
+        self.stage_out: StageOut = StageOut(
             scheduler,
             background,
             stager,
-            self.recording.record,
+            self.memoization.record,
             self._resume_own,
-            self.calls,
+            self.submission,
         )
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
         """Attach a started backend; the first one is the default."""
         attached = self.backends[name] = BackendHandle(backend, name)
-        lane = self.lanes[name] = Dispatcher(
+        dispatcher = self.dispatchers[name] = Dispatcher(
             attached,
             self.scheduler,
-            self.preparation,
-            self.updates,
+            self.task_builder,
+            self.callbacks,
             self.background,
             max_pending=self._options.max_pending,
             submit_timeout=self._options.submit_timeout,
         )
-        if len(self.lanes) == 1:
-            self._default = lane
-        backend.register_callback(self.updates.receive)
+        if len(self.dispatchers) == 1:
+            self._default = dispatcher
+        backend.register_callback(self.callbacks.receive)
 
     @property
     def cut_short(self) -> bool:
@@ -192,17 +192,17 @@ class Runtime:
         extra, name = record.extra, record.task.settings.backend
         if extra is not None and extra.elsewhere is not None:
             name = extra.elsewhere
-        (self._default if name is None else self.lanes[name]).push(record)
+        (self._default if name is None else self.dispatchers[name]).push(record)
 
     def resume(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Requeue a task that is already being prepared, ahead of those that are not."""
-        self.lanes[backend.name].resume(record)
+        self.dispatchers[backend.name].resume(record)
 
     def _resume_own(self, record: TaskRecord) -> None:
         self.resume(record, record.backend)
 
     def _found(self, record: TaskRecord, recorded: Recorded) -> None:
-        self.saving.restore(record, recorded)
+        self.stage_out.restore(record, recorded)
 
     def start_block(self, record: TaskRecord) -> None:
         """Run a block whose dependencies have ended, once its services are ready again."""
@@ -214,11 +214,11 @@ class Runtime:
         if record.task.prefix == "block":
             self.blocks.stop(record)
         else:
-            self.lanes[record.backend.name].cancel(record)
+            self.dispatchers[record.backend.name].cancel(record)
 
     def room(self, record: TaskRecord) -> None:
         """Use the free slot of the backend that had this task."""
-        self.lanes[record.backend.name].wake()
+        self.dispatchers[record.backend.name].wake()
 
     def follow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         """Call `Scheduler.foreign_done` once a future that is not the engine's is done."""
@@ -230,7 +230,7 @@ class Runtime:
 
     def record(self, record: TaskRecord, value: Any) -> None:
         """Save the files of a result and record it."""
-        self.saving.record(record, value)
+        self.stage_out.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Set a future's exception with its note, and take account of it."""
@@ -242,7 +242,7 @@ class Runtime:
             self.services.explain(record, error)
         if not record.future.done():
             record.future.fail(error)
-            self.tally.watch(record.future)
+            self.unawaited.watch(record.future)
             self.held_back |= is_a(error, InsufficientWalltimeError)
         if self.failures is not None:
             self.failures.add(record, error)
@@ -268,14 +268,14 @@ class Runtime:
         """Fail a future whose value its backend has lost."""
         self.scheduler.value_lost()
         future.fail(error)
-        self.tally.watch(future)
+        self.unawaited.watch(future)
 
     # Faults in the engine itself.
 
     def crashed(self, where: str, error: BaseException) -> None:
         """Fail every unfinished future because of a fault in the engine itself."""
         log.critical("engine %s failed in %s", self.uid, where, exc_info=error)
-        self.calls.failure = error
+        self.submission.failure = error
 
         def failure(_: TaskRecord) -> BackendError:
             made = BackendError(f"engine {self.uid} failed in {where}: {describe_error(error)}")

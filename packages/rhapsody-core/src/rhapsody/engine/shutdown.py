@@ -32,13 +32,13 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     """
     scheduler, problems = runtime.scheduler, list[str]()
     if not scheduler.interrupted:
-        await runtime.saving.drain(GRACE)
-        await runtime.recording.drain(GRACE)
+        await runtime.stage_out.drain(GRACE)
+        await runtime.memoization.drain(GRACE)
         _warn_of_unfinished(runtime)
         scheduler.cancel_all()
         runtime.pushdown.close()
-    runtime.recording.stop_looking()
-    await asyncio.gather(*(lane.close(GRACE) for lane in runtime.lanes.values()))
+    runtime.memoization.stop_looking()
+    await asyncio.gather(*(dispatcher.close(GRACE) for dispatcher in runtime.dispatchers.values()))
     await runtime.background.settle(GRACE)
     backends = list(runtime.backends.values())
     if skip_backends:
@@ -49,10 +49,10 @@ async def stop_everything(runtime: Runtime, *, skip_backends: bool) -> tuple[str
     for attached in backends:
         unregister = getattr(attached.backend, "unregister_callback", None)
         if unregister is not None:
-            unregister(runtime.updates.receive)
-    runtime.updates.drain()
-    await runtime.saving.drain(GRACE)
-    await runtime.recording.drain(GRACE)
+            unregister(runtime.callbacks.receive)
+    runtime.callbacks.drain()
+    await runtime.stage_out.drain(GRACE)
+    await runtime.memoization.drain(GRACE)
     if not scheduler.interrupted:
         await runtime.blocks.drain(GRACE)
     await runtime.background.settle(GRACE)

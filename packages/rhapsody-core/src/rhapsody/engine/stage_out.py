@@ -72,12 +72,12 @@ class Regeneration:
     """Repeats the call of a recorded task, once, in order to produce its files again.
 
     Args:
-        calls: Takes the call.
+        submission: Takes the call.
         reruns: Logs that the task runs again.
         record: The call whose result was recorded.
     """
 
-    def __init__(self, calls: Submission, reruns: Reruns, record: TaskRecord) -> None:
+    def __init__(self, submission: Submission, reruns: Reruns, record: TaskRecord) -> None:
         task, args, kwargs, specific = (
             record.task,
             record.args,
@@ -88,7 +88,7 @@ class Regeneration:
         producers = record.found.producers if record.found is not None else {}
         self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
         self._reruns = reruns
-        self._call: Callable[[], TaskFuture[object]] = lambda: calls.call(
+        self._call: Callable[[], TaskFuture[object]] = lambda: submission.call(
             task, args, kwargs, specific, producers=producers
         )
         self._attempt = record.uid
@@ -139,7 +139,7 @@ class StageOut:
         stager: Puts the files in their places.
         record: Called with each result that is to be recorded.
         missing: Called with each task whose recorded files are to be saved and are gone.
-        calls: Takes calls that make files again.
+        submission: Takes calls that make files again.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class StageOut:
         stager: Stager,
         record: Callable[[TaskRecord, Any], object],
         missing: Callable[[TaskRecord], object],
-        calls: Submission,
+        submission: Submission,
     ) -> None:
         self._scheduler = scheduler
         self._background = background
         self._stager = stager
         self._record = record
         self._missing = missing
-        self._calls = calls
+        self._submission = submission
         self._reruns = Reruns(background.soon)
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -212,7 +212,7 @@ class StageOut:
             left.keeper = self._stager.take_up(record.description, outputs, files)
         record.future._outcome = left
         if files.gone and not dry:
-            left.make_again = Regeneration(self._calls, self._reruns, record)
+            left.make_again = Regeneration(self._submission, self._reruns, record)
         if not record.targets():
             self._scheduler.recorded(record, recorded.value)
             return

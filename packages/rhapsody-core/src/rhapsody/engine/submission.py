@@ -41,7 +41,7 @@ class Submission:
         loop: Its event loop.
         scheduler: Receives the tasks.
         backends: The attached backends; may grow.
-        tally: Counts failures that were never awaited.
+        unawaited: Counts failures that were never awaited.
         here: The current directory when the engine was created, `None` if it was removed.
         results_dir: Directory that destinations of outputs are relative to.
         discard: Removes temporary files, see `Promises`.
@@ -59,7 +59,7 @@ class Submission:
         loop: asyncio.AbstractEventLoop,
         scheduler: Scheduler,
         backends: Mapping[str, BackendHandle],
-        tally: UnawaitedErrors,
+        unawaited: UnawaitedErrors,
         *,
         here: str | None,
         results_dir: Path,
@@ -74,7 +74,7 @@ class Submission:
         self._numbers = {"task": 0, "block": 0}
         self.promises: Promises = Promises(results_dir, discard)
         self._keep = keep
-        self.unawaited: Callable[[TaskFuture[Any]], None] = tally.add
+        self.unawaited: Callable[[TaskFuture[Any]], None] = unawaited.add
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.failure: BaseException | None = None
 

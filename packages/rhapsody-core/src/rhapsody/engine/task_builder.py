@@ -60,7 +60,7 @@ class TaskBuilder:
         uid: The engine's uid.
         scheduler: Is told of tasks that cannot be submitted; has the named limits.
         background: Runs what takes long.
-        recording: Looks up results.
+        memoization: Looks up results.
         pushdown: Gives references in place of values that stay with a backend.
         services: Holds back what waits for a service that is started again.
         stager: Finds and links files.
@@ -79,7 +79,7 @@ class TaskBuilder:
         uid: str,
         scheduler: Scheduler,
         background: Background,
-        recording: Memoization,
+        memoization: Memoization,
         pushdown: PushDown,
         services: Services,
         stager: Stager,
@@ -96,7 +96,7 @@ class TaskBuilder:
         self._uid = uid
         self._scheduler = scheduler
         self._background = background
-        self._recording = recording
+        self._memoization = memoization
         self._pushdown = pushdown
         self._services = services
         self._stager = stager
@@ -153,7 +153,7 @@ class TaskBuilder:
                 record.stage = LOOKED_UP
                 if record.found is not None and record.found.inputs and task.kind != "executable":
                     self._place_inputs(record, backend)
-                if hooks.lookup_results and self._recording.look_up(record):
+                if hooks.lookup_results and self._memoization.look_up(record):
                     return False
             if record.stage == LOOKED_UP:
                 if backend.may_end and (short := shortage(record, backend)) is not None:
