@@ -1,4 +1,4 @@
-"""What a backend is called in an engine: its class's name, or one of its own (C7)."""
+"""What a backend is called in an engine: its class's name, or one of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancellation: at once for all who wait, while the work is asked to stop (C7.11)."""
+"""Cancellation: at once for all who wait, while the work is asked to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancellation by asyncio itself: wait_for, timeout, shield, gather, task groups (C7.11)."""
+"""Cancellation by asyncio itself: wait_for, timeout, shield, gather, task groups."""
 
 from __future__ import annotations
 

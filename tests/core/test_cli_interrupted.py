@@ -1,4 +1,4 @@
-"""Runs that a signal ends in the middle: what is left, what is said, and how they go on (C7.14)."""
+"""Runs that a signal ends in the middle: what is left, what is said, and how they go on."""
 
 from __future__ import annotations
 

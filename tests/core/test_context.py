@@ -1,4 +1,4 @@
-"""What a running task can know of itself (C7.4)."""
+"""What a running task can know of itself."""
 
 from __future__ import annotations
 

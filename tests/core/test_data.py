@@ -1,4 +1,4 @@
-"""Input and output files as values, and linking them into sandboxes (C8)."""
+"""Input and output files as values, and linking them into sandboxes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C4: a backend driven without an engine: short descriptions, and batches with mistakes."""
+"""A backend driven without an engine: short descriptions, and batches with mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Futures in arguments of any shape: found once each, and replaced wherever they are (C7.8)."""
+"""Futures in arguments of any shape: found once each, and replaced wherever they are."""
 
 from __future__ import annotations
 

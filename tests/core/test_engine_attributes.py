@@ -1,4 +1,4 @@
-"""What an engine tells about itself: read-only views of what is unfinished (C7.2)."""
+"""What an engine tells about itself: read-only views of what is unfinished."""
 
 from __future__ import annotations
 

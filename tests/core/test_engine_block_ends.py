@@ -1,4 +1,4 @@
-"""How blocks end: cancelled, with their engine, or because they wait for themselves (C7.7)."""
+"""How blocks end: cancelled, with their engine, or because they wait for themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks: parts of the workflow that call tasks and wait for them (C7.7)."""
+"""Blocks: parts of the workflow that call tasks and wait for them."""
 
 from __future__ import annotations
 

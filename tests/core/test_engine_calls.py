@@ -1,4 +1,4 @@
-"""Calling a task: which arguments it takes, and the future it gives (C7.3)."""
+"""Calling a task: which arguments it takes, and the future it gives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making an engine, in all the forms there are (C7.1)."""
+"""Making an engine, in all the forms there are."""
 
 # ruff: noqa: ASYNC240 - looking at a file takes no time here
 

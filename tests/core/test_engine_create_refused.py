@@ -1,4 +1,4 @@
-"""Arguments of `WorkflowEngine.create` that are refused, by their names (C7.1)."""
+"""Arguments of `WorkflowEngine.create` that are refused, by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that tasks read and write, through the engine (C8, C7.16)."""
+"""Files that tasks read and write, through the engine."""
 
 # ruff: noqa: ASYNC240 - the files are small
 

@@ -1,4 +1,4 @@
-"""Turning functions into tasks: the decorators, their settings, `options` (C7.3)."""
+"""Turning functions into tasks: the decorators, their settings, `options`."""
 
 from __future__ import annotations
 

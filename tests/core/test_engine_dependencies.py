@@ -1,4 +1,4 @@
-"""Dependencies: futures among the arguments, wherever they are (C7.8)."""
+"""Dependencies: futures among the arguments, wherever they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dry runs: nothing is run, and the graph is reported (C7.1, C10)."""
+"""Dry runs: nothing is run, and the graph is reported."""
 
 # ruff: noqa: ASYNC240 - looking at a file takes no time here
 

@@ -1,4 +1,4 @@
-"""Executable tasks: commands, their builders, their results and failures (C7.5)."""
+"""Executable tasks: commands, their builders, their results and failures."""
 
 # ruff: noqa: ASYNC240 - looking at a file takes no time here
 

@@ -1,4 +1,4 @@
-"""Engines that cannot be made leave nothing running, and nothing of others' changed (C4, C7.1)."""
+"""Engines that cannot be made leave nothing running, and nothing of others' changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input files given as URLs, fetched from a real server on loopback (C8)."""
+"""Input files given as URLs, fetched from a real server on loopback."""
 
 from __future__ import annotations
 

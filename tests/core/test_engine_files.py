@@ -1,4 +1,4 @@
-"""Files for tasks: origins, links, files between backends, promised outputs (C8, C7.16)."""
+"""Files for tasks: origins, links, files between backends, promised outputs."""
 
 # ruff: noqa: ASYNC240 - these tests are about files, and have the loop for themselves
 
@@ -273,7 +273,7 @@ async def test_a_file_of_a_distant_backend_is_copied_once_through_the_work_dir(
     await stager.close()
 
 
-# Implicit data (C7.16).
+# Implicit data.
 
 
 async def test_what_a_dependency_without_declared_outputs_left_is_linked(

@@ -1,4 +1,4 @@
-"""Dependencies on what is not this engine's, `after`, and what a backend is told (C7.8)."""
+"""Dependencies on what is not this engine's, `after`, and what a backend is told."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Function tasks: whatever Python can call, and what it knows of itself (C7.4)."""
+"""Function tasks: whatever Python can call, and what it knows of itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long sandboxes live (C7.17)."""
+"""How long sandboxes live."""
 
 # ruff: noqa: ASYNC240 - these tests are about files, and have the loop for themselves
 

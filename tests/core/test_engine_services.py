@@ -1,4 +1,4 @@
-"""Services: ready, serving, ended, one way or the other (C7.6)."""
+"""Services: ready, serving, ended, one way or the other."""
 
 from __future__ import annotations
 

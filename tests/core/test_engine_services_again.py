@@ -1,4 +1,4 @@
-"""Services that end by themselves: started again, and what their dependents hear of it (C7.6)."""
+"""Services that end by themselves: started again, and what their dependents hear of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failure does to what depends on it, and to what does not (C7.10, C9)."""
+"""What a failure does to what depends on it, and to what does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failure: what the future raises, and what is said of it (C7.10, C9)."""
+"""Failure: what the future raises, and what is said of it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,6 @@ def odd_group() -> None:
 
 @pytest.mark.asyncio
 async def test_a_cycle_of_blocks_through_a_task_is_an_error() -> None:
-    """C7.7."""
     async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
         futures: dict[str, Any] = {}
 
@@ -60,7 +59,6 @@ async def test_a_cycle_of_blocks_through_a_task_is_an_error() -> None:
 
 @pytest.mark.asyncio
 async def test_exceptions_of_processes_keep_their_type_however_odd() -> None:
-    """C7.10."""
     async with WorkflowEngine.create(LocalExecutionBackend("process")) as flow:
         async with asyncio.timeout(LIMIT):
             failed = flow.function_task(odd_text)()
@@ -91,7 +89,6 @@ def test_the_names_of_captured_output_are_no_output_files(name: str) -> None:
 async def test_a_command_that_cannot_start_names_its_task(
     command: str | list[str], kind: type[Exception]
 ) -> None:
-    """C7.5."""
     async with WorkflowEngine.create(LocalExecutionBackend()) as flow:
 
         @flow.executable_task
@@ -163,7 +160,7 @@ def test_an_engine_of_a_loop_that_is_gone_says_so() -> None:
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    """C7.14: `nohup program &` goes on when its terminal is closed."""
+    """`nohup program &` goes on when its terminal is closed."""
     program = """
         import asyncio, os, signal
         from rhapsody import WorkflowEngine

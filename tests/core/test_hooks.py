@@ -1,4 +1,4 @@
-"""What plugins decide, and the fixed order in which they are asked (C3)."""
+"""What plugins decide, and the fixed order in which they are asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What observers are told: task events, the start and the end (C3)."""
+"""What observers are told: task events, the start and the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hook that sees each description before its backend, and may change it (C3)."""
+"""The hook that sees each description before its backend, and may change it."""
 
 from __future__ import annotations
 

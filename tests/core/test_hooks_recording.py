@@ -1,4 +1,4 @@
-"""Recording results before anybody sees them, and the hold until it is done (C3)."""
+"""Recording results before anybody sees them, and the hold until it is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What objects of the user's do when they are looked at takes no worker and no outcome (C7)."""
+"""What objects of the user's do when they are looked at takes no worker and no outcome."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine that has nothing to do does nothing: the loop is not woken (DESIGN 5)."""
+"""An engine that has nothing to do does nothing: the loop is not woken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a signal leaves of sandboxes, and what is said of blocks then (C7.14, C7.17)."""
+"""What a signal leaves of sandboxes, and what is said of blocks then."""
 
 from __future__ import annotations
 

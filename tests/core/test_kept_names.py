@@ -1,4 +1,4 @@
-"""Names kept for code that calls them: each works, and none polls (C7.15)."""
+"""Names kept for code that calls them: each works, and none polls."""
 
 from __future__ import annotations
 

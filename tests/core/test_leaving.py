@@ -1,4 +1,4 @@
-"""Leaving an engine's context: what was called is done, or said (C7.14)."""
+"""Leaving an engine's context: what was called is done, or said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order: no future is lost, doubled or hanging (DESIGN 5).
+"""Whatever happens in whatever order: no future is lost, doubled or hanging.
 
 A scripted backend reports anything at any time, from the loop and from threads, while
 tasks are called, cancelled, retried, timed out and the engine is shut down. What must

@@ -1,4 +1,4 @@
-"""The table of a task's life: complete, consistent, and all that moves a task (DESIGN 5)."""
+"""The table of a task's life: complete, consistent, and all that moves a task."""
 
 from __future__ import annotations
 

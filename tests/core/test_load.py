@@ -1,4 +1,4 @@
-"""Many tasks, and what is said where something runs out: `tests.load` with few tasks (C5)."""
+"""Many tasks, and what is said where something runs out: `tests.load` with few tasks."""
 
 from __future__ import annotations
 

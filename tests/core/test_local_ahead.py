@@ -1,4 +1,4 @@
-"""C10: short calls that wait in a worker process: in their order, and never for a long one."""
+"""Short calls that wait in a worker process: in their order, and never for a long one."""
 
 from __future__ import annotations
 

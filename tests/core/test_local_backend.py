@@ -1,4 +1,4 @@
-"""C10, C4: the local backend whichever executor it has: its life, slots, order and refusals."""
+"""The local backend whichever executor it has: its life, slots, order and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C7.4, C10: what functions print is kept, and still seen."""
+"""What functions print is kept, and still seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C10, C7.4, C7.11: coroutine functions on the local backend's threads and shared loop."""
+"""Coroutine functions on the local backend's threads and shared loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C10, C7.5, C7.11: programs of the local backend."""
+"""Programs of the local backend."""
 
 from __future__ import annotations
 

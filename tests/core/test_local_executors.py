@@ -1,4 +1,4 @@
-"""C10: functions on an executor of concurrent.futures that the user brings."""
+"""Functions on an executor of concurrent.futures that the user brings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C7.12, C7.14, C10: how programs that use the local backend end, however they end."""
+"""How programs that use the local backend end, however they end."""
 
 from __future__ import annotations
 

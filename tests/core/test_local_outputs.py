@@ -1,4 +1,4 @@
-"""C7.5, C10: output is what the task wrote, whatever it puts in the place of its output files."""
+"""Output is what the task wrote, whatever it puts in the place of its output files."""
 
 from __future__ import annotations
 

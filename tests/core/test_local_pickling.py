@@ -1,4 +1,4 @@
-"""C10, C7.4: what cannot be pickled on its way to or from a worker process."""
+"""What cannot be pickled on its way to or from a worker process."""
 
 from __future__ import annotations
 

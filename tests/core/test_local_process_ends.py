@@ -1,4 +1,4 @@
-"""C10, C7.11: how the local backend's worker processes end: lost, stopped, shut down."""
+"""How the local backend's worker processes end: lost, stopped, shut down."""
 
 from __future__ import annotations
 

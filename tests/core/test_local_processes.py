@@ -1,4 +1,4 @@
-"""C10, C7.4: functions in the local backend's worker processes."""
+"""Functions in the local backend's worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C7.6: services of the local backend and how they say that they are ready."""
+"""Services of the local backend and how they say that they are ready."""
 
 from __future__ import annotations
 

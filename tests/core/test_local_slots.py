@@ -1,4 +1,4 @@
-"""C10: what the machine has to give, and who gets it first."""
+"""What the machine has to give, and who gets it first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C7.4, C10: the standard streams while the local backend runs."""
+"""The standard streams while the local backend runs."""
 
 from __future__ import annotations
 

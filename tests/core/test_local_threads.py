@@ -1,4 +1,4 @@
-"""C10, C7.4, C7.11: functions on the local backend's threads."""
+"""Functions on the local backend's threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `ManagedBackend` does for a backend that has written `run_task` alone (C4)."""
+"""What `ManagedBackend` does for a backend that has written `run_task` alone."""
 
 from __future__ import annotations
 

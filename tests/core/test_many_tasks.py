@@ -1,4 +1,4 @@
-"""Many tasks at once: map, imap, scopes, gather and as_completed (C7.13)."""
+"""Many tasks at once: map, imap, scopes, gather and as_completed."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ async def test_a_scope_labels_the_tasks_made_inside() -> None:
 
 @pytest.mark.long
 async def test_a_wide_fan_does_not_keep_the_loop_from_others() -> None:
-    """A fan of 100 000 must not block the loop for a second (DESIGN 5)."""
+    """A fan of 100 000 must not block the loop for a second."""
     async with WorkflowEngine.create("noop") as flow:
 
         @flow.function_task

@@ -1,4 +1,4 @@
-"""What an engine keeps of finished tasks: nothing but what the user holds (DESIGN 5)."""
+"""What an engine keeps of finished tasks: nothing but what the user holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Failures, time-outs and cancellations of real threads, processes and programs (C7.10-C7.12)."""
+"""Failures, time-outs and cancellations of real threads, processes and programs."""
 
 from __future__ import annotations
 

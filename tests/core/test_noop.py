@@ -1,4 +1,4 @@
-"""C10: the noop backend completes each task at once, with a dummy output."""
+"""The noop backend completes each task at once, with a dummy output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A failure says which call it was, where it ran, and what it printed (C7.10)."""
+"""A failure says which call it was, where it ran, and what it printed."""
 
 # ruff: noqa: ASYNC221, ASYNC240 - nothing else is to run on the loop
 from __future__ import annotations

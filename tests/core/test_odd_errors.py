@@ -1,4 +1,4 @@
-"""Exceptions and answers nobody expects: each hurts its own task and nobody else (C3, C4, C7)."""
+"""Exceptions and answers nobody expects: each hurts its own task and nobody else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel killed for memory is told as that, once (C9)."""
+"""What the kernel killed for memory is told as that, once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each hook, implemented by a distribution that is installed, does its part in a real run (C3).
+"""Each hook, implemented by a distribution that is installed, does its part in a real run.
 
 The tests are named for the hooks; a test of the documentation holds that none is missing.
 """

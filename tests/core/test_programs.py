@@ -1,4 +1,4 @@
-"""Running executables and linking files for other backends (C4, C10)."""
+"""Running executables and linking files for other backends."""
 
 from __future__ import annotations
 

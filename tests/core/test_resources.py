@@ -1,4 +1,4 @@
-"""What a task says that it needs (C5)."""
+"""What a task says that it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retries, and losses of infrastructure with a budget of their own (C7.12)."""
+"""Retries, and losses of infrastructure with a budget of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a failed task is worth another attempt, as a value (C7.12)."""
+"""When a failed task is worth another attempt, as a value."""
 
 from __future__ import annotations
 

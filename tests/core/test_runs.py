@@ -1,4 +1,4 @@
-"""The directory of a run: what it is called, who has it, and what is left of it (C7.17)."""
+"""The directory of a run: what it is called, who has it, and what is left of it."""
 
 # ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
 from __future__ import annotations

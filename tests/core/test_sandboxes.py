@@ -1,4 +1,4 @@
-"""Sandboxes: where they are, when they are made and how long they stay (C7.17)."""
+"""Sandboxes: where they are, when they are made and how long they stay."""
 
 # ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
 from __future__ import annotations

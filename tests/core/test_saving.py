@@ -1,4 +1,4 @@
-"""Files that tasks make are where the program said, before anybody sees their results (C8)."""
+"""Files that tasks make are where the program said, before anybody sees their results."""
 
 # ruff: noqa: ASYNC240 - the tests look at files when nothing else is to run on the loop
 from __future__ import annotations

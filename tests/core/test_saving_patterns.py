@@ -1,4 +1,4 @@
-"""Files that match a pattern: promised, handed on and saved (C8)."""
+"""Files that match a pattern: promised, handed on and saved."""
 
 from __future__ import annotations
 

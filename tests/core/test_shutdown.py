@@ -1,4 +1,4 @@
-"""The end of an engine: everything is settled, and no work that can be stopped goes on (C7.14)."""
+"""The end of an engine: everything is settled, and no work that can be stopped goes on."""
 
 from __future__ import annotations
 

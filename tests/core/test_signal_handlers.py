@@ -1,4 +1,4 @@
-"""Whose signal handlers are there while engines come and go (C7.14)."""
+"""Whose signal handlers are there while engines come and go."""
 
 from __future__ import annotations
 

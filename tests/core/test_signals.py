@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP, sent to real programs (C7.14)."""
+"""SIGINT, SIGTERM and SIGHUP, sent to real programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task that failed where a disk is full says so, and which (C7.10)."""
+"""A task that failed where a disk is full says so, and which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The canonical states and the mapping of backends' own states (C6)."""
+"""The canonical states and the mapping of backends' own states."""
 
 from __future__ import annotations
 

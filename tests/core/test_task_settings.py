@@ -1,4 +1,4 @@
-"""Settings in a backend's own words: what a backend does not know is refused (C5)."""
+"""Settings in a backend's own words: what a backend does not know is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time-outs: from the start of running, for each attempt, and the work is stopped (C7.12)."""
+"""Time-outs: from the start of running, for each attempt, and the work is stopped."""
 
 from __future__ import annotations
 

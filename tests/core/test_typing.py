@@ -1,4 +1,4 @@
-"""What type checkers make of a program: the overloads of a call, and the mistakes they find (C7.3).
+"""What type checkers make of a program: the overloads of a call, and the mistakes they find.
 
 The programs are in `typing/`: `accepted.py` says which types must be found, and every
 ignored error in `refused.py` must be one.

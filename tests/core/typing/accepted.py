@@ -1,4 +1,4 @@
-"""A program that type checkers accept, with the types they must find (C7.3).
+"""A program that type checkers accept, with the types they must find.
 
 Checked by `test_typing`, not run.
 """

@@ -1,4 +1,4 @@
-"""Mistakes that type checkers find: each ignored error below must be one (C7.3).
+"""Mistakes that type checkers find: each ignored error below must be one.
 
 Checked by `test_typing`, not run.
 """

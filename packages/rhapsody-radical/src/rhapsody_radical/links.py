@@ -1,4 +1,4 @@
-"""How a task's files come from another task or from outside, in RADICAL-Pilot's words (C8)."""
+"""How a task's files come from another task or from outside, in RADICAL-Pilot's words."""
 
 from __future__ import annotations
 
