@@ -254,10 +254,10 @@ def main() -> None:
         return
     columns: dict[str, Table] = {}
     details: list[str] = []
+    tasks = 5 if options.smoke else options.tasks
     for revision in options.commit or [None]:
         with checkout(revision) as place:
-            columns[revision or "here"] = measure(place, 5 if options.smoke else options.tasks,
-                                                  details)  # fmt: skip
+            columns[revision or "here"] = measure(place, tasks, details)
     rows = list(dict.fromkeys(row for table in columns.values() for row in table))
     first = max(map(len, rows))
     width = max(len(cell) for table in columns.values() for cell in [*columns, *table.values()])
