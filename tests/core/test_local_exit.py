@@ -286,7 +286,6 @@ def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) 
                 async with Driver(backend) as driver:
                     ends = await driver.run(*(driver.call(wait, gate) for _ in range(40)))
                     print({str(end.state) for end in ends}, {str(end.error) for end in ends})
-                    print(len({end.value for end in ends}) > 1)
 
         counts = []
         for gate in ("first", "second"):
@@ -295,7 +294,7 @@ def test_with_few_descriptors_there_are_fewer_workers_and_no_failures(run: Run) 
         print(counts[1] - counts[0])
         """
     )
-    assert (end.returncode, end.stdout) == (0, "{'DONE'} {'None'}\nTrue\n" * 2 + "0\n")
+    assert (end.returncode, end.stdout) == (0, "{'DONE'} {'None'}\n" * 2 + "0\n")
     assert "can be started, calls wait for those there are: OSError: [Errno 24]" in end.stderr
     assert "Traceback" not in end.stderr
 
