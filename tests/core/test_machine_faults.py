@@ -29,7 +29,7 @@ class DoubleSettle(Scheduler):
     """A result that a user had cancelled is revealed all the same."""
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
-        if Transition.REVEAL in record.life.after:
+        if Transition.REVEAL in record.state.after:
             super().reveal(record, value)
         else:
             record.future.set_result(value)
@@ -48,11 +48,11 @@ class RetryAfterCancel(Scheduler):
     """A task that was cancelled while it waited for its next attempt is tried again."""
 
     def _disarm(self, record: TaskRecord) -> None:
-        if record.life.work is not WorkState.ENDED:
+        if record.state.work is not WorkState.ENDED:
             super()._disarm(record)
 
     def _again(self, record: TaskRecord) -> None:
-        record.life = READY
+        record.state = READY
         self._actions.route(record)
 
 
@@ -83,7 +83,7 @@ class LimitNotGivenBack(Scheduler):
     """A cancelled task keeps its places under named limits."""
 
     def _release(self, record: TaskRecord) -> None:
-        if record.life.future is FutureState.CANCELLED:
+        if record.state.future is FutureState.CANCELLED:
             self._disarm(record)
         else:
             super()._release(record)

@@ -71,13 +71,13 @@ class Promises:
         for record in scheduler.live:
             uid = record.future.uid
             used.update(name for name, _ in record.limits)
-            if record.life.work is WorkState.WAITING:
+            if record.state.work is WorkState.WAITING:
                 left = sum(not one.done() for one in record.dependencies)
                 self.hold(record.unfinished == left, f"{uid} waits for a wrong number")
                 self.hold(left, f"{uid} waits for nothing")
-            pending = record.life.future is FutureState.PENDING
+            pending = record.state.future is FutureState.PENDING
             self.hold(pending != record.future.done(), f"{uid} is not what its future says")
-            if record.life.work is WorkState.CANCELING:
+            if record.state.work is WorkState.CANCELING:
                 self.hold(world.stops[record], f"nobody was asked to stop {uid}")
         for name, size in (("licence", 1), ("disk", 2)):
             self.hold(used[name] == scheduler.limits._used.get(name, 0), f"{name} is miscounted")

@@ -246,7 +246,7 @@ class World:
             self.foreign.append(Result(f"foreign.{len(self.foreign)}"))
             dependencies.append(self.foreign[-1])
         parent = random.choice(self.blocks) if self.blocks and random.random() < 0.3 else None
-        if parent is not None and parent.life.future is not FutureState.PENDING:
+        if parent is not None and parent.state.future is not FutureState.PENDING:
             parent = None
         self.add(random.choice(TASKS), dependencies, parent)
 
@@ -279,7 +279,7 @@ class World:
         self.ready = [record for record in self.ready if self.of(record) is not backend]
         room = MAX_PENDING - backend.occupied
         for record in ready:
-            if record.life.work is not WorkState.READY:
+            if record.state.work is not WorkState.READY:
                 continue
             service = record.task.settings.service
             if not service and room <= 0:
@@ -423,7 +423,7 @@ class World:
             while self.scheduler.inflight:
                 uid = next(iter(self.scheduler.inflight))
                 record = self.scheduler.inflight[uid]
-                if record.life.work is WorkState.SERVING:
+                if record.state.work is WorkState.SERVING:
                     self.scheduler.cancel(record)
                 self.scheduler.end(
                     record, CANCELED if self.stops[record] else DONE, {"return_value": uid}

@@ -197,8 +197,8 @@ class Definition(Protocol):
 class LiveNode(Protocol):
     """What a future asks of the engine while its work has not ended."""
 
-    def state(self) -> TasksMainStates:
-        """The canonical state."""
+    def public_state(self) -> TasksMainStates:
+        """Return the canonical state."""
 
     def cancel(self, msg: Any) -> bool:
         """Cancels it; whether there was anything to cancel."""
@@ -282,7 +282,7 @@ class TaskFuture(asyncio.Future[T]):
         """
         node = self._node
         if node is not None:
-            return node.state()
+            return node.public_state()
         if not self.done():
             return TasksMainStates.PENDING
         if self.cancelled():

@@ -289,7 +289,7 @@ class Blocks:
 
     def _thread_ended(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
         if type(value) is CoroutineType:  # a plain wrapper around a coroutine function
-            if record.life.work is WorkState.RUNNING:
+            if record.state.work is WorkState.RUNNING:
                 self._threads.pop(record, None)
                 self._run(record, value, contextvars.copy_context())
                 return
@@ -306,7 +306,7 @@ class Blocks:
     def _returned(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
         """End a block, or await the future that it has returned."""
         future = issubclass(type(value), asyncio.Future)  # without calling what the value defines
-        if error is None and record.life.work is WorkState.RUNNING and future:
+        if error is None and record.state.work is WorkState.RUNNING and future:
             self._threads.pop(record, None)
             # A copy, because the block's thread may not have left its own context yet.
             context = (record.more().context or contextvars.copy_context()).copy()

@@ -117,7 +117,7 @@ class Callbacks:
         except Exception:  # reported when the state is applied
             return False
         if main is RUNNING:
-            return record.life.work in STARTED
+            return record.state.work in STARTED
         return not (main is None or main is DONE or main is FAILED or main is CANCELED)
 
     def drain(self) -> None:
@@ -157,7 +157,7 @@ class Callbacks:
                 self._running(record, task, state, service_callback)
             elif main is None:
                 self._unknown_state(record, state)
-            elif scheduler.observed and record.life.future is FutureState.PENDING:
+            elif scheduler.observed and record.state.future is FutureState.PENDING:
                 self._observation.publish(record, main)
         except Exception as error:  # a fault of the engine must not be lost in a backend's thread
             self._crashed("updates", error)
@@ -197,7 +197,7 @@ class Callbacks:
     ) -> None:
         scheduler = self._scheduler
         if not scheduler.run(record):
-            if record.life.work not in STARTED:
+            if record.state.work not in STARTED:
                 scheduler.stats.late += 1
             return
         record.started = time()

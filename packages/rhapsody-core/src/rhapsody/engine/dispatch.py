@@ -179,13 +179,13 @@ class Dispatcher:
                 break
             if services:
                 service = services.popleft()
-                if service.life is READY and task_builder.advance(service, handle):
+                if service.state is READY and task_builder.advance(service, handle):
                     batch.append(service)
                 continue
             record = resumed.popleft() if resumed else queue.pop()
             if record is None:
                 break
-            if record.life is READY and task_builder.advance(record, handle):
+            if record.state is READY and task_builder.advance(record, handle):
                 batch.append(record)
                 room -= 1
                 if record.dependents:
@@ -238,7 +238,7 @@ class Dispatcher:
         else:
             reason = f"did not accept {len(batch)} tasks: {describe_error(error)}"
         for record in batch:
-            if timed_out and record.life.work in (WorkState.SUBMITTING, WorkState.CANCELING):
+            if timed_out and record.state.work in (WorkState.SUBMITTING, WorkState.CANCELING):
                 # The backend may have accepted it nevertheless.
                 self._background.spawn(self._ask(record.uid), f"cancel {record.uid}")
             if isinstance(error, BackendUnavailableError):
@@ -254,12 +254,12 @@ class Dispatcher:
         """Ask the backend to stop a task, after the submission that contains it."""
         if record in self._batch:
             self._deferred.append(record)
-        elif record.life.work is WorkState.CANCELING:
+        elif record.state.work is WorkState.CANCELING:
             self._background.spawn(self._cancel(record, record.uid), f"cancel {record.uid}")
 
     async def _cancel(self, record: TaskRecord, uid: str) -> None:
         known = await self._ask(uid)
-        if not known and record.uid == uid and record.life.work is WorkState.CANCELING:
+        if not known and record.uid == uid and record.state.work is WorkState.CANCELING:
             self._scheduler.cannot_stop(record)
 
     async def _ask(self, uid: str) -> bool:

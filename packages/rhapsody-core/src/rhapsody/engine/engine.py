@@ -520,19 +520,19 @@ class WorkflowEngine(OlderNames):
     def resolved(self) -> frozenset[str]:
         """Uids of unfinished tasks and blocks whose dependencies have all ended."""
         return frozenset(
-            n.future.uid for n in self._unfinished() if n.life.work is not WorkState.WAITING
+            n.future.uid for n in self._unfinished() if n.state.work is not WorkState.WAITING
         )
 
     @property
     def running(self) -> tuple[str, ...]:
         """Uids of running tasks and blocks, including services."""
         active = (WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING)
-        return tuple(n.future.uid for n in self._unfinished() if n.life.work in active)
+        return tuple(n.future.uid for n in self._unfinished() if n.state.work in active)
 
     @property
     def queue(self) -> tuple[str, ...]:
         """Uids of tasks that are ready and not yet with a backend."""
-        return tuple(n.future.uid for n in self._unfinished() if n.life.work is WorkState.READY)
+        return tuple(n.future.uid for n in self._unfinished() if n.state.work is WorkState.READY)
 
     def _unfinished(self) -> list[TaskRecord]:
         live = self._runtime.scheduler.live

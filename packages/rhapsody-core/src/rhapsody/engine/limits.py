@@ -52,7 +52,7 @@ class Limits:
             waiting = self._waiting.get(name)
             while waiting and self._used[name] < self._sizes[name]:
                 other = waiting.popleft()
-                if other.life.work is not WorkState.READY:
+                if other.state.work is not WorkState.READY:
                     continue  # cancelled while it waited
                 wanted = other.task.settings.limit
                 full = self._full(wanted)

@@ -110,7 +110,7 @@ class Memoization:
     async def _look_up(self) -> None:
         waiting, self._unlooked = self._unlooked, []
         for hook in self._hooks.lookup_results:
-            waiting = [record for record in waiting if record.life.work is WorkState.READY]
+            waiting = [record for record in waiting if record.state.work is WorkState.READY]
             if not waiting:
                 return
             tasks = [self._to_look_up(record) for record in waiting]
@@ -125,7 +125,7 @@ class Memoization:
                 continue
             missing = []
             for record, result in zip(waiting, results, strict=True):
-                if record.life.work is not WorkState.READY:  # it was cancelled meanwhile
+                if record.state.work is not WorkState.READY:  # it was cancelled meanwhile
                     continue
                 if isinstance(result, Recorded):
                     self._found(record, result)

@@ -104,7 +104,7 @@ class RemoteResult:
     def started(self) -> None:
         """`None`: it does not run any more."""
 
-    def state(self) -> TasksMainStates:
+    def public_state(self) -> TasksMainStates:
         """The task is done, wherever its value is."""
         return TasksMainStates.DONE
 
@@ -253,7 +253,7 @@ class PushDown:
         if record.attempt != 1 or not self._takes_part(record, backend):
             return
         for dependent in dependents:
-            if dependent.life.work is not WorkState.WAITING:
+            if dependent.state.work is not WorkState.WAITING:
                 continue
             dependent.unsent += 1
             if dependent.unsent >= dependent.unfinished and self._may_go(dependent, backend):
@@ -375,9 +375,9 @@ class PushDown:
         return (
             isinstance(record, TaskRecord)
             and getattr(record, "backend", None) is backend  # unset until one has been chosen
-            and record.life.future is FutureState.PENDING
-            and record.life.work in _WITH_BACKEND
-            and not (sent and record.life.work is WorkState.READY)
+            and record.state.future is FutureState.PENDING
+            and record.state.work in _WITH_BACKEND
+            and not (sent and record.state.work is WorkState.READY)
             and self._takes_part(record, backend)
         )
 

@@ -17,7 +17,7 @@ from rhapsody.aio import on_loop
 from rhapsody.engine import states
 from rhapsody.engine.arguments import ArgumentScan
 from rhapsody.engine.backend_handles import BackendHandle
-from rhapsody.engine.states import FutureState, TaskState, Transition, WorkState
+from rhapsody.engine.states import FutureState, TaskState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.engine.timers import Timer
 from rhapsody.staging.destinations import Target
@@ -120,7 +120,6 @@ class TaskRecord:
         "found",
         "future",
         "kwargs",
-        "life",
         "limits",
         "native",
         "number",
@@ -131,6 +130,7 @@ class TaskRecord:
         "specific",
         "stage",
         "started",
+        "state",
         "task",
         "timer",
         "uid",
@@ -156,7 +156,7 @@ class TaskRecord:
         self.args: tuple[Any, ...] = args
         self.kwargs: dict[str, Any] | None = kwargs
         self.specific: Mapping[str, Any] | None = specific
-        self.life: TaskState = states.START
+        self.state: TaskState = states.START
         self.unfinished: int = 0
         self.unsent: int = 0  # dependencies that are with a backend, see `pushdown`
         self.pushed: bool = False  # it is with a backend before they are finished
@@ -187,14 +187,6 @@ class TaskRecord:
             self.extra = Extra()
         return self.extra
 
-    def step(self, event: Transition) -> bool:
-        """Moves the task through the table; `False` for an event that has no row."""
-        after = self.life.after.get(event)
-        if after is None:
-            return False
-        self.life = after
-        return True
-
     def texts(self) -> tuple[str, ...]:
         """The strings and paths in the arguments of an executable, where results are recorded."""
         return () if self.extra is None else self.extra.texts
@@ -221,9 +213,9 @@ class TaskRecord:
 
     # What the future asks (`rhapsody.task.LiveNode`).
 
-    def state(self) -> TasksMainStates:
+    def public_state(self) -> TasksMainStates:
         """The canonical state of the future, or of the work while that is undecided."""
-        future, work = self.life.future, self.life.work
+        future, work = self.state.future, self.state.work
         if (
             future is FutureState.DONE
             and work is not WorkState.ENDED
@@ -238,7 +230,7 @@ class TaskRecord:
 
     async def wait_ended(self) -> None:
         """Waits until the task is closed."""
-        if self.life.work in states.OVER and self.life.future is not FutureState.PENDING:
+        if self.state.work in states.OVER and self.state.future is not FutureState.PENDING:
             return
         ended = asyncio.get_running_loop().create_future()
         self.more().waiters.append(lambda: None if ended.done() else ended.set_result(None))

@@ -35,7 +35,7 @@ from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
     OVER,
     READY,
-    SITUATIONS,
+    STATES,
     FutureState,
     TaskState,
     Transition,
@@ -80,7 +80,7 @@ class IllegalTransitionError(RuntimeError):
     def __init__(self, record: TaskRecord, transition: Transition) -> None:
         super().__init__(
             f"{record.named()}, attempt {record.attempt}: no transition {transition!s} from "
-            f"{record.life}"
+            f"{record.state}"
         )
 
 
@@ -233,10 +233,10 @@ class Scheduler:
         Raises:
             IllegalTransitionError: There is no such row.
         """
-        row = ROWS[record.life].get(transition)
+        row = ROWS[record.state].get(transition)
         if row is None:
             raise IllegalTransitionError(record, transition)
-        record.life, handler = row
+        record.state, handler = row
         handler(self, record, argument)
 
     # From the call to the backend.
@@ -253,7 +253,7 @@ class Scheduler:
         if record.dependencies:
             self._link(record)
         else:
-            record.life, handler = ROWS[record.life][_RESOLVE]
+            record.state, handler = ROWS[record.state][_RESOLVE]
             handler(self, record, None)
 
     def start_again(self, record: TaskRecord) -> None:
@@ -284,10 +284,10 @@ class Scheduler:
 
     def submit(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> list[TaskRecord]:
         """Mark a batch as being handed over; return it without the tasks cancelled meanwhile."""
-        submitted = [record for record in batch if record.life is READY]
+        submitted = [record for record in batch if record.state is READY]
         after, handler = ROWS[READY][_SUBMIT]
         for record in submitted:
-            record.life = after
+            record.state = after
             handler(self, record, backend)
         return submitted
 
@@ -302,8 +302,8 @@ class Scheduler:
     def accept(self, batch: Sequence[TaskRecord], backend: BackendHandle) -> None:
         """Mark a batch as taken by its backend."""
         for record in batch:
-            if (row := ROWS[record.life].get(_ACCEPT)) is not None:
-                record.life, handler = row
+            if (row := ROWS[record.state].get(_ACCEPT)) is not None:
+                record.state, handler = row
                 handler(self, record, backend)
 
     def _on_accept(self, record: TaskRecord, backend: BackendHandle) -> None:
@@ -312,17 +312,17 @@ class Scheduler:
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
         """Handle a task of a batch that the backend has not taken; not one that it runs already."""
-        if record.life.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
+        if record.state.work not in (WorkState.SUBMITTING, WorkState.CANCELING):
             return
         self._free(record)
-        if record.life.future is FutureState.PENDING:
+        if record.state.future is FutureState.PENDING:
             self._attempt_failed(record, record.verdict or error)
         else:
             self._move(record, Transition.STOPPED)
 
     def refuse(self, record: TaskRecord, error: BaseException) -> None:
         """Handle a ready task that cannot be handed to a backend."""
-        if record.life.work is not WorkState.READY:
+        if record.state.work is not WorkState.READY:
             return  # cancelled meanwhile
         if is_a(error, asyncio.CancelledError):
             self.cancel(record)
@@ -333,10 +333,10 @@ class Scheduler:
 
     def run(self, record: TaskRecord) -> bool:
         """Mark an attempt or block as running; return `False` if it was already, or has ended."""
-        row = ROWS[record.life].get(_RUN)
+        row = ROWS[record.state].get(_RUN)
         if row is None:
             return False
-        record.life, handler = row
+        record.state, handler = row
         handler(self, record, None)
         return True
 
@@ -358,7 +358,7 @@ class Scheduler:
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
         """Mark a service as ready in the attempt of this uid."""
-        if record.uid == uid and Transition.SERVE in record.life.after:
+        if record.uid == uid and Transition.SERVE in record.state.after:
             self._move(record, Transition.SERVE, information)
         else:
             self.stats.late += 1
@@ -379,9 +379,9 @@ class Scheduler:
             return
         if self.interrupted:
             return  # its future is settled when everything has stopped
-        if record.life.future is not _PENDING:
+        if record.state.future is not _PENDING:
             self._end_of_settled(record, main, report)
-        elif record.life.work is _CANCELING:
+        elif record.state.work is _CANCELING:
             self._results.keep(record, report, succeeded=False)
             verdict = record.verdict
             self._attempt_failed(record, verdict or error_messages.of_attempt(record, report))
@@ -393,7 +393,7 @@ class Scheduler:
         else:
             value, error = self._results.read(record, main, report)
             if error is None:
-                record.life, handler = ROWS[record.life][_ENDED_WELL]
+                record.state, handler = ROWS[record.state][_ENDED_WELL]
                 handler(self, record, value)
             else:
                 self._attempt_failed(record, error)
@@ -401,9 +401,9 @@ class Scheduler:
 
     def end_block(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
         """Handle the end of a block."""
-        if record.life.work is WorkState.LOST:
+        if record.state.work is WorkState.LOST:
             return
-        if record.life.future is not FutureState.PENDING or is_a(error, asyncio.CancelledError):
+        if record.state.future is not FutureState.PENDING or is_a(error, asyncio.CancelledError):
             self._move(record, Transition.STOPPED)
         elif error is not None:
             self._move(record, Transition.FAIL, error)
@@ -416,19 +416,19 @@ class Scheduler:
         if saves or records:
             self._actions.record(record, value)
         else:
-            record.life, handler = ROWS[record.life][_REVEAL]
+            record.state, handler = ROWS[record.state][_REVEAL]
             handler(self, record, value)
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
         """Use a result that a plugin had for a ready task, which does not run."""
-        if record.life is READY:
+        if record.state is READY:
             self.stats.recorded += 1
             record.native = "reused"
             self._move(record, Transition.SUBSTITUTE, value)
 
     def reveal(self, record: TaskRecord, value: Any) -> None:
         """Set the result of a task that has ended, unless it was cancelled meanwhile."""
-        if Transition.REVEAL in record.life.after:
+        if Transition.REVEAL in record.state.after:
             self._move(record, Transition.REVEAL, value)
 
     def _on_reveal(self, record: TaskRecord, value: Any) -> None:
@@ -487,7 +487,7 @@ class Scheduler:
         if is_a(error, LOST):
             self.stats.lost += 1
         delay, error = (None, error) if self.closing else self._next_attempt(record, error)
-        if delay is None or Transition.RETRY not in record.life.after:
+        if delay is None or Transition.RETRY not in record.state.after:
             self._give_up(record, error)
             return
         self._move(record, Transition.RETRY)
@@ -554,7 +554,7 @@ class Scheduler:
     def _give_up(self, record: TaskRecord, error: BaseException) -> None:
         """No attempt is left: use the fallback, or fail."""
         value, error = self._fallback(record, error)
-        if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.life.after:
+        if value is not NO_FALLBACK and Transition.SUBSTITUTE in record.state.after:
             self._move(record, Transition.SUBSTITUTE, value)
         else:
             self.fail(record, error)
@@ -577,7 +577,7 @@ class Scheduler:
 
     def fail(self, record: TaskRecord, error: BaseException) -> None:
         """Fail a task for good, unless it has been settled meanwhile."""
-        if record.life.future is FutureState.PENDING and Transition.FAIL in record.life.after:
+        if record.state.future is FutureState.PENDING and Transition.FAIL in record.state.after:
             self._move(record, Transition.FAIL, error)
         else:
             self.stats.late += 1
@@ -606,7 +606,7 @@ class Scheduler:
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
         """Cancel a task and, at once, its dependents; return `False` if it is too late."""
-        if Transition.CANCEL not in record.life.after:
+        if Transition.CANCEL not in record.state.after:
             return False
         self._move(record, Transition.CANCEL, msg)
         return True
@@ -636,7 +636,7 @@ class Scheduler:
         record, stop = cancelled
         if stop:
             self._actions.stop(record)
-        if self.observed and record.life.work is WorkState.ENDED:
+        if self.observed and record.state.work is WorkState.ENDED:
             self._observation.publish(record, CANCELED)
         if record.extra is not None:
             for child in tuple(record.extra.children):
@@ -661,11 +661,11 @@ class Scheduler:
     ) -> None:
         """Handle the end of work whose future is settled already."""
         state, error = CANCELED, None
-        if record.life.work is WorkState.SERVING and main is not CANCELED:
+        if record.state.work is WorkState.SERVING and main is not CANCELED:
             state, error = self._actions.service_ended(record, main, report)
-        elif main is DONE and record.life.future is not FutureState.DONE:
+        elif main is DONE and record.state.future is not FutureState.DONE:
             self.stats.late += 1  # the result of a cancelled task
-        succeeded = record.life.future is not FutureState.FAILED
+        succeeded = record.state.future is not FutureState.FAILED
         self._results.keep(record, report, succeeded=succeeded)
         self._move(record, Transition.STOPPED, (state, error))
 
@@ -673,7 +673,7 @@ class Scheduler:
         self, record: TaskRecord, ended: tuple[TasksMainStates, BaseException | None] | None
     ) -> None:
         state, error = ended or (CANCELED, None)
-        future, service = record.life.future, record.task.settings.service
+        future, service = record.state.future, record.task.settings.service
         if service and future is FutureState.DONE and state is CANCELED:
             state = DONE  # it was ready, and the program stopped it
         published = future is FutureState.FAILED or (future is FutureState.DONE and not service)
@@ -683,7 +683,7 @@ class Scheduler:
 
     def stop_with(self, record: TaskRecord, error: BaseException) -> None:
         """Fail a pending task with `error`, after stopping its work if there is any."""
-        if Transition.STOP in record.life.after:
+        if Transition.STOP in record.state.after:
             self._move(record, Transition.STOP, error)
         else:
             self.fail(record, error)
@@ -705,15 +705,15 @@ class Scheduler:
 
     def cannot_stop(self, record: TaskRecord) -> None:
         """Handle work that its backend cannot stop, or has not stopped for too long."""
-        if record.life.future is FutureState.PENDING and record.verdict is not None:
+        if record.state.future is FutureState.PENDING and record.verdict is not None:
             self._let_go(record, record.verdict)
 
     def _let_go(self, record: TaskRecord, error: BaseException) -> None:
         """Settle the future of a task whose work goes on."""
         value, error = self._fallback(record, error_messages.goes_on(record, error))
-        if value is not NO_FALLBACK and Transition.LET_GO in record.life.after:
+        if value is not NO_FALLBACK and Transition.LET_GO in record.state.after:
             self._move(record, Transition.LET_GO, value)
-        elif Transition.GIVE_UP in record.life.after:
+        elif Transition.GIVE_UP in record.state.after:
             self._move(record, Transition.GIVE_UP, error)
 
     def _on_let_go(self, record: TaskRecord, value: Any) -> None:
@@ -763,16 +763,16 @@ class Scheduler:
 
     def foreign_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         """Handle a dependency that is done and is not a future of this engine."""
-        if record.pushed or record.life.work is WorkState.WAITING:
+        if record.pushed or record.state.work is WorkState.WAITING:
             self._dependency_settled(record, dependency)
 
     def _notify_dependents(self, record: TaskRecord) -> None:
         dependents, record.dependents = record.dependents, None
-        cancelled = record.life.future is FutureState.CANCELLED
+        cancelled = record.state.future is FutureState.CANCELLED
         for dependent in dependents or ():
             if dependent.unfinished > 1 and not cancelled:
                 dependent.unfinished -= 1
-            elif dependent.pushed or dependent.life.work is _WAITING:
+            elif dependent.pushed or dependent.state.work is _WAITING:
                 self._dependency_settled(dependent, record.future)
 
     def _dependency_settled(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
@@ -783,7 +783,7 @@ class Scheduler:
         elif record.unfinished == 0:
             if not record.pushed:
                 self._all_ended(record)
-            elif record.life.work is WorkState.RETRY_WAIT:
+            elif record.state.work is WorkState.RETRY_WAIT:
                 self._resume_pushed(record)
 
     def _all_ended(self, record: TaskRecord) -> None:
@@ -817,8 +817,8 @@ class Scheduler:
     def _returned(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
         """Let a task wait for its dependencies here if its backend did not have their values."""
         lost = is_a(report.get("exception"), ReferenceLostError)
-        pending = record.life.future is FutureState.PENDING
-        if not (lost and pending and Transition.RETRY in record.life.after):
+        pending = record.state.future is FutureState.PENDING
+        if not (lost and pending and Transition.RETRY in record.state.after):
             return False
         self._move(record, Transition.RETRY)
         if record.unfinished == 0:
@@ -841,7 +841,7 @@ class Scheduler:
             self._settled.put(record)
         if self._joins:
             self._notify_joins(record)
-        if record.life.work in OVER:
+        if record.state.work in OVER:
             self._close(record)
 
     def _notify_joins(self, record: TaskRecord) -> None:
@@ -877,7 +877,7 @@ class Scheduler:
 
     def pending(self) -> set[TaskRecord]:
         """Return the tasks whose futures are not settled."""
-        return {record for record in self.live if record.life.future is FutureState.PENDING}
+        return {record for record in self.live if record.state.future is FutureState.PENDING}
 
     def when_settled(self, records: Iterable[TaskRecord], call: Callable[[], object]) -> object:
         """Call back once the futures of these tasks are settled; return what `forget` takes."""
@@ -899,12 +899,12 @@ class Scheduler:
                 self._actions.stop(record)
             ways = _ABANDON if record.uid in self.inflight else _ABANDON_ENDED
             self._free(record)
-            self._move(record, next((way for way in ways if way in record.life.after), ways[0]))
+            self._move(record, next((way for way in ways if way in record.state.after), ways[0]))
             if not record.future.done():  # an error interrupted its last transition
                 self._cancel_future(record)
 
     def _on_abandon(self, record: TaskRecord, _: None) -> None:
-        if record.life.future is FutureState.CANCELLED:
+        if record.state.future is FutureState.CANCELLED:
             if not record.future.cancelled():
                 self._cancel_future(record)
             if self.observed:
@@ -921,7 +921,7 @@ class Scheduler:
         for record in tuple(self.live):
             if record.future.done():
                 continue
-            if Transition.GIVE_UP in record.life.after:
+            if Transition.GIVE_UP in record.state.after:
                 self._move(record, Transition.GIVE_UP, failure(record))
             else:
                 self.fail(record, failure(record))
@@ -986,6 +986,6 @@ def _handlers(state: TaskState) -> Mapping[Transition, Handler]:
 
 ROWS: Final[Mapping[TaskState, Mapping[Transition, tuple[TaskState, Handler]]]] = {
     state: {event: (after, _handlers(state)[event]) for event, after in state.after.items()}
-    for state in SITUATIONS.values()
+    for state in STATES.values()
 }
 """The table of `rhapsody.engine.states` with the handler of each transition."""

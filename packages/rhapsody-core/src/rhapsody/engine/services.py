@@ -116,7 +116,7 @@ class Services:
         else:
             fate.again, fate.error = False, error
         for each in waiting:
-            if each.life.work is not WorkState.READY:
+            if each.state.work is not WorkState.READY:
                 continue  # cancelled meanwhile
             if error is None:
                 self._scheduler.resume(each)
@@ -190,7 +190,7 @@ def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
         record.specific,
     )
     new.attempt, new.dependencies, new.found = record.attempt, record.dependencies, record.found
-    if record.parent is not None and record.parent.life.future is FutureState.PENDING:
+    if record.parent is not None and record.parent.state.future is FutureState.PENDING:
         new.parent = record.parent
     former, extra = record.more(), new.more()
     extra.restarts = restarts

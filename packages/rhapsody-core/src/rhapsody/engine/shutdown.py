@@ -142,9 +142,9 @@ async def _wait_for_stoppable(runtime: Runtime) -> None:
 
 
 def _stoppable(record: TaskRecord) -> bool:
-    if record.task.prefix == "block" or record.life.work is not WorkState.CANCELING:
+    if record.task.prefix == "block" or record.state.work is not WorkState.CANCELING:
         return False
-    if record.life.future is FutureState.PENDING:
+    if record.state.future is FutureState.PENDING:
         return True
     level = record.backend.capabilities.cancellation(record.task.task_kind)
     return level == "running"

@@ -42,7 +42,7 @@ OVER: Final = (WorkState.ENDED, WorkState.LOST)
 
 
 class Transition(StrEnum):
-    """Event in the life of a task."""
+    """Event that moves a task to another state."""
 
     RESOLVE = "resolve"  # its last dependency has ended well
     SUBMIT = "submit"  # it goes into a batch
@@ -120,7 +120,7 @@ TABLE: Final[tuple[tuple[FutureState, WorkState, Transition, FutureState, WorkSt
     (_F.PENDING, _W.RETRY_WAIT, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.RETRY_WAIT, _E.CANCEL, _F.CANCELLED, _W.ENDED),
     # Ended well, and held until the result is recorded. Where the value stays with the
-    # backend, the task ends here: see `held`.
+    # backend, the task ends here: see `pushdown`.
     (_F.PENDING, _W.ENDED, _E.REVEAL, _F.DONE, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.FAIL, _F.FAILED, _W.ENDED),
     (_F.PENDING, _W.ENDED, _E.CANCEL, _F.CANCELLED, _W.ENDED),
@@ -148,22 +148,19 @@ class TaskState:
         return f"<{self.future} future, {self.work} work>"
 
 
-def _situations() -> dict[tuple[FutureState, WorkState], TaskState]:
-    situations: dict[tuple[FutureState, WorkState], TaskState] = {}
+def _states() -> dict[tuple[FutureState, WorkState], TaskState]:
+    states: dict[tuple[FutureState, WorkState], TaskState] = {}
 
-    def situation(future: FutureState, work: WorkState) -> TaskState:
-        return situations.setdefault((future, work), TaskState(future, work))
+    def state(future: FutureState, work: WorkState) -> TaskState:
+        return states.setdefault((future, work), TaskState(future, work))
 
     for future, work, event, next_future, next_work in TABLE:
-        after = situation(future, work).after
-        if event in after:
-            raise AssertionError(f"two rows for {future}, {work}, {event}")
-        after[event] = situation(next_future, next_work)
-    return situations
+        state(future, work).after[event] = state(next_future, next_work)
+    return states
 
 
-SITUATIONS: Final = _situations()
-START: Final = SITUATIONS[FutureState.PENDING, WorkState.WAITING]
+STATES: Final = _states()
+START: Final = STATES[FutureState.PENDING, WorkState.WAITING]
 READY: Final = START.after[Transition.RESOLVE]
 SUBMITTING: Final = READY.after[Transition.SUBMIT]
 SUBMITTED: Final = SUBMITTING.after[Transition.ACCEPT]
@@ -176,7 +173,7 @@ def diagram() -> str:
         edge = (_node(future, work), _node(next_future, next_work))
         edges.setdefault(edge, []).append(event.value)
     lines = ["stateDiagram-v2", "    direction LR"]
-    for future, work in SITUATIONS:
+    for future, work in STATES:
         lines.append(f'    state "{work} ({future})" as {_node(future, work)}')
     lines.append(f"    [*] --> {_node(FutureState.PENDING, WorkState.WAITING)}")
     lines += [f"    {a} --> {b} : {', '.join(events)}" for (a, b), events in edges.items()]

@@ -112,9 +112,9 @@ class Submission:
             raise self.closed_error(task.name)
         found = search(args, kwargs)
         parent = enclosing_block.get()
-        if parent is not None and parent.life.future is FutureState.CANCELLED:
+        if parent is not None and parent.state.future is FutureState.CANCELLED:
             raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
-        elif parent is not None and parent.life.future is not FutureState.PENDING:
+        elif parent is not None and parent.state.future is not FutureState.PENDING:
             parent = None  # it has ended, and left something behind that goes on
         after = task.settings.after
         dependencies: tuple[asyncio.Future[Any], ...] = ()

@@ -316,7 +316,7 @@ class TaskBuilder:
         except BaseException as error:  # a builder's own error, whatever it is, fails its task
             self._scheduler.refuse(record, error)
             return
-        if record.life.work is WorkState.READY:
+        if record.state.work is WorkState.READY:
             record.more().command = built
             _set_command(record, built)
             record.stage = BUILT

@@ -1,4 +1,4 @@
-"""The table of a task's life: complete, consistent, and all that moves a task."""
+"""The state table of a task is complete and consistent, and nothing else moves a task."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from rhapsody import TasksMainStates
 from rhapsody.engine import states
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import Settings
-from rhapsody.engine.states import SITUATIONS, START, TABLE, FutureState, Transition, WorkState
+from rhapsody.engine.states import START, STATES, TABLE, FutureState, Transition, WorkState
 
-Situation = tuple[FutureState, WorkState]
+Pair = tuple[FutureState, WorkState]
 
 ROWS = {
     (future, work, event): (after, work_after) for future, work, event, after, work_after in TABLE
@@ -29,42 +29,42 @@ WITH_A_BACKEND = {
     WorkState.SERVING,
     WorkState.CANCELING,
 }
-SITUATION_IDS = [f"{future} {work}" for future, work in SITUATIONS]
-all_situations = pytest.mark.parametrize("situation", SITUATIONS, ids=SITUATION_IDS)
+STATE_IDS = [f"{future} {work}" for future, work in STATES]
+all_states = pytest.mark.parametrize("pair", STATES, ids=STATE_IDS)
 
 
-def over(situation: Situation) -> bool:
+def over(pair: Pair) -> bool:
     """Whether nothing can happen any more: the future is settled, the work has ended."""
-    future, work = situation
+    future, work = pair
     return future is not FutureState.PENDING and work in (WorkState.ENDED, WorkState.LOST)
 
 
-def after(situation: Situation) -> set[Situation]:
-    """The situations one event later."""
-    return {to for (future, work, _), to in ROWS.items() if (future, work) == situation}
+def after(pair: Pair) -> set[Pair]:
+    """The pairs one event later."""
+    return {to for (future, work, _), to in ROWS.items() if (future, work) == pair}
 
 
-def reachable(start: Situation) -> set[Situation]:
-    """The situations any number of events later."""
+def reachable(start: Pair) -> set[Pair]:
+    """The pairs any number of events later."""
     found, new = {start}, {start}
     while new:
-        new = {to for situation in new for to in after(situation)} - found
+        new = {to for pair in new for to in after(pair)} - found
         found |= new
     return found
 
 
 def test_every_row_is_reachable_from_a_new_task() -> None:
-    situations = reachable((START.future, START.work))
-    unreachable = [row for row in TABLE if (row[0], row[1]) not in situations]
+    pairs = reachable((START.future, START.work))
+    unreachable = [row for row in TABLE if (row[0], row[1]) not in pairs]
     assert not unreachable
-    assert situations == set(SITUATIONS)
+    assert pairs == set(STATES)
 
 
-def test_no_situation_event_or_kind_of_work_is_left_out() -> None:
+def test_no_pair_event_or_kind_of_work_is_left_out() -> None:
     assert len(ROWS) == len(TABLE)
     assert {event for _, _, event in ROWS} == set(Transition)
-    assert {work for _, work in SITUATIONS} == set(WorkState)
-    assert {future for future, _ in SITUATIONS} == set(FutureState)
+    assert {work for _, work in STATES} == set(WorkState)
+    assert {future for future, _ in STATES} == set(FutureState)
 
 
 def test_a_settled_future_never_changes() -> None:
@@ -73,27 +73,27 @@ def test_a_settled_future_never_changes() -> None:
 
 
 def test_what_is_over_stays_over_and_all_else_can_get_there() -> None:
-    for situation in SITUATIONS:
-        if over(situation):
-            assert not after(situation)
+    for pair in STATES:
+        if over(pair):
+            assert not after(pair)
         else:
-            assert any(over(to) for to in reachable(situation))
+            assert any(over(to) for to in reachable(pair))
 
 
-@all_situations
-def test_every_pending_future_can_be_cancelled(situation: Situation) -> None:
-    future, work = situation
+@all_states
+def test_every_pending_future_can_be_cancelled(pair: Pair) -> None:
+    future, work = pair
     if future is FutureState.PENDING:
         assert ROWS[future, work, Transition.CANCEL][0] is FutureState.CANCELLED
 
 
-@all_situations
-def test_whatever_a_backend_has_can_end_and_can_be_left_behind(situation: Situation) -> None:
-    future, work = situation
+@all_states
+def test_whatever_a_backend_has_can_end_and_can_be_left_behind(pair: Pair) -> None:
+    future, work = pair
     if work not in WITH_A_BACKEND:
         return
     assert ROWS[future, work, Transition.ABANDON][1] is WorkState.LOST
-    if situation == (
+    if pair == (
         FutureState.PENDING,
         WorkState.CANCELING,
     ):  # over its time: whatever ends it, it failed
@@ -126,14 +126,14 @@ def test_only_a_wait_leads_to_another_attempt() -> None:
             }
 
 
-@all_situations
-def test_every_situation_has_a_canonical_state(situation: Situation) -> None:
-    future, work = situation
+@all_states
+def test_every_pair_has_a_canonical_state(pair: Pair) -> None:
+    future, work = pair
     record = object.__new__(TaskRecord)
-    record.life = SITUATIONS[situation]
+    record.state = STATES[pair]
     service = work is WorkState.SERVING
     record.task = cast("Any", SimpleNamespace(settings=Settings(service=service)))
-    state = record.state()
+    state = record.public_state()
     assert isinstance(state, TasksMainStates)
     settled = {
         FutureState.FAILED: TasksMainStates.FAILED,
@@ -141,10 +141,10 @@ def test_every_situation_has_a_canonical_state(situation: Situation) -> None:
     }
     if future in settled:
         assert state is settled[future]
-    if situation == (FutureState.DONE, WorkState.CANCELING):
+    if pair == (FutureState.DONE, WorkState.CANCELING):
         assert state is TasksMainStates.DONE
         record.task = cast("Any", SimpleNamespace(settings=Settings(service=True)))
-        assert record.state() is TasksMainStates.RUNNING
+        assert record.public_state() is TasksMainStates.RUNNING
     if work is WorkState.SERVING:
         assert state is TasksMainStates.RUNNING
     if future is FutureState.PENDING:
@@ -161,40 +161,34 @@ class TableMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.record = object.__new__(TaskRecord)
-        self.record.life = START
+        self.state = START
         self.settled: FutureState | None = None
         self.was_over = False
 
     @rule(event=st.sampled_from(Transition))
     def happens(self, event: Transition) -> None:
-        before = self.record.life
-        expected = ROWS.get((before.future, before.work, event))
-        moved = self.record.step(event)
-        now = self.record.life
-        if expected is None:
-            assert not moved
-            assert now is before
-        else:
-            assert moved
-            assert (now.future, now.work) == expected
+        expected = ROWS.get((self.state.future, self.state.work, event))
+        after = self.state.after.get(event)
+        assert expected == (None if after is None else (after.future, after.work))
+        if after is not None:
             assert not self.was_over
+            self.state = after
 
     @rule(data=st.data())
     def goes_on(self, data: st.DataObject) -> None:
         """An event that has a row: without these most runs would end early."""
-        events = sorted(self.record.life.after)
+        events = sorted(self.state.after)
         if events:
             self.happens(data.draw(st.sampled_from(events)))
 
     @invariant()
     def settles_once(self) -> None:
-        future = self.record.life.future
+        future = self.state.future
         if self.settled is not None:
             assert future is self.settled
         elif future is not FutureState.PENDING:
             self.settled = future
-        self.was_over = over((future, self.record.life.work))
+        self.was_over = over((future, self.state.work))
 
 
 TestTableMachine = TableMachine.TestCase
