@@ -155,7 +155,8 @@ def _states() -> dict[tuple[FutureState, WorkState], TaskState]:
         return states.setdefault((future, work), TaskState(future, work))
 
     for future, work, event, next_future, next_work in TABLE:
-        state(future, work).after[event] = state(next_future, next_work)
+        after = state(future, work).after
+        after[event] = state(next_future, next_work)
     return states
 
 
