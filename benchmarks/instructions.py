@@ -7,6 +7,8 @@ Each figure is the difference of two runs, of many tasks and of few, for one tas
 
     python benchmarks/instructions.py 8f69be6 HEAD [--only fan chain]
 
+"tangle" counts tasks that each depend on fifty earlier ones, drawn by chance.
+
 Without the second commit it is what is here. Needs `valgrind`; takes two minutes.
 """
 
@@ -17,6 +19,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import re
 import subprocess
 import sys
@@ -29,7 +32,8 @@ if __name__ == "__main__":  # beside this file one would stand for Dask itself, 
     sys.path[:] = [*(each for each in sys.path if Path(each).absolute() != BESIDE), str(ROOT)]
 
 FEW, MANY = 100, 600
-WORK = ("fan", "chain", "threads", "coroutines", "recorded", "reused")
+PARENTS = 50
+WORK = ("fan", "chain", "tangle", "threads", "coroutines", "recorded", "reused")
 
 
 async def recorded(size: int, directory: str, *, resume: bool) -> None:
@@ -51,7 +55,7 @@ async def recorded(size: int, directory: str, *, resume: bool) -> None:
 
 
 async def work(name: str, size: int) -> None:
-    """Run a fan or a chain of no-ops on the noop backend, a chain on threads, or with a journal.
+    """Run a fan, chain or tangle of no-ops on the noop backend, a chain on threads, or a journal.
 
     "recorded" is a fan that is recorded, "reused" the same with a second run that reuses it.
     """
@@ -63,18 +67,25 @@ async def work(name: str, size: int) -> None:
         return
     from rhapsody import LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
 
-    backend = NoopExecutionBackend() if name in ("fan", "chain") else LocalExecutionBackend()
+    noop = name in ("fan", "chain", "tangle")
+    backend = NoopExecutionBackend() if noop else LocalExecutionBackend()
     async with WorkflowEngine.create(backend, handle_signals=False) as flow:
 
         async def same_async(x: object) -> object:
             return x
 
-        def same(x: object) -> object:
+        def same(x: object, *_: object) -> object:
             return x
 
-        task = flow.function_task(same if name == "threads" else same_async)
+        task = flow.function_task(same if name in ("threads", "tangle") else same_async)
         if name == "fan":
             await asyncio.gather(*(task(number) for number in range(size)))
+            return
+        if name == "tangle":
+            draw, futures = random.Random(0), [task(number) for number in range(PARENTS)]
+            for _ in range(size):
+                futures.append(task(*draw.sample(futures, PARENTS)))
+            await asyncio.gather(*futures)
             return
         last: object = 0
         for _ in range(size):
