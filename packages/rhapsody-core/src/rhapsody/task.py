@@ -227,7 +227,6 @@ class TaskFuture(asyncio.Future[T]):
     """
 
     __slots__ = (
-        "_attempt",
         "_backend",
         "_call",
         "_definition",
@@ -236,9 +235,9 @@ class TaskFuture(asyncio.Future[T]):
         "_outcome",
         "_promised",
         "_traceback",
+        "_uid",
     )
 
-    _attempt: int
     _backend: str | None
     _call: str | None
     _definition: Definition
@@ -246,7 +245,9 @@ class TaskFuture(asyncio.Future[T]):
     _number: int
     _outcome: AttemptInfo | None
     _promised: Mapping[str, str | None]  # names of files, with their places; only where it has some
+    _result: T  # asyncio's own
     _traceback: TracebackType | None
+    _uid: str | None  # of the latest attempt, as backends know it
 
     @property
     def uid(self) -> str:
@@ -266,7 +267,7 @@ class TaskFuture(asyncio.Future[T]):
     @property
     def attempt(self) -> int:
         """Which attempt is running or was the last one, counted from 1."""
-        return self._attempt
+        return 1 if self._uid is None else int(self._uid.rpartition(".")[2])
 
     @property
     def backend(self) -> str | None:

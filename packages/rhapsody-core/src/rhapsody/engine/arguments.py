@@ -10,7 +10,7 @@ import asyncio
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import signature
 from itertools import islice
 from pathlib import PurePath
@@ -30,7 +30,8 @@ PLAIN = frozenset({int, float, bool, str, bytes, type(None), complex, bytearray,
 """Types that contain no futures or files."""
 
 
-EXACT = (list, tuple, dict, set)
+EXACT = frozenset({list, tuple, dict, set})
+_TASKS = {TaskFuture}
 
 UNSEARCHED: tuple[type, ...] = (list, tuple, dict, set, frozenset, deque, type({}.values()))
 """Containers in whose subclasses (and in the last three types) futures cannot be replaced."""
@@ -58,28 +59,26 @@ class ArgumentScan:
     """Futures and files found in a call's arguments.
 
     Attributes:
-        futures: Each future once, in the order of the arguments.
+        futures: Each future once, in the order of the arguments; the values mean nothing.
         inputs: The declared input files.
         outputs: The declared output files and directories.
         inexact: True if a future is in another container than an exact list, tuple, dict or set.
         producers: The futures of the calls that make the inputs, by the `id` of each input.
     """
 
-    __slots__ = ("_touched", "futures", "inexact", "inputs", "outputs", "producers")
+    __slots__ = ("_literals", "_touched", "futures", "inexact", "inputs", "outputs", "producers")
 
     def __init__(self) -> None:
-        self.futures: list[asyncio.Future[Any]] = []
+        self.futures: dict[asyncio.Future[Any], None] = {}
         self.inputs: list[InputFile] = []
         self.outputs: list[Output] = []
         self.inexact: bool = False
         self.producers: Mapping[int, TaskFuture[Any]] = _NO_PRODUCERS
-        self._touched: set[int] = set()
+        self._literals: list[literal[Any]] = []
+        self._touched: set[int] = set()  # ids of the containers around futures and files
 
-    def _touch(self, path: Sequence[int], odd: Set[int]) -> None:
-        """Note the containers around a future or file, and whether one of them is inexact."""
-        self._touched.update(path)
-        if not odd.isdisjoint(path):
-            self.inexact = True
+    def __bool__(self) -> bool:
+        return bool(self.futures or self.inputs or self.outputs or self._literals)
 
     def copy(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Return the arguments with copies of the containers on the way to a future or file.
@@ -89,29 +88,32 @@ class ArgumentScan:
         if not self._touched:
             return args, kwargs
         made: dict[int, Any] = {}
-        copied = _Rebuild(self._touched, made, lambda value: value, _changed)
+        copied = _Rebuild(self._touched, made, {}, _changed)
         args = tuple(map(copied, args))
         kwargs = {key: copied(value) for key, value in kwargs.items()}
         self._touched = set(map(id, made.values()))
         return args, kwargs
 
     def fill(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], replace: Callable[[Any], Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[int, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments with each future and file replaced and `literal` marks removed.
+        """Return the arguments with futures and files replaced and `literal` marks removed.
 
         Containers without any are passed on unchanged; others are copied.
+
+        Args:
+            args: The positional arguments.
+            kwargs: The keyword arguments.
+            values: The replacements by the `id` of each future and file.
         """
-
-        def leaf(value: Any) -> Any:
-            if type(value) is literal:
-                return value.value
-            if asyncio.isfuture(value) or isinstance(value, File):
-                return replace(value)
-            return value
-
-        filled = _Rebuild(self._touched, {}, leaf, _replaced) if self._touched else leaf
-        return tuple(map(filled, args)), {key: filled(value) for key, value in kwargs.items()}
+        values.update((id(mark), mark.value) for mark in self._literals)
+        if self._touched:
+            filled = _Rebuild(self._touched, {}, values, _replaced)
+            return tuple(map(filled, args)), {key: filled(each) for key, each in kwargs.items()}
+        return (
+            tuple(map(values.get, map(id, args), args)),
+            {key: values.get(id(value), value) for key, value in kwargs.items()},
+        )
 
 
 def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan | None:
@@ -121,80 +123,69 @@ def search(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> ArgumentScan
         TypeError: A future is a key of a dict, or in a container that is not searched.
         ValueError: A container holds itself, or they are nested too deeply.
     """
-    for value in args:
-        if type(value) not in PLAIN:
-            break
-    else:
-        if not kwargs or PLAIN.issuperset(map(type, kwargs.values())):
-            return None
-    roots: tuple[Any, ...] = (*args, *kwargs.values()) if kwargs else args
-    found = ArgumentScan()
-    seen: set[int] = set()  # futures and files found, containers done
-    for root in roots:
-        if not (type(root) in PLAIN or _leaf(root, found, seen)):
-            _walk(root, found, seen)
-    if not (found.futures or found.inputs or found.outputs or _LITERAL_SEEN in seen):
+    values = (*args, *kwargs.values()) if kwargs else args
+    if PLAIN.issuperset(map(type, values)):
         return None
-    return found
+    search = _Search()
+    search.visit_all(values)
+    return search.found or None
 
 
-def _walk(root: Any, found: ArgumentScan, seen: set[int]) -> None:
-    """Search a container and those in it."""
-    odd: set[int] = set()  # ids of named tuples and dataclasses
-    path: list[int] = []  # ids of the containers we are in
-    walk: list[Iterator[Any]] = [iter((root,))]
-    while walk:
-        for value in walk[-1]:
-            if type(value) in PLAIN:
-                continue
-            if _leaf(value, found, seen):
-                found._touch(path, odd)
-                continue
-            children = _children(value)
-            if children is None:
-                continue
-            key = id(value)
-            if key in path or len(path) >= MAX_DEPTH:
-                raise ValueError(
-                    f"an argument of type {type(value).__name__} contains itself or is nested "
-                    f"more than {MAX_DEPTH} levels deep; wrap it in rhapsody.literal(...) "
-                    "if no futures or files in it are meant"
-                )
-            if key in seen:
-                if key in found._touched:
-                    found._touch(path, odd)
-                continue
-            path.append(key)
-            if type(value) not in EXACT:
-                odd.add(key)
-            walk.append(iter(children))
-            break
+class _Search:
+    """Search of one call's arguments."""
+
+    def __init__(self) -> None:
+        self.found = ArgumentScan()
+        self._files: set[int] = set()  # ids of the files found
+        self._path: list[int] = []  # ids of the containers around the current value
+        self._done: dict[int, bool] = {}  # ids of searched containers; True if touched
+
+    def visit_all(self, values: Collection[Any]) -> bool:
+        """Search values; return True if a future, file or `literal` is in one of them."""
+        if set(map(type, values)) == _TASKS:
+            self.found.futures.update(dict.fromkeys(values))
+            return True
+        touched = [self._visit(value) for value in values if type(value) not in PLAIN]
+        return True in touched
+
+    def _visit(self, value: Any) -> bool:
+        kind, found = type(value), self.found
+        if kind in EXACT:
+            return self._visit_container(value)
+        if kind is TaskFuture or asyncio.isfuture(value):
+            found.futures[value] = None
+        elif isinstance(value, File):
+            if id(value) not in self._files:
+                self._files.add(id(value))
+                into: list[Any] = found.inputs if isinstance(value, InputFile) else found.outputs
+                into.append(value)
+        elif kind is literal:
+            found._literals.append(value)
         else:
-            walk.pop()
-            if path:
-                seen.add(path.pop())
-
-
-_LITERAL_SEEN = -1  # no object has this id
-
-
-def _leaf(value: Any, found: ArgumentScan, seen: set[int]) -> bool:
-    kind = type(value)
-    if kind in (list, tuple, dict, set):
-        return False
-    if asyncio.isfuture(value):
-        into: list[Any] = found.futures
-    elif isinstance(value, File):
-        into = found.inputs if isinstance(value, InputFile) else found.outputs
-    elif kind is literal:
-        seen.add(_LITERAL_SEEN)
+            return self._visit_container(value)
         return True
-    else:
-        return False
-    if id(value) not in seen:
-        seen.add(id(value))
-        into.append(value)
-    return True
+
+    def _visit_container(self, value: Any) -> bool:
+        children = _children(value)
+        if children is None:
+            return False
+        key, path = id(value), self._path
+        if key in path or len(path) >= MAX_DEPTH:
+            raise ValueError(
+                f"an argument of type {type(value).__name__} contains itself or is nested "
+                f"more than {MAX_DEPTH} levels deep; wrap it in rhapsody.literal(...) "
+                "if no futures or files in it are meant"
+            )
+        touched = self._done.get(key)
+        if touched is None:
+            path.append(key)
+            touched = self._done[key] = self.visit_all(children)
+            path.pop()
+        if touched:
+            self.found._touched.add(key)
+            if type(value) not in EXACT:
+                self.found.inexact = True
+        return touched
 
 
 def _children(value: Any) -> Any:
@@ -299,7 +290,7 @@ class _Rebuild:
     Args:
         touched: The ids of these containers.
         made: Their copies, by the same ids, because one may be in several values.
-        leaf: Returns the replacement of any other value.
+        values: The replacements of other values by their ids.
         dataclass: Returns a dataclass with other values in its `init` fields.
     """
 
@@ -307,18 +298,18 @@ class _Rebuild:
         self,
         touched: set[int],
         made: dict[int, Any],
-        leaf: Callable[[Any], Any],
+        values: Mapping[int, Any],
         dataclass: Callable[[Any, dict[str, Any]], Any],
     ) -> None:
         self._touched = touched
         self._made = made
-        self._leaf = leaf
+        self._values = values
         self._dataclass = dataclass
 
     def __call__(self, value: Any) -> Any:
         key = id(value)
         if key not in self._touched:
-            return self._leaf(value)
+            return self._values.get(key, value)
         if key in self._made:
             return self._made[key]
         kind = type(value)

@@ -79,7 +79,7 @@ class Promises:
             return
         stub: Producer = TaskFuture(loop=future.get_loop())
         stub._definition, stub._number = future._definition, future._number
-        stub._attempt, stub._backend = future._attempt, future._backend
+        stub._uid, stub._backend = future._uid, future._backend
         stub._node = None
         stub._promised = future._promised
         outcome = future._outcome

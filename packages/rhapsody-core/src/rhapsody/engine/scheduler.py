@@ -729,8 +729,9 @@ class Scheduler:
     def _link(self, record: TaskRecord) -> None:
         """Make a task wait for those of its dependencies that have not ended."""
         pushdown, unfinished, cancelled = self._pushdown, 0, False
+        holds = pushdown.holds
         for dependency in record.dependencies:
-            if pushdown.holds and pushdown.is_held(dependency):
+            if holds and pushdown.is_held(dependency):
                 continue
             if dependency.done():
                 cancelled = cancelled or dependency.cancelled()
@@ -796,10 +797,11 @@ class Scheduler:
     def _fail_with_dependencies(self, record: TaskRecord) -> bool:
         """Fail a task whose dependencies have ended if one of them failed."""
         failed = [
-            d  # `exception` of ours takes a call more; one that has failed is of another class
+            d
             for d in self._pushdown.with_values(record)
-            if not d.cancelled()
-            and (d._exception if type(d) is TaskFuture else d.exception()) is not None
+            if not (type(d) is TaskFuture and d._exception is None)  # mostly it is, and has none
+            and not d.cancelled()
+            and d.exception() is not None
         ]
         if failed:
             self.fail(record, error_messages.of_dependencies(record, failed))

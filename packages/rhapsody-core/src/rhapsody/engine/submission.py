@@ -11,11 +11,12 @@ import threading
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from rhapsody.aio import on_loop
-from rhapsody.engine.arguments import search
+from rhapsody.engine.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
 from rhapsody.engine.events import UnawaitedErrors
@@ -31,6 +32,8 @@ from rhapsody.task import TaskFuture
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "rhapsody_scope", default=None
 )
+
+_loop_of = methodcaller("get_loop")
 
 
 class Submission:
@@ -110,29 +113,23 @@ class Submission:
         scheduler, again = self._scheduler, producers is not None
         if scheduler.closing:
             raise self.closed_error(task.name)
-        found = search(args, kwargs)
+        found = None
+        if kwargs or not PLAIN.issuperset(map(type, args)):
+            found = search(args, kwargs)
         parent = enclosing_block.get()
         if parent is not None and parent.state.future is FutureState.CANCELLED:
             raise asyncio.CancelledError(f"block {parent.task.name!r} has been cancelled")
         elif parent is not None and parent.state.future is not FutureState.PENDING:
             parent = None  # it has ended, and left something behind that goes on
-        after = task.settings.after
         dependencies: tuple[asyncio.Future[Any], ...] = ()
-        if found is not None or after:
-            dependencies = tuple(dict.fromkeys((*(found.futures if found else ()), *after)))
-            if found is not None and found.inputs and task.prefix == "task":
-                if producers is None:
-                    producers = self.promises.producers(found.inputs, dependencies)
-                found.producers = producers
-                dependencies = tuple(dict.fromkeys((*dependencies, *producers.values())))
-            self._check_dependencies(task, dependencies, parent)
+        if found is not None or task.settings.after:
+            dependencies = self._dependencies(task, found, parent, producers)
         if found is not None:
             args, kwargs = found.copy(args, kwargs)
 
         number = self._numbers[task.prefix] = self._numbers[task.prefix] + 1
         future: TaskFuture[Any]
-        guarded = bool(dependencies) and any(isinstance(d, BlockFuture) for d in dependencies)
-        if guarded or task.prefix == "block":
+        if task.prefix == "block" or (dependencies and BlockFuture in map(type, dependencies)):
             future = BlockFuture(loop=self.loop)
         else:
             future = TaskFuture(loop=self.loop)
@@ -142,7 +139,7 @@ class Submission:
         future._node = record
         future._definition = task
         future._number = number
-        future._attempt = 1
+        future._uid = None
         future._backend = None
         future._outcome = None
         scope = current_scope.get()
@@ -159,26 +156,37 @@ class Submission:
         scheduler.add(record, parent)
         return future
 
-    def _check_dependencies(
+    def _dependencies(
         self,
         task: TaskFunction[Any, Any],
-        dependencies: tuple[asyncio.Future[Any], ...],
+        found: ArgumentScan | None,
         parent: TaskRecord | None,
-    ) -> None:
-        for dependency in dependencies:
-            if dependency.get_loop() is not self.loop:
+        producers: Mapping[int, TaskFuture[Any]] | None,
+    ) -> tuple[asyncio.Future[Any], ...]:
+        """Return what a call has to wait for, and note the producers of its input files."""
+        dependencies = tuple(found.futures) if found is not None else ()
+        if task.settings.after:
+            dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))
+        if found is not None and found.inputs and task.prefix == "task":
+            if producers is None:
+                producers = self.promises.producers(found.inputs, dependencies)
+            found.producers = producers
+            dependencies = tuple(dict.fromkeys((*dependencies, *producers.values())))
+        if not {self.loop}.issuperset(map(_loop_of, dependencies)):
+            foreign = next(each for each in dependencies if each.get_loop() is not self.loop)
+            raise RuntimeError(
+                f"task {task.name!r} got a future of another event loop: {foreign!r}; "
+                "await it there, and pass its result"
+            )
+        around = parent
+        while around is not None:
+            if around.future in dependencies:
                 raise RuntimeError(
-                    f"task {task.name!r} got a future of another event loop: {dependency!r}; "
-                    "await it there, and pass its result"
+                    f"task {task.name!r} is called inside block {around.task.name!r} and got "
+                    "that block's own future: it would wait for ever"
                 )
-            around = parent
-            while around is not None:
-                if around.future is dependency:
-                    raise RuntimeError(
-                        f"task {task.name!r} is called inside block {around.task.name!r} and got "
-                        "that block's own future: it would wait for ever"
-                    )
-                around = around.parent
+            around = around.parent
+        return dependencies
 
     def call_elsewhere(
         self, task: TaskFunction[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -184,8 +184,9 @@ class TaskBuilder:
     def _describe(self, record: TaskRecord) -> None:
         task = record.task
         record.attempt += 1
-        record.future._attempt = record.attempt
-        record.uid = uid = f"{self._uid}.task.{record.number:06d}.{record.attempt}"
+        record.uid = record.future._uid = uid = (
+            f"{self._uid}.task.{record.number:06d}.{record.attempt}"
+        )
         settings, extra = task.settings, record.extra
         executable = task.kind == "executable"
         description: TaskDescription = {
@@ -225,21 +226,29 @@ class TaskBuilder:
                 description["args"], description["kwargs"] = self.values(record)
 
     def _describe_dependencies(self, record: TaskRecord, description: TaskDescription) -> None:
-        sources: list[AttemptInfo] = []
-        uids = description["metadata"]["dependencies"]
+        description["metadata"]["dependencies"] = [
+            future._uid
+            for future in record.dependencies
+            if isinstance(future, TaskFuture) and future._uid is not None
+        ]
+        found = record.found
+        has_files = found is not None and (found.inputs or found.outputs)
+        if has_files or (self._implicit_data and "sandbox" in description):
+            self._note_sources(record)
+
+    def _note_sources(self, record: TaskRecord) -> None:
+        """Note what the dependencies of a task left in their sandboxes."""
         found = record.found
         named: Set[asyncio.Future[Any]] = frozenset()  # dependencies that only files name
         if found is not None and found.producers:
-            passed = {*found.futures, *record.task.settings.after}
+            passed = found.futures.keys() | record.task.settings.after
             named = {each for each in found.producers.values() if each not in passed}
-        for future in record.dependencies:
-            if isinstance(future, TaskFuture):
-                left = future._outcome
-                if left is not None and left.sandbox is not None and future not in named:
-                    sources.append(left)
-                definition: Any = future._definition
-                if definition.prefix == "task":
-                    uids.append(f"{definition.engine.uid}.{future.uid}.{future.attempt}")
+        sources = [
+            left
+            for future in record.dependencies
+            if isinstance(future, TaskFuture) and future not in named
+            if (left := future._outcome) is not None and left.sandbox is not None
+        ]
         if sources:
             record.more().sources = sources
 
@@ -262,32 +271,46 @@ class TaskBuilder:
         found = record.found
         if found is None:
             return record.args, record.kwargs or {}
-        sandbox = record.description.get("sandbox")
+        if record.pushed or stands_in is not None or self._services.any:
+            values = {id(each): self._value(record, each, stands_in) for each in found.futures}
+        else:
+            values = {
+                id(each): each._result if type(each) is TaskFuture else each.result()
+                for each in found.futures
+            }
+        if found.inputs or found.outputs:
+            self._bind_files(record, found, values)
+        return found.fill(record.args, record.kwargs or {}, values)
+
+    def _value(
+        self,
+        record: TaskRecord,
+        future: asyncio.Future[Any],
+        stands_in: Callable[[Any], Any] | None,
+    ) -> Any:
+        if record.pushed and (reference := self._pushdown.reference(future)) is not None:
+            return reference
+        if stands_in is not None and is_service(future):
+            return stands_in(future)
+        return self._services.value(future)
+
+    def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
+        """Add what stands for the files in a task's arguments, once their paths are known."""
+        sandbox, resolved = record.description.get("sandbox"), record.resolved
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
         sources = record.extra.sources if record.extra is not None else ()
-        resolved = record.resolved
-
-        def replace(leaf: Any) -> Any:
-            if asyncio.isfuture(leaf):
-                if record.pushed:
-                    reference = self._pushdown.reference(leaf)
-                    if reference is not None:
-                        return reference
-                if stands_in is not None and is_service(leaf):
-                    return stands_in(leaf)
-                return self._services.value(leaf) if self._services.any else leaf.result()
-            if sandbox is None and resolved is None:
-                return leaf
-            producer = found.producers.get(id(leaf))
+        for file in found.inputs:
+            producer = found.producers.get(id(file))
             own = None if producer is None else producer._outcome
-            if sandbox is None:
-                assert resolved is not None
-                return self._stager.located(leaf, resolved, own)
-            return self._stager.bind(
-                leaf, sandbox, sources, own, outputs=found.outputs, by_path=by_path
-            )
-
-        return found.fill(record.args, record.kwargs or {}, replace)
+            if sandbox is not None:
+                values[id(file)] = self._stager.bind(
+                    file, sandbox, sources, own, outputs=found.outputs, by_path=by_path
+                )
+            elif resolved is not None:
+                values[id(file)] = self._stager.located(file, resolved, own)
+        if sandbox is not None:
+            for output in found.outputs:
+                values[id(output)] = output.bound_to(sandbox, by_path=by_path)
 
     def _command_built(self, record: TaskRecord, backend: BackendHandle) -> bool:
         extra, sandbox = record.more(), record.description["sandbox"]
