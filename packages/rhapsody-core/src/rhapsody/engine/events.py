@@ -6,8 +6,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from rhapsody.engine.error_messages import call_of
 from rhapsody.engine.record import TaskRecord
@@ -115,40 +114,11 @@ def _events(rows: list[Any], epoch: float) -> tuple[TaskEvent, ...]:
     epochs = [epoch + time for time in times]
     outputs = [None if outcome is None else outcome.stdout for outcome in outcomes]
     complaints = [None if outcome is None else outcome.stderr for outcome in outcomes]
-    events: Any = tuple(
-        map(
-            _NewEvent, uids, names, attempts, states, natives, backends, epochs, times, workers,
-            scopes, errors, sandboxes, outputs, complaints, kinds,
-        )
+    columns = zip(
+        uids, names, attempts, states, natives, backends, epochs, times, workers, scopes, errors,
+        sandboxes, outputs, complaints, kinds, strict=True,
     )  # fmt: skip
-    for event in events:
-        event.__class__ = TaskEvent
-    return cast("tuple[TaskEvent, ...]", events)
-
-
-@dataclass(slots=True)
-class _NewEvent:
-    """A `TaskEvent` while it is being made.
-
-    A frozen dataclass takes five times as long to make, because every field is set through
-    `object.__setattr__`; an event should cost a microsecond.
-    """
-
-    uid: str
-    name: str
-    attempt: int
-    state: TasksMainStates
-    native: str | None
-    backend: str | None
-    time: float
-    monotonic: float
-    worker: str | None
-    scope: str | None
-    error: BaseException | None
-    sandbox: str | None
-    stdout: str | None
-    stderr: str | None
-    kind: str
+    return tuple(map(TaskEvent._make, columns))
 
 
 _MARK = "_rhapsody_engine"

@@ -252,8 +252,7 @@ class ObservedEngine(Protocol):
         """Uids of tasks and blocks that are running now, services included."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskEvent:
+class TaskEvent(NamedTuple):
     """One change of one task or block. Immutable; shared by all observers.
 
     Attributes:
