@@ -1,32 +1,79 @@
-"""Coroutines and calls of the engine itself, whose errors end the engine."""
+"""Clock, timers and coroutines of the engine itself, whose errors end the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from rhapsody.aio import begun
 
 T = TypeVar("T")
 
 
+class Timer(Protocol):
+    """Result of `Clock.call_at`."""
+
+    def cancel(self) -> object:
+        """Forget the call."""
+
+
+class Clock(Protocol):
+    """Source of the engine's time, which tests and simulations replace. Used on its loop."""
+
+    def time(self) -> float:
+        """Return the seconds since the epoch, for people."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back, for durations and deadlines."""
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Call back when `monotonic` reaches `when`."""
+
+
+class LoopClock:
+    """Real time, by the event loop's clock."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def time(self) -> float:
+        """Return the seconds since the epoch."""
+        return time.time()
+
+    def monotonic(self) -> float:
+        """Return the loop's time."""
+        return self._loop.time()
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
+        """Call back when `monotonic` reaches `when`."""
+        return self._loop.call_at(when, callback)
+
+
 class Background:
-    """Runs the coroutines and calls of one engine. Used on its loop.
+    """Runs the coroutines, timers and calls of one engine. Used on its loop.
 
     Args:
         crashed: Called with the name and the exception of a coroutine or call that failed.
         context: Context of the coroutines, outside of all blocks.
+        clock: The engine's clock. Default: that of the loop.
 
     Attributes:
         loop: The engine's event loop.
+        clock: The engine's clock.
     """
 
     def __init__(
-        self, crashed: Callable[[str, BaseException], object], context: contextvars.Context
+        self,
+        crashed: Callable[[str, BaseException], object],
+        context: contextvars.Context,
+        clock: Clock | None = None,
     ) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.clock: Clock = clock or LoopClock(self.loop)
         self._crashed = crashed
         self._context = context
         self._running: set[asyncio.Task[Any]] = set()
@@ -70,6 +117,10 @@ class Background:
         except RuntimeError:  # the loop is closed
             return False
         return True
+
+    def after(self, delay: float, call: Callable[[], object]) -> Timer:
+        """Make a call after `delay` seconds."""
+        return self.clock.call_at(self.clock.monotonic() + delay, partial(self.guarded, call))
 
     async def settle(self, grace: float) -> None:
         """Wait for the coroutines, and cancel those that take longer than `grace` seconds."""

@@ -36,6 +36,7 @@ from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
 from rhapsody.data import SavedFile
 from rhapsody.engine.backend_handles import attach, shut_down
+from rhapsody.engine.background import Clock
 from rhapsody.engine.blocks import enclosing_block
 from rhapsody.engine.events import accounts
 from rhapsody.engine.options import (
@@ -63,7 +64,6 @@ from rhapsody.engine.task_function import (
     definition_settings,
     make_task,
 )
-from rhapsody.engine.timers import Clock
 from rhapsody.observers.builtin import BuiltIn
 from rhapsody.observers.progress import Progress
 from rhapsody.observers.trace import Profiler
@@ -206,7 +206,7 @@ class WorkflowEngine(OlderNames):
             engine._attached.update(await starting)
             for name, backend in engine._attached.items():
                 runtime.attach(backend, name)
-            engine._began = runtime.clock.monotonic()
+            engine._began = runtime.background.clock.monotonic()
             if options.handle_signals:
                 signal_registry.add(engine, engine._interrupt, engine._settle)
             for hook in hooks.workflow_started:
@@ -465,7 +465,7 @@ class WorkflowEngine(OlderNames):
     @property
     def clock(self) -> Clock:
         """Clock of the engine."""
-        return self._runtime.clock
+        return self._runtime.background.clock
 
     @property
     def stats(self) -> Stats:
@@ -647,7 +647,7 @@ class WorkflowEngine(OlderNames):
         self._summary = Summary(
             uid=self.uid,
             stats=runtime.scheduler.stats,
-            seconds=runtime.clock.monotonic() - self._began,
+            seconds=runtime.background.clock.monotonic() - self._began,
             still_running=still_running,
             problems=self._problems,
             graph=self.graph,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rhapsody.engine.background import Background
 from rhapsody.engine.error_messages import call_of
 from rhapsody.engine.record import TaskRecord
-from rhapsody.engine.timers import Clock
 from rhapsody.errors import DependencyFailureError, FirstFailure, is_a, vars_of
 from rhapsody.observers.account import FailureGroups
 from rhapsody.plugins.manager import EngineHooks
@@ -39,28 +39,20 @@ class Observation:
     Args:
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
-        clock: The engine's clock.
-        soon: Function that makes a call in the loop's next turn.
+        background: The engine's clock and calls.
 
     Attributes:
         calls: The calls, as text, of tasks that are running or have ended, for an observer that
             removes them; `None` if there is no such observer.
     """
 
-    def __init__(
-        self,
-        hooks: EngineHooks,
-        engine: ObservedEngine,
-        clock: Clock,
-        soon: Callable[[Callable[[], object]], object],
-    ) -> None:
+    def __init__(self, hooks: EngineHooks, engine: ObservedEngine, background: Background) -> None:
         self._hooks = hooks
         self._engine = engine
-        self._clock = clock
-        self._soon = soon
+        self._background = background
+        self._clock = background.clock
         self.calls: dict[str, str] | None = None
         self._rows: list[Any] = []
-        self._monotonic = clock.monotonic
 
     def publish(
         self, record: TaskRecord, state: TasksMainStates, error: BaseException | None = None
@@ -68,10 +60,10 @@ class Observation:
         """Record that a task entered a state."""
         rows, task, description, extra = self._rows, record.task, record.description, record.extra
         if not rows:
-            self._soon(self.flush)
+            self._background.soon(self.flush)
         rows += (
             task.prefix, record.number, task.name, record.attempt or 1, state, record.native,
-            record.future._backend, self._monotonic(),
+            record.future._backend, self._clock.monotonic(),
             description.get("worker"),
             None if extra is None else extra.scope, error,
             description.get("sandbox"),
@@ -91,7 +83,7 @@ class Observation:
         if not rows:
             return
         hooks = self._hooks
-        epoch = self._clock.time() - self._monotonic()
+        epoch = self._clock.time() - self._clock.monotonic()
         for first in range(0, len(rows), _COLUMNS * _BATCH):
             events = _events(rows[first : first + _COLUMNS * _BATCH], epoch)
             for hook in hooks.task_events:

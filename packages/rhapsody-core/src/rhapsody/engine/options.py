@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 from rhapsody.backends.base import BaseExecutionBackend
+from rhapsody.engine.background import Clock
 from rhapsody.engine.settings import flag, whole_number
-from rhapsody.engine.timers import Clock
 from rhapsody.errors import DataError
 from rhapsody.journal import JournalOption, checked_journal
 from rhapsody.observers.progress import Progress
@@ -118,7 +118,7 @@ def _progress(value: object) -> bool | Literal["lines"] | Progress:
 
 def _clock(value: object) -> Clock:
     if not all(hasattr(value, name) for name in ("monotonic", "call_at")):
-        raise TypeError(f"clock must be a Clock (rhapsody.engine.timers), got {value!r}")
+        raise TypeError(f"clock must be a Clock (rhapsody.engine.background), got {value!r}")
     return cast("Clock", value)
 
 

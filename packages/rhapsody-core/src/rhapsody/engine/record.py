@@ -17,9 +17,9 @@ from rhapsody.aio import on_loop
 from rhapsody.engine import states
 from rhapsody.engine.arguments import ArgumentScan
 from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.background import Timer
 from rhapsody.engine.states import FutureState, TaskState, WorkState
 from rhapsody.engine.task_function import TaskFunction
-from rhapsody.engine.timers import Timer
 from rhapsody.staging.destinations import Target
 from rhapsody.staging.inputs import Resolved
 from rhapsody.states import TasksMainStates

@@ -28,7 +28,6 @@ from rhapsody.engine.services import Services
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.submission import Submission, current_directory
 from rhapsody.engine.task_builder import TaskBuilder
-from rhapsody.engine.timers import Clock, LoopClock, Timers
 from rhapsody.errors import (
     BackendError,
     DependencyFailureError,
@@ -79,15 +78,12 @@ class Runtime:
         self._default: Dispatcher
         self._options = options
 
-        background = Background(self.crashed, context)
+        background = Background(self.crashed, context, options.clock)
         self.background: Background = background
-        clock: Clock = options.clock or LoopClock(background.loop)
-        self.clock: Clock = clock
-        self.timers: Timers = Timers(clock, background.guarded)
         self.unawaited: UnawaitedErrors = UnawaitedErrors(log, uid)
         self.held_back: bool = False
         self.failures: Failures | None = Failures(uid) if options.keep_going else None
-        self.observation: Observation = Observation(hooks, engine, clock, background.soon)
+        self.observation: Observation = Observation(hooks, engine, background)
         recording = bool(hooks.record_results)
         self.results: Results = Results(stager, recording=recording)
         self.pushdown: PushDown = PushDown(
@@ -99,7 +95,7 @@ class Runtime:
         )
         scheduler = Scheduler(
             self,
-            self.timers,
+            background,
             self.results,
             self.observation,
             self.pushdown,

@@ -26,6 +26,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from rhapsody.backends.base import ReferenceLostError
 from rhapsody.engine import error_messages
 from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
 from rhapsody.engine.limits import Limits
 from rhapsody.engine.pushdown import PushDown
@@ -41,7 +42,6 @@ from rhapsody.engine.states import (
     Transition,
     WorkState,
 )
-from rhapsody.engine.timers import Timers
 from rhapsody.errors import (
     BackendUnavailableError,
     DependencyFailureError,
@@ -172,7 +172,7 @@ class Scheduler:
 
     Args:
         actions: Carries out what is decided.
-        timers: Deadlines and waits.
+        background: Makes calls after deadlines and waits.
         results: Reads the reports of attempts that have ended.
         observation: Publishes states, if `observed`.
         pushdown: Values that stay with backends, and tasks that are sent there early.
@@ -194,7 +194,7 @@ class Scheduler:
     def __init__(
         self,
         actions: Actions,
-        timers: Timers,
+        background: Background,
         results: Results,
         observation: Observation,
         pushdown: PushDown,
@@ -207,7 +207,7 @@ class Scheduler:
         limited: bool = False,
     ) -> None:
         self._actions = actions
-        self._timers = timers
+        self._background = background
         self._results = results
         self._observation = observation
         self._pushdown = pushdown
@@ -354,7 +354,7 @@ class Scheduler:
         limit = settings.ready_timeout if settings.service else record.description.get("timeout")
         if limit is not None:
             over = partial(self._over_time, record, limit)
-            record.timer = self._timers.after(limit, over)
+            record.timer = self._background.after(limit, over)
 
     def serve(self, record: TaskRecord, uid: str, information: Any) -> None:
         """Mark a service as ready in the attempt of this uid."""
@@ -494,7 +494,7 @@ class Scheduler:
         self.stats.retried += not is_a(error, NOT_COUNTED)  # one that was held back has not run
         if self.observed:
             self._observation.publish(record, FAILED, error)
-        record.timer = self._timers.after(delay, partial(self._again, record))
+        record.timer = self._background.after(delay, partial(self._again, record))
 
     def _next_attempt(
         self, record: TaskRecord, error: BaseException
@@ -691,7 +691,7 @@ class Scheduler:
     def _on_stop(self, record: TaskRecord, error: BaseException) -> None:
         self._disarm(record)
         record.verdict = error
-        record.timer = self._timers.after(STOPPING, partial(self.cannot_stop, record))
+        record.timer = self._background.after(STOPPING, partial(self.cannot_stop, record))
         self._actions.stop(record)
 
     def _over_time(self, record: TaskRecord, limit: float) -> None:

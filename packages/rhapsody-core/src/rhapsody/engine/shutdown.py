@@ -116,7 +116,6 @@ def settle_everything(runtime: Runtime) -> tuple[str, ...]:
     still_running = tuple(sorted((*(record.uid for record in left), *on_threads)))
     scheduler.abandon()
     runtime.pushdown.close()
-    runtime.timers.close()
     return still_running
 
 

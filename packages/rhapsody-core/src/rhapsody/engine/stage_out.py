@@ -37,11 +37,11 @@ class Reruns:
     """Logs how many tasks of an earlier run run again because their files are missing.
 
     Args:
-        soon: Makes a call in the next turn of the loop.
+        background: Makes a call in the next turn of the loop.
     """
 
-    def __init__(self, soon: Callable[[Callable[[], object]], object]) -> None:
-        self._soon = soon
+    def __init__(self, background: Background) -> None:
+        self._background = background
         self._known: set[Regeneration] = set()
         self._new: list[str] = []
 
@@ -54,7 +54,7 @@ class Reruns:
                 continue
             self._known.add(one)
             if not self._new:
-                self._soon(self._tell)
+                self._background.soon(self._tell)
             self._new.append(one.name)
             waiting += one.before()
 
@@ -157,7 +157,7 @@ class StageOut:
         self._record = record
         self._missing = missing
         self._submission = submission
-        self._reruns = Reruns(background.soon)
+        self._reruns = Reruns(background)
         self._under_way: set[asyncio.Task[None]] = set()
 
     def record(self, record: TaskRecord, value: Any) -> None:
