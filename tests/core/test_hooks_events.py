@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import logging
 import threading
@@ -245,7 +244,7 @@ async def test_events_are_immutable_batched_in_order_and_on_the_loop() -> None:
     done = recorder.events.index(recorder.of(futures[0])[-1])
     assert done < recorder.events.index(recorder.of(futures[-1])[1])
     event = recorder.events[0]
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         event.name = "other"  # type: ignore[misc]
     assert isinstance(recorder.batches[0], tuple)
 
