@@ -32,6 +32,16 @@ SAME: dict[str, tuple[str | Files, str | Files]] = {
         "# what\nimport functools\n\n\ndef helper(x,):\n  # why\n  return (x+1)\n\n"
         "def f( x ):\n    return helper(\n        x\n    )  # so\n",
     ),
+    "line breaks in a condition": (
+        "def f(x):\n    if (x or (x and f(x))) and x: return 1\n    return x\n",
+        "def f(x):\n    if (\n        x\n        or (\n            x\n            and f(x)\n"
+        "        )\n    ) and x:\n        return 1\n    return x\n",
+    ),
+    "equal functions on several lines": (
+        "def f(x):\n    return [lambda: 1, lambda: 1], [y for y in x], [y for y in x]\n",
+        "def f(x):\n    'What.'\n    return [\n        lambda: 1,\n        lambda: 1,\n    ], [\n"
+        "        y for y in x], [y for y in x]\n",
+    ),
     "docstrings": (
         PLAIN,
         '"""What."""\nimport functools\ndef helper(x):\n    "Adds."\n    return x + 1\n'

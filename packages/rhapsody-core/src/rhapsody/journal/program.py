@@ -1,11 +1,11 @@
 """Source code of the program: what it means, what it uses, and where it comes from.
 
-Functions and classes of the user's own count by the meaning of their source: comments, docstrings,
-positions, the place of the file, and annotations of arguments and of variables in functions do
-not count. The loaded code counts, not the current content of the file. If the two differ, or if
-there is no source, the digest is that of the compiled code, which depends on the minor version of
-Python. For modules and classes there is only the file: one that has changed since the program
-started is refused. Installed packages count by their version.
+Functions of the user's own count by their byte code, compiled again from the source without
+docstrings, positions and annotations of arguments. The loaded code counts, not the current content
+of the file: if the two differ, or if there is no source, the loaded byte code is used as it is.
+Classes and modules count by the byte code of their source: a file that has changed since the
+program started is refused. Byte code depends on the minor version of Python. Installed packages
+count by their version.
 
 The names that a function uses from outside are read from its compiled code, which is what runs. It
 shows which globals a function reads, with the attributes that are read directly (`settings.rate`),
@@ -14,6 +14,7 @@ such as `os.environ["RATE"]`.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import contextlib
@@ -43,26 +44,40 @@ from rhapsody.sdk.runner import process_began
 BEGAN: int = process_began() or time.time_ns()
 """Start time of this process, or of its parent if it was forked after this module was loaded."""
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
-_DOCUMENTED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+_DOCUMENTED = ast.Module | ast.ClassDef | _FUNCTIONS
 
-_IN_BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)
+_SCOPES = (
+    ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+    | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+)  # fmt: skip
+"""Nodes whose code has an object of its own."""
 
 
 @dataclass(slots=True)
 class _File:
-    """A source file as it is compiled now, and when it was last changed before."""
+    """A source file as it is compiled now.
 
-    functions: dict[tuple[str, int], list[Function]] = field(default_factory=dict)
-    classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
-    chains: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
-    codes: dict[tuple[str, int], list[types.CodeType]] = field(default_factory=dict)
-    bindings: dict[str, dict[str, ast.stmt | None]] = field(default_factory=dict)
-    names: Counter[str] = field(default_factory=Counter)
+    Attributes:
+        changed: When it was last changed before, in nanoseconds.
+        tree: Its normalized syntax tree; `None` if there is no source.
+        code: Its code as Python compiles it.
+        plain: The code of the normalized tree, by the code that Python compiles.
+        names: The number of functions and classes of each qualified name.
+        classes: The classes of each qualified name in the normalized tree.
+        chains: The names in the body of each class, see `_chains`.
+        bindings: The results of `_bindings`, by the qualified name of a class.
+    """
+
+    changed: int = 0
     tree: ast.Module | None = None
     code: types.CodeType | None = None
-    changed: int = 0
+    plain: dict[types.CodeType, types.CodeType] = field(default_factory=dict)
+    names: Counter[str] = field(default_factory=Counter)
+    classes: dict[str, list[ast.ClassDef]] = field(default_factory=dict)
+    chains: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    bindings: dict[str, dict[str, ast.stmt | None]] = field(default_factory=dict)
 
 
 class Sources:
@@ -81,12 +96,7 @@ class Sources:
     def of_function(self, function: types.FunctionType) -> str:
         """Return the digest of a function's own code."""
         code = function.__code__
-        file = self._file(code.co_filename, function.__globals__)
-        place = code.co_name, code.co_firstlineno
-        nodes = file.functions.get(place, [])
-        if len(nodes) == 1 and file.codes.get(place) == [code]:
-            return _digest(nodes[0]) or of_code(code)
-        return of_code(code)
+        return digest_of(self._file(code.co_filename, function.__globals__).plain.get(code, code))
 
     def is_only_one(self, code: types.CodeType, variables: dict[str, Any]) -> bool:
         """Return whether no other function in a file has the same qualified name."""
@@ -95,23 +105,27 @@ class Sources:
     def of_class(
         self, cls: type, name: str, variables: dict[str, Any]
     ) -> tuple[str, tuple[tuple[str, ...], ...]] | None:
-        """Return the digest of a class's own body without its methods, and the globals in it.
+        """Return the digest of a class's source, and the globals in it.
 
         Returns:
-            Both, or `None` if the body is not found or differs from the loaded methods.
+            Both, or `None` if the source is not found or differs from the loaded methods.
 
         Raises:
             UnhashableError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
         nodes = file.classes.get(cls.__qualname__, [])
-        for method in vars(cls).values():
-            if isinstance(method, types.FunctionType) and method.__code__.co_filename == name:
-                code = method.__code__
-                if code not in file.codes.get((code.co_name, code.co_firstlineno), []):
-                    return None
-        digest = _digest(nodes[0]) if len(nodes) == 1 else ""
-        return (digest, file.chains[cls.__qualname__]) if digest else None
+        methods = [each for each in vars(cls).values() if isinstance(each, types.FunctionType)]
+        codes = {method.__code__ for method in methods if method.__code__.co_filename == name}
+        if len(nodes) != 1 or not codes <= file.plain.keys():
+            return None
+        (node,) = nodes
+        node.body.sort(key=lambda each: each.name if isinstance(each, _FUNCTIONS) else "")
+        try:
+            code = compile(ast.Module([node], []), name, "exec", dont_inherit=True)
+        except SyntaxError as error:  # `nonlocal` in a method
+            raise UnhashableError(f"{cls.__qualname__} cannot be read alone: {error}") from error
+        return digest_of(code), file.chains[cls.__qualname__]
 
     def of_module(self, name: str, variables: dict[str, Any]) -> tuple[str, types.CodeType] | None:
         """Return the digest of a whole module and its code, `None` if its source is not found.
@@ -120,9 +134,9 @@ class Sources:
             UnhashableError: Its file was changed after the program had started.
         """
         file = self._unchanged(name, variables)
-        if file.tree is None or file.code is None:
+        if file.code is None:
             return None
-        return _digest(file.tree) or of_code(file.code), file.code
+        return digest_of(file.plain.get(file.code, file.code)), file.code
 
     def binding(
         self, name: str, variables: dict[str, Any], variable: str, cls: str = ""
@@ -170,65 +184,76 @@ def _read(name: str, variables: dict[str, Any]) -> _File:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the program has had them
-            tree = ast.parse(source)
-            compiled = compile(source, name, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError):  # it is no Python, or was changed
+            file.code = compile(source, name, "exec", dont_inherit=True)
+            file.names.update(each.co_qualname for each in with_inner(file.code))
+            file.tree = tree = ast.parse(source)
+            _normalize(tree, file)
+            plain = compile(tree, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError):  # it is no Python, was changed, or too deep
         return file
-    file.tree, file.code = tree, compiled
-    for path, node in _definitions(tree, ""):
-        if isinstance(node, ast.ClassDef):
-            file.classes.setdefault(path, []).append(node)
-            file.chains[path] = _chains(node)
-        else:
-            decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
-            first = min([node.lineno, *(each.lineno for each in decorators)])
-            short = "<lambda>" if isinstance(node, ast.Lambda) else node.name
-            file.functions.setdefault((short, first), []).append(node)
-    for code in with_inner(compiled):
-        file.codes.setdefault((code.co_name, code.co_firstlineno), []).append(code)
-        file.names[code.co_qualname] += 1
-    _strip(tree)
+    file.plain.update(_pairs(file.code, plain))
     return file
 
 
-def _definitions(tree: ast.AST, path: str) -> Iterator[tuple[str, ast.ClassDef | Function]]:
-    """Yield every class and function in a tree, with the class's qualified name."""
-    todo = [(child, path) for child in ast.iter_child_nodes(tree)]
+def _normalize(tree: ast.Module, file: _File) -> None:
+    """Remove docstrings, annotations of arguments and positions from a tree; note its classes.
+
+    Positions affect code: Python joins two jumps only where they are on one line. Each scope gets
+    a line number of its own, because equal code objects of one line would become one.
+    """
+    todo: list[tuple[ast.AST, str, int]] = [(tree, "", 1)]
+    scopes = 1
     while todo:
-        child, path = todo.pop()
-        inner = path
-        if isinstance(child, ast.ClassDef):
-            yield f"{path}{child.name}", child
-            inner = f"{path}{child.name}."
-        elif isinstance(child, Function):
-            yield path, child
-            if not isinstance(child, ast.Lambda):
-                inner = f"{path}{child.name}.<locals>."
-        todo += [(each, inner) for each in ast.iter_child_nodes(child)]
+        node, path, line = todo.pop()
+        if isinstance(node, _SCOPES):
+            scopes += 1
+            line = scopes
+        if isinstance(node, ast.ClassDef):
+            path += node.name
+            file.classes.setdefault(path, []).append(node)
+            file.chains[path] = _chains(node)
+            path += "."
+        elif isinstance(node, _FUNCTIONS):
+            path += f"{node.name}.<locals>."
+            node.returns = None
+        elif isinstance(node, ast.arg):
+            node.annotation = None
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        if "lineno" in node._attributes:
+            vars(node).update(lineno=line, end_lineno=line, col_offset=0, end_col_offset=0)
+        todo += [(each, path, line) for each in ast.iter_child_nodes(node)]
+
+
+def _pairs(
+    code: types.CodeType, plain: types.CodeType
+) -> Iterator[tuple[types.CodeType, types.CodeType]]:
+    """Yield code with its normalized form, and so on for the nested code of both."""
+    yield code, plain
+    inner, plains = (
+        [c for c in each.co_consts if isinstance(c, types.CodeType) and c.co_name != "__annotate__"]
+        for each in (code, plain)
+    )
+    if len(inner) == len(plains):
+        for pair in zip(inner, plains, strict=True):
+            yield from _pairs(*pair)
 
 
 def _bindings(body: list[ast.stmt]) -> dict[str, ast.stmt | None]:
-    """Return the names that a body binds, each with its statement where there is only one."""
+    """Return the names that a body binds, each with its statement if there is only one."""
     found: dict[str, ast.stmt | None] = {}
     for statement in body:
-        names: list[str] = []
-        plain: ast.stmt | None = statement
-        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            names = [statement.name]
-        elif isinstance(statement, ast.Import | ast.ImportFrom):
-            names = [each.asname or each.name.partition(".")[0] for each in statement.names]
-        else:
-            inner = list(ast.walk(statement))
-            names = [
-                e.id for e in inner if isinstance(e, ast.Name) and isinstance(e.ctx, ast.Store)
-            ]
-            names += [e.name for e in inner if isinstance(e, Function | ast.ClassDef)
-                      and not isinstance(e, ast.Lambda)]  # fmt: skip
-            names += [e.asname or e.name for e in inner if isinstance(e, ast.alias)]
-            if not isinstance(statement, ast.Assign | ast.AnnAssign) or len(names) != 1:
-                plain = None
-        for name in names:
-            found[name] = None if name in found else plain
+        alone = isinstance(statement, ast.ClassDef | _FUNCTIONS)
+        for node in [statement] if alone else ast.walk(statement):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                name = node.id
+            elif isinstance(node, ast.ClassDef | _FUNCTIONS):
+                name = node.name
+            elif isinstance(node, ast.alias):
+                name = node.asname or node.name.partition(".")[0]
+            else:
+                continue
+            found[name] = None if name in found else statement
     return found
 
 
@@ -245,67 +270,15 @@ def _chains(node: ast.ClassDef) -> tuple[tuple[str, ...], ...]:
     return tuple(chains)
 
 
-def _strip(tree: ast.Module) -> None:
-    """Remove docstrings, and annotations of arguments and local variables, from a tree.
-
-    Annotations in the body of a class remain, because they make the fields of a dataclass.
-    """
-    todo: list[tuple[ast.AST, bool]] = [(tree, False)]
-    while todo:
-        node, local = todo.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            local, node.returns, given = True, None, node.args
-            for each in (*given.posonlyargs, *given.args, *given.kwonlyargs):
-                each.annotation = None
-            for star in filter(None, (given.vararg, given.kwarg)):
-                star.annotation = None
-        elif isinstance(node, ast.ClassDef):
-            local = False
-        elif isinstance(node, ast.AnnAssign) and local:
-            node.annotation = ast.Constant(None)
-        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-        for inner in vars(node).values():
-            if isinstance(inner, list) and inner and isinstance(inner[0], _IN_BLOCKS):
-                if local:
-                    inner[:] = map(_without_annotation, inner)
-                todo += [(each, local) for each in inner]
-
-
-def _without_annotation(node: Any) -> Any:
-    if isinstance(node, ast.AnnAssign) and node.value is not None:
-        return ast.Assign([node.target], node.value)
-    return node
-
-
-def _digest(node: ast.AST) -> str:
-    """Return the digest of a stripped tree, empty if it is nested too deep."""
-    parts: list[list[ast.AST]] = [[node]]
-    if isinstance(node, ast.ClassDef):  # methods have digests of their own, without decorators
-        others = [each for each in node.body if not isinstance(each, Function)]
-        methods = [each for each in node.body if isinstance(each, Function)]
-        methods.sort(key=lambda each: each.name)
-        parts = [[*others], [*node.bases, *node.keywords, *node.decorator_list]]
-        parts += [[ast.Name(each.name), *each.decorator_list] for each in methods]
-    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        fields = dict(ast.iter_fields(node)) | {"decorator_list": []}
-        parts = [[type(node)(**fields)]]  # the decorated function itself is inspected
-    try:
-        text = repr([[ast.dump(each) for each in part] for part in parts])
-    except (RecursionError, ValueError):  # or a number has too many digits
-        return ""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=SIZE).hexdigest()
-
-
-def of_code(code: types.CodeType) -> str:
+def digest_of(code: types.CodeType) -> str:
     """Return the digest of compiled code, which depends on the minor version of Python."""
-    made = hashlib.blake2b(digest_size=SIZE)
-    made.update(repr(sys.version_info[:2]).encode())
+    made = hashlib.blake2b(repr(sys.version_info[:2]).encode(), digest_size=SIZE)
     for one in with_inner(code):
         constants = [each for each in one.co_consts if not isinstance(each, types.CodeType)]
-        counts = one.co_argcount, one.co_posonlyargcount, one.co_kwonlyargcount, one.co_flags
+        counts = one.co_argcount, one.co_posonlyargcount, one.co_kwonlyargcount
         names = one.co_names, one.co_varnames, one.co_freevars, one.co_cellvars
-        text = f"{_constant(tuple(constants))} {names} {counts} {one.co_exceptiontable!r}"
+        flags = one.co_flags & ~__future__.annotations.compiler_flag
+        text = f"{_constant(tuple(constants))} {names} {counts} {flags} {one.co_exceptiontable!r}"
         made.update(one.co_code + text.encode("utf-8", "surrogatepass"))
     return made.hexdigest()
 
