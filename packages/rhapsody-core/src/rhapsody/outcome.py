@@ -17,13 +17,13 @@ class AttemptInfo:
         stderr: The same of standard error.
         exit_code: An executable's exit code.
         sandbox: The directory it ran in.
-        output_files: Names of the files and directories it declared and wrote.
         backend: The name of the backend that ran it.
+        name: The task's name.
+        output_files: Names of the files and directories it declared and wrote.
         keeper: Whatever must stay alive while the sandbox is needed.
         matches: Which of the files match each pattern that it declared.
         paths: Where the files are that an earlier run left; those of others are in the sandbox.
         make_again: Produces missing files of an earlier run, for the task with a uid.
-        name: The task's name.
     """
 
     uid: str
@@ -31,13 +31,13 @@ class AttemptInfo:
     stderr: str | None = None
     exit_code: int | None = None
     sandbox: str | None = None
-    output_files: tuple[str, ...] = ()
     backend: str | None = None
+    name: str = ""
+    output_files: tuple[str, ...] = ()
     keeper: object = None
     matches: Mapping[str, tuple[str, ...]] | None = None
     paths: Mapping[str, str] | None = None
     make_again: Callable[[AttemptInfo, str], Awaitable[None]] | None = None
-    name: str = ""
 
     @property
     def task(self) -> str:

@@ -1,67 +1,59 @@
-"""Dispatchers, one for each backend: submit batches of ready tasks, and cancel tasks.
+"""Traffic with the backends: batches of ready tasks to them, and the states that they report.
 
-A dispatcher submits one batch at a time. Tasks that become ready meanwhile form the next batch.
-Preparing a batch takes a few milliseconds of the loop at most. A cancellation does not wait for
-submissions, except for the one that contains its task.
+Each backend has a `Dispatcher`, which submits one batch at a time. Tasks that become ready
+meanwhile form the next batch. Preparing a batch takes a few milliseconds of the loop at most. A
+cancellation does not wait for submissions, except for the one that contains its task.
+
+`Callbacks` receives the states that backends report from any thread, for the scheduler on the loop.
+Late, duplicate and unknown reports are ignored and counted, except repeated reports that a task is
+running. `rhapsody.engine.scheduler` decides what a state means for retries and dependents.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import heapq
 import inspect
 import logging
+import math
 import time
+from asyncio import _get_running_loop as running_loop
 from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from rhapsody.aio import is_cancelling, resumed
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
-from rhapsody.engine.callbacks import Callbacks
+from rhapsody.engine.events import Observation
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.states import READY, WorkState
+from rhapsody.engine.states import READY, FutureState, WorkState
 from rhapsody.engine.task_builder import TaskBuilder
 from rhapsody.errors import BackendUnavailableError, SubmissionError, describe_error
+from rhapsody.sdk.threads import Mailbox
+from rhapsody.states import TasksMainStates
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+DONE = TasksMainStates.DONE
+FAILED = TasksMainStates.FAILED
+CANCELED = TasksMainStates.CANCELED
+RUNNING = TasksMainStates.RUNNING
+
+STARTED = frozenset({WorkState.RUNNING, WorkState.SERVING, WorkState.CANCELING})
+"""Work that has started. A backend may report several states that mean it."""
+
+ServiceCallback = Callable[..., Any]
+Report = tuple[Any, Any, ServiceCallback | None]
 
 SLICE = 0.005
 """Seconds of work after which the loop may run other callbacks."""
 
 CHECK_EVERY = 32
 """Number of tasks after which the clock is read."""
-
-
-class ReadyQueue:
-    """Queue of ready tasks, ordered by priority, then first in, first out."""
-
-    def __init__(self) -> None:
-        self._first: deque[TaskRecord] = deque()  # tasks of priority 0
-        self._others: list[tuple[int, int, TaskRecord]] = []  # heap; highest priority first
-        self._number = 0
-
-    def push(self, record: TaskRecord, priority: int) -> None:
-        """Add a task."""
-        if priority == 0:
-            self._first.append(record)
-            return
-        self._number += 1
-        heapq.heappush(self._others, (-priority, self._number, record))
-
-    def pop(self) -> TaskRecord | None:
-        """Remove and return the next task; return `None` if the queue is empty."""
-        others = self._others
-        if others and (others[0][0] < 0 or not self._first):
-            return heapq.heappop(others)[2]
-        return self._first.popleft() if self._first else None
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._others)
-
-    def __bool__(self) -> bool:
-        return bool(self._first or self._others)
 
 
 class Dispatcher:
@@ -89,17 +81,16 @@ class Dispatcher:
         submit_timeout: float | None,
     ) -> None:
         self._handle = handle
-        self.queue: ReadyQueue = ReadyQueue()
+        self._ready: deque[TaskRecord] = deque()  # of priority 0
+        self._others: list[tuple[float, int, TaskRecord]] = []  # heap; highest priority first
+        self._pushed = 0  # number of tasks that were in the heap
         self._scheduler = scheduler
         self._task_builder = task_builder
         self._callbacks = callbacks
         self._background = background
         self._max_pending = max_pending
         self._submit_timeout = submit_timeout
-        self._resumed: deque[TaskRecord] = deque()
-        self._services: deque[TaskRecord] = (
-            deque()
-        )  # with `max_pending`, which does not apply to them
+        self._services: deque[TaskRecord] = deque()  # those that `max_pending` does not apply to
         self._waiter: asyncio.Future[None] | None = None
         self._batch: set[TaskRecord] = set()
         self._deferred: list[TaskRecord] = []
@@ -108,23 +99,32 @@ class Dispatcher:
         self._pump = background.spawn(self._run(), f"{handle.name} dispatcher")
 
     def push(self, record: TaskRecord) -> None:
-        """Queue a task that is ready or prepared."""
-        if record.task.settings.service and self._max_pending is not None:
+        """Queue a task that is ready, by priority, then first in, first out."""
+        settings = record.task.settings
+        if settings.service and self._max_pending is not None:
             self._services.append(record)
+        elif settings.priority == 0:
+            self._ready.append(record)
         else:
-            self.queue.push(record, record.task.settings.priority)
+            self._push(record, settings.priority)
         if self._waiter is not None:
             self.wake()
 
     def resume(self, record: TaskRecord) -> None:
         """Queue a task that is being prepared, ahead of tasks that are not."""
-        service = record.task.settings.service and self._max_pending is not None
-        (self._services if service else self._resumed).append(record)
+        if record.task.settings.service and self._max_pending is not None:
+            self._services.append(record)
+        else:
+            self._push(record, math.inf)
         self.wake()
+
+    def _push(self, record: TaskRecord, priority: float) -> None:
+        self._pushed += 1
+        heapq.heappush(self._others, (-priority, self._pushed, record))
 
     def wake(self) -> None:
         """Make the dispatcher check its queues."""
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
             self._idle.clear()
@@ -156,11 +156,10 @@ class Dispatcher:
             del batch  # do not keep finished tasks alive until the next batch
             if self._closing:
                 return
-            if not (self._services or ((self._resumed or self.queue) and self._room() > 0)):
-                self._waiter = loop.create_future()
+            if not (self._services or ((self._ready or self._others) and self._room() > 0)):
+                waiter = self._waiter = loop.create_future()
                 self._idle.set()
-                await self._waiter
-                self._waiter = None
+                await waiter
             elif time.perf_counter() > ends:
                 await asyncio.sleep(0)  # let the loop run other callbacks
             else:
@@ -170,43 +169,42 @@ class Dispatcher:
     def _take(self, ends: float) -> list[TaskRecord]:
         """Return the next batch: the tasks that can be prepared before the time slice ends."""
         batch: list[TaskRecord] = []
-        queue, resumed, handle = self.queue, self._resumed, self._handle
-        services, room, task_builder = self._services, self._room(), self._task_builder
+        ready, others, services = self._ready, self._others, self._services
+        handle, advance = self._handle, self._task_builder.advance
+        while services:
+            service = services.popleft()
+            if service.state is READY and advance(service, handle):
+                batch.append(service)
+        most = len(batch) + self._room()
         looked_at = 0
-        while services or room > 0:
+        while (ready or others) and len(batch) < most:
             looked_at += 1
             if looked_at % CHECK_EVERY == 0 and time.perf_counter() > ends:
                 break
-            if services:
-                service = services.popleft()
-                if service.state is READY and task_builder.advance(service, handle):
-                    batch.append(service)
-                continue
-            record = resumed.popleft() if resumed else queue.pop()
-            if record is None:
-                break
-            if record.state is READY and task_builder.advance(record, handle):
+            if others and (others[0][0] < 0 or not ready):
+                record = heapq.heappop(others)[2]
+            else:
+                record = ready.popleft()
+            if record.state is READY and advance(record, handle):
                 batch.append(record)
-                room -= 1
                 if record.dependents:
                     self._scheduler.offer(record, handle)
         return batch
 
     def _room(self) -> float:
         limit = self._max_pending
-        return float("inf") if limit is None else limit - self._handle.occupied
+        return math.inf if limit is None else limit - self._handle.occupied
 
     async def _submit(self, batch: list[TaskRecord]) -> None:
         scheduler, callbacks = self._scheduler, self._callbacks
         batch = scheduler.submit(batch, self._handle)
         if not batch:
             return
-        descriptions: list[Any] = [record.description for record in batch]
         self._batch = set(batch)
         timeout: asyncio.Timeout | None = None
-        callbacks.handing_over += 1
-        callbacks.applied_soon = True
+        callbacks.hold()
         try:
+            descriptions = [record.description for record in batch]
             submission = self._handle.backend.submit_tasks(descriptions).__await__()
             try:
                 waits_for = next(submission)
@@ -223,10 +221,8 @@ class Dispatcher:
             self._rejected(batch, error, timeout is not None and timeout.expired())
         else:
             scheduler.accept(batch, self._handle)
-            callbacks.apply()
         finally:
-            callbacks.handing_over -= 1
-            callbacks.suspended()
+            callbacks.release()
             self._batch = set()
             deferred, self._deferred = self._deferred, []
             for record in deferred:
@@ -276,3 +272,202 @@ class Dispatcher:
                 "backend %r failed to cancel %s: %r", self._handle.name, uid, error, exc_info=error
             )
             return False
+
+
+class Callbacks:
+    """Receiver of the states of one engine's tasks.
+
+    Args:
+        uid: The engine's uid, the prefix of its tasks' uids.
+        scheduler: Receives the states.
+        background: Schedules calls on the loop.
+        observation: Publishes states.
+        crashed: Called with the place and the exception if the engine itself fails.
+    """
+
+    def __init__(
+        self,
+        uid: str,
+        scheduler: Scheduler,
+        background: Background,
+        observation: Observation,
+        crashed: Callable[[str, BaseException], object],
+    ) -> None:
+        self._prefix = f"{uid}."
+        self._scheduler = scheduler
+        self._background = background
+        self._observation = observation
+        self._crashed = crashed
+        self._loop: asyncio.AbstractEventLoop = background.loop
+        self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
+        self._queued: deque[Report] = deque()
+        self._submissions = 0  # under way, see `hold`
+        self._released_soon = False  # before the loop's next iteration
+        self._complained: set[tuple[str, object]] = set()
+
+    def receive(
+        self, task: Any, state: Any, service_callback: ServiceCallback | None = None
+    ) -> None:
+        """Receive a state; the callback that backends call from any thread."""
+        if running_loop() is not self._loop:
+            if not self._changes_nothing(task, state):
+                self._mailbox.put((task, state, service_callback))
+        elif not self._submissions and not self._queued:
+            self._deliver((task, state, service_callback))
+        else:
+            if not self._queued and not self._released_soon:
+                self._loop.call_soon(self.apply)
+            self._queued.append((task, state, service_callback))
+
+    def hold(self) -> None:
+        """Queue reports on the loop, because a submission begins.
+
+        So no effect of a report happens inside a backend's `submit_tasks`.
+        """
+        self._submissions += 1
+        self._released_soon = True
+
+    def suspended(self) -> None:
+        """Apply the queued reports in the loop's next iteration, because a submission waits."""
+        self._released_soon = False
+        if self._queued:
+            self._loop.call_soon(self.apply)
+
+    def release(self) -> None:
+        """Apply the queued reports, because a submission has ended."""
+        self._submissions -= 1
+        self._released_soon = False
+        self.apply()
+
+    def apply(self) -> None:
+        """Apply the queued reports."""
+        while self._queued:
+            self._deliver(self._queued.popleft())
+
+    def _changes_nothing(self, task: Any, state: Any) -> bool:
+        """Return True if a state has no effect, so that the loop need not wake. Any thread.
+
+        A backend may report many intermediate states; RADICAL-Pilot has fifteen.
+        """
+        if self._scheduler.observed or type(task) is not dict:
+            return False
+        uid = task.get("uid")
+        record = self._scheduler.inflight.get(uid) if type(uid) is str else None
+        if record is None:
+            return False
+        try:
+            main = record.backend.native.get(state)
+        except Exception:  # reported when the state is applied
+            return False
+        if main is RUNNING:
+            return record.state.work in STARTED
+        return not (main is None or main is DONE or main is FAILED or main is CANCELED)
+
+    def drain(self) -> None:
+        """Apply all reports received so far."""
+        self.apply()
+        self._mailbox.drain()
+
+    def _deliver_in_order(self, report: Report) -> None:
+        """Apply a report from a thread, after earlier reports from the loop."""
+        if self._queued:
+            self.apply()
+        self._deliver(report)
+
+    def _deliver(self, report: Report) -> None:
+        scheduler, (task, state, service_callback) = self._scheduler, report
+        try:
+            if type(task) is not dict and not isinstance(task, Mapping):
+                task = task.as_dict() if hasattr(task, "as_dict") else {}
+            uid = task.get("uid")
+            record = scheduler.inflight.get(uid)
+        except Exception as error:  # a fault of the backend, for no known task
+            self._malformed(error)
+            return
+        if record is None:
+            self._stray(uid)
+            return
+        try:
+            try:
+                main: TasksMainStates | None = record.backend.native[state]
+            except (KeyError, TypeError):
+                main = record.backend.main_state(state)
+            if scheduler.observed and main is not None:
+                record.native = str(state)
+            if main is DONE or main is FAILED or main is CANCELED:
+                scheduler.end(record, main, task)
+            elif main is RUNNING:
+                if scheduler.run(record):
+                    record.started = time.time()
+                    if record.task.settings.service:
+                        self._await_service(record, task, state, service_callback)
+                elif record.state.work not in STARTED:
+                    scheduler.stats.late += 1
+            elif main is None:
+                self._unknown_state(record, state)
+            elif scheduler.observed and record.state.future is FutureState.PENDING:
+                self._observation.publish(record, main)
+        except Exception as error:  # a fault of the engine must not be lost in a backend's thread
+            self._crashed("updates", error)
+
+    def _stray(self, uid: object) -> None:
+        stats = self._scheduler.stats
+        if not isinstance(uid, str) or not uid.startswith(self._prefix):
+            if isinstance(uid, str) and ".task." in uid:
+                return  # another engine's task on a backend that both use
+            stats.unknown += 1
+        else:
+            stats.late += 1
+
+    def _malformed(self, error: Exception) -> None:
+        self._scheduler.stats.unknown += 1
+        if ("", "malformed") not in self._complained:
+            self._complained.add(("", "malformed"))
+            log.error(
+                "a backend reported something that cannot be read as a task with a uid; such "
+                "updates are left out. Reading it raised %s", describe_error(error),
+            )  # fmt: skip
+
+    def _unknown_state(self, record: TaskRecord, state: Any) -> None:
+        self._scheduler.stats.unknown += 1
+        key = (record.backend.name, str(state))
+        if key not in self._complained:
+            self._complained.add(key)
+            log.error(
+                "backend %r reported the state %r, which its StateMapper does not know; such "
+                "updates are left out. Register it with "
+                "StateMapper.register_backend_tasks_states(...)",
+                record.backend.name, state,
+            )  # fmt: skip
+
+    def _await_service(
+        self, record: TaskRecord, task: Any, state: Any, service_callback: ServiceCallback | None
+    ) -> None:
+        """Mark a service that runs as ready, at once or when the backend says so."""
+        scheduler = self._scheduler
+        if service_callback is None:
+            scheduler.serve(record, record.uid, None)
+            return
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.add_done_callback(partial(self._ready_anywhere, record, record.uid))
+        try:
+            service_callback(future, task, state)
+        except Exception as error:  # a fault of the backend: this service cannot become ready
+            scheduler.stop_with(record, error)
+
+    def _ready_anywhere(
+        self, record: TaskRecord, uid: str, future: concurrent.futures.Future[Any]
+    ) -> None:
+        call = partial(self._ready, record, uid, future)
+        if not self._background.soon_from_anywhere(call):
+            self._scheduler.stats.late += 1
+
+    def _ready(self, record: TaskRecord, uid: str, future: concurrent.futures.Future[Any]) -> None:
+        if future.cancelled():
+            self._scheduler.stats.late += 1
+            return
+        error = future.exception()
+        if error is None:
+            self._scheduler.serve(record, uid, future.result())
+        elif record.uid == uid:
+            self._scheduler.stop_with(record, error)

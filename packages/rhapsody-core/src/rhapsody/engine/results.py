@@ -44,30 +44,39 @@ class Results:
         """
         value: Any = None
         error: BaseException | None = None
+        task = record.task
         if main is not DONE:
             error = error_messages.of_attempt(record, report)
-        elif record.task.settings.service:
+        elif task.settings.service:
             error = error_messages.of_service(record, report)
-        elif record.task.kind != "executable":
+        elif task.kind != "executable":
             value = report.get("return_value")
         elif report.get("exit_code"):
             error = error_messages.of_attempt(record, report)
         else:
             value = report.get("stdout")
-        if error is not None and record.resolved is not None:
-            self._stager.spare_inputs(record.description, record.resolved)
-        if error is None:
+        if record.found is not None or record.resolved is not None:
             try:
-                if record.found is not None and record.found.outputs:
-                    self._check_outputs(record, record.found.outputs)
+                self._check_files(record, failed=error is not None)
             except Exception as mistake:  # a declared file is missing: the attempt failed
                 self.keep(record, report, succeeded=False)
                 return None, mistake  # no local name: this frame is in its traceback
-            if record.resolved is not None:
-                self._stager.was_read(record.resolved)
         if "stdout" in report or "stderr" in report or "sandbox" in report:
-            self.keep(record, report, succeeded=error is None, done=error is None, value=value)
+            done = error is None
+            self.keep(record, report, succeeded=done, done=done, value=value)
         return value, error
+
+    def _check_files(self, record: TaskRecord, *, failed: bool) -> None:
+        """Raise `DataError` if a declared output file is missing; note that inputs were read."""
+        resolved = record.resolved
+        if failed and resolved is not None:
+            self._stager.spare_inputs(record.description, resolved)
+        if failed:
+            return
+        if record.found is not None and record.found.outputs:
+            self._check_outputs(record, record.found.outputs)
+        if resolved is not None:
+            self._stager.was_read(resolved)
 
     def _check_outputs(self, record: TaskRecord, outputs: Sequence[Output]) -> None:
         """Raise `DataError` if a declared output file is missing."""
@@ -105,8 +114,11 @@ class Results:
             leave_script(record)
         if stdout is None and stderr is None and sandbox is None:
             return
-        outcome = AttemptInfo(record.uid, stdout, stderr, report.get("exit_code"), sandbox)
-        outcome.backend, outcome.name = record.future._backend, record.task.name
+        future = record.future
+        outcome = future._outcome = AttemptInfo(
+            record.uid, stdout, stderr, report.get("exit_code"), sandbox, future._backend,
+            record.task.name,
+        )  # fmt: skip
         if sandbox is not None:
             outputs = record.found.outputs if record.found is not None else ()
             if outputs:
@@ -121,7 +133,6 @@ class Results:
                 matches=outcome.matches,
                 recorded=self._recording and done and record.task.settings.cache,
             )
-        record.future._outcome = outcome
 
     def leave(self, record: TaskRecord) -> None:
         """Release the sandbox of an attempt without a result: it was cancelled or lost."""

@@ -14,8 +14,7 @@ from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.blocks import Blocks, enclosing_block
-from rhapsody.engine.callbacks import Callbacks
-from rhapsody.engine.dispatch import Dispatcher
+from rhapsody.engine.dispatch import Callbacks, Dispatcher
 from rhapsody.engine.error_messages import annotate, leave_error
 from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
 from rhapsody.engine.memoization import Memoization

@@ -307,7 +307,9 @@ class Scheduler:
                 handler(self, record, backend)
 
     def _on_accept(self, record: TaskRecord, backend: BackendHandle) -> None:
-        if not backend.capabilities.reports_running:
+        if backend.capabilities.reports_running:
+            return
+        if "timeout" in record.description or record.task.settings.service:
             self._start_clock(record)
 
     def reject(self, record: TaskRecord, error: BaseException) -> None:
@@ -343,7 +345,7 @@ class Scheduler:
     def _on_run(self, record: TaskRecord, _: None) -> None:
         if self.observed:
             self._observation.publish(record, TasksMainStates.RUNNING)
-        if record.task.prefix == "task":
+        if "timeout" in record.description or record.task.settings.service:
             self._start_clock(record)
 
     def _start_clock(self, record: TaskRecord) -> None:

@@ -34,6 +34,7 @@ current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 )
 
 _loop_of = methodcaller("get_loop")
+_all_plain = PLAIN.issuperset
 
 
 class Submission:
@@ -114,7 +115,7 @@ class Submission:
         if scheduler.closing:
             raise self.closed_error(task.name)
         found = None
-        if kwargs or not PLAIN.issuperset(map(type, args)):
+        if kwargs or not _all_plain(map(type, args)):
             found = search(args, kwargs)
         parent = enclosing_block.get()
         if parent is not None and parent.state.future is FutureState.CANCELLED:

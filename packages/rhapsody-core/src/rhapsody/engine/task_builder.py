@@ -112,9 +112,10 @@ class TaskBuilder:
 
     def advance(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Prepare a task as far as possible; return `True` once it can be submitted."""
+        task, hooks, services = record.task, self._hooks, self._services
+        begin = record.stage
         try:
-            task, hooks, services = record.task, self._hooks, self._services
-            if record.stage == NEW:
+            if begin == NEW:
                 if services.any and services.hold_back(record):
                     return False
                 if task.settings.limit and not self._scheduler.limits.take(
@@ -124,8 +125,7 @@ class TaskBuilder:
                 self._describe(record)
                 if task.kind == "executable" and not self._command_built(record, backend):
                     return False
-                record.stage = BUILT
-            if record.stage == BUILT:
+            if begin <= BUILT:
                 if hooks.prepare_task:
                     self._call_prepare(record)
                 record.stage = ROUTED
@@ -134,7 +134,7 @@ class TaskBuilder:
                     if chosen is not backend:
                         self._resume(record, chosen)
                         return False
-            if record.stage == ROUTED:
+            if begin <= ROUTED:
                 if backend.may_end and (other := self._with_more_time(record, backend)) is not None:
                     self._resume(record, self._backends[other])
                     return False
@@ -149,13 +149,13 @@ class TaskBuilder:
                 has_files = record.extra is not None and self._has_files(record, backend)
                 if has_files and not self._resolved(record, backend):
                     return False
-            if record.stage == RESOLVED:
-                record.stage = LOOKED_UP
+            if begin <= RESOLVED:
                 if record.found is not None and record.found.inputs and task.kind != "executable":
                     self._place_inputs(record, backend)
+                record.stage = LOOKED_UP
                 if hooks.lookup_results and self._memoization.look_up(record):
                     return False
-            if record.stage == LOOKED_UP:
+            if begin <= LOOKED_UP:
                 if backend.may_end and (short := shortage(record, backend)) is not None:
                     self._hold_back(record, backend, short)
                     return False
@@ -173,9 +173,7 @@ class TaskBuilder:
             return True
         except KeyboardInterrupt:
             raise
-        except (
-            BaseException
-        ) as error:  # of a builder or plugin, whatever it is: its task fails alone
+        except BaseException as error:  # of a builder or plugin: its task fails alone
             self._scheduler.refuse(record, error)
             return False
 
