@@ -38,6 +38,9 @@ __all__ = ["Launch", "TaskProgram", "task_environment", "working_directory"]
 CHUNK = 1 << 20
 """Bytes that are read at once."""
 
+SMALL = 1 << 16
+"""Bytes of output that are read on the loop; more is read on a thread."""
+
 
 class ProgramOutput:
     """The files for the standard output and standard error of one program.
@@ -64,10 +67,13 @@ class ProgramOutput:
         stdout, stderr = self._descriptors
         return stdout, stderr
 
-    @property
-    def size(self) -> int:
-        """The bytes that have been written."""
-        return sum(os.fstat(descriptor).st_size for descriptor in self._descriptors)
+    def take_small(self) -> list[str] | None:
+        """Return what was written to each file, and close them; `None` if it is not little."""
+        written = [os.pread(descriptor, SMALL + 1, 0) for descriptor in self._descriptors]
+        if sum(map(len, written)) > SMALL:
+            return None
+        self.close()
+        return [data.decode(errors="replace") for data in written]
 
     def take(self) -> list[str]:
         """Return what was written to each file, and close them."""
@@ -221,9 +227,6 @@ def _size(count: int | str) -> str:
 
 Launch = Callable[..., Program]
 """Starts a program: takes what `Program` takes, and gives one."""
-
-SMALL = 1 << 20
-"""Bytes of output that are read on the loop; more is read on a thread."""
 
 THREAD_COUNTS = (
     "OMP_NUM_THREADS",
@@ -395,9 +398,8 @@ class TaskProgram:
         output, self._output = self._output, None
         stdout = stderr = ""
         if output is not None:
-            # Little is read here, more beside the loop.
-            small = output.size <= SMALL
-            stdout, stderr = output.take() if small else await in_thread(output.take)
+            written = output.take_small()
+            stdout, stderr = await in_thread(output.take) if written is None else written
         elif task.get("capture", True) == "files":
             stdout, stderr = (os.path.join(task["sandbox"], name) for name in OUTPUT_FILES)
         task["exit_code"], task["stdout"], task["stderr"] = code, stdout, stderr
