@@ -58,7 +58,7 @@ async def gone(path: str | None) -> None:
 
 
 def removers() -> int:
-    return sum(thread.name == "rhapsody-sandboxes" for thread in threading.enumerate())
+    return sum(thread.name == "rhapsody-files" for thread in threading.enumerate())
 
 
 @pytest.mark.parametrize("keep", ["failed", "none"])

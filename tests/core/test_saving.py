@@ -276,7 +276,7 @@ async def test_a_place_in_a_file_is_refused_before_the_task_runs(
         await within(writer(flow)(f"ran > {here}/ran", output))
     (here / "file").unlink()
     (here / "file").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"'.*/file' is a link to a place that is not there"):
+    with pytest.raises(DataError, match=r"'.*/file' is a link to a place that does not exist"):
         await within(writer(flow)(f"ran > {here}/ran", output))
     assert not (here / "ran").exists()
 

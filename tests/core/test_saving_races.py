@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,23 @@ async def test_files_of_a_task_that_is_cancelled_as_it_ends_are_not_saved(
         assert await within(flow.function_task(int)()) == 0  # the engine goes on
     assert not (here / "results").exists()
     assert not caplog.records
+
+
+async def test_many_files_are_saved_on_a_few_threads(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[int] = set()
+    replace = os.replace
+
+    def counted(*paths: Any) -> None:
+        used.add(threading.get_ident())
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", counted)
+    async with WorkflowEngine.create() as flow:
+        write = writer(flow)
+        await within(
+            asyncio.gather(*(write("word", OutputFile(f"saved/{n}.txt")) for n in range(20)))
+        )
+    assert len(list((here / "saved").iterdir())) == 20
+    assert len(used - {threading.get_ident()}) <= 4

@@ -1,4 +1,4 @@
-"""The mailbox between threads and a loop."""
+"""Threads for blocking calls, and the mailbox between threads and a loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rhapsody.sdk import threads
-from rhapsody.sdk.threads import Mailbox
+from rhapsody.sdk.threads import Mailbox, ThreadPool
 
 pytestmark = pytest.mark.asyncio
 
@@ -198,3 +198,39 @@ async def test_an_empty_mailbox_does_not_wake_the_loop(monkeypatch: pytest.Monke
     monkeypatch.setattr(selector, "select", counted)
     await asyncio.sleep(0.1)
     assert len(waits) <= 3
+
+
+async def test_a_pool_makes_all_calls_on_at_most_its_number_of_threads() -> None:
+    pool, used = ThreadPool(2, "pool"), set()
+
+    def call() -> None:
+        used.add(threading.current_thread())
+
+    await asyncio.gather(*(pool.run(call) for _ in range(20)))
+    assert len(used) <= 2
+    pool.put(call)
+    await pool.close()
+    assert not any(thread.is_alive() for thread in used)
+
+
+async def test_a_pool_hands_on_results_and_errors() -> None:
+    pool = ThreadPool(1, "pool")
+    assert await pool.run(lambda: 1) == 1
+    with pytest.raises(ZeroDivisionError):
+        await pool.run(lambda: 1 // 0)
+    await pool.close()
+
+
+async def test_a_pool_makes_its_calls_at_the_end_if_no_thread_could_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*args: Any) -> threading.Thread:
+        raise RuntimeError("can't start new thread")
+
+    pool, made = ThreadPool(1, "pool"), []
+    monkeypatch.setattr(threads, "start_thread", refuse)
+    pool.put(lambda: made.append(1))
+    with pytest.raises(RuntimeError, match="can't start"):
+        await pool.run(made.clear)
+    await pool.close()
+    assert made == [1]

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -181,8 +181,8 @@ class InputFile(File):
 
 
 def found_at(file: InputFile, path: str) -> InputFile:
-    """Return an input for a function that reads the file where it is."""
-    return _changed(file, filepath=Path(os.path.abspath(path)), _by_path=True, _producer=None)
+    """Return an input for a function that reads the file at its absolute path."""
+    return _changed(file, filepath=Path(path), _by_path=True, _producer=None)
 
 
 def renamed(file: InputFile) -> InputFile:
@@ -437,14 +437,11 @@ def without_secrets(url: str) -> str:
     return bare + ("?..." if query else "")
 
 
-def _field_names(file: File) -> list[str]:
-    return [each.name for each in fields(file)]
-
-
 def _changed(file: AnyFile, **values: Any) -> AnyFile:
-    """A copy with other values, made without calling its `__init__`."""
+    """Return a copy with other values, made without calling its `__init__`."""
     copy = object.__new__(type(file))
-    _set(copy, **{name: getattr(file, name) for name in _field_names(file)} | values)
+    for name in type(file).__match_args__:
+        object.__setattr__(copy, name, values[name] if name in values else getattr(file, name))
     return copy
 
 

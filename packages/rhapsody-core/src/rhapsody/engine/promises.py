@@ -17,6 +17,7 @@ from typing import Any
 
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile
 from rhapsody.errors import DataError
+from rhapsody.staging.fsutil import RealPaths
 from rhapsody.task import TaskFuture
 
 Producer = TaskFuture[Any]
@@ -49,6 +50,7 @@ class Promises:
 
     def __init__(self, directory: Path, discard: Callable[[str], bool]) -> None:
         self._directory = directory
+        self._real = RealPaths()
         self._discard = discard
         self._latest: dict[str, Producer] = {}
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
@@ -71,7 +73,7 @@ class Promises:
         path = os.path.join(self._directory, output.save)
         if isinstance(output, OutputDir) or path.endswith("/") or os.path.isdir(path):
             path = os.path.join(path, output.filename)
-        return os.path.realpath(path)
+        return self._real.of(os.path.normpath(path))
 
     def _ended(self, future: Producer) -> None:
         """Release the result of a finished call, whose files outlive it."""
@@ -160,7 +162,7 @@ class Promises:
     def _producer(self, file: InputFile, passed: Mapping[str, Producer | None]) -> Producer | None:
         given = file.local_file or file.other_task_file or ""
         paths = {os.path.join(self._directory, given), str(file.expected_at)}
-        keys = [os.path.realpath(path) for path in paths]
+        keys = [self._real.of(os.path.normpath(path)) for path in paths]
         if given == file.filename:
             keys.append(given)
         for key in keys:

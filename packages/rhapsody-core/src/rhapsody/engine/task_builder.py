@@ -39,7 +39,7 @@ from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.walltime import time_needed
 from rhapsody.staging.files import Stager
-from rhapsody.staging.inputs import Resolved
+from rhapsody.staging.inputs import Resolved, located
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
@@ -305,7 +305,7 @@ class TaskBuilder:
                     file, sandbox, sources, own, outputs=found.outputs, by_path=by_path
                 )
             elif resolved is not None:
-                values[id(file)] = self._stager.located(file, resolved, own)
+                values[id(file)] = located(file, resolved, own)
         if sandbox is not None:
             for output in found.outputs:
                 values[id(output)] = output.bound_to(sandbox, by_path=by_path)

@@ -15,6 +15,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from time import perf_counter
 from typing import Generic, TypeVar
 
@@ -51,28 +53,11 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
         RuntimeError: No thread can be started.
         Exception: What the function raises; a `StopIteration` as the cause of a `RuntimeError`.
     """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)  # type: ignore[arg-type]
-        else:
-            future.set_exception(settable(error, "the call"))
-
-    def run() -> None:
-        value = error = None
-        try:
-            value = function()
-        except BaseException as raised:  # handed to whoever waits
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            loop.call_soon_threadsafe(settle, value, error)
-
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     try:
-        thread = start_thread(run, getattr(function, "__name__", "rhapsody"))
+        thread = start_thread(
+            partial(_call, function, future), getattr(function, "__name__", "rhapsody")
+        )
     except RuntimeError:  # there are too many
         if or_here:
             return function()
@@ -82,6 +67,92 @@ async def in_thread(function: Callable[[], T], *, or_here: bool = False) -> T:
     finally:
         if future.done() and not future.cancelled():
             thread.join()  # it has nothing left to do
+
+
+def _call(function: Callable[[], T], future: asyncio.Future[T]) -> None:
+    """Call a function on this thread, and set the result of a future on its loop."""
+    value = error = None
+    try:
+        value = function()
+    except BaseException as raised:  # raised where the future is awaited
+        error = raised
+    with suppress(RuntimeError):  # the loop is closed
+        future.get_loop().call_soon_threadsafe(_settle, future, value, error)
+
+
+def _settle(future: asyncio.Future[T], value: T | None, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(value)  # type: ignore[arg-type]
+    else:
+        future.set_exception(settable(error, "the call"))
+
+
+class ThreadPool:
+    """Threads for blocking calls, started by the first calls.
+
+    They differ from those of `concurrent.futures` in that Python does not join them at exit, and in
+    that destructors may add calls.
+
+    Args:
+        size: The number of threads.
+        name: Their name.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size = size
+        self._name = name
+        self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def put(self, call: Callable[[], object]) -> None:
+        """Add a call, which must not raise, for the threads that `start` starts.
+
+        May be called from any thread, and from destructors: it takes no lock.
+        """
+        self._calls.put(call)
+
+    def start(self) -> None:
+        """Start a thread unless all are running.
+
+        Raises:
+            RuntimeError: No thread can be started, and none is running.
+        """
+        if len(self._threads) < self._size:
+            try:
+                self._threads.append(start_thread(self._work, self._name))
+            except RuntimeError:
+                if not self._threads:
+                    raise
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Return what a blocking function returns; see `in_thread`.
+
+        Raises:
+            RuntimeError: No thread can be started.
+            Exception: What the function raises.
+        """
+        self.start()
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.put(partial(_call, function, future))
+        return await future
+
+    async def close(self) -> None:
+        """Wait until all calls have been made, and end the threads."""
+        threads, self._threads = self._threads, []
+        for _ in threads:
+            self._calls.put(None)
+        for thread in threads:
+            await in_thread(thread.join, or_here=True)
+        if not self._calls.empty():  # no thread could be started
+            self._calls.put(None)
+            await in_thread(self._work, or_here=True)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # it is not kept alive until the next one
 
 
 TURN = 0.005

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rhapsody.data import Output, OutputDir
 from rhapsody.errors import DataError
+from rhapsody.staging.fsutil import RealPaths
 from rhapsody.task import TaskDescription
 
 Kind = Literal["file", "directory", "matches"]
@@ -51,16 +52,16 @@ class _Claim:
 
 
 @dataclass(slots=True)
-class _Gathering:
-    """What is written to a directory while calls are under way that save what matches there.
+class _Written:
+    """A file or directory that the run has written.
 
     Attributes:
-        began: The number of the last file written when each of these calls began.
-        written: For each file: its number, the call, and its task.
+        number: How many were written before.
+        claim: The call that wrote it.
     """
 
-    began: dict[str, int] = field(default_factory=dict)
-    written: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    number: int
+    claim: _Claim
 
 
 class Places:
@@ -79,12 +80,13 @@ class Places:
         self._claims: dict[str, _Claim] = {}
         self._below: Counter[str] = Counter()  # claims, by each directory that they are in
         self._by_call: dict[str, list[str]] = {}
-        self._gathering: dict[str, _Gathering] = {}  # by the directory
-        self._number = 0  # of files written to these
-        self._real: dict[str, str] = {}  # the paths that tasks read, with links followed
+        self._began: dict[str, int] = {}  # files written before, by each call with a pattern
+        self._count = 0  # of files written
+        self._real = RealPaths()
+        self._writable: set[str] = set()  # directories that files can be put into
         self._readers: dict[str, str] = {}  # the task, by the file that is none of ours
         self._readers_below: dict[str, str] = {}  # one of them, by each directory it is in
-        self._ours: set[str] = set()  # what was saved
+        self._ours: dict[str, _Written] = {}
 
     def reads(self, task: TaskDescription, path: str) -> None:
         """A task is about to read a file of this file system.
@@ -92,16 +94,14 @@ class Places:
         Raises:
             DataError: Another task is about to write it.
         """
-        key = self._real.get(path)
-        if key is None:  # many tasks read one file
-            key = self._real[path] = os.path.realpath(path)
+        key = self._real.of(path)
         claim = self._claim_on(key, task_call(task), directory=True)
         if claim is not None:
             raise DataError(
                 f"task {task['name']!r} reads {path!r} while {claim} is about to "
                 "write it; call that task first, or pass its future"
             )
-        if key in self._ours or not self._ours.isdisjoint(_parents(key)):
+        if self._ours and any(place in self._ours for place in (key, *_parents(key))):
             return
         self._readers[key] = task["name"]
         for parent in _parents(key):
@@ -111,7 +111,7 @@ class Places:
 
     def is_read(self, path: Path) -> bool:
         """Return whether a task has read a file that is none of the run's own."""
-        return os.path.realpath(path) in self._readers
+        return self._real.of(str(path)) in self._readers
 
     def claim(self, task: TaskDescription, outputs: Sequence[Output]) -> dict[str, Target]:
         """Where the outputs of an attempt are to be put, by their names; no other call may then.
@@ -130,9 +130,9 @@ class Places:
         if not targets:
             return targets
         for name, target in targets.items():
-            _require_room(name, target)
+            self._require_room(name, target)
         call = task_call(task)
-        keys = {_key(name, target, call): name for name, target in targets.items()}
+        keys = {self._key(name, target, call): name for name, target in targets.items()}
         if len(keys) < len(targets) or any(not keys.keys().isdisjoint(_parents(k)) for k in keys):
             raise DataError(
                 f"task {task['name']!r} saves two files in one place: "
@@ -143,47 +143,37 @@ class Places:
         for key, name in keys.items():
             self._enter(key, _Claim(call, task["name"]))
             if targets[name].kind == "matches":
-                gathering = self._gathering.setdefault(os.path.dirname(key), _Gathering())
-                gathering.began.setdefault(call, self._number)
+                self._began.setdefault(call, self._count)
         return targets
 
     def take(self, task: TaskDescription, files: Mapping[Path, str]) -> None:
-        """The files that a call is done with, by their places, are about to be put there.
+        """Record that a call is about to put files into their places.
+
+        Args:
+            task: The description of the call's attempt, which has ended.
+            files: Their names, by their places.
 
         Raises:
-            DataError: One is put where the run reads, or where another call writes; only files
-                that match a pattern can be.
+            DataError: The run reads one of the places, or another call writes to it. Only files
+                that match a pattern can fail here.
         """
-        call = task_call(task)
-        keys = {os.path.realpath(path): (path, name) for path, name in files.items()}
+        claim = _Claim(task_call(task), task["name"])
+        keys = {self._real.of(str(path)): (path, name) for path, name in files.items()}
         for key, (path, name) in keys.items():
-            claim = self._claims.get(key)
-            if claim is None or claim.call != call:
+            former = self._claims.get(key)
+            if former is None or former.call != claim.call:
                 self._check(task, key, name, Target(path))
-            other = self._written_meanwhile(key, call)
-            if other is not None:
+            other = self._ours.get(key)
+            began = self._began.get(claim.call, self._count)
+            if other is not None and other.claim.call != claim.call and other.number >= began:
                 raise DataError(
                     f"task {task['name']!r} cannot save {name!r} as {str(path)!r}: task "
-                    f"{other!r} has saved one there while it ran; save it elsewhere"
+                    f"{other.claim.task!r} has saved one there while it ran; save it elsewhere"
                 )
         for key in keys:
-            self._enter(key, _Claim(call, task["name"]))
-            gathering = self._gathering.get(os.path.dirname(key))
-            if gathering is not None:
-                self._number += 1
-                gathering.written[key] = (self._number, call, task["name"])
-
-    def _written_meanwhile(self, key: str, call: str) -> str | None:
-        """The task that has written a file since a call began that saves what matches there."""
-        gathering = self._gathering.get(os.path.dirname(key))
-        if gathering is None or call not in gathering.began or key not in gathering.written:
-            return None
-        number, other, task = gathering.written[key]
-        return task if other != call and number > gathering.began[call] else None
-
-    def saved(self, path: Path) -> None:
-        """A file or directory of the run is there: it may be read, and written again."""
-        self._ours.add(os.path.realpath(path))
+            self._enter(key, claim)
+            self._ours[key] = _Written(self._count, claim)
+            self._count += 1
 
     def release(self, task: TaskDescription) -> None:
         """Lets others write where an attempt was to, as its work has ended; twice is harmless."""
@@ -196,11 +186,7 @@ class Places:
                 self._below[parent] -= 1
                 if not self._below[parent]:
                     del self._below[parent]
-            gathering = self._gathering.get(os.path.dirname(key))
-            if gathering is not None:
-                gathering.began.pop(call, None)
-                if not gathering.began:
-                    del self._gathering[os.path.dirname(key)]
+        self._began.pop(call, None)
 
     def _enter(self, key: str, claim: _Claim) -> None:
         if key not in self._claims:
@@ -243,6 +229,31 @@ class Places:
                     f"place of {os.path.realpath(needed)!r}; save it elsewhere, or rename it"
                 )
         return Target(Path(path), "directory")
+
+    def _require_room(self, name: str, target: Target) -> None:
+        """Raise if nothing can be put at a place, because of the directory that it is in."""
+        path, kind = target
+        directory = nearest = str(path if kind == "matches" else path.parent)
+        if directory in self._writable:
+            return
+        while not os.path.lexists(nearest):
+            nearest = os.path.dirname(nearest)
+        if not os.path.exists(nearest):
+            problem = "a link to a place that does not exist; create that, or remove the link"
+        elif not os.path.isdir(nearest):
+            problem = "a file, and cannot hold others; save it elsewhere, or move that file"
+        elif not os.access(nearest, os.W_OK | os.X_OK):
+            problem = "not writable for you; save it elsewhere, or change its mode"
+        else:
+            if nearest == directory:
+                self._writable.add(directory)
+            return
+        raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
+
+    def _key(self, name: str, target: Target, call: str) -> str:
+        """Return what is claimed: a place, or for a pattern a unique name in its directory."""
+        real = self._real.of(str(target.path))
+        return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
 
     def _check(self, task: TaskDescription, key: str, name: str, target: Target) -> None:
         what = f"task {task['name']!r} cannot save {name!r} as {str(target.path)!r}"
@@ -293,32 +304,9 @@ class Places:
         return next((claim for k, claim in inside if k.startswith(f"{key}/")), None)
 
 
-def _require_room(name: str, target: Target) -> None:
-    """Raises where nothing can be put at a place: its directory cannot be had, or written to."""
-    path, kind = target
-    nearest = str(path if kind == "matches" else path.parent)
-    while not os.path.lexists(nearest):
-        nearest = os.path.dirname(nearest)
-    if not os.path.exists(nearest):
-        problem = "a link to a place that is not there; make that, or remove the link"
-    elif not os.path.isdir(nearest):
-        problem = "a file, and cannot hold others; save it elsewhere, or move that file"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        problem = "not writable for you; save it elsewhere, or change its mode"
-    else:
-        return
-    raise DataError(f"{name!r} cannot be saved as {str(path)!r}: {nearest!r} is {problem}")
-
-
 def task_call(task: TaskDescription) -> str:
     """What all attempts of a call have in common."""
     return task["uid"].rpartition(".")[0]
-
-
-def _key(name: str, target: Target, call: str) -> str:
-    """What is claimed: the place; for a pattern, a name in its directory that nothing else has."""
-    real = os.path.realpath(target.path)
-    return os.path.join(real, f"{name}\0{call}") if target.kind == "matches" else real
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -29,7 +29,7 @@ from rhapsody.data import (
     renamed,
 )
 from rhapsody.errors import CapabilityError, DataError
-from rhapsody.sdk.threads import in_thread
+from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.destinations import Target
 from rhapsody.staging.fetch import Fetcher
 from rhapsody.staging.inputs import (
@@ -37,8 +37,7 @@ from rhapsody.staging.inputs import (
     Resolved,
     as_several,
     as_source,
-    left_by,
-    located,
+    left_place,
     origins,
 )
 from rhapsody.staging.locks import Claim
@@ -53,6 +52,9 @@ if TYPE_CHECKING:
     from rhapsody.plugins.specs import TaskFiles
 
 _CACHE = ".fetched"
+
+_THREADS = 4
+"""Number of threads that copy and remove files."""
 
 
 @dataclass(slots=True)
@@ -118,8 +120,11 @@ class Stager:
         self._backends = {} if backends is None else backends
         current = _current(self.work_dir)
         needed = (Path(os.path.abspath(work_dir)), current, Path(os.path.expanduser("~")))
-        self.results: Results = Results(results_dir or current, needed, self._place.note_parts)
-        self._sandboxes = SandboxKeeper(keep, self.results.add)
+        threads = ThreadPool(_THREADS, "rhapsody-files")
+        self.results: Results = Results(
+            results_dir or current, needed, self._place.note_parts, threads
+        )
+        self._sandboxes = SandboxKeeper(keep, self.results.add, threads)
         self._links: dict[str, _Links] = {}
         self._cache_stays = keep == "all"
         self._claim: Claim | None = None
@@ -241,17 +246,19 @@ class Stager:
                 self.results.places.reads(task, str(path))
                 places[name] = InputPlace(path)
             elif producer.paths is not None:  # of an earlier run
-                path = producer.path_of(name)
-                gone = producer.make_again is not None and left_by(producer, name) is None
-                places[name] = InputPlace(path, gone=producer if gone else None)
+                place = left_place(producer, name)
+                gone = producer if producer.make_again and place.path is None else None
+                places[name] = InputPlace(
+                    producer.path_of(name), gone=gone, directory=place.directory
+                )
             elif self._is_on(backend, producer):
-                places[name] = InputPlace(left_by(producer, name), producer)
+                places[name] = left_place(producer, name)
             else:
-                place = self._elsewhere(task, producer, name)
-                if isinstance(place, str):
-                    places[name] = InputPlace(place)
+                place = left_place(producer, name)
+                if place.path is None:
+                    coming[name] = self._copied(task, producer, name)
                 else:
-                    coming[name] = place
+                    places[name] = place._replace(producer=None)
             if producer is not None and producer.sandbox is not None:
                 reads.append((producer.sandbox, name))
                 self.results.is_read(future_uid({"uid": producer.uid}), name)
@@ -287,18 +294,6 @@ class Stager:
         shared = can.shared_file_system and not can.copies_files_out  # no worker is elsewhere
         return shared and all(place.path is not None for place in resolved.places.values())
 
-    def located(
-        self, file: InputFile, resolved: Resolved, producer: AttemptInfo | None = None
-    ) -> InputFile | InputFiles:
-        """Return the object that a function without a sandbox receives for an input.
-
-        Args:
-            file: The input.
-            resolved: Where the inputs of its task are.
-            producer: The outcome of the task that makes this file, if that is known.
-        """
-        return located(file, resolved.paths(), resolved.sources, producer)
-
     def link(
         self,
         task: TaskDescription,
@@ -323,12 +318,13 @@ class Stager:
         keepers = tuple(s.keeper for s in resolved.sources if s.keeper is not None)
         links = self._links[task["uid"]] = _Links(keepers, fetched=bool(resolved.coming))
         try:
-            for name, (path, producer, _) in resolved.places.items():
+            for name, place in resolved.places.items():
+                producer = place.producer
                 backend.link_explicit_data_deps(
                     src_task=None if producer is None else as_source(producer),
                     dst_task=task,
                     file_name=name,
-                    file_path=path if producer is None else None,
+                    file_path=place.path if producer is None else None,
                 )
             if implicit:
                 self._link_implicitly(task, backend, resolved.sources, links)
@@ -367,13 +363,8 @@ class Stager:
             f"files into a sandbox; use one that can, such as {', '.join(able) or 'local'}"
         )
 
-    def _elsewhere(
-        self, task: TaskDescription, producer: AttemptInfo, name: str
-    ) -> str | asyncio.Task[str]:
-        """A file in a sandbox of another backend: its path, or its copy that comes."""
-        path = left_by(producer, name)
-        if path is not None:
-            return path
+    def _copied(self, task: TaskDescription, producer: AttemptInfo, name: str) -> asyncio.Task[str]:
+        """Start to copy a file out of a sandbox of another backend."""
         backend = self._backends.get(producer.backend or "")
         if backend is not None and backend.capabilities.copies_files_out:
             write = partial(backend.copy_file_out, as_source(producer), name)
@@ -617,14 +608,14 @@ def _move_aside(task: TaskDescription, name: str, places: dict[str, InputPlace])
     Raises:
         DataError: It cannot have another name.
     """
-    path, _, gone = places.pop(name)
+    place = places.pop(name)
     other = name_beside_output(name)
-    if path is None or os.path.isdir(path) or other in places:
+    if place.path is None or os.path.isdir(place.path) or other in places:
         raise DataError(
             f"task {task['name']!r} reads {name!r} and writes an output of that name; rename one "
             "of them"
         )
-    places[other] = InputPlace(path, gone=gone)
+    places[other] = place._replace(producer=None)
 
 
 def _current(other: Path) -> Path:

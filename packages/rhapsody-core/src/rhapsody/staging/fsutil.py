@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -16,7 +17,7 @@ from rhapsody.errors import DataError
 
 log: logging.Logger = logging.getLogger(__name__)
 
-_CHUNK = 1 << 20
+_BUFFER, _CHUNK = 1 << 16, 1 << 20
 
 _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 
@@ -26,6 +27,24 @@ def files_in(directory: str) -> Iterator[str]:
     for place, _, names in os.walk(directory):
         for name in names:
             yield os.path.relpath(os.path.join(place, name), directory)
+
+
+class RealPaths:
+    """Real paths; each existing directory is looked up once."""
+
+    def __init__(self) -> None:
+        self._directories: dict[str, str] = {}
+
+    def of(self, path: str) -> str:
+        """Return an absolute path with links followed."""
+        directory, name = os.path.split(path)
+        real = self._directories.get(directory)
+        if real is None:
+            real = os.path.realpath(directory)
+            if os.path.isdir(real):  # else it may become a link
+                self._directories[directory] = real
+        path = os.path.join(real, name)
+        return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def copy_file(
@@ -42,19 +61,31 @@ def copy_file(
         DataError: It is in no such directory, or is no file.
         OSError: It cannot be read, or the copy cannot be made.
     """
-    with open(source, "rb", opener=_at_once) as file:
+    with contextlib.ExitStack() as files:
+        is_link = False
+        try:
+            file = files.enter_context(open(source, "rb", 0, opener=_no_link))
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EMLINK):
+                raise
+            is_link = True
+            file = files.enter_context(open(source, "rb", 0, opener=_at_once))
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise DataError("it is no file")
-        if root is not None and not _is_in(file.fileno(), source, root):
+        if is_link and root is not None and not _is_in(file.fileno(), source, root):
             raise DataError("it is a link that leaves the sandbox; write the file itself")
-        with open(target, "xb", opener=_private) as copy:
-            shutil.copyfileobj(file, copy, _CHUNK)
-            os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode))
+        copy = files.enter_context(open(target, "xb", _BUFFER, opener=_private))
+        shutil.copyfileobj(file, copy, _CHUNK if found.st_size > _BUFFER else _BUFFER)
+        os.fchmod(copy.fileno(), stat.S_IMODE(found.st_mode))
 
 
 def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # of a FIFO as well
+    return os.open(path, flags | os.O_NONBLOCK)  # do not wait for the writer of a FIFO
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW)
 
 
 def _private(path: str, flags: int) -> int:

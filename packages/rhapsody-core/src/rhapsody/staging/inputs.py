@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -17,17 +18,19 @@ from rhapsody.task import AttemptInfo, TaskDescription
 
 
 class InputPlace(NamedTuple):
-    """Where an input is, for the backend that links it and for who wants to read it.
+    """Location of an input, for the backend that links it and for functions that read it.
 
     Attributes:
-        path: The file, `None` where it cannot be read from here.
-        producer: Whose sandbox on the same backend it is linked from, `None` for a path.
-        gone: What is left of the task of an earlier run that made it, where it is gone.
+        path: The file, `None` if it cannot be read from here.
+        producer: The attempt whose sandbox on the same backend it is linked from, if any.
+        gone: The outcome of the task of an earlier run that made it, if it is missing now.
+        directory: Whether it is a directory that a dependency made.
     """
 
     path: str | None
     producer: AttemptInfo | None = None
     gone: AttemptInfo | None = None
+    directory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,18 @@ class Resolved:
 
 
 def left_by(producer: AttemptInfo, name: str) -> str | None:
-    """The path of a file in the sandbox of an ended task, `None` where it cannot be read here."""
+    """Return the path of a file in the sandbox of an ended task, `None` if it is not readable."""
+    return left_place(producer, name).path
+
+
+def left_place(producer: AttemptInfo, name: str) -> InputPlace:
+    """Return the place of a file in the sandbox of an ended task on the same backend."""
     path = producer.path_of(name)
-    return path if producer.sandbox and os.path.exists(path) else None
+    try:
+        mode = os.stat(path).st_mode if producer.sandbox else 0
+    except (OSError, ValueError):
+        mode = 0
+    return InputPlace(path if mode else None, producer, directory=stat.S_ISDIR(mode))
 
 
 def as_source(producer: AttemptInfo) -> dict[str, Any]:
@@ -162,30 +174,27 @@ def as_several(
 
 
 def located(
-    file: InputFile,
-    paths: Mapping[str, str | None],
-    sources: Sequence[AttemptInfo],
-    producer: AttemptInfo | None = None,
+    file: InputFile, resolved: Resolved, producer: AttemptInfo | None = None
 ) -> InputFiles | InputFile:
     """Return the object that a function receives for an input that it reads where it is.
 
     Args:
         file: The input.
-        paths: The paths of the task's inputs, by their names.
-        sources: What is left of its dependencies.
+        resolved: Where the inputs of its task are; all can be read from here.
         producer: The outcome of the task that makes this file, if that is known.
     """
-    if producer is not None:
-        sources = (producer,)
+    places = resolved.places
+    sources = resolved.sources if producer is None else (producer,)
     matched = () if file.remote_url is not None else _matched_by(file, sources)
     names = dict.fromkeys(name for _, names in matched for name in names)
     if names:
-        found = [path for name in names if (path := paths[name]) is not None]
+        found = [path for name in names if (path := places[name].path) is not None]
         pattern = os.path.join(os.path.dirname(found[0]), file.filename)
         return InputFiles(found_at(file, pattern), found, directory=False)
-    path = paths[file.filename] or ""
+    place = places[file.filename]
+    path = place.path or ""
     bound = found_at(file, path)
-    if not os.path.isdir(path) or not any(file.filename in each.output_files for each in sources):
+    if not place.directory:
         return bound
     inside = (os.path.join(path, each) for each in files_in(path))
     return InputFiles(bound, inside, directory=True)

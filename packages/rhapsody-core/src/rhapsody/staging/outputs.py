@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rhapsody.data import RESERVED, File, Output, OutputDir, OutputFile, SavedFile
 from rhapsody.errors import DataError
-from rhapsody.sdk.threads import in_thread
+from rhapsody.sdk.threads import ThreadPool
 from rhapsody.staging.destinations import Kind, Places
 from rhapsody.staging.fsutil import copy_directory, copy_file, files_in, remove, replace_directory
 from rhapsody.staging.runs import new_token, part_of
@@ -231,7 +231,7 @@ def _is_path_into(value: object, sandbox: str) -> bool:
 
 
 _AT_ONCE = 8
-"""How many files are copied at once, each on a thread."""
+"""Number of files that are saved at the same time."""
 
 
 class Put(NamedTuple):
@@ -259,6 +259,7 @@ class Results:
         directory: `results_dir`, which relative places are below.
         needed: Other directories that nothing may take the place of.
         note_parts: Called on a thread with a token and each directory where copies are made.
+        threads: Copy the files.
     """
 
     def __init__(
@@ -266,11 +267,13 @@ class Results:
         directory: Path,
         needed: Iterable[Path],
         note_parts: Callable[[str, Path], object],
+        threads: ThreadPool,
     ) -> None:
         self.directory = directory
         self.places: Places = Places(directory, needed)
         self._saved: dict[str, SavedFile] = {}
         self._read: set[tuple[str, str]] = set()
+        self._threads = threads
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._own_directory: int | None = None
         self._shared = False
@@ -323,23 +326,22 @@ class Results:
                         f"{str(path)!r}: {error}"
                     ) from error
             self._saved[str(path)] = SavedFile(path, title, uid)
-            self.places.saved(path)
         self._look_for_others()
 
     async def _put(self, path: Path, put: Put) -> None:
-        part = part_of(path, self._token)
+        part, run = part_of(path, self._token), self._threads.run
         stop = threading.Event()
         try:
-            if isinstance(put.source, str):  # on one thread: starting one takes longer than this
-                await in_thread(partial(self._copy_in, put.source, put.root, part, path, stop))
+            if isinstance(put.source, str):
+                await run(partial(self._copy_in, put.source, put.root, part, path, stop))
             else:
-                await in_thread(partial(self._make_room, path.parent))
+                await run(partial(self._make_room, path.parent))
                 await put.source(part)
-                await in_thread(partial(_rename, part, path))
+                await run(partial(_rename, part, path))
         except BaseException:
             stop.set()
             with contextlib.suppress(OSError):
-                await in_thread(partial(remove, part))
+                await run(partial(remove, part))
             raise
 
     def _copy_in(
@@ -354,7 +356,8 @@ class Results:
             _rename(part, path)
 
     def _make_room(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(parents=True, exist_ok=True)
         if directory not in self._noted:
             self._note_parts(self._token, directory)
             self._noted.add(directory)

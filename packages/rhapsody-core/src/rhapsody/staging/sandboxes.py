@@ -1,7 +1,7 @@
 """How long sandboxes stay on disk, for one engine.
 
 A sandbox that may go stays while somebody holds its `Sandbox` object, and is
-then removed in a thread. Which sandboxes may go is said by the caller; making
+then removed on a thread. Which sandboxes may go is said by the caller; making
 them is the backends' business.
 """
 
@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from queue import SimpleQueue
+from functools import partial
 from typing import Literal, get_args
 
 from rhapsody.data import RESERVED, SavedFile
-from rhapsody.sdk.threads import in_thread, start_thread
+from rhapsody.sdk.threads import ThreadPool, in_thread
 from rhapsody.staging.fsutil import remove_directory
 
 Keep = Literal["results", "failed", "all", "none"]
@@ -103,17 +102,18 @@ class SandboxKeeper:
     Args:
         keep: Which stay on disk in the end.
         kept: Called with the results that are left of a sandbox, from any thread.
+        threads: Remove them. `close` ends the threads.
     """
 
-    def __init__(self, keep: Keep, kept: Callable[[Iterable[SavedFile]], object]) -> None:
+    def __init__(
+        self, keep: Keep, kept: Callable[[Iterable[SavedFile]], object], threads: ThreadPool
+    ) -> None:
         self._keep = keep
         self._kept = kept
-        # Filled by the loop, emptied by the thread, read by destructors on any
-        # thread: single operations on a dict, which are atomic.
+        self._threads = threads
+        # Filled by the loop, emptied by the threads: single operations on a dict, which are atomic.
         self._fates: dict[str, Disposition] = {}
         self._declared: dict[str, _Declared] = {}
-        self._dropped: SimpleQueue[str | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._closed = self._ended_well = False
         self._complained = False
 
@@ -127,9 +127,8 @@ class SandboxKeeper:
         if self._closed or (fate is Disposition.STAY and self._keep != "none"):
             return
         self._fates[path] = fate
-        if self._thread is None:
-            with suppress(RuntimeError):  # too many threads: the next one tries again, or `close`
-                self._thread = start_thread(self._run, "rhapsody-sandboxes")
+        with suppress(RuntimeError):  # too many threads: the next call tries again, or `close`
+            self._threads.start()
 
     def declare(
         self,
@@ -180,7 +179,7 @@ class SandboxKeeper:
 
     def drop(self, path: str) -> None:
         """Record that nothing holds the sandbox any more. Called by destructors: takes no lock."""
-        self._dropped.put(path)
+        self._threads.put(partial(self._release, path))
 
     async def close(self, *, well: bool) -> None:
         """Remove files that are not kept, and wait until all removals are done.
@@ -190,19 +189,17 @@ class SandboxKeeper:
         """
         self._closed = True
         self._ended_well = well
-        thread, self._thread = self._thread, None
-        self._dropped.put(None)
-        if thread is not None:
-            await in_thread(thread.join, or_here=True)
-        elif self._fates or self._declared:  # there never was one
-            await in_thread(self._run, or_here=True)
+        await self._threads.close()
+        if self._fates or self._declared:
+            await in_thread(self._finish, or_here=True)
 
-    def _run(self) -> None:
-        while (path := self._dropped.get()) is not None:
-            if self._fates.get(path, Disposition.STAY) is not Disposition.STAY:
-                del self._fates[path]
-                declared = self._declared.get(path)
-                self._remove(path, () if declared is None else declared.stay | declared.until_end)
+    def _release(self, path: str) -> None:
+        if self._fates.get(path, Disposition.STAY) is not Disposition.STAY:
+            del self._fates[path]
+            declared = self._declared.get(path)
+            self._remove(path, () if declared is None else declared.stay | declared.until_end)
+
+    def _finish(self) -> None:
         for path, fate in self._fates.items():
             declared = self._declared.pop(path, None)
             if self._keep == "none" or fate is Disposition.REMOVE:
