@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).absolute().parents[1]
 BESIDE = ROOT / "benchmarks"
@@ -33,7 +34,7 @@ if __name__ == "__main__":  # beside this file one would stand for Dask itself, 
 
 FEW, MANY = 100, 600
 PARENTS = 50
-WORK = ("fan", "chain", "tangle", "threads", "coroutines", "recorded", "reused")
+WORK = ("fan", "chain", "tangle", "threads", "processes", "coroutines", "recorded", "reused")
 
 
 async def recorded(size: int, directory: str, *, resume: bool) -> None:
@@ -55,7 +56,7 @@ async def recorded(size: int, directory: str, *, resume: bool) -> None:
 
 
 async def work(name: str, size: int) -> None:
-    """Run a fan, chain or tangle of no-ops on the noop backend, a chain on threads, or a journal.
+    """Run a fan, chain or tangle of no-ops on the noop backend, a chain on workers, or a journal.
 
     "recorded" is a fan that is recorded, "reused" the same with a second run that reuses it.
     """
@@ -67,8 +68,9 @@ async def work(name: str, size: int) -> None:
         return
     from rhapsody import LocalExecutionBackend, NoopExecutionBackend, WorkflowEngine
 
-    noop = name in ("fan", "chain", "tangle")
-    backend = NoopExecutionBackend() if noop else LocalExecutionBackend()
+    backend: Any = NoopExecutionBackend()
+    if name not in ("fan", "chain", "tangle"):
+        backend = LocalExecutionBackend("process" if name == "processes" else "thread")
     async with WorkflowEngine.create(backend, handle_signals=False) as flow:
 
         async def same_async(x: object) -> object:
@@ -77,7 +79,8 @@ async def work(name: str, size: int) -> None:
         def same(x: object, *_: object) -> object:
             return x
 
-        task = flow.function_task(same if name in ("threads", "tangle") else same_async)
+        plain = name in ("threads", "processes", "tangle")
+        task = flow.function_task(same if plain else same_async)
         if name == "fan":
             await asyncio.gather(*(task(number) for number in range(size)))
             return

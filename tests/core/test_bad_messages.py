@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(60)
 TASK: Any = {"uid": "task.1", "name": "one", "function": abs, "args": (-1,), "kwargs": {}}
 CALL = pack(TASK)
 OUTCOME = Runner().run(CALL)
-FRAME = packing.frame(call_spec(TASK), worker.Call(b"", packing.pack_call(TASK)))
+FRAME = packing.frame(call_spec(TASK), packing.pack_call(TASK)[0])
 
 
 @given(nonsense(OUTCOME))
@@ -54,8 +54,8 @@ def test_an_order_that_was_cut_off_is_the_end(length: int) -> None:
     stream = io.BytesIO(FRAME + FRAME[:length])
     first = worker.received(stream)
     assert first is not None
-    assert first[1] is not None
-    assert first[1].uid == "task.1"
+    assert first[2] is not None
+    assert first[2].uid == "task.1"
     assert worker.received(stream) is None
 
 

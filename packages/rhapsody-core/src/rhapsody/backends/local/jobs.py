@@ -21,7 +21,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +34,11 @@ from rhapsody.quantities import memory_in_bytes, seconds
 from rhapsody.sdk import calls
 from rhapsody.sdk.capture import Recorder, recorder_for
 from rhapsody.sdk.executables import memory_group, task_environment
+from rhapsody.sdk.runner import loads
 from rhapsody.task import TaskDescription
 
 if TYPE_CHECKING:
+    from rhapsody.backends.local.shared_memory import Block
     from rhapsody.backends.local.worker import Call
     from rhapsody.sdk.runner import CallResult
 
@@ -430,6 +432,7 @@ class Job:
         attempts: How many worker processes were gone before one had begun with it.
         call: Its call for a worker process, where it is packed already.
         modules: The program's own modules for its call, see `CallSpec.modules`.
+        block: The shared memory that holds its call, if that is large.
     """
 
     task: TaskDescription
@@ -456,6 +459,7 @@ class Job:
     attempts: int = 0
     call: Call | None = None
     modules: bytes | None = None
+    block: Block | None = None
 
     def __post_init__(self) -> None:
         self.uid = self.task["uid"]
@@ -463,11 +467,11 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"
 
-    def take(self, outcome: CallResult) -> None:
+    def take(self, outcome: CallResult, unpack: Callable[[Any], Any] = loads) -> None:
         """Takes what came back from another process: the output, and the value or the error."""
         self.recorder = None  # nothing was printed here
         calls.report(self.task, outcome)
-        self.value, self.error = calls.result(self.task, outcome)
+        self.value, self.error = calls.result(self.task, outcome, unpack)
 
     def environment(self, all_gpus: tuple[str, ...]) -> dict[str, str]:
         """The variables that it gets in a process of its own.

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from rhapsody.backends.local.worker import CALL, THREADS, Call
+from rhapsody.backends.local.shared_memory import Block, SharedMemory
+from rhapsody.backends.local.worker import BLOCK, CALL, SCALARS, SHARED, THREADS, Call
 from rhapsody.sdk import calls
 from rhapsody.sdk.modules import with_inner
 from rhapsody.sdk.runner import PLAIN, CallSpec, dumps
@@ -31,11 +32,11 @@ DEPTH = 8
 KEPT = 128
 """How many packed functions are kept."""
 
-SCALARS = PLAIN - {str, bytes}
 CONTAINERS = frozenset({tuple, list, set, frozenset, dict})
 NAMED = (type, types.FunctionType, types.BuiltinFunctionType)
 GENERIC = (types.GenericAlias, types.UnionType)
 MISSING: Any = object()
+NO_MEMORY = SharedMemory()
 
 STORES = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("GLOBAL", "ATTR", "DEREF")}
 """What can change a function, or what it refers to."""
@@ -44,21 +45,30 @@ REFLECTION = {"getattr", "setattr", "delattr", "attrgetter", "globals", "vars", 
 """Names by which the same can be had."""
 
 
-def pack_call(task: TaskDescription) -> bytes:
-    """The function and its arguments as bytes, whatever they are.
+def pack_call(task: TaskDescription, memory: SharedMemory = NO_MEMORY) -> tuple[Call, Block | None]:
+    """Pack a function and its arguments, whatever they are.
+
+    Returns:
+        The call, and the block of shared memory that it is in, if it is large.
 
     Raises:
         TypeError: It names the argument that cannot be pickled.
     """
-    cure = f"pass data that can be, {THREADS}"
-    return calls.pack_call(task, worker="a worker process", cure=cure)
+    try:
+        packed = memory.dump((task["function"], task["args"], task["kwargs"]))
+    except BaseException as error:  # pickling runs the objects' own code
+        cure = f"pass data that can be, {THREADS}"
+        raise calls.cannot_pack(task, error, worker="a worker process", cure=cure) from error
+    if isinstance(packed, Block):
+        return Call(b"", BLOCK.pack(packed.number, packed.size), SHARED), packed
+    return Call(b"", packed), None
 
 
 def frame(order: CallSpec, call: Call) -> bytearray:
     """A call as it is sent to a worker, with room for its number."""
-    function, arguments, reusable = call
+    function, arguments, kind = call
     packed = pickle.dumps(tuple(order), 5)
-    head = CALL.pack(0, reusable, len(packed), len(function), len(arguments))
+    head = CALL.pack(0, 0, kind, len(packed), len(function), len(arguments))
     return bytearray().join((head, packed, function, arguments))
 
 

@@ -21,16 +21,17 @@ from functools import partial
 from itertools import zip_longest
 from queue import SimpleQueue
 
-from rhapsody.backends.local import packing, worker
+from rhapsody.backends.local import packing
 from rhapsody.backends.local.jobs import Job
 from rhapsody.backends.local.packing import SMALL
+from rhapsody.backends.local.shared_memory import Block
 from rhapsody.backends.local.workers import Worker, WorkerContext
 from rhapsody.errors import BackendUnavailableError, TaskLostError, describe_error
 from rhapsody.sdk.calls import call_spec
 from rhapsody.sdk.executables import memory_error, memory_group
 from rhapsody.sdk.modules import REFERENCE, own_modules
 from rhapsody.sdk.processes import kill_groups
-from rhapsody.sdk.runner import CallResult
+from rhapsody.sdk.runner import CallResult, loads
 from rhapsody.sdk.threads import Mailbox, in_thread, start_thread
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class ProcessWorkers:
         self._no_more = False  # workers can be started
         self._context: WorkerContext | None = None
         self._first: Worker | None = None
-        self._packer: threading.Thread | None = None
+        self._packers: list[threading.Thread] = []  # those before the last are stuck
         self._packing: Job | None = None
         self._to_packer: SimpleQueue[tuple[Job, CallResult | None] | None] = SimpleQueue()
         self._stopping = False
@@ -185,6 +186,7 @@ class ProcessWorkers:
     def ended(self, job: Job) -> None:
         """Notes that a job has ended."""
         self._jobs.discard(job)
+        job.block = None
 
     def hold(self) -> None:
         """Takes back what has not begun, and begins nothing more; `close` follows."""
@@ -198,7 +200,7 @@ class ProcessWorkers:
         """Ends the workers, whatever they do."""
         if self._context is None:
             return
-        if self._packer is None and self._first is not None:
+        if not self._packers and self._first is not None:
             self.listen()  # to its end
         self._stopping = True
         self._waiting.clear()
@@ -208,9 +210,12 @@ class ProcessWorkers:
             self._changed.clear()
             await self._changed.wait()
         self._to_packer.put(None)
-        if self._packer is not None:
-            await in_thread(partial(self._packer.join, PACKER_GRACE), or_here=True)
+        for packer in self._packers[-1:]:
+            await in_thread(partial(packer.join, PACKER_GRACE), or_here=True)
         await in_thread(self._context.stop, or_here=True)
+        if not any(packer.is_alive() for packer in self._packers):
+            self._context.memory.close()
+        self._context = None
         for job in tuple(self._jobs):
             job.cancelled = True
             self._end(job)
@@ -218,27 +223,30 @@ class ProcessWorkers:
     # Calls.
 
     def _start_packer(self) -> None:
-        self._packer = threading.Thread(target=self._pack, name="rhapsody-packer", daemon=True)
-        self._packer.start()
+        packer = threading.Thread(target=self._pack, name="rhapsody-packer", daemon=True)
+        self._packers.append(packer)
+        packer.start()
 
     def _pack(self) -> None:
         """Packs calls and unpacks replies on a thread, until another takes its place."""
+        assert self._context is not None
+        memory = self._context.memory
         while (item := self._to_packer.get()) is not None:
             job, reply = item
             self._packing = job
             call = None
             if reply is not None:
-                job.take(reply)
+                job.take(reply, Block.load if type(reply.payload) is Block else loads)
             else:
                 try:
-                    job.call = worker.Call(b"", packing.pack_call(job.task))
+                    job.call, job.block = packing.pack_call(job.task, memory)
                     call = self.frame(job)
                     job.call = None
                 except BaseException as error:  # packing runs the objects' own code
                     job.error = error
             self._from_packer.put((job, call))
             del item, job, reply, call  # not kept until the next one comes
-            if self._packer is not threading.current_thread():
+            if self._packers[-1] is not threading.current_thread():
                 return
             self._packing = None
         self._to_packer.put(None)  # for another

@@ -26,6 +26,7 @@ from logging.handlers import QueueHandler
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rhapsody.backends.local.shared_memory import LARGE, Block, WorkerMemory
 from rhapsody.context import Setting, TaskContext, running_task, task_context
 from rhapsody.sdk.capture import CapturedOutput, keep, streams
 from rhapsody.sdk.loops import OWN_FILES, WorkerLoop
@@ -36,8 +37,10 @@ from rhapsody.sdk.runner import (
     Runner,
     known,
     loads,
+    pack_error,
     require_version,
     sent_modules,
+    trimmed,
 )
 
 if TYPE_CHECKING:
@@ -53,10 +56,22 @@ no first part, the second is a log record.
 NUMBER = struct.Struct("=I")
 """Which of the calls that this worker was sent it is."""
 
-CALL = struct.Struct("=I?QQQ")
-"""How a call begins: its number, `reusable`, and the lengths of order, function and arguments."""
+CALL = struct.Struct("=IIBQQQ")
+"""Head of a call: its number, the shared block for its result, `Call.kind`, and the lengths of
+order, function and arguments, which follow."""
+
+START = struct.Struct("=II")
+"""The part of a call's head that is known when it is sent."""
+
+BLOCK = struct.Struct("=IQ")
+"""A pickle in shared memory: its block and its size."""
+
+SCALARS = PLAIN - {str, bytes}
 
 THREADS = "or run the task in threads: LocalExecutionBackend('thread')"
+
+
+REUSABLE, SHARED = 1, 2
 
 
 class Call(NamedTuple):
@@ -65,15 +80,21 @@ class Call(NamedTuple):
     Attributes:
         function: The function as bytes; empty where the arguments are the whole call.
         arguments: Positional and keyword arguments as bytes.
-        reusable: No call changes the function, so that it is unpacked only once.
+        kind: `REUSABLE` if no call changes the function, so that it is unpickled only once;
+            `SHARED` if the arguments are a `BLOCK` of shared memory that holds the whole call.
     """
 
     function: bytes
-    arguments: bytes
-    reusable: bool = False
+    arguments: bytes | bytearray
+    kind: int = 0
 
 
-def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, int]) -> None:
+def work(
+    connection: socket.socket,
+    unbegun: Connection,
+    levels: Mapping[str, int],
+    memory: WorkerMemory,
+) -> None:
     """Makes calls until there are no more to come. What a worker process runs.
 
     Args:
@@ -81,8 +102,10 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
         unbegun: Holds the numbers of the calls that were sent; each is taken when the call
             begins, here or by the program, which then takes it back.
         levels: What of log records goes to the program, see `forward_logs`.
+        memory: Where large arguments come from and large results go to.
     """
     begin()
+    _runner.memory = memory
     pid, sending = os.getpid(), threading.Lock()
 
     def send(data: bytes) -> None:
@@ -94,9 +117,9 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
     with connection.makefile("rb", buffering=1 << 16) as stream:
         next_one = None
         while (taken := received(stream)) is not None:
-            number, order, call = taken
+            number, _runner.memory.offered, order, call = taken
             if order is None:
-                sent_modules().receive(call.arguments)
+                sent_modules().receive(bytes(call.arguments))
                 _reused.cache_clear()  # cached functions refer to the former modules
                 continue
             if next_one is None:
@@ -113,27 +136,33 @@ def work(connection: socket.socket, unbegun: Connection, levels: Mapping[str, in
 
 def modules_frame(modules: bytes) -> bytearray:
     """The program's own modules as they are sent to a worker: a call without an order."""
-    return bytearray(CALL.pack(0, False, 0, 0, len(modules))) + modules
+    return bytearray(CALL.pack(0, 0, 0, 0, 0, len(modules))) + modules
 
 
-def received(stream: IOBase) -> tuple[int, CallSpec | None, Call] | None:
-    """The next call, or modules for it; `None` at the end, or if the program ended midway."""
+def received(stream: IOBase) -> tuple[int, int, CallSpec | None, Call] | None:
+    """Return the next call, or modules for it; `None` at the end, or if the program ended midway.
+
+    Returns:
+        The call's number, the block for its result, the spec (`None` for modules), and the call.
+    """
     start = stream.read(CALL.size)
     if len(start) < CALL.size:
         return None
-    number, reusable, *lengths = CALL.unpack(start)
+    number, block, kind, *lengths = CALL.unpack(start)
     parts = [stream.read(length) for length in lengths]
     if sum(map(len, parts)) < sum(lengths):
         return None
     order, function, arguments = parts
-    call = Call(function, arguments, reusable)
+    call = Call(function, arguments, kind)
     # From our own program.
-    return number, CallSpec(*pickle.loads(order)) if order else None, call  # noqa: S301
+    return number, block, CallSpec(*pickle.loads(order)) if order else None, call  # noqa: S301
 
 
 def reply(outcome: CallResult) -> bytes:
-    """An outcome as it is sent."""
+    """Return an outcome as it is sent: `plain` is `None` if its payload is in shared memory."""
     version, done, payload, *others = outcome
+    if type(payload) is Block:
+        others[0], payload = None, BLOCK.pack(payload.number, payload.size)
     head = pickle.dumps((version, done, *others), 5)
     return b"".join((LENGTHS.pack(len(head), len(payload)), head, payload))
 
@@ -252,12 +281,16 @@ class _Runner(Runner):
 
     def __init__(self) -> None:
         self._loop = WorkerLoop()
+        self.memory = WorkerMemory(None)
 
     def load(self, call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]]:
+        if call.kind == SHARED:
+            whole: tuple[Any, Any, Any] = self.memory.load(*BLOCK.unpack(call.arguments))
+            return whole
         if not call.function:
             return super().load(call.arguments)
-        function = _reused(call.function) if call.reusable else loads(call.function)
-        if call.reusable:
+        function = _reused(call.function) if call.kind else loads(call.function)
+        if call.kind:
             function.__globals__.pop("__warningregistry__", None)  # each call warns anew
         return function, *loads(call.arguments)
 
@@ -265,7 +298,12 @@ class _Runner(Runner):
         return self._loop.run(coroutine)
 
     def pack(self, value: Any) -> Any:
-        return pickle.dumps(value, 5) if type(value) in PLAIN else super().pack(value)
+        if type(value) in SCALARS or (type(value) in PLAIN and len(value) < LARGE):
+            return pickle.dumps(value, 5)
+        return self.memory.dump(value)
+
+    def pack_error(self, error: BaseException) -> Any:
+        return pack_error(trimmed(error, self.own_files))
 
     def output(self, order: CallSpec) -> _WorkerOutput:
         return _WorkerOutput(order.directory, order.capture)

@@ -30,9 +30,12 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, set_sp
 from typing import Any
 
 from rhapsody.backends.local.jobs import Job
+from rhapsody.backends.local.shared_memory import Block, ProgramMemory
 from rhapsody.backends.local.worker import (
+    BLOCK,
     LENGTHS,
     NUMBER,
+    START,
     handle_log,
     log_levels,
     modules_frame,
@@ -96,12 +99,15 @@ class Worker:
         self._received = bytearray()
         self._replies: deque[CallResult] = deque()
         self._makes_sense = True
+        self._memory = context.memory
+        self._offer()
         with context.launching():
             # Holds the numbers of calls that were sent, until the worker begins with them.
             self._unbegun, self._sent = context.Pipe(duplex=False)
             os.set_blocking(self._unbegun.fileno(), False)
             self._socket, theirs = socket.socketpair()
-            self._process = context.Process(target=work, args=(theirs, self._unbegun, log_levels()))
+            arguments = theirs, self._unbegun, log_levels(), self._memory
+            self._process = context.Process(target=work, args=arguments)
             try:
                 with theirs:
                     self._process.start()
@@ -143,7 +149,7 @@ class Worker:
     def send(self, job: Job, call: bytearray) -> None:
         """Gives a call to the worker: at once where it has none, else with others of this turn."""
         assert self._loop is not None
-        NUMBER.pack_into(call, 0, self._number)
+        START.pack_into(call, 0, self._number, self._offered)
         if job.modules is not self._modules and job.modules is not None:
             self._modules = job.modules
             call = modules_frame(job.modules) + call
@@ -285,13 +291,33 @@ class Worker:
                 handle_log(payload)
                 continue
             try:
-                version, done, *others = pickle.loads(head)  # noqa: S301 - from our own worker
-                self._replies.append(CallResult(version, done, payload, *others))
+                version, done, plain, *others = pickle.loads(head)  # noqa: S301 - from our worker
+                result = self._shared(payload) if plain is None else payload
+                self._replies.append(CallResult(version, done, result, plain, *others))
             except Exception as error:  # whatever unpacking nonsense raises
                 return self._mistrust(describe_error(error))
         if begin:
             self._received = received[begin:]
         return None
+
+    def _offer(self) -> None:
+        """Take a block of shared memory for the worker's next large result."""
+        self._block = self._memory.take()
+        self._offered = 0 if self._block is None else self._block.number
+
+    def _shared(self, payload: memoryview) -> Block:
+        """Return the block that holds a result.
+
+        Raises:
+            ValueError: The worker was not offered this block.
+        """
+        number, size = BLOCK.unpack(payload)
+        block = self._block
+        if block is None or block.number != number:
+            raise ValueError(f"a result in block {number} of the shared memory")
+        block.size = size
+        self._offer()
+        return block
 
     def _ended(self) -> None:
         """Tells of the worker's end, when all that it had sent is read."""
@@ -342,6 +368,7 @@ class WorkerContext(ForkServerContext):
         super().__init__()
         self.server: forkserver.ForkServer = forkserver.ForkServer()
         self.server.set_forkserver_preload(PRELOAD)
+        self.memory: ProgramMemory = ProgramMemory()
 
     def Process(self, *args: Any, **kwargs: Any) -> WorkerProcess:  # type: ignore[override]  # noqa: N802
         """A process that the server will start."""

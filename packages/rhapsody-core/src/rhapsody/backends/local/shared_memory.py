@@ -1,0 +1,253 @@
+"""Shared memory for large values between the program and its worker processes.
+
+The pickle of a large argument or result is written to a file in memory (`memfd_create`) that the
+program shares with its workers, and unpickled from a mapping of it: one copy in, one copy out, and
+the values are the same as those that travel by socket. The file has no name and needs no cleaning
+up: the system frees it when the last process that has it open has ended.
+
+Blocks of the file are far apart. It is sparse, so each block can grow to any size and no allocator
+is needed. Only the program hands out blocks: one to each call with large arguments, and one to each
+worker for its next large result. A worker writes to the block that the last call offered it, once,
+because the program may still be reading from it. A block is free again when the program's `Block`
+is garbage collected, so a canceled call or a killed worker needs no special care.
+
+Freed blocks are used again with their pages, because allocating and clearing pages costs more than
+copying to them. At most `WARM` blocks of at most `KEPT` bytes stay allocated between values. Where
+there is no shared memory, values travel by socket.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+from collections import deque
+from contextlib import suppress
+from multiprocessing import reduction
+from pickle import PickleBuffer
+from typing import Any
+
+from rhapsody.sdk.runner import loads, pickler
+
+LARGE = 1 << 18
+"""Size in bytes from which a pickle is shared."""
+
+WARM = 4
+"""Number of free blocks that keep their pages."""
+
+KEPT = 1 << 24
+"""Size in bytes up to which a free block keeps its pages."""
+
+BLOCK = 1 << 40
+"""Distance in bytes between the beginnings of two blocks."""
+
+
+class SharedMemory:
+    """File of shared blocks, without a free block: the base of both sides.
+
+    Args:
+        descriptor: Its file descriptor; `None` if there is no shared memory.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.descriptor: int | None = descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the descriptor along with a process that `multiprocessing` starts."""
+        shared = None if self.descriptor is None else reduction.DupFd(self.descriptor)
+        return _inherited, (shared,)
+
+    def take(self) -> Block | None:
+        """Return a free block, or `None` if there is none."""
+        return None
+
+    def free(self, number: int) -> None:
+        """Take back a block. Called by its `Block`."""
+
+    def dump(self, value: Any) -> Block | bytearray:
+        """Pickle a value into a block if it is large, else into memory."""
+        file = _PickleFile(self)
+        try:
+            pickler()(file).dump(value)
+            return file.data if file.block is None else file.block
+        finally:
+            del file.block, file.data  # the traceback of an error refers to the file
+
+    def load(self, number: int, size: int) -> Any:
+        """Unpickle a value of this size from a block."""
+        return loads(self.read(number, size))
+
+    def read(self, number: int, size: int) -> mmap.mmap | bytearray:
+        """Map the beginning of a block, or copy it if no descriptor is free for the mapping.
+
+        Raises:
+            EOFError: The file is shorter.
+        """
+        assert self.descriptor is not None
+        offset = number * BLOCK
+        if os.fstat(self.descriptor).st_size < offset + size:
+            raise EOFError("a value in shared memory was cut off")
+        try:
+            return mmap.mmap(self.descriptor, size, prot=mmap.PROT_READ, offset=offset)
+        except OSError:
+            data = bytearray(size)
+            view = memoryview(data)
+            while view:
+                count = os.preadv(self.descriptor, [view], offset + size - len(view))
+                view = view[count:]
+            return data
+
+    def write(self, number: int, start: int, view: memoryview) -> None:
+        """Write to a block, from the byte `start` on.
+
+        Raises:
+            OSError: The system has no memory for it.
+        """
+        assert self.descriptor is not None
+        offset = number * BLOCK + start
+        while view:
+            count = os.pwrite(self.descriptor, view, offset)
+            view, offset = view[count:], offset + count
+
+
+class ProgramMemory(SharedMemory):
+    """The program's side: creates the file and hands out blocks. Thread-safe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with suppress(OSError, AttributeError):  # too many open files, or not Linux
+            self.descriptor = os.memfd_create("rhapsody")
+        self._numbers = itertools.count(1)
+        self._warm: deque[int] = deque()
+        self._cold: deque[int] = deque()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, after its last use."""
+        descriptor, self.descriptor = self.descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def take(self) -> Block | None:
+        """Return a free block, with pages if possible; `None` if there is no shared memory."""
+        if self.descriptor is None:
+            return None
+        for free in (self._warm, self._cold):
+            with suppress(IndexError):
+                return Block(self, free.pop())
+        return Block(self, next(self._numbers))
+
+    def free(self, number: int) -> None:
+        """Take back a block, and release its pages if there are too many."""
+        if self.descriptor is None:
+            return
+        try:
+            size = os.lseek(self.descriptor, number * BLOCK, os.SEEK_HOLE) - number * BLOCK
+        except OSError:  # nothing was written there
+            size = 0
+        if 0 < size <= KEPT and len(self._warm) < WARM:
+            self._warm.append(number)
+            return
+        if size:
+            with (
+                suppress(OSError),
+                mmap.mmap(self.descriptor, size, offset=number * BLOCK) as pages,
+            ):
+                pages.madvise(mmap.MADV_REMOVE)
+        self._cold.append(number)
+
+
+class WorkerMemory(SharedMemory):
+    """The worker's side: writes each block that it is offered once.
+
+    Attributes:
+        offered: The number of the block for the next large result; 0 if there is none.
+    """
+
+    def __init__(self, descriptor: int | None) -> None:
+        super().__init__(descriptor)
+        self.offered: int = 0
+        self._used = 0
+
+    def take(self) -> Block | None:
+        """Return the block that was offered last, unless it is in use."""
+        if self.offered == self._used:
+            return None
+        self._used = self.offered
+        return Block(self, self._used)
+
+
+def _inherited(shared: Any) -> WorkerMemory:
+    if shared is None:
+        return WorkerMemory(None)
+    descriptor = shared.detach()
+    os.set_inheritable(descriptor, False)
+    return WorkerMemory(descriptor)
+
+
+class Block:
+    """Part of the shared memory, with one pickle. It is free again when this is collected.
+
+    Attributes:
+        number: Its number in the file, from 1.
+        size: Size of the pickle in bytes.
+    """
+
+    def __init__(self, memory: SharedMemory, number: int) -> None:
+        self._memory = memory
+        self.number: int = number
+        self.size: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __del__(self) -> None:
+        self._memory.free(self.number)
+
+    def load(self) -> Any:
+        """Unpickle the value."""
+        return self._memory.load(self.number, self.size)
+
+    def append(self, view: memoryview) -> None:
+        """Add to the pickle."""
+        self._memory.write(self.number, self.size, view)
+        self.size += len(view)
+
+    def content(self) -> mmap.mmap | bytearray:
+        """Return the pickle."""
+        return self._memory.read(self.number, self.size)
+
+
+class _PickleFile:
+    """File for a pickler that moves to shared memory when it becomes large."""
+
+    def __init__(self, memory: SharedMemory) -> None:
+        self._memory = memory
+        self._full = False
+        self.data = bytearray()
+        self.block: Block | None = None
+
+    def write(self, data: Any) -> None:
+        """Add to the pickle."""
+        view = data.raw() if type(data) is PickleBuffer else memoryview(data)
+        if self.block is None and len(self.data) + len(view) >= LARGE and not self._full:
+            self.block = self._memory.take()
+            self._full = self.block is None
+            if self.block is not None:
+                self._share(memoryview(self.data))
+        if self.block is not None:
+            self._share(view)
+        else:
+            self.data += view
+
+    def _share(self, view: memoryview) -> None:
+        """Add to the block, or return to this process's own memory if the system refuses."""
+        assert self.block is not None
+        try:
+            self.block.append(view)
+        except OSError:
+            self.data = bytearray(self.block.content()) if self.block.size else bytearray()
+            self.data += view
+            self.block, self._full = None, True
