@@ -230,7 +230,7 @@ async def test_the_end_of_the_engine_settles_every_future() -> None:
     await within(waiting)
     assert parts[0].cancelled()
     assert parts[1].done()
-    with pytest.raises(BackendUnavailableError, match="nobody had asked"):
+    with pytest.raises(BackendUnavailableError, match="stayed with backend"):
         parts[1].result()
 
 
@@ -244,7 +244,7 @@ async def test_without_push_down_nothing_is_held() -> None:
 
 
 async def test_a_block_that_waits_on_its_thread_gets_a_value_that_stays_meanwhile() -> None:
-    """The loop hears of the wait after the future has become another kind of future."""
+    """The wait reaches the loop after the value was left with the backend."""
     async with WorkflowEngine.create(backend := Keeping()) as flow:
         waits, ended = threading.Event(), threading.Event()
 

@@ -163,7 +163,7 @@ def test_the_names_of_the_package_itself_import_nothing_at_once() -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("task.py", "from rhapsody.engine.limits import Limits"),
+        ("task.py", "from rhapsody.engine.scheduler import Limits"),
         ("plugins/x.py", "def f():\n    import rhapsody.backends.base"),
         ("backends/x.py", "from ..engine import WorkflowEngine"),
         ("states.py", "if True:\n    from rhapsody import task"),

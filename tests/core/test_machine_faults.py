@@ -92,9 +92,9 @@ class LimitNotGivenBack(Scheduler):
 class DependentsNotTold(Scheduler):
     """What waits for a cancelled task waits for ever."""
 
-    def _stop_cancelled(self, cancelled: tuple[TaskRecord, bool]) -> None:
-        cancelled[0].dependents = None
-        super()._stop_cancelled(cancelled)
+    def _cancelled(self, record: TaskRecord) -> None:
+        record.dependents = None
+        super()._cancelled(record)
 
 
 class TriedForEver(Scheduler):
@@ -118,8 +118,8 @@ class BackAndForth(Scheduler):
 class WorkNotStopped(Scheduler):
     """The work of a cancelled task goes on, as nobody is asked to stop it."""
 
-    def _stop_cancelled(self, cancelled: tuple[TaskRecord, bool]) -> None:
-        super()._stop_cancelled((cancelled[0], False))
+    def _stop_cancelled(self, record: TaskRecord) -> None:
+        self._cancelled(record)
 
 
 class AnotherAttemptServes(Scheduler):

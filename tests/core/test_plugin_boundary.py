@@ -232,7 +232,7 @@ def test_every_user_has_sources() -> None:
     "source",
     [
         "from rhapsody.backends.local import jobs",
-        "def f():\n    import rhapsody.engine.limits",
+        "def f():\n    import rhapsody.engine.scheduler",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rhapsody import engine",
         "from rhapsody.backends.base import ManagedBackend",
         "from rhapsody.sdk import runner",

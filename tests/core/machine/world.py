@@ -25,6 +25,7 @@ from rhapsody.engine.settings import NO_FALLBACK, Settings
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import CallKind, TaskFunction
 from rhapsody.errors import TaskLostError
+from rhapsody.plugins.specs import Stats
 from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskDescription
@@ -140,7 +141,8 @@ class World:
             stub,
             stub,
             stub,
-            PushDown(stub, {}, plain=False, wanted=False, value_lost=stub),
+            PushDown(stub, {}, stub, stats := Stats(), allowed=False),
+            stats,
             retries=None,
             lost_retries=self.LOST_RETRIES,
             max_failures=max_failures,
@@ -221,6 +223,9 @@ class World:
 
     def service_settled(self, record: TaskRecord, value: Any = None, error: Any = None) -> None:
         raise BrokenPromiseError(f"{record.future.uid} is settled twice")
+
+    def save(self, record: TaskRecord, value: Any) -> None:
+        self.scheduler.saved(record, value)
 
     def record(self, record: TaskRecord, value: Any) -> None:
         self.recorded[record] = value

@@ -21,6 +21,7 @@ from rhapsody.context import running_task
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
+from rhapsody.engine.services import Values
 from rhapsody.engine.states import WorkState
 from rhapsody.quantities import seconds
 from rhapsody.task import TaskFuture
@@ -114,7 +115,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     def notify(_: asyncio.Future[Any]) -> None:
         done.set()
 
-    # On the loop: a future whose value stays with its backend becomes one of another class.
+    # On the loop, because a future whose value its backend holds starts fetching it.
     def follow(one: asyncio.Future[Any]) -> None:
         one.add_done_callback(notify)
 
@@ -196,14 +197,14 @@ class Blocks:
     Args:
         scheduler: Is told how they end.
         background: Makes the calls on the loop.
-        values: Fills in a task's arguments.
+        values: Replaces futures and files in arguments.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         background: Background,
-        values: Callable[[TaskRecord], tuple[tuple[Any, ...], dict[str, Any]]],
+        values: Values,
     ) -> None:
         self._scheduler = scheduler
         self._background = background
@@ -218,7 +219,7 @@ class Blocks:
         context = extra.context or contextvars.copy_context()
         context.run(enclosing_block.set, record)
         try:
-            args, kwargs = self._values(record)
+            args, kwargs = self._values.of(record)
             coroutine = record.task.function(*args, **kwargs) if record.task.is_async else None
         except (Exception, SystemExit) as error:  # of what the user gave: it fails alone
             self._scheduler.end_block(record, None, error)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.background import Background
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.services import is_service
+from rhapsody.engine.services import Values, is_service
+from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.states import WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DataError, PluginError
@@ -37,9 +38,8 @@ class Memoization:
         hooks: The plugins' hooks.
         engine: The engine that hooks receive.
         background: Runs awaitables that hooks return.
-        missing: Called with each task for which no plugin has a result.
-        found: Called with each task for which a plugin has a result, and the result.
-        values: Returns the arguments of a task; see `TaskBuilder.values`.
+        stage_out: Gives a task the result that a plugin has, with its files.
+        values: Replaces futures and files in arguments.
         implicit_data: True if tasks see files that dependencies left in their sandboxes.
     """
 
@@ -49,11 +49,8 @@ class Memoization:
         hooks: EngineHooks,
         engine: ObservedEngine,
         background: Background,
-        missing: Callable[[TaskRecord], object],
-        found: Callable[[TaskRecord, Recorded], object],
-        values: Callable[
-            [TaskRecord, Callable[[Any], Any]], tuple[tuple[Any, ...], dict[str, Any]]
-        ],
+        stage_out: StageOut,
+        values: Values,
         *,
         implicit_data: bool,
     ) -> None:
@@ -61,8 +58,7 @@ class Memoization:
         self._hooks = hooks
         self._engine = engine
         self._background = background
-        self._missing = missing
-        self._found = found
+        self._stage_out = stage_out
         self._values = values
         self._implicit_data = implicit_data
         self._warned = False
@@ -76,7 +72,7 @@ class Memoization:
     def look_up(self, record: TaskRecord) -> bool:
         """Start looking a task up; return False if it need not be.
 
-        After the lookup either `missing` or `found` is called with it.
+        After the lookup it has its result, or is queued again.
         """
         settings = record.task.settings
         if not self._hooks.lookup_results or settings.service or not settings.cache:
@@ -127,13 +123,11 @@ class Memoization:
             for record, result in zip(waiting, results, strict=True):
                 if record.state.work is not WorkState.READY:  # it was cancelled meanwhile
                     continue
-                if isinstance(result, Recorded):
-                    self._found(record, result)
-                else:
+                if not (isinstance(result, Recorded) and self._stage_out.restore(record, result)):
                     missing.append(record)
             waiting = missing
         for record in waiting:
-            self._missing(record)
+            self._scheduler.requeue(record, record.backend)
 
     async def _looked_up(self, hook: PluginHook, results: Awaitable[Any]) -> Any:
         try:
@@ -246,7 +240,7 @@ class Memoization:
     ) -> None:
         """Replace services by their calls, because their addresses differ in each run."""
         if record.task.kind != "executable":
-            found["args"], found["kwargs"] = self._values(record, self._stands_in)
+            found["args"], found["kwargs"] = self._values.of(record, self._stands_in)
             return
         found["args"] = tuple(map(self._stands_in, services))
         addresses = [text for each in services for text in texts_in(each.result(), numbers=True)]
@@ -266,7 +260,9 @@ class Memoization:
 
     def _stands_in(self, service: TaskFuture[Any]) -> tuple[Any, ...]:
         definition, record = cast("TaskFunction[Any, Any]", service._definition), service._node
-        called = self._values(record, self._stands_in) if isinstance(record, TaskRecord) else None
+        called = (
+            self._values.of(record, self._stands_in) if isinstance(record, TaskRecord) else None
+        )
         return "service", definition.name, definition.function, called
 
     async def _hold(

@@ -1,12 +1,12 @@
-"""Values that stay with a backend, and tasks that go there before they have theirs.
+"""Values that stay with a backend, and tasks that are sent there before their inputs exist.
 
-Where a backend can wait for dependencies itself, a task whose unfinished dependencies are all
-with it goes there at once, with references in place of their values, so that values need not
-come here and go back. Those values stay there until somebody else needs them. Only plain
-function tasks take part; all others wait in the graph.
+Where a backend can wait for dependencies itself, a task whose unfinished dependencies are all with
+it is sent there at once, with references in place of their values. Those values stay there until
+something in this process needs them. Only plain function tasks take part; all others wait here.
 
-The future of a task whose value is held is pending for asyncio, since it has no result yet.
-Whoever waits for it, or looks whether it is done, has the value brought.
+A future whose value is held is pending for asyncio, because it has no result yet. Waiting for it,
+or asking whether it is done, starts fetching the value. Engines with such a backend therefore make
+futures of a class of their own.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 from rhapsody.aio import on_loop
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
+from rhapsody.engine.events import UnawaitedErrors
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import BackendUnavailableError, TaskLostError, is_a
+from rhapsody.plugins.specs import Stats
 from rhapsody.states import TasksMainStates
 from rhapsody.task import AttemptInfo, HeldValue, Reference, TaskFuture
 
@@ -35,125 +37,134 @@ _WITH_BACKEND = (WorkState.READY, WorkState.SUBMITTING, WorkState.SUBMITTED, Wor
 
 
 class RemoteFuture(TaskFuture[T]):
-    """A future whose value nobody has asked for. The first who does makes it a usual one."""
+    """Future of a task whose value its backend may keep."""
 
     __slots__ = ()
 
     def done(self) -> bool:
-        """Has the value brought; it is not here yet."""
-        _ask(self)
-        return False
+        """Return True if the value is here. If a backend holds it, start fetching it."""
+        return self._requested() is None and super().done()
 
     def result(self) -> T:
-        """Has the value brought.
+        """Return the value. If a backend holds it, start fetching it.
 
         Raises:
-            asyncio.InvalidStateError: Always, for it is not here yet.
+            asyncio.InvalidStateError: The value is not here yet.
         """
-        raise _ask(self)
+        if (holder := self._requested()) is not None:
+            raise holder.not_here()
+        return super().result()
 
     def exception(self) -> BaseException | None:
-        """Has the value brought.
+        """Return the exception. If a backend holds the value, start fetching it.
 
         Raises:
-            asyncio.InvalidStateError: Always, for it is not here yet.
+            asyncio.InvalidStateError: The value is not here yet.
         """
-        raise _ask(self)
+        if (holder := self._requested()) is not None:
+            raise holder.not_here()
+        return super().exception()
 
     def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Any = None) -> None:
-        """Has the value brought; `fn` is called when it is here."""
+        """Call `fn` when the value is here. If a backend holds it, start fetching it."""
         super().add_done_callback(fn, context=context)
-        _ask(self)
+        self._requested()
 
-
-def _ask(future: RemoteFuture[Any]) -> asyncio.InvalidStateError:
-    """Has a value brought; gives the error for whom that is too late."""
-    record = future._node
-    if type(record) is RemoteResult:
-        record.ask()
-    return asyncio.InvalidStateError(
-        f"the value of {future.uid} ({future.name!r}) is still with its backend: await the future"
-    )
+    def _requested(self) -> RemoteResult | None:
+        holder = held(self)
+        if holder is not None:
+            holder.request()
+        return holder
 
 
 class RemoteResult:
-    """What stands behind a future in the place of its task (`rhapsody.task.LiveNode`).
+    """Value that a backend holds: replaces the record of the task (`rhapsody.task.LiveNode`).
 
-    The future holds it and is not held by it, so that the value goes with the last
-    who holds the future.
+    The future refers to it, and it refers to the future weakly, so that the backend drops the value
+    once nothing refers to the future.
 
     Args:
-        values: Those that backends hold for the engine.
+        pushdown: The values held for the engine.
         record: The task.
         value: The value with the backend.
     """
 
-    __slots__ = ("__weakref__", "_bringing", "_future", "_value", "backend", "uid", "values")
+    __slots__ = ("__weakref__", "_fetching", "_future", "_value", "backend", "pushdown", "uid")
 
-    def __init__(self, values: PushDown, record: TaskRecord, value: HeldValue) -> None:
+    def __init__(self, pushdown: PushDown, record: TaskRecord, value: HeldValue) -> None:
         self.backend: BackendHandle = record.backend
         self.uid: str = record.uid
-        self.values: PushDown = values
+        self.pushdown: PushDown = pushdown
         self._value = value
         self._future = weakref.ref(record.future)
-        self._bringing: asyncio.Task[None] | None = None
-
-    # What the future asks.
+        self._fetching: asyncio.Task[None] | None = None
 
     @property
     def started(self) -> None:
-        """`None`: it does not run any more."""
+        """`None`, because the task is no longer running."""
 
     def public_state(self) -> TasksMainStates:
-        """The task is done, wherever its value is."""
+        """Return DONE, wherever the value is."""
         return TasksMainStates.DONE
 
     def cancel(self, msg: Any) -> bool:
-        """Cancels the wait for the value; `False` where nobody waits, for the task is done."""
-        return on_loop(self.values.background.loop, partial(self._cancel, msg))
+        """Cancel the wait for the value; return `False` if nothing waits: the task is done."""
+        return on_loop(self.pushdown.background.loop, partial(self._cancel, msg))
 
     async def wait_ended(self) -> None:
-        """The work has ended."""
+        """Return at once, because the work has ended."""
 
     def describe(self) -> None:
-        """The description is gone with the work."""
+        """Return `None`: the description ended with the work."""
 
-    # Bringing the value.
+    # Fetching the value.
 
-    def ask(self) -> None:
-        """Somebody needs the value: has it brought, once. Any thread."""
-        if running_loop() is self.values.background.loop:
-            self._bring_once()
-        else:
-            self.values.background.soon_from_anywhere(self._bring_once)
+    @property
+    def at_rest(self) -> bool:
+        """True if nothing has requested the value."""
+        return self._fetching is None
+
+    def request(self) -> None:
+        """Start fetching the value, once. Any thread."""
+        background = self.pushdown.background
+        if running_loop() is background.loop:
+            self._fetch_once()
+        elif self.at_rest:
+            background.soon_from_anywhere(self._fetch_once)
+
+    def not_here(self) -> asyncio.InvalidStateError:
+        """Return the error of a call that needs the value at once."""
+        name = f"{self.uid}" if (future := self._future()) is None else _named(future)
+        return asyncio.InvalidStateError(
+            f"the value of {name} is still with its backend: await the future"
+        )
 
     def close(self) -> None:
-        """The engine ends: a value that is on its way is given up, and so is one that is not."""
+        """Give up the value at the end of the engine."""
         future = self._future()
-        if future is None or self._bringing is not None:
+        if future is None or not self.at_rest:
             self._cancel(None)
             return
         error = BackendUnavailableError(
-            f"the value of {future.uid} ({future.name!r}) stayed with backend "
-            f"{self.backend.name!r}, and nobody had asked for it when the engine was shut down: "
-            "await the future before, or make the engine with push_down=False"
+            f"the value of {_named(future)} stayed with backend {self.backend.name!r}, and nothing "
+            "had asked for it when the engine was shut down: await the future before, or make the "
+            "engine with push_down=False"
         )
-        self._let_go(future)
+        self._release(future)
         future.fail(error)
-        future._log_traceback = False  # nobody waits for it, most likely
+        future._log_traceback = False  # most likely nothing waits for it
 
-    def _bring_once(self) -> None:
+    def _fetch_once(self) -> None:
         future = self._future()
-        if future is None or self._bringing is not None or future._node is not self:
-            return
-        _make_usual(future)
-        self._bringing = self.values.background.spawn(self._bring(future), f"value of {self.uid}")
+        if future is not None and self.at_rest and future._node is self:
+            fetch = self._fetch(future)
+            self._fetching = self.pushdown.background.spawn(fetch, f"value of {self.uid}")
 
-    async def _bring(self, future: TaskFuture[Any]) -> None:
+    async def _fetch(self, future: TaskFuture[Any]) -> None:
         error: BaseException | None
         try:
             task = await self._value.fetch()
-        except Exception as problem:  # a backend's fault: this value alone is lost
+        except Exception as problem:  # a fault of the backend: this value alone is lost
             task, error = {}, problem
         else:
             error = task.get("exception")
@@ -161,11 +172,11 @@ class RemoteResult:
             error = TaskLostError("nothing came")
         if is_a(error, TaskLostError):
             error = self._lost_error(future, error)
-        self._let_go(future)
+        self._release(future)
         if future.done():
             return  # cancelled meanwhile
         if error is not None:
-            self.values.value_lost(future, error)
+            self.pushdown.lose(future, error)
             return
         stdout, stderr = task.get("stdout"), task.get("stderr")
         if stdout is not None or stderr is not None:
@@ -176,34 +187,31 @@ class RemoteResult:
 
     def _lost_error(self, future: TaskFuture[Any], cause: TaskLostError) -> TaskLostError:
         error = TaskLostError(
-            f"the value of {future.uid} ({future.name!r}) stayed with backend "
-            f"{self.backend.name!r} and was lost there: {cause}; with push_down=False each value "
-            "comes here when its task is done"
+            f"the value of {_named(future)} stayed with backend {self.backend.name!r} and was lost "
+            f"there: {cause}; with push_down=False each value comes here when its task is done"
         )
         error.__cause__ = cause
         return error
 
     def _cancel(self, msg: Any) -> bool:
-        future, bringing = self._future(), self._bringing
-        if future is None or bringing is None or future._node is not self:
+        future, fetching = self._future(), self._fetching
+        if future is None or fetching is None or future._node is not self:
             return False
-        self._let_go(future)
-        bringing.cancel()
+        self._release(future)
+        fetching.cancel()
         return future.set_cancelled(msg)
 
-    def _let_go(self, future: TaskFuture[Any]) -> None:
-        _make_usual(future)
+    def _release(self, future: TaskFuture[Any]) -> None:
         if future._node is self:
             future._node = None
 
 
-def _make_usual(future: Any) -> None:
-    if type(future) is RemoteFuture:
-        future.__class__ = TaskFuture  # type: ignore[assignment]
+def _named(future: TaskFuture[Any]) -> str:
+    return f"{future.uid} ({future.name!r})"
 
 
 def held(future: asyncio.Future[Any]) -> RemoteResult | None:
-    """What holds a future's value, `None` where it is here or yet to be made."""
+    """Return the holder of a future's value, `None` if the value is here or does not exist yet."""
     if isinstance(future, TaskFuture):
         record: Any = future._node
         if type(record) is RemoteResult:
@@ -217,38 +225,44 @@ class PushDown:
     Args:
         background: Runs the fetching of values.
         backends: The attached backends, the default one first; may grow.
-        plain: Whether tasks that say nothing of their own may take part: a default time-out
-            or retries, or a plugin that looks at each task, keeps them all in the graph.
-        wanted: `False` pushes nothing down.
-        value_lost: Called with a future whose value is lost, and the error to set.
+        unawaited: Watches futures whose values were lost.
+        stats: Counts lost values.
+        allowed: False pushes nothing down: the user does not want it, or each task must come to
+            the engine, because of default retries, a default timeout or a plugin.
 
     Attributes:
-        holds: A backend has held a value for this engine.
+        possible: True if an attached backend can wait for dependencies.
+        holds: True if a backend has held a value for this engine.
     """
 
     def __init__(
         self,
         background: Background,
         backends: Mapping[str, BackendHandle],
+        unawaited: UnawaitedErrors,
+        stats: Stats,
         *,
-        plain: bool,
-        wanted: bool,
-        value_lost: Callable[[TaskFuture[Any], BaseException], object],
+        allowed: bool,
     ) -> None:
         self.background: Background = background
         self._backends = backends
-        self._plain = plain
-        self._wanted = wanted
-        self.value_lost: Callable[[TaskFuture[Any], BaseException], object] = value_lost
+        self._unawaited = unawaited
+        self._stats = stats
+        self._allowed = allowed
         self._held: weakref.WeakSet[RemoteResult] = weakref.WeakSet()
+        self.possible: bool = False
         self.holds: bool = False
+
+    def attach(self, backend: BackendHandle) -> None:
+        """Take part in the tasks of a backend that was attached."""
+        self.possible |= self._allowed and backend.capabilities.unfinished_dependencies
 
     # Tasks to the backend.
 
     def followers(self, record: TaskRecord, backend: BackendHandle) -> Iterator[TaskRecord]:
         """Yield the dependents of a task in the next batch that may be sent right after it."""
         dependents = record.dependents
-        if not dependents or not self._wanted or not backend.capabilities.unfinished_dependencies:
+        if not dependents or not self.possible or not backend.capabilities.unfinished_dependencies:
             return
         if record.attempt != 1 or not self._takes_part(record, backend):
             return
@@ -260,8 +274,8 @@ class PushDown:
                 yield dependent
 
     def may_follow(self, record: TaskRecord) -> bool:
-        """Return whether a new task may be sent now, because its backend has its dependencies."""
-        if not self._wanted:
+        """Return True if a new task may be sent now, because its backend has its dependencies."""
+        if not self.possible:
             return False
         backend = self._of(record.task)
         if not backend.capabilities.unfinished_dependencies:
@@ -270,7 +284,7 @@ class PushDown:
         return record.unsent >= record.unfinished and self._may_go(record, backend)
 
     def _may_go(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        """Return whether the backend has each dependency, or the dependency's value is here."""
+        """Return True if each dependency is with the backend, or its value is here."""
         if not self._takes_part(record, backend) or self._hopeless(record):
             return False
         for dependency in record.dependencies:
@@ -283,10 +297,10 @@ class PushDown:
         return True
 
     def reference(self, future: asyncio.Future[Any]) -> Reference | None:
-        """What stands for a dependency of a pushed task, `None` where its value is here.
+        """Return what replaces a dependency of a pushed task, `None` if its value is here.
 
-        One that has failed meanwhile has a reference that no backend knows, so that
-        the task comes back.
+        If the dependency failed meanwhile, the reference is unknown to the backend, which therefore
+        returns the task.
         """
         holder = held(future)
         if holder is not None:
@@ -297,12 +311,12 @@ class PushDown:
         return Reference(getattr(record, "uid", None) or "a task that failed")
 
     def references(self, record: TaskRecord) -> list[str]:
-        """The uids in the references of a pushed task's arguments."""
+        """Return the uids in the references of a pushed task's arguments."""
         found = (self.reference(future) for future in record.dependencies)
         return [reference.uid for reference in found if reference is not None]
 
     def _hopeless(self, record: TaskRecord) -> bool:
-        """Whether a dependency has failed already."""
+        """Return True if a dependency has failed already."""
         return any(
             d.done() and (d.cancelled() or d.exception() is not None)
             for d in self.with_values(record)
@@ -311,7 +325,7 @@ class PushDown:
     # Values that stay there.
 
     def hold(self, record: TaskRecord, report: Mapping[str, Any]) -> bool:
-        """Whether a task that is done leaves its value with its backend until somebody asks."""
+        """Leave the value of a finished task with its backend; return False if it came here."""
         task = record.task
         if task.kind != "function" or task.settings.service:
             return False
@@ -321,31 +335,30 @@ class PushDown:
         self.holds = True
         self._held.add(holder)
         future._node = holder
-        if type(future) is not TaskFuture or future._callbacks:
-            holder.ask()  # somebody waits already
-        else:
-            future.__class__ = RemoteFuture
+        if type(future) is not RemoteFuture or future._callbacks:
+            holder.request()  # something waits already
         return True
 
     def is_held(self, dependency: asyncio.Future[Any]) -> bool:
-        """Whether a dependency has ended, and a backend of this engine holds its value."""
+        """Return True if a backend of this engine holds the value of a dependency."""
         holder = held(dependency)
-        return holder is not None and holder.values is self
+        return holder is not None and holder.pushdown is self
 
     def is_at_rest(self, dependency: asyncio.Future[Any]) -> bool:
-        """Whether a value stays with a backend and nobody has asked for it."""
-        return type(dependency) is RemoteFuture
+        """Return True if a backend holds a value that nothing has requested."""
+        holder = held(dependency)
+        return holder is not None and holder.at_rest
 
     def with_values(self, record: TaskRecord) -> Sequence[asyncio.Future[Any]]:
-        """A task's dependencies without those whose values are held."""
+        """Return the dependencies of a task without those whose values are held."""
         if not self.holds:
             return record.dependencies
         return [dependency for dependency in record.dependencies if held(dependency) is None]
 
     def needs_values(self, record: TaskRecord) -> bool:
-        """Return whether values that backends hold must be fetched before a task is ready.
+        """Return True if values that backends hold must be fetched before a task is ready.
 
-        Where the task's own backend holds them all, they stay there and the task gets references.
+        If the task's own backend holds them all, they stay there, and the task gets references.
         """
         if not self.holds:
             return False
@@ -360,9 +373,15 @@ class PushDown:
         return [dependency for dependency in record.dependencies if held(dependency) is not None]
 
     def close(self) -> None:
-        """The engine ends: no value comes any more."""
+        """Give up the values that are still held at the end of the engine."""
         for holder in tuple(self._held):
             holder.close()
+
+    def lose(self, future: TaskFuture[Any], error: BaseException) -> None:
+        """Fail a future whose value its backend has lost."""
+        self._stats.lost += 1
+        future.fail(error)
+        self._unawaited.watch(future)
 
     # Which tasks take part.
 
@@ -385,14 +404,14 @@ class PushDown:
         task, found = record.task, record.found
         if task.pushable is None or task.pushable[0] is not backend:
             task.pushable = backend, self._is_plain(task, backend)
-        if not task.pushable[1] or type(record.future) is not TaskFuture:
+        if not task.pushable[1] or type(record.future) is not RemoteFuture:
             return False
         return found is None or not (found.inputs or found.outputs or found.inexact)
 
     def _is_plain(self, task: TaskFunction[Any, Any], backend: BackendHandle) -> bool:
         settings = task.settings
         return (
-            self._plain
+            self._allowed
             and task.kind == "function"
             and not settings.service
             and settings.retries is None
@@ -406,6 +425,6 @@ class PushDown:
         )
 
     def _of(self, task: TaskFunction[Any, Any]) -> BackendHandle:
-        """The backend of a task."""
+        """Return the backend of a task."""
         name = task.settings.backend
         return next(iter(self._backends.values())) if name is None else self._backends[name]

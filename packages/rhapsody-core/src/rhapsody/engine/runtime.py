@@ -23,7 +23,7 @@ from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.results import Results
 from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.services import Services
+from rhapsody.engine.services import Services, Values
 from rhapsody.engine.stage_out import StageOut
 from rhapsody.engine.submission import Submission, current_directory
 from rhapsody.engine.task_builder import TaskBuilder
@@ -35,10 +35,9 @@ from rhapsody.errors import (
     is_a,
 )
 from rhapsody.plugins.manager import EngineHooks
-from rhapsody.plugins.specs import ObservedEngine, Recorded
+from rhapsody.plugins.specs import ObservedEngine, Stats
 from rhapsody.staging.files import Stager
 from rhapsody.states import TasksMainStates
-from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
 
@@ -85,12 +84,16 @@ class Runtime:
         self.observation: Observation = Observation(hooks, engine, background)
         recording = bool(hooks.record_results)
         self.results: Results = Results(stager, recording=recording)
+        stats = Stats()
         self.pushdown: PushDown = PushDown(
             background,
             self.backends,
-            plain=options.retries is None and options.timeout is None and hooks.push_down,
-            wanted=options.push_down,
-            value_lost=self.value_lost,
+            self.unawaited,
+            stats,
+            allowed=options.push_down
+            and options.retries is None
+            and options.timeout is None
+            and hooks.push_down,
         )
         scheduler = Scheduler(
             self,
@@ -98,6 +101,7 @@ class Runtime:
             self.results,
             self.observation,
             self.pushdown,
+            stats,
             retries=options.retries,
             lost_retries=options.lost_retries,
             max_failures=options.max_failures,
@@ -112,22 +116,24 @@ class Runtime:
             scheduler,
             self.backends,
             self.unawaited,
+            self.pushdown,
             here=current_directory(),
             results_dir=stager.results.directory,
             discard=stager.discard,
             keep=options.dry_run,
         )
+        self.stage_out: StageOut = StageOut(scheduler, background, stager, self.submission)
+        self.services: Services = Services(scheduler)
+        values = Values(self.services, self.pushdown, stager)
         self.memoization: Memoization = Memoization(
             scheduler,
             hooks,
             engine,
             background,
-            self._resume_own,
-            self._found,
-            lambda record, stands_in: self.task_builder.values(record, stands_in),
+            self.stage_out,
+            values,
             implicit_data=options.implicit_data,
         )
-        self.services: Services = Services(scheduler)
         self.task_builder: TaskBuilder = TaskBuilder(
             uid,
             scheduler,
@@ -135,11 +141,11 @@ class Runtime:
             self.memoization,
             self.pushdown,
             self.services,
+            values,
             stager,
             hooks,
             engine,
             self.backends,
-            self.resume,
             timeout=options.timeout,
             lost_retries=options.lost_retries,
             implicit_data=options.implicit_data,
@@ -148,19 +154,12 @@ class Runtime:
         self.callbacks: Callbacks = Callbacks(
             uid, scheduler, background, self.observation, self.crashed
         )
-        self.blocks: Blocks = Blocks(scheduler, background, self.task_builder.values)
-        self.stage_out: StageOut = StageOut(
-            scheduler,
-            background,
-            stager,
-            self.memoization.record,
-            self._resume_own,
-            self.submission,
-        )
+        self.blocks: Blocks = Blocks(scheduler, background, values)
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
         """Attach a started backend; the first one is the default."""
         attached = self.backends[name] = BackendHandle(backend, name)
+        self.pushdown.attach(attached)
         dispatcher = self.dispatchers[name] = Dispatcher(
             attached,
             self.scheduler,
@@ -189,15 +188,9 @@ class Runtime:
             name = extra.elsewhere
         (self._default if name is None else self.dispatchers[name]).push(record)
 
-    def resume(self, record: TaskRecord, backend: BackendHandle) -> None:
-        """Requeue a task that is already being prepared, ahead of those that are not."""
+    def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Queue a task that is already being prepared, ahead of those that are not."""
         self.dispatchers[backend.name].resume(record)
-
-    def _resume_own(self, record: TaskRecord) -> None:
-        self.resume(record, record.backend)
-
-    def _found(self, record: TaskRecord, recorded: Recorded) -> None:
-        self.stage_out.restore(record, recorded)
 
     def start_block(self, record: TaskRecord) -> None:
         """Run a block whose dependencies have ended, once its services are ready again."""
@@ -223,9 +216,13 @@ class Runtime:
         """Undo `follow`."""
         dependency.remove_done_callback(_Follower(self, record))
 
+    def save(self, record: TaskRecord, value: Any) -> None:
+        """Save the output files of a result."""
+        self.stage_out.save(record, value)
+
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Save the files of a result and record it."""
-        self.stage_out.record(record, value)
+        """Record a result."""
+        self.memoization.record(record, value)
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Set a future's exception with its note, and take account of it."""
@@ -258,12 +255,6 @@ class Runtime:
     ) -> None:
         """Let tasks go on that wait for a service that was started again."""
         self.services.settled(record, value, error)
-
-    def value_lost(self, future: TaskFuture[Any], error: BaseException) -> None:
-        """Fail a future whose value its backend has lost."""
-        self.scheduler.value_lost()
-        future.fail(error)
-        self.unawaited.watch(future)
 
     # Faults in the engine itself.
 

@@ -11,24 +11,22 @@ The scheduler uses no event loop, no backend library and no file. It requests wo
 `Actions` by direct calls; tests replace that by a stub and run the scheduler alone.
 
 Chains of tasks may be a hundred thousand long, so whatever spreads from task to task goes through
-a `SerialQueue` instead of recursion.
+`Scheduler._spread` instead of recursion.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from rhapsody.backends.base import ReferenceLostError
 from rhapsody.engine import error_messages
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
-from rhapsody.engine.limits import Limits
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import NOT_DESCRIBED, TaskRecord
 from rhapsody.engine.results import Results
@@ -55,7 +53,8 @@ from rhapsody.retries import RetryPolicy
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 
-T = TypeVar("T")
+Limit = tuple[tuple[str, int], ...]
+"""Named limits of a task, with their sizes."""
 
 DONE, FAILED, CANCELED = TasksMainStates.DONE, TasksMainStates.FAILED, TasksMainStates.CANCELED
 
@@ -90,6 +89,9 @@ class Actions(Protocol):
     def route(self, record: TaskRecord) -> None:
         """Queue a ready task for its backend."""
 
+    def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Queue a task that is already being prepared, ahead of those that are not."""
+
     def start_block(self, record: TaskRecord) -> None:
         """Run a block whose dependencies have ended."""
 
@@ -105,8 +107,11 @@ class Actions(Protocol):
     def unfollow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         """Undo `follow`."""
 
+    def save(self, record: TaskRecord, value: Any) -> None:
+        """Save the output files of a result, then call `Scheduler.saved` or `fail`."""
+
     def record(self, record: TaskRecord, value: Any) -> None:
-        """Save the files of a result and record it, then call `Scheduler.reveal` or `fail`."""
+        """Record a result, then call `Scheduler.reveal` or `fail`."""
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Set the exception of a pending future and return it as it was set."""
@@ -131,40 +136,61 @@ class Actions(Protocol):
         """
 
 
-class SerialQueue(Generic[T]):
-    """Queue that handles one item after the other, also those that are put meanwhile.
+class Limits:
+    """Named limits such as `licence:2`: how many tasks of an engine run at once under each name."""
 
-    Args:
-        handle: Called with each item.
-    """
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._used: dict[str, int] = {}
+        self._waiting: dict[str, deque[TaskRecord]] = {}
 
-    def __init__(self, handle: Callable[[T], object]) -> None:
-        self._handle = handle
-        self._items: deque[T] = deque()
-        self._handling = False
+    def declare(self, limits: Limit) -> None:
+        """Set the size of each limit.
 
-    def put(self, item: T) -> None:
-        """Handle an item after those before it."""
-        self._items.append(item)
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._items:
-                self._handle(self._items.popleft())
-        finally:
-            self._handling = False
+        Raises:
+            ValueError: The name is known with another size.
+        """
+        for name, size in limits:
+            known = self._sizes.setdefault(name, size)
+            if known != size:
+                raise ValueError(
+                    f"limit {name!r} is {known} elsewhere in this engine, got {name}:{size}"
+                )
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Handle the items that are put meanwhile only at the end."""
-        outer, self._handling = self._handling, True
-        try:
-            yield
-        finally:
-            self._handling = outer
-            if self._items and not outer:
-                self.put(self._items.pop())
+    def take(self, record: TaskRecord, limits: Limit) -> bool:
+        """Take a place under each limit, or put the task into a waiting list."""
+        if record.limits:
+            return True  # taken for it when a place became free
+        full = self._full(limits)
+        if full is not None:
+            self._waiting.setdefault(full, deque()).append(record)
+            return False
+        self._occupy(record, limits)
+        return True
+
+    def give_back(self, record: TaskRecord) -> list[TaskRecord]:
+        """Give the task's places back; return the tasks that now have theirs."""
+        limits, record.limits = record.limits, ()
+        for name, _ in limits:
+            self._used[name] -= 1
+        admitted: list[TaskRecord] = []
+        for name, _ in limits:
+            waiting = self._waiting.get(name)
+            while waiting and self._used[name] < self._sizes[name]:
+                other = waiting.popleft()
+                if other.state.work is not WorkState.READY:
+                    continue  # cancelled while it waited
+                if self.take(other, other.task.settings.limit):
+                    admitted.append(other)
+        return admitted
+
+    def _full(self, limits: Limit) -> str | None:
+        return next((name for name, size in limits if self._used.get(name, 0) >= size), None)
+
+    def _occupy(self, record: TaskRecord, limits: Limit) -> None:
+        for name, _ in limits:
+            self._used[name] = self._used.get(name, 0) + 1
+        record.limits = limits
 
 
 class Scheduler:
@@ -176,6 +202,7 @@ class Scheduler:
         results: Reads the reports of attempts that have ended.
         observation: Publishes states, if `observed`.
         pushdown: Values that stay with backends, and tasks that are sent there early.
+        stats: Counters.
         retries: Policies of tasks without their own; the first that covers an error counts it.
         lost_retries: Number of retries after losses for tasks without their own.
         max_failures: Number of failures after which all unfinished tasks are cancelled.
@@ -198,6 +225,7 @@ class Scheduler:
         results: Results,
         observation: Observation,
         pushdown: PushDown,
+        stats: Stats,
         *,
         retries: Sequence[RetryPolicy] | None,
         lost_retries: int,
@@ -219,13 +247,13 @@ class Scheduler:
         self._limited = limited
         self.closing: bool = False
         self.interrupted: bool = False
-        self.stats: Stats = Stats()
+        self.stats: Stats = stats
         self.limits: Limits = Limits()
         self.live: set[TaskRecord] = set()
         self.inflight: dict[str, TaskRecord] = {}
         self._joins: list[tuple[set[TaskRecord], Callable[[], object]]] = []
-        self._cancelled = SerialQueue(self._stop_cancelled)
-        self._settled = SerialQueue(self._notify_dependents)
+        self._steps: deque[tuple[Callable[[TaskRecord], object], TaskRecord]] = deque()
+        self._spreading = False
 
     def _move(self, record: TaskRecord, transition: Transition, argument: Any = None) -> None:
         """Move a task along a row of the table and call the row's handler.
@@ -238,6 +266,22 @@ class Scheduler:
             raise IllegalTransitionError(record, transition)
         record.state, handler = row
         handler(self, record, argument)
+
+    def _spread(self, step: Callable[[TaskRecord], object], record: TaskRecord) -> None:
+        """Take a step that may lead to other tasks, after the steps that are already waiting."""
+        self._steps.append((step, record))
+        self._take_steps()
+
+    def _take_steps(self) -> None:
+        if self._spreading:
+            return  # the call that is taking steps takes these as well
+        self._spreading = True
+        try:
+            while self._steps:
+                step, record = self._steps.popleft()
+                step(record)
+        finally:
+            self._spreading = False
 
     # From the call to the backend.
 
@@ -265,6 +309,10 @@ class Scheduler:
     def resume(self, record: TaskRecord) -> None:
         """Continue with a ready task or block that had to wait for a service or a limit."""
         self._on_resolve(record, None)
+
+    def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
+        """Continue to prepare a ready task that had to wait for files, a command or a lookup."""
+        self._actions.requeue(record, backend)
 
     def _on_resolve(self, record: TaskRecord, _: None) -> None:
         if record.task.prefix == "task":
@@ -413,13 +461,20 @@ class Scheduler:
             self._move(record, Transition.DONE, value)
 
     def _on_done(self, record: TaskRecord, value: Any) -> None:
-        saves = record.resolved is not None and record.resolved.targets
-        records = self.recording and record.task.settings.cache and record.task.prefix == "task"
-        if saves or records:
+        if record.resolved is not None and record.resolved.targets:
+            self._actions.save(record, value)
+        elif self.recording and record.task.settings.cache and record.task.prefix == "task":
             self._actions.record(record, value)
         else:
             record.state, handler = ROWS[record.state][_REVEAL]
             handler(self, record, value)
+
+    def saved(self, record: TaskRecord, value: Any) -> None:
+        """Record a result whose files are at their destinations, or reveal it."""
+        if self.recording and record.task.settings.cache:
+            self._actions.record(record, value)
+        else:
+            self.reveal(record, value)
 
     def recorded(self, record: TaskRecord, value: Any) -> None:
         """Use a result that a plugin had for a ready task, which does not run."""
@@ -452,11 +507,6 @@ class Scheduler:
         if self.observed:
             self._observation.publish(record, DONE)
         self._settle(record)
-
-    def value_lost(self) -> None:
-        """Count a task as failed after all, because the value that its backend kept is lost."""
-        self.stats.done -= 1
-        self.stats.failed += 1
 
     def _free(self, record: TaskRecord) -> None:
         """Release what an attempt occupied that a backend no longer has."""
@@ -616,12 +666,12 @@ class Scheduler:
     def _on_cancel(self, record: TaskRecord, msg: Any) -> None:
         self._disarm(record)
         self._cancel_future(record, msg)
-        self._cancelled.put((record, False))
+        self._spread(self._cancelled, record)
 
     def _on_cancel_work(self, record: TaskRecord, msg: Any) -> None:
         self._disarm(record)
         self._cancel_future(record, msg)
-        self._cancelled.put((record, True))
+        self._spread(self._stop_cancelled, record)
 
     def _on_cancel_service(self, record: TaskRecord, _: object) -> None:
         self._actions.stop(record)
@@ -633,11 +683,13 @@ class Scheduler:
             self.stats.cancelled += 1
             self._actions.cancel(record, msg)
 
-    def _stop_cancelled(self, cancelled: tuple[TaskRecord, bool]) -> None:
-        """Stop the work of a cancelled task and the children of a block; notify dependents."""
-        record, stop = cancelled
-        if stop:
-            self._actions.stop(record)
+    def _stop_cancelled(self, record: TaskRecord) -> None:
+        """Stop the work of a cancelled task."""
+        self._actions.stop(record)
+        self._cancelled(record)
+
+    def _cancelled(self, record: TaskRecord) -> None:
+        """Cancel the children of a cancelled block, and notify dependents."""
         if self.observed and record.state.work is WorkState.ENDED:
             self._observation.publish(record, CANCELED)
         if record.extra is not None:
@@ -647,9 +699,11 @@ class Scheduler:
 
     def cancel_all(self, msg: Any = None) -> None:
         """Cancel all unfinished tasks and ready services, all for the same reason."""
-        with self._cancelled.together():
-            for record in tuple(self.live):
-                self.cancel(record, msg)
+        outer, self._spreading = self._spreading, True
+        for record in tuple(self.live):
+            self.cancel(record, msg)
+        self._spreading = outer
+        self._take_steps()
 
     def _on_stopped(self, record: TaskRecord, why: str | None) -> None:
         """The backend has cancelled a task whose future is pending."""
@@ -842,7 +896,7 @@ class Scheduler:
     def _settle(self, record: TaskRecord) -> None:
         """Notify whatever waits for a future that is settled, and close ended work."""
         if record.dependents is not None:
-            self._settled.put(record)
+            self._spread(self._notify_dependents, record)
         if self._joins:
             self._notify_joins(record)
         if record.state.work in OVER:

@@ -11,21 +11,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeGuard, cast
 from weakref import WeakKeyDictionary
 
 from rhapsody.engine import error_messages
+from rhapsody.engine.arguments import ArgumentScan
+from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import DependencyFailureError, add_note, is_a, vars_of
+from rhapsody.staging.files import Stager
+from rhapsody.staging.inputs import located
 from rhapsody.states import TasksMainStates
 from rhapsody.task import TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
 
 
 class ServiceStatus:
@@ -169,6 +176,72 @@ class Services:
 
     def _fate(self, future: Any) -> ServiceStatus | None:
         return self._fates.get(future) if isinstance(future, TaskFuture) else None
+
+
+class Values:
+    """Replaces the futures and files in the arguments of tasks by values and paths.
+
+    Args:
+        services: Services that were started again have other values.
+        pushdown: Returns references to values that stay with a backend.
+        stager: Returns the paths of files.
+    """
+
+    def __init__(self, services: Services, pushdown: PushDown, stager: Stager) -> None:
+        self._services = services
+        self._pushdown = pushdown
+        self._stager = stager
+
+    def of(self, record: TaskRecord, stands_in: Callable[[Any], Any] | None = None) -> Arguments:
+        """Return the arguments of a task with its futures and files replaced.
+
+        Args:
+            record: The task.
+            stands_in: Returns the replacement of a service's future. Default: its value.
+        """
+        found = record.found
+        if found is None:
+            return record.args, record.kwargs or {}
+        if record.pushed or stands_in is not None or self._services.any:
+            values = {id(each): self._value(record, each, stands_in) for each in found.futures}
+        else:
+            values = {
+                id(each): each._result if type(each) is TaskFuture else each.result()
+                for each in found.futures
+            }
+        if found.inputs or found.outputs:
+            self._bind_files(record, found, values)
+        return found.fill(record.args, record.kwargs or {}, values)
+
+    def _value(
+        self,
+        record: TaskRecord,
+        future: asyncio.Future[Any],
+        stands_in: Callable[[Any], Any] | None,
+    ) -> Any:
+        if record.pushed and (reference := self._pushdown.reference(future)) is not None:
+            return reference
+        if stands_in is not None and is_service(future):
+            return stands_in(future)
+        return self._services.value(future)
+
+    def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
+        """Add the replacements of the files in a task's arguments, once their paths are known."""
+        sandbox, resolved = record.description.get("sandbox"), record.resolved
+        by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
+        sources = record.extra.sources if record.extra is not None else ()
+        for file in found.inputs:
+            producer = found.producers.get(id(file))
+            own = None if producer is None else producer._outcome
+            if sandbox is not None:
+                values[id(file)] = self._stager.bind(
+                    file, sandbox, sources, own, outputs=found.outputs, by_path=by_path
+                )
+            elif resolved is not None:
+                values[id(file)] = located(file, resolved, own)
+        if sandbox is not None:
+            for output in found.outputs:
+                values[id(output)] = output.bound_to(sandbox, by_path=by_path)
 
 
 def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:

@@ -131,15 +131,13 @@ class Regeneration:
 
 
 class StageOut:
-    """Saves the files of results, and hands the results on.
+    """Saves the output files of results to their destinations.
 
     Args:
-        scheduler: Is told of results that may be seen, and of files that cannot be saved.
-        background: Runs what takes long.
-        stager: Puts the files in their places.
-        record: Called with each result that is to be recorded.
-        missing: Called with each task whose recorded files are to be saved and are gone.
-        submission: Takes calls that make files again.
+        scheduler: Receives the results whose files are saved, and failures.
+        background: Runs the copying.
+        stager: Copies the files.
+        submission: Accepts the calls that produce missing files again.
     """
 
     def __init__(
@@ -147,24 +145,17 @@ class StageOut:
         scheduler: Scheduler,
         background: Background,
         stager: Stager,
-        record: Callable[[TaskRecord, Any], object],
-        missing: Callable[[TaskRecord], object],
         submission: Submission,
     ) -> None:
         self._scheduler = scheduler
         self._background = background
         self._stager = stager
-        self._record = record
-        self._missing = missing
         self._submission = submission
         self._reruns = Reruns(background)
         self._under_way: set[asyncio.Task[None]] = set()
 
-    def record(self, record: TaskRecord, value: Any) -> None:
-        """Has a result saved, recorded where somebody does, and revealed."""
-        if not record.targets():
-            self._record(record, value)
-            return
+    def save(self, record: TaskRecord, value: Any) -> None:
+        """Save the files of a result, then call `Scheduler.saved` or `fail`."""
         self._begin(record, self._save(record, value))
 
     async def _save(self, record: TaskRecord, value: Any) -> None:
@@ -179,14 +170,15 @@ class StageOut:
             self._stager.spare(outcome)
             leave_script(record)
             self._scheduler.fail(record, error)
-            return
-        if self._scheduler.recording and record.task.settings.cache:
-            self._record(record, value)
         else:
-            self._scheduler.reveal(record, value)
+            self._scheduler.saved(record, value)
 
-    def restore(self, record: TaskRecord, recorded: Recorded) -> None:
-        """Gives a task the result that a plugin had, with its files."""
+    def restore(self, record: TaskRecord, recorded: Recorded) -> bool:
+        """Give a task the result that a plugin has, with its files.
+
+        Returns:
+            False if files that are to be saved are missing, so that the task must run.
+        """
         files, dry = recorded.files, record.backend.dry
         if record.resolved is not None:
             self._stager.was_read(record.resolved)
@@ -201,10 +193,9 @@ class StageOut:
             if (left.stdout, left.stderr, left.exit_code) != (None, None, None):
                 record.future._outcome = left
             self._scheduler.recorded(record, recorded.value)
-            return
+            return True
         if not dry and not files.gone.isdisjoint(record.targets()):
-            self._missing(record)  # it is to be saved
-            return
+            return False
         outputs = record.found.outputs if record.found is not None else ()
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
         left.matches, left.paths = files.matches, files.paths
@@ -213,13 +204,14 @@ class StageOut:
         record.future._outcome = left
         if files.gone and not dry:
             left.make_again = Regeneration(self._submission, self._reruns, record)
-        if not record.targets():
+        if record.targets():
+            self._begin(record, self._restore(record, recorded.value, files))
+        else:
             self._scheduler.recorded(record, recorded.value)
-            return
-        self._begin(record, self._restore(record, recorded.value, files))
+        return True
 
     def _begin(self, record: TaskRecord, work: Coroutine[Any, Any, None]) -> None:
-        """Has files of a task saved, which `drain` waits for."""
+        """Run a coroutine that `drain` waits for."""
         saving = self._background.spawn(work, f"save files of {record.uid}")
         self._under_way.add(saving)
         saving.add_done_callback(self._under_way.discard)
@@ -235,7 +227,7 @@ class StageOut:
             self._scheduler.recorded(record, value)
 
     async def drain(self, grace: float) -> None:
-        """Waits until all is saved, `grace` seconds at most. Used at shutdown."""
+        """Wait up to `grace` seconds until all files are saved. Called at shutdown."""
         if self._under_way:
             await asyncio.wait(tuple(self._under_way), timeout=grace)
 
@@ -247,7 +239,7 @@ async def save_files(
     place: str | os.PathLike[str],
     name: str | None,
 ) -> list[Path]:
-    """Does what `WorkflowEngine.save` says, which has the same arguments."""
+    """Copy files from the sandbox of a task, see `WorkflowEngine.save`."""
     if not isinstance(future, TaskFuture):
         raise TypeError(
             "save takes the future of a task and a place, as in `await flow.save(future, "

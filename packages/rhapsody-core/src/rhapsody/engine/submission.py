@@ -21,6 +21,7 @@ from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
 from rhapsody.engine.events import UnawaitedErrors
 from rhapsody.engine.promises import Promises
+from rhapsody.engine.pushdown import PushDown, RemoteFuture
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import Settings
@@ -46,6 +47,7 @@ class Submission:
         scheduler: Receives the tasks.
         backends: The attached backends; may grow.
         unawaited: Counts failures that were never awaited.
+        pushdown: Has the class of new futures.
         here: The current directory when the engine was created, `None` if it was removed.
         results_dir: Directory that destinations of outputs are relative to.
         discard: Removes temporary files, see `Promises`.
@@ -64,6 +66,7 @@ class Submission:
         scheduler: Scheduler,
         backends: Mapping[str, BackendHandle],
         unawaited: UnawaitedErrors,
+        pushdown: PushDown,
         *,
         here: str | None,
         results_dir: Path,
@@ -74,6 +77,7 @@ class Submission:
         self.loop: asyncio.AbstractEventLoop = loop
         self._scheduler = scheduler
         self._backends = backends
+        self._pushdown = pushdown
         self._here = here
         self._numbers = {"task": 0, "block": 0}
         self.promises: Promises = Promises(results_dir, discard)
@@ -133,7 +137,7 @@ class Submission:
         if task.prefix == "block" or (dependencies and BlockFuture in map(type, dependencies)):
             future = BlockFuture(loop=self.loop)
         else:
-            future = TaskFuture(loop=self.loop)
+            future = (RemoteFuture if self._pushdown.possible else TaskFuture)(loop=self.loop)
         record = TaskRecord(scheduler, task, future, number, args, kwargs or None, specific)
         record.dependencies = dependencies
         record.found = found

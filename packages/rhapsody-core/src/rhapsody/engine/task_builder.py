@@ -24,7 +24,7 @@ from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
-from rhapsody.engine.services import Services, is_service
+from rhapsody.engine.services import Services, Values
 from rhapsody.engine.states import WorkState
 from rhapsody.errors import (
     CapabilityError,
@@ -39,13 +39,10 @@ from rhapsody.quantities import seconds
 from rhapsody.resources import Resources
 from rhapsody.sdk.walltime import time_needed
 from rhapsody.staging.files import Stager
-from rhapsody.staging.inputs import Resolved, located
+from rhapsody.staging.inputs import Resolved
 from rhapsody.task import AttemptInfo, TaskDescription, TaskFuture
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
-
-Values = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments."""
 
 NEW, BUILT, ROUTED, RESOLVED, LOOKED_UP, PREPARED = range(6)
 """How far a task's preparation has come (`TaskRecord.stage`)."""
@@ -62,12 +59,12 @@ class TaskBuilder:
         background: Runs what takes long.
         memoization: Looks up results.
         pushdown: Gives references in place of values that stay with a backend.
+        values: Replaces futures and files in arguments.
         services: Holds back what waits for a service that is started again.
         stager: Finds and links files.
         hooks: The plugins' hooks.
         engine: What they are told is the engine.
         backends: The attached backends; may grow.
-        resume: Called with a task that goes on, and the backend that it goes to.
         timeout: Seconds for tasks that say nothing of their own.
         lost_retries: Tries after losses of such, for backends that try themselves.
         implicit_data: Whether tasks see what dependencies left in their sandboxes.
@@ -82,11 +79,11 @@ class TaskBuilder:
         memoization: Memoization,
         pushdown: PushDown,
         services: Services,
+        values: Values,
         stager: Stager,
         hooks: EngineHooks,
         engine: ObservedEngine,
         backends: Mapping[str, BackendHandle],
-        resume: Callable[[TaskRecord, BackendHandle], object],
         *,
         timeout: float | None,
         lost_retries: int,
@@ -99,11 +96,11 @@ class TaskBuilder:
         self._memoization = memoization
         self._pushdown = pushdown
         self._services = services
+        self._values = values
         self._stager = stager
         self._hooks = hooks
         self._engine = engine
         self._backends = backends
-        self._resume = resume
         self._timeout = timeout
         self._lost_retries = lost_retries
         self._implicit_data = implicit_data
@@ -132,11 +129,11 @@ class TaskBuilder:
                 if hooks.select_backend and len(self._backends) > 1 and not task.settings.backend:
                     chosen = self._selected(record, backend)
                     if chosen is not backend:
-                        self._resume(record, chosen)
+                        self._scheduler.requeue(record, chosen)
                         return False
             if begin <= ROUTED:
                 if backend.may_end and (other := self._with_more_time(record, backend)) is not None:
-                    self._resume(record, self._backends[other])
+                    self._scheduler.requeue(record, self._backends[other])
                     return False
                 if task.accepted_by is not backend or hooks.prepare_task or record.specific:
                     self._check_capabilities(record, backend)
@@ -221,7 +218,7 @@ class TaskBuilder:
         if record.found is not None:
             self._describe_files(record, record.found, description)
             if not executable:
-                description["args"], description["kwargs"] = self.values(record)
+                description["args"], description["kwargs"] = self._values.of(record)
 
     def _describe_dependencies(self, record: TaskRecord, description: TaskDescription) -> None:
         description["metadata"]["dependencies"] = [
@@ -259,62 +256,11 @@ class TaskBuilder:
             if found.outputs:
                 description["sandbox"] = self._stager.sandbox_path(record.uid)
 
-    def values(self, record: TaskRecord, stands_in: Callable[[Any], Any] | None = None) -> Values:
-        """The task's arguments with futures replaced by their values and files bound.
-
-        Args:
-            record: The task.
-            stands_in: Gives what takes the place of a service's future.
-        """
-        found = record.found
-        if found is None:
-            return record.args, record.kwargs or {}
-        if record.pushed or stands_in is not None or self._services.any:
-            values = {id(each): self._value(record, each, stands_in) for each in found.futures}
-        else:
-            values = {
-                id(each): each._result if type(each) is TaskFuture else each.result()
-                for each in found.futures
-            }
-        if found.inputs or found.outputs:
-            self._bind_files(record, found, values)
-        return found.fill(record.args, record.kwargs or {}, values)
-
-    def _value(
-        self,
-        record: TaskRecord,
-        future: asyncio.Future[Any],
-        stands_in: Callable[[Any], Any] | None,
-    ) -> Any:
-        if record.pushed and (reference := self._pushdown.reference(future)) is not None:
-            return reference
-        if stands_in is not None and is_service(future):
-            return stands_in(future)
-        return self._services.value(future)
-
-    def _bind_files(self, record: TaskRecord, found: ArgumentScan, values: dict[int, Any]) -> None:
-        """Add what stands for the files in a task's arguments, once their paths are known."""
-        sandbox, resolved = record.description.get("sandbox"), record.resolved
-        by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
-        sources = record.extra.sources if record.extra is not None else ()
-        for file in found.inputs:
-            producer = found.producers.get(id(file))
-            own = None if producer is None else producer._outcome
-            if sandbox is not None:
-                values[id(file)] = self._stager.bind(
-                    file, sandbox, sources, own, outputs=found.outputs, by_path=by_path
-                )
-            elif resolved is not None:
-                values[id(file)] = located(file, resolved, own)
-        if sandbox is not None:
-            for output in found.outputs:
-                values[id(output)] = output.bound_to(sandbox, by_path=by_path)
-
     def _command_built(self, record: TaskRecord, backend: BackendHandle) -> bool:
         extra, sandbox = record.more(), record.description["sandbox"]
         former, extra.built_for = extra.built_for, sandbox
         if extra.command is None:  # a retry runs the same command
-            args, kwargs = self.values(record)
+            args, kwargs = self._values.of(record)
             if self._hooks.lookup_results or self._hooks.record_results:
                 extra.texts = texts_in([args, kwargs])
             command = record.task.function(*args, **kwargs)
@@ -341,7 +287,7 @@ class TaskBuilder:
             record.more().command = built
             _set_command(record, built)
             record.stage = BUILT
-            self._resume(record, backend)
+            self._scheduler.requeue(record, backend)
 
     # Hooks.
 
@@ -511,7 +457,7 @@ class TaskBuilder:
         except Exception as error:  # a task whose files cannot be had fails alone
             self._scheduler.refuse(record, error)
         else:
-            self._resume(record, backend)
+            self._scheduler.requeue(record, backend)
 
     def _place_inputs(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Let a function read its inputs where they are, or in a sandbox if it must have one."""
@@ -520,7 +466,7 @@ class TaskBuilder:
             return
         if resolved is None or not self._stager.in_place(backend.backend, resolved):
             description["sandbox"] = self._stager.sandbox_path(record.uid)
-        description["args"], description["kwargs"] = self.values(record)
+        description["args"], description["kwargs"] = self._values.of(record)
 
     async def _make_again(
         self, record: TaskRecord, backend: BackendHandle, gone: Sequence[AttemptInfo]
@@ -535,7 +481,7 @@ class TaskBuilder:
             self._scheduler.refuse(record, error)
         else:
             record.stage = ROUTED  # they are elsewhere, and may differ
-            self._resume(record, backend)
+            self._scheduler.requeue(record, backend)
 
 
 def _checked_command(record: TaskRecord, command: object) -> str | list[str]:

@@ -142,7 +142,7 @@ class Stats:
         cancelled: Futures that were cancelled.
         recorded: Results that a plugin had recorded earlier; the tasks did not run.
         retried: Attempts that failed and were followed by another.
-        lost: Attempts that the infrastructure lost.
+        lost: Attempts that the infrastructure lost, and values that backends kept and lost.
         late: Updates that came too late or out of order, and ends that came twice; none of
             them was applied.
         unknown: Updates of tasks or states that nobody knows.
