@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rhapsody import WorkflowEngine, literal, wait
+from rhapsody.engine.record import BlockRecord
 from tests.core.engine_fixtures import engine
 from tests.core.scripted import Scripted, outcome, turns, until, within
 
@@ -449,7 +450,7 @@ async def test_a_sync_block_in_wait_is_stopped_at_shutdown(
     outer()
     await within(backend.next())
     live = flow._runtime.scheduler.live
-    await until(lambda: sum(node.more().in_wait for node in live) == 2)
+    await until(lambda: sum(isinstance(one, BlockRecord) and one.in_wait for one in live) == 2)
     await within(flow.shutdown())
     assert sorted(cleaned) == ["inner", "outer"]
     assert flow.summary is not None

@@ -102,8 +102,8 @@ class TriedForEver(Scheduler):
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
         super()._attempt_failed(record, error)
-        if record.extra is not None:
-            record.extra.failures, record.extra.losses = {}, 0
+        if record.tries is not None:
+            record.tries.failures, record.tries.losses = {}, 0
 
 
 class BackAndForth(Scheduler):
@@ -111,8 +111,8 @@ class BackAndForth(Scheduler):
 
     def _attempt_failed(self, record: TaskRecord, error: BaseException) -> None:
         super()._attempt_failed(record, error)
-        if record.extra is not None:
-            record.extra.elsewhere = None
+        if record.tries is not None:
+            record.tries.elsewhere = None
 
 
 class WorkNotStopped(Scheduler):

@@ -19,7 +19,7 @@ from typing import Any, cast
 from rhapsody.capabilities import Capabilities
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import NO_FALLBACK, Settings
 from rhapsody.engine.states import FutureState, WorkState
@@ -158,7 +158,7 @@ class World:
         self.ready: list[TaskRecord] = []
         self.batch: list[TaskRecord] = []
         self.uids: list[str] = []
-        self.blocks: list[TaskRecord] = []
+        self.blocks: list[BlockRecord] = []
         self.held: list[tuple[TaskRecord, Any]] = []
         self.foreign: list[Result] = []
         self.stops: Counter[TaskRecord] = Counter()
@@ -177,15 +177,14 @@ class World:
 
     def of(self, record: TaskRecord) -> BackendHandle:
         """The backend of a task's next attempt."""
-        elsewhere = record.extra is not None and record.extra.elsewhere is not None
-        return self.backends[elsewhere]
+        return self.backends[record.elsewhere() is not None]
 
     # What the scheduler asks for.
 
     def route(self, record: TaskRecord) -> None:
         self.ready.append(record)
 
-    def start_block(self, record: TaskRecord) -> None:
+    def start_block(self, record: BlockRecord) -> None:
         self.scheduler.run(record)
         self.blocks.append(record)
 
@@ -259,12 +258,13 @@ class World:
         self,
         task: TaskFunction[Any, Any],
         dependencies: Sequence[Any] = (),
-        parent: TaskRecord | None = None,
+        parent: BlockRecord | None = None,
     ) -> TaskRecord:
         """Makes a call."""
         number = len(self.records)
         future: Any = Result(f"{task.prefix}.{number:06d}")
-        record = TaskRecord(self.scheduler, task, future, number, (), None, None)
+        kind = BlockRecord if task.prefix == "block" else TaskRecord
+        record = kind(self.scheduler, task, future, number, (), None, None)
         record.dependencies = tuple(dependencies)
         future._node = record
         future.on_result = partial(self.promises.succeeded, record)

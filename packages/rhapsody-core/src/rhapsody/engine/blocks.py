@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 from rhapsody.context import running_task
 from rhapsody.engine.background import Background
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Values
 from rhapsody.engine.states import WorkState
@@ -28,7 +28,7 @@ from rhapsody.task import TaskFuture
 
 T = TypeVar("T")
 
-enclosing_block: contextvars.ContextVar[TaskRecord | None] = contextvars.ContextVar(
+enclosing_block: contextvars.ContextVar[BlockRecord | None] = contextvars.ContextVar(
     "rhapsody_block", default=None
 )
 
@@ -66,7 +66,7 @@ class BlockFuture(TaskFuture[T]):
             _check_cycle(me, me)
         super().add_done_callback(fn, context=context)
 
-    def _await_inside(self, me: TaskRecord, record: TaskRecord) -> Generator[Any, None, T]:
+    def _await_inside(self, me: BlockRecord, record: TaskRecord) -> Generator[Any, None, T]:
         with _awaiting(me, record):
             return (yield from super().__await__())
 
@@ -131,11 +131,11 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     try:
         with _awaiting(me, record) if me is not None and record is not None else nullcontext():
             if me is not None:
-                me.more().in_wait = True
+                me.in_wait = True
             done.wait(timeout)
     finally:
         if me is not None:
-            me.more().in_wait = False
+            me.in_wait = False
         for one in watched:
             if not one.done():
                 one.get_loop().call_soon_threadsafe(leave, one)
@@ -152,13 +152,13 @@ def _record_of(future: BlockFuture[Any]) -> TaskRecord | None:
 
 
 @contextmanager
-def _awaiting(me: TaskRecord, record: TaskRecord) -> Iterator[None]:
+def _awaiting(me: BlockRecord, record: TaskRecord) -> Iterator[None]:
     """Notes that block `me` waits for block `task`.
 
     Raises:
         RuntimeError: That one waits for `me`, directly or through others.
     """
-    edges = me.more().awaiting
+    edges = me.awaiting
     edges.append(record)  # before looking: of two threads at least one sees the other's
     try:
         _check_cycle(me, record)
@@ -177,7 +177,7 @@ def _check_cycle(me: TaskRecord, record: TaskRecord) -> None:
                 f"{record.task.name!r} ({record.future.uid})"
                 + ("" if record is me else ", which waits for it")
             )
-        ahead = list(other.extra.awaiting) if other.extra is not None else []
+        ahead = list(other.awaiting) if isinstance(other, BlockRecord) else []
         for dependency in other.dependencies:
             if isinstance(dependency, BlockFuture) and not dependency.done():
                 ahead.append(cast("TaskRecord", dependency._node))
@@ -209,14 +209,13 @@ class Blocks:
         self._scheduler = scheduler
         self._background = background
         self._values = values
-        self._threads: dict[TaskRecord, threading.Thread] = {}
-        self._woken: dict[TaskRecord, asyncio.Future[None]] = {}  # until their threads have ended
+        self._threads: dict[BlockRecord, threading.Thread] = {}
+        self._woken: dict[BlockRecord, asyncio.Future[None]] = {}  # until their threads have ended
 
-    def start(self, record: TaskRecord) -> None:
+    def start(self, record: BlockRecord) -> None:
         """Starts a block whose dependencies have ended."""
         self._scheduler.run(record)
-        extra = record.more()
-        context = extra.context or contextvars.copy_context()
+        context = record.context
         context.run(enclosing_block.set, record)
         try:
             args, kwargs = self._values.of(record)
@@ -240,44 +239,38 @@ class Blocks:
             self._background.soon(partial(self._ended, record, None, error))
 
     def _run(
-        self, record: TaskRecord, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
+        self, record: BlockRecord, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context
     ) -> None:
         block = self._background.loop.create_task(
             coroutine, name=record.future.uid, context=context
         )
         guarded = self._background.guarded
         block.add_done_callback(lambda task: guarded(partial(self._async_ended, record, task)))
-        record.more().block = block
+        record.running = block
 
-    def stop(self, record: TaskRecord) -> None:
+    def stop(self, record: BlockRecord) -> None:
         """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
-        if record.extra is None:
-            return
-        if record.extra.block is not None:
-            record.extra.block.cancel()
-        elif record.extra.in_wait and record not in self._woken:
+        if record.running is not None:
+            record.running.cancel()
+        elif record.in_wait and record not in self._woken:
             self._woken[record] = self._background.loop.create_future()
 
     @property
     def on_threads(self) -> tuple[str, ...]:
         """The uids of synchronous blocks that go on, but for those that a cancellation wakes."""
-        return tuple(
-            record.future.uid
-            for record in self._threads
-            if record.extra is None or not record.extra.in_wait
-        )
+        return tuple(record.future.uid for record in self._threads if not record.in_wait)
 
     async def drain(self, grace: float) -> None:
         """Gives blocks that are being cancelled time to end. Used at shutdown.
 
         Of the synchronous ones those that were in `wait`.
         """
-        running = [n.extra.block for n in self._scheduler.live if n.extra is not None]
+        running = [n.running for n in self._scheduler.live if isinstance(n, BlockRecord)]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]
         if blocks:
             await asyncio.wait(blocks, timeout=grace)
 
-    def _call(self, record: TaskRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _call(self, record: BlockRecord, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value, error = None, None
         try:
             value = record.task.function(*args, **kwargs)
@@ -288,7 +281,7 @@ class Blocks:
             self._threads.pop(record, None)
         del record, args, kwargs, error, ended  # the traceback of what it raised holds this frame
 
-    def _thread_ended(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
+    def _thread_ended(self, record: BlockRecord, value: Any, error: BaseException | None) -> None:
         if type(value) is CoroutineType:  # a plain wrapper around a coroutine function
             if record.state.work is WorkState.RUNNING:
                 self._threads.pop(record, None)
@@ -297,25 +290,25 @@ class Blocks:
             value.close()
         self._returned(record, value, error)
 
-    def _async_ended(self, record: TaskRecord, task: asyncio.Task[Any]) -> None:
+    def _async_ended(self, record: BlockRecord, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
             self._ended(record, None, asyncio.CancelledError())
         else:
             error = task.exception()
             self._returned(record, None if error is not None else task.result(), error)
 
-    def _returned(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
+    def _returned(self, record: BlockRecord, value: Any, error: BaseException | None) -> None:
         """End a block, or await the future that it has returned."""
         future = issubclass(type(value), asyncio.Future)  # without calling what the value defines
         if error is None and record.state.work is WorkState.RUNNING and future:
             self._threads.pop(record, None)
             # A copy, because the block's thread may not have left its own context yet.
-            context = (record.more().context or contextvars.copy_context()).copy()
+            context = record.context.copy()
             self._run(record, _value_of(value), context)
         else:
             self._ended(record, value, error)
 
-    def _ended(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
+    def _ended(self, record: BlockRecord, value: Any, error: BaseException | None) -> None:
         self._threads.pop(record, None)
         woken = self._woken.pop(record, None)
         if woken is not None:

@@ -160,10 +160,7 @@ def unknown_setting(
 def of_attempt(record: TaskRecord, report: Mapping[str, Any]) -> BaseException:
     """Return the error of an attempt that its backend reported as failed."""
     error = report.get("exception")
-    command = None
-    if record.extra is not None and record.extra.command is not None:
-        given = record.extra.command
-        command = given if isinstance(given, str) else shlex.join(given)
+    command = None if record.command is None else str(record.command)
     if isinstance(error, BaseException):
         if is_a(error, OSError) and record.task.kind == "executable":  # it names the command
             set_traceback(error, None).__cause__ = None
@@ -198,7 +195,7 @@ def _hints(record: TaskRecord, report: Mapping[str, Any]) -> str:
 
 def unquoted_files(record: TaskRecord) -> str:
     """Return a hint about the first file that a shell command names without the quotes it needs."""
-    command = record.extra.command if record.extra is not None else None
+    command = record.command.words if record.command is not None else None
     if not isinstance(command, str):
         return ""
     words = _shell_words(command)
@@ -216,7 +213,7 @@ def unquoted_files(record: TaskRecord) -> str:
 
 def _missing_files(record: TaskRecord, report: Mapping[str, Any]) -> str:
     """Return a hint about files that a command names and that only the current directory has."""
-    command = record.extra.command if record.extra is not None else None
+    command = record.command.words if record.command is not None else None
     described = record.description.get("sandbox")
     sandbox: str = report.get("sandbox") or described or ""
     if not command or record.task.settings.cwd is not None or not os.path.isdir(sandbox):
@@ -485,9 +482,8 @@ def leave_error(record: TaskRecord, error: BaseException) -> None:
 
 
 def _note(record: TaskRecord, call: str, error: BaseException) -> str:
-    description, backend, extra = record.description, record.future._backend, record.extra
-    if extra is not None and extra.elsewhere is not None:
-        backend = extra.elsewhere
+    description, tries = record.description, record.tries
+    backend = record.elsewhere() or record.future._backend
     where = record.future.uid
     if backend is not None:
         worker = description.get("worker")
@@ -496,10 +492,9 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
     elif record.task.prefix == "task":
         where += ", not submitted"
     lines = [f"{OURS}raised in {call}", f"  {where}"]
-    if extra is not None and extra.elsewhere is not None:
-        lines.append(
-            f"  attempts: {', '.join(f'{n} on {name!r}' for name, n in extra.tried.items())}"
-        )
+    if tries is not None and tries.elsewhere is not None:
+        counts = (f"{number} on {name!r}" for name, number in tries.by_backend.items())
+        lines.append(f"  attempts: {', '.join(counts)}")
     sandbox = description.get("sandbox")
     if backend is not None and sandbox is not None:
         lines.append(f"  sandbox: {sandbox}")
@@ -520,10 +515,10 @@ def _note(record: TaskRecord, call: str, error: BaseException) -> str:
 
 def _places(record: TaskRecord) -> dict[str, str]:
     """Return destinations of outputs that a failed command names instead of the file names."""
-    extra, found = record.extra, record.found
-    if extra is None or extra.command is None or found is None:
+    command, found = record.command, record.found
+    if command is None or found is None:
         return {}
-    text = extra.command if isinstance(extra.command, str) else " ".join(extra.command)
+    text = command.words if isinstance(command.words, str) else " ".join(command.words)
     placed = {f"{out.save}{out.filename}": out.filename for out in found.outputs if out.save}
     return {place: name for place, name in placed.items() if place in text}
 

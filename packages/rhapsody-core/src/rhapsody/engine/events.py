@@ -58,14 +58,14 @@ class Observation:
         self, record: TaskRecord, state: TasksMainStates, error: BaseException | None = None
     ) -> None:
         """Record that a task entered a state."""
-        rows, task, description, extra = self._rows, record.task, record.description, record.extra
+        rows, task, description = self._rows, record.task, record.description
         if not rows:
             self._background.soon(self.flush)
         rows += (
             task.prefix, record.number, task.name, record.attempt or 1, state, record.native,
             record.future._backend, self._clock.monotonic(),
             description.get("worker"),
-            None if extra is None else extra.scope, error,
+            record.scope, error,
             description.get("sandbox"),
             record.future._outcome if state in _ENDS and task.settings.capture is True else None,
             task.kind,

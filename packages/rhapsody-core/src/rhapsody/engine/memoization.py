@@ -81,7 +81,7 @@ class Memoization:
             if record.pushed and not self._warned:
                 self._warn(record)
             return False
-        if record.extra is not None and record.extra.makes_again is not None:  # it was found before
+        if record.repeats is not None:  # it was found before
             return False
         if not self._unlooked:
             looking = self._background.spawn(self._look_up(), "look up results")
@@ -195,8 +195,8 @@ class Memoization:
             outcome.stderr,
             outcome.exit_code,
             record.texts(),
-            None if record.extra is None else record.extra.makes_again,
-            () if record.extra is None else tuple(record.extra.made_for),
+            None if record.repeats is None else record.repeats.attempt,
+            () if record.repeats is None else tuple(record.repeats.readers),
         )
 
     def _files(self, record: TaskRecord) -> TaskFiles | None:
@@ -225,10 +225,9 @@ class Memoization:
         found["shares_memory"] = record.backend.shares_memory
         if record.found is not None and record.backend.dry:
             found["inputs"] = _inputs(record, record.found)
-        if record.extra is not None and self._implicit_data and "sandbox" in found:
-            sources = record.extra.sources
+        if self._implicit_data and "sandbox" in found:
             found["implicit"] = tuple(
-                each.sandbox for each in sources if each.sandbox and not each.output_files
+                each.sandbox for each in record.sources if each.sandbox and not each.output_files
             )
         services = [each for each in record.dependencies if is_service(each)]
         if services:
@@ -305,12 +304,11 @@ def _refused(
 
 def _inputs(record: TaskRecord, scan: ArgumentScan) -> dict[str, str | None]:
     """Return the paths of a task's input files in a dry run, which resolves no files."""
-    sources = record.extra.sources if record.extra is not None else ()
     made_by = {key: left for key, each in scan.producers.items() if (left := each._outcome)}
     found: dict[str, Origin] = {}
     for file in scan.inputs:
         with suppress(DataError):  # it does not exist yet
-            found |= origins(record.description, [file], sources, made_by)
+            found |= origins(record.description, [file], record.sources, made_by)
     return {
         name: origin.path if origin.producer is None else origin.producer.path_of(name)
         for name, origin in found.items()

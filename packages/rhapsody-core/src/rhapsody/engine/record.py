@@ -1,14 +1,16 @@
-"""One call of a task or block, from the call until its work has ended.
+"""Record of one call of a task or block, from the call until its work has ended.
 
-A task holds what is known of the call and answers its future's questions. What
-happens to it is decided in `rhapsody.engine.scheduler`.
+It contains what is known of the call, and implements what its future reports. All decisions about
+it are in `rhapsody.engine.scheduler`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Mapping, Set
+import shlex
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, cast
@@ -57,53 +59,54 @@ class Owner(Protocol):
         """Cancel a task; on the loop."""
 
 
-class Extra:
-    """What only some tasks need, kept out of the others."""
+@dataclass(slots=True)
+class Command:
+    """Command of an executable, once it is built.
 
-    __slots__ = (
-        "awaiting",
-        "block",
-        "built_for",
-        "children",
-        "command",
-        "context",
-        "elsewhere",
-        "failures",
-        "in_wait",
-        "losses",
-        "made_for",
-        "makes_again",
-        "restarts",
-        "scope",
-        "sources",
-        "texts",
-        "tried",
-        "waiters",
-    )
+    Attributes:
+        words: A string for a shell, or a list of arguments.
+        sandbox: The sandbox that it was built for, whose path it may contain.
+        texts: Strings and paths in the arguments of the call, if results are recorded.
+    """
 
-    def __init__(self) -> None:
-        self.awaiting: list[TaskRecord] = []  # the blocks that a block awaits now
-        self.block: asyncio.Task[Any] | None = None  # what runs an asynchronous block
-        self.built_for: str = ""  # the sandbox that `command` was built for
-        self.children: dict[TaskRecord, None] = {}  # what a block has started
-        self.command: str | list[str] | None = None  # an executable's, once built
-        self.context: contextvars.Context | None = None  # the one a block was called in
-        self.elsewhere: str | None = None  # the one of its `other_backends` that it has gone on to
-        self.failures: Mapping[int, int] = (
-            _NONE  # attempts that failed, by the place of their policy
-        )
-        self.in_wait: bool = False  # the thread of a synchronous block is in `wait`
-        self.losses: int = 0  # attempts that the infrastructure lost
-        self.made_for: Set[str] = frozenset()  # readers of the files that it produces again
-        self.makes_again: str | None = None  # the attempt that was found, and files of it are gone
-        self.restarts: int = 0  # how often a service was started again after it was ready
-        self.scope: str | None = None
-        self.sources: list[AttemptInfo] = []  # what its dependencies left in sandboxes
-        self.texts: tuple[str, ...] = ()  # strings in an executable's arguments
-        self.tried: Mapping[str, int] = (
-            _NONE  # failed attempts by backend, where it has `other_backends`
-        )
-        self.waiters: list[Callable[[], object]] = []  # called at the end of the work
+    words: str | list[str]
+    sandbox: str
+    texts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.words if isinstance(self.words, str) else shlex.join(self.words)
+
+
+@dataclass(slots=True)
+class Tries:
+    """Failed attempts of a task.
+
+    Attributes:
+        failures: Number of failures by the index of the retry policy that counts them.
+        losses: Number of attempts that the infrastructure lost.
+        by_backend: Number of failed attempts by backend, if the task has `other_backends`.
+        elsewhere: The one of its `other_backends` that the task has moved to.
+        restarts: Number of restarts of a service after it was ready.
+    """
+
+    failures: dict[int, int] = field(default_factory=dict)
+    losses: int = 0
+    by_backend: dict[str, int] = field(default_factory=dict)
+    elsewhere: str | None = None
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """Call that repeats a recorded one, because files of that are missing.
+
+    Attributes:
+        attempt: Uid of the recorded attempt.
+        readers: Uids of the tasks that read the files; may grow.
+    """
+
+    attempt: str
+    readers: Set[str]
 
 
 class TaskRecord:
@@ -113,10 +116,10 @@ class TaskRecord:
         "args",
         "attempt",
         "backend",
+        "command",
         "dependencies",
         "dependents",
         "description",
-        "extra",
         "found",
         "future",
         "kwargs",
@@ -125,18 +128,23 @@ class TaskRecord:
         "number",
         "parent",
         "pushed",
+        "repeats",
         "resolved",
         "scheduler",
+        "scope",
+        "sources",
         "specific",
         "stage",
         "started",
         "state",
         "task",
         "timer",
+        "tries",
         "uid",
         "unfinished",
         "unsent",
         "verdict",
+        "waiters",
     )
 
     def __init__(
@@ -169,52 +177,55 @@ class TaskRecord:
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
         self.backend: BackendHandle  # unset until a backend has been chosen
-        self.parent: TaskRecord | None = None
+        self.parent: BlockRecord | None = None
         self.found: ArgumentScan | None = None  # futures and files in the arguments
         self.resolved: Resolved | None = None  # the input files, once found
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits that it occupies
         self.timer: Timer | None = None  # its timeout, or the wait before a retry
         self.verdict: BaseException | None = None  # why its work is being stopped
-        self.extra: Extra | None = None  # rarely needed fields
+        self.scope: str | None = None
+        self.command: Command | None = None  # of an executable, once built
+        self.tries: Tries | None = None  # failed attempts, if there were any
+        self.repeats: Repetition | None = None  # the recorded call that it repeats
+        self.sources: Sequence[AttemptInfo] = ()  # what dependencies left in sandboxes
+        self.waiters: list[Callable[[], object]] | None = None  # called when the work has ended
 
     def named(self) -> str:
-        """Its task in messages."""
+        """Return the name of the task for messages."""
         return f"{self.task.prefix} {self.task.name!r} ({self.future.uid})"
 
-    def more(self) -> Extra:
-        """The task's rare fields, made when first needed."""
-        if self.extra is None:
-            self.extra = Extra()
-        return self.extra
-
     def texts(self) -> tuple[str, ...]:
-        """The strings and paths in the arguments of an executable, where results are recorded."""
-        return () if self.extra is None else self.extra.texts
+        """Return strings and paths in the arguments of an executable, if results are recorded."""
+        return () if self.command is None else self.command.texts
+
+    def elsewhere(self) -> str | None:
+        """Return the one of its `other_backends` that the task has moved to."""
+        return None if self.tries is None else self.tries.elsewhere
 
     def input_paths(self) -> Mapping[str, str | None]:
-        """Where the input files are, by their names; `None` for what cannot be read here."""
+        """Return the paths of input files by name; `None` for one that cannot be read here."""
         return _NONE if self.resolved is None else self.resolved.paths()
 
     def targets(self) -> Mapping[str, Target]:
-        """Where its output files are to be saved, by their names."""
+        """Return the destinations of output files by name."""
         return {} if self.resolved is None else self.resolved.targets
 
     def matches(self) -> Mapping[str, tuple[str, ...]]:
-        """The files that match each pattern of its outputs, once an attempt has ended well."""
+        """Return the files that match each pattern of its outputs, after a successful attempt."""
         return {} if self.resolved is None else self.resolved.matches
 
     def start_anew(self) -> None:
-        """The next attempt is described from the beginning."""
+        """Discard the description, for the next attempt."""
         self.stage = 0
         self.started = None
         self.description = NOT_DESCRIBED
-        if self.extra is not None and self.extra.elsewhere is not None:
+        if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may keep less than the one before
 
-    # What the future asks (`rhapsody.task.LiveNode`).
+    # For the future (`rhapsody.task.LiveNode`).
 
     def public_state(self) -> TasksMainStates:
-        """The canonical state of the future, or of the work while that is undecided."""
+        """Return the canonical state of the future, or of the work if the future is pending."""
         future, work = self.state.future, self.state.work
         if (
             future is FutureState.DONE
@@ -225,19 +236,20 @@ class TaskRecord:
         return _FUTURE_STATES.get(future) or _WORK_STATES[work]
 
     def cancel(self, msg: Any) -> bool:
-        """Cancels from any thread; see `TaskFuture.cancel`."""
+        """Cancel from any thread, see `TaskFuture.cancel`."""
         return on_loop(self.future.get_loop(), partial(self.scheduler.cancel, self, msg))
 
     async def wait_ended(self) -> None:
-        """Waits until the task is closed."""
+        """Wait until the work has ended."""
         if self.state.work in states.OVER and self.state.future is not FutureState.PENDING:
             return
         ended = asyncio.get_running_loop().create_future()
-        self.more().waiters.append(lambda: None if ended.done() else ended.set_result(None))
+        self.waiters = self.waiters or []
+        self.waiters.append(lambda: None if ended.done() else ended.set_result(None))
         await ended
 
     def describe(self) -> Mapping[str, Any]:
-        """The description of the attempt, or of the call before the first one."""
+        """Return the description of the attempt, or of the call before the first one."""
         if self.description:
             return MappingProxyType(self.description)
         return {
@@ -251,3 +263,25 @@ class TaskRecord:
             "task_backend_specific_kwargs": dict(self.specific or self.task.settings.specific),
             "metadata": {"dependencies": [], "input_files": [], "output_files": []},
         }
+
+
+class BlockRecord(TaskRecord):
+    """Record of one call of a block.
+
+    Attributes:
+        context: The context in which the block was called.
+        children: The unfinished tasks and blocks that it has called; a set in order.
+        awaiting: The blocks that it is waiting for.
+        in_wait: True while the thread of a synchronous block is in `rhapsody.wait`.
+        running: The asyncio task of an asynchronous block.
+    """
+
+    __slots__ = ("awaiting", "children", "context", "in_wait", "running")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.context: contextvars.Context = contextvars.copy_context()
+        self.children: dict[TaskRecord, None] = {}
+        self.awaiting: list[TaskRecord] = []
+        self.in_wait: bool = False
+        self.running: asyncio.Task[Any] | None = None

@@ -20,7 +20,7 @@ from rhapsody.engine.events import Failures, Observation, UnawaitedErrors
 from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.results import Results
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
@@ -183,23 +183,23 @@ class Runtime:
 
     def route(self, record: TaskRecord) -> None:
         """Queue a ready task for the backend that it names, or for the default one."""
-        extra, name = record.extra, record.task.settings.backend
-        if extra is not None and extra.elsewhere is not None:
-            name = extra.elsewhere
+        name = record.task.settings.backend
+        if record.tries is not None and record.tries.elsewhere is not None:
+            name = record.tries.elsewhere
         (self._default if name is None else self.dispatchers[name]).push(record)
 
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Queue a task that is already being prepared, ahead of those that are not."""
         self.dispatchers[backend.name].resume(record)
 
-    def start_block(self, record: TaskRecord) -> None:
+    def start_block(self, record: BlockRecord) -> None:
         """Run a block whose dependencies have ended, once its services are ready again."""
         if not (self.services.any and self.services.hold_back(record)):
             self.blocks.start(record)
 
     def stop(self, record: TaskRecord) -> None:
         """Ask for the work of a task to be stopped."""
-        if record.task.prefix == "block":
+        if isinstance(record, BlockRecord):
             self.blocks.stop(record)
         else:
             self.dispatchers[record.backend.name].cancel(record)

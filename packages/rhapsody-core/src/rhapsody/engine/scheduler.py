@@ -28,7 +28,7 @@ from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import NOT_DESCRIBED, TaskRecord
+from rhapsody.engine.record import NOT_DESCRIBED, BlockRecord, TaskRecord, Tries
 from rhapsody.engine.results import Results
 from rhapsody.engine.settings import NO_FALLBACK
 from rhapsody.engine.states import (
@@ -92,7 +92,7 @@ class Actions(Protocol):
     def requeue(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Queue a task that is already being prepared, ahead of those that are not."""
 
-    def start_block(self, record: TaskRecord) -> None:
+    def start_block(self, record: BlockRecord) -> None:
         """Run a block whose dependencies have ended."""
 
     def stop(self, record: TaskRecord) -> None:
@@ -285,12 +285,12 @@ class Scheduler:
 
     # From the call to the backend.
 
-    def add(self, record: TaskRecord, parent: TaskRecord | None) -> None:
+    def add(self, record: TaskRecord, parent: BlockRecord | None) -> None:
         """Take in a task or block that was called, perhaps inside the block `parent`."""
         self.live.add(record)
         if parent is not None:
             record.parent = parent
-            parent.more().children[record] = None
+            parent.children[record] = None
         self.stats.tasks += 1
         if self.observed:
             self._observation.publish(record, TasksMainStates.PENDING)
@@ -315,10 +315,10 @@ class Scheduler:
         self._actions.requeue(record, backend)
 
     def _on_resolve(self, record: TaskRecord, _: None) -> None:
-        if record.task.prefix == "task":
-            self._actions.route(record)
-        else:
+        if isinstance(record, BlockRecord):
             self._actions.start_block(record)
+        else:
+            self._actions.route(record)
 
     def offer(self, record: TaskRecord, backend: BackendHandle) -> None:
         """Push down dependents of a task that is in the next batch for its backend."""
@@ -564,18 +564,20 @@ class Scheduler:
             return None, mistake
 
     def _retry_delay(self, record: TaskRecord, error: BaseException) -> float | None:
-        settings, extra = record.task.settings, record.more()
-        if extra.restarts:  # a service that was ready before
-            extra.restarts += 1
-            return 0.0 if extra.restarts <= settings.restarts else None
-        other = _next_backend(record) if settings.other_backends else None
+        settings, tries = record.task.settings, record.tries
+        if tries is None:
+            tries = record.tries = Tries()
+        if tries.restarts:  # a service that was ready before
+            tries.restarts += 1
+            return 0.0 if tries.restarts <= settings.restarts else None
+        other = _next_backend(record, tries) if settings.other_backends else None
         if is_a(error, (*LOST, InsufficientWalltimeError)):  # the latter by a backend with a queue
-            extra.losses += 1
+            tries.losses += 1
             most = self._lost_retries if settings.lost_retries is None else settings.lost_retries
             leaves = other is not None and is_a(
                 error, (BackendUnavailableError, InsufficientWalltimeError)
             )
-            if extra.losses <= most and not leaves:
+            if tries.losses <= most and not leaves:
                 return 0.0
         else:
             policies = settings.retries or self._retries
@@ -583,13 +585,12 @@ class Scheduler:
             place = next(covering, None)
             if place is None:
                 return None
-            spent = extra.failures.get(place, 0) + 1
-            extra.failures = {**extra.failures, place: spent}
+            spent = tries.failures[place] = tries.failures.get(place, 0) + 1
             if spent <= policies[place].attempts:
                 return policies[place].delay(record.attempt)
         if other is None:
             return None
-        extra.elsewhere, extra.failures, extra.losses = other, {}, 0
+        tries.elsewhere, tries.failures, tries.losses = other, {}, 0
         return 0.0
 
     def _on_retry(self, record: TaskRecord, _: None) -> None:
@@ -692,8 +693,8 @@ class Scheduler:
         """Cancel the children of a cancelled block, and notify dependents."""
         if self.observed and record.state.work is WorkState.ENDED:
             self._observation.publish(record, CANCELED)
-        if record.extra is not None:
-            for child in tuple(record.extra.children):
+        if isinstance(record, BlockRecord):
+            for child in tuple(record.children):
                 child.cancel(None)  # by the engine that it belongs to
         self._settle(record)
 
@@ -794,7 +795,7 @@ class Scheduler:
                 continue
             unfinished += 1
             other = getattr(dependency, "_node", None)
-            if type(other) is not TaskRecord or other.scheduler is not self:
+            if not isinstance(other, TaskRecord) or other.scheduler is not self:
                 self._actions.follow(record, dependency)
             elif other.dependents is None:
                 other.dependents = {record: None}
@@ -813,7 +814,7 @@ class Scheduler:
             if self._pushdown.is_at_rest(dependency) or dependency.done():
                 continue
             other = getattr(dependency, "_node", None)
-            if type(other) is not TaskRecord or other.scheduler is not self:
+            if not isinstance(other, TaskRecord) or other.scheduler is not self:
                 self._actions.unfollow(record, dependency)
             elif other.dependents is not None:
                 other.dependents.pop(record, None)
@@ -920,17 +921,17 @@ class Scheduler:
             self._unlink(record)
         record.dependencies, record.found = (), None
         if record.parent is not None:
-            if record.parent.extra is not None:
-                record.parent.extra.children.pop(record, None)
+            record.parent.children.pop(record, None)
             record.parent = None
         record.args, record.kwargs, record.specific = (), None, None
         record.description = NOT_DESCRIBED
         if record.timer is not None or record.limits:
             self._release(record)
         record.resolved = record.verdict = None
-        if record.extra is not None:
-            extra, record.extra = record.extra, None
-            for call in extra.waiters:
+        record.sources = ()
+        if record.waiters is not None:
+            waiters, record.waiters = record.waiters, None
+            for call in waiters:
                 call()
 
     def pending(self) -> set[TaskRecord]:
@@ -987,10 +988,10 @@ class Scheduler:
                 self._actions.fail(record, failure(record))
 
 
-def _next_backend(record: TaskRecord) -> str | None:
+def _next_backend(record: TaskRecord, tries: Tries) -> str | None:
     """Count a failed attempt on its backend; return the next of the task's other backends."""
-    extra, name = record.more(), record.backend.name
-    tried = extra.tried = {**extra.tried, name: extra.tried.get(name, 0) + 1}
+    tried, name = tries.by_backend, record.backend.name
+    tried[name] = tried.get(name, 0) + 1
     return next(
         (other for other in record.task.settings.other_backends if other not in tried), None
     )

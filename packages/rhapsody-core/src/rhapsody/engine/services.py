@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from rhapsody.engine import error_messages
 from rhapsody.engine.arguments import ArgumentScan
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import TaskRecord, Tries
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.task_function import TaskFunction
@@ -81,7 +81,7 @@ class Services:
         Returns:
             What observers are told: the state, and the error.
         """
-        restarts = record.extra.restarts if record.extra is not None else 0
+        restarts = record.tries.restarts if record.tries is not None else 0
         again = restarts < record.task.settings.restarts and not self._scheduler.closing
         error = error_messages.of_ended_service(record, report)
         log.warning(
@@ -94,17 +94,16 @@ class Services:
         self._fates[record.future] = ServiceStatus(error, again)
         if not again:
             return main, error if main is TasksMainStates.FAILED else report.get("exception")
-        former = record.more()
         successor = _successor(record, restarts + 1)
-        successor.more().waiters = former.waiters
-        former.waiters = [partial(self._start_again, successor)]
+        successor.waiters = record.waiters
+        record.waiters = [partial(self._start_again, successor)]
         return TasksMainStates.FAILED, error
 
     def _start_again(self, record: TaskRecord) -> None:
         """Put a record into the place of the one that has ended."""
         record.future._node = record
         if record.parent is not None:
-            record.parent.more().children[record] = None
+            record.parent.children[record] = None
         self._scheduler.start_again(record)
 
     def settled(self, record: TaskRecord, value: Any, error: BaseException | None) -> None:
@@ -154,8 +153,7 @@ class Services:
                 for other in self._scheduler.limits.give_back(record):
                     self._scheduler.resume(other)
                 return True
-            if record.extra is not None:
-                record.extra.command = None  # that of a former attempt has the former value
+            record.command = None  # that of a former attempt has the former value
         return False
 
     def value(self, future: Any) -> Any:
@@ -229,13 +227,12 @@ class Values:
         """Add the replacements of the files in a task's arguments, once their paths are known."""
         sandbox, resolved = record.description.get("sandbox"), record.resolved
         by_path = record.task.kind != "executable" or record.task.settings.cwd is not None
-        sources = record.extra.sources if record.extra is not None else ()
         for file in found.inputs:
             producer = found.producers.get(id(file))
             own = None if producer is None else producer._outcome
             if sandbox is not None:
                 values[id(file)] = self._stager.bind(
-                    file, sandbox, sources, own, outputs=found.outputs, by_path=by_path
+                    file, sandbox, record.sources, own, outputs=found.outputs, by_path=by_path
                 )
             elif resolved is not None:
                 values[id(file)] = located(file, resolved, own)
@@ -265,8 +262,5 @@ def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
     new.attempt, new.dependencies, new.found = record.attempt, record.dependencies, record.found
     if record.parent is not None and record.parent.state.future is FutureState.PENDING:
         new.parent = record.parent
-    former, extra = record.more(), new.more()
-    extra.restarts = restarts
-    extra.scope, extra.texts = former.scope, former.texts
-    extra.command, extra.built_for = former.command, former.built_for
+    new.scope, new.command, new.tries = record.scope, record.command, Tries(restarts=restarts)
     return new

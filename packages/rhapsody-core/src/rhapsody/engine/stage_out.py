@@ -16,7 +16,7 @@ from typing import Any
 
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import Repetition, TaskRecord
 from rhapsody.engine.results import leave_script
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.submission import Submission
@@ -123,7 +123,7 @@ class Regeneration:
             self._made = self._call()
             record = self._made._node
             assert isinstance(record, TaskRecord)
-            record.more().makes_again, record.more().made_for = self._attempt, self._readers
+            record.repeats = Repetition(self._attempt, self._readers)
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
             for field in dataclasses.fields(AttemptInfo):

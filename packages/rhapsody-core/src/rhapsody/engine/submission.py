@@ -22,7 +22,7 @@ from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
 from rhapsody.engine.events import UnawaitedErrors
 from rhapsody.engine.promises import Promises
 from rhapsody.engine.pushdown import PushDown, RemoteFuture
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import Settings
 from rhapsody.engine.states import FutureState
@@ -138,7 +138,8 @@ class Submission:
             future = BlockFuture(loop=self.loop)
         else:
             future = (RemoteFuture if self._pushdown.possible else TaskFuture)(loop=self.loop)
-        record = TaskRecord(scheduler, task, future, number, args, kwargs or None, specific)
+        kind = BlockRecord if task.prefix == "block" else TaskRecord
+        record = kind(scheduler, task, future, number, args, kwargs or None, specific)
         record.dependencies = dependencies
         record.found = found
         future._node = record
@@ -147,12 +148,8 @@ class Submission:
         future._uid = None
         future._backend = None
         future._outcome = None
-        scope = current_scope.get()
-        if scope is not None or (found is not None and (found.inputs or found.outputs)):
-            record.more().scope = scope
-        if task.prefix == "block":
-            record.more().context = contextvars.copy_context()
-        elif found is not None and found.outputs and not again:
+        record.scope = current_scope.get()
+        if found is not None and found.outputs and not again and task.prefix == "task":
             self.promises.promise(future, found.outputs)
         if found is not None and found.producers:
             self.promises.read(future, found.inputs, found.producers)

@@ -22,7 +22,7 @@ from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.memoization import Memoization
 from rhapsody.engine.pushdown import PushDown
-from rhapsody.engine.record import TaskRecord
+from rhapsody.engine.record import Command, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
 from rhapsody.engine.states import WorkState
@@ -143,7 +143,9 @@ class TaskBuilder:
                     record.description["lost_retries"] = self._lost_retries if own is None else own
                 record.stage = RESOLVED
                 record.resolved = None  # that of an earlier attempt
-                has_files = record.extra is not None and self._has_files(record, backend)
+                found = record.found
+                declares = found is not None and (found.inputs or found.outputs)
+                has_files = (declares or record.sources) and self._has_files(record, backend)
                 if has_files and not self._resolved(record, backend):
                     return False
             if begin <= RESOLVED:
@@ -182,7 +184,7 @@ class TaskBuilder:
         record.uid = record.future._uid = uid = (
             f"{self._uid}.task.{record.number:06d}.{record.attempt}"
         )
-        settings, extra = task.settings, record.extra
+        settings = task.settings
         executable = task.kind == "executable"
         description: TaskDescription = {
             "uid": uid,
@@ -213,8 +215,8 @@ class TaskBuilder:
             self._describe_dependencies(record, description)
             if record.pushed:
                 description["references"] = self._pushdown.references(record)
-        if extra is not None and extra.scope is not None:
-            description["scope"] = extra.scope
+        if record.scope is not None:
+            description["scope"] = record.scope
         if record.found is not None:
             self._describe_files(record, record.found, description)
             if not executable:
@@ -244,8 +246,7 @@ class TaskBuilder:
             if isinstance(future, TaskFuture) and future not in named
             if (left := future._outcome) is not None and left.sandbox is not None
         ]
-        if sources:
-            record.more().sources = sources
+        record.sources = sources
 
     def _describe_files(
         self, record: TaskRecord, found: ArgumentScan, description: TaskDescription
@@ -257,26 +258,31 @@ class TaskBuilder:
                 description["sandbox"] = self._stager.sandbox_path(record.uid)
 
     def _command_built(self, record: TaskRecord, backend: BackendHandle) -> bool:
-        extra, sandbox = record.more(), record.description["sandbox"]
-        former, extra.built_for = extra.built_for, sandbox
-        if extra.command is None:  # a retry runs the same command
+        sandbox, former = record.description["sandbox"], record.command
+        if former is None:  # a retry runs the same command
             args, kwargs = self._values.of(record)
-            if self._hooks.lookup_results or self._hooks.record_results:
-                extra.texts = texts_in([args, kwargs])
+            records = self._hooks.lookup_results or self._hooks.record_results
+            texts = texts_in([args, kwargs]) if records else ()
             command = record.task.function(*args, **kwargs)
             if inspect.iscoroutine(command):
-                waiting = self._await_command(record, backend, command)
+                waiting = self._await_command(record, backend, command, texts)
                 builder = self._background.spawn(waiting, record.uid, at_once=True)
                 record.future.add_done_callback(lambda _: builder.cancel())  # cancelled meanwhile
                 return False
-            extra.command = _checked_command(record, command)
-        elif record.found is not None and former != sandbox:  # which may name its files
-            extra.command = _moved(extra.command, former, sandbox)
-        _set_command(record, extra.command)
+            _set_command(record, _checked_command(record, command), texts)
+        else:
+            words = former.words
+            if record.found is not None:  # it may name files in its sandbox
+                words = _moved(words, former.sandbox, sandbox)
+            _set_command(record, words, former.texts)
         return True
 
     async def _await_command(
-        self, record: TaskRecord, backend: BackendHandle, command: Coroutine[Any, Any, Any]
+        self,
+        record: TaskRecord,
+        backend: BackendHandle,
+        command: Coroutine[Any, Any, Any],
+        texts: tuple[str, ...],
     ) -> None:
         try:
             built = _checked_command(record, await command)
@@ -284,8 +290,7 @@ class TaskBuilder:
             self._scheduler.refuse(record, error)
             return
         if record.state.work is WorkState.READY:
-            record.more().command = built
-            _set_command(record, built)
+            _set_command(record, built, texts)
             record.stage = BUILT
             self._scheduler.requeue(record, backend)
 
@@ -312,7 +317,7 @@ class TaskBuilder:
             _check_prepared(hook.plugin, description)
 
     def _selected(self, record: TaskRecord, default: BackendHandle) -> BackendHandle:
-        if record.extra is not None and record.extra.elsewhere is not None:
+        if record.elsewhere() is not None:
             return default  # it has left the one that was selected
         hooks = self._hooks
         candidates = self._able(record)
@@ -417,13 +422,12 @@ class TaskBuilder:
             self._implicit_data
             and backend.capabilities.sandboxes
             and "sandbox" in record.description
-            and record.extra is not None
-            and any(source.sandbox is not None for source in record.extra.sources)
+            and any(source.sandbox is not None for source in record.sources)
         )
 
     def _resolved(self, record: TaskRecord, backend: BackendHandle) -> bool:
         """Find the files of a task; return `False` while some of them are being fetched."""
-        extra, description, found = record.more(), record.description, record.found
+        description, found = record.description, record.found
         inputs, outputs = (found.inputs, found.outputs) if found is not None else ((), ())
         made_by = found.producers if found is not None else {}
         for each in self._others(record):
@@ -433,7 +437,7 @@ class TaskBuilder:
             backend.backend,
             inputs,
             outputs,
-            extra.sources,
+            record.sources,
             {key: left for key, future in made_by.items() if (left := future._outcome)},
         )
         if resolved.coming:
@@ -472,7 +476,7 @@ class TaskBuilder:
         self, record: TaskRecord, backend: BackendHandle, gone: Sequence[AttemptInfo]
     ) -> None:
         """Produce missing files of an earlier run that the task reads."""
-        reader = record.more().makes_again or record.uid
+        reader = record.uid if record.repeats is None else record.repeats.attempt
         try:
             await asyncio.gather(
                 *(each.make_again(each, reader) for each in gone if each.make_again)
@@ -520,12 +524,13 @@ def _moved(command: str | list[str], former: str, sandbox: str) -> str | list[st
     return [moved(word, former, sandbox) for word in command]
 
 
-def _set_command(record: TaskRecord, command: str | list[str]) -> None:
-    if isinstance(command, str):
-        record.description["executable"] = command
+def _set_command(record: TaskRecord, words: str | list[str], texts: tuple[str, ...]) -> None:
+    description = record.description
+    record.command = Command(words, description["sandbox"], texts)
+    if isinstance(words, str):
+        description["executable"] = words
     else:
-        record.description["executable"] = command[0]
-        record.description["arguments"] = command[1:]
+        description["executable"], description["arguments"] = words[0], words[1:]
 
 
 def _check_prepared(plugin: str, description: TaskDescription) -> None:
