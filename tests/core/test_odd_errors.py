@@ -147,7 +147,7 @@ async def test_a_recording_that_is_cancelled_holds_no_result_back() -> None:
 async def test_a_recording_that_never_ends_does_not_hold_up_the_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rhapsody.engine.shutdown.GRACE", 0.1)
+    monkeypatch.setattr("rhapsody.engine.runtime.GRACE", 0.1)
 
     asked = asyncio.Event()
 

@@ -257,7 +257,7 @@ async def test_cancelling_the_call_does_not_cancel_the_shutdown() -> None:
 async def test_a_submission_that_hangs_does_not_hang_the_shutdown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rhapsody.engine.shutdown.GRACE", 0.2)
+    monkeypatch.setattr("rhapsody.engine.runtime.GRACE", 0.2)
     flow = await WorkflowEngine.create(backend := Scripted())
     backend.gate.clear()
 

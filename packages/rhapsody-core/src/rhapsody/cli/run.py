@@ -274,8 +274,8 @@ def _run(
 async def _workflow(main: scripts.Main, defaults: EngineDefaults, at_end: ExitStack) -> None:
     """Call the program's function with an engine."""
     from rhapsody.engine import WorkflowEngine
+    from rhapsody.engine.engine import call_main
     from rhapsody.engine.options import engine_defaults
-    from rhapsody.engine.program import call_main
     from rhapsody.observers.progress import Progress
 
     settings = dict(defaults.options)

@@ -291,7 +291,7 @@ def find_main(module: ModuleType, name: str, where: str) -> Main:
     Raises:
         UsageError: There is none, or it cannot be called with an engine.
     """
-    from rhapsody.engine.program import not_a_main
+    from rhapsody.engine.engine import not_a_main
 
     function = getattr(module, name, None)
     if function is None:

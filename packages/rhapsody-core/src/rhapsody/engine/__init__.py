@@ -2,8 +2,7 @@
 
 from rhapsody.engine.arguments import literal
 from rhapsody.engine.blocks import wait
-from rhapsody.engine.engine import WorkflowEngine
-from rhapsody.engine.program import run
+from rhapsody.engine.engine import WorkflowEngine, run
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.plugins.specs import Stats, Summary
 

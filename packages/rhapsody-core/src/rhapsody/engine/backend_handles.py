@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rhapsody.aio import is_cancelling
 from rhapsody.backends.base import BaseExecutionBackend, Session
 from rhapsody.backends.discovery import check_attributes, get_backend, normalize_name
 from rhapsody.capabilities import Capabilities
@@ -99,6 +101,18 @@ class BackendHandle:
         """Return the keys of `task_backend_specific_kwargs` that the backend does not know."""
         given = description["task_backend_specific_kwargs"]
         return self.capabilities.unknown_settings(given) if given else []
+
+    async def shut_down(self) -> str | None:
+        """Shut the backend down, and return a description of what failed, if anything did."""
+        try:
+            result = self.backend.shutdown()
+            if inspect.isawaitable(result):
+                await result
+        except (Exception, asyncio.CancelledError) as error:  # the others must be shut down, too
+            if is_cancelling():
+                raise
+            return f"backend {self.name!r} failed to shut down: {describe_error(error)}"
+        return None
 
     def main_state(self, native: Any) -> TasksMainStates | None:
         """Return the canonical state of one that is not in `native`, or None if it is unknown."""

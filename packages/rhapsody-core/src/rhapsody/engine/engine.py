@@ -1,12 +1,18 @@
-"""The public class: creates an engine, shows what it is doing, and shuts it down.
+"""Public class of the engine: decorators, views, start and end; and `rhapsody.run`.
 
 How a call becomes a task is in `rhapsody.engine.task_function` and `rhapsody.engine.submission`,
 and what happens to a task afterwards in `rhapsody.engine.scheduler`.
+
+A `main(flow)` that is not a coroutine function runs on a separate thread, as a synchronous block
+does, because the engine needs the thread of its loop. It is not a block: it is not part of the
+graph, and an exception that it raises is an error of the program, not a failed task.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import logging
 import os
 import re
@@ -24,20 +30,21 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import CoroutineType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, Unpack, overload
 
-from rhapsody.aio import end_of
+from rhapsody.aio import end_of, settable
 from rhapsody.backends.base import BaseExecutionBackend
 from rhapsody.compat import OlderNames
 from rhapsody.context import running_task
 from rhapsody.data import SavedFile
 from rhapsody.engine.backend_handles import attach, shut_down
 from rhapsody.engine.background import Clock
-from rhapsody.engine.blocks import enclosing_block
+from rhapsody.engine.blocks import calls_tasks, enclosing_block
 from rhapsody.engine.events import accounts
 from rhapsody.engine.options import (
     BackendLike,
@@ -49,7 +56,6 @@ from rhapsody.engine.options import (
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.runtime import Runtime
 from rhapsody.engine.settings import Settings, TaskSettings, whole_number
-from rhapsody.engine.shutdown import settle_everything, stop_everything, warn_of_forgotten
 from rhapsody.engine.signals import registry as signal_registry
 from rhapsody.engine.stage_out import save_files
 from rhapsody.engine.states import WorkState
@@ -70,10 +76,11 @@ from rhapsody.observers.trace import Profiler
 from rhapsody.plugins.manager import EngineHooks
 from rhapsody.plugins.specs import Stats, Summary
 from rhapsody.retries import RetryPolicy
+from rhapsody.sdk.threads import start_thread
 from rhapsody.staging.files import Stager
 from rhapsody.staging.runs import BASE
 from rhapsody.states import StateMapper, TasksMainStates
-from rhapsody.task import TaskFuture
+from rhapsody.task import TaskFuture, is_async
 
 if TYPE_CHECKING:
     from rhapsody.journal.plugin import Journal
@@ -140,7 +147,7 @@ class WorkflowEngine(OlderNames):
             self, uid, options, hooks, stager, quiet=self._built_in.shows_output
         )
         self._submission = self._runtime.submission
-        self._forgotten = weakref.finalize(self, warn_of_forgotten, self._runtime, os.getpid())
+        self._forgotten = weakref.finalize(self, self._runtime.warn_of_forgotten, os.getpid())
         if self._built_in.task_log is not None:
             self._runtime.observation.calls = self._built_in.task_log.calls
 
@@ -223,7 +230,7 @@ class WorkflowEngine(OlderNames):
         self._forgotten.detach()
         signal_registry.remove(self)
         try:
-            await stop_everything(self._runtime, skip_backends=True)
+            await self._runtime.stop_everything(skip_backends=True)
         finally:
             await shut_down(owned)
             await self._runtime.stager.close()
@@ -619,9 +626,9 @@ class WorkflowEngine(OlderNames):
     async def _stop(self, *, skip_backends: bool) -> None:
         runtime = self._runtime
         runtime.scheduler.closing = True
-        self._problems = await stop_everything(runtime, skip_backends=skip_backends)
+        self._problems = await runtime.stop_everything(skip_backends=skip_backends)
         if not runtime.scheduler.interrupted:
-            self._still_running = settle_everything(runtime)
+            self._still_running = runtime.settle_everything()
         failed = runtime.unawaited.has_unseen() or runtime.cut_short or self._left_by_error
         self._well = not (failed or runtime.held_back or runtime.scheduler.interrupted)
         await runtime.stager.close(well=self._well)
@@ -632,7 +639,7 @@ class WorkflowEngine(OlderNames):
             return
         runtime = self._runtime
         if runtime.scheduler.interrupted:
-            self._still_running = settle_everything(runtime)
+            self._still_running = runtime.settle_everything()
         still_running = self._still_running
         for problem in self._problems:
             log.error("engine %s: %s", self.uid, problem)
@@ -846,3 +853,96 @@ def _call(caller: str, task: Callable[..., Any], *arguments: Any) -> TaskFuture[
             f"got {task!r}"
         )
     return future
+
+
+# Programs without asyncio.
+
+
+@overload
+def run(
+    main: Callable[[WorkflowEngine], Coroutine[Any, Any, asyncio.Future[T]]], /, **settings: Any
+) -> T: ...
+@overload
+def run(main: Callable[[WorkflowEngine], Coroutine[Any, Any, T]], /, **settings: Any) -> T: ...
+@overload
+def run(main: Callable[[WorkflowEngine], asyncio.Future[T]], /, **settings: Any) -> T: ...
+@overload
+def run(main: Callable[[WorkflowEngine], T], /, **settings: Any) -> T: ...
+def run(main: Callable[[WorkflowEngine], Any], /, **settings: Any) -> Any:
+    """Make an engine, call `main` with it, and shut it down when all its tasks have ended.
+
+    Args:
+        main: A function of one argument, the engine. A coroutine function runs on the engine's
+            event loop. Any other runs on a thread, where it calls tasks and waits for them with
+            `rhapsody.wait`.
+        **settings: Those of `WorkflowEngine.create`.
+
+    Returns:
+        The return value of `main`; if that is a future, its result.
+
+    Raises:
+        TypeError: `main` cannot be called with an engine, or a setting is of the wrong type.
+        ValueError: A setting is out of range.
+        RuntimeError: An event loop runs on this thread already.
+        BaseException: Whatever `main` raises.
+    """
+    problem = "is not callable" if not callable(main) else not_a_main(main)
+    if problem is not None:
+        raise TypeError(f"rhapsody.run() takes a function of one argument: {main!r} {problem}")
+    if running_loop() is not None:
+        raise RuntimeError(
+            "rhapsody.run() makes an event loop, and one is running on this thread: write `async "
+            "with WorkflowEngine.create() as flow:` here instead"
+        )
+
+    async def program() -> Any:
+        async with WorkflowEngine.create(**settings) as flow:
+            return await call_main(main, flow)
+
+    return asyncio.run(program())
+
+
+def not_a_main(main: Callable[..., Any]) -> str | None:
+    """Return the reason why a function cannot be called with an engine alone, if any."""
+    try:
+        inspect.signature(main).bind(None)
+    except TypeError:
+        return "must take one argument, the workflow engine"
+    except ValueError:  # it has no signature
+        pass
+    return None
+
+
+async def call_main(main: Callable[[WorkflowEngine], Any], flow: WorkflowEngine) -> Any:
+    """Call a program's `main`, on a thread if it is no coroutine function."""
+    value = await (main(flow) if is_async(main) else _on_thread(partial(main, flow)))
+    while issubclass(type(value), asyncio.Future | CoroutineType):
+        value = await value
+    return value
+
+
+async def _on_thread(function: Callable[[], Any]) -> Any:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+    context.run(calls_tasks.set, True)
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if future.done():  # a signal has ended the program meanwhile
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(settable(error, "main"))
+
+    def call() -> None:
+        value = error = None
+        try:
+            value = context.run(function)
+        except BaseException as raised:  # raised again where `main` is awaited
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, value, error)
+
+    start_thread(call, "rhapsody main")
+    return await future

@@ -1,11 +1,12 @@
-"""Wiring of one engine: makes its parts and connects them, and acts for the scheduler."""
+"""Parts of one engine: makes and connects them, acts for the scheduler, and stops everything."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ from rhapsody.engine.results import Results
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.services import Services, Values
 from rhapsody.engine.stage_out import StageOut
+from rhapsody.engine.states import FutureState, WorkState
 from rhapsody.engine.submission import Submission, current_directory
 from rhapsody.engine.task_builder import TaskBuilder
 from rhapsody.errors import (
@@ -40,6 +42,9 @@ from rhapsody.staging.files import Stager
 from rhapsody.states import TasksMainStates
 
 log: logging.Logger = logging.getLogger("rhapsody.engine")
+
+GRACE = 10.0
+"""Seconds for stopped work and cancelled coroutines to end."""
 
 
 class Runtime:
@@ -270,17 +275,129 @@ class Runtime:
 
         self.scheduler.crash(failure)
 
+    # The end of the engine.
+
     async def all_settled(self) -> None:
         """Wait until no future is pending, including those of calls made meanwhile."""
         scheduler = self.scheduler
         while pending := scheduler.pending():
             done = self.background.loop.create_future()
-            tell: Callable[[], object] = partial(_set, done)
-            join = scheduler.when_settled(pending, tell)
+            join = scheduler.when_settled(pending, partial(_set, done))
             try:
                 await done
             finally:
                 scheduler.forget(join)
+
+    async def stop_everything(self, *, skip_backends: bool) -> tuple[str, ...]:
+        """Stop the work of an engine that is `closing`.
+
+        Futures are settled, unless the engine is `interrupted`: then `settle_everything` does that
+        later.
+
+        Returns:
+            Descriptions of problems.
+        """
+        scheduler, problems = self.scheduler, list[str]()
+        if not scheduler.interrupted:
+            await self._drain()
+            self._warn_of_unfinished()
+            scheduler.cancel_all()
+            self.pushdown.close()
+        self.memoization.stop_looking()
+        await asyncio.gather(*(dispatcher.close(GRACE) for dispatcher in self.dispatchers.values()))
+        await self.background.settle(GRACE)
+        if skip_backends:
+            await self._wait_for_stoppable()
+        else:
+            shutdowns = (backend.shut_down() for backend in self.backends.values())
+            problems += [each for each in await asyncio.gather(*shutdowns) if each]
+        for attached in self.backends.values():
+            unregister = getattr(attached.backend, "unregister_callback", None)
+            if unregister is not None:
+                unregister(self.callbacks.receive)
+        self.callbacks.drain()
+        await self._drain()
+        if not scheduler.interrupted:
+            await self.blocks.drain(GRACE)
+        await self.background.settle(GRACE)
+        if scheduler.interrupted:
+            for record in scheduler.live:
+                self.results.leave_interrupted(record)
+        return tuple(problems)
+
+    async def _drain(self) -> None:
+        await self.stage_out.drain(GRACE)
+        await self.memoization.drain(GRACE)
+
+    async def _wait_for_stoppable(self) -> None:
+        records = [record for record in self.scheduler.live if _stoppable(record)]
+        if records:
+            waiters = [asyncio.ensure_future(record.wait_ended()) for record in records]
+            _, late = await asyncio.wait(waiters, timeout=GRACE)
+            for waiter in late:
+                waiter.cancel()
+
+    def settle_everything(self) -> tuple[str, ...]:
+        """Cancel pending futures and give up on work that has not ended.
+
+        Returns:
+            The uids of tasks and synchronous blocks that could not be stopped.
+        """
+        scheduler = self.scheduler
+        left = (record.uid for record in scheduler.live if record.uid in scheduler.inflight)
+        on_threads = (f"{self.uid}.{uid}" for uid in self.blocks.on_threads)
+        still_running = tuple(sorted((*left, *on_threads)))
+        scheduler.abandon()
+        self.pushdown.close()
+        return still_running
+
+    def _warn_of_unfinished(self) -> None:
+        """Log the tasks that the shutdown cancels."""
+        pending = self.scheduler.pending()
+        if pending:
+            log.warning(
+                "engine %s: %d unfinished task%s cancelled by the shutdown: %s; `await "
+                "flow.join()` waits for them",
+                self.uid, len(pending), " was" if len(pending) == 1 else "s were", _names(pending),
+            )  # fmt: skip
+
+    def warn_of_forgotten(self, process: int) -> None:
+        """Log the unfinished tasks of an engine that was never shut down.
+
+        Called when the engine is collected, or at the end of the program.
+
+        Args:
+            process: Id of the engine's process. A forked process calls this, too.
+        """
+        pending = self.scheduler.pending()
+        if pending and os.getpid() == process:
+            what = "was never shut down"
+            hint = (
+                "; `async with WorkflowEngine.create()` waits for them, `await flow.shutdown()` "
+                "ends them"
+            )
+            if self.scheduler.closing:  # a second signal, say
+                what, hint = "was not shut down to the end", ""
+            log.error(
+                "engine %s %s, and %d task%s not ended: %s%s", self.uid, what, len(pending),
+                " had" if len(pending) == 1 else "s had", _names(pending), hint,
+            )  # fmt: skip
+
+
+def _names(records: Collection[TaskRecord]) -> str:
+    """Return the names of the first five."""
+    first = sorted(records, key=lambda record: (record.task.prefix, record.number))[:5]
+    names = [f"{record.task.name!r} ({record.future.uid})" for record in first]
+    return ", ".join(names + ["..."] * (len(records) > len(first)))
+
+
+def _stoppable(record: TaskRecord) -> bool:
+    if isinstance(record, BlockRecord) or record.state.work is not WorkState.CANCELING:
+        return False
+    if record.state.future is FutureState.PENDING:
+        return True
+    level = record.backend.capabilities.cancellation(record.task.task_kind)
+    return level == "running"
 
 
 class _Follower:
