@@ -49,7 +49,7 @@ class Result:
         self.outcome: tuple[str, Any] | None = None
         self._node: Any = None
         self._outcome = self._backend = None
-        self.followers: list[TaskRecord] = []
+        self.callbacks: list[Callable[[Any], object]] = []
         self.on_result: Callable[[Any], object] | None = None
 
     def settle(self, how: str, what: Any) -> None:
@@ -61,6 +61,15 @@ class Result:
         self.settle("done", value)
         if self.on_result is not None:
             self.on_result(value)
+
+    def set_cancelled(self, msg: Any) -> None:
+        self.settle("cancelled", msg)
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        self.callbacks.append(callback)
+
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> None:
+        self.callbacks.remove(callback)
 
     def done(self) -> bool:
         return self.outcome is not None
@@ -199,11 +208,8 @@ class World:
         heapq.heappush(self.timers, (self.clock + delay, next(self.numbers), record, deadline))
         return deadline
 
-    def follow(self, record: TaskRecord, dependency: Any) -> None:
-        dependency.followers.append(record)
-
-    def unfollow(self, record: TaskRecord, dependency: Any) -> None:
-        dependency.followers.remove(record)
+    def guarded(self, call: Callable[[], object]) -> None:
+        call()
 
     def read(self, record: TaskRecord, main: TasksMainStates, report: Any) -> tuple[Any, Any]:
         if main is DONE and not record.task.settings.service:
@@ -233,9 +239,6 @@ class World:
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         record.future.settle("failed", error)  # type: ignore[attr-defined]
         return error
-
-    def cancel(self, record: TaskRecord, msg: Any) -> None:
-        record.future.settle("cancelled", msg)  # type: ignore[attr-defined]
 
     # What happens.
 
@@ -395,9 +398,9 @@ class World:
             one = self.random.choice(waiting)
             how = self.random.choice(["done", "done", "failed", "cancelled"])
             one.settle(how, TaskError("foreign"))
-            followers, one.followers = one.followers, []
-            for record in followers:
-                self.scheduler.foreign_done(record, one)  # type: ignore[arg-type]
+            callbacks, one.callbacks = one.callbacks, []
+            for callback in callbacks:
+                callback(one)
 
     EVENTS = (
         (call, 5), (submit, 4), (report, 8), (stopped, 1), (cancel_one, 1), (wait, 2),

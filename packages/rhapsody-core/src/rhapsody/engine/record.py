@@ -53,10 +53,13 @@ NOT_DESCRIBED: TaskDescription = cast("TaskDescription", {})
 
 
 class Owner(Protocol):
-    """Scheduler of a task."""
+    """Scheduler of a task, which imports this module."""
 
     def cancel(self, record: TaskRecord, msg: Any = None) -> bool:
         """Cancel a task; on the loop."""
+
+    def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+        """Handle a dependency that is done and is not a future of the task's engine."""
 
 
 @dataclass(slots=True)
@@ -221,6 +224,10 @@ class TaskRecord:
         self.description = NOT_DESCRIBED
         if self.elsewhere() is not None:
             self.future._outcome = None  # this backend may keep less than the one before
+
+    def dependency_done(self, dependency: asyncio.Future[Any]) -> None:
+        """Notify the scheduler; the done-callback of a dependency of another origin."""
+        self.scheduler.dependency_done(self, dependency)
 
     # For the future (`rhapsody.task.LiveNode`).
 

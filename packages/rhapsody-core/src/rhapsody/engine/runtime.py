@@ -213,14 +213,6 @@ class Runtime:
         """Use the free slot of the backend that had this task."""
         self.dispatchers[record.backend.name].wake()
 
-    def follow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Call `Scheduler.foreign_done` once a future that is not the engine's is done."""
-        dependency.add_done_callback(_Follower(self, record))
-
-    def unfollow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Undo `follow`."""
-        dependency.remove_done_callback(_Follower(self, record))
-
     def save(self, record: TaskRecord, value: Any) -> None:
         """Save the output files of a result."""
         self.stage_out.save(record, value)
@@ -244,10 +236,6 @@ class Runtime:
         if self.failures is not None:
             self.failures.add(record, error)
         return error
-
-    def cancel(self, record: TaskRecord, msg: Any) -> None:
-        """Cancel a future."""
-        record.future.set_cancelled(msg)
 
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
@@ -279,14 +267,10 @@ class Runtime:
 
     async def all_settled(self) -> None:
         """Wait until no future is pending, including those of calls made meanwhile."""
-        scheduler = self.scheduler
-        while pending := scheduler.pending():
-            done = self.background.loop.create_future()
-            join = scheduler.when_settled(pending, partial(_set, done))
-            try:
-                await done
-            finally:
-                scheduler.forget(join)
+        while self.scheduler.unsettled and self.submission.failure is None:
+            settled = self.background.loop.create_future()
+            self.scheduler.when_settled(partial(_set, settled))
+            await settled
 
     async def stop_everything(self, *, skip_backends: bool) -> tuple[str, ...]:
         """Stop the work of an engine that is `closing`.
@@ -398,27 +382,6 @@ def _stoppable(record: TaskRecord) -> bool:
         return True
     level = record.backend.capabilities.cancellation(record.task.task_kind)
     return level == "running"
-
-
-class _Follower:
-    """Done-callback of a future that is not the engine's; equal for equal tasks."""
-
-    __slots__ = ("_record", "_runtime")
-
-    def __init__(self, runtime: Runtime, record: TaskRecord) -> None:
-        self._runtime = runtime
-        self._record = record
-
-    def __call__(self, dependency: asyncio.Future[Any]) -> None:
-        runtime = self._runtime
-        tell = partial(runtime.scheduler.foreign_done, self._record, dependency)
-        runtime.background.guarded(tell)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Follower) and other._record is self._record
-
-    def __hash__(self) -> int:
-        return hash(self._record)
 
 
 def _set(future: asyncio.Future[None]) -> None:

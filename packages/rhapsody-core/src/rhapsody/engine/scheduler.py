@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -101,12 +101,6 @@ class Actions(Protocol):
     def room(self, record: TaskRecord) -> None:
         """Use the free slot of the backend that had this task."""
 
-    def follow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Call `Scheduler.foreign_done` once a future that is not the engine's is done."""
-
-    def unfollow(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
-        """Undo `follow`."""
-
     def save(self, record: TaskRecord, value: Any) -> None:
         """Save the output files of a result, then call `Scheduler.saved` or `fail`."""
 
@@ -115,9 +109,6 @@ class Actions(Protocol):
 
     def fail(self, record: TaskRecord, error: BaseException) -> BaseException:
         """Set the exception of a pending future and return it as it was set."""
-
-    def cancel(self, record: TaskRecord, msg: Any) -> None:
-        """Cancel a pending future."""
 
     def service_ended(
         self, record: TaskRecord, main: TasksMainStates, report: Any
@@ -251,7 +242,7 @@ class Scheduler:
         self.limits: Limits = Limits()
         self.live: set[TaskRecord] = set()
         self.inflight: dict[str, TaskRecord] = {}
-        self._joins: list[tuple[set[TaskRecord], Callable[[], object]]] = []
+        self._when_settled: list[Callable[[], object]] = []
         self._steps: deque[tuple[Callable[[TaskRecord], object], TaskRecord]] = deque()
         self._spreading = False
 
@@ -682,7 +673,7 @@ class Scheduler:
             self._actions.service_settled(record, error=asyncio.CancelledError())
         else:
             self.stats.cancelled += 1
-            self._actions.cancel(record, msg)
+            record.future.set_cancelled(msg)
 
     def _stop_cancelled(self, record: TaskRecord) -> None:
         """Stop the work of a cancelled task."""
@@ -796,7 +787,7 @@ class Scheduler:
             unfinished += 1
             other = getattr(dependency, "_node", None)
             if not isinstance(other, TaskRecord) or other.scheduler is not self:
-                self._actions.follow(record, dependency)
+                dependency.add_done_callback(record.dependency_done)
             elif other.dependents is None:
                 other.dependents = {record: None}
             else:
@@ -815,12 +806,15 @@ class Scheduler:
                 continue
             other = getattr(dependency, "_node", None)
             if not isinstance(other, TaskRecord) or other.scheduler is not self:
-                self._actions.unfollow(record, dependency)
+                dependency.remove_done_callback(record.dependency_done)
             elif other.dependents is not None:
                 other.dependents.pop(record, None)
 
-    def foreign_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
+    def dependency_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         """Handle a dependency that is done and is not a future of this engine."""
+        self._background.guarded(partial(self._foreign_done, record, dependency))
+
+    def _foreign_done(self, record: TaskRecord, dependency: asyncio.Future[Any]) -> None:
         if record.pushed or record.state.work is WorkState.WAITING:
             self._dependency_settled(record, dependency)
 
@@ -868,7 +862,7 @@ class Scheduler:
         """Request the values that a task needs and backends hold; return `False` for none."""
         for dependency in self._pushdown.remote(record):
             record.unfinished += 1
-            self._actions.follow(record, dependency)
+            dependency.add_done_callback(record.dependency_done)
         return record.unfinished > 0
 
     # Tasks that were pushed down and come back, because a dependency left no value there.
@@ -898,17 +892,15 @@ class Scheduler:
         """Notify whatever waits for a future that is settled, and close ended work."""
         if record.dependents is not None:
             self._spread(self._notify_dependents, record)
-        if self._joins:
-            self._notify_joins(record)
+        if self._when_settled and not self.unsettled:
+            self._call_when_settled()
         if record.state.work in OVER:
             self._close(record)
 
-    def _notify_joins(self, record: TaskRecord) -> None:
-        for join in tuple(self._joins):
-            join[0].discard(record)
-            if not join[0]:
-                self.forget(join)
-                join[1]()
+    def _call_when_settled(self) -> None:
+        calls, self._when_settled = self._when_settled, []
+        for call in calls:
+            call()
 
     def _close(self, record: TaskRecord) -> None:
         """Release everything that a task held whose work has ended."""
@@ -938,16 +930,15 @@ class Scheduler:
         """Return the tasks whose futures are not settled."""
         return {record for record in self.live if record.state.future is FutureState.PENDING}
 
-    def when_settled(self, records: Iterable[TaskRecord], call: Callable[[], object]) -> object:
-        """Call back once the futures of these tasks are settled; return what `forget` takes."""
-        join = (set(records), call)
-        self._joins.append(join)
-        return join
+    @property
+    def unsettled(self) -> int:
+        """Number of the tasks whose futures are not settled."""
+        stats = self.stats
+        return stats.tasks - stats.done - stats.failed - stats.cancelled
 
-    def forget(self, join: Any) -> None:
-        """Undo `when_settled`; harmless after the call."""
-        if join in self._joins:
-            self._joins.remove(join)
+    def when_settled(self, call: Callable[[], object]) -> None:
+        """Call back, once, when no future is pending."""
+        self._when_settled.append(call)
 
     def abandon(self) -> None:
         """Settle every future at the end of the engine; work that has not ended is lost."""
@@ -986,6 +977,7 @@ class Scheduler:
                 self.fail(record, failure(record))
             if not record.future.done():  # the error interrupted its last transition
                 self._actions.fail(record, failure(record))
+        self._call_when_settled()
 
 
 def _next_backend(record: TaskRecord, tries: Tries) -> str | None:
