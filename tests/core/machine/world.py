@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from rhapsody.capabilities import Capabilities
 from rhapsody.engine.backend_handles import BackendHandle
+from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import BlockRecord, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
@@ -152,12 +153,11 @@ class World:
             stub,
             PushDown(stub, {}, stub, stats := Stats(), allowed=False),
             stats,
-            retries=None,
-            lost_retries=self.LOST_RETRIES,
-            max_failures=max_failures,
+            EngineOptions(
+                lost_retries=self.LOST_RETRIES, max_failures=max_failures, max_pending=MAX_PENDING
+            ),
             observed=observed,
             recording=self.saves,
-            limited=True,
         )
         self.scheduler.limits.declare((("licence", 1), ("disk", 2)))
         self.backends = [self._backend("first"), self._backend("second")]

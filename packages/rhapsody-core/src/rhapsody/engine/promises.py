@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rhapsody.data import InputFile, Output, OutputDir, SavedFile
 from rhapsody.errors import DataError
+from rhapsody.staging.files import Stager
 from rhapsody.staging.fsutil import RealPaths
 from rhapsody.task import TaskFuture
 
@@ -44,14 +45,13 @@ class Promises:
     """Files that the calls of one engine have promised so far.
 
     Args:
-        directory: `results_dir`, which places are relative to.
-        discard: Removes a file of a sandbox; returns `False` if there is none.
+        stager: Has the directory that destinations are relative to, and removes files.
     """
 
-    def __init__(self, directory: Path, discard: Callable[[str], bool]) -> None:
-        self._directory = directory
+    def __init__(self, stager: Stager) -> None:
+        self._stager = stager
+        self._directory = stager.results.directory
         self._real = RealPaths()
-        self._discard = discard
         self._latest: dict[str, Producer] = {}
         self._temporary: dict[tuple[int, str], _Temporary] = {}  # by task and name
 
@@ -157,7 +157,7 @@ class Promises:
             temporary.needed = True  # the next run may run this reader
         outcome = producer._outcome
         if not (temporary.unfinished or temporary.needed) and outcome is not None:
-            temporary.removed = self._discard(outcome.path_of(name)) or temporary.removed
+            temporary.removed = self._stager.discard(outcome.path_of(name)) or temporary.removed
 
     def _producer(self, file: InputFile, passed: Mapping[str, Producer | None]) -> Producer | None:
         given = file.local_file or file.other_task_file or ""

@@ -107,12 +107,9 @@ class Runtime:
             self.observation,
             self.pushdown,
             stats,
-            retries=options.retries,
-            lost_retries=options.lost_retries,
-            max_failures=options.max_failures,
+            options,
             observed=bool(hooks.task_events),
             recording=recording,
-            limited=options.max_pending is not None,
         )
         self.scheduler: Scheduler = scheduler
         self.submission: Submission = Submission(
@@ -122,9 +119,8 @@ class Runtime:
             self.backends,
             self.unawaited,
             self.pushdown,
+            stager,
             here=current_directory(),
-            results_dir=stager.results.directory,
-            discard=stager.discard,
             keep=options.dry_run,
         )
         self.stage_out: StageOut = StageOut(scheduler, background, stager, self.submission)

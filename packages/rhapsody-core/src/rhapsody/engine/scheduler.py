@@ -27,6 +27,7 @@ from rhapsody.engine import error_messages
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
+from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import NOT_DESCRIBED, BlockRecord, TaskRecord, Tries
 from rhapsody.engine.results import Results
@@ -194,12 +195,9 @@ class Scheduler:
         observation: Publishes states, if `observed`.
         pushdown: Values that stay with backends, and tasks that are sent there early.
         stats: Counters.
-        retries: Policies of tasks without their own; the first that covers an error counts it.
-        lost_retries: Number of retries after losses for tasks without their own.
-        max_failures: Number of failures after which all unfinished tasks are cancelled.
-        observed: Whether states are published.
-        recording: Whether results are recorded.
-        limited: Whether `max_pending` limits the tasks of each backend.
+        options: Options of the engine.
+        observed: True if states are published.
+        recording: True if results are recorded.
 
     Attributes:
         closing: The engine is shutting down: no task is tried again.
@@ -217,25 +215,22 @@ class Scheduler:
         observation: Observation,
         pushdown: PushDown,
         stats: Stats,
+        options: EngineOptions,
         *,
-        retries: Sequence[RetryPolicy] | None,
-        lost_retries: int,
-        max_failures: int | None = None,
-        observed: bool = False,
-        recording: bool = False,
-        limited: bool = False,
+        observed: bool,
+        recording: bool,
     ) -> None:
         self._actions = actions
         self._background = background
         self._results = results
         self._observation = observation
         self._pushdown = pushdown
-        self._retries: Sequence[RetryPolicy] = retries or (RetryPolicy(attempts=0),)
-        self._lost_retries = lost_retries
-        self.failures_left: int | None = max_failures
+        self._retries: Sequence[RetryPolicy] = options.retries or (RetryPolicy(attempts=0),)
+        self._lost_retries = options.lost_retries
+        self._limited = options.max_pending is not None
+        self.failures_left: int | None = options.max_failures
         self.observed: bool = observed
         self.recording: bool = recording
-        self._limited = limited
         self.closing: bool = False
         self.interrupted: bool = False
         self.stats: Stats = stats

@@ -12,7 +12,6 @@ from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from operator import methodcaller
-from pathlib import Path
 from typing import Any
 
 from rhapsody.aio import on_loop
@@ -28,6 +27,7 @@ from rhapsody.engine.settings import Settings
 from rhapsody.engine.states import FutureState
 from rhapsody.engine.task_function import TaskFunction
 from rhapsody.errors import describe_error
+from rhapsody.staging.files import Stager
 from rhapsody.task import TaskFuture
 
 current_scope: contextvars.ContextVar[str | None] = contextvars.ContextVar(
@@ -48,9 +48,8 @@ class Submission:
         backends: The attached backends; may grow.
         unawaited: Counts failures that were never awaited.
         pushdown: Has the class of new futures.
+        stager: The engine's files.
         here: The current directory when the engine was created, `None` if it was removed.
-        results_dir: Directory that destinations of outputs are relative to.
-        discard: Removes temporary files, see `Promises`.
         keep: Keep the calls, for the graph of a dry run.
 
     Attributes:
@@ -67,10 +66,9 @@ class Submission:
         backends: Mapping[str, BackendHandle],
         unawaited: UnawaitedErrors,
         pushdown: PushDown,
+        stager: Stager,
         *,
         here: str | None,
-        results_dir: Path,
-        discard: Callable[[str], bool],
         keep: bool,
     ) -> None:
         self.uid: str = uid
@@ -80,7 +78,7 @@ class Submission:
         self._pushdown = pushdown
         self._here = here
         self._numbers = {"task": 0, "block": 0}
-        self.promises: Promises = Promises(results_dir, discard)
+        self.promises: Promises = Promises(stager)
         self._keep = keep
         self.unawaited: Callable[[TaskFuture[Any]], None] = unawaited.add
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
