@@ -1,9 +1,9 @@
-"""Services that have ended by themselves after they were ready: started again, and waited for.
+"""Restarts of services that end after they were ready, and the values that dependents receive.
 
-A service's future is done with the first word that it is ready, and stays so. Where the service is
-started again, another task takes the place of the one that has ended, with the same call and the
-same future, and goes through a life of its own. What it says when it is ready is kept here for its
-dependents, and so are those that have not begun while it is not.
+A service's future is done once the service is ready, and stays done. If the service is started
+again, a new record replaces the one that has ended, with the same call and the same future. The new
+readiness information is kept here for dependents. Dependents that have not started wait here until
+the service is ready again.
 """
 
 from __future__ import annotations
@@ -36,63 +36,63 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class ServiceStatus:
-    """What became of a service that has ended by itself.
+    """Status of a service that has ended although it was not stopped.
 
     Attributes:
-        error: Why there is none now, or was none the last time.
-        at: When it ended the last time, in seconds since the epoch.
-        again: Whether it was started again after that.
-        up: Whether it is ready again.
-        value: What it said then.
-        waiting: The tasks that wait for that.
+        error: The reason of the last end.
+        ended_at: Time of the last end, in seconds since the epoch.
+        restarted: True if it was started again after that.
+        ready: True if it is ready again.
+        value: Its readiness information then.
+        waiting: The tasks that wait until it is ready.
     """
 
-    def __init__(self, error: BaseException, again: bool) -> None:
+    def __init__(self, error: BaseException, restarted: bool) -> None:
         self.error: BaseException = error
-        self.at: float = time.time()
-        self.again: bool = again
-        self.up: bool = False
+        self.ended_at: float = time.time()
+        self.restarted: bool = restarted
+        self.ready: bool = False
         self.value: Any = None
         self.waiting: list[TaskRecord] = []
 
 
 class Services:
-    """The services of one engine that have ended by themselves.
+    """Services of one engine that have ended although they were not stopped.
 
     Args:
-        scheduler: Starts them again, and what has waited for them.
+        scheduler: Starts them and the tasks that waited for them.
 
     Attributes:
-        any: Whether there are such; all else need not be asked before.
+        any: True if there is one. Without one, no method needs to be called.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._fates: WeakKeyDictionary[TaskFuture[Any], ServiceStatus] = WeakKeyDictionary()
+        self._ended: WeakKeyDictionary[TaskFuture[Any], ServiceStatus] = WeakKeyDictionary()
         self.any: bool = False
 
-    # What becomes of a service.
+    # Services.
 
     def ended(
         self, record: TaskRecord, main: TasksMainStates, report: Mapping[str, Any]
     ) -> tuple[TasksMainStates, BaseException | None]:
-        """Notes the end of a service that was ready, and has it started again where asked.
+        """Handle the end of a service that was ready, and restart it if it has restarts left.
 
         Returns:
-            What observers are told: the state, and the error.
+            The state and the error to publish.
         """
         restarts = record.tries.restarts if record.tries is not None else 0
-        again = restarts < record.task.settings.restarts and not self._scheduler.closing
+        restarted = restarts < record.task.settings.restarts and not self._scheduler.closing
         error = error_messages.of_ended_service(record, report)
         log.warning(
             "service %r (%s) ended by itself%s: %s", record.task.name, record.future.uid,
-            " and is started again" if again else "", error_messages.ending(report),
+            " and is started again" if restarted else "", error_messages.ending(report),
         )  # fmt: skip
         if main is TasksMainStates.DONE and not record.task.settings.restarts:
             return main, report.get("exception")  # it may have done what it was for
         self.any = True
-        self._fates[record.future] = ServiceStatus(error, again)
-        if not again:
+        self._ended[record.future] = ServiceStatus(error, restarted)
+        if not restarted:
             return main, error if main is TasksMainStates.FAILED else report.get("exception")
         successor = _successor(record, restarts + 1)
         successor.waiters = record.waiters
@@ -100,7 +100,7 @@ class Services:
         return TasksMainStates.FAILED, error
 
     def _start_again(self, record: TaskRecord) -> None:
-        """Put a record into the place of the one that has ended."""
+        """Replace the record of a service that has ended."""
         record.future._node = record
         if record.parent is not None:
             record.parent.children[record] = None
@@ -111,16 +111,16 @@ class Services:
 
         It is ready with `value`, or has failed with `error`, which may be a cancellation.
         """
-        fate = self._fates.get(record.future)
-        if fate is None:
+        status = self._ended.get(record.future)
+        if status is None:
             return  # no service: a signal's exception was set on the future
-        waiting, fate.waiting = fate.waiting, []
+        waiting, status.waiting = status.waiting, []
         if error is None:
-            fate.up, fate.value = True, value
+            status.ready, status.value = True, value
         elif is_a(error, asyncio.CancelledError):
-            fate.again = False
+            status.restarted = False
         else:
-            fate.again, fate.error = False, error
+            status.restarted, status.error = False, error
         for each in waiting:
             if each.state.work is not WorkState.READY:
                 continue  # cancelled meanwhile
@@ -133,23 +133,23 @@ class Services:
                 gone = error_messages.of_gone_service(each, record.future, error)
                 self._scheduler.refuse(each, gone)
 
-    # What becomes of its dependents.
+    # Their dependents.
 
     def hold_back(self, record: TaskRecord) -> bool:
-        """Whether a task that is ready may not begin now, since a service of its has ended.
+        """Return True if a ready task cannot start now, because a service it needs has ended.
 
-        It goes on when that is ready again, and fails where that will not be.
+        The task continues once the service is ready again, and fails if it was not restarted.
         """
         for future in record.dependencies:
-            fate = self._fate(future)
-            if fate is None:
+            status = self._status_of(future)
+            if status is None:
                 continue
-            if not (fate.up or fate.again):
-                gone = error_messages.of_gone_service(record, future, fate.error)
+            if not (status.ready or status.restarted):
+                gone = error_messages.of_gone_service(record, future, status.error)
                 self._scheduler.refuse(record, gone)
                 return True
-            if not fate.up:
-                fate.waiting.append(record)
+            if not status.ready:
+                status.waiting.append(record)
                 for other in self._scheduler.limits.give_back(record):
                     self._scheduler.resume(other)
                 return True
@@ -157,23 +157,25 @@ class Services:
         return False
 
     def value(self, future: Any) -> Any:
-        """The value of a future that is done, as a dependent gets it."""
-        fate = self._fate(future)
-        return future.result() if fate is None else fate.value
+        """Return the value of a finished future, as a dependent receives it."""
+        status = self._status_of(future)
+        return future.result() if status is None else status.value
 
     def explain(self, record: TaskRecord, error: BaseException) -> None:
-        """Notes on the error of a task which of its services has ended while it ran."""
+        """Add a note to the error of a task during which a service it needs ended."""
         if is_a(error, DependencyFailureError):
             return
         for future in record.dependencies:
-            fate = self._fate(future)
-            if fate is not None and (record.started is None or record.started <= fate.at):
-                note = error_messages.service_ended(future, fate.at, fate.error, fate.again)
+            status = self._status_of(future)
+            if status is not None and (record.started is None or record.started <= status.ended_at):
+                note = error_messages.service_ended(
+                    future, status.ended_at, status.error, status.restarted
+                )
                 if note not in (vars_of(error).get("__notes__") or ()):
                     add_note(error, note)
 
-    def _fate(self, future: Any) -> ServiceStatus | None:
-        return self._fates.get(future) if isinstance(future, TaskFuture) else None
+    def _status_of(self, future: Any) -> ServiceStatus | None:
+        return self._ended.get(future) if isinstance(future, TaskFuture) else None
 
 
 class Values:
@@ -242,14 +244,14 @@ class Values:
 
 
 def is_service(future: object) -> TypeGuard[TaskFuture[Any]]:
-    """Whether a future is that of a service."""
+    """Return True if a future is that of a service."""
     if not isinstance(future, TaskFuture):
         return False
     return cast("TaskFunction[Any, Any]", future._definition).settings.service
 
 
 def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
-    """The task of the next attempt of a service, with all that was given at the call."""
+    """Return a record for the next start of a service, with the same call."""
     new = TaskRecord(
         record.scheduler,
         record.task,
