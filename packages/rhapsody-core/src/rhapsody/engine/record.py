@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import shlex
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -105,11 +105,13 @@ class Repetition:
 
     Attributes:
         attempt: Uid of the recorded attempt.
-        readers: Uids of the tasks that read the files; may grow.
+        producers: The futures of the calls that make its inputs, see `ArgumentScan`.
+        readers: Uids of the tasks that read the files; grows.
     """
 
     attempt: str
-    readers: Set[str]
+    producers: Mapping[int, TaskFuture[Any]]
+    readers: set[str] = field(default_factory=set)
 
 
 class TaskRecord:

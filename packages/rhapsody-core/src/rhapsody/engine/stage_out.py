@@ -10,7 +10,7 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,23 +78,15 @@ class Regeneration:
     """
 
     def __init__(self, submission: Submission, reruns: Reruns, record: TaskRecord) -> None:
-        task, args, kwargs, specific = (
-            record.task,
-            record.args,
-            record.kwargs or {},
-            record.specific,
-        )
         inputs = record.found.inputs if record.found is not None else ()
         producers = record.found.producers if record.found is not None else {}
         self._reads = [(producers[id(f)], f.filename) for f in inputs if id(f) in producers]
+        self._submission = submission
         self._reruns = reruns
-        self._call: Callable[[], TaskFuture[object]] = lambda: submission.call(
-            task, args, kwargs, specific, producers=producers
-        )
-        self._attempt = record.uid
+        self._call = (record.task, record.args, record.kwargs or {}, record.specific)
+        self._repeats = Repetition(record.uid, producers)
         self.name: str = record.named()
         self._made: TaskFuture[object] | None = None
-        self._readers: set[str] = set()
 
     def before(self) -> list[Regeneration]:
         """Return the repeated calls that must produce files for this one."""
@@ -117,13 +109,10 @@ class Regeneration:
         Raises:
             Exception: The task's own exception.
         """
-        self._readers.add(reader)
+        self._repeats.readers.add(reader)
         if self._made is None:
             self._reruns.add(self)
-            self._made = self._call()
-            record = self._made._node
-            assert isinstance(record, TaskRecord)
-            record.repeats = Repetition(self._attempt, self._readers)
+            self._made = self._submission.call(*self._call, repeats=self._repeats)
         await asyncio.shield(self._made)
         if outcome.make_again is self and self._made._outcome is not None:
             for field in dataclasses.fields(AttemptInfo):

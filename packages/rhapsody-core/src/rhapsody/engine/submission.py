@@ -19,9 +19,9 @@ from rhapsody.engine.arguments import PLAIN, ArgumentScan, search
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.blocks import BlockFuture, calls_tasks, enclosing_block
 from rhapsody.engine.events import UnawaitedErrors
-from rhapsody.engine.promises import Promises
+from rhapsody.engine.promises import Producers, Promises
 from rhapsody.engine.pushdown import PushDown, RemoteFuture
-from rhapsody.engine.record import BlockRecord, TaskRecord
+from rhapsody.engine.record import BlockRecord, Repetition, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.settings import Settings
 from rhapsody.engine.states import FutureState
@@ -96,7 +96,7 @@ class Submission:
         kwargs: dict[str, Any],
         specific: Mapping[str, Any] | None,
         *,
-        producers: Mapping[int, TaskFuture[Any]] | None = None,
+        repeats: Repetition | None = None,
     ) -> TaskFuture[Any]:
         """Accept a call and return its future.
 
@@ -105,15 +105,14 @@ class Submission:
             args: Its positional arguments.
             kwargs: Its keyword arguments.
             specific: Settings in the backend's own words, for this call.
-            producers: For a call that is repeated: its former `Found.producers`. Such a call
-                promises nothing new.
+            repeats: The recorded call that this one repeats. Such a call promises nothing new.
 
         Raises:
             RuntimeError: The engine is shut down, or a future in the arguments
                 belongs to another loop or to a block around this call.
             ValueError: A container in the arguments holds itself.
         """
-        scheduler, again = self._scheduler, producers is not None
+        scheduler = self._scheduler
         if scheduler.closing:
             raise self.closed_error(task.name)
         found = None
@@ -126,7 +125,7 @@ class Submission:
             parent = None  # it has ended, and left something behind that goes on
         dependencies: tuple[asyncio.Future[Any], ...] = ()
         if found is not None or task.settings.after:
-            dependencies = self._dependencies(task, found, parent, producers)
+            dependencies = self._dependencies(task, found, parent, repeats)
         if found is not None:
             args, kwargs = found.copy(args, kwargs)
 
@@ -146,8 +145,8 @@ class Submission:
         future._uid = None
         future._backend = None
         future._outcome = None
-        record.scope = current_scope.get()
-        if found is not None and found.outputs and not again and task.prefix == "task":
+        record.scope, record.repeats = current_scope.get(), repeats
+        if found is not None and found.outputs and repeats is None and task.prefix == "task":
             self.promises.promise(future, found.outputs)
         if found is not None and found.producers:
             self.promises.read(future, found.inputs, found.producers)
@@ -161,15 +160,17 @@ class Submission:
         task: TaskFunction[Any, Any],
         found: ArgumentScan | None,
         parent: TaskRecord | None,
-        producers: Mapping[int, TaskFuture[Any]] | None,
+        repeats: Repetition | None,
     ) -> tuple[asyncio.Future[Any], ...]:
         """Return what a call has to wait for, and note the producers of its input files."""
         dependencies = tuple(found.futures) if found is not None else ()
         if task.settings.after:
             dependencies = tuple(dict.fromkeys((*dependencies, *task.settings.after)))
         if found is not None and found.inputs and task.prefix == "task":
-            if producers is None:
-                producers = self.promises.producers(found.inputs, dependencies)
+            if repeats is None:
+                producers: Producers = self.promises.producers(found.inputs, dependencies)
+            else:
+                producers = repeats.producers
             found.producers = producers
             dependencies = tuple(dict.fromkeys((*dependencies, *producers.values())))
         if not {self.loop}.issuperset(map(_loop_of, dependencies)):
