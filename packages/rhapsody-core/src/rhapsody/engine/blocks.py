@@ -40,9 +40,9 @@ calls_tasks: contextvars.ContextVar[bool] = contextvars.ContextVar(
 
 
 class BlockFuture(TaskFuture[T]):
-    """The future of a block, or of a task that waits for one.
+    """Future of a block, or of a task that waits for one.
 
-    Awaiting what waits for the block one is in is an error instead of a hang.
+    Awaiting it inside a block that it waits for is an error instead of a hang.
     """
 
     __slots__ = ()
@@ -59,7 +59,7 @@ class BlockFuture(TaskFuture[T]):
     def add_done_callback(
         self, fn: Callable[..., object], /, *, context: contextvars.Context | None = None
     ) -> None:
-        """As of any future; `asyncio.gather` and its like, which wait by it, are awaiting."""
+        """Call `fn` when the future is done; `asyncio.gather` and its like count as awaiting."""
         me = enclosing_block.get()
         waits = getattr(getattr(fn, "func", fn), "__module__", None) == "asyncio.tasks"
         if waits and me is not None and me is _record_of(self):
@@ -72,9 +72,9 @@ class BlockFuture(TaskFuture[T]):
 
 
 def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
-    """Waits for a future from the thread of a synchronous block.
+    """Wait for a future on the thread of a synchronous block.
 
-    Blocks the calling thread; the engine's loop goes on.
+    This blocks the calling thread only; the engine's loop continues.
 
     Args:
         future: A task's or block's future, or any other of the engine's loop.
@@ -115,19 +115,12 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
     def notify(_: asyncio.Future[Any]) -> None:
         done.set()
 
-    # On the loop, because a future whose value its backend holds starts fetching it.
-    def follow(one: asyncio.Future[Any]) -> None:
-        one.add_done_callback(notify)
-
-    def leave(one: asyncio.Future[Any]) -> None:
-        one.remove_done_callback(notify)
-
     if not future.get_loop().is_running():
         raise RuntimeError("wait() on a future whose event loop is not running")
     # Whatever it waits for, a block that is cancelled waits no longer.
     watched: list[asyncio.Future[Any]] = [future] if me is None else [future, me.future]
     for one in watched:
-        one.get_loop().call_soon_threadsafe(follow, one)
+        one.get_loop().call_soon_threadsafe(one.add_done_callback, notify)
     try:
         with _awaiting(me, record) if me is not None and record is not None else nullcontext():
             if me is not None:
@@ -138,7 +131,7 @@ def wait(future: asyncio.Future[T], timeout: float | str | None = None) -> T:
             me.in_wait = False
         for one in watched:
             if not one.done():
-                one.get_loop().call_soon_threadsafe(leave, one)
+                one.get_loop().call_soon_threadsafe(one.remove_done_callback, notify)
     if future.done():
         return future.result()
     if me is not None and me.future.done():
@@ -153,10 +146,10 @@ def _record_of(future: BlockFuture[Any]) -> TaskRecord | None:
 
 @contextmanager
 def _awaiting(me: BlockRecord, record: TaskRecord) -> Iterator[None]:
-    """Notes that block `me` waits for block `task`.
+    """Record that block `me` waits for another one.
 
     Raises:
-        RuntimeError: That one waits for `me`, directly or through others.
+        RuntimeError: The other one waits for `me`, directly or through others.
     """
     edges = me.awaiting
     edges.append(record)  # before looking: of two threads at least one sees the other's
@@ -192,11 +185,11 @@ async def _value_of(future: asyncio.Future[Any]) -> Any:
 
 
 class Blocks:
-    """Runs the blocks of one engine.
+    """Runner of the blocks of one engine.
 
     Args:
-        scheduler: Is told how they end.
-        background: Makes the calls on the loop.
+        scheduler: Receives their outcomes.
+        background: Makes calls on the loop.
         values: Replaces futures and files in arguments.
     """
 
@@ -213,7 +206,7 @@ class Blocks:
         self._woken: dict[BlockRecord, asyncio.Future[None]] = {}  # until their threads have ended
 
     def start(self, record: BlockRecord) -> None:
-        """Starts a block whose dependencies have ended."""
+        """Start a block whose dependencies have ended."""
         self._scheduler.run(record)
         context = record.context
         context.run(enclosing_block.set, record)
@@ -249,7 +242,7 @@ class Blocks:
         record.running = block
 
     def stop(self, record: BlockRecord) -> None:
-        """Asks a cancelled block to stop; a synchronous one stops at its next wait or call."""
+        """Cancel a block; a synchronous one stops at its next wait or call."""
         if record.running is not None:
             record.running.cancel()
         elif record.in_wait and record not in self._woken:
@@ -257,13 +250,13 @@ class Blocks:
 
     @property
     def on_threads(self) -> tuple[str, ...]:
-        """The uids of synchronous blocks that go on, but for those that a cancellation wakes."""
+        """Uids of the synchronous blocks that are running, except those in `wait`."""
         return tuple(record.future.uid for record in self._threads if not record.in_wait)
 
     async def drain(self, grace: float) -> None:
-        """Gives blocks that are being cancelled time to end. Used at shutdown.
+        """Wait up to `grace` seconds for cancelled blocks. Called at shutdown.
 
-        Of the synchronous ones those that were in `wait`.
+        Of the synchronous blocks, only those that were in `wait` are waited for.
         """
         running = [n.running for n in self._scheduler.live if isinstance(n, BlockRecord)]
         blocks = [*(task for task in running if task is not None), *self._woken.values()]
