@@ -99,6 +99,10 @@ class Background:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crashed(task.get_name(), error)
 
+    def crash(self, where: str, error: BaseException) -> None:
+        """End the engine because of an error of its own."""
+        self._crashed(where, error)
+
     def guarded(self, call: Callable[[], object]) -> None:
         """Make a call whose exception ends the engine."""
         try:

@@ -28,6 +28,7 @@ from rhapsody.aio import is_cancelling, resumed
 from rhapsody.engine.backend_handles import BackendHandle
 from rhapsody.engine.background import Background
 from rhapsody.engine.events import Observation
+from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.record import TaskRecord
 from rhapsody.engine.scheduler import Scheduler
 from rhapsody.engine.states import READY, FutureState, WorkState
@@ -65,8 +66,7 @@ class Dispatcher:
         task_builder: Builds the descriptions of tasks.
         callbacks: Queues the backend's reports during a submission.
         background: Runs the dispatcher's coroutines.
-        max_pending: Largest number of tasks that the backend has at once, except services.
-        submit_timeout: Seconds within which the backend must accept a batch.
+        options: Options of the engine.
     """
 
     def __init__(
@@ -76,9 +76,7 @@ class Dispatcher:
         task_builder: TaskBuilder,
         callbacks: Callbacks,
         background: Background,
-        *,
-        max_pending: int | None,
-        submit_timeout: float | None,
+        options: EngineOptions,
     ) -> None:
         self._handle = handle
         self._ready: deque[TaskRecord] = deque()  # of priority 0
@@ -88,8 +86,8 @@ class Dispatcher:
         self._task_builder = task_builder
         self._callbacks = callbacks
         self._background = background
-        self._max_pending = max_pending
-        self._submit_timeout = submit_timeout
+        self._max_pending = options.max_pending
+        self._submit_timeout = options.submit_timeout
         self._services: deque[TaskRecord] = deque()  # those that `max_pending` does not apply to
         self._waiter: asyncio.Future[None] | None = None
         self._batch: set[TaskRecord] = set()
@@ -282,7 +280,6 @@ class Callbacks:
         scheduler: Receives the states.
         background: Schedules calls on the loop.
         observation: Publishes states.
-        crashed: Called with the place and the exception if the engine itself fails.
     """
 
     def __init__(
@@ -291,13 +288,11 @@ class Callbacks:
         scheduler: Scheduler,
         background: Background,
         observation: Observation,
-        crashed: Callable[[str, BaseException], object],
     ) -> None:
         self._prefix = f"{uid}."
         self._scheduler = scheduler
         self._background = background
         self._observation = observation
-        self._crashed = crashed
         self._loop: asyncio.AbstractEventLoop = background.loop
         self._mailbox: Mailbox[Report] = Mailbox(background.loop, self._deliver_in_order)
         self._queued: deque[Report] = deque()
@@ -408,7 +403,7 @@ class Callbacks:
             elif scheduler.observed and record.state.future is FutureState.PENDING:
                 self._observation.publish(record, main)
         except Exception as error:  # a fault of the engine must not be lost in a backend's thread
-            self._crashed("updates", error)
+            self._background.crash("updates", error)
 
     def _stray(self, uid: object) -> None:
         stats = self._scheduler.stats

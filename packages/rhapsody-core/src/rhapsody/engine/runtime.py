@@ -147,14 +147,10 @@ class Runtime:
             hooks,
             engine,
             self.backends,
-            timeout=options.timeout,
-            lost_retries=options.lost_retries,
-            implicit_data=options.implicit_data,
+            options,
             quiet=quiet,
         )
-        self.callbacks: Callbacks = Callbacks(
-            uid, scheduler, background, self.observation, self.crashed
-        )
+        self.callbacks: Callbacks = Callbacks(uid, scheduler, background, self.observation)
         self.blocks: Blocks = Blocks(scheduler, background, values)
 
     def attach(self, backend: BaseExecutionBackend, name: str) -> None:
@@ -167,8 +163,7 @@ class Runtime:
             self.task_builder,
             self.callbacks,
             self.background,
-            max_pending=self._options.max_pending,
-            submit_timeout=self._options.submit_timeout,
+            self._options,
         )
         if len(self.dispatchers) == 1:
             self._default = dispatcher

@@ -21,6 +21,7 @@ from rhapsody.engine.arguments import ArgumentScan, texts_in
 from rhapsody.engine.backend_handles import BackendHandle, find
 from rhapsody.engine.background import Background
 from rhapsody.engine.memoization import Memoization
+from rhapsody.engine.options import EngineOptions
 from rhapsody.engine.pushdown import PushDown
 from rhapsody.engine.record import Command, TaskRecord
 from rhapsody.engine.scheduler import Scheduler
@@ -65,10 +66,8 @@ class TaskBuilder:
         hooks: The plugins' hooks.
         engine: What they are told is the engine.
         backends: The attached backends; may grow.
-        timeout: Seconds for tasks that say nothing of their own.
-        lost_retries: Tries after losses of such, for backends that try themselves.
-        implicit_data: Whether tasks see what dependencies left in their sandboxes.
-        quiet: Whether workers show nothing of what functions print.
+        options: Options of the engine.
+        quiet: True if workers do not show the output of functions.
     """
 
     def __init__(
@@ -84,10 +83,8 @@ class TaskBuilder:
         hooks: EngineHooks,
         engine: ObservedEngine,
         backends: Mapping[str, BackendHandle],
+        options: EngineOptions,
         *,
-        timeout: float | None,
-        lost_retries: int,
-        implicit_data: bool,
         quiet: bool,
     ) -> None:
         self._uid = uid
@@ -101,9 +98,9 @@ class TaskBuilder:
         self._hooks = hooks
         self._engine = engine
         self._backends = backends
-        self._timeout = timeout
-        self._lost_retries = lost_retries
-        self._implicit_data = implicit_data
+        self._timeout = options.timeout
+        self._lost_retries = options.lost_retries
+        self._implicit_data = options.implicit_data
         self._quiet = quiet
         self._held_back: set[str] = set()  # backends that tasks were held back for
 
