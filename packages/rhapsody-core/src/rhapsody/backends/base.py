@@ -466,7 +466,6 @@ class ManagedBackend(BaseExecutionBackend):
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Run each task with `run_task` in an asyncio task of its own."""
-        self.require_running()
         for task in self.admit(tasks):
             self.accept(task)
             run = asyncio.create_task(self.__run(task), name=task["uid"])
@@ -500,9 +499,12 @@ class ManagedBackend(BaseExecutionBackend):
             The tasks to run, each with the nine keys that are always there.
 
         Raises:
+            BackendUnavailableError: The backend does not run.
             BackendError: A task of one of the uids is open already, or two have the same.
             TypeError: Something in the batch is no description at all.
         """
+        if self.__state != "running":
+            self.require_running()
         batch = list(tasks)
         problems: list[tuple[TaskDescription, Exception]] = []
         try:

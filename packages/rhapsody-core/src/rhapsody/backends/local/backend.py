@@ -26,6 +26,7 @@ from rhapsody.backends.local.jobs import (
     Runner,
     Slots,
     host_resources,
+    no_environment,
 )
 from rhapsody.backends.local.threads import ExecutorWorkers, SharedThread, ThreadWorkers
 from rhapsody.backends.programs import SharedSandboxes
@@ -344,7 +345,6 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     async def submit_tasks(self, tasks: Sequence[TaskDescription]) -> None:
         """Starts the tasks that fit and queues the others; returns at once."""
-        self.require_running()
         admitted = self.admit(tasks)
         streams.ensure()
         self._sandboxes = self.session.directory("")
@@ -386,11 +386,10 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
 
     def _job(self, task: TaskDescription) -> Job | None:
         """A job for the task, or `None` where the task has been reported as failed."""
-        runner, request = self._functions, ONE_FUNCTION
-        resources = task.get("resources")
-        job = Job(task, request, runner)
-        self.open_tasks[job.uid] = job
-        if task["function"] is not None and resources is None and not task["is_service"]:
+        uid, resources = task["uid"], task.get("resources")
+        job = self.open_tasks[uid] = Job(task, uid, ONE_FUNCTION, self._functions)
+        plain = task["function"] is not None and resources is None and not task["is_service"]
+        if plain and "environment" not in task:
             return job
         try:
             self._route(job, resources)
@@ -429,11 +428,13 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
                 "no launcher for MPI; use a backend that does, or call mpirun in an executable"
             )
         if function is not None:
-            assert resources is not None
-            waits = resources.cores == 0 and not resources.gpus and is_async(function)
-            if waits:
-                job.runner = self._shared
-            job.request = _request(resources, workers=0 if waits else 1)
+            if resources is not None:
+                waits = resources.cores == 0 and not resources.gpus and is_async(function)
+                if waits:
+                    job.runner = self._shared
+                job.request = _request(resources, workers=0 if waits else 1)
+            if task.get("environment") and job.runner in (self._threads, self._shared):
+                raise no_environment(job)
         elif service:
             if "ready" in task:
                 parse_ready(task["ready"])
@@ -463,11 +464,9 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             return None  # nobody would hear of it
         successor = self._queue.take_over(job.request)
         if successor is not None:
-            assert self._threads is not None
             successor.given = True
             try:
                 self._prepare(successor)
-                self._threads.prepare(successor)
             except Exception as error:  # one task's problem, such as a full disk
                 successor.error = error
                 successor.announced = True  # as far as it comes
@@ -483,6 +482,8 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             if sandbox or task.get("capture") == "files":
                 sandbox = task["sandbox"] = make_sandbox(sandbox or self.own_sandbox(job.uid))
             job.spill = sandbox or self._sandboxes + job.uid
+            if job.runner is not self._processes:
+                job.enter()
 
     def _next_short(self, before: Job) -> tuple[Job, bytearray] | None:
         """Takes the next job where it may wait in a worker process for the slots of another."""
@@ -568,21 +569,19 @@ class LocalExecutionBackend(SharedSandboxes, ManagedBackend):
             task["worker"] = job.worker
         if successor is None:
             self._slots.release(job.request, job.gpus)
-        self._end(job, self._outcome(job))
+        raised = job.error
+        if job.cancelled or (raised is not None and is_a(raised, asyncio.CancelledError)):
+            self._end(job, self._canceled)
+        elif raised is not None or job.failed:
+            self._end(job, self._failed)
+        else:
+            if task["function"] is not None:
+                task["return_value"] = job.value
+            self._end(job, self._done)
         if successor is not None:
             self._announce(successor)
         elif self._queue:
             self._pump()
-
-    def _outcome(self, job: Job) -> Any:
-        error = job.error
-        if error is None and not job.cancelled and not job.failed:
-            if job.task["function"] is not None:
-                job.task["return_value"] = job.value
-            return self._done
-        if job.cancelled or is_a(error, asyncio.CancelledError):
-            return self._canceled
-        return self._failed
 
     def _end(self, job: Job, state: Any) -> None:
         """Reports a job's terminal state and forgets it."""

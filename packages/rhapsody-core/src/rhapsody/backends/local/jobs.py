@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -197,7 +197,7 @@ class Slots:
 
     def __init__(self, machine: HostResources) -> None:
         self.machine = machine
-        self._cores: float = machine.cores
+        self._cores: float = machine.cores  # a multiple of 0.001
         self._gpus = list(machine.gpus)
         self._memory = machine.memory
         self._workers = machine.workers
@@ -218,7 +218,7 @@ class Slots:
         """Takes what is requested; the GPUs given, or `None` where it is not free."""
         if request.workers > self._workers or not self.fits(request):  # mostly of workers
             return None
-        self._cores = _exact(self._cores - request.cores)
+        self._cores = round(self._cores - request.cores, 3)
         self._workers -= request.workers
         if self._memory is not None:
             self._memory -= request.memory
@@ -231,7 +231,7 @@ class Slots:
 
     def release(self, request: Request, gpus: tuple[str, ...]) -> None:
         """Gives back what `take` took."""
-        self._cores = _exact(self._cores + request.cores)
+        self._cores = round(self._cores + request.cores, 3)
         self._workers += request.workers
         if self._memory is not None:
             self._memory += request.memory
@@ -244,7 +244,7 @@ class Slots:
     @property
     def cores_in_use(self) -> float:
         """How many cores are taken."""
-        return _exact(self.machine.cores - self._cores)
+        return round(self.machine.cores - self._cores, 3)
 
     def fits(self, request: Request, *, but_for_worker: bool = False) -> bool:
         """Whether the request can be met now, or could if a worker were free."""
@@ -261,18 +261,13 @@ class Slots:
             return False
         machine, held = self.machine, self._endless
         return (
-            request.cores > _exact(machine.cores - sum(service.cores for service in held))
+            request.cores > round(machine.cores - sum(service.cores for service in held), 3)
             or request.gpus > len(machine.gpus) - sum(service.gpus for service in held)
             or (
                 machine.memory is not None
                 and request.memory > machine.memory - sum(service.memory for service in held)
             )
         )
-
-
-def _exact(cores: float) -> float:
-    """Remove the rounding error of a sum of cores, which are multiples of 0.001."""
-    return cores if type(cores) is int else round(cores, 3)
 
 
 class Queue(Generic[W]):
@@ -436,9 +431,9 @@ class Job:
     """
 
     task: TaskDescription
+    uid: str
     request: Request
     runner: Runner
-    uid: str = field(init=False)
     number: int = 0
     gpus: tuple[str, ...] = ()
     context: TaskContext | None = None
@@ -461,9 +456,6 @@ class Job:
     modules: bytes | None = None
     block: Block | None = None
 
-    def __post_init__(self) -> None:
-        self.uid = self.task["uid"]
-
     def __repr__(self) -> str:
         return f"<Job {self.uid}>"
 
@@ -481,7 +473,7 @@ class Job:
         gpus = self.gpus if all_gpus else None
         return task_environment(self.task, cores=self.request.cores, gpus=gpus)
 
-    def enter(self) -> TaskContext:
+    def enter(self) -> None:
         """Makes the context and the recorder of a function that starts in this process now."""
         task = self.task
         timeout = task.get("timeout")
@@ -494,7 +486,6 @@ class Job:
             deadline=None if timeout is None else time() + timeout,
         )
         self.recorder = recorder_for(task.get("capture", True), self.spill)
-        return self.context
 
 
 class Runner(Protocol):

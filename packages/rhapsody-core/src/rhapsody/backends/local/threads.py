@@ -64,8 +64,8 @@ class ThreadWorkers:
         self._lock = threading.Lock()  # who cancels a coroutine: the canceller or the worker
 
     def run(self, job: Job) -> None:
-        """Hands a job to a thread that is free, or to a new one."""
-        self.prepare(job)
+        """Hand a job to a free thread, or to a new one."""
+        job.task["worker"] = HERE  # until a thread has taken it
         if self._busy == len(self._workers):
             name = f"{self._name}-{len(self._workers) + 1}"
             self._workers.append(
@@ -73,18 +73,6 @@ class ThreadWorkers:
             )
         self._busy += 1
         self._jobs.put(job)
-
-    def prepare(self, job: Job) -> None:
-        """Sees to what a call on a thread needs; any thread.
-
-        Raises:
-            CapabilityError: It is to have variables of its own.
-        """
-        task = job.task
-        if task.get("environment"):
-            raise no_environment(job)
-        job.enter()
-        task["worker"] = HERE  # until a thread has taken it
 
     def ended(self, job: Job) -> None:
         """Notes that a thread is free, unless it goes on with another job."""
@@ -203,10 +191,7 @@ class SharedThread:
         self._open = 0
 
     def run(self, job: Job) -> None:
-        """Starts a coroutine beside the others."""
-        if job.task.get("environment"):
-            raise no_environment(job)
-        job.enter()
+        """Start a coroutine next to the others."""
         job.worker = self._name
         self._open += 1
         self._loop.call(partial(self._start, job))
@@ -291,7 +276,6 @@ class ExecutorWorkers:
         Raises:
             TaskLostError: The executor is broken.
         """
-        job.enter()
         try:
             job.handle = future = self._executor.submit(ExecutorCall(job, self._gpus))
         except BrokenExecutor as error:
