@@ -364,7 +364,8 @@ class ExecutorCall:
             environment=environment,
             directory=job.spill,
         )
-        return partial, (worker.execute, order, packing.pack_call(job.task))
+        call, _ = packing.pack_call(job.task)
+        return partial, (worker.execute, order, call.arguments)
 
 
 class _Local(threading.local):
