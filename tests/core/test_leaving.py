@@ -472,3 +472,21 @@ async def test_a_second_run_of_a_uid_reads_nothing_that_the_first_one_wrote(tmp_
             command = flow.executable_task(lambda: "cat o.txt 2> /dev/null; echo text > o.txt; :")
             assert await command() == ""
     assert len(os.listdir(tmp_path)) == 3
+
+
+async def test_a_future_that_a_signal_has_settled_does_not_hang_the_end() -> None:
+    """The exception of a signal is set on the future that the main coroutine awaits."""
+    async with WorkflowEngine.create(backend := Scripted()) as flow:
+
+        @flow.function_task
+        def part() -> Any: ...
+
+        future = part()
+        task = await backend.next()
+        waiting = asyncio.ensure_future(flow.join())
+        await turns()
+        future.set_exception(KeyError("of a signal"))
+        backend.done(task, 1)
+        await within(waiting)
+        with pytest.raises(KeyError):
+            await future

@@ -217,6 +217,7 @@ class LiveNode(Protocol):
 # Of asyncio itself: `super()` would take longer than they do.
 _result: Callable[[asyncio.Future[T]], T] = asyncio.Future.result
 _exception: Callable[[asyncio.Future[Any]], BaseException | None] = asyncio.Future.exception
+_await: Callable[[asyncio.Future[T]], Generator[Any, None, T]] = asyncio.Future.__await__
 
 
 class TaskFuture(asyncio.Future[T]):
@@ -380,20 +381,42 @@ class TaskFuture(asyncio.Future[T]):
         return None if node is None else node.started
 
     def result(self) -> T:
-        """The task's value, or what it raised, once it is done; before that, `await` the future."""
+        """Return the value, or raise the exception, of a finished task; else `await` the future."""
+        if self._exception is not None:
+            error: Any = _exception(self)
+            try:  # with the traceback it had at first: asyncio's second await has none
+                raise set_traceback(error, getattr(self, "_traceback", None))
+            finally:
+                del self, error  # the traceback holds this frame
         try:
             return _result(self)
         except asyncio.InvalidStateError:
-            if self.done():  # it is what the task raised
-                raise
             raise self._not_done() from None
 
     def exception(self) -> BaseException | None:
-        """What the task raised, once it is done; before that, `await` the future."""
+        """Return the exception of a finished task, if it has one; else `await` the future."""
         try:
             return _exception(self)
         except asyncio.InvalidStateError:
             raise self._not_done() from None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return _await(self) if self._exception is None else self._failed()
+
+    __iter__ = __await__
+
+    def _failed(self) -> Generator[Any, None, T]:
+        try:
+            return self.result()
+        finally:
+            del self  # the traceback holds this frame
+        yield  # makes this a generator, which never suspends
+
+    def __del__(self) -> None:
+        # asyncio logs each exception that was not retrieved; the engine logs all in one record.
+        if self._log_traceback:
+            self._log_traceback = False
+            self._definition.unawaited(self)
 
     def _not_done(self) -> asyncio.InvalidStateError:
         return asyncio.InvalidStateError(
@@ -435,11 +458,9 @@ class TaskFuture(asyncio.Future[T]):
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
-        """Sets the exception, with its traceback and call as they are now. Called by the engine."""
+        """Set the exception, with its traceback and call as they are now. Called by the engine."""
         self._traceback, self._call = traceback_of(error), first_call(error)
         self.set_exception(error)
-        # A class of its own, so that futures that hold a value pay nothing for it.
-        self.__class__ = _FailedFuture
 
 
 def _without_value(sign: str) -> Callable[..., Any]:
@@ -463,36 +484,6 @@ _OTHERS = {
 _REFLECTED = {f"r{name}": sign for name, sign in _BINARY.items()}
 for _name, _sign in {**_BINARY, **_REFLECTED, **_OTHERS}.items():
     setattr(TaskFuture, f"__{_name}__", _without_value(_sign))
-
-
-class _FailedFuture(TaskFuture[T]):
-    """A future that failed. Every await shows where, not only the first as in asyncio."""
-
-    __slots__ = ()
-
-    def result(self) -> T:
-        """Raises the exception."""
-        error = self.exception()
-        assert error is not None
-        try:
-            raise set_traceback(error, self._traceback)
-        finally:
-            del self, error  # the traceback holds this frame
-
-    def __await__(self) -> Generator[Any, None, T]:
-        try:
-            return self.result()
-        finally:
-            del self  # the traceback holds this frame
-        yield  # makes this a generator, which never suspends
-
-    __iter__ = __await__
-
-    def __del__(self) -> None:
-        # asyncio logs every exception that nobody looked at, the engine all of them in one line.
-        if self._log_traceback:
-            self._log_traceback = False
-            self._definition.unawaited(self)
 
 
 def task_kind(task: Mapping[str, Any]) -> TaskKind:

@@ -90,8 +90,7 @@ def of_dependencies(
 ) -> DependencyFailureError:
     """Return the error of a task that does not run because dependencies failed."""
     names = [future_name(future) for future in failed]
-    cause = failed[0].exception()
-    assert cause is not None
+    causes = [error for future in failed if (error := future.exception()) is not None]
     root, what = _root_of(failed[0])
     roots = {call or id(error) for error, call in map(_root_of, failed)}
     others = f" (and {len(roots) - 1} more)" if len(roots) > 1 else ""
@@ -104,7 +103,7 @@ def of_dependencies(
     )
     vars_of(error)[CALL] = what
     error._first = _first_failures(failed)
-    return error.follows(cause)
+    return error.follows(causes[0])
 
 
 def _first_failures(failed: Sequence[asyncio.Future[Any]]) -> tuple[FirstFailure, ...]:

@@ -887,10 +887,10 @@ class Scheduler:
         """Notify whatever waits for a future that is settled, and close ended work."""
         if record.dependents is not None:
             self._spread(self._notify_dependents, record)
-        if self._when_settled and not self.unsettled:
-            self._call_when_settled()
         if record.state.work in OVER:
             self._close(record)
+        if self._when_settled and not self.unsettled:
+            self._call_when_settled()
 
     def _call_when_settled(self) -> None:
         calls, self._when_settled = self._when_settled, []
@@ -927,9 +927,9 @@ class Scheduler:
 
     @property
     def unsettled(self) -> int:
-        """Number of the tasks whose futures are not settled."""
+        """Number of the tasks whose futures are not settled; 0 when all work has ended."""
         stats = self.stats
-        return stats.tasks - stats.done - stats.failed - stats.cancelled
+        return stats.tasks - stats.done - stats.failed - stats.cancelled if self.live else 0
 
     def when_settled(self, call: Callable[[], object]) -> None:
         """Call back, once, when no future is pending."""
@@ -947,6 +947,7 @@ class Scheduler:
             self._move(record, next((way for way in ways if way in record.state.after), ways[0]))
             if not record.future.done():  # an error interrupted its last transition
                 self._cancel_future(record)
+        self._call_when_settled()
 
     def _on_abandon(self, record: TaskRecord, _: None) -> None:
         if record.state.future is FutureState.CANCELLED:
