@@ -9,7 +9,7 @@ import dataclasses
 import os
 import threading
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from operator import methodcaller
 from typing import Any
@@ -80,7 +80,7 @@ class Submission:
         self._numbers = {"task": 0, "block": 0}
         self.promises: Promises = Promises(stager)
         self._keep = keep
-        self.unawaited: Callable[[TaskFuture[Any]], None] = unawaited.add
+        self._unawaited = unawaited
         self.made: list[tuple[str, str, tuple[str, ...]]] = []
         self.failure: BaseException | None = None
 
@@ -214,6 +214,10 @@ class Submission:
                 "synchronous @flow.block"
             )
         return on_loop(self.loop, partial(task, *args, **kwargs))
+
+    def unawaited(self, future: TaskFuture[Any]) -> None:
+        """Count a failed future that was collected without being awaited. Any thread."""
+        self._unawaited.add(future)
 
     def declare(self, settings: Settings) -> Settings:
         """Check the settings of a definition against the engine's backends and named limits.
