@@ -267,8 +267,7 @@ class World:
         number = len(self.records)
         future: Any = Result(f"{task.prefix}.{number:06d}")
         kind = BlockRecord if task.prefix == "block" else TaskRecord
-        record = kind(self.scheduler, task, future, number, (), None, None)
-        record.dependencies = tuple(dependencies)
+        record = kind(self.scheduler, task, future, number, (), None, None, tuple(dependencies))
         future._node = record
         future.on_result = partial(self.promises.succeeded, record)
         self.records.append(record)

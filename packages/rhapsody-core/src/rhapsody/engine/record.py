@@ -161,6 +161,10 @@ class TaskRecord:
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
         specific: Mapping[str, Any] | None,
+        dependencies: tuple[asyncio.Future[Any], ...] = (),
+        found: ArgumentScan | None = None,
+        scope: str | None = None,
+        repeats: Repetition | None = None,
     ) -> None:
         self.scheduler: Owner = scheduler
         self.task: TaskFunction[Any, Any] = task
@@ -178,20 +182,20 @@ class TaskRecord:
         self.started: float | None = None  # when it began to run, since the epoch
         self.uid: str = ""
         self.native: str | None = None  # the backend's word for the last state, for events
-        self.dependencies: tuple[asyncio.Future[Any], ...] = ()
+        self.dependencies: tuple[asyncio.Future[Any], ...] = dependencies
         self.dependents: dict[TaskRecord, None] | None = None
         self.description: TaskDescription = NOT_DESCRIBED  # of the attempt
         self.backend: BackendHandle  # unset until a backend has been chosen
         self.parent: BlockRecord | None = None
-        self.found: ArgumentScan | None = None  # futures and files in the arguments
+        self.found: ArgumentScan | None = found  # futures and files in the arguments
         self.resolved: Resolved | None = None  # the input files, once found
         self.limits: tuple[tuple[str, int], ...] = ()  # named limits that it occupies
         self.timer: Timer | None = None  # its timeout, or the wait before a retry
         self.verdict: BaseException | None = None  # why its work is being stopped
-        self.scope: str | None = None
+        self.scope: str | None = scope
         self.command: Command | None = None  # of an executable, once built
         self.tries: Tries | None = None  # failed attempts, if there were any
-        self.repeats: Repetition | None = None  # the recorded call that it repeats
+        self.repeats: Repetition | None = repeats  # the recorded call that it repeats
         self.sources: Sequence[AttemptInfo] = ()  # what dependencies left in sandboxes
         self.waiters: list[Callable[[], object]] | None = None  # called when the work has ended
 

@@ -260,9 +260,12 @@ def _successor(record: TaskRecord, restarts: int) -> TaskRecord:
         record.args,
         record.kwargs,
         record.specific,
+        record.dependencies,
+        record.found,
+        record.scope,
     )
-    new.attempt, new.dependencies, new.found = record.attempt, record.dependencies, record.found
+    new.attempt = record.attempt
     if record.parent is not None and record.parent.state.future is FutureState.PENDING:
         new.parent = record.parent
-    new.scope, new.command, new.tries = record.scope, record.command, Tries(restarts=restarts)
+    new.command, new.tries = record.command, Tries(restarts=restarts)
     return new

@@ -136,16 +136,16 @@ class Submission:
         else:
             future = (RemoteFuture if self._pushdown.possible else TaskFuture)(loop=self.loop)
         kind = BlockRecord if task.prefix == "block" else TaskRecord
-        record = kind(scheduler, task, future, number, args, kwargs or None, specific)
-        record.dependencies = dependencies
-        record.found = found
+        record = kind(
+            scheduler, task, future, number, args, kwargs or None, specific, dependencies, found,
+            current_scope.get(), repeats,
+        )  # fmt: skip
         future._node = record
         future._definition = task
         future._number = number
         future._uid = None
         future._backend = None
         future._outcome = None
-        record.scope, record.repeats = current_scope.get(), repeats
         if found is not None and found.outputs and repeats is None and task.prefix == "task":
             self.promises.promise(future, found.outputs)
         if found is not None and found.producers:
