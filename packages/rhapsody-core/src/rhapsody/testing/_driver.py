@@ -12,9 +12,10 @@ import os
 import shutil
 import tempfile
 import threading
-import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,6 @@ class Report:
         native: The state as the backend calls it.
         state: The canonical state, `None` if the backend's mapper does not know it.
         thread: The identity of the calling thread.
-        time: Seconds of the monotonic clock.
         during_submit: `submit_tasks` had not returned yet.
         task: A shallow copy of the task's dict.
     """
@@ -51,7 +51,6 @@ class Report:
     native: Any
     state: TasksMainStates | None
     thread: int
-    time: float
     during_submit: bool
     task: dict[str, Any]
 
@@ -175,13 +174,14 @@ class Driver:
         self._tasks: dict[str, _Followed] = {}
         self._submitting: set[str] = set()
         self._one_submission = asyncio.Lock()
-        self._lock = threading.Lock()
-        self._waiting: list[asyncio.Future[None]] = []
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._states: Any = None
+        self._inbox: deque[tuple[Report, Any]] = deque()
+        self._changed = asyncio.Event()
+        self._thread: int
+        self._loop: asyncio.AbstractEventLoop
+        self._states: Any
 
     async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self.backend = await started(self.backend)
         self._states = self.backend.get_task_states_map()
         if self._own_dir:
@@ -251,9 +251,7 @@ class Driver:
     async def submit_batch(self, tasks: list[TaskDescription]) -> None:
         """Submit this very list."""
         async with self._one_submission:
-            with self._lock:
-                for task in tasks:
-                    self._tasks[task["uid"]] = _Followed(task)
+            self._tasks.update({task["uid"]: _Followed(task) for task in tasks})
             self._submitting.update(task["uid"] for task in tasks)
             try:
                 await self.backend.submit_tasks(tasks)
@@ -309,52 +307,43 @@ class Driver:
 
     def of(self, task: TaskDescription) -> list[Report]:
         """Return the reports of the task, in order."""
-        with self._lock:
-            return list(self._tasks[task["uid"]].reports)
+        return list(self._tasks[task["uid"]].reports)
 
     def uids(self) -> set[str]:
         """Return the uids of all submitted tasks."""
-        with self._lock:
-            return set(self._tasks)
+        return set(self._tasks)
 
     def unfinished(self) -> list[str]:
         """Describe the tasks that have not ended."""
-        with self._lock:
-            return [
-                f"{followed.description['name']} "
-                f"({', '.join(str(report.native) for report in followed.reports) or 'no report'})"
-                for followed in self._tasks.values()
-                if followed.finished is None
-            ]
+        return [
+            f"{followed.description['name']} "
+            f"({', '.join(str(report.native) for report in followed.reports) or 'no report'})"
+            for followed in self._tasks.values()
+            if followed.finished is None
+        ]
 
     # The callback.
 
     def _report(self, task: Any, state: Any, service_callback: Any = None) -> None:
+        """Take a report on any thread; it is processed on the loop's thread."""
         content = task.as_dict() if hasattr(task, "as_dict") else task
         if not isinstance(content, dict) or "uid" not in content:
             self._fault("the callback gets the task", f"it got {_short(task)}")
             return
-        uid = str(content["uid"])
-        with self._lock:
-            followed = self._tasks.get(uid)
-            if followed is None:
-                self.strangers.append(uid)
-                return
-            report = Report(
-                uid=uid,
-                native=state,
-                state=self._canonical(content, state),
-                thread=threading.get_ident(),
-                time=time.monotonic(),
-                during_submit=uid in self._submitting,
-                task=dict(content),
-            )
-            self._judge(followed, report)
-            followed.reports.append(report)
-            self.reports.append(report)
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._on_loop, followed, report, service_callback)
+        report = Report(
+            uid=str(content["uid"]),
+            native=state,
+            state=self._canonical(content, state),
+            thread=threading.get_ident(),
+            during_submit=content["uid"] in self._submitting,
+            task=dict(content),
+        )
+        self._inbox.append((report, service_callback))
+        if report.thread == self._thread:
+            self._process_inbox()
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._process_inbox)
 
     def _canonical(self, task: dict[str, Any], state: Any) -> TasksMainStates | None:
         try:
@@ -366,52 +355,57 @@ class Driver:
             )
             return None
 
-    def _judge(self, followed: _Followed, report: Report) -> None:
-        before = [r.native for r in followed.reports if r.state in _TERMINAL]
-        name = followed.description["name"]
-        if report.state in _TERMINAL:
-            if before:
-                self._fault(
-                    "exactly one terminal callback per task",
-                    f"task {name!r} was reported {[*map(str, before), str(report.native)]}",
-                )
-            else:
-                assert report.state is not None
-                followed.finished = Finished(report.uid, report.state, report.task)
-        elif before:
-            self._fault(
-                "nothing is reported after a task's terminal state",
-                f"task {name!r} was reported {report.native} after {before[0]}",
-            )
+    def _process_inbox(self) -> None:
+        while self._inbox:
+            self._process(*self._inbox.popleft())
 
-    def _fault(self, rule: str, detail: str) -> None:
-        self.faults.append(Fault(rule, detail))
-
-    def _on_loop(self, followed: _Followed, report: Report, service_callback: Any) -> None:
+    def _process(self, report: Report, service_callback: Any) -> None:
+        followed = self._tasks.get(report.uid)
+        if followed is None:
+            self.strangers.append(report.uid)
+            return
+        self._judge(followed, report)
+        followed.reports.append(report)
+        self.reports.append(report)
         if report.state is TasksMainStates.RUNNING and not followed.asked_ready:
             followed.asked_ready = True
             if service_callback is not None:
-                assert self._loop is not None
                 followed.ready = self._loop.create_future()
                 followed.ready.add_done_callback(self._readiness_known)
                 service_callback(ReadyFuture(followed.ready), report.task, report.native)
         self._wake()
 
+    def _judge(self, followed: _Followed, report: Report) -> None:
+        before = [r.native for r in followed.reports if r.state in _TERMINAL]
+        name = followed.description["name"]
+        if before and report.state in _TERMINAL:
+            self._fault(
+                "exactly one terminal callback per task",
+                f"task {name!r} was reported {[*map(str, before), str(report.native)]}",
+            )
+        elif before:
+            self._fault(
+                "nothing is reported after a task's terminal state",
+                f"task {name!r} was reported {report.native} after {before[0]}",
+            )
+        elif report.state in _TERMINAL:
+            followed.finished = Finished(report.uid, report.state, report.task)
+
+    def _fault(self, rule: str, detail: str) -> None:
+        self.faults.append(Fault(rule, detail))
+
     def _readiness_known(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():
-            future.exception()  # seen, although nobody may ask for it
+            future.exception()  # marks it as retrieved
         self._wake()
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _change(self) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        await future
+        """Wait for the next report or readiness."""
+        await self._changed.wait()
 
 
 async def started(backend: Any) -> Any:

@@ -120,11 +120,10 @@ class Functions(Suite):
             assert type(error) is KitError, f"a KitError of {route.name} came back as {error!r}"
             assert error.args == (f"grüße {number}", 7) and error.code == 7, f"{route.name}: {end}"
             shown = "".join(traceback.format_exception(error))
-            function = "fail_async" if route.kind == "async_function" else "fail"
             for what, text in {
                 "its cause": "LookupError: the reason for failure",
                 "the file that raised it": _work.__file__,
-                "the function that raised it": f"in {function}",
+                "the function that raised it": "in fail",
             }.items():
                 assert text in shown, (
                     f"the failure of {route.name} does not show {what}, {text!r}, in its traceback "

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import pytest_asyncio
@@ -39,16 +39,11 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 each_function_kind = pytest.mark.parametrize("kind", FUNCTION_KINDS)
 
 
-class NewBackend(Protocol):
-    """Make a backend that is shut down at the end of the check, as `make_backend` does."""
+NewBackend = Callable[..., Awaitable[Any]]
+"""`await new_backend(start=False)` makes a backend that is shut down at the end of the check."""
 
-    async def __call__(self, *, start: bool = False) -> Any: ...
-
-
-class NewEngine(Protocol):
-    """Make an engine on a backend, or on the backend of the class."""
-
-    async def __call__(self, backend: Any = None, **settings: Any) -> WorkflowEngine: ...
+NewEngine = Callable[..., Awaitable["WorkflowEngine"]]
+"""`await new_engine(backend=None, **settings)` makes an engine, by default on the class backend."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,15 +82,6 @@ def fail(message: str) -> None:
         raise KitError(message, 7) from error
 
 
-async def fail_async(message: str) -> None:
-    """Raise a `KitError` with a cause, after yielding to the loop once."""
-    await asyncio.sleep(0.01)
-    try:
-        raise LookupError("the reason for failure")
-    except LookupError as error:
-        raise KitError(message, 7) from error
-
-
 def fail_oddly(message: str) -> None:
     """Raise an error that cannot be unpickled."""
     raise OddError(message, threading.Lock())
@@ -235,12 +226,6 @@ def variable(name: str) -> str | None:
     return os.environ.get(name)
 
 
-async def variable_async(name: str) -> str | None:
-    """Return an environment variable as the coroutine sees it after yielding to the loop."""
-    await asyncio.sleep(0.01)
-    return variable(name)
-
-
 def read(path: Any) -> str:
     """Return the text of a file given as anything that `open` takes."""
     with open(path) as file:
@@ -250,9 +235,11 @@ def read(path: Any) -> str:
 add_async = _coroutine_function(add)
 echo_async = _coroutine_function(echo)
 words_async = _coroutine_function(words)
+fail_async = _coroutine_function(fail)
 leave_async = _coroutine_function(leave)
 fail_oddly_async = _coroutine_function(fail_oddly)
 make_lock_async = _coroutine_function(make_lock)
 name_of_type_async = _coroutine_function(name_of_type)
 note_run_async = _coroutine_function(note_run)
+variable_async = _coroutine_function(variable)
 process_memory_and_data_async = _coroutine_function(process_memory_and_data)
