@@ -19,13 +19,11 @@ import pytest
 import pytest_asyncio
 
 from rhapsody.backends.local import LocalExecutionBackend
-from rhapsody.data import OUTPUT_FILES
 from rhapsody.errors import TaskFailedError
 from rhapsody.sdk import services
 from rhapsody.sdk.services import Ready, parse_ready
 from rhapsody.testing import Driver
 from tests.core.local import CANCELED, DONE, FAILED, RUNNING
-from tests.core.scripted import until
 from tests.machine import alive, free_port
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.timeout(60)]
@@ -121,35 +119,10 @@ async def test_ready_by_its_output(driver: Driver, pattern: str, expected: str) 
     assert driver.history(task) == [RUNNING]
 
 
-@pytest.mark.parametrize("rest", ["echo 0", "printf '0 is open'"])
-async def test_a_line_that_comes_in_parts_is_looked_at_as_a_whole(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch, rest: str
-) -> None:
-    monkeypatch.setattr(services, "QUIET", 60)  # the machine may be busy
-    command = f"printf 'port 8'; while [ ! -e go ]; do sleep 0.01; done; {rest}; exec sleep 60"
-    task = driver.service(command, ready=r"stdout:port (\d+)")
-    await driver.submit(task)
-    assert await driver.running(task)
-    sandbox = Path(task["sandbox"])
-    await until(lambda: (sandbox / OUTPUT_FILES[0]).read_text() == "port 8")
-    (sandbox / "go").touch()
-    assert await driver.ready(task) == "80"
-
-
 async def test_a_prompt_without_the_end_of_a_line_is_enough(driver: Driver) -> None:
     task = driver.service("echo first; printf 'login>'; exec sleep 60", ready="stdout:^login>$")
     await driver.submit(task)
     assert await driver.ready(task) == "login>"
-
-
-async def test_what_closes_its_output_has_said_all(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(services, "QUIET", 60)
-    command = "printf 'port 80'; exec >&-; exec sleep 60"
-    task = driver.service(command, ready=r"stdout:port (\d+)")
-    await driver.submit(task)
-    assert await driver.ready(task) == "80"
 
 
 async def test_output_goes_on_to_be_kept_after_it_was_ready(driver: Driver) -> None:
@@ -166,17 +139,12 @@ async def test_output_goes_on_to_be_kept_after_it_was_ready(driver: Driver) -> N
     assert end.stdout == "ready\n" + "x" * 300000 + "\nlast\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-async def test_a_service_whose_output_finds_no_space_is_ready_all_the_same(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(services, "OUTPUT_FILES", ["/dev/full"])
-    task = driver.service("echo port 80; echo more; exec sleep 60", ready=r"stdout:port (\d+)")
+async def test_output_that_is_not_kept_is_searched(driver: Driver) -> None:
+    task = driver.service("echo port 80; exec sleep 60", ready=r"stdout:port (\d+)", capture=False)
     await driver.submit(task)
     assert await driver.ready(task) == "80"
-    assert [record.getMessage() for record in caplog.records] == [
-        "what a service prints is no longer kept in /dev/full: [Errno 28] No space left on device"
-    ]
+    await driver.cancel(task)
+    assert (await driver.finished(task)).stdout in (None, "")
 
 
 async def test_ready_by_a_file(driver: Driver) -> None:
@@ -250,9 +218,9 @@ async def test_a_port_is_given_to_one_service_at_a_time(monkeypatch: pytest.Monk
             return "0.0.0.0", next(offered)
 
     monkeypatch.setattr(socket, "socket", Socket)
-    assert [ports.pick(), ports.pick()] == [7001, 7002]
+    assert [ports.take(), ports.take()] == [7001, 7002]
     ports.give_back(7001)
-    assert ports.pick() == 7001
+    assert ports.take() == 7001
 
 
 async def test_ready_by_a_function_on_a_thread(driver: Driver) -> None:

@@ -1,8 +1,10 @@
-"""Executable tasks and services as a backend of somebody's runs them with `rhapsody.sdk`."""
+"""Executable tasks and services as third-party backends run them with `rhapsody.sdk`."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from rhapsody.errors import TaskFailedError
 from rhapsody.sdk import executables
 from rhapsody.sdk.executables import TaskProgram, task_environment
 from rhapsody.sdk.processes import group_alive
-from rhapsody.sdk.services import TaskService
+from rhapsody.sdk.services import TaskService, search_output
 from rhapsody.task import TaskDescription
 from tests.core.scripted import within
 
@@ -94,6 +96,31 @@ async def test_a_service_that_is_cancelled_before_it_is_ready_never_is(tmp_path:
         await within(serving)
     assert not group_alive(service.pid)
     assert told == []
+
+
+class Writing(threading.Event):
+    """Event that is never set; the service writes more output during each wait."""
+
+    def __init__(self, file: Path, *parts: str) -> None:
+        super().__init__()
+        self._file = file
+        self._parts = list(parts)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        with self._file.open("a") as file:
+            file.write(self._parts.pop(0))
+        return False
+
+
+@pytest.mark.parametrize(
+    "parts", [("port 8", "0\n"), ("port 8", "0 is open"), ("po", "rt 80\n"), ("port 80", "")]
+)
+async def test_a_line_that_comes_in_parts_is_searched_as_a_whole(
+    tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    file = tmp_path / "stdout"
+    writing = Writing(file, *parts)
+    assert search_output(str(file), re.compile(r"port (\d+)"), writing) == "80"
 
 
 async def test_a_service_that_ends_too_early_fails_with_its_last_words(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import re
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from rhapsody.backends.discovery import BackendRegistry, discover_backends, get_
 from rhapsody.backends.execution.radical_pilot import RadicalExecutionBackend
 from rhapsody.errors import BackendUnavailableError
 from rhapsody.resources import Resources
-from rhapsody_radical import calls, links, raptor_config, schema, services
+from rhapsody_radical import calls, links, raptor_config, schema
 from rhapsody_radical.client import raptor
 from rhapsody_radical.client.tasks import Tasks
 from rhapsody_radical.functions import completed
@@ -404,31 +403,6 @@ def test_an_implicit_link_leaves_the_tasks_own_variables_alone(tmp_path: Path) -
         text=True,
     )
     assert done.stdout.splitlines() == ["mine too", "a.1", "it's made"]
-
-
-class Looks(threading.Event):
-    """Is never set; between two looks at a file, the service writes more."""
-
-    def __init__(self, file: Path, *parts: str) -> None:
-        super().__init__()
-        self._file = file
-        self._parts = list(parts)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        with self._file.open("a") as file:
-            file.write(self._parts.pop(0))
-        return False
-
-
-@pytest.mark.parametrize(
-    "parts", [("port 8", "0\n"), ("port 8", "0 is open"), ("po", "rt 80\n"), ("port 80", "")]
-)
-def test_a_line_that_comes_in_parts_is_looked_at_as_a_whole(
-    tmp_path: Path, parts: tuple[str, ...]
-) -> None:
-    file = tmp_path / "stdout"
-    looks = Looks(file, *parts)
-    assert services._search(str(file), re.compile(r"port (\d+)"), looks) == "80"
 
 
 def test_a_thread_does_what_it_was_given_and_refuses_more_after_its_end() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shlex
 import socket
 import sys
@@ -24,13 +23,12 @@ from typing import Any
 from rhapsody import CapabilityError, TaskDescription
 from rhapsody.sdk import (
     FREE,
-    QUIET,
     Ready,
-    Search,
     accepts,
     call_ready,
     parse_ready,
     require_unused,
+    search_output,
     wait_until,
 )
 from rhapsody_radical.fleet import Pilot
@@ -40,10 +38,6 @@ from rhapsody_radical.wire import is_plain
 
 UP = "service is up"
 """What RADICAL-Pilot gives for a service that says nothing."""
-
-FIRST_LOOK = 0.02
-LONGEST_WAIT = 0.25
-"""Seconds between two looks at a service's output: they double from the first to this."""
 
 PORT_LINK = ".rhapsody.port"
 """The link in a service's sandbox whose target is the number of the free port it was given."""
@@ -180,7 +174,7 @@ def _wait(job: Job, ready: Ready, stopped: threading.Event, loop: asyncio.Abstra
         port = _picked(job, stopped) if ready.value == FREE else ready.value
         wait_until(lambda: accepts(host, port), stopped)
         return host, port
-    return _search(output_paths(job)[0], ready.value, stopped)
+    return search_output(output_paths(job)[0], ready.value, stopped)
 
 
 def _picked(job: Job, stopped: threading.Event) -> int:
@@ -192,24 +186,3 @@ def _picked(job: Job, stopped: threading.Event) -> int:
 def _host(job: Job) -> str:
     """The node that a service runs on."""
     return "127.0.0.1" if job.host in ("", "localhost", socket.gethostname()) else job.host
-
-
-def _search(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> Any:
-    """Looks for a pattern in a file that grows.
-
-    A match at the end of a line that may go on counts when a second look finds no more.
-    """
-    wait, position, search = FIRST_LOOK, 0, Search(pattern)
-    while not stopped.is_set():
-        with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-            file.seek(position)
-            more = file.read()
-            position = file.tell()
-            if more:
-                search.feed(more)
-                wait = FIRST_LOOK if search.found is None else QUIET
-            if search.found is not None and (not more or search.settled):
-                return search.found
-        stopped.wait(wait)
-        wait = min(2 * wait, LONGEST_WAIT)
-    return None

@@ -63,15 +63,14 @@ if TYPE_CHECKING:
     )
     from rhapsody.sdk.services import (
         FREE,
-        QUIET,
         Readiness,
         Ready,
-        Search,
         TaskService,
         accepts,
         call_ready,
         parse_ready,
         require_unused,
+        search_output,
         too_early,
         wait_until,
     )
@@ -80,18 +79,18 @@ if TYPE_CHECKING:
     from rhapsody.task import Reference, TaskKind, is_async, task_kind
 
     __all__ = [
-        "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "QUIET", "REFERENCE",
+        "FREE", "OUTPUT_FILES", "OWN_FILES", "PROTOCOL_VERSION", "REFERENCE",
         "RESERVED", "RUNNER_FILE", "CallResult", "CallSpec", "Captured", "CapturedOutput",
         "Environment", "Guardian", "Launch", "Mailbox", "Output", "Program",
         "ProtocolVersionError", "Readiness", "Ready", "Recorder", "Reference",
-        "RemoteTraceback", "Runner", "Search", "SharedLoop", "StaleModuleError",
+        "RemoteTraceback", "Runner", "SharedLoop", "StaleModuleError",
         "TaskContext", "TaskKind", "TaskProgram", "TaskService", "WorkerLoop", "accepts",
         "add_note", "call_ready", "call_spec", "cannot_pack", "describe_error", "dumps",
         "end_of_file", "finish", "in_thread", "is_async", "is_cancelling", "known",
         "link_all", "link_into", "make_sandbox", "memory_in_bytes", "moved", "own_modules",
         "pack", "pack_call", "pack_error", "parse_ready", "parts", "pickler", "plain_name",
-        "recording", "require_unused", "require_version", "seconds", "seconds_of_job",
-        "sent_modules", "settable", "start_thread", "streams", "task_context",
+        "recording", "require_unused", "require_version", "search_output", "seconds",
+        "seconds_of_job", "sent_modules", "settable", "start_thread", "streams", "task_context",
         "task_environment", "task_kind", "time_needed", "too_early", "trimmed", "unpack",
         "unpack_error", "wait_until", "without_own_frames", "working_directory",
     ]  # fmt: skip
@@ -121,8 +120,8 @@ else:
                 "pack_error pickler require_version sent_modules trimmed"
             ),
             "rhapsody.sdk.services": (
-                "FREE QUIET Readiness Ready Search TaskService accepts call_ready parse_ready "
-                "require_unused too_early wait_until"
+                "FREE Readiness Ready TaskService accepts call_ready parse_ready "
+                "require_unused search_output too_early wait_until"
             ),
             "rhapsody.sdk.threads": "Mailbox in_thread start_thread",
             "rhapsody.sdk.walltime": "seconds_of_job time_needed",

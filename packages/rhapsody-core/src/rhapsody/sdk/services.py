@@ -1,24 +1,23 @@
 """Services: programs that run until they are stopped, and how they signal readiness.
 
 The forms of a description's `ready` are the same on every backend (`parse_ready`). `TaskService`
-implements them for a program that this process starts: output is read as it arrives, and files and
-ports are polled on a thread. Backends that start programs by other means use the parts.
+implements them for a program that this process starts. Output, files and ports are polled on a
+thread, so that a service never waits for this process. Backends that start programs by other means
+use the functions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import errno
 import inspect
-import logging
 import os
 import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import InvalidStateError
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,47 +31,46 @@ from rhapsody.task import TaskDescription, is_async
 
 __all__ = [
     "FREE",
-    "QUIET",
     "Readiness",
     "Ready",
-    "Search",
     "TaskService",
     "accepts",
     "call_ready",
     "parse_ready",
     "require_unused",
+    "search_output",
     "too_early",
     "wait_until",
 ]
 
 FORMS = "'stdout:REGEX', 'file:NAME', 'tcp', 'tcp:PORT' or a callable"
 
-FIRST_LOOK = 0.01
+FIRST_WAIT = 0.01
 LONGEST_WAIT = 0.25
-"""Seconds between two looks: they double from the first to this."""
+"""Seconds between two attempts to find something; they double from the first to this."""
 
-SEEN = 1 << 16
-"""Characters of output that a pattern can reach back."""
+WINDOW = 1 << 16
+"""Maximum number of bytes of output that a match may begin before the last output."""
 
 QUIET = 0.1
-"""Seconds without more output after which the end of an unfinished line is taken for its end."""
+"""Seconds without more output after which an unfinished line counts as finished."""
 
 HOST = "127.0.0.1"
 
-ANSWER = 0.2
-"""Seconds in which this host says whether anybody listens on a port; it does so at once."""
+CONNECT_TIMEOUT = 0.2
+"""Seconds for connecting to a port of this host, which answers at once."""
 
 FREE = 0
-"""Stands for a free port, to be picked when the service starts."""
+"""Port number of `ready="tcp"`: a free port is chosen when the service starts."""
 
 
 class Ready(NamedTuple):
-    """How a service says that it is ready, understood by `parse_ready`.
+    """How a service signals readiness, as parsed by `parse_ready`.
 
     Attributes:
         kind: `"stdout"`, `"file"`, `"tcp"` or `"call"`.
-        value: The compiled pattern, the file's name, the port (`FREE` for one that is
-            picked when the service starts) or the callable.
+        value: The compiled pattern, the file's name, the port (`FREE` for one that is chosen when
+            the service starts) or the callable.
     """
 
     kind: str
@@ -80,19 +78,18 @@ class Ready(NamedTuple):
 
 
 def parse_ready(ready: Any) -> Ready:
-    """Understand a description's `ready`; pure, on any thread.
+    """Parse a description's `ready`. Pure; any thread.
 
-    `stdout:REGEX` waits until the pattern is found in the service's standard output
-    and gives the first group, or the whole match where it has no group; the end of a
-    line that may go on is waited for, a moment. `file:NAME`
-    waits for a file in the sandbox and gives its path. `tcp:PORT` waits until the
-    port on this machine accepts a connection and gives `(host, port)`; `tcp` alone
-    does so with a free port that the service is given. A callable is
-    called with the description (awaited where it gives a coroutine, on the engine's
-    loop; else it runs on a thread) and gives what it returns.
+    `stdout:REGEX` waits for a match in the service's standard output and returns the first group,
+    or the whole match if there is no group. A match at the end of an unfinished line counts after a
+    moment without more output. `file:NAME` waits for a file in the sandbox and returns its path.
+    `tcp:PORT` waits until the port on this machine accepts a connection and returns
+    `(host, port)`; `tcp` alone does so with a free port that is passed to the service. A callable
+    is called with the description, on the engine's loop if it is a coroutine function and on a
+    thread otherwise; its result is returned.
 
     Raises:
-        ValueError: None of these; it names the accepted forms.
+        ValueError: Anything else. The message names the accepted forms.
     """
     if callable(ready):
         return Ready("call", ready)
@@ -128,17 +125,17 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
-    """Return what a service's `ready` callable returns; a coroutine function runs on the loop.
+    """Return the result of a service's `ready` callable; coroutine functions run on the loop.
 
-    Others are called on a thread, and what they give to be awaited is awaited on the loop. A
-    cancellation cancels a coroutine, and leaves a function to its thread.
+    Other callables run on a thread; an awaitable that they return is awaited on the loop.
+    Cancellation cancels a coroutine, and abandons a function on its thread.
 
     Args:
         ready: The callable.
-        task: The service's description, which it is called with.
+        task: The service's description, its argument.
 
     Raises:
-        RuntimeError: It raised what would end more than its service.
+        RuntimeError: It raised `SystemExit` or `CancelledError`.
         Exception: The callable's own.
     """
     try:
@@ -152,75 +149,75 @@ async def call_ready(ready: Callable[[Any], Any], task: Any) -> Any:
         raise RuntimeError(f"ready raised {describe_error(error)}") from error
 
 
-class Search:
-    """Looks for a pattern in output that grows.
-
-    Args:
-        pattern: What to look for.
-
-    Attributes:
-        found: The first group of the match, or the whole match where the pattern has no
-            group; `None` before there is one.
-        settled: Whether more output cannot make the match longer. One at the end of a line
-            that may go on counts after `QUIET` seconds without more.
-    """
-
-    def __init__(self, pattern: re.Pattern[str]) -> None:
-        self._pattern = pattern
-        self._text = ""
-        self.found: str | None = None
-        self.settled: bool = False
-
-    def feed(self, text: str) -> None:
-        """Look at what there is with more text."""
-        if self.settled:
-            return
-        self._text = text = (self._text + text)[-2 * SEEN :]
-        match = self._pattern.search(text)
-        if match is None:
-            return
-        self.found = match[1] if self._pattern.groups else match[0]
-        self.settled = match.end() < len(text) or text.endswith("\n")
-
-
 def wait_until(condition: Callable[[], bool], stopped: threading.Event) -> None:
-    """Wait until something is there that nobody tells of: a file, a port. On a thread; blocks.
+    """Poll until a condition is true. Blocks; for a thread.
 
     Args:
-        condition: Looks once.
-        stopped: Set where nobody wants to know any more.
+        condition: The condition.
+        stopped: Ends the wait when it is set.
     """
-    wait = FIRST_LOOK
+    wait = FIRST_WAIT
     while not condition() and not stopped.wait(wait):
         wait = min(2 * wait, LONGEST_WAIT)
+
+
+def search_output(path: str, pattern: re.Pattern[str], stopped: threading.Event) -> str | None:
+    """Wait for a match in a file that another process writes. Blocks; for a thread.
+
+    Args:
+        path: The file, which need not exist yet.
+        pattern: The pattern.
+        stopped: Ends the wait when it is set.
+
+    Returns:
+        The first group, or the whole match if the pattern has no group; `None` if stopped.
+    """
+    seen, position, wait = b"", 0, FIRST_WAIT
+    while not stopped.is_set():
+        more = b""
+        with suppress(OSError), open(path, "rb") as file:  # it may not exist yet
+            file.seek(position)
+            more = file.read(WINDOW)
+        position += len(more)
+        seen = (seen + more)[-2 * WINDOW :]
+        text = seen.decode(errors="replace")
+        match = pattern.search(text)
+        if match is not None:
+            if match.end() < len(text) or text.endswith("\n") or not more:
+                return str(match[1] if pattern.groups else match[0])
+            wait = QUIET
+        elif more:
+            wait = FIRST_WAIT
+        if len(more) < WINDOW:
+            stopped.wait(wait)
+            wait = min(2 * wait, LONGEST_WAIT)
+    return None
 
 
 def accepts(host: str, port: int) -> bool:
     """Return whether a port accepts a connection; blocks for a second at most."""
     try:
         with socket.create_connection((host, port), timeout=1.0) as connection:
-            # Where nobody listens, the system may connect a socket to itself.
+            # If the port is closed, the system may connect a socket to itself.
             return bool(connection.getsockname() != connection.getpeername())
     except OSError:
         return False
 
 
 def require_unused(task: TaskDescription, port: int) -> None:
-    """Raise where something listens on a port of this host before the service has begun.
-
-    Blocks for a moment at most.
+    """Check that a port of this host is unused before the service starts. Blocks for a moment.
 
     Args:
         task: The service's description, for the error.
-        port: The port that it names.
+        port: The port in its `ready`.
 
     Raises:
-        OSError: It would be taken for the service.
+        OSError: Another program listens on the port, and would be mistaken for the service.
     """
     try:
-        socket.create_connection((HOST, port), timeout=ANSWER).close()
+        socket.create_connection((HOST, port), timeout=CONNECT_TIMEOUT).close()
     except TimeoutError:
-        pass  # somebody listens who is too busy to answer
+        pass  # a program listens and is too busy to answer
     except OSError:
         return
     raise OSError(
@@ -236,12 +233,12 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
     Args:
         task: Its description, with its output.
-        code: Its exit code, where that is known.
+        code: Its exit code, `None` if unknown.
     """
     tail = stderr_tail(task)
-    said = f": {tail.strip()}" if tail.strip() else ""
+    stderr = f": {tail.strip()}" if tail.strip() else ""
     return TaskFailedError(
-        f"service {task['name']!r} ended with exit code {code} before it was ready{said}",
+        f"service {task['name']!r} ended with exit code {code} before it was ready{stderr}",
         exit_code=code,
         stderr=tail,
         command=task["executable"],
@@ -251,13 +248,13 @@ def too_early(task: TaskDescription, code: int | None) -> TaskFailedError:
 
 
 class Readiness:
-    """Brings a service's readiness and the engine's future together, whichever comes first.
+    """Sets the engine's future when the service is ready, whichever of the two comes first.
 
     Report RUNNING with `attach` as the service callback:
     `backend.task_state_cb(task, running, readiness.attach)`.
 
     Attributes:
-        known: Whether the service is ready.
+        known: True once the service is ready.
     """
 
     def __init__(self) -> None:
@@ -266,13 +263,13 @@ class Readiness:
         self._future: Any = None
 
     def attach(self, future: Any, task: Any, state: Any) -> None:
-        """Take the future that is to be set. The engine calls it, on any thread."""
+        """Register the future to set. Called by the engine, on any thread."""
         self._future = future
         if self.known:
             self._resolve()
 
     def set(self, value: Any) -> None:
-        """Say that the service is ready, and with what; on any thread, once."""
+        """Report readiness with its information. Called once, on any thread."""
         self._value = value
         self.known = True
         if self._future is not None:
@@ -283,29 +280,23 @@ class Readiness:
             self._future.set_result(self._value)
 
 
-log: logging.Logger = logging.getLogger(__name__)
-
-
-AT_ONCE = 1 << 16
-"""Bytes of output that are read in one go."""
-
-
 class TaskService(TaskProgram):
-    """Starts the program of an executable service, and tells when it is ready.
+    """The program of an executable service, and its readiness.
 
-    As `TaskProgram`. Where its description has `ready="tcp"`, it is given a free port,
-    which takes the place of `{port}` in its command and is in the variable `PORT`.
+    Used like `TaskProgram`. With `ready="tcp"` in its description it is given a free port, which
+    replaces `{port}` in its command and is in the variable `PORT`. Output that is searched is
+    always written to its file, even with `capture=False`.
 
     Args:
         task: The description.
-        environment: Variables beside those of this process.
-        ready: Called on the loop once the service is ready, with its readiness information;
-            never where the description says nothing of readiness.
-        launch: What starts the program.
+        environment: Variables in addition to those of this process.
+        ready: Called on the loop with the readiness information once the service is ready. Not
+            called if the description has no `ready`.
+        launch: Starts the program.
 
     Raises:
-        OSError: The program cannot be started, or something else listens on its port.
-        ValueError: The description has no program, or a `ready` that is none.
+        OSError: The program cannot be started, or another program listens on its port.
+        ValueError: The description has no program, or an invalid `ready`.
     """
 
     def __init__(
@@ -316,43 +307,39 @@ class TaskService(TaskProgram):
         ready: Callable[[Any], object],
         launch: Launch = Program,
     ) -> None:
-        self._tell = ready
+        self._report = ready
         self._ready = None if task.get("ready") is None else parse_ready(task["ready"])
-        self._printed: Output | None = None
         self._port: int | None = None
         self._stop = threading.Event()
         self._known = False
         self._error: Exception | None = None
-        writer = None
-        if self._ready is not None and self._ready.kind == "stdout":
-            capture = task.get("capture", True)
-            self._printed = Output(self._ready.value, task["sandbox"], capture)
-            writer = self._printed.writer
-        elif self._ready is not None and self._ready.kind == "tcp":
+        if self._ready is not None and self._ready.kind == "tcp":
             if self._ready.value != FREE:
                 require_unused(task, self._ready.value)
             else:
-                self._port = _ports.pick()
+                self._port = _ports.take()
                 self._ready = Ready("tcp", self._port)
                 environment = {**environment, "PORT": str(self._port)}
-        try:
-            super().__init__(task, environment, launch=launch, stdout=writer, port=self._port)
-        except BaseException:
-            self._release()
-            raise
-        finally:
-            if self._printed is not None:
-                self._printed.close_writer()
+        with ExitStack() as files:
+            stdout = None
+            searched = self._ready is not None and self._ready.kind == "stdout"
+            if searched and task.get("capture", True) is False:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+                stdout = os.open(self._stdout_path(task), flags, 0o600)
+                files.callback(os.close, stdout)
+            try:
+                super().__init__(task, environment, launch=launch, stdout=stdout, port=self._port)
+            except BaseException:
+                self._release()
+                raise
 
     async def wait(self, grace: float) -> int:
-        """Wait for the service's end, and write exit code and output into the description.
-
-        As `TaskProgram.wait`. Its readiness is watched meanwhile.
+        """Wait for the service's end and report its readiness meanwhile, see `TaskProgram.wait`.
 
         Raises:
             TaskFailedError: It ended before it was ready.
             OSError: Its output cannot be read.
-            Exception: What its `ready` callable raised, for which it was stopped.
+            Exception: The error of its `ready` callable, after which it was stopped.
         """
         watch = None
         if self._ready is not None:
@@ -381,13 +368,14 @@ class TaskService(TaskProgram):
         else:
             if self.running:
                 self._known = True
-                self._tell(value)
+                self._report(value)
 
     async def _readiness(self, ready: Ready) -> Any:
-        if self._printed is not None:
-            return await self._printed.found
         if ready.kind == "call":
             return await call_ready(ready.value, self._task)
+        if ready.kind == "stdout":
+            path = self._stdout_path(self._task)
+            return await in_thread(partial(search_output, path, ready.value, self._stop))
         if ready.kind == "file":
             path = os.path.join(self._task["sandbox"], ready.value)
             await in_thread(partial(wait_until, partial(os.path.exists, path), self._stop))
@@ -395,28 +383,25 @@ class TaskService(TaskProgram):
         await in_thread(partial(wait_until, partial(accepts, HOST, ready.value), self._stop))
         return HOST, ready.value
 
-    async def _collect(self, code: int) -> int:
-        if self._printed is not None:
-            self._printed.read_rest()
-        return await super()._collect(code)
+    @staticmethod
+    def _stdout_path(task: TaskDescription) -> str:
+        return os.path.join(task["sandbox"], OUTPUT_FILES[0])
 
     def _release(self) -> None:
-        if self._printed is not None:
-            self._printed.close()
         if self._port is not None:
             _ports.give_back(self._port)
             self._port = None
 
 
 class Ports:
-    """The free ports that services of this process were given, so that no two have the same."""
+    """Free ports that the services of this process use, so that no two get the same one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._taken: set[int] = set()
 
-    def pick(self) -> int:
-        """A port that is free on all addresses of this host."""
+    def take(self) -> int:
+        """Return a port that is free on all addresses of this host."""
         with self._lock:
             while True:
                 with socket.socket() as probe:
@@ -427,110 +412,9 @@ class Ports:
                     return port
 
     def give_back(self, port: int) -> None:
-        """Notes that the service with a port has ended."""
+        """Release the port of a service that has ended."""
         with self._lock:
             self._taken.discard(port)
 
 
 _ports = Ports()
-
-
-class Output:
-    """A service's standard output: copied to its file as it comes, and searched.
-
-    Args:
-        pattern: What to search for.
-        directory: The sandbox.
-        capture: As in the description.
-
-    Attributes:
-        writer: The descriptor that the service writes to.
-        found: Done with the first match, once no more output can make it longer.
-    """
-
-    def __init__(self, pattern: re.Pattern[str], directory: str, capture: Any) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._search = Search(pattern)
-        self._quiet: asyncio.TimerHandle | None = None  # until a match at the very end counts
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._file: int | None = None
-        if capture is not False:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_APPEND
-            self._path = os.path.join(directory, OUTPUT_FILES[0])
-            self._file = os.open(self._path, flags, 0o600)
-        self._reader: int | None
-        self.writer: int
-        self._reader, self.writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        self.found: asyncio.Future[str] = self._loop.create_future()
-        self._loop.add_reader(self._reader, self._read)
-
-    def close_writer(self) -> None:
-        """Gives up this process's own writing end, once the service has it."""
-        os.close(self.writer)
-
-    def read_rest(self) -> None:
-        """Takes what is left when the service has ended."""
-        while self._reader is not None and self._read():
-            pass
-
-    def close(self) -> None:
-        """Stops reading."""
-        if self._reader is not None:
-            self._loop.remove_reader(self._reader)
-            os.close(self._reader)
-            self._reader = None
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        self._wait_no_more()
-        if not self.found.done():
-            self.found.cancel()
-
-    def _read(self) -> bool:
-        assert self._reader is not None
-        try:
-            data = os.read(self._reader, AT_ONCE)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._loop.remove_reader(self._reader)
-            os.close(self._reader)
-            self._reader = None
-            self._look("", whole=True)
-            return False
-        if self._file is not None:
-            self._keep(self._file, data)
-        self._look(self._decoder.decode(data))
-        return True
-
-    def _keep(self, file: int, data: bytes) -> None:
-        try:
-            os.write(file, data)
-        except OSError as error:  # the disk is full, say: the service goes on
-            log.warning("what a service prints is no longer kept in %s: %s", self._path, error)
-            os.close(file)
-            self._file = None
-
-    def _look(self, text: str, whole: bool = False) -> None:
-        """Looks at what there is with more `text`, and whether that is the whole of it."""
-        if self.found.done():
-            return
-        self._wait_no_more()
-        search = self._search
-        search.feed(text)
-        if search.found is None:
-            return
-        if whole or search.settled:
-            self._take(search.found)
-        else:
-            self._quiet = self._loop.call_later(QUIET, self._take, search.found)
-
-    def _take(self, value: str) -> None:
-        if not self.found.done():  # the service may be ending
-            self.found.set_result(value)
-
-    def _wait_no_more(self) -> None:
-        if self._quiet is not None:
-            self._quiet.cancel()
-            self._quiet = None
