@@ -20,7 +20,7 @@ RUN = ("-m", "rhapsody", "run")
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM"}
 ENDS[signal.SIGHUP] = "ended by SIGHUP"
-GOES_ON = "rhapsody: what is done is kept; the same command goes on from there"
+GOES_ON = "rhapsody: results are kept; run the same command again to continue"
 
 TASKS = '''
 from rhapsody import InputFile, OutputFile

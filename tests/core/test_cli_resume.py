@@ -56,10 +56,10 @@ def test_the_same_command_goes_on(place: Place, number: int, code: int, said: st
     assert ended.returncode == code
     assert place.ran() == WORK
     if number != signal.SIGKILL:
-        assert "what is done is kept; the same command goes on from there" in ended.stderr
+        assert "results are kept; run the same command again to continue" in ended.stderr
     done = place.run()
     assert (done.returncode, done.stdout) == (0, RESULT), done.stderr
-    assert f"the last run {said}, and what it has done is not done again (5 results)" in done.stderr
+    assert f"the last run {said}; reusing 5 results" in done.stderr
     assert "--fresh starts over" in done.stderr
     assert "10 done (5 of them reused)" in done.stderr
     assert place.ran() == SHOW
@@ -70,11 +70,20 @@ def test_of_a_bad_sample_only_its_branch_runs_again(place: Place) -> None:
     failed = place.run()
     assert failed.returncode == 1
     assert "ValueError: a bad sample" in failed.stderr
-    assert failed.stderr.endswith("what is done is kept; the same command goes on from there\n")
+    assert failed.stderr.endswith("results are kept; run the same command again to continue\n")
     before = place.ran()
     (place.path / "bad").unlink()
     assert place.run().stdout == RESULT
     assert place.ran() == {"work 3": 1, **{k: v for k, v in SHOW.items() if k not in before}}
+
+
+def test_a_wrong_backend_is_the_only_message(place: Place) -> None:
+    place.write("wf.py", OWN_ENGINE)
+    place.write("bad")
+    assert place.run().returncode == 1
+    wrong = place.run("-b", "locl")
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1), wrong.stderr
+    assert "Did you mean 'local'?" in wrong.stderr
 
 
 def test_a_run_that_ended_well_is_reused_only_when_asked(place: Place) -> None:
@@ -84,7 +93,7 @@ def test_a_run_that_ended_well_is_reused_only_when_asked(place: Place) -> None:
         assert "last run" not in done.stderr
     done = place.run("--resume")
     assert done.stdout == RESULT
-    assert "reusing what has not changed since the last run (10 results)" in done.stderr
+    assert "reusing 10 unchanged results of the last run" in done.stderr
     assert place.ran() == {}
     place.write("helpers.py", "def scale(number):\n    # a remark\n    return number * 10\n")
     assert place.run("--resume").stdout == RESULT
@@ -364,7 +373,7 @@ def test_a_run_that_held_tasks_back_has_not_ended_well(place: Place, program: st
     place.write("wf.py", program)
     ended = place.run("-b", "local", "-o", "resources={walltime=60, cores=1}")
     assert "2 tasks were held back" in ended.stderr
-    assert "what is done is kept; the same command goes on from there" in ended.stderr
+    assert "results are kept; run the same command again to continue" in ended.stderr
     assert place.ran() == {"work 0": 1}
     place.run("-b", "local")
     assert place.ran() == {"work 1": 1, "work 2": 1}

@@ -526,7 +526,7 @@ async def main(flow):
     assert process.returncode == 128 + signal.SIGPIPE
     account, kept = stderr.splitlines()
     assert account.startswith("rhapsody: 1 done in ")
-    assert kept == "rhapsody: what is done is kept; the same command goes on from there"
+    assert kept == "rhapsody: results are kept; run the same command again to continue"
     (journal,) = (tmp_path / ".rhapsody" / "journals").glob("*.sqlite")
     with opened(journal) as database:
         assert [run.how for run in runs(database, journal)] == ["interrupted"]

@@ -191,7 +191,7 @@ def test_the_account_names_what_failed_with_its_sandbox_after_the_traceback(
     assert subprocess.run(command, shell=True, cwd=tmp_path, check=False).returncode == 1
     assert (tmp_path / files.removeprefix("the run's files: ")).is_dir()
     assert re.fullmatch(r"rhapsody: 5 done, 1 failed, 1 skipped in .* s", last)
-    assert kept == "rhapsody: what is done is kept; the same command goes on from there"
+    assert kept == "rhapsody: results are kept; run the same command again to continue"
 
 
 def test_the_account_shows_standard_output_where_there_is_nothing_else_and_the_attempt(

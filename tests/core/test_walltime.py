@@ -351,8 +351,8 @@ async def test_a_run_says_what_it_held_back_and_the_next_one_takes_it_up(
     assert " left, and the first of them, simulate (task.000001), needs 0:10:00" in first.stderr
     assert "1 done, 3 held back in " in first.stderr
     assert "failed" not in first.stderr
-    assert "the same command goes on from there" in first.stderr
+    assert "run the same command again to continue" in first.stderr
     again = await asyncio.to_thread(run, RUN)
     assert again.returncode == 0, again
-    assert "the last run failed, and what it has done is not done again (1 result)" in again.stderr
+    assert "the last run failed; reusing 1 result" in again.stderr
     assert "4 done (1 of them reused) in " in again.stderr

@@ -122,14 +122,14 @@ class Recording:
         if self.resumes and (journal is None or not journal.reused):
             note("rhapsody: no earlier run with these arguments is recorded; everything runs")
         elif journal is not None and journal.reused and not (arguments.quiet or arguments.dry_run):
-            results = "1 result" if journal.reused == 1 else f"{journal.reused} results"
+            count, s = journal.reused, "" if journal.reused == 1 else "s"
             if journal.before in HOW:
+                how = HOW[journal.before]
                 note(
-                    f"rhapsody: the last run {HOW[journal.before]}, and what it has done is not "
-                    f"done again ({results}); --fresh starts over"
+                    f"rhapsody: the last run {how}; reusing {count} result{s} (--fresh starts over)"
                 )
             else:
-                note(f"rhapsody: reusing what has not changed since the last run ({results})")
+                note(f"rhapsody: reusing {count} unchanged result{s} of the last run")
 
     def _journal(self, program: Program, resume: bool | Literal["auto"]) -> Journal | None:
         from rhapsody.journal.plugin import Journal
@@ -197,7 +197,7 @@ class Recording:
         if unknown and self.how == "done":
             complain(f"--rerun {unknown[0]}: no task of that name was called")
         if self.how != "done" and (journal.kept or journal.taken):
-            note("rhapsody: what is done is kept; the same command goes on from there")
+            note("rhapsody: results are kept; run the same command again to continue")
 
 
 def _check_names(wanted: Sequence[str], program: Program, path: Path) -> None:

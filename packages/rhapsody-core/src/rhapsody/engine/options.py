@@ -389,7 +389,6 @@ class EngineDefaults:
         chosen = _FAILING if _FAILING & given.keys() else frozenset[str]()
         ours = {name: value for name, value in self.options.items() if name not in chosen}
         filled = {**ours, **given}
-        filled |= self.recording(filled)
         filled["observers"] = (*given.get("observers", ()), *self.observers)
         overruled = ours.get("dry_run", False)
         if overruled:
@@ -398,7 +397,7 @@ class EngineDefaults:
         works = overruled or not filled.get("dry_run")
         if self.backend is not None and not named and works:
             filled["backend"] = self.backend()
-        return filled
+        return filled | dict(self.recording(filled))  # last: it prints what will be reused
 
 
 _defaults: EngineDefaults | None = None
