@@ -51,19 +51,19 @@ __all__ = [
 def _current() -> str:
     try:
         return os.getcwd()
-    except FileNotFoundError:  # it was removed, which matters where nobody chooses another
+    except FileNotFoundError:  # the directory was removed
         return os.curdir
 
 
 @dataclass(slots=True)
 class Session:
-    """What one backend object's life is known by.
+    """Identity of one backend object, and the directory for its files.
 
     Attributes:
         uid: Unique over backends and processes.
-        path: Where the program's files are: the current directory, unless the backend
-            says otherwise, or an engine starts the backend: then the engine's `work_dir`.
-            Not made here. What the backend writes goes where `directory` says.
+        path: The directory of the program's files: the current directory, or `work_dir` of the
+            engine that starts the backend. Not created here. A backend writes its own files to
+            `directory`.
     """
 
     uid: str = field(default_factory=lambda: f"rhapsody.session.{uuid.uuid4().hex[:12]}")
@@ -75,23 +75,22 @@ class Session:
 
     @property
     def chosen(self) -> bool:
-        """Whether somebody has changed `path` since this was made."""
+        """True if `path` was changed after this was created."""
         return self.path != self._made_in
 
     @property
     def temporary(self) -> str:
-        """Where `directory` is while nobody has chosen `path`; goes when the backend ends."""
+        """The parent of `directory` while `path` is unchanged; removed when the backend ends."""
         return os.path.join(tempfile.gettempdir(), self.uid)
 
     def directory(self, name: str) -> str:
-        """Where a file or directory of this name goes that the backend makes; not made here.
+        """Return the path for a file or directory that the backend makes; not created here.
 
-        In `path` where an engine or the backend has chosen it, else in a directory of
-        this session's own in the system's place for temporary files, which
-        `ManagedBackend.shutdown` removes: never in the current directory.
+        It is in `path` if an engine or the backend has set that, otherwise in a temporary
+        directory of this session, which `ManagedBackend.shutdown` removes. It is never in the
+        current directory.
         """
-        chosen = self.path != self._made_in
-        return os.path.join(self.path if chosen else self.temporary, name)
+        return os.path.join(self.path if self.chosen else self.temporary, name)
 
 
 class BackendState(str):
@@ -107,18 +106,18 @@ class BackendState(str):
 class BaseExecutionBackend(ABC):
     """Interface between the engine and a backend. Subclass `ManagedBackend` to get most of it.
 
-    A backend object is also awaitable (which starts it and gives itself) and an
-    asynchronous context manager. All coroutines run on the engine's loop.
+    A backend object is awaitable (awaiting it starts it and returns it) and an asynchronous context
+    manager. All coroutines run on the engine's loop.
 
     Attributes:
-        name: What users call it.
-        capabilities: What it declares it can do.
-        dry: It runs nothing and only says that tasks are done. Then no file that a task
-            declares is looked for, fetched, linked or missed.
+        name: The name for users.
+        capabilities: The declaration of what it can do.
+        dry: It only pretends to run tasks; files that tasks declare are neither required, fetched
+            nor linked.
         shares_memory: Functions run in the program's own process and see what the program sets in
             its modules. Resume does not share results that depend on that between backends that
             differ in it.
-        session: What this object's life is known by.
+        session: This object's identity and directory.
     """
 
     name: str = ""
@@ -131,10 +130,9 @@ class BaseExecutionBackend(ABC):
     async def submit_tasks(self, tasks: Any) -> Any:
         """Start tasks; return when the backend has accepted them.
 
-        Called by the engine with a list of descriptions, never while an earlier
-        call is still running. States may be reported before this returns. A
-        problem with one task is a FAILED callback for it. Raising says that none
-        of the batch was accepted but the tasks already reported.
+        Called by the engine with a list of descriptions, one call at a time. States may be reported
+        before this returns. A problem with one task is reported as FAILED for that task. An
+        exception means that no task of the batch was accepted, except those already reported.
 
         Args:
             tasks: A list of `TaskDescription`. The backend owns them from now on.
@@ -144,18 +142,18 @@ class BaseExecutionBackend(ABC):
     async def cancel_task(self, uid: Any) -> Any:
         """Request that a task be stopped; its terminal state arrives through the callback.
 
-        Called by the engine after the `submit_tasks` that held the task returned.
+        Called by the engine after the `submit_tasks` with the task has returned.
 
         Returns:
-            `True` where the task was known and cancellation was attempted.
+            `True` if the task was known and cancellation was attempted.
         """
 
     @abstractmethod
     def build_task(self, *args: Any, **kwargs: Any) -> Any:
         """Translate a description into the backend's own form.
 
-        For the backend's own use and for people who want to see the translation;
-        the engine does not call it.
+        For the backend itself and for users who want to see the translation; the engine does not
+        call it.
         """
 
     @abstractmethod
@@ -168,22 +166,22 @@ class BaseExecutionBackend(ABC):
     ) -> Any:
         """Make a declared file or directory available to a task that is about to be submitted.
 
-        Called by the engine on its loop, once for each, before `submit_tasks`.
+        Called by the engine on its loop, once per file, before `submit_tasks`.
 
         Args:
             src_task: The description of the attempt that produced the file (`uid`,
                 `sandbox` and `metadata` at least), `None` for a file from outside.
             dst_task: The description of the task that needs it. May be changed.
-            file_name: The name that the task sees the file under.
-            file_path: Where a file from outside is, an absolute path.
+            file_name: The file's name for the task.
+            file_path: The absolute path of a file from outside.
 
         Returns:
-            Anything or `None`; not used by the engine.
+            Anything; the engine ignores it.
         """
 
     @abstractmethod
     def link_implicit_data_deps(self, src_task: Any, dst_task: Any) -> Any:
-        """Make everything that `src_task` left in its sandbox available to `dst_task`.
+        """Make all files in the sandbox of `src_task` available to `dst_task`.
 
         Called by the engine on its loop, once per dependency that declared no
         output files, before `submit_tasks`.
@@ -192,60 +190,58 @@ class BaseExecutionBackend(ABC):
     async def copy_file_out(self, task: Any, name: str, path: Path) -> None:
         """Write a file that a task left in its sandbox to the engine's file system.
 
-        Called by the engine on its loop when a task of another backend needs the file and
-        the sandbox cannot be seen from here, only with `capabilities.copies_files_out`.
-        What is at `path` after cancellation, or after an error, is removed by the engine.
+        Called by the engine on its loop when a task of another backend needs the file and the
+        engine cannot access the sandbox; only with `capabilities.copies_files_out`. After an error
+        or cancellation the engine removes what is at `path`.
 
         Args:
             task: The description of the attempt that has ended (`uid`, `sandbox` and
                 `metadata` at least).
             name: The file's name in the sandbox.
-            path: Where to write it. Nothing is there yet; its directory is.
+            path: The destination, which does not exist; its directory does.
 
         Raises:
-            DataError: It is not there, or its name could leave the sandbox.
+            DataError: The file does not exist, or its name could leave the sandbox.
             CapabilityError: The backend does not copy files out.
         """
         raise CapabilityError(f"backend {self.name!r} does not copy files out of its sandboxes")
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """How long a task could run if it were started now, before the backend ends.
+        """Return how long a task could run if it started now, before the backend ends.
 
-        Called by the engine on its loop: once when it attaches the backend, and, unless that
-        gave `None`, for each task with a time-out or the hint `walltime` that it is about to
-        hand over. What does not fit goes to another backend, or is held back. A backend that
-        has tasks wait may fail one that does not fit any more with `InsufficientWalltimeError`.
+        Called by the engine on its loop: once when the backend is attached and, unless that returns
+        `None`, before the submission of each task with a timeout or a `walltime`. A task that does
+        not fit goes to another backend or is held back. A backend with a queue may fail a task that
+        no longer fits with `InsufficientWalltimeError`.
 
         Args:
             task: Its description, not to be changed; `None`: any task.
 
         Returns:
-            Seconds, 0 or more; infinity where the end is not known yet, and `None` where
-            there is none.
+            Seconds, 0 or more; infinity if the end is not known yet, `None` if there is none.
         """
         return None
 
     @abstractmethod
     def get_task_states_map(self) -> Any:
-        """The `StateMapper` for the states this backend reports. Called once per engine."""
+        """Return the `StateMapper` of the states that it reports. Called once per engine."""
 
     @abstractmethod
     def register_callback(self, func: Any) -> Any:
         """Register a state callback; called by the engine before the first submission.
 
         Args:
-            func: `func(task, state, service_callback=None)`. `task` is the
-                description with the results in it, or an object with
-                `as_dict()`; `state` a native state. It may be called from any
-                thread, and never raises. `service_callback(future, task, state)`,
-                given with a service's running state, gets a future whose
-                `set_result` and `set_exception` may be called from any thread
-                when the service is ready.
+            func: `func(task, state, service_callback=None)`. `task` is the description with the
+                results in it, or an object with `as_dict()`; `state` is a native state. It may be
+                called from any thread and never raises. `service_callback(future, task, state)`,
+                passed with the running state of a service, is called with a future whose
+                `set_result` and `set_exception` may be called from any thread when the service is
+                ready.
         """
 
     @abstractmethod
     def state(self) -> Any:
-        """`"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`."""
+        """Return `"initialized"`, `"running"`, `"shutting_down"`, `"shutdown"` or `"error"`."""
 
     @abstractmethod
     def task_state_cb(self, task: Any, state: Any) -> Any:
@@ -257,7 +253,7 @@ class BaseExecutionBackend(ABC):
 
 
 BaseBackend = BaseExecutionBackend
-"""Another name that programs use for the interface."""
+"""Alias of the interface that existing programs use."""
 
 
 TaskCallback = Callable[..., Any]
@@ -265,10 +261,10 @@ TaskCallback = Callable[..., Any]
 
 
 class ReferenceLostError(BackendError):
-    """A task was not run, for a task in its `references` left no value.
+    """Report that a task did not run because a task in its `references` left no value.
 
-    Reported by backends with `unfinished_dependencies`. The engine takes the task back;
-    no user sees it.
+    For backends with `unfinished_dependencies`. The engine submits the task again; users do not see
+    this error.
     """
 
 
@@ -293,51 +289,50 @@ def _also_as_callback(method: F) -> F:
 class ManagedBackend(BaseExecutionBackend):
     """Base class that implements everything of a backend that is not specific to one system.
 
-    A minimal backend implements `run_task`. One that holds something open
-    implements `start` and `stop` as well; one that hands batches to a system of
-    its own replaces `submit_tasks` and `cancel_task` and calls `task_state_cb`.
+    A minimal backend implements `run_task`. A backend that holds resources also implements `start`
+    and `stop`; one that submits batches to another system overrides `submit_tasks` and
+    `cancel_task` and calls `task_state_cb`.
 
-    Its states are the canonical ones unless the class registers others with
-    `StateMapper` under its `name`. What it keeps for itself has names that those of a
-    subclass cannot meet.
+    Its states are the canonical ones unless the class registers others with `StateMapper` under its
+    `name`. Its private attributes cannot clash with those of a subclass.
 
     Args:
-        max_running: How many `run_task` run at once; other tasks wait without being
-            reported as running, so that their time-outs do not count yet. Services run
-            besides. `None`: as many as there are.
-        name: What this one is called in an engine, where several of its class are attached.
-            Default: the class's `name`.
+        max_running: Maximum number of concurrent calls of `run_task`. Other tasks wait and are not
+            reported as running, so that their timeouts do not start. Services do not count.
+            `None`: no limit.
+        name: The name of this object in an engine with several backends of its class. Default: the
+            class's `name`.
 
     Attributes:
-        name_is_given: `name` was given to this object: its states are its class's.
-        running_when_called: Tasks are reported as running just before `run_task` is called.
-            `False` where it hands them to a system that has them wait: then it reports
-            RUNNING itself, by `task_state_cb`, when the work begins.
-        open_tasks: The tasks that have not ended, by uid: `accept` puts the description in, a
-            terminal `task_state_cb` takes it out. A backend that keeps more of a task may put
-            its own record in the description's place.
+        name_is_given: `name` was passed for this object; its states are those of its class.
+        running_when_called: Tasks are reported as running just before `run_task` is called. Set it
+            to `False` if `run_task` submits to a system with a queue, and report RUNNING with
+            `task_state_cb` when the work begins.
+        open_tasks: The tasks that have not ended, by uid. `accept` adds the description, a terminal
+            `task_state_cb` removes it. A backend may store its own record instead of the
+            description.
 
     Raises:
-        ValueError: `max_running` is no number from 1, or `name` is empty.
-        TypeError: `name` is no string.
+        ValueError: `max_running` is less than 1, or `name` is empty.
+        TypeError: `name` is not a string.
     """
 
     capabilities: Capabilities = Capabilities(reports_running=True)
-    canonical_states = True  # for `StateMapper`, where nothing else is registered
+    canonical_states = True  # for `StateMapper`, unless others are registered
     running_when_called: bool = True
     name_is_given: bool = False
 
     def __init__(self, max_running: int | None = None, *, name: str | None = None) -> None:
         if max_running is not None and (type(max_running) is not int or max_running < 1):
             raise ValueError(
-                f"max_running must be how many tasks run at once, a number from 1, or None, "
+                f"max_running must be a whole number of at least 1, or None for no limit, "
                 f"got {max_running!r}"
             )
         if name is not None:
             self.name: str = _checked_name(name)
             self.name_is_given = True
         self.session: Session = Session()
-        self.__own_session = self.session  # a backend may put its system's in the place of this
+        self.__own_session = self.session  # a backend may replace it by its system's
         self.__room = None if max_running is None else asyncio.Semaphore(max_running)
         self.__begun: set[str] = set()
         job = seconds_of_job()
@@ -350,21 +345,20 @@ class ManagedBackend(BaseExecutionBackend):
         self.open_tasks: dict[str, Any] = self.__open
         self.__runs: dict[str, asyncio.Task[None]] = {}
 
-    # What an author writes.
+    # For authors to implement.
 
     async def start(self) -> None:
-        """Open what the backend needs. Called once, on the loop, before any task."""
+        """Acquire resources. Called once, on the loop, before any task."""
 
     async def stop(self) -> None:
-        """Close what `start` opened, also after a `start` that failed half way."""
+        """Release what `start` acquired, also after a `start` that failed half way."""
 
     async def run_task(self, task: TaskDescription) -> Any:
         """Run one task to its end, on the loop; it must not block.
 
-        Called once per task by `submit_tasks`, each call in an asyncio task of
-        its own, which is cancelled by `cancel_task` and `shutdown`. The task is
-        reported as running just before: work that waits in here runs into its
-        time-out. `max_running` is the place to wait, or see `running_when_called`.
+        Called once per task by `submit_tasks`, in an asyncio task of its own, which `cancel_task`
+        and `shutdown` cancel. The task is reported as running just before, so waiting in here
+        counts towards its timeout: use `max_running` for that, or see `running_when_called`.
 
         Returns:
             A function's return value, or a `CompletedExecutable`.
@@ -374,7 +368,7 @@ class ManagedBackend(BaseExecutionBackend):
         """
         raise BackendError(f"{type(self).__name__} implements neither run_task nor submit_tasks")
 
-    # Life.
+    # Starting and stopping.
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.__started().__await__()
@@ -415,14 +409,14 @@ class ManagedBackend(BaseExecutionBackend):
             return self
 
     def state(self) -> BackendState:
-        """The backend's state; may be awaited, too."""
+        """Return the state, a string that may also be awaited."""
         return BackendState(self.__state)
 
     def require_running(self) -> None:
         """Raise an error unless the backend is running.
 
         Raises:
-            BackendUnavailableError: It says what to do.
+            BackendUnavailableError: It is not; the message says what to do.
         """
         if self.__state == "running":
             return
@@ -435,9 +429,9 @@ class ManagedBackend(BaseExecutionBackend):
         raise BackendUnavailableError(f"{name} is {self.__state}: make and start a new one")
 
     async def shutdown(self) -> None:
-        """Cancel every task, wait for them and close the backend.
+        """Cancel every task, wait for their ends, and close the backend.
 
-        Removes the session's temporary directory, where something is in it.
+        Removes the session's temporary directory.
         """
         async with self.__lifecycle:
             if self.__state in ("shutdown", "error"):
@@ -458,7 +452,7 @@ class ManagedBackend(BaseExecutionBackend):
 
     async def __tidy(self) -> None:
         temporary = self.__own_session.temporary
-        if os.path.isdir(temporary):  # noqa: ASYNC240 - one look
+        if os.path.isdir(temporary):  # noqa: ASYNC240 - one call
             remove = partial(shutil.rmtree, temporary, ignore_errors=True)
             await in_thread(remove, or_here=True)
 
@@ -476,9 +470,8 @@ class ManagedBackend(BaseExecutionBackend):
         """Cancel the asyncio task that runs `run_task`.
 
         Returns:
-            `False` for a task that is unknown or has ended, and where the
-            capabilities say that tasks of its kind cannot be cancelled, or not
-            once they run.
+            `False` if the task is unknown or has ended, or if the capabilities say that tasks of
+            its kind cannot be cancelled, or not while they run.
         """
         run, task = self.__runs.get(uid), self.__open.get(uid)
         if run is None or task is None:
@@ -492,24 +485,24 @@ class ManagedBackend(BaseExecutionBackend):
     def admit(self, tasks: Iterable[TaskDescription]) -> list[TaskDescription]:
         """Check a batch before any of it is accepted; call this first in `submit_tasks`.
 
-        Puts in the keys that somebody who calls a backend without an engine left out. A
-        description that cannot be understood is reported as failed.
+        Adds keys that callers other than the engine may omit. An invalid description is reported as
+        failed.
 
         Returns:
-            The tasks to run, each with the nine keys that are always there.
+            The tasks to run, each with the nine required keys.
 
         Raises:
-            BackendUnavailableError: The backend does not run.
-            BackendError: A task of one of the uids is open already, or two have the same.
-            TypeError: Something in the batch is no description at all.
+            BackendUnavailableError: The backend is not running.
+            BackendError: A task with one of the uids is open already, or two have the same uid.
+            TypeError: An item of the batch is not a description.
         """
         if self.__state != "running":
             self.require_running()
         batch = list(tasks)
         problems: list[tuple[TaskDescription, Exception]] = []
         try:
-            uids = {_always_there(task)[0] for task in batch}
-        except (KeyError, TypeError):  # some are short; the engine's never are
+            uids = {_required_values(task)[0] for task in batch}
+        except (KeyError, TypeError):  # the engine's descriptions are always complete
             batch, problems = _completed(batch)
             uids = {task["uid"] for task in batch}
         if len(uids) < len(batch) or not self.__open.keys().isdisjoint(uids):
@@ -522,10 +515,10 @@ class ManagedBackend(BaseExecutionBackend):
         return batch
 
     def accept(self, task: TaskDescription) -> None:
-        """Add a task to `open_tasks`: from now on one terminal state is reported for it.
+        """Add a task to `open_tasks`, so that one terminal state is reported for it.
 
         Raises:
-            BackendError: A task of this uid is open already.
+            BackendError: A task with this uid is open already.
         """
         if task["uid"] in self.__open:
             raise BackendError(f"backend {self.name!r} has a task {task['uid']!r} already")
@@ -561,7 +554,7 @@ class ManagedBackend(BaseExecutionBackend):
             state = states.FAILED if failed else states.DONE
         except asyncio.CancelledError:
             state = states.CANCELED
-        except BaseException as error:  # a task's own error, whatever it is, is its result
+        except BaseException as error:  # a task may raise anything
             task["exception"] = error
             state = states.FAILED
         self.task_state_cb(task, state)
@@ -569,20 +562,20 @@ class ManagedBackend(BaseExecutionBackend):
     def __run_ended(self, task: TaskDescription, run: asyncio.Task[None]) -> None:
         self.__runs.pop(task["uid"], None)
         self.__begun.discard(task["uid"])
-        if task["uid"] in self.__open:  # cancelled before its first step, or while it waited
+        if task["uid"] in self.__open:  # cancelled before it ran
             self.task_state_cb(task, self.get_task_states_map().CANCELED)
 
     @_also_as_callback
     def register_callback(self, func: TaskCallback) -> None:
         """Register a state callback; several engines in turn may share a backend.
 
-        Takes the keyword `callback` in place of `func`, as older programs do.
+        Existing programs may use the keyword `callback` instead of `func`.
 
         Raises:
-            TypeError: It cannot be called.
+            TypeError: It is not callable.
         """
         if not callable(func):
-            raise TypeError(f"register_callback needs something to call, got {func!r}")
+            raise TypeError(f"register_callback: a callable is needed, got {func!r}")
         if func not in self.__callbacks:
             self.__callbacks = (*self.__callbacks, func)
 
@@ -605,9 +598,9 @@ class ManagedBackend(BaseExecutionBackend):
     def report_state(
         self, task: Any, state: Any, service_callback: Callable[..., Any] | None = None
     ) -> None:
-        """Tell everybody who was registered of a state, whatever was reported before. Any thread.
+        """Call the registered callbacks, whatever was reported before. Any thread.
 
-        For a backend that takes tasks out of `open_tasks` itself; others call `task_state_cb`.
+        For backends that remove tasks from `open_tasks` themselves; others call `task_state_cb`.
         """
         for callback in self.__callbacks:
             if service_callback is None:
@@ -618,44 +611,43 @@ class ManagedBackend(BaseExecutionBackend):
     __report = report_state
 
     def get_task_states_map(self) -> StateMapper:
-        """The mapper registered for this backend, the canonical states where none was."""
+        """Return the mapper of this backend; by default that of the canonical states."""
         if self.__states is None:
             self.__states = StateMapper(self)
         return self.__states
 
-    # What few backends need.
+    # For the few backends that need it.
 
     @classmethod
     def diagnose(cls) -> Iterable[tuple[str, str, str]]:
-        """What `rhapsody doctor` is to say of the installation, beyond that this class loads.
+        """Return findings about the installation for `rhapsody doctor`.
 
-        Called in a process of its own, which has as long as a plugin may take to load.
+        Called in a separate process, with the time limit for loading a plugin.
 
         Returns:
-            For each finding its level (`"ok"`, `"note"` or `"broken"`), what was
-            found, and what to do about it, empty where nothing is to be done.
+            For each finding its level (`"ok"`, `"note"` or `"broken"`), its text, and the remedy,
+            empty if nothing is to be done.
         """
         return ()
 
     def account(self) -> Mapping[str, Any]:
-        """What the backend tells of its life, for the engine's summary; plain values.
+        """Return plain values about the backend's work, for the engine's summary.
 
-        Called by the engine on its loop when it ends, after `shutdown` unless the
-        backend goes on.
+        Called by the engine on its loop at its end, after `shutdown` unless the backend stays up.
         """
         return {}
 
     def seconds_left(self, task: Any = None) -> float | None:
-        """How long the batch job of this process goes on, which no backend outlives.
+        """Return the seconds left of the batch job of this process, which limit every backend.
 
-        A backend that ends by itself replaces it, and gives the smaller of the two.
+        A backend with an earlier end of its own overrides this and returns the smaller value.
         """
         return None if self.__job_ends is None else max(0.0, self.__job_ends - time.monotonic())
 
     def cores_in_use(self) -> tuple[float, int] | None:
-        """How many cores tasks use now, and how many there are; `None` where that is not known.
+        """Return the number of cores that tasks use now and their total, `None` if unknown.
 
-        Called while a run is shown, about once a second and from any thread.
+        Called about once a second while progress is shown, from any thread.
         """
         return None
 
@@ -680,11 +672,10 @@ class ManagedBackend(BaseExecutionBackend):
 
 def _checked_name(name: object) -> str:
     if not isinstance(name, str):
-        raise TypeError(f"name must be what the backend is called in an engine, got {name!r}")
+        raise TypeError(f"name must be a string, got {name!r}")
     if not name.strip() or not name.isprintable():
         raise ValueError(
-            f"name must be text on one line that can be read, got {name!r}; leave it out for the "
-            "class's own"
+            f"name must be one line of printable text, got {name!r}; omit it for the class's name"
         )
     return name.strip()
 
@@ -695,20 +686,20 @@ def _completed(
     """Add missing keys to the descriptions of a batch.
 
     Returns:
-        Those that can be understood, and the others, each with why not.
+        The valid ones, and the others with their errors.
     """
-    understood: list[TaskDescription] = []
+    valid: list[TaskDescription] = []
     problems: list[tuple[TaskDescription, Exception]] = []
     for task in batch:
         if not isinstance(task, dict):
-            raise TypeError(f"submit_tasks takes a list of dicts, one for each task, got {task!r}")
+            raise TypeError(f"submit_tasks takes a list of dicts, one per task, got {task!r}")
     for task in batch:
         problem = _complete(task)
         if problem is None:
-            understood.append(task)
+            valid.append(task)
         else:
             problems.append((task, problem))
-    return understood, problems
+    return valid, problems
 
 
 def _complete(task: Any) -> Exception | None:
@@ -723,17 +714,17 @@ def _complete(task: Any) -> Exception | None:
     task.setdefault("is_service", False)
     task.setdefault("metadata", {"dependencies": [], "input_files": [], "output_files": []})
     if not isinstance(uid, str) or not uid:
-        return ValueError(f"a task needs a 'uid', a string of its own, got {uid!r}")
+        return ValueError(f"a task needs a unique 'uid', a string, got {uid!r}")
     function, executable = task["function"], task["executable"]
     if function is None and (not isinstance(executable, str) or not executable):
         return ValueError(
-            f"task {task['name']!r} has neither a 'function' nor an 'executable', which is a "
-            f"command for a shell, or a program with its 'arguments' in a list; got {executable!r}"
+            f"task {task['name']!r} has neither a 'function' nor an 'executable', a shell command "
+            f"or a program with its 'arguments' in a list; got {executable!r}"
         )
     if function is not None and not callable(function):
-        return TypeError(f"task {task['name']!r}: its 'function' cannot be called: {function!r}")
+        return TypeError(f"task {task['name']!r}: its 'function' is not callable: {function!r}")
     return None
 
 
-_always_there = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})
+_required_values = itemgetter("uid", *TaskDescription.__required_keys__ - {"uid"})
 """Returns the values of a description's required keys, the uid first."""
