@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, overload
 
 from rhapsody.errors import PluginError
 from rhapsody.plugins.entry_points import (
@@ -112,29 +113,21 @@ class BackendDescription:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class _Registered:
+class _Registered(NamedTuple):
     """A backend of `register_backend`: an import path, or a class."""
 
     name: str
     import_path: str
     cls: type[BaseExecutionBackend] | None = None
 
-    def same_as(self, other: _Registered) -> bool:
-        """Return True if both name the same class. Imports nothing."""
-        if self.cls is None and other.cls is None:
-            return self.import_path == other.import_path
-        return self._loaded() is other._loaded()
-
-    def _loaded(self) -> object:
-        """Return the class that the import path names now, `None` if it is not imported."""
-        if self.cls is not None:
-            return self.cls
+    @property
+    def target(self) -> object:
+        """The class, or the import path if the class is not imported yet."""
         module, _, qualname = self.import_path.partition(":")
-        found: object = sys.modules.get(module)
-        for name in qualname.split("."):
-            found = getattr(found, "__dict__", {}).get(name)  # loads no lazy attribute
-        return found
+        try:
+            return self.cls or attrgetter(qualname)(sys.modules[module])
+        except (KeyError, AttributeError):
+            return self.import_path
 
 
 _lock = threading.Lock()
@@ -217,20 +210,19 @@ class BackendRegistry:
             checked = check_backend_class(import_path, f"backend {name!r}")
             path = f"{checked.__module__}:{checked.__qualname__}"
             new = _Registered(name.strip(), path, checked)
-        owner = _owner(key, new)
-        if owner == "":
-            return
-        if owner is None:
+        taken = _installed_owner(key)
+        if taken is None:
             with _lock:
                 known = _registered.setdefault(key, new)
-            if known.same_as(new):
-                return
-            owner = known.import_path
-            if owner == new.import_path:
-                raise ValueError(
-                    f"backend name {name!r} is taken by an earlier {owner}, a different class; to "
-                    f"replace it, call BackendRegistry.unregister_backend({name!r}) first"
-                )
+            taken = known.import_path, known.target
+        owner, target = taken
+        if target == new.target:
+            return
+        if owner == new.import_path:
+            raise ValueError(
+                f"backend name {name!r} is taken by an earlier {owner}, a different class; to "
+                f"replace it, call BackendRegistry.unregister_backend({name!r}) first"
+            )
         raise ValueError(f"backend name {name!r} is taken by {owner}; choose another name")
 
     @classmethod
@@ -521,18 +513,19 @@ def _declared_capabilities(cls: type[BaseExecutionBackend] | None) -> Capabiliti
     return None if isinstance(declared, property) else declared  # only an instance knows them
 
 
-def _owner(key: str, new: _Registered) -> str | None:
-    """Return the owner of a name: `None` if it is free, `""` if it names the same class."""
+def _installed_owner(key: str) -> tuple[str, object] | None:
+    """Return the owner of a name and its class or import path, `None` if no distribution has it."""
     if key not in _claims():
         owner = PUBLISHED.get(key)
-        return owner and f"{owner}, to which it belongs: {install_command(owner)}"
+        if owner is None:
+            return None
+        return f"{owner}, to which it belongs: {install_command(owner)}", None
     try:
         entry = claim(key)
         module, qualname = split_import_path(_spec(key, entry).import_path)
     except UnusableError as error:
-        return f"a plugin that cannot be used ({error.reason})"
-    same = _Registered(key, f"{module}:{qualname}").same_as(new)
-    return "" if same else entry.distribution
+        return f"a plugin that cannot be used ({error.reason})", None
+    return entry.distribution, _Registered(key, f"{module}:{qualname}").target
 
 
 def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBackend]:
@@ -547,13 +540,12 @@ def _import(import_path: str, source: str, remedy: str) -> type[BaseExecutionBac
             f"{source}: importing {module} raised {type(error).__name__}: {error}. {remedy}",
             name=name,
         ) from error
-    for part in qualname.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise ImportError(
-                f"{source}: module {module} has no class {qualname!r}. {remedy}", name=module
-            ) from None
+    try:
+        found = attrgetter(qualname)(found)
+    except AttributeError:
+        raise ImportError(
+            f"{source}: module {module} has no class {qualname!r}. {remedy}", name=module
+        ) from None
     return check_backend_class(found, source)
 
 
