@@ -376,7 +376,7 @@ def test_a_picture_that_cannot_be_drawn_takes_no_text_with_it(tmp_path: Path) ->
     assert terminal.process.returncode == 0
     for words in ("before", "part 000001 | from a task", "after"):
         assert text.count(words) == 1, text  # a line may have the warning in it, from its thread
-    assert "the progress of the run is not shown any more: LookupError" in text
+    assert "progress display stopped: LookupError" in text
 
 
 def test_a_picture_whose_thread_cannot_start_takes_no_text_with_it(tmp_path: Path) -> None:

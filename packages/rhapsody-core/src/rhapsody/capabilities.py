@@ -1,4 +1,4 @@
-"""What a backend declares it can do; plugins import it from `rhapsody.backends.base`."""
+"""Capabilities that a backend declares. Plugins import them from `rhapsody.backends`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rhapsody.resources import Resources
 from rhapsody.task import TaskKind
 
 CancelLevel = Literal["none", "queued", "running"]
-"""How far cancellation reaches: not at all, tasks that wait, or tasks that run, too."""
+"""Tasks that can be cancelled: none, those that wait, or those that run as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a backend declares it can do. The engine and the conformance kit read it.
+    """Declaration of what a backend can do, for the engine and the conformance kit.
 
-    A task that needs what is not declared fails with `CapabilityError` before it
-    is submitted; whatever is declared, the conformance kit proves.
+    A task that needs more fails with `CapabilityError` before it is submitted. The conformance kit
+    tests everything that is declared.
 
     Attributes:
         functions: Runs coroutine functions.
@@ -27,29 +27,29 @@ class Capabilities:
         executables: Runs shell commands and programs with arguments.
         services: Runs executables as services.
         function_services: Runs functions as services.
-        cancel_functions: How far ordinary functions can be cancelled.
-        cancel_async_functions: How far coroutine functions can be cancelled.
-        cancel_executables: How far executables can be cancelled.
-        cancel_services: How far services can be cancelled.
+        cancel_functions: Which ordinary functions can be cancelled.
+        cancel_async_functions: Which coroutine functions can be cancelled.
+        cancel_executables: Which executables can be cancelled.
+        cancel_services: Which services can be cancelled.
         sandboxes: Each executable has a directory of its own.
         cwd: An executable can run in a directory that the user names.
         files: Files can be linked into a task's sandbox, and function tasks see
             theirs as absolute paths.
         shared_file_system: Tasks see the engine's file system under the same paths.
-        copies_files_out: `copy_file_out` gives what an ended task left in its sandbox.
-        task_settings: The keys of `task_backend_specific_kwargs`, which users give as
-            `task_description`, that it knows; `None`: nobody checks them.
+        copies_files_out: `copy_file_out` copies a file from the sandbox of an ended task.
+        task_settings: Accepted keys of `task_backend_specific_kwargs`, which users pass as
+            `task_description`; `None`: unchecked.
         resources: The fields of `Resources` that the backend honors, and `fractional_cores` if
             `cores` may be a fraction.
-        binds: Those of them it enforces; it only counts the others.
+        binds: The resources that it enforces; it only counts the others.
         captures_output: What functions print is kept in `stdout` and `stderr`.
         reports_running: A running state is reported when a task starts.
         unfinished_dependencies: Accepts its own unfinished tasks as arguments.
 
     Raises:
-        TypeError: A value is of another type than the field.
-        ValueError: A level or the name of a resource is unknown, or something is bound
-            that is not honoured.
+        TypeError: A value has the wrong type.
+        ValueError: A level or the name of a resource is unknown, or `binds` has a resource that is
+            not in `resources`.
     """
 
     functions: bool = True
@@ -94,7 +94,7 @@ class Capabilities:
             )
 
     def runs(self, kind: TaskKind) -> bool:
-        """Whether tasks of this kind can be run."""
+        """Return True if the backend runs tasks of this kind."""
         match kind:
             case "function":
                 return self.sync_functions
@@ -108,7 +108,7 @@ class Capabilities:
                 return self.function_services
 
     def cancellation(self, kind: TaskKind) -> CancelLevel:
-        """How far tasks of this kind can be cancelled."""
+        """Return which tasks of this kind can be cancelled."""
         match kind:
             case "function":
                 return self.cancel_functions
@@ -120,12 +120,12 @@ class Capabilities:
                 return self.cancel_services
 
     def unknown_settings(self, given: Iterable[Any]) -> list[Any]:
-        """The keys, of those of a task's `task_backend_specific_kwargs`, that it does not know."""
+        """Return the keys of a task's `task_backend_specific_kwargs` that are not accepted."""
         known = self.task_settings
         return [] if known is None else [key for key in given if key not in known]
 
     def as_dict(self) -> dict[str, Any]:
-        """The declaration in plain values, for tables and JSON."""
+        """Return the declaration as plain values, for tables and JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in values.items()}
 

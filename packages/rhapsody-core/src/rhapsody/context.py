@@ -1,4 +1,4 @@
-"""What a running task can know of itself: `current_task`, and how backends provide it."""
+"""Context of a running task: `current_task` for its function, and how backends provide it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ T = TypeVar("T")
 
 
 class TaskContext:
-    """What a running task can know of itself, see `current_task`.
+    """Context of a running task, see `current_task`.
 
     Attributes:
         uid: The attempt's uid, unique over engines and attempts.
         name: The task's name.
         attempt: Counted from 1.
-        sandbox: The task's directory, `None` where it has none.
-        deadline: When its time-out is over, in seconds since the epoch
-            (`time.time()`), `None` without a time-out.
+        sandbox: The task's directory, `None` if it has none.
+        deadline: The end of its timeout in seconds since the epoch (`time.time()`), `None` without
+            a timeout.
     """
 
     __slots__ = ("_cancelled", "attempt", "deadline", "name", "sandbox", "uid")
@@ -40,11 +40,11 @@ class TaskContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody cancelled the task; for functions that can stop by themselves."""
+        """True once the task was cancelled; for functions that can stop early."""
         return self._cancelled
 
     def request_cancel(self) -> None:
-        """Makes `cancelled` true. Called by the backend, from any thread."""
+        """Set `cancelled`. Called by the backend, from any thread."""
         self._cancelled = True
 
 
@@ -54,15 +54,14 @@ _context: contextvars.ContextVar[TaskContext | None] = contextvars.ContextVar(
 
 
 def running_task() -> TaskContext | None:
-    """Return the task that is running here, `None` where there is none."""
+    """Return the context of the task that is running here, `None` if there is none."""
     return _context.get()
 
 
 def current_task() -> TaskContext:
-    """The task that is running here: its uid, name, attempt, sandbox, deadline and `cancelled`.
+    """Return the uid, name, attempt, sandbox, deadline and `cancelled` of the running task.
 
-    For use inside a function task, on the thread or in the coroutine that the
-    backend called it in.
+    For use in a function task, on the thread or in the coroutine in which the backend called it.
 
     Raises:
         RuntimeError: No task is running here.
@@ -74,10 +73,10 @@ def current_task() -> TaskContext:
 
 
 class Setting(Generic[T]):
-    """Sets a context variable inside a block.
+    """Context manager that sets a context variable.
 
-    Not made with `contextlib.contextmanager`, which takes longer, and sets the
-    traceback of what leaves the block: exceptions of a frozen class refuse that.
+    `contextlib.contextmanager` is slower, and sets the traceback of an exception that leaves the
+    block, which exceptions of a frozen dataclass refuse.
     """
 
     __slots__ = ("_token", "_value", "_variable")
@@ -95,10 +94,10 @@ class Setting(Generic[T]):
 
 
 def task_context(context: TaskContext) -> Setting[Any]:
-    """Makes `current_task()` return `context` inside the block. Used by backends."""
+    """Make `current_task()` return `context` inside the block. For backends."""
     return Setting(_context, context)
 
 
 def enter_task(context: TaskContext) -> None:
-    """Makes `current_task()` return `context` for the rest of this `contextvars.Context`."""
+    """Make `current_task()` return `context` for the rest of this `contextvars.Context`."""
     _context.set(context)

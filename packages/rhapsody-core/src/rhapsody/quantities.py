@@ -1,7 +1,4 @@
-"""Sizes of memory and durations as users write them, checked.
-
-What they are for is said where they are used; these only know what a number must be.
-"""
+"""Sizes of memory and durations as users write them, checked and converted."""
 
 from __future__ import annotations
 
@@ -24,10 +21,13 @@ _UNITS: dict[str, float] = {
 
 
 def memory_in_bytes(memory: int | str, argument: str = "memory") -> int:
-    """Bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
+    """Return the bytes in a memory size such as `2048`, `"500 MB"` or `"2 GiB"`.
 
     `kB`, `MB`, ... are powers of 1000, `KiB`, `MiB`, ... of 1024 (IEC 80000-13).
-    `argument` is what errors call it.
+
+    Args:
+        memory: The size.
+        argument: The argument's name, for the error.
 
     Raises:
         ValueError: The text is not a size, or the size is negative.

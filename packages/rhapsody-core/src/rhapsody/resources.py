@@ -1,7 +1,4 @@
-"""What a task needs while it runs, in words that every backend shares.
-
-How a backend finds room for it is the backend's business.
-"""
+"""Resources that a task requests, with the same meaning on every backend."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from rhapsody.quantities import memory_in_bytes, seconds
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one task needs while it runs; the same meaning on every backend.
+    """Resources of one task while it runs, with the same meaning on every backend.
 
     Args:
         cores: Processor cores per rank. Backends that only count cores accept fractions such as
@@ -24,7 +21,7 @@ class Resources:
             without cores shares a loop with others instead of holding a slot.
         gpus: GPUs per rank.
         memory: Main memory per rank, in bytes or as text such as `"2 GiB"`;
-            `None` asks for nothing in particular. Held as bytes.
+            `None` requests no certain amount. Stored as bytes.
         ranks: Number of processes (MPI ranks) of an executable.
         walltime: Time the task is expected to need at most, in seconds or as text such as
             `"1h30m"`, a hint for schedulers; `None` if unknown. A backend that ends sooner does
@@ -58,7 +55,7 @@ class Resources:
 
     @classmethod
     def of(cls, value: Resources | Mapping[str, Any] | None) -> Resources | None:
-        """The resources given as themselves or as a mapping of their names.
+        """Return resources given as a `Resources` or as a mapping of names.
 
         Raises:
             TypeError: Neither, or a mapping with a name that is not a resource.
@@ -95,4 +92,4 @@ _NAMES = dict(zip(Resources.__dataclass_fields__, Resources.__dataclass_fields__
     **dict.fromkeys(("ntasks", "nprocs", "processes", "mpi_ranks"), "ranks"),
     **dict.fromkeys(("time", "time_limit", "wall_time"), "walltime"),
 }
-"""The resources by their own names, and by those that they have elsewhere."""
+"""Names of the resources by their own names and by those of other libraries."""

@@ -1,4 +1,4 @@
-"""When a failed task is tried again: how often, after how long, for which exceptions.
+"""Retry policies: how often, after which time and for which exceptions a task is retried.
 
 The engine counts the attempts and waits between them.
 """
@@ -15,10 +15,10 @@ from rhapsody.quantities import seconds
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When a failed task is tried again.
+    """Policy for retrying a failed task.
 
     Args:
-        attempts: How many more attempts after the first one, at most.
+        attempts: Maximum number of attempts after the first one.
         wait: Time before the next attempt, in seconds or as text such as `"3 min"`; or a
             callable that takes the number of the failed attempt (from 1) and returns the time.
             Called on the engine's loop.
@@ -49,11 +49,11 @@ class RetryPolicy:
                 raise TypeError(f"on must be exception types, got {kind!r}")
 
     def covers(self, error: BaseException) -> bool:
-        """Whether an exception is worth another attempt."""
+        """Return True if the policy retries after this exception."""
         return is_a(error, cast("type[BaseException]", self.on))
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait after the given attempt failed."""
+        """Return the seconds to wait after the given attempt has failed."""
         wait = self.wait(attempt) if callable(self.wait) else self.wait
         return seconds("wait", wait, zero=True)
 
@@ -61,14 +61,14 @@ class RetryPolicy:
 def as_policies(
     value: RetryPolicy | int | Sequence[RetryPolicy] | None,
 ) -> tuple[RetryPolicy, ...] | None:
-    """The policies given as one, as several or as a number of further attempts.
+    """Return policies given as a policy, a sequence of policies or a number of attempts.
 
     Raises:
-        TypeError: Something else, or among several.
+        TypeError: Anything else.
         ValueError: The number is negative.
 
     Returns:
-        At least one; `None` where nothing is said.
+        At least one policy; `None` for `None`.
     """
     if value is None:
         return None

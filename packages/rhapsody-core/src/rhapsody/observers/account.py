@@ -202,7 +202,7 @@ class FailureGroups:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """The shortest form of a path from the current directory."""
+    """Return the shortest form of a path from the current directory."""
     try:
         return min(os.path.relpath(path), os.fspath(path), key=len)
     except OSError:  # the current directory was removed
@@ -229,7 +229,7 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def _kind(error: BaseException | None) -> str:
-    """The exception type or exit code that a group's failures have in common."""
+    """Return the exception type or exit code that a group's failures have in common."""
     if is_a(error, TaskFailedError) and error.exit_code is not None:
         return f"exit code {error.exit_code}"
     return type(error).__name__
@@ -242,7 +242,7 @@ def _notes(error: BaseException | None) -> list[str]:
 
 
 def _stdout(error: BaseException | None) -> str:
-    """The standard output in the note on an exception, with secrets hidden."""
+    """Return the standard output in the note on an exception, in which secrets are hidden."""
     for note in _notes(error):
         _, found, rest = note.partition("  standard output ended with:\n")
         if found:
@@ -251,7 +251,7 @@ def _stdout(error: BaseException | None) -> str:
 
 
 def _in_words(name: str, uid: str, error: BaseException | None) -> str:
-    """The error of a task, without the task's name, with which some messages begin."""
+    """Return the error of a task without the task's name, with which some messages begin."""
     if error is None:
         return ""
     text = text_of(error)
@@ -269,12 +269,12 @@ CANCELED = TasksMainStates.CANCELED
 
 @dataclass(slots=True)
 class Row:
-    """How many tasks of one name there are, and of them, how many in which state.
+    """Counts of the tasks of one name by state.
 
     Attributes:
-        total: All that were called.
-        held: Those that were held back, as their backend ends before they would.
-        skipped: Those that did not run, because one that they depend on has failed.
+        total: Tasks that were called.
+        held: Tasks that were held back because their backend ends before they would.
+        skipped: Tasks that did not run because a task that they depend on has failed.
     """
 
     total: int = 0
@@ -287,12 +287,12 @@ class Row:
 
     @property
     def ended(self) -> int:
-        """How many have ended, in whatever way."""
+        """The number of tasks that have ended in any way."""
         return self.done + self.failed + self.held + self.skipped + self.cancelled
 
     @property
     def waiting(self) -> int:
-        """How many have neither ended nor begun."""
+        """The number of tasks that have neither started nor ended."""
         return self.total - self.running - self.ended
 
 
@@ -303,8 +303,8 @@ class HeldBack:
     Attributes:
         name: The task's name and uid.
         backend: The backend that ends too soon.
-        needs: How long it takes.
-        left: How long the backend had left.
+        needs: The time that the task needs.
+        left: The time that the backend had left.
     """
 
     name: str
@@ -314,12 +314,12 @@ class HeldBack:
 
 
 class Counts:
-    """What has become of the tasks and blocks of a run so far.
+    """Counts of the tasks and blocks of a run.
 
     Attributes:
         rows: The counts by the tasks' names, in the order of their first calls.
-        held: The tasks that were held back, by their uids.
-        failures: The failures, equal ones together.
+        held: The tasks that were held back, by uid.
+        failures: The failures, in groups.
     """
 
     def __init__(self) -> None:
@@ -336,7 +336,7 @@ class Counts:
         return Row(*(sum(getattr(row, name) for row in rows) for name in Row.__slots__))
 
     def add(self, events: Iterable[TaskEvent]) -> None:
-        """Counts what happened."""
+        """Count the events of a batch."""
         for event in events:
             row = self.rows.get(event.name)
             if row is None:
@@ -345,10 +345,10 @@ class Counts:
                 row.total += 1
                 continue
             uid = event.uid
-            if uid in self._failed:  # that was an attempt, and here is the next one
+            if uid in self._failed:  # another attempt follows
                 self.failures.discard(self._failed.pop(uid), uid)
                 row.failed -= 1
-            elif self.held.pop(uid, None) is not None:  # it waits for another backend after all
+            elif self.held.pop(uid, None) is not None:  # another backend takes it
                 row.held -= 1
             if event.state is RUNNING:
                 row.running += 1
@@ -385,12 +385,12 @@ MUCH = 10**9
 
 
 def account(summary: Summary, counts: Counts, directory: Path) -> list[str]:
-    """The lines of the account, none where nothing was called; what matters most comes last.
+    """Return the lines of the account, none if nothing was called. The most important come last.
 
     Args:
-        summary: How the run ended.
-        counts: What was counted of its tasks.
-        directory: Where its engine worked; the run's is named where something is left in it.
+        summary: The engine's summary.
+        counts: The counts of its tasks.
+        directory: The engine's directory. That of the run is named if it contains files.
     """
     if not counts.rows:
         return []
@@ -419,7 +419,7 @@ def _holds_files(directory: Path) -> bool:
 
 
 def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
-    """How many tasks ended in which way; what is zero is left out, but for those that are done."""
+    """Return how many tasks ended in which way, without zeros except for those that are done."""
     row = counts.all
     others = {
         "failed": row.failed,
@@ -433,7 +433,7 @@ def numbers(counts: Counts, retried: int = 0, reused: int = 0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds below a minute, and as `h:mm:ss` above."""
+    """Format a time, in seconds below a minute and as `h:mm:ss` above."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -442,7 +442,7 @@ def duration(seconds: float) -> str:
 
 
 def _held_back(counts: Counts) -> list[str]:
-    """A line for each backend that tasks were held back from."""
+    """Return a line for each backend from which tasks were held back."""
     lines = []
     for backend in dict.fromkeys(each.backend for each in counts.held.values()):
         held = [each for each in counts.held.values() if each.backend == backend]

@@ -1,4 +1,4 @@
-"""The picture of a run that is kept up to date on a terminal or in a notebook."""
+"""Live display of a run on a terminal or in a notebook, drawn with rich on a thread of its own."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ from rhapsody.sdk.capture import streams
 log: logging.Logger = logging.getLogger("rhapsody.progress")
 
 PAUSE = 0.25
-"""Seconds between two pictures, at least."""
+"""Minimum number of seconds between two updates."""
 
 TICK = 1.0
-"""Seconds between two pictures while tasks run and nothing happens, for the clock in it."""
+"""Seconds between two updates of the elapsed time while tasks run and nothing else changes."""
 
 PATIENCE = 5.0
-"""Seconds that the end of a run waits for a terminal that takes nothing."""
+"""Seconds that the end of a run waits for a terminal that accepts no text."""
 
 FAILURES = 3
-"""How many failures are shown."""
+"""Number of failures that are shown."""
 
-BESIDE = 12
-"""Lines of the terminal that are left for all else than the names of tasks."""
+OTHER_LINES = 12
+"""Lines of the terminal that are not used for the names of tasks."""
 
-OVER = 10.0
-"""Seconds that the rate is measured over."""
+RATE_PERIOD = 10.0
+"""Seconds over which the rate is measured."""
 
 
 class Picture:
-    """What is seen of a run.
+    """The table of a run's tasks, its last failures, and a progress bar.
 
     Args:
-        counts: What has become of its tasks.
-        usage: How many cores tasks use and how many there are, `None` where that is not known.
+        counts: The counts of its tasks.
+        usage: Returns the number of cores in use and their total, `None` if unknown.
     """
 
     def __init__(self, counts: Counts, usage: Callable[[], tuple[float, int] | None]) -> None:
@@ -62,7 +62,7 @@ class Picture:
         self._ended: deque[tuple[float, int]] = deque([(self._began, 0)])
 
     def draw(self) -> RenderableType:
-        """The picture as it is now."""
+        """Return the current picture."""
         every = self._counts.all
         picture = Table.grid()
         picture.add_column(max_width=get_terminal_size().columns - 3)  # Ctrl-C's ^C has room
@@ -84,7 +84,7 @@ class Picture:
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True, min_width=7)
         rows = list(self._counts.rows.items())
-        shown = _most_telling(rows, max(4, get_terminal_size().lines - BESIDE))
+        shown = _most_active(rows, max(4, get_terminal_size().lines - OTHER_LINES))
         for name, row in shown:
             cells = [_cell(column, getattr(row, column)) for column in columns]
             table.add_row(Text(name), *cells)
@@ -108,17 +108,17 @@ class Picture:
         return line
 
     def _rate(self, ended: int) -> float:
-        """How many tasks ended in a second, of late."""
+        """Return the number of tasks that ended per second recently."""
         now, times = monotonic(), self._ended
         times.append((now, ended))
-        while len(times) > 2 and times[0][0] < now - OVER:
+        while len(times) > 2 and times[0][0] < now - RATE_PERIOD:
             times.popleft()
         (first, before), (last, after) = times[0], times[-1]
         return (after - before) / max(last - first, 0.1)
 
 
-def _most_telling(rows: list[tuple[str, Row]], room: int) -> list[tuple[str, Row]]:
-    """The rows that are shown, in their order: where something happens or failed, then others."""
+def _most_active(rows: list[tuple[str, Row]], room: int) -> list[tuple[str, Row]]:
+    """Return the rows to show, in order: names with running or failed tasks have precedence."""
 
     def weight(number: int) -> tuple[bool, bool, bool, bool]:
         row = rows[number][1]
@@ -137,25 +137,25 @@ def _cell(column: str, count: int) -> Text:
 
 
 Line = tuple[str, str]
-"""A line of what was printed: whose it is, and its text."""
+"""A printed line: the prefix that names its task, and the text."""
 
 
 _MOVES = re.compile(r"\x1b(?!\[[0-9;]*m)(\[[0-?]*[ -/]*[@-~])?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
-"""What would move the cursor, or worse; colours are left."""
+"""Escape sequences and control characters other than those of colors."""
 
 
 class _Lines:
-    """Lines as they were printed, for rich: reading the colours in them costs more than all else.
+    """Printed lines as a rich renderable, which does not parse the colors in them: that is slow.
 
-    Of a line that is written over itself, as progress bars are, the last.
+    Of a line that overwrites itself, as a progress bar does, the last state is shown.
     """
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self._lines = lines
 
     def __rich_console__(self, *_: object) -> Iterator[Segment]:
-        for whose, text in self._lines:
-            yield Segment(_MOVES.sub("", whose), _DIM)
+        for prefix, text in self._lines:
+            yield Segment(_MOVES.sub("", prefix), _DIM)
             shown = _MOVES.sub("", text.rstrip("\r").rpartition("\r")[2])
             yield Segment(f"{shown}\x1b[0m\n" if "\x1b" in shown else f"{shown}\n")
 
@@ -164,10 +164,10 @@ _DIM = Style(dim=True)
 
 
 class Terminal:
-    """The terminal at standard error; the picture goes away in the end.
+    """The terminal of standard error; the picture is erased at the end.
 
     Args:
-        draw: Gives the picture.
+        draw: Returns the picture.
     """
 
     def __init__(self, draw: Callable[[], RenderableType]) -> None:
@@ -183,26 +183,26 @@ class Terminal:
 
     def __enter__(self) -> None:
         self._live.start()
-        self._console.show_cursor(True)  # nobody would show it again after `kill -9`
+        self._console.show_cursor(True)  # it would stay hidden after `kill -9`
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Shows lines above the picture, all at once: it is written again with each print."""
+        """Print lines above the picture, in one call because each call redraws it."""
         if lines:
             self._console.print(_Lines(lines), crop=False)
 
     def draw(self) -> None:
-        """Draws the picture as it is now."""
+        """Draw the current picture."""
         self._live.refresh()
 
 
 class Notebook:
-    """An output of the cell that runs; the last picture stays.
+    """An output area of the running cell; the last picture stays.
 
     Args:
-        draw: Gives the picture.
+        draw: Returns the picture.
     """
 
     def __init__(self, draw: Callable[[], RenderableType]) -> None:
@@ -210,42 +210,42 @@ class Notebook:
         self._output = import_module("IPython.display").display(draw(), display_id=True)
 
     def __enter__(self) -> None:
-        """Does nothing: it is there from the beginning."""
+        """Do nothing."""
 
     def __exit__(self, *error: object) -> None:
-        """Does nothing: it stays."""
+        """Do nothing: the picture stays."""
 
     def print(self, lines: Sequence[Line]) -> None:
-        """Prints lines as the program does: what functions print is in the notebook already."""
+        """Print lines as the program does; the notebook shows what functions print anyway."""
         if lines:
-            print("\n".join(f"{whose}{text}" for whose, text in lines), flush=True)  # noqa: T201
+            print("\n".join(f"{prefix}{text}" for prefix, text in lines), flush=True)  # noqa: T201
 
     def draw(self) -> None:
-        """Draws the picture as it is now."""
+        """Draw the current picture."""
         self._output.update(self._draw())
 
 
 class Display:
-    """Keeps the picture up to date, on a thread of its own: a terminal may stop taking text.
+    """Thread that keeps the picture up to date, because writing to a terminal may block.
 
-    What the program prints meanwhile is shown above the picture, too. Any thread.
+    The program's own output is printed above the picture. Methods may be called from any thread.
 
     Args:
-        screen: Where it is drawn.
-        busy: Whether the picture changes although nothing happens, as time passes.
+        screen: The terminal or notebook.
+        busy: Returns whether the elapsed time is updated although nothing else changes.
     """
 
     def __init__(self, screen: Terminal | Notebook, busy: Callable[[], bool]) -> None:
         self._screen = screen
         self._busy = busy
-        # What runs under it may print: a destructor, or the handler of a signal.
+        # Destructors and signal handlers may print while it is held.
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._lines: list[Line] = []
-        self._begun = ""
-        self._gone = False
-        self._news = threading.Event()
-        self._over = threading.Event()
+        self._partial = ""
+        self._closed = False
+        self._changes = threading.Event()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rhapsody progress", daemon=True)
         self._thread.start()
         if isinstance(screen, Terminal):
@@ -254,44 +254,44 @@ class Display:
         atexit.register(self.close)  # for programs that leave their engine as it is
 
     def changed(self, lines: Sequence[Line] = ()) -> None:
-        """Draws the picture anew, soon, with some lines above it."""
+        """Schedule an update, with some lines above the picture."""
         with self._lock:
             self._lines += lines
-            gone = self._gone
-        if gone:
+            closed = self._closed
+        if closed:
             self._give_back()
-        self._news.set()
+        self._changes.set()
 
     def _write(self, text: str) -> bool:
-        """Takes what the program prints; the line that it is in is shown when it is whole.
+        """Take text that the program prints; a line is shown when it is complete.
 
         Returns:
-            `False` where there is no picture: it has gone, or this is a forked child.
+            `False` if the picture was closed, or in a forked child.
         """
         if os.getpid() != self._pid:
             return False
         with self._lock:
-            if self._gone:
+            if self._closed:
                 return False
-            *lines, begun = (self._begun + text).split("\n")
-            self._begun = begun[begun.rfind("\r", 0, -1) + 1 :]
+            *lines, partial = (self._partial + text).split("\n")
+            self._partial = partial[partial.rfind("\r", 0, -1) + 1 :]
             self._lines += [("", line) for line in lines]
         if lines:
-            self._news.set()
+            self._changes.set()
         return True
 
     def close(self) -> None:
-        """Takes the picture away, after all that was printed; blocks for a moment.
+        """Print what is left and erase the picture; blocks for a moment.
 
-        Twice is harmless, and so is a call in a forked child.
+        A second call does nothing, and neither does a call in a forked child.
         """
         atexit.unregister(self.close)
-        if self._over.is_set() or os.getpid() != self._pid:
+        if self._stopping.is_set() or os.getpid() != self._pid:
             return
-        if self._begun:
+        if self._partial:
             self._write("\n")
-        self._over.set()
-        self._news.set()
+        self._stopping.set()
+        self._changes.set()
         self._thread.join(PATIENCE)
         self._give_back()
         if isinstance(self._screen, Terminal):
@@ -301,15 +301,15 @@ class Display:
     def _run(self) -> None:
         try:
             with self._screen:
-                while not self._over.is_set():
-                    self._news.wait(TICK if self._busy() else None)
-                    self._news.clear()
+                while not self._stopping.is_set():
+                    self._changes.wait(TICK if self._busy() else None)
+                    self._changes.clear()
                     self._show()
-                    self._over.wait(PAUSE)
+                    self._stopping.wait(PAUSE)
                 self._show()
-        except Exception as error:  # the terminal may be gone; nobody else's text goes with it
+        except Exception as error:  # a closed terminal must not stop the program's output
             self._give_back()
-            log.warning("the progress of the run is not shown any more: %s", describe_error(error))
+            log.warning("progress display stopped: %s", describe_error(error))
 
     def _show(self) -> None:
         with self._lock:
@@ -323,14 +323,14 @@ class Display:
         self._screen.draw()
 
     def _give_back(self) -> None:
-        """Takes no more text; what was not shown goes to the terminal as it is."""
+        """Stop taking text, and write what was not shown directly to the terminal."""
         with self._lock:
-            self._gone = True
+            self._closed = True
             lines, self._lines = self._lines, []
-            rest, self._begun = self._begun, ""
-        text = "".join(f"{whose}{line}\n" for whose, line in lines) + rest
+            rest, self._partial = self._partial, ""
+        text = "".join(f"{prefix}{line}\n" for prefix, line in lines) + rest
         stream = streams.real("stderr")
         if text and stream is not None:
-            with suppress(OSError, ValueError):  # it is closed, or nobody reads
+            with suppress(OSError, ValueError):  # the stream or its reader is closed
                 stream.write(text)
                 stream.flush()

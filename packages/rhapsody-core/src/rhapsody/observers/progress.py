@@ -1,4 +1,4 @@
-"""Shows what a run is doing, and at its end what has become of it."""
+"""Progress of a run on standard error, and the account of the run at its end."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ if TYPE_CHECKING:
 Place = Literal["terminal", "notebook"]
 
 EVERY = 10.0
-"""Seconds between two lines."""
+"""Seconds between two lines without a table."""
 
 _taken = threading.Lock()
-"""Held by the one whose table is on the terminal."""
+"""Held while a table is on the terminal."""
 
 
 class Progress:
-    """Shows a run on standard error: by a table there, or by a line now and then.
+    """Observer that shows a run on standard error, in a live table or in lines at intervals.
 
     Args:
-        lines: Lines, on a terminal and in a notebook, too.
-        account: Whether the account is printed when the engine ends; else by `print_account`.
+        lines: Print lines even on a terminal or in a notebook.
+        account: Print the account when the engine ends; otherwise `print_account` does.
 
     Attributes:
-        shows_output: Whether what tasks print is shown above the table, whole, when they end.
+        shows_output: The output of tasks is printed above the table when they end.
     """
 
     def __init__(self, *, lines: bool = False, account: bool = True) -> None:
         place = None if lines else _place()
-        self._shows_programs = lines or place == "notebook"  # what functions print is there already
+        self._shows_programs = (
+            lines or place == "notebook"
+        )  # which shows what functions print anyway
         self._place = place if place is not None and _taken.acquire(blocking=False) else None
         self.shows_output: bool = self._place == "terminal"
         self._counts = Counts()
@@ -50,17 +52,17 @@ class Progress:
         self._account: list[str] = []
         self._display: Display | None = None
         self._began = monotonic()
-        self._timer: asyncio.TimerHandle | None = None  # while tasks are open and there is no table
+        self._timer: asyncio.TimerHandle | None = None  # while tasks are open, without a table
 
     @hookimpl
     def rhapsody_workflow_started(self, engine: ObservedEngine) -> None:
-        """Begins to draw the table, before any task prints."""
+        """Draw the table, before any task prints."""
         if self._place is not None:
             self._display = self._open(engine, self._place)
 
     @hookimpl
     def rhapsody_task_events(self, engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
-        """Counts what happened, and shows it."""
+        """Count the events and show them."""
         self._counts.add(events)
         lines: list[Line] = []
         if (self.shows_output or self._shows_programs) and not engine.dry_run:
@@ -68,14 +70,14 @@ class Progress:
         if self._display is not None:
             self._display.changed(lines)
             return
-        if lines:  # in place of a table, or it could not be opened
-            _write([f"{whose}{line}" for whose, line in lines])
+        if lines:  # there is no table, or it could not be opened
+            _write([f"{prefix}{line}" for prefix, line in lines])
         if self._timer is None:
-            self._timer = engine.loop.call_later(EVERY, self._tell, engine.loop)
+            self._timer = engine.loop.call_later(EVERY, self._print_line, engine.loop)
 
     @hookimpl
     def rhapsody_workflow_finished(self, engine: ObservedEngine, summary: Summary) -> None:
-        """Takes the table away, and gives the account."""
+        """Erase the table, and make the account."""
         self.close()
         self._account = account(summary, self._counts, engine.work_dir)
         if self._account and not engine.dry_run:
@@ -84,15 +86,15 @@ class Progress:
             self.print_account()
 
     def print_account(self) -> None:
-        """Prints the account of a run that has ended, once."""
+        """Print the account of a run that has ended; a second call prints nothing."""
         lines, self._account = self._account, []
         if lines and sys.stdout is not None:
-            with suppress(OSError, ValueError):  # who closes it in the end says so
+            with suppress(OSError, ValueError):  # the interpreter reports it at exit
                 sys.stdout.flush()  # what the program has printed comes first
         _write(lines)
 
     def close(self) -> None:
-        """Takes the table away."""
+        """Erase the table."""
         if self._timer is not None:
             self._timer.cancel()
         display, self._display = self._display, None
@@ -102,12 +104,12 @@ class Progress:
             self._place = None
             _taken.release()
 
-    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Writes a line, and the next one later where tasks are open."""
+    def _print_line(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Print a line, and schedule the next one while tasks are open."""
         every, self._timer = self._counts.all, None
         if every.ended < every.total:
             _write([self._line()])
-            self._timer = loop.call_later(EVERY, self._tell, loop)
+            self._timer = loop.call_later(EVERY, self._print_line, loop)
 
     def _line(self) -> str:
         row = self._counts.all
@@ -126,31 +128,31 @@ class Progress:
 
 
 def _printed(events: Sequence[TaskEvent], *, functions: bool) -> Iterator[Line]:
-    """What tasks that have ended have printed, each line led by its task.
+    """Yield the lines that tasks have printed, each with a prefix that names its task.
 
     Args:
-        events: What happened.
-        functions: Whether to give what functions have printed as well.
+        events: The events of their ends.
+        functions: Include the output of functions.
     """
     for event in events:
         for printed in (event.stdout, event.stderr):
             if printed and (functions or event.kind == "executable"):
-                whose = f"{event.name} {event.uid.partition('.')[2]} | "
+                prefix = f"{event.name} {event.uid.partition('.')[2]} | "
                 for line in printed.removesuffix("\n").split("\n"):
-                    yield whose, line
+                    yield prefix, line
 
 
 def _usage(backends: Sequence[Any]) -> tuple[float, int] | None:
-    """How many cores tasks use and how many there are, on all backends together."""
+    """Return the number of cores in use on all backends and their total, `None` if unknown."""
     known = [backend.cores_in_use() for backend in backends if hasattr(backend, "cores_in_use")]
     known = [each for each in known if each is not None]
     if len(known) < len(backends):
         return None
-    return sum(used for used, _ in known), sum(there for _, there in known)
+    return sum(used for used, _ in known), sum(total for _, total in known)
 
 
 def _place() -> Place | None:
-    """Where a table can be kept up to date, `None` for nowhere: in a task there is one already."""
+    """Return where a table can be updated, `None` for nowhere, such as in a task."""
     if running_task() is not None:
         return None
     if hasattr(builtins, "__IPYTHON__"):
@@ -171,6 +173,6 @@ def _place() -> Place | None:
 def _write(lines: Sequence[str]) -> None:
     stream = sys.stderr
     if stream is not None and lines:
-        with suppress(OSError, ValueError):  # a full disk, a pipe that nobody reads, or closed
+        with suppress(OSError, ValueError):  # a full disk, or closed
             stream.write("\n".join(lines) + "\n")
             stream.flush()
