@@ -108,7 +108,7 @@ class DryRun:
             uid = future_uid(task)
             verdicts[uid], results[number] = verdict, result
             if result is not None and result.files is not None:
-                for name in result.files.gone:
+                for name in result.files.missing:
                     self._missing[result.files.paths[name]] = uid, task["inputs"].values()
         for task in tasks:
             uid = future_uid(task)

@@ -183,7 +183,7 @@ class StageOut:
                 record.future._outcome = left
             self._scheduler.recorded(record, recorded.value)
             return True
-        if not dry and not files.gone.isdisjoint(record.targets()):
+        if not dry and not files.missing.isdisjoint(record.targets()):
             return False
         outputs = record.found.outputs if record.found is not None else ()
         left.sandbox, left.output_files = files.sandbox, tuple(files.paths)
@@ -191,7 +191,7 @@ class StageOut:
         if not dry:  # a dry run changes nothing on disk
             left.keeper = self._stager.take_up(record.description, outputs, files)
         record.future._outcome = left
-        if files.gone and not dry:
+        if files.missing and not dry:
             left.make_again = Regeneration(self._submission, self._reruns, record)
         if record.targets():
             self._begin(record, self._restore(record, recorded.value, files))

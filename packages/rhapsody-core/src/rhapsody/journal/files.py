@@ -327,7 +327,7 @@ class Outputs:
             or a file that the task's result names is missing.
         """
         read = json.loads(noted)
-        paths, places, gone = {}, {}, set()
+        paths, places, missing = {}, {}, set()
         sandbox = self._absolute(read["sandbox"])
         if read["named"] and not os.path.isdir(sandbox):
             return None
@@ -346,12 +346,13 @@ class Outputs:
                 return None
             else:
                 paths[name] = path
-                gone.add(name)
+                missing.add(name)
                 self._digests.gone[path] = digest
             if in_place:
                 places[name] = place
         matches = {pattern: tuple(names) for pattern, names in read["matches"].items()}
-        return TaskFiles(sandbox, paths, matches, places, stays=read["stays"], gone=frozenset(gone))
+        stays, absent = read["stays"], frozenset(missing)
+        return TaskFiles(sandbox, paths, matches, places, stays=stays, missing=absent)
 
     def is_saved(self, noted: str, name: str) -> bool:
         """Return whether a file was copied to a destination outside the sandbox."""

@@ -178,10 +178,10 @@ class Journal:
         """Return the result that would be used, and whether the task would run."""
         if found is None:
             return None, self._why(task, earlier)
-        if found.files is None or not found.files.gone:
+        if found.files is None or not found.files.missing:
             return found, "reused"
         _, noted = self._gone[_call(task["uid"])]
-        missing = sorted(found.files.gone)
+        missing = sorted(found.files.missing)
         saved = [name for name in missing if self._outputs.is_saved(noted, name)]
         if saved:
             return None, f"runs: its output {saved[0]} is missing"
@@ -233,7 +233,7 @@ class Journal:
             if found is not None:
                 for path in filter(None, task["inputs"].values()):
                     self._readers.setdefault(path, {})[call] = name
-            if found is not None and not (found.files and found.files.gone):
+            if found is not None and not (found.files and found.files.missing):
                 return found
         self._calls[call] = (key.digest, number, why, key.parts, key.code, key.paths)
         return found
@@ -284,7 +284,7 @@ class Journal:
             log.warning("task %r runs again: %s", name, why)
             return None, why
         found = Recorded(value, files, stdout, stderr, exit_code)
-        if noted is None or files is None or not files.gone:
+        if noted is None or files is None or not files.missing:
             self._store.used[recording] = 0
             return found, None
         self._store.used[recording] = GONE

@@ -133,7 +133,7 @@ def split_import_path(path: str) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class Stats:
-    """Counters of one engine since it was made.
+    """Counters of one engine since its creation.
 
     Attributes:
         tasks: Calls of tasks and blocks.
@@ -143,10 +143,9 @@ class Stats:
         recorded: Results that a plugin had recorded earlier; the tasks did not run.
         retried: Attempts that failed and were followed by another.
         lost: Attempts that the infrastructure lost, and values that backends kept and lost.
-        late: Updates that came too late or out of order, and ends that came twice; none of
-            them was applied.
-        unknown: Updates of tasks or states that nobody knows.
-        skipped: Those of `failed` that did not run, because one that they depend on has failed.
+        late: Updates that arrived too late, out of order or twice; they were not applied.
+        unknown: Updates of unknown tasks or with unknown states.
+        skipped: Futures in `failed` whose tasks did not run because a dependency failed.
     """
 
     tasks: int = 0
@@ -163,27 +162,26 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended; given to `rhapsody_workflow_finished`.
+    """Summary of a run, passed to `rhapsody_workflow_finished`.
 
     Attributes:
         uid: The engine's uid.
         stats: Its counters.
-        seconds: From its start to its end, by the wall clock.
+        seconds: Wall-clock time from its start to its end.
         still_running: Uids of tasks whose work could not be stopped.
-        problems: What went wrong while shutting down, in words.
-        graph: For a dry run: each call's uid, name and the uids it depends on.
-        unawaited: How many failed tasks and blocks nobody awaited.
-        backends: By each backend's name what it tells of its life, see `account` of
-            `ManagedBackend`; those that tell nothing are left out.
-        results: Files that tasks made and that are there now.
+        problems: Descriptions of problems during the shutdown.
+        graph: For a dry run: the uid and name of each call, and the uids of its dependencies.
+        unawaited: Number of failed tasks and blocks that were never awaited.
+        backends: The result of each backend's `account`, see `ManagedBackend`, by name; empty ones
+            are omitted.
+        results: Files that tasks made and that exist now.
         stale: Files of an earlier run at the destinations of results that this run did not
             produce, because their tasks failed, were skipped or were cancelled.
         disk_use: Bytes in the directory of the runs (`.rhapsody`, or `work_dir`), 0 if this run has
             left nothing there. Counting stops after half a second.
-        cut_short: Whether so many tasks failed that all others were cancelled, see `fail_fast` and
+        cut_short: So many tasks failed that all others were cancelled, see `fail_fast` and
             `max_failures` of `WorkflowEngine.create`.
-        held_back: Whether tasks were held back for the next run, as their backend was about to
-            end.
+        held_back: Tasks were held back for the next run because their backend was about to end.
     """
 
     uid: str
@@ -202,18 +200,15 @@ class Summary:
 
 
 class ObservedEngine(Protocol):
-    """What a plugin may read of the engine that calls its hooks: a `WorkflowEngine`'s views.
-
-    All of it is to be read on the engine's loop, and none of it to be changed.
-    """
+    """Attributes of a `WorkflowEngine` that hooks may read, on the engine's loop only."""
 
     @property
     def uid(self) -> str:
-        """The beginning of every uid that its backends get."""
+        """The prefix of all uids that are passed to its backends."""
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that it lives on, and on which hooks are called."""
+        """Its event loop, on which hooks are called."""
 
     @property
     def log(self) -> logging.Logger:
@@ -221,11 +216,11 @@ class ObservedEngine(Protocol):
 
     @property
     def work_dir(self) -> Path:
-        """Where sandboxes are made, an absolute path."""
+        """The directory of sandboxes, an absolute path."""
 
     @property
     def dry_run(self) -> bool:
-        """Whether nothing is really run."""
+        """True if tasks are not really run."""
 
     @property
     def stats(self) -> Stats:
@@ -233,23 +228,23 @@ class ObservedEngine(Protocol):
 
     @property
     def summary(self) -> Summary | None:
-        """How the run ended, `None` before it has."""
+        """The summary of the run, `None` before its end."""
 
     @property
     def backends(self) -> Mapping[str, Any]:
-        """The attached backends by their names, the default one first."""
+        """The attached backends by name, the default one first."""
 
     @property
     def dependencies(self) -> Mapping[str, tuple[str, ...]]:
-        """Each unfinished task and block by uid: the uids of what it depends on."""
+        """The uids of the dependencies of each unfinished task and block, by uid."""
 
     @property
     def queue(self) -> tuple[str, ...]:
-        """Uids of tasks that are ready and not yet handed to a backend."""
+        """Uids of tasks that are ready and not yet submitted."""
 
     @property
     def running(self) -> tuple[str, ...]:
-        """Uids of tasks and blocks that are running now, services included."""
+        """Uids of tasks and blocks that are running, including services."""
 
 
 class TaskEvent(NamedTuple):
@@ -260,19 +255,19 @@ class TaskEvent(NamedTuple):
         name: The task's name.
         attempt: Counted from 1.
         state: The canonical state that was entered.
-        native: The backend's word for it, `"reused"` for a task that a plugin had the result of,
-            `None` where the engine decided.
+        native: The backend's state, `"reused"` for a task whose result a plugin had, `None` if the
+            engine decided.
         backend: The backend's name, `None` before one was chosen.
         time: Seconds since the epoch.
         monotonic: The engine clock's seconds, for durations.
-        worker: The worker or host, where the backend says.
-        scope: The scope the task was made in.
-        error: The exception of an attempt that failed; there may be another one after it.
-        sandbox: The directory the attempt runs in, where it has one.
-        stdout: What an attempt that has ended wrote to standard output; `None` where that was
-            not kept, or only in files.
-        stderr: The same of standard error.
-        kind: What was called: `"function"`, `"executable"` or `"block"`.
+        worker: The worker or host, if the backend reports it.
+        scope: The scope in which the task was called.
+        error: The exception of an attempt that failed; another attempt may follow.
+        sandbox: The attempt's directory, if it has one.
+        stdout: The standard output of an attempt that has ended; `None` if it was not kept, or only
+            in files.
+        stderr: Its standard error, likewise.
+        kind: `"function"`, `"executable"` or `"block"`.
     """
 
     uid: str
@@ -297,14 +292,14 @@ class TaskFiles:
     """The files and directories that a task made.
 
     Attributes:
-        sandbox: The directory it ran in, on the file system of the backend that ran it.
-        paths: Where each is that it declared, by its name.
-        matches: Which of the names match each pattern that it declared.
-        places: Where files were saved, by the name: see `OutputFile`.
-        shared: Whether it declared none, and dependents see all that is in the sandbox.
-        stays: Whether the sandbox stays on disk, as `keep_sandboxes` or the result says.
-        gone: Of a recorded task: names of files that are not there. It runs again when a task
-            that runs reads one, or one is to be saved.
+        sandbox: The task's directory, on the file system of the backend that ran it.
+        paths: The path of each declared file by name.
+        matches: The names that match each declared pattern.
+        places: The destinations of saved files by name, see `OutputFile`.
+        shared: True if it declared no files, so that dependents see the whole sandbox.
+        stays: True if the sandbox stays on disk, because of `keep_sandboxes` or the result.
+        missing: Names of a recorded task's files that do not exist any more. The task runs again if
+            a task that runs reads one of them, or if one is to be saved.
     """
 
     sandbox: str
@@ -313,19 +308,19 @@ class TaskFiles:
     places: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
     stays: bool = False
-    gone: frozenset[str] = frozenset()
+    missing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A result that a plugin found for a task: the task is not run.
+    """A result that a plugin found for a task, which then does not run.
 
     Attributes:
         value: The result, which may be `None`.
-        files: What the task made: its dependents read it from `paths`, and what is not at its
-            place of this run yet, by `places`, is copied there.
-        stdout: What it wrote to standard output, or the file that holds it, for its future.
-        stderr: The same of standard error.
+        files: The files that the task made. Dependents read them from `paths`; files missing at
+            their destinations in this run are copied there according to `places`.
+        stdout: Its standard output, or the file with it, for the future.
+        stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
     """
 
@@ -337,22 +332,22 @@ class Recorded:
 
 
 class Record(NamedTuple):
-    """A completed task, given to `rhapsody_record_results` before its future is set.
+    """A completed task, passed to `rhapsody_record_results` before its future is set.
 
     Attributes:
         uid: The uid in the engine, `task.000001`.
-        task: The attempt's description, with what the backend left in it.
-        value: What the future will hold.
+        task: The attempt's description, with the backend's additions.
+        value: The future's result.
         settings: The task's `cache` and `version` settings.
-        inputs: The paths of its input files by their names, as in `LookupTask`.
-        files: What it made, where it had a sandbox. The files that it declared are there until
-            the engine ends, and after that where the run did not end well.
-        stdout: What it wrote to standard output, or the file that holds it.
-        stderr: The same of standard error.
+        inputs: The paths of its input files by name, as in `LookupTask`.
+        files: The files that it made, if it had a sandbox. Declared files exist until the engine
+            ends, and longer if the run failed.
+        stdout: Its standard output, or the file with it.
+        stderr: Its standard error, likewise.
         exit_code: An executable's exit code.
         texts: As in `LookupTask`.
-        makes_again: The `uid` of the `LookupTask` for which a plugin had a result whose files are
-            gone, where the task ran for those alone; its value is not seen.
+        makes_again: The `uid` of the `LookupTask` for which a plugin had a result with missing
+            files, if the task ran only for those; its value is not used.
         made_for: The uids of the tasks that have requested these files so far; for tasks that are
             repeated themselves, the former uid, as in `makes_again`.
     """
@@ -372,21 +367,20 @@ class Record(NamedTuple):
 
 
 class LookupTask(TaskDescription):
-    """A task whose result is looked for: its description, as a mapping, and five keys more.
+    """A task whose result is looked up: its description, a mapping, with five additional keys.
 
-    A service among the arguments is told by `("service", name, function, (args, kwargs))`, for what
-    it says when it is ready, as a port, differs in each run. Of a command those are the `args`, and
-    in its words numbers between zero bytes stand for what the services said.
+    A service among the arguments is replaced by `("service", name, function, (args, kwargs))`,
+    because its readiness information, such as a port, differs in each run. For a command these are
+    in `args`, and numbers between zero bytes in its words stand for the readiness information.
 
     Attributes:
         settings: The task's `cache` and `version` settings.
-        inputs: The paths of its input files by their names, those it reads from disk, from
-            other tasks and from URLs alike; they are not in its sandbox yet. `None` for
-            one that cannot be read from here. Not to be changed.
-        implicit: The sandboxes of dependencies that declare no output files, all of which it
-            sees, see `implicit_data` of `WorkflowEngine.create`.
+        inputs: The paths of its input files by name, from disk, other tasks and URLs; they are not
+            in its sandbox yet. `None` for a file that cannot be read from here. Not to be changed.
+        implicit: The sandboxes of dependencies that declare no output files and are visible to the
+            task as a whole, see `implicit_data` of `WorkflowEngine.create`.
         texts: The strings and paths among the arguments of an executable, which may name files.
-        shares_memory: Whether its backend runs functions in the program's own process.
+        shares_memory: Its backend runs functions in the program's own process.
     """
 
     settings: Mapping[str, Any]
@@ -401,7 +395,7 @@ class UsageError(RhapsodyError, ValueError):
 
 
 class CommandLine(Protocol):
-    """What `rhapsody_commands` gets: the command line, to which commands are added."""
+    """The command line, passed to `rhapsody_commands` to add commands."""
 
     def add_command(
         self,
@@ -410,44 +404,43 @@ class CommandLine(Protocol):
         configure: Callable[[argparse.ArgumentParser], object] | None,
         run: Callable[[argparse.Namespace], int | None],
     ) -> None:
-        """Adds a command, called as `rhapsody NAME ...`.
+        """Add a command, called as `rhapsody NAME ...`.
 
         Args:
             name: The command's name.
             help: One line for the list of commands.
-            configure: Called with the command's own parser, to add its arguments;
-                only when the command is used or its help is asked for.
-            run: Called with the parsed arguments; returns the exit code, `None` for 0.
-                A `RhapsodyError` is shown without a traceback, with the exit code 2 for a
+            configure: Called with the command's parser to add its arguments, when the command or
+                its help is used.
+            run: Called with the parsed arguments; returns the exit code, `None` for 0. A
+                `RhapsodyError` is shown without a traceback, with the exit code 2 for a
                 `UsageError` and 1 for all others.
 
         Raises:
-            ValueError: There is a command of that name already.
+            ValueError: A command of that name exists.
         """
         ...
 
 
 @hookspec
 def rhapsody_backends() -> BackendSpec | Iterable[BackendSpec]:
-    """Declares the backends of a plugin.
+    """Declare the backends of a plugin.
 
-    Called when the registry needs the declaration, once per process as a rule,
-    from any thread. It must be quick and import no library: the class behind
-    `import_path` is imported when somebody asks for it. Every backend that is
-    declared needs an entry point of its name in the group `rhapsody.backends`,
-    which names the module (or object) with this hook.
+    Called when the registry needs the declaration, normally once per process, from any thread. It
+    must be quick and import no library: the class of `import_path` is imported when it is
+    requested. Every declared backend needs an entry point of its name in the group
+    `rhapsody.backends` that names the module (or object) with this hook.
 
     Returns:
-        One `BackendSpec`, or several where several entry points name this module.
+        One `BackendSpec`, or several if several entry points name this module.
     """
     raise NotImplementedError  # a specification is never called
 
 
 @hookspec
 def rhapsody_workflow_started(engine: ObservedEngine) -> None:
-    """Tells that an engine was made and its backends were started.
+    """Observe that an engine was created and its backends were started.
 
-    Called once per engine, on its loop, before any task is made.
+    Called once per engine, on its loop, before any task is called.
 
     Args:
         engine: The engine, whose attributes may be read.
@@ -456,22 +449,22 @@ def rhapsody_workflow_started(engine: ObservedEngine) -> None:
 
 @hookspec
 def rhapsody_workflow_finished(engine: ObservedEngine, summary: Summary) -> None:
-    """Tells that an engine was shut down: no event of it comes after this.
+    """Observe that an engine was shut down; no event of it follows.
 
-    Called once per engine, on its loop, also where the workflow failed.
+    Called once per engine, on its loop, also if the workflow failed.
 
     Args:
         engine: The engine.
-        summary: What happened: counters in `stats`, `seconds`, and what could not be stopped.
+        summary: The summary of the run.
     """
 
 
 @hookspec
 def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) -> None:
-    """Tells what happened to tasks and blocks.
+    """Observe changes of tasks and blocks.
 
-    Called on the engine's loop with what happened since the last call, in order
-    and in batches. It must be quick: the loop waits for it.
+    Called on the engine's loop with a batch of changes since the last call, in order. It must be
+    quick: the loop waits for it.
 
     Args:
         engine: The engine.
@@ -481,11 +474,10 @@ def rhapsody_task_events(engine: ObservedEngine, events: Sequence[TaskEvent]) ->
 
 @hookspec
 def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None:
-    """May change a task's description before anything else looks at it.
+    """Change a task's description before it is used.
 
-    Called on the engine's loop, once per attempt, when the task's dependencies
-    have their values and no backend has been chosen. An exception fails the task
-    with it.
+    Called on the engine's loop, once per attempt, when the dependencies have their values and no
+    backend has been chosen. An exception fails the task.
 
     Args:
         engine: The engine.
@@ -497,20 +489,20 @@ def rhapsody_prepare_task(engine: ObservedEngine, task: TaskDescription) -> None
 def rhapsody_select_backend(
     engine: ObservedEngine, task: TaskDescription, candidates: Sequence[str]
 ) -> str | None:
-    """Chooses the backend for a task that names none, where several are attached.
+    """Choose the backend of a task that names none, if several are attached.
 
-    Called on the engine's loop after `rhapsody_prepare_task`. Plugins are asked in
-    turn until one answers; not for a task that has gone on to one of its `other_backends`.
+    Called on the engine's loop after `rhapsody_prepare_task`, for one plugin after the other until
+    one chooses. Not called for a task that was moved to one of its `other_backends`.
 
     Args:
         engine: The engine.
         task: The description.
-        candidates: The names of the attached backends that can run the task, and do not end
-            before it would, the default one first.
+        candidates: The names of the attached backends that can run the task and do not end before
+            it would, the default one first.
 
     Returns:
-        One of the candidates, or `None` to leave the choice to others and, in the
-        end, to the engine, which takes the default backend.
+        One of the candidates, or `None` for no choice. If no plugin chooses, the engine uses the
+        default backend.
     """
 
 
@@ -518,22 +510,20 @@ def rhapsody_select_backend(
 def rhapsody_lookup_results(
     engine: ObservedEngine, tasks: Sequence[LookupTask]
 ) -> Sequence[Recorded | None] | Awaitable[Sequence[Recorded | None] | None] | None:
-    """Finds results of tasks that need not run again.
+    """Find results of tasks that need not run again.
 
-    Called on the engine's loop with a batch of tasks that are about to be
-    submitted: their input files are found and not linked yet. Plugins are asked in
-    turn for the tasks that have no result yet. Services, tasks with `cache=False` and
-    attempts after the first are not looked up.
+    Called on the engine's loop with a batch of tasks that are about to be submitted; their input
+    files are known but not linked yet. Each plugin is called for the tasks that have no result
+    yet. Services, tasks with `cache=False` and attempts after the first are not looked up.
 
     Args:
         engine: The engine.
         tasks: Copies of the descriptions, each with the task's settings and inputs.
 
     Returns:
-        For each task `Recorded(value)` where there is a result, which may be
-        `None` itself, else `None`; or `None` alone where there is no result for any.
-        Or an awaitable of that, such as where files are read off the loop: these
-        tasks wait until it is done, while the loop and all other tasks go on.
+        For each task `Recorded(value)`, or `None` if there is no result; or `None` alone if there
+        is no result at all. It may be an awaitable of that, for example to read files off the
+        loop: only these tasks wait for it.
     """
 
 
@@ -551,19 +541,17 @@ def rhapsody_record_results(
         records: The tasks and their results.
 
     Returns:
-        `None`, or an awaitable: the futures of this batch are held until it is
-        done, while the loop and all other tasks go on. It may return an exception or `None`
-        for each record: the task fails with the exception.
+        `None`, or an awaitable, for which only the futures of this batch wait. The awaitable may
+        return an exception or `None` for each record; the exception fails the task.
     """
 
 
 @hookspec
 def rhapsody_commands(cli: CommandLine) -> None:
-    """Adds commands to the command line.
+    """Add commands to the command line.
 
-    Called when the command `rhapsody` starts, before arguments are read; it must
-    be quick.
+    Called when the command `rhapsody` starts, before arguments are parsed. It must be quick.
 
     Args:
-        cli: Where commands are added.
+        cli: The command line.
     """
